@@ -1,0 +1,48 @@
+"""The errors that are the user's to mend; anything else that is raised is a bug and keeps its traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZSQBenchError(Exception):
+    """A mistake of the user's: shown as one line, without a traceback, with exit code 2."""
+
+    exit_code = 2
+
+
+class PluginUnavailableError(ZSQBenchError):
+    """A suite names a method that no loaded plugin provides, and some plugin failed to load."""
+
+    exit_code = 4
+
+
+class NothingSelectedError(ZSQBenchError):
+    """A filter or an exclusion left no cell to run."""
+
+    exit_code = 5
+
+
+class CorruptArtifactError(ZSQBenchError):
+    """An artifact in the store is not what was written; `key` says which, so that it can be made again."""
+
+    def __init__(self, key: str, detail: str) -> None:
+        super().__init__(key, detail)  # both in args, so that the error survives the way back from a worker
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"artifact {self.key[:12]} is damaged ({self.detail}); it will be made again by the next run"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean 'zeroq'?` for the closest of the known names, or nothing where none is close."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(what: str, given: str, known: Iterable[str], where: str = "") -> str:
+    """One line that says what was given, where, what is meant perhaps, and what there is."""
+    names = sorted(known)
+    place = f" in {where}" if where else ""
+    suggestion = did_you_mean(given, names) or ";"
+    return f"unknown {what} {given!r}{place}{suggestion} known: {', '.join(names) or 'none'}"
