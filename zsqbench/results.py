@@ -1,0 +1,116 @@
+"""Result rows: one JSON object per cell in results/<suite>.jsonl, the truth that tables and MLflow are made from."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zsqbench.store import write_atomically
+
+Status = Literal["done", "failed", "impossible", "excluded", "interrupted"]
+
+
+class Result(BaseModel):
+    """What became of one cell, self-contained."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    suite: str
+    cell: str = Field(description="its name: task:model:generator:quantizer:scheme:seed")
+    definition: str = Field(description="hash of all that the suite says of the cell")
+    task: str
+    model: str
+    generator: str | None = Field(description="none for a quantizer that reads no images")
+    quantizer: str
+    scheme: str
+    seed: int | None = Field(description="none where nothing in the cell uses the seed")
+    settings: dict[str, Any] = {}
+    status: Status
+    reason: str | None = Field(None, description="one line, for every status but done")
+    traceback: str | None = None
+    metric: str | None = Field(None, description="the metric that tables show; higher is better")
+    metrics: dict[str, float] = {}
+    float_metrics: dict[str, float] = {}
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="task, generator, quantizer: method, version, origin, options, and changed: those not default"
+    )
+    model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, ...")
+    data: dict[str, Any] = Field({}, description="how many samples were evaluated, how many calibrated on")
+    data_free: bool = Field(True, description="false where the generator was given real images")
+    tensors: dict[str, Any] = Field({}, description="hash of the effective per-tensor map and counts of quantized tensors")
+    keys: dict[str, str] = Field({}, description="artifact of each step")
+    seconds: dict[str, float] = {}
+    peak_memory: dict[str, int] = Field({}, description="bytes, per step")
+    environment: dict[str, Any] = {}
+
+    @property
+    def value(self) -> float | None:
+        """The metric that tables show."""
+        return self.metrics.get(self.metric) if self.metric else None
+
+    @property
+    def float_value(self) -> float | None:
+        """The same metric of the float network."""
+        return self.float_metrics.get(self.metric) if self.metric else None
+
+    @property
+    def drop(self) -> float | None:
+        """How much was lost by quantization."""
+        if self.value is None or self.float_value is None:
+            return None
+        return self.float_value - self.value
+
+
+class ResultFile:
+    """results/<suite>.jsonl: rows are appended as cells finish, the last row of a cell counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Result]:
+        """Rows by cell. A line that is no row (cut off by a crash or a full disk) is left out."""
+        rows: dict[str, Result] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return rows
+        for line in lines:
+            try:
+                row = Result.model_validate_json(line)
+            except ValidationError:
+                continue
+            rows[row.cell] = row
+        return rows
+
+    def append(self, result: Result) -> None:
+        """Add a row so that it survives what comes next."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = result.model_dump_json(exclude_defaults=True) + "\n"
+        with self.path.open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = "\n" + line  # the line before was cut off
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewrite(self, results: Iterable[Result]) -> None:
+        """Replace the file by these rows, in this order."""
+        lines = [result.model_dump_json(exclude_defaults=True) + "\n" for result in results]
+        write_atomically(self.path, "".join(lines))
+
+
+def environment(plugins: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Versions and machine, as provenance; never part of an identity."""
+    packages = ("zsqbench", "torch", "torchvision", "numpy")
+    versions: dict[str, Any] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "uninstalled"
+    versions |= {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
+    return versions | ({"plugins": dict(plugins)} if plugins else {})

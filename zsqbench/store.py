@@ -1,0 +1,163 @@
+"""The store: content-addressed artifacts on disk, each a folder that is complete or absent."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zsqbench.errors import CorruptArtifactError
+
+MANIFEST = "manifest.json"
+
+
+def digest_of(value: Any) -> str:
+    """Hash of plain data; equal data has an equal hash, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is either the old one or the new one, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Everything that a run keeps between invocations, below one folder (`--home`, ZSQBENCH_HOME)."""
+
+    home: Path
+
+    def folder(self, kind: str, key: str) -> Path:
+        """Where this artifact is, or would be."""
+        return self.home / "store" / kind / key
+
+    def partial(self, key: str) -> Path:
+        """Where a running step keeps its progress and checkpoint; gone when the step is done."""
+        return self.home / "partial" / key
+
+    def keys(self, kind: str) -> set[str]:
+        """Keys of all artifacts of a kind, in one look."""
+        try:
+            with os.scandir(self.home / "store" / kind) as entries:
+                return {entry.name for entry in entries if not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return set()
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artifact is there. That it is undamaged shows when it is read."""
+        return self.folder(kind, key).is_dir()
+
+    def write(self, kind: str, key: str, info: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+        """Add an artifact: `fill` writes its files into a folder that is then moved into place, checksums beside them.
+
+        Where another process was faster, its artifact stays.
+        """
+        place = self.folder(kind, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+        try:
+            fill(temporary)
+            files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+            write_atomically(temporary / MANIFEST, json.dumps({**info, "files": files}, indent=1))
+            try:
+                temporary.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def manifest(self, kind: str, key: str) -> dict[str, Any]:
+        """What was noted with an artifact. Raises CorruptArtifactError where it cannot be read."""
+        try:
+            manifest: dict[str, Any] = json.loads((self.folder(kind, key) / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
+        return manifest
+
+    def read(self, kind: str, key: str) -> Path:
+        """The folder of an artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
+        folder = self.folder(kind, key)
+        for name, expected in self.manifest(kind, key).get("files", {}).items():
+            try:
+                found = file_digest(folder / name)
+            except OSError as error:
+                raise CorruptArtifactError(key, f"{name}: {error.strerror}") from error
+            if found != expected:
+                raise CorruptArtifactError(key, f"the content of {name} has changed")
+        return folder
+
+    def read_json(self, kind: str, key: str, name: str) -> dict[str, Any]:
+        """A JSON file of a verified artifact."""
+        content: dict[str, Any] = json.loads((self.read(kind, key) / name).read_text(encoding="utf-8"))
+        return content
+
+    def discard(self, key: str) -> None:
+        """Take a damaged artifact out of use; it is moved aside, so that a look at it stays possible."""
+        for kind, found in self.artifacts():
+            if found == key:
+                aside = self.home / "damaged" / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                self.folder(kind, key).rename(aside)
+
+    def artifacts(self) -> Iterator[tuple[str, str]]:
+        """(kind, key) of all artifacts, sorted."""
+        root = self.home / "store"
+        for kind in sorted(path.name for path in root.iterdir()) if root.is_dir() else ():
+            for key in sorted(self.keys(kind)):
+                yield kind, key
+
+
+class FileDigests:
+    """Content hashes of files, remembered by path, size and modification time across invocations."""
+
+    def __init__(self, store: Store) -> None:
+        self._path = store.home / "digests.json"
+        self._known: dict[str, list[Any]] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, ValueError):  # a memory that cannot be read is only slower
+            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+
+    def file(self, path: Path) -> str:
+        """sha256 of a file's content, from memory where size and time are unchanged."""
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        remembered = self._known.get(str(path))
+        if remembered is not None and remembered[:2] == stamp:
+            return str(remembered[2])
+        digest = file_digest(path)
+        self._known[str(path)] = [*stamp, digest]
+        self._changed = True
+        return digest
+
+    def files(self, files: Mapping[str, Path]) -> str:
+        """One hash for a set of named files: names and contents, not where they are."""
+        return digest_of([[name, self.file(path)] for name, path in sorted(files.items())])
+
+    def save(self) -> None:
+        """Keep what was learnt."""
+        if self._changed:
+            write_atomically(self._path, json.dumps(self._known))
+            self._changed = False

@@ -1,0 +1,30 @@
+"""The embedded data: scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, its test set).
+
+1,797 grey images of 8x8 pixels in 17 levels. The split is fixed by the file: 897 images to train and calibrate on, 900
+to evaluate on, about the same number of each digit in both.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+FILE = Path(__file__).with_name("digits.safetensors")
+"""uint8 `train_images` and `test_images` [N, 8, 8] with values 0..16, uint8 `train_labels` and `test_labels` [N]."""
+
+CLASSES = 10
+INPUT_SIZE = (1, 8, 8)
+MEAN = (0.304,)
+STD = (0.375,)
+"""Of the train images in 0..1; the embedded networks are trained with them."""
+
+_WHITE = 16
+
+
+def load_digits(part: Literal["train", "test"]) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Images, float32 [N, 1, 8, 8] in 0..1, and labels, int64 [N]."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(FILE)
+    return tensors[f"{part}_images"].float().div(_WHITE).unsqueeze(1), tensors[f"{part}_labels"].long()
