@@ -1,22 +1,29 @@
-"""zsqbench: a benchmark harness for zero-shot (data-free) quantization."""
+"""zsqbench: a benchmark harness for zero-shot (data-free) quantization.
 
-from zsqbench.errors import ZSQBenchError
-from zsqbench.hookspecs import hookimpl
-from zsqbench.methods import (
-    CalibrationSet,
-    DataFiles,
-    Engine,
-    Evaluation,
-    Generator,
-    InputFile,
-    ModelSpec,
-    Pretrained,
-    Quantizer,
-    StepContext,
-    Task,
-    TaskContext,
-)
-from zsqbench.scheme import Scheme
+The names below are the public API. They are imported when they are first used, so that `zsqbench --help` starts at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.hookspecs import hookimpl
+    from zsqbench.methods import (
+        CalibrationSet,
+        DataFiles,
+        Engine,
+        Evaluation,
+        Generator,
+        InputFile,
+        ModelSpec,
+        Pretrained,
+        Quantizer,
+        StepContext,
+        Task,
+        TaskContext,
+    )
+    from zsqbench.scheme import Scheme
 
 __all__ = [
     "CalibrationSet",
@@ -35,3 +42,11 @@ __all__ = [
     "ZSQBenchError",
     "hookimpl",
 ]
+
+_HOMES = {"ZSQBenchError": "zsqbench.errors", "hookimpl": "zsqbench.hookspecs", "Scheme": "zsqbench.scheme"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "zsqbench.methods")), name)

@@ -6,10 +6,9 @@ import pluggy
 
 if TYPE_CHECKING:
     from zsqbench.methods import Engine, Generator, Quantizer, Task
-    from zsqbench.plan import Plan, Step
+    from zsqbench.plan import Outcome, Plan, Progress, Step
     from zsqbench.results import Result
     from zsqbench.suite import Suite
-    from zsqbench.worker import Outcome, Progress
 
 PROJECT = "zsqbench"
 """Name of the pluggy project and of the entry-point group."""

@@ -46,6 +46,10 @@ InputFile = Annotated[Path, AfterValidator(_existing_file)]
 """An option that names a file that the method reads: relative to the suite, its content part of the identity."""
 
 
+def _weights(text: str, info: ValidationInfo) -> str:
+    return text if text == "none" else str(_existing_file(Path(text), info))
+
+
 class ModelSpec(BaseModel):
     """A network as a suite names it: a shipped or published one, a variant of one, or a user's own file."""
 
@@ -55,7 +59,7 @@ class ModelSpec(BaseModel):
     base: str | None = Field(None, description="a named model that this one is a variant of")
     file: InputFile | None = Field(None, description="a .py file with a function that returns the module")
     build: str = Field("build", description="name of that function")
-    weights: InputFile | Literal["none"] | None = Field(
+    weights: Annotated[str, AfterValidator(_weights)] | None = Field(
         None, description="safetensors or a weights-only checkpoint; 'none' for seeded random weights"
     )
     classes: int | None = Field(None, gt=0, description="number of classes, where a shipped definition is built for it")
@@ -99,6 +103,8 @@ class Method(BaseModel):
     """Whether it reads batch-normalisation statistics: cells with a network without them are impossible."""
     needs_classes: ClassVar[bool] = False
     """Whether it needs a classifier."""
+    incidental: ClassVar[frozenset[str]] = frozenset()
+    """Options that cannot change a result (where data is, how it is batched): not part of the identity."""
 
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""

@@ -41,7 +41,9 @@ class Result(BaseModel):
     model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, ...")
     data: dict[str, Any] = Field({}, description="how many samples were evaluated, how many calibrated on")
     data_free: bool = Field(True, description="false where the generator was given real images")
-    tensors: dict[str, Any] = Field({}, description="hash of the effective per-tensor map and counts of quantized tensors")
+    tensors: dict[str, Any] = Field(
+        {}, description="hash of the effective per-tensor map and counts of quantized tensors"
+    )
     keys: dict[str, str] = Field({}, description="artifact of each step")
     seconds: dict[str, float] = {}
     peak_memory: dict[str, int] = Field({}, description="bytes, per step")

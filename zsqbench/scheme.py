@@ -45,7 +45,9 @@ class Placement(BaseModel):
     last_weight: Width = Field("w", description="weight of the last layer, the classifier")
     input: Width = Field("a", description="the image")
     activation: Width = Field("a", description="output of an activation function")
-    linear: Width = Field("a", description="output of a layer that no activation function follows (a linear bottleneck)")
+    linear: Width = Field(
+        "a", description="output of a layer that no activation function follows (a linear bottleneck)"
+    )
     addend: Width = Field("a", description="output of a layer that is read by an addition only")
     sum: Width = Field("a", description="sum that no activation function follows")
     pooled: Width = Field("a", description="average-pooled features")

@@ -1,0 +1,510 @@
+"""The command line: the only place that sets exit codes and prints results (progress and warnings go to stderr)."""
+
+import json
+import logging
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from zsqbench.plan import Plan, PlannedCell
+    from zsqbench.plugins import Catalog
+    from zsqbench.results import Result
+    from zsqbench.scheduler import Run
+    from zsqbench.suite import Cell, Suite
+
+EXIT_FAILED_CELLS = 1
+EXIT_INTERNAL = 3
+EXIT_INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; the one place where exceptions become exit codes."""
+    from zsqbench.errors import ZSQBenchError
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        code = cli.main(arguments, prog_name="zsqbench", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except ZSQBenchError as error:
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+        code = 0
+    except Exception:  # noqa: BLE001 - anything else is a bug of ours: show all of it
+        traceback.print_exc()
+        click.echo("this is a bug of zsqbench; please report it with the lines above", err=True)
+        code = EXIT_INTERNAL
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_file = click.Path(path_type=Path)
+plugin_options = _options(
+    click.option("--plugin", "plugins", multiple=True, type=_file, help="A plugin file of your own (may be repeated)."),
+    click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave an installed plugin out."),
+)
+home_option = click.option(
+    "--home",
+    type=_file,
+    default=Path(".zsqbench"),
+    envvar="ZSQBENCH_HOME",
+    show_default=True,
+    help="Folder for artifacts and mlflow.db [env: ZSQBENCH_HOME].",
+)
+results_option = click.option(
+    "--results", type=_file, default=Path("results"), show_default=True, help="Folder for rows and tables."
+)
+suite_options = _options(
+    click.argument("suite"),
+    click.option("-k", "expression", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."),
+    click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."),
+    click.option(
+        "--data-root", type=_file, envvar="ZSQBENCH_DATA_ROOT", help="Folder of the data sets [env: ZSQBENCH_DATA_ROOT]."
+    ),
+    home_option,
+    results_option,
+    plugin_options,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zsqbench", message="%(version)s")
+def cli() -> None:
+    """A benchmark harness for zero-shot (data-free) quantization.
+
+    Exit codes: 0 all cells done, 1 some failed, 2 usage or configuration, 3 a bug, 4 a plugin that the suite needs could
+    not load, 5 nothing selected, 130 interrupted.
+    """
+
+
+@cli.command()
+@suite_options
+@click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--quiet", is_flag=True, help="Only the table.")
+def run(workers: int | None, device: str, quiet: bool, **options: Any) -> int:
+    """Run what is not there yet of SUITE (a file, or the name of a shipped one) and print its leaderboard."""
+    from zsqbench.leaderboard import leaderboard
+    from zsqbench.store import write_atomically
+
+    if quiet:
+        options["without"] = (*options["without"], "progress")
+    this, cells = _open(device=device, **options)
+    _notes(this.suite)
+    name = "in_process" if workers == 0 else "pool"
+    threads = max((cell.settings.threads for cell in cells), default=1)
+    engine: Any = this.suite.catalog.find("engine", name).method
+    report = this.execute(cells, engine(workers=workers or None, threads=threads))
+    rows = list(this.rows.read().values())
+    table = leaderboard(rows, "md")
+    path = this.results / f"{this.suite.name}.md"
+    write_atomically(path, table + "\n")
+    this.suite.catalog.hooks.hook.suite_finished(suite=this.suite, results=report.results, table=str(path))
+    click.echo(table)
+    if report.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED_CELLS if any(_failed(planned, report.results) for planned in report.plan.cells) else 0
+
+
+@cli.command()
+@suite_options
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def plan(form: str, **options: Any) -> int:
+    """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
+    this, cells = _open(**options)
+    planned, pending = _plan(this, cells)
+    if form == "json":
+        click.echo(json.dumps(_plan_as_data(this, planned, pending), indent=1))
+    else:
+        _notes(this.suite)
+        _print_plan(this, planned, pending)
+    return 0
+
+
+@cli.command()
+@click.argument("suite")
+@results_option
+@click.option(
+    "--format", "form", type=click.Choice(["md", "csv", "html", "latex", "json"]), default="md", show_default=True
+)
+def leaderboard(suite: str, results: Path, form: Any) -> int:
+    """Print the table of SUITE from the rows of its runs."""
+    from zsqbench.leaderboard import leaderboard as make
+
+    click.echo(make(_rows(suite, results), form))
+    return 0
+
+
+@cli.command()
+@click.argument("suite")
+@click.argument("cell")
+@results_option
+def show(suite: str, cell: str, results: Path) -> int:
+    """Show all that is known of one CELL of SUITE: its row, and the traceback if it failed."""
+    from zsqbench.errors import ZSQBenchError, unknown
+
+    rows = {row.cell: row for row in _rows(suite, results)}
+    found = [row for name, row in rows.items() if name == cell] or [row for name, row in rows.items() if cell in name]
+    if not found:
+        raise ZSQBenchError(unknown("cell", cell, rows))
+    if len(found) > 1:
+        raise ZSQBenchError(f"{cell!r} is part of {len(found)} names: {', '.join(row.cell for row in found)}")
+    click.echo(found[0].model_dump_json(indent=1, exclude={"traceback"}))
+    if found[0].traceback:
+        click.echo(found[0].traceback)
+    return 0
+
+
+@cli.command("schema")
+def schema() -> int:
+    """Print the JSON schema of a suite file, for editors."""
+    from zsqbench.suite import SuiteFile
+
+    click.echo(json.dumps(SuiteFile.model_json_schema(), indent=1))
+    return 0
+
+
+@cli.group()
+def plugins() -> None:
+    """What is installed."""
+
+
+@plugins.command("list")
+@click.argument("name", required=False)
+@plugin_options
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[str], form: str) -> int:
+    """List plugins and methods: where they come from, their options, defaults and what these mean."""
+    from zsqbench.errors import ZSQBenchError, unknown
+    from zsqbench.plugins import load_plugins
+
+    catalog = load_plugins(plugins, without)
+    methods = [entry for entry in _methods(catalog) if name in (None, entry["name"], entry["plugin"])]
+    if name is not None and not methods and not any(plugin.name == name for plugin in catalog.plugins):
+        raise ZSQBenchError(unknown("method or plugin", name, {entry["name"] for entry in _methods(catalog)}))
+    broken = [plugin for plugin in catalog.plugins if plugin.error and name in (None, plugin.name)]
+    if form == "json":
+        failures = [{"name": plugin.name, "origin": plugin.origin, "error": plugin.error} for plugin in broken]
+        click.echo(json.dumps({"methods": methods, "broken": failures, "clashes": catalog.clashes}, indent=1))
+        return 0
+    for entry in methods:
+        click.echo(f"{entry['kind']} {entry['name']}  (version {entry['version']}, {entry['origin']})")
+        click.echo(f"    {entry['summary']}")
+        for option in entry["options"]:
+            default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
+            click.echo(f"    {option['name']}: {option['type']}, {default}  {option['description']}".rstrip())
+    for plugin in broken:
+        click.echo(f"broken plugin {plugin.name}  ({plugin.origin}): {plugin.error}")
+        if name is not None and plugin.traceback:
+            click.echo(plugin.traceback)
+    for clash in catalog.clashes:
+        click.echo(f"clash: {clash}")
+    return 0
+
+
+@cli.group()
+def cache() -> None:
+    """The store of artifacts."""
+
+
+@cache.command("ls")
+@home_option
+def cache_ls(home: Path) -> int:
+    """List the artifacts."""
+    from zsqbench.errors import CorruptArtifactError
+    from zsqbench.store import Store
+
+    store = Store(home)
+    for kind, key in store.artifacts():
+        size = sum(path.stat().st_size for path in store.folder(kind, key).iterdir())
+        try:
+            label = store.manifest(kind, key)["label"]
+        except CorruptArtifactError as error:
+            label = str(error)
+        click.echo(f"{kind:9} {key[:12]} {size / 1e6:9.2f} MB  {label}")
+    return 0
+
+
+@cache.command("verify")
+@home_option
+def cache_verify(home: Path) -> int:
+    """Check every artifact against its checksums and put damaged ones aside; the next run makes them again."""
+    from zsqbench.errors import CorruptArtifactError
+    from zsqbench.store import Store
+
+    store = Store(home)
+    count = damaged = 0
+    for kind, key in list(store.artifacts()):
+        count += 1
+        try:
+            store.read(kind, key)
+        except CorruptArtifactError as error:
+            damaged += 1
+            store.discard(key)
+            click.echo(f"{kind} {error}")
+    click.echo(f"{count} artifacts, {damaged} damaged")
+    return EXIT_FAILED_CELLS if damaged else 0
+
+
+@cache.command("gc")
+@click.argument("suites", nargs=-1, required=True)
+@home_option
+@results_option
+@click.option("--yes", is_flag=True, help="Remove; without it, only say what would go.")
+def cache_gc(suites: Sequence[str], home: Path, results: Path, yes: bool) -> int:
+    """Remove the artifacts that no row of SUITES refers to, and what interrupted or damaged steps left."""
+    import shutil
+
+    from zsqbench.store import Store
+
+    store = Store(home)
+    kept = {key for suite in suites for row in _rows(suite, results) for key in row.keys.values()}
+    gone = [(kind, key) for kind, key in store.artifacts() if kind != "resolve" and key not in kept]
+    for kind, key in gone:
+        click.echo(f"{'removed' if yes else 'would remove'} {kind} {key[:12]}")
+        if yes:
+            shutil.rmtree(store.folder(kind, key))
+    if yes:
+        for name in ("partial", "damaged"):
+            shutil.rmtree(home / name, ignore_errors=True)
+    click.echo(f"{len(gone)} artifacts {'removed' if yes else 'would go; --yes removes them'}")
+    return 0
+
+
+@cli.group()
+def mlflow() -> None:
+    """The copy of the results in MLflow."""
+
+
+@mlflow.command("sync")
+@click.argument("suite")
+@home_option
+@results_option
+def mlflow_sync(suite: str, home: Path, results: Path) -> int:
+    """Log the rows of SUITE that MLflow does not have."""
+    from zsqbench.store import Store
+    from zsqbench.tracking import sync
+
+    rows = _rows(suite, results)
+    count = sync(rows, rows[0].suite, Store(home))
+    click.echo(f"{count} of {len(rows)} cells were missing and are logged now")
+    return 0
+
+
+@mlflow.command("ui", context_settings={"ignore_unknown_options": True})
+@home_option
+@click.argument("arguments", nargs=-1)
+def mlflow_ui(home: Path, arguments: Sequence[str]) -> int:
+    """Open MLflow's own web page on the results (ARGUMENTS go to `mlflow ui`)."""
+    import os
+    import subprocess
+
+    from zsqbench.tracking import tracking_uri
+
+    uri = tracking_uri(home)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *arguments]
+    return subprocess.run(command, check=False, env=os.environ).returncode  # noqa: S603 - our own command
+
+
+# --- what the commands share --------------------------------------------------------------------------------------
+
+
+def _open(
+    suite: str,
+    expression: str | None,
+    overrides: Sequence[str],
+    data_root: Path | None,
+    home: Path,
+    results: Path,
+    plugins: Sequence[Path],
+    without: Sequence[str],
+    device: str = "auto",
+) -> "tuple[Run, Sequence[Cell]]":
+    """Load a suite and select its cells."""
+    from zsqbench.scheduler import Run
+    from zsqbench.suite import find_suite, load_suite, select
+    from zsqbench.worker import Place
+
+    loaded = load_suite(find_suite(suite), plugins, without, overrides)
+    cells = loaded.cells if expression is None else select(loaded.cells, expression)
+    root = None if data_root is None else data_root.resolve()
+    place = Place(home.resolve(), root, tuple(loaded.plugin_files), tuple(without), device)
+    return Run(loaded, place, results), cells
+
+
+def _rows(suite: str, results: Path) -> "list[Result]":
+    """The rows of a suite, for commands that need no plugin."""
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.results import ResultFile
+    from zsqbench.suite import find_suite, suite_name
+
+    name = suite_name(find_suite(suite))
+    rows = list(ResultFile(results / f"{name}.jsonl").read().values())
+    if not rows:
+        raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
+    return rows
+
+
+def _notes(suite: "Suite") -> None:
+    for note in suite.notes:
+        click.echo(f"note: {note}", err=True)
+    for plugin in suite.catalog.plugins:
+        if plugin.error:
+            click.echo(f"warning: plugin {plugin.name} ({plugin.origin}) did not load: {plugin.error}", err=True)
+
+
+def _failed(planned: "PlannedCell", results: "Sequence[Result]") -> bool:
+    """Whether a cell ended otherwise than the suite file lets expect."""
+    status = {result.cell: result.status for result in results}[planned.cell.name]
+    return status in {"failed", "interrupted"} or (status == "impossible" and planned.cell.reason is None)
+
+
+def _plan(this: "Run", cells: "Sequence[Cell]") -> "tuple[Plan, list[str]]":
+    """A plan without running anything; a model that no run has loaded yet stands with a provisional identity."""
+    from zsqbench.plan import ModelFacts
+
+    known = this.find(cells)
+    pending = [step.cell.model for pair, step in this.resolve.items() if pair not in known]
+    unknown = {pair: ModelFacts(f"pending {step.key}", bn=1, classes=1) for pair, step in this.resolve.items()}
+    return this.plan(cells, unknown | known), pending
+
+
+def _state(planned: "PlannedCell", made: "Plan", to_do: Any) -> str:
+    if made.is_finished(planned):
+        return "done"
+    if not planned.steps:
+        return planned.status
+    return "to do" if any(step.key in to_do for step in planned.steps.values()) else "cached"
+
+
+def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str, Any]:
+    from zsqbench.plan import Timings
+
+    timings = Timings(this.store)
+    to_do = made.to_do([planned for planned in made.cells if not made.is_finished(planned)])
+    cells = [
+        {
+            "cell": planned.cell.name,
+            "state": _state(planned, made, to_do),
+            "reason": planned.reason,
+            "steps": planned.keys,
+        }
+        for planned in made.cells
+    ]
+    steps = [
+        {
+            "kind": step.kind,
+            "key": step.key,
+            "label": step.label,
+            "needs": [need.key for need in step.needs],
+            "state": "cached" if step.key in made.cached else "to do" if step.key in to_do else "not needed",
+            "seconds": timings.estimate(step) if step.key in to_do else None,
+        }
+        for step in made.steps.values()
+    ]
+    return {
+        "suite": this.suite.name,
+        "cells": cells,
+        "steps": steps,
+        "pending": list(pending),
+        "notes": list(this.suite.notes),
+    }
+
+
+def _print_plan(this: "Run", made: "Plan", pending: Sequence[str]) -> None:
+    data = _plan_as_data(this, made, pending)
+    click.echo(f"{data['suite']}: {len(data['cells'])} cells")
+    for cell in data["cells"]:
+        reason = f"  ({cell['reason']})" if cell["reason"] else ""
+        click.echo(f"  {cell['state']:10} {cell['cell']}{reason}")
+    alone = sum(len(cell["steps"]) for cell in data["cells"])
+    click.echo(f"{len(data['steps'])} steps, where the cells one by one would take {alone}:")
+    kinds: dict[str, Counter[str]] = {}
+    for step in data["steps"]:
+        kinds.setdefault(step["kind"], Counter())[step["state"]] += 1
+    for kind, states in kinds.items():
+        click.echo(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    for model in dict.fromkeys(pending):
+        click.echo(f"pending: {model} has not been loaded yet, so nothing of it is known to be cached")
+    click.echo(f"time: {_time_estimate(data['steps'])}")
+
+
+def _time_estimate(steps: Sequence[dict[str, Any]]) -> str:
+    to_do = [step["seconds"] for step in steps if step["state"] == "to do"]
+    known = [seconds for seconds in to_do if seconds is not None]
+    if not to_do:
+        return "nothing to do"
+    unknown = len(to_do) - len(known)
+    if not known:
+        return f"unknown: no step like these {unknown} has run yet"
+    text = f"about {sum(known):.0f} s on one worker for {len(known)} steps"
+    return text + (f"; unknown for {unknown} more" if unknown else "")
+
+
+def _methods(catalog: "Catalog") -> list[dict[str, Any]]:
+    """Every installed method with its options, as plain data."""
+    entries = []
+    for (kind, name), provided in sorted(catalog.provided.items()):
+        method = provided.method
+        properties = method.model_json_schema()["properties"] if method.model_fields else {}
+        options = [
+            {
+                "name": field,
+                "type": _type_name(properties[field]),
+                "default": None if info.is_required() else properties[field].get("default"),
+                "required": info.is_required(),
+                "description": info.description or "",
+            }
+            for field, info in method.model_fields.items()
+        ]
+        summary = (method.__doc__ or "").strip().splitlines()
+        entries.append(
+            {
+                "kind": kind,
+                "name": name,
+                "version": method.version,
+                "plugin": provided.plugin.name,
+                "origin": provided.plugin.origin,
+                "summary": summary[0] if summary else "",
+                "options": options,
+            }
+        )
+    return entries
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """The type of an option, as a reader of YAML would say it."""
+    if "enum" in schema:
+        return " | ".join(str(value) for value in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(_type_name(part) for part in schema["anyOf"]))
+    if schema.get("format") == "path":
+        return "path"
+    names = {"string": "text", "null": "none", "array": "list"}
+    return names.get(schema.get("type", "any"), schema.get("type", "any"))

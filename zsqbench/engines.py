@@ -1,0 +1,138 @@
+"""The engines that come with zsqbench: a pool of long-lived worker processes, and this process for a debugger."""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+from zsqbench.hookspecs import hookimpl
+from zsqbench.methods import Engine
+
+
+class Pool(Engine):
+    """Spawned worker processes on this machine, one step at a time each, one GPU each where there are GPUs.
+
+    Every worker is a process of its own pool: when one dies, or a step fails in it, that one alone is replaced, so that
+    a step never changes another and a death has one culprit.
+    """
+
+    name: ClassVar[str] = "pool"
+
+    def slots(self) -> int:
+        """As many as asked for; else one for each GPU, or for each `threads` cores."""
+        return self.workers or len(_gpus()) or max(1, _cores() // self.threads)
+
+    def start(self) -> Executor:
+        """Start the workers as they are needed."""
+        return WorkerPool(self.slots(), self.threads)
+
+
+class InProcess(Engine):
+    """This process: steps run where they are submitted, so that a debugger sees them."""
+
+    name: ClassVar[str] = "in_process"
+
+    def slots(self) -> int:
+        """One."""
+        return 1
+
+    def start(self) -> Executor:
+        """An executor that has run the step when `submit` returns."""
+        return _Here()
+
+
+class _Here(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - an executor hands on whatever was raised
+            future.set_exception(error)
+        return future
+
+
+class WorkerPool(Executor):
+    """An executor of single-process executors; a process is replaced after a failed step."""
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self._threads = threads
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._workers: list[ProcessPoolExecutor | None] = [None] * workers
+        self._lock = threading.Lock()
+        self._closed = False
+        for slot in range(workers):
+            self._free.put(slot)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Run in the next free worker; waits for one where more is submitted than there are workers."""
+        slot = self._free.get()
+        with self._lock:
+            worker = self._workers[slot] or self._start(slot)
+            self._workers[slot] = worker
+        future = worker.submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda done: self._finished(slot, done))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers; with `cancel_futures`, at once, in the middle of what they do."""
+        self._closed = True
+        for slot in range(len(self._workers)):
+            self._stop(slot, kill=cancel_futures, wait=wait)
+
+    def _start(self, slot: int) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        gpus = _gpus()
+        gpu = gpus[slot % len(gpus)] if gpus else None
+        return ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(self._threads, gpu))
+
+    def _finished(self, slot: int, future: "Future[Any]") -> None:
+        healthy = not future.cancelled() and future.exception() is None and future.result().status != "failed"
+        if not healthy and not self._closed:
+            self._stop(slot, kill=True, wait=False)
+        self._free.put(slot)
+
+    def _stop(self, slot: int, *, kill: bool, wait: bool) -> None:
+        with self._lock:
+            worker, self._workers[slot] = self._workers[slot], None
+        if worker is None:
+            return
+        if kill:
+            for process in list((worker._processes or {}).values()):  # noqa: SLF001 - public only from Python 3.14 on
+                with contextlib.suppress(OSError):
+                    process.kill()
+        worker.shutdown(wait=wait, cancel_futures=True)
+
+
+def _start_worker(threads: int, gpu: str | None) -> None:
+    """Prepare a fresh process before it imports torch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES would name, found without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]
+    with contextlib.suppress(OSError):
+        return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
+    return []
+
+
+@hookimpl
+def register_engines() -> list[type[Engine]]:
+    """The pool and this process."""
+    return [Pool, InProcess]

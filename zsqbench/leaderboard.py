@@ -1,0 +1,491 @@
+"""Result rows to tables: methods by task, model and scheme, with spread over seeds, drop and what failed."""
+
+import html
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+from tabulate import tabulate
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import Settings
+from zsqbench.results import Result
+from zsqbench.scheme import FLOAT
+
+Form = Literal["md", "csv", "html", "latex", "json"]
+Control = Literal["negative control", "real data, not data-free"]
+T = TypeVar("T")
+
+METRICS = {"top1": "top-1 accuracy in percent", "top5": "top-5 accuracy in percent"}
+"""What a metric is called in a table; another one goes by its own name."""
+
+SEVERITY = ("failed", "interrupted", "impossible", "excluded")
+"""Which status a cell of the table shows where its seeds differ: the first of these."""
+
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
+"""Characters that mean something else to LaTeX."""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1a1a1a; }}
+main {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; border-top: 2px solid #1a1a1a; border-bottom: 2px solid #1a1a1a; }}
+th, td {{ padding: .35rem .8rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+th {{ font-weight: 600; text-align: center; }}
+thead tr:last-child th {{ border-bottom: 1px solid #1a1a1a; }}
+td.label {{ text-align: left; }}
+td.missing {{ color: #a31515; }}
+tbody tr:first-child td {{ border-bottom: 1px solid #c8c8c8; }}
+ul {{ list-style: none; margin-top: 1rem; padding: 0; font-size: 13px; color: #444; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<main>
+{table}</main>
+<ul>
+{below}
+</ul>
+</body>
+</html>
+"""
+"""A standalone page: no script, nothing fetched."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: generator and quantizer as the suite calls them, and all in which they differ from their defaults."""
+
+    generator: str
+    generator_details: str
+    quantizer: str
+    quantizer_details: str
+    settings: str
+    control: Control | None
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Generator, quantizer and settings as the table shows them."""
+        return (
+            _with_details(self.generator, self.generator_details, self.control or ""),
+            _with_details(self.quantizer, self.quantizer_details),
+            self.settings,
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where methods are compared. Two schemes are never in one column."""
+
+    task: str
+    model: str
+    scheme: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method reached in a column: the seeds that are done, and why others are not."""
+
+    values: tuple[float, ...]
+    drops: tuple[float, ...]
+    status: str
+    reasons: tuple[str, ...]
+    """One line for each thing that happened, deduplicated."""
+    calibrated: int | None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds that are done."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds that are done; none for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def drop(self) -> float | None:
+        """Mean loss against the float network."""
+        return statistics.fmean(self.drops) if self.drops else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The leaderboard as data; every format is made from this."""
+
+    suite: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    entries: Mapping[tuple[Row, Column], Entry]
+    floats: Mapping[Column, float]
+    """The metric of the float network, where it was measured."""
+    random_models: frozenset[str]
+    caption: str
+    """What a reader has to know who sees nothing but the table."""
+    measured: tuple[str, ...]
+    """What was measured, on what, and calibrated on what."""
+
+    @cached_property
+    def best(self) -> frozenset[tuple[Row, Column]]:
+        """Where no data-free method is better, at the precision that is shown. Controls do not compete."""
+        means = {
+            (row, column): round(entry.mean, 2)
+            for (row, column), entry in self.entries.items()
+            if entry.mean is not None and row.control is None and column.scheme != FLOAT.name
+        }
+        highest: dict[Column, float] = {}
+        for (_, column), mean in means.items():
+            highest[column] = max(mean, highest.get(column, mean))
+        return frozenset((row, column) for (row, column), mean in means.items() if mean == highest[column])
+
+    @cached_property
+    def footnotes(self) -> dict[str, int]:
+        """Why cells did not run, each reason once, numbered as a reader meets them."""
+        met = (self.entries.get((row, column)) for row in self.rows for column in self.columns)
+        reasons = _unique(reason for entry in met if entry for reason in entry.reasons)
+        return {reason: number for number, reason in enumerate(reasons, start=1)}
+
+    @property
+    def notes(self) -> list[str]:
+        """What was measured, and what the marks mean."""
+        controls = {row.control for row in self.rows}
+        marks = {
+            "bold: the best data-free method of a column; controls do not compete": self.best,
+            "negative control: Gaussian noise in place of generated images": "negative control" in controls,
+            "real data, not data-free: positive control, calibrated on real images": "real data, not data-free"
+            in controls,
+            "random weights: the network was never trained, its weights are seeded random numbers": self.random_models,
+        }
+        return [*self.measured, *(text for text, occurs in marks.items() if occurs)]
+
+    def head(self, column: Column) -> tuple[str, str, str]:
+        """Task, model and scheme as the table shows them."""
+        mark = " (random weights)" if column.model in self.random_models else ""
+        return column.task, column.model + mark, column.scheme
+
+
+def leaderboard(results: Sequence[Result], form: Form) -> str:
+    """The leaderboard of these rows as text; rows and columns stand in the order in which the results name them.
+
+    It ends without a newline. Raises ZSQBenchError where there are no results.
+    """
+    renderers = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex, "json": _json}
+    return renderers[form](build_table(results)).rstrip("\n")
+
+
+def build_table(results: Sequence[Result]) -> Table:
+    """Group rows by method and column. Raises ZSQBenchError where there are none."""
+    if not results:
+        raise ZSQBenchError("there are no results yet; run the suite first: zsqbench run SUITE")
+    groups: dict[tuple[Row, Column], list[Result]] = {}
+    for result in results:
+        groups.setdefault((_row(result), _column(result)), []).append(result)
+    return Table(
+        suite=_listed(result.suite for result in results),
+        rows=tuple(_unique(row for row, _ in groups)),
+        columns=tuple(_unique(column for _, column in groups)),
+        entries={place: _entry(group) for place, group in groups.items()},
+        floats={_column(result): result.float_value for result in reversed(results) if result.float_value is not None},
+        random_models=frozenset(result.model for result in results if result.model_facts.get("random_weights")),
+        caption=_caption(results),
+        measured=tuple(_measured(results)),
+    )
+
+
+def _row(result: Result) -> Row:
+    generator = result.methods.get("generator", {})
+    settings = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
+    control: Control | None = None
+    if not result.data_free:
+        control = "real data, not data-free"
+    elif generator.get("method") == "noise":
+        control = "negative control"
+    return Row(
+        generator=result.generator or "none",
+        generator_details=_details(result.generator, generator),
+        quantizer=result.quantizer,
+        quantizer_details=_details(result.quantizer, result.methods.get("quantizer", {})),
+        settings=", ".join(_option(name, value) for name, value in settings.items()),
+        control=control,
+    )
+
+
+def _column(result: Result) -> Column:
+    return Column(result.task, result.model, result.scheme)
+
+
+def _entry(group: Sequence[Result]) -> Entry:
+    done = [result for result in group if result.status == "done"]
+    rest = [(result.status, _one_line(result.reason)) for result in group if result.status != "done"]
+    share = {what: f"{rest.count(what)} of {len(group)} seeds " if done else "" for what in rest}
+    worst = min((status for status, _ in rest), key=SEVERITY.index, default="done")
+    return Entry(
+        values=tuple(result.value for result in done if result.value is not None),
+        drops=tuple(result.drop for result in done if result.drop is not None),
+        status="done" if done else worst,
+        reasons=tuple(f"{share[what]}{what[0]}: {what[1]}" for what in _unique(rest)),
+        calibrated=next((int(n) for result in group if (n := result.data.get("calibrated")) is not None), None),
+    )
+
+
+def _details(label: str | None, method: Mapping[str, Any]) -> str:
+    """`dgh, 128 images, 150 iterations`: the method where the suite has a name of its own, and what is not default."""
+    name = [] if method.get("method", label) == label else [str(method["method"])]
+    return ", ".join(name + [_option(option, value) for option, value in method.get("changed", {}).items()])
+
+
+def _option(name: str, value: Any) -> str:
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    if isinstance(value, int):
+        return f"{value} {words}"
+    if isinstance(value, str):
+        path = PurePath(value)
+        return f"{words} {path.name if path.is_absolute() else value}"  # where a file lies differs between machines
+    return f"{words} {json.dumps(value)}"
+
+
+def _with_details(label: str, *details: str) -> str:
+    given = ", ".join(detail for detail in details if detail)
+    return f"{label} ({given})" if given else label
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join(text.split()) if text else "no reason was given"
+
+
+def _unique(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in _unique(values))
+
+
+def _seeds(results: Sequence[Result]) -> str:
+    seeds = sorted({result.seed for result in results if result.seed is not None})
+    if len(seeds) > 1:
+        return f"mean ± sample standard deviation over seeds {_listed(seeds)}"
+    return f"seed {seeds[0]}" if seeds else "unseeded"
+
+
+def _metrics(results: Sequence[Result]) -> str:
+    return _listed(METRICS.get(result.metric, result.metric) for result in results if result.metric) or "no metric"
+
+
+def _caption(results: Sequence[Result]) -> str:
+    tasks, schemes = (_listed(getattr(result, axis) for result in results) for axis in ("task", "scheme"))
+    return (
+        f"Suite {_listed(result.suite for result in results)}: {_metrics(results)} on {tasks} at {schemes}; "
+        f"{_seeds(results)}; in parentheses the difference from the float network; best data-free method in bold."
+    )
+
+
+def _measured(results: Sequence[Result]) -> Iterable[str]:
+    for task in _unique(result.task for result in results):
+        of_task = [result for result in results if result.task == task]
+        evaluated = _listed(result.data["evaluated"] for result in of_task if "evaluated" in result.data)
+        yield f"{task}: {_metrics(of_task)}, {evaluated or 'no'} samples evaluated"
+    yield f"{_seeds(results)}; in parentheses the difference from the float network"
+    yield from _calibrated(results)
+    yield from _disagreements(results)
+
+
+def _calibrated(results: Sequence[Result]) -> Iterable[str]:
+    users: dict[int, list[str]] = {}
+    for result in results:
+        if result.generator and result.data.get("calibrated"):
+            users.setdefault(result.data["calibrated"], []).append(result.generator)
+    if len(users) == 1:
+        yield f"calibrated on {next(iter(users))} images"
+    elif users:
+        yield "calibrated on " + "; ".join(f"{count} images ({_listed(names)})" for count, names in users.items())
+
+
+def _disagreements(results: Sequence[Result]) -> Iterable[str]:
+    floats: dict[str, set[float]] = {}
+    for result in results:
+        if result.float_value is not None:
+            floats.setdefault(f"{result.task} {result.model}", set()).add(result.float_value)
+    for where, values in floats.items():
+        if len(values) > 1:
+            yield f"{where}: float accuracy differs between rows ({_listed(sorted(values))}); run the suite again"
+
+
+def _text(table: Table, row: Row, column: Column) -> str:
+    """`91.02 ± 0.10 (-0.71) [1]`, or a status, or nothing where the suite has no such cell."""
+    entry = table.entries.get((row, column))
+    if entry is None:
+        return ""
+    text = entry.status if entry.mean is None else f"{entry.mean:.2f}"
+    text += "" if entry.std is None else f" ± {entry.std:.2f}"
+    text += "" if entry.drop is None else f" ({round(-entry.drop, 2) + 0:+.2f})"  # + 0 turns -0.0 into 0.0
+    return text + "".join(f" [{table.footnotes[reason]}]" for reason in entry.reasons)
+
+
+def _label_heads(table: Table) -> list[str]:
+    return (
+        ["generator", "quantizer", "settings"]
+        if any(row.settings for row in table.rows)
+        else ["generator", "quantizer"]
+    )
+
+
+def _heads(table: Table) -> list[tuple[str, str, str]]:
+    return [*(("", "", label) for label in _label_heads(table)), *(table.head(column) for column in table.columns)]
+
+
+def _lines(table: Table) -> list[list[str]]:
+    """The body of the table as texts; the float network first."""
+    labels = len(_label_heads(table))
+    floats = (f"{table.floats[column]:.2f}" if column in table.floats else "" for column in table.columns)
+    methods = [[*row.labels[:labels], *(_text(table, row, column) for column in table.columns)] for row in table.rows]
+    return [["float", *[""] * (labels - 1), *floats], *methods]
+
+
+def _per_cell(table: Table, label: str, of: Callable[[Row, Column], str]) -> list[list[str]]:
+    """Something for each text of `_lines`: `label` for the labels, nothing for the float network."""
+    labels = [label] * len(_label_heads(table))
+    rows = [[*labels, *(of(row, column) for column in table.columns)] for row in table.rows]
+    return [[*labels, *[""] * len(table.columns)], *rows]
+
+
+def _below(table: Table) -> list[str]:
+    return [*table.notes, *(f"[{number}] {reason}" for reason, number in table.footnotes.items())]
+
+
+def _markdown(table: Table) -> str:
+    stars = _per_cell(table, "", lambda row, column: "**" if (row, column) in table.best else "")
+    body = [
+        [star + _escape_markdown(text) + star for star, text in zip(*line, strict=True)]
+        for line in zip(stars, _lines(table), strict=True)
+    ]
+    heads = [_escape_markdown(" ".join(part for part in head if part)) for head in _heads(table)]
+    align = ["left"] * len(_label_heads(table)) + ["right"] * len(table.columns)
+    grid = tabulate(body, headers=heads, tablefmt="pipe", disable_numparse=True, colalign=align)
+    below = "\n".join(f"- {_escape_markdown(line)}" for line in _below(table))
+    return f"# {_escape_markdown(table.suite)}\n\n{grid}\n\n{below}"
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*<|])", r"\\\1", text)
+
+
+def _records(table: Table) -> list[dict[str, Any]]:
+    """One record for each method and column."""
+    return [
+        {
+            "task": column.task,
+            "model": column.model,
+            "random_weights": column.model in table.random_models,
+            "scheme": column.scheme,
+            "generator": row.generator,
+            "generator_details": row.generator_details,
+            "quantizer": row.quantizer,
+            "quantizer_details": row.quantizer_details,
+            "settings": row.settings,
+            "control": row.control or "",
+            "calibrated": entry.calibrated,
+            "mean": _rounded(entry.mean),
+            "std": _rounded(entry.std),
+            "seeds": len(entry.values),
+            "float": _rounded(table.floats.get(column)),
+            "drop": _rounded(entry.drop),
+            "best": (row, column) in table.best,
+            "status": entry.status,
+            "reason": "; ".join(entry.reasons),
+        }
+        for row in table.rows
+        for column in table.columns
+        if (entry := table.entries.get((row, column))) is not None
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4) + 0.0
+
+
+def _csv(table: Table) -> str:
+    return pd.DataFrame(_records(table)).astype({"calibrated": "Int64"}).to_csv(index=False, lineterminator="\n")
+
+
+def _json(table: Table) -> str:
+    content = {
+        "suite": table.suite,
+        "notes": table.notes,
+        "footnotes": list(table.footnotes),
+        "records": _records(table),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _styled(table: Table, escape: Callable[[str], str]) -> Styler:
+    """The table with the best in bold and all texts escaped."""
+    frame = pd.DataFrame(_lines(table), columns=pd.MultiIndex.from_tuples(_heads(table)))
+    bold = _per_cell(table, "", lambda row, column: "font-weight: bold" if (row, column) in table.best else "")
+
+    def escaped(text: object) -> str:
+        return escape(str(text))
+
+    styler = frame.style.hide(axis="index").format(escaped).format_index(escaped, axis="columns")
+    return styler.apply(lambda _: np.array(bold), axis=None)
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(LATEX)
+
+
+def _latex(table: Table) -> str:
+    alignment = "l" * len(_label_heads(table)) + "r" * len(table.columns)
+    tabular = _styled(table, _escape_latex).to_latex(
+        hrules=True, convert_css=True, multicol_align="c", column_format=alignment
+    )
+    below = "\n".join(rf"\par {_escape_latex(line)}" for line in _below(table))
+    return (
+        "% needs \\usepackage{booktabs}\n"
+        "\\begin{table}\n\\centering\n"
+        f"\\caption{{{_escape_latex(table.caption)}}}\n"
+        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', table.suite)}}}\n"
+        f"{tabular}\n"
+        f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{below}\n\\end{{minipage}}\n"
+        "\\end{table}"
+    )
+
+
+def _html(table: Table) -> str:
+    styler = _styled(table, html.escape)
+    classes = pd.DataFrame(_per_cell(table, "label", partial(_css_class, table)), styler.index, styler.columns)
+    body = styler.set_td_classes(classes).set_uuid("leaderboard").to_html()
+    below = "\n".join(f"<li>{html.escape(line)}</li>" for line in _below(table))
+    return PAGE.format(title=html.escape(table.suite), table=body, below=below)
+
+
+def _css_class(table: Table, row: Row, column: Column) -> str:
+    entry = table.entries.get((row, column))
+    return "missing" if entry and entry.mean is None else ""

@@ -1,0 +1,336 @@
+"""The plan: cells become a DAG of steps; equal steps of different cells are one, because equal inputs hash alike."""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from zsqbench.methods import DataFiles, Method
+from zsqbench.results import Result, Status
+from zsqbench.store import FileDigests, Store, digest_of
+from zsqbench.suite import Cell, Suite
+
+StepKind = Literal["resolve", "baseline", "generate", "quantize", "evaluate"]
+FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate")
+"""A cell is done when these are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One unit of work: plain data in, one artifact out."""
+
+    kind: StepKind
+    key: str
+    """Hash of all that the step reads."""
+    label: str
+    needs: tuple["Step", ...]
+    cell: Cell
+    """The first of the cells that need it: tells the worker which model and methods are meant."""
+    kin: str
+    """Hash of the same without seed and scheme: kin take about the same time."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step."""
+
+    status: Literal["done", "failed", "blocked", "interrupted"]
+    seconds: float = 0.0
+    device: str = ""
+    error: str | None = None
+    """One line."""
+    traceback: str | None = None
+    """None where the error is the user's to mend."""
+    damaged: str | None = None
+    """Key of an artifact that this step needed and that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running step is."""
+
+    done: int = 0
+    total: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Last value of each curve."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What loading a model told: its identity, and what methods may demand of it."""
+
+    digest: str
+    bn: int = 0
+    """Number of batch-normalisation layers."""
+    classes: int | None = None
+    parameters: int = 0
+    random_weights: bool = False
+    input_size: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell with the steps that it needs, or the reason why it has none."""
+
+    cell: Cell
+    steps: Mapping[StepKind, Step] = field(default_factory=dict)
+    status: Status = "done"
+    """What becomes of a cell without steps."""
+    reason: str | None = None
+    traceback: str | None = None
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Artifact of each step."""
+        return {kind: step.key for kind, step in self.steps.items()}
+
+
+@dataclass
+class Plan:
+    """What a run of a suite takes: cells, steps in an order in which each comes after what it needs, what is there."""
+
+    suite: Suite
+    store: Store
+    cells: list[PlannedCell]
+    steps: dict[str, Step]
+    cached: set[str]
+    """Keys of the steps whose artifact is in the store."""
+    rows: Mapping[str, Result] = field(default_factory=dict)
+    """Result rows of earlier runs, by cell."""
+
+    def is_finished(self, planned: PlannedCell) -> bool:
+        """Whether the row of an earlier run still says what a run would say."""
+        row = self.rows.get(planned.cell.name)
+        return (
+            row is not None
+            and row.status == "done"
+            and row.keys == planned.keys
+            and row.definition == self.suite.definition(planned.cell)
+        )
+
+    def to_do(self, planned: Sequence[PlannedCell] | None = None) -> dict[str, Step]:
+        """The steps that have to run: those of unfinished cells, and what they need, that are not in the store."""
+        wanted: dict[str, Step] = {}
+
+        def want(step: Step) -> None:
+            if step.key in self.cached or step.key in wanted:
+                return
+            for need in step.needs:
+                want(need)
+            wanted[step.key] = step
+
+        for cell in self.cells if planned is None else planned:
+            for kind in FINAL_STEPS if cell.steps else ():
+                want(cell.steps[kind])
+        return wanted
+
+
+def resolve_steps(suite: Suite, cells: Sequence[Cell], digests: FileDigests) -> dict[tuple[str, str], Step]:
+    """For each (task, model) the step that loads the model once, to learn its identity."""
+    steps: dict[tuple[str, str], Step] = {}
+    for cell in cells:
+        pair = (cell.task, cell.model)
+        if pair in steps or cell.reason is not None:
+            continue
+        model = suite.models[cell.model]
+        files = suite.task(cell.task).find_model(model)
+        spec = model.model_dump(mode="json", exclude={"name", "file", "weights"})
+        task = suite.tasks[cell.task]
+        origin = {name: digests.file(path) for name, path in files.items()}
+        weights = model.weights if model.random_weights else None
+        key = digest_of(["resolve", task.identity, task.method.options(), spec, weights, origin])
+        steps[pair] = Step("resolve", key, f"resolve {cell.model}", (), cell, "")
+    return steps
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a task: where it is, and what identifies it."""
+
+    files: DataFiles
+    evaluation: str
+    calibration: str | None
+
+    @classmethod
+    def of(cls, files: DataFiles, digests: FileDigests) -> "Data":
+        """Hash the content of the files (remembered where they are unchanged)."""
+        evaluation = digest_of([digests.files(files.evaluation), dict(files.split)])
+        calibration = digest_of([digests.files(files.calibration), dict(files.split)]) if files.calibration else None
+        return cls(files, evaluation, calibration)
+
+
+def find_data(suite: Suite, cells: Sequence[Cell], data_root: Path | None, digests: FileDigests) -> dict[str, Data]:
+    """The data of each task that a cell needs. Raises ZSQBenchError where it is absent or empty."""
+    labels = dict.fromkeys(cell.task for cell in cells if cell.reason is None)
+    return {label: Data.of(suite.task(label).find_data(data_root), digests) for label in labels}
+
+
+def make_plan(
+    suite: Suite,
+    cells: Sequence[Cell],
+    data: Mapping[str, Data],
+    facts: Mapping[tuple[str, str], ModelFacts | Outcome],
+    store: Store,
+    rows: Mapping[str, Result] | None = None,
+) -> Plan:
+    """Plan these cells. `facts` holds what is known of each (task, model), or why it could not be loaded."""
+    planner = _Planner(suite, data, facts)
+    planned = [planner.plan(cell) for cell in cells]
+    there = {key for kind in ("baseline", "generate", "quantize", "evaluate") for key in store.keys(kind)}
+    return Plan(suite, store, planned, planner.steps, there & planner.steps.keys(), rows or {})
+
+
+class _Planner:
+    """Gives every cell its steps, each distinct one once."""
+
+    def __init__(
+        self, suite: Suite, data: Mapping[str, Data], facts: Mapping[tuple[str, str], ModelFacts | Outcome]
+    ) -> None:
+        self.suite = suite
+        self.data = data
+        self.facts = facts
+        self.steps: dict[str, Step] = {}
+        # What a cell's parts contribute to keys is the same for thousands of cells.
+        self.generator = cache(lambda label: digest_of(suite.generators[label].identity))
+        self.quantizer = cache(lambda label: digest_of(suite.quantizers[label].identity))
+        self.task = cache(lambda label: digest_of(suite.tasks[label].identity))
+        self.scheme = cache(lambda label: digest_of(suite.schemes[label].model_dump(mode="json", exclude={"name"})))
+        self.settings = cache(lambda settings: digest_of(settings.model_dump(mode="json")))
+
+    def plan(self, cell: Cell) -> PlannedCell:
+        if cell.reason is not None:
+            return PlannedCell(cell, status="excluded" if cell.excluded else "impossible", reason=cell.reason)
+        facts = self.facts[cell.task, cell.model]
+        if isinstance(facts, Outcome):
+            status: Status = "interrupted" if facts.status == "interrupted" else "failed"
+            return PlannedCell(cell, status=status, reason=facts.error, traceback=facts.traceback)
+        reason = self._impossible(cell, facts)
+        if reason is not None:
+            return PlannedCell(cell, status="impossible", reason=reason)
+        return PlannedCell(cell, self._steps(cell, facts.digest))
+
+    def _steps(self, cell: Cell, model: str) -> dict[StepKind, Step]:
+        data = self.data[cell.task]
+        threads = str(cell.settings.threads)
+        measure = (self.task(cell.task), data.evaluation, threads)
+        seed = str(cell.seed)
+        settings = self.settings(cell.settings)
+        steps: dict[StepKind, Step] = {}
+        steps["baseline"] = self._step("baseline", cell, (model, *measure), cell.model)
+        needs: tuple[Step, ...] = ()
+        if cell.generator is not None:
+            method = self._method(cell.generator)
+            real = (data.calibration or "", self.task(cell.task)) if getattr(method, "uses_real_data", False) else ()
+            parts = (model, self.generator(cell.generator), settings, *real)
+            label = f"{cell.model} {cell.generator}"
+            steps["generate"] = self._step("generate", cell, parts, label, seed if method.seeded else "")
+            needs = (steps["generate"],)
+        quantizer = self.suite.quantizer(cell)
+        parts = (model, self.quantizer(cell.quantizer), settings)
+        label = f"{cell.model} {cell.generator or 'none'} {cell.quantizer} {cell.scheme}"
+        variable = (self.scheme(cell.scheme), seed if quantizer.seeded else "")
+        steps["quantize"] = self._step("quantize", cell, parts, label, *variable, needs=needs)
+        steps["evaluate"] = self._step("evaluate", cell, measure, label, needs=(steps["quantize"],))
+        return steps
+
+    def _method(self, label: str) -> Method:
+        return self.suite.generators[label].method
+
+    def _step(
+        self,
+        kind: StepKind,
+        cell: Cell,
+        parts: tuple[str, ...],
+        label: str,
+        *variable: str,
+        needs: tuple[Step, ...] = (),
+    ) -> Step:
+        """The step with this identity; `variable` are the parts that kin may differ in."""
+        fixed = [kind, *parts]
+        key = digest_of([*fixed, *variable, *(need.key for need in needs)])
+        step = self.steps.get(key)
+        if step is None:
+            kin = digest_of([*fixed, *(need.kin for need in needs)])
+            seed = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
+            step = self.steps[key] = Step(kind, key, f"{kind} {label}{seed}", needs, cell, kin)
+        return step
+
+    def _impossible(self, cell: Cell, facts: ModelFacts) -> str | None:
+        generator, quantizer = self.suite.generator(cell), self.suite.quantizer(cell)
+        for method in (generator, quantizer):
+            if method is None:
+                continue
+            if method.needs_bn and not facts.bn:
+                return f"{method.name} needs batch normalisation, and {cell.model} has none"
+            if method.needs_classes and facts.classes is None:
+                return f"{method.name} needs a classifier, and {cell.model} is none"
+        if generator is not None and generator.uses_real_data and self.data[cell.task].calibration is None:
+            return f"{generator.name} needs real images, and task {cell.task} has none that it does not evaluate"
+        return None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of finished steps, by kin, from which the next run's time is estimated."""
+
+    store: Store
+
+    @property
+    def _path(self) -> Path:
+        return self.store.home / "timings.jsonl"
+
+    def add(self, step: Step, seconds: float) -> None:
+        """Remember how long a step took."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([step.kin, round(seconds, 4)]) + "\n")
+
+    @cached_property
+    def _seconds(self) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {}
+        for kin, value in self._lines():
+            seconds.setdefault(kin, []).append(value)
+        return seconds
+
+    def _lines(self) -> Iterator[tuple[str, float]]:
+        if not self._path.is_file():
+            return
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                kin, value = json.loads(line)
+            except ValueError:
+                continue  # cut off by a crash
+            yield kin, float(value)
+
+    def estimate(self, step: Step) -> float | None:
+        """Median seconds of the steps that differed in seed or scheme only, or none."""
+        return statistics.median(self._seconds[step.kin]) if step.kin in self._seconds else None
+
+
+def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
+    """All that a worker needs to run a step, as plain data."""
+    cell = step.cell
+    task = suite.tasks[cell.task]
+    description: dict[str, Any] = {
+        "kind": step.kind,
+        "key": step.key,
+        "label": step.label,
+        "model": suite.models[cell.model].model_dump(mode="json"),
+        "task": {"method": task.method.name, "options": task.method.options()},
+        "settings": cell.settings.model_dump(mode="json"),
+        "seed": cell.seed or 0,
+        "needs": {need.kind: need.key for need in step.needs},
+    }
+    if step.kind in ("generate", "quantize") and cell.generator is not None:
+        variant = suite.generators[cell.generator]
+        description["generator"] = {"method": variant.method.name, "options": variant.method.options()}
+    if step.kind in ("quantize", "evaluate"):
+        variant = suite.quantizers[cell.quantizer]
+        description["quantizer"] = {"method": variant.method.name, "options": variant.method.options()}
+        description["scheme"] = suite.schemes[cell.scheme].model_dump(mode="json")
+    if step.kind in ("generate", "quantize"):
+        watched = [*data[cell.task].files.folders] if cell.task in data else []
+        description["watched"] = [str(folder.resolve()) for folder in watched]
+    return description

@@ -1,0 +1,395 @@
+"""The one run loop: ready steps go to free slots; rows are written and hooks fired as steps finish."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError
+from zsqbench.methods import Engine
+from zsqbench.plan import (
+    FINAL_STEPS,
+    Data,
+    ModelFacts,
+    Outcome,
+    Plan,
+    PlannedCell,
+    Progress,
+    Step,
+    Timings,
+    find_data,
+    job,
+    make_plan,
+    resolve_steps,
+)
+from zsqbench.results import Result, ResultFile, environment
+from zsqbench.store import FileDigests, Store
+from zsqbench.suite import Cell, Suite
+from zsqbench.worker import Place, read_progress, run_step
+
+POLL_SECONDS = 0.2
+ATTEMPTS = 2
+"""A step whose worker died is tried once more: the culprit may have been whatever else filled the memory."""
+
+Facts = Mapping[tuple[str, str], ModelFacts | Outcome]
+"""What is known of each (task, model)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did."""
+
+    plan: Plan
+    results: list[Result]
+    """One for each cell of the plan, in its order."""
+    interrupted: bool
+
+
+@dataclass
+class Run:
+    """One invocation: a suite, where it runs, and where its rows go."""
+
+    suite: Suite
+    place: Place
+    results: Path
+    """Folder of the row files."""
+    store: Store = field(init=False)
+    data: dict[str, Data] = field(init=False, default_factory=dict)
+    resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
+    """For each (task, model), the step that loads the model to learn its identity."""
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.place.home)
+
+    @property
+    def rows(self) -> ResultFile:
+        """The rows of the suite."""
+        return ResultFile(self.results / f"{self.suite.name}.jsonl")
+
+    def find(self, cells: Sequence[Cell]) -> dict[tuple[str, str], ModelFacts]:
+        """Find the data and the model files of these cells; returns what earlier runs learnt of the models.
+
+        Raises ZSQBenchError where a data root or a weights file is absent, before anything runs.
+        """
+        if not cells:
+            raise NothingSelectedError(f"no cell of suite {self.suite.name} is selected")
+        digests = FileDigests(self.store)
+        self.data = find_data(self.suite, cells, self.place.data_root, digests)
+        self.resolve = resolve_steps(self.suite, cells, digests)
+        try:
+            digests.save()
+        except OSError as error:
+            raise ZSQBenchError(f"cannot write to {self.place.home}: {error.strerror}; see --home") from error
+        return {pair: facts for pair, step in self.resolve.items() if (facts := self._facts(step)) is not None}
+
+    def plan(self, cells: Sequence[Cell], facts: Facts) -> Plan:
+        """Plan cells with what is known of their models; `find` comes before."""
+        return make_plan(self.suite, cells, self.data, facts, self.store, self.rows.read())
+
+    def execute(self, cells: Sequence[Cell], engine: Engine) -> Report:
+        """Run these cells, whatever of them is not there yet. Ctrl-C ends it with what is done."""
+        known = self.find(cells)
+        loop = _Loop(self, engine)
+        try:
+            loop.run(step for pair, step in self.resolve.items() if pair not in known)
+            facts: dict[tuple[str, str], ModelFacts | Outcome] = {
+                pair: known.get(pair) or self._facts(step) or loop.outcomes[step.key]
+                for pair, step in self.resolve.items()
+            }
+            plan = self.plan(cells, facts)
+            self.suite.catalog.hooks.hook.suite_started(suite=self.suite, plan=plan)
+            results = self._run_plan(plan, loop, facts)
+        finally:
+            loop.close()
+        self._keep_rows(plan, results)
+        return Report(plan, results, loop.interrupted)
+
+    def _facts(self, step: Step) -> ModelFacts | None:
+        """What loading a model told an earlier step."""
+        if not self.store.has("resolve", step.key):
+            return None
+        try:
+            return ModelFacts(**self.store.read_json("resolve", step.key, "facts.json"))
+        except CorruptArtifactError:
+            self.store.discard(step.key)
+            return None
+
+    def _run_plan(self, plan: Plan, loop: "_Loop", facts: Facts) -> list[Result]:
+        recorder = _Recorder(self, plan, facts, loop.outcomes)
+        for planned in plan.cells:
+            if plan.is_finished(planned):
+                recorder.keep(planned)
+            elif not planned.steps:
+                recorder.record(planned)
+        self._verify(plan, recorder.missing())
+        if not loop.interrupted:
+            loop.facts = facts
+            loop.run(plan.to_do(recorder.missing()).values(), recorder.record_settled)
+        for planned in recorder.missing():
+            recorder.record(planned)
+        return recorder.results()
+
+    def _verify(self, plan: Plan, cells: Sequence[PlannedCell]) -> None:
+        """Put damaged measurements aside, so that they are made again rather than believed."""
+        for key in {planned.steps[kind].key for planned in cells for kind in FINAL_STEPS} & plan.cached:
+            try:
+                self.store.read(plan.steps[key].kind, key)
+            except CorruptArtifactError:
+                self.store.discard(key)
+                plan.cached.discard(key)
+
+    def _keep_rows(self, plan: Plan, results: Sequence[Result]) -> None:
+        """Rewrite the row file in the order of the suite; rows of cells that the suite no longer has, go."""
+        new = {result.cell: result for result in results}
+        ordered = []
+        for cell in self.suite.cells:
+            row = new.get(cell.name) or plan.rows.get(cell.name)
+            if row is not None and (cell.name in new or row.definition == self.suite.definition(cell)):
+                ordered.append(row)
+        if ordered != list(plan.rows.values()):
+            _write_rows(self.rows, lambda rows: rows.rewrite(ordered))
+
+
+class _Loop:
+    """Keeps ready steps and free slots; one submission per free slot."""
+
+    def __init__(self, run: Run, engine: Engine) -> None:
+        self.run_ = run
+        self.engine = engine
+        self.hooks = run.suite.catalog.hooks.hook
+        self.timings = Timings(run.store)
+        self.facts: Facts = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.interrupted = False
+        self._executor: Executor | None = None
+        self._shown: dict[str, Progress] = {}
+
+    def run(self, steps: Iterable[Step], after: Callable[[], None] = lambda: None) -> dict[str, Outcome]:
+        """Run steps, each after what it needs; call `after` whenever some have finished."""
+        self.waiting = {step.key: step for step in steps}
+        self.attempts: dict[str, int] = {}
+        running: dict[Future[Outcome], Step] = {}
+        try:
+            while self.waiting or running:
+                self._submit_ready(running)
+                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    self._finish(running.pop(future), future)
+                self._submit_ready(running)  # before rows and hooks, so that no slot waits for them
+                if done:
+                    after()
+                else:
+                    self._show_progress(running.values())
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.close(kill=True)
+            for step in [*running.values(), *self.waiting.values()]:
+                self.outcomes[step.key] = Outcome("interrupted", error="the run was interrupted")
+        after()
+        return self.outcomes
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the workers."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=not kill, cancel_futures=kill)
+            self._executor = None
+
+    def _submit_ready(self, running: dict["Future[Outcome]", Step]) -> None:
+        slots = self.engine.slots() - len(running)
+        if slots <= 0 or not self.waiting:
+            return
+        for step in list(self.waiting.values()):
+            blocker = next((need for need in step.needs if self._status(need) in ("failed", "blocked")), None)
+            if blocker is not None:
+                del self.waiting[step.key]
+                self._settle(step, Outcome("blocked", error=cause(self.outcomes[blocker.key])))
+            elif slots and not any(self._is_pending(need, running) for need in step.needs):
+                del self.waiting[step.key]
+                running[self._submit(step)] = step
+                slots -= 1
+
+    def _status(self, step: Step) -> str | None:
+        outcome = self.outcomes.get(step.key)
+        return outcome.status if outcome else None
+
+    def _is_pending(self, step: Step, running: Mapping["Future[Outcome]", Step]) -> bool:
+        return step.key in self.waiting or any(other.key == step.key for other in running.values())
+
+    def _submit(self, step: Step) -> "Future[Outcome]":
+        if self._executor is None:
+            self._executor = self.engine.start()
+        facts = self.facts.get((step.cell.task, step.cell.model))
+        resolved = facts.digest if isinstance(facts, ModelFacts) else step.key
+        description = job(self.run_.suite, step, self.run_.data) | {"resolved": resolved}
+        return self._executor.submit(run_step, self.run_.place, description)
+
+    def _finish(self, step: Step, future: "Future[Outcome]") -> None:
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            outcome = Outcome("failed", error="the worker process died (killed, out of memory, or it called exit)")
+            if self._try_again(step):
+                return
+        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
+            outcome = Outcome("failed", error=f"{type(error).__name__}: {error}")
+        if outcome.damaged is not None and self._make_again(step, outcome.damaged):
+            return
+        if outcome.status == "done":
+            self.timings.add(step, outcome.seconds)
+        self._settle(step, outcome)
+
+    def _settle(self, step: Step, outcome: Outcome) -> None:
+        self.outcomes[step.key] = outcome
+        self.hooks.step_finished(step=step, outcome=outcome)
+
+    def _try_again(self, step: Step) -> bool:
+        self.attempts[step.key] = self.attempts.get(step.key, 1) + 1
+        if self.attempts[step.key] > ATTEMPTS:
+            return False
+        self.waiting[step.key] = step
+        return True
+
+    def _make_again(self, step: Step, damaged: str) -> bool:
+        """Put a damaged artifact aside, and its step and this one back into the queue."""
+        source = next((need for need in step.needs if need.key == damaged), None)
+        if source is None or not self._try_again(step):
+            return False
+        self.run_.store.discard(damaged)
+        self.waiting = {source.key: source} | self._missing_needs(source) | self.waiting
+        self.outcomes.pop(damaged, None)
+        return True
+
+    def _missing_needs(self, step: Step) -> dict[str, Step]:
+        missing: dict[str, Step] = {}
+        for need in step.needs:
+            if not self.run_.store.has(need.kind, need.key):
+                missing |= {need.key: need} | self._missing_needs(need)
+        return missing
+
+    def _show_progress(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            progress = read_progress(self.run_.store, step.key)
+            if progress is not None and progress != self._shown.get(step.key):
+                self._shown[step.key] = progress
+                self.hooks.step_progress(step=step, progress=progress)
+
+
+class _Recorder:
+    """Turns settled cells into rows, each once."""
+
+    def __init__(self, run: Run, plan: Plan, facts: Facts, outcomes: Mapping[str, Outcome]) -> None:
+        self.run = run
+        self.plan = plan
+        self.facts = facts
+        self.outcomes = outcomes
+        self.hooks = run.suite.catalog.hooks.hook
+        self._results: dict[str, Result] = {}
+        self._environment = environment()
+
+    def results(self) -> list[Result]:
+        """The rows in the order of the plan."""
+        return [self._results[planned.cell.name] for planned in self.plan.cells]
+
+    def missing(self) -> list[PlannedCell]:
+        """The cells without a row yet."""
+        return [planned for planned in self.plan.cells if planned.cell.name not in self._results]
+
+    def keep(self, planned: PlannedCell) -> None:
+        """Take over the row of an earlier run."""
+        result = self._results[planned.cell.name] = self.plan.rows[planned.cell.name]
+        self.hooks.cell_finished(suite=self.run.suite, result=result, cached=True)
+
+    def record_settled(self) -> None:
+        """Write the rows of the cells that just came to their end."""
+        for planned in self.missing():
+            if all(self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS):
+                self.record(planned)
+
+    def record(self, planned: PlannedCell) -> None:
+        """Write the row of a cell."""
+        result = self._results[planned.cell.name] = self._result(planned)
+        _write_rows(self.run.rows, lambda rows: rows.append(result))
+        self.hooks.cell_finished(suite=self.run.suite, result=result, cached=False)
+
+    def _is_settled(self, step: Step) -> bool:
+        return step.key in self.outcomes or step.key in self.plan.cached
+
+    def _result(self, planned: PlannedCell) -> Result:
+        cell, suite = planned.cell, self.run.suite
+        facts = self.facts.get((cell.task, cell.model))
+        generator = suite.generator(cell)
+        variants = {"task": suite.tasks[cell.task], "quantizer": suite.quantizers[cell.quantizer]}
+        if cell.generator is not None:
+            variants["generator"] = suite.generators[cell.generator]
+        return Result(
+            suite=suite.name,
+            cell=cell.name,
+            definition=suite.definition(cell),
+            task=cell.task,
+            model=cell.model,
+            generator=cell.generator,
+            quantizer=cell.quantizer,
+            scheme=cell.scheme,
+            seed=cell.seed,
+            settings=cell.settings.model_dump(mode="json"),
+            metric=suite.task(cell.task).metric,
+            methods={kind: variant.describe() for kind, variant in variants.items()},
+            model_facts=vars(facts) if isinstance(facts, ModelFacts) else {},
+            data_free=generator is None or not generator.uses_real_data,
+            keys=planned.keys,
+            environment=self._environment,
+            **self._ending(planned),
+        )
+
+    def _ending(self, planned: PlannedCell) -> dict[str, Any]:
+        """How it ended: what was measured, or what went wrong first."""
+        if not planned.steps:
+            return {"status": planned.status, "reason": planned.reason, "traceback": planned.traceback}
+        for kind, step in planned.steps.items():
+            outcome = self.outcomes.get(step.key)
+            if outcome is not None and outcome.status in {"failed", "interrupted"}:
+                ending = {"status": outcome.status, "reason": f"{kind}: {outcome.error}", "traceback": outcome.traceback}
+                return ending | self._float_metrics(planned)
+        if any(not self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS):
+            return {"status": "interrupted", "reason": "the run was interrupted"}
+        return {"status": "done"} | self._measured(planned)
+
+    def _float_metrics(self, planned: PlannedCell) -> dict[str, Any]:
+        """What the float network reached, where that much is known."""
+        baseline = planned.steps["baseline"]
+        if not self.run.store.has("baseline", baseline.key):
+            return {}
+        return {"float_metrics": self.run.store.read_json("baseline", baseline.key, "evaluation.json")["metrics"]}
+
+    def _measured(self, planned: PlannedCell) -> dict[str, Any]:
+        store = self.run.store
+        evaluations = {kind: store.read_json(kind, planned.steps[kind].key, "evaluation.json") for kind in FINAL_STEPS}
+        manifests = {
+            kind: store.manifest(kind, step.key) for kind, step in planned.steps.items() if store.has(kind, step.key)
+        }
+        return {
+            "metrics": evaluations["evaluate"]["metrics"],
+            "float_metrics": evaluations["baseline"]["metrics"],
+            "data": {
+                "evaluated": evaluations["evaluate"]["samples"],
+                "calibrated": manifests["evaluate"]["calibrated"],
+            },
+            "tensors": manifests["evaluate"]["tensors"] or {},
+            "seconds": {kind: round(manifest["seconds"], 3) for kind, manifest in manifests.items()},
+            "peak_memory": {kind: manifest["peak_memory"] for kind, manifest in manifests.items()},
+        }
+
+
+def cause(outcome: Outcome) -> str:
+    """Why a step is not done."""
+    return outcome.error or outcome.status
+
+
+def _write_rows(rows: ResultFile, write: Callable[[ResultFile], None]) -> None:
+    try:
+        write(rows)
+    except OSError as error:
+        text = f"cannot write {rows.path}: {error.strerror}; what is done is in the store, run again with space"
+        raise ZSQBenchError(text) from error

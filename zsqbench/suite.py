@@ -1,0 +1,535 @@
+"""A suite: a YAML file of matrices, checked against what is installed and expanded into cells."""
+
+import ast
+import fnmatch
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
+from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
+from zsqbench.plugins import Catalog, Plugin, load_plugins
+from zsqbench.scheme import PLACEMENTS, Placement, Scheme, parse_scheme
+from zsqbench.store import digest_of, file_digest
+from zsqbench.yamlfile import Location, YamlFile
+
+AXES = ("task", "model", "generator", "quantizer", "scheme", "seed")
+NO_GENERATOR = "none"
+
+T = TypeVar("T")
+OneOrMore = Annotated[list[T], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+
+
+class Block(BaseModel):
+    """One full product of the matrix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: OneOrMore[str] = Field(min_length=1)
+    model: OneOrMore[str] = Field(min_length=1)
+    generator: OneOrMore[str] = Field([NO_GENERATOR], min_length=1)
+    quantizer: OneOrMore[str] = Field(min_length=1)
+    scheme: OneOrMore[str] = Field(min_length=1)
+    seed: OneOrMore[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1)
+    settings: dict[str, Any] = {}
+
+
+class Exclusion(BaseModel):
+    """Cells that are left out, each axis a name or a pattern (`hw/*`), and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    because: str = Field(min_length=1)
+    task: OneOrMore[str] = ["*"]
+    model: OneOrMore[str] = ["*"]
+    generator: OneOrMore[str] = ["*"]
+    quantizer: OneOrMore[str] = ["*"]
+    scheme: OneOrMore[str] = ["*"]
+    seed: OneOrMore[int | str] = ["*"]
+
+
+class SuiteFile(BaseModel):
+    """The keys of a suite file; `zsqbench plan --json-schema` prints their schema for editors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="names the result files and the MLflow experiment")
+    description: str = ""
+    settings: dict[str, Any] = Field({}, description="precision, layout, compile, threads of generate and quantize")
+    generators: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
+    quantizers: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
+    tasks: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
+    models: dict[str, dict[str, Any]] = Field({}, description="a user's own network, or a variant of a named one")
+    schemes: dict[str, dict[str, Any]] = Field({}, description="a name for a shipped placement with changes")
+    matrix: list[Block] = Field(min_length=1, description="each block is a full product, the suite is their union")
+    exclude: list[Exclusion] = []
+    plugins: list[str] = Field([], description="single-file plugins, relative to the suite")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its options, as a suite names it."""
+
+    label: str
+    method: Method
+    plugin: Plugin
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its results: name, version and options, files by content, a single-file plugin by its source."""
+        files = self.method.input_files()
+        options = {k: v for k, v in self.method.options().items() if k not in files and k not in self.method.incidental}
+        return {
+            "method": self.method.name,
+            "version": self.method.version,
+            "options": options,
+            "files": {name: file_digest(path) for name, path in files.items()},
+            "source": self.plugin.source,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The same for people, in a result row."""
+        return {
+            "method": self.method.name,
+            "version": self.method.version,
+            "origin": self.plugin.origin,
+            "options": self.method.options(),
+            "changed": self.method.changed_options(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One entry of the matrix, by the names that the suite uses."""
+
+    task: str
+    model: str
+    generator: str | None
+    quantizer: str
+    scheme: str
+    seed: int | None
+    """None where neither generator nor quantizer uses the seed."""
+    settings: Settings
+    reason: str | None = None
+    """Why it cannot or shall not run."""
+    excluded: bool = False
+
+    @property
+    def name(self) -> str:
+        """`task:model:generator:quantizer:scheme:seed`, then the settings that are not the default."""
+        seed = "-" if self.seed is None else str(self.seed)
+        parts = [self.task, self.model, self.generator or NO_GENERATOR, self.quantizer, self.scheme, seed]
+        if self.settings != _DEFAULT_SETTINGS:
+            changed = self.settings.model_dump(mode="json", exclude_defaults=True)
+            parts += [f"{name}={value}" for name, value in changed.items()]
+        return ":".join(parts)
+
+
+_DEFAULT_SETTINGS = Settings()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite: what its names mean, and its cells in the order of the file."""
+
+    name: str
+    description: str
+    path: Path
+    catalog: Catalog
+    generators: Mapping[str, Variant]
+    quantizers: Mapping[str, Variant]
+    tasks: Mapping[str, Variant]
+    models: Mapping[str, ModelSpec]
+    schemes: Mapping[str, Scheme]
+    cells: Sequence[Cell]
+    plugin_files: Sequence[Path] = ()
+    notes: Sequence[str] = field(default_factory=list)
+    """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
+
+    def generator(self, cell: Cell) -> Generator | None:
+        """The generator of a cell."""
+        return cast("Generator", self.generators[cell.generator].method) if cell.generator else None
+
+    def quantizer(self, cell: Cell) -> Quantizer:
+        """The quantizer of a cell."""
+        return cast("Quantizer", self.quantizers[cell.quantizer].method)
+
+    def task(self, label: str) -> Task:
+        """The task of this name."""
+        return cast("Task", self.tasks[label].method)
+
+    def definition(self, cell: Cell) -> str:
+        """Hash of all that the suite says of a cell."""
+        return digest_of(
+            [
+                self.tasks[cell.task].identity,
+                self.tasks[cell.task].method.options(),  # the incidental ones, too: they say which data
+                _without_folders(self.models[cell.model]),
+                self.generators[cell.generator].identity if cell.generator else None,
+                self.quantizers[cell.quantizer].identity,
+                self.schemes[cell.scheme].model_dump(mode="json"),
+                cell.seed,
+                cell.settings.model_dump(mode="json"),
+            ]
+        )
+
+
+def _without_folders(model: ModelSpec) -> dict[str, Any]:
+    """A model as plain data in which files have names but no places: their content is in the keys."""
+    data = model.model_dump(mode="json")
+    return data | {key: Path(data[key]).name for key in ("file", "weights") if data[key]}
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites that come with zsqbench, by name: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "suites", package.parent / "suites"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def find_suite(text: str) -> Path:
+    """A suite file by path, or a shipped one by its bare name. Raises ZSQBenchError where there is none."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    shipped = shipped_suites()
+    if text in shipped:
+        return shipped[text]
+    if path.is_dir():
+        raise ZSQBenchError(f"suite {text} is a folder; name a YAML file in it")
+    raise ZSQBenchError(
+        f"there is no suite file {text}{did_you_mean(path.stem, shipped)} shipped: {', '.join(shipped)}"
+    )
+
+
+def load_suite(
+    path: Path, plugin_files: Sequence[Path] = (), without: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> Suite:
+    """Read, check and expand a suite file.
+
+    `overrides` are `a.b=value` texts that replace values of the file. Raises ZSQBenchError (one line, with file and
+    line number) for anything that cannot be meant.
+    """
+    source = YamlFile(path)
+    if not isinstance(source.data, dict):
+        raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {_shape(source.data)}")
+    for override in overrides:
+        _override(source.data, override)
+    file = _parse(SuiteFile, source.data, source, ())
+    own = [path.parent / plugin for plugin in file.plugins]
+    catalog = load_plugins([*plugin_files, *own], without)
+    catalog.check()
+    return _Reader(source, file, catalog, [*plugin_files, *own]).suite()
+
+
+def suite_name(path: Path) -> str:
+    """Only the name in a suite file: all that a leaderboard needs of it."""
+    source = YamlFile(path)
+    name = source.data.get("name") if isinstance(source.data, dict) else None
+    if not isinstance(name, str):
+        raise ZSQBenchError(f"{path}: expected a suite with a name, got {_shape(name)}")
+    return name
+
+
+class _Reader:
+    """Turns a parsed file into a suite: resolves each name once, then expands the matrix."""
+
+    def __init__(self, source: YamlFile, file: SuiteFile, catalog: Catalog, plugin_files: Sequence[Path]) -> None:
+        self.source = source
+        self.file = file
+        self.catalog = catalog
+        self.plugin_files = plugin_files
+        self.notes: list[str] = []
+        self.settings = self._settings(file.settings, ("settings",))
+        self.placements = PLACEMENTS | {name: self._placement(name, given) for name, given in file.schemes.items()}
+        self.models = {name: self._model(name, given) for name, given in file.models.items()}
+        self.schemes: dict[str, Scheme] = {}
+        self.variants: dict[Kind, dict[str, Variant]] = {"task": {}, "generator": {}, "quantizer": {}}
+        for kind, section in (("task", file.tasks), ("generator", file.generators), ("quantizer", file.quantizers)):
+            for label, given in section.items():
+                self.variants[kind][label] = self._variant(kind, label, given, (f"{kind}s", label))
+
+    def suite(self) -> Suite:
+        cells = self._exclude(self._distinct(self._expand()))
+        return Suite(
+            name=self.file.name,
+            description=self.file.description,
+            path=self.source.path,
+            catalog=self.catalog,
+            generators=self.variants["generator"],
+            quantizers=self.variants["quantizer"],
+            tasks=self.variants["task"],
+            models=self.models,
+            schemes=self.schemes,
+            cells=cells,
+            plugin_files=[file.resolve() for file in self.plugin_files],
+            notes=self.notes,
+        )
+
+    def _expand(self) -> Iterator[tuple[int, Cell]]:
+        for index, block in enumerate(self.file.matrix):
+            where: Location = ("matrix", index)
+            settings = self._settings(self.settings.model_dump() | block.settings, (*where, "settings"))
+            for axis in AXES[:-1]:
+                for label in getattr(block, axis):
+                    self._resolve(axis, label, (*where, axis))
+            for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
+                yield index, self._cell(*values, settings)
+
+    def _cell(
+        self, task: str, model: str, generator: str, quantizer: str, scheme: str, seed: int, settings: Settings
+    ) -> Cell:
+        maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
+        quantize = cast("Quantizer", self.variants["quantizer"][quantizer].method)
+        seeded = quantize.seeded or (maker is not None and maker.seeded)
+        return Cell(
+            task=task,
+            model=model,
+            generator=None if maker is None else generator,
+            quantizer=quantizer,
+            scheme=scheme,
+            seed=seed if seeded else None,
+            settings=settings,
+            reason=_impossible(cast("Generator | None", maker), quantize, self.schemes[scheme]),
+        )
+
+    def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
+        """The union of the blocks; says what stood there twice and which seeds made no difference."""
+        first: dict[Cell, int] = {}
+        repeated: Counter[tuple[int, int]] = Counter()
+        collapsed: Counter[tuple[str, str]] = Counter()
+        for index, cell in cells:
+            if cell not in first:
+                first[cell] = index
+            elif cell.seed is None and first[cell] == index:
+                collapsed[cell.generator or NO_GENERATOR, cell.quantizer] += 1
+            else:
+                repeated[index, first[cell]] += 1
+        for (index, before), count in repeated.items():
+            other = "in the same block" if index == before else f"in block {before + 1}"
+            place = self.source.where(("matrix", index))
+            self.notes.append(f"{place}: {_count(count, 'cell')} of block {index + 1} already stood {other}")
+        for (generator, quantizer), count in collapsed.items():
+            pair = f"{_count(count, 'cell')} of {generator} with {quantizer}"
+            self.notes.append(f"{pair} left out: neither uses the seed, so one cell stands for all seeds")
+        return list(first)
+
+    def _exclude(self, cells: list[Cell]) -> list[Cell]:
+        matched = [0] * len(self.file.exclude)
+        kept = []
+        for cell in cells:
+            reason, excluded = cell.reason, False
+            for index, rule in enumerate(self.file.exclude):
+                if all(_matches(getattr(cell, axis), getattr(rule, axis)) for axis in AXES):
+                    matched[index] += 1
+                    reason, excluded = rule.because, True
+            kept.append(_replace(cell, reason, excluded))
+        for index, count in enumerate(matched):
+            if not count:
+                self.notes.append(f"{self.source.where(('exclude', index))}: this exclusion matches no cell")
+        return kept
+
+    def _resolve(self, axis: str, label: str, where: Location) -> None:
+        """Give a name in the matrix its meaning, once."""
+        place = self.source.where(where)
+        if axis == "scheme":
+            if label not in self.schemes:
+                try:
+                    self.schemes[label] = parse_scheme(label, self.placements)
+                except ZSQBenchError as error:
+                    raise ZSQBenchError(f"{place}: {error}") from error
+        elif axis == "model":
+            if label not in self.models:
+                self.models[label] = ModelSpec(name=label, base=label)
+        elif label not in self.variants[cast("Kind", axis)] and not (axis == "generator" and label == NO_GENERATOR):
+            self.variants[cast("Kind", axis)][label] = self._variant(cast("Kind", axis), label, {}, where)
+
+    def _variant(self, kind: Kind, label: str, given: Mapping[str, Any], where: Location) -> Variant:
+        name = given.get("method", label)
+        if not isinstance(name, str):
+            raise ZSQBenchError(f"{self.source.where((*where, 'method'))}: expected the name of a {kind}, got {name!r}")
+        named = {*self.variants[kind]} - {label}
+        place = self.source.where((*where, "method") if "method" in given else where)
+        if name == label and (kind, name) not in self.catalog.provided and (close := did_you_mean(name, named)):
+            raise ZSQBenchError(f"{place}: unknown {kind} {name!r}{close}")
+        provided = self.catalog.find(kind, name, place)
+        options = {key: value for key, value in given.items() if key != "method"}
+        method = _parse(
+            provided.method, options, self.source, where, folder=self.source.path.parent, what=f"option of {name}"
+        )
+        return Variant(label, method, provided.plugin)
+
+    def _model(self, name: str, given: Mapping[str, Any]) -> ModelSpec:
+        if "name" in given:
+            raise ZSQBenchError(f"{self.source.where(('models', name, 'name'))}: the name of a model is its key")
+        data = {"name": name, **given}
+        return _parse(ModelSpec, data, self.source, ("models", name), folder=self.source.path.parent)
+
+    def _placement(self, name: str, given: Mapping[str, Any]) -> Placement:
+        where = ("schemes", name)
+        base = given.get("base")
+        if base not in PLACEMENTS:
+            text = unknown("scheme", str(base), PLACEMENTS) if base else "expected 'base': the shipped scheme to change"
+            raise ZSQBenchError(f"{self.source.where((*where, 'base'))}: {text}")
+        changes = {key: value for key, value in given.items() if key != "base"}
+        return _parse(Placement, PLACEMENTS[base].model_dump() | changes, self.source, where)
+
+    def _settings(self, given: Mapping[str, Any], where: Location) -> Settings:
+        return _parse(Settings, given, self.source, where)
+
+
+def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
+    """The cells whose names match: words that the name contains, with `and`, `or`, `not` and parentheses."""
+    words: dict[str, str] = {}
+    code = [
+        token if token in {"and", "or", "not", "(", ")"} else words.setdefault(token, f"word{len(words)}")
+        for token in re.findall(r"[()]|[^\s()]+", expression)
+    ]
+    by_name = {name: word for word, name in words.items()}
+
+    def holds(node: ast.expr, cell: str) -> bool:
+        match node:
+            case ast.Name(id=name):
+                return by_name[name] in cell
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not holds(operand, cell)
+            case ast.BoolOp(op=ast.And(), values=values):
+                return all(holds(value, cell) for value in values)
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return any(holds(value, cell) for value in values)
+        raise SyntaxError
+
+    try:
+        tree = ast.parse(" ".join(code), mode="eval").body
+        return [cell for cell in cells if holds(tree, cell.name)]
+    except SyntaxError as error:
+        expected = "words joined by and, or, not, with parentheses, such as 'zeroq and not w8a8'"
+        raise ZSQBenchError(f"cannot read -k {expression!r}; expected {expected}") from error
+
+
+def _impossible(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -> str | None:
+    """Why these cannot go together, from what the methods declare, or none."""
+    if reason := quantizer.rejects(scheme):
+        return f"{quantizer.name} rejects {scheme.name}: {reason}"
+    if generator is None and not quantizer.data_free:
+        return f"{quantizer.name} needs calibration images, and the generator is none"
+    if generator is not None and quantizer.data_free:
+        return f"{quantizer.name} reads no calibration images: its generator is none"
+    if generator is not None and quantizer.needs_labels and not generator.gives_labels:
+        return f"{quantizer.name} needs labels, and {generator.name} gives none"
+    return None
+
+
+def _matches(value: object, patterns: Sequence[object]) -> bool:
+    text = NO_GENERATOR if value is None else str(value)
+    return any(fnmatch.fnmatchcase(text, str(pattern)) for pattern in patterns)
+
+
+def _replace(cell: Cell, reason: str | None, excluded: bool) -> Cell:
+    if reason == cell.reason and excluded == cell.excluded:
+        return cell
+    values = {axis: getattr(cell, axis) for axis in AXES}
+    return Cell(**values, settings=cell.settings, reason=reason, excluded=excluded)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Apply one `--set a.b=value`; the value is read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ZSQBenchError(f"--set {text!r}: expected a.b=value, such as generators.zeroq.images=64")
+    place: Any = data
+    *parents, last = path.split(".")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ZSQBenchError(f"--set {text!r}: {value!r} is not YAML") from error
+    for key in parents:
+        place = _step(place, key, text)
+    if isinstance(place, list):
+        place[_index(place, last, text)] = parsed
+    elif isinstance(place, dict):
+        place[last] = parsed
+    else:
+        raise ZSQBenchError(f"--set {text!r}: {parents[-1]!r} holds {_shape(place)}, which has no {last!r}")
+
+
+def _step(place: Any, key: str, text: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, text)]
+    if isinstance(place, dict):
+        return place.setdefault(key, {})
+    raise ZSQBenchError(f"--set {text!r}: there is nothing below {key!r}")
+
+
+def _index(place: list[Any], key: str, text: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise ZSQBenchError(f"--set {text!r}: {key!r} is no index of a list of {len(place)}; the first is 0")
+    return int(key)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _parse(
+    model: type[Model],
+    data: Mapping[str, Any],
+    source: YamlFile,
+    where: Location,
+    folder: Path | None = None,
+    what: str = "key",
+) -> Model:
+    """Validate as JSON in strict mode: a number is not text, text is not a number, but text is a path."""
+    try:
+        return model.model_validate_json(json.dumps(data), strict=True, context={"folder": folder})
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(model, item, source, where, what) for item in error.errors())
+        raise ZSQBenchError("\n".join(lines)) from error
+
+
+def _explain(model: type[BaseModel], item: Any, source: YamlFile, where: Location, what: str) -> str:
+    """One validation error in our words: where, what was given, what was expected."""
+    location = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    place = source.where((*where, *location))
+    path = ".".join(str(part) for part in (*where, *location))
+    given = item.get("input")
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return f"{place}: {unknown(what, str(location[-1]), known)}"
+    if item["type"] == "missing":
+        return f"{place}: {what} {str(location[-1])!r} is missing"
+    if item["type"] == "too_short":
+        return f"{place}: {path} is empty; expected at least one value"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{place}: {f'{path}: ' if path else ''}{message}, got {_shape(given)}"
+
+
+def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
+    """Names of the fields of the model that stands at this location below a model."""
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            nested = getattr(annotation, "__args__", (annotation,))
+            model = next((kind for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _shape(value: object) -> str:
+    """A given value, short."""
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - fits a line
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,492 @@
+"""MLflow as a projection of the result rows: a plugin on the observer hooks, and the repair of what it missed."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import re
+import sqlite3
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.hookspecs import hookimpl
+from zsqbench.results import Result, environment
+from zsqbench.store import Store, digest_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+    from PIL.Image import Image
+
+    from zsqbench.plan import Plan
+    from zsqbench.suite import Suite
+
+logger = logging.getLogger("zsqbench")
+T = TypeVar("T")
+
+PATIENCE = 30.0
+"""Seconds that the end of a run waits for MLflow without a sign of progress."""
+
+# MLflow's limits, mlflow/utils/validation.py
+PARAM_LENGTH = 6000
+TAG_LENGTH = 5000  # 8000 since MLflow 3
+NAME_LENGTH = 250
+DIGEST_LENGTH = 36
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+
+CURVE_POINTS = 500
+"""Points that are logged of a curve; MLflow shows no more than 320. The artifact in the store has all of them."""
+
+GRID_IMAGES = 64
+GRID_SIDE = (512, 1024)
+"""Smallest and largest side of an image grid in pixels: 8 x 8 digits stay visible, 224 x 224 photographs small."""
+
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 take four minutes where a server is down
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Environment variables of MLflow that hold where the user has not set them."""
+
+UNRUN = ("impossible", "excluded")
+"""Cells that no invocation will ever run."""
+
+
+class Tracker:
+    """The plugin: one parent run per invocation, below it one run per cell that is new.
+
+    Cells that are done or failed are logged as they finish. Impossible and excluded cells are logged too, with their
+    reason and nothing from the store, but once per experiment, and only beside cells that ran: an invocation in which
+    everything is cached never imports MLflow. Interrupted cells are only counted in the parent run; they run next time.
+    """
+
+    def __init__(self) -> None:
+        self._writer: Writer | None = None
+
+    @hookimpl
+    def suite_started(self, suite: "Suite", plan: "Plan") -> None:
+        """Get ready; MLflow is not touched before there is something to log."""
+        self._writer = Writer(suite.name, plan.store)
+
+    @hookimpl
+    def cell_finished(self, result: Result, cached: bool) -> None:
+        """Hand the row to the writer."""
+        if self._writer is not None and not cached:
+            self._writer.put(result)
+
+    @hookimpl
+    def suite_finished(self, results: list[Result], table: str | None) -> None:
+        """Wait until everything is logged, or MLflow is found not to answer."""
+        if self._writer is not None:
+            self._writer.finish(Ending(results, None if table is None else Path(table)))
+            self._writer = None
+
+
+plugin = Tracker()
+"""What the entry point names."""
+
+
+def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
+    """Log the rows that MLflow does not hold, under one new parent run, and return how many they were.
+
+    Raises ZSQBenchError where MLflow cannot be written to.
+    """
+    rows = [result for result in results if result.status != "interrupted"]
+    try:
+        experiment = Experiment.open(suite_name, store)
+        held = experiment.identities()
+        missing = [result for result in rows if identity(result) not in held]
+        if missing:
+            run = experiment.start("sync")
+            for result in missing:
+                run.log(result)
+            run.finish(Ending(missing))
+    except Exception as error:
+        raise ZSQBenchError(f"cannot log to MLflow at {tracking_uri(store.home)}: {_one_line(error)}") from error
+    return len(missing)
+
+
+def identity(result: Result) -> str:
+    """Hash that says whether MLflow holds a row: what the cell is, what was made for it, and what became of it."""
+    return digest_of([result.cell, result.definition, result.keys, result.status, result.reason])
+
+
+def tracking_uri(home: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a database below the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home / 'mlflow.db').resolve().as_posix()}"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the parent run is told at the end."""
+
+    results: Sequence[Result]
+    table: Path | None = None
+
+
+class Writer(threading.Thread):
+    """The one thread that talks to MLflow, since its import and its first use of a database take seconds.
+
+    Whatever goes wrong here is one warning, after which nothing more is logged: rows and tables do not depend on it.
+    A daemon, so that a server that does not answer cannot keep the process alive.
+    """
+
+    def __init__(self, suite_name: str, store: Store) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self._suite_name = suite_name
+        self._store = store
+        self._queue: queue.SimpleQueue[Result | Ending] = queue.SimpleQueue()
+        self._progress = 0
+        self._abandoned = False
+
+    def put(self, result: Result) -> None:
+        """Log a row, soon. Returns at once."""
+        if result.status == "interrupted":
+            return
+        self._queue.put(result)
+        if result.status not in UNRUN and self.ident is None:
+            self.start()
+
+    def finish(self, ending: Ending) -> None:
+        """Wait for what is in the queue, for as long as it gets shorter."""
+        if self.ident is None:
+            return
+        self._queue.put(ending)
+        seen = -1
+        while self.is_alive() and seen != self._progress:
+            seen = self._progress
+            self.join(PATIENCE)
+        if self.is_alive():
+            self._give_up(f"no answer for {PATIENCE:.0f} s")
+
+    def run(self) -> None:
+        """The thread's main function."""
+        try:
+            self._write()
+        except Exception as error:  # noqa: BLE001 - MLflow, its database and its server fail in ways of their own
+            self._give_up(_one_line(error))
+
+    def _write(self) -> None:
+        experiment = Experiment.open(self._suite_name, self._store)
+        run = experiment.start("run")
+        held: set[str] | None = None
+        while isinstance(item := self._queue.get(), Result) and not self._abandoned:
+            if item.status in UNRUN and held is None:
+                held = experiment.identities()
+            if item.status not in UNRUN or identity(item) not in (held or ()):
+                run.log(item)
+            self._progress += 1
+        if isinstance(item, Ending):
+            run.finish(item)
+
+    def _give_up(self, why: str) -> None:
+        if not self._abandoned:
+            self._abandoned = True
+            logger.warning(
+                "MLflow logging stopped (%s); results are not affected, `zsqbench mlflow sync %s` logs what is missing",
+                why,
+                self._suite_name,
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A suite's experiment in MLflow."""
+
+    client: "MlflowClient"
+    id: str
+    suite_name: str
+    store: Store
+
+    @classmethod
+    def open(cls, suite_name: str, store: Store) -> "Experiment":
+        """Connect, and make the database and the experiment where they are not there yet.
+
+        Only a database has its artifacts below the store's home; a server knows where it keeps them.
+        """
+        uri = tracking_uri(store.home)
+        client = _client(uri)
+        found = client.get_experiment_by_name(suite_name)
+        if found is not None:
+            return cls(client, found.experiment_id, suite_name, store)
+        location = (store.home / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+        return cls(client, client.create_experiment(suite_name, artifact_location=location), suite_name, store)
+
+    def identities(self) -> set[str]:
+        """Identities of the rows that are held. A run that was never ended is not counted: it may lack something."""
+        found: set[str] = set()
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.id], "attributes.status != 'RUNNING'", max_results=1000, page_token=token
+            )
+            found.update(run.data.tags["zsqbench.row"] for run in page if "zsqbench.row" in run.data.tags)
+            token = page.token
+            if not token:
+                return found
+
+    def start(self, what: str) -> "Invocation":
+        """Begin the parent run of one invocation."""
+        tags = {"zsqbench.suite": self.suite_name, "zsqbench.version": environment()["zsqbench"]}
+        run = self.client.create_run(self.id, tags=tags, run_name=time.strftime(f"{what} %Y-%m-%d %H:%M:%S"))
+        return Invocation(self, run.info.run_id)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parent run and the runs below it.
+
+    Runs are nested by MLflow's own tag. The fluent interface is avoided: it is not made for threads, and a stray
+    MLFLOW_RUN_ID in the environment takes precedence over the parent there (mlflow issue 15713).
+    """
+
+    experiment: Experiment
+    run_id: str
+
+    def log(self, result: Result) -> None:
+        """Log a row with what the store has of its images and curves. Ending the run comes last and makes it count."""
+        client, store = self.experiment.client, self.experiment.store
+        now = int(time.time() * 1000)
+        details = Details() if result.status in UNRUN else Details.read(result, store)
+        tags = {"mlflow.parentRunId": self.run_id, "zsqbench.suite": self.experiment.suite_name, **_tags(result)}
+        if details.unreadable:
+            tags["zsqbench.unreadable"] = "; ".join(details.unreadable)[:TAG_LENGTH]
+        run = client.create_run(
+            self.experiment.id,
+            start_time=now - int(1000 * sum(result.seconds.values())),
+            tags=tags,
+            run_name=result.cell,
+        )
+        run_id = run.info.run_id
+        _log_values(client, run_id, _params(result), [*_final(result), *details.points], now)
+        if _has_calibration_set(result, store):
+            client.log_inputs(run_id, [_calibration_input(result, store)])
+        if details.grid is not None:
+            client.log_image(run_id, details.grid, "calibration.png")
+        if result.traceback:
+            client.log_text(run_id, result.traceback, "traceback.txt")
+        client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED", now)
+
+    def finish(self, ending: Ending) -> None:
+        """End the parent run with how many cells there are of each status, and the table."""
+        client = self.experiment.client
+        counts = Counter(result.status for result in ending.results)
+        points = [Point(f"cells.{status}", count, 0) for status, count in counts.items()]
+        _log_values(client, self.run_id, {}, points, int(time.time() * 1000))
+        if ending.table is not None:
+            client.log_artifact(self.run_id, str(ending.table))
+        client.set_terminated(self.run_id, "KILLED" if counts["interrupted"] else "FINISHED")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a metric."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
+
+    points: tuple[Point, ...] = ()
+    grid: "Image | None" = None
+    unreadable: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, result: Result, store: Store) -> "Details":
+        """Curves of both steps and a grid of the calibration images."""
+        points: list[Point] = []
+        grid: Image | None = None
+        unreadable: list[str] = []
+        for kind in ("generate", "quantize"):
+            path = store.folder(kind, result.keys.get(kind, "none")) / "curves.json"
+            try:
+                points += _curves(path, kind) if path.is_file() else ()
+            except (OSError, ValueError, TypeError) as error:
+                unreadable.append(f"{kind}/{path.name}: {_one_line(error)}")
+        path = store.folder("generate", result.keys.get("generate", "none")) / "calibration.safetensors"
+        try:
+            grid = image_grid(path) if path.is_file() else None
+        except Exception as error:  # noqa: BLE001 - SafetensorError is no subclass of anything narrower
+            unreadable.append(f"generate/{path.name}: {_one_line(error)}")
+        return cls(tuple(points), grid, tuple(unreadable))
+
+
+def image_grid(path: Path) -> "Image":
+    """The first images of a calibration set side by side, the contrast of each stretched to what can be seen."""
+    import numpy as np
+    from PIL import Image
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        images = file.get_slice("images")[:GRID_IMAGES]  # float32 [N, C, H, W], normalised
+    tiles = [_visible(image) for image in images]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
+    grid = Image.fromarray(np.concatenate(rows))
+    smallest, largest = GRID_SIDE
+    side = max(grid.size)
+    if side > largest:
+        grid.thumbnail((largest, largest))
+        return grid
+    return grid.resize([length * max(1, smallest // side) for length in grid.size], Image.Resampling.NEAREST)
+
+
+def _visible(image: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """8-bit [H, W, 3] of one image, darkest value black and brightest white, with a border on two sides."""
+    import numpy as np
+
+    image = np.nan_to_num(image)
+    low, high = image.min(), image.max()
+    scaled = (255 * (image - low) / max(high - low, 1e-12)).astype(np.uint8)
+    colours = scaled if len(scaled) == 3 else np.repeat(scaled[:1], 3, axis=0)  # noqa: PLR2004 - red, green, blue
+    return np.pad(colours.transpose(1, 2, 0), ((0, 1), (0, 1), (0, 0)))
+
+
+def _client(uri: str) -> "MlflowClient":
+    """A client that says nothing of its own, no log of migrations and no links, and soon fails where nobody answers."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    _open_database(uri)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets them to INFO
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(uri)
+
+
+def _open_database(uri: str) -> None:
+    """Open or make the file of an SQLite database: where that fails, MLflow would try again for minutes."""
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version")
+
+
+def _log_values(
+    client: "MlflowClient", run_id: str, params: Mapping[str, str], points: Sequence[Point], now: int
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    metrics = [Metric(_name(point.name), point.value, now, point.step) for point in points]
+    for batch in _batches([Param(_name(name), text) for name, text in params.items()], PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=batch)
+    for metric_batch in _batches(metrics, METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metric_batch)
+
+
+def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def _name(text: str) -> str:
+    """A name that MLflow accepts: its characters only, and a normal relative path."""
+    parts = re.sub(r"[^\w\-. /]", "_", text).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:NAME_LENGTH].rstrip("/")
+
+
+def _params(result: Result) -> dict[str, str]:
+    """Flat options: `generator`, `generator.method`, `generator.iterations`, `settings.precision`, ..."""
+    labels = {axis: getattr(result, axis) for axis in ("task", "model", "generator", "quantizer", "scheme", "seed")}
+    values: dict[str, Any] = {axis: value for axis, value in labels.items() if value is not None}
+    for axis, method in result.methods.items():
+        values |= {f"{axis}.{key}": method[key] for key in ("method", "version", "origin") if key in method}
+        values |= dict(_flat(axis, method.get("options", {})))
+    values |= dict(_flat("settings", result.settings))
+    return {name: _value(value)[:PARAM_LENGTH] for name, value in values.items()}
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(f"{prefix}.{name}", value)
+        else:
+            yield f"{prefix}.{name}", value
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _tags(result: Result) -> dict[str, str]:
+    tags = {
+        "cell": result.cell,
+        "definition": result.definition,
+        "row": identity(result),
+        "status": result.status,
+        "reason": result.reason,
+        "keys": result.keys,
+        "data_free": result.data_free,
+        "random_weights": result.model_facts.get("random_weights", False),
+    }
+    return {f"zsqbench.{name}": _value(value)[:TAG_LENGTH] for name, value in tags.items() if value is not None}
+
+
+def _final(result: Result) -> Iterable[Point]:
+    values: dict[str, float] = {**result.metrics}
+    values |= {f"float.{name}": value for name, value in result.float_metrics.items()}
+    values |= {f"seconds.{step}": value for step, value in result.seconds.items()}
+    values |= {f"peak_memory.{step}": value for step, value in result.peak_memory.items()}
+    if result.drop is not None:
+        values["drop"] = result.drop
+    return (Point(name, value, 0) for name, value in values.items())
+
+
+def _curves(path: Path, kind: str) -> list[Point]:
+    """Curves of a step, `generate/loss`, so that MLflow shows a step's charts in one section."""
+    curves: dict[str, list[tuple[int, float]]] = json.loads(path.read_text(encoding="utf-8"))
+    points = []
+    for name, curve in curves.items():
+        latest = dict(curve)  # MLflow keeps several values of one step, and draws them above each other
+        points += [Point(f"{kind}/{name}", float(latest[step]), int(step)) for step in _thinned(list(latest))]
+    return points
+
+
+def _thinned(steps: Sequence[int]) -> Sequence[int]:
+    """At most CURVE_POINTS of the steps, evenly, the first and the last among them."""
+    if len(steps) <= CURVE_POINTS:
+        return steps
+    stride = (len(steps) - 1) / (CURVE_POINTS - 1)
+    return [steps[round(place * stride)] for place in range(CURVE_POINTS)]
+
+
+def _has_calibration_set(result: Result, store: Store) -> bool:
+    key = result.keys.get("generate")
+    return key is not None and (result.status == "done" or store.has("generate", key))
+
+
+def _calibration_input(result: Result, store: Store) -> "DatasetInput":
+    """The calibration set as a dataset that MLflow can list, find and compare runs by."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    key = result.keys["generate"]
+    dataset = Dataset(
+        name=str(result.generator),
+        digest=key[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": str(store.folder("generate", key).resolve())}),
+        profile=json.dumps({"num_rows": result.data.get("calibrated")}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "calibration")])
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {textwrap.shorten(lines[0], 200)}"

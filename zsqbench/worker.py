@@ -1,0 +1,460 @@
+"""Run one step: plain data in, an artifact in the store and an Outcome out. The same in every engine."""
+
+import contextlib
+import copy
+import json
+import os
+import random
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from zsqbench.errors import CorruptArtifactError, ZSQBenchError
+from zsqbench.methods import (
+    CalibrationSet,
+    Evaluation,
+    Generator,
+    Kind,
+    Method,
+    ModelSpec,
+    Pretrained,
+    Quantizer,
+    Settings,
+    StepContext,
+    Task,
+    TaskContext,
+)
+from zsqbench.plan import Outcome, Progress
+from zsqbench.plugins import Catalog, load_plugins
+from zsqbench.scheme import FLOAT_BITS, Scheme
+from zsqbench.store import Store, digest_of, file_digest, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+PROGRESS_SECONDS = 0.2
+CHECKPOINT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step runs: what is the same for all steps of an invocation, but in no identity."""
+
+    home: Path
+    data_root: Path | None = None
+    plugin_files: tuple[Path, ...] = ()
+    without: tuple[str, ...] = ()
+    device: str = "auto"
+
+
+def run_step(place: Place, job: Mapping[str, Any]) -> Outcome:
+    """Run the step that a job (see `plan.job`) describes. Never raises for what the step does."""
+    started = time.perf_counter()
+    session = _session(place)
+    device = ""
+    try:
+        device = str(session.device)
+        with _clean_state(session, job):
+            session.run(job)
+    except Exception as error:  # noqa: BLE001 - a method may raise anything; it is recorded, with its traceback
+        return Outcome(
+            status="failed",
+            seconds=time.perf_counter() - started,
+            device=device,
+            error=_one_line(error),
+            traceback=None if isinstance(error, ZSQBenchError) else "".join(traceback.format_exception(error)),
+            damaged=error.key if isinstance(error, CorruptArtifactError) else None,
+        )
+    return Outcome("done", time.perf_counter() - started, device)
+
+
+def read_progress(store: Store, key: str) -> Progress | None:
+    """What a running step last said, or none."""
+    try:
+        return Progress(**json.loads((store.partial(key) / "progress.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, ZSQBenchError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def _session(place: Place) -> "_Session":
+    return _Session(place)
+
+
+class _Session:
+    """What a worker keeps from step to step: plugins, and the networks it loaded last."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.store = Store(place.home)
+        self.catalog: Catalog = load_plugins(place.plugin_files, place.without)
+        self.loaded = lru_cache(maxsize=4)(self._load)
+
+    @property
+    def device(self) -> "torch.device":
+        import torch
+
+        if self.place.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.place.device)
+
+    def run(self, job: Mapping[str, Any]) -> None:
+        """Do the step and write its artifact."""
+        reporter = _Reporter(self.store.partial(job["key"]), self._rng(job["seed"]))
+        getattr(self, f"_{job['kind']}")(job, reporter)
+        reporter.clear()
+
+    # --- the kinds of steps -------------------------------------------------------------------------------------------
+
+    def _resolve(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        from torch import nn
+
+        model = ModelSpec.model_validate(job["model"])
+        teacher = self._teacher(job)
+        origin = file_digest(model.file) if model.file else model.base
+        modules = list(teacher.module.modules())
+        facts = {
+            "digest": digest_of([teacher.digest(), origin, model.build]),
+            "bn": sum(
+                isinstance(m, nn.modules.batchnorm._BatchNorm) or "FrozenBatchNorm" in type(m).__name__ for m in modules
+            ),  # noqa: SLF001, E501
+            "classes": teacher.classes,
+            "parameters": sum(parameter.numel() for parameter in teacher.module.parameters()),
+            "random_weights": model.random_weights,
+            "input_size": teacher.input_size,
+        }
+        self._write(job, reporter, lambda folder: _dump(folder / "facts.json", facts))
+
+    def _baseline(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        teacher = self._teacher(job)
+        self._measure(job, reporter, teacher.module, teacher)
+
+    def _generate(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        generator = cast("Generator", self._method("generator", job["generator"]))
+        ctx = self._context(job, reporter)
+        if generator.uses_real_data:
+            task, task_context = self._task(job), self._task_context(job, reporter)
+            teacher = self._teacher(job)
+            ctx.real_images = task.calibration_images(generator.images, job["seed"], teacher, task_context)
+        with self._method_call(job, generator) as teacher:
+            images = generator.generate(teacher, ctx)
+        check_calibration_set(images, teacher, generator.name)
+        self._write(job, reporter, lambda folder: images.save(folder / "calibration.safetensors"))
+
+    def _quantize(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        from safetensors.torch import save_file
+
+        from zsqbench.quant import effective_map, finalize
+
+        quantizer = cast("Quantizer", self._method("quantizer", job["quantizer"]))
+        data = None
+        if "generate" in job["needs"]:
+            folder = self.store.read("generate", job["needs"]["generate"])
+            data = CalibrationSet.load(folder / "calibration.safetensors")
+        with self._method_call(job, quantizer) as teacher:
+            student = quantizer.prepare(teacher, Scheme.model_validate(job["scheme"]))
+            quantizer.quantize(student, teacher, data, self._context(job, reporter))
+        finalize(student)
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()}
+
+        tensors = effective_map(student)
+
+        def fill(folder: Path) -> None:
+            save_file(state, folder / "model.safetensors")
+            _dump(folder / "tensors.json", tensors)
+
+        summary = {"hash": digest_of(tensors)} | _count_quantized(tensors)
+        self._write(job, reporter, fill, calibrated=None if data is None else len(data), tensors=summary)
+
+    def _evaluate(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        from safetensors.torch import load_file
+
+        from zsqbench.quant import restore
+
+        quantizer = cast("Quantizer", self._method("quantizer", job["quantizer"]))
+        folder = self.store.read("quantize", job["needs"]["quantize"])
+        teacher = self._teacher(job)
+        student = quantizer.prepare(teacher, Scheme.model_validate(job["scheme"]))
+        restore(student, load_file(folder / "model.safetensors"))
+        manifest = self.store.manifest("quantize", job["needs"]["quantize"])
+        carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
+        self._measure(job, reporter, student.to(self.device).eval(), teacher, **carried)
+
+    def _measure(
+        self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained, **info: Any
+    ) -> None:
+        import torch
+
+        with torch.no_grad():
+            evaluation = self._task(job).evaluate(module, teacher, self._task_context(job, reporter))
+        self._write(job, reporter, lambda folder: _write_evaluation(folder, evaluation), **info)
+
+    # --- what they share ----------------------------------------------------------------------------------------------
+
+    def _method(self, kind: Kind, description: Mapping[str, Any]) -> Method:
+        method = self.catalog.find(kind, description["method"]).method
+        return method.model_validate_json(json.dumps(description["options"]), strict=True)
+
+    def _task(self, job: Mapping[str, Any]) -> Task:
+        return cast("Task", self._method("task", job["task"]))
+
+    def _load(self, model: str, task: str, key: str) -> Pretrained:
+        """Load a network; remembered by what was asked for and by the identity that it had (`key`)."""
+        job = {"task": json.loads(task), "seed": 0, "settings": {}, "key": key}
+        spec = ModelSpec.model_validate_json(model)
+        reporter = _Reporter(self.store.partial(key), self._rng(0))
+        pretrained = self._task(job).load(spec, self._context(job, reporter))
+        pretrained.module.eval().requires_grad_(False).to(self.device)
+        return pretrained
+
+    def _teacher(self, job: Mapping[str, Any]) -> Pretrained:
+        return self.loaded(json.dumps(job["model"]), json.dumps(job["task"]), job["resolved"])
+
+    @contextlib.contextmanager
+    def _method_call(self, job: Mapping[str, Any], method: Method) -> Iterator[Pretrained]:
+        """A copy of the teacher for one call, under the settings; an error if the call changes it or opens data."""
+        import torch
+
+        original = self._teacher(job)
+        settings = Settings.model_validate(job["settings"])
+        module = copy.deepcopy(original.module)
+        if settings.layout == "channels_last":
+            module = module.to(memory_format=torch.channels_last)
+        teacher = Pretrained(**(vars(original) | {"module": module}))
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+        with _forbid_opening(job["watched"], method.name), autocast:
+            yield teacher
+        if teacher.digest() != original.digest():
+            raise ZSQBenchError(f"{method.kind} {method.name} changed the teacher's weights or buffers; it must not")
+
+    def _rng(self, seed: int) -> "torch.Generator":
+        import torch
+
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _context(self, job: Mapping[str, Any], reporter: "_Reporter") -> StepContext:
+        settings = Settings.model_validate(job["settings"])
+        return StepContext(self.device, job["seed"], reporter.rng, settings, reporter)
+
+    def _task_context(self, job: Mapping[str, Any], reporter: "_Reporter") -> TaskContext:
+        return TaskContext(**vars(self._context(job, reporter)), data_root=self.place.data_root)
+
+    def _write(self, job: Mapping[str, Any], reporter: "_Reporter", fill: Any, **info: Any) -> None:
+        """Write the artifact, with the curves that the method logged."""
+
+        def fill_all(folder: Path) -> None:
+            fill(folder)
+            if reporter.curves:
+                _dump(folder / "curves.json", reporter.read_curves())
+
+        measured = {
+            "seconds": time.perf_counter() - reporter.started,
+            "peak_memory": _peak_memory(self),
+            "device": str(self.device),
+        }
+        described = {"kind": job["kind"], "label": job["label"], "job": dict(job), **measured, **info}
+        try:
+            self.store.write(job["kind"], job["key"], described, fill_all)
+        except OSError as error:
+            raise ZSQBenchError(f"cannot write to the store {self.store.home}: {error.strerror or error}") from error
+        except Exception as error:
+            if "SafetensorError" in type(error).__name__:  # what safetensors makes of a full disk
+                raise ZSQBenchError(f"cannot write to the store {self.store.home}: {error}") from error
+            raise
+
+
+class _Reporter:
+    """Keeps curves, shows progress through a small file that the parent reads, keeps checkpoints."""
+
+    def __init__(self, folder: Path, rng: "torch.Generator") -> None:
+        self.folder = folder
+        self.rng = rng
+        self.curves: dict[str, list[tuple[int, Any]]] = {}
+        self.started = time.perf_counter()
+        self._done = self._total = 0
+        self._shown = self._kept = time.monotonic()
+
+    def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
+        self.curves.setdefault(name, []).append((step, value.detach() if hasattr(value, "detach") else value))
+        self._show()
+
+    def progress(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        self._show()
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        if time.monotonic() - self._kept >= CHECKPOINT_SECONDS:
+            self._kept = time.monotonic()
+            with contextlib.suppress(OSError):  # a checkpoint that cannot be kept costs time, not the step
+                self._keep(state)
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        import torch
+        from safetensors.torch import save
+
+        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        plain = {name: value for name, value in state.items() if name not in tensors}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        tensors["rng"] = self.rng.get_state()
+        note = {"state": json.dumps(plain), "curves": json.dumps(self.read_curves())}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / ".checkpoint"
+        temporary.write_bytes(save(tensors, metadata=note))
+        temporary.replace(self.folder / "checkpoint.safetensors")
+
+    def resume(self) -> dict[str, Any] | None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / "checkpoint.safetensors", framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                note = file.metadata()
+        except (OSError, SafetensorError):
+            return None
+        self.rng.set_state(tensors.pop("rng"))
+        self.curves = {name: [tuple(point) for point in points] for name, points in json.loads(note["curves"]).items()}
+        return tensors | json.loads(note["state"])
+
+    def read_curves(self) -> dict[str, list[tuple[int, float]]]:
+        """The curves as numbers."""
+        return {name: [(step, float(value)) for step, value in points] for name, points in self.curves.items()}
+
+    def clear(self) -> None:
+        """Remove what only a running step needs."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_SECONDS:
+            return
+        self._shown = now
+        last = {name: float(points[-1][1]) for name, points in self.curves.items()}
+        text = json.dumps({"done": self._done, "total": self._total, "values": last})
+        with contextlib.suppress(OSError):  # progress that cannot be shown is no reason to stop
+            write_atomically(self.folder / "progress.json", text)
+
+
+def check_calibration_set(images: object, teacher: Pretrained, name: str) -> None:
+    """Raise ZSQBenchError unless this is a calibration set that any quantizer could take."""
+    import torch
+
+    if not isinstance(images, CalibrationSet):
+        raise ZSQBenchError(f"generator {name} returned {type(images).__name__}; expected a CalibrationSet")
+    tensor = images.images
+    expected = ("N", *teacher.input_size)
+    if tensor.ndim != len(expected) or tuple(tensor.shape[1:]) != tuple(teacher.input_size) or not len(tensor):
+        raise ZSQBenchError(f"generator {name} returned images of shape {tuple(tensor.shape)}; expected {expected}")
+    if tensor.dtype != torch.float32:
+        raise ZSQBenchError(f"generator {name} returned {tensor.dtype} images; expected torch.float32")
+    broken = int((~tensor.isfinite()).flatten(1).any(1).sum())
+    if broken:
+        raise ZSQBenchError(f"generator {name} returned NaN or infinite pixels in {broken} of {len(tensor)} images")
+    if images.labels is not None and len(images.labels) != len(tensor):
+        raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(tensor)} images")
+
+
+def _dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _count_quantized(tensors: list[dict[str, Any]]) -> dict[str, int]:
+    kinds = [tensor["kind"] for tensor in tensors if tensor["bits"] != FLOAT_BITS]
+    return {f"quantized_{kind}s": kinds.count(kind) for kind in ("weight", "activation")}
+
+
+def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Metrics as JSON, which samples were right as packed bits."""
+    import numpy as np
+
+    _dump(folder / "evaluation.json", {"metrics": dict(evaluation.metrics), "samples": len(evaluation.per_sample)})
+    bits = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
+    (folder / "correct.bits").write_bytes(bits.tobytes())
+
+
+@contextlib.contextmanager
+def _clean_state(session: _Session, job: Mapping[str, Any]) -> Iterator[None]:
+    """Give each step the same process-wide state, whatever the step before it left behind."""
+    import numpy as np
+    import torch
+
+    seed = int(job["key"][:8], 16)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for methods that use the global generator against the rules
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(job["settings"].get("threads", 1))
+    torch.set_grad_enabled(True)
+    _reset_peak_memory(session)
+    yield
+
+
+def _reset_peak_memory(session: _Session) -> None:
+    import torch
+
+    if session.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError), Path("/proc/self/clear_refs").open("w") as file:
+            file.write("5")  # Linux: start VmHWM anew
+
+
+def _peak_memory(session: _Session) -> int:
+    import torch
+
+    if session.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _Watch:
+    """An audit hook cannot be removed, so there is one for the process, and what it forbids is set for each call."""
+
+    folders: tuple[str, ...] = ()
+    method = ""
+    installed = False
+
+    @classmethod
+    def hook(cls, event: str, args: tuple[Any, ...]) -> None:
+        if event != "open" or not cls.folders or not isinstance(args[0], str | bytes | os.PathLike):
+            return
+        path = os.path.realpath(os.fsdecode(args[0]))
+        if any(path == folder or path.startswith(folder + os.sep) for folder in cls.folders):
+            raise ZSQBenchError(f"{cls.method} opened {path}: methods must not read the task's data")
+
+
+@contextlib.contextmanager
+def _forbid_opening(folders: list[str], method: str) -> Iterator[None]:
+    """While a method runs, opening a file of the task's data is an error.
+
+    Python's own `open` is seen, and what is built on it (PIL, numpy); a library that opens files in C is not.
+    """
+    if not _Watch.installed:
+        sys.addaudithook(_Watch.hook)
+        _Watch.installed = True
+    _Watch.folders, _Watch.method = tuple(folders), method
+    try:
+        yield
+    finally:
+        _Watch.folders = ()
