@@ -1,6 +1,6 @@
 """zsqbench: a benchmark harness for zero-shot (data-free) quantization.
 
-The names below are the public API. They are imported when they are first used, so that `zsqbench --help` starts at once.
+The names below are the public API. They are imported when they are first used, so that `zsqbench --help` is instant.
 """
 
 import importlib

@@ -83,7 +83,7 @@ suite_options = _options(
     click.option("-k", "expression", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."),
     click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."),
     click.option(
-        "--data-root", type=_file, envvar="ZSQBENCH_DATA_ROOT", help="Folder of the data sets [env: ZSQBENCH_DATA_ROOT]."
+        "--data-root", type=_file, envvar="ZSQBENCH_DATA_ROOT", help="Folder of the data [env: ZSQBENCH_DATA_ROOT]."
     ),
     home_option,
     results_option,
@@ -96,7 +96,7 @@ suite_options = _options(
 def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
-    Exit codes: 0 all cells done, 1 some failed, 2 usage or configuration, 3 a bug, 4 a plugin that the suite needs could
+    Exit codes: 0 all cells done, 1 some failed, 2 usage or configuration, 3 a bug, 4 a plugin that the suite needs did
     not load, 5 nothing selected, 130 interrupted.
     """
 
@@ -349,7 +349,7 @@ def _open(
     from zsqbench.suite import find_suite, load_suite, select
     from zsqbench.worker import Place
 
-    loaded = load_suite(find_suite(suite), plugins, without, overrides)
+    loaded = load_suite(find_suite(suite), plugins, without, overrides, data_root)
     cells = loaded.cells if expression is None else select(loaded.cells, expression)
     root = None if data_root is None else data_root.resolve()
     place = Place(home.resolve(), root, tuple(loaded.plugin_files), tuple(without), device)
@@ -437,20 +437,21 @@ def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str
 
 def _print_plan(this: "Run", made: "Plan", pending: Sequence[str]) -> None:
     data = _plan_as_data(this, made, pending)
-    click.echo(f"{data['suite']}: {len(data['cells'])} cells")
+    lines = [f"{data['suite']}: {len(data['cells'])} cells"]
     for cell in data["cells"]:
         reason = f"  ({cell['reason']})" if cell["reason"] else ""
-        click.echo(f"  {cell['state']:10} {cell['cell']}{reason}")
+        lines.append(f"  {cell['state']:10} {cell['cell']}{reason}")
     alone = sum(len(cell["steps"]) for cell in data["cells"])
-    click.echo(f"{len(data['steps'])} steps, where the cells one by one would take {alone}:")
+    lines.append(f"{len(data['steps'])} steps, where the cells one by one would take {alone}:")
     kinds: dict[str, Counter[str]] = {}
     for step in data["steps"]:
         kinds.setdefault(step["kind"], Counter())[step["state"]] += 1
     for kind, states in kinds.items():
-        click.echo(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+        lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     for model in dict.fromkeys(pending):
-        click.echo(f"pending: {model} has not been loaded yet, so nothing of it is known to be cached")
-    click.echo(f"time: {_time_estimate(data['steps'])}")
+        lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
+    lines.append(f"time: {_time_estimate(data['steps'])}")
+    click.echo("\n".join(lines))
 
 
 def _time_estimate(steps: Sequence[dict[str, Any]]) -> str:
@@ -507,4 +508,5 @@ def _type_name(schema: dict[str, Any]) -> str:
     if schema.get("format") == "path":
         return "path"
     names = {"string": "text", "null": "none", "array": "list"}
-    return names.get(schema.get("type", "any"), schema.get("type", "any"))
+    kind = str(schema.get("type", "any"))
+    return names.get(kind, kind)

@@ -34,7 +34,7 @@ class Pool(Engine):
 
 
 class InProcess(Engine):
-    """This process: steps run where they are submitted, so that a debugger sees them."""
+    """No worker at all: steps run in the process that submits them, so that a debugger sees them."""
 
     name: ClassVar[str] = "in_process"
 

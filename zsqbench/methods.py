@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -34,16 +34,25 @@ class Settings(BaseModel):
 
 
 def _existing_file(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    path = path.expanduser()
-    path = path if path.is_absolute() or folder is None else Path(folder) / path
-    if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r}")
-    return path.resolve()
+    folders = (info.context or {}).get("folders", ())
+    candidates = [Path(folder) / path.expanduser() for folder in folders] or [path]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise ValueError(f"there is no file {' nor '.join(str(candidate) for candidate in dict.fromkeys(candidates))}")
+    return found.resolve()
 
 
-InputFile = Annotated[Path, AfterValidator(_existing_file)]
-"""An option that names a file that the method reads: relative to the suite, its content part of the identity."""
+_IS_FILE = AfterValidator(_existing_file)
+InputFile = Annotated[Path, _IS_FILE]
+"""An option that names a file that the method reads, relative to the suite or else to the data root.
+
+Its content is part of the identity, its place is not.
+"""
+
+
+def _names_file(annotation: object) -> bool:
+    """Whether a type is `InputFile`, or holds it, as `InputFile | None` does."""
+    return _IS_FILE in getattr(annotation, "__metadata__", ()) or any(map(_names_file, get_args(annotation)))
 
 
 def _weights(text: str, info: ValidationInfo) -> str:
@@ -119,7 +128,7 @@ class Method(BaseModel):
         return {
             name: getattr(self, name)
             for name, info in type(self).model_fields.items()
-            if any(meta is InputFile.__metadata__[0] for meta in info.metadata) and getattr(self, name) is not None
+            if getattr(self, name) is not None and (_IS_FILE in info.metadata or _names_file(info.annotation))
         }
 
 
@@ -215,7 +224,7 @@ class Task(Method, ABC):
     def calibration_images(
         self, count: int, seed: int, pretrained: "Pretrained", ctx: "TaskContext"
     ) -> "CalibrationSet":
-        """Real images, preprocessed for this network, none of which is evaluated; fewer than `count` where there are no more."""
+        """Real images, preprocessed for this network, none of which is evaluated; fewer where there are no more."""
 
 
 class Engine(Method, ABC):
@@ -325,15 +334,19 @@ class Evaluation:
 
 
 class ReportsProgress(Protocol):
-    """Where a step's context sends what it is told; implemented by the worker."""
+    """Where a step's context sends what it is told; implemented by the worker. See `StepContext` for what they mean."""
 
-    def log(self, name: str, value: "float | torch.Tensor", step: int) -> None: ...
+    def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
+        """Add a point to a curve."""
 
-    def progress(self, done: int, total: int) -> None: ...
+    def progress(self, done: int, total: int) -> None:
+        """Note how far the step is."""
 
-    def checkpoint(self, state: Mapping[str, Any]) -> None: ...
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Keep a state, now and then."""
 
-    def resume(self) -> dict[str, Any] | None: ...
+    def resume(self) -> dict[str, Any] | None:
+        """The state kept last."""
 
 
 @dataclass

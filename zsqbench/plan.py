@@ -1,5 +1,6 @@
 """The plan: cells become a DAG of steps; equal steps of different cells are one, because equal inputs hash alike."""
 
+import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,6 +194,7 @@ class _Planner:
         self.data = data
         self.facts = facts
         self.steps: dict[str, Step] = {}
+        self._made: dict[tuple[str, ...], Step] = {}
         # What a cell's parts contribute to keys is the same for thousands of cells.
         self.generator = cache(lambda label: digest_of(suite.generators[label].identity))
         self.quantizer = cache(lambda label: digest_of(suite.quantizers[label].identity))
@@ -249,13 +251,13 @@ class _Planner:
         needs: tuple[Step, ...] = (),
     ) -> Step:
         """The step with this identity; `variable` are the parts that kin may differ in."""
-        fixed = [kind, *parts]
-        key = digest_of([*fixed, *variable, *(need.key for need in needs)])
-        step = self.steps.get(key)
+        identity = (kind, *parts, *variable, *(need.key for need in needs))
+        step = self._made.get(identity)
         if step is None:
-            kin = digest_of([*fixed, *(need.kin for need in needs)])
+            kin = _hash((kind, *parts, *(need.kin for need in needs)))
             seed = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
-            step = self.steps[key] = Step(kind, key, f"{kind} {label}{seed}", needs, cell, kin)
+            step = Step(kind, _hash(identity), f"{kind} {label}{seed}", needs, cell, kin)
+            self._made[identity] = self.steps[step.key] = step
         return step
 
     def _impossible(self, cell: Cell, facts: ModelFacts) -> str | None:
@@ -270,6 +272,11 @@ class _Planner:
         if generator is not None and generator.uses_real_data and self.data[cell.task].calibration is None:
             return f"{generator.name} needs real images, and task {cell.task} has none that it does not evaluate"
         return None
+
+
+def _hash(parts: tuple[str, ...]) -> str:
+    """Hash of words and hashes, none of which holds a line break."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

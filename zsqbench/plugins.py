@@ -16,7 +16,7 @@ from typing import Any, cast
 import pluggy
 
 from zsqbench import hookspecs
-from zsqbench.errors import PluginUnavailableError, ZSQBenchError, did_you_mean, unknown
+from zsqbench.errors import PluginUnavailableError, ZSQBenchError, unknown
 from zsqbench.methods import Engine, Generator, Kind, Method, Quantizer, Task
 
 BASES: dict[Kind, type[Method]] = {"generator": Generator, "quantizer": Quantizer, "task": Task, "engine": Engine}
@@ -128,10 +128,9 @@ def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
     for method in classes:
         taken = catalog.provided.setdefault((method.kind, method.name), Provided(method, plugin))
         if taken.method is not method:
-            catalog.clashes.append(
-                f"two plugins provide a {method.kind} named {method.name!r}: {taken.plugin.name!r} ({taken.plugin.origin})"
-                f" and {plugin.name!r} ({plugin.origin}); rename one, or leave one out with --no-plugin"
-            )
+            both = " and ".join(f"{owner.name!r} ({owner.origin})" for owner in (taken.plugin, plugin))
+            claim = f"two plugins provide a {method.kind} named {method.name!r}: {both}"
+            catalog.clashes.append(f"{claim}; rename one, or leave one out with --no-plugin")
 
 
 def _check_hook_names(module: object) -> None:
@@ -142,9 +141,7 @@ def _check_hook_names(module: object) -> None:
             options = getattr(getattr(module, name), f"{hookspecs.PROJECT}_impl")
             hook = options["specname"] or name
             if hook not in known and not options["optionalhook"]:
-                raise ZSQBenchError(
-                    f"unknown hook {hook!r}{did_you_mean(hook, known)} known: {', '.join(sorted(known))}"
-                )
+                raise ZSQBenchError(unknown("hook", hook, known))
 
 
 def _registered(manager: pluggy.PluginManager, module: object, kind: Kind) -> Iterator[type[Method]]:
@@ -193,13 +190,15 @@ def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
     adopted = _adopt_checkout()
     found: dict[tuple[str, str], tuple[str, EntryPoint]] = {}
     for distribution in distributions():
+        ours = [entry_point for entry_point in distribution.entry_points if entry_point.group == hookspecs.PROJECT]
+        if not ours:
+            continue
         project = distribution.name
         if project == "zsqbench" and adopted:
             continue  # a stale egg-info of an uninstalled checkout
-        for entry_point in distribution.entry_points:
-            if entry_point.group == hookspecs.PROJECT:
-                # A distribution can be found twice (an egg-info beside an installed copy): the first one is imported.
-                found.setdefault((project, entry_point.name), (f"{project} {distribution.version}", entry_point))
+        for entry_point in ours:
+            # A distribution can be found twice (an egg-info beside an installed copy): the first one is imported.
+            found.setdefault((project, entry_point.name), (f"{project} {distribution.version}", entry_point))
     for entry_point in adopted:
         found["zsqbench", entry_point.name] = ("zsqbench, uninstalled checkout", entry_point)
     for key in sorted(found, key=lambda key: (key[0] != "zsqbench", key)):

@@ -22,6 +22,9 @@ class ProgressDisplay:
     """Writes to stderr, so that a table on stdout stays a table."""
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self._steps = self._finished = self._cached = 0
         self._last_line: dict[str, float] = {}
         self._bars: Bars | None = None
@@ -31,7 +34,7 @@ class ProgressDisplay:
     @hookimpl
     def suite_started(self, suite: "Suite", plan: "Plan") -> None:
         """Say what there is to do."""
-        self.__init__()  # type: ignore[misc]  # noqa: PLC2801 - one display serves all runs of a process
+        self._reset()  # one display serves all runs of a process
         self._steps = len(plan.to_do([cell for cell in plan.cells if not plan.is_finished(cell)]))
         print(f"{suite.name}: {len(plan.cells)} cells, {self._steps} steps to do", file=sys.stderr)
         if self._steps and sys.stderr.isatty():
@@ -46,7 +49,8 @@ class ProgressDisplay:
         if self._bars is not None:
             if step.key not in self._tasks:
                 self._tasks[step.key] = self._bars.add_task(step.label, total=progress.total or None, values="")
-            self._bars.update(self._tasks[step.key], completed=progress.done, total=progress.total or None, values=values)
+            task, total = self._tasks[step.key], progress.total or None
+            self._bars.update(task, completed=progress.done, total=total, values=values)
         elif time.monotonic() - self._last_line.setdefault(step.key, time.monotonic()) >= LINE_SECONDS:
             self._last_line[step.key] = time.monotonic()
             print(f"  {step.label}: {progress.done} of {progress.total}  {values}", file=sys.stderr)

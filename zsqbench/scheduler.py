@@ -350,7 +350,8 @@ class _Recorder:
         for kind, step in planned.steps.items():
             outcome = self.outcomes.get(step.key)
             if outcome is not None and outcome.status in {"failed", "interrupted"}:
-                ending = {"status": outcome.status, "reason": f"{kind}: {outcome.error}", "traceback": outcome.traceback}
+                reason = f"{kind}: {outcome.error}"
+                ending = {"status": outcome.status, "reason": reason, "traceback": outcome.traceback}
                 return ending | self._float_metrics(planned)
         if any(not self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS):
             return {"status": "interrupted", "reason": "the run was interrupted"}

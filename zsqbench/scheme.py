@@ -1,6 +1,6 @@
 """A scheme says which tensors of a network are quantized, at how many bits, and whether BN is folded first.
 
-A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. It never names a grid: that is the quantizer's.
+A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. It has no grid: that is the quantizer's.
 """
 
 import re
@@ -14,6 +14,7 @@ from zsqbench.errors import ZSQBenchError, did_you_mean
 FLOAT_BITS = 32
 """The bit-width that means "left in floating point", as the field writes W32A32."""
 
+MIN_BITS = 2
 MAX_BITS = 16
 """More integer bits than this do not survive the float32 arithmetic that simulates them."""
 
@@ -21,8 +22,8 @@ MAX_BITS = 16
 def _bits(value: Any) -> Any:
     if value in ("w", "a", "float"):
         return value
-    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MAX_BITS:
-        raise ValueError(f"expected 'w' (weight bits), 'a' (activation bits), 'float' or 2 to {MAX_BITS} bits")
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_BITS <= value <= MAX_BITS:
+        raise ValueError(f"expected 'w' (weight bits), 'a' (activation bits), 'float' or {MIN_BITS} to {MAX_BITS} bits")
     return value
 
 
@@ -74,8 +75,9 @@ class Scheme(BaseModel):
 
     def bits(self, role: str) -> int:
         """Bits of the tensors that play this role, a field name of `Placement`; 32 means float."""
-        width = getattr(self.placement, role)
-        return {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS}.get(width, width)
+        width: int | str = getattr(self.placement, role)
+        named = {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS}
+        return width if isinstance(width, int) else named[width]
 
     @property
     def is_float(self) -> bool:
@@ -105,8 +107,9 @@ def parse_scheme(text: str, placements: Mapping[str, Placement] = PLACEMENTS) ->
         raise ZSQBenchError(f"unknown scheme {name!r} in {text!r}{did_you_mean(name, placements)} known: {known}")
     widths = {what: int(match[what]) for what in ("weight", "activation")}
     for what, bits in widths.items():
-        if bits != FLOAT_BITS and not 2 <= bits <= MAX_BITS:
-            raise ZSQBenchError(f"{bits} {what} bits in scheme {text!r}: expected 2 to {MAX_BITS}, or 32 for float")
+        if bits != FLOAT_BITS and not MIN_BITS <= bits <= MAX_BITS:
+            expected = f"{MIN_BITS} to {MAX_BITS}, or {FLOAT_BITS} for float"
+            raise ZSQBenchError(f"{bits} {what} bits in scheme {text!r}: expected {expected}")
     return Scheme(
         name=text, placement=placements[name], weight_bits=widths["weight"], activation_bits=widths["activation"]
     )

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -82,7 +83,7 @@ class Variant:
     method: Method
     plugin: Plugin
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides its results: name, version and options, files by content, a single-file plugin by its source."""
         files = self.method.input_files()
@@ -168,18 +169,24 @@ class Suite:
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
-        return digest_of(
-            [
-                self.tasks[cell.task].identity,
-                self.tasks[cell.task].method.options(),  # the incidental ones, too: they say which data
-                _without_folders(self.models[cell.model]),
-                self.generators[cell.generator].identity if cell.generator else None,
-                self.quantizers[cell.quantizer].identity,
-                self.schemes[cell.scheme].model_dump(mode="json"),
-                cell.seed,
-                cell.settings.model_dump(mode="json"),
-            ]
-        )
+        generator = self._parts["generator", cell.generator] if cell.generator else None
+        parts = [self._parts["task", cell.task], self._parts["model", cell.model], generator]
+        parts += [self._parts["quantizer", cell.quantizer], self._parts["scheme", cell.scheme]]
+        return digest_of([*parts, cell.seed, cell.settings.model_dump(mode="json")])
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str], str]:
+        """What each name of the suite contributes to the definition of its cells."""
+        parts: dict[tuple[str, str], Any] = {
+            # Incidental options, too: they say which data is meant, and a definition is known before the data is read.
+            ("task", label): [variant.identity, variant.method.options()]
+            for label, variant in self.tasks.items()
+        }
+        parts |= {("generator", label): variant.identity for label, variant in self.generators.items()}
+        parts |= {("quantizer", label): variant.identity for label, variant in self.quantizers.items()}
+        parts |= {("model", label): _without_folders(model) for label, model in self.models.items()}
+        parts |= {("scheme", label): scheme.model_dump(mode="json") for label, scheme in self.schemes.items()}
+        return {name: digest_of(part) for name, part in parts.items()}
 
 
 def _without_folders(model: ModelSpec) -> dict[str, Any]:
@@ -213,11 +220,16 @@ def find_suite(text: str) -> Path:
 
 
 def load_suite(
-    path: Path, plugin_files: Sequence[Path] = (), without: Sequence[str] = (), overrides: Sequence[str] = ()
+    path: Path,
+    plugin_files: Sequence[Path] = (),
+    without: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    data_root: Path | None = None,
 ) -> Suite:
     """Read, check and expand a suite file.
 
-    `overrides` are `a.b=value` texts that replace values of the file. Raises ZSQBenchError (one line, with file and
+    `overrides` are `a.b=value` texts that replace values of the file. Files that the suite names are looked for beside
+    it, then below the data root. Raises ZSQBenchError (one line, with file and
     line number) for anything that cannot be meant.
     """
     source = YamlFile(path)
@@ -229,7 +241,8 @@ def load_suite(
     own = [path.parent / plugin for plugin in file.plugins]
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
-    return _Reader(source, file, catalog, [*plugin_files, *own]).suite()
+    folders = [path.parent] + ([data_root] if data_root else [])
+    return _Reader(source, file, catalog, [*plugin_files, *own], folders).suite()
 
 
 def suite_name(path: Path) -> str:
@@ -244,18 +257,30 @@ def suite_name(path: Path) -> str:
 class _Reader:
     """Turns a parsed file into a suite: resolves each name once, then expands the matrix."""
 
-    def __init__(self, source: YamlFile, file: SuiteFile, catalog: Catalog, plugin_files: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        source: YamlFile,
+        file: SuiteFile,
+        catalog: Catalog,
+        plugin_files: Sequence[Path],
+        folders: Sequence[Path],
+    ) -> None:
+        self.folders = folders
         self.source = source
         self.file = file
         self.catalog = catalog
         self.plugin_files = plugin_files
         self.notes: list[str] = []
         self.settings = self._settings(file.settings, ("settings",))
-        self.placements = PLACEMENTS | {name: self._placement(name, given) for name, given in file.schemes.items()}
+        self.placements = dict(PLACEMENTS) | {
+            name: self._placement(name, given) for name, given in file.schemes.items()
+        }
         self.models = {name: self._model(name, given) for name, given in file.models.items()}
         self.schemes: dict[str, Scheme] = {}
         self.variants: dict[Kind, dict[str, Variant]] = {"task": {}, "generator": {}, "quantizer": {}}
-        for kind, section in (("task", file.tasks), ("generator", file.generators), ("quantizer", file.quantizers)):
+        sections: dict[Kind, dict[str, dict[str, Any]]]
+        sections = {"task": file.tasks, "generator": file.generators, "quantizer": file.quantizers}
+        for kind, section in sections.items():
             for label, given in section.items():
                 self.variants[kind][label] = self._variant(kind, label, given, (f"{kind}s", label))
 
@@ -284,10 +309,10 @@ class _Reader:
                 for label in getattr(block, axis):
                     self._resolve(axis, label, (*where, axis))
             for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
-                yield index, self._cell(*values, settings)
+                yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings)
 
     def _cell(
-        self, task: str, model: str, generator: str, quantizer: str, scheme: str, seed: int, settings: Settings
+        self, *, task: str, model: str, generator: str, quantizer: str, scheme: str, seed: int, settings: Settings
     ) -> Cell:
         maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
         quantize = cast("Quantizer", self.variants["quantizer"][quantizer].method)
@@ -364,22 +389,20 @@ class _Reader:
             raise ZSQBenchError(f"{place}: unknown {kind} {name!r}{close}")
         provided = self.catalog.find(kind, name, place)
         options = {key: value for key, value in given.items() if key != "method"}
-        method = _parse(
-            provided.method, options, self.source, where, folder=self.source.path.parent, what=f"option of {name}"
-        )
+        method = _parse(provided.method, options, self.source, where, folders=self.folders, what=f"option of {name}")
         return Variant(label, method, provided.plugin)
 
     def _model(self, name: str, given: Mapping[str, Any]) -> ModelSpec:
         if "name" in given:
             raise ZSQBenchError(f"{self.source.where(('models', name, 'name'))}: the name of a model is its key")
         data = {"name": name, **given}
-        return _parse(ModelSpec, data, self.source, ("models", name), folder=self.source.path.parent)
+        return _parse(ModelSpec, data, self.source, ("models", name), folders=self.folders)
 
     def _placement(self, name: str, given: Mapping[str, Any]) -> Placement:
         where = ("schemes", name)
-        base = given.get("base")
+        base = str(given.get("base", ""))
         if base not in PLACEMENTS:
-            text = unknown("scheme", str(base), PLACEMENTS) if base else "expected 'base': the shipped scheme to change"
+            text = unknown("scheme", base, PLACEMENTS) if base else "expected 'base', the scheme to change"
             raise ZSQBenchError(f"{self.source.where((*where, 'base'))}: {text}")
         changes = {key: value for key, value in given.items() if key != "base"}
         return _parse(Placement, PLACEMENTS[base].model_dump() | changes, self.source, where)
@@ -485,12 +508,12 @@ def _parse(
     data: Mapping[str, Any],
     source: YamlFile,
     where: Location,
-    folder: Path | None = None,
+    folders: Sequence[Path] = (),
     what: str = "key",
 ) -> Model:
     """Validate as JSON in strict mode: a number is not text, text is not a number, but text is a path."""
     try:
-        return model.model_validate_json(json.dumps(data), strict=True, context={"folder": folder})
+        return model.model_validate_json(json.dumps(data), strict=True, context={"folders": folders})
     except ValidationError as error:
         lines = dict.fromkeys(_explain(model, item, source, where, what) for item in error.errors())
         raise ZSQBenchError("\n".join(lines)) from error

@@ -45,8 +45,8 @@ DIGEST_LENGTH = 36
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
 
-CURVE_POINTS = 500
-"""Points that are logged of a curve; MLflow shows no more than 320. The artifact in the store has all of them."""
+CURVE_POINTS = 320
+"""Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
 
 GRID_IMAGES = 64
 GRID_SIDE = (512, 1024)
@@ -334,7 +334,8 @@ def image_grid(path: Path) -> "Image":
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        images = file.get_slice("images")[:GRID_IMAGES]  # float32 [N, C, H, W], normalised
+        stored = file.get_slice("images")  # float32 [N, C, H, W], normalised
+        images = stored[: min(GRID_IMAGES, stored.get_shape()[0])]
     tiles = [_visible(image) for image in images]
     columns = math.ceil(math.sqrt(len(tiles)))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)

@@ -121,17 +121,14 @@ class _Session:
     # --- the kinds of steps -------------------------------------------------------------------------------------------
 
     def _resolve(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
-        from torch import nn
+        from zsqbench.synthesis import batch_norms
 
         model = ModelSpec.model_validate(job["model"])
         teacher = self._teacher(job)
         origin = file_digest(model.file) if model.file else model.base
-        modules = list(teacher.module.modules())
         facts = {
             "digest": digest_of([teacher.digest(), origin, model.build]),
-            "bn": sum(
-                isinstance(m, nn.modules.batchnorm._BatchNorm) or "FrozenBatchNorm" in type(m).__name__ for m in modules
-            ),  # noqa: SLF001, E501
+            "bn": len(batch_norms(teacher.module)),
             "classes": teacher.classes,
             "parameters": sum(parameter.numel() for parameter in teacher.module.parameters()),
             "random_weights": model.random_weights,
@@ -327,7 +324,8 @@ class _Reporter:
             return None
         self.rng.set_state(tensors.pop("rng"))
         self.curves = {name: [tuple(point) for point in points] for name, points in json.loads(note["curves"]).items()}
-        return tensors | json.loads(note["state"])
+        state: dict[str, Any] = json.loads(note["state"])
+        return tensors | state
 
     def read_curves(self) -> dict[str, list[tuple[int, float]]]:
         """The curves as numbers."""

@@ -14,12 +14,8 @@ FILE = Path(__file__).with_name("digits.safetensors")
 """uint8 `train_images` and `test_images` [N, 8, 8] with values 0..16, uint8 `train_labels` and `test_labels` [N]."""
 
 CLASSES = 10
-INPUT_SIZE = (1, 8, 8)
-MEAN = (0.304,)
-STD = (0.375,)
-"""Of the train images in 0..1; the embedded networks are trained with them."""
-
-_WHITE = 16
+WHITE = 16
+"""The largest pixel value of the file."""
 
 
 def load_digits(part: Literal["train", "test"]) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -27,4 +23,4 @@ def load_digits(part: Literal["train", "test"]) -> "tuple[torch.Tensor, torch.Te
     from safetensors.torch import load_file
 
     tensors = load_file(FILE)
-    return tensors[f"{part}_images"].float().div(_WHITE).unsqueeze(1), tensors[f"{part}_labels"].long()
+    return tensors[f"{part}_images"].float().div(WHITE).unsqueeze(1), tensors[f"{part}_labels"].long()

@@ -16,7 +16,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, H, W] to [N, out_channels, H / stride, W / stride]."""
-        y = self.project(self.depthwise(self.expand(x)))
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
 
@@ -26,6 +26,7 @@ class MobileNetV2(nn.Module):
     def __init__(
         self,
         stages: tuple[tuple[int, int, int], ...],
+        *,
         stem: int,
         head: int,
         expansion: int = 4,

@@ -1,0 +1,464 @@
+"""Image classification: the embedded digits, CIFAR, and image folders such as ImageNet's; top-1 accuracy."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo import cifar, digits, models
+from zsqbench.zoo.images import (
+    Geometry,
+    LabelledFile,
+    PixelCache,
+    Sample,
+    class_folders,
+    list_classes,
+    normalise,
+    open_image,
+    pixels,
+)
+from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+TOP = 5
+"""A network with more classes than this is measured by its five best guesses, too."""
+
+FED_AS: Mapping[str, Feeding] = {"digits": models.DIGITS, "cifar10": models.CIFAR10, "cifar100": models.CIFAR100}
+"""Mean and deviation for networks whose weights the user brings, where the suite does not say them."""
+
+CLASSES: Mapping[str, int] = {"digits": digits.CLASSES, "cifar10": 10, "cifar100": 100}
+
+# A worker measures many networks on the same images, and decoding 1,000 JPEGs takes longer than running a small network
+# on them. What is kept is a function of the file and the preprocessing alone, so no step can tell.
+_DECODED = PixelCache(limit=512 * 2**20)
+
+
+class Classification(zsqbench.Task):
+    """Top-1 accuracy of a classifier, in percent. What is evaluated is never handed out for calibration.
+
+    `digits` is embedded. `cifar10` and `cifar100` are class folders (test/CLASS/*, train/CLASS/*) or the python batches
+    of the original archives. `imagefolder` is any folder of class folders; a class's index is its position among them,
+    sorted by name. Calibration images come from the train part; for an image folder from another folder
+    (`calibration`), or from a part of the folder that is then not evaluated (`holdout`).
+    """
+
+    name: ClassVar[str] = "classification"
+    metric: ClassVar[str] = "top1"
+
+    data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="what is classified")
+    root: Path | None = Field(None, description="its folder under the data root; by default its name")
+    calibration: Path | None = Field(
+        None, description="imagefolder: another folder, under the data root, to calibrate on"
+    )
+    holdout: int = Field(0, ge=0, description="imagefolder: images to calibrate on and not to evaluate")
+    split_seed: int = Field(0, description="which images are held out")
+    batch_size: int = Field(100, gt=0, description="images evaluated at a time; the result does not depend on it")
+
+    @model_validator(mode="after")
+    def _options_fit_the_data(self) -> "Classification":
+        folder = self.data == "imagefolder"
+        if folder and self.root is None:
+            raise ValueError("data: imagefolder needs 'root', its folder under the data root")
+        if not folder and (self.calibration is not None or self.holdout):
+            raise ValueError(f"'calibration' and 'holdout' are for imagefolder; {self.data} has a train part")
+        if self.data == "digits" and self.root is not None:
+            raise ValueError("data: digits is embedded and has no 'root'")
+        if self.calibration is not None and self.holdout:
+            raise ValueError("give 'calibration' (another folder) or 'holdout' (a part of this one), not both")
+        return self
+
+    # --- what the harness asks before torch is there ------------------------------------------------------------------
+
+    def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
+        """The files of both parts. Raises ZSQBenchError for a folder that is absent, empty or calibrates on itself."""
+        found = self._find(data_root)
+        split = {"classes": list(found.classes), "holdout": self.holdout, "split_seed": self.split_seed}
+        return zsqbench.DataFiles(
+            evaluation=found.evaluation.files,
+            calibration=found.calibration.files,
+            split={name: value for name, value in split.items() if self.holdout or name == "classes"},
+            folders=found.folders,
+        )
+
+    def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
+        """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
+        weights = _weights(model)
+        files: dict[str, Path] = {}
+        if model.file is not None:
+            self._feeding(model, None)  # complains now if mean and std are needed and not given
+            files["file"] = model.file
+        else:
+            models.check_name(_base(model))
+            if weights is None and model.base in DEFINITIONS:
+                weights = models.shipped_weights(_base(model))
+        return files | ({"weights": weights} if isinstance(weights, Path) else {})
+
+    # --- what workers do ----------------------------------------------------------------------------------------------
+
+    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:  # noqa: ARG002
+        """Build the network, give it its weights, and try it on empty images; ZSQBenchError where that fails."""
+        network = self._network(model)
+        feeding = network.feeding
+        classes = _count_outputs(network, model)
+        return zsqbench.Pretrained(
+            module=network.module,
+            input_size=feeding.input_size,
+            mean=feeding.mean,
+            std=feeding.std,
+            value_range=feeding.value_range,
+            classes=classes,
+            preprocessing={
+                "resize": feeding.resize,
+                "crop": feeding.crop,
+                "interpolation": feeding.interpolation,
+                "channels": feeding.channels,
+            },
+        )
+
+    def evaluate(
+        self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
+    ) -> zsqbench.Evaluation:
+        """Count the samples whose largest output is their class's; one with an output that is not finite is wrong."""
+        import torch
+
+        found = self._find(ctx.data_root)
+        if len(found.classes) != pretrained.classes:
+            raise ZSQBenchError(
+                f"{self._title()} has {len(found.classes)} classes, the network {pretrained.classes} outputs: "
+                "a class's index is its folder's position, so both must be the same"
+            )
+        samples = found.evaluation.samples()
+        hits = []
+        for batch in _batched(samples, self.batch_size):
+            images, labels = _tensors(batch, pretrained)
+            with torch.no_grad():
+                logits = module(images.to(ctx.device))
+            hits.append(_hits(logits.float().cpu(), labels))
+            ctx.progress(sum(len(hit) for hit in hits), len(samples))
+        first, five = torch.cat(hits).unbind(dim=1)
+        metrics = {"top1": _percent(first), "correct": int(first.sum()), "samples": len(samples)}
+        if len(found.classes) > TOP:
+            metrics["top5"] = _percent(five)
+        return zsqbench.Evaluation(metrics, first.tolist())
+
+    def calibration_images(
+        self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
+    ) -> zsqbench.CalibrationSet:
+        """A seeded choice, without repetition, of the part that is not evaluated; with labels.
+
+        Raises ZSQBenchError where there is no such part.
+        """
+        samples = self._find(ctx.data_root).calibration.samples()
+        if not samples:
+            raise ZSQBenchError(f"{self._title()} has no images to calibrate on: {self._how_to_calibrate()}")
+        chosen = _draw(range(len(samples)), count, seed)
+        images, labels = _tensors([samples[index] for index in chosen], pretrained)
+        provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
+        return zsqbench.CalibrationSet(images, labels, provenance)
+
+    # --- the data -----------------------------------------------------------------------------------------------------
+
+    def _find(self, data_root: Path | None) -> "_Found":
+        if self.data == "digits":
+            return _find_digits()
+        if data_root is None:
+            raise ZSQBenchError(f"{self._title()} needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT")
+        root = data_root / (self.root or self.data)
+        if not root.is_dir():
+            raise ZSQBenchError(
+                f"there is no folder {root} for {self._title()}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
+            )
+        if self.data == "imagefolder":
+            return self._find_folder(root, None if self.calibration is None else data_root / self.calibration)
+        return _find_cifar(self.data, root)
+
+    def _find_folder(self, root: Path, calibration: Path | None) -> "_Found":
+        classes = tuple(folder.name for folder in class_folders(root))
+        files = list_classes(root)
+        if not files:
+            raise ZSQBenchError(f"{root} holds no images: expected {root}/CLASS/*.jpg, one folder for each class")
+        if calibration is not None:
+            other = _list_calibration(calibration, root, classes, files)
+            return _Found(_of_files(files, classes), _of_files(other, classes), classes, (root, calibration))
+        if self.holdout >= len(files):
+            raise ZSQBenchError(
+                f"holdout: {self.holdout} leaves nothing to evaluate of the {len(files)} images of {root}"
+            )
+        held_out = set(_draw([file.name for file in files], self.holdout, self.split_seed))
+        kept = [file for file in files if file.name not in held_out]
+        drawn = [file for file in files if file.name in held_out]
+        return _Found(_of_files(kept, classes), _of_files(drawn, classes), classes, (root,))
+
+    def _title(self) -> str:
+        return self.data if self.root is None else f"{self.data} {self.root}"
+
+    def _how_to_calibrate(self) -> str:
+        if self.data == "imagefolder":
+            return "set the task's 'calibration' (another folder) or 'holdout' (a number of images of this one)"
+        return "its train part is absent"
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _network(self, model: zsqbench.ModelSpec) -> Network:
+        if model.file is not None:
+            from zsqbench.zoo.userfile import load_user_model
+
+            module = load_user_model(model.file, model.build, _weights(model) or "none")  # the spec demands weights
+            return Network(module, self._feeding(model, None))
+        base = _base(model)
+        classes = model.classes or (CLASSES.get(self.data) if _comes_bare(base) else None)
+        network = models.load_named(base, _weights(model), classes)
+        return Network(network.module, self._feeding(model, network.feeding))
+
+    def _feeding(self, model: zsqbench.ModelSpec, own: Feeding | None) -> Feeding:
+        """What the suite says, else what the network's own definition says, else what suits the data."""
+        usual = FED_AS.get(self.data)
+        if own is None:
+            mean, std = model.mean or (usual and usual.mean), model.std or (usual and usual.std)
+            if not mean or not std or model.input_size is None:
+                raise ZSQBenchError(f"model {model.name!r} needs 'mean' and 'std', as it was trained with them")
+            own = Feeding(model.input_size, mean, std)
+        elif usual is not None and _comes_bare(_base(model)):
+            own = dataclasses.replace(own, mean=usual.mean, std=usual.std)
+        resize, crop = _resize_and_crop(model, own)
+        feeding = dataclasses.replace(own, resize=resize, crop=crop, **_said(model))
+        channels = feeding.input_size[0]
+        if channels not in (1, 3):
+            raise ZSQBenchError(f"model {model.name!r} takes {channels} channels; images have 1 (grey) or 3 (colour)")
+        if not len(feeding.mean) == len(feeding.std) == channels or min(feeding.std) <= 0:
+            raise ZSQBenchError(
+                f"model {model.name!r} takes {channels} channels, so 'mean' and 'std' need {channels} values each, "
+                f"and std positive ones; found {list(feeding.mean)} and {list(feeding.std)}"
+            )
+        return feeding
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The files of a part of the data by stable name, and its samples in the order of evaluation."""
+
+    files: Mapping[str, Path]
+    samples: Callable[[], list[Sample]]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Both parts of a data set, the names of its classes, and where it lies."""
+
+    evaluation: _Part
+    calibration: _Part
+    classes: tuple[str, ...]
+    folders: tuple[Path, ...]
+
+
+def _find_digits() -> _Found:
+    def part(name: Literal["train", "test"]) -> _Part:
+        return _Part({digits.FILE.name: digits.FILE}, lambda: _digit_samples(name))
+
+    classes = tuple(str(digit) for digit in range(digits.CLASSES))
+    # The file, not its folder: the networks lie beside it, and methods may import from there.
+    return _Found(part("test"), part("train"), classes, (digits.FILE,))
+
+
+def _digit_samples(part: Literal["train", "test"]) -> list[Sample]:
+    images, labels = digits.load_digits(part)
+    grey = images.squeeze(1).mul(255).round().byte().numpy()
+    return _array_samples(digits.FILE, part, grey, labels.tolist())
+
+
+def _find_cifar(data: str, root: Path) -> _Found:
+    """Class folders where there is a folder `test`, else the python batches, as they are or in the archive's folder."""
+    classes = tuple(str(index) for index in range(CLASSES[data]))
+    if (root / "test").is_dir():
+        classes = tuple(folder.name for folder in class_folders(root / "test"))
+        evaluation, calibration = (_list_cifar(root, part, classes) for part in ("test", "train"))
+        if evaluation:
+            return _Found(_of_files(evaluation, classes), _of_files(calibration, classes), classes, (root,))
+    for folder in (root, root / cifar.ARCHIVE_FOLDERS[data]):
+        there = {
+            part: [folder / name for name in names if (folder / name).is_file()]
+            for part, names in cifar.BATCHES[data].items()
+        }
+        if there["test"]:
+            return _Found(_of_batches(there["test"]), _of_batches(there["train"]), classes, (root,))
+    raise ZSQBenchError(
+        f"{root} holds no {data}: expected {root}/test/CLASS/*.png and {root}/train/CLASS/*.png, or the python batches "
+        f"({', '.join(itertools.chain(*cifar.BATCHES[data].values()))})"
+    )
+
+
+def _list_cifar(root: Path, part: str, classes: Sequence[str]) -> list[LabelledFile]:
+    files = [dataclasses.replace(file, name=f"{part}/{file.name}") for file in list_classes(root / part)]
+    _check_classes(files, classes, root / part)
+    return files
+
+
+def _list_calibration(
+    folder: Path, root: Path, classes: Sequence[str], evaluated: Iterable[LabelledFile]
+) -> list[LabelledFile]:
+    files = list_classes(folder)
+    if not files:
+        raise ZSQBenchError(f"the calibration folder {folder} holds no images: expected {folder}/CLASS/*.jpg")
+    _check_classes(files, classes, folder)
+    shared = {file.path for file in files} & {file.path for file in evaluated}
+    if shared or _overlap(folder, root):
+        raise ZSQBenchError(f"calibration folder {folder} and evaluated folder {root} overlap; nothing may be in both")
+    return files
+
+
+def _check_classes(files: Iterable[LabelledFile], classes: Sequence[str], folder: Path) -> None:
+    strange = sorted({file.class_name for file in files} - set(classes))
+    if strange:
+        raise ZSQBenchError(
+            f"class {strange[0]!r} of {folder} is not among the {len(classes)} classes that are evaluated"
+        )
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _of_files(files: Sequence[LabelledFile], classes: Sequence[str]) -> _Part:
+    index = {name: position for position, name in enumerate(classes)}
+
+    def samples() -> list[Sample]:
+        return [
+            Sample((str(file.path), *_stamp(file.path)), index[file.class_name], partial(open_image, file.path))
+            for file in files
+        ]
+
+    return _Part({file.name: file.path for file in files}, samples)
+
+
+def _of_batches(batches: Sequence[Path]) -> _Part:
+    def samples() -> list[Sample]:
+        return [s for path in batches for s in _array_samples(path, "", *cifar.read_batch(path))]
+
+    return _Part({path.name: path for path in batches}, samples)
+
+
+def _array_samples(path: Path, part: str, images: Any, labels: Sequence[int]) -> list[Sample]:
+    """Samples of a uint8 array [N, H, W] or [N, H, W, 3]."""
+    from PIL.Image import fromarray
+
+    stamp = _stamp(path)
+    return [
+        Sample((str(path), part, index, *stamp), label, partial(fromarray, array))
+        for index, (array, label) in enumerate(zip(images, labels, strict=True))
+    ]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ZSQBenchError(f"image {path} cannot be read: {error.strerror}") from error
+    return status.st_mtime_ns, status.st_size
+
+
+def _draw(names: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """A seeded choice without repetition, the same on every machine and with every version of every library."""
+
+    def place(name: Any) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+    return sorted(names, key=place)[:count]
+
+
+def _batched(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]:
+    return (samples[start : start + size] for start in range(0, len(samples), size))
+
+
+def _tensors(samples: Sequence[Sample], pretrained: zsqbench.Pretrained) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Images in the network's normalised space, float32 [N, C, H, W], and labels, int64 [N]."""
+    import torch
+
+    geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
+    images = pixels(samples, geometry, _DECODED)
+    labels = torch.tensor([sample.label for sample in samples])
+    return normalise(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
+
+
+def _hits(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+    """Whether the class is the first guess, and whether it is among the first five: bool [N, 2]."""
+    import torch
+
+    finite = logits.isfinite().all(dim=1)
+    first = logits.argmax(dim=1) == labels
+    five = (logits.topk(min(TOP, logits.shape[1])).indices == labels[:, None]).any(dim=1)
+    return torch.stack([first & finite, five & finite], dim=1)
+
+
+def _percent(hits: "torch.Tensor") -> float:
+    return 100 * int(hits.sum()) / len(hits)
+
+
+def _base(model: zsqbench.ModelSpec) -> str:
+    """The named network that a model without a file is a variant of; the spec demands one of the two."""
+    return model.base or ""
+
+
+def _weights(model: zsqbench.ModelSpec) -> Path | Literal["none"] | None:
+    """The weights that the suite gives, if any; "none" asks for random ones."""
+    if model.random_weights:
+        return "none"
+    return None if model.weights is None else Path(model.weights)
+
+
+def _comes_bare(base: str) -> bool:
+    """Whether this is a definition without weights of its own."""
+    return base in DEFINITIONS and DEFINITIONS[base].weights is None
+
+
+def _said(model: zsqbench.ModelSpec) -> dict[str, Any]:
+    fields = ("input_size", "mean", "std", "channels", "value_range")
+    return {name: getattr(model, name) for name in fields if getattr(model, name) is not None}
+
+
+def _resize_and_crop(model: zsqbench.ModelSpec, own: Feeding) -> tuple[int | None, int | None]:
+    """What the suite says; where it resizes or changes the input and names no crop, that to the network's input."""
+
+    def choose(said: int | Literal["none"] | None, default: int | None) -> int | None:
+        return default if said is None else None if said == "none" else said
+
+    resized = isinstance(model.resize, int) or (model.input_size is not None and own.crop is not None)
+    side = (model.input_size or own.input_size)[1]
+    return choose(model.resize, own.resize), choose(model.crop, side if resized else own.crop)
+
+
+def _count_outputs(network: Network, model: zsqbench.ModelSpec) -> int:
+    """Feed two empty images. Raises ZSQBenchError where the network does not make one row of logits for each."""
+    import torch
+
+    shape = (2, *network.feeding.input_size)
+    try:
+        with torch.no_grad():
+            logits = network.module(torch.zeros(shape))
+    except Exception as error:  # a user's network may fail in any way, and so may a size that it is not made for
+        detail = " ".join(str(error).split())
+        raise ZSQBenchError(f"model {model.name!r} fails on an input of {list(shape)}: {detail}") from error
+    found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(found, list) or len(found) != 2 or found[0] != 2:  # noqa: PLR2004  # N and classes
+        raise ZSQBenchError(f"model {model.name!r} returns {found} for {shape[0]} images, expected logits [N, classes]")
+    if model.classes not in (None, found[1]):
+        raise ZSQBenchError(f"model {model.name!r} has {found[1]} outputs, but the suite says classes: {model.classes}")
+    return int(found[1])
+
+
+@zsqbench.hookimpl
+def register_tasks() -> list[type[zsqbench.Task]]:
+    """The classification task."""
+    return [Classification]

@@ -1,0 +1,38 @@
+"""Gaussian noise: the negative control that every generator must beat."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+
+class Noise(zsqbench.Generator):
+    """Independent N(0, 1) pixels in normalised space, clamped to the valid range.
+
+    The clamp is that of the released code of DGH (`random_noise`), a path that cannot run there as it stands: it reads
+    an argument that its parser does not define.
+    """
+
+    name = "noise"
+
+    clamp: bool = Field(True, description="keep pixels within the values that an image can have")
+
+    def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
+        """Draw all the images at once."""
+        import torch
+
+        images = ctx.randn(self.images, *teacher.input_size)
+        if self.clamp:
+            low, high = (bound.to(images) for bound in teacher.valid_range())
+            images = torch.clamp(images, low, high)
+        return zsqbench.CalibrationSet(images.cpu())
+
+
+@zsqbench.hookimpl
+def register_generators() -> list[type[zsqbench.Generator]]:
+    """Provide `noise`."""
+    return [Noise]

@@ -1,0 +1,60 @@
+"""Round to nearest: the floor that every learned quantizer must beat."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+
+class RTN(zsqbench.Quantizer):
+    """Rounds weights per output channel and activations per tensor to an affine grid; nothing is learned.
+
+    Ranges are searched by default: of the ranges (1 - 0.01 i) (min, max), i < 80, the one with the least mean
+    |x - Q(x)|^2.4, which is how BRECQ initialises, in its own code and in DGH's. `minmax` is ZeroQ's protocol: ranges
+    from end to end. Batch normalisation is folded first where the scheme says so. Activations are calibrated with
+    weights already rounded, and each tensor with those before it already rounded: the search in one pass of the first
+    `search_images` images (BRECQ takes 64, DGH 512), min-max as a running range over all the images.
+
+    Deviations: every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
+    (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too); ZeroQ keeps BN unfolded.
+    """
+
+    name = "rtn"
+    seeded = False
+
+    weight_range: Literal["minmax", "mse"] = Field("mse", description="how weight ranges are chosen")
+    activation_range: Literal["minmax", "mse"] = Field("mse", description="how activation ranges are chosen")
+    search_images: int = Field(64, gt=0, description="images that activation ranges are searched on, with mse")
+    batch_size: int = Field(64, gt=0, description="images of a forward pass, with minmax")
+
+    def quantize(
+        self,
+        student: "nn.Module",
+        teacher: "Pretrained",  # noqa: ARG002
+        data: "CalibrationSet | None",
+        ctx: "StepContext",
+    ) -> None:
+        """Set the ranges of all quantizers. Raises ZSQBenchError without calibration images."""
+        from zsqbench.quant import calibrate_activations_minmax, calibrate_activations_mse, calibrate_weights
+
+        if data is None:
+            raise zsqbench.ZSQBenchError("quantizer 'rtn' needs calibration images: its generator cannot be none")
+        calibrate_weights(student, self.weight_range)
+        if self.activation_range == "mse":
+            calibrate_activations_mse(student, data.images[: self.search_images].to(ctx.device))
+        else:
+            calibrate_activations_minmax(
+                student, (batch.to(ctx.device) for batch in data.images.split(self.batch_size))
+            )
+
+
+@zsqbench.hookimpl
+def register_quantizers() -> list[type[zsqbench.Quantizer]]:
+    """Provide `rtn`."""
+    return [RTN]

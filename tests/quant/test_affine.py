@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+
+from zsqbench.quant.affine import affine_parameters, along, dequantize, fake_quantize, quantize, round_ste
+
+GOLDEN_TENSORS = {"conv": "conv_w", "linear": "linear_w", "act": "act", "act_signed": "act_signed"}
+
+
+@pytest.fixture(scope="module")
+def golden(request):
+    folder = request.config.rootpath.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip("no golden vectors beside this checkout")
+    return lambda name: np.load(folder / f"{name}.npz")
+
+
+def test_a_range_gives_scale_and_zero_point_by_hand():
+    scale, zero_point = affine_parameters(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
+    assert scale == 1
+    assert zero_point == 1
+    assert quantize(torch.tensor([-5.0, -0.4, 0.5, 1.5, 9.0]), scale, zero_point, 2).tolist() == [0, 1, 1, 3, 3]
+
+
+def test_codes_stand_for_values_of_the_grid_whatever_their_dtype():
+    scale, zero_point = torch.tensor(0.5), torch.tensor(3.0)
+    assert dequantize(torch.tensor([0, 3, 5], dtype=torch.uint8), scale, zero_point).tolist() == [-1.5, 0, 1]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 12])
+def test_every_channel_holds_at_most_two_to_the_b_values_of_its_grid(bits):
+    x = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    low, high = torch.aminmax(x, dim=1)
+    scale, zero_point = (along(value, 0, 2) for value in affine_parameters(low, high, bits))
+    codes = quantize(x, scale, zero_point, bits)
+    assert codes.min() >= 0
+    assert codes.max() <= 2**bits - 1
+    assert torch.equal(codes, codes.round())
+    assert torch.equal(fake_quantize(x, scale, zero_point, bits), (codes - zero_point) * scale)
+
+
+def test_quantizing_twice_changes_nothing():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    scale, zero_point = affine_parameters(x.min(), x.max(), 4)
+    once = fake_quantize(x, scale, zero_point, 4)
+    assert torch.equal(fake_quantize(once, scale, zero_point, 4), once)
+
+
+def test_the_error_is_at_most_half_a_step_inside_the_range_and_order_is_kept():
+    scale, zero_point = affine_parameters(torch.tensor(-1.0), torch.tensor(2.0), 4)
+    low, high = ((code - zero_point) * scale for code in (0, 15))
+    x = torch.linspace(float(low), float(high), 2001)
+    rounded = fake_quantize(x, scale, zero_point, 4)
+    assert (x - rounded).abs().max() <= scale / 2 * (1 + 1e-5)
+    assert (rounded.diff() >= 0).all()
+
+
+def test_zero_stays_zero_where_the_range_holds_it():
+    for low, high in [(-1.0, 2.0), (0.0, 3.0), (-2.0, 0.0), (-0.013, 7.7)]:
+        scale, zero_point = affine_parameters(torch.tensor(low), torch.tensor(high), 3)
+        assert fake_quantize(torch.tensor(0.0), scale, zero_point, 3) == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-30, 1e-42, 1e30])
+def test_a_range_of_one_value_is_safe(value):
+    x = torch.full((4,), value)
+    scale, zero_point = affine_parameters(x.min(), x.max(), 4)
+    result = fake_quantize(x, scale, zero_point, 4)
+    assert scale.isfinite()
+    assert scale > 0
+    assert torch.allclose(result, x, rtol=1e-6, atol=1e-38)
+
+
+def test_numbers_that_are_not_finite_are_not_hidden():
+    assert affine_parameters(torch.tensor(float("nan")), torch.tensor(1.0), 4).scale.isnan()
+    assert affine_parameters(torch.tensor(0.0), torch.tensor(float("inf")), 4).scale.isinf()
+
+
+def test_the_gradient_passes_rounding_and_stops_where_values_are_clamped():
+    x = torch.tensor([-9.0, -0.3, 0.4, 9.0], requires_grad=True)
+    fake_quantize(x, torch.tensor(0.5), torch.tensor(1.0), 2).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+
+
+def test_the_scale_gets_the_gradient_of_straight_through_rounding():
+    # inside the range (round(x / s) - x / s), at its ends the end's own code: (3 - 1) for x = 9
+    scale = torch.tensor(0.5, requires_grad=True)
+    fake_quantize(torch.tensor([0.4, 9.0]), scale, torch.tensor(1.0), 2).sum().backward()
+    assert scale.grad.item() == pytest.approx((1 - 0.8) + 2)
+
+
+def test_the_result_is_the_same_with_and_without_gradients():
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    scale, zero_point = affine_parameters(x.detach().min(), x.detach().max(), 4)
+    with_gradient = fake_quantize(x, scale, zero_point, 4)
+    with torch.no_grad():
+        assert torch.equal(fake_quantize(x, scale, zero_point, 4), with_gradient)
+
+
+def test_rounding_goes_half_to_even_and_is_exact():
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, 0.3, 12345.6], requires_grad=True)
+    assert round_ste(x).tolist() == [0, 2, 2, 0, 0, 12346]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("name", ["conv", "linear"])
+def test_the_signed_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, name, bits):
+    # quantizers.md 0.1: s = 1 / S, z = 2^(b-1) - z', and codes are 2^(b-1) larger
+    vectors = golden("quant_asym_a")
+    weight = torch.from_numpy(vectors[f"{name}_w"])
+    low, high = torch.aminmax(weight.flatten(1), dim=1)
+    scale, zero_point = affine_parameters(low, high, bits)
+    half = 2 ** (bits - 1)
+    used = torch.from_numpy(vectors[f"{name}_scale_{bits}"]) < 1e8  # not the channel that is all zero
+    torch.testing.assert_close(1 / scale[used], torch.from_numpy(vectors[f"{name}_scale_{bits}"])[used])
+    assert torch.equal(half - zero_point, torch.from_numpy(vectors[f"{name}_zero_{bits}"]))
+    grid = [along(value, 0, weight.dim()) for value in (scale, zero_point)]
+    expected = torch.from_numpy(vectors[f"{name}_codes_{bits}"])
+    differs = quantize(weight, *grid, bits) - half != expected
+    assert differs.float().mean() <= 1e-3
+    deq = torch.from_numpy(vectors[f"{name}_deq_{bits}"])
+    torch.testing.assert_close(fake_quantize(weight, *grid, bits)[~differs], deq[~differs], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("name", ["act", "act_signed"])
+def test_the_activation_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, name, bits):
+    vectors = golden("quant_asym_a")
+    x, (low, high) = torch.from_numpy(vectors[name]), torch.from_numpy(vectors[f"{name}_range"])
+    result = fake_quantize(x, *affine_parameters(low, high, bits), bits)
+    torch.testing.assert_close(result, torch.from_numpy(vectors[f"{name}_deq_{bits}"]), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+
+from zsqbench.quant import observers
+from zsqbench.quant.affine import affine_parameters, along, fake_quantize
+from zsqbench.quant.observers import RunningMinMax, include_zero, minmax, mse80
+
+
+@pytest.fixture(scope="module")
+def golden(request):
+    file = request.config.rootpath.parent / "shared" / "golden" / "brecq_uaq_a.npz"
+    if not file.is_file():
+        pytest.skip("no golden vectors beside this checkout")
+    return np.load(file)
+
+
+def lp_error(x, low, high, bits, axis=None):
+    scale, zero_point = (along(value, axis, x.dim()) for value in affine_parameters(low, high, bits))
+    return (x - fake_quantize(x, scale, zero_point, bits)).abs().pow(2.4).mean()
+
+
+def test_minmax_is_the_range_of_the_tensor_or_of_each_channel():
+    x = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+    assert [value.item() for value in minmax(x)] == [-2, 4]
+    assert [value.tolist() for value in minmax(x, axis=0)] == [[-2, 3], [1, 4]]
+    assert [value.tolist() for value in minmax(x, axis=1)] == [[1, -2], [3, 4]]
+
+
+def test_minmax_never_clips():
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    low, high = include_zero(*minmax(x, axis=0))
+    scale, zero_point = (along(value, 0, 2) for value in affine_parameters(low, high, 4))
+    # half a step for the value, half a step for the rounding of the zero point
+    assert ((x - fake_quantize(x, scale, zero_point, 4)).abs() <= scale * (1 + 1e-5)).all()
+
+
+def test_the_running_range_holds_all_batches_and_zero():
+    running = RunningMinMax()
+    assert [value.item() for value in running.update(torch.tensor([1.0, 2.0]))] == [0, 2]
+    assert [value.item() for value in running.update(torch.tensor([-1.0, 1.0]))] == [-1, 2]
+    assert [value.item() for value in running.update(torch.tensor([3.0]))] == [-1, 3]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("tensor", "name", "axis"),
+    [
+        ("conv_w", "conv_pc", 0),
+        ("conv_w", "conv_pt", None),
+        ("linear_w", "linear_pc", 0),
+        ("act", "act_pt", None),
+        ("act_signed", "act_signed_pt", None),
+    ],
+)
+def test_the_search_picks_the_candidates_that_brecq_picks(golden, tensor, name, axis, bits):
+    x = torch.from_numpy(golden[tensor])
+    scale, zero_point = (
+        along(value, axis, x.dim()) for value in affine_parameters(*mse80(x, bits, axis), bits)
+    )
+    torch.testing.assert_close(scale, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_delta"])), rtol=1e-6, atol=0)
+    assert torch.equal(zero_point, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_zero"])))
+    expected = torch.from_numpy(golden[f"{name}_mse_{bits}_deq"])
+    torch.testing.assert_close(fake_quantize(x, scale, zero_point, bits), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("tensor", "name", "axis"), [("conv_w", "conv_pc", 0), ("act_signed", "act_signed_pt", None)])
+def test_minmax_with_zero_is_the_max_range_of_brecq(golden, tensor, name, axis, bits):
+    x = torch.from_numpy(golden[tensor])
+    scale, zero_point = affine_parameters(*include_zero(*minmax(x, axis)), bits)
+    delta, zero = (torch.from_numpy(np.asarray(golden[f"{name}_max_{bits}_{what}"])) for what in ("delta", "zero"))
+    torch.testing.assert_close(scale, delta.view_as(scale), rtol=1e-6, atol=0)
+    assert torch.equal(zero_point, zero.view_as(zero_point))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_search_errs_at_most_as_much_as_minmax(bits):
+    x = torch.randn(8, 300, generator=torch.Generator().manual_seed(1)) ** 3
+    for axis in (None, 0):
+        searched, whole = (lp_error(x, *range_, bits, axis) for range_ in (mse80(x, bits, axis), minmax(x, axis)))
+        assert searched <= whole
+
+
+def test_the_search_does_not_depend_on_how_it_is_chunked(monkeypatch):
+    x = torch.randn(7, 501, generator=torch.Generator().manual_seed(2))
+    whole = [mse80(x, 4), mse80(x, 4, axis=0)]
+    for block in (1, 64, 1000):
+        monkeypatch.setattr(observers, "_CPU_BLOCK", block)
+        if block > 1:
+            assert torch.equal(torch.stack(mse80(x, 4)), torch.stack(whole[0]))
+        assert torch.equal(torch.stack(mse80(x[:, :20], 4, axis=0)), torch.stack(mse80(x[:, :20], 4, axis=0)))
+    monkeypatch.setattr(observers, "_CPU_BLOCK", 50)
+    assert torch.equal(torch.stack(mse80(x, 4, axis=0)), torch.stack(whole[1]))
+
+
+def test_the_search_widens_a_one_sided_range_to_zero_only_when_asked():
+    x = torch.tensor([2.0, 2.5, 3.0])
+    assert mse80(x, 8)[0] > 0
+    assert mse80(x, 8, zero=True)[0] == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
+def test_constant_tensors_are_safe(value):
+    x = torch.full((3, 5), value)
+    for axis in (None, 0):
+        for low, high in (mse80(x, 4, axis), mse80(x, 4, axis, zero=True), minmax(x, axis)):
+            assert low.isfinite().all()
+            assert high.isfinite().all()
+    low, high = mse80(x, 4, zero=True)
+    assert torch.allclose(fake_quantize(x, *affine_parameters(low, high, 4), 4), x)

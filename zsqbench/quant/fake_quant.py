@@ -1,0 +1,164 @@
+"""Modules that simulate integer arithmetic: quantizers of tensors, and the layers whose weights pass through one.
+
+A learned method puts its own rounding in by assigning a subclass to `layer.weight_quantizer` (AdaRound), or by
+replacing an activation quantizer (LSQ). What `finalize` keeps of either is scale, zero point and integer weights.
+"""
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zsqbench.quant.affine import affine_parameters, dequantize, fake_quantize, quantize
+
+Q = TypeVar("Q", bound="TensorQuantizer")
+
+HALVES = (torch.float16, torch.bfloat16)
+BYTE = 8
+
+
+class TensorQuantizer(nn.Module):
+    """Rounds one tensor of a network to an affine grid. Neutral (the identity) until it is calibrated.
+
+    `scale` and `zero_point` are of shape [] per tensor, or broadcast along `axis`. A scale of zero says "not yet".
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    kind: str
+    grid = "affine"
+
+    def __init__(self, name: str, role: str, bits: int, *, axis: int | None, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.name = name
+        self.role = role
+        self.bits = bits
+        self.axis = axis
+        self.enabled = False
+        """Whether it quantizes; calibration switches it on, and any pass may switch it off for a while."""
+        self.register_buffer("scale", torch.zeros(shape))
+        self.register_buffer("zero_point", torch.zeros(shape))
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Take the grid that spans these ranges (scalars, or one per channel), and start to quantize."""
+        scale, zero_point = affine_parameters(low, high, self.bits)
+        self.scale.copy_(scale.view_as(self.scale))
+        self.zero_point.copy_(zero_point.view_as(self.zero_point))
+        self.enabled = True
+
+    def check(self) -> None:
+        """Raise RuntimeError where it was never calibrated, or calibrated with numbers that are not finite."""
+        if not (torch.isfinite(self.scale).all() and torch.isfinite(self.zero_point).all()):
+            raise RuntimeError(
+                f"the {self.kind} quantizer of {self.name!r} has a scale or zero point that is not finite"
+            )
+        if not (self.scale > 0).all():
+            raise RuntimeError(f"the {self.kind} quantizer of {self.name!r} was not calibrated")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X on the grid, of the same shape."""
+        if not self.enabled:
+            return x
+        if x.dtype in HALVES:  # codes need more precision than autocast's activations have
+            x = x.float()
+        return fake_quantize(x, self.scale, self.zero_point, self.bits)
+
+    def extra_repr(self) -> str:
+        """What `print(student)` shows."""
+        return f"{self.role}, bits={self.bits}, axis={self.axis}"
+
+
+class WeightQuantizer(TensorQuantizer):
+    """Rounds a weight to the nearest point of its grid."""
+
+    kind = "weight"
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers that the finalized layer keeps, in floating point. Override it together with `forward`."""
+        return quantize(weight, self.scale, self.zero_point, self.bits)
+
+
+class ActivationQuantizer(TensorQuantizer):
+    """Rounds an activation to the nearest point of its grid."""
+
+    kind = "activation"
+
+
+def plain(quantizer: Q) -> Q:
+    """A quantizer that rounds to nearest on another one's grid, without anything that only training needs."""
+    kind = WeightQuantizer if isinstance(quantizer, WeightQuantizer) else ActivationQuantizer
+    shape = tuple(quantizer.scale.shape)
+    copy = kind(quantizer.name, quantizer.role, quantizer.bits, axis=quantizer.axis, shape=shape)
+    copy.to(quantizer.scale.device)
+    copy.scale.copy_(quantizer.scale.detach())
+    copy.zero_point.copy_(quantizer.zero_point.detach())
+    copy.enabled = True
+    return cast("Q", copy)
+
+
+class QuantizedLayer(nn.Module):
+    """A layer whose weight passes through `weight_quantizer`; once finalized, its weight is integers."""
+
+    weight: Tensor
+    weight_quantizer: WeightQuantizer
+    weight_codes: Tensor
+
+    @property
+    def is_finalized(self) -> bool:
+        """Whether the float weight is gone."""
+        return "weight_codes" in self._buffers
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer uses it, in floating point."""
+        quantizer = self.weight_quantizer
+        if self.is_finalized:
+            return dequantize(self.weight_codes, quantizer.scale, quantizer.zero_point)
+        return cast("Tensor", quantizer(self.weight))
+
+    def keep(self, codes: Tensor) -> None:
+        """Replace the float weight by codes of its shape, kept as uint8 up to 8 bits and as int32 above."""
+        dtype = torch.uint8 if self.weight_quantizer.bits <= BYTE else torch.int32
+        self.register_buffer("weight_codes", codes.to(dtype))
+        self.register_parameter("weight", None)
+        self.weight_quantizer = plain(self.weight_quantizer)
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """A convolution with a quantized weight [out, in / groups, height, width]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [N, C, H, W] with the quantized weight."""
+        return cast("Tensor", self._conv_forward(x, self.quantized_weight(), self.bias))
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A linear layer with a quantized weight [out, in]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in] with the quantized weight."""
+        return functional.linear(x, self.quantized_weight(), self.bias)
+
+
+def quantized_layer(layer: nn.Conv2d | nn.Linear, name: str, role: str, bits: int) -> QuantizedLayer:
+    """The layer with a weight quantizer per output channel (axis 0), not calibrated; it takes over the parameters."""
+    quantized = _empty_copy(layer)
+    quantized.weight, quantized.bias = layer.weight, layer.bias
+    shape = (len(layer.weight),) + (1,) * (layer.weight.dim() - 1)
+    quantized.weight_quantizer = WeightQuantizer(name, role, bits, axis=0, shape=shape).to(layer.weight.device)
+    return quantized.train(layer.training)
+
+
+def _empty_copy(layer: nn.Conv2d | nn.Linear) -> QuantizedConv2d | QuantizedLinear:
+    if isinstance(layer, nn.Linear):
+        return QuantizedLinear(layer.in_features, layer.out_features, device="meta")
+    # torch annotates its own attributes more widely than its own arguments
+    geometry: tuple[Any, Any, Any, Any] = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return QuantizedConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        *geometry,
+        groups=layer.groups,
+        padding_mode=layer.padding_mode,
+        device="meta",
+    )

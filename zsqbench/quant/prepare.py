@@ -1,0 +1,152 @@
+"""From a network and a scheme to a student with quantizers, and from a calibrated student to its artifact."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, plain, quantized_layer
+from zsqbench.quant.fold import fold_bn
+from zsqbench.quant.graph import capture, check_supported, is_layer, roles, tensor_name
+from zsqbench.scheme import FLOAT_BITS, Scheme
+
+QUANTIZERS = "activation_quantizers"
+"""Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
+
+_MAP = "effective_map"
+T = TypeVar("T")
+
+
+def prepare(module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int]) -> nn.Module:
+    """Copy a network and put a quantizer at each tensor that the scheme quantizes; the original stays as it is.
+
+    The student computes what the network does (up to the rounding of BN folding) until its quantizers are calibrated.
+    Its structure depends on network and scheme alone. Raises ZSQBenchError for a network that cannot be traced.
+    """
+    if scheme.is_float:
+        return copy.deepcopy(module)
+    student = capture(module, input_size)
+    if scheme.placement.fold_bn:
+        fold_bn(student)
+    if scheme.weight_bits != FLOAT_BITS:
+        check_supported(student)
+    activations = roles(student)
+    student.meta[_MAP] = _insert_weight_quantizers(student, scheme)
+    student.meta[_MAP] += _insert_activation_quantizers(student, activations, scheme)
+    student.recompile()
+    return student
+
+
+def quantized_layers(student: nn.Module) -> list[tuple[str, QuantizedLayer]]:
+    """Path and module of each layer with a quantized weight, in execution order."""
+    layers = [(name, module) for name, module in student.named_modules() if isinstance(module, QuantizedLayer)]
+    return _in_execution_order(student, layers)
+
+
+def weight_quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer]]:
+    """Name (the path of the layer) and quantizer of each quantized weight, in execution order."""
+    return [(name, layer.weight_quantizer) for name, layer in quantized_layers(student)]
+
+
+def activation_quantizers(student: nn.Module) -> list[tuple[str, ActivationQuantizer]]:
+    """Name of the tensor and quantizer of each quantized activation, in execution order."""
+    quantizers = [(module.name, module) for module in student.modules() if isinstance(module, ActivationQuantizer)]
+    return _in_execution_order(student, quantizers)
+
+
+@torch.no_grad()
+def finalize(student: nn.Module) -> None:
+    """Turn weights into integers and drop all that only training needed, in place; its state dict is then the artifact.
+
+    A module without quantizers stays as it is. Raises RuntimeError, with the tensor's name, for a quantizer that was
+    left uncalibrated or has a scale that is not finite.
+    """
+    _check(student)
+    for _, layer in quantized_layers(student):
+        if not layer.is_finalized:
+            layer.keep(layer.weight_quantizer.codes(layer.weight))
+    _keep_plain_activation_quantizers(student)
+
+
+@torch.no_grad()
+def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load the state of a finalized student into a freshly prepared one, strictly, in place.
+
+    Raises RuntimeError where entries are missing, left over or of another shape, or where a scale is no scale.
+    """
+    for _, layer in quantized_layers(student):
+        layer.keep(torch.zeros_like(layer.weight))
+    _keep_plain_activation_quantizers(student)
+    student.load_state_dict(state, strict=True)
+    _check(student)
+
+
+def effective_map(student: nn.Module) -> list[dict[str, Any]]:
+    """What a student quantizes, tensor by tensor: name, kind, role, bits, axis and grid; 32 bits for what stays float.
+
+    Weights first, then activations, each in execution order. Empty for a network that was not prepared.
+    """
+    grids = {(quantizer.kind, name): quantizer.grid for name, quantizer in _quantizers(student)}
+    return [{**entry, "grid": grids.get((entry["kind"], entry["name"]), "float")} for entry in _recorded_map(student)]
+
+
+def _quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer] | tuple[str, ActivationQuantizer]]:
+    return [*weight_quantizers(student), *activation_quantizers(student)]
+
+
+def _check(student: nn.Module) -> None:
+    for _, quantizer in _quantizers(student):
+        quantizer.check()
+
+
+def _keep_plain_activation_quantizers(student: nn.Module) -> None:
+    for path, module in list(student.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            student.set_submodule(path, plain(module))
+
+
+def _in_execution_order(student: nn.Module, named: list[tuple[str, T]]) -> list[tuple[str, T]]:
+    order = {entry["name"]: position for position, entry in enumerate(_recorded_map(student))}
+    return sorted(named, key=lambda item: order.get(item[0], len(order)))
+
+
+def _recorded_map(student: nn.Module) -> list[dict[str, Any]]:
+    # `meta` of a GraphModule survives copies, and other modules have none
+    return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
+
+
+def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme) -> list[dict[str, Any]]:
+    paths = list(dict.fromkeys(str(node.target) for node in student.graph.nodes if is_layer(node)))
+    entries = []
+    for path in paths:
+        role = {paths[0]: "first_weight", paths[-1]: "last_weight"}.get(path, "weight")
+        bits = scheme.bits(role)
+        entries.append(_entry(path, "weight", role, bits, axis=0))
+        if bits != FLOAT_BITS:
+            layer = cast("nn.Conv2d | nn.Linear", student.get_submodule(path))
+            student.set_submodule(path, quantized_layer(layer, path, role, bits))
+    return entries
+
+
+def _insert_activation_quantizers(
+    student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme
+) -> list[dict[str, Any]]:
+    device = next(student.parameters(), torch.empty(0)).device
+    entries = []
+    for node, role in activations.items():
+        name, bits = tensor_name(node), scheme.bits(role)
+        entries.append(_entry(name, "activation", role, bits, axis=None))
+        if bits != FLOAT_BITS:
+            quantizer = ActivationQuantizer(name, role, bits, axis=None, shape=()).to(device)
+            student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
+            with student.graph.inserting_after(node):
+                quantized = student.graph.call_module(f"{QUANTIZERS}.{name}", (node,))
+            node.replace_all_uses_with(quantized)
+            quantized.args = (node,)  # the replacement took this use along with the others
+    return entries
+
+
+def _entry(name: str, kind: str, role: str, bits: int, axis: int | None) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "role": role, "bits": bits, "axis": axis if bits != FLOAT_BITS else None}

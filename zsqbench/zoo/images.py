@@ -1,0 +1,176 @@
+"""Image folders, and pixels as a network wants them: decoded, resized, cropped, scaled, normalised; and kept."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from zsqbench.errors import ZSQBenchError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file with the folder that it lies in: its name is CLASS/FILE, whatever the machine."""
+
+    name: str
+    path: Path
+    class_name: str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What happens to an image before it is numbers: shorter side to `resize`, central square of `crop`, if any."""
+
+    input_size: tuple[int, int, int]
+    """Channels (1 is grey, 3 is colour), height and width that must come out."""
+    resize: int | None
+    crop: int | None
+    interpolation: str
+    channels: Literal["rgb", "bgr"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image that can be decoded when it is needed, and its class index."""
+
+    key: Hashable
+    """Equal for equal pixels only: what the decoded image is remembered by."""
+    label: int
+    open: Callable[[], "Image"]
+
+
+class PixelCache:
+    """Decoded images up to a number of bytes; the one that was used longest ago goes first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+
+    def get(self, key: Hashable, make: "Callable[[], torch.Tensor]") -> "torch.Tensor":
+        """The tensor that is kept under this key, or what `make` returns."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        tensor = make()
+        self._kept[key] = tensor
+        self.bytes += tensor.nbytes
+        while self.bytes > self.limit:
+            self.bytes -= self._kept.popitem(last=False)[1].nbytes
+        return tensor
+
+
+def list_classes(root: Path) -> list[LabelledFile]:
+    """The image files of root/CLASS/*, sorted by class and file name; hidden files and other types are passed over.
+
+    A folder without images is an empty class. Links are resolved, so that a file has one path only.
+    """
+    root = root.resolve()
+    return [
+        LabelledFile(f"{folder.name}/{entry.name}", _real(entry, folder), folder.name)
+        for folder in class_folders(root)
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+    ]
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders of a root, one a class, sorted by name; none where there is no such root."""
+    if not root.is_dir():
+        return []
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    return [root / name for name in names]
+
+
+def pixels(samples: Sequence[Sample], geometry: Geometry, cache: PixelCache) -> "torch.Tensor":
+    """Decode, resize and crop: uint8 [N, C, H, W]. Raises ZSQBenchError for an image that cannot be read or used."""
+    import torch
+
+    return torch.stack([cache.get((s.key, geometry), partial(_decode, s, geometry)) for s in samples])
+
+
+def normalise(
+    images: "torch.Tensor", mean: Sequence[float], std: Sequence[float], value_range: tuple[float, float]
+) -> "torch.Tensor":
+    """From uint8 [N, C, H, W] to the network's normalised float32 space."""
+    import torch
+
+    low, high = value_range
+    means, deviations = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    return (images.float().div(255).mul(high - low).add(low) - means) / deviations
+
+
+def open_image(path: Path) -> "Image":
+    """Decode a file. Raises ZSQBenchError, with its name, where that fails."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
+        detail = " ".join(str(error).split())
+        raise ZSQBenchError(f"image {path} cannot be read: {detail}; copy it again or remove it") from error
+
+
+def _real(entry: "os.DirEntry[str]", folder: Path) -> Path:
+    return Path(entry).resolve() if entry.is_symlink() or folder.is_symlink() else Path(entry)
+
+
+def _decode(sample: Sample, geometry: Geometry) -> "torch.Tensor":
+    import numpy as np
+    import torch
+
+    channels, height, width = geometry.input_size
+    image = sample.open().convert("L" if channels == 1 else "RGB")
+    given = image.size
+    if geometry.resize is not None:
+        image = _resize(image, geometry.resize, geometry.interpolation)
+    if geometry.crop is not None:
+        image = _crop(image, geometry.crop)
+    if image.size != (width, height):
+        raise ZSQBenchError(
+            f"an image of {given[0]} x {given[1]} pixels became {image.size[0]} x {image.size[1]} "
+            f"(resize: {geometry.resize or 'none'}, crop: {geometry.crop or 'none'}), but the network takes "
+            f"{width} x {height}; set the model's resize and crop"
+        )
+    array = np.array(image).reshape(height, width, channels)
+    if geometry.channels == "bgr":
+        array = array[..., ::-1]
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _resize(image: "Image", side: int, interpolation: str) -> "Image":
+    """Set the shorter side, as torchvision does: the longer one is rounded down."""
+    from PIL.Image import Resampling
+
+    shorter, longer = sorted(image.size)
+    other = int(side * longer / shorter)
+    size = (side, other) if image.size[0] == shorter else (other, side)
+    return image if size == image.size else image.resize(size, Resampling[interpolation.upper()])
+
+
+def _crop(image: "Image", side: int) -> "Image":
+    """The central square, as torchvision does: what lies outside of a smaller image is black."""
+    if min(image.size) < side:
+        image = _pad(image, side)
+    left, top = (round((length - side) / 2.0) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _pad(image: "Image", side: int) -> "Image":
+    """Black borders up to a size; an odd pixel goes to the right and the bottom."""
+    from PIL import ImageOps
+
+    missing = [max(side - length, 0) for length in image.size]
+    left, top = (length // 2 for length in missing)
+    return ImageOps.expand(image, (left, top, missing[0] - left, missing[1] - top), fill=0)

@@ -1,0 +1,145 @@
+"""Networks of torchvision, timm and pytorchcv, with their published weights and their own preprocessing."""
+
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from torch import nn
+
+from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.zoo.models import Feeding, Network
+from zsqbench.zoo.weights import build_network
+
+Weights = Path | Literal["none"] | None
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def load(name: str, weights: Weights, classes: int | None) -> Network:
+    """Load LIBRARY/NAME with its published weights (none), those of a file, or ("none") seeded random ones.
+
+    `classes` changes the classifier, for weights that are not the published ones. Raises ZSQBenchError for a library
+    that is not installed, a name that it does not have, and weights that cannot be downloaded or do not fit.
+    """
+    library, _, own_name = name.partition("/")
+    loader = {"torchvision": _torchvision, "timm": _timm, "pytorchcv": _pytorchcv}[library]
+    return loader(own_name, weights, classes)
+
+
+def _torchvision(name: str, weights: Weights, classes: int | None) -> Network:
+    from torchvision import models
+
+    _check("torchvision", name, models.list_models(module=models))
+    published = models.get_model_weights(name).DEFAULT
+    preset = published.transforms()
+    feeding = Feeding(
+        (3, preset.crop_size[0], preset.crop_size[0]),
+        tuple(preset.mean),
+        tuple(preset.std),
+        preset.resize_size[0],
+        preset.crop_size[0],
+        preset.interpolation.value,
+    )
+    untrained = {"num_classes": classes or len(published.meta["categories"])}
+    if name in {"googlenet", "inception_v3"}:
+        untrained["init_weights"] = True  # what they do anyway, after a warning that they will not in future
+    return _network(
+        f"torchvision/{name}",
+        weights,
+        trained=lambda: models.get_model(name, weights=published),
+        untrained=lambda: models.get_model(name, weights=None, **untrained),
+        feeding=lambda _: feeding,
+    )
+
+
+def _timm(name: str, weights: Weights, classes: int | None) -> Network:
+    timm = _import("timm", f"timm/{name}")
+    _check("timm", name, [*timm.list_models(), *timm.list_pretrained()])
+    options = {} if classes is None else {"num_classes": classes}
+
+    def feeding(module: nn.Module) -> Feeding:
+        config = timm.data.resolve_data_config({}, model=module)
+        size = tuple(config["input_size"])
+        return Feeding(
+            size,
+            tuple(config["mean"]),
+            tuple(config["std"]),
+            math.floor(size[1] / config["crop_pct"]),
+            size[1],
+            config["interpolation"],
+        )
+
+    return _network(
+        f"timm/{name}",
+        weights,
+        trained=lambda: timm.create_model(name, pretrained=True),
+        untrained=lambda: timm.create_model(name, pretrained=False, **options),
+        feeding=feeding,
+    )
+
+
+def _pytorchcv(name: str, weights: Weights, classes: int | None) -> Network:
+    provider = _import("pytorchcv.model_provider", f"pytorchcv/{name}")
+    _check("pytorchcv", name, provider._models)  # noqa: SLF001  # there is no public list
+    options = {} if classes is None else {"num_classes": classes}
+    return _network(
+        f"pytorchcv/{name}",
+        weights,
+        trained=lambda: provider.get_model(name, pretrained=True),
+        untrained=lambda: provider.get_model(name, **options),
+        feeding=lambda module: _pytorchcv_feeding(name, module),
+    )
+
+
+def _pytorchcv_feeding(name: str, module: nn.Module) -> Feeding:
+    """What pytorchcv's own evaluation does: its CIFAR networks see whole images, the others a crop of 87.5 %."""
+    height, width = getattr(module, "in_size", (224, 224))
+    if name.endswith(("_cifar10", "_cifar100", "_svhn")):
+        return Feeding((3, height, width), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    return Feeding((3, height, width), _IMAGENET_MEAN, _IMAGENET_STD, math.ceil(height / 0.875), height)
+
+
+def _network(
+    name: str,
+    weights: Weights,
+    *,
+    trained: Callable[[], nn.Module],
+    untrained: Callable[[], nn.Module],
+    feeding: Callable[[nn.Module], Feeding],
+) -> Network:
+    if weights is not None:
+        module = build_network(untrained, weights)
+    else:
+        module = build_network(lambda: _download(name, trained), "none")  # "none": it comes with its weights
+    return Network(module, feeding(module))
+
+
+def _download(name: str, trained: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return trained()
+    except Exception as error:  # each library raises its own kind without a network, and so do its download tools
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ZSQBenchError(
+            f"the published weights of {name} could not be had: {detail}; they are downloaded once, so check the "
+            "network, or give 'weights': a file"
+        ) from error
+
+
+def _check(library: str, name: str, known: Iterable[str]) -> None:
+    names = set(known)
+    if name in names:
+        return
+    text = unknown(f"{library} model", name, names)
+    raise ZSQBenchError(text.partition(" known: ")[0].rstrip(";") + f"; {library} lists {len(names)} models")
+
+
+def _import(module: str, model: str) -> Any | ModuleType:
+    library = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ZSQBenchError(f"model {model!r} needs {library}: pip install 'zsqbench[{library}]'") from error

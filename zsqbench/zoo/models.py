@@ -1,0 +1,118 @@
+"""The named networks as plain data: what there is, how each is built and fed. Listing and checking need no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zsqbench.errors import ZSQBenchError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How a network wants its images: resize the shorter side, crop the centre, scale to `value_range`, normalise."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str = "bilinear"
+    channels: Literal["rgb", "bgr"] = "rgb"
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A built network in eval mode with frozen weights, and how to feed it."""
+
+    module: "nn.Module"
+    feeding: Feeding
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A network that is defined here: its family, the arguments of its constructor, its weights if there are any."""
+
+    family: Literal["resnet", "mobilenet"]
+    arguments: Mapping[str, Any]
+    feeding: Feeding
+    weights: Path | None = None
+    """Shipped weights; none where the user brings them."""
+    classes: int = field(default=10)
+
+
+DIGITS = Feeding((1, 16, 16), (0.304,), (0.318,), resize=16)
+"""The embedded digits at twice their size; mean and deviation are those of the train images at that size."""
+CIFAR10 = Feeding((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+"""The values of GDFQ's, IntraQ's and HAST's loaders; ZeroQ's and DSG's divide by others, which a suite can give."""
+CIFAR100 = Feeding((3, 32, 32), (0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761))
+
+_FOLDER = Path(__file__).parent
+
+DEFINITIONS: Mapping[str, Definition] = {
+    "resnet20": Definition(
+        "resnet", {"depth": 20, "width": 4, "in_channels": 1}, DIGITS, _FOLDER / "resnet20.safetensors"
+    ),
+    "mobilenetv2": Definition(
+        "mobilenet",
+        {"stages": ((6, 1, 1), (8, 2, 2), (12, 2, 2)), "stem": 6, "head": 48, "in_channels": 1},
+        DIGITS,
+        _FOLDER / "mobilenetv2.safetensors",
+    ),
+    **{f"cifar_resnet{depth}": Definition("resnet", {"depth": depth}, CIFAR10) for depth in (20, 32, 44, 56)},
+}
+"""The networks that are defined here, by name."""
+
+LIBRARIES: tuple[str, ...] = ("torchvision", "timm", "pytorchcv")
+"""Libraries whose networks are named LIBRARY/NAME; which names there are is known only when one is loaded."""
+
+
+def check_name(name: str) -> None:
+    """Raise ZSQBenchError for a name that cannot be a network; that of a library's is checked when it is loaded."""
+    library, slash, rest = name.partition("/")
+    if name in DEFINITIONS or (slash and library in LIBRARIES and rest):
+        return
+    known = [*sorted(DEFINITIONS), *(f"{library}/NAME" for library in LIBRARIES)]
+    close = did_you_mean(f"{library}/", [f"{known}/" for known in LIBRARIES]) if slash else ""
+    suggestion = close or did_you_mean(name, DEFINITIONS) or ";"
+    raise ZSQBenchError(f"unknown model {name!r}{suggestion} known: {', '.join(known)}, or a file of your own")
+
+
+def shipped_weights(name: str) -> Path:
+    """The weights file of a definition. Raises ZSQBenchError for one whose weights the user brings."""
+    weights = DEFINITIONS[name].weights
+    if weights is None:
+        raise ZSQBenchError(f"model {name!r} comes without weights; give 'weights': a file, or none for random ones")
+    return weights
+
+
+def load_named(name: str, weights: Path | Literal["none"] | None = None, classes: int | None = None) -> Network:
+    """Build a named network with its own weights, those of a file, or ("none") seeded random ones.
+
+    `classes` is for definitions that are built for any number of them. Raises ZSQBenchError for an unknown name,
+    weights that do not fit, a library that is not installed, or weights that cannot be downloaded.
+    """
+    check_name(name)
+    if name in DEFINITIONS:
+        return _load_definition(name, DEFINITIONS[name], weights, classes)
+    from zsqbench.zoo import libraries
+
+    return libraries.load(name, weights, classes)
+
+
+def _load_definition(
+    name: str, definition: Definition, weights: Path | Literal["none"] | None, classes: int | None
+) -> Network:
+    from zsqbench.zoo.mobilenet import MobileNetV2
+    from zsqbench.zoo.resnet import CifarResNet
+    from zsqbench.zoo.weights import build_network
+
+    weights = weights or shipped_weights(name)
+    family = {"resnet": CifarResNet, "mobilenet": MobileNetV2}[definition.family]
+    arguments = {**definition.arguments, "classes": classes or definition.classes}
+    return Network(build_network(lambda: family(**arguments), weights), definition.feeding)

@@ -1,0 +1,134 @@
+"""Train the embedded networks and write their weights: `python -m zsqbench.zoo.train`, a minute a network on one core.
+
+What makes them worth benchmarking is chosen here. Narrow networks leave 4-bit arithmetic little room. Pixel noise in
+training teaches them to ignore it, so that Gaussian noise, the negative control, does not excite the deeper layers as
+images do. Smoothed labels keep the deeper layers' statistics typical of single images, which is what makes data from
+batch-normalisation statistics useful at all: without them ZeroQ's images fall behind noise even at 8 bits.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+
+from zsqbench.zoo import digits, models
+from zsqbench.zoo.digits import load_digits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: SGD with Nesterov momentum under a one-cycle schedule."""
+
+    noise: float
+    """Largest standard deviation of the pixel noise, on 0..1; each image draws its own."""
+    weight_decay: float
+    epochs: int = 120
+    batch: int = 64
+    learning_rate: float = 0.1
+    label_smoothing: float = 0.1
+    seed: int = 0
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "resnet20": Recipe(noise=0.8, weight_decay=5e-4),
+    "mobilenetv2": Recipe(noise=0.6, weight_decay=1e-4),
+}
+
+ROTATION, ZOOM, SHEAR, SHIFT = math.radians(20), 0.2, 0.2, 1.5
+"""Largest distortion of a training image; the shift in pixels of the 8x8 original."""
+
+
+def write_digits() -> None:
+    """Write the embedded data from scikit-learn's copy of it, with the split that all results stand on."""
+    from safetensors.numpy import save_file as save_arrays
+    from sklearn import datasets, model_selection
+
+    bunch = datasets.load_digits()
+    images, labels = bunch.images.astype("uint8"), bunch.target.astype("uint8")
+    parts = model_selection.train_test_split(range(len(labels)), test_size=900, stratify=labels, random_state=0)
+    tensors: dict[str, Any] = {}
+    for name, part in zip(("train", "test"), parts, strict=True):
+        tensors |= {f"{name}_images": images[sorted(part)], f"{name}_labels": labels[sorted(part)]}
+    save_arrays(tensors, digits.FILE)
+
+
+def train(name: str, recipe: Recipe) -> nn.Module:
+    """Train an embedded network from scratch, on the train part alone; the weights are seeded, the last ones count."""
+    network = models.load_named(name, "none").module.train().requires_grad_()
+    rng = torch.Generator().manual_seed(recipe.seed)
+    images, labels = load_digits("train")
+    images = resize(images)
+    steps = len(images) // recipe.batch
+    optimiser = torch.optim.SGD(
+        network.parameters(), recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
+    schedule = OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.1)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(images), generator=rng)
+        for chosen in order[: steps * recipe.batch].view(steps, recipe.batch):
+            logits = network(normalise(augment(images[chosen], recipe.noise, rng)))
+            loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return network.eval()
+
+
+def resize(images: Tensor) -> Tensor:
+    """To the size that the networks take: [N, 1, 8, 8] to [N, 1, 16, 16]."""
+    return functional.interpolate(images, size=models.DIGITS.input_size[1:], mode="bilinear")
+
+
+def normalise(images: Tensor) -> Tensor:
+    """From 0..1 to the networks' normalised space."""
+    return (images - models.DIGITS.mean[0]) / models.DIGITS.std[0]
+
+
+def augment(images: Tensor, noise: float, rng: torch.Generator) -> Tensor:
+    """Rotate, zoom, shear and shift each image of [N, 1, H, W] in 0..1 a little, then add noise to its pixels."""
+
+    def uniform(limit: float) -> Tensor:
+        return (torch.rand(len(images), generator=rng) * 2 - 1) * limit
+
+    angle, zoom, shear = uniform(ROTATION), 1 + uniform(ZOOM), uniform(SHEAR)
+    left, up = uniform(SHIFT * 2 / 8), uniform(SHIFT * 2 / 8)
+    rows = [angle.cos() * zoom, (shear - angle.sin()) * zoom, left, angle.sin() * zoom, angle.cos() * zoom, up]
+    grid = functional.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, align_corners=False)
+    strength = torch.rand(len(images), 1, 1, 1, generator=rng) * noise
+    return moved + strength * torch.randn(images.shape, generator=rng)
+
+
+def accuracy(network: nn.Module) -> float:
+    """Top-1 accuracy on the held-out part, in percent."""
+    images, labels = load_digits("test")
+    with torch.no_grad():
+        predicted = network(normalise(resize(images))).argmax(dim=1)
+    return 100 * int((predicted == labels).sum()) / len(labels)
+
+
+def main() -> None:
+    """Write the data where it is absent, train each network and write its weights beside this file."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    if not digits.FILE.is_file():
+        write_digits()
+    for name, recipe in RECIPES.items():
+        network = train(name, recipe)
+        path = models.shipped_weights(name)
+        save_file(network.state_dict(), path)
+        log.info("%s: %.2f %% of the held-out images, %d bytes", name, accuracy(network), path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
