@@ -129,3 +129,14 @@ def test_the_activation_quantizer_of_intraq_and_hast_is_this_one_shifted(golden,
     x, (low, high) = torch.from_numpy(vectors[name]), torch.from_numpy(vectors[f"{name}_range"])
     result = fake_quantize(x, *affine_parameters(low, high, bits), bits)
     torch.testing.assert_close(result, torch.from_numpy(vectors[f"{name}_deq_{bits}"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_gradients_are_those_of_brecqs_step_size_learning(golden, bits):
+    vectors = golden("brecq_actdelta_grad_a")
+    x = torch.from_numpy(vectors["x"]).requires_grad_()
+    scale, zero_point = (torch.from_numpy(np.asarray(vectors[f"{name}_{bits}"])) for name in ("delta", "zero"))
+    result = fake_quantize(x, scale.requires_grad_(), zero_point, bits)
+    (result * torch.from_numpy(vectors["upstream"])).sum().backward()
+    torch.testing.assert_close(x.grad, torch.from_numpy(vectors[f"grad_x_{bits}"]), rtol=1e-4, atol=1e-6)
+    assert scale.grad.item() == pytest.approx(float(vectors[f"grad_delta_{bits}"]), rel=1e-4)

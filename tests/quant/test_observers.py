@@ -55,10 +55,10 @@ def test_the_running_range_holds_all_batches_and_zero():
 )
 def test_the_search_picks_the_candidates_that_brecq_picks(golden, tensor, name, axis, bits):
     x = torch.from_numpy(golden[tensor])
-    scale, zero_point = (
-        along(value, axis, x.dim()) for value in affine_parameters(*mse80(x, bits, axis), bits)
+    scale, zero_point = (along(value, axis, x.dim()) for value in affine_parameters(*mse80(x, bits, axis), bits))
+    torch.testing.assert_close(
+        scale, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_delta"])), rtol=1e-6, atol=0
     )
-    torch.testing.assert_close(scale, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_delta"])), rtol=1e-6, atol=0)
     assert torch.equal(zero_point, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_zero"])))
     expected = torch.from_numpy(golden[f"{name}_mse_{bits}_deq"])
     torch.testing.assert_close(fake_quantize(x, scale, zero_point, bits), expected, rtol=0, atol=1e-6)

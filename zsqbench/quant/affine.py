@@ -51,7 +51,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Te
     """
     if not (torch.is_grad_enabled() and any(value.requires_grad for value in (x, scale, zero_point))):
         return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)  # the same bits, fewer temporaries
-    codes = torch.clamp(round_ste(x / scale) + zero_point, 0, levels(bits))
+    codes = round_ste(x / scale) + zero_point
+    # torch.clamp would do, but for its gradient at the ends themselves, the largest codes, which torch releases differ in
+    codes = torch.where(codes < 0, 0.0, torch.where(codes > levels(bits), float(levels(bits)), codes))
     return (codes - zero_point) * scale
 
 

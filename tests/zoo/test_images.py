@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.images import Geometry, PixelCache, Sample, list_classes, normalise, open_image, pixels
+
+
+def picture(width, height, mode="RGB"):
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode)
+
+
+def decode(image, **geometry):
+    full = {"resize": None, "crop": None, "interpolation": "bilinear", "channels": "rgb"} | geometry
+    return pixels([Sample("key", 0, lambda: image)], Geometry(**full), PixelCache(0))[0]
+
+
+@pytest.mark.parametrize("size", [(50, 40), (40, 50), (33, 33), (20, 90)])
+@pytest.mark.parametrize(("resize", "crop"), [(36, 32), (32, 32), (20, 32), (None, 32)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resize_and_crop_are_torchvisions(size, resize, crop, interpolation):
+    from torchvision.transforms import functional
+
+    image = picture(*size)
+    found = decode(image, input_size=(3, 32, 32), resize=resize, crop=crop, interpolation=interpolation)
+    if resize is not None:
+        image = functional.resize(image, [resize], functional.InterpolationMode(interpolation))
+    assert torch.equal(found, functional.pil_to_tensor(functional.center_crop(image, [crop])))
+
+
+def test_bgr_reverses_the_channels():
+    image = picture(8, 8)
+    rgb, bgr = (decode(image, input_size=(3, 8, 8), channels=order) for order in ("rgb", "bgr"))
+    assert torch.equal(bgr, rgb.flip(0))
+
+
+def test_one_channel_is_grey_and_three_are_colour_whatever_the_file_holds():
+    assert decode(picture(8, 8), input_size=(1, 8, 8)).shape == (1, 8, 8)
+    assert decode(picture(8, 8, "L"), input_size=(3, 8, 8)).shape == (3, 8, 8)
+
+
+def test_an_image_of_another_size_is_told_with_what_to_set():
+    with pytest.raises(ZSQBenchError, match=r"9 x 8 pixels became 9 x 8 .* takes 8 x 8; set the model's resize"):
+        decode(picture(9, 8), input_size=(3, 8, 8))
+
+
+def test_black_and_white_become_the_value_range_before_mean_and_deviation():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    assert normalise(images, (1.0,), (2.0,), (-1.0, 1.0)).flatten().tolist() == [-1.0, 0.0]
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ZSQBenchError, match=r"image .*x\.jpg cannot be read"):
+        open_image(tmp_path / "x.jpg")
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    picture(64, 64).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:2000])
+    with pytest.raises(ZSQBenchError, match=r"image .*x\.png cannot be read"):
+        open_image(tmp_path / "x.png")
+
+
+def test_classes_are_listed_by_name_without_hidden_and_other_files(tmp_path):
+    for name in ("b/2.png", "b/10.PNG", "a/x.jpg", "a/.hidden.png", "a/notes.txt", ".git/y.png", "loose.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.name for file in list_classes(tmp_path)] == ["a/x.jpg", "b/10.PNG", "b/2.png"]
+
+
+def test_a_link_is_listed_as_the_file_that_it_means(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/x.png").touch()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/a").symlink_to(tmp_path / "real")
+    assert list_classes(tmp_path / "root")[0].path == (tmp_path / "real/x.png").resolve()
+
+
+def test_the_cache_makes_each_image_once():
+    calls = []
+    cache = PixelCache(limit=100)
+    for _ in range(2):
+        cache.get("a", lambda: calls.append(1) or torch.zeros(10, dtype=torch.uint8))
+    assert len(calls) == 1
+
+
+def test_the_cache_forgets_the_longest_unused_when_it_is_full():
+    calls = []
+    cache = PixelCache(limit=25)
+
+    def get(key):
+        cache.get(key, lambda: calls.append(key) or torch.zeros(10, dtype=torch.uint8))
+
+    for key in "abacab":
+        get(key)
+    assert calls == ["a", "b", "c", "b"]
+    assert cache.bytes == 20
