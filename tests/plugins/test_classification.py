@@ -1,0 +1,439 @@
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import nn
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import Settings
+from zsqbench.zoo.models import CIFAR10, CIFAR100
+from zsqbench_plugins.classification import Classification
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
+
+
+class Silent:
+    def log(self, name, value, step):
+        pass
+
+    def progress(self, done, total):
+        pass
+
+
+def context(data_root=None):
+    return zsqbench.TaskContext(torch.device("cpu"), 0, torch.Generator(), Settings(), Silent(), data_root=data_root)
+
+
+def model(name="m", **fields):
+    return zsqbench.ModelSpec.model_validate({"name": name, **fields})
+
+
+def fill(root, classes=("a", "b"), images=3, size=8, suffix="png"):
+    """Class folders of noise, each image another."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(images):
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+                root / name / f"{index}.{suffix}"
+            )
+    return root
+
+
+def write_batches(folder, names, labels="labels"):
+    folder.mkdir(parents=True)
+    for index, name in enumerate(names):
+        content = {b"data": np.full((4, 3072), index, np.uint8), labels.encode(): [0, 1, 2, 3]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+
+
+class Constant(nn.Module):
+    """Gives the same logits for each image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+def pretrained(classes=2, size=8):
+    return zsqbench.Pretrained(
+        module=Constant([0.0] * classes),
+        input_size=(3, size, size),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        classes=classes,
+        preprocessing={"resize": None, "crop": None, "interpolation": "bilinear", "channels": "rgb"},
+    )
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": "imagefolder"},
+        {"data": "cifar10", "holdout": 5},
+        {"data": "digits", "calibration": "x"},
+        {"data": "digits", "root": "x"},
+        {"data": "imagefolder", "root": "x", "calibration": "y", "holdout": 5},
+        {"data": "imagefolder", "root": "x", "holdout": -1},
+        {"data": "mnist"},
+        {"data": "digits", "batch_size": 0},
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options):
+    with pytest.raises(ValidationError):
+        Classification.model_validate(options)
+
+
+# --- finding data -----------------------------------------------------------------------------------------------------
+
+
+def test_data_and_models_are_found_without_torch(tmp_path):
+    fill(tmp_path / "x")
+    code = (
+        "import sys, zsqbench; from pathlib import Path\n"
+        "from zsqbench_plugins.classification import Classification as C\n"
+        f"C(data='imagefolder', root='x', holdout=1).find_data(Path({str(tmp_path)!r}))\n"
+        "C(data='digits').find_data(None)\n"
+        "C(data='digits').find_model(zsqbench.ModelSpec(name='resnet20', base='resnet20'))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+
+
+def test_a_data_root_that_is_not_given_is_told():
+    with pytest.raises(ZSQBenchError, match="cifar10 needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT"):
+        Classification(data="cifar10").find_data(None)
+
+
+def test_an_absent_folder_is_told(tmp_path):
+    with pytest.raises(ZSQBenchError, match=f"there is no folder {tmp_path}/cifar10"):
+        Classification(data="cifar10").find_data(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"data": "cifar10", "root": "x"}, {"data": "imagefolder", "root": "x"}])
+def test_an_empty_folder_is_told_with_the_layout_that_is_expected(tmp_path, options):
+    (tmp_path / "x/test").mkdir(parents=True)
+    with pytest.raises(ZSQBenchError, match=r"holds no .*expected .*CLASS"):
+        Classification.model_validate(options).find_data(tmp_path)
+
+
+def test_a_sole_folder_offers_nothing_to_calibrate_on(tmp_path):
+    fill(tmp_path / "x")
+    task = Classification(data="imagefolder", root="x")
+    assert task.find_data(tmp_path).calibration == {}
+    with pytest.raises(ZSQBenchError, match="no images to calibrate on: set the task's 'calibration'.*'holdout'"):
+        task.calibration_images(1, 0, pretrained(), context(tmp_path))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_images_are_not_evaluated_and_all_others_are(tmp_path, seed):
+    fill(tmp_path / "x", images=10)
+    everything = set(Classification(data="imagefolder", root="x").find_data(tmp_path).evaluation)
+    found = Classification(data="imagefolder", root="x", holdout=7, split_seed=seed).find_data(tmp_path)
+    assert len(found.calibration) == 7
+    assert set(found.calibration) | set(found.evaluation) == everything
+    assert not set(found.calibration) & set(found.evaluation)
+
+
+def test_the_split_is_a_function_of_its_seed(tmp_path):
+    fill(tmp_path / "x", images=10)
+    parts = [
+        tuple(Classification(data="imagefolder", root="x", holdout=7, split_seed=s).find_data(tmp_path).calibration)
+        for s in (0, 0, 1)
+    ]
+    assert parts[0] == parts[1] != parts[2]
+
+
+def test_a_holdout_of_everything_is_refused(tmp_path):
+    fill(tmp_path / "x")
+    with pytest.raises(ZSQBenchError, match="holdout: 6 leaves nothing to evaluate of the 6 images"):
+        Classification(data="imagefolder", root="x", holdout=6).find_data(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["x", "x/a", ".", "link"])
+def test_a_calibration_folder_that_is_evaluated_is_refused(tmp_path, other):
+    fill(tmp_path / "x")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    with pytest.raises(ZSQBenchError, match="overlap|not among the 2 classes|holds no images"):
+        Classification(data="imagefolder", root="x", calibration=other).find_data(tmp_path)
+
+
+def test_a_calibration_folder_of_links_to_evaluated_images_is_refused(tmp_path):
+    fill(tmp_path / "x")
+    (tmp_path / "y/a").mkdir(parents=True)
+    (tmp_path / "y/a/other.png").symlink_to(tmp_path / "x/a/0.png")
+    with pytest.raises(ZSQBenchError, match="overlap"):
+        Classification(data="imagefolder", root="x", calibration="y").find_data(tmp_path)
+
+
+def test_labels_of_a_calibration_folder_are_those_of_the_evaluated_classes(tmp_path):
+    fill(tmp_path / "x", ("a", "b", "c"))
+    fill(tmp_path / "y", ("c",))
+    task = Classification(data="imagefolder", root="x", calibration="y")
+    assert task.calibration_images(9, 0, pretrained(3), context(tmp_path)).labels.tolist() == [2, 2, 2]
+
+
+def test_both_folders_are_closed_to_methods(tmp_path):
+    fill(tmp_path / "x")
+    fill(tmp_path / "y")
+    found = Classification(data="imagefolder", root="x", calibration="y").find_data(tmp_path)
+    assert set(found.folders) == {tmp_path / "x", tmp_path / "y"}
+
+
+def test_an_empty_class_folder_counts_so_it_is_part_of_the_identity(tmp_path):
+    fill(tmp_path / "x")
+    task = Classification(data="imagefolder", root="x")
+    before = task.find_data(tmp_path).split
+    (tmp_path / "x/aa").mkdir()
+    assert task.find_data(tmp_path).split != before
+
+
+def test_cifar_class_folders_calibrate_on_the_train_part(tmp_path):
+    fill(tmp_path / "cifar10/test")
+    fill(tmp_path / "cifar10/train")
+    found = Classification(data="cifar10").find_data(tmp_path)
+    assert list(found.evaluation)[:2] == ["test/a/0.png", "test/a/1.png"]
+    assert list(found.calibration)[0] == "train/a/0.png"
+
+
+@pytest.mark.parametrize("folder", ["cifar10", "cifar10/cifar-10-batches-py"])
+def test_cifar_batches_are_found_where_they_lie(tmp_path, folder):
+    names = [f"data_batch_{index}" for index in range(1, 6)]
+    write_batches(tmp_path / folder, ["test_batch", *names])
+    task = Classification(data="cifar10")
+    found = task.find_data(tmp_path)
+    assert list(found.evaluation) == ["test_batch"]
+    assert list(found.calibration) == names
+    evaluation = task.evaluate(Constant([1.0] + [0.0] * 9), pretrained(10, 32), context(tmp_path))
+    assert evaluation.per_sample == [True, False, False, False]
+    images = task.calibration_images(100, 0, pretrained(10, 32), context(tmp_path)).images
+    assert len(images) == 20
+    assert images.unique().numel() == 5
+
+
+def test_cifar100_batches_have_fine_labels(tmp_path):
+    write_batches(tmp_path / "cifar100", ["train", "test"], labels="fine_labels")
+    task = Classification(data="cifar100")
+    assert task.evaluate(Constant([1.0] + [0.0] * 99), pretrained(100, 32), context(tmp_path)).metrics["correct"] == 1
+
+
+# --- finding and loading models ---------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_model_are_known_before_it_is_loaded(tmp_path):
+    for name in ("net.py", "w.safetensors"):
+        (tmp_path / name).touch()
+    task = Classification(data="digits")
+    own = model(file=str(tmp_path / "net.py"), weights=str(tmp_path / "w.safetensors"), input_size=[1, 8, 8])
+    assert task.find_model(own) == {"file": tmp_path / "net.py", "weights": tmp_path / "w.safetensors"}
+    assert task.find_model(model(base="resnet20"))["weights"].name == "resnet20.safetensors"
+    assert task.find_model(model(base="resnet20", weights="none")) == {}
+    assert task.find_model(model(base="torchvision/resnet18")) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [({"base": "resnet21"}, "did you mean 'resnet20'"), ({"base": "cifar_resnet20"}, "comes without weights")],
+)
+def test_a_model_that_cannot_be_is_told_before_it_is_loaded(fields, complaint):
+    with pytest.raises(ZSQBenchError, match=complaint):
+        Classification(data="digits").find_model(model(**fields))
+
+
+def write_model(folder, body, **fields):
+    (folder / "net.py").write_text(f"import torch\nfrom torch import nn\n\ndef build():\n    return {body}\n")
+    return model(**{"file": str(folder / "net.py"), "weights": "none", "input_size": [3, 8, 8]} | fields)
+
+
+LINEAR = "nn.Sequential(nn.Flatten(), nn.Linear(192, 4))"
+
+
+def test_a_users_model_on_a_users_images_must_say_mean_and_std(tmp_path):
+    with pytest.raises(ZSQBenchError, match="needs 'mean' and 'std'"):
+        Classification(data="imagefolder", root="x").find_model(write_model(tmp_path, LINEAR))
+
+
+def test_a_network_without_batch_normalisation_loads(tmp_path):
+    loaded = Classification(data="cifar10").load(write_model(tmp_path, LINEAR), context())
+    assert loaded.classes == 4
+    assert loaded.mean == CIFAR10.mean
+    assert not loaded.module.training
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("body", "fields", "complaint"),
+    [
+        ("nn.Linear(5, 4)", {}, "fails on an input of"),
+        ("nn.Flatten(0)", {}, "expected logits"),
+        ("nn.ReLU()", {}, r"returns \[2, 3, 8, 8\] for 2 images"),
+        ("nn.LSTM(8, 4)", {"input_size": [3, 2, 8]}, "fails on an input of|expected logits"),
+        (LINEAR, {"classes": 5}, "has 4 outputs, but the suite says classes: 5"),
+        (LINEAR, {"mean": [0.5]}, "'mean' and 'std' need 3 values"),
+        (LINEAR, {"std": [0.5, 0.0, 0.5]}, "std positive"),
+        (LINEAR, {"input_size": [4, 8, 8]}, "takes 4 channels"),
+    ],
+)
+def test_a_users_network_that_is_no_classifier_is_told(tmp_path, body, fields, complaint):
+    with pytest.raises(ZSQBenchError, match=complaint) as error:
+        Classification(data="cifar10").load(write_model(tmp_path, body, **fields), context())
+    assert "\n" not in str(error.value)
+
+
+def test_a_variant_overrides_what_it_says_and_keeps_the_rest():
+    task = Classification(data="imagefolder", root="x")
+    variant = model(base="torchvision/squeezenet1_1", weights="none", resize=80, input_size=[3, 64, 64], channels="bgr")
+    loaded = task.load(variant, context())
+    assert loaded.preprocessing == {"resize": 80, "crop": 64, "interpolation": "bilinear", "channels": "bgr"}
+    assert loaded.std == (0.229, 0.224, 0.225)
+
+
+def test_resize_and_crop_can_be_turned_off():
+    variant = model(base="resnet20", resize="none", crop="none", input_size=[1, 8, 8])
+    loaded = Classification(data="digits").load(variant, context())
+    assert (loaded.preprocessing["resize"], loaded.preprocessing["crop"]) == (None, None)
+
+
+def test_a_shipped_definition_suits_the_data():
+    loaded = Classification(data="cifar100").load(model(base="cifar_resnet20", weights="none"), context())
+    assert (loaded.classes, loaded.mean, loaded.std) == (100, CIFAR100.mean, CIFAR100.std)
+
+
+def test_damaged_weights_fail_the_model_with_one_line(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"123")
+    with pytest.raises(ZSQBenchError, match="damaged"):
+        Classification(data="digits").load(
+            model(base="resnet20", weights=str(tmp_path / "w.safetensors")), context()
+        )
+
+
+# --- evaluating -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
+def test_the_embedded_networks_are_right_on_98_percent_of_900_digits(name):
+    task = Classification(data="digits")
+    loaded = task.load(model(base=name), context())
+    evaluation = task.evaluate(loaded.module, loaded, context())
+    assert evaluation.metrics["samples"] == len(evaluation.per_sample) == 900
+    assert evaluation.metrics["top1"] == 100 * sum(evaluation.per_sample) / 900 >= 98
+
+
+def test_the_result_does_not_depend_on_the_batch_size():
+    loaded = Classification(data="digits").load(model(base="mobilenetv2"), context())
+    results = [
+        Classification(data="digits", batch_size=size).evaluate(loaded.module, loaded, context())
+        for size in (900, 64, 7)
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_output_that_is_not_finite_is_wrong(tmp_path, bad):
+    fill(tmp_path / "x")
+    task = Classification(data="imagefolder", root="x")
+    evaluation = task.evaluate(Constant([5.0, bad]), pretrained(), context(tmp_path))
+    assert evaluation.metrics == {"top1": 0.0, "correct": 0, "samples": 6}
+
+
+def test_top5_is_measured_where_there_are_more_than_five_classes(tmp_path):
+    fill(tmp_path / "x", "abcdef", images=1)
+    evaluation = Classification(data="imagefolder", root="x").evaluate(
+        Constant([6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), pretrained(6), context(tmp_path)
+    )
+    assert evaluation.metrics == {"top1": 100 / 6, "correct": 1, "samples": 6, "top5": 500 / 6}
+
+
+def test_as_many_classes_as_outputs_are_demanded(tmp_path):
+    fill(tmp_path / "x")
+    with pytest.raises(ZSQBenchError, match="imagefolder x has 2 classes, the network 3 outputs"):
+        Classification(data="imagefolder", root="x").evaluate(Constant([0.0] * 3), pretrained(3), context(tmp_path))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    fill(tmp_path / "x")
+    (tmp_path / "x/b/1.png").write_bytes(b"")
+    with pytest.raises(ZSQBenchError, match=r"image .*x/b/1\.png cannot be read"):
+        Classification(data="imagefolder", root="x").evaluate(Constant([0.0, 1.0]), pretrained(), context(tmp_path))
+
+
+def test_an_image_that_is_written_anew_is_decoded_anew(tmp_path):
+    fill(tmp_path / "x", images=1)
+    task = Classification(data="imagefolder", root="x", holdout=1)
+    name, path = next(iter(task.find_data(tmp_path).calibration.items()))
+    before = task.calibration_images(1, 0, pretrained(), context(tmp_path)).images
+    Image.new("RGB", (8, 8)).save(path)
+    os.utime(path, ns=(1, 1))
+    after = task.calibration_images(1, 0, pretrained(), context(tmp_path)).images
+    assert not torch.equal(before, after), name
+    assert after.eq(-1).all()
+
+
+# --- calibrating ------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_digits_are_a_seeded_choice_of_the_train_part():
+    task = Classification(data="digits")
+    loaded = task.load(model(base="resnet20"), context())
+    one, again, other = (task.calibration_images(50, seed, loaded, context()) for seed in (0, 0, 1))
+    assert one.images.shape == (50, 1, 16, 16)
+    assert one.labels.shape == (50,)
+    assert torch.equal(one.images, again.images)
+    assert not torch.equal(one.images, other.images)
+    assert len(task.calibration_images(5000, 0, loaded, context())) == 897
+
+
+def test_calibration_digits_are_fed_as_evaluated_ones_are():
+    task = Classification(data="digits")
+    loaded = task.load(model(base="resnet20"), context())
+    train = task.calibration_images(897, 0, loaded, context())
+    assert (loaded.module(train.images).argmax(dim=1) == train.labels).float().mean() > 0.98
+
+
+# --- real networks on real images -------------------------------------------------------------------------------------
+
+
+@needs_shared
+def test_resnet20_is_right_on_776_of_846_cifar10_images():
+    task = Classification(data="cifar10")
+    spec = model(
+        base="cifar_resnet20",
+        weights=str(SHARED / "models/resnet20_cifar10.safetensors"),
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
+    )
+    loaded = task.load(spec, context(SHARED))
+    metrics = task.evaluate(loaded.module, loaded, context(SHARED)).metrics
+    assert (metrics["correct"], metrics["samples"]) == (776, 846)
+
+
+@needs_shared
+@pytest.mark.slow
+def test_a_users_mobilenet_is_right_on_572_of_1000_imagenet_images():
+    task = Classification(data="imagefolder", root="imagenet/val")
+    spec = model(
+        file=str(SHARED / "models/mobilenetv1_025.py"),
+        weights=str(SHARED / "models/mobilenetv1_025.safetensors"),
+        input_size=[3, 224, 224],
+        resize="none",
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    loaded = task.load(spec, context(SHARED))
+    metrics = task.evaluate(loaded.module, loaded, context(SHARED)).metrics
+    assert (metrics["correct"], metrics["samples"]) == (572, 1000)

@@ -1,0 +1,83 @@
+import sys
+from types import ModuleType, SimpleNamespace
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.models import load_named
+
+
+def test_torchvision_networks_bring_their_own_preprocessing():
+    feeding = load_named("torchvision/mobilenet_v2", "none").feeding
+    assert (feeding.input_size, feeding.resize, feeding.crop) == ((3, 224, 224), 232, 224)
+    assert feeding.mean == (0.485, 0.456, 0.406)
+    assert feeding.interpolation == "bilinear"
+
+
+def test_random_weights_of_a_library_network_are_seeded_and_of_any_number_of_classes():
+    one, two = (load_named("torchvision/squeezenet1_1", "none", classes=7).module for _ in range(2))
+    assert torch.equal(one.features[0].weight, two.features[0].weight)
+    assert one(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_an_unknown_torchvision_name_suggests_one():
+    with pytest.raises(ZSQBenchError, match=r"unknown torchvision model 'resnet81'; did you mean 'resnet\d+'"):
+        load_named("torchvision/resnet81", "none")
+
+
+def test_a_detector_is_no_classifier_of_torchvision():
+    with pytest.raises(ZSQBenchError, match="unknown torchvision model"):
+        load_named("torchvision/fasterrcnn_resnet50_fpn", "none")
+
+
+def test_weights_that_cannot_be_downloaded_are_one_clear_line(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise URLError("name resolution\nfailed")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", no_network)
+    with pytest.raises(ZSQBenchError, match=r"published weights of torchvision/squeezenet1_1 could not be had") as error:
+        load_named("torchvision/squeezenet1_1")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("library", ["timm", "pytorchcv"])
+def test_a_library_that_is_not_installed_is_told_with_what_to_install(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ZSQBenchError, match=rf"'{library}/x' needs {library}: pip install 'zsqbench\[{library}\]'"):
+        load_named(f"{library}/x")
+
+
+def test_timm_networks_are_fed_as_their_configuration_says(monkeypatch):
+    config = {
+        "input_size": (3, 224, 224),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+    }
+    timm = ModuleType("timm")
+    timm.list_models = lambda: ["tiny"]
+    timm.list_pretrained = lambda: ["tiny.a1"]
+    timm.create_model = lambda name, pretrained, num_classes=5: nn.Linear(1, num_classes)
+    timm.data = SimpleNamespace(resolve_data_config=lambda args, model: config)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    feeding = load_named("timm/tiny.a1").feeding
+    assert (feeding.resize, feeding.crop, feeding.interpolation) == (248, 224, "bicubic")
+    with pytest.raises(ZSQBenchError, match="unknown timm model 'tinny'; did you mean 'tiny'"):
+        load_named("timm/tinny")
+
+
+@pytest.mark.parametrize(("name", "resize", "crop"), [("net", 256, 224), ("net_cifar10", None, None)])
+def test_pytorchcv_networks_for_cifar_see_whole_images(monkeypatch, name, resize, crop):
+    network = nn.Linear(1, 5)
+    network.in_size = (32, 32) if "cifar" in name else (224, 224)
+    provider = ModuleType("pytorchcv.model_provider")
+    provider._models = {name: None}
+    provider.get_model = lambda name, pretrained=False: network
+    monkeypatch.setitem(sys.modules, "pytorchcv", ModuleType("pytorchcv"))
+    monkeypatch.setitem(sys.modules, "pytorchcv.model_provider", provider)
+    feeding = load_named(f"pytorchcv/{name}").feeding
+    assert (feeding.resize, feeding.crop) == (resize, crop)

@@ -1,0 +1,33 @@
+import torch
+from safetensors.numpy import load_file
+
+from zsqbench.zoo import digits, train
+from zsqbench.zoo.train import RECIPES, Recipe, augment
+
+
+def test_training_is_the_same_each_time():
+    short = Recipe(noise=0.5, weight_decay=1e-4, epochs=1, batch=256)
+    one, two = (train.train("mobilenetv2", short).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_augmentation_without_noise_stays_in_range_and_moves_images():
+    images = torch.rand(4, 1, 16, 16)
+    moved = augment(images, 0.0, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert not torch.equal(moved, images)
+
+
+def test_each_embedded_network_has_a_recipe():
+    assert set(RECIPES) == {"resnet20", "mobilenetv2"}
+
+
+def test_the_data_file_is_what_the_script_writes(tmp_path, monkeypatch):
+    before = load_file(digits.FILE)
+    monkeypatch.setattr(digits, "FILE", tmp_path / "digits.safetensors")
+    train.write_digits()
+    after = load_file(tmp_path / "digits.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
