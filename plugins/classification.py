@@ -78,8 +78,6 @@ class Classification(zsqbench.Task):
             raise ValueError("give 'calibration' (another folder) or 'holdout' (a part of this one), not both")
         return self
 
-    # --- what the harness asks before torch is there ------------------------------------------------------------------
-
     def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
         """The files of both parts. Raises ZSQBenchError for a folder that is absent, empty or calibrates on itself."""
         found = self._find(data_root)
@@ -103,8 +101,6 @@ class Classification(zsqbench.Task):
             if weights is None and model.base in DEFINITIONS:
                 weights = models.shipped_weights(_base(model))
         return files | ({"weights": weights} if isinstance(weights, Path) else {})
-
-    # --- what workers do ----------------------------------------------------------------------------------------------
 
     def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:  # noqa: ARG002
         """Build the network, give it its weights, and try it on empty images; ZSQBenchError where that fails."""
@@ -167,8 +163,6 @@ class Classification(zsqbench.Task):
         provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
         return zsqbench.CalibrationSet(images, labels, provenance)
 
-    # --- the data -----------------------------------------------------------------------------------------------------
-
     def _find(self, data_root: Path | None) -> "_Found":
         if self.data == "digits":
             return _find_digits()
@@ -207,8 +201,6 @@ class Classification(zsqbench.Task):
         if self.data == "imagefolder":
             return "set the task's 'calibration' (another folder) or 'holdout' (a number of images of this one)"
         return "its train part is absent"
-
-    # --- the network --------------------------------------------------------------------------------------------------
 
     def _network(self, model: zsqbench.ModelSpec) -> Network:
         if model.file is not None:

@@ -256,6 +256,11 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
             "run", self.file, "--workers", workers, "--no-plugin", "mlflow", *self.places(), *arguments
         )
 
+    def run_anew(self, name: str, *arguments: object, workers: int = 0) -> Said:
+        """`zsqbench run` on the suite with nothing there yet, into other folders."""
+        self.home, self.results = self.folder / f"home-{name}", self.folder / f"results-{name}"
+        return self.run(*arguments, workers=workers)
+
     def plan(self, *arguments: object) -> dict[str, Any]:
         """`zsqbench plan --format json` on the suite."""
         said = self.zsqbench("plan", self.file, "--format", "json", "--no-plugin", "mlflow", *self.places(), *arguments)

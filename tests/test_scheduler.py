@@ -1,7 +1,481 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
+
+from zsqbench import store as store_module
+
+KINDS = ("resolve", "baseline", "generate", "quantize", "evaluate")
+
+
+def flip(path, position=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if position is None else position] ^= 1
+    path.write_bytes(content)
+
+
+# --- steps run once -------------------------------------------------------------------------------------------------
 
 
 def test_equal_steps_of_two_cells_run_once(bench):
     bench.matrix("quantizer: [toyq, unseeded]")
     bench.run()
-    assert bench.calls() == ["load a", "load a", "evaluate", "generate 0", "quantize 0", "evaluate", "quantize 0", "evaluate"]
+    steps = [call for call in bench.calls() if not call.startswith("load")]
+    assert ["evaluate", "generate 0", "quantize 0", "evaluate", "quantize 0", "evaluate"] == steps
+
+
+def test_a_variant_that_says_the_same_is_the_same_step(bench):
+    bench.matrix("generator: [toy, same]", head="generators: {same: {method: toy, images: 4}}")
+    bench.run()
+    assert (1, ["done", "done"]) == (bench.calls().count("generate 0"), list(bench.statuses().values()))
+
+
+def test_a_second_run_runs_nothing_and_leaves_the_rows_as_they_are(bench):
+    bench.run()
+    rows = (bench.results / "toysuite.jsonl").read_bytes()
+    bench.calls()
+    said = bench.run()
+    assert (0, [], rows) == (said.code, bench.calls(), (bench.results / "toysuite.jsonl").read_bytes())
+
+
+def test_a_second_run_of_excluded_impossible_and_failed_cells_leaves_the_rows_as_they_are(bench):
+    head = "exclude: [{scheme: hw/w2a2, because: shown once}]\nquantizers: {bad: {method: toyq, shift: .nan}}"
+    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, teacher, ctx): raise ValueError('no')\n")
+    bench.matrix("generator: [toy, bad], scheme: [hw/w4a4, hw/w2a2, float]", head=head.split("\n")[0])
+    bench.run()
+    first = (bench.results / "toysuite.jsonl").read_text()
+    bench.run()
+    assert first.splitlines() == (bench.results / "toysuite.jsonl").read_text().splitlines()
+
+
+def test_a_run_into_another_folder_of_results_takes_everything_from_the_store(bench):
+    bench.run()
+    bench.calls()
+    bench.run("--results", bench.folder / "elsewhere")
+    assert [] == bench.calls()
+
+
+def test_a_new_cell_runs_only_what_is_new(bench):
+    bench.matrix("seed: 0")
+    bench.run()
+    bench.calls()
+    bench.matrix("seed: [0, 1]")
+    bench.run()
+    steps = [call for call in bench.calls() if not call.startswith("load")]
+    assert ["generate 1", "quantize 1", "evaluate"] == steps
+
+
+def test_rows_stand_in_the_order_of_the_suite(bench):
+    bench.matrix("seed: 1")
+    bench.run()
+    bench.matrix("seed: [0, 1, 2]")
+    bench.run()
+    assert [0, 1, 2] == [row["seed"] for row in bench.rows().values()]
+
+
+def test_rows_of_cells_that_are_not_selected_are_kept(bench):
+    bench.run()
+    bench.run("-k", "w4a4:1")
+    assert ["done", "done"] == list(bench.statuses().values())
+
+
+def test_rows_of_cells_that_the_suite_no_longer_has_go(bench):
+    bench.run()
+    bench.matrix("seed: 1")
+    bench.run()
+    assert ["toytask:a:toy:toyq:hw/w4a4:1"] == list(bench.rows())
+
+
+def test_rows_that_another_run_wrote_meanwhile_are_kept(bench):
+    bench.run()
+    whole = (bench.results / "toysuite.jsonl").read_text()
+    other = whole.splitlines()[1]
+    (bench.results / "toysuite.jsonl").unlink()
+    bench.extra(f"""
+@zsqbench.hookimpl
+def suite_started(suite, plan):
+    results = Path({str(bench.results)!r})
+    results.mkdir(exist_ok=True)
+    with (results / "toysuite.jsonl").open("a") as file:
+        file.write({other!r} + "\\n")
+""")
+    bench.run("-k", "w4a4:0", "--plugin", bench.folder / "extra.py")
+    assert ["toytask:a:toy:toyq:hw/w4a4:0", "toytask:a:toy:toyq:hw/w4a4:1"] == sorted(bench.rows())
+
+
+def test_a_row_holds_what_is_needed_to_read_it_alone(bench):
+    bench.matrix("generator: small", head="generators: {small: {method: toy, images: 2}}")
+    bench.run()
+    (row,) = bench.rows().values()
+    read = {
+        "changed": row["methods"]["generator"]["changed"],
+        "data": row["data"],
+        "steps": sorted(row["seconds"]),
+        "classes": row["model_facts"]["classes"],
+        "cores": row["environment"]["cores"],
+    }
+    expected = {
+        "changed": {"images": 2},
+        "data": {"evaluated": 20, "calibrated": 2},
+        "steps": ["baseline", "evaluate", "generate", "quantize"],
+        "classes": 10,
+        "cores": os.cpu_count(),
+    }
+    assert expected == read
+
+
+def test_a_row_of_real_images_is_marked_as_not_data_free(bench):
+    bench.matrix("generator: [toy, toyreal]")
+    bench.run()
+    assert [True, False] == [row.get("data_free", True) for row in bench.rows().values()]
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_quantizer_blocks_only_its_own_cells(bench):
+    bench.extra("class Bad(ToyQuantizer):\n    name = 'bad'\n    def quantize(self, *all): raise RuntimeError('no')\n")
+    bench.matrix("quantizer: [bad, toyq], seed: [0, 1]")
+    said = bench.run()
+    assert (1, ["failed", "failed", "done", "done"]) == (said.code, list(bench.statuses().values()))
+
+
+def test_a_failing_generator_fails_once_and_blocks_all_that_needs_it(bench):
+    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): note('bad'); raise RuntimeError('no')\n")
+    bench.matrix("generator: [bad, toy], quantizer: [toyq, unseeded]")
+    bench.run()
+    reasons = [row.get("reason") for row in bench.rows().values()]
+    assert (1, ["generate: RuntimeError: no"] * 2 + [None] * 2) == (bench.calls().count("bad"), reasons)
+
+
+def test_a_failed_cell_still_has_what_the_float_network_reached(bench):
+    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise RuntimeError('no')\n")
+    bench.matrix("generator: bad")
+    bench.run()
+    (row,) = bench.rows().values()
+    assert ["top1"] == list(row["float_metrics"])
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_cells_only(bench):
+    bench.extra("""
+class Breaks(ToyTask):
+    name = "breaks"
+    def load(self, model, ctx):
+        if model.base == "b":
+            raise OSError("truncated weights")
+        return super().load(model, ctx)
+""")
+    bench.matrix("task: breaks, model: [b, a]")
+    said = bench.run()
+    row = bench.rows()["breaks:b:toy:toyq:hw/w4a4:0"]
+    assert (1, ["done", "failed"], True) == (
+        said.code,
+        sorted(bench.statuses().values()),
+        "OSError: truncated weights" in row["reason"],
+    )
+
+
+def test_a_network_without_batch_normalisation_runs_with_methods_that_need_none(bench):
+    bench.matrix("model: without_bn")
+    bench.run()
+    assert ["done"] == list(bench.statuses().values())
+
+
+def test_a_failed_cell_is_tried_again_by_the_next_run(bench):
+    bench.extra("""
+class Moody(Toy):
+    name = "moody"
+    def generate(self, teacher, ctx):
+        if not (HERE / "ready").exists():
+            raise RuntimeError("not yet")
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: moody")
+    first = bench.run().code
+    bench.write("ready", "")
+    assert (1, 0) == (first, bench.run().code)
+
+
+def test_data_that_is_not_there_is_told_before_anything_runs(bench):
+    said = bench.run("--data-root", bench.folder / "nowhere")
+    expected = f"error: task toytask: there is no folder {bench.folder}/nowhere/data\n"
+    assert (2, expected, []) == (said.code, said.err, bench.calls())
+
+
+# --- interruption ---------------------------------------------------------------------------------------------------
+
+INTERRUPTED = {
+    "while a model is loaded": "class I(ToyTask):\n    name = 'i'\n    def load(self, *all): interrupt(); return super().load(*all)\n",
+    "in a generator": "class I(Toy):\n    name = 'i'\n    def generate(self, *all): interrupt(); return super().generate(*all)\n",
+    "in a quantizer": "class I(ToyQuantizer):\n    name = 'i'\n    def quantize(self, *all): interrupt(); super().quantize(*all)\n",
+    "in a task": "class I(ToyTask):\n    name = 'i'\n    def evaluate(self, *all): interrupt(); return super().evaluate(*all)\n",
+    "before the first step": "class I(Toy):\n    name = 'i'\n@zsqbench.hookimpl\ndef suite_started(): interrupt()\n",
+    "after a step": "class I(Toy):\n    name = 'i'\n@zsqbench.hookimpl\ndef step_finished(step): step.kind == 'quantize' and interrupt()\n",
+    "after a cell": "class I(Toy):\n    name = 'i'\n@zsqbench.hookimpl\ndef cell_finished(): interrupt()\n",
+}
+ONCE = "def interrupt():\n    if not (HERE / 'was').exists():\n        (HERE / 'was').touch()\n        raise KeyboardInterrupt\n"
+
+
+@pytest.fixture(params=INTERRUPTED)
+def interrupted(bench, request):
+    """A run that was interrupted, and what it said."""
+    source = INTERRUPTED[request.param]
+    bench.extra(ONCE + source)
+    axis = next(axis for axis, base in {"task": "ToyTask", "generator": "Toy)", "quantizer": "Quant"}.items() if base in source)
+    plain = {"task": "toytask", "generator": "toy", "quantizer": "toyq"}[axis]
+    bench.matrix(f"{axis}: [{plain}, i], seed: [0, 1]")
+    return bench, bench.run()
+
+
+def test_an_interrupted_run_ends_with_130_and_valid_rows(interrupted):
+    bench, said = interrupted
+    assert (130, True) == (said.code, {"done", "interrupted"} >= set(bench.statuses().values())), said.err
+
+
+def test_an_interrupted_run_has_a_row_for_every_cell_and_shows_its_table(interrupted):
+    bench, said = interrupted
+    assert (4, True) == (len(bench.rows()), said.out.startswith("# toysuite")), said.err
+
+
+def test_running_again_finishes_an_interrupted_run(interrupted):
+    bench, _ = interrupted
+    assert (0, ["done"] * 4) == (bench.run().code, list(bench.statuses().values()))
+
+
+def test_an_interruption_while_a_model_is_loaded_again_keeps_the_rows_of_finished_cells(bench):
+    bench.extra("""
+class I(ToyTask):
+    name = "i"
+    def load(self, model, ctx):
+        if (HERE / "now").exists():
+            raise KeyboardInterrupt
+        return super().load(model, ctx)
+""")
+    bench.matrix("task: i")
+    bench.run()
+    bench.write("now", "")
+    said = bench.run("--home", bench.folder / "an-empty-store")
+    assert (130, ["done"]) == (said.code, list(bench.statuses().values()))
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_artifact_is_made_again(bench, kind):
+    bench.matrix("")
+    bench.run()
+    (folder,) = bench.artifacts(kind)
+    flip(next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json"))
+    (bench.results / "toysuite.jsonl").unlink()
+    for later in KINDS[KINDS.index(kind) + 1 :] if kind in ("generate", "quantize") else ():
+        for path in bench.artifacts(later):
+            path.rename(bench.folder / path.name)
+    said = bench.run()
+    damaged = [path.name for path in (bench.home / "damaged").iterdir()]
+    assert (0, ["done"], [kind]) == (said.code, list(bench.statuses().values()), [name.split("-")[0] for name in damaged])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("content", ["", '{"files": {}}'])
+def test_a_damaged_manifest_stops_no_run(bench, kind, content):
+    bench.matrix("")
+    bench.run()
+    (folder,) = bench.artifacts(kind)
+    (folder / "manifest.json").write_text(content)
+    (bench.results / "toysuite.jsonl").unlink()
+    said = bench.run()
+    assert (0, ["done"]) == (said.code, list(bench.statuses().values())), said.err
+
+
+def test_facts_that_another_version_wrote_are_made_again(bench):
+    bench.matrix("")
+    bench.run()
+    (folder,) = bench.artifacts("resolve")
+    facts = json.loads((folder / "facts.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "facts.json").write_text(json.dumps(facts | {"flops": 3}))
+    manifest["files"]["facts.json"] = store_module.file_digest(folder / "facts.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert 0 == bench.run().code
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resolve"])
+def test_verify_finds_a_damaged_artifact_and_the_next_run_makes_it_again(bench, kind):
+    bench.matrix("")
+    bench.run()
+    (folder,) = bench.artifacts(kind)
+    flip(next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json"))
+    verified = bench.zsqbench("cache", "verify", "--home", bench.home)
+    again = bench.run()
+    assert (1, True, 0, [folder]) == (verified.code, folder.name[:12] in verified.out, again.code, bench.artifacts(kind))
+
+
+def test_a_row_that_was_cut_off_is_written_again_from_the_store(bench):
+    bench.run()
+    path = bench.results / "toysuite.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    bench.calls()
+    said = bench.run()
+    assert (0, [], ["done", "done"]) == (said.code, bench.calls(), list(bench.statuses().values()))
+
+
+# --- full disks -----------------------------------------------------------------------------------------------------
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_store_on_a_full_disk_fails_its_cells_in_one_line(bench, monkeypatch):
+    bench.matrix("")
+    bench.run()
+    bench.matrix("seed: [0, 1]")
+    monkeypatch.setattr(store_module.Store, "write", no_space)
+    said = bench.run()
+    row = bench.rows()["toytask:a:toy:toyq:hw/w4a4:1"]
+    expected = f"generate: cannot write to the store {bench.home}: No space left on device"
+    assert (1, expected, False) == (said.code, row["reason"], "traceback" in row)
+
+
+def test_a_full_disk_keeps_what_is_done(bench, monkeypatch):
+    write = store_module.Store.write
+
+    def first_only(self, kind, key, info, fill):
+        if len(list((self.home / "store").glob("evaluate/*"))):
+            no_space()
+        write(self, kind, key, info, fill)
+
+    monkeypatch.setattr(store_module.Store, "write", first_only)
+    bench.run()
+    assert ["done", "failed"] == list(bench.statuses().values())
+
+
+def test_times_that_cannot_be_kept_stop_no_run(bench):
+    (bench.home / "timings.jsonl").mkdir(parents=True)
+    said = bench.run()
+    assert (0, ["done", "done"]) == (said.code, list(bench.statuses().values())), said.err
+
+
+def test_rows_that_cannot_be_written_end_the_run_in_one_line(bench):
+    bench.write("results", "a file where the folder should be")
+    said = bench.run()
+    last = said.err.splitlines()[-1]
+    assert (2, True) == (said.code, last.startswith(f"error: cannot write {bench.results}/toysuite.jsonl: ")), said.err
+
+
+def test_a_table_that_cannot_be_written_is_still_printed(bench):
+    (bench.results / "toysuite.md").mkdir(parents=True)
+    said = bench.run()
+    assert (2, True) == (said.code, said.out.startswith("# toysuite")), said.err
+
+
+def test_a_home_that_is_a_file_is_refused_in_one_line(bench):
+    said = bench.run("--home", bench.file)
+    assert (2, 1) == (said.code, len(said.err.splitlines())), said.err
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of 64 KiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)  # noqa: S603 - a command of the test
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"cannot mount a tiny disk here: {error}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S603, S607 - the same
+
+
+def test_a_store_on_a_tiny_disk_keeps_what_fits_and_says_what_did_not(bench, tiny_disk):
+    bench.matrix("generator: [toy, many]", head="generators: {many: {method: toy, images: 400}}")
+    said = bench.run("--home", tiny_disk)
+    few, many = bench.rows().values()
+    assert (1, "done", "failed") == (said.code, few["status"], many["status"]), said.err
+    assert many["reason"].startswith(f"generate: cannot write to the store {tiny_disk}: ")
+
+
+def test_a_home_on_a_disk_that_is_full_from_the_start_is_refused_in_one_line(bench, tiny_disk):
+    try:
+        (tiny_disk / "filler").write_bytes(bytes(64 * 1024))
+    except OSError:
+        pass
+    said = bench.run("--home", tiny_disk / "home")
+    assert (2, 1, True) == (said.code, len(said.err.splitlines()), "No space left on device" in said.err), said.err
+
+
+# --- the pool: real processes -----------------------------------------------------------------------------------------
+
+
+def test_the_pool_survives_whatever_a_method_does_to_its_worker(bench):
+    """One start for all: each start of a worker takes seconds."""
+    bench.extra("""
+class Exits(Toy):
+    name = "exits"
+    def generate(self, *all): sys.exit(0)
+
+class Dies(Toy):
+    name = "dies"
+    def generate(self, *all): note("dies"); os._exit(3)
+
+class Raises(Toy):
+    name = "raises"
+    def generate(self, *all): raise ValueError("no")
+""")
+    bench.matrix("generator: [toy, exits, dies, raises, toyreal]")
+    said = bench.run(workers=2)
+    reasons = {row["generator"]: (row["status"], row.get("reason")) for row in bench.rows().values()}
+    died = "generate: the worker process died (killed, out of memory, or it called exit)"
+    expected = {
+        "toy": ("done", None),
+        "exits": ("failed", "generate: SystemExit: 0"),
+        "dies": ("failed", died),
+        "raises": ("failed", "generate: ValueError: no"),
+        "toyreal": ("done", None),
+    }
+    assert (1, expected, 2) == (said.code, reasons, bench.calls().count("dies"))
+
+
+def test_the_pool_makes_the_artifacts_that_one_process_makes(bench):
+    bench.matrix("")
+    bench.run_anew("here")
+    (here,) = bench.rows().values()
+    bench.run_anew("pool", workers=1)
+    (pool,) = bench.rows().values()
+    assert [here[name] for name in ("keys", "metrics", "definition")] == [pool[name] for name in ("keys", "metrics", "definition")]
+
+
+def test_control_c_ends_the_pool_at_once_with_valid_rows(bench):
+    bench.extra("""
+import time
+class Slow(Toy):
+    name = "slow"
+    def generate(self, teacher, ctx):
+        (HERE / "started").touch()
+        time.sleep(60)
+""")
+    bench.matrix("generator: [toy, slow]")
+    code = "import sys; from zsqbench.cli import main\nif __name__ == '__main__': main(sys.argv[1:])"
+    bench.write("start.py", code)
+    arguments = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places()]
+    checkout = os.path.dirname(os.path.dirname(store_module.__file__))  # noqa: PTH120 - short
+    process = subprocess.Popen(  # noqa: S603 - code of the test
+        [sys.executable, bench.folder / "start.py", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": checkout},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (bench.folder / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (130, ["done", "interrupted"]) == (process.returncode, list(bench.statuses().values())), out + err

@@ -163,11 +163,12 @@ class _Loop:
         self.facts: Facts = {}
         self.outcomes: dict[str, Outcome] = {}
         self.interrupted = False
+        self._settled: list[Step] = []
         self._executor: Executor | None = None
         self._shown: dict[str, Progress] = {}
 
-    def run(self, steps: Iterable[Step], after: Callable[[], None] = lambda: None) -> dict[str, Outcome]:
-        """Run steps, each after what it needs; call `after` whenever some have finished."""
+    def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
+        """Run steps, each after what it needs; call `after` with those that are settled, whenever some are."""
         self.waiting = {step.key: step for step in steps}
         self.attempts: dict[str, int] = {}
         running: dict[Future[Outcome], Step] = {}
@@ -177,18 +178,20 @@ class _Loop:
                 done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
                     self._finish(running.pop(future), future)
-                self._submit_ready(running)  # before rows and hooks, so that no slot waits for them
-                if done:
-                    after()
-                else:
+                self._submit_ready(running)  # before rows are written, so that no slot waits for that
+                if not done:
                     self._show_progress(running.values())
+                after(self._take_settled())
         except KeyboardInterrupt:
             self.interrupted = True
             self.close(kill=True)
             for step in [*running.values(), *self.waiting.values()]:
                 self.outcomes[step.key] = Outcome("interrupted", error="the run was interrupted")
-        after()
-        return self.outcomes
+        after(self._take_settled())
+
+    def _take_settled(self) -> list[Step]:
+        settled, self._settled = self._settled, []
+        return settled
 
     def close(self, *, kill: bool = False) -> None:
         """End the workers."""
@@ -242,6 +245,7 @@ class _Loop:
 
     def _settle(self, step: Step, outcome: Outcome) -> None:
         self.outcomes[step.key] = outcome
+        self._settled.append(step)
         self.hooks.step_finished(step=step, outcome=outcome)
 
     def _try_again(self, step: Step) -> bool:
@@ -287,6 +291,10 @@ class _Recorder:
         self.hooks = run.suite.catalog.hooks.hook
         self._results: dict[str, Result] = {}
         self._environment = environment()
+        self._ending_with: dict[str, list[PlannedCell]] = {}
+        for planned in plan.cells:
+            for kind in FINAL_STEPS if planned.steps else ():
+                self._ending_with.setdefault(planned.steps[kind].key, []).append(planned)
 
     def results(self) -> list[Result]:
         """The rows in the order of the plan."""
@@ -301,10 +309,11 @@ class _Recorder:
         result = self._results[planned.cell.name] = self.plan.rows[planned.cell.name]
         self.hooks.cell_finished(suite=self.run.suite, result=result, cached=True)
 
-    def record_settled(self) -> None:
-        """Write the rows of the cells that just came to their end."""
-        for planned in self.missing():
-            if all(self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS):
+    def record_settled(self, steps: Iterable[Step]) -> None:
+        """Write the rows of the cells that came to their end with these steps."""
+        for planned in (planned for step in steps for planned in self._ending_with.get(step.key, ())):
+            settled = all(self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS)
+            if settled and planned.cell.name not in self._results:
                 self.record(planned)
 
     def record(self, planned: PlannedCell) -> None:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -104,7 +104,7 @@ class _Session:
         self.catalog: Catalog = load_plugins(place.plugin_files, place.without)
         self.loaded = lru_cache(maxsize=4)(self._load)
 
-    @property
+    @cached_property
     def device(self) -> "torch.device":
         import torch
 
@@ -396,7 +396,9 @@ def _clean_state(session: _Session, job: Mapping[str, Any]) -> Iterator[None]:
     seed = int(job["key"][:8], 16)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for methods that use the global generator against the rules
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed notes a traceback for each GPU that may come
+    if session.device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(job["settings"].get("threads", 1))
     torch.set_grad_enabled(True)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import nn
+from zsqbench_plugins.classification import Classification
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Settings
 from zsqbench.zoo.models import CIFAR10, CIFAR100
-from zsqbench_plugins.classification import Classification
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
@@ -78,9 +78,6 @@ def pretrained(classes=2, size=8):
     )
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -97,9 +94,6 @@ def pretrained(classes=2, size=8):
 def test_options_that_do_not_fit_together_are_refused(options):
     with pytest.raises(ValidationError):
         Classification.model_validate(options)
-
-
-# --- finding data -----------------------------------------------------------------------------------------------------
 
 
 def test_data_and_models_are_found_without_torch(tmp_path):
@@ -136,7 +130,7 @@ def test_a_sole_folder_offers_nothing_to_calibrate_on(tmp_path):
     fill(tmp_path / "x")
     task = Classification(data="imagefolder", root="x")
     assert task.find_data(tmp_path).calibration == {}
-    with pytest.raises(ZSQBenchError, match="no images to calibrate on: set the task's 'calibration'.*'holdout'"):
+    with pytest.raises(ZSQBenchError, match=r"no images to calibrate on: set the task's 'calibration'.*'holdout'"):
         task.calibration_images(1, 0, pretrained(), context(tmp_path))
 
 
@@ -169,7 +163,7 @@ def test_a_holdout_of_everything_is_refused(tmp_path):
 def test_a_calibration_folder_that_is_evaluated_is_refused(tmp_path, other):
     fill(tmp_path / "x")
     (tmp_path / "link").symlink_to(tmp_path / "x")
-    with pytest.raises(ZSQBenchError, match="overlap|not among the 2 classes|holds no images"):
+    with pytest.raises(ZSQBenchError, match=r"overlap|not among the 2 classes|holds no images"):
         Classification(data="imagefolder", root="x", calibration=other).find_data(tmp_path)
 
 
@@ -208,7 +202,7 @@ def test_cifar_class_folders_calibrate_on_the_train_part(tmp_path):
     fill(tmp_path / "cifar10/train")
     found = Classification(data="cifar10").find_data(tmp_path)
     assert list(found.evaluation)[:2] == ["test/a/0.png", "test/a/1.png"]
-    assert list(found.calibration)[0] == "train/a/0.png"
+    assert next(iter(found.calibration)) == "train/a/0.png"
 
 
 @pytest.mark.parametrize("folder", ["cifar10", "cifar10/cifar-10-batches-py"])
@@ -230,9 +224,6 @@ def test_cifar100_batches_have_fine_labels(tmp_path):
     write_batches(tmp_path / "cifar100", ["train", "test"], labels="fine_labels")
     task = Classification(data="cifar100")
     assert task.evaluate(Constant([1.0] + [0.0] * 99), pretrained(100, 32), context(tmp_path)).metrics["correct"] == 1
-
-
-# --- finding and loading models ---------------------------------------------------------------------------------------
 
 
 def test_the_files_of_a_model_are_known_before_it_is_loaded(tmp_path):
@@ -317,12 +308,7 @@ def test_a_shipped_definition_suits_the_data():
 def test_damaged_weights_fail_the_model_with_one_line(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"123")
     with pytest.raises(ZSQBenchError, match="damaged"):
-        Classification(data="digits").load(
-            model(base="resnet20", weights=str(tmp_path / "w.safetensors")), context()
-        )
-
-
-# --- evaluating -------------------------------------------------------------------------------------------------------
+        Classification(data="digits").load(model(base="resnet20", weights=str(tmp_path / "w.safetensors")), context())
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
@@ -384,9 +370,6 @@ def test_an_image_that_is_written_anew_is_decoded_anew(tmp_path):
     assert after.eq(-1).all()
 
 
-# --- calibrating ------------------------------------------------------------------------------------------------------
-
-
 def test_calibration_digits_are_a_seeded_choice_of_the_train_part():
     task = Classification(data="digits")
     loaded = task.load(model(base="resnet20"), context())
@@ -403,9 +386,6 @@ def test_calibration_digits_are_fed_as_evaluated_ones_are():
     loaded = task.load(model(base="resnet20"), context())
     train = task.calibration_images(897, 0, loaded, context())
     assert (loaded.module(train.images).argmax(dim=1) == train.labels).float().mean() > 0.98
-
-
-# --- real networks on real images -------------------------------------------------------------------------------------
 
 
 @needs_shared

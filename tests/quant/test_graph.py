@@ -203,3 +203,23 @@ def test_capturing_leaves_the_module_as_it_was():
     capture(network, (3, 8, 8))
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_only_means_over_height_and_width_pool():
+    def forward(net, x):
+        y = net.conv(x)
+        channels = y.mean(1, keepdim=True)
+        scale = y.mean()
+        return net.head((y * channels * scale).mean(3).mean(2))
+
+    found = named_roles(from_forward(forward, conv=nn.Conv2d(3, 3, 1), head=nn.Linear(3, 2)))
+    assert [found[name] for name in ("mean", "mean_1", "mean_2", "mean_3")] == ["other", "other", "pooled", "other"]
+
+
+def test_what_reads_only_the_shape_of_a_tensor_does_not_count():
+    def forward(net, x):
+        y = net.conv(x)
+        return net.head((y + x).view(y.size(0), -1))
+
+    found = named_roles(from_forward(forward, conv=nn.Conv2d(3, 3, 1), head=nn.Linear(192, 2)))
+    assert found["conv"] == "addend"

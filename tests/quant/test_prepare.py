@@ -244,6 +244,11 @@ def test_a_module_called_twice_has_a_quantizer_for_each_call(images):
     assert [name for name, _ in weight_quantizers(student)] == ["conv"]
 
 
+def test_a_printed_student_shows_what_each_quantizer_does(network):
+    student = prepare(network, parse_scheme("hw/w4a5"), SIZE)
+    assert "ActivationQuantizer(activation, bits=5, axis=None)" in repr(student)
+
+
 def test_autocast_does_not_coarsen_the_grid():
     quantizer = ActivationQuantizer("x", "activation", 8, axis=None, shape=())
     quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))

@@ -38,7 +38,9 @@ def test_weights_that_cannot_be_downloaded_are_one_clear_line(monkeypatch):
         raise URLError("name resolution\nfailed")
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", no_network)
-    with pytest.raises(ZSQBenchError, match=r"published weights of torchvision/squeezenet1_1 could not be had") as error:
+    with pytest.raises(
+        ZSQBenchError, match=r"published weights of torchvision/squeezenet1_1 could not be had"
+    ) as error:
         load_named("torchvision/squeezenet1_1")
     assert "\n" not in str(error.value)
 
@@ -61,8 +63,8 @@ def test_timm_networks_are_fed_as_their_configuration_says(monkeypatch):
     timm = ModuleType("timm")
     timm.list_models = lambda: ["tiny"]
     timm.list_pretrained = lambda: ["tiny.a1"]
-    timm.create_model = lambda name, pretrained, num_classes=5: nn.Linear(1, num_classes)
-    timm.data = SimpleNamespace(resolve_data_config=lambda args, model: config)
+    timm.create_model = lambda *_, **__: nn.Linear(1, 5)
+    timm.data = SimpleNamespace(resolve_data_config=lambda *_, **__: config)
     monkeypatch.setitem(sys.modules, "timm", timm)
     feeding = load_named("timm/tiny.a1").feeding
     assert (feeding.resize, feeding.crop, feeding.interpolation) == (248, 224, "bicubic")
@@ -76,7 +78,7 @@ def test_pytorchcv_networks_for_cifar_see_whole_images(monkeypatch, name, resize
     network.in_size = (32, 32) if "cifar" in name else (224, 224)
     provider = ModuleType("pytorchcv.model_provider")
     provider._models = {name: None}
-    provider.get_model = lambda name, pretrained=False: network
+    provider.get_model = lambda *_, **__: network
     monkeypatch.setitem(sys.modules, "pytorchcv", ModuleType("pytorchcv"))
     monkeypatch.setitem(sys.modules, "pytorchcv.model_provider", provider)
     feeding = load_named(f"pytorchcv/{name}").feeding

@@ -1,14 +1,25 @@
 import torch
 from safetensors.numpy import load_file
+from torch import nn
 
 from zsqbench.zoo import digits, train
+from zsqbench.zoo.models import load_named
 from zsqbench.zoo.train import RECIPES, Recipe, augment
 
 
 def test_training_is_the_same_each_time():
-    short = Recipe(noise=0.5, weight_decay=1e-4, epochs=1, batch=256)
+    short = Recipe(noise=0.5, weight_decay=1e-4, spread=1.0, epochs=1, batch=256)
     one, two = (train.train("mobilenetv2", short).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_spread_channels_stay_within_the_spread():
+    network = load_named("mobilenetv2", "none").module
+    train.spread_channels(network, 1.0, torch.Generator().manual_seed(0))
+    weights = torch.cat([module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d)])
+    assert weights.min() < 0.5
+    assert weights.max() > 2
+    assert weights.log().abs().max() <= 1
 
 
 def test_augmentation_without_noise_stays_in_range_and_moves_images():

@@ -73,7 +73,7 @@ def test_a_truncated_file_is_one_clear_line(tmp_path, suffix, left):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dump", [lambda content, file: torch.save(content, file), pickle.dump])
+@pytest.mark.parametrize("dump", [torch.save, pickle.dump])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch, dump):
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "x.pth").open("wb") as file:

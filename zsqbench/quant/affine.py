@@ -52,7 +52,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Te
     if not (torch.is_grad_enabled() and any(value.requires_grad for value in (x, scale, zero_point))):
         return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)  # the same bits, fewer temporaries
     codes = round_ste(x / scale) + zero_point
-    # torch.clamp would do, but for its gradient at the ends themselves, the largest codes, which torch releases differ in
+    # not torch.clamp: its gradient at the smallest and largest code themselves is 1 in some releases and 0 in others
     codes = torch.where(codes < 0, 0.0, torch.where(codes > levels(bits), float(levels(bits)), codes))
     return (codes - zero_point) * scale
 

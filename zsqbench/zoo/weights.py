@@ -1,6 +1,7 @@
 """Reading a network's weights from safetensors or a weights-only checkpoint, with one clear line where that fails."""
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"weights {path} are not this network's: the file {' and '.join(faults)}; "
             f"it has {len(state)} tensors, the network {len(own)}; give the weights of this very definition"
         )
-    wrong = [name for name, tensor in state.items() if tensor.shape != own[name].shape]
+    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:
         faults = [f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}" for name in wrong[:SHOWN]]
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
@@ -79,7 +80,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_checkpoint(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of protocols that it may not know; the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ZSQBenchError(
             f"weights {path} are a pickle that holds more than tensors, which is not run here, or are damaged; "

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from zsqbench import CalibrationSet, Pretrained, ZSQBenchError
+from zsqbench.plugins import load_plugins
+from zsqbench.quant import finalize, weight_quantizers
+from zsqbench.scheme import FLOAT, parse_scheme
+from zsqbench.testing import check_quantizer, context, tiny_teacher
+from zsqbench.zoo.resnet import CifarResNet
+
+RTN = load_plugins().find("quantizer", "rtn").method
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "mse"])
+@pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w8a8", "hw/w32a4", "hw/w2a32"])
+def test_rtn_keeps_the_contract_of_quantizers(ranges, scheme):
+    check_quantizer(RTN(weight_range=ranges, activation_range=ranges), scheme=scheme)
+
+
+def deviation(quantizer, scheme):
+    """Largest error of the logits, relative to the largest logit."""
+    teacher = tiny_teacher()
+    images = torch.randn(64, *teacher.input_size, generator=torch.Generator().manual_seed(0))
+    student = quantizer.prepare(teacher, parse_scheme(scheme))
+    quantizer.quantize(student, teacher, CalibrationSet(images), context())
+    finalize(student)
+    with torch.no_grad():
+        expected, result = teacher.module(images), student(images)
+    return ((result - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "mse"])
+def test_more_bits_are_closer_to_the_network(ranges):
+    quantizer = RTN(weight_range=ranges, activation_range=ranges)
+    errors = [deviation(quantizer, scheme) for scheme in ("hw/w3a3", "hw/w6a6", "hw/w12a12")]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-2
+
+
+def test_weight_ranges_by_hand():
+    teacher = tiny_teacher()
+    images = CalibrationSet(torch.randn(4, *teacher.input_size))
+    student = RTN().prepare(teacher, parse_scheme("hw/w4a4"))
+    RTN(weight_range="minmax").quantize(student, teacher, images, context())
+    weight = teacher.module.classifier.weight  # has no norm to be folded
+    span = weight.max(1).values.clamp(min=0) - weight.min(1).values.clamp(max=0)
+    torch.testing.assert_close(dict(weight_quantizers(student))["classifier"].scale[:, 0], span / 15)
+
+
+def test_only_the_first_images_are_searched():
+    teacher = tiny_teacher()
+    images = torch.randn(8, *teacher.input_size)
+    outputs = []
+    for calibration in (images, torch.cat([images[:4], 100 * images[4:]])):
+        student = RTN().prepare(teacher, parse_scheme("hw/w4a4"))
+        RTN(search_images=4).quantize(student, teacher, CalibrationSet(calibration), context())
+        outputs.append(student(images))
+    assert torch.equal(*outputs)
+
+
+def test_it_rejects_the_float_scheme_and_needs_images():
+    assert RTN().rejects(FLOAT)
+    assert RTN().rejects(parse_scheme("hw/w4a4")) is None
+    teacher = tiny_teacher()
+    with pytest.raises(ZSQBenchError, match="needs calibration images"):
+        RTN().quantize(RTN().prepare(teacher, parse_scheme("hw/w4a4")), teacher, None, context())
+
+
+@pytest.fixture(scope="module")
+def cifar(request):
+    """The published CIFAR-10 ResNet-20, the 846 test images with their classes, and 64 train images."""
+    data = request.config.rootpath.parent / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("no CIFAR-10 images beside this checkout")
+    module = CifarResNet(20).eval().requires_grad_(False)
+    module.load_state_dict(load_file(data / "models" / "resnet20_cifar10.safetensors"), strict=False)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def read(files):
+        pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files])
+        return ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).contiguous()
+
+    classes = sorted((data / "cifar10" / "test").iterdir())
+    files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
+    labels = torch.tensor([label for _, label in files])
+    train = sorted((data / "cifar10" / "train").glob("*/*.png"))[:: 4660 // 64][:64]
+    teacher = Pretrained(module, (3, 32, 32), mean, std, classes=10)
+    return teacher, read(file for file, _ in files), labels, CalibrationSet(read(train))
+
+
+def test_eight_bits_keep_the_accuracy_of_a_real_network(cifar):
+    teacher, images, labels, calibration = cifar
+
+    def right(module):
+        with torch.no_grad():
+            outputs = torch.cat([module(batch) for batch in images.split(128)])
+        return int((outputs.argmax(1) == labels).sum())
+
+    student = RTN().prepare(teacher, parse_scheme("hw/w8a8"))
+    RTN().quantize(student, teacher, calibration, context())
+    finalize(student)
+    assert right(teacher.module) == 776
+    assert abs(right(student) - 776) <= 8
