@@ -142,7 +142,7 @@ def resolve_steps(suite: Suite, cells: Sequence[Cell], digests: FileDigests) -> 
         task = suite.tasks[cell.task]
         origin = {name: digests.file(path) for name, path in files.items()}
         weights = model.weights if model.random_weights else None
-        key = digest_of(["resolve", task.identity, task.method.options(), spec, weights, origin])
+        key = digest_of(["resolve", task.identity, spec, weights, origin])
         steps[pair] = Step("resolve", key, f"resolve {cell.model}", (), cell, "")
     return steps
 

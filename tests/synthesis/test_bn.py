@@ -154,8 +154,9 @@ def test_pairs_that_do_not_fit_are_an_error_that_says_what_to_do():
 
 def test_a_network_without_batch_normalisation_is_an_error():
     for module in (nn.Sequential(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3, track_running_stats=False)):
+        assert batch_norms(module) == {}
         with pytest.raises(ZSQBenchError, match="has no batch normalisation"):
-            batch_norms(module)
+            BNLoss(module, ZEROQ)
 
 
 def test_a_norm_that_the_forward_pass_does_not_reach_is_an_error():

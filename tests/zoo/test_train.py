@@ -42,3 +42,11 @@ def test_the_data_file_is_what_the_script_writes(tmp_path, monkeypatch):
     after = load_file(tmp_path / "digits.safetensors")
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_the_script_writes_weights_that_load(tmp_path, monkeypatch):
+    short = Recipe(noise=0.5, weight_decay=1e-4, spread=0.0, epochs=1, batch=448)
+    monkeypatch.setattr(train, "RECIPES", {"mobilenetv2": short})
+    monkeypatch.setattr(train.models, "shipped_weights", lambda name: tmp_path / f"{name}.safetensors")
+    train.main()
+    load_named("mobilenetv2", tmp_path / "mobilenetv2.safetensors")

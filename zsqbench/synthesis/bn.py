@@ -84,6 +84,8 @@ class BNLoss:
         self.statistics = statistics
         self._module = module
         self._layers = batch_norms(module)
+        if not self._layers:
+            raise ZSQBenchError(f"{type(module).__name__} has no batch normalisation whose statistics could be matched")
         self._targets = [_targets(norm, statistics) for norm in self._layers.values()]
         self._resources = ExitStack()
         self._watched: list[list[Tensor]] = []
@@ -124,18 +126,12 @@ def moments(values: Tensor, dims: list[int], *, correction: int) -> tuple[Tensor
 
 
 def batch_norms(module: nn.Module) -> dict[str, Any]:
-    """The batch normalisations that store statistics, by path, in order of registration.
-
-    Raises ZSQBenchError where there is none.
-    """
-    found = {
+    """The batch normalisations that store statistics, by path, in order of registration."""
+    return {
         name: norm
         for name, norm in module.named_modules()
         if isinstance(norm, BATCH_NORMS) and getattr(norm, "running_mean", None) is not None
     }
-    if not found:
-        raise ZSQBenchError(f"{type(module).__name__} has no batch normalisation whose statistics could be matched")
-    return found
 
 
 def watch_points(module: nn.Module, hook_point: Literal["bn_input", "conv_output"]) -> list[tuple[nn.Module, bool]]:

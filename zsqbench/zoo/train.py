@@ -5,8 +5,8 @@ training teaches them to ignore it, so that Gaussian noise, the negative control
 images do. In the residual network batch-normalisation weights start far apart, so that the channels of a layer differ
 in range as those of published networks do, and one step size of 4 bits for all of them is a compromise; depthwise
 layers have that without help. Smoothed labels keep the deeper layers' statistics typical of single images, which is
-what makes data from batch-normalisation statistics useful at all: without them ZeroQ's images fall behind noise even
-at 8 bits.
+what makes data from batch-normalisation statistics useful at all: without them, what is calibrated on ZeroQ's images
+loses 20 to 35 points more at 8 bits.
 """
 
 import logging

@@ -1,0 +1,427 @@
+import json
+import shutil
+
+import pytest
+
+from zsqbench import scheduler
+from zsqbench.scheduler import Run
+
+BROKEN = "raise RuntimeError('no luck')"
+
+
+def last(text):
+    return text.splitlines()[-1]
+
+
+# --- exit codes -----------------------------------------------------------------------------------------------------
+
+
+def test_zero_when_all_cells_are_done(bench):
+    assert 0 == bench.run().code
+
+
+def test_zero_when_cells_are_excluded_or_impossible_as_the_suite_says(bench):
+    bench.matrix("scheme: [hw/w4a4, float], seed: [0, 1]", head="exclude: [{seed: 1, because: once is enough}]")
+    assert 0 == bench.run().code
+
+
+def test_one_when_a_cell_failed(bench):
+    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise ValueError\n")
+    bench.matrix("generator: [toy, bad]")
+    assert 1 == bench.run().code
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "zzz"],
+        ["runn", "smoke"],
+        ["run", "smoke", "--workers", "-1"],
+        ["run", "smoke", "--workers", "many"],
+        ["plan", "smoke", "--format", "yaml"],
+        ["plan", "smoke", "--no-plugin", "zzz"],
+        ["plan", "smoke", "--plugin", "zzz.py"],
+        ["plan", "smoke", "--set", "zzz"],
+        ["plan", "smoke", "-k", "and"],
+        ["leaderboard", "zzz"],
+        ["show", "zzz", "x"],
+        ["plugins", "list", "zzz"],
+        ["cache", "gc"],
+        ["run", "smoke", "--device", "banana", "--workers", "0"],
+    ],
+)
+def test_two_for_a_mistake_of_usage(bench, monkeypatch, arguments):
+    monkeypatch.chdir(bench.folder)
+    said = bench.zsqbench(*arguments)
+    assert (2, "", False) == (said.code, said.out, "Traceback" in said.err), said.err
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("broken"), KeyError("x"), AssertionError()])
+def test_three_for_a_bug_of_ours_with_its_traceback(bench, monkeypatch, raised):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(Run, "execute", fail)
+    said = bench.run()
+    expected = "this is a bug of zsqbench; please report it with the lines above"
+    assert (3, expected, True) == (said.code, last(said.err), "Traceback" in said.err)
+
+
+def test_four_when_a_plugin_that_the_suite_needs_cannot_load(bench):
+    broken = bench.write("broken.py", BROKEN)
+    bench.matrix("generator: theirs")
+    said = bench.run("--plugin", broken)
+    expected = f"plugin 'broken' ({broken}): RuntimeError: no luck"
+    assert (4, 1, True) == (said.code, len(said.err.splitlines()), expected in said.err), said.err
+
+
+def test_a_broken_plugin_that_the_suite_does_not_need_is_a_warning(bench):
+    broken = bench.write("broken.py", BROKEN)
+    said = bench.run("--plugin", broken)
+    expected = f"warning: plugin broken ({broken}) did not load: RuntimeError: no luck"
+    assert (0, True) == (said.code, expected in said.err.splitlines()), said.err
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "show"])
+def test_a_broken_plugin_does_not_stop_a_look_at_results(bench, command):
+    bench.run()
+    bench.write("toy.py", BROKEN)
+    cell = ["w4a4:1"] if command == "show" else []
+    assert 0 == bench.zsqbench(command, bench.file, *cell, "--results", bench.results).code
+
+
+def test_five_when_nothing_is_selected(bench):
+    said = bench.run("-k", "zzz")
+    assert (5, "error: no cell of suite toysuite is selected\n") == (said.code, said.err)
+
+
+def test_five_when_everything_is_excluded(bench):
+    bench.matrix("", head="exclude: [{because: why not}]")
+    assert 5 == bench.run().code
+
+
+def test_130_when_interrupted(bench, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduler, "find_data", interrupt)
+    said = bench.run()
+    assert (130, "interrupted") == (said.code, last(said.err))
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_prints_its_table_and_writes_it(bench):
+    said = bench.run()
+    assert said.out == (bench.results / "toysuite.md").read_text()
+
+
+def test_a_quiet_run_says_nothing_but_the_table(bench):
+    assert "" == bench.run("--quiet").err
+
+
+def test_notes_of_the_suite_are_told(bench):
+    bench.matrix("seed: [0, 0]")
+    said = bench.run()
+    assert f"note: {bench.file}:5: 1 cell of block 1 already stood in the same block" == said.err.splitlines()[0]
+
+
+def test_home_and_data_root_may_come_from_the_environment(bench, monkeypatch):
+    monkeypatch.setenv("ZSQBENCH_HOME", str(bench.folder / "elsewhere"))
+    monkeypatch.setenv("ZSQBENCH_DATA_ROOT", str(bench.folder / "root"))
+    bench.write("root/data/eval.txt", "3")
+    bench.write("root/data/train.txt", "4")
+    shutil.rmtree(bench.folder / "data")
+    said = bench.zsqbench("run", bench.file, "--workers", 0, "--no-plugin", "mlflow", "--results", bench.results)
+    assert (0, True) == (said.code, (bench.folder / "elsewhere" / "store").is_dir()), said.err
+
+
+def test_folders_are_relative_to_where_the_command_runs(bench, monkeypatch):
+    monkeypatch.chdir(bench.folder)
+    said = bench.zsqbench("run", "toy.yaml", "--workers", 0, "--no-plugin", "mlflow")
+    assert (0, [True] * 2) == (said.code, [(bench.folder / name).is_dir() for name in (".zsqbench", "results")])
+
+
+def test_a_run_of_an_older_store_loads_no_model_again(bench):
+    bench.run()
+    bench.calls()
+    bench.matrix("scheme: hw/w8a8, seed: 0")
+    bench.run()
+    assert ["load a", "quantize 0", "evaluate"] == bench.calls()
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def plan_text(bench):
+    return bench.zsqbench("plan", bench.file, "--no-plugin", "mlflow", *bench.places()).out.splitlines()
+
+
+def test_a_plan_tells_cells_and_shared_steps(bench):
+    bench.matrix("quantizer: [toyq, unseeded]")
+    expected = [
+        "toysuite: 2 cells",
+        "  to do      toytask:a:toy:toyq:hw/w4a4:0",
+        "  to do      toytask:a:toy:unseeded:hw/w4a4:0",
+        "6 steps, where the cells one by one would take 8:",
+        "  baseline  1 to do",
+        "  generate  1 to do",
+        "  quantize  2 to do",
+        "  evaluate  2 to do",
+        "pending: a has not been loaded yet, so nothing of it is known to be cached",
+        "time: unknown: no step like these 6 has run yet",
+    ]
+    assert expected == plan_text(bench)
+
+
+def test_a_plan_tells_what_is_done_and_what_is_to_do(bench):
+    bench.matrix("seed: 0")
+    bench.run()
+    bench.matrix("seed: [0, 1]")
+    lines = plan_text(bench)
+    expected = ["  done       toytask:a:toy:toyq:hw/w4a4:0", "  to do      toytask:a:toy:toyq:hw/w4a4:1"]
+    assert (expected, "time: about 0 s on one worker for 3 steps") == (lines[1:3], lines[-1])
+
+
+def test_a_plan_tells_a_cell_whose_steps_are_cached_but_whose_row_is_not_there(bench):
+    bench.matrix("")
+    bench.run()
+    shutil.rmtree(bench.results)
+    assert "  cached     toytask:a:toy:toyq:hw/w4a4:0" == plan_text(bench)[1]
+
+
+def test_a_plan_tells_why_a_cell_will_not_run(bench):
+    bench.matrix("scheme: [hw/w4a4, float, hw/w8a8]", head="exclude: [{scheme: hw/w8a8, because: shown once}]")
+    lines = plan_text(bench)
+    assert lines[2].startswith("  impossible toytask:a:toy:toyq:float:0  (toyq rejects float: ")
+    assert "  excluded   toytask:a:toy:toyq:hw/w8a8:0  (shown once)" == lines[3]
+
+
+def test_a_plan_runs_nothing_and_writes_no_rows(bench):
+    plan_text(bench)
+    assert ([], False) == (bench.calls(), bench.results.exists())
+
+
+def test_a_plan_as_json_says_the_same(bench):
+    plan = bench.plan("-k", "w4a4:1")
+    cell = plan["cells"][0]
+    assert (["toytask:a:toy:toyq:hw/w4a4:1"], ["a"], set(cell["steps"].values())) == (
+        [cell["cell"] for cell in plan["cells"]],
+        plan["pending"],
+        {step["key"] for step in plan["steps"]},
+    )
+
+
+def test_a_plan_needs_its_model_to_be_known(bench):
+    bench.matrix("model: zzz")
+    assert bench.error().endswith("unknown model 'zzz'; known: a, b, without_bn")
+
+
+# --- show, leaderboard ----------------------------------------------------------------------------------------------
+
+
+def test_show_tells_all_of_a_cell(bench):
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "w4a4:1", "--results", bench.results)
+    assert ("toytask:a:toy:toyq:hw/w4a4:1", "done") == tuple(json.loads(said.out)[key] for key in ("cell", "status"))
+
+
+def test_show_tells_the_traceback_of_a_failed_cell(bench):
+    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise ValueError('no luck')\n")
+    bench.matrix("generator: bad")
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "bad", "--results", bench.results)
+    assert (0, "ValueError: no luck") == (said.code, last(said.out.rstrip()))
+
+
+def test_show_refuses_a_part_of_several_names(bench):
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "w4a4", "--results", bench.results)
+    expected = "error: 'w4a4' is part of 2 names: toytask:a:toy:toyq:hw/w4a4:0, toytask:a:toy:toyq:hw/w4a4:1\n"
+    assert (2, expected) == (said.code, said.err)
+
+
+def test_show_refuses_an_unknown_cell_with_what_there_is(bench):
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "toytask:a:toy:toyq:hw/w4a4:2", "--results", bench.results)
+    assert said.err.startswith("error: unknown cell 'toytask:a:toy:toyq:hw/w4a4:2'; did you mean 'toytask:a:toy:toyq:hw/")
+
+
+def test_a_leaderboard_without_results_says_how_to_make_them(bench):
+    said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results)
+    expected = f"error: there are no results of toysuite in {bench.results}; `zsqbench run {bench.file}` makes them\n"
+    assert (2, expected) == (said.code, said.err)
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "html", "latex", "json"])
+def test_a_leaderboard_has_a_form_for_every_reader(bench, form):
+    bench.run()
+    said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results, "--format", form)
+    assert (0, True) == (said.code, "toyq" in said.out), said.err
+
+
+# --- plugins --------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_are_listed_with_options_defaults_and_what_these_mean(bench):
+    said = bench.zsqbench("plugins", "list", "toy", "--plugin", bench.folder / "toy.py")
+    expected = [
+        f"generator toy  (version 1, {bench.folder}/toy.py)",
+        "    Noise.",
+        "    images: integer, default 4  how many",
+        "    scale: number, default 1.0  standard deviation",
+    ]
+    assert expected == said.out.splitlines()[:4]
+
+
+def test_plugins_are_listed_as_json(bench):
+    said = bench.zsqbench("plugins", "list", "--format", "json", "--plugin", bench.folder / "toy.py")
+    listed = json.loads(said.out)
+    names = {(entry["kind"], entry["name"]) for entry in listed["methods"]}
+    assert {("engine", "pool"), ("generator", "toy"), ("quantizer", "toyq"), ("task", "toytask")} <= names
+
+
+def test_a_broken_plugin_is_listed_with_its_error(bench):
+    broken = bench.write("broken.py", BROKEN)
+    said = bench.zsqbench("plugins", "list", "--plugin", broken)
+    assert (0, f"broken plugin broken  ({broken}): RuntimeError: no luck") == (said.code, last(said.out))
+
+
+def test_a_broken_plugin_that_is_asked_for_is_listed_with_its_traceback(bench):
+    broken = bench.write("broken.py", BROKEN)
+    said = bench.zsqbench("plugins", "list", "broken", "--plugin", broken)
+    assert (0, True) == (said.code, "Traceback" in said.out)
+
+
+def test_a_clash_is_listed_and_stops_no_list(bench):
+    shutil.copy(bench.folder / "toy.py", bench.folder / "twin.py")
+    arguments = ["--plugin", bench.folder / "toy.py", "--plugin", bench.folder / "twin.py"]
+    said = bench.zsqbench("plugins", "list", *arguments)
+    assert (0, True) == (said.code, "clash: two plugins provide a generator named 'toy': " in said.out)
+
+
+def test_a_clash_stops_a_suite(bench):
+    shutil.copy(bench.folder / "toy.py", bench.folder / "twin.py")
+    said = bench.run("--plugin", bench.folder / "twin.py")
+    assert (2, True) == (said.code, said.err.startswith("error: two plugins provide a "))
+
+
+def test_a_clash_is_one_line(bench):
+    shutil.copy(bench.folder / "toy.py", bench.folder / "twin.py")
+    said = bench.run("--plugin", bench.folder / "twin.py")
+    assert 1 == len(said.err.splitlines())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "lambda_: float = Field(1.0, alias='lambda')",
+        "path: Path | None = None",
+        "pair: tuple[int, int] = (1, 2)",
+        "words: set[str] = set()",
+        "required: int",
+        "choice: typing.Literal['a', 'b'] = 'a'",
+        "limit: float = float('inf')",
+        "nested: dict[str, list[int]] = {}",
+    ],
+)
+def test_an_option_of_any_type_can_be_listed(bench, option):
+    bench.extra(f"import typing\nfrom pydantic import Field\nclass Mine(Toy):\n    name = 'mine'\n    {option}\n")
+    arguments = ["--plugin", bench.folder / "toy.py", "--plugin", bench.folder / "extra.py"]
+    said = bench.zsqbench("plugins", "list", "mine", *arguments)
+    assert (0, True) == (said.code, option.split(":")[0].rstrip("_") in said.out), said.err
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_listed_by_kind_and_label(bench):
+    bench.matrix("")
+    bench.run()
+    lines = bench.zsqbench("cache", "ls", "--home", bench.home).out.splitlines()
+    expected = ["baseline a", "evaluate a toy toyq hw/w4a4 seed 0", "generate a toy seed 0"]
+    assert expected == [line.split("MB  ")[1] for line in lines[:3]]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_the_cache_is_listed_with_what_is_damaged_in_it(bench, content):
+    bench.matrix("")
+    bench.run()
+    (bench.artifacts("generate")[0] / "manifest.json").write_text(content)
+    said = bench.zsqbench("cache", "ls", "--home", bench.home)
+    assert (0, True) == (said.code, "is damaged" in said.out), said.err
+
+
+def test_an_empty_cache_is_listed_as_nothing(bench):
+    assert (0, "") == (bench.zsqbench("cache", "ls", "--home", bench.home).code, "")
+
+
+def test_a_sound_cache_is_verified(bench):
+    bench.matrix("")
+    bench.run()
+    said = bench.zsqbench("cache", "verify", "--home", bench.home)
+    assert (0, "5 artifacts, 0 damaged\n") == (said.code, said.out)
+
+
+@pytest.mark.parametrize("kind", ["resolve", "baseline", "generate", "quantize", "evaluate"])
+def test_verify_finds_a_flipped_byte_and_puts_the_artifact_aside(bench, kind):
+    bench.matrix("")
+    bench.run()
+    (folder,) = bench.artifacts(kind)
+    file = next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    said = bench.zsqbench("cache", "verify", "--home", bench.home)
+    named = f"{kind} artifact {folder.name[:12]} is damaged (the content of {file.name} has changed)"
+    assert (1, True, "5 artifacts, 1 damaged", False) == (said.code, named in said.out, last(said.out), folder.exists())
+
+
+def test_gc_says_what_would_go_and_removes_nothing(bench):
+    bench.run()
+    bench.matrix("seed: 0")
+    bench.run()
+    said = bench.zsqbench("cache", "gc", bench.file, *bench.places())
+    assert ("3 artifacts would go; --yes removes them", 2) == (last(said.out), len(bench.artifacts("generate")))
+
+
+def test_gc_removes_what_no_row_refers_to(bench):
+    bench.run()
+    bench.matrix("seed: 0")
+    bench.run()
+    said = bench.zsqbench("cache", "gc", bench.file, "--yes", *bench.places())
+    bench.calls()
+    again = bench.run()
+    assert ("3 artifacts removed", 0, []) == (last(said.out), again.code, bench.calls())
+
+
+def test_gc_removes_what_a_killed_writer_left(bench):
+    bench.matrix("")
+    bench.run()
+    left = [bench.home / "store" / "generate" / ".abc.12345678", bench.home / "partial" / "abc"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    bench.zsqbench("cache", "gc", bench.file, "--yes", *bench.places())
+    assert [False, False] == [folder.exists() for folder in left]
+
+
+def test_gc_does_not_guess_at_a_suite_without_rows(bench):
+    bench.run()
+    shutil.rmtree(bench.results)
+    said = bench.zsqbench("cache", "gc", bench.file, "--yes", *bench.places())
+    assert (2, 2) == (said.code, len(bench.artifacts("generate")))
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_the_exit_codes(bench):
+    said = bench.zsqbench("--help")
+    assert (0, True) == (said.code, "130 interrupted" in said.out)
+
+
+def test_the_version_is_told_in_a_checkout_that_is_not_installed(bench):
+    said = bench.zsqbench("--version")
+    assert (0, True) == (said.code, said.out[:1].isdigit()), said.err

@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+import zsqbench
+
+
+@pytest.mark.parametrize("name", zsqbench.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(zsqbench, name).__module__.startswith(("zsqbench.", "pluggy", "typing", "pathlib"))
+
+
+def test_a_name_that_there_is_not_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'zsqbench' has no attribute 'Quantiser'"):
+        zsqbench.Quantiser
+
+
+@pytest.fixture
+def imported(python, bench):
+    """Which of these modules a command imports, with the plugins that are installed."""
+
+    def imported(*arguments):
+        done = python(
+            f"""
+            import json, sys
+            from zsqbench.cli import main
+            try:
+                main({[str(argument) for argument in arguments]!r})
+            except SystemExit as end:
+                heavy = ("torch", "torchvision", "mlflow", "pandas", "pydantic", "numpy", "rich", "jinja2")
+                print("\\n" + json.dumps([end.code, *(name for name in heavy if name in sys.modules)]))
+            """
+        )
+        code, *modules = json.loads(done.stdout.splitlines()[-1])
+        assert code in (0, None), done.stderr
+        return set(modules)
+
+    return imported
+
+
+def test_importing_zsqbench_imports_next_to_nothing(python):
+    done = python("import sys, zsqbench; print(sorted({'pydantic', 'torch', 'mlflow', 'click', 'yaml'} & {*sys.modules}))")
+    assert "[]\n" == done.stdout, done.stderr
+
+
+def test_help_imports_nothing_heavy(imported):
+    assert set() == imported("--help")
+
+
+def test_help_of_a_command_imports_nothing_heavy(imported):
+    assert set() == imported("run", "--help")
+
+
+def test_planning_imports_neither_torch_nor_mlflow(imported, bench):
+    assert set() == imported("plan", bench.file, *bench.places()) & {"torch", "torchvision", "mlflow", "pandas"}
+
+
+def test_listing_plugins_imports_neither_torch_nor_mlflow(imported):
+    assert set() == imported("plugins", "list") & {"torch", "torchvision", "mlflow", "pandas"}
+
+
+def test_the_leaderboard_imports_neither_torch_nor_mlflow(imported, bench):
+    bench.run()
+    assert set() == imported("leaderboard", bench.file, "--results", bench.results) & {"torch", "torchvision", "mlflow"}
+
+
+def test_a_run_with_workers_does_not_import_torch_in_the_parent(python, bench):
+    bench.matrix("")
+    bench.run()
+    done = python(
+        f"""
+        import sys
+        from zsqbench.cli import main
+        try:
+            main({["run", str(bench.file), "--no-plugin", "mlflow", *map(str, bench.places())]!r})
+        finally:
+            print(sorted({{"torch", "mlflow"}} & {{*sys.modules}}))
+        """
+    )
+    assert "[]" == done.stdout.splitlines()[-1], done.stderr
