@@ -221,13 +221,14 @@ class Bench:
             text = text.replace(", extra.py", "")
         return self.suite(text)
 
-    def extra(self, source: str) -> Path:
+    def add_plugin(self, source: str) -> Path:
         """Add a plugin file, extra.py, that may derive from the classes of the toy plugin."""
         head = f"""
 import copy, os, sys, zsqbench
 from pathlib import Path
 HERE = Path(__file__).parent
-loaded = next(m for m in reversed(sys.modules.values()) if getattr(m, "__file__", None) == {str(self.folder / "toy.py")!r})
+toy = {str(self.folder / "toy.py")!r}
+loaded = next(m for m in reversed(sys.modules.values()) if getattr(m, "__file__", None) == toy)
 Toy, ToyQuantizer, ToyTask, note = loaded.Toy, loaded.ToyQuantizer, loaded.ToyTask, loaded.note
 """
         tail = """

@@ -15,20 +15,12 @@ def test_one_process_runs_a_step_where_it_is_submitted():
 
 
 def test_one_process_has_one_slot():
-    assert 1 == InProcess(workers=4).slots()
+    assert InProcess(workers=4).slots() == 1
 
 
 def test_one_process_hands_on_what_was_raised():
     future = _Here().submit(int, "x")
     assert isinstance(future.exception(), ValueError)
-
-
-@pytest.mark.parametrize("code", [0, 3, "text"])
-def test_one_process_hands_on_an_exit(code):
-    def leave():
-        raise SystemExit(code)
-
-    assert isinstance(_Here().submit(leave).exception(), BaseException)
 
 
 def test_one_process_lets_an_interruption_through():
@@ -40,18 +32,18 @@ def test_one_process_lets_an_interruption_through():
 
 
 def test_the_pool_has_the_slots_that_were_asked_for():
-    assert 3 == Pool(workers=3).slots()
+    assert Pool(workers=3).slots() == 3
 
 
 def test_the_pool_divides_the_cores_by_the_threads_of_a_step(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert [8, 2, 1] == [Pool(threads=threads).slots() for threads in (1, 4, 16)]
+    assert [Pool(threads=threads).slots() for threads in (1, 4, 16)] == [8, 2, 1]
 
 
 def test_the_pool_has_one_slot_for_each_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,GPU-aa")
-    assert 3 == Pool().slots()
+    assert Pool().slots() == 3
 
 
 @pytest.mark.parametrize("option", [{"workers": -1}, {"threads": 0}, {"wokers": 2}])
@@ -74,7 +66,7 @@ def result(future):
 
 
 def wait_until_free(pool, count):
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + 10
     while pool._free.qsize() < count and time.monotonic() < deadline:
         time.sleep(0.01)
     return pool._free.qsize()
@@ -93,7 +85,7 @@ def test_a_worker_is_another_process_that_lives_for_many_steps(pool):
 
 def test_a_slot_is_free_again_whatever_a_step_returned(pool):
     assert isinstance(result(pool.submit(os.getpid)), int)
-    assert 2 == wait_until_free(pool, 2)
+    assert wait_until_free(pool, 2) == 2
 
 
 def test_a_worker_in_which_a_step_failed_is_replaced_and_the_other_is_not(pool):
@@ -103,7 +95,7 @@ def test_a_worker_in_which_a_step_failed_is_replaced_and_the_other_is_not(pool):
     before = list(pool._workers)
     result(pool.submit(Outcome, "failed"))
     wait_until_free(pool, 2)
-    assert 1 == sum(worker is not None and worker in before for worker in pool._workers)
+    assert sum(worker is not None and worker in before for worker in pool._workers) == 1
 
 
 def test_a_step_that_kills_its_worker_is_the_only_one_that_fails(pool):
@@ -147,6 +139,6 @@ def test_a_worker_computes_with_as_many_threads_as_a_step_may_take(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     pool = WorkerPool(1, 3)
     try:
-        assert "3" == result(pool.submit(os.getenv, "OMP_NUM_THREADS"))
+        assert result(pool.submit(os.getenv, "OMP_NUM_THREADS")) == "3"
     finally:
         pool.shutdown(cancel_futures=True)

@@ -123,7 +123,7 @@ def test_a_placement_is_known_by_what_it_says_and_not_by_its_name(bench):
     bench.matrix("scheme: [hw/w4a4, same/w4a4, other/w4a4], seed: 0", head=head)
     bench.run()
     shipped, same, other = [row["keys"]["quantize"] for row in bench.rows().values()]
-    assert (True, False) == (shipped == same, shipped == other)
+    assert (shipped == same, shipped == other) == (True, False)
 
 
 def test_the_device_and_the_number_of_workers_are_in_no_key(identity):
@@ -145,16 +145,18 @@ def test_two_tasks_with_other_evaluation_data_share_one_quantized_model(bench):
 
 
 def test_an_unseeded_quantizer_drops_the_seed_but_a_seeded_generator_before_it_does_not(bench):
-    bench.matrix("generator: toy, quantizer: unseeded, seed: [0, 1]", "generator: none, quantizer: datafree, seed: [0, 1]")
-    assert [
+    bench.matrix(
+        "generator: toy, quantizer: unseeded, seed: [0, 1]", "generator: none, quantizer: datafree, seed: [0, 1]"
+    )
+    assert [cell["cell"] for cell in bench.plan()["cells"]] == [
         "toytask:a:toy:unseeded:hw/w4a4:0",
         "toytask:a:toy:unseeded:hw/w4a4:1",
         "toytask:a:none:datafree:hw/w4a4:-",
-    ] == [cell["cell"] for cell in bench.plan()["cells"]]
+    ]
 
 
 def test_a_seeded_quantizer_shares_the_images_of_an_unseeded_generator(bench):
-    bench.extra("class Still(Toy):\n    name = 'still'\n    seeded = False\n")
+    bench.add_plugin("class Still(Toy):\n    name = 'still'\n    seeded = False\n")
     bench.matrix("generator: still, seed: [0, 1]")
     bench.run()
     first, second = [row["keys"] for row in bench.rows().values()]
@@ -167,7 +169,7 @@ def test_what_has_no_seed_in_its_key_is_given_no_cells_seed(bench):
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     plan = make_plan(suite, suite.cells, data, {("toytask", "a"): ModelFacts("digest")}, Store(bench.home))
     seeds = {step.kind: job(suite, step, data)["seed"] for step in plan.steps.values()}
-    assert {"baseline": 0, "generate": 7, "quantize": 7} == {kind: seeds[kind] for kind in seeds if kind != "evaluate"}
+    assert {kind: seeds[kind] for kind in seeds if kind != "evaluate"} == {"baseline": 0, "generate": 7, "quantize": 7}
 
 
 def test_a_step_comes_after_what_it_needs(bench):
@@ -179,7 +181,7 @@ def test_a_step_comes_after_what_it_needs(bench):
 
 
 def test_a_method_that_needs_batch_normalisation_cannot_go_with_a_network_without(bench):
-    bench.extra("class NeedsBN(Toy):\n    name = 'needs_bn'\n    needs_bn = True\n")
+    bench.add_plugin("class NeedsBN(Toy):\n    name = 'needs_bn'\n    needs_bn = True\n")
     bench.matrix("model: [a, without_bn], generator: needs_bn")
     said = bench.run()
     row = bench.rows()["toytask:without_bn:needs_bn:toyq:hw/w4a4:0"]
@@ -188,7 +190,7 @@ def test_a_method_that_needs_batch_normalisation_cannot_go_with_a_network_withou
 
 
 def test_a_method_that_needs_classes_cannot_go_with_a_network_that_is_no_classifier(bench):
-    bench.extra("""
+    bench.add_plugin("""
         class NeedsClasses(Toy):
             name = "needs_classes"
             needs_classes = True
@@ -203,7 +205,7 @@ def test_a_method_that_needs_classes_cannot_go_with_a_network_that_is_no_classif
     bench.matrix("task: detection, generator: needs_classes")
     bench.run()
     (row,) = bench.rows().values()
-    assert "needs_classes needs a classifier, and a is none" == row["reason"]
+    assert row["reason"] == "needs_classes needs a classifier, and a is none"
 
 
 def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
@@ -211,12 +213,12 @@ def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
     bench.matrix("generator: [toyreal, toy]")
     bench.run()
     rows = bench.rows()
-    assert ["impossible", "done"] == [row["status"] for row in rows.values()]
+    assert [row["status"] for row in rows.values()] == ["impossible", "done"]
     assert "real images" in rows["toytask:a:toyreal:toyq:hw/w4a4:0"]["reason"]
 
 
 def test_a_plan_before_the_first_run_says_which_model_is_pending(bench):
-    assert ["a"] == bench.plan()["pending"]
+    assert bench.plan()["pending"] == ["a"]
 
 
 def test_a_plan_after_a_run_finds_everything_done(bench):
@@ -229,8 +231,10 @@ def test_a_plan_of_one_more_seed_estimates_the_time_from_the_others(bench):
     bench.run()
     bench.matrix("seed: [0, 1, 2]")
     to_do = [step for step in bench.plan()["steps"] if step["state"] == "to do"]
-    assert {"generate": True, "quantize": True, "evaluate": True} == {
-        step["kind"]: step["seconds"] is not None for step in to_do
+    assert {step["kind"]: step["seconds"] is not None for step in to_do} == {
+        "generate": True,
+        "quantize": True,
+        "evaluate": True,
     }
 
 
@@ -238,7 +242,7 @@ def test_a_plan_of_another_option_does_not_know_the_time(bench):
     bench.run()
     bench.matrix("generator: more", head="generators: {more: {method: toy, images: 5}}")
     to_do = [step["seconds"] for step in bench.plan()["steps"] if step["state"] == "to do"]
-    assert [None] * 3 == to_do
+    assert to_do == [None] * 3
 
 
 def test_the_estimate_is_the_median_of_the_kin(bench, tmp_path):
@@ -248,7 +252,7 @@ def test_the_estimate_is_the_median_of_the_kin(bench, tmp_path):
     first, second = [step for step in plan.steps.values() if step.kind == "generate"]
     for seconds in (1.0, 2.0, 9.0):
         Timings(plan.store).add(first, seconds)
-    assert 2.0 == Timings(plan.store).estimate(second)
+    assert Timings(plan.store).estimate(second) == 2.0
 
 
 @pytest.mark.parametrize("damage", ['["kin", 1.', "5", "null", "[]"])
@@ -259,7 +263,7 @@ def test_a_damaged_line_of_the_timings_is_left_out(tmp_path, bench, damage):
     step = next(iter(plan.steps.values()))
     (tmp_path / "timings.jsonl").write_text(damage + "\n")
     Timings(plan.store).add(step, 3.0)
-    assert 3.0 == Timings(plan.store).estimate(step)
+    assert Timings(plan.store).estimate(step) == 3.0
 
 
 def test_a_model_that_could_not_be_loaded_fails_its_cells_only(bench):
@@ -268,7 +272,7 @@ def test_a_model_that_could_not_be_loaded_fails_its_cells_only(bench):
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     facts = {("toytask", "a"): ModelFacts("digest"), ("toytask", "b"): Outcome("failed", error="no weights")}
     plan = make_plan(suite, suite.cells, data, facts, Store(bench.home))
-    assert [(4, None), (0, "no weights")] == [(len(planned.steps), planned.reason) for planned in plan.cells]
+    assert [(len(planned.steps), planned.reason) for planned in plan.cells] == [(4, None), (0, "no weights")]
 
 
 def test_the_digests_of_data_do_not_depend_on_where_it_is(tmp_path):
@@ -295,4 +299,4 @@ def test_ten_thousand_cells_are_planned_within_seconds(bench):
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     facts = {("toytask", model): ModelFacts(f"digest of {model}") for model in ("a", "b")}
     plan = make_plan(suite, suite.cells, data, facts, Store(bench.home))
-    assert (10_000, 2 + 5_000 + 10_000 + 10_000) == (len(plan.cells), len(plan.steps))
+    assert (len(plan.cells), len(plan.steps)) == (10_000, 2 + 5_000 + 10_000 + 10_000)

@@ -69,7 +69,7 @@ def test_a_file_that_is_named_twice_is_loaded_once(tmp_path):
     path = tmp_path / "my_method.py"
     path.write_text(GENERATOR)
     catalog = load_plugins([path, tmp_path / "." / "my_method.py"])
-    assert ([], 1) == (catalog.clashes, sum(plugin.name == "my_method" for plugin in catalog.plugins))
+    assert (catalog.clashes, sum(plugin.name == "my_method" for plugin in catalog.plugins)) == ([], 1)
 
 
 def test_two_files_of_one_name_are_two_plugins(tmp_path):
@@ -124,7 +124,10 @@ def test_a_hook_with_an_argument_that_is_not_given_is_refused(load):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (("return [Mine]", "return Mine"), "register_generators returned <class .*expected a list of Generator classes"),
+        (
+            ("return [Mine]", "return Mine"),
+            "register_generators returned <class .*expected a list of Generator classes",
+        ),
         (("return [Mine]", "return None"), "register_generators returned None; expected a list of Generator classes"),
         (("return [Mine]", "return [Mine()]"), "register_generators returned .*; expected subclasses of Generator"),
         (("return [Mine]", "return ['mine']"), "register_generators returned 'mine'; expected subclasses of Generator"),
@@ -142,10 +145,12 @@ def test_what_is_no_method_is_refused(load, change, error):
 
 
 def test_a_plugin_that_fails_leaves_no_hook_behind(load):
-    source = GENERATOR.replace("return [Mine]", "raise RuntimeError") + "\n@zsqbench.hookimpl\ndef suite_finished(): ..."
+    source = (
+        GENERATOR.replace("return [Mine]", "raise RuntimeError") + "\n@zsqbench.hookimpl\ndef suite_finished(): ..."
+    )
     catalog, _ = load(source)
     files = [hook.function.__code__.co_filename for hook in catalog.hooks.hook.suite_finished.get_hookimpls()]
-    assert [] == [file for file in files if file.endswith("my_method.py")]
+    assert [file for file in files if file.endswith("my_method.py")] == []
 
 
 def test_a_plugin_that_fails_does_not_stop_the_next(tmp_path):
@@ -156,16 +161,18 @@ def test_a_plugin_that_fails_does_not_stop_the_next(tmp_path):
 
 def test_a_method_that_a_broken_plugin_may_provide_is_unavailable_and_the_plugin_named(load):
     catalog, _ = load("raise RuntimeError('no luck')")
-    with pytest.raises(PluginUnavailableError, match=r"unknown generator 'mine'.*'my_method' \(.*\): RuntimeError: no luck"):
+    with pytest.raises(
+        PluginUnavailableError, match=r"unknown generator 'mine'.*'my_method' \(.*\): RuntimeError: no luck"
+    ):
         catalog.find("generator", "mine")
 
 
 def test_an_unknown_method_is_refused_with_a_suggestion(load):
     catalog, _ = load(GENERATOR)
     catalog.plugins = [plugin for plugin in catalog.plugins if not plugin.error]
-    with pytest.raises(ZSQBenchError, match="unknown generator 'mime'; did you mean 'mine'. known: .*mine") as error:
+    with pytest.raises(ZSQBenchError, match=r"unknown generator 'mime'; did you mean 'mine'. known: .*mine") as error:
         catalog.find("generator", "mime")
-    assert 2 == error.value.exit_code
+    assert error.value.exit_code == 2
 
 
 def test_two_claims_to_one_name_are_an_error_that_names_both(tmp_path):
@@ -193,7 +200,7 @@ def register_quantizers():
     return [Q]
 """
     catalog, plugin = load(GENERATOR + quantizer)
-    assert (None, []) == (plugin.error, catalog.clashes)
+    assert (plugin.error, catalog.clashes) == (None, [])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -218,14 +225,21 @@ def test_a_plugin_that_is_left_out_is_not_imported():
 def test_a_module_of_an_installed_distribution_is_a_plugin(installed):
     installed("stranger", [("their", "stranger_plugin")], stranger_plugin=GENERATOR)
     plugin = load_plugins().find("generator", "mine").plugin
-    assert ("their", "stranger 1.5", None) == (plugin.name, plugin.origin, plugin.source)
+    assert (plugin.name, plugin.origin, plugin.source) == ("their", "stranger 1.5", None)
 
 
 def test_an_object_of_an_installed_distribution_is_a_plugin(installed):
-    source = "import zsqbench\n" + GENERATOR.replace("@zsqbench.hookimpl\ndef register_generators():\n    return [Mine]", "")
-    source += (
-        "\nclass Plugin:\n    @zsqbench.hookimpl\n    def register_generators(self):\n        return [Mine]\n\nplugin = Plugin()\n"
+    source = "import zsqbench\n" + GENERATOR.replace(
+        "@zsqbench.hookimpl\ndef register_generators():\n    return [Mine]", ""
     )
+    source += """
+class Plugin:
+    @zsqbench.hookimpl
+    def register_generators(self):
+        return [Mine]
+
+plugin = Plugin()
+"""
     installed("stranger-object", [("their", "stranger_object:plugin")], stranger_object=source)
     assert "mine" in load_plugins().names("generator")
 
@@ -246,7 +260,9 @@ def test_two_distributions_may_use_one_entry_point_name(installed):
 def test_a_distribution_that_takes_a_shipped_name_is_named_with_ours(installed):
     source = GENERATOR.replace("mine", "noise")
     installed("stranger-noise", [("their", "stranger_noise")], stranger_noise=source)
-    with pytest.raises(ZSQBenchError, match=r"generator named 'noise': 'noise' \(zsqbench.*\) and 'their' \(stranger-noise"):
+    with pytest.raises(
+        ZSQBenchError, match=r"generator named 'noise': 'noise' \(zsqbench.*\) and 'their' \(stranger-noise"
+    ):
         load_plugins().check()
 
 
@@ -261,7 +277,8 @@ def test_the_checkout_works_from_another_folder(python):
         import json
         from zsqbench.plugins import load_plugins
         catalog = load_plugins()
-        print(json.dumps([[plugin.name for plugin in catalog.plugins], catalog.names("generator"), catalog.names("engine")]))
+        plugins = [plugin.name for plugin in catalog.plugins]
+        print(json.dumps([plugins, catalog.names("generator"), catalog.names("engine")]))
     """)
     plugins, generators, engines = json.loads(done.stdout or "null") or pytest.fail(done.stderr)
     assert {"noise", "in_process", "engines"} <= {*plugins, *generators, *engines}

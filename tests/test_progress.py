@@ -26,7 +26,15 @@ def plan(tmp_path):
 
 
 def row(**changes):
-    values = {"suite": "s", "cell": "c", "definition": "d", "task": "t", "model": "m", "generator": "g", "quantizer": "q"}
+    values = {
+        "suite": "s",
+        "cell": "c",
+        "definition": "d",
+        "task": "t",
+        "model": "m",
+        "generator": "g",
+        "quantizer": "q",
+    }
     values |= {"scheme": "hw/w4a4", "seed": 0, "status": "done", "metric": "top1"}
     return Result(**values | {"metrics": {"top1": 50.0}, "float_metrics": {"top1": 60.0}} | changes)
 
@@ -41,33 +49,33 @@ def display(tmp_path, capsys):
 
 def test_a_finished_step_is_a_line_with_its_seconds(display, capsys):
     display.step_finished(STEPS["baseline"], Outcome("done", 1.26))
-    assert ("", "[1/2] baseline m: 1.3 s\n") == capsys.readouterr()
+    assert capsys.readouterr() == ("", "[1/2] baseline m: 1.3 s\n")
 
 
 def test_a_failed_step_is_a_line_with_its_reason(display, capsys):
     display.step_finished(STEPS["baseline"], Outcome("failed", error="ValueError: no"))
-    assert "[1/2] baseline m: failed: ValueError: no\n" == capsys.readouterr().err
+    assert capsys.readouterr().err == "[1/2] baseline m: failed: ValueError: no\n"
 
 
 def test_loading_a_model_does_not_count(display, capsys):
     display.step_finished(Step("resolve", "k", "resolve m", (), CELL, ""), Outcome("done", 2.0))
-    assert "resolve m: 2.0 s\n" == capsys.readouterr().err
+    assert capsys.readouterr().err == "resolve m: 2.0 s\n"
 
 
 def test_a_cell_is_a_line_with_its_value(display, capsys):
     display.cell_finished(row(), cached=False)
-    assert "c: 50.00 (float 60.00)\n" == capsys.readouterr().err
+    assert capsys.readouterr().err == "c: 50.00 (float 60.00)\n"
 
 
 def test_a_failed_cell_is_a_line_with_its_reason(display, capsys):
     display.cell_finished(row(status="failed", reason="generate: no", metrics={}), cached=False)
-    assert "c: failed: generate: no\n" == capsys.readouterr().err
+    assert capsys.readouterr().err == "c: failed: generate: no\n"
 
 
 def test_a_cell_that_was_there_is_counted_at_the_end(display, capsys):
     display.cell_finished(row(), cached=True)
     display.suite_finished()
-    assert "1 cells were there already\n" == capsys.readouterr().err
+    assert capsys.readouterr().err == "1 cells were there already\n"
 
 
 def test_a_running_step_is_a_line_now_and_then(display, capsys, monkeypatch):
@@ -75,7 +83,7 @@ def test_a_running_step_is_a_line_now_and_then(display, capsys, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     for done in range(3):
         display.step_progress(STEPS["baseline"], Progress(done, 9, {"loss": 0.123456}))
-    assert "  baseline m: 2 of 9  loss 0.1235\n" == capsys.readouterr().err
+    assert capsys.readouterr().err == "  baseline m: 2 of 9  loss 0.1235\n"
 
 
 def test_a_terminal_shows_bars_and_is_left_as_it_was(tmp_path, monkeypatch):
@@ -90,7 +98,7 @@ def test_a_terminal_shows_bars_and_is_left_as_it_was(tmp_path, monkeypatch):
     display.cell_finished(row(), cached=False)
     display.suite_finished()
     text = terminal.getvalue()
-    assert [True] * 3 == [part in text for part in ("evaluate m: failed: no [bold] luck", "50.00", "\x1b[?25h")]
+    assert [part in text for part in ("evaluate m: failed: no [bold] luck", "50.00", "\x1b[?25h")] == [True] * 3
 
 
 def test_a_display_serves_one_run_after_another(display, tmp_path, capsys):

@@ -12,7 +12,7 @@ def test_every_public_name_is_there(name):
 
 def test_a_name_that_there_is_not_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'zsqbench' has no attribute 'Quantiser'"):
-        zsqbench.Quantiser
+        _ = zsqbench.Quantiser
 
 
 @pytest.fixture
@@ -39,8 +39,10 @@ def imported(python, bench):
 
 
 def test_importing_zsqbench_imports_next_to_nothing(python):
-    done = python("import sys, zsqbench; print(sorted({'pydantic', 'torch', 'mlflow', 'click', 'yaml'} & {*sys.modules}))")
-    assert "[]\n" == done.stdout, done.stderr
+    done = python(
+        "import sys, zsqbench; print(sorted({'pydantic', 'torch', 'mlflow', 'click', 'yaml'} & {*sys.modules}))"
+    )
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_help_imports_nothing_heavy(imported):
@@ -77,4 +79,4 @@ def test_a_run_with_workers_does_not_import_torch_in_the_parent(python, bench):
             print(sorted({{"torch", "mlflow"}} & {{*sys.modules}}))
         """
     )
-    assert "[]" == done.stdout.splitlines()[-1], done.stderr
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -30,7 +30,7 @@ def rows(tmp_path):
 
 
 def test_a_file_that_is_not_there_has_no_rows(rows):
-    assert {} == rows.read()
+    assert rows.read() == {}
 
 
 def test_a_row_is_read_as_it_was_written(rows):
@@ -43,14 +43,14 @@ def test_the_last_row_of_a_cell_counts(rows):
     rows.append(result(status="failed"))
     rows.append(result("other"))
     rows.append(result())
-    assert [("cell", "done"), ("other", "done")] == [(cell, row.status) for cell, row in rows.read().items()]
+    assert [(cell, row.status) for cell, row in rows.read().items()] == [("cell", "done"), ("other", "done")]
 
 
 def test_a_row_that_was_cut_off_is_left_out(rows):
     rows.append(result("whole"))
     rows.append(result("cut"))
     rows.path.write_bytes(rows.path.read_bytes()[:-20])
-    assert ["whole"] == list(rows.read())
+    assert list(rows.read()) == ["whole"]
 
 
 def test_a_row_that_was_cut_off_inside_a_letter_is_left_out(rows):
@@ -58,14 +58,14 @@ def test_a_row_that_was_cut_off_inside_a_letter_is_left_out(rows):
     rows.append(result("cut", reason="größer"))
     content = rows.path.read_bytes()
     rows.path.write_bytes(content[: content.index("ö".encode()) + 1])
-    assert ["whole"] == list(rows.read())
+    assert list(rows.read()) == ["whole"]
 
 
 def test_a_row_after_one_that_was_cut_off_is_whole(rows):
     rows.append(result("cut"))
     rows.path.write_bytes(rows.path.read_bytes()[:-20])
     rows.append(result("next"))
-    assert ["next"] == list(rows.read())
+    assert list(rows.read()) == ["next"]
 
 
 @pytest.mark.parametrize("odd", ["a\u2028b", "a\x85b", "a\u2029b", "a\x0cb", "a\nb", "a\x1eb"])
@@ -76,12 +76,12 @@ def test_a_row_with_an_odd_line_break_in_it_is_one_row(rows, odd):
 
 def test_a_row_with_a_metric_that_is_no_number_is_kept(rows):
     rows.append(result(metrics={"top1": float("nan"), "loss": float("inf")}))
-    assert ["cell"] == list(rows.read())
+    assert list(rows.read()) == ["cell"]
 
 
 def test_a_row_with_text_that_is_no_unicode_is_kept(rows):
     rows.append(result(reason="cannot read caf\udce9.png"))
-    assert ["cell"] == list(rows.read())
+    assert list(rows.read()) == ["cell"]
 
 
 def test_a_row_with_keys_of_a_later_version_is_read(rows):
@@ -94,26 +94,26 @@ def test_a_row_with_keys_of_a_later_version_is_read(rows):
 def test_each_row_is_one_line_of_json(rows):
     rows.append(result("a", traceback="two\nlines"))
     rows.append(result("b"))
-    assert ["a", "b"] == [json.loads(line)["cell"] for line in rows.path.read_text().split("\n")[:-1]]
+    assert [json.loads(line)["cell"] for line in rows.path.read_text().split("\n")[:-1]] == ["a", "b"]
 
 
 def test_a_rewritten_file_holds_these_rows_in_this_order(rows):
     for cell in "abc":
         rows.append(result(cell))
     rows.rewrite([result("c"), result("a")])
-    assert ["c", "a"] == [json.loads(line)["cell"] for line in rows.path.read_text().splitlines()]
+    assert [json.loads(line)["cell"] for line in rows.path.read_text().splitlines()] == ["c", "a"]
 
 
 def test_the_drop_is_what_is_lost_from_float():
-    assert 10.0 == result().drop
+    assert result().drop == 10.0
 
 
 def test_there_is_no_drop_without_a_value():
-    assert (None, None) == (result(metrics={}).drop, result(float_metrics={}).drop)
+    assert (result(metrics={}).drop, result(float_metrics={}).drop) == (None, None)
 
 
 def test_a_metric_that_was_not_measured_has_no_value():
-    assert (None, None) == (result(metrics={"other": 1.0}).value, result(metric=None).value)
+    assert (result(metrics={"other": 1.0}).value, result(metric=None).value) == (None, None)
 
 
 def test_a_status_that_there_is_not_is_refused():

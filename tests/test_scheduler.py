@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -26,13 +27,13 @@ def test_equal_steps_of_two_cells_run_once(bench):
     bench.matrix("quantizer: [toyq, unseeded]")
     bench.run()
     steps = [call for call in bench.calls() if not call.startswith("load")]
-    assert ["evaluate", "generate 0", "quantize 0", "evaluate", "quantize 0", "evaluate"] == steps
+    assert steps == ["evaluate", "generate 0", "quantize 0", "evaluate", "quantize 0", "evaluate"]
 
 
 def test_a_variant_that_says_the_same_is_the_same_step(bench):
     bench.matrix("generator: [toy, same]", head="generators: {same: {method: toy, images: 4}}")
     bench.run()
-    assert (1, ["done", "done"]) == (bench.calls().count("generate 0"), list(bench.statuses().values()))
+    assert (bench.calls().count("generate 0"), list(bench.statuses().values())) == (1, ["done", "done"])
 
 
 def test_a_second_run_runs_nothing_and_leaves_the_rows_as_they_are(bench):
@@ -45,7 +46,9 @@ def test_a_second_run_runs_nothing_and_leaves_the_rows_as_they_are(bench):
 
 def test_a_second_run_of_excluded_impossible_and_failed_cells_leaves_the_rows_as_they_are(bench):
     head = "exclude: [{scheme: hw/w2a2, because: shown once}]"
-    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, teacher, ctx): raise ValueError('no')\n")
+    bench.add_plugin(
+        "class Bad(Toy):\n    name = 'bad'\n    def generate(self, teacher, ctx): raise ValueError('no')\n"
+    )
     bench.matrix("generator: [toy, bad], scheme: [hw/w4a4, hw/w2a2, float]", head=head)
     bench.run()
     first = (bench.results / "toysuite.jsonl").read_text()
@@ -57,7 +60,7 @@ def test_a_run_into_another_folder_of_results_takes_everything_from_the_store(be
     bench.run()
     bench.calls()
     bench.run("--results", bench.folder / "elsewhere")
-    assert [] == bench.calls()
+    assert bench.calls() == []
 
 
 def test_a_new_cell_runs_only_what_is_new(bench):
@@ -67,7 +70,7 @@ def test_a_new_cell_runs_only_what_is_new(bench):
     bench.matrix("seed: [0, 1]")
     bench.run()
     steps = [call for call in bench.calls() if not call.startswith("load")]
-    assert ["generate 1", "quantize 1", "evaluate"] == steps
+    assert steps == ["generate 1", "quantize 1", "evaluate"]
 
 
 def test_rows_stand_in_the_order_of_the_suite(bench):
@@ -75,20 +78,20 @@ def test_rows_stand_in_the_order_of_the_suite(bench):
     bench.run()
     bench.matrix("seed: [0, 1, 2]")
     bench.run()
-    assert [0, 1, 2] == [row["seed"] for row in bench.rows().values()]
+    assert [row["seed"] for row in bench.rows().values()] == [0, 1, 2]
 
 
 def test_rows_of_cells_that_are_not_selected_are_kept(bench):
     bench.run()
     bench.run("-k", "w4a4:1")
-    assert ["done", "done"] == list(bench.statuses().values())
+    assert list(bench.statuses().values()) == ["done", "done"]
 
 
 def test_rows_of_cells_that_the_suite_no_longer_has_go(bench):
     bench.run()
     bench.matrix("seed: 1")
     bench.run()
-    assert ["toytask:a:toy:toyq:hw/w4a4:1"] == list(bench.rows())
+    assert list(bench.rows()) == ["toytask:a:toy:toyq:hw/w4a4:1"]
 
 
 def test_rows_that_another_run_wrote_meanwhile_are_kept(bench):
@@ -96,7 +99,7 @@ def test_rows_that_another_run_wrote_meanwhile_are_kept(bench):
     whole = (bench.results / "toysuite.jsonl").read_text()
     other = whole.splitlines()[1]
     (bench.results / "toysuite.jsonl").unlink()
-    bench.extra(f"""
+    bench.add_plugin(f"""
 @zsqbench.hookimpl
 def suite_started(suite, plan):
     results = Path({str(bench.results)!r})
@@ -105,7 +108,7 @@ def suite_started(suite, plan):
         file.write({other!r} + "\\n")
 """)
     bench.run("-k", "w4a4:0", "--plugin", bench.folder / "extra.py")
-    assert ["toytask:a:toy:toyq:hw/w4a4:0", "toytask:a:toy:toyq:hw/w4a4:1"] == sorted(bench.rows())
+    assert sorted(bench.rows()) == ["toytask:a:toy:toyq:hw/w4a4:0", "toytask:a:toy:toyq:hw/w4a4:1"]
 
 
 def test_a_row_holds_what_is_needed_to_read_it_alone(bench):
@@ -132,37 +135,41 @@ def test_a_row_holds_what_is_needed_to_read_it_alone(bench):
 def test_a_row_of_real_images_is_marked_as_not_data_free(bench):
     bench.matrix("generator: [toy, toyreal]")
     bench.run()
-    assert [True, False] == [row.get("data_free", True) for row in bench.rows().values()]
+    assert [row.get("data_free", True) for row in bench.rows().values()] == [True, False]
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
 def test_a_failing_quantizer_blocks_only_its_own_cells(bench):
-    bench.extra("class Bad(ToyQuantizer):\n    name = 'bad'\n    def quantize(self, *all): raise RuntimeError('no')\n")
+    bench.add_plugin(
+        "class Bad(ToyQuantizer):\n    name = 'bad'\n    def quantize(self, *all): raise RuntimeError('no')\n"
+    )
     bench.matrix("quantizer: [bad, toyq], seed: [0, 1]")
     said = bench.run()
-    assert (1, ["failed", "failed", "done", "done"]) == (said.code, list(bench.statuses().values()))
+    assert (said.code, list(bench.statuses().values())) == (1, ["failed", "failed", "done", "done"])
 
 
 def test_a_failing_generator_fails_once_and_blocks_all_that_needs_it(bench):
-    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): note('bad'); raise RuntimeError('no')\n")
+    bench.add_plugin(
+        "class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): note('bad'); raise RuntimeError('no')\n"
+    )
     bench.matrix("generator: [bad, toy], quantizer: [toyq, unseeded]")
     bench.run()
     reasons = [row.get("reason") for row in bench.rows().values()]
-    assert (1, ["generate: RuntimeError: no"] * 2 + [None] * 2) == (bench.calls().count("bad"), reasons)
+    assert (bench.calls().count("bad"), reasons) == (1, ["generate: RuntimeError: no"] * 2 + [None] * 2)
 
 
 def test_a_failed_cell_still_has_what_the_float_network_reached(bench):
-    bench.extra("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise RuntimeError('no')\n")
+    bench.add_plugin("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise RuntimeError('no')\n")
     bench.matrix("generator: bad")
     bench.run()
     (row,) = bench.rows().values()
-    assert ["top1"] == list(row["float_metrics"])
+    assert list(row["float_metrics"]) == ["top1"]
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_cells_only(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Breaks(ToyTask):
     name = "breaks"
     def load(self, model, ctx):
@@ -173,21 +180,21 @@ class Breaks(ToyTask):
     bench.matrix("task: breaks, model: [b, a]")
     said = bench.run()
     row = bench.rows()["breaks:b:toy:toyq:hw/w4a4:0"]
-    assert (1, ["done", "failed"], True) == (
+    assert (
         said.code,
         sorted(bench.statuses().values()),
         "OSError: truncated weights" in row["reason"],
-    )
+    ) == (1, ["done", "failed"], True)
 
 
 def test_a_network_without_batch_normalisation_runs_with_methods_that_need_none(bench):
     bench.matrix("model: without_bn")
     bench.run()
-    assert ["done"] == list(bench.statuses().values())
+    assert list(bench.statuses().values()) == ["done"]
 
 
 def test_a_failed_cell_is_tried_again_by_the_next_run(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Moody(Toy):
     name = "moody"
     def generate(self, teacher, ctx):
@@ -198,7 +205,7 @@ class Moody(Toy):
     bench.matrix("generator: moody")
     first = bench.run().code
     bench.write("ready", "")
-    assert (1, 0) == (first, bench.run().code)
+    assert (first, bench.run().code) == (1, 0)
 
 
 def test_data_that_is_not_there_is_told_before_anything_runs(bench):
@@ -209,46 +216,62 @@ def test_data_that_is_not_there_is_told_before_anything_runs(bench):
 
 # --- interruption ---------------------------------------------------------------------------------------------------
 
+ONCE = """
+def interrupt():
+    if not (HERE / "was").exists():
+        (HERE / "was").touch()
+        raise KeyboardInterrupt
+"""
+
 INTERRUPTED = {
-    "while a model is loaded": "class I(ToyTask):\n    name = 'i'\n    def load(self, *all): interrupt(); return super().load(*all)\n",
-    "in a generator": "class I(Toy):\n    name = 'i'\n    def generate(self, *all): interrupt(); return super().generate(*all)\n",
-    "in a quantizer": "class I(ToyQuantizer):\n    name = 'i'\n    def quantize(self, *all): interrupt(); super().quantize(*all)\n",
-    "in a task": "class I(ToyTask):\n    name = 'i'\n    def evaluate(self, *all): interrupt(); return super().evaluate(*all)\n",
-    "before the first step": "class I(Toy):\n    name = 'i'\n@zsqbench.hookimpl\ndef suite_started(): interrupt()\n",
-    "after a step": "class I(Toy):\n    name = 'i'\n@zsqbench.hookimpl\ndef step_finished(step): step.kind == 'quantize' and interrupt()\n",
-    "after a cell": "class I(Toy):\n    name = 'i'\n@zsqbench.hookimpl\ndef cell_finished(): interrupt()\n",
+    "while a model is loaded": ("task", "class T(ToyTask): {}", "load(self, model, ctx)"),
+    "in a task": ("task", "class T(ToyTask): {}", "evaluate(self, module, pretrained, ctx)"),
+    "in a generator": ("generator", "class G(Toy): {}", "generate(self, teacher, ctx)"),
+    "in a quantizer": ("quantizer", "class Q(ToyQuantizer): {}", "quantize(self, student, teacher, data, ctx)"),
+    "before the first step": ("scheme", "", "suite_started()"),
+    "after a step": ("scheme", "", "step_finished(step)"),
+    "after a cell": ("scheme", "", "cell_finished()"),
 }
-ONCE = "def interrupt():\n    if not (HERE / 'was').exists():\n        (HERE / 'was').touch()\n        raise KeyboardInterrupt\n"
+"""Where, the axis that a method of this name stands on, and what it does differently."""
+
+
+def interrupting_plugin(base, signature):
+    """A plugin in which the first call of one function ends in an interruption."""
+    if not base:
+        step = "step.kind == 'quantize' and " if "step" in signature.partition("(")[2] else ""
+        return f"{ONCE}\n@zsqbench.hookimpl\ndef {signature}: {step}interrupt()\n"
+    name, _, arguments = signature.partition("(self, ")
+    body = f"\n    name = 'i'\n    def {signature}:\n        interrupt()\n        return super().{name}({arguments}\n"
+    return ONCE + base.format(body)
 
 
 @pytest.fixture(params=INTERRUPTED)
 def interrupted(bench, request):
     """A run that was interrupted, and what it said."""
-    source = INTERRUPTED[request.param]
-    bench.extra(ONCE + source)
-    axis = next(axis for axis, base in {"task": "ToyTask", "generator": "Toy)", "quantizer": "Quant"}.items() if base in source)
-    plain = {"task": "toytask", "generator": "toy", "quantizer": "toyq"}[axis]
-    bench.matrix(f"{axis}: [{plain}, i], seed: [0, 1]")
+    axis, base, signature = INTERRUPTED[request.param]
+    bench.add_plugin(interrupting_plugin(base, signature))
+    names = {"task": "[toytask, i]", "generator": "[toy, i]", "quantizer": "[toyq, i]", "scheme": "[hw/w4a4, hw/w8a8]"}
+    bench.matrix(f"{axis}: {names[axis]}, seed: [0, 1]")
     return bench, bench.run()
 
 
 def test_an_interrupted_run_ends_with_130_and_valid_rows(interrupted):
     bench, said = interrupted
-    assert (130, True) == (said.code, {"done", "interrupted"} >= set(bench.statuses().values())), said.err
+    assert (said.code, {"done", "interrupted"} >= set(bench.statuses().values())) == (130, True), said.err
 
 
 def test_an_interrupted_run_has_a_row_for_every_cell_and_shows_its_table(interrupted):
     bench, said = interrupted
-    assert (4, True) == (len(bench.rows()), said.out.startswith("# toysuite")), said.err
+    assert (len(bench.rows()), said.out.startswith("# toysuite")) == (4, True), said.err
 
 
 def test_running_again_finishes_an_interrupted_run(interrupted):
     bench, _ = interrupted
-    assert (0, ["done"] * 4) == (bench.run().code, list(bench.statuses().values()))
+    assert (bench.run().code, list(bench.statuses().values())) == (0, ["done"] * 4)
 
 
 def test_an_interruption_while_a_model_is_loaded_again_keeps_the_rows_of_finished_cells(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class I(ToyTask):
     name = "i"
     def load(self, model, ctx):
@@ -260,7 +283,7 @@ class I(ToyTask):
     bench.run()
     bench.write("now", "")
     said = bench.run("--home", bench.folder / "an-empty-store")
-    assert (130, ["done"]) == (said.code, list(bench.statuses().values()))
+    assert (said.code, list(bench.statuses().values())) == (130, ["done"])
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -278,7 +301,11 @@ def test_a_damaged_artifact_is_made_again(bench, kind):
             path.rename(bench.folder / path.name)
     said = bench.run()
     damaged = [path.name for path in (bench.home / "damaged").iterdir()]
-    assert (0, ["done"], [kind]) == (said.code, list(bench.statuses().values()), [name.split("-")[0] for name in damaged])
+    assert (0, ["done"], [kind]) == (
+        said.code,
+        list(bench.statuses().values()),
+        [name.split("-")[0] for name in damaged],
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,7 +317,7 @@ def test_a_damaged_manifest_stops_no_run(bench, kind, content):
     (folder / "manifest.json").write_text(content)
     (bench.results / "toysuite.jsonl").unlink()
     said = bench.run()
-    assert (0, ["done"]) == (said.code, list(bench.statuses().values())), said.err
+    assert (said.code, list(bench.statuses().values())) == (0, ["done"]), said.err
 
 
 def test_facts_that_another_version_wrote_are_made_again(bench):
@@ -302,7 +329,7 @@ def test_facts_that_another_version_wrote_are_made_again(bench):
     (folder / "facts.json").write_text(json.dumps(facts | {"flops": 3}))
     manifest["files"]["facts.json"] = store_module.file_digest(folder / "facts.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert 0 == bench.run().code
+    assert bench.run().code == 0
 
 
 @pytest.mark.parametrize("kind", ["baseline", "evaluate"])
@@ -322,7 +349,7 @@ def test_a_row_that_was_cut_off_is_written_again_from_the_store(bench):
     path.write_bytes(path.read_bytes()[:-30])
     bench.calls()
     said = bench.run()
-    assert (0, [], ["done", "done"]) == (said.code, bench.calls(), list(bench.statuses().values()))
+    assert (said.code, bench.calls(), list(bench.statuses().values())) == (0, [], ["done", "done"])
 
 
 # --- full disks -----------------------------------------------------------------------------------------------------
@@ -347,37 +374,37 @@ def test_a_full_disk_keeps_what_is_done(bench, monkeypatch):
     write = store_module.Store.write
 
     def first_only(self, kind, key, info, fill):
-        if len(list((self.home / "store").glob("evaluate/*"))):
+        if list((self.home / "store").glob("evaluate/*")):
             no_space()
         write(self, kind, key, info, fill)
 
     monkeypatch.setattr(store_module.Store, "write", first_only)
     bench.run()
-    assert ["done", "failed"] == list(bench.statuses().values())
+    assert list(bench.statuses().values()) == ["done", "failed"]
 
 
 def test_times_that_cannot_be_kept_stop_no_run(bench):
     (bench.home / "timings.jsonl").mkdir(parents=True)
     said = bench.run()
-    assert (0, ["done", "done"]) == (said.code, list(bench.statuses().values())), said.err
+    assert (said.code, list(bench.statuses().values())) == (0, ["done", "done"]), said.err
 
 
 def test_rows_that_cannot_be_written_end_the_run_in_one_line(bench):
     bench.write("results", "a file where the folder should be")
     said = bench.run()
     last = said.err.splitlines()[-1]
-    assert (2, True) == (said.code, last.startswith(f"error: cannot write {bench.results}/toysuite.jsonl: ")), said.err
+    assert (said.code, last.startswith(f"error: cannot write {bench.results}/toysuite.jsonl: ")) == (2, True), said.err
 
 
 def test_a_table_that_cannot_be_written_is_still_printed(bench):
     (bench.results / "toysuite.md").mkdir(parents=True)
     said = bench.run()
-    assert (2, True) == (said.code, said.out.startswith("# toysuite")), said.err
+    assert (said.code, said.out.startswith("# toysuite")) == (2, True), said.err
 
 
 def test_a_home_that_is_a_file_is_refused_in_one_line(bench):
     said = bench.run("--home", bench.file)
-    assert (2, 1) == (said.code, len(said.err.splitlines())), said.err
+    assert (said.code, len(said.err.splitlines())) == (2, 1), said.err
 
 
 @pytest.fixture
@@ -398,17 +425,15 @@ def test_a_store_on_a_tiny_disk_keeps_what_fits_and_says_what_did_not(bench, tin
     bench.matrix("generator: [toy, many]", head="generators: {many: {method: toy, images: 400}}")
     said = bench.run("--home", tiny_disk)
     few, many = bench.rows().values()
-    assert (1, "done", "failed") == (said.code, few["status"], many["status"]), said.err
+    assert (said.code, few["status"], many["status"]) == (1, "done", "failed"), said.err
     assert many["reason"].startswith(f"generate: cannot write to the store {tiny_disk}: ")
 
 
 def test_a_home_on_a_disk_that_is_full_from_the_start_is_refused_in_one_line(bench, tiny_disk):
-    try:
+    with contextlib.suppress(OSError):
         (tiny_disk / "filler").write_bytes(bytes(256 * 1024))
-    except OSError:
-        pass
     said = bench.run("--home", tiny_disk / "home")
-    assert (2, 1, True) == (said.code, len(said.err.splitlines()), "No space left on device" in said.err), said.err
+    assert (said.code, len(said.err.splitlines()), "No space left on device" in said.err) == (2, 1, True), said.err
 
 
 # --- the pool: real processes -----------------------------------------------------------------------------------------
@@ -416,7 +441,7 @@ def test_a_home_on_a_disk_that_is_full_from_the_start_is_refused_in_one_line(ben
 
 def test_the_pool_survives_whatever_a_method_does_to_its_worker(bench):
     """One start for all: each start of a worker takes seconds."""
-    bench.extra("""
+    bench.add_plugin("""
 class Exits(Toy):
     name = "exits"
     def generate(self, *all): sys.exit(0)
@@ -449,11 +474,13 @@ def test_the_pool_makes_the_artifacts_that_one_process_makes(bench):
     (here,) = bench.rows().values()
     bench.run_anew("pool", workers=1)
     (pool,) = bench.rows().values()
-    assert [here[name] for name in ("keys", "metrics", "definition")] == [pool[name] for name in ("keys", "metrics", "definition")]
+    assert [here[name] for name in ("keys", "metrics", "definition")] == [
+        pool[name] for name in ("keys", "metrics", "definition")
+    ]
 
 
 def test_control_c_ends_the_pool_at_once_with_valid_rows(bench):
-    bench.extra("""
+    bench.add_plugin("""
 import time
 class Slow(Toy):
     name = "slow"
@@ -478,4 +505,4 @@ class Slow(Toy):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert (130, ["done", "interrupted"]) == (process.returncode, list(bench.statuses().values())), out + err
+    assert (process.returncode, list(bench.statuses().values())) == (130, ["done", "interrupted"]), out + err

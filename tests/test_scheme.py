@@ -11,12 +11,12 @@ def test_a_scheme_is_a_placement_and_bit_widths():
 
 def test_a_role_has_the_bits_of_its_kind():
     scheme = parse_scheme("hw/w4a8")
-    assert (4, 8, 32) == (scheme.bits("weight"), scheme.bits("activation"), scheme.bits("input"))
+    assert (scheme.bits("weight"), scheme.bits("activation"), scheme.bits("input")) == (4, 8, 32)
 
 
 def test_a_role_may_have_bits_of_its_own():
     scheme = parse_scheme("mine/w4a4", {"mine": Placement(first_weight=8)})
-    assert (8, 4) == (scheme.bits("first_weight"), scheme.bits("weight"))
+    assert (scheme.bits("first_weight"), scheme.bits("weight")) == (8, 4)
 
 
 def test_hw_leaves_input_addends_and_pooled_features_in_float():
@@ -28,14 +28,16 @@ def test_hw_leaves_input_addends_and_pooled_features_in_float():
 
 def test_float_quantizes_nothing():
     scheme = parse_scheme("float")
-    assert (True, FLOAT, False) == (scheme.is_float, scheme, scheme.placement.fold_bn)
+    assert (scheme.is_float, scheme, scheme.placement.fold_bn) == (True, FLOAT, False)
 
 
 def test_a_scheme_with_float_activations_still_quantizes():
     assert not parse_scheme("hw/w4a32").is_float
 
 
-@pytest.mark.parametrize("text", ["hw", "hw/w4", "hw/a4w4", "w4a4", "/w4a4", "hw/w4a4 ", "hw/w-4a4", "hw/wxa4", "", "Float"])
+@pytest.mark.parametrize(
+    "text", ["hw", "hw/w4", "hw/a4w4", "w4a4", "/w4a4", "hw/w4a4 ", "hw/w-4a4", "hw/wxa4", "", "Float"]
+)
 def test_what_is_no_scheme_is_refused_with_an_example(text):
     with pytest.raises(ZSQBenchError, match="is not a placement and bit-widths such as 'hw/w4a4', nor 'float'"):
         parse_scheme(text)
@@ -53,7 +55,7 @@ def test_impossible_activation_bits_are_refused():
 
 
 def test_an_unknown_placement_is_refused_with_a_suggestion():
-    with pytest.raises(ZSQBenchError, match="unknown scheme 'hww' in 'hww/w4a4'; did you mean 'hw'. known: hw"):
+    with pytest.raises(ZSQBenchError, match=r"unknown scheme 'hww' in 'hww/w4a4'; did you mean 'hw'. known: hw"):
         parse_scheme("hww/w4a4", {"hw": Placement()})
 
 
@@ -64,7 +66,7 @@ def test_an_unknown_placement_that_is_like_none_is_refused_in_whole_clauses():
 
 @pytest.mark.parametrize("bits", [0, 1, 17, 33, -4, True, 4.0, "4", None])
 def test_a_placement_refuses_impossible_bits(bits):
-    with pytest.raises(ValueError, match="expected 'w' .* or 2 to 16 bits"):
+    with pytest.raises(ValueError, match=r"expected 'w' .* or 2 to 16 bits"):
         Placement(first_weight=bits)
 
 

@@ -25,7 +25,9 @@ def test_equal_data_has_an_equal_digest_whatever_the_order_of_its_keys():
     assert digest_of({"a": 1, "b": [2, None]}) == digest_of({"b": [2, None], "a": 1})
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, "1"), (1, 1.5), (None, "None"), ([1, 2], [2, 1]), (["ab"], ["a", "b"]), (True, 1)])
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, "1"), (1, 1.5), (None, "None"), ([1, 2], [2, 1]), (["ab"], ["a", "b"]), (True, 1)]
+)
 def test_different_data_has_a_different_digest(one, other):
     assert digest_of(one) != digest_of(other)
 
@@ -33,7 +35,7 @@ def test_different_data_has_a_different_digest(one, other):
 def test_an_artifact_is_read_as_it_was_written(store):
     store.write("generate", "key", {"label": "x"}, fill)
     folder = store.read("generate", "key")
-    assert ("content of a", "x") == ((folder / "a.txt").read_text(), store.manifest("generate", "key")["label"])
+    assert ((folder / "a.txt").read_text(), store.manifest("generate", "key")["label"]) == ("content of a", "x")
 
 
 def test_an_artifact_lists_its_files_with_their_checksums(store):
@@ -43,7 +45,9 @@ def test_an_artifact_lists_its_files_with_their_checksums(store):
     assert expected == store.manifest("generate", "key")["files"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+)
 def test_a_crash_while_an_artifact_is_filled_leaves_nothing(store, error):
     def crash(folder):
         fill(folder)
@@ -51,7 +55,7 @@ def test_a_crash_while_an_artifact_is_filled_leaves_nothing(store, error):
 
     with pytest.raises(type(error)):
         store.write("generate", "key", {}, crash)
-    assert [] == list((store.home / "store" / "generate").iterdir())
+    assert list((store.home / "store" / "generate").iterdir()) == []
 
 
 def test_a_disk_that_is_full_when_the_manifest_is_written_leaves_nothing(store, monkeypatch):
@@ -61,7 +65,7 @@ def test_a_disk_that_is_full_when_the_manifest_is_written_leaves_nothing(store, 
     monkeypatch.setattr(store_module, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         store.write("generate", "key", {}, fill)
-    assert (False, []) == (store.has("generate", "key"), list((store.home / "store" / "generate").iterdir()))
+    assert (store.has("generate", "key"), list((store.home / "store" / "generate").iterdir())) == (False, [])
 
 
 def test_an_artifact_whose_writer_was_killed_is_absent(store):
@@ -134,7 +138,7 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(store):
             if not chr(byte).isspace():
                 unnoticed.append(position)
         manifest.write_bytes(content)
-    assert [] == unnoticed
+    assert unnoticed == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"files": null}'])
@@ -157,7 +161,9 @@ def test_a_damaged_artifact_says_which_and_what_comes_next(store):
     flip(store.folder("generate", "0123456789abcdef") / "a.txt", 0)
     with pytest.raises(CorruptArtifactError) as error:
         store.read("generate", "0123456789abcdef")
-    expected = "artifact 0123456789ab is damaged (the content of a.txt has changed); it will be made again by the next run"
+    expected = (
+        "artifact 0123456789ab is damaged (the content of a.txt has changed); it will be made again by the next run"
+    )
     assert expected == str(error.value)
 
 
@@ -166,14 +172,14 @@ def test_a_discarded_artifact_is_absent_and_kept_aside(store):
     store.write("quantize", "other", {}, fill)
     store.discard("key")
     aside = [path.name[:12] for path in (store.home / "damaged").iterdir()]
-    assert ([("quantize", "other")], ["generate-key"]) == (list(store.artifacts()), aside)
+    assert (list(store.artifacts()), aside) == ([("quantize", "other")], ["generate-key"])
 
 
 def test_a_discarded_artifact_can_be_written_and_discarded_again(store):
     for _ in range(2):
         store.write("generate", "key", {}, fill)
         store.discard("key")
-    assert (2, False) == (len(list((store.home / "damaged").iterdir())), store.has("generate", "key"))
+    assert (len(list((store.home / "damaged").iterdir())), store.has("generate", "key")) == (2, False)
 
 
 def test_what_is_not_there_is_nothing_to_discard(store):
@@ -210,7 +216,7 @@ def test_a_file_of_the_same_size_and_time_is_not_read_again(store, tmp_path, mon
     path = tmp_path / "file"
     path.write_text("content")
     before = digest_again(store, path)
-    monkeypatch.setattr(store_module, "file_digest", lambda path: "read again")
+    monkeypatch.setattr(store_module, "file_digest", lambda _: "read again")
     assert before == digest_again(store, path)
 
 
@@ -253,4 +259,4 @@ def test_the_memory_of_digests_is_written_only_where_something_was_learnt(store,
 
 def test_a_file_of_json_is_read_from_a_verified_artifact(store):
     store.write("resolve", "key", {}, lambda folder: (folder / "facts.json").write_text(json.dumps({"bn": 3})))
-    assert {"bn": 3} == store.read_json("resolve", "key", "facts.json")
+    assert store.read_json("resolve", "key", "facts.json") == {"bn": 3}

@@ -29,34 +29,34 @@ def names(suite):
 
 def test_a_block_is_the_full_product_of_its_axes(bench, load):
     bench.matrix("model: [a, b], generator: [toy, toyreal], scheme: [hw/w4a4, hw/w8a8], seed: [0, 1, 2]")
-    assert 24 == len({*names(load())})
+    assert len({*names(load())}) == 24
 
 
 def test_a_suite_is_the_union_of_its_blocks_in_order(bench, load):
     bench.matrix("seed: 1", "seed: 0")
-    assert ["toytask:a:toy:toyq:hw/w4a4:1", "toytask:a:toy:toyq:hw/w4a4:0"] == names(load())
+    assert names(load()) == ["toytask:a:toy:toyq:hw/w4a4:1", "toytask:a:toy:toyq:hw/w4a4:0"]
 
 
 def test_settings_that_are_not_the_default_stand_in_the_name(bench, load):
     bench.matrix("settings: {precision: bf16, threads: 2}")
-    assert ["toytask:a:toy:toyq:hw/w4a4:0:precision=bf16:threads=2"] == names(load())
+    assert names(load()) == ["toytask:a:toy:toyq:hw/w4a4:0:precision=bf16:threads=2"]
 
 
 def test_a_block_overrides_the_settings_of_the_suite_one_by_one(bench, load):
     bench.matrix("settings: {precision: fp32}", head="settings: {precision: bf16, threads: 2}")
     (cell,) = load().cells
-    assert ("fp32", 2) == (cell.settings.precision, cell.settings.threads)
+    assert (cell.settings.precision, cell.settings.threads) == ("fp32", 2)
 
 
 def test_a_named_variant_has_its_options(bench, load):
     bench.matrix("generator: [toy, few]", head="generators: {few: {method: toy, images: 2}}")
     suite = load()
-    assert [4, 2] == [suite.generators[label].method.images for label in ("toy", "few")]
+    assert [suite.generators[label].method.images for label in ("toy", "few")] == [4, 2]
 
 
 def test_a_method_may_be_changed_under_its_own_name(bench, load):
     bench.matrix("", head="generators: {toy: {images: 2}}")
-    assert 2 == load().generators["toy"].method.images
+    assert load().generators["toy"].method.images == 2
 
 
 def test_a_path_option_is_relative_to_the_suite(bench, load):
@@ -81,7 +81,10 @@ def test_a_cell_that_stands_twice_is_noted(bench, load):
 def test_a_cell_that_stands_twice_in_one_block_is_noted(bench, load):
     bench.matrix("seed: [0, 1, 1]")
     suite = load()
-    assert (2, [f"{bench.file}:5: 1 cell of block 1 already stood in the same block"]) == (len(suite.cells), suite.notes)
+    assert (2, [f"{bench.file}:5: 1 cell of block 1 already stood in the same block"]) == (
+        len(suite.cells),
+        suite.notes,
+    )
 
 
 def test_seeds_that_make_no_difference_collapse_and_it_is_noted(bench, load):
@@ -97,8 +100,10 @@ def test_an_unseeded_cell_that_stands_twice_is_not_blamed_on_its_seeds(bench, lo
 
 
 def test_an_excluded_cell_stays_with_its_reason(bench, load):
-    bench.matrix("scheme: [hw/w4a4, hw/w8a8], seed: [0, 1]", head="exclude: [{scheme: hw/w8*, seed: 1, because: shown once}]")
-    assert [None, None, None, "shown once"] == [cell.reason for cell in load().cells]
+    bench.matrix(
+        "scheme: [hw/w4a4, hw/w8a8], seed: [0, 1]", head="exclude: [{scheme: hw/w8*, seed: 1, because: shown once}]"
+    )
+    assert [cell.reason for cell in load().cells] == [None, None, None, "shown once"]
 
 
 def test_an_exclusion_that_matches_nothing_is_noted(bench, load):
@@ -108,7 +113,7 @@ def test_an_exclusion_that_matches_nothing_is_noted(bench, load):
 
 def test_an_exclusion_may_name_the_generator_none(bench, load):
     bench.matrix("generator: none, quantizer: datafree", head="exclude: [{generator: none, because: x}]")
-    assert ["x"] == [cell.reason for cell in load().cells]
+    assert [cell.reason for cell in load().cells] == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -126,15 +131,15 @@ def test_an_impossible_cell_says_why(bench, load, block, reason):
 
 
 def test_a_quantizer_that_needs_labels_cannot_take_images_without(bench, load):
-    bench.extra("class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n")
+    bench.add_plugin("class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n")
     bench.matrix("quantizer: labels")
-    assert ["labels needs labels, and toy gives none"] == [cell.reason for cell in load().cells]
+    assert [cell.reason for cell in load().cells] == ["labels needs labels, and toy gives none"]
 
 
 def test_a_scheme_of_ones_own_changes_a_shipped_one(bench, load):
     bench.matrix("scheme: mine/w4a4", head="schemes: {mine: {base: hw, logits: float, first_weight: 8}}")
     scheme = load().schemes["mine/w4a4"]
-    assert (32, 8, 4) == (scheme.bits("logits"), scheme.bits("first_weight"), scheme.bits("weight"))
+    assert (scheme.bits("logits"), scheme.bits("first_weight"), scheme.bits("weight")) == (32, 8, 4)
 
 
 def test_two_cells_never_share_a_name(bench):
@@ -147,20 +152,38 @@ def test_two_cells_never_share_a_name(bench):
 
 
 def test_an_option_may_have_an_alias(bench):
-    bench.extra("from pydantic import Field\nclass A(Toy):\n    name = 'aliased'\n    lambda_: float = Field(1.0, alias='lambda')\n")
+    bench.add_plugin(
+        "from pydantic import Field\n"
+        "class A(Toy):\n    name = 'aliased'\n    lambda_: float = Field(1.0, alias='lambda')\n"
+    )
     bench.matrix("generator: l", head="generators: {l: {method: aliased, lambda: 2.0}}")
     said = bench.run()
-    assert ["done"] == list(bench.statuses().values()), said.err
+    assert list(bench.statuses().values()) == ["done"], said.err
 
 
 # --- what cannot be meant: one line each, with file and line ----------------------------------------------------------
 
 SUGGESTIONS = {
-    "an unknown key": (f"{HEAD}generatorz: {{}}\n{MATRIX}", "toy.yaml:3: unknown key 'generatorz'; did you mean 'generators'? known: "),
-    "an unknown axis": (f"{HEAD}{MATRIX.replace('quantizer', 'quantiser')}", "toy.yaml:4: unknown key 'quantiser'; did you mean 'quantizer'? known: "),
-    "a misspelt generator": (f"{HEAD}{MATRIX.replace('toy,', 'toyrael,')}", "toy.yaml:4; did you mean 'toyreal'? known: "),
-    "a misspelt quantizer": (f"{HEAD}{MATRIX.replace('toyq', 'unseded')}", "unknown quantizer 'unseded' in toy.yaml:4; did you mean 'unseeded'? known: "),
-    "a misspelt task": (f"{HEAD}{MATRIX.replace('toytask', 'toytsk')}", "unknown task 'toytsk' in toy.yaml:4; did you mean 'toytask'? known: "),
+    "an unknown key": (
+        f"{HEAD}generatorz: {{}}\n{MATRIX}",
+        "toy.yaml:3: unknown key 'generatorz'; did you mean 'generators'? known: ",
+    ),
+    "an unknown axis": (
+        f"{HEAD}{MATRIX.replace('quantizer', 'quantiser')}",
+        "toy.yaml:4: unknown key 'quantiser'; did you mean 'quantizer'? known: ",
+    ),
+    "a misspelt generator": (
+        f"{HEAD}{MATRIX.replace('toy,', 'toyrael,')}",
+        "toy.yaml:4; did you mean 'toyreal'? known: ",
+    ),
+    "a misspelt quantizer": (
+        f"{HEAD}{MATRIX.replace('toyq', 'unseded')}",
+        "unknown quantizer 'unseded' in toy.yaml:4; did you mean 'unseeded'? known: ",
+    ),
+    "a misspelt task": (
+        f"{HEAD}{MATRIX.replace('toytask', 'toytsk')}",
+        "unknown task 'toytsk' in toy.yaml:4; did you mean 'toytask'? known: ",
+    ),
     "a misspelt method of a variant": (
         f"{HEAD}generators:\n  x:\n    method: toyrael\n{MATRIX}",
         "unknown generator 'toyrael' in toy.yaml:5; did you mean 'toyreal'? known: ",
@@ -173,17 +196,38 @@ SUGGESTIONS = {
         f"{HEAD}generators:\n  x: {{method: toy,\n      imags: 3}}\n{MATRIX}",
         "toy.yaml:5: unknown option of toy 'imags'; did you mean 'images'? known: images, scale",
     ),
-    "a misspelt setting": (f"{HEAD}settings: {{presicion: bf16}}\n{MATRIX}", "toy.yaml:3: unknown key 'presicion'; did you mean 'precision'? known: "),
+    "a misspelt setting": (
+        f"{HEAD}settings: {{presicion: bf16}}\n{MATRIX}",
+        "toy.yaml:3: unknown key 'presicion'; did you mean 'precision'? known: ",
+    ),
     "a misspelt setting of a block": (
         f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, settings: {thread: 2}')}",
         "toy.yaml:4: unknown key 'thread'; did you mean 'threads'? known: ",
     ),
-    "a misspelt key of a model": (f"{HEAD}models: {{m: {{base: a, weigths: none}}}}\n{MATRIX}", "toy.yaml:3: unknown key 'weigths'; did you mean 'weights'? known: "),
-    "a misspelt role of a scheme": (f"{HEAD}schemes: {{s: {{base: hw, logit: float}}}}\n{MATRIX}", "toy.yaml:3: unknown key 'logit'; did you mean 'logits'? known: "),
-    "a misspelt base of a scheme": (f"{HEAD}schemes: {{s: {{base: hww}}}}\n{MATRIX}", "toy.yaml:3: unknown scheme 'hww'; did you mean 'hw'? known: "),
-    "a misspelt scheme": (f"{HEAD}{MATRIX.replace('hw/', 'hww/')}", "toy.yaml:4: unknown scheme 'hww' in 'hww/w4a4'; did you mean 'hw'? known: "),
-    "an unknown model": (f"{HEAD}{MATRIX.replace('model: a', 'model: without_nb')}", "toy.yaml:4: unknown model 'without_nb'; did you mean 'without_bn'? known: "),
-    "a misspelt axis of an exclusion": (f"{HEAD}{MATRIX}exclude:\n  - {{because: x, sed: 1}}\n", "toy.yaml:6: unknown key 'sed'; did you mean 'seed'? known: "),
+    "a misspelt key of a model": (
+        f"{HEAD}models: {{m: {{base: a, weigths: none}}}}\n{MATRIX}",
+        "toy.yaml:3: unknown key 'weigths'; did you mean 'weights'? known: ",
+    ),
+    "a misspelt role of a scheme": (
+        f"{HEAD}schemes: {{s: {{base: hw, logit: float}}}}\n{MATRIX}",
+        "toy.yaml:3: unknown key 'logit'; did you mean 'logits'? known: ",
+    ),
+    "a misspelt base of a scheme": (
+        f"{HEAD}schemes: {{s: {{base: hww}}}}\n{MATRIX}",
+        "toy.yaml:3: unknown scheme 'hww'; did you mean 'hw'? known: ",
+    ),
+    "a misspelt scheme": (
+        f"{HEAD}{MATRIX.replace('hw/', 'hww/')}",
+        "toy.yaml:4: unknown scheme 'hww' in 'hww/w4a4'; did you mean 'hw'? known: ",
+    ),
+    "an unknown model": (
+        f"{HEAD}{MATRIX.replace('model: a', 'model: without_nb')}",
+        "toy.yaml:4: unknown model 'without_nb'; did you mean 'without_bn'? known: ",
+    ),
+    "a misspelt axis of an exclusion": (
+        f"{HEAD}{MATRIX}exclude:\n  - {{because: x, sed: 1}}\n",
+        "toy.yaml:6: unknown key 'sed'; did you mean 'seed'? known: ",
+    ),
 }
 
 
@@ -200,42 +244,126 @@ REFUSALS = {
     "no name": (f"plugins: [toy.py]\n{MATRIX}", "toy.yaml:1: key 'name' is missing"),
     "no matrix": (HEAD, "toy.yaml:1: key 'matrix' is missing"),
     "an empty matrix": (f"{HEAD}matrix: []\n", "toy.yaml:3: matrix is empty; expected at least one value"),
-    "an empty axis": (f"{HEAD}{MATRIX.replace('model: a', 'model: []')}", "toy.yaml:4: matrix.0.model is empty; expected at least one value"),
-    "empty seeds": (f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: []')}", "toy.yaml:4: matrix.0.seed is empty; expected at least one value"),
+    "an empty axis": (
+        f"{HEAD}{MATRIX.replace('model: a', 'model: []')}",
+        "toy.yaml:4: matrix.0.model is empty; expected at least one value",
+    ),
+    "empty seeds": (
+        f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: []')}",
+        "toy.yaml:4: matrix.0.seed is empty; expected at least one value",
+    ),
     "a missing axis": (f"{HEAD}{MATRIX.replace('model: a, ', '')}", "toy.yaml:4: key 'model' is missing"),
     "a name with a slash": (f"name: a/b\n{MATRIX}", "toy.yaml:1: name: "),
     "a number as a name": (f"name: 5\n{MATRIX}", "toy.yaml:1: name: expected a valid string, got 5"),
-    "a number as a generator": (f"{HEAD}{MATRIX.replace('toy,', '5,')}", "toy.yaml:4: matrix.0.generator.0: expected a valid string, got 5"),
-    "a number as a model": (f"{HEAD}{MATRIX.replace('model: a', 'model: 50')}", "toy.yaml:4: matrix.0.model.0: expected a valid string, got 50"),
-    "text as a seed": (f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: one')}", 'toy.yaml:4: matrix.0.seed.0: expected a valid integer, got "one"'),
-    "a negative seed": (f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: -1')}", "toy.yaml:4: matrix.0.seed.0: expected greater than or equal to 0, got -1"),
-    "a truth value as a seed": (f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: yes')}", "toy.yaml:4: matrix.0.seed.0: expected a valid integer, got true"),
-    "a fraction as a seed": (f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: 0.5')}", "toy.yaml:4: matrix.0.seed.0: expected a valid integer, got 0.5"),
-    "a wrong type of an option": (f"{HEAD}generators:\n  x:\n    method: toy\n    images: many\n{MATRIX}", 'toy.yaml:6: generators.x.images: expected a valid integer, got "many"'),
-    "an option out of range": (f"{HEAD}generators: {{x: {{method: toy, images: 0}}}}\n{MATRIX}", "toy.yaml:3: generators.x.images: expected greater than 0, got 0"),
-    "a wrong setting": (f"{HEAD}settings: {{precision: fp16}}\n{MATRIX}", "toy.yaml:3: settings.precision: expected 'fp32' or 'bf16', got \"fp16\""),
+    "a number as a generator": (
+        f"{HEAD}{MATRIX.replace('toy,', '5,')}",
+        "toy.yaml:4: matrix.0.generator.0: expected a valid string, got 5",
+    ),
+    "a number as a model": (
+        f"{HEAD}{MATRIX.replace('model: a', 'model: 50')}",
+        "toy.yaml:4: matrix.0.model.0: expected a valid string, got 50",
+    ),
+    "text as a seed": (
+        f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: one')}",
+        'toy.yaml:4: matrix.0.seed.0: expected a valid integer, got "one"',
+    ),
+    "a negative seed": (
+        f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: -1')}",
+        "toy.yaml:4: matrix.0.seed.0: expected greater than or equal to 0, got -1",
+    ),
+    "a truth value as a seed": (
+        f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: yes')}",
+        "toy.yaml:4: matrix.0.seed.0: expected a valid integer, got true",
+    ),
+    "a fraction as a seed": (
+        f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: 0.5')}",
+        "toy.yaml:4: matrix.0.seed.0: expected a valid integer, got 0.5",
+    ),
+    "a wrong type of an option": (
+        f"{HEAD}generators:\n  x:\n    method: toy\n    images: many\n{MATRIX}",
+        'toy.yaml:6: generators.x.images: expected a valid integer, got "many"',
+    ),
+    "an option out of range": (
+        f"{HEAD}generators: {{x: {{method: toy, images: 0}}}}\n{MATRIX}",
+        "toy.yaml:3: generators.x.images: expected greater than 0, got 0",
+    ),
+    "a wrong setting": (
+        f"{HEAD}settings: {{precision: fp16}}\n{MATRIX}",
+        "toy.yaml:3: settings.precision: expected 'fp32' or 'bf16', got \"fp16\"",
+    ),
     "settings that are a list": (f"{HEAD}settings: [fp32]\n{MATRIX}", "toy.yaml:3: settings: expected"),
-    "bits 0": (f"{HEAD}{MATRIX.replace('w4a4', 'w0a4')}", "toy.yaml:4: 0 weight bits in scheme 'hw/w0a4': expected 2 to 16, or 32 for float"),
-    "bits 33": (f"{HEAD}{MATRIX.replace('w4a4', 'w4a33')}", "toy.yaml:4: 33 activation bits in scheme 'hw/w4a33': expected 2 to 16, or 32 for float"),
-    "bits 33 of a role": (f"{HEAD}schemes: {{s: {{base: hw, logits: 33}}}}\n{MATRIX}", "toy.yaml:3: schemes.s.logits: expected 'w' (weight bits), 'a' (activation bits), 'float' or 2 to 16 bits, got 33"),
-    "a scheme without bits": (f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw')}", "toy.yaml:4: scheme 'hw' is not a placement and bit-widths such as 'hw/w4a4', nor 'float'"),
+    "bits 0": (
+        f"{HEAD}{MATRIX.replace('w4a4', 'w0a4')}",
+        "toy.yaml:4: 0 weight bits in scheme 'hw/w0a4': expected 2 to 16, or 32 for float",
+    ),
+    "bits 33": (
+        f"{HEAD}{MATRIX.replace('w4a4', 'w4a33')}",
+        "toy.yaml:4: 33 activation bits in scheme 'hw/w4a33': expected 2 to 16, or 32 for float",
+    ),
+    "bits 33 of a role": (
+        f"{HEAD}schemes: {{s: {{base: hw, logits: 33}}}}\n{MATRIX}",
+        "toy.yaml:3: schemes.s.logits: expected 'w' (weight bits), 'a' (activation bits), 'float'",
+    ),
+    "a scheme without bits": (
+        f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw')}",
+        "toy.yaml:4: scheme 'hw' is not a placement and bit-widths such as 'hw/w4a4', nor 'float'",
+    ),
     "a scheme without a base": (f"{HEAD}schemes: {{s: {{logits: float}}}}\n{MATRIX}", "toy.yaml:3: expected 'base'"),
-    "a model without an origin": (f"{HEAD}models: {{m: {{weights: none}}}}\n{MATRIX}", "toy.yaml:3: models.m: a model is either a variant"),
-    "weights that are not there": (f"{HEAD}models: {{m: {{base: a, weights: nothing.txt}}}}\n{MATRIX}", "toy.yaml:3: models.m.weights: there is no file nothing.txt"),
-    "a model file that is not there": (f"{HEAD}models: {{m: {{file: nothing.py, weights: none, input_size: [3, 8, 8]}}}}\n{MATRIX}", "toy.yaml:3: models.m.file: there is no file nothing.py"),
-    "an input size of two numbers": (f"{HEAD}models: {{m: {{base: a, input_size: [8, 8]}}}}\n{MATRIX}", "toy.yaml:3: models.m.input_size"),
-    "a resize that is a word": (f"{HEAD}models: {{m: {{base: a, resize: small}}}}\n{MATRIX}", 'toy.yaml:3: models.m.resize: expected'),
+    "a model without an origin": (
+        f"{HEAD}models: {{m: {{weights: none}}}}\n{MATRIX}",
+        "toy.yaml:3: models.m: a model is either a variant",
+    ),
+    "weights that are not there": (
+        f"{HEAD}models: {{m: {{base: a, weights: nothing.txt}}}}\n{MATRIX}",
+        "toy.yaml:3: models.m.weights: there is no file nothing.txt",
+    ),
+    "a model file that is not there": (
+        f"{HEAD}models: {{m: {{file: nothing.py, weights: none, input_size: [3, 8, 8]}}}}\n{MATRIX}",
+        "toy.yaml:3: models.m.file: there is no file nothing.py",
+    ),
+    "an input size of two numbers": (
+        f"{HEAD}models: {{m: {{base: a, input_size: [8, 8]}}}}\n{MATRIX}",
+        "toy.yaml:3: models.m.input_size",
+    ),
+    "a resize that is a word": (
+        f"{HEAD}models: {{m: {{base: a, resize: small}}}}\n{MATRIX}",
+        "toy.yaml:3: models.m.resize: expected",
+    ),
     "a model that is text": (f"{HEAD}models: {{m: a}}\n{MATRIX}", "toy.yaml:3: models.m: expected"),
-    "a name of a model": (f"{HEAD}models: {{m: {{name: m, base: a}}}}\n{MATRIX}", "toy.yaml:3: the name of a model is its key"),
-    "an exclusion without a reason": (f"{HEAD}{MATRIX}exclude:\n  - {{seed: 0}}\n", "toy.yaml:6: key 'because' is missing"),
-    "an exclusion with an empty reason": (f"{HEAD}{MATRIX}exclude:\n  - {{seed: 0, because: ''}}\n", "toy.yaml:6: exclude.0.because"),
-    "a plugin file that is not there": (f"name: x\nplugins: [nothing.py]\n{MATRIX}", "toy.yaml:2: cannot read plugin file nothing.py: No such file or directory"),
+    "a name of a model": (
+        f"{HEAD}models: {{m: {{name: m, base: a}}}}\n{MATRIX}",
+        "toy.yaml:3: the name of a model is its key",
+    ),
+    "an exclusion without a reason": (
+        f"{HEAD}{MATRIX}exclude:\n  - {{seed: 0}}\n",
+        "toy.yaml:6: key 'because' is missing",
+    ),
+    "an exclusion with an empty reason": (
+        f"{HEAD}{MATRIX}exclude:\n  - {{seed: 0, because: ''}}\n",
+        "toy.yaml:6: exclude.0.because",
+    ),
+    "a plugin file that is not there": (
+        f"name: x\nplugins: [nothing.py]\n{MATRIX}",
+        "toy.yaml:2: cannot read plugin file nothing.py: No such file or directory",
+    ),
     "a tab": (f"{HEAD}matrix:\n\t- a\n", "toy.yaml:4: a tab; YAML is indented with spaces"),
-    "a duplicate key": (f"{HEAD}name: again\n{MATRIX}", "toy.yaml:3: key 'name' stands here a second time, first in line 1"),
-    "a duplicate variant": (f"{HEAD}generators:\n  x: {{method: toy}}\n  x: {{method: toy}}\n{MATRIX}", "toy.yaml:5: key 'x' stands here a second time, first in line 4"),
-    "a date as a name": (f"name: 2024-01-01\nplugins: [2024-01-02]\n{MATRIX}", "toy.yaml:2: cannot read plugin file 2024-01-02: No such file or directory"),
+    "a duplicate key": (
+        f"{HEAD}name: again\n{MATRIX}",
+        "toy.yaml:3: key 'name' stands here a second time, first in line 1",
+    ),
+    "a duplicate variant": (
+        f"{HEAD}generators:\n  x: {{method: toy}}\n  x: {{method: toy}}\n{MATRIX}",
+        "toy.yaml:5: key 'x' stands here a second time, first in line 4",
+    ),
+    "a date as a name": (
+        f"name: 2024-01-01\nplugins: [2024-01-02]\n{MATRIX}",
+        "toy.yaml:2: cannot read plugin file 2024-01-02: No such file or directory",
+    ),
     "bytes": (f"{HEAD}description: !!binary aGVsbG8=\n{MATRIX}", "toy.yaml:3: "),
-    "a method that is a number": (f"{HEAD}generators:\n  x: {{method: 5}}\n{MATRIX}", "toy.yaml:4: expected the name of a generator, got 5"),
+    "a method that is a number": (
+        f"{HEAD}generators:\n  x: {{method: 5}}\n{MATRIX}",
+        "toy.yaml:4: expected the name of a generator, got 5",
+    ),
     "a variant that is empty": (f"{HEAD}generators:\n  toy:\n{MATRIX}", "toy.yaml:4: generators.toy: expected"),
 }
 
@@ -250,7 +378,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line_with_its_place(bench, what)
 def test_every_mistake_is_told_at_once_each_in_a_line_of_its_own(bench):
     bench.suite(f"{HEAD}typo: 1\n{MATRIX.replace('model: a', 'modle: a')}")
     said = bench.zsqbench("plan", bench.file, "--no-plugin", "mlflow", *bench.places())
-    assert ["3", "5", "5"] == sorted(line.split("toy.yaml:")[1][0] for line in said.err.splitlines())
+    assert sorted(line.split("toy.yaml:")[1][0] for line in said.err.splitlines()) == ["3", "5", "5"]
 
 
 def test_a_missing_suite_is_named_with_what_is_shipped():
@@ -259,7 +387,7 @@ def test_a_missing_suite_is_named_with_what_is_shipped():
 
 
 def test_a_misspelt_shipped_suite_is_refused_with_a_suggestion():
-    with pytest.raises(ZSQBenchError, match="there is no suite file smok; did you mean 'smoke'. shipped: "):
+    with pytest.raises(ZSQBenchError, match=r"there is no suite file smok; did you mean 'smoke'. shipped: "):
         find_suite("smok")
 
 
@@ -269,7 +397,7 @@ def test_a_folder_is_no_suite(tmp_path):
 
 
 def test_a_shipped_suite_is_found_by_its_name():
-    assert "smoke.yaml" == find_suite("smoke").name
+    assert find_suite("smoke").name == "smoke.yaml"
 
 
 @pytest.mark.parametrize("text", ["", "- a", "name: 5", "name: [a]", "nam: x"])
@@ -311,7 +439,25 @@ def test_an_expression_selects_the_cells_whose_names_match(cells, expression, co
     assert count == len(select(cells, expression))
 
 
-@pytest.mark.parametrize("expression", ["", " ", "a b", "and", "a and", "not", "(a", "a)", "()", "a (b)", "(a)(b)", "a or or b", "not " * 5000 + "a", "(" * 500 + "a" + ")" * 500])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        " ",
+        "a b",
+        "and",
+        "a and",
+        "not",
+        "(a",
+        "a)",
+        "()",
+        "a (b)",
+        "(a)(b)",
+        "a or or b",
+        "not " * 5000 + "a",
+        "(" * 500 + "a" + ")" * 500,
+    ],
+)
 def test_what_is_no_expression_is_refused_with_an_example(cells, expression):
     with pytest.raises(ZSQBenchError, match="expected words joined by and, or, not, with parentheses, such as"):
         select(cells, expression)
@@ -322,19 +468,24 @@ def test_what_is_no_expression_is_refused_with_an_example(cells, expression):
 
 @pytest.mark.parametrize(
     ("override", "count"),
-    [("matrix.0.seed=[0, 1, 2]", 3), ("matrix.0.seed=5", 1), ("generators.toy.images=2", 2), ("description=2024-01-01", 2)],
+    [
+        ("matrix.0.seed=[0, 1, 2]", 3),
+        ("matrix.0.seed=5", 1),
+        ("generators.toy.images=2", 2),
+        ("description=2024-01-01", 2),
+    ],
 )
 def test_a_value_can_be_overridden(load, override, count):
     assert count == len(load(None, override).cells)
 
 
 def test_an_override_reaches_a_method_that_is_named_in_the_matrix_only(load):
-    assert 2 == load(None, "generators.toy.images=2").generators["toy"].method.images
+    assert load(None, "generators.toy.images=2").generators["toy"].method.images == 2
 
 
 def test_an_override_fills_a_section_that_is_empty(load):
     suite = load(f"{HEAD}generators:\n{MATRIX}", "generators.toy.images=2")
-    assert 2 == suite.generators["toy"].method.images
+    assert suite.generators["toy"].method.images == 2
 
 
 @pytest.mark.parametrize(
@@ -359,7 +510,9 @@ def test_an_override_that_cannot_be_meant_is_refused(bench, override, expected):
     assert bench.error("--set", override).startswith(expected)
 
 
-@pytest.mark.parametrize("override", ["generators.toy.imags=2", "generators.toy.images=0", "matrix.0.seed=-1", "sede=1"])
+@pytest.mark.parametrize(
+    "override", ["generators.toy.imags=2", "generators.toy.images=0", "matrix.0.seed=-1", "sede=1"]
+)
 def test_an_override_that_makes_the_suite_wrong_is_named_and_not_the_file(bench, override):
     line = bench.error("--set", override)
     assert "--set" in line

@@ -1,10 +1,13 @@
 import json
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from zsqbench import worker
+
 
 def only_row(bench):
     (row,) = bench.rows().values()
@@ -14,9 +17,15 @@ def only_row(bench):
 BAD_GENERATORS = {
     "nan": ("x[1, 0, 0, 0] = float('nan')", "generate: generator bad returned NaN or infinite pixels in 1 of 4 images"),
     "inf": ("x[:2] = float('inf')", "generate: generator bad returned NaN or infinite pixels in 2 of 4 images"),
-    "shape": ("x = x[:, :, :4]", "generate: generator bad returned images of shape (4, 3, 4, 8); expected ('N', 3, 8, 8)"),
+    "shape": (
+        "x = x[:, :, :4]",
+        "generate: generator bad returned images of shape (4, 3, 4, 8); expected ('N', 3, 8, 8)",
+    ),
     "no batch": ("x = x[0]", "generate: generator bad returned images of shape (3, 8, 8); expected ('N', 3, 8, 8)"),
-    "no images": ("x = x[:0]", "generate: generator bad returned images of shape (0, 3, 8, 8); expected ('N', 3, 8, 8)"),
+    "no images": (
+        "x = x[:0]",
+        "generate: generator bad returned images of shape (0, 3, 8, 8); expected ('N', 3, 8, 8)",
+    ),
     "type": ("x = x.double()", "generate: generator bad returned torch.float64 images; expected torch.float32"),
     "labels": ("labels = torch.zeros(3)", "generate: generator bad returned 3 labels for 4 images"),
     "tensor": ("return x", "generate: generator bad returned Tensor; expected a CalibrationSet"),
@@ -26,15 +35,21 @@ BAD_GENERATORS = {
     "raises nothing": ("raise ValueError", "generate: ValueError"),
     "raises an assertion": ("assert not len(x)", "generate: AssertionError"),
     "exits": ("sys.exit(0)", "generate: SystemExit: 0"),
-    "changes weights": ("teacher.module[0].weight.mul_(2)", "generate: generator bad changed the teacher's weights or buffers; it must not"),
-    "changes statistics": ("teacher.module.train()(x)", "generate: generator bad changed the teacher's weights or buffers; it must not"),
+    "changes weights": (
+        "teacher.module[0].weight.mul_(2)",
+        "generate: generator bad changed the teacher's weights or buffers; it must not",
+    ),
+    "changes statistics": (
+        "teacher.module.train()(x)",
+        "generate: generator bad changed the teacher's weights or buffers; it must not",
+    ),
     "images that are none": ("x = x.tolist()", "generate: "),
     "odd text": ("raise ValueError('caf\\udce9')", "generate: ValueError: caf"),
 }
 
 
 def bad_generator(bench, body, name="bad"):
-    bench.extra(f"""
+    bench.add_plugin(f"""
 import torch
 
 class Bad(Toy):
@@ -55,7 +70,7 @@ def test_a_generator_that_goes_wrong_fails_its_cell_with_the_reason_and_no_other
     bench.matrix("generator: [bad, toy]")
     said = bench.run()
     bad, good = bench.rows().values()
-    assert (1, "failed", "done") == (said.code, bad["status"], good["status"])
+    assert (said.code, bad["status"], good["status"]) == (1, "failed", "done")
     assert bad["reason"].startswith(reason), bad["reason"]
 
 
@@ -75,16 +90,25 @@ def test_a_mistake_that_is_the_users_has_no_traceback(bench):
 
 BAD_QUANTIZERS = {
     "raises": ("raise RuntimeError('no')", "quantize: RuntimeError: no"),
-    "changes the teacher": ("teacher.module[0].weight.zero_()", "quantize: quantizer bad changed the teacher's weights or buffers; it must not"),
-    "adds a tensor": ("student.register_buffer('more', torch.ones(1))", "evaluate: RuntimeError: Error(s) in loading state_dict"),
-    "changes a shape": ("student[4].bias = torch.nn.Parameter(torch.ones(3))", "evaluate: RuntimeError: Error(s) in loading state_dict"),
+    "changes the teacher": (
+        "teacher.module[0].weight.zero_()",
+        "quantize: quantizer bad changed the teacher's weights or buffers; it must not",
+    ),
+    "adds a tensor": (
+        "student.register_buffer('more', torch.ones(1))",
+        "evaluate: RuntimeError: Error(s) in loading state_dict",
+    ),
+    "changes a shape": (
+        "student[4].bias = torch.nn.Parameter(torch.ones(3))",
+        "evaluate: RuntimeError: Error(s) in loading state_dict",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", BAD_QUANTIZERS)
 def test_a_quantizer_that_goes_wrong_fails_its_cell_with_the_reason_and_no_other(bench, what):
     body, reason = BAD_QUANTIZERS[what]
-    bench.extra(f"""
+    bench.add_plugin(f"""
 import torch
 
 class Bad(ToyQuantizer):
@@ -96,7 +120,7 @@ class Bad(ToyQuantizer):
     bench.matrix("quantizer: [bad, toyq]")
     bench.run()
     bad, good = bench.rows().values()
-    assert ("failed", "done") == (bad["status"], good["status"])
+    assert (bad["status"], good["status"]) == ("failed", "done")
     assert bad["reason"].startswith(reason), bad["reason"]
 
 
@@ -115,11 +139,14 @@ class Bad(ToyQuantizer):
     ],
 )
 def test_a_method_that_opens_a_file_in_the_tasks_data_fails_its_cell(bench, opened):
-    bad_generator(bench, f"""path = HERE / "data" / "eval.txt"
+    bad_generator(
+        bench,
+        f"""path = HERE / "data" / "eval.txt"
         def link(path):
             (HERE / "link").symlink_to(path)
             return HERE / "link"
-        {opened}""")
+        {opened}""",
+    )
     bench.matrix("generator: bad")
     bench.run()
     folder = bench.folder / "data"
@@ -128,7 +155,7 @@ def test_a_method_that_opens_a_file_in_the_tasks_data_fails_its_cell(bench, open
 
 
 def test_a_quantizer_that_opens_a_file_in_the_tasks_data_fails_its_cell(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Bad(ToyQuantizer):
     name = "bad"
 
@@ -141,7 +168,7 @@ class Bad(ToyQuantizer):
 
 
 def test_a_quantizer_that_opens_data_when_it_prepares_the_student_to_be_evaluated_fails_its_cell(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Bad(ToyQuantizer):
     name = "bad"
     asked: list = []
@@ -154,28 +181,30 @@ class Bad(ToyQuantizer):
 """)
     bench.matrix("quantizer: bad")
     bench.run()
-    assert "failed" == only_row(bench)["status"]
+    assert only_row(bench)["status"] == "failed"
 
 
 def test_a_method_may_open_any_other_file(bench):
-    bad_generator(bench, "(HERE / 'toy.py').read_text(); (HERE / 'dataset').write_text('beside data'); torch.save(x, HERE / 'x')")
+    bad_generator(
+        bench, "(HERE / 'toy.py').read_text(); (HERE / 'dataset').write_text('beside data'); torch.save(x, HERE / 'x')"
+    )
     bench.matrix("generator: bad")
     bench.run()
-    assert "done" == only_row(bench)["status"]
+    assert only_row(bench)["status"] == "done"
 
 
 def test_the_data_is_open_again_after_a_method_that_failed(bench):
     bad_generator(bench, "open(HERE / 'data' / 'eval.txt')")
     bench.matrix("generator: [bad, toyreal]")
     bench.run()
-    assert ["failed", "done"] == list(bench.statuses().values())
+    assert list(bench.statuses().values()) == ["failed", "done"]
 
 
 def test_a_method_that_was_handed_no_real_images_sees_none(bench):
     bad_generator(bench, "assert ctx.real_images is None and not hasattr(ctx, 'data_root')")
     bench.matrix("generator: bad")
     bench.run()
-    assert "done" == only_row(bench)["status"]
+    assert only_row(bench)["status"] == "done"
 
 
 LEFT_BEHIND = {
@@ -202,7 +231,8 @@ class Looks(Toy):
         x = torch.ones(1, 3, 8, 8)
         y = teacher.module(x)
         seen = {
-            "y": y.tolist(), "dtype": str(y.dtype), "device": str(torch.ones(1).device), "grad": torch.is_grad_enabled(),
+            "y": y.tolist(), "dtype": str(y.dtype), "device": str(torch.ones(1).device),
+            "grad": torch.is_grad_enabled(),
             "threads": torch.get_num_threads(), "random": [random.random(), torch.rand(1).item()],
             "training": teacher.module.training, "requires": [p.requires_grad for p in teacher.module.parameters()],
             "grads": [p.grad is None for p in teacher.module.parameters()], "cwd": os.getcwd(),
@@ -216,12 +246,10 @@ class Looks(Toy):
 @pytest.fixture
 def torch_as_it_was():
     """Mend what a test leaves behind on purpose, so that the next one does not suffer."""
-    import os
-
     import torch
     from torch.nn.modules import module
 
-    folder = os.getcwd()
+    folder = Path.cwd()
     yield
     os.chdir(folder)
     torch.set_default_device(None)
@@ -237,7 +265,7 @@ def torch_as_it_was():
 @pytest.mark.parametrize("what", LEFT_BEHIND)
 def test_what_a_method_leaves_behind_does_not_reach_the_next_step(bench, what):
     def seen(*generators):
-        bench.extra(f"""
+        bench.add_plugin(f"""
 import torch
 {STATE}
 
@@ -260,7 +288,7 @@ class Leaves(Toy):
 
 
 def test_a_student_that_is_no_copy_does_not_reach_the_next_step(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Hooked(ToyQuantizer):
     name = "hooked"
 
@@ -284,12 +312,14 @@ def test_the_same_step_makes_the_same_artifact(bench):
     for name in ("one", "two"):
         bench.run_anew(name)
         found = sorted((bench.home / "store").glob("*/*/*"))
-        contents.append({path.parent.name + path.name: path.read_bytes() for path in found if path.name != "manifest.json"})
+        contents.append(
+            {path.parent.name + path.name: path.read_bytes() for path in found if path.name != "manifest.json"}
+        )
     assert contents[0] == contents[1]
 
 
 def test_a_task_that_measures_no_number_does_not_lose_its_row(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class NoNumber(ToyTask):
     name = "nonumber"
 
@@ -302,7 +332,7 @@ class NoNumber(ToyTask):
 
 
 def test_a_task_that_does_not_measure_its_metric_fails_its_cells(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Forgets(ToyTask):
     name = "forgets"
 
@@ -312,11 +342,11 @@ class Forgets(ToyTask):
     bench.matrix("task: forgets")
     bench.run()
     row = only_row(bench)
-    assert ("failed", True) == (row["status"], "top1" in row.get("reason", ""))
+    assert (row["status"], "top1" in row.get("reason", "")) == ("failed", True)
 
 
 def test_numbers_of_torch_and_numpy_are_numbers(bench):
-    bench.extra("""
+    bench.add_plugin("""
 class Tensors(ToyTask):
     name = "tensors"
 
@@ -327,7 +357,7 @@ class Tensors(ToyTask):
     bench.matrix("task: tensors")
     bench.run()
     row = only_row(bench)
-    assert {"top1": 50.0, "top5": 60.0} == row.get("metrics"), row.get("reason")
+    assert row.get("metrics") == {"top1": 50.0, "top5": 60.0}, row.get("reason")
 
 
 def test_which_samples_were_right_is_kept(bench):
@@ -345,14 +375,14 @@ def test_curves_are_kept_with_the_artifact(bench):
     bench.matrix("")
     bench.run()
     (folder,) = bench.artifacts("generate")
-    assert {"loss": [[0, 0.5]]} == json.loads((folder / "curves.json").read_text())
+    assert json.loads((folder / "curves.json").read_text()) == {"loss": [[0, 0.5]]}
 
 
 def test_a_finished_step_leaves_nothing_partial(bench):
     bad_generator(bench, "ctx.reporter._keep({'x': x, 'i': 3}); ctx.progress(1, 2)")
     bench.matrix("generator: bad")
     bench.run()
-    assert ("done", []) == (only_row(bench)["status"], list((bench.home / "partial").iterdir()))
+    assert (only_row(bench)["status"], list((bench.home / "partial").iterdir())) == ("done", [])
 
 
 def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monkeypatch):
@@ -368,7 +398,7 @@ def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monke
         x = state["x"]"""
     bad_generator(bench, body)
     bench.matrix("generator: bad")
-    assert 130 == bench.run().code
+    assert bench.run().code == 130
     bench.run()
     (resumed,) = bench.artifacts("generate")
     bench.run_anew("whole")
@@ -390,11 +420,13 @@ def test_a_checkpoint_that_is_damaged_is_no_checkpoint(bench):
             shutil.rmtree(folder)
         bench.results.joinpath("toysuite.jsonl").unlink()
         bench.run()
-        assert "done" == only_row(bench)["status"], only_row(bench).get("traceback")
+        assert only_row(bench)["status"] == "done", only_row(bench).get("traceback")
 
 
 def test_other_threads_may_open_the_data_only_when_no_method_runs(bench):
-    bad_generator(bench, """import threading
+    bad_generator(
+        bench,
+        """import threading
         found = []
         def read():
             try:
@@ -402,28 +434,29 @@ def test_other_threads_may_open_the_data_only_when_no_method_runs(bench):
             except Exception:
                 pass
         thread = threading.Thread(target=read); thread.start(); thread.join()
-        assert not found""")
+        assert not found""",
+    )
     bench.matrix("generator: bad")
     bench.run()
-    assert ("done", 1) == (only_row(bench)["status"], threading.active_count())
+    assert (only_row(bench)["status"], threading.active_count()) == ("done", 1)
 
 
 def test_bf16_runs_methods_under_autocast(bench):
     bad_generator(bench, "assert teacher.module(x).dtype == torch.bfloat16")
     bench.matrix("generator: bad, settings: {precision: bf16}")
     bench.run()
-    assert "done" == only_row(bench)["status"], only_row(bench).get("reason")
+    assert only_row(bench)["status"] == "done", only_row(bench).get("reason")
 
 
 def test_channels_last_is_the_layout_of_the_teacher(bench):
     bad_generator(bench, "assert teacher.module[0].weight.is_contiguous(memory_format=torch.channels_last)")
     bench.matrix("generator: bad, settings: {layout: channels_last}")
     bench.run()
-    assert "done" == only_row(bench)["status"], only_row(bench).get("reason")
+    assert only_row(bench)["status"] == "done", only_row(bench).get("reason")
 
 
 def test_the_threads_of_a_step_are_those_of_its_settings(bench):
     bad_generator(bench, "assert torch.get_num_threads() == 2")
     bench.matrix("generator: bad, settings: {threads: 2}")
     bench.run()
-    assert "done" == only_row(bench)["status"], only_row(bench).get("reason")
+    assert only_row(bench)["status"] == "done", only_row(bench).get("reason")

@@ -30,7 +30,7 @@ def refusal(read, tmp_path):
 
 def test_plain_data_is_read(read):
     text = "a: [1, 2.5, true, null, x]\nb: {c: 'text'}\n"
-    assert {"a": [1, 2.5, True, None, "x"], "b": {"c": "text"}} == read(text).data
+    assert read(text).data == {"a": [1, 2.5, True, None, "x"], "b": {"c": "text"}}
 
 
 def test_an_empty_file_is_nothing(read):
@@ -38,29 +38,29 @@ def test_an_empty_file_is_nothing(read):
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(read):
-    assert {"a": 1, "b": 2} == read(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n").data
+    assert read(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n").data == {"a": 1, "b": 2}
 
 
 def test_a_date_is_text(read):
-    assert {"a": "2024-01-01"} == read("a: 2024-01-01").data
+    assert read("a: 2024-01-01").data == {"a": "2024-01-01"}
 
 
 def test_a_date_that_there_is_not_is_text(read):
-    assert {"a": "2024-13-45"} == read("a: 2024-13-45").data
+    assert read("a: 2024-13-45").data == {"a": "2024-13-45"}
 
 
 def test_a_key_is_text_whatever_it_looks_like(read):
-    assert {"1": "a", "yes": "b", "1.5": "c", "2024-01-01": "d"} == read("1: a\nyes: b\n1.5: c\n2024-01-01: d").data
+    assert read("1: a\nyes: b\n1.5: c\n2024-01-01: d").data == {"1": "a", "yes": "b", "1.5": "c", "2024-01-01": "d"}
 
 
 def test_an_alias_is_what_it_stands_for(read):
-    assert {"a": [1], "b": [1]} == read("a: &x [1]\nb: *x").data
+    assert read("a: &x [1]\nb: *x").data == {"a": [1], "b": [1]}
 
 
 def test_every_value_has_its_line(read):
     file = read("a:\n  b:\n    - 1\n    - 2\n")
     lines = [file.where(place).rpartition(":")[2] for place in [("a",), ("a", "b"), ("a", "b", 0), ("a", "b", 1)]]
-    assert ["1", "2", "3", "4"] == lines
+    assert lines == ["1", "2", "3", "4"]
 
 
 def test_a_place_that_is_not_there_has_the_line_of_what_is_around_it(read):
@@ -78,7 +78,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 
 def test_a_tab_is_named(refusal):
-    assert "x.yaml:2: a tab; YAML is indented with spaces" == refusal("a:\n\tb: 1\n")
+    assert refusal("a:\n\tb: 1\n") == "x.yaml:2: a tab; YAML is indented with spaces"
 
 
 def test_a_tab_that_is_not_to_blame_is_not_blamed(refusal):
@@ -86,21 +86,30 @@ def test_a_tab_that_is_not_to_blame_is_not_blamed(refusal):
 
 
 def test_a_duplicate_key_names_both_lines(refusal):
-    assert "x.yaml:3: key 'a' stands here a second time, first in line 1" == refusal("a: 1\nb: 2\na: 3")
+    assert refusal("a: 1\nb: 2\na: 3") == "x.yaml:3: key 'a' stands here a second time, first in line 1"
 
 
 def test_a_duplicate_key_further_down_is_found(refusal):
-    assert "x.yaml:3: key 'c' stands here a second time, first in line 2" == refusal("a:\n- {c: 1,\n   c: 2}")
+    assert refusal("a:\n- {c: 1,\n   c: 2}") == "x.yaml:3: key 'c' stands here a second time, first in line 2"
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "a: {b: 1", "a: 'b", "a: b: c", "a: *nowhere", "a: @b", "--- 1\n--- 2", "a: |2\n x"])
+@pytest.mark.parametrize(
+    "text", ["a: [1, 2", "a: {b: 1", "a: 'b", "a: b: c", "a: *nowhere", "a: @b", "--- 1\n--- 2", "a: |2\n x"]
+)
 def test_what_is_no_yaml_is_refused_with_its_line(refusal, text):
     assert refusal(text).startswith("x.yaml:")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!unknown x", "a: =", "!!int x", "!!float x"],
+    [
+        "!!python/object/apply:os.system ['true']",
+        "!!python/name:os.system",
+        "!unknown x",
+        "a: =",
+        "!!int x",
+        "!!float x",
+    ],
 )
 def test_a_tag_that_makes_no_plain_data_is_refused_with_its_line(refusal, text):
     assert refusal(f"a: 1\nb: {text}").startswith("x.yaml:2")
@@ -116,7 +125,7 @@ def test_a_number_that_python_cannot_read_is_refused_with_its_line(refusal, numb
 
 
 def test_a_key_that_is_a_list_is_refused(refusal):
-    assert "x.yaml:2: a key must be a plain word" == refusal("a: 1\n? [1, 2]\n: 3")
+    assert refusal("a: 1\n? [1, 2]\n: 3") == "x.yaml:2: a key must be a plain word"
 
 
 def test_an_alias_bomb_is_refused(refusal):
@@ -134,7 +143,7 @@ def test_a_file_that_is_nested_too_deeply_is_refused(refusal):
 
 
 def test_text_in_another_encoding_is_refused(refusal):
-    assert "x.yaml is not a text file in UTF-8 (byte 6)" == refusal("a: caf\xe9".encode("latin-1"))
+    assert refusal("a: caf\xe9".encode("latin-1")) == "x.yaml is not a text file in UTF-8 (byte 6)"
 
 
 def test_a_control_character_is_refused(refusal):
