@@ -7,7 +7,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -109,21 +109,21 @@ def check_generator(generator: Generator, teacher: Pretrained | None = None) -> 
     _check_options(generator)
     teacher = teacher or tiny_teacher()
 
-    def generate(seed: int, resume_from: Mapping[str, Any] | None = None) -> tuple[CalibrationSet, MemoryReporter]:
+    def generate(seed: int, resume_from: Mapping[str, Any] | None = None) -> tuple[CalibrationSet, list[Any]]:
         ctx = context(seed, resume_from)
         if generator.uses_real_data:
             ctx.real_images = CalibrationSet(torch.randn(generator.images, *teacher.input_size, generator=ctx.rng))
         made = _untouched(teacher, lambda copied: generator.generate(copied, ctx), generator)
         check_calibration_set(made, teacher, generator.name)
-        return made, ctx.reporter  # type: ignore[return-value] - `context` gave it
+        return made, cast("MemoryReporter", ctx.reporter).states
 
-    made, reporter = generate(0)
+    made, states = generate(0)
     again, _ = generate(0)
     _require(torch.equal(made.images, again.images), generator, "gave two different sets for one seed")
     if generator.seeded:
         other, _ = generate(1)
         _require(not torch.equal(made.images, other.images), generator, "is seeded, and gave one set for two seeds")
-    for state in reporter.states[:: max(1, len(reporter.states) // 3)]:
+    for state in states[:: max(1, len(states) // 3)]:
         resumed, _ = generate(0, state)
         _require(torch.equal(made.images, resumed.images), generator, "gave another set when resumed from a checkpoint")
     if generator.images is not None:
@@ -153,7 +153,7 @@ def check_quantizer(
             quantizer.quantize(student, copied, None if quantizer.data_free else data, context())
             return student
 
-        student = _untouched(teacher, call, quantizer)
+        student: nn.Module = _untouched(teacher, call, quantizer)
         finalize(student)
         return student
 
