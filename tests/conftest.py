@@ -314,7 +314,7 @@ def python(tmp_path: Path):
 
     def run(code: str, *, cwd: Path = tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": str(CHECKOUT)} | variables
-        return subprocess.run(  # noqa: S603 - code of the test
+        return subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)],
             cwd=cwd,
             env=environment,

@@ -414,11 +414,11 @@ def tiny_disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     try:
-        subprocess.run(mount, check=True, capture_output=True)  # noqa: S603 - a command of the test
+        subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot mount a tiny disk here: {error}")
     yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S603, S607 - the same
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # noqa: S607 - the same
 
 
 def test_a_store_on_a_tiny_disk_keeps_what_fits_and_says_what_did_not(bench, tiny_disk):
@@ -493,7 +493,7 @@ class Slow(Toy):
     bench.write("start.py", code)
     arguments = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places()]
     checkout = os.path.dirname(os.path.dirname(store_module.__file__))  # noqa: PTH120 - short
-    process = subprocess.Popen(  # noqa: S603 - code of the test
+    process = subprocess.Popen(
         [sys.executable, bench.folder / "start.py", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": checkout},
         stdout=subprocess.PIPE,
