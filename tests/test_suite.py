@@ -257,27 +257,27 @@ REFUSALS = {
     "a number as a name": (f"name: 5\n{MATRIX}", "toy.yaml:1: name: expected a valid string, got 5"),
     "a number as a generator": (
         f"{HEAD}{MATRIX.replace('toy,', '5,')}",
-        "toy.yaml:4: matrix.0.generator.0: expected a valid string, got 5",
+        "toy.yaml:4: matrix.0.generator: expected a valid string, got 5",
     ),
     "a number as a model": (
         f"{HEAD}{MATRIX.replace('model: a', 'model: 50')}",
-        "toy.yaml:4: matrix.0.model.0: expected a valid string, got 50",
+        "toy.yaml:4: matrix.0.model: expected a valid string, got 50",
     ),
     "text as a seed": (
         f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: one')}",
-        'toy.yaml:4: matrix.0.seed.0: expected a valid integer, got "one"',
+        'toy.yaml:4: matrix.0.seed: expected a valid integer, got "one"',
     ),
     "a negative seed": (
         f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: -1')}",
-        "toy.yaml:4: matrix.0.seed.0: expected greater than or equal to 0, got -1",
+        "toy.yaml:4: matrix.0.seed: expected greater than or equal to 0, got -1",
     ),
     "a truth value as a seed": (
         f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: yes')}",
-        "toy.yaml:4: matrix.0.seed.0: expected a valid integer, got true",
+        "toy.yaml:4: matrix.0.seed: expected a valid integer, got true",
     ),
     "a fraction as a seed": (
         f"{HEAD}{MATRIX.replace('hw/w4a4', 'hw/w4a4, seed: 0.5')}",
-        "toy.yaml:4: matrix.0.seed.0: expected a valid integer, got 0.5",
+        "toy.yaml:4: matrix.0.seed: expected a valid integer, got 0.5",
     ),
     "a wrong type of an option": (
         f"{HEAD}generators:\n  x:\n    method: toy\n    images: many\n{MATRIX}",
@@ -378,7 +378,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line_with_its_place(bench, what)
 def test_every_mistake_is_told_at_once_each_in_a_line_of_its_own(bench):
     bench.suite(f"{HEAD}typo: 1\n{MATRIX.replace('model: a', 'modle: a')}")
     said = bench.zsqbench("plan", bench.file, "--no-plugin", "mlflow", *bench.places())
-    assert sorted(line.split("toy.yaml:")[1][0] for line in said.err.splitlines()) == ["3", "5", "5"]
+    assert sorted(line.split("toy.yaml:")[1][0] for line in said.err.splitlines()) == ["3", "5"]
 
 
 def test_a_missing_suite_is_named_with_what_is_shipped():
@@ -497,9 +497,9 @@ def test_an_override_fills_a_section_that_is_empty(load):
         ("matrix.x.seed=0", "--set 'matrix.x.seed=0': 'x' is no index of a list of 1; the first is 0"),
         ("matrix.-1.seed=0", "--set 'matrix.-1.seed=0': '-1' is no index"),
         ("matrix.².seed=0", "--set 'matrix.².seed=0': '²' is no index"),
-        ("name.x=0", "--set 'name.x=0': 'name' holds \"toysuite\", which has no 'x'"),
-        ("name.x.y=0", "--set 'name.x.y=0': there is nothing below 'x'"),
-        ("description=[", "--set 'description=[': '[' is not YAML"),
+        ("name.x=0", "--set 'name.x=0': name is a single value, there is no 'x' in it"),
+        ("name.x.y=0", "--set 'name.x.y=0': name is a single value, there is no 'x' in it"),
+        ("description=[", "--set 'description=[': while parsing a flow node"),
         ("description=!!binary aGk=", "--set 'description=!!binary aGk=': "),
         ("description=&a [*a]", "--set 'description=&a [*a]': "),
         ("description=0x_", "--set 'description=0x_': "),

@@ -474,13 +474,13 @@ def _methods(catalog: "Catalog") -> list[dict[str, Any]]:
         properties = method.model_json_schema()["properties"] if method.model_fields else {}
         options = [
             {
-                "name": field,
-                "type": _type_name(properties[field]),
-                "default": None if info.is_required() else properties[field].get("default"),
+                "name": option,
+                "type": _type_name(properties[option]),
+                "default": None if info.is_required() else properties[option].get("default"),
                 "required": info.is_required(),
                 "description": info.description or "",
             }
-            for field, info in method.model_fields.items()
+            for option, info in ((info.alias or field, info) for field, info in method.model_fields.items())
         ]
         summary = (method.__doc__ or "").strip().splitlines()
         entries.append(

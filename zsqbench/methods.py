@@ -117,16 +117,16 @@ class Method(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def changed_options(self) -> dict[str, Any]:
         """The options that differ from the defaults, as plain data."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     def input_files(self) -> dict[str, Path]:
         """The options that name files which the method reads; their content is part of its identity."""
         return {
-            name: getattr(self, name)
+            info.alias or name: getattr(self, name)
             for name, info in type(self).model_fields.items()
             if getattr(self, name) is not None and (_IS_FILE in info.metadata or _names_file(info.annotation))
         }

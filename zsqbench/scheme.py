@@ -104,7 +104,8 @@ def parse_scheme(text: str, placements: Mapping[str, Placement] = PLACEMENTS) ->
     name = match["placement"]
     if name not in placements:
         known = ", ".join(sorted(placements))
-        raise ZSQBenchError(f"unknown scheme {name!r} in {text!r}{did_you_mean(name, placements)} known: {known}")
+        close = did_you_mean(name, placements) or ";"
+        raise ZSQBenchError(f"unknown scheme {name!r} in {text!r}{close} known: {known}")
     widths = {what: int(match[what]) for what in ("weight", "activation")}
     for what, bits in widths.items():
         if bits != FLOAT_BITS and not MIN_BITS <= bits <= MAX_BITS:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
@@ -58,7 +57,7 @@ class Exclusion(BaseModel):
 
 
 class SuiteFile(BaseModel):
-    """The keys of a suite file; `zsqbench plan --json-schema` prints their schema for editors."""
+    """The keys of a suite file; `zsqbench schema` prints their JSON schema for editors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -214,9 +213,8 @@ def find_suite(text: str) -> Path:
         return shipped[text]
     if path.is_dir():
         raise ZSQBenchError(f"suite {text} is a folder; name a YAML file in it")
-    raise ZSQBenchError(
-        f"there is no suite file {text}{did_you_mean(path.stem, shipped)} shipped: {', '.join(shipped)}"
-    )
+    close = did_you_mean(path.stem, shipped) or ";"
+    raise ZSQBenchError(f"there is no suite file {text}{close} shipped: {', '.join(shipped)}")
 
 
 def load_suite(
@@ -236,9 +234,13 @@ def load_suite(
     if not isinstance(source.data, dict):
         raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {_shape(source.data)}")
     for override in overrides:
-        _override(source.data, override)
+        source.override(override)
     file = _parse(SuiteFile, source.data, source, ())
     own = [path.parent / plugin for plugin in file.plugins]
+    for index, plugin in enumerate(own):
+        if not plugin.is_file():
+            place = source.where(("plugins", index))
+            raise ZSQBenchError(f"{place}: cannot read plugin file {plugin}: No such file or directory")
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
@@ -308,6 +310,8 @@ class _Reader:
             for axis in AXES[:-1]:
                 for label in getattr(block, axis):
                     self._resolve(axis, label, (*where, axis))
+            for task, model in itertools.product(block.task, block.model):
+                self._find_model(task, model, (*where, "model"))
             for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
                 yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings)
 
@@ -336,7 +340,7 @@ class _Reader:
         for index, cell in cells:
             if cell not in first:
                 first[cell] = index
-            elif cell.seed is None and first[cell] == index:
+            elif cell.seed is None and first[cell] == index and len(set(self.file.matrix[index].seed)) > 1:
                 collapsed[cell.generator or NO_GENERATOR, cell.quantizer] += 1
             else:
                 repeated[index, first[cell]] += 1
@@ -364,9 +368,19 @@ class _Reader:
                 self.notes.append(f"{self.source.where(('exclude', index))}: this exclusion matches no cell")
         return kept
 
+    def _find_model(self, task: str, model: str, where: Location) -> None:
+        """Let the task say now that it does not know a model."""
+        try:
+            cast("Task", self.variants["task"][task].method).find_model(self.models[model])
+        except ZSQBenchError as error:
+            place = self.source.where(("models", model) if model in self.file.models else where)
+            raise ZSQBenchError(f"{place}: {error}") from error
+
     def _resolve(self, axis: str, label: str, where: Location) -> None:
         """Give a name in the matrix its meaning, once."""
         place = self.source.where(where)
+        if ":" in label:
+            raise ZSQBenchError(f"{place}: {axis} {label!r} has a ':', which separates the parts of a cell's name")
         if axis == "scheme":
             if label not in self.schemes:
                 try:
@@ -435,7 +449,7 @@ def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
     try:
         tree = ast.parse(" ".join(code), mode="eval").body
         return [cell for cell in cells if holds(tree, cell.name)]
-    except SyntaxError as error:
+    except (SyntaxError, RecursionError, MemoryError) as error:  # the latter for thousands of "not"
         expected = "words joined by and, or, not, with parentheses, such as 'zeroq and not w8a8'"
         raise ZSQBenchError(f"cannot read -k {expression!r}; expected {expected}") from error
 
@@ -465,41 +479,6 @@ def _replace(cell: Cell, reason: str | None, excluded: bool) -> Cell:
     return Cell(**values, settings=cell.settings, reason=reason, excluded=excluded)
 
 
-def _override(data: dict[str, Any], text: str) -> None:
-    """Apply one `--set a.b=value`; the value is read as YAML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise ZSQBenchError(f"--set {text!r}: expected a.b=value, such as generators.zeroq.images=64")
-    place: Any = data
-    *parents, last = path.split(".")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ZSQBenchError(f"--set {text!r}: {value!r} is not YAML") from error
-    for key in parents:
-        place = _step(place, key, text)
-    if isinstance(place, list):
-        place[_index(place, last, text)] = parsed
-    elif isinstance(place, dict):
-        place[last] = parsed
-    else:
-        raise ZSQBenchError(f"--set {text!r}: {parents[-1]!r} holds {_shape(place)}, which has no {last!r}")
-
-
-def _step(place: Any, key: str, text: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, text)]
-    if isinstance(place, dict):
-        return place.setdefault(key, {})
-    raise ZSQBenchError(f"--set {text!r}: there is nothing below {key!r}")
-
-
-def _index(place: list[Any], key: str, text: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
-        raise ZSQBenchError(f"--set {text!r}: {key!r} is no index of a list of {len(place)}; the first is 0")
-    return int(key)
-
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -515,25 +494,53 @@ def _parse(
     try:
         return model.model_validate_json(json.dumps(data), strict=True, context={"folders": folders})
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(model, item, source, where, what) for item in error.errors())
-        raise ZSQBenchError("\n".join(lines)) from error
+        raise ZSQBenchError("\n".join(_explain(model, data, error, source, where, what))) from error
 
 
-def _explain(model: type[BaseModel], item: Any, source: YamlFile, where: Location, what: str) -> str:
-    """One validation error in our words: where, what was given, what was expected."""
-    location = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    place = source.where((*where, *location))
-    path = ".".join(str(part) for part in (*where, *location))
-    given = item.get("input")
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"{place}: {unknown(what, str(location[-1]), known)}"
-    if item["type"] == "missing":
-        return f"{place}: {what} {str(location[-1])!r} is missing"
-    if item["type"] == "too_short":
-        return f"{place}: {path} is empty; expected at least one value"
-    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{place}: {f'{path}: ' if path else ''}{message}, got {_shape(given)}"
+def _explain(
+    model: type[BaseModel],
+    data: Mapping[str, Any],
+    error: ValidationError,
+    source: YamlFile,
+    where: Location,
+    what: str,
+) -> list[str]:
+    """Validation errors in our words, one line for each value: where, what was given, what was expected."""
+    misspelt: dict[Location, list[str]] = {}
+    for item in error.errors():
+        if item["type"] == "extra_forbidden":
+            misspelt.setdefault(item["loc"][:-1], []).append(str(item["loc"][-1]))
+    lines: dict[str, list[str]] = {}
+    for item in error.errors():
+        around, last = item["loc"][:-1], item["loc"][-1] if item["loc"] else ""
+        location = _existing(data, item["loc"])
+        place, path = source.where((*where, *location)), ".".join(map(str, (*where, *location)))
+        if item["type"] == "extra_forbidden":
+            place = source.where((*where, *item["loc"]))
+            lines[f"{place}: {unknown(what, str(last), _fields_at(model, around))}"] = []
+        elif item["type"] == "missing" and isinstance(last, str):
+            if not any(did_you_mean(name, [last]) for name in misspelt.get(around, ())):
+                lines[f"{place}: {what} {last!r} is missing"] = []
+        elif item["type"] == "too_short":
+            lines[f"{place}: {path} is empty; expected at least one value"] = []
+        elif item["type"] == "missing":
+            lines[f"{place}: {path} has too few values, got {_shape(item['input'])}"] = []
+        else:
+            given = f"{place}: {f'{path}: ' if path else ''}%s, got {_shape(item['input'])}"
+            message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+            alternatives = lines.setdefault(given, [])
+            alternatives.append(message.removeprefix("expected ") if alternatives else message)
+    return [line % " or ".join(dict.fromkeys(messages)) if messages else line for line, messages in lines.items()]
+
+
+def _existing(data: Any, location: Location) -> Location:
+    """The part of a location that is in the data; pydantic adds the names of the types that it tried."""
+    for index, part in enumerate(location):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return location[:index]
+    return location
 
 
 def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
@@ -543,7 +550,7 @@ def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
             annotation = model.model_fields[part].annotation
             nested = getattr(annotation, "__args__", (annotation,))
             model = next((kind for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _shape(value: object) -> str:

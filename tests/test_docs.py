@@ -1,0 +1,254 @@
+"""What the documents say is true of the code: commands, hooks, keys, suites, links, and the whole tutorial."""
+
+import inspect
+import json
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from zsqbench import hookspecs
+from zsqbench.cli import cli
+from zsqbench.hookspecs import PROJECT
+from zsqbench.methods import ModelSpec, Settings
+from zsqbench.plugins import load_plugins
+from zsqbench.scheme import PLACEMENTS, Placement
+from zsqbench.suite import Block, Exclusion, SuiteFile, load_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIAL, SUITES, HOOKS = (ROOT / "docs" / name for name in ("tutorial.md", "suites.md", "hooks.md"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def text_of(document):
+    return document.read_text(encoding="utf-8")
+
+
+def blocks(document, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(document), re.MULTILINE | re.DOTALL)
+
+
+def prose(document):
+    """A document without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document):
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_every_link_leads_somewhere(document):
+    for link in re.findall(r"\]\(([^)]+)\)", prose(document)):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (document.parent / path).resolve() if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def parse(words):
+    """Let click parse a command without running it; a word that stands for a command is a usage error."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        assert name in command.commands, f"no command {name!r}"
+        command = command.commands[name]
+    if words:
+        command.make_context(str(command.name), list(words)).close()
+
+
+def command_lines(document):
+    """The commands that start zsqbench, alone or at the end of a chain."""
+    lines = [line for block in blocks(document, "console") for line in block.splitlines()]
+    commands = [command for line in lines for command in line.split(" && ")]
+    commands += re.findall(r"`(zsqbench [^`]+)`", prose(document))
+    return [command for command in commands if re.match(r"(\S*/)?zsqbench( |$)", command)]
+
+
+@each_document
+def test_every_command_line_is_one_that_the_command_line_takes(document):
+    for line in command_lines(document):
+        _, *words = shlex.split(line)
+        try:
+            parse(words)
+        except click.UsageError as error:
+            pytest.fail(f"{line}: {error.format_message()}")
+        for word in words:
+            assert not word.startswith("suites/") or (ROOT / word).is_file(), line
+
+
+def test_a_wrong_command_line_would_be_found():
+    with pytest.raises(click.UsageError):
+        parse(["run", "smoke", "--worker-count", "2"])
+    with pytest.raises(AssertionError, match="no command"):
+        parse(["cache", "list"])
+
+
+def test_the_documented_hooks_are_those_that_there_are():
+    there = {
+        name: list(inspect.signature(hook).parameters)
+        for name, hook in vars(hookspecs).items()
+        if hasattr(hook, f"{PROJECT}_spec")
+    }
+    headings = re.findall(r"^### `(\w+)\((.*)\)`$", text_of(HOOKS), re.MULTILINE)
+    assert {name: parameters.split(", ") if parameters else [] for name, parameters in headings} == there
+
+
+@pytest.mark.parametrize(
+    "model", [SuiteFile, Block, Exclusion, ModelSpec, Settings, Placement], ids=lambda m: m.__name__
+)
+def test_every_key_of_a_suite_is_explained(model):
+    missing = [name for name in model.model_fields if f"`{name}`" not in text_of(SUITES)]
+    assert not missing
+
+
+def test_every_shipped_method_task_option_and_suite_is_named():
+    catalog = load_plugins()
+    names = [name for kind, name in catalog.provided if kind != "engine"]
+    names += list(catalog.find("task", "classification").method.model_fields)
+    names += [*PLACEMENTS, *(path.stem for path in (ROOT / "suites").glob("*.yaml"))]
+    missing = [name for name in names if f"`{name}`" not in text_of(SUITES)]
+    assert not missing
+
+
+def test_the_table_of_roles_says_what_hw_does():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `(\w+)` \|$", text_of(SUITES), re.MULTILINE)
+    said = {role: value for role, value in rows if role in Placement.model_fields}
+    assert said == {role: str(value).lower() for role, value in PLACEMENTS["hw"].model_dump().items()}
+
+
+MATRIX = {"task": "digits", "model": "resnet20", "generator": "noise", "quantizer": "rtn", "scheme": "hw/w4a4"}
+YAML_BLOCKS = [
+    pytest.param(block, id=f"{document.name}-{index}")
+    for document in DOCUMENTS
+    for index, block in enumerate(blocks(document, "yaml"))
+]
+
+
+@pytest.mark.parametrize("block", YAML_BLOCKS)
+def test_every_yaml_block_is_a_suite_or_a_part_of_one(block, tmp_path):
+    for name in ("my_net.py", "my_net.safetensors", "images.safetensors", "models/resnet20_cifar10.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    write_tutorial(tmp_path)
+    given = yaml.safe_load(block)
+    whole = {"name": "part", "tasks": {"digits": {"method": "classification", "data": "digits"}}, "matrix": [MATRIX]}
+    file = tmp_path / "suite.yaml"
+    file.write_text(json.dumps(given if "matrix" in given else whole | given), encoding="utf-8")
+    suite = load_suite(file)
+    for cell in suite.cells:
+        suite.task(cell.task).find_model(suite.models[cell.model])
+
+
+def write_tutorial(folder):
+    """The files of the tutorial, under the names that it gives them."""
+    method, test = blocks(TUTORIAL, "python")
+    files = {"my_method.py": method, "test_my_method.py": test, "my_suite.yaml": blocks(TUTORIAL, "yaml")[0]}
+    for name, content in files.items():
+        assert f"`{name}`" in text_of(TUTORIAL)
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def test_the_tutorial_plans_the_cells_and_steps_that_it_says(bench):
+    write_tutorial(bench.folder)
+    said = bench.zsqbench("plan", bench.folder / "my_suite.yaml", "--format", "json", *bench.places())
+    plan = json.loads(said.out)
+    one_by_one = sum(len(cell["steps"]) for cell in plan["cells"])
+    assert f"{len(plan['cells'])} cells, which need {len(plan['steps'])} steps and not {one_by_one}" in text_of(
+        TUTORIAL
+    )
+
+
+def test_the_tutorial_shows_the_options_as_they_are_listed(bench):
+    write_tutorial(bench.folder)
+    said = bench.zsqbench("plugins", "list", "batch_match", "--plugin", bench.folder / "my_method.py")
+    _, *listed = said.out.splitlines()
+    (shown,) = (block for block in blocks(TUTORIAL, "text") if block.startswith("generator batch_match"))
+    assert shown.splitlines()[1:] == listed
+
+
+def test_the_suite_of_the_tutorial_runs(bench):
+    write_tutorial(bench.folder)
+    short = ["matrix.0.seed=0", "generators.batch_match={images: 8, iterations: 3}"]
+    short += ["generators.noise.images=8", "generators.real.images=8"]
+    options = [part for override in short for part in ("--set", override)]
+    options += ["-k", "w4a4", "--workers", "0", "--no-plugin", "mlflow"]
+    said = bench.zsqbench("run", bench.folder / "my_suite.yaml", *bench.places(), *options)
+    assert said.code == 0, said.err
+    rows = re.findall(r"^\| (\w+) .*\| (\w+) +\| +\**[\d.]+ ", said.out, re.MULTILINE)
+    assert rows == [(maker, rounds) for maker in ("noise", "batch_match", "real") for rounds in ("rtn", "percentile")]
+
+
+def test_the_test_of_the_tutorial_passes(tmp_path, monkeypatch):
+    write_tutorial(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, object] = {}
+    try:
+        exec((tmp_path / "test_my_method.py").read_text(encoding="utf-8"), names)  # noqa: S102 - our own document
+        tests = [value for name, value in names.items() if name.startswith("test_")]
+        assert len(tests) == 2
+        for test in tests:
+            test()
+    finally:
+        sys.modules.pop("my_method", None)
+
+
+def test_the_package_of_the_tutorial_is_found(tmp_path, python):
+    """Installed as pip would, but for building: the module, and the metadata with its entry points."""
+    write_tutorial(tmp_path)
+    (package,) = (tomllib.loads(block) for block in blocks(TUTORIAL, "toml"))
+    project, modules = package["project"], package["tool"]["setuptools"]["py-modules"]
+    assert all((tmp_path / f"{module}.py").is_file() for module in modules)
+    metadata = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8")
+    points = "\n".join(f"{name} = {value}" for name, value in project["entry-points"][PROJECT].items())
+    (metadata / "entry_points.txt").write_text(f"[{PROJECT}]\n{points}\n", encoding="utf-8")
+    code = "from zsqbench.cli import main; main(['plugins', 'list', 'my_method'])"
+    done = python(code, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert "generator batch_match  (version 1, zsqbench-my-method 0.1.0)" in done.stdout, done.stderr
+
+
+def test_the_example_of_an_observer_is_called(bench):
+    (example,) = blocks(HOOKS, "python")
+    observer = bench.write("observer.py", example.replace("> 10", "> -1000"))
+    said = bench.run("--plugin", observer)
+    assert said.out.count(" points\n") == 2, said
+
+
+def test_the_table_in_the_readme_is_the_measured_one():
+    measured = ROOT / "results" / "hw_friendly.md"
+    if not measured.is_file():
+        pytest.skip("hw_friendly has no committed results")
+    found = re.search(r"<!-- table: hw_friendly -->\n(.*?)<!-- end -->", text_of(ROOT / "README.md"), re.DOTALL)
+    assert found
+    title, _, table = text_of(measured).partition("\n")
+    assert title == "# hw_friendly"
+    assert found[1].strip() == table.strip(), "copy results/hw_friendly.md, without its title, between the marks"
+
+
+def test_the_layers_in_the_architecture_are_those_that_are_enforced():
+    (contract,) = PYPROJECT["tool"]["importlinter"]["contracts"]
+    layers = "\n".join(contract["layers"]).replace("zsqbench.", "")
+    assert f"{layers}\n" in blocks(ROOT / "docs" / "architecture.md", "text")
+
+
+def test_version_and_license_are_the_same_everywhere():
+    project = PYPROJECT["project"]
+    citation = yaml.safe_load(text_of(ROOT / "CITATION.cff"))
+    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == project["license"]
+    assert text_of(ROOT / "LICENSE").startswith(f"{project['license']} License")
+    latest = re.search(r"^## \[(.+?)\]", text_of(ROOT / "CHANGELOG.md"), re.MULTILINE)
+    assert latest
+    assert latest[1] == project["version"]
