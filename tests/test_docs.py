@@ -145,9 +145,7 @@ def test_every_yaml_block_is_a_suite_or_a_part_of_one(block, tmp_path):
     whole = {"name": "part", "tasks": {"digits": {"method": "classification", "data": "digits"}}, "matrix": [MATRIX]}
     file = tmp_path / "suite.yaml"
     file.write_text(json.dumps(given if "matrix" in given else whole | given), encoding="utf-8")
-    suite = load_suite(file)
-    for cell in suite.cells:
-        suite.task(cell.task).find_model(suite.models[cell.model])
+    load_suite(file)
 
 
 def write_tutorial(folder):
@@ -238,7 +236,7 @@ def test_the_table_in_the_readme_is_the_measured_one():
 
 
 def test_the_layers_in_the_architecture_are_those_that_are_enforced():
-    (contract,) = PYPROJECT["tool"]["importlinter"]["contracts"]
+    contract = next(c for c in PYPROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     layers = "\n".join(contract["layers"]).replace("zsqbench.", "")
     assert f"{layers}\n" in blocks(ROOT / "docs" / "architecture.md", "text")
 

@@ -90,7 +90,7 @@ def test_the_hash_of_a_single_file_is_that_of_its_source(load):
     ("source", "error"),
     [
         ("import nothing_like_this", "ModuleNotFoundError: No module named 'nothing_like_this'"),
-        ("raise RuntimeError('no\\nand more')", "RuntimeError: no"),
+        ("raise RuntimeError('no\\nand more')", "RuntimeError: no and more"),
         ("def broken(:", "SyntaxError: invalid syntax (my_method.py, line 1)"),
         ("raise SystemExit('a script')", "SystemExit: a script"),
         ("raise RuntimeError", "RuntimeError"),

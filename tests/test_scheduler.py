@@ -389,11 +389,11 @@ def test_times_that_cannot_be_kept_stop_no_run(bench):
     assert (said.code, list(bench.statuses().values())) == (0, ["done", "done"]), said.err
 
 
-def test_rows_that_cannot_be_written_end_the_run_in_one_line(bench):
+def test_a_results_folder_that_is_none_ends_the_run_in_one_line(bench):
     bench.write("results", "a file where the folder should be")
     said = bench.run()
     last = said.err.splitlines()[-1]
-    assert (said.code, last.startswith(f"error: cannot write {bench.results}/toysuite.jsonl: ")) == (2, True), said.err
+    assert (said.code, last.startswith(f"error: cannot read {bench.results}/toysuite.jsonl: ")) == (2, True), said.err
 
 
 def test_a_table_that_cannot_be_written_is_still_printed(bench):

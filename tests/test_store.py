@@ -161,9 +161,7 @@ def test_a_damaged_artifact_says_which_and_what_comes_next(store):
     flip(store.folder("generate", "0123456789abcdef") / "a.txt", 0)
     with pytest.raises(CorruptArtifactError) as error:
         store.read("generate", "0123456789abcdef")
-    expected = (
-        "artifact 0123456789ab is damaged (the content of a.txt has changed); it will be made again by the next run"
-    )
+    expected = "artifact 0123456789ab is damaged (the content of a.txt has changed); it is made again when it is needed"
     assert expected == str(error.value)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import traceback
 from collections import Counter
@@ -91,8 +92,22 @@ suite_options = _options(
 )
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from zsqbench.results import package_version
+
+        click.echo(package_version("zsqbench"))
+        context.exit()
+
+
+def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda and cuda:N")
+    return device
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="zsqbench", message="%(version)s")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
 def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
@@ -104,10 +119,12 @@ def cli() -> None:
 @cli.command()
 @suite_options
 @click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--engine", default="pool", show_default=True, help="Where steps run: an installed engine.")
+@click.option("--device", callback=_check_device, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--quiet", is_flag=True, help="Only the table.")
-def run(workers: int | None, device: str, quiet: bool, **options: Any) -> int:
+def run(workers: int | None, engine: str, device: str, quiet: bool, **options: Any) -> int:
     """Run what is not there yet of SUITE (a file, or the name of a shipped one) and print its leaderboard."""
+    from zsqbench.errors import ZSQBenchError
     from zsqbench.leaderboard import leaderboard
     from zsqbench.store import write_atomically
 
@@ -115,19 +132,22 @@ def run(workers: int | None, device: str, quiet: bool, **options: Any) -> int:
         options["without"] = (*options["without"], "progress")
     this, cells = _open(device=device, **options)
     _notes(this.suite)
-    name = "in_process" if workers == 0 else "pool"
     threads = max((cell.settings.threads for cell in cells), default=1)
-    engine: Any = this.suite.catalog.find("engine", name).method
-    report = this.execute(cells, engine(workers=workers or None, threads=threads))
+    chosen: Any = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
+    report = this.execute(cells, chosen(workers=workers or None, threads=threads))
     rows = list(this.rows.read().values())
     table = leaderboard(rows, "md")
-    path = this.results / f"{this.suite.name}.md"
-    write_atomically(path, table + "\n")
-    this.suite.catalog.hooks.hook.suite_finished(suite=this.suite, results=report.results, table=str(path))
     click.echo(table)
+    path = this.results / f"{this.suite.name}.md"
+    try:
+        write_atomically(path, table + "\n")
+    except OSError as error:
+        raise ZSQBenchError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        this.notify("suite_finished", suite=this.suite, results=report.results, table=str(path))
     if report.interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_FAILED_CELLS if any(_failed(planned, report.results) for planned in report.plan.cells) else 0
+    return EXIT_FAILED_CELLS if any(map(_failed, report.plan.cells, report.results)) else 0
 
 
 @cli.command()
@@ -271,26 +291,31 @@ def cache_verify(home: Path) -> int:
 
 
 @cache.command("gc")
-@click.argument("suites", nargs=-1, required=True)
 @home_option
 @results_option
 @click.option("--yes", is_flag=True, help="Remove; without it, only say what would go.")
-def cache_gc(suites: Sequence[str], home: Path, results: Path, yes: bool) -> int:
-    """Remove the artifacts that no row of SUITES refers to, and what interrupted or damaged steps left."""
+def cache_gc(home: Path, results: Path, yes: bool) -> int:
+    """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
     import shutil
 
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.results import ResultFile
     from zsqbench.store import Store
 
     store = Store(home)
-    kept = {key for suite in suites for row in _rows(suite, results) for key in row.keys.values()}
+    rows = [row for path in sorted(results.glob("*.jsonl")) for row in ResultFile(path).read().values()]
+    if not rows:
+        raise ZSQBenchError(
+            f"there are no rows in {results}, so every artifact would go; name the folder with --results"
+        )
+    kept = {key for row in rows for key in row.keys.values()}
     gone = [(kind, key) for kind, key in store.artifacts() if kind != "resolve" and key not in kept]
     for kind, key in gone:
         click.echo(f"{'removed' if yes else 'would remove'} {kind} {key[:12]}")
         if yes:
             shutil.rmtree(store.folder(kind, key))
-    if yes:
-        for name in ("partial", "damaged"):
-            shutil.rmtree(home / name, ignore_errors=True)
+    for path in store.leftovers() if yes else ():
+        shutil.rmtree(path)
     click.echo(f"{len(gone)} artifacts {'removed' if yes else 'would go; --yes removes them'}")
     return 0
 
@@ -377,10 +402,10 @@ def _notes(suite: "Suite") -> None:
             click.echo(f"warning: plugin {plugin.name} ({plugin.origin}) did not load: {plugin.error}", err=True)
 
 
-def _failed(planned: "PlannedCell", results: "Sequence[Result]") -> bool:
+def _failed(planned: "PlannedCell", result: "Result") -> bool:
     """Whether a cell ended otherwise than the suite file lets expect."""
-    status = {result.cell: result.status for result in results}[planned.cell.name]
-    return status in {"failed", "interrupted"} or (status == "impossible" and planned.cell.reason is None)
+    unexpected = result.status == "impossible" and planned.cell.reason is None
+    return unexpected or result.status in {"failed", "interrupted"}
 
 
 def _plan(this: "Run", cells: "Sequence[Cell]") -> "tuple[Plan, list[str]]":

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,10 +73,11 @@ class WorkerPool(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run in the next free worker; waits for one where more is submitted than there are workers."""
         slot = self._free.get()
-        with self._lock:
-            worker = self._workers[slot] or self._start(slot)
-            self._workers[slot] = worker
-        future = worker.submit(fn, *args, **kwargs)
+        try:
+            future = self._worker(slot).submit(fn, *args, **kwargs)
+        except BrokenProcessPool:  # it died while it waited
+            self._stop(slot, kill=True, wait=False)
+            future = self._worker(slot).submit(fn, *args, **kwargs)
         future.add_done_callback(lambda done: self._finished(slot, done))
         return future
 
@@ -85,6 +87,12 @@ class WorkerPool(Executor):
         for slot in range(len(self._workers)):
             self._stop(slot, kill=cancel_futures, wait=wait)
 
+    def _worker(self, slot: int) -> ProcessPoolExecutor:
+        with self._lock:
+            worker = self._workers[slot] or self._start(slot)
+            self._workers[slot] = worker
+        return worker
+
     def _start(self, slot: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         gpus = _gpus()
@@ -92,7 +100,9 @@ class WorkerPool(Executor):
         return ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(self._threads, gpu))
 
     def _finished(self, slot: int, future: "Future[Any]") -> None:
-        healthy = not future.cancelled() and future.exception() is None and future.result().status != "failed"
+        healthy = not future.cancelled() and future.exception() is None
+        if healthy:
+            healthy = getattr(future.result(), "status", None) != "failed"
         if not healthy and not self._closed:
             self._stop(slot, kill=True, wait=False)
         self._free.put(slot)

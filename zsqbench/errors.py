@@ -31,7 +31,7 @@ class CorruptArtifactError(ZSQBenchError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"artifact {self.key[:12]} is damaged ({self.detail}); it will be made again by the next run"
+        return f"artifact {self.key[:12]} is damaged ({self.detail}); it is made again when it is needed"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -46,3 +46,11 @@ def unknown(what: str, given: str, known: Iterable[str], where: str = "") -> str
     place = f" in {where}" if where else ""
     suggestion = did_you_mean(given, names) or ";"
     return f"unknown {what} {given!r}{place}{suggestion} known: {', '.join(names) or 'none'}"
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line: what a user's mistake says, or the type and text of any other."""
+    text = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+    if isinstance(error, ZSQBenchError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -72,5 +72,6 @@ def cell_finished(suite: "Suite", result: "Result", cached: bool) -> None:
 def suite_finished(suite: "Suite", results: "list[Result]", table: "str | None") -> None:
     """Called in the parent process at the end, an interrupted run included, with a row for every cell of the plan.
 
-    `table` is the path of the leaderboard that was written, or none.
+    `table` is the path of the leaderboard that was written. Where an error ended the run, there are no results and the
+    table is none.
     """

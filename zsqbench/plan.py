@@ -1,5 +1,6 @@
 """The plan: cells become a DAG of steps; equal steps of different cells are one, because equal inputs hash alike."""
 
+import contextlib
 import hashlib
 import json
 import statistics
@@ -32,6 +33,8 @@ class Step:
     """The first of the cells that need it: tells the worker which model and methods are meant."""
     kin: str
     """Hash of the same without seed and scheme: kin take about the same time."""
+    seed: int | None = None
+    """None where the step does not use it."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,12 @@ class Plan:
     """Result rows of earlier runs, by cell."""
 
     def is_finished(self, planned: PlannedCell) -> bool:
-        """Whether the row of an earlier run still says what a run would say."""
+        """Whether the row of an earlier run still says what a run would say, and what it was measured from is there."""
         row = self.rows.get(planned.cell.name)
         return (
             row is not None
             and row.status == "done"
+            and all(step.key in self.cached for kind, step in planned.steps.items() if kind in FINAL_STEPS)
             and row.keys == planned.keys
             and row.definition == self.suite.definition(planned.cell)
         )
@@ -218,7 +222,6 @@ class _Planner:
         data = self.data[cell.task]
         threads = str(cell.settings.threads)
         measure = (self.task(cell.task), data.evaluation, threads)
-        seed = str(cell.seed)
         settings = self.settings(cell.settings)
         steps: dict[StepKind, Step] = {}
         steps["baseline"] = self._step("baseline", cell, (model, *measure), cell.model)
@@ -228,13 +231,14 @@ class _Planner:
             real = (data.calibration or "", self.task(cell.task)) if getattr(method, "uses_real_data", False) else ()
             parts = (model, self.generator(cell.generator), settings, *real)
             label = f"{cell.model} {cell.generator}"
-            steps["generate"] = self._step("generate", cell, parts, label, seed if method.seeded else "")
+            steps["generate"] = self._step("generate", cell, parts, label, seed=cell.seed if method.seeded else None)
             needs = (steps["generate"],)
         quantizer = self.suite.quantizer(cell)
         parts = (model, self.quantizer(cell.quantizer), settings)
         label = f"{cell.model} {cell.generator or 'none'} {cell.quantizer} {cell.scheme}"
-        variable = (self.scheme(cell.scheme), seed if quantizer.seeded else "")
-        steps["quantize"] = self._step("quantize", cell, parts, label, *variable, needs=needs)
+        seed = cell.seed if quantizer.seeded else None
+        scheme = self.scheme(cell.scheme)
+        steps["quantize"] = self._step("quantize", cell, parts, label, seed=seed, scheme=scheme, needs=needs)
         steps["evaluate"] = self._step("evaluate", cell, measure, label, needs=(steps["quantize"],))
         return steps
 
@@ -247,16 +251,19 @@ class _Planner:
         cell: Cell,
         parts: tuple[str, ...],
         label: str,
-        *variable: str,
+        seed: int | None = None,
+        scheme: str = "",
         needs: tuple[Step, ...] = (),
     ) -> Step:
-        """The step with this identity; `variable` are the parts that kin may differ in."""
-        identity = (kind, *parts, *variable, *(need.key for need in needs))
+        """The step with this identity; its kin may differ in seed and scheme."""
+        identity = (kind, *parts, str(seed), scheme, *(need.key for need in needs))
         step = self._made.get(identity)
         if step is None:
             kin = _hash((kind, *parts, *(need.kin for need in needs)))
-            seed = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
-            step = Step(kind, _hash(identity), f"{kind} {label}{seed}", needs, cell, kin)
+            ending = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
+            step = Step(
+                kind, _hash(identity), label=f"{kind} {label}{ending}", needs=needs, cell=cell, kin=kin, seed=seed
+            )
             self._made[identity] = self.steps[step.key] = step
         return step
 
@@ -291,7 +298,7 @@ class Timings:
 
     def add(self, step: Step, seconds: float) -> None:
         """Remember how long a step took."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # only estimates need it
             file.write(json.dumps([step.kin, round(seconds, 4)]) + "\n")
 
     @cached_property
@@ -307,9 +314,9 @@ class Timings:
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 kin, value = json.loads(line)
-            except ValueError:
+                yield kin, float(value)
+            except (ValueError, TypeError):
                 continue  # cut off by a crash
-            yield kin, float(value)
 
     def estimate(self, step: Step) -> float | None:
         """Median seconds of the steps that differed in seed or scheme only, or none."""
@@ -327,7 +334,7 @@ def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
         "model": suite.models[cell.model].model_dump(mode="json"),
         "task": {"method": task.method.name, "options": task.method.options()},
         "settings": cell.settings.model_dump(mode="json"),
-        "seed": cell.seed or 0,
+        "seed": step.seed or 0,
         "needs": {need.kind: need.key for need in step.needs},
     }
     if step.kind in ("generate", "quantize") and cell.generator is not None:
@@ -337,7 +344,7 @@ def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
         variant = suite.quantizers[cell.quantizer]
         description["quantizer"] = {"method": variant.method.name, "options": variant.method.options()}
         description["scheme"] = suite.schemes[cell.scheme].model_dump(mode="json")
-    if step.kind in ("generate", "quantize"):
+    if step.kind in ("generate", "quantize", "evaluate"):
         watched = [*data[cell.task].files.folders] if cell.task in data else []
         description["watched"] = [str(folder.resolve()) for folder in watched]
     return description

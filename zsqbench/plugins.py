@@ -16,7 +16,7 @@ from typing import Any, cast
 import pluggy
 
 from zsqbench import hookspecs
-from zsqbench.errors import PluginUnavailableError, ZSQBenchError, unknown
+from zsqbench.errors import PluginUnavailableError, ZSQBenchError, one_line, unknown
 from zsqbench.methods import Engine, Generator, Kind, Method, Quantizer, Task
 
 BASES: dict[Kind, type[Method]] = {"generator": Generator, "quantizer": Quantizer, "task": Task, "engine": Engine}
@@ -116,13 +116,11 @@ def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
         catalog.hooks.register(module, name=label)
         catalog.hooks.check_pending()
         classes = [entry for kind in BASES for entry in _registered(catalog.hooks, module, kind)]
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises is its failure, not ours
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's module raises is its failure
         if catalog.hooks.has_plugin(label):
             catalog.hooks.unregister(name=label)
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        catalog.plugins.append(
-            Plugin(plugin.name, plugin.origin, line, "".join(traceback.format_exception(error)), plugin.source)
-        )
+        trace = "".join(traceback.format_exception(error))
+        catalog.plugins.append(Plugin(plugin.name, plugin.origin, one_line(error), trace, plugin.source))
         return
     catalog.plugins.append(plugin)
     for method in classes:
@@ -134,14 +132,16 @@ def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
 
 
 def _check_hook_names(module: object) -> None:
-    """Refuse a misspelt hook with a suggestion; pluggy alone would say only that it is unknown."""
+    """Refuse a hook that is misspelt or lacks its mark; pluggy would say little of the one and nothing of the other."""
     known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
     for name in dir(module):
-        if hasattr(getattr(module, name), f"{hookspecs.PROJECT}_impl"):
-            options = getattr(getattr(module, name), f"{hookspecs.PROJECT}_impl")
-            hook = options["specname"] or name
-            if hook not in known and not options["optionalhook"]:
-                raise ZSQBenchError(unknown("hook", hook, known))
+        value = getattr(module, name)
+        options = getattr(value, f"{hookspecs.PROJECT}_impl", None)
+        if options is None:
+            if name in known and callable(value) and not hasattr(value, f"{hookspecs.PROJECT}_spec"):
+                raise ZSQBenchError(f"{name} is not marked as a hook; put @zsqbench.hookimpl above it")
+        elif (options["specname"] or name) not in known and not options["optionalhook"]:
+            raise ZSQBenchError(unknown("hook", options["specname"] or name, known))
 
 
 def _registered(manager: pluggy.PluginManager, module: object, kind: Kind) -> Iterator[type[Method]]:
@@ -157,7 +157,7 @@ def _registered(manager: pluggy.PluginManager, module: object, kind: Kind) -> It
         for method in returned:
             if not (isinstance(method, type) and issubclass(method, base)):
                 raise ZSQBenchError(f"register_{kind}s returned {method!r}; expected subclasses of {base.__name__}")
-            if not isinstance(getattr(method, "name", None), str):
+            if not (isinstance(getattr(method, "name", None), str) and method.name):
                 raise ZSQBenchError(f"{method.__name__} has no name; give it a class attribute name = '...'")
             if getattr(method, "__abstractmethods__", None):
                 missing = ", ".join(sorted(cast("Any", method).__abstractmethods__))

@@ -3,21 +3,30 @@
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.store import write_atomically
 
 Status = Literal["done", "failed", "impossible", "excluded", "interrupted"]
 
 
+def _unicode(text: Any) -> Any:
+    """Text that a file takes: what cannot be encoded, from a broken file name for instance, is spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_unicode)]
+
+
 class Result(BaseModel):
     """What became of one cell, self-contained."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     suite: str
     cell: str = Field(description="its name: task:model:generator:quantizer:scheme:seed")
@@ -30,8 +39,8 @@ class Result(BaseModel):
     seed: int | None = Field(description="none where nothing in the cell uses the seed")
     settings: dict[str, Any] = {}
     status: Status
-    reason: str | None = Field(None, description="one line, for every status but done")
-    traceback: str | None = None
+    reason: Text | None = Field(None, description="one line, for every status but done")
+    traceback: Text | None = None
     metric: str | None = Field(None, description="the metric that tables show; higher is better")
     metrics: dict[str, float] = {}
     float_metrics: dict[str, float] = {}
@@ -74,13 +83,18 @@ class ResultFile:
         self.path = path
 
     def read(self) -> dict[str, Result]:
-        """Rows by cell. A line that is no row (cut off by a crash or a full disk) is left out."""
+        """Rows by cell. A line that is no row (cut off by a crash or a full disk) is left out.
+
+        Raises ZSQBenchError where there is a file that cannot be read.
+        """
         rows: dict[str, Result] = {}
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return rows
-        for line in lines:
+        except OSError as error:
+            raise ZSQBenchError(f"cannot read {self.path}: {error.strerror}") from error
+        for line in content.split(b"\n"):
             try:
                 row = Result.model_validate_json(line)
             except ValidationError:
@@ -105,14 +119,19 @@ class ResultFile:
         write_atomically(self.path, "".join(lines))
 
 
-def environment(plugins: Mapping[str, str] | None = None) -> dict[str, Any]:
+def package_version(package: str) -> str:
+    """The installed version of a package, or that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def environment() -> dict[str, Any]:
     """Versions and machine, as provenance; never part of an identity."""
-    packages = ("zsqbench", "torch", "torchvision", "numpy")
-    versions: dict[str, Any] = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "uninstalled"
-    versions |= {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
-    return versions | ({"plugins": dict(plugins)} if plugins else {})
+    versions: dict[str, Any] = {name: package_version(name) for name in ("zsqbench", "torch", "torchvision", "numpy")}
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+    }

@@ -1,13 +1,17 @@
 """The one run loop: ready steps go to free slots; rows are written and hooks fired as steps finish."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import heapq
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError
+from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError, one_line
 from zsqbench.methods import Engine
 from zsqbench.plan import (
     FINAL_STEPS,
@@ -73,8 +77,9 @@ class Run:
 
         Raises ZSQBenchError where a data root or a weights file is absent, before anything runs.
         """
-        if not cells:
-            raise NothingSelectedError(f"no cell of suite {self.suite.name} is selected")
+        if all(cell.excluded for cell in cells):
+            left = "all of them are excluded" if cells else "none is selected"
+            raise NothingSelectedError(f"no cell of suite {self.suite.name} can run: {left}")
         digests = FileDigests(self.store)
         self.data = find_data(self.suite, cells, self.place.data_root, digests)
         self.resolve = resolve_steps(self.suite, cells, digests)
@@ -99,12 +104,21 @@ class Run:
                 for pair, step in self.resolve.items()
             }
             plan = self.plan(cells, facts)
-            self.suite.catalog.hooks.hook.suite_started(suite=self.suite, plan=plan)
             results = self._run_plan(plan, loop, facts)
+            self._keep_rows(plan, results)
+        except BaseException:
+            self.notify("suite_finished", suite=self.suite, results=[], table=None)
+            raise
         finally:
             loop.close()
-        self._keep_rows(plan, results)
         return Report(plan, results, loop.interrupted)
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Fire an observer hook; an observer that fails is a warning, never a lost cell."""
+        try:
+            getattr(self.suite.catalog.hooks.hook, hook)(**arguments)
+        except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
+            logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
 
     def _facts(self, step: Step) -> ModelFacts | None:
         """What loading a model told an earlier step."""
@@ -112,21 +126,25 @@ class Run:
             return None
         try:
             return ModelFacts(**self.store.read_json("resolve", step.key, "facts.json"))
-        except CorruptArtifactError:
+        except (CorruptArtifactError, TypeError):  # the latter: written by another version of zsqbench
             self.store.discard(step.key)
             return None
 
     def _run_plan(self, plan: Plan, loop: "_Loop", facts: Facts) -> list[Result]:
         recorder = _Recorder(self, plan, facts, loop.outcomes)
-        for planned in plan.cells:
-            if plan.is_finished(planned):
-                recorder.keep(planned)
-            elif not planned.steps:
-                recorder.record(planned)
-        self._verify(plan, recorder.missing())
-        if not loop.interrupted:
-            loop.facts = facts
-            loop.run(plan.to_do(recorder.missing()).values(), recorder.record_settled)
+        try:
+            self.notify("suite_started", suite=self.suite, plan=plan)
+            for planned in plan.cells:
+                if plan.is_finished(planned):
+                    recorder.keep(planned)
+                elif not planned.steps:
+                    recorder.record(planned)
+            self._verify(plan, recorder.missing())
+            if not loop.interrupted:
+                loop.facts = facts
+                loop.run(plan.to_do(recorder.missing()).values(), recorder.record_settled)
+        except KeyboardInterrupt:
+            loop.interrupt()
         for planned in recorder.missing():
             recorder.record(planned)
         return recorder.results()
@@ -143,13 +161,74 @@ class Run:
     def _keep_rows(self, plan: Plan, results: Sequence[Result]) -> None:
         """Rewrite the row file in the order of the suite; rows of cells that the suite no longer has, go."""
         new = {result.cell: result for result in results}
+        if all(plan.rows.get(name) is result for name, result in new.items()) and len(new) == len(plan.rows):
+            return
+        there = self.rows.read()  # again: another run of the suite may have added some
         ordered = []
         for cell in self.suite.cells:
-            row = new.get(cell.name) or plan.rows.get(cell.name)
+            row = new.get(cell.name) or there.get(cell.name)
             if row is not None and (cell.name in new or row.definition == self.suite.definition(cell)):
                 ordered.append(row)
-        if ordered != list(plan.rows.values()):
-            _write_rows(self.rows, lambda rows: rows.rewrite(ordered))
+        _write_rows(self.rows, lambda rows: rows.rewrite(ordered))
+
+
+class _Queue:
+    """The steps that wait: which of them are ready, in order, and which wait for which."""
+
+    def __init__(self, outcomes: dict[str, Outcome]) -> None:
+        self._outcomes = outcomes
+        self._waiting: dict[str, Step] = {}
+        self._unmet: dict[str, set[str]] = {}
+        self._dependents: dict[str, list[Step]] = {}
+        self._ready: list[tuple[int, str]] = []
+        self._order: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def steps(self) -> list[Step]:
+        """All steps that wait."""
+        return list(self._waiting.values())
+
+    def add(self, steps: Iterable[Step], running: Collection[str] = ()) -> None:
+        """Add steps, each of which waits for those of its needs that wait or run."""
+        added = {step.key: step for step in steps if step.key not in self._waiting}
+        self._waiting |= added
+        for step in added.values():
+            self._order.setdefault(step.key, len(self._order))
+            self._unmet[step.key] = {
+                need.key for need in step.needs if need.key in self._waiting or need.key in running
+            }
+            for need in self._unmet[step.key]:
+                self._dependents.setdefault(need, []).append(step)
+            self._make_ready(step)
+
+    def take(self) -> Step | None:
+        """The first step that is ready, if any."""
+        while self._ready:
+            _, key = heapq.heappop(self._ready)
+            if key in self._waiting and not self._unmet[key]:
+                return self._waiting.pop(key)
+        return None
+
+    def settle(self, step: Step) -> list[tuple[Step, Outcome]]:
+        """Free what waited for this step, or say what it blocks, directly and through others."""
+        outcome = self._outcomes[step.key]
+        blocked = []
+        for dependent in self._dependents.pop(step.key, ()):
+            if dependent.key not in self._waiting:
+                continue
+            self._unmet[dependent.key].discard(step.key)
+            if outcome.status == "done":
+                self._make_ready(dependent)
+            else:
+                del self._waiting[dependent.key]
+                blocked.append((dependent, Outcome("blocked", error=cause(outcome))))
+        return blocked
+
+    def _make_ready(self, step: Step) -> None:
+        if not self._unmet[step.key]:
+            heapq.heappush(self._ready, (self._order[step.key], step.key))
 
 
 class _Loop:
@@ -158,40 +237,43 @@ class _Loop:
     def __init__(self, run: Run, engine: Engine) -> None:
         self.run_ = run
         self.engine = engine
-        self.hooks = run.suite.catalog.hooks.hook
         self.timings = Timings(run.store)
         self.facts: Facts = {}
         self.outcomes: dict[str, Outcome] = {}
         self.interrupted = False
+        self._queue = _Queue(self.outcomes)
+        self._running: dict[Future[Outcome], Step] = {}
+        self._attempts: Counter[str] = Counter()
+        self._made_again: set[str] = set()
         self._settled: list[Step] = []
         self._executor: Executor | None = None
         self._shown: dict[str, Progress] = {}
 
     def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
-        """Run steps, each after what it needs; call `after` with those that are settled, whenever some are."""
-        self.waiting = {step.key: step for step in steps}
-        self.attempts: dict[str, int] = {}
-        running: dict[Future[Outcome], Step] = {}
+        """Run steps, each after what it needs; call `after` with those that are settled, whenever some are.
+
+        Ctrl-C ends it: what is not settled then is interrupted.
+        """
         try:
-            while self.waiting or running:
-                self._submit_ready(running)
-                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+            self._queue.add(steps)
+            while self._queue or self._running:
+                self._fill_slots()
+                done, _ = wait(self._running, POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
-                    self._finish(running.pop(future), future)
-                self._submit_ready(running)  # before rows are written, so that no slot waits for that
+                    self._finish(self._running.pop(future), future)
+                self._fill_slots()  # before rows are written, so that no slot waits for that
                 if not done:
-                    self._show_progress(running.values())
+                    self._show_progress()
                 after(self._take_settled())
         except KeyboardInterrupt:
-            self.interrupted = True
-            self.close(kill=True)
-            for step in [*running.values(), *self.waiting.values()]:
-                self.outcomes[step.key] = Outcome("interrupted", error="the run was interrupted")
-        after(self._take_settled())
+            self.interrupt()
 
-    def _take_settled(self) -> list[Step]:
-        settled, self._settled = self._settled, []
-        return settled
+    def interrupt(self) -> None:
+        """Stop at once."""
+        self.interrupted = True
+        for step in [*self._running.values(), *self._queue.steps()]:
+            self.outcomes[step.key] = Outcome("interrupted", error="the run was interrupted")
+        self.close(kill=True)
 
     def close(self, *, kill: bool = False) -> None:
         """End the workers."""
@@ -199,26 +281,20 @@ class _Loop:
             self._executor.shutdown(wait=not kill, cancel_futures=kill)
             self._executor = None
 
-    def _submit_ready(self, running: dict["Future[Outcome]", Step]) -> None:
-        slots = self.engine.slots() - len(running)
-        if slots <= 0 or not self.waiting:
-            return
-        for step in list(self.waiting.values()):
-            blocker = next((need for need in step.needs if self._status(need) in ("failed", "blocked")), None)
-            if blocker is not None:
-                del self.waiting[step.key]
-                self._settle(step, Outcome("blocked", error=cause(self.outcomes[blocker.key])))
-            elif slots and not any(self._is_pending(need, running) for need in step.needs):
-                del self.waiting[step.key]
-                running[self._submit(step)] = step
-                slots -= 1
+    def _take_settled(self) -> list[Step]:
+        settled, self._settled = self._settled, []
+        return settled
 
-    def _status(self, step: Step) -> str | None:
-        outcome = self.outcomes.get(step.key)
-        return outcome.status if outcome else None
-
-    def _is_pending(self, step: Step, running: Mapping["Future[Outcome]", Step]) -> bool:
-        return step.key in self.waiting or any(other.key == step.key for other in running.values())
+    def _fill_slots(self) -> None:
+        while self._queue and len(self._running) < self.engine.slots():
+            step = self._queue.take()
+            if step is None:
+                return
+            try:
+                self._running[self._submit(step)] = step
+            except KeyboardInterrupt:  # an engine that runs steps where they are submitted
+                self._queue.add([step])
+                raise
 
     def _submit(self, step: Step) -> "Future[Outcome]":
         if self._executor is None:
@@ -236,7 +312,7 @@ class _Loop:
             if self._try_again(step):
                 return
         except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
-            outcome = Outcome("failed", error=f"{type(error).__name__}: {error}")
+            outcome = Outcome("failed", error=one_line(error))
         if outcome.damaged is not None and self._make_again(step, outcome.damaged):
             return
         if outcome.status == "done":
@@ -246,38 +322,41 @@ class _Loop:
     def _settle(self, step: Step, outcome: Outcome) -> None:
         self.outcomes[step.key] = outcome
         self._settled.append(step)
-        self.hooks.step_finished(step=step, outcome=outcome)
+        self.run_.notify("step_finished", step=step, outcome=outcome)
+        for blocked, why in self._queue.settle(step):
+            self._settle(blocked, why)
 
     def _try_again(self, step: Step) -> bool:
-        self.attempts[step.key] = self.attempts.get(step.key, 1) + 1
-        if self.attempts[step.key] > ATTEMPTS:
+        self._attempts[step.key] += 1
+        if self._attempts[step.key] >= ATTEMPTS:
             return False
-        self.waiting[step.key] = step
+        self._queue.add([step], {running.key for running in self._running.values()})
         return True
 
     def _make_again(self, step: Step, damaged: str) -> bool:
         """Put a damaged artifact aside, and its step and this one back into the queue."""
         source = next((need for need in step.needs if need.key == damaged), None)
-        if source is None or not self._try_again(step):
+        if source is None:
             return False
-        self.run_.store.discard(damaged)
-        self.waiting = {source.key: source} | self._missing_needs(source) | self.waiting
-        self.outcomes.pop(damaged, None)
-        return True
+        if damaged not in self._made_again:  # another step may have found the damage first
+            self._made_again.add(damaged)
+            self.run_.store.discard(damaged)
+            self._queue.add([*self._missing_needs(source), source])
+        return self._try_again(step)
 
-    def _missing_needs(self, step: Step) -> dict[str, Step]:
-        missing: dict[str, Step] = {}
+    def _missing_needs(self, step: Step) -> list[Step]:
+        missing: list[Step] = []
         for need in step.needs:
             if not self.run_.store.has(need.kind, need.key):
-                missing |= {need.key: need} | self._missing_needs(need)
+                missing += [*self._missing_needs(need), need]
         return missing
 
-    def _show_progress(self, steps: Iterable[Step]) -> None:
-        for step in steps:
+    def _show_progress(self) -> None:
+        for step in self._running.values():
             progress = read_progress(self.run_.store, step.key)
             if progress is not None and progress != self._shown.get(step.key):
                 self._shown[step.key] = progress
-                self.hooks.step_progress(step=step, progress=progress)
+                self.run_.notify("step_progress", step=step, progress=progress)
 
 
 class _Recorder:
@@ -288,7 +367,6 @@ class _Recorder:
         self.plan = plan
         self.facts = facts
         self.outcomes = outcomes
-        self.hooks = run.suite.catalog.hooks.hook
         self._results: dict[str, Result] = {}
         self._environment = environment()
         self._ending_with: dict[str, list[PlannedCell]] = {}
@@ -307,7 +385,7 @@ class _Recorder:
     def keep(self, planned: PlannedCell) -> None:
         """Take over the row of an earlier run."""
         result = self._results[planned.cell.name] = self.plan.rows[planned.cell.name]
-        self.hooks.cell_finished(suite=self.run.suite, result=result, cached=True)
+        self.run.notify("cell_finished", suite=self.run.suite, result=result, cached=True)
 
     def record_settled(self, steps: Iterable[Step]) -> None:
         """Write the rows of the cells that came to their end with these steps."""
@@ -317,10 +395,17 @@ class _Recorder:
                 self.record(planned)
 
     def record(self, planned: PlannedCell) -> None:
-        """Write the row of a cell."""
-        result = self._results[planned.cell.name] = self._result(planned)
+        """Write the row of a cell, unless an earlier row says the same or, where the model was not reached, more."""
+        result = self._result(planned)
+        before = self.plan.rows.get(planned.cell.name)
+        if before is not None and before.definition == result.definition:
+            unreached = result.status == "interrupted" and not planned.steps
+            if result == before or (unreached and before.status == "done"):
+                self.keep(planned)
+                return
+        self._results[planned.cell.name] = result
         _write_rows(self.run.rows, lambda rows: rows.append(result))
-        self.hooks.cell_finished(suite=self.run.suite, result=result, cached=False)
+        self.run.notify("cell_finished", suite=self.run.suite, result=result, cached=False)
 
     def _is_settled(self, step: Step) -> bool:
         return step.key in self.outcomes or step.key in self.plan.cached
@@ -371,14 +456,20 @@ class _Recorder:
         baseline = planned.steps["baseline"]
         if not self.run.store.has("baseline", baseline.key):
             return {}
-        return {"float_metrics": self.run.store.read_json("baseline", baseline.key, "evaluation.json")["metrics"]}
+        evaluation = self.run.store.read_json("baseline", baseline.key, "evaluation.json")
+        return {
+            "float_metrics": evaluation["metrics"],
+            "data": {"evaluated": evaluation["samples"], "calibrated": None},
+        }
 
     def _measured(self, planned: PlannedCell) -> dict[str, Any]:
         store = self.run.store
         evaluations = {kind: store.read_json(kind, planned.steps[kind].key, "evaluation.json") for kind in FINAL_STEPS}
-        manifests = {
-            kind: store.manifest(kind, step.key) for kind, step in planned.steps.items() if store.has(kind, step.key)
-        }
+        manifests = {}
+        for kind, step in planned.steps.items():
+            # What was measured is known without them: images and network may be gone, or damaged.
+            with contextlib.suppress(CorruptArtifactError):
+                manifests[kind] = store.manifest(kind, step.key)
         return {
             "metrics": evaluations["evaluate"]["metrics"],
             "float_metrics": evaluations["baseline"]["metrics"],

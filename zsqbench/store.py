@@ -14,6 +14,7 @@ from typing import Any
 from zsqbench.errors import CorruptArtifactError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "manifest.sha256"
 
 
 def digest_of(value: Any) -> str:
@@ -81,6 +82,7 @@ class Store:
             fill(temporary)
             files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
             write_atomically(temporary / MANIFEST, json.dumps({**info, "files": files}, indent=1))
+            write_atomically(temporary / CHECKSUM, file_digest(temporary / MANIFEST))
             try:
                 temporary.rename(place)
             except OSError:
@@ -91,8 +93,11 @@ class Store:
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """What was noted with an artifact. Raises CorruptArtifactError where it cannot be read."""
+        folder = self.folder(kind, key)
         try:
-            manifest: dict[str, Any] = json.loads((self.folder(kind, key) / MANIFEST).read_text(encoding="utf-8"))
+            if file_digest(folder / MANIFEST) != (folder / CHECKSUM).read_text(encoding="utf-8"):
+                raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
         return manifest
@@ -100,7 +105,7 @@ class Store:
     def read(self, kind: str, key: str) -> Path:
         """The folder of an artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
         folder = self.folder(kind, key)
-        for name, expected in self.manifest(kind, key).get("files", {}).items():
+        for name, expected in self.manifest(kind, key)["files"].items():
             try:
                 found = file_digest(folder / name)
             except OSError as error:
@@ -122,6 +127,11 @@ class Store:
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 self.folder(kind, key).rename(aside)
 
+    def leftovers(self) -> list[Path]:
+        """What killed writers, interrupted steps and damaged artifacts left; nothing that a run would miss."""
+        asides = [self.home / "partial", self.home / "damaged"]
+        return [*sorted((self.home / "store").glob("*/.*")), *(path for path in asides if path.is_dir())]
+
     def artifacts(self) -> Iterator[tuple[str, str]]:
         """(kind, key) of all artifacts, sorted."""
         root = self.home / "store"
@@ -138,15 +148,17 @@ class FileDigests:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         with contextlib.suppress(OSError, ValueError):  # a memory that cannot be read is only slower
-            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+            remembered = json.loads(self._path.read_text(encoding="utf-8"))
+            if isinstance(remembered, dict):
+                self._known = {path: entry for path, entry in remembered.items() if isinstance(entry, list)}
 
     def file(self, path: Path) -> str:
         """sha256 of a file's content, from memory where size and time are unchanged."""
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns]
         remembered = self._known.get(str(path))
-        if remembered is not None and remembered[:2] == stamp:
-            return str(remembered[2])
+        if remembered is not None and remembered[:-1] == stamp:
+            return str(remembered[-1])
         digest = file_digest(path)
         self._known[str(path)] = [*stamp, digest]
         self._changed = True

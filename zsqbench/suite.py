@@ -17,15 +17,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
 from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, Plugin, load_plugins
-from zsqbench.scheme import PLACEMENTS, Placement, Scheme, parse_scheme
+from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
 from zsqbench.store import digest_of, file_digest
 from zsqbench.yamlfile import Location, YamlFile
 
 AXES = ("task", "model", "generator", "quantizer", "scheme", "seed")
 NO_GENERATOR = "none"
 
-T = TypeVar("T")
-OneOrMore = Annotated[list[T], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+Seeds = Annotated[list[Seed], BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed])]
+SeedPatterns = Annotated[list[int | str], BeforeValidator(_as_list, json_schema_input_type=int | str | list[int | str])]
 
 
 class Block(BaseModel):
@@ -33,12 +41,12 @@ class Block(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: OneOrMore[str] = Field(min_length=1)
-    model: OneOrMore[str] = Field(min_length=1)
-    generator: OneOrMore[str] = Field([NO_GENERATOR], min_length=1)
-    quantizer: OneOrMore[str] = Field(min_length=1)
-    scheme: OneOrMore[str] = Field(min_length=1)
-    seed: OneOrMore[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1)
+    task: Names = Field(min_length=1)
+    model: Names = Field(min_length=1)
+    generator: Names = Field([NO_GENERATOR], min_length=1)
+    quantizer: Names = Field(min_length=1)
+    scheme: Names = Field(min_length=1)
+    seed: Seeds = Field([0], min_length=1)
     settings: dict[str, Any] = {}
 
 
@@ -48,12 +56,12 @@ class Exclusion(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     because: str = Field(min_length=1)
-    task: OneOrMore[str] = ["*"]
-    model: OneOrMore[str] = ["*"]
-    generator: OneOrMore[str] = ["*"]
-    quantizer: OneOrMore[str] = ["*"]
-    scheme: OneOrMore[str] = ["*"]
-    seed: OneOrMore[int | str] = ["*"]
+    task: Names = ["*"]
+    model: Names = ["*"]
+    generator: Names = ["*"]
+    quantizer: Names = ["*"]
+    scheme: Names = ["*"]
+    seed: SeedPatterns = ["*"]
 
 
 class SuiteFile(BaseModel):
@@ -414,6 +422,8 @@ class _Reader:
 
     def _placement(self, name: str, given: Mapping[str, Any]) -> Placement:
         where = ("schemes", name)
+        if name in PLACEMENTS or name == FLOAT.name:
+            raise ZSQBenchError(f"{self.source.where(where)}: scheme {name!r} is shipped; give yours a name of its own")
         base = str(given.get("base", ""))
         if base not in PLACEMENTS:
             text = unknown("scheme", base, PLACEMENTS) if base else "expected 'base', the scheme to change"
@@ -536,10 +546,10 @@ def _explain(
 def _existing(data: Any, location: Location) -> Location:
     """The part of a location that is in the data; pydantic adds the names of the types that it tried."""
     for index, part in enumerate(location):
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if not inside:
             return location[:index]
+        data = data[part]
     return location
 
 

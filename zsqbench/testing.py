@@ -71,6 +71,7 @@ class MemoryReporter:
 
     def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
         """Keep a point of a curve."""
+        value = value.detach() if isinstance(value, torch.Tensor) else value
         self.curves.setdefault(name, []).append((step, float(value)))
 
     def progress(self, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zsqbench.errors import CorruptArtifactError, ZSQBenchError
+from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
 from zsqbench.methods import (
     CalibrationSet,
     Evaluation,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
+NETWORKS = 4
+"""How many networks a worker keeps."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,14 @@ def run_step(place: Place, job: Mapping[str, Any]) -> Outcome:
         device = str(session.device)
         with _clean_state(session, job):
             session.run(job)
-    except Exception as error:  # noqa: BLE001 - a method may raise anything; it is recorded, with its traceback
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a method may raise anything, or exit; it is recorded
         return Outcome(
             status="failed",
             seconds=time.perf_counter() - started,
             device=device,
-            error=_one_line(error),
+            error=one_line(error),
             traceback=None if isinstance(error, ZSQBenchError) else "".join(traceback.format_exception(error)),
             damaged=error.key if isinstance(error, CorruptArtifactError) else None,
         )
@@ -83,13 +87,6 @@ def read_progress(store: Store, key: str) -> Progress | None:
         return None
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, ZSQBenchError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 @lru_cache(maxsize=1)
 def _session(place: Place) -> "_Session":
     return _Session(place)
@@ -102,7 +99,7 @@ class _Session:
         self.place = place
         self.store = Store(place.home)
         self.catalog: Catalog = load_plugins(place.plugin_files, place.without)
-        self.loaded = lru_cache(maxsize=4)(self._load)
+        self.networks: dict[tuple[str, str, str], Pretrained] = {}
 
     @cached_property
     def device(self) -> "torch.device":
@@ -115,7 +112,12 @@ class _Session:
     def run(self, job: Mapping[str, Any]) -> None:
         """Do the step and write its artifact."""
         reporter = _Reporter(self.store.partial(job["key"]), self._rng(job["seed"]))
-        getattr(self, f"_{job['kind']}")(job, reporter)
+        try:
+            getattr(self, f"_{job['kind']}")(job, reporter)
+        except Exception as error:
+            if not isinstance(error.__cause__, OSError):  # a full disk: go on from the checkpoint when there is space
+                reporter.clear()
+            raise
         reporter.clear()
 
     # --- the kinds of steps -------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class _Session:
         model = ModelSpec.model_validate(job["model"])
         teacher = self._teacher(job)
         origin = file_digest(model.file) if model.file else model.base
-        facts = {
+        facts: dict[str, Any] = {
             "digest": digest_of([teacher.digest(), origin, model.build]),
             "bn": len(batch_norms(teacher.module)),
             "classes": teacher.classes,
@@ -134,6 +136,7 @@ class _Session:
             "random_weights": model.random_weights,
             "input_size": teacher.input_size,
         }
+        self._keep((json.dumps(job["model"]), json.dumps(job["task"]), facts["digest"]), teacher)
         self._write(job, reporter, lambda folder: _dump(folder / "facts.json", facts))
 
     def _baseline(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
@@ -150,6 +153,10 @@ class _Session:
         with self._method_call(job, generator) as teacher:
             images = generator.generate(teacher, ctx)
         check_calibration_set(images, teacher, generator.name)
+        if not generator.uses_real_data and generator.images not in (None, len(images)):
+            raise ZSQBenchError(
+                f"generator {generator.name} returned {len(images)} images; expected {generator.images}"
+            )
         self._write(job, reporter, lambda folder: images.save(folder / "calibration.safetensors"))
 
     def _quantize(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
@@ -184,20 +191,24 @@ class _Session:
 
         quantizer = cast("Quantizer", self._method("quantizer", job["quantizer"]))
         folder = self.store.read("quantize", job["needs"]["quantize"])
-        teacher = self._teacher(job)
-        student = quantizer.prepare(teacher, Scheme.model_validate(job["scheme"]))
+        with self._method_call(job, quantizer, Settings()) as copied:  # evaluation is always fp32 and contiguous
+            student = quantizer.prepare(copied, Scheme.model_validate(job["scheme"]))
         restore(student, load_file(folder / "model.safetensors"))
         manifest = self.store.manifest("quantize", job["needs"]["quantize"])
         carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
-        self._measure(job, reporter, student.to(self.device).eval(), teacher, **carried)
+        self._measure(job, reporter, student.to(self.device).eval(), self._teacher(job), **carried)
 
     def _measure(
         self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained, **info: Any
     ) -> None:
         import torch
 
+        task = self._task(job)
         with torch.no_grad():
-            evaluation = self._task(job).evaluate(module, teacher, self._task_context(job, reporter))
+            evaluation = task.evaluate(module, teacher, self._task_context(job, reporter))
+        if task.metric not in evaluation.metrics:
+            measured = ", ".join(evaluation.metrics) or "nothing"
+            raise ZSQBenchError(f"task {task.name} did not measure {task.metric!r}; it measured {measured}")
         self._write(job, reporter, lambda folder: _write_evaluation(folder, evaluation), **info)
 
     # --- what they share ----------------------------------------------------------------------------------------------
@@ -209,25 +220,33 @@ class _Session:
     def _task(self, job: Mapping[str, Any]) -> Task:
         return cast("Task", self._method("task", job["task"]))
 
-    def _load(self, model: str, task: str, key: str) -> Pretrained:
-        """Load a network; remembered by what was asked for and by the identity that it had (`key`)."""
-        job = {"task": json.loads(task), "seed": 0, "settings": {}, "key": key}
-        spec = ModelSpec.model_validate_json(model)
-        reporter = _Reporter(self.store.partial(key), self._rng(0))
-        pretrained = self._task(job).load(spec, self._context(job, reporter))
+    def _teacher(self, job: Mapping[str, Any]) -> Pretrained:
+        """The network; the last few are kept by what was asked for and by the identity that they had."""
+        key = (json.dumps(job["model"]), json.dumps(job["task"]), job["resolved"])
+        if key not in self.networks:
+            self._keep(key, self._load(job))
+        return self.networks[key]
+
+    def _keep(self, key: tuple[str, str, str], pretrained: Pretrained) -> None:
+        if len(self.networks) >= NETWORKS:
+            del self.networks[next(iter(self.networks))]
+        self.networks[key] = pretrained
+
+    def _load(self, job: Mapping[str, Any]) -> Pretrained:
+        reporter = _Reporter(self.store.partial(job["key"]), self._rng(0))
+        pretrained = self._task(job).load(ModelSpec.model_validate(job["model"]), self._context(job, reporter))
         pretrained.module.eval().requires_grad_(False).to(self.device)
         return pretrained
 
-    def _teacher(self, job: Mapping[str, Any]) -> Pretrained:
-        return self.loaded(json.dumps(job["model"]), json.dumps(job["task"]), job["resolved"])
-
     @contextlib.contextmanager
-    def _method_call(self, job: Mapping[str, Any], method: Method) -> Iterator[Pretrained]:
+    def _method_call(
+        self, job: Mapping[str, Any], method: Method, settings: Settings | None = None
+    ) -> Iterator[Pretrained]:
         """A copy of the teacher for one call, under the settings; an error if the call changes it or opens data."""
         import torch
 
         original = self._teacher(job)
-        settings = Settings.model_validate(job["settings"])
+        settings = settings or Settings.model_validate(job["settings"])
         module = copy.deepcopy(original.module)
         if settings.layout == "channels_last":
             module = module.to(memory_format=torch.channels_last)
@@ -303,6 +322,8 @@ class _Reporter:
         import torch
         from safetensors.torch import save
 
+        if "rng" in state:
+            raise ValueError("a checkpoint has no entry named 'rng': the state of ctx.rng is kept under it")
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         plain = {name: value for name, value in state.items() if name not in tensors}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -382,7 +403,8 @@ def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Metrics as JSON, which samples were right as packed bits."""
     import numpy as np
 
-    _dump(folder / "evaluation.json", {"metrics": dict(evaluation.metrics), "samples": len(evaluation.per_sample)})
+    metrics = {name: float(value) for name, value in evaluation.metrics.items()}
+    _dump(folder / "evaluation.json", {"metrics": metrics, "samples": len(evaluation.per_sample)})
     bits = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
     (folder / "correct.bits").write_bytes(bits.tobytes())
 
@@ -403,7 +425,16 @@ def _clean_state(session: _Session, job: Mapping[str, Any]) -> Iterator[None]:
     torch.set_num_threads(job["settings"].get("threads", 1))
     torch.set_grad_enabled(True)
     _reset_peak_memory(session)
-    yield
+    folder = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
+        for name, hooks in vars(torch.nn.modules.module).items():
+            if name.startswith("_global_") and name.endswith("_hooks") and isinstance(hooks, dict):
+                hooks.clear()
 
 
 def _reset_peak_memory(session: _Session) -> None:

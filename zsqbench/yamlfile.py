@@ -93,7 +93,7 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             place = self.place(mark.line + 1) if mark else self.source
-            raise ZSQBenchError(f"{place}: {_problem(error, text)}") from error
+            raise ZSQBenchError(f"{place}: {_problem(error)}") from error
         except yaml.YAMLError as error:
             raise ZSQBenchError(f"{self.source}: {' '.join(str(error).split())}") from error
         except RecursionError as error:
@@ -135,7 +135,7 @@ class _Reader:
         return mapping
 
 
-def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
+def _problem(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark
     if mark is not None and "\\t" in str(error.problem):
         return "a tab; YAML is indented with spaces"

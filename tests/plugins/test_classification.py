@@ -106,7 +106,7 @@ def test_data_and_models_are_found_without_torch(tmp_path):
         "C(data='digits').find_model(zsqbench.ModelSpec(name='resnet20', base='resnet20'))\n"
         "sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_data_root_that_is_not_given_is_told():

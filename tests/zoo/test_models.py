@@ -14,7 +14,7 @@ def test_names_can_be_listed_and_checked_without_torch():
         "import sys; from zsqbench.zoo import models; models.check_name('timm/x'); assert models.DEFINITIONS; "
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
