@@ -9,6 +9,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.leaderboard import build_table, leaderboard
 from zsqbench.results import Result
 
+BELOW_CONTROL = "below the negative control"
 NAN_IMAGES = {"status": "failed", "metrics": {}, "reason": "generate: images are NaN"}
 
 
@@ -42,6 +43,15 @@ def markdown_cells(results):
 
 def records(results):
     return json.loads(leaderboard(results, "json"))["records"]
+
+
+def below_control(results):
+    return [record["below_control"] for record in records(results)]
+
+
+def with_quantizer(method, **changed):
+    """The method descriptions of a row whose images are noise."""
+    return {"generator": {"method": "noise", "changed": {}}, "quantizer": {"method": method, "changed": changed}}
 
 
 def test_no_results_say_to_run_the_suite_first():
@@ -87,17 +97,140 @@ def test_a_cell_that_the_suite_does_not_have_is_empty():
 
 def test_the_best_data_free_method_is_bold_and_controls_do_not_compete():
     results = [
-        row(99.0, generator="noise"),
         row(91.0),
         row(90.0, generator="dgh"),
         row(99.0, generator="real", data_free=False),
+        row(99.0, generator="noise", quantizer="ste"),
     ]
 
-    assert [line[-1].startswith("**") for line in markdown_cells(results)[1:]] == [False, False, True, False, False]
+    assert [line[-1].startswith("**") for line in markdown_cells(results)[1:]] == [False, True, False, False, False]
 
 
 def test_methods_that_look_equal_are_both_best():
     assert [record["best"] for record in records([row(91.001), row(91.004, generator="dgh")])] == [True, True]
+
+
+def test_a_method_below_noise_is_not_bold_and_has_a_footnote():
+    results = [row(95.0, generator="noise"), row(91.0), row(96.0, generator="dgh")]
+
+    assert [line[-1] for line in markdown_cells(results)[2:]] == [
+        "95.00 (-3.00)",
+        "91.00 (-7.00) [1]",
+        "**96.00 (-2.00)**",
+    ]
+
+
+def test_nothing_is_bold_in_a_column_where_noise_is_ahead():
+    results = [row(95.0, generator="noise"), row(91.0), row(scheme="hw/w8a8")]
+
+    assert [record["best"] for record in records(results)] == [False, False, True]
+
+
+def test_the_best_above_its_own_noise_is_bold_where_a_higher_number_is_below_its_own():
+    results = [
+        row(95.0, generator="noise"),
+        row(94.0),
+        row(80.0, generator="noise", quantizer="ste", methods=with_quantizer("ste")),
+        row(90.0, quantizer="ste", methods={"quantizer": {"method": "ste", "changed": {}}}),
+    ]
+
+    assert [record["best"] for record in records(results)] == [False, False, False, True]
+
+
+def test_all_that_is_below_noise_shares_one_footnote_after_the_reasons():
+    noise = [row(95.0, generator="noise"), row(95.0, generator="noise", scheme="hw/w8a8")]
+    results = [*noise, row(91.0), row(scheme="hw/w8a8"), row(92.0, generator="dgh"), row(**NAN_IMAGES, seed=1)]
+
+    text = leaderboard(results, "md")
+
+    assert [line[2:] for line in markdown_cells(results)[3:]] == [
+        ["91.00 (-7.00) [1] [2]", "91.00 (-7.00) [2]"],
+        ["92.00 (-6.00) [2]", ""],
+    ]
+    assert text.endswith(f"- [1] 1 of 2 seeds failed: generate: images are NaN\n- [2] {BELOW_CONTROL}")
+
+
+def test_what_looks_equal_to_noise_is_not_below_it():
+    assert below_control([row(91.004, generator="noise"), row(91.001)]) == [False, False]
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"quantizer": "ste"},
+        {"methods": with_quantizer("rtn", clip="minmax")},
+        {"settings": {"precision": "bf16"}},
+        {"scheme": "hw/w8a8"},
+        {"model": "vgg"},
+        {"task": "cifar10"},
+    ],
+)
+def test_noise_is_the_control_of_nothing_but_the_same_quantizer_options_settings_and_column(noise):
+    assert below_control([row(generator="dgh"), row(99.0, generator="noise", **noise)])[0] is None
+
+
+def test_noise_of_any_name_and_budget_is_a_control_and_the_best_counts():
+    few = {"generator": {"method": "noise", "changed": {"images": 8}}, "quantizer": {"method": "rtn", "changed": {}}}
+    results = [row(95.0, generator="noise"), row(80.0, generator="few", methods=few), row(91.0)]
+
+    assert below_control(results) == [False, False, True]
+
+
+@pytest.mark.parametrize("failed", ["noise", "zeroq"])
+def test_what_has_no_number_is_not_compared_to_noise(failed):
+    results = [row(**({"generator": name} | (NAN_IMAGES if name == failed else {}))) for name in ("noise", "zeroq")]
+
+    assert below_control(results)[1] is None
+
+
+def test_real_images_below_noise_have_the_footnote_too():
+    results = [row(95.0, generator="noise"), row(generator="real", data_free=False)]
+
+    assert markdown_cells(results)[3][-1] == "91.00 (-7.00) [1]"
+
+
+def test_csv_says_what_is_below_noise_and_nothing_where_there_is_none():
+    results = [row(95.0, generator="noise"), row(91.0), row(quantizer="squant", generator=None)]
+
+    lines = csv.DictReader(io.StringIO(leaderboard(results, "csv")))
+
+    assert [line["below_control"] for line in lines] == ["False", "True", ""]
+
+
+@pytest.mark.parametrize(
+    ("form", "cell"),
+    [
+        ("md", r"\| +91\.00 \(-7\.00\) \[1\] \|"),
+        ("html", r">91\.00 \(-7\.00\) \[1\]<"),
+        ("latex", r"& 91\.00 \(-7\.00\) \[1\]"),
+    ],
+)
+def test_every_table_to_read_marks_what_is_below_noise_and_says_why(form, cell):
+    text = leaderboard([row(95.0, generator="noise"), row(91.0)], form)
+
+    assert re.search(cell, text)
+    assert re.search(rf"(- |<li>|par )\[1\] {BELOW_CONTROL}", text)
+    assert not re.search(r"\*\*|font-weight: bold|\\bfseries|bold:", text)
+
+
+def test_a_json_table_lists_the_footnote_of_what_is_below_noise():
+    text = leaderboard([row(95.0, generator="noise"), row(91.0)], "json")
+
+    assert json.loads(text)["footnotes"] == [BELOW_CONTROL]
+
+
+@pytest.mark.parametrize("form", ["md", "html", "latex", "json"])
+def test_every_format_says_that_bold_is_not_below_noise(form):
+    text = leaderboard([row(90.0, generator="noise"), row(91.0)], form)
+
+    assert f"bold: the best data-free method of a column that is not {BELOW_CONTROL}; controls do not compete" in text
+
+
+def test_the_note_on_bold_is_silent_about_noise_where_there_is_none():
+    assert (
+        "\n- bold: the best data-free method of a column; controls do not compete\n"
+        in leaderboard([row()], "md") + "\n"
+    )
 
 
 def test_nothing_is_best_where_nothing_is_quantized():
@@ -114,6 +247,15 @@ def test_a_control_is_known_by_its_method_whatever_the_suite_calls_it():
     methods = {"generator": {"method": "noise", "changed": {"images": 64}}}
 
     assert markdown_cells([row(generator="few", methods=methods)])[2][0] == "few (noise, 64 images, negative control)"
+
+
+def test_the_float_quantizer_is_marked_as_a_control_whatever_the_suite_calls_it():
+    changes = {"generator": None, "quantizer": "whole", "scheme": "float"}
+    results = [row(98.0, methods={"quantizer": {"method": "fp32", "changed": {}}}, **changes)]
+
+    assert markdown_cells(results)[2][:2] == ["none", "whole (fp32, float control)"]
+    assert "- float control: nothing is quantized, so it must reproduce the float network" in leaderboard(results, "md")
+    assert records(results)[0]["control"] == "float control"
 
 
 def test_options_that_are_not_default_are_named_in_the_row():
@@ -205,6 +347,21 @@ def test_equal_results_make_equal_texts(form):
     assert leaderboard([row(), row(generator="dgh")], form) == leaderboard([row(), row(generator="dgh")], form)
 
 
+def test_where_all_cells_failed_the_samples_of_the_float_network_are_counted():
+    results = [row(**NAN_IMAGES | {"data": data}) for data in ({"evaluated": 902, "calibrated": None}, {})]
+
+    text = leaderboard(results, "md")
+
+    assert "- digits: top-1 accuracy in percent, 902 samples evaluated\n" in text
+    assert "calibrated on" not in text
+
+
+def test_an_unknown_count_is_no_count():
+    results = [row(**NAN_IMAGES | {"data": {"evaluated": None, "calibrated": None}})]
+
+    assert ", no samples evaluated\n" in leaderboard(results, "md")
+
+
 def test_different_calibration_budgets_are_told_apart():
     text = leaderboard([row(), row(generator="dgh", data={"evaluated": 902, "calibrated": 128})], "md")
 
@@ -262,13 +419,15 @@ def test_json_keeps_numbers_as_numbers_and_what_is_missing_as_null():
     assert (record["mean"], record["std"], record["drop"], record["status"]) == (91.0, None, 7.0, "done")
 
 
-def test_latex_is_a_booktabs_table_whose_caption_says_scheme_and_seeds():
+def test_latex_is_a_booktabs_table_whose_caption_says_scheme_seeds_and_what_is_bold():
     text = leaderboard([row(seed=0), row(seed=1)], "latex")
 
     assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}")
     assert text.endswith("\\end{table}")
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
-    assert re.search(r"\\caption\{Suite demo: top-1 .* at hw/w4a4; .* over seeds 0, 1;", text)
+    assert re.search(
+        r"\\caption\{Suite demo: top-1 .* at hw/w4a4; .* over seeds 0, 1; .*; bold: the best data-free .*\.\}", text
+    )
 
 
 def test_latex_escapes_labels_and_reasons():

@@ -21,7 +21,7 @@ from zsqbench.results import Result
 from zsqbench.scheme import FLOAT
 
 Form = Literal["md", "csv", "html", "latex", "json"]
-Control = Literal["negative control", "real data, not data-free"]
+Control = Literal["negative control", "real data, not data-free", "float control"]
 T = TypeVar("T")
 
 METRICS = {"top1": "top-1 accuracy in percent", "top5": "top-5 accuracy in percent"}
@@ -30,6 +30,8 @@ METRICS = {"top1": "top-1 accuracy in percent", "top5": "top-5 accuracy in perce
 SEVERITY = ("failed", "interrupted", "impossible", "excluded")
 """Which status a cell of the table shows where its seeds differ: the first of these."""
 
+BELOW_CONTROL = "below the negative control"
+"""The footnote of a method that is worse than noise with the same quantizer."""
 
 LATEX = str.maketrans(
     {
@@ -91,11 +93,18 @@ class Row:
     @property
     def labels(self) -> tuple[str, str, str]:
         """Generator, quantizer and settings as the table shows them."""
+        control = self.control or ""
+        of_generator, of_quantizer = ("", control) if control == "float control" else (control, "")
         return (
-            _with_details(self.generator, self.generator_details, self.control or ""),
-            _with_details(self.quantizer, self.quantizer_details),
+            _with_details(self.generator, self.generator_details, of_generator),
+            _with_details(self.quantizer, self.quantizer_details, of_quantizer),
             self.settings,
         )
+
+    @property
+    def apart_from_images(self) -> tuple[str, str, str]:
+        """What a method shares with its negative control."""
+        return self.quantizer, self.quantizer_details, self.settings
 
 
 @dataclass(frozen=True)
@@ -146,39 +155,71 @@ class Table:
     """The metric of the float network, where it was measured."""
     random_models: frozenset[str]
     caption: str
-    """What a reader has to know who sees nothing but the table."""
+    """What a reader has to know who sees nothing but the table; what is bold comes after it."""
     measured: tuple[str, ...]
     """What was measured, on what, and calibrated on what."""
 
     @cached_property
-    def best(self) -> frozenset[tuple[Row, Column]]:
-        """Where no data-free method is better, at the precision that is shown. Controls do not compete."""
-        means = {
-            (row, column): round(entry.mean, 2)
-            for (row, column), entry in self.entries.items()
-            if entry.mean is not None and row.control is None and column.scheme != FLOAT.name
+    def means(self) -> dict[tuple[Row, Column], float]:
+        """Means at the precision that is shown: methods that look equal are equal."""
+        return {place: round(entry.mean, 2) for place, entry in self.entries.items() if entry.mean is not None}
+
+    @cached_property
+    def below_control(self) -> dict[tuple[Row, Column], bool]:
+        """Whether a method is worse than noise with the same quantizer, the best such noise where there are several.
+
+        It has no place where either of them has no mean.
+        """
+        controls = _highest(
+            ((row.apart_from_images, column), mean)
+            for (row, column), mean in self.means.items()
+            if row.control == "negative control"
+        )
+        return {
+            (row, column): row.control != "negative control" and mean < controls[row.apart_from_images, column]
+            for (row, column), mean in self.means.items()
+            if (row.apart_from_images, column) in controls
         }
-        highest: dict[Column, float] = {}
-        for (_, column), mean in means.items():
-            highest[column] = max(mean, highest.get(column, mean))
+
+    @cached_property
+    def best(self) -> frozenset[tuple[Row, Column]]:
+        """Where no data-free method is better. Controls do not compete, nor does what is worse than noise."""
+        means = {
+            (row, column): mean
+            for (row, column), mean in self.means.items()
+            if row.control is None and column.scheme != FLOAT.name and not self.below_control.get((row, column))
+        }
+        highest = _highest((column, mean) for (_, column), mean in means.items())
         return frozenset((row, column) for (row, column), mean in means.items() if mean == highest[column])
 
     @cached_property
     def footnotes(self) -> dict[str, int]:
-        """Why cells did not run, each reason once, numbered as a reader meets them."""
-        met = (self.entries.get((row, column)) for row in self.rows for column in self.columns)
-        reasons = _unique(reason for entry in met if entry for reason in entry.reasons)
-        return {reason: number for number, reason in enumerate(reasons, start=1)}
+        """What cells have to say beside their number, each text once, numbered as a reader meets them."""
+        texts = _unique(text for row in self.rows for column in self.columns for text in self.remarks(row, column))
+        return {text: number for number, text in enumerate(texts, start=1)}
+
+    def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
+        """Why seeds of a cell did not run, and whether it is worse than noise."""
+        entry = self.entries.get((row, column))
+        below = (BELOW_CONTROL,) if self.below_control.get((row, column)) else ()
+        return (*entry.reasons, *below) if entry else ()
+
+    @property
+    def bold(self) -> str:
+        """What bold means."""
+        which = f" that is not {BELOW_CONTROL}" if self.below_control else ""
+        return f"bold: the best data-free method of a column{which}; controls do not compete"
 
     @property
     def notes(self) -> list[str]:
         """What was measured, and what the marks mean."""
         controls = {row.control for row in self.rows}
         marks = {
-            "bold: the best data-free method of a column; controls do not compete": self.best,
+            self.bold: self.best,
             "negative control: Gaussian noise in place of generated images": "negative control" in controls,
             "real data, not data-free: positive control, calibrated on real images": "real data, not data-free"
             in controls,
+            "float control: nothing is quantized, so it must reproduce the float network": "float control" in controls,
             "random weights: the network was never trained, its weights are seeded random numbers": self.random_models,
         }
         return [*self.measured, *(text for text, occurs in marks.items() if occurs)]
@@ -221,7 +262,9 @@ def _row(result: Result) -> Row:
     generator = result.methods.get("generator", {})
     settings = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
     control: Control | None = None
-    if not result.data_free:
+    if result.methods.get("quantizer", {}).get("method") == "fp32":
+        control = "float control"
+    elif not result.data_free:
         control = "real data, not data-free"
     elif generator.get("method") == "noise":
         control = "negative control"
@@ -284,6 +327,13 @@ def _unique(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))
 
 
+def _highest(pairs: Iterable[tuple[T, float]]) -> dict[T, float]:
+    highest: dict[T, float] = {}
+    for key, value in pairs:
+        highest[key] = max(value, highest.get(key, value))
+    return highest
+
+
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in _unique(values))
 
@@ -303,14 +353,15 @@ def _caption(results: Sequence[Result]) -> str:
     tasks, schemes = (_listed(getattr(result, axis) for result in results) for axis in ("task", "scheme"))
     return (
         f"Suite {_listed(result.suite for result in results)}: {_metrics(results)} on {tasks} at {schemes}; "
-        f"{_seeds(results)}; in parentheses the difference from the float network; best data-free method in bold."
+        f"{_seeds(results)}; in parentheses the difference from the float network"
     )
 
 
 def _measured(results: Sequence[Result]) -> Iterable[str]:
     for task in _unique(result.task for result in results):
         of_task = [result for result in results if result.task == task]
-        evaluated = _listed(result.data["evaluated"] for result in of_task if "evaluated" in result.data)
+        counts = (result.data.get("evaluated") for result in of_task)  # a failed row may have that of the float network
+        evaluated = _listed(count for count in counts if count is not None)
         yield f"{task}: {_metrics(of_task)}, {evaluated or 'no'} samples evaluated"
     yield f"{_seeds(results)}; in parentheses the difference from the float network"
     yield from _calibrated(results)
@@ -346,7 +397,7 @@ def _text(table: Table, row: Row, column: Column) -> str:
     text = entry.status if entry.mean is None else f"{entry.mean:.2f}"
     text += "" if entry.std is None else f" ± {entry.std:.2f}"
     text += "" if entry.drop is None else f" ({round(-entry.drop, 2) + 0:+.2f})"  # + 0 turns -0.0 into 0.0
-    return text + "".join(f" [{table.footnotes[reason]}]" for reason in entry.reasons)
+    return text + "".join(f" [{table.footnotes[remark]}]" for remark in table.remarks(row, column))
 
 
 def _label_heads(table: Table) -> list[str]:
@@ -377,7 +428,7 @@ def _per_cell(table: Table, label: str, of: Callable[[Row, Column], str]) -> lis
 
 
 def _below(table: Table) -> list[str]:
-    return [*table.notes, *(f"[{number}] {reason}" for reason, number in table.footnotes.items())]
+    return [*table.notes, *(f"[{number}] {text}" for text, number in table.footnotes.items())]
 
 
 def _markdown(table: Table) -> str:
@@ -418,6 +469,7 @@ def _records(table: Table) -> list[dict[str, Any]]:
             "float": _rounded(table.floats.get(column)),
             "drop": _rounded(entry.drop),
             "best": (row, column) in table.best,
+            "below_control": table.below_control.get((row, column)),
             "status": entry.status,
             "reason": "; ".join(entry.reasons),
         }
@@ -467,10 +519,11 @@ def _latex(table: Table) -> str:
         hrules=True, convert_css=True, multicol_align="c", column_format=alignment
     )
     below = "\n".join(rf"\par {_escape_latex(line)}" for line in _below(table))
+    caption = "; ".join([table.caption, *([table.bold] if table.best else [])])
     return (
         "% needs \\usepackage{booktabs}\n"
         "\\begin{table}\n\\centering\n"
-        f"\\caption{{{_escape_latex(table.caption)}}}\n"
+        f"\\caption{{{_escape_latex(caption)}.}}\n"
         f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', table.suite)}}}\n"
         f"{tabular}\n"
         f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{below}\n\\end{{minipage}}\n"
