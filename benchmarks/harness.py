@@ -112,16 +112,12 @@ def main() -> None:
         folder = Path(name)
         show("--help", statistics.median(zsqbench("--help", folder=folder) for _ in range(5)), "s", 0.3)
 
-        big = suite(folder, "big", seeds=100, options=20)
-        show(
-            "plan of 10,000 cells, process and output included",
-            min(zsqbench("plan", big, folder=folder) for _ in range(3)),
-            "s",
-            1,
-        )
+        big, small = suite(folder, "big", seeds=100, options=20), suite(folder, "small", seeds=1)
+        planning = [min(zsqbench("plan", each, folder=folder) for _ in range(3)) for each in (small, big)]
+        show("planning 10,000 cells, beyond start-up", planning[1] - planning[0], "s", 1)
 
         quiet = ("--workers", "0", "--quiet", "--no-plugin", "mlflow")
-        small, large = suite(folder, "small", seeds=1), suite(folder, "large", seeds=40)
+        large = suite(folder, "large", seeds=40)
         cold_small, cold_large = (zsqbench("run", each, *quiet, folder=folder) for each in (small, large))
         steps = 5 * 2 * 39 + 39  # quantize and evaluate of each further cell, generate of each further seed
         show("a step with a warm worker, small model", 1000 * (cold_large - cold_small) / steps, "ms", 20)

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -418,8 +418,8 @@ def _plan(this: "Run", cells: "Sequence[Cell]") -> "tuple[Plan, list[str]]":
     return this.plan(cells, unknown | known), pending
 
 
-def _state(planned: "PlannedCell", made: "Plan", to_do: Any) -> str:
-    if made.is_finished(planned):
+def _state(planned: "PlannedCell", unfinished: Collection[int], to_do: Any) -> str:
+    if id(planned) not in unfinished:
         return "done"
     if not planned.steps:
         return planned.status
@@ -430,11 +430,12 @@ def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str
     from zsqbench.plan import Timings
 
     timings = Timings(this.store)
-    to_do = made.to_do([planned for planned in made.cells if not made.is_finished(planned)])
+    unfinished = {id(planned): planned for planned in made.cells if not made.is_finished(planned)}
+    to_do = made.to_do(list(unfinished.values()))
     cells = [
         {
             "cell": planned.cell.name,
-            "state": _state(planned, made, to_do),
+            "state": _state(planned, unfinished, to_do),
             "reason": planned.reason,
             "steps": planned.keys,
         }

@@ -20,9 +20,9 @@ FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate")
 """A cell is done when these are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Step:
-    """One unit of work: plain data in, one artifact out."""
+    """One unit of work: plain data in, one artifact out. Not changed once made; frozen would make planning slower."""
 
     kind: StepKind
     key: str
@@ -199,6 +199,7 @@ class _Planner:
         self.facts = facts
         self.steps: dict[str, Step] = {}
         self._made: dict[tuple[str, ...], Step] = {}
+        self._kin = cache(_hash)
         # What a cell's parts contribute to keys is the same for thousands of cells.
         self.generator = cache(lambda label: digest_of(suite.generators[label].identity))
         self.quantizer = cache(lambda label: digest_of(suite.quantizers[label].identity))
@@ -259,7 +260,7 @@ class _Planner:
         identity = (kind, *parts, str(seed), scheme, *(need.key for need in needs))
         step = self._made.get(identity)
         if step is None:
-            kin = _hash((kind, *parts, *(need.kin for need in needs)))
+            kin = self._kin((kind, *parts, *(need.kin for need in needs)))
             ending = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
             step = Step(
                 kind, _hash(identity), label=f"{kind} {label}{ending}", needs=needs, cell=cell, kin=kin, seed=seed

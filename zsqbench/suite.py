@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -114,7 +114,7 @@ class Variant:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cell:
     """One entry of the matrix, by the names that the suite uses."""
 
@@ -130,18 +130,17 @@ class Cell:
     """Why it cannot or shall not run."""
     excluded: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """`task:model:generator:quantizer:scheme:seed`, then the settings that are not the default."""
         seed = "-" if self.seed is None else str(self.seed)
         parts = [self.task, self.model, self.generator or NO_GENERATOR, self.quantizer, self.scheme, seed]
-        if self.settings != _DEFAULT_SETTINGS:
-            changed = self.settings.model_dump(mode="json", exclude_defaults=True)
-            parts += [f"{name}={value}" for name, value in changed.items()]
-        return ":".join(parts)
+        return ":".join(parts + _changed(self.settings))
 
 
-_DEFAULT_SETTINGS = Settings()
+@cache
+def _changed(settings: Settings) -> list[str]:
+    return [f"{name}={value}" for name, value in settings.model_dump(mode="json", exclude_defaults=True).items()]
 
 
 @dataclass(frozen=True)
