@@ -137,14 +137,16 @@ def run(workers: int | None, engine: str, device: str, quiet: bool, **options: A
     report = this.execute(cells, chosen(workers=workers or None, threads=threads))
     rows = list(this.rows.read().values())
     table = leaderboard(rows, "md")
-    click.echo(table)
     path = this.results / f"{this.suite.name}.md"
+    failure = None
     try:
         write_atomically(path, table + "\n")
     except OSError as error:
-        raise ZSQBenchError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        this.notify("suite_finished", suite=this.suite, results=report.results, table=str(path))
+        failure = ZSQBenchError(f"cannot write {path}: {error.strerror}")
+    this.notify("suite_finished", suite=this.suite, results=report.results, table=None if failure else str(path))
+    click.echo(table)  # after the progress display has left the terminal
+    if failure:
+        raise failure
     if report.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED_CELLS if any(map(_failed, report.plan.cells, report.results)) else 0
