@@ -56,7 +56,7 @@ class Classification(zsqbench.Task):
     name: ClassVar[str] = "classification"
     metric: ClassVar[str] = "top1"
     # What these lead to, files and split, is in the identity by content.
-    incidental: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed", "batch_size"})
+    incidental: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
 
     data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="what is classified")
     root: Path | None = Field(None, description="its folder under the data root; by default its name")
@@ -65,7 +65,7 @@ class Classification(zsqbench.Task):
     )
     holdout: int = Field(0, ge=0, description="imagefolder: images to calibrate on and not to evaluate")
     split_seed: int = Field(0, description="which images are held out")
-    batch_size: int = Field(100, gt=0, description="images evaluated at a time; the result does not depend on it")
+    batch_size: int = Field(100, gt=0, description="images evaluated at a time")
 
     @model_validator(mode="after")
     def _options_fit_the_data(self) -> "Classification":

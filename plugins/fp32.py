@@ -17,7 +17,6 @@ class FP32(zsqbench.Quantizer):
     name = "fp32"
     seeded = False
     data_free = True
-    grids = ()
 
     def rejects(self, scheme: "Scheme") -> str | None:
         """Every scheme but `float`."""

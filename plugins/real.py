@@ -16,6 +16,7 @@ class Real(zsqbench.Generator):
 
     name = "real"
     uses_real_data = True
+    gives_labels = True
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":  # noqa: ARG002
         """Return the task's images, fewer than `images` where it has no more."""

@@ -124,7 +124,7 @@ def cli() -> None:
 @click.option("--quiet", is_flag=True, help="Only the table.")
 def run(workers: int | None, engine: str, device: str, quiet: bool, **options: Any) -> int:
     """Run what is not there yet of SUITE (a file, or the name of a shipped one) and print its leaderboard."""
-    from zsqbench.errors import ZSQBenchError
+    from zsqbench.errors import NothingSelectedError, ZSQBenchError
     from zsqbench.leaderboard import leaderboard
     from zsqbench.store import write_atomically
 
@@ -149,7 +149,9 @@ def run(workers: int | None, engine: str, device: str, quiet: bool, **options: A
         raise failure
     if report.interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_FAILED_CELLS if any(map(_failed, report.plan.cells, report.results)) else 0
+    if any(map(_failed, report.plan.cells, report.results)):
+        return EXIT_FAILED_CELLS
+    return 0 if any(planned.steps for planned in report.plan.cells) else NothingSelectedError.exit_code
 
 
 @cli.command()
@@ -353,6 +355,9 @@ def mlflow_ui(home: Path, arguments: Sequence[str]) -> int:
     from zsqbench.tracking import tracking_uri
 
     uri = tracking_uri(home)
+    if uri.startswith("http"):
+        click.echo(f"the results are on the MLflow server {uri}")
+        return 0
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *arguments]
     return subprocess.run(command, check=False, env=os.environ).returncode  # noqa: S603 - our own command
 
@@ -379,7 +384,9 @@ def _open(
     loaded = load_suite(find_suite(suite), plugins, without, overrides, data_root)
     cells = loaded.cells if expression is None else select(loaded.cells, expression)
     root = None if data_root is None else data_root.resolve()
-    place = Place(home.resolve(), root, tuple(loaded.plugin_files), tuple(without), device)
+    sources = {plugin.origin: plugin.source for plugin in loaded.catalog.plugins}
+    files = tuple(loaded.plugin_files)
+    place = Place(home.resolve(), root, files, tuple(sources.get(str(file)) for file in files), tuple(without), device)
     return Run(loaded, place, results), cells
 
 

@@ -61,6 +61,9 @@ class _Here(Executor):
 class WorkerPool(Executor):
     """An executor of single-process executors; a process is replaced after a failed step."""
 
+    replaces_workers = True
+    """Says to the run loop that a dead worker is no reason to start the executor anew."""
+
     def __init__(self, workers: int, threads: int) -> None:
         self._threads = threads
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -74,10 +77,10 @@ class WorkerPool(Executor):
         """Run in the next free worker; waits for one where more is submitted than there are workers."""
         slot = self._free.get()
         try:
-            future = self._worker(slot).submit(fn, *args, **kwargs)
-        except BrokenProcessPool:  # it died while it waited
-            self._stop(slot, kill=True, wait=False)
-            future = self._worker(slot).submit(fn, *args, **kwargs)
+            future = self._submit(slot, fn, *args, **kwargs)
+        except BaseException:
+            self._free.put(slot)
+            raise
         future.add_done_callback(lambda done: self._finished(slot, done))
         return future
 
@@ -86,6 +89,13 @@ class WorkerPool(Executor):
         self._closed = True
         for slot in range(len(self._workers)):
             self._stop(slot, kill=cancel_futures, wait=wait)
+
+    def _submit(self, slot: int, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
+        try:
+            return self._worker(slot).submit(fn, *args, **kwargs)
+        except BrokenProcessPool:  # it died while it waited
+            self._stop(slot, kill=True, wait=False)
+            return self._worker(slot).submit(fn, *args, **kwargs)
 
     def _worker(self, slot: int) -> ProcessPoolExecutor:
         with self._lock:

@@ -156,8 +156,6 @@ class Quantizer(Method, ABC):
     """Whether it needs a calibration set with labels."""
     data_free: ClassVar[bool] = False
     """Whether it reads no calibration images: its cells have `generator: none`."""
-    grids: ClassVar[tuple[str, ...]] = ("affine",)
-    """The grids that it supports, its default first: affine, symmetric, power_of_two."""
 
     def rejects(self, scheme: Scheme) -> str | None:
         """Why this quantizer cannot run at this scheme, or none."""

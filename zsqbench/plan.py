@@ -16,6 +16,9 @@ from zsqbench.store import FileDigests, Store, digest_of
 from zsqbench.suite import Cell, Suite
 
 StepKind = Literal["resolve", "baseline", "generate", "quantize", "evaluate"]
+LIBRARY_VERSION = "1"
+"""Raise it whenever `zsqbench.quant` or `zsqbench.synthesis` computes other numbers: their callers cannot know."""
+
 FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate")
 """A cell is done when these are."""
 
@@ -205,7 +208,7 @@ class _Planner:
         self.quantizer = cache(lambda label: digest_of(suite.quantizers[label].identity))
         self.task = cache(lambda label: digest_of(suite.tasks[label].identity))
         self.scheme = cache(lambda label: digest_of(suite.schemes[label].model_dump(mode="json", exclude={"name"})))
-        self.settings = cache(lambda settings: digest_of(settings.model_dump(mode="json")))
+        self.settings = cache(lambda settings: digest_of([LIBRARY_VERSION, settings.model_dump(mode="json")]))
 
     def plan(self, cell: Cell) -> PlannedCell:
         if cell.reason is not None:
@@ -222,7 +225,7 @@ class _Planner:
     def _steps(self, cell: Cell, model: str) -> dict[StepKind, Step]:
         data = self.data[cell.task]
         threads = str(cell.settings.threads)
-        measure = (self.task(cell.task), data.evaluation, threads)
+        measure = (self.task(cell.task), data.evaluation, threads, LIBRARY_VERSION)
         settings = self.settings(cell.settings)
         steps: dict[StepKind, Step] = {}
         steps["baseline"] = self._step("baseline", cell, (model, *measure), cell.model)
@@ -270,9 +273,13 @@ class _Planner:
 
     def _impossible(self, cell: Cell, facts: ModelFacts) -> str | None:
         generator, quantizer = self.suite.generator(cell), self.suite.quantizer(cell)
+        folders = [folder.resolve() for folder in self.data[cell.task].files.folders]
         for method in (generator, quantizer):
             if method is None:
                 continue
+            for path in method.input_files().values():
+                if any(path.is_relative_to(folder) for folder in folders):
+                    return f"{method.name} reads {path}, which is in the data of task {cell.task}"
             if method.needs_bn and not facts.bn:
                 return f"{method.name} needs batch normalisation, and {cell.model} has none"
             if method.needs_classes and facts.classes is None:
@@ -328,13 +335,16 @@ def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
     """All that a worker needs to run a step, as plain data."""
     cell = step.cell
     task = suite.tasks[cell.task]
+    settings = cell.settings.model_dump(mode="json")
+    if step.kind not in ("generate", "quantize"):
+        settings = {"threads": cell.settings.threads}  # the others are in no key of these steps
     description: dict[str, Any] = {
         "kind": step.kind,
         "key": step.key,
         "label": step.label,
         "model": suite.models[cell.model].model_dump(mode="json"),
         "task": {"method": task.method.name, "options": task.method.options()},
-        "settings": cell.settings.model_dump(mode="json"),
+        "settings": settings,
         "seed": step.seed or 0,
         "needs": {need.kind: need.key for need in step.needs},
     }

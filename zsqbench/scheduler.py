@@ -5,8 +5,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,16 +158,13 @@ class Run:
                 plan.cached.discard(key)
 
     def _keep_rows(self, plan: Plan, results: Sequence[Result]) -> None:
-        """Rewrite the row file in the order of the suite; rows of cells that the suite no longer has, go."""
+        """Rewrite the row file in the order of the suite; only rows of cells that the suite no longer has, go."""
         new = {result.cell: result for result in results}
         if all(plan.rows.get(name) is result for name, result in new.items()) and len(new) == len(plan.rows):
             return
         there = self.rows.read()  # again: another run of the suite may have added some
-        ordered = []
-        for cell in self.suite.cells:
-            row = new.get(cell.name) or there.get(cell.name)
-            if row is not None and (cell.name in new or row.definition == self.suite.definition(cell)):
-                ordered.append(row)
+        rows = there | new
+        ordered = [rows[cell.name] for cell in self.suite.cells if cell.name in rows]
         _write_rows(self.rows, lambda rows: rows.rewrite(ordered))
 
 
@@ -295,29 +291,39 @@ class _Loop:
             except KeyboardInterrupt:  # an engine that runs steps where they are submitted
                 self._queue.add([step])
                 raise
+            except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
+                self.close(kill=True)
+                self._settle(step, Outcome("failed", error=f"the engine did not take it: {one_line(error)}"))
 
     def _submit(self, step: Step) -> "Future[Outcome]":
         if self._executor is None:
             self._executor = self.engine.start()
         facts = self.facts.get((step.cell.task, step.cell.model))
-        resolved = facts.digest if isinstance(facts, ModelFacts) else step.key
-        description = job(self.run_.suite, step, self.run_.data) | {"resolved": resolved}
+        resolve = self.run_.resolve[step.cell.task, step.cell.model].key
+        resolved = facts.digest if isinstance(facts, ModelFacts) else None
+        description = job(self.run_.suite, step, self.run_.data) | {"resolve": resolve, "resolved": resolved}
         return self._executor.submit(run_step, self.run_.place, description)
 
     def _finish(self, step: Step, future: "Future[Outcome]") -> None:
         try:
             outcome = future.result()
-        except BrokenProcessPool:
+        except BrokenExecutor:
             outcome = Outcome("failed", error="the worker process died (killed, out of memory, or it called exit)")
+            self._restart_if_broken()
             if self._try_again(step):
                 return
         except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
             outcome = Outcome("failed", error=one_line(error))
         if outcome.damaged is not None and self._make_again(step, outcome.damaged):
             return
-        if outcome.status == "done":
+        if outcome.status == "done" and step.kin:
             self.timings.add(step, outcome.seconds)
         self._settle(step, outcome)
+
+    def _restart_if_broken(self) -> None:
+        """Start the executor anew with the next step, unless it replaces dead workers itself, as the pool does."""
+        if not getattr(self._executor, "replaces_workers", False):
+            self.close(kill=True)
 
     def _settle(self, step: Step, outcome: Outcome) -> None:
         self.outcomes[step.key] = outcome
@@ -395,12 +401,12 @@ class _Recorder:
                 self.record(planned)
 
     def record(self, planned: PlannedCell) -> None:
-        """Write the row of a cell, unless an earlier row says the same or, where the model was not reached, more."""
+        """Write the row of a cell, unless an earlier row says the same or, after an interruption, more."""
         result = self._result(planned)
         before = self.plan.rows.get(planned.cell.name)
         if before is not None and before.definition == result.definition:
-            unreached = result.status == "interrupted" and not planned.steps
-            if result == before or (unreached and before.status == "done"):
+            as_before = not planned.steps or before.keys == result.keys
+            if result == before or (result.status == "interrupted" and before.status == "done" and as_before):
                 self.keep(planned)
                 return
         self._results[planned.cell.name] = result
@@ -409,6 +415,10 @@ class _Recorder:
 
     def _is_settled(self, step: Step) -> bool:
         return step.key in self.outcomes or step.key in self.plan.cached
+
+    def _is_measured(self, step: Step) -> bool:
+        outcome = self.outcomes.get(step.key)
+        return outcome.status == "done" if outcome else step.key in self.plan.cached
 
     def _result(self, planned: PlannedCell) -> Result:
         cell, suite = planned.cell, self.run.suite
@@ -433,23 +443,22 @@ class _Recorder:
             model_facts=vars(facts) if isinstance(facts, ModelFacts) else {},
             data_free=generator is None or not generator.uses_real_data,
             keys=planned.keys,
-            environment=self._environment,
-            **self._ending(planned),
+            **{"environment": self._environment} | self._ending(planned),
         )
 
     def _ending(self, planned: PlannedCell) -> dict[str, Any]:
         """How it ended: what was measured, or what went wrong first."""
         if not planned.steps:
             return {"status": planned.status, "reason": planned.reason, "traceback": planned.traceback}
+        if all(self._is_measured(planned.steps[kind]) for kind in FINAL_STEPS):
+            return {"status": "done"} | self._measured(planned)
         for kind, step in planned.steps.items():
             outcome = self.outcomes.get(step.key)
             if outcome is not None and outcome.status in {"failed", "interrupted"}:
                 reason = f"{kind}: {outcome.error}"
                 ending = {"status": outcome.status, "reason": reason, "traceback": outcome.traceback}
                 return ending | self._float_metrics(planned)
-        if any(not self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS):
-            return {"status": "interrupted", "reason": "the run was interrupted"}
-        return {"status": "done"} | self._measured(planned)
+        return {"status": "interrupted", "reason": "the run was interrupted"}
 
     def _float_metrics(self, planned: PlannedCell) -> dict[str, Any]:
         """What the float network reached, where that much is known."""
@@ -478,6 +487,7 @@ class _Recorder:
                 "calibrated": manifests["evaluate"]["calibrated"],
             },
             "tensors": manifests["evaluate"]["tensors"] or {},
+            "environment": manifests["evaluate"]["environment"],
             "seconds": {kind: round(manifest["seconds"], 3) for kind, manifest in manifests.items()},
             "peak_memory": {kind: manifest["peak_memory"] for kind, manifest in manifests.items()},
         }

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +33,7 @@ from zsqbench.methods import (
 )
 from zsqbench.plan import Outcome, Progress
 from zsqbench.plugins import Catalog, load_plugins
+from zsqbench.results import environment
 from zsqbench.scheme import FLOAT_BITS, Scheme
 from zsqbench.store import Store, digest_of, file_digest, write_atomically
 
@@ -52,6 +54,8 @@ class Place:
     home: Path
     data_root: Path | None = None
     plugin_files: tuple[Path, ...] = ()
+    plugin_sources: tuple[str | None, ...] = ()
+    """Their hashes when the suite was loaded: what runs must be what the keys are made of."""
     without: tuple[str, ...] = ()
     device: str = "auto"
 
@@ -59,15 +63,16 @@ class Place:
 def run_step(place: Place, job: Mapping[str, Any]) -> Outcome:
     """Run the step that a job (see `plan.job`) describes. Never raises for what the step does."""
     started = time.perf_counter()
-    session = _session(place)
     device = ""
     try:
+        session = _session(place)
         device = str(session.device)
         with _clean_state(session, job):
             session.run(job)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - a method may raise anything, or exit; it is recorded
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise  # Ctrl-C in the process of the command; a worker does not see it
+        # a method may raise anything, or exit: it is recorded
         return Outcome(
             status="failed",
             seconds=time.perf_counter() - started,
@@ -77,6 +82,13 @@ def run_step(place: Place, job: Mapping[str, Any]) -> Outcome:
             damaged=error.key if isinstance(error, CorruptArtifactError) else None,
         )
     return Outcome("done", time.perf_counter() - started, device)
+
+
+def _identity(job: Mapping[str, Any], pretrained: Pretrained) -> str:
+    """What the network is, for the keys of the steps that use it: weights, preprocessing, origin of its code."""
+    model = ModelSpec.model_validate(job["model"])
+    origin = file_digest(model.file) if model.file else model.base
+    return digest_of([pretrained.digest(), origin, model.build])
 
 
 def read_progress(store: Store, key: str) -> Progress | None:
@@ -92,6 +104,13 @@ def _session(place: Place) -> "_Session":
     return _Session(place)
 
 
+class _StoreError(ZSQBenchError):
+    """An artifact could not be written."""
+
+
+_environment = cache(environment)
+
+
 class _Session:
     """What a worker keeps from step to step: plugins, and the networks it loaded last."""
 
@@ -99,6 +118,9 @@ class _Session:
         self.place = place
         self.store = Store(place.home)
         self.catalog: Catalog = load_plugins(place.plugin_files, place.without)
+        for file, source in zip(place.plugin_files, place.plugin_sources, strict=False):
+            if source not in {plugin.source for plugin in self.catalog.plugins}:
+                raise ZSQBenchError(f"plugin file {file} was changed during the run; run again")
         self.networks: dict[tuple[str, str, str], Pretrained] = {}
 
     @cached_property
@@ -114,9 +136,10 @@ class _Session:
         reporter = _Reporter(self.store.partial(job["key"]), self._rng(job["seed"]))
         try:
             getattr(self, f"_{job['kind']}")(job, reporter)
-        except Exception as error:
-            if not isinstance(error.__cause__, OSError):  # a full disk: go on from the checkpoint when there is space
-                reporter.clear()
+        except _StoreError:
+            raise  # a full disk: the checkpoint stays, to go on from when there is space
+        except Exception:
+            reporter.clear()
             raise
         reporter.clear()
 
@@ -125,18 +148,15 @@ class _Session:
     def _resolve(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         from zsqbench.synthesis import batch_norms
 
-        model = ModelSpec.model_validate(job["model"])
         teacher = self._teacher(job)
-        origin = file_digest(model.file) if model.file else model.base
-        facts: dict[str, Any] = {
-            "digest": digest_of([teacher.digest(), origin, model.build]),
+        facts = {
+            "digest": _identity(job, teacher),
             "bn": len(batch_norms(teacher.module)),
             "classes": teacher.classes,
             "parameters": sum(parameter.numel() for parameter in teacher.module.parameters()),
-            "random_weights": model.random_weights,
+            "random_weights": ModelSpec.model_validate(job["model"]).random_weights,
             "input_size": teacher.input_size,
         }
-        self._keep((json.dumps(job["model"]), json.dumps(job["task"]), facts["digest"]), teacher)
         self._write(job, reporter, lambda folder: _dump(folder / "facts.json", facts))
 
     def _baseline(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
@@ -223,14 +243,20 @@ class _Session:
     def _teacher(self, job: Mapping[str, Any]) -> Pretrained:
         """The network; the last few are kept by what was asked for and by the identity that they had."""
         key = (json.dumps(job["model"]), json.dumps(job["task"]), job["resolved"])
-        if key not in self.networks:
-            self._keep(key, self._load(job))
+        if job["resolved"] is None or key not in self.networks:
+            pretrained = self._load(job)
+            identity = _identity(job, pretrained)
+            if job["resolved"] not in (None, identity):
+                self.store.discard(job["resolve"])
+                name = job["model"]["name"]
+                raise ZSQBenchError(
+                    f"network {name} is not what it was when it was resolved; run again to take it anew"
+                )
+            if len(self.networks) >= NETWORKS:
+                del self.networks[next(iter(self.networks))]
+            key = (*key[:2], identity)
+            self.networks[key] = pretrained
         return self.networks[key]
-
-    def _keep(self, key: tuple[str, str, str], pretrained: Pretrained) -> None:
-        if len(self.networks) >= NETWORKS:
-            del self.networks[next(iter(self.networks))]
-        self.networks[key] = pretrained
 
     def _load(self, job: Mapping[str, Any]) -> Pretrained:
         reporter = _Reporter(self.store.partial(job["key"]), self._rng(0))
@@ -280,16 +306,16 @@ class _Session:
         measured = {
             "seconds": time.perf_counter() - reporter.started,
             "peak_memory": _peak_memory(self),
-            "device": str(self.device),
+            "environment": _environment() | {"device": str(self.device)},
         }
         described = {"kind": job["kind"], "label": job["label"], "job": dict(job), **measured, **info}
         try:
             self.store.write(job["kind"], job["key"], described, fill_all)
         except OSError as error:
-            raise ZSQBenchError(f"cannot write to the store {self.store.home}: {error.strerror or error}") from error
+            raise _StoreError(f"cannot write to the store {self.store.home}: {error.strerror or error}") from error
         except Exception as error:
             if "SafetensorError" in type(error).__name__:  # what safetensors makes of a full disk
-                raise ZSQBenchError(f"cannot write to the store {self.store.home}: {error}") from error
+                raise _StoreError(f"cannot write to the store {self.store.home}: {error}") from error
             raise
 
 
@@ -305,7 +331,7 @@ class _Reporter:
         self._shown = self._kept = time.monotonic()
 
     def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
-        self.curves.setdefault(name, []).append((step, value.detach() if hasattr(value, "detach") else value))
+        self.curves.setdefault(name, []).append((step, value.detach().clone() if hasattr(value, "detach") else value))
         self._show()
 
     def progress(self, done: int, total: int) -> None:
@@ -424,6 +450,11 @@ def _clean_state(session: _Session, job: Mapping[str, Any]) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(job["settings"].get("threads", 1))
     torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")  # fp32 is fp32: no TF32, on any device
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.set_flush_denormal(False)
     _reset_peak_memory(session)
     folder = Path.cwd()
     try:
@@ -470,9 +501,10 @@ class _Watch:
     def hook(cls, event: str, args: tuple[Any, ...]) -> None:
         if event != "open" or not cls.folders or not isinstance(args[0], str | bytes | os.PathLike):
             return
-        path = os.path.realpath(os.fsdecode(args[0]))
-        if any(path == folder or path.startswith(folder + os.sep) for folder in cls.folders):
-            raise ZSQBenchError(f"{cls.method} opened {path}: methods must not read the task's data")
+        name = os.fsdecode(args[0])
+        for path in (os.path.abspath(name), os.path.realpath(name)):  # noqa: PTH100 - a link in it, and a link to it
+            if any(path == folder or path.startswith(folder + os.sep) for folder in cls.folders):
+                raise ZSQBenchError(f"{cls.method} opened {path}: methods must not read the task's data")
 
 
 @contextlib.contextmanager

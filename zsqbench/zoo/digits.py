@@ -20,7 +20,7 @@ WHITE = 16
 
 def load_digits(part: Literal["train", "test"]) -> "tuple[torch.Tensor, torch.Tensor]":
     """Images, float32 [N, 1, 8, 8] in 0..1, and labels, int64 [N]."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    tensors = load_file(FILE)
+    tensors = load(FILE.read_bytes())  # through Python's open, which the harness watches while a method runs
     return tensors[f"{part}_images"].float().div(WHITE).unsqueeze(1), tensors[f"{part}_labels"].long()
