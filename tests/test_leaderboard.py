@@ -71,6 +71,11 @@ def test_an_exact_reproduction_of_float_has_no_negative_zero():
     assert markdown_cells([row(98.0)])[2][-1] == "**98.00 (+0.00)**"
 
 
+def test_a_mean_over_the_seeds_that_survived_is_not_bold():
+    survivor = [row(95.0, seed=0), row(seed=1, **NAN_IMAGES)]
+    assert "**95.00" not in leaderboard([*survivor, row(90.0, generator="dgh")], "md")
+
+
 def test_the_first_row_is_the_float_network():
     assert markdown_cells([row()])[1] == ["float", "", "98.00"]
 
@@ -324,7 +329,7 @@ def test_the_worst_status_of_the_seeds_is_shown():
 def test_where_some_seeds_failed_the_mean_is_over_the_others_with_a_footnote():
     results = [row(90.0, seed=0), row(92.0, seed=1), row(**NAN_IMAGES, seed=2)]
 
-    assert markdown_cells(results)[2][-1] == "**91.00 ± 1.41 (-7.00) [1]**"
+    assert markdown_cells(results)[2][-1] == "91.00 ± 1.41 (-7.00) [1]"
     assert "[1] 1 of 3 seeds failed: generate: images are NaN" in leaderboard(results, "md")
 
 
@@ -333,7 +338,7 @@ def test_every_format_says_what_was_measured(form):
     text = leaderboard([row(seed=0), row(seed=1)], form)
 
     assert "digits: top-1 accuracy in percent, 902 samples evaluated" in text
-    assert "calibrated on 1024 images" in text
+    assert "calibration sets of 1024 images" in text
     assert re.search(r"mean (±|\$\\pm\$) sample standard deviation over seeds 0, 1", text)
 
 
@@ -353,7 +358,7 @@ def test_where_all_cells_failed_the_samples_of_the_float_network_are_counted():
     text = leaderboard(results, "md")
 
     assert "- digits: top-1 accuracy in percent, 902 samples evaluated\n" in text
-    assert "calibrated on" not in text
+    assert "calibration sets" not in text
 
 
 def test_an_unknown_count_is_no_count():
@@ -365,7 +370,7 @@ def test_an_unknown_count_is_no_count():
 def test_different_calibration_budgets_are_told_apart():
     text = leaderboard([row(), row(generator="dgh", data={"evaluated": 902, "calibrated": 128})], "md")
 
-    assert "calibrated on 1024 images (zeroq); 128 images (dgh)" in text
+    assert "calibration sets of 1024 images (zeroq); 128 images (dgh)" in text
 
 
 def test_float_networks_that_differ_under_one_name_are_pointed_out():

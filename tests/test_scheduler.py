@@ -286,6 +286,30 @@ class I(ToyTask):
     assert (said.code, list(bench.statuses().values())) == (130, ["done"])
 
 
+def test_an_interruption_in_an_empty_store_keeps_the_rows_of_finished_cells(bench):
+    bench.add_plugin("""
+class I(Toy):
+    name = "i"
+
+    def generate(self, teacher, ctx):
+        if (HERE / "now").exists():
+            raise KeyboardInterrupt
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: i, seed: [0, 1]")
+    bench.run()
+    bench.write("now", "")
+    said = bench.run("--home", bench.folder / "an-empty-store")
+    assert (said.code, list(bench.statuses().values())) == (130, ["done", "done"])
+
+
+def test_rows_of_cells_that_are_not_selected_stay_when_a_value_is_overridden(bench):
+    bench.matrix("seed: [0, 1]")
+    bench.run()
+    bench.run("-k", ":1", "--set", "generators.toy.images=3")
+    assert list(bench.statuses().values()) == ["done", "done"]
+
+
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 

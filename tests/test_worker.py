@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from zsqbench import worker
+from zsqbench.errors import ZSQBenchError
 
 
 def only_row(bench):
@@ -219,6 +220,7 @@ LEFT_BEHIND = {
     "a default device": "torch.set_default_device('meta')",
     "deterministic algorithms": "torch.use_deterministic_algorithms(True)",
     "a working folder": "os.chdir('/')",
+    "a precision of products": "torch.set_float32_matmul_precision('medium')",
     "autocast": "torch.autocast('cpu', torch.bfloat16).__enter__()",
 }
 
@@ -237,6 +239,7 @@ class Looks(Toy):
             "training": teacher.module.training, "requires": [p.requires_grad for p in teacher.module.parameters()],
             "grads": [p.grad is None for p in teacher.module.parameters()], "cwd": os.getcwd(),
             "deterministic": torch.are_deterministic_algorithms_enabled(), "autocast": torch.is_autocast_enabled("cpu"),
+            "products": torch.get_float32_matmul_precision(),
         }
         (HERE / "seen.json").write_text(json.dumps(seen))
         return super().generate(teacher, ctx)
@@ -258,6 +261,7 @@ def torch_as_it_was():
     torch.use_deterministic_algorithms(False)
     torch.set_autocast_enabled("cpu", False)
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
     module._global_forward_hooks.clear()
 
 
@@ -285,6 +289,60 @@ class Leaves(Toy):
 
     alone = seen("looks")
     assert alone == seen("leaves", "looks")
+
+
+def test_a_network_that_changes_after_it_was_resolved_is_refused_and_taken_anew_by_the_next_run(bench):
+    bench.add_plugin("""
+class Drifts(ToyTask):
+    name = "drifts"
+
+    def load(self, model, ctx):
+        pretrained = super().load(model, ctx)
+        if (HERE / "now").exists():
+            pretrained.module[0].weight.data.mul_(2)
+        return pretrained
+""")
+    bench.matrix("task: drifts, scheme: hw/w4a4")
+    bench.run()
+    bench.write("now", "")
+    bench.matrix("task: drifts, scheme: hw/w8a8")
+    worker._session.cache_clear()  # a new process
+    bench.run()
+    refused = only_row(bench)
+    bench.run()
+    assert ("changed after it was resolved" in refused["reason"], only_row(bench)["status"]) == (True, "done")
+
+
+def test_a_curve_keeps_the_values_that_a_tensor_had(bench):
+    bench.add_plugin("""
+class Counts(Toy):
+    name = "counts"
+
+    def generate(self, teacher, ctx):
+        import torch
+        value = torch.zeros(())
+        for step in range(3):
+            value.add_(1)
+            ctx.log("value", value, step)
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: counts")
+    bench.run()
+    (folder,) = bench.artifacts("generate")
+    assert json.loads((folder / "curves.json").read_text())["value"] == [[0, 1.0], [1, 2.0], [2, 3.0]]
+
+
+def test_the_embedded_data_and_a_link_to_data_are_watched(tmp_path):
+    from zsqbench.zoo import digits
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").write_text("x")
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    with worker._forbid_opening([str(digits.FILE), str(tmp_path / "data")], "peeks"):
+        with pytest.raises(ZSQBenchError, match="peeks opened"):
+            digits.load_digits("test")
+        with pytest.raises(ZSQBenchError, match="peeks opened"):
+            (tmp_path / "data/link").read_text()
 
 
 def test_a_student_that_is_no_copy_does_not_reach_the_next_step(bench):

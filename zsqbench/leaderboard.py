@@ -183,11 +183,17 @@ class Table:
 
     @cached_property
     def best(self) -> frozenset[tuple[Row, Column]]:
-        """Where no data-free method is better. Controls do not compete, nor does what is worse than noise."""
+        """Where no data-free method is better.
+
+        Controls do not compete, nor does what is worse than noise, nor a mean over the seeds that survived.
+        """
         means = {
             (row, column): mean
             for (row, column), mean in self.means.items()
-            if row.control is None and column.scheme != FLOAT.name and not self.below_control.get((row, column))
+            if row.control is None
+            and column.scheme != FLOAT.name
+            and not self.below_control.get((row, column))
+            and not self.entries[row, column].reasons
         }
         highest = _highest((column, mean) for (_, column), mean in means.items())
         return frozenset((row, column) for (row, column), mean in means.items() if mean == highest[column])
@@ -374,9 +380,9 @@ def _calibrated(results: Sequence[Result]) -> Iterable[str]:
         if result.generator and result.data.get("calibrated"):
             users.setdefault(result.data["calibrated"], []).append(result.generator)
     if len(users) == 1:
-        yield f"calibrated on {next(iter(users))} images"
+        yield f"calibration sets of {next(iter(users))} images"
     elif users:
-        yield "calibrated on " + "; ".join(f"{count} images ({_listed(names)})" for count, names in users.items())
+        yield "calibration sets of " + "; ".join(f"{count} images ({_listed(names)})" for count, names in users.items())
 
 
 def _disagreements(results: Sequence[Result]) -> Iterable[str]:

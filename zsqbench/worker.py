@@ -249,9 +249,7 @@ class _Session:
             if job["resolved"] not in (None, identity):
                 self.store.discard(job["resolve"])
                 name = job["model"]["name"]
-                raise ZSQBenchError(
-                    f"network {name} is not what it was when it was resolved; run again to take it anew"
-                )
+                raise ZSQBenchError(f"network {name} changed after it was resolved; run again to take it as it is now")
             if len(self.networks) >= NETWORKS:
                 del self.networks[next(iter(self.networks))]
             key = (*key[:2], identity)
