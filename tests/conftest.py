@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"there is no folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Mapping[str, Any]]:
+    """Vectors computed by the original implementations, by the name of their file."""
+    folder = CHECKOUT.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"there are no golden vectors in {folder}")
+    import numpy as np
+
+    return lambda name: np.load(folder / f"{name}.npz")

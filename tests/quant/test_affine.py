@@ -7,14 +7,6 @@ from zsqbench.quant.affine import affine_parameters, along, dequantize, fake_qua
 GOLDEN_TENSORS = {"conv": "conv_w", "linear": "linear_w", "act": "act", "act_signed": "act_signed"}
 
 
-@pytest.fixture(scope="module")
-def golden(request):
-    folder = request.config.rootpath.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip("no golden vectors beside this checkout")
-    return lambda name: np.load(folder / f"{name}.npz")
-
-
 def test_a_range_gives_scale_and_zero_point_by_hand():
     scale, zero_point = affine_parameters(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
     assert scale == 1

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,14 +6,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from zsqbench.quant.fold import fold_bn, folded
 from zsqbench.quant.graph import capture
 from zsqbench.zoo.resnet import CifarResNet
-
-
-@pytest.fixture(scope="module")
-def golden(request):
-    folder = request.config.rootpath.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip("no golden vectors beside this checkout")
-    return lambda name: np.load(folder / f"{name}.npz")
 
 
 def randomise(module):

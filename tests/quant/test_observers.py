@@ -7,12 +7,9 @@ from zsqbench.quant.affine import affine_parameters, along, fake_quantize
 from zsqbench.quant.observers import RunningMinMax, include_zero, minmax, mse80
 
 
-@pytest.fixture(scope="module")
-def golden(request):
-    file = request.config.rootpath.parent / "shared" / "golden" / "brecq_uaq_a.npz"
-    if not file.is_file():
-        pytest.skip("no golden vectors beside this checkout")
-    return np.load(file)
+@pytest.fixture
+def brecq(golden):
+    return golden("brecq_uaq_a")
 
 
 def lp_error(x, low, high, bits, axis=None):
@@ -53,23 +50,23 @@ def test_the_running_range_holds_all_batches_and_zero():
         ("act_signed", "act_signed_pt", None),
     ],
 )
-def test_the_search_picks_the_candidates_that_brecq_picks(golden, tensor, name, axis, bits):
-    x = torch.from_numpy(golden[tensor])
+def test_the_search_picks_the_candidates_that_brecq_picks(brecq, tensor, name, axis, bits):
+    x = torch.from_numpy(brecq[tensor])
     scale, zero_point = (along(value, axis, x.dim()) for value in affine_parameters(*mse80(x, bits, axis), bits))
     torch.testing.assert_close(
-        scale, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_delta"])), rtol=1e-6, atol=0
+        scale, torch.from_numpy(np.asarray(brecq[f"{name}_mse_{bits}_delta"])), rtol=1e-6, atol=0
     )
-    assert torch.equal(zero_point, torch.from_numpy(np.asarray(golden[f"{name}_mse_{bits}_zero"])))
-    expected = torch.from_numpy(golden[f"{name}_mse_{bits}_deq"])
+    assert torch.equal(zero_point, torch.from_numpy(np.asarray(brecq[f"{name}_mse_{bits}_zero"])))
+    expected = torch.from_numpy(brecq[f"{name}_mse_{bits}_deq"])
     torch.testing.assert_close(fake_quantize(x, scale, zero_point, bits), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("tensor", "name", "axis"), [("conv_w", "conv_pc", 0), ("act_signed", "act_signed_pt", None)])
-def test_minmax_with_zero_is_the_max_range_of_brecq(golden, tensor, name, axis, bits):
-    x = torch.from_numpy(golden[tensor])
+def test_minmax_with_zero_is_the_max_range_of_brecq(brecq, tensor, name, axis, bits):
+    x = torch.from_numpy(brecq[tensor])
     scale, zero_point = affine_parameters(*include_zero(*minmax(x, axis)), bits)
-    delta, zero = (torch.from_numpy(np.asarray(golden[f"{name}_max_{bits}_{what}"])) for what in ("delta", "zero"))
+    delta, zero = (torch.from_numpy(np.asarray(brecq[f"{name}_max_{bits}_{what}"])) for what in ("delta", "zero"))
     torch.testing.assert_close(scale, delta.view_as(scale), rtol=1e-6, atol=0)
     assert torch.equal(zero_point, zero.view_as(zero_point))
 

@@ -14,14 +14,6 @@ INTRAQ = BNStatistics(moment="var")
 ZEROQ_ON_INPUTS = BNStatistics(scope="image", unbiased=True, eps_images=1e-6, eps_bn=1e-6, input_term="image")
 
 
-@pytest.fixture(scope="module")
-def golden(request):
-    folder = request.config.rootpath.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip("no golden vectors beside this checkout")
-    return lambda name: np.load(folder / f"{name}.npz")
-
-
 @pytest.fixture
 def resnet20(golden):
     weights = golden("resnet20_weights")
