@@ -277,6 +277,11 @@ def _find_cifar(data: str, root: Path) -> _Found:
     if (root / "test").is_dir():
         classes = tuple(folder.name for folder in class_folders(root / "test"))
         evaluation, calibration = (_list_cifar(root, part, classes) for part in ("test", "train"))
+        shared = {file.path.resolve() for file in evaluation} & {file.path.resolve() for file in calibration}
+        if shared:
+            raise ZSQBenchError(
+                f"{root}: train and test share {len(shared)} files, such as {min(shared)}; keep them apart"
+            )
         if evaluation:
             return _Found(_of_files(evaluation, classes), _of_files(calibration, classes), classes, (root,))
     for folder in (root, root / cifar.ARCHIVE_FOLDERS[data]):

@@ -132,6 +132,8 @@ def run(workers: int | None, engine: str, device: str, quiet: bool, **options: A
         options["without"] = (*options["without"], "progress")
     this, cells = _open(device=device, **options)
     _notes(this.suite)
+    if device.startswith("cuda:") and workers != 0:
+        raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
     threads = max((cell.settings.threads for cell in cells), default=1)
     chosen: Any = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     report = this.execute(cells, chosen(workers=workers or None, threads=threads))

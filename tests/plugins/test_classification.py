@@ -205,6 +205,13 @@ def test_cifar_class_folders_calibrate_on_the_train_part(tmp_path):
     assert next(iter(found.calibration)) == "train/a/0.png"
 
 
+def test_cifar_parts_that_are_one_folder_by_a_link_are_refused(tmp_path):
+    fill(tmp_path / "cifar10/test")
+    (tmp_path / "cifar10/train").symlink_to(tmp_path / "cifar10/test")
+    with pytest.raises(ZSQBenchError, match="train and test share"):
+        Classification(data="cifar10").find_data(tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["cifar10", "cifar10/cifar-10-batches-py"])
 def test_cifar_batches_are_found_where_they_lie(tmp_path, folder):
     names = [f"data_batch_{index}" for index in range(1, 6)]
