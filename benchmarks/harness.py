@@ -45,6 +45,7 @@ class Half(zsqbench.Task):
         return {}
     def load(self, model, ctx):
         import torch
+        torch.manual_seed(0)
         layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 10)]
         return zsqbench.Pretrained(torch.nn.Sequential(*layers), (1, 8, 8), (0.0,), (1.0,), classes=10)
     def evaluate(self, module, pretrained, ctx):
