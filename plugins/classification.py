@@ -122,6 +122,7 @@ class Classification(zsqbench.Task):
                 "interpolation": feeding.interpolation,
                 "channels": feeding.channels,
             },
+            architecture=model.base if "/" in _base(model) else None,
         )
 
     def evaluate(

@@ -1,10 +1,11 @@
 """Round to nearest: the floor that every learned quantizer must beat."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 import zsqbench
+from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
 
 
 class RTN(zsqbench.Quantizer):
-    """Rounds weights per output channel and activations per tensor to an affine grid; nothing is learned.
+    """Rounds weights per output channel and activations per tensor to the nearest point of a grid; nothing is learned.
 
     Ranges are searched by default: of the ranges (1 - 0.01 i) (min, max), i < 80, the one with the least mean
-    |x - Q(x)|^2.4, which is how BRECQ initialises, in its own code and in DGH's. `minmax` is ZeroQ's protocol: ranges
-    from end to end. Batch normalisation is folded first where the scheme says so. Activations are calibrated with
-    weights already rounded, and each tensor with those before it already rounded: the search in one pass of the first
-    `search_images` images (BRECQ takes 64, DGH 512), min-max as a running range over all the images.
+    |x - Q(x)|^2.4, which is how BRECQ initialises, in its own code and in DGH's; of a power-of-two grid, of ten
+    thresholds. `minmax` is ZeroQ's protocol: ranges from end to end. Batch normalisation is folded first where the
+    scheme says so. Activations are calibrated with weights already rounded, and each tensor with those before it
+    already rounded: searches in one pass of the first `search_images` images (BRECQ takes 64, DGH 512), min-max as a
+    running range over all the images.
 
     Deviations: every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
     (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too); ZeroQ keeps BN unfolded.
@@ -27,11 +29,31 @@ class RTN(zsqbench.Quantizer):
 
     name = "rtn"
     seeded = False
+    grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
 
-    weight_range: Literal["minmax", "mse"] = Field("mse", description="how weight ranges are chosen")
-    activation_range: Literal["minmax", "mse"] = Field("mse", description="how activation ranges are chosen")
-    search_images: int = Field(64, gt=0, description="images that activation ranges are searched on, with mse")
+    grid: Grid | None = Field(None, description="kind of grid; none: what the scheme demands, else affine")
+    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+    weight_range: Literal["minmax", "mse", "percentile"] = Field("mse", description="how weight ranges are chosen")
+    activation_range: Literal["minmax", "mse", "percentile"] = Field(
+        "mse", description="how activation ranges are chosen"
+    )
+    percent: float = Field(99.9, gt=50, le=100, description="where ranges end, with percentile")
+    search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
     batch_size: int = Field(64, gt=0, description="images of a forward pass, with minmax")
+
+    def rejects(self, scheme: Scheme) -> str | None:
+        """A grid of its own that is not the one that the scheme demands."""
+        demanded = scheme.placement.grid
+        if self.grid is not None and demanded not in (None, self.grid):
+            return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
+        return super().rejects(scheme)
+
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+        """Put quantizers of this kind of grid in place."""
+        from zsqbench.quant import Grids, prepare
+
+        grid = self.grid or scheme.placement.grid or "affine"
+        return prepare(teacher.module, scheme, teacher.input_size, Grids(grid, grid, self.per_channel))
 
     def quantize(
         self,
@@ -41,13 +63,21 @@ class RTN(zsqbench.Quantizer):
         ctx: "StepContext",
     ) -> None:
         """Set the ranges of all quantizers. Raises ZSQBenchError without calibration images."""
-        from zsqbench.quant import calibrate_activations_minmax, calibrate_activations_mse, calibrate_weights
+        from zsqbench.quant import (
+            calibrate_activations_minmax,
+            calibrate_activations_mse,
+            calibrate_activations_percentile,
+            calibrate_weights,
+        )
 
         if data is None:
             raise zsqbench.ZSQBenchError("quantizer 'rtn' needs calibration images: its generator cannot be none")
-        calibrate_weights(student, self.weight_range)
+        calibrate_weights(student, self.weight_range, self.percent)
+        first = data.images[: self.search_images].to(ctx.device)
         if self.activation_range == "mse":
-            calibrate_activations_mse(student, data.images[: self.search_images].to(ctx.device))
+            calibrate_activations_mse(student, first)
+        elif self.activation_range == "percentile":
+            calibrate_activations_percentile(student, first, self.percent)
         else:
             calibrate_activations_minmax(
                 student, (batch.to(ctx.device) for batch in data.images.split(self.batch_size))

@@ -18,11 +18,11 @@ from zsqbench.hookspecs import PROJECT
 from zsqbench.methods import ModelSpec, Settings
 from zsqbench.plugins import load_plugins
 from zsqbench.scheme import PLACEMENTS, Placement
-from zsqbench.suite import Block, Exclusion, SuiteFile, load_suite
+from zsqbench.suite import Block, Exclusion, SuiteFile, load_suite, shipped_suites
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-TUTORIAL, SUITES, HOOKS = (ROOT / "docs" / name for name in ("tutorial.md", "suites.md", "hooks.md"))
+TUTORIAL, SUITES, SCHEMES, HOOKS = (ROOT / "docs" / f"{name}.md" for name in ("tutorial", "suites", "schemes", "hooks"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -104,9 +104,7 @@ def test_the_documented_hooks_are_those_that_there_are():
     assert {name: parameters.split(", ") if parameters else [] for name, parameters in headings} == there
 
 
-@pytest.mark.parametrize(
-    "model", [SuiteFile, Block, Exclusion, ModelSpec, Settings, Placement], ids=lambda m: m.__name__
-)
+@pytest.mark.parametrize("model", [SuiteFile, Block, Exclusion, ModelSpec, Settings], ids=lambda m: m.__name__)
 def test_every_key_of_a_suite_is_explained(model):
     missing = [name for name in model.model_fields if f"`{name}`" not in text_of(SUITES)]
     assert not missing
@@ -116,15 +114,40 @@ def test_every_shipped_method_task_option_and_suite_is_named():
     catalog = load_plugins()
     names = [name for kind, name in catalog.provided if kind != "engine"]
     names += list(catalog.find("task", "classification").method.model_fields)
-    names += [*PLACEMENTS, *(path.stem for path in (ROOT / "suites").glob("*.yaml"))]
+    names += [*PLACEMENTS, *shipped_suites()]
     missing = [name for name in names if f"`{name}`" not in text_of(SUITES)]
     assert not missing
 
 
-def test_the_table_of_roles_says_what_hw_does():
-    rows = re.findall(r"^\| `(\w+)` \| .* \| `(\w+)` \|$", text_of(SUITES), re.MULTILINE)
-    said = {role: value for role, value in rows if role in Placement.model_fields}
-    assert said == {role: str(value).lower() for role, value in PLACEMENTS["hw"].model_dump().items()}
+def test_the_tables_of_roles_say_what_each_scheme_does():
+    said: dict[str, dict[str, str]] = {name: {} for name in PLACEMENTS}
+    heads = re.findall(r"^\| (?:role|position|field) \| \w+ \| (.*) \|$", text_of(SCHEMES), re.MULTILINE)
+    assert {tuple(re.findall(r"`(\w+)`", head)) for head in heads} == {tuple(PLACEMENTS)}
+    for field, values in re.findall(r"^\| `(\w+)` \| .*?((?: \| [\w-]+)+) \|$", text_of(SCHEMES), re.MULTILINE):
+        cells = values.split(" | ")[1:]
+        if field in Placement.model_fields:
+            for name, value in zip(PLACEMENTS, cells[-len(PLACEMENTS) :], strict=True):
+                said[name][field] = value
+    shown = {None: "-", True: "true", False: "false"}
+    assert said == {
+        name: {
+            field: shown.get(value) or str(value) if isinstance(value, bool | None) else str(value)
+            for field, value in placement.model_dump().items()
+        }
+        for name, placement in PLACEMENTS.items()
+    }
+
+
+def test_the_lists_of_schemes_are_complete_and_in_order():
+    described = re.findall(r"^\| `(\w+)` \| [^|]* \|$", text_of(SCHEMES), re.MULTILINE)
+    assert described == list(PLACEMENTS)
+
+
+def test_what_the_scheme_command_prints_is_shown_as_it_is(bench):
+    commands = [shlex.split(line)[1:] for line in command_lines(SCHEMES) if line.startswith("zsqbench scheme ")]
+    compared, listed = blocks(SCHEMES, "text")
+    assert bench.zsqbench(*commands[0]).out == compared
+    assert bench.zsqbench(*commands[1]).out.endswith(f"\n\n{listed}")
 
 
 MATRIX = {"task": "digits", "model": "resnet20", "generator": "noise", "quantizer": "rtn", "scheme": "hw/w4a4"}

@@ -1,7 +1,15 @@
 import pytest
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, parse_scheme
+from zsqbench.scheme import (
+    ACTIVATION_ROLES,
+    FLOAT,
+    PLACEMENTS,
+    POSITIONS,
+    WEIGHT_ROLES,
+    Placement,
+    parse_scheme,
+)
 
 
 def test_a_scheme_is_a_placement_and_bit_widths():
@@ -11,7 +19,7 @@ def test_a_scheme_is_a_placement_and_bit_widths():
 
 def test_a_role_has_the_bits_of_its_kind():
     scheme = parse_scheme("hw/w4a8")
-    assert (scheme.bits("weight"), scheme.bits("activation"), scheme.bits("input")) == (4, 8, 32)
+    assert (scheme.bits("weight"), scheme.bits("relu"), scheme.bits("input")) == (4, 8, 32)
 
 
 def test_a_role_may_have_bits_of_its_own():
@@ -19,11 +27,48 @@ def test_a_role_may_have_bits_of_its_own():
     assert (scheme.bits("first_weight"), scheme.bits("weight")) == (8, 4)
 
 
+def left_in_float(name):
+    scheme = parse_scheme(f"{name}/w4a4")
+    return {role for role in ACTIVATION_ROLES if scheme.bits(role) == 32}
+
+
 def test_hw_leaves_input_addends_and_pooled_features_in_float():
-    scheme = parse_scheme("hw/w8a8")
-    assert {"input", "addend", "pooled"} == {
-        role for role in Placement.model_fields if role != "fold_bn" and scheme.bits(role) == 32
-    }
+    assert left_in_float("hw") == {"input", "addend", "pooled"}
+
+
+def test_hast_quantizes_relus_alone_and_folds_nothing():
+    assert set(ACTIVATION_ROLES) - left_in_float("hast") == {"relu"}
+    assert not PLACEMENTS["hast"].fold_bn
+    assert [PLACEMENTS["hast"].model_dump()[role] for role in WEIGHT_ROLES] == ["w", "w", "w"]
+
+
+def test_academic_keeps_the_ends_at_eight_bits():
+    scheme = parse_scheme("academic/w4a3")
+    assert left_in_float("academic") == {"input", "addend", "pooled", "logits"}
+    assert {role: scheme.bits(role) for role in WEIGHT_ROLES} == {"first_weight": 8, "weight": 4, "last_weight": 8}
+    assert (scheme.bits("stem"), scheme.bits("features"), scheme.bits("relu")) == (8, 8, 3)
+    changes = PLACEMENTS["academic_intended"].model_dump().items() - PLACEMENTS["academic"].model_dump().items()
+    assert dict(changes) == {"feature_sum": 8}
+
+
+def test_strict_schemes_leave_nothing_and_differ_in_their_grid():
+    assert left_in_float("hw_strict") == left_in_float("pot") == set()
+    assert PLACEMENTS["pot"] == PLACEMENTS["hw_strict"].model_copy(update={"grid": "power_of_two"})
+
+
+def test_only_pot_demands_a_grid():
+    assert {name: placement.grid for name, placement in PLACEMENTS.items() if placement.grid} == {"pot": "power_of_two"}
+
+
+def test_the_fields_of_a_placement_are_the_roles_and_positions():
+    assert list(Placement.model_fields) == ["fold_bn", "grid", *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS]
+
+
+def test_a_position_goes_before_the_role_where_it_has_a_width():
+    placement = Placement(features="a")
+    assert placement.role("relu", ("stem", "features")) == "features"
+    assert placement.role("relu", ("stem",)) == "relu"
+    assert placement.role("relu") == "relu"
 
 
 def test_float_quantizes_nothing():
@@ -31,8 +76,19 @@ def test_float_quantizes_nothing():
     assert (scheme.is_float, scheme, scheme.placement.fold_bn) == (True, FLOAT, False)
 
 
-def test_a_scheme_with_float_activations_still_quantizes():
-    assert not parse_scheme("hw/w4a32").is_float
+@pytest.mark.parametrize(
+    ("name", "is_float", "quantizes_weights"),
+    [
+        ("hw/w4a32", False, True),
+        ("hw/w32a4", False, False),
+        ("hw/w32a32", True, False),
+        ("academic/w32a32", False, True),  # its ends have 8 bits whatever the others have
+        ("edge/w32a32", False, False),
+    ],
+)
+def test_a_scheme_is_float_where_no_tensor_has_other_bits(name, is_float, quantizes_weights):
+    scheme = parse_scheme(name, {**PLACEMENTS, "edge": Placement(feature_sum=8)})
+    assert (scheme.is_float, scheme.quantizes_weights) == (is_float, quantizes_weights)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +116,17 @@ def test_an_unknown_placement_is_refused_with_a_suggestion():
 
 
 def test_an_unknown_placement_that_is_like_none_is_refused_in_whole_clauses():
-    with pytest.raises(ZSQBenchError, match="unknown scheme 'academic' in 'academic/w4a4'; known: hw"):
-        parse_scheme("academic/w4a4", {"hw": Placement()})
+    with pytest.raises(ZSQBenchError, match="unknown scheme 'zzz' in 'zzz/w4a4'; known: hw"):
+        parse_scheme("zzz/w4a4", {"hw": Placement()})
 
 
 @pytest.mark.parametrize("bits", [0, 1, 17, 33, -4, True, 4.0, "4", None])
 def test_a_placement_refuses_impossible_bits(bits):
     with pytest.raises(ValueError, match=r"expected 'w' .* or 2 to 16 bits"):
         Placement(first_weight=bits)
+    if bits is not None:
+        with pytest.raises(ValueError, match=r"expected 'w' .* or 2 to 16 bits"):
+            Placement(stem=bits)
 
 
 def test_a_placement_refuses_an_unknown_role():

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from zsqbench.methods import Pretrained
     from zsqbench.plan import Plan, PlannedCell
     from zsqbench.plugins import Catalog
     from zsqbench.results import Result
     from zsqbench.scheduler import Run
+    from zsqbench.scheme import Scheme
     from zsqbench.suite import Cell, Suite
 
 EXIT_FAILED_CELLS = 1
@@ -76,6 +80,9 @@ home_option = click.option(
     show_default=True,
     help="Folder for artifacts and mlflow.db [env: ZSQBENCH_HOME].",
 )
+data_root_option = click.option(
+    "--data-root", type=_file, envvar="ZSQBENCH_DATA_ROOT", help="Folder of the data [env: ZSQBENCH_DATA_ROOT]."
+)
 results_option = click.option(
     "--results", type=_file, default=Path("results"), show_default=True, help="Folder for rows and tables."
 )
@@ -83,9 +90,7 @@ suite_options = _options(
     click.argument("suite"),
     click.option("-k", "expression", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."),
     click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."),
-    click.option(
-        "--data-root", type=_file, envvar="ZSQBENCH_DATA_ROOT", help="Folder of the data [env: ZSQBENCH_DATA_ROOT]."
-    ),
+    data_root_option,
     home_option,
     results_option,
     plugin_options,
@@ -188,9 +193,10 @@ def leaderboard(suite: str, results: Path, form: Any) -> int:
 @cli.command()
 @click.argument("suite")
 @click.argument("cell")
+@home_option
 @results_option
-def show(suite: str, cell: str, results: Path) -> int:
-    """Show all that is known of one CELL of SUITE: its row, and the traceback if it failed."""
+def show(suite: str, cell: str, home: Path, results: Path) -> int:
+    """Show all that is known of one CELL of SUITE: its row, what was quantized, and the traceback if it failed."""
     from zsqbench.errors import ZSQBenchError, unknown
 
     rows = {row.cell: row for row in _rows(suite, results)}
@@ -200,8 +206,36 @@ def show(suite: str, cell: str, results: Path) -> int:
     if len(found) > 1:
         raise ZSQBenchError(f"{cell!r} is part of {len(found)} names: {', '.join(row.cell for row in found)}")
     click.echo(found[0].model_dump_json(indent=1, exclude={"traceback"}))
+    if "quantize" in found[0].keys and found[0].status == "done":
+        click.echo(f"\n{_quantized_tensors(home, found[0].keys['quantize'])}")
     if found[0].traceback:
         click.echo(found[0].traceback)
+    return 0
+
+
+@cli.command("scheme")
+@click.argument("schemes", metavar="SCHEME [SCHEME]", nargs=-1, required=True)
+@click.argument("model")
+@click.option("--suite", help="A suite (a file, or a shipped one) whose models and schemes may be named, too.")
+@data_root_option
+@plugin_options
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def scheme(schemes: Sequence[str], model: str, form: str, **options: Any) -> int:
+    """Show which tensors of MODEL a SCHEME quantizes at how many bits, or where two differ.
+
+    Only the structure of the network matters: it has random weights, nothing is downloaded and nothing is run.
+    """
+    from zsqbench.tensormap import difference, render, render_difference, tensor_map
+
+    if len(schemes) > 2:  # noqa: PLR2004
+        raise click.UsageError(f"expected one scheme or two, and a model; got {len(schemes)} schemes")
+    parsed, module, input_size = _structure(schemes, model, **options)
+    maps = [tensor_map(model, module, one, input_size) for one in parsed]
+    if len(maps) == 1:
+        click.echo(json.dumps(maps[0].as_data(), indent=1) if form == "json" else render(maps[0]))
+    else:
+        found = difference(*maps)
+        click.echo(json.dumps(found.as_data(), indent=1) if form == "json" else render_difference(found))
     return 0
 
 
@@ -403,6 +437,63 @@ def _rows(suite: str, results: Path) -> "list[Result]":
     if not rows:
         raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
     return rows
+
+
+def _structure(
+    schemes: Sequence[str],
+    model: str,
+    suite: str | None,
+    data_root: Path | None,
+    plugins: Sequence[Path],
+    without: Sequence[str],
+) -> "tuple[list[Scheme], nn.Module, tuple[int, int, int]]":
+    """What these schemes mean, and the network with random weights and the size of its images."""
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.scheme import PLACEMENTS, parse_scheme
+    from zsqbench.suite import find_suite, load_suite
+    from zsqbench.zoo.models import load_named
+
+    if suite is None:
+        if plugins or without:
+            raise ZSQBenchError("--plugin and --no-plugin are for the methods of a suite; name it with --suite")
+        parsed = [parse_scheme(text, PLACEMENTS) for text in schemes]
+        network = load_named(model, "none")
+        return parsed, network.module, network.feeding.input_size
+    loaded = load_suite(find_suite(suite), plugins, without, data_root=data_root)
+    parsed = [parse_scheme(text, loaded.placements) for text in schemes]
+    pretrained = _untrained(loaded, model, data_root)
+    return parsed, pretrained.module, pretrained.input_size
+
+
+def _untrained(suite: "Suite", model: str, data_root: Path | None) -> "Pretrained":
+    """A network of a suite with random weights, as the task loads it that it is used with (or else the first task)."""
+    from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
+    from zsqbench.methods import ModelSpec
+    from zsqbench.testing import context
+
+    used = (cell.task for cell in suite.cells if cell.model == model)
+    task = suite.task(next(used, next(iter(suite.tasks))))
+    spec = suite.models.get(model) or ModelSpec(name=model, base=model)
+    spec = spec.model_copy(update={"weights": "none"})
+    try:
+        task.find_model(spec)
+    except ZSQBenchError as error:
+        if did_you_mean(model, suite.models):
+            raise ZSQBenchError(unknown("model", model, suite.models, str(suite.path))) from error
+        raise
+    return task.load(spec, context(data_root=data_root))
+
+
+def _quantized_tensors(home: Path, key: str) -> str:
+    """The map that a quantize step left, or why there is none."""
+    from zsqbench.store import Store
+    from zsqbench.tensormap import render_measured
+
+    store = Store(home)
+    if not store.has("quantize", key):
+        return f"what was quantized is not in {home}: this cell was run on another machine, or its artifact was removed"
+    entries = json.loads((store.read("quantize", key) / "tensors.json").read_text(encoding="utf-8"))
+    return render_measured(entries) if entries else "nothing was quantized, or the quantizer left no map of it"
 
 
 def _notes(suite: "Suite") -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, T
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.scheme import Scheme
+from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -156,10 +156,17 @@ class Quantizer(Method, ABC):
     """Whether it needs a calibration set with labels."""
     data_free: ClassVar[bool] = False
     """Whether it reads no calibration images: its cells have `generator: none`."""
+    grids: ClassVar[tuple[Grid, ...]] = ("affine",)
+    """The grids that it can use, of which a scheme may demand one (`pot` does)."""
 
     def rejects(self, scheme: Scheme) -> str | None:
         """Why this quantizer cannot run at this scheme, or none."""
-        return "it quantizes, and scheme float leaves nothing to quantize" if scheme.is_float else None
+        if scheme.is_float:
+            return "it quantizes, and scheme float leaves nothing to quantize"
+        demanded = scheme.placement.grid
+        if demanded is not None and demanded not in self.grids:
+            return f"the scheme demands the grid {demanded}, and it has {', '.join(self.grids)}"
+        return None
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
         """Return a copy of the network with quantizers in place, as a function of network, scheme and options alone.
@@ -259,6 +266,8 @@ class Pretrained:
     classes: int | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What else the task needs to feed it (resize, crop, channel order), as plain data; part of the identity."""
+    architecture: str | None = None
+    """Name of the published definition that it is, such as torchvision/resnet18; none for a network of one's own."""
 
     def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""
@@ -273,7 +282,15 @@ class Pretrained:
         import torch
 
         sha = hashlib.sha256()
-        feeding = [self.input_size, self.mean, self.std, self.value_range, self.outputs, self.classes]
+        feeding = [
+            self.input_size,
+            self.mean,
+            self.std,
+            self.value_range,
+            self.outputs,
+            self.classes,
+            self.architecture,
+        ]
         sha.update(json.dumps([*feeding, dict(self.preprocessing)], sort_keys=True).encode())
         for name, tensor in self.module.state_dict().items():
             array = tensor.detach().contiguous().cpu()

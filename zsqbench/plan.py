@@ -16,7 +16,7 @@ from zsqbench.store import FileDigests, Store, digest_of
 from zsqbench.suite import Cell, Suite
 
 StepKind = Literal["resolve", "baseline", "generate", "quantize", "evaluate"]
-LIBRARY_VERSION = "1"
+LIBRARY_VERSION = "2"
 """Raise it whenever `zsqbench.quant` or `zsqbench.synthesis` computes other numbers: their callers cannot know."""
 
 FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate")

@@ -1,10 +1,10 @@
 """A scheme says which tensors of a network are quantized, at how many bits, and whether BN is folded first.
 
-A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. It has no grid: that is the quantizer's.
+A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. docs/schemes.md explains each.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,6 +19,29 @@ MAX_BITS = 16
 """More integer bits than this do not survive the float32 arithmetic that simulates them."""
 
 
+WEIGHT_ROLES = ("first_weight", "weight", "last_weight")
+"""Each weight plays one of these."""
+
+ACTIVATION_ROLES = (
+    "input",
+    "relu",
+    "activation",
+    "gate",
+    "linear",
+    "addend",
+    "sum",
+    "product",
+    "concat",
+    "pooled",
+    "logits",
+    "other",
+)
+"""Each activation plays one of these, according to what makes and reads it."""
+
+POSITIONS = ("stem", "features", "feature_sum")
+"""Where an activation may stand besides; a placement that gives a position a width overrides the role there."""
+
+
 def _bits(value: Any) -> Any:
     if value in ("w", "a", "float"):
         return value
@@ -27,38 +50,92 @@ def _bits(value: Any) -> Any:
     return value
 
 
+Grid = Literal["affine", "symmetric", "power_of_two"]
+"""Where a quantizer's points lie: q = clamp(round(x / scale) + zero_point, 0, 2^b - 1), x' = scale (q - zero_point).
+
+`affine` is free; `symmetric` has its zero point in the middle (signed) or at 0 (unsigned); `power_of_two` is symmetric
+with a threshold 2^k, so that rescaling is a shift.
+"""
+
 Width = Annotated[Literal["w", "a", "float"] | int, BeforeValidator(_bits)]
 """A tensor's width: the scheme's weight bits, its activation bits, a fixed number of bits, or float."""
 
+PositionWidth = Annotated[
+    Literal["w", "a", "float"] | int | None, BeforeValidator(lambda value: None if value is None else _bits(value))
+]
+"""The same, or none: the width of the role that the tensor has otherwise."""
+
 
 class Placement(BaseModel):
-    """Which tensors are quantized. Each field is a role that a tensor plays in the graph; a tensor has one role.
+    """Which tensors are quantized. Each field but the first two is a role that a tensor plays in the graph.
 
-    The operator between a layer and its activation function, or between an addition and the activation function that
-    follows it, is not a tensor here: such pairs are computed as one on hardware.
+    A tensor has one role. The operator between a layer and its activation function, or between an addition and the
+    activation function that follows it, is not a tensor here: such pairs are computed as one on hardware.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fold_bn: bool = Field(True, description="fold batch normalisation into the layer before it")
+    grid: Grid | None = Field(None, description="the grid that every tensor has to have; none: the quantizer's choice")
     first_weight: Width = Field("w", description="weight of the first convolution or linear layer")
     weight: Width = Field("w", description="weight of every other layer")
     last_weight: Width = Field("w", description="weight of the last layer, the classifier")
     input: Width = Field("a", description="the image")
-    activation: Width = Field("a", description="output of an activation function")
+    relu: Width = Field("a", description="output of ReLU or ReLU6")
+    activation: Width = Field("a", description="output of another activation function (hard-swish, SiLU, ...)")
+    gate: Width = Field(
+        "a", description="output of an activation function that only multiplications read (squeeze-excite)"
+    )
     linear: Width = Field(
         "a", description="output of a layer that no activation function follows (a linear bottleneck)"
     )
     addend: Width = Field("a", description="output of a layer that is read by an addition only")
     sum: Width = Field("a", description="sum that no activation function follows")
+    product: Width = Field("a", description="product of two tensors")
+    concat: Width = Field("a", description="concatenation")
     pooled: Width = Field("a", description="average-pooled features")
     logits: Width = Field("a", description="output of the network")
-    other: Width = Field("a", description="output of any other operator that makes new values (concat, multiply, ...)")
+    other: Width = Field("a", description="output of any other operator that makes new values")
+    stem: PositionWidth = Field(
+        None, description="what the first layer (with its activation function) makes: the second layer's input"
+    )
+    features: PositionWidth = Field(
+        None, description="what the last layer reads, seen through pooling, where one layer makes it"
+    )
+    feature_sum: PositionWidth = Field(
+        None, description="what the last layer reads, seen through pooling, where an addition makes it"
+    )
 
+    def role(self, role: str, positions: Collection[str] = ()) -> str:
+        """The role that counts for a tensor that plays `role` at `positions`: the first of these that has a width."""
+        return next((position for position in positions if getattr(self, position) is not None), role)
+
+
+_ONLY_RELU: dict[str, Any] = {role: "float" for role in ACTIVATION_ROLES if role != "relu"}
+_ACADEMIC: dict[str, Any] = {
+    "first_weight": 8,
+    "last_weight": 8,
+    "stem": 8,
+    "features": 8,
+    **dict.fromkeys(("input", "addend", "pooled", "logits"), "float"),
+}
 
 PLACEMENTS: Mapping[str, Placement] = {
-    # DGH's "hardware-friendly": what its released BRECQ quantizes (methods of the paper's Table 1).
+    # HAST's released code, and IntraQ's, whose trainer it is: the weights of convolutions and linear layers, the output
+    # of each nn.ReLU and nn.ReLU6, and nothing else; BN is a layer of its own. The paper calls this "all layers".
+    "hast": Placement(fold_bn=False, **_ONLY_RELU),
+    # DGH's release with --head_stem_8bit --disable_network_output_quantization (its Table 5). The 8 bits that are meant
+    # for the classifier's input go to the quantizer of the layer before it. In a ResNet that one is switched off, for
+    # the addition behind it has its own; so there the classifier reads A bits.
+    "academic": Placement(**_ACADEMIC),
+    # What these options are meant to do: the classifier's input has 8 bits in ResNets, too.
+    "academic_intended": Placement(**_ACADEMIC, feature_sum=8),
+    # DGH's "hardware-friendly", as its released BRECQ does it by default (Tables 1 and 4).
     "hw": Placement(input="float", addend="float", pooled="float"),
+    # All that int8 hardware stores: what MCT v1.0.0, the code of HPTQ (Habi et al., 2021), quantizes.
+    "hw_strict": Placement(),
+    # The same on HPTQ's grid: symmetric, with thresholds that are powers of two.
+    "pot": Placement(grid="power_of_two"),
 }
 """The shipped placements, by name."""
 
@@ -74,7 +151,7 @@ class Scheme(BaseModel):
     activation_bits: int
 
     def bits(self, role: str) -> int:
-        """Bits of the tensors that play this role, a field name of `Placement`; 32 means float."""
+        """Bits of the tensors that play this role, as `Placement.role` names it; 32 means float."""
         width: int | str = getattr(self.placement, role)
         named = {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS}
         return width if isinstance(width, int) else named[width]
@@ -82,7 +159,13 @@ class Scheme(BaseModel):
     @property
     def is_float(self) -> bool:
         """Whether this scheme quantizes nothing at all."""
-        return self.weight_bits == self.activation_bits == FLOAT_BITS
+        positions = tuple(name for name in POSITIONS if getattr(self.placement, name) is not None)
+        return not self.quantizes_weights and all(self.bits(r) == FLOAT_BITS for r in ACTIVATION_ROLES + positions)
+
+    @property
+    def quantizes_weights(self) -> bool:
+        """Whether any weight is quantized."""
+        return any(self.bits(role) != FLOAT_BITS for role in WEIGHT_ROLES)
 
 
 FLOAT = Scheme(

@@ -160,6 +160,8 @@ class Suite:
     plugin_files: Sequence[Path] = ()
     notes: Sequence[str] = field(default_factory=list)
     """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """The shipped placements and the suite's own, whether its matrix uses them or not."""
 
     def generator(self, cell: Cell) -> Generator | None:
         """The generator of a cell."""
@@ -202,11 +204,14 @@ def _without_folders(model: ModelSpec) -> dict[str, Any]:
 
 
 def shipped_suites() -> dict[str, Path]:
-    """The suites that come with zsqbench, by name: beside the package in a checkout, inside it in a wheel."""
+    """The suites that come with zsqbench, by name (`smoke`, `paper/dgh_table2`): in a checkout, or in a wheel."""
     package = Path(__file__).resolve().parent
     for folder in (package / "suites", package.parent / "suites"):
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+            return {
+                str(path.relative_to(folder).with_suffix("").as_posix()): path
+                for path in sorted(folder.rglob("*.yaml"))
+            }
     return {}
 
 
@@ -220,7 +225,7 @@ def find_suite(text: str) -> Path:
         return shipped[text]
     if path.is_dir():
         raise ZSQBenchError(f"suite {text} is a folder; name a YAML file in it")
-    close = did_you_mean(path.stem, shipped) or ";"
+    close = did_you_mean(text, shipped) or did_you_mean(path.stem, shipped) or ";"
     raise ZSQBenchError(f"there is no suite file {text}{close} shipped: {', '.join(shipped)}")
 
 
@@ -308,6 +313,7 @@ class _Reader:
             cells=cells,
             plugin_files=[file.resolve() for file in self.plugin_files],
             notes=self.notes,
+            placements=self.placements,
         )
 
     def _expand(self) -> Iterator[tuple[int, Cell]]:

@@ -182,7 +182,7 @@ class _Session:
     def _quantize(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         from safetensors.torch import save_file
 
-        from zsqbench.quant import effective_map, finalize
+        from zsqbench.quant import effective_map, finalize, measured_map
 
         quantizer = cast("Quantizer", self._method("quantizer", job["quantizer"]))
         data = None
@@ -195,12 +195,11 @@ class _Session:
         finalize(student)
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()}
 
-        tensors = effective_map(student)
-
         def fill(folder: Path) -> None:
             save_file(state, folder / "model.safetensors")
-            _dump(folder / "tensors.json", tensors)
+            _dump(folder / "tensors.json", measured_map(student))
 
+        tensors = effective_map(student)
         summary = {"hash": digest_of(tensors)} | _count_quantized(tensors)
         self._write(job, reporter, fill, calibrated=None if data is None else len(data), tensors=summary)
 

@@ -2,7 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from zsqbench.quant.affine import affine_parameters, along, dequantize, fake_quantize, quantize, round_ste
+from zsqbench.quant.affine import (
+    affine_parameters,
+    along,
+    covering_threshold,
+    dequantize,
+    fake_quantize,
+    fake_quantize_identity,
+    grid_parameters,
+    power_of_two,
+    quantize,
+    round_ste,
+    symmetric_parameters,
+)
 
 GOLDEN_TENSORS = {"conv": "conv_w", "linear": "linear_w", "act": "act", "act_signed": "act_signed"}
 
@@ -132,3 +144,47 @@ def test_the_gradients_are_those_of_brecqs_step_size_learning(golden, bits):
     (result * torch.from_numpy(vectors["upstream"])).sum().backward()
     torch.testing.assert_close(x.grad, torch.from_numpy(vectors[f"grad_x_{bits}"]), rtol=1e-4, atol=1e-6)
     assert scale.grad.item() == pytest.approx(float(vectors[f"grad_delta_{bits}"]), rel=1e-4)
+
+
+def test_the_identity_gradient_passes_the_clamp_and_spares_the_grid():
+    x = torch.tensor([-9.0, 0.4, 9.0], requires_grad=True)
+    scale, zero_point = torch.tensor(0.5, requires_grad=True), torch.tensor(1.0)
+    result = fake_quantize_identity(x, scale, zero_point, 2)
+    assert torch.equal(result, fake_quantize(x.detach(), scale.detach(), zero_point, 2))
+    result.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+    assert scale.grad is None
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_symmetric_grid_has_its_threshold_and_its_sign(bits):
+    codes = torch.arange(2**bits)
+    signed = dequantize(codes, *symmetric_parameters(torch.tensor(4.0), bits, True))
+    unsigned = dequantize(codes, *symmetric_parameters(torch.tensor(4.0), bits, False))
+    assert (signed[0], signed[-1]) == (-4, 4 - 4 / 2 ** (bits - 1))
+    assert (unsigned[0], unsigned[-1]) == (0, 4 - 4 / 2**bits)
+
+
+@pytest.mark.parametrize("grid", ["affine", "symmetric", "power_of_two"])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (-3.0, 1.0), (0.0, 2.7), (-5e-9, 1e-9), (0.0, 0.0)])
+def test_every_grid_spans_the_range_that_it_is_given(grid, low, high):
+    low, high = torch.tensor(low), torch.tensor(high)
+    scale, zero_point = grid_parameters(low, high, 8, grid, bool(low < 0))
+    assert scale > 0
+    for end in (low, high):
+        # the zero point of an affine grid is rounded
+        assert (fake_quantize(end, scale, zero_point, 8) - end).abs() <= scale * (1 + 1e-5)
+    assert fake_quantize(torch.tensor(0.0), scale, zero_point, 8) == 0
+
+
+def test_powers_of_two_are_exact_and_never_too_small():
+    values = torch.tensor([0.0, 2.0**-20, 0.5, 0.5000001, 0.75, 1.0, 4.0, 4.0000005, 100.0])
+    assert power_of_two(values).tolist() == [2.0**-16, 2.0**-16, 0.5, 1, 1, 1, 4, 8, 128]
+
+
+def test_the_covering_threshold_lets_the_top_level_hold_the_maximum():
+    # 8 bit, signed: t - t / 128 = 1; unsigned: t - t / 256 = 1
+    low, high = torch.tensor(-0.5), torch.tensor(1.0)
+    assert covering_threshold(low, high, 8, True).item() == pytest.approx(128 / 127)
+    assert covering_threshold(torch.tensor(0.0), high, 8, False).item() == pytest.approx(256 / 255)
+    assert covering_threshold(torch.tensor(-2.0), high, 8, True) == 2

@@ -4,7 +4,7 @@ import torch
 
 from zsqbench.quant import observers
 from zsqbench.quant.affine import affine_parameters, along, fake_quantize
-from zsqbench.quant.observers import RunningMinMax, include_zero, minmax, mse80
+from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, mse80, percentile
 
 
 @pytest.fixture
@@ -104,3 +104,42 @@ def test_constant_tensors_are_safe(value):
             assert high.isfinite().all()
     low, high = mse80(x, 4, zero=True)
     assert torch.allclose(fake_quantize(x, *affine_parameters(low, high, 4), 4), x)
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_search_on_powers_of_two_is_the_best_of_all_that_it_may_choose(bits, signed):
+    x = torch.randn(6, 200, generator=torch.Generator().manual_seed(3)) * torch.tensor(
+        [[10.0**i] for i in range(-3, 3)]
+    )
+    x = x if signed else x.abs()
+    scale, zero_point = lp_search(x, bits, 0, grid="power_of_two", signed=signed)
+    assert (torch.frexp(scale).mantissa == 0.5).all()
+    assert zero_point.tolist() == [2.0 ** (bits - 1) if signed else 0.0] * 6
+    for row, found in zip(x, scale, strict=True):
+        tried = [2.0**exponent for exponent in range(-30, 10)]
+        errors = [
+            (row - fake_quantize(row, torch.tensor(step), zero_point[0], bits)).abs().double().pow(2.4).sum()
+            for step in tried
+        ]
+        assert tried[int(torch.stack(errors).argmin())] == found
+
+
+def test_the_symmetric_search_errs_at_most_as_much_as_the_threshold_that_covers():
+    x = torch.randn(4, 400, generator=torch.Generator().manual_seed(4)) ** 3
+    covering = x.abs().amax(1, keepdim=True)
+    for bits in (2, 4):
+        scale, zero_point = lp_search(x, bits, 0, grid="symmetric")
+        searched = fake_quantize(x, scale[:, None], zero_point[:, None], bits)
+        whole = fake_quantize(x, covering * 1.2 / 2 ** (bits - 1), zero_point[:, None], bits)
+        assert ((searched - x).abs().pow(2.4).mean(1) <= (whole - x).abs().pow(2.4).mean(1)).all()
+
+
+def test_percentiles_are_values_of_the_tensor():
+    x = torch.arange(1000.0).flip(0)
+    assert [value.item() for value in percentile(x, 99.9)] == [1, 998]
+    assert [value.item() for value in percentile(x, 100)] == [0, 999]
+    rows = torch.stack([x, -x])
+    assert [value.tolist() for value in percentile(rows, 99, axis=0)] == [[10, -989], [989, -10]]
+    with pytest.raises(ValueError, match="percent is 40"):
+        percentile(x, 40)

@@ -7,12 +7,15 @@ from torchvision import models
 
 from zsqbench.quant import (
     ActivationQuantizer,
+    Grids,
     WeightQuantizer,
     activation_quantizers,
+    calibrate_activations_minmax,
     calibrate_activations_mse,
     calibrate_weights,
     effective_map,
     finalize,
+    measured_map,
     prepare,
     quantized_layers,
     restore,
@@ -99,7 +102,7 @@ def test_first_and_last_weights_have_roles_of_their_own(network):
 def test_quantizers_know_name_role_bits_and_axis_in_execution_order(network):
     student = prepare(network, parse_scheme("hw/w4a5"), SIZE)
     name, quantizer = activation_quantizers(student)[1]
-    assert (name, quantizer.role, quantizer.bits, quantizer.axis) == ("layer1.0.relu1", "activation", 5, None)
+    assert (name, quantizer.role, quantizer.bits, quantizer.axis) == ("layer1.0.relu1", "relu", 5, None)
     name, quantizer = weight_quantizers(student)[-1]
     assert (name, quantizer.role, quantizer.bits, quantizer.axis) == ("linear", "last_weight", 4, 0)
     assert quantizer.scale.shape == (10, 1)
@@ -246,10 +249,56 @@ def test_a_module_called_twice_has_a_quantizer_for_each_call(images):
 
 def test_a_printed_student_shows_what_each_quantizer_does(network):
     student = prepare(network, parse_scheme("hw/w4a5"), SIZE)
-    assert "ActivationQuantizer(activation, bits=5, axis=None)" in repr(student)
+    assert "ActivationQuantizer(logits, bits=5, grid=affine, axis=None)" in repr(student)
 
 
 def test_autocast_does_not_coarsen_the_grid():
     quantizer = ActivationQuantizer("x", "activation", 8, axis=None, shape=())
     quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))
     assert quantizer(torch.rand(9, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("grid", ["affine", "symmetric", "power_of_two"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_every_grid_is_kept_through_finalize_and_restore(network, grid, per_channel):
+    scheme, grids = parse_scheme("hw_strict/w4a5"), Grids(grid, grid, per_channel)
+    student = prepare(network, scheme, SIZE, grids)
+    images = torch.randn(4, *SIZE)
+    calibrate_weights(student, "mse")
+    calibrate_activations_mse(student, images)
+    expected = student(images)
+    finalize(student)
+    again = prepare(network, scheme, SIZE, grids)
+    restore(again, student.state_dict())
+    assert torch.equal(again(images), expected)
+    measured = measured_map(again)
+    assert {entry["grid"] for entry in measured} == {grid}
+    assert {entry["axis"] for entry in measured if entry["kind"] == "weight"} == {0 if per_channel else None}
+    assert effective_map(again) == effective_map(prepare(network, scheme, SIZE, grids))
+
+
+def test_the_measured_map_holds_ranges_and_sizes(network):
+    student = prepare(network, parse_scheme("hw/w4a5"), SIZE)
+    calibrate_weights(student, "minmax")
+    calibrate_activations_minmax(student, [torch.randn(4, *SIZE)])
+    weights = {name: layer.weight.clone() for name, layer in quantized_layers(student)}
+    finalize(student)
+    entries = {(entry["kind"], entry["name"]): entry for entry in measured_map(student)}
+    stem = entries["weight", "conv1"]
+    assert stem["elements"] == weights["conv1"].numel()
+    assert stem["groups"] == len(weights["conv1"])
+    assert stem["low"] <= weights["conv1"].min() + 0.1
+    assert stem["high"] >= weights["conv1"].max() - 0.1
+    image = entries["activation", "input"]
+    assert (image["grid"], image["low"], image["groups"], image["elements"]) == ("float", None, None, None)
+    assert entries["activation", "relu"]["low"] == 0
+    assert entries["activation", "relu"]["groups"] == 1
+
+
+def test_a_scale_that_is_no_power_of_two_is_found(network):
+    student = prepare(network, parse_scheme("pot/w8a8"), SIZE, Grids("power_of_two", "power_of_two"))
+    calibrate_weights(student, "minmax")
+    calibrate_activations_minmax(student, [torch.randn(4, *SIZE)])
+    activation_quantizers(student)[0][1].scale.mul_(1.5)
+    with pytest.raises(RuntimeError, match="'input' has a scale that is no power of two"):
+        finalize(student)

@@ -1,55 +1,119 @@
 """The quantization library: graphs and roles, BN folding, quantizers, ranges, calibration and artifacts."""
 
-from zsqbench.quant.affine import affine_parameters, dequantize, fake_quantize, quantize
+from zsqbench.quant.affine import (
+    affine_parameters,
+    covering_threshold,
+    dequantize,
+    fake_quantize,
+    fake_quantize_identity,
+    grid_parameters,
+    power_of_two,
+    quantize,
+    symmetric_parameters,
+)
 from zsqbench.quant.calibrate import (
     Ranges,
+    calibrate_activations,
     calibrate_activations_minmax,
     calibrate_activations_mse,
+    calibrate_activations_percentile,
     calibrate_weights,
     switched,
 )
+from zsqbench.quant.equalize import (
+    ShiftedGrid,
+    best_shifted_grid,
+    corrected_bias,
+    equalization_factors,
+    equalize,
+    second_moment_correction,
+    shifted_grid,
+)
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
 from zsqbench.quant.fold import fold_bn, folded
-from zsqbench.quant.graph import capture, roles, tensor_name
-from zsqbench.quant.observers import RunningMinMax, include_zero, minmax, mse80
+from zsqbench.quant.graph import activation_roles, capture, positions, roles, tensor_name, weight_roles
+from zsqbench.quant.histogram import Histogram, RunningHistogram
+from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, mse80, percentile
+from zsqbench.quant.pairs import BoundedReLU, Pair, free_bounds, layer_pairs
 from zsqbench.quant.prepare import (
+    Grids,
     activation_quantizers,
     effective_map,
     finalize,
+    measured_map,
     prepare,
     quantized_layers,
     restore,
     weight_quantizers,
 )
+from zsqbench.quant.thresholds import (
+    ExactThresholdSearch,
+    Threshold,
+    activation_threshold,
+    power_of_two_weight_thresholds,
+    symmetric_weight_thresholds,
+)
 
 __all__ = [
     "ActivationQuantizer",
+    "BoundedReLU",
+    "ExactThresholdSearch",
+    "Grids",
+    "Histogram",
+    "Pair",
     "QuantizedLayer",
     "Ranges",
+    "RunningHistogram",
     "RunningMinMax",
+    "ShiftedGrid",
     "TensorQuantizer",
+    "Threshold",
     "WeightQuantizer",
     "activation_quantizers",
+    "activation_roles",
+    "activation_threshold",
     "affine_parameters",
+    "best_shifted_grid",
+    "calibrate_activations",
     "calibrate_activations_minmax",
     "calibrate_activations_mse",
+    "calibrate_activations_percentile",
     "calibrate_weights",
     "capture",
+    "corrected_bias",
+    "covering_threshold",
     "dequantize",
     "effective_map",
+    "equalization_factors",
+    "equalize",
     "fake_quantize",
+    "fake_quantize_identity",
     "finalize",
     "fold_bn",
     "folded",
+    "free_bounds",
+    "grid_parameters",
     "include_zero",
+    "layer_pairs",
+    "lp_search",
+    "measured_map",
     "minmax",
     "mse80",
+    "percentile",
+    "positions",
+    "power_of_two",
+    "power_of_two_weight_thresholds",
     "prepare",
     "quantize",
     "quantized_layers",
     "restore",
     "roles",
+    "second_moment_correction",
+    "shifted_grid",
     "switched",
+    "symmetric_parameters",
+    "symmetric_weight_thresholds",
     "tensor_name",
     "weight_quantizers",
+    "weight_roles",
 ]

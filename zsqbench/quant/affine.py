@@ -1,12 +1,19 @@
 """The affine grid 0 .. 2^b - 1: q = clamp(round(x / scale) + zero_point), x' = (q - zero_point) * scale.
 
-Everything broadcasts: a scale of shape [] quantizes per tensor, one of shape [C, 1, 1, 1] per channel (see `along`).
+Symmetric and power-of-two grids are affine grids with particular parameters, so that one arithmetic and one form of
+artifact serve all. Everything broadcasts: a scale of shape [] quantizes per tensor, one of shape [C, 1, 1, 1] per
+channel (see `along`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from zsqbench.scheme import Grid
+
+MIN_THRESHOLD = 2.0**-16
+"""The smallest threshold of a power-of-two grid, as in Sony's Model Compression Toolkit."""
 
 
 class Affine(NamedTuple):
@@ -34,6 +41,39 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> Affine:
     return Affine(scale, torch.round(-low / scale))
 
 
+def symmetric_parameters(threshold: Tensor, bits: int, signed: Tensor | bool) -> Affine:
+    """The grid of a threshold t: -t .. t - t / 2^(b-1) where it is signed, and 0 .. t - t / 2^b where it is not.
+
+    A threshold of zero (a tensor of zeros) becomes one.
+    """
+    threshold = torch.where(threshold < torch.finfo(threshold.dtype).tiny, torch.ones_like(threshold), threshold)
+    signed = torch.as_tensor(signed, device=threshold.device)
+    zero_point = torch.where(signed, 2.0 ** (bits - 1), 0.0).to(threshold)
+    steps = torch.where(signed, 2.0 ** (bits - 1), 2.0**bits).to(threshold)
+    return Affine(threshold / steps, zero_point.expand_as(threshold))
+
+
+def covering_threshold(low: Tensor, high: Tensor, bits: int, signed: Tensor | bool) -> Tensor:
+    """The smallest threshold whose grid reaches from low (or 0, unsigned) to high."""
+    half, whole = 2.0 ** (bits - 1), 2.0**bits
+    both = torch.maximum(-low, high * (half / (half - 1)))
+    return torch.where(torch.as_tensor(signed, device=low.device), both, high * (whole / (whole - 1))).clamp(min=0)
+
+
+def power_of_two(threshold: Tensor) -> Tensor:
+    """The smallest power of two that is not below the threshold, nor below 2^-16; exact."""
+    mantissa, exponent = torch.frexp(threshold.clamp(min=MIN_THRESHOLD))
+    return torch.ldexp(torch.ones_like(threshold), torch.where(mantissa == 0.5, exponent - 1, exponent))  # noqa: PLR2004
+
+
+def grid_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid, signed: Tensor | bool) -> Affine:
+    """The finest grid of this kind that spans low to high; an affine grid has no sign."""
+    if grid == "affine":
+        return affine_parameters(low, high, bits)
+    threshold = covering_threshold(low, high, bits, signed)
+    return symmetric_parameters(power_of_two(threshold) if grid == "power_of_two" else threshold, bits, signed)
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Codes of x on the grid, integers 0 .. 2^b - 1 in floating point; half is rounded to even."""
     return (x / scale).round_().add_(zero_point).clamp_(0, levels(bits))
@@ -55,6 +95,25 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Te
     # not torch.clamp: its gradient at the smallest and largest code themselves is 1 in some releases and 0 in others
     codes = torch.where(codes < 0, 0.0, torch.where(codes > levels(bits), float(levels(bits)), codes))
     return (codes - zero_point) * scale
+
+
+def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """X rounded to the grid; the gradient passes rounding and clamping alike, and the grid gets none.
+
+    As in ZeroQ, IntraQ, HAST and AIT.
+    """
+    values: Tensor = _Identity.apply(x, scale, zero_point, bits)
+    return values
+
+
+class _Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+        return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradients[0], None, None, None
 
 
 def round_ste(x: Tensor) -> Tensor:

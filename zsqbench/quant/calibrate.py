@@ -9,47 +9,75 @@ import torch
 from torch import Tensor, nn
 
 from zsqbench.quant.fake_quant import ActivationQuantizer, TensorQuantizer
-from zsqbench.quant.observers import Range, RunningMinMax, include_zero, minmax, mse80
+from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
 from zsqbench.quant.prepare import activation_quantizers, quantized_layers
 
-Ranges = Literal["minmax", "mse"]
-"""How ranges are chosen: from end to end, or by the search `mse80`."""
+Ranges = Literal["minmax", "mse", "percentile"]
+"""How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
+
+PERCENT = 99.9
+"""The percentile that ranges end at where none is given."""
+
+Observer = Callable[[Tensor], None]
+"""Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
 
 
 @torch.no_grad()
-def calibrate_weights(student: nn.Module, ranges: Ranges) -> None:
-    """Set the range of each weight quantizer, per output channel, from the weight itself; zero is inside."""
+def calibrate_weights(student: nn.Module, ranges: Ranges, percent: float = PERCENT) -> None:
+    """Set each weight quantizer from the weight itself, per output channel or whole as it is; zero is inside."""
     for _, layer in quantized_layers(student):
         quantizer, weight = layer.weight_quantizer, layer.weight
         if ranges == "mse":
-            quantizer.set_range(*mse80(weight, quantizer.bits, quantizer.axis, zero=True))
+            quantizer.set_parameters(*lp_search(weight, quantizer.bits, quantizer.axis, grid=quantizer.grid))
+        elif ranges == "percentile":
+            quantizer.set_range(*include_zero(*percentile(weight, percent, quantizer.axis)))
         else:
             quantizer.set_range(*include_zero(*minmax(weight, quantizer.axis)))
 
 
 @torch.no_grad()
-def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the range of each activation quantizer to the running min-max over batches of images.
+def calibrate_activations(
+    student: nn.Module, batches: Iterable[Tensor], observer: Callable[[ActivationQuantizer], Observer]
+) -> None:
+    """Show each activation quantizer what it is about to round, in a forward pass of each batch.
 
-    A quantizer already rounds while it observes, as in ZeroQ, so that each one sees quantized inputs.
+    `observer(quantizer)` is called once for each, and returns what is shown the tensors (in float32) and sets it.
+    A quantizer rounds as soon as it is set, so that the next one sees quantized inputs.
     """
     with ExitStack() as hooks:
         for _, quantizer in activation_quantizers(student):
-            hooks.enter_context(_ranges_from(RunningMinMax().update, quantizer))
+            hooks.enter_context(_observed(quantizer, observer(quantizer)))
         for images in batches:
             student(images)
 
 
-@torch.no_grad()
-def calibrate_activations_mse(student: nn.Module, images: Tensor) -> None:
-    """Set the range of each activation quantizer by the search `mse80`, in one forward pass of all the images.
+def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the range of each activation quantizer to the running min-max over batches of images, as in ZeroQ."""
 
-    A quantizer rounds as soon as it is set, as in BRECQ's initialisation, so that the next one sees quantized inputs.
-    """
-    with ExitStack() as hooks:
-        for _, quantizer in activation_quantizers(student):
-            hooks.enter_context(_ranges_from(partial(mse80, bits=quantizer.bits, zero=True), quantizer))
-        student(images)
+    def observer(quantizer: ActivationQuantizer) -> Observer:
+        running = RunningMinMax()
+        return lambda values: quantizer.set_range(*running.update(values))
+
+    calibrate_activations(student, batches, observer)
+
+
+def calibrate_activations_mse(student: nn.Module, images: Tensor) -> None:
+    """Set each activation quantizer by the search `lp_search`, in one forward pass of all the images, as BRECQ does."""
+
+    def search(quantizer: ActivationQuantizer, values: Tensor) -> None:
+        signed = quantizer.is_signed(values.min())
+        quantizer.set_parameters(*lp_search(values, quantizer.bits, grid=quantizer.grid, signed=signed))
+
+    calibrate_activations(student, [images], lambda quantizer: partial(search, quantizer))
+
+
+def calibrate_activations_percentile(student: nn.Module, images: Tensor, percent: float = PERCENT) -> None:
+    """Set the range of each activation quantizer to percentiles, in one forward pass of all the images."""
+
+    def observer(quantizer: ActivationQuantizer) -> Observer:
+        return lambda values: quantizer.set_range(*include_zero(*percentile(values, percent)))
+
+    calibrate_activations(student, [images], observer)
 
 
 @contextmanager
@@ -66,13 +94,8 @@ def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterato
 
 
 @contextmanager
-def _ranges_from(range_of: Callable[[Tensor], Range], quantizer: ActivationQuantizer) -> Iterator[None]:
-    """Let a quantizer take its range from each tensor that it is about to round."""
-
-    def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        quantizer.set_range(*range_of(inputs[0].float()))
-
-    handle = quantizer.register_forward_pre_hook(observe)
+def _observed(quantizer: ActivationQuantizer, observer: Observer) -> Iterator[None]:
+    handle = quantizer.register_forward_pre_hook(lambda _, inputs: observer(inputs[0].float()))
     try:
         yield
     finally:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zsqbench.quant.affine import affine_parameters, dequantize, fake_quantize, quantize
+from zsqbench.quant.affine import (
+    dequantize,
+    fake_quantize,
+    grid_parameters,
+    levels,
+    quantize,
+    symmetric_parameters,
+)
+from zsqbench.scheme import Grid
 
 Q = TypeVar("Q", bound="TensorQuantizer")
 
@@ -19,7 +27,7 @@ BYTE = 8
 
 
 class TensorQuantizer(nn.Module):
-    """Rounds one tensor of a network to an affine grid. Neutral (the identity) until it is calibrated.
+    """Rounds one tensor of a network to a grid. Neutral (the identity) until it is calibrated.
 
     `scale` and `zero_point` are of shape [] per tensor, or broadcast along `axis`. A scale of zero says "not yet".
     """
@@ -27,34 +35,57 @@ class TensorQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
     kind: str
-    grid = "affine"
 
-    def __init__(self, name: str, role: str, bits: int, *, axis: int | None, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, name: str, role: str, bits: int, *, grid: Grid = "affine", axis: int | None, shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.name = name
         self.role = role
         self.bits = bits
+        self.grid: Grid = grid
         self.axis = axis
         self.enabled = False
         """Whether it quantizes; calibration switches it on, and any pass may switch it off for a while."""
         self.register_buffer("scale", torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape))
 
+    def is_signed(self, low: Tensor) -> bool:
+        """Whether a symmetric grid for values from `low` on has to be signed."""
+        return bool((low < 0).any())
+
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Take the grid that spans these ranges (scalars, or one per channel), and start to quantize."""
-        scale, zero_point = affine_parameters(low, high, self.bits)
+        """Take the finest grid that spans these ranges (scalars, or one per channel), and start to quantize."""
+        self.set_parameters(*grid_parameters(low, high, self.bits, self.grid, self.is_signed(low)))
+
+    def set_threshold(self, threshold: Tensor, *, signed: bool) -> None:
+        """Take the symmetric grid of a threshold (a scalar, or one per channel), and start to quantize."""
+        self.set_parameters(*symmetric_parameters(threshold, self.bits, signed))
+
+    def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Take scales and zero points (scalars, or one per channel), and start to quantize."""
         self.scale.copy_(scale.view_as(self.scale))
         self.zero_point.copy_(zero_point.view_as(self.zero_point))
         self.enabled = True
 
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of the grid, of the shape of the scale."""
+        return (-self.zero_point * self.scale, (levels(self.bits) - self.zero_point) * self.scale)
+
+    def threshold(self) -> Tensor:
+        """The threshold t of a symmetric grid: its end below zero, or one step above its end where it has no sign."""
+        steps: Tensor = 2**self.bits - self.zero_point
+        return steps * self.scale
+
     def check(self) -> None:
-        """Raise RuntimeError where it was never calibrated, or calibrated with numbers that are not finite."""
+        """Raise RuntimeError where it was never calibrated, or is not on a finite grid of its kind."""
+        what = f"the {self.kind} quantizer of {self.name!r}"
         if not (torch.isfinite(self.scale).all() and torch.isfinite(self.zero_point).all()):
-            raise RuntimeError(
-                f"the {self.kind} quantizer of {self.name!r} has a scale or zero point that is not finite"
-            )
+            raise RuntimeError(f"{what} has a scale or zero point that is not finite")
         if not (self.scale > 0).all():
-            raise RuntimeError(f"the {self.kind} quantizer of {self.name!r} was not calibrated")
+            raise RuntimeError(f"{what} was not calibrated")
+        if self.grid == "power_of_two" and not (torch.frexp(self.scale).mantissa == 0.5).all():  # noqa: PLR2004
+            raise RuntimeError(f"{what} has a scale that is no power of two, which its grid demands")
 
     def forward(self, x: Tensor) -> Tensor:
         """X on the grid, of the same shape."""
@@ -66,13 +97,17 @@ class TensorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(student)` shows."""
-        return f"{self.role}, bits={self.bits}, axis={self.axis}"
+        return f"{self.role}, bits={self.bits}, grid={self.grid}, axis={self.axis}"
 
 
 class WeightQuantizer(TensorQuantizer):
     """Rounds a weight to the nearest point of its grid."""
 
     kind = "weight"
+
+    def is_signed(self, low: Tensor) -> bool:  # noqa: ARG002
+        """Weights have both signs."""
+        return True
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers that the finalized layer keeps, in floating point. Override it together with `forward`."""
@@ -89,7 +124,7 @@ def plain(quantizer: Q) -> Q:
     """A quantizer that rounds to nearest on another one's grid, without anything that only training needs."""
     kind = WeightQuantizer if isinstance(quantizer, WeightQuantizer) else ActivationQuantizer
     shape = tuple(quantizer.scale.shape)
-    copy = kind(quantizer.name, quantizer.role, quantizer.bits, axis=quantizer.axis, shape=shape)
+    copy = kind(quantizer.name, quantizer.role, quantizer.bits, grid=quantizer.grid, axis=quantizer.axis, shape=shape)
     copy.to(quantizer.scale.device)
     copy.scale.copy_(quantizer.scale.detach())
     copy.zero_point.copy_(quantizer.zero_point.detach())
@@ -108,6 +143,10 @@ class QuantizedLayer(nn.Module):
     def is_finalized(self) -> bool:
         """Whether the float weight is gone."""
         return "weight_codes" in self._buffers
+
+    def stored_weight(self) -> Tensor:
+        """The codes of a finalized layer, else the float weight."""
+        return self.weight_codes if self.is_finalized else self.weight
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, in floating point."""
@@ -140,12 +179,18 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         return functional.linear(x, self.quantized_weight(), self.bias)
 
 
-def quantized_layer(layer: nn.Conv2d | nn.Linear, name: str, role: str, bits: int) -> QuantizedLayer:
-    """The layer with a weight quantizer per output channel (axis 0), not calibrated; it takes over the parameters."""
+def quantized_layer(
+    layer: nn.Conv2d | nn.Linear, name: str, role: str, bits: int, *, grid: Grid = "affine", per_channel: bool = True
+) -> QuantizedLayer:
+    """The layer with a weight quantizer, not calibrated, per output channel (axis 0) or for the whole weight.
+
+    It takes over the parameters.
+    """
     quantized = _empty_copy(layer)
     quantized.weight, quantized.bias = layer.weight, layer.bias
-    shape = (len(layer.weight),) + (1,) * (layer.weight.dim() - 1)
-    quantized.weight_quantizer = WeightQuantizer(name, role, bits, axis=0, shape=shape).to(layer.weight.device)
+    shape = (len(layer.weight),) + (1,) * (layer.weight.dim() - 1) if per_channel else ()
+    quantizer = WeightQuantizer(name, role, bits, grid=grid, axis=0 if per_channel else None, shape=shape)
+    quantized.weight_quantizer = quantizer.to(layer.weight.device)
     return quantized.train(layer.training)
 
 

@@ -7,6 +7,9 @@ from torch import Tensor, fx, nn
 
 from zsqbench.quant.graph import is_batch_norm, is_layer, operator
 
+FOLDED = "folded_batch_norms"
+"""Key of a graph's `meta` under which `fold_bn` notes the path of the batch normalisation that each layer took in."""
+
 
 def fold_bn(captured: fx.GraphModule) -> None:
     """Fold each batch normalisation that is the only reader of a convolution or linear layer into it, in place.
@@ -24,6 +27,7 @@ def fold_bn(captured: fx.GraphModule) -> None:
             node.replace_all_uses_with(layer_node)
             captured.graph.erase_node(node)
             captured.delete_submodule(str(node.target))
+            captured.meta.setdefault(FOLDED, {})[str(layer_node.target)] = str(node.target)
     captured.recompile()
 
 
@@ -54,10 +58,10 @@ def _can_fold(captured: fx.GraphModule, node: fx.Node) -> bool:
     if not is_layer(before) or list(before.users) != [node] or norm.running_mean is None:
         return False
     channels_at_axis_1 = operator(before) == "conv2d" or len(before.meta["shape"]) == 2  # noqa: PLR2004
-    return channels_at_axis_1 and _called_once(captured, before) and _called_once(captured, node)
+    return channels_at_axis_1 and called_once(captured, before) and called_once(captured, node)
 
 
-def _called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
-    module = captured.get_submodule(str(node.target))
-    calls = (other for other in captured.graph.nodes if other.op == "call_module")
-    return sum(captured.get_submodule(str(call.target)) is module for call in calls) == 1
+def called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the module that a node calls is called nowhere else."""
+    # a module has one path in a traced graph, even where the network holds it under several
+    return [other.target for other in captured.graph.nodes if other.op == "call_module"].count(node.target) == 1

@@ -1,10 +1,14 @@
 """A network as a graph of named tensors, and the role that each tensor plays in a scheme.
 
-`capture` traces a module; `roles` gives each new value a field of `zsqbench.scheme.Placement`.
+`capture` traces a module; `roles` and `positions` give each new value fields of `zsqbench.scheme.Placement`, and
+`weight_roles` and `activation_roles` say which of them counts at a placement.
 """
 
 import copy
+import os
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.scheme import Placement
 
 
 def _names(text: str) -> frozenset[str]:
@@ -22,39 +27,43 @@ def _names(text: str) -> frozenset[str]:
 # nn.ReLU6, F.relu6 -> relu6; nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d -> adaptiveavgpool2d; x.add_(), += -> add.
 LAYERS = _names("conv2d linear")
 BATCH_NORMS = _names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
-ACTIVATIONS = _names(
-    "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu mish prelu relu relu6 selu sigmoid silu "
+RELUS = _names("relu relu6")
+ACTIVATIONS = RELUS | _names(
+    "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu selu sigmoid silu "
     "softplus softsign tanh"
 )
 AVERAGE_POOLS = _names("adaptiveavgpool2d avgpool2d")
+MULTIPLICATIONS = _names("mul multiply")
+PRODUCTS = MULTIPLICATIONS | _names("matmul mm bmm einsum")
+CONCATENATIONS = _names("cat concat concatenate stack hstack vstack")
 # These hand on values that are already there, or that every grid with a zero holds: no tensor of their own.
 PASS_THROUGH = _names(
-    "adaptivemaxpool2d channelshuffle chunk clone contiguous detach dropout dropout1d dropout2d expand flatten flip "
-    "getitem identity maxpool1d maxpool2d movedim narrow permute pixelshuffle pixelunshuffle reflectionpad2d "
-    "replicationpad2d reshape roll split squeeze stochasticdepth to transpose unbind unflatten unsqueeze view zeropad2d"
+    "adaptivemaxpool2d alphadropout amax amin broadcastto channelshuffle chunk circularpad2d clone contiguous detach "
+    "dropblock2d dropout dropout1d dropout2d expand expandas flatten flip float getitem identity indexselect "
+    "maxpool1d maxpool2d movedim narrow permute pixelshuffle pixelunshuffle ravel reflectionpad2d repeat "
+    "replicationpad2d reshape reshapeas roll split squeeze stochasticdepth swapaxes swapdims tile to transpose unbind "
+    "unflatten unfold unsqueeze upsamplingnearest2d view viewas zeropad2d"
 )
 # A parameter of several dimensions that enters one of these is no matrix of weights.
-ELEMENTWISE = PASS_THROUGH | _names("add sub mul truediv div cat layernorm prelu")
-# Modules whose weights are not quantized yet: to leave them float in silence would falsify a table.
-UNSUPPORTED = _names(
-    "bilinear conv1d conv3d convtranspose1d convtranspose2d convtranspose3d embedding embeddingbag gru lstm "
-    "multiheadattention rnn"
-)
+ELEMENTWISE = PASS_THROUGH | CONCATENATIONS | MULTIPLICATIONS | _names("add sub truediv div layernorm prelu")
 
-_ALIASES = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv"}
+_ALIASES = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv", "imatmul": "matmul"}
 _IMAGE_DIMENSIONS = 4
 _SPATIAL = frozenset({2, 3})
+_REPARAMETRIZED = "reparametrized"
+_HERE = str(Path(__file__))
+_TORCH = str(Path(torch.__file__).parent) + os.sep
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that takes FrozenBatchNorm2d for one operator, and notes the module in which each operator is called."""
+    """A tracer that takes a torch module, however it is named, for one operator, and notes where each is called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.current_module = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return _torch_class(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -75,7 +84,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
 
     The name of a tensor, `tensor_name(node)`, is the path of the module that makes it, or `<path of the enclosing
     module>.<function>`; a second one of the same name gets the suffix `_1`. Raises ZSQBenchError for a module that
-    cannot be traced or that does not take images of `input_size`.
+    cannot be traced, with the line of its code that is in the way, or that does not take images of `input_size`.
     """
     copied = copy.deepcopy(module).eval()
     tracer = _Tracer()
@@ -85,8 +94,9 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
         # Anything: what the module's own code raises when it is handed a placeholder instead of a tensor.
         where = f" in module {tracer.current_module!r}" if tracer.current_module else ""
         raise ZSQBenchError(
-            f"{type(module).__name__} cannot be traced{where} ({_first_line(error)}); "
-            "its forward pass may not depend on the values in its tensors"
+            f"{type(module).__name__} cannot be traced{where}{_place(error)} ({_first_line(error)}): what is computed "
+            "may not depend on the values in tensors; take torch.where for a choice by value, make one by shape or "
+            "setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
         ) from error
     captured = fx.GraphModule(copied, graph, type(module).__name__)
     for node in captured.graph.nodes:
@@ -97,7 +107,12 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
 
 
 def tensor_name(node: fx.Node) -> str:
-    """The readable, unique name of what a node of a captured graph makes."""
+    """The readable name of the tensor that a node of a captured graph makes, which no other tensor has.
+
+    What a batch normalisation makes of a layer's output bears the layer's name, so folding it changes no name.
+    """
+    if is_batch_norm(node) and is_layer(node.all_input_nodes[0]) and _feeds_one_batch_norm(node.all_input_nodes[0]):
+        node = node.all_input_nodes[0]
     return str(node.meta["tensor_name"])
 
 
@@ -116,18 +131,45 @@ def is_batch_norm(node: fx.Node) -> bool:
     return node.op == "call_module" and operator(node) in BATCH_NORMS
 
 
+def repeats_values(node: fx.Node) -> bool:
+    """Whether a node only moves the values of its input, or adds zeros."""
+    if operator(node) == "pad":
+        return _argument(node, "value", 3) in (None, 0)
+    if operator(node) == "interpolate":
+        return str(_argument(node, "mode", 3) or "nearest").startswith("nearest")
+    if operator(node) in CONCATENATIONS:
+        return len(node.all_input_nodes) == 1
+    return operator(node) in PASS_THROUGH
+
+
+def readers(node: fx.Node) -> Iterator[fx.Node]:
+    """What computes with the values of a node, directly or after they were only moved."""
+    for user in node.users:
+        if user.op == "output":
+            continue
+        if repeats_values(user):
+            yield from readers(user)
+        elif user.meta["carries_values"]:  # and not, for instance, only its shape
+            yield user
+
+
 def check_supported(captured: fx.GraphModule) -> None:
-    """Raise ZSQBenchError where the network holds a weight that no quantizer reaches."""
+    """Raise ZSQBenchError where the network holds a weight that no quantizer reaches.
+
+    To leave it float in silence would falsify a table.
+    """
     for node in captured.graph.nodes:
-        if (node.op == "call_module" and operator(node) in UNSUPPORTED) or _multiplies_by_parameter(node):
+        if _holds_matrix(captured, node) or _multiplies_by_parameter(node):
+            kind = operator(node).removeprefix(_REPARAMETRIZED)
+            hint = "; make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations or the like"
             raise ZSQBenchError(
-                f"the weight of {tensor_name(node)!r} ({operator(node)}) cannot be quantized: "
-                "only those of nn.Conv2d and nn.Linear modules can"
+                f"the weight of {tensor_name(node)!r} ({kind}) cannot be quantized: only those of nn.Conv2d and "
+                f"nn.Linear modules can{'' if kind == operator(node) else hint}"
             )
 
 
 def roles(captured: fx.GraphModule) -> dict[fx.Node, str]:
-    """The role of each tensor, in execution order: a field name of `Placement`.
+    """The role of each tensor by what makes and reads it, in execution order: one of `ACTIVATION_ROLES`.
 
     Left out are what hardware never stores (the output of a layer or an addition that only activation functions
     read) and what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout).
@@ -140,6 +182,71 @@ def roles(captured: fx.GraphModule) -> dict[fx.Node, str]:
     return found
 
 
+def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
+    """Which of `POSITIONS` a tensor is at besides, for those that are at any; never an output of the network."""
+    layers = list(_layers(captured).values())
+    if not layers:
+        return {}
+    read_last = layers[-1].all_input_nodes[0]
+    while repeats_values(read_last) or _pools(read_last):
+        read_last = read_last.all_input_nodes[0]
+    found: dict[fx.Node, tuple[str, ...]] = {}
+    for node, role in roles(captured).items():
+        if role != "logits":
+            maker = _maker(node)
+            places = {
+                "stem": maker is layers[0],
+                "features": node is read_last and is_layer(maker),
+                "feature_sum": node is read_last and _adds_tensors(maker),
+            }
+            found[node] = tuple(position for position, is_here in places.items() if is_here)
+    return {node: at for node, at in found.items() if at}
+
+
+def weight_roles(captured: fx.GraphModule) -> dict[str, str]:
+    """The role of each weight by the path of its layer, in execution order: one of `WEIGHT_ROLES`."""
+    paths = list(_layers(captured))
+    ends = dict(zip((*paths[:1], *paths[-1:]), ("first_weight", "last_weight"), strict=False))
+    return {path: ends.get(path, "weight") for path in paths}
+
+
+def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.Node, str]:
+    """The role of each tensor, in execution order, or its position where the placement gives that a width."""
+    at = positions(captured)
+    return {node: placement.role(role, at.get(node, ())) for node, role in roles(captured).items()}
+
+
+def _layers(captured: fx.GraphModule) -> dict[str, fx.Node]:
+    """The first call of each layer by its path, in execution order."""
+    first: dict[str, fx.Node] = {}
+    for node in captured.graph.nodes:
+        if is_layer(node):
+            first.setdefault(str(node.target), node)
+    return first
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The operator whose result a tensor is, seen through activation function and batch normalisation."""
+    maker = node
+    if operator(maker) in ACTIVATIONS:
+        maker = _without_moves(maker.all_input_nodes[0])
+    if is_batch_norm(maker):
+        maker = _without_moves(maker.all_input_nodes[0])
+    return maker
+
+
+def _without_moves(node: fx.Node) -> fx.Node:
+    while repeats_values(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _holds_matrix(captured: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module" or operator(node) in LAYERS | BATCH_NORMS | ELEMENTWISE:
+        return False
+    return any(parameter.dim() > 1 for parameter in captured.get_submodule(str(node.target)).parameters())
+
+
 def _multiplies_by_parameter(node: fx.Node) -> bool:
     matrices = [
         source for source in node.all_input_nodes if source.op == "get_attr" and len(source.meta["shape"] or ()) > 1
@@ -148,7 +255,7 @@ def _multiplies_by_parameter(node: fx.Node) -> bool:
 
 
 def _is_new_value(node: fx.Node) -> bool:
-    return node.meta["shape"] is not None and node.op not in ("get_attr", "output") and not _repeats_values(node)
+    return node.meta["shape"] is not None and node.op not in ("get_attr", "output") and not repeats_values(node)
 
 
 def _is_fused(node: fx.Node, outputs: set[fx.Node]) -> bool:
@@ -157,21 +264,30 @@ def _is_fused(node: fx.Node, outputs: set[fx.Node]) -> bool:
         return True
     if node in outputs or not (is_layer(node) or is_batch_norm(node) or operator(node) == "add"):
         return False
-    readers = list(_readers(node))
-    return bool(readers) and all(operator(reader) in ACTIVATIONS for reader in readers)
+    read_by = list(readers(node))
+    return bool(read_by) and all(operator(reader) in ACTIVATIONS for reader in read_by)
 
 
 def _role(node: fx.Node) -> str:
+    kind = operator(node)
+    read_by = list(readers(node))
     if node.op == "placeholder":
-        return "input"
-    if operator(node) in ACTIVATIONS:
-        return "activation"
-    if is_layer(node) or (is_batch_norm(node) and is_layer(node.all_input_nodes[0])):
-        readers = list(_readers(node))
-        return "addend" if readers and all(_adds_tensors(reader) for reader in readers) else "linear"
-    if _adds_tensors(node):
-        return "sum"
-    return "pooled" if _pools(node) else "other"
+        role = "input"
+    elif kind in RELUS:
+        role = "relu"
+    elif kind in ACTIVATIONS:
+        role = "gate" if read_by and all(_multiplies_tensors(reader) for reader in read_by) else "activation"
+    elif is_layer(node) or (is_batch_norm(node) and is_layer(node.all_input_nodes[0])):
+        role = "addend" if read_by and all(_adds_tensors(reader) for reader in read_by) else "linear"
+    elif _adds_tensors(node):
+        role = "sum"
+    elif kind in PRODUCTS and _count_activations(node) > 1:
+        role = "product"
+    elif kind in CONCATENATIONS:
+        role = "concat"
+    else:
+        role = "pooled" if _pools(node) else "other"
+    return role
 
 
 def _feeds_one_batch_norm(node: fx.Node) -> bool:
@@ -180,56 +296,64 @@ def _feeds_one_batch_norm(node: fx.Node) -> bool:
 
 
 def _adds_tensors(node: fx.Node) -> bool:
-    tensors = [value for value in (*node.args, *node.kwargs.values()) if _is_activation(value)]
-    return operator(node) == "add" and len(tensors) > 1
+    return operator(node) == "add" and _count_activations(node) > 1
 
 
-def _is_activation(value: Any) -> bool:
-    return isinstance(value, fx.Node) and value.op != "get_attr" and bool(value.meta["carries_values"])
+def _multiplies_tensors(node: fx.Node) -> bool:
+    return operator(node) in MULTIPLICATIONS and _count_activations(node) > 1
+
+
+def _count_activations(node: fx.Node) -> int:
+    """How many of the arguments are tensors that the network computes; x + x has two."""
+    values = (*node.args, *node.kwargs.values())
+    return sum(
+        isinstance(value, fx.Node) and value.op != "get_attr" and bool(value.meta["carries_values"]) for value in values
+    )
 
 
 def _pools(node: fx.Node) -> bool:
     if operator(node) != "mean":
         return operator(node) in AVERAGE_POOLS
     rank = len(node.all_input_nodes[0].meta["shape"])
-    dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims: Any = _argument(node, "dim", 1)
     if dims is None or rank != _IMAGE_DIMENSIONS:
         return False
     return {dim % rank for dim in ((dims,) if isinstance(dims, int) else dims)} <= _SPATIAL
 
 
-def _repeats_values(node: fx.Node) -> bool:
-    if operator(node) != "pad":
-        return operator(node) in PASS_THROUGH
-    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)  # noqa: PLR2004
-    return value in (None, 0)
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """What computes with the values of a node, directly or after they were only moved."""
-    for user in node.users:
-        if user.op == "output":
-            continue
-        if _repeats_values(user):
-            yield from _readers(user)
-        elif user.meta["carries_values"]:  # and not, for instance, only its shape
-            yield user
+def _argument(node: fx.Node, name: str, index: int) -> Any:
+    return node.kwargs.get(name, node.args[index] if len(node.args) > index else None)
 
 
 def _output_producers(captured: fx.GraphModule) -> set[fx.Node]:
     """The nodes whose values the network returns."""
-    producers = set()
-    for node in captured.graph.output_node().all_input_nodes:
-        while _repeats_values(node):
-            node = node.all_input_nodes[0]  # noqa: PLW2901
-        producers.add(node)
-    return producers
+    return {_without_moves(node) for node in captured.graph.output_node().all_input_nodes}
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
-    name = type(captured.get_submodule(str(node.target))).__name__ if node.op == "call_module" else _function(node)
+    name = _module_operator(captured.get_submodule(str(node.target))) if node.op == "call_module" else _function(node)
     name = name.replace("_", "").lower()
     return _ALIASES.get(name, name)
+
+
+def _module_operator(module: nn.Module) -> str:
+    name = (_torch_class(module) or type(module)).__name__
+    if isinstance(module, nn.Conv2d | nn.Linear) and "weight" not in module._parameters:  # noqa: SLF001
+        return _REPARAMETRIZED + name  # weight_norm and the like: the weight is computed from other parameters
+    if isinstance(module, nn.Upsample) and module.mode == "nearest":
+        return "upsamplingnearest2d"
+    return name
+
+
+def _torch_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch whose computation a module does: its own, or one that it inherits without changing it."""
+    kind = type(module)
+    known = (base for base in kind.__mro__ if base is FrozenBatchNorm2d or base.__module__.startswith("torch.nn.mod"))
+    base: type[nn.Module] = next(known, nn.Module)
+    if base is nn.Module or issubclass(base, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return None
+    computes = ("forward", "_conv_forward")  # the second is nn.Conv2d's
+    return base if all(getattr(kind, name, None) is getattr(base, name, None) for name in computes) else None
 
 
 def _function(node: fx.Node) -> str:
@@ -275,6 +399,13 @@ def _note_shapes(captured: fx.GraphModule, input_size: tuple[int, int, int]) -> 
             _ShapeRecorder(captured).run(images)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ZSQBenchError(f"the network does not take images of size {input_size}: {_first_line(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """The last line of the traceback that is not torch's: where the user's code asked for what cannot be traced."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if not f.filename.startswith(_TORCH) and f.filename != _HERE]
+    return f" at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,28 @@
-"""Ranges of tensors: min-max, a running min-max over batches, and the L_p shrink search `mse80`.
+"""Ranges of tensors: min-max, a running min-max over batches, percentiles, and the L_p search, on any grid.
 
 `axis=None` gives one range for the tensor, as scalars; `axis=0` one for each channel, as vectors of length C.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from zsqbench.quant.affine import affine_parameters, levels
+from zsqbench.quant.affine import (
+    Affine,
+    affine_parameters,
+    covering_threshold,
+    levels,
+    power_of_two,
+    symmetric_parameters,
+)
+from zsqbench.scheme import Grid
 
 CANDIDATES = 80
 SHRINK_STEP = 0.01
 SEARCH_POWER = 2.4
+THRESHOLDS = 10
+"""Powers of two that the search tries, from twice the one that covers the tensor downwards."""
 
 # Elements that the search holds at a time: on a CPU what stays in its cache, elsewhere what fills the device.
 _CPU_BLOCK = 2**17
@@ -45,6 +57,20 @@ class RunningMinMax:
         return self.range
 
 
+def percentile(x: Tensor, percent: float, axis: int | None = None) -> Range:
+    """The values that `percent` of all are above, and below: of `percent` 99.9 the 0.1 % and the 99.9 % quantile.
+
+    Quantiles are values of the tensor itself (the nearest rank). Raises ValueError outside 50 < percent <= 100.
+    """
+    if not 50 < percent <= 100:  # noqa: PLR2004 - below, low would be above high
+        raise ValueError(f"percent is {percent}; expected more than 50 and at most 100")
+    rows = _rows(x, axis)
+    rank = max(1, math.ceil(round(percent / 100 * rows.shape[1], 6)))  # 99.9 % of 1000 are 999
+    high = rows.kthvalue(rank, dim=1).values
+    low = rows.kthvalue(rows.shape[1] + 1 - rank, dim=1).values
+    return _shaped(low, high, axis)
+
+
 def mse80(x: Tensor, bits: int, axis: int | None = None, *, zero: bool = False) -> Range:
     """The range (1 - 0.01 i) * (min, max), i = 0 .. 79, with the least mean |x - Q(x)|^2.4; the first of equals.
 
@@ -55,25 +81,56 @@ def mse80(x: Tensor, bits: int, axis: int | None = None, *, zero: bool = False) 
     low, high = torch.aminmax(rows, dim=1)
     if zero:
         low, high = include_zero(low, high)
-    if axis is None:
-        rows = rows[rows != 0][None]  # a tensor with zeros has zero on every candidate's grid; ReLU makes half of them
-    # 1 - 0.01 i in double precision and then rounded, as Python's floats times a tensor do
-    ratios = torch.tensor([1.0 - SHRINK_STEP * i for i in range(CANDIDATES)], dtype=rows.dtype, device=x.device)
-    lows, highs = ratios[:, None] * low, ratios[:, None] * high  # [80, C]
-    best = _lp_errors(rows, lows, highs, bits).argmin(0, keepdim=True)
+    ratios = _ratios(rows)
+    lows, highs = ratios * low, ratios * high  # [80, C]
+    best = _least(rows, affine_parameters(lows, highs, bits), bits, axis)
     return _shaped(lows.gather(0, best)[0], highs.gather(0, best)[0], axis)
 
 
-def _lp_errors(rows: Tensor, lows: Tensor, highs: Tensor, bits: int) -> Tensor:
-    """Sum of |x - Q(x)|^p of each row [C, n] for each of its ranges [K, C], as float64 [K, C]."""
-    scale, zero_point = (value[:, :, None] for value in affine_parameters(lows, highs, bits))
+def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "affine", signed: bool = True) -> Affine:
+    """The parameters of the grid of this kind with the least mean |x - Q(x)|^2.4; the first of equals.
+
+    Affine: `mse80`, with zero. Symmetric: the thresholds (1 - 0.01 i) t, i = 0 .. 79, where t covers the tensor. Power
+    of two: 2 t, t, t / 2, ..., ten of them, where t is the smallest that covers it.
+    """
+    if grid == "affine":
+        return affine_parameters(*mse80(x, bits, axis, zero=True), bits)
+    rows = _rows(x.detach(), axis)
+    threshold = covering_threshold(*torch.aminmax(rows, dim=1), bits, signed)
+    if grid == "power_of_two":
+        factors = 2.0 ** (1 - torch.arange(THRESHOLDS, dtype=rows.dtype, device=rows.device))[:, None]
+        threshold = power_of_two(threshold)
+    else:
+        factors = _ratios(rows)
+    scale, zero_point = symmetric_parameters(factors * threshold, bits, signed)
+    best = _least(rows, Affine(scale, zero_point), bits, axis)
+    return Affine(*_shaped(scale.gather(0, best)[0], zero_point.gather(0, best)[0], axis))
+
+
+def _ratios(rows: Tensor) -> Tensor:
+    # 1 - 0.01 i in double precision and then rounded, as Python's floats times a tensor do
+    return torch.tensor([1.0 - SHRINK_STEP * i for i in range(CANDIDATES)], dtype=rows.dtype, device=rows.device)[
+        :, None
+    ]
+
+
+def _least(rows: Tensor, candidates: Affine, bits: int, axis: int | None) -> Tensor:
+    """Index [1, C] of the first candidate [K, C] with the least error."""
+    if axis is None:
+        rows = rows[rows != 0][None]  # a tensor with zeros has zero on every candidate's grid; ReLU makes half of them
+    return _lp_errors(rows, candidates, bits).argmin(0, keepdim=True)
+
+
+def _lp_errors(rows: Tensor, candidates: Affine, bits: int) -> Tensor:
+    """Sum of |x - Q(x)|^p of each row [C, n] for each of its grids [K, C], as float64 [K, C]."""
+    scale, zero_point = (value[:, :, None] for value in candidates)
     block = _CPU_BLOCK if rows.device.type == "cpu" else _DEVICE_BLOCK
     columns = max(1, block // len(rows))
-    candidates = max(1, block // (len(rows) * min(columns, max(1, rows.shape[1]))))
-    errors = torch.zeros(lows.shape, dtype=torch.float64, device=rows.device)
+    together = max(1, block // (len(rows) * min(columns, max(1, rows.shape[1]))))
+    errors = torch.zeros(candidates.scale.shape, dtype=torch.float64, device=rows.device)
     for part in torch.split(rows, columns, dim=1):
-        for start in range(0, len(lows), candidates):
-            chosen = slice(start, start + candidates)
+        for start in range(0, len(errors), together):
+            chosen = slice(start, start + together)
             error = part / scale[chosen]
             # In place throughout: temporaries, not arithmetic, are what this loop would spend its time on.
             error.round_().add_(zero_point[chosen]).clamp_(0, levels(bits)).sub_(zero_point[chosen])

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, plain, quantized_layer
 from zsqbench.quant.fold import fold_bn
-from zsqbench.quant.graph import capture, check_supported, is_layer, roles, tensor_name
-from zsqbench.scheme import FLOAT_BITS, Scheme
+from zsqbench.quant.graph import activation_roles, capture, check_supported, tensor_name, weight_roles
+from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 
 QUANTIZERS = "activation_quantizers"
 """Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
@@ -19,22 +20,35 @@ _MAP = "effective_map"
 T = TypeVar("T")
 
 
-def prepare(module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int]) -> nn.Module:
+@dataclass(frozen=True)
+class Grids:
+    """The kinds of grid that a quantizer rounds to."""
+
+    weights: Grid = "affine"
+    activations: Grid = "affine"
+    per_channel: bool = True
+    """Whether each output channel of a weight has a grid of its own; activations have one per tensor."""
+
+
+def prepare(
+    module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int], grids: Grids | None = None
+) -> nn.Module:
     """Copy a network and put a quantizer at each tensor that the scheme quantizes; the original stays as it is.
 
     The student computes what the network does (up to the rounding of BN folding) until its quantizers are calibrated.
-    Its structure depends on network and scheme alone. Raises ZSQBenchError for a network that cannot be traced.
+    Its structure depends on network, scheme and grids alone. Raises ZSQBenchError for a network that cannot be traced.
     """
     if scheme.is_float:
         return copy.deepcopy(module)
     student = capture(module, input_size)
     if scheme.placement.fold_bn:
         fold_bn(student)
-    if scheme.weight_bits != FLOAT_BITS:
+    if scheme.quantizes_weights:
         check_supported(student)
-    activations = roles(student)
-    student.meta[_MAP] = _insert_weight_quantizers(student, scheme)
-    student.meta[_MAP] += _insert_activation_quantizers(student, activations, scheme)
+    grids = grids or Grids()
+    activations = activation_roles(student, scheme.placement)
+    student.meta[_MAP] = _insert_weight_quantizers(student, scheme, grids)
+    student.meta[_MAP] += _insert_activation_quantizers(student, activations, scheme, grids.activations)
     student.recompile()
     return student
 
@@ -42,7 +56,7 @@ def prepare(module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int])
 def quantized_layers(student: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     """Path and module of each layer with a quantized weight, in execution order."""
     layers = [(name, module) for name, module in student.named_modules() if isinstance(module, QuantizedLayer)]
-    return _in_execution_order(student, layers)
+    return _in_execution_order(student, "weight", layers)
 
 
 def weight_quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer]]:
@@ -53,7 +67,7 @@ def weight_quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer]]:
 def activation_quantizers(student: nn.Module) -> list[tuple[str, ActivationQuantizer]]:
     """Name of the tensor and quantizer of each quantized activation, in execution order."""
     quantizers = [(module.name, module) for module in student.modules() if isinstance(module, ActivationQuantizer)]
-    return _in_execution_order(student, quantizers)
+    return _in_execution_order(student, "activation", quantizers)
 
 
 @torch.no_grad()
@@ -92,6 +106,27 @@ def effective_map(student: nn.Module) -> list[dict[str, Any]]:
     return [{**entry, "grid": grids.get((entry["kind"], entry["name"]), "float")} for entry in _recorded_map(student)]
 
 
+def measured_map(student: nn.Module) -> list[dict[str, Any]]:
+    """`effective_map` with what calibration found: the range of each grid (its extremes over channels), and sizes.
+
+    `groups` is the number of grids of a tensor (channels, or 1) and `elements` the number of a weight's values.
+    """
+    quantizers = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
+    layers = dict(quantized_layers(student))
+    entries = []
+    for entry in effective_map(student):
+        quantizer, layer = quantizers.get((entry["kind"], entry["name"])), layers.get(entry["name"])
+        measured: dict[str, Any] = {"low": None, "high": None, "groups": None, "elements": None}
+        if quantizer is not None:
+            low, high = quantizer.range()
+            measured |= {"low": low.min().item(), "high": high.max().item(), "groups": low.numel()}
+        if entry["kind"] == "weight":
+            weight = layer.stored_weight() if layer is not None else student.get_submodule(entry["name"]).weight
+            measured["elements"] = cast("Tensor", weight).numel()
+        entries.append(entry | measured)
+    return entries
+
+
 def _quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer] | tuple[str, ActivationQuantizer]]:
     return [*weight_quantizers(student), *activation_quantizers(student)]
 
@@ -107,8 +142,9 @@ def _keep_plain_activation_quantizers(student: nn.Module) -> None:
             student.set_submodule(path, plain(module))
 
 
-def _in_execution_order(student: nn.Module, named: list[tuple[str, T]]) -> list[tuple[str, T]]:
-    order = {entry["name"]: position for position, entry in enumerate(_recorded_map(student))}
+def _in_execution_order(student: nn.Module, kind: str, named: list[tuple[str, T]]) -> list[tuple[str, T]]:
+    names = [entry["name"] for entry in _recorded_map(student) if entry["kind"] == kind]
+    order = {name: position for position, name in enumerate(names)}
     return sorted(named, key=lambda item: order.get(item[0], len(order)))
 
 
@@ -117,21 +153,20 @@ def _recorded_map(student: nn.Module) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
 
 
-def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme) -> list[dict[str, Any]]:
-    paths = list(dict.fromkeys(str(node.target) for node in student.graph.nodes if is_layer(node)))
+def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Grids) -> list[dict[str, Any]]:
     entries = []
-    for path in paths:
-        role = {paths[0]: "first_weight", paths[-1]: "last_weight"}.get(path, "weight")
+    for path, role in weight_roles(student).items():
         bits = scheme.bits(role)
-        entries.append(_entry(path, "weight", role, bits, axis=0))
+        entries.append(_entry(path, "weight", role, bits, axis=0 if grids.per_channel else None))
         if bits != FLOAT_BITS:
             layer = cast("nn.Conv2d | nn.Linear", student.get_submodule(path))
-            student.set_submodule(path, quantized_layer(layer, path, role, bits))
+            quantized = quantized_layer(layer, path, role, bits, grid=grids.weights, per_channel=grids.per_channel)
+            student.set_submodule(path, quantized)
     return entries
 
 
 def _insert_activation_quantizers(
-    student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme
+    student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme, grid: Grid
 ) -> list[dict[str, Any]]:
     device = next(student.parameters(), torch.empty(0)).device
     entries = []
@@ -139,12 +174,13 @@ def _insert_activation_quantizers(
         name, bits = tensor_name(node), scheme.bits(role)
         entries.append(_entry(name, "activation", role, bits, axis=None))
         if bits != FLOAT_BITS:
-            quantizer = ActivationQuantizer(name, role, bits, axis=None, shape=()).to(device)
+            quantizer = ActivationQuantizer(name, role, bits, grid=grid, axis=None, shape=()).to(device)
             student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
             with student.graph.inserting_after(node):
                 quantized = student.graph.call_module(f"{QUANTIZERS}.{name}", (node,))
             node.replace_all_uses_with(quantized)
             quantized.args = (node,)  # the replacement took this use along with the others
+            quantized.meta |= node.meta | {"operator": "identity"}  # what it gives is the same tensor, on a grid
     return entries
 
 

@@ -1,0 +1,414 @@
+"""HPTQ: Hardware-Friendly Post Training Quantization (Habi et al., 2021), and its code, Sony's MCT."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+import zsqbench
+from zsqbench.scheme import Grid, Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import Tensor, fx, nn
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "weights": "power_of_two",
+        "bounded": "search",
+        "shift_negative": True,
+        "shift_ratio": 0.25,
+        "equalization": True,
+    },
+    "released": {
+        "weights": "symmetric",
+        "bounded": "range",
+        "shift_negative": True,
+        "shift_ratio": 0.05,
+        "equalization": False,
+    },
+}
+BOUNDS = {"relu6": 6.0, "sigmoid": 1.0, "hardsigmoid": 1.0, "softmax": 1.0, "tanh": 1.0}
+"""Largest value of the activation functions that are bounded."""
+SHIFTED = frozenset({"elu", "gelu", "hardswish", "leakyrelu", "prelu", "selu", "silu"})
+"""Activation functions that are barely negative: of MCT v1.0.0 and of its current code together."""
+HOMOGENEOUS = frozenset({"identity", "relu", "relu6"})
+"""What may stand between equalized layers: a factor above zero passes through it (through ReLU6 with its bound)."""
+
+
+class HPTQ(zsqbench.Quantizer):
+    """Uniform, symmetric quantizers whose thresholds are powers of two, found without training.
+
+    Activations per tensor, on thresholds 2^k that err least on a histogram of the float network's activations; signed
+    where the histogram has negative mass. Weights per output channel, on power-of-two or plain symmetric thresholds.
+    Then, in this order: shift negative correction, equalization of activation channels, weight thresholds, and bias
+    correction. Neither labels nor gradients.
+
+    The default preset is `released`: MCT 2.2.0 of August 2024, the library of the authors of DGH when they published
+    HPTQ's numbers (their Table 2 does not say which version or target they ran). Its weights are symmetric, not powers
+    of two, bounded activations take the range of their function, shifts need |min| / t <= 0.05, and nothing is
+    equalized. `paper` is what the paper describes: powers of two for weights too, |min| / t <= 0.25, equalization. A
+    scheme that demands powers of two (`pot`) gets them for weights in either preset.
+
+    Deviations: the paper removes outliers at a z-score that could not be looked up, and neither version of MCT does by
+    default, so it is off in both presets (`z_threshold`; MCT's guidance is 5 to 20). A shift is kept as the zero point
+    of an otherwise power-of-two grid, which computes what MCT's explicit addition, padding and bias do, borders
+    included; MCT also rounds the activation to 16 bits before the addition, which is left out, and it shifts through
+    average pooling, which is not done here. Linear and residual collapsing (MCT 2) is not implemented: it never applies
+    to ResNets and MobileNetV2. Second moments are measured on one batch, and the layers that they correct need no bias
+    correction.
+    """
+
+    name = "hptq"
+    seeded = False
+    grids: ClassVar[tuple[Grid, ...]] = ("power_of_two",)
+
+    preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
+    weights: Literal["power_of_two", "symmetric"] | None = Field(
+        None, description="thresholds of weights; none: what the scheme demands, else the preset's"
+    )
+    activation_error: Literal["mse", "mae", "lp", "kl", "no_clipping"] = Field(
+        "mse", description="what activation thresholds minimize, or that they cover all values"
+    )
+    weight_error: Literal["mse", "mae", "lp", "no_clipping"] = Field(
+        "mse", description="what weight thresholds minimize, or that they cover all values"
+    )
+    lp_power: float = Field(2.0, gt=0, description="the power of the error lp")
+    statistics: Literal["histogram", "exact"] = Field(
+        "histogram",
+        description="whether errors are summed over a histogram, or over all values in a second pass",
+    )
+    z_threshold: float | None = Field(None, gt=0, description="z-score of activations that count as outliers")
+    bounded: Literal["range", "search"] | None = Field(
+        None, description="thresholds of bounded functions (ReLU6, sigmoid, ...): from their range, or searched"
+    )
+    shift_negative: bool | None = Field(None, description="shift barely negative activations into an unsigned grid")
+    shift_ratio: float | None = Field(None, gt=0, le=1, description="largest |min| / threshold that is shifted")
+    shift_search: bool = Field(False, description="search threshold and shift by squared error on the histogram")
+    equalization: bool | None = Field(None, description="let each channel between two layers fill the threshold")
+    bias_correction: bool = Field(True, description="correct biases by the mean error of the quantized weights")
+    second_moment_correction: bool = Field(
+        False, description="restore mean and variance that batch normalisation gave each layer's output"
+    )
+    batch_size: int = Field(64, gt=0, description="images of a forward pass")
+
+    def chosen(self, option: str) -> Any:
+        """The value of an option, given or the preset's."""
+        value = getattr(self, option)
+        return PRESETS[self.preset][option] if value is None else value
+
+    def rejects(self, scheme: Scheme) -> str | None:
+        """Another grid than powers of two, or errors that cannot be had."""
+        demanded = scheme.placement.grid
+        if self.weights == "symmetric" and demanded == "power_of_two":
+            return "the scheme demands the grid power_of_two, and its option weights is symmetric"
+        if self.statistics == "exact" and (self.activation_error == "kl" or self.z_threshold is not None):
+            return "activation_error kl and z_threshold need a histogram, and its option statistics is exact"
+        return super().rejects(scheme)
+
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+        """Put quantizers in place, and what corrections need: biases, and bounds that can be moved."""
+        import torch
+
+        from zsqbench.quant import Grids, free_bounds, prepare, quantized_layers
+
+        weights: Grid = self.weights or scheme.placement.grid or PRESETS[self.preset]["weights"]
+        student: Any = prepare(teacher.module, scheme, teacher.input_size, Grids(weights, "power_of_two"))
+        for _, layer in quantized_layers(student):
+            if layer.bias is None:
+                layer.bias = torch.nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
+        if self.chosen("equalization"):
+            free_bounds(student)
+        return student
+
+    def quantize(
+        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+    ) -> None:
+        """Set thresholds and correct weights and biases. Raises ZSQBenchError without images."""
+        import torch
+
+        if data is None:
+            raise zsqbench.ZSQBenchError("quantizer 'hptq' needs calibration images: its generator cannot be none")
+        batches = data.images.to(ctx.device).split(self.batch_size)
+        with torch.no_grad():
+            means, shifts = self._calibrate_activations(student, batches)
+            if self.chosen("equalization"):
+                means |= _equalize(student, batches, means)
+            restored: set[str] = set()
+            if self.second_moment_correction:
+                self._calibrate_weights(student)
+                restored = _restore_moments(student, teacher, batches[0])
+                means, shifts = self._calibrate_activations(student, batches)
+            self._calibrate_weights(student)
+            if not self.bias_correction:
+                means = {path: -shift for path, shift in shifts.items()}
+            _correct_biases(student, {path: mean for path, mean in means.items() if path not in restored})
+            _switch(student, enabled=True)
+
+    def _calibrate_activations(
+        self, student: "nn.Module", batches: "Sequence[Tensor]"
+    ) -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
+        """Set the threshold of each activation from the float network.
+
+        Returns the mean input of each layer, and by how much it is shifted, where it is.
+        """
+        from zsqbench.quant import (
+            ExactThresholdSearch,
+            RunningHistogram,
+            activation_quantizers,
+            activation_threshold,
+            power_of_two,
+        )
+
+        histograms = {name: RunningHistogram() for name, _ in activation_quantizers(student)}
+        means = {path: _RunningMean() for path in _layers(student)}
+        _observe(student, batches, {name: _checked(name, seen.update) for name, seen in histograms.items()}, means)
+        found, searches = {}, {}
+        made_by = _operators(student)
+        for name, quantizer in activation_quantizers(student):
+            histogram = histograms[name].histogram
+            if histogram is None:
+                raise zsqbench.ZSQBenchError(f"the forward pass does not reach the activation {name!r}")
+            bound = BOUNDS.get(made_by[name]) if self.chosen("bounded") == "range" else None
+            if bound is not None:
+                threshold = power_of_two(quantizer.scale.new_tensor(bound))
+                quantizer.set_threshold(threshold, signed=histogram.is_signed)
+                continue
+            kept = histogram if self.z_threshold is None else histogram.without_outliers(self.z_threshold)
+            if self.statistics == "exact" and self.activation_error != "no_clipping":
+                error: Any = self.activation_error
+                searches[name] = ExactThresholdSearch(histogram, quantizer.bits, error=error, p=self.lp_power)
+            else:
+                found[name] = activation_threshold(
+                    kept, quantizer.bits, signed=histogram.is_signed, error=self.activation_error, p=self.lp_power
+                )
+        if searches:
+            _observe(student, batches, {name: search.update for name, search in searches.items()}, {})
+            found |= {name: search.best() for name, search in searches.items()}
+        for name, quantizer in activation_quantizers(student):
+            if name in found:
+                quantizer.set_threshold(found[name].threshold.to(quantizer.scale), signed=found[name].signed)
+        values = {path: mean.value() for path, mean in means.items()}
+        shifts = self._shift_negative(student, histograms) if self.chosen("shift_negative") else {}
+        _switch(student, enabled=False)
+        return values, {path: values[path].new_full(values[path].shape, shift) for path, shift in shifts.items()}
+
+    def _shift_negative(self, student: Any, histograms: Any) -> dict[str, float]:
+        """Move barely negative activations that one layer alone reads into an unsigned grid; returns layer and shift.
+
+        Where biases are not corrected, what the rounding of weights makes of the shift stays in them, as in MCT.
+        """
+        from zsqbench.quant import activation_quantizers, best_shifted_grid, shifted_grid
+
+        made_by, shifts = _operators(student), {}
+        for name, quantizer in activation_quantizers(student):
+            layer = _sole_reader(student, name) if made_by[name] in SHIFTED else None
+            if layer is None:
+                continue
+            threshold, histogram = -quantizer.range()[0].item(), histograms[name].histogram
+            ratio = self.chosen("shift_ratio")
+            if self.shift_search:
+                shifted = best_shifted_grid(histogram, threshold, quantizer.bits, ratio)
+            else:
+                shifted = shifted_grid(histogram.low, threshold, quantizer.bits, ratio)
+            if shifted is not None:
+                like = quantizer.scale
+                quantizer.set_parameters(like.new_tensor(shifted.scale), like.new_tensor(shifted.zero_point))
+                if layer in _layers(student):
+                    shifts[layer] = shifted.shift
+        return shifts
+
+    def _calibrate_weights(self, student: "nn.Module") -> None:
+        from zsqbench.quant import power_of_two_weight_thresholds, quantized_layers, symmetric_weight_thresholds
+
+        for _, layer in quantized_layers(student):
+            quantizer = layer.weight_quantizer
+            search = power_of_two_weight_thresholds if quantizer.grid == "power_of_two" else symmetric_weight_thresholds
+            thresholds = search(layer.weight, quantizer.bits, quantizer.axis, error=self.weight_error, p=self.lp_power)
+            quantizer.set_threshold(thresholds, signed=True)
+
+
+class _RunningMean:
+    """The mean over batches of a layer's input, for each of its input channels."""
+
+    def __init__(self) -> None:
+        self.total: Any = 0.0
+        self.count = 0
+
+    def update(self, values: "Tensor") -> None:
+        """Add inputs [N, C, H, W] of a convolution or [..., C] of a linear layer."""
+        dims = [0, 2, 3] if values.dim() == 4 else list(range(values.dim() - 1))  # noqa: PLR2004
+        self.total = self.total + values.sum(dims, dtype=values.dtype).double()
+        self.count += values.numel() // values.shape[1 if values.dim() == 4 else -1]  # noqa: PLR2004
+
+    def value(self) -> "Tensor":
+        """[C], float32."""
+        return (self.total / max(1, self.count)).float()
+
+
+def _layers(student: "nn.Module") -> "dict[str, Any]":
+    from zsqbench.quant import quantized_layers
+
+    return dict(quantized_layers(student))
+
+
+def _switch(student: "nn.Module", *, enabled: bool) -> None:
+    from zsqbench.quant import activation_quantizers, weight_quantizers
+
+    for _, quantizer in [*activation_quantizers(student), *weight_quantizers(student)]:
+        quantizer.enabled = enabled
+
+
+def _observe(
+    student: "nn.Module",
+    batches: "Iterable[Tensor]",
+    activations: "dict[str, Callable[[Tensor], Any]]",
+    means: "dict[str, _RunningMean]",
+) -> None:
+    """Run the student as it is, and show what its quantizers and layers are given."""
+    from contextlib import ExitStack
+
+    from zsqbench.quant import activation_quantizers
+
+    watched: list[tuple[Any, Any]] = [(_layers(student)[path], mean.update) for path, mean in means.items()]
+    watched += [(module, activations[name]) for name, module in activation_quantizers(student) if name in activations]
+    with ExitStack() as hooks:
+        for module, update in watched:
+            hook = module.register_forward_pre_hook(lambda _, inputs, update=update: update(inputs[0].float()) and None)
+            hooks.callback(hook.remove)
+        for images in batches:
+            student(images)
+
+
+def _checked(name: str, update: "Callable[[Tensor], Any]") -> "Callable[[Tensor], None]":
+    def checked(values: "Tensor") -> None:
+        try:
+            update(values)
+        except ValueError as error:
+            raise zsqbench.ZSQBenchError(f"activation {name!r} on the calibration images: {error}") from error
+
+    return checked
+
+
+def _producers(student: Any) -> "dict[str, fx.Node]":
+    """The node that makes each quantized activation, and behind it the quantizer's own, by the tensor's name."""
+    from zsqbench.quant import ActivationQuantizer
+
+    calls = [node for node in student.graph.nodes if node.op == "call_module"]
+    modules = {node: student.get_submodule(str(node.target)) for node in calls}
+    return {module.name: node for node, module in modules.items() if isinstance(module, ActivationQuantizer)}
+
+
+def _operators(student: Any) -> dict[str, str]:
+    from zsqbench.quant.graph import operator
+
+    return {name: operator(node.all_input_nodes[0]) for name, node in _producers(student).items()}
+
+
+def _sole_reader(student: Any, name: str) -> str | None:
+    """Path of the layer that alone reads a quantized activation, if there is one."""
+    from zsqbench.quant.graph import is_layer, readers
+
+    found = list(readers(_producers(student)[name]))
+    return str(found[0].target) if len(found) == 1 and is_layer(found[0]) else None
+
+
+def _equalize(student: Any, batches: "Iterable[Tensor]", means: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Let the channels between each pair of layers fill the threshold; returns the mean inputs that changed."""
+    import torch
+
+    from zsqbench.quant import BoundedReLU, equalization_factors, equalize, layer_pairs
+
+    pairs = [pair for pair in layer_pairs(student) if pair.quantizer is not None and pair.operator in HOMOGENEOUS]
+    maxima: dict[str, Any] = {}
+
+    def keep_maximum(name: str) -> "Callable[[Tensor], None]":
+        def update(values: "Tensor") -> None:
+            largest = values.abs().amax([0, *range(2, values.dim())])
+            maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
+
+        return update
+
+    names = [pair.quantizer.name for pair in pairs if pair.quantizer is not None]
+    _observe(student, batches, {name: keep_maximum(name) for name in names}, {})
+    changed = {}
+    for pair, name in zip(pairs, names, strict=True):
+        quantizer: Any = pair.quantizer
+        threshold = quantizer.threshold()
+        factors = equalization_factors(maxima[name], threshold)
+        first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
+        groups = getattr(second, "groups", 1)
+        result = equalize(first.weight, first.bias, second.weight, factors, next_groups=groups)
+        first.weight.copy_(result.weight)
+        second.weight.copy_(result.next_weight)
+        if first.bias is not None:
+            first.bias.copy_(result.bias)
+        if pair.activation is not None and pair.operator == "relu6":
+            bounded: BoundedReLU = student.get_submodule(str(pair.activation.target))
+            bounded.bound.copy_(threshold)
+        if pair.second in means:
+            changed[pair.second] = means[pair.second] * factors
+    return changed
+
+
+def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor") -> set[str]:
+    """Give each layer's output the mean and deviation of the norm that it took in; returns the layers' paths.
+
+    A layer sees inputs that are already corrected, as the re-inserted norms of MCT do.
+    """
+    import torch
+
+    from zsqbench.quant import second_moment_correction, switched, weight_quantizers
+    from zsqbench.quant.fold import FOLDED
+
+    folded, layers = student.meta.get(FOLDED, {}), _layers(student)
+    paths = [path for path in folded if path in layers]
+    found: dict[str, Any] = {}
+
+    def correct(path: str) -> "Callable[..., Tensor]":
+        norm: Any = teacher.module.get_submodule(folded[path])
+
+        def hook(_: Any, __: Any, output: "Tensor") -> "Tensor":
+            dims = [0, *range(2, output.dim())]
+            variance, mean = torch.var_mean(output, dims, correction=0)
+            gamma = torch.ones_like(mean) if norm.weight is None else norm.weight
+            beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+            scale, shift = found[path] = second_moment_correction(mean, variance, beta, gamma)
+            shape = [1, -1, *[1] * (output.dim() - 2)]
+            return output * scale.view(shape) + shift.view(shape)
+
+        return hook
+
+    handles = [layers[path].register_forward_hook(correct(path)) for path in paths]
+    try:
+        with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=True):
+            student(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, (scale, shift) in found.items():
+        layer = layers[path]
+        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        layer.bias.copy_(layer.bias * scale + shift)
+    return set(found)
+
+
+def _correct_biases(student: "nn.Module", means: "dict[str, Tensor]") -> None:
+    """Take from each bias what the rounding of the weight makes of these mean inputs."""
+    from zsqbench.quant import corrected_bias, switched
+
+    layers = _layers(student)
+    for path, mean in means.items():
+        layer = layers[path]
+        with switched([layer.weight_quantizer], enabled=True):
+            quantized = layer.quantized_weight()
+        groups = getattr(layer, "groups", 1)
+        layer.bias.copy_(corrected_bias(layer.bias, layer.weight, quantized, mean, groups=groups))
+
+
+@zsqbench.hookimpl
+def register_quantizers() -> list[type[zsqbench.Quantizer]]:
+    """Provide `hptq`."""
+    return [HPTQ]

@@ -1,0 +1,192 @@
+"""The map of a network at a scheme: which tensor has how many bits. Made, compared and printed, without calibration."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCALE_BYTES = 4
+_BYTE = 8
+_QUANTIZERS_CHOICE = "the quantizer's choice"
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A weight, or a value that the network computes, with its role and its bits (32: float)."""
+
+    kind: str
+    """`weight` or `activation`."""
+    name: str
+    role: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """What a scheme does to a network: weights first, then activations, each in execution order."""
+
+    model: str
+    scheme: str
+    fold_bn: bool
+    kept_norms: int
+    """Batch normalisations that stay: all, or those that no layer can take in."""
+    grid: Grid | None
+    """The grid that the scheme demands, if it does."""
+    tensors: tuple[MappedTensor, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two maps of one network; `tensors` are the pairs that differ in their bits."""
+
+    maps: tuple[TensorMap, TensorMap]
+    tensors: tuple[tuple[MappedTensor, MappedTensor], ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """As plain data; lists of two have the value of the first scheme and that of the second."""
+        first, second = self.maps
+        return {
+            "model": first.model,
+            "schemes": [first.scheme, second.scheme],
+            "fold_bn": [first.fold_bn, second.fold_bn],
+            "grid": [first.grid, second.grid],
+            "compared": len(first.tensors),
+            "tensors": [
+                {"kind": a.kind, "name": a.name, "roles": [a.role, b.role], "bits": [a.bits, b.bits]}
+                for a, b in self.tensors
+            ],
+        }
+
+
+def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tuple[int, int, int]) -> TensorMap:
+    """The map of a module at a scheme; its weights do not matter. Raises ZSQBenchError where `prepare` does."""
+    from zsqbench.quant import effective_map, prepare
+    from zsqbench.quant.graph import is_batch_norm
+
+    # at 8 bits, a scheme that quantizes nothing has all its tensors, too
+    shown = scheme.model_copy(update={"weight_bits": 8, "activation_bits": 8}) if scheme.is_float else scheme
+    student: Any = prepare(module, shown, input_size)
+    tensors = tuple(
+        MappedTensor(entry["kind"], entry["name"], entry["role"], FLOAT_BITS if scheme.is_float else entry["bits"])
+        for entry in effective_map(student)
+    )
+    kept = sum(is_batch_norm(node) for node in student.graph.nodes)
+    return TensorMap(model, scheme.name, scheme.placement.fold_bn, kept, scheme.placement.grid, tensors)
+
+
+def difference(first: TensorMap, second: TensorMap) -> Difference:
+    """What differs between two maps of one network: their tensors are the same and have the same names."""
+    pairs = zip(first.tensors, second.tensors, strict=True)
+    return Difference((first, second), tuple((a, b) for a, b in pairs if a.bits != b.bits))
+
+
+def render(made: TensorMap) -> str:
+    """A map as an aligned table with a summary."""
+    rows = [(tensor.kind, tensor.name, tensor.role, _bits(tensor.bits)) for tensor in made.tensors]
+    lines = [f"{made.scheme} on {made.model}", "", *_table([("kind", "tensor", "role", "bits"), *rows]), ""]
+    for kind in ("weight", "activation"):
+        groups: dict[int, Counter[str]] = {}
+        for tensor in made.tensors:
+            if tensor.kind == kind:
+                groups.setdefault(tensor.bits, Counter())[tensor.role] += 1
+        counts = [f"{roles.total()} {_at(bits)} ({_roles(roles)})" for bits, roles in sorted(groups.items())]
+        lines.append(f"{kind}s: {'; '.join(counts) or 'none'}")
+    lines.append(f"batch normalisation: {_norms(made)}")
+    lines.append(f"grid: {made.grid or _QUANTIZERS_CHOICE}")
+    return "\n".join(lines)
+
+
+def render_difference(found: Difference) -> str:
+    """The tensors that differ as an aligned table, with a summary by role."""
+    first, second = found.maps
+    lines = [f"{first.scheme} and {second.scheme} on {first.model}", ""]
+    if found.tensors:
+        head = ("kind", "tensor", "role", first.scheme, second.scheme)
+        rows = [(a.kind, a.name, _pair(a.role, b.role), _bits(a.bits), _bits(b.bits)) for a, b in found.tensors]
+        lines += [*_table([head, *rows]), ""]
+    kinds = Counter(tensor.kind for tensor in first.tensors)
+    different = Counter(tensor.kind for tensor, _ in found.tensors)
+    counts = [f"{different[kind]} of {kinds[kind]} {kind}s" for kind in ("weight", "activation")]
+    lines.append(f"different bits: {' and '.join(counts)}")
+    groups = Counter((_pair(a.role, b.role), _bits(a.bits), _bits(b.bits)) for a, b in found.tensors)
+    lines += [f"  {count} {role}: {before} and {after}" for (role, before, after), count in groups.items()]
+    lines.append(f"batch normalisation: {_both(*(_norms(made) for made in found.maps))}")
+    lines.append(f"grid: {_both(*(made.grid or _QUANTIZERS_CHOICE for made in found.maps))}")
+    return "\n".join(lines)
+
+
+def render_measured(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What a quantize step left in `tensors.json`: each tensor with its grid and range, and the size of the weights."""
+    rows = [
+        (
+            str(entry["kind"]),
+            str(entry["name"]),
+            str(entry["role"]),
+            _bits(entry["bits"]),
+            "" if entry["bits"] == FLOAT_BITS else str(entry["grid"]),
+            "" if entry["bits"] == FLOAT_BITS else "tensor" if entry.get("axis") is None else "channel",
+            "" if entry.get("low") is None else f"{entry['low']:.4g} .. {entry['high']:.4g}",
+        )
+        for entry in entries
+    ]
+    lines = _table([("kind", "tensor", "role", "bits", "grid", "per", "range"), *rows])
+    weights = [entry for entry in entries if entry["kind"] == "weight"]
+    if weights and all(entry.get("elements") for entry in weights):
+        packed, unpacked = packed_bytes(weights), 4 * sum(entry["elements"] for entry in weights)
+        lines += [
+            "",
+            f"weights: {packed:,} bytes, {unpacked:,} in float32 ({unpacked / packed:.1f} times as many)",
+            f"counted: weights packed at their bits, {SCALE_BYTES} bytes for each scale and, on an affine grid, a zero",
+            "point of the weight's bits for each scale; not counted: biases and normalisation",
+        ]
+    return "\n".join(lines)
+
+
+def packed_bytes(weights: Iterable[Mapping[str, Any]]) -> int:
+    """The size of weights, packed at their bits, with their scales, and zero points where the grid is affine."""
+    total = 0
+    for weight in weights:
+        bits, groups = weight["bits"], weight.get("groups") or 0
+        zero_points = groups if weight["grid"] == "affine" else 0
+        total += -(-bits * (weight["elements"] + zero_points) // _BYTE) + SCALE_BYTES * groups
+    return total
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _bits(bits: int) -> str:
+    return "float" if bits == FLOAT_BITS else str(bits)
+
+
+def _at(bits: int) -> str:
+    return "in float" if bits == FLOAT_BITS else f"at {bits} bits"
+
+
+def _roles(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {role}" for role, count in counts.items())
+
+
+def _pair(first: str, second: str) -> str:
+    return first if first == second else f"{first}/{second}"
+
+
+def _both(first: str, second: str) -> str:
+    return first if first == second else f"{first}; {second}"
+
+
+def _norms(made: TensorMap) -> str:
+    if not made.fold_bn:
+        return f"not folded ({made.kept_norms})"
+    return f"folded, but for {made.kept_norms} that follow no layer" if made.kept_norms else "folded"
