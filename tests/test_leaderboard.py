@@ -284,6 +284,18 @@ def test_one_label_with_two_budgets_makes_two_rows():
     assert [line[0] for line in markdown_cells([row(), row(methods=short)])[2:]] == ["zeroq", "zeroq (8 images)"]
 
 
+def test_what_settings_cost_is_a_mean_over_distinct_steps():
+    def timed(seconds, key, **changes):
+        return row(seconds={"generate": seconds, "quantize": 1.0}, keys={"generate": key, "quantize": key}, **changes)
+
+    fast = {"settings": {"precision": "bf16"}}
+    rows = [timed(4.0, "a"), timed(4.0, "a", scheme="hw/w8a8"), timed(8.0, "b", model="b"), timed(3.0, "c", **fast)]
+    notes = leaderboard(rows, "md")
+    assert "mean seconds to generate with zeroq: default settings 6.00; precision bf16 3.00 (0.50 x)" in notes
+    assert "mean seconds to quantize with rtn: default settings 1.00; precision bf16 1.00 (1.00 x)" in notes
+    assert "mean seconds" not in leaderboard(rows[:3], "md")
+
+
 def test_settings_that_are_not_default_make_a_row_of_their_own():
     rows = markdown_cells([row(settings={"precision": "fp32"}), row(settings={"precision": "bf16", "threads": 4})])
 

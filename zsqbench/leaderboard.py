@@ -266,7 +266,6 @@ def build_table(results: Sequence[Result]) -> Table:
 
 def _row(result: Result) -> Row:
     generator = result.methods.get("generator", {})
-    settings = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
     control: Control | None = None
     if result.methods.get("quantizer", {}).get("method") == "fp32":
         control = "float control"
@@ -279,9 +278,15 @@ def _row(result: Result) -> Row:
         generator_details=_details(result.generator, generator),
         quantizer=result.quantizer,
         quantizer_details=_details(result.quantizer, result.methods.get("quantizer", {})),
-        settings=", ".join(_option(name, value) for name, value in settings.items()),
+        settings=_settings(result),
         control=control,
     )
+
+
+def _settings(result: Result) -> str:
+    """The settings that are not the default."""
+    changed = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
+    return ", ".join(_option(name, value) for name, value in changed.items())
 
 
 def _column(result: Result) -> Column:
@@ -371,6 +376,7 @@ def _measured(results: Sequence[Result]) -> Iterable[str]:
         yield f"{task}: {_metrics(of_task)}, {evaluated or 'no'} samples evaluated"
     yield f"{_seeds(results)}; in parentheses the difference from the float network"
     yield from _calibrated(results)
+    yield from _speeds(results)
     yield from _disagreements(results)
 
 
@@ -383,6 +389,28 @@ def _calibrated(results: Sequence[Result]) -> Iterable[str]:
         yield f"calibration sets of {next(iter(users))} images"
     elif users:
         yield "calibration sets of " + "; ".join(f"{count} images ({_listed(names)})" for count, names in users.items())
+
+
+def _speeds(results: Sequence[Result]) -> Iterable[str]:
+    """Where cells differ in settings, what each setting costs: mean seconds over the distinct steps of a method."""
+    if len({_settings(result) for result in results}) < 2:  # noqa: PLR2004
+        return
+    for kind, axis in (("generate", "generator"), ("quantize", "quantizer")):
+        steps: dict[str, dict[str, dict[str, float]]] = {}
+        for result in results:
+            if result.status == "done" and kind in result.seconds:
+                of_method = steps.setdefault(getattr(result, axis), {})
+                of_method.setdefault(_settings(result) or "default settings", {})[result.keys[kind]] = result.seconds[
+                    kind
+                ]
+        for method, settings in steps.items():
+            means = {text: statistics.fmean(seconds.values()) for text, seconds in settings.items()}
+            default = means.get("default settings")
+            texts = [
+                f"{text} {mean:.2f}" + (f" ({mean / default:.2f} x)" if default and text != "default settings" else "")
+                for text, mean in means.items()
+            ]
+            yield f"mean seconds to {kind} with {method}: {'; '.join(texts)}"
 
 
 def _disagreements(results: Sequence[Result]) -> Iterable[str]:
