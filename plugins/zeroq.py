@@ -1,15 +1,12 @@
 """ZeroQ: A Novel Zero Shot Quantization Framework (Cai et al., CVPR 2020): images from batch-norm statistics."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 import zsqbench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
     from torch import Tensor
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
@@ -30,6 +27,7 @@ class ZeroQ(zsqbench.Generator):
     """
 
     name = "zeroq"
+    version = 2
     needs_bn = True
 
     images: int = Field(64, gt=0, description="size of the calibration set; 64 in the released run.sh")
@@ -50,50 +48,26 @@ class ZeroQ(zsqbench.Generator):
 
         import torch
 
-        from zsqbench.synthesis import ZEROQ, BNLoss
+        from zsqbench.synthesis import ZEROQ, BNLoss, PixelBatch, Plateau, optimise
 
+        sizes = [min(self.batch_size, self.images - first) for first in range(0, self.images, self.batch_size)]
         state = ctx.resume() or {}
-        done = state.pop("done", torch.empty(0, *teacher.input_size)).to(ctx.device)
+
+        def begin(batch: int, pixels: "Tensor | None") -> PixelBatch:
+            pixels = initial_pixels((sizes[batch], *teacher.input_size), ctx) if pixels is None else pixels
+            plateau = Plateau(self.lr, self.factor, self.patience, self.min_lr)
+            return PixelBatch(pixels.to(ctx.device), torch.optim.Adam, plateau, self.iterations)
+
         with BNLoss(teacher.module, replace(ZEROQ, hook_point=self.pairing)) as bn_loss:
             measure = ctx.compile(lambda pixels: bn_loss(pixels).total)
-            while len(done) < self.images:
-                count = min(self.batch_size, self.images - len(done))
-                pixels = self._distil((count, *teacher.input_size), measure, done, state, ctx)
-                done, state = torch.cat([done, pixels]), {}
-        return zsqbench.CalibrationSet(done.cpu())
 
-    def _distil(
-        self,
-        shape: tuple[int, ...],
-        measure: "Callable[[Tensor], Tensor]",
-        done: "Tensor",
-        state: dict[str, Any],
-        ctx: "StepContext",
-    ) -> "Tensor":
-        """Optimise one batch, from its beginning or from a checkpoint's state."""
-        import torch
+            def losses(pixels: "Tensor", _: int) -> "tuple[Tensor, dict[str, Tensor]]":
+                loss = measure(pixels)
+                return loss, {"bn_loss": loss}
 
-        pixels = state["pixels"].to(ctx.device) if state else initial_pixels(shape, ctx)
-        pixels.requires_grad_()
-        optimizer = torch.optim.Adam([pixels], lr=self.lr)
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
-        )
-        _load_state(optimizer, schedule, state)
-        batch, batches = len(done) // self.batch_size, -(-self.images // self.batch_size)
-        for iteration in range(state.get("iteration", 0), self.iterations):
-            optimizer.zero_grad()
-            loss = measure(pixels)
-            loss.backward()
-            optimizer.step()
-            schedule.step(loss.detach())
-
-            step = batch * self.iterations + iteration
-            ctx.log("bn_loss", loss.detach(), step)
-            ctx.log("lr", optimizer.param_groups[0]["lr"], step)
-            ctx.progress(step + 1, batches * self.iterations)
-            ctx.checkpoint({"done": done, "iteration": iteration + 1, **_state(optimizer, schedule)})
-        return pixels.detach()
+            order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]
+            made = optimise(order, begin, losses, ctx, state)
+        return zsqbench.CalibrationSet(torch.cat([pixels.cpu() for pixels in made]))
 
 
 def initial_pixels(shape: tuple[int, ...], ctx: "StepContext") -> "Tensor":
@@ -102,32 +76,6 @@ def initial_pixels(shape: tuple[int, ...], ctx: "StepContext") -> "Tensor":
 
     values = torch.randint(0, 255, shape, generator=ctx.rng, device=ctx.device).float()
     return (values - 127.5) / 5418.75
-
-
-def _state(optimizer: "torch.optim.Adam", schedule: Any) -> dict[str, Any]:
-    """What of optimiser and schedule changes, as tensors and numbers."""
-    (pixels,) = optimizer.param_groups[0]["params"]
-    moments = optimizer.state[pixels]
-    return {
-        "pixels": pixels.detach(),
-        "exp_avg": moments["exp_avg"],
-        "exp_avg_sq": moments["exp_avg_sq"],
-        "lr": optimizer.param_groups[0]["lr"],
-        "best": schedule.best,
-        "bad": schedule.num_bad_epochs,
-    }
-
-
-def _load_state(optimizer: "torch.optim.Adam", schedule: Any, state: dict[str, Any]) -> None:
-    """Set optimiser and schedule to what `_state` said; nothing to do for an empty state."""
-    import torch
-
-    if state:
-        (pixels,) = optimizer.param_groups[0]["params"]
-        moments = {name: state[name].to(pixels) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[pixels] = {"step": torch.tensor(float(state["iteration"])), **moments}
-        optimizer.param_groups[0]["lr"] = state["lr"]
-        schedule.best, schedule.num_bad_epochs = state["best"], state["bad"]
 
 
 @zsqbench.hookimpl

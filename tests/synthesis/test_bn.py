@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,12 +7,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import ZEROQ, BNLoss, BNStatistics, batch_norms, frozen
-from zsqbench.synthesis.bn import moments
+from zsqbench.synthesis import GENIE, HAST, ZEROQ, BNLoss, BNStatistics, batch_norms, frozen
 from zsqbench.zoo.resnet import CifarResNet
 
-GENIE = BNStatistics(unbiased=True, eps_bn=1e-6, layer_reduce="sum", input_term="image", input_channel_reduce="sum")
-INTRAQ = BNStatistics(moment="var")
 ZEROQ_ON_INPUTS = BNStatistics(scope="image", unbiased=True, eps_images=1e-6, eps_bn=1e-6, input_term="image")
 
 
@@ -57,7 +56,7 @@ def test_the_losses_of_zeroq_and_genie_are_those_of_their_code(
 
 def test_the_loss_of_intraq_and_hast_is_that_of_their_code(golden, resnet20):
     vectors = golden("bns_hast_intraq_a")
-    gap = measure(resnet20, torch.from_numpy(vectors["images"]), INTRAQ)
+    gap = measure(resnet20, torch.from_numpy(vectors["images"]), HAST)
     assert relative(gap.means, vectors["mean_terms"]) <= 1e-5
     assert relative(gap.moments, vectors["var_terms"]) <= 1e-5
     assert gap.total.item() == pytest.approx(vectors["mean_loss"].item() + vectors["var_loss"].item(), rel=1e-5)
@@ -191,6 +190,7 @@ def test_the_network_is_left_as_it_was():
     assert [module.training for module in network.modules()] == [True, True, False, True]
     assert [parameter.requires_grad for parameter in network.parameters()] == [True, False, True, True]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert not any("forward" in vars(module) for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -200,19 +200,63 @@ def test_hooks_are_removed_when_the_block_fails():
     with pytest.raises(RuntimeError), BNLoss(network, ZEROQ_ON_INPUTS):
         raise RuntimeError
     assert not network[0]._forward_hooks
+    assert "forward" not in vars(network[0])
     with pytest.raises(RuntimeError), frozen(network):
         raise RuntimeError
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("dims", [[2], [0, 2]])
-@pytest.mark.parametrize("correction", [0, 1])
-def test_moments_and_their_gradients_are_those_of_torch(dims, correction):
-    values = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    variance, mean = torch.var_mean(values, dims, correction=correction)
-    ours = moments(values, dims, correction=correction)
-    torch.testing.assert_close(ours, (mean, variance))
-    weights = torch.arange(1.0, mean.numel() + 1, dtype=torch.float64).view_as(mean)
-    (expected,) = torch.autograd.grad((weights * mean + variance.sqrt() / weights).sum(), values)
-    (gradient,) = torch.autograd.grad((weights * ours[0] + ours[1].sqrt() / weights).sum(), values)
-    torch.testing.assert_close(gradient, expected)
+@pytest.mark.parametrize("scope", [1, 2, 3, 4, "all"])
+def test_groups_of_images_have_the_statistics_of_their_values(scope):
+    images = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gap = measure(one_norm([0.3, 0.1], [1.0, 2.0]).double(), images, BNStatistics(scope=scope, unbiased=True))
+    groups = images.split(4 if scope == "all" else scope)
+    moments = [torch.var_mean(group, (0, 2, 3), correction=1) for group in groups]
+    means = [(mean - torch.tensor([0.3, 0.1])).square().mean() for _, mean in moments]
+    deviations = [(variance.sqrt() - torch.tensor([1.0, 2.0]).sqrt()).square().mean() for variance, _ in moments]
+    assert gap.means.item() == pytest.approx(torch.stack(means).mean().item(), rel=1e-6)
+    assert gap.moments.item() == pytest.approx(torch.stack(deviations).mean().item(), rel=1e-6)
+
+
+def test_groups_of_one_image_are_the_scope_image_and_of_all_the_scope_batch():
+    images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    module = one_norm([0.3, 0.1], [1.0, 2.0])
+    for number, name in ((1, "image"), (3, "batch"), (5, "batch")):
+        gaps = [measure(module, images, BNStatistics(scope=scope, input_term="scope")) for scope in (number, name)]
+        torch.testing.assert_close(gaps[0].total, gaps[1].total)
+
+
+@pytest.mark.parametrize(("scope", "seen"), [("all", slice(0, 7)), (4, slice(4, 7)), (2, slice(4, 6))])
+def test_with_a_store_batches_that_were_seen_before_count_as_well(scope, seen):
+    images = torch.randn(7, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    module = one_norm([0.3, 0.1], [1.0, 2.0]).double()
+    sizes = [2, 2, 2, 1]
+    statistics = BNStatistics(scope=scope, unbiased=True, input_term="scope")
+    with BNLoss(module, statistics) as loss:
+        store = loss.store(sizes, 2)
+        for batch, part in enumerate(images.split(sizes)):
+            store.put(batch, loss(part).batch)
+        current = images[4:6].clone().requires_grad_()
+        found = loss(current, store, 2)
+        whole = images.clone().requires_grad_()
+        expected = measure(module, whole[seen], replace(statistics, scope="batch"))
+    torch.testing.assert_close(found.total, expected.total)
+    (gradient,) = torch.autograd.grad(found.total, current)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.total, whole)[0][4:6])
+
+
+def test_of_a_map_of_one_pixel_no_scope_gives_nan():
+    images = torch.tensor([[[[2.0]]]], requires_grad=True)
+    for scope in ("image", "batch", "all", 3):
+        gap = measure(one_norm([1.0], [4.0]), images, BNStatistics(scope=scope, unbiased=True, input_term="scope"))
+        (gradient,) = torch.autograd.grad(gap.total, images)
+        assert gap.moments.tolist() == [0, 0]
+        assert gradient.isfinite().all()
+
+
+def test_a_constant_channel_has_a_finite_gradient():
+    images = torch.full((2, 1, 2, 2), 3.0, requires_grad=True)
+    gap = measure(one_norm([1.0], [4.0]), images, BNStatistics())
+    gap.total.backward()
+    assert gap.moments.item() == pytest.approx(4)
+    assert images.grad.isfinite().all()

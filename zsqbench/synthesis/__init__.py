@@ -1,5 +1,34 @@
-"""The library for generator authors: batch-normalisation statistics and the losses on them."""
+"""The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
-from zsqbench.synthesis.bn import ZEROQ, BNGap, BNLoss, BNStatistics, batch_norms, frozen, watch, watch_points
+from zsqbench.synthesis.bn import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
+from zsqbench.synthesis.images import SmoothedCrops, blur, clamp_straight_through, gaussian_line
+from zsqbench.synthesis.moments import image_moments
+from zsqbench.synthesis.optimisation import PixelBatch, Plateau, optimise
+from zsqbench.synthesis.outputs import flat_outputs, stretching
+from zsqbench.synthesis.probes import Probes, Seen, batch_norms, frozen
+from zsqbench.synthesis.store import MomentStore
 
-__all__ = ["ZEROQ", "BNGap", "BNLoss", "BNStatistics", "batch_norms", "frozen", "watch", "watch_points"]
+__all__ = [
+    "DGH",
+    "GENIE",
+    "HAST",
+    "ZEROQ",
+    "BNGap",
+    "BNLoss",
+    "BNStatistics",
+    "MomentStore",
+    "PixelBatch",
+    "Plateau",
+    "Probes",
+    "Seen",
+    "SmoothedCrops",
+    "batch_norms",
+    "blur",
+    "clamp_straight_through",
+    "flat_outputs",
+    "frozen",
+    "gaussian_line",
+    "image_moments",
+    "optimise",
+    "stretching",
+]

@@ -4,26 +4,27 @@ Methods mean different things by it. `BNStatistics` holds the differences as swi
 them, and `BNLoss` measures it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.synthesis.moments import image_moments, merge
+from zsqbench.synthesis.probes import HookPoint, Probes, Seen
+from zsqbench.synthesis.store import MomentStore, Scope
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
 class BNStatistics:
     """What is compared with the stored mean and variance, and how the gaps are added up."""
 
-    scope: Literal["image", "batch"] = "batch"
-    """Statistics of each image over its height and width, averaged as gaps; or of the batch as a whole."""
+    scope: Scope = "batch"
+    """Whose statistics: each image's over its height and width, averaged as gaps; those of the batch; those of all
+    images, of which the batches that are not at hand are in a `MomentStore`; or those of groups of this many images."""
     moment: Literal["std", "var"] = "std"
     """The second quantity that is compared."""
     unbiased: bool = False
@@ -32,17 +33,17 @@ class BNStatistics:
     """Added to the variance of the images under the root."""
     eps_bn: float = 0.0
     """Added to the stored variance under the root."""
-    channel_reduce: Literal["sum", "mean"] = "mean"
+    channel_reduce: Reduction = "mean"
     """How the squared gaps of a layer's channels become its term."""
-    layer_reduce: Literal["sum", "mean"] = "mean"
+    layer_reduce: Reduction = "mean"
     """How the terms become the loss; the input term counts as a layer."""
     moment_weight: float = 1.0
     """Weight of the second quantity's terms."""
     input_term: Literal["none", "image", "scope"] = "none"
     """Whether the input is held to mean 0 and variance 1 like a layer: not, per image, or in the layers' scope."""
-    input_channel_reduce: Literal["sum", "mean"] | None = None
+    input_channel_reduce: Reduction | None = None
     """Reduction of the input term's channels, where it differs from the layers'."""
-    hook_point: Literal["bn_input", "conv_output"] = "bn_input"
+    hook_point: HookPoint = "bn_input"
     """What a batch normalisation's statistics are compared with: its own input; or, as ZeroQ's release does, the output
     of the convolution with the same number in the order of registration."""
 
@@ -59,201 +60,172 @@ ZEROQ = BNStatistics(
 )
 """ZeroQ's release: per-image statistics, sums over channels and layers, the image itself as one more layer."""
 
+GENIE = BNStatistics(unbiased=True, eps_bn=1e-6, layer_reduce="sum", input_term="image", input_channel_reduce="sum")
+"""GENIE's release: statistics of the batch, except those of the input, which are per image and summed over channels."""
 
-class BNGap(NamedTuple):
+HAST = BNStatistics(moment="var")
+"""The releases of HAST and IntraQ: mean and biased variance of the batch, averaged over channels and layers."""
+
+DGH = BNStatistics(scope="all", eps_images=1e-6, eps_bn=1e-6, moment_weight=10.0, input_term="scope")
+"""DGH's release: statistics of all images, averages over channels, layers and input, deviations ten times."""
+
+
+@dataclass(frozen=True)
+class BNGap:
     """What `BNLoss` measures; the terms are those of the layers in order of registration, then that of the input."""
 
     total: Tensor
     """Reduced over layers, the second quantity weighted: what is minimised. A scalar."""
-    means: Tensor
-    """Gap of the means, per layer."""
-    moments: Tensor
-    """Gap of the standard deviations or variances, per layer, not weighted."""
+    seen: Seen
+    """What it was computed from, for further losses: moments of each image, and what the network returned."""
+    batch: tuple[Tensor, Tensor]
+    """Mean and biased variance [T] of the batch as a whole, channels of the input last: what a store keeps."""
+    _parts: "list[_Part]"
+
+    @property
+    def means(self) -> Tensor:
+        """Gap of the means, per layer."""
+        return torch.stack([gaps.sum() for part in self._parts for gaps in torch.split(part.means, part.channels)])
+
+    @property
+    def moments(self) -> Tensor:
+        """Gap of the standard deviations or variances, per layer, not weighted."""
+        return torch.stack([gaps.sum() for part in self._parts for gaps in torch.split(part.moments, part.channels)])
 
 
 class BNLoss:
-    """Measures images against the stored statistics of a network, whose hooks it holds until it is closed.
+    """Measures images against the stored statistics of a network, which it probes until it is closed.
 
-    The network is put into eval mode with its parameters frozen while it is hooked, and is afterwards as it was.
-    Use it as a context manager: `with BNLoss(module, ZEROQ) as loss: gap = loss(images)`.
+    The network is put into eval mode with its parameters frozen meanwhile, and is afterwards as it was. Use it as a
+    context manager: `with BNLoss(module, ZEROQ) as loss: gap = loss(images)`.
 
     Raises ZSQBenchError for a network without batch normalisation.
     """
 
     def __init__(self, module: nn.Module, statistics: BNStatistics) -> None:
         self.statistics = statistics
-        self._module = module
-        self._layers = batch_norms(module)
-        if not self._layers:
-            raise ZSQBenchError(f"{type(module).__name__} has no batch normalisation whose statistics could be matched")
-        self._targets = [_targets(norm, statistics) for norm in self._layers.values()]
-        self._resources = ExitStack()
-        self._watched: list[list[Tensor]] = []
+        self.probes = Probes(module, statistics.hook_point)
+        norms = self.probes.norms.values()
+        self._layers = _Target([norm.running_mean for norm in norms], [norm.running_var for norm in norms], statistics)
 
     def __enter__(self) -> Self:
-        self._resources.enter_context(frozen(self._module))
-        points = watch_points(self._module, self.statistics.hook_point)
-        self._watched = self._resources.enter_context(watch(points))
+        self.probes.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._resources.close()
+        self.probes.__exit__()
 
-    def __call__(self, images: Tensor) -> BNGap:
-        """Run the network on images [N, C, H, W] and compare; differentiable with respect to the images."""
-        for record in self._watched:
-            record.clear()
-        self._module(images)
-        gaps = [
-            _gap(name, record, target, self.statistics)
-            for name, record, target in zip(self._layers, self._watched, self._targets, strict=True)
-        ]
+    def store(self, sizes: Sequence[int], channels: int) -> MomentStore:
+        """An empty store for batches of these sizes, of images with this many channels."""
+        inputs = channels if self.statistics.input_term != "none" else 0
+        return MomentStore(sizes, sum(self._layers.channels), inputs, self._layers.mean)
+
+    def __call__(
+        self, images: Tensor, store: MomentStore | None = None, batch: int = 0, *, outputs: bool = False
+    ) -> BNGap:
+        """Run the network on images [N, C, H, W] and compare; differentiable with respect to the images.
+
+        With a store they are its batch of this number, and the others are what it holds; without one they are all
+        there is. The network's outputs are computed where they are asked for.
+        """
+        seen = self.probes(images, outputs=outputs)
+        place = None if store is None else (store, batch)
+        parts = [self._layers.compare(seen.mean, seen.variance, seen.counts, place)]
         if self.statistics.input_term != "none":
-            gaps.append(_input_gap(images, self.statistics))
-        means, moments = (torch.stack(terms) for terms in zip(*gaps, strict=True))
-        terms = means + self.statistics.moment_weight * moments
-        return BNGap(terms.sum() if self.statistics.layer_reduce == "sum" else terms.mean(), means, moments)
+            target = _input_target(images, self.statistics, first=sum(self._layers.channels))
+            parts.append(target.compare(*image_moments(images), [images[0, 0].numel()], place))
+        weight = self.statistics.moment_weight
+        total = torch.stack([part.means.sum() + weight * part.moments.sum() for part in parts]).sum()
+        if self.statistics.layer_reduce == "mean":
+            total = total / sum(len(part.channels) for part in parts)
+        batches = tuple(torch.cat(each) for each in zip(*(part.batch for part in parts), strict=True))
+        return BNGap(total, seen, (batches[0], batches[1]), parts)
 
 
-def moments(values: Tensor, dims: list[int], *, correction: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance over some dimensions, differentiable once, with sums of squares divided by n - correction.
+@dataclass(frozen=True)
+class _Part:
+    """Squared gaps [T] of layers whose channels lie side by side, weighted for the layers' own reduction."""
 
-    What `torch.var_mean` computes, in a sixth of its time on a CPU, forward and backward: it takes a third off an
-    iteration of a generator.
-    """
-    mean, variance = _Moments.apply(values, dims, correction)
-    return mean, variance
-
-
-def batch_norms(module: nn.Module) -> dict[str, Any]:
-    """The batch normalisations that store statistics, by path, in order of registration."""
-    return {
-        name: norm
-        for name, norm in module.named_modules()
-        if isinstance(norm, BATCH_NORMS) and getattr(norm, "running_mean", None) is not None
-    }
+    means: Tensor
+    moments: Tensor
+    batch: tuple[Tensor, Tensor]
+    channels: list[int]
 
 
-def watch_points(module: nn.Module, hook_point: Literal["bn_input", "conv_output"]) -> list[tuple[nn.Module, bool]]:
-    """For each batch normalisation the module to watch, and whether its output is meant or its input.
+class _Target:
+    """What the channels of some layers, side by side [T], are compared with."""
 
-    Raises ZSQBenchError where there are fewer convolutions than batch normalisations.
-    """
-    norms = batch_norms(module)
-    if hook_point == "bn_input":
-        return [(norm, False) for norm in norms.values()]
-    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    if len(convolutions) < len(norms):
-        raise ZSQBenchError(
-            f"{type(module).__name__} has {len(norms)} batch normalisations but {len(convolutions)} convolutions, "
-            "which cannot be paired by their order"
+    def __init__(self, means: list[Tensor], variances: list[Tensor], statistics: BNStatistics, first: int = 0) -> None:
+        self.statistics = statistics
+        self.channels = [len(mean) for mean in means]
+        self.mean = _exact(torch.cat(means).detach())
+        variance = _exact(torch.cat(variances).detach())
+        self._moment = torch.sqrt(variance + statistics.eps_bn) if statistics.moment == "std" else variance
+        weights = [1.0 if statistics.channel_reduce == "sum" else 1 / each for each in self.channels]
+        self._weight = self._spread_out(weights)
+        self._columns = slice(first, first + len(self.mean))
+        self._counts: dict[tuple[int, ...], Tensor] = {}
+
+    def compare(
+        self, mean: Tensor, variance: Tensor, counts: Sequence[int], place: tuple[MomentStore, int] | None
+    ) -> _Part:
+        """The gaps of images with these moments [N, T], of maps with these numbers of values."""
+        batch = tuple(each[0] for each in merge(mean, variance))
+        groups, groups_variance, images = self._in_scope(mean, variance, (batch[0], batch[1]), place)
+        values = self._per_channel(tuple(counts)) * images
+        spread = values > 1  # an image's 1 x 1 map has no spread: the released codes make NaN of it
+        if self.statistics.unbiased:
+            groups_variance = groups_variance * (values / (values - 1).clamp_min(1))
+        moment = groups_variance
+        if self.statistics.moment == "std":
+            # at the tiny number the root has a slope that is finite: no channel that is constant gives NaN
+            moment = (groups_variance + self.statistics.eps_images).clamp_min(torch.finfo(mean.dtype).tiny).sqrt()
+        gaps = torch.where(spread, moment - self._moment, 0)
+        return _Part(
+            (groups - self.mean).square().mean(0) * self._weight,
+            gaps.square().mean(0) * self._weight,
+            (batch[0], batch[1]),
+            self.channels,
         )
-    return [(layer, True) for layer in convolutions[: len(norms)]]
+
+    def _in_scope(
+        self, mean: Tensor, variance: Tensor, batch: tuple[Tensor, Tensor], place: tuple[MomentStore, int] | None
+    ) -> tuple[Tensor, Tensor, "Tensor | int"]:
+        """Moments [groups, T] of the groups of images that the scope means, and how many images each has."""
+        scope = self.statistics.scope
+        if scope == "image":
+            return mean, variance, 1
+        if place is not None and place[0].spans(scope):
+            store, number = place
+            of_group, spread, images = store.join(number, batch, scope, self._columns)
+            return of_group[None], spread[None], images
+        if not isinstance(scope, int) or scope >= len(mean):
+            return batch[0][None], batch[1][None], len(mean)
+        images = mean.new_full((-(-len(mean) // scope), 1), scope)
+        images[-1] = len(mean) - scope * (len(images) - 1)
+        return *merge(mean, variance, scope), images
+
+    def _per_channel(self, counts: tuple[int, ...]) -> Tensor:
+        if counts not in self._counts:
+            self._counts = {counts: self._spread_out(counts)}
+        return self._counts[counts]
+
+    def _spread_out(self, of_layers: Sequence[float]) -> Tensor:
+        """One number for each layer to one for each channel."""
+        parts = [self.mean.new_full((each,), number) for each, number in zip(self.channels, of_layers, strict=True)]
+        return torch.cat(parts)
 
 
-@contextmanager
-def watch(points: list[tuple[nn.Module, bool]]) -> Iterator[list[list[Tensor]]]:
-    """Collect the outputs or inputs of modules: one list for each, one tensor for each call, until the block ends."""
-    records: list[list[Tensor]] = [[] for _ in points]
-    with ExitStack() as hooks:
-        for (module, output), record in zip(points, records, strict=True):
-            hooks.callback(module.register_forward_hook(_recorder(record, output=output)).remove)
-        yield records
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode and let it collect no gradients, until the block ends."""
-    modes = [(part, part.training) for part in module.modules()]
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        module.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for part, training in modes:
-            part.training = training
-
-
-class _Moments(torch.autograd.Function):
-    """Two-pass moments, whose gradient is one affine map of the values: offset + slope * values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, dims: list[int], correction: int) -> tuple[Tensor, Tensor]:
-        mean = values.mean(dims, keepdim=True)
-        ctx.count = values.numel() // mean.numel()
-        ctx.divisor = ctx.count - correction
-        ctx.shape = mean.shape
-        ctx.save_for_backward(values, mean)
-        variance = torch.linalg.vector_norm(values - mean, dim=dims).square() / ctx.divisor
-        return mean.reshape(variance.shape), variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        values, mean = ctx.saved_tensors
-        of_mean, of_variance = (gradient.reshape(ctx.shape) for gradient in gradients)
-        slope = of_variance * (2 / ctx.divisor)
-        return torch.addcmul(of_mean / ctx.count - slope * mean, values, slope), None, None
-
-
-def _recorder(record: list[Tensor], *, output: bool) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
-        record.append(result if output else inputs[0])
-
-    return hook
-
-
-def _targets(norm: Any, statistics: BNStatistics) -> tuple[Tensor, Tensor]:
-    variance = norm.running_var.detach()
-    moment = torch.sqrt(variance + statistics.eps_bn) if statistics.moment == "std" else variance
-    return norm.running_mean.detach(), moment
-
-
-def _gap(
-    name: str, record: list[Tensor], target: tuple[Tensor, Tensor], statistics: BNStatistics
-) -> tuple[Tensor, Tensor]:
-    if not record:
-        raise ZSQBenchError(f"the forward pass does not reach the layer of batch normalisation {name!r}")
-    # a module called several times normalises all its inputs by the same numbers: one sample
-    values = torch.cat([call.flatten(2) for call in record], 2) if len(record) > 1 else record[0].flatten(2)
-    if values.shape[1] != len(target[0]):
-        raise ZSQBenchError(
-            f"batch normalisation {name!r} has {len(target[0])} channels, but the convolution with the same number in "
-            f"the order of registration gives {values.shape[1]}: pair each with its own input instead (bn_input)"
-        )
-    return _compare(values, target, statistics)
-
-
-def _input_gap(images: Tensor, statistics: BNStatistics) -> tuple[Tensor, Tensor]:
+def _input_target(images: Tensor, statistics: BNStatistics, first: int) -> _Target:
+    """Mean 0 and deviation 1 for each channel; per image, these are exact, as in ZeroQ's and GENIE's releases."""
     if statistics.input_term == "image":
-        statistics = replace(statistics, scope="image")
+        statistics = replace(statistics, scope="image", eps_bn=0.0)
     if statistics.input_channel_reduce is not None:
         statistics = replace(statistics, channel_reduce=statistics.input_channel_reduce)
-    channels = images.shape[1]
-    return _compare(images.flatten(2), (images.new_zeros(channels), images.new_ones(channels)), statistics)
+    zeros = images.new_zeros(images.shape[1])
+    return _Target([zeros], [torch.ones_like(zeros)], statistics, first)
 
 
-def _compare(values: Tensor, target: tuple[Tensor, Tensor], statistics: BNStatistics) -> tuple[Tensor, Tensor]:
-    """Squared gaps of mean and second quantity of values [N, C, n], reduced to two scalars."""
-    if not values.dtype.itemsize >= torch.float32.itemsize:
-        values = values.float()  # half-precision second moments lose the variance where the mean is large
-    dims = [2] if statistics.scope == "image" else [0, 2]
-    counted = values.shape[2] if statistics.scope == "image" else values.shape[0] * values.shape[2]
-    spread = counted > 1
-    mean, variance = moments(values, dims, correction=int(statistics.unbiased and spread))  # [N, C] or [C]
-    means = _reduced(mean - target[0], statistics)
-    if not spread:  # an image's 1 x 1 map has no spread: the released codes make NaN of it
-        return means, torch.zeros_like(means)
-    moment = torch.sqrt(variance + statistics.eps_images) if statistics.moment == "std" else variance
-    return means, _reduced(moment - target[1], statistics)
-
-
-def _reduced(gaps: Tensor, statistics: BNStatistics) -> Tensor:
-    """Sum or mean of squared gaps [N, C] or [C] over channels, averaged over images."""
-    squared = gaps.square()
-    if statistics.channel_reduce == "mean":
-        return squared.mean()
-    return squared.sum() / (len(gaps) if gaps.dim() > 1 else 1)
+def _exact(values: Tensor) -> Tensor:
+    """In float32 at least: half-precision second moments lose the variance where the mean is large."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

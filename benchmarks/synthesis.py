@@ -1,0 +1,96 @@
+"""What a step of a generator costs: ratios to a bare forward and backward pass of the same network and images.
+
+Run `python benchmarks/synthesis.py` on an otherwise idle machine; it prints one line for each figure, with the bound
+that the project set itself. A bare step is a forward pass and a backward pass to the input, weights frozen, in float32;
+a generator's step adds statistics, losses, image pipeline and optimiser. Both are taken in turns, medians of several.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torchvision
+from torch import nn
+
+import zsqbench
+from zsqbench.methods import Settings
+from zsqbench.plugins import load_plugins
+from zsqbench.zoo.resnet import CifarResNet
+
+BOUND = 1.6
+REPETITIONS = 5
+STEPS = 3
+
+
+class Stopwatch:
+    """A reporter that notes when each step was done, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def log(self, name: str, value: object, step: int) -> None:
+        """Forget it."""
+
+    def progress(self, done: int, total: int) -> None:  # noqa: ARG002
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+    def checkpoint(self, state: object) -> None:
+        """Forget it."""
+
+    def resume(self) -> None:
+        """There is nothing."""
+
+
+def generator_steps(method: zsqbench.Generator, teacher: zsqbench.Pretrained) -> Iterator[float]:
+    """Seconds of a generator's steps after the first, which is longer by what it prepares."""
+    watch = Stopwatch()
+    rng = torch.Generator().manual_seed(0)
+    method.generate(teacher, zsqbench.StepContext(torch.device("cpu"), 0, rng, Settings(), watch))
+    yield from (after - before for before, after in zip(watch.times, watch.times[1:], strict=False))
+
+
+def bare_steps(teacher: zsqbench.Pretrained, images: torch.Tensor) -> Iterator[float]:
+    """Seconds of passes through the network alone."""
+    images = images.clone().requires_grad_()
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        images.grad = None
+        teacher.module(images).square().mean().backward()
+        yield time.perf_counter() - started
+
+
+def measure(what: str, module: nn.Module, batch: int, side: int) -> None:
+    """Print the ratios of all generators on one network."""
+    teacher = zsqbench.Pretrained(module.eval().requires_grad_(False), (3, side, side), (0.5,) * 3, (0.25,) * 3)
+    images = torch.randn(batch, 3, side, side)
+    find = load_plugins().find
+    zeroq = find("generator", "zeroq").method(images=batch, batch_size=batch, iterations=STEPS + 1)
+    dgh = find("generator", "dgh").method(images=2 * batch, batch_size=batch, iterations=1 + STEPS // 2)
+    ways: dict[str, Callable[[], Iterator[float]]] = {
+        "bare": lambda: bare_steps(teacher, images),
+        "zeroq": lambda: generator_steps(zeroq, teacher),
+        "dgh": lambda: generator_steps(dgh, teacher),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPETITIONS):
+        for name, way in ways.items():
+            seconds[name] += way()
+    bare = statistics.median(seconds["bare"])
+    for name in ("zeroq", "dgh"):
+        ratio = statistics.median(seconds[name]) / bare
+        held = "held" if ratio <= BOUND else "MISSED"
+        print(f"{name:6} {what:36} {ratio:5.2f} x {bare:6.3f} s (at most {BOUND} x: {held})", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        measure(f"ResNet-20, 256 x 32 px, {threads} thread(s)", CifarResNet(20), batch=256, side=32)
+        measure(f"ResNet-18, 16 x 224 px, {threads} thread(s)", torchvision.models.resnet18(), batch=16, side=224)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""DGH: Data Generation for Hardware-friendly post-training quantization (Dikstein et al., WACV 2025)."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+    from zsqbench.synthesis import BNGap, BNLoss, SmoothedCrops
+
+PUBLISHED_WEIGHTS = {
+    "resnet18": 3e-7,
+    "resnet50": 1e-7,
+    "resnet50b": 1e-7,
+    "mobilenet_v2": 3e-5,
+    "mobilenetv2_100": 3e-5,
+    "mobilenetv2_w1": 3e-5,
+    "mobilenetv2b_w1": 3e-5,
+}
+"""Weights of the output loss in the release, by the names of the same networks in torchvision, timm and pytorchcv."""
+
+USUAL_WEIGHT = 1e-5
+"""What Sony's Model Compression Toolkit, the authors' own library, takes for every network."""
+
+PUBLISHED_BATCHES = 8
+"""Memory batches of the release: 1,024 images, 128 at a time."""
+
+
+class Dgh(zsqbench.Generator):
+    """Images that together have the statistics of every BN layer, seen through flips, blur and crops, outputs spread.
+
+    Three parts, each with its switch: statistics of all images (`scope`; Eq. 5), although only a memory batch is in the
+    network at a time; image preprocessing (`image_pipeline`); and a loss that stretches the range of the network's
+    outputs (`output_weight`; Eq. 6 and 7). What is left without them (`scope: batch`, false, 0) matches each batch.
+
+    Follows the released code (ssi-research/DGH) where the paper is silent: the weight 10 of deviations (the paper reads
+    as 1), the input as one more layer, slack 0.5, an optimiser and a plateau schedule that forgets its best loss for
+    each batch, whole batches flipped and cropped alike, a clamp that gradients pass straight through, the constraint of
+    the output loss once for each output. After a step, the kept statistics of its batch are those of the augmented
+    images before it; only those of the input are of the finished images, as in the release.
+
+    The weight of the output loss against the statistics changes with the number n of memory batches, since a batch has
+    the whole output loss and 1/n of the statistics. The published weights are for n = 8; here the weight is always
+    `output_weight` * 8 / n, so that another batch size or number of images leaves the balance as it was. By default it
+    is the published one for ResNet-18 (3e-7), ResNet-50 (1e-7) and MobileNetV2 (3e-5), and 1e-5 for any other network.
+
+    Memory grows with the number of images by the pixels, twice as much for the optimiser, and two numbers for each
+    batch and channel.
+
+    Deviations: float32 unless settings.precision says bf16, and statistics always (the release: fp16 with a scaled
+    loss); variances merged without cancellation, hence no eps that grows until no root is NaN; a smaller last batch
+    weighs less; outputs are what the module returns, each flattened (the release: convolutions and linear layers that
+    feed the end of an fx graph); 1x1 maps have no deviation term, and the output loss is constrained at the last BN
+    with larger maps; extra pixels in proportion to the image (the release: 32 for 224); without the pipeline images are
+    still clamped; seeded.
+    """
+
+    name = "dgh"
+    needs_bn = True
+
+    images: int = Field(1024, gt=0, description="size of the calibration set")
+    batch_size: int = Field(128, gt=0, description="images in the network at a time")
+    iterations: int = Field(1000, gt=0, description="RAdam steps for each batch")
+    lr: float = Field(16.0, gt=0, description="learning rate of RAdam, in normalised pixels")
+    scope: Literal["all", "batch", "image"] | Annotated[int, Field(gt=0)] = Field(
+        "all", description="whose statistics are matched: of all images, each batch, each image, or groups of a number"
+    )
+    image_pipeline: bool = Field(True, description="flip, blur and crop images on their way to the network")
+    output_weight: float | None = Field(
+        None, ge=0, description="weight of the output loss for 8 batches, see above; 0 for none; none for the published"
+    )
+    std_weight: float = Field(10.0, ge=0, description="weight of deviations against means")
+    slack: float = Field(0.5, ge=0, description="how far features may be from normal before the output loss minds")
+    extra_pixels: int | None = Field(
+        None, ge=0, description="height and width beyond the image's, for crops; none for 32 in 224, in proportion"
+    )
+    filter_size: int = Field(3, gt=0, description="side of the blur, odd")
+    filter_sigma: float = Field(1.25, gt=0, description="standard deviation of the blur, in pixels")
+    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
+    patience: int | None = Field(
+        None, ge=0, description="steps without a better loss that make a plateau; none for iterations / 50"
+    )
+    min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Dgh":
+        if isinstance(self.scope, int) and self.batch_size % self.scope and self.scope % self.batch_size:
+            raise ValueError(
+                f"scope {self.scope} does not fit batch_size {self.batch_size}: one must be a multiple of the other"
+            )
+        if self.filter_size % 2 == 0:
+            raise ValueError(f"filter_size {self.filter_size} is even; a blur needs a central pixel")
+        return self
+
+    def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
+        """Optimise all batches in turns; an interrupted run goes on where its last checkpoint was."""
+        from dataclasses import replace
+
+        import torch
+
+        from zsqbench.synthesis import DGH, BNLoss, optimise
+
+        state = ctx.resume() or {}
+        with BNLoss(teacher.module, replace(DGH, scope=self.scope, moment_weight=self.std_weight)) as bn_loss:
+            run = _Run(self, teacher, ctx, bn_loss, state)
+            order = [batch for batch, *_ in run.visits]
+            made = optimise(order, run.begin, run.losses, ctx, state, at_once=True, stepped=run.stepped, keep=run.keep)
+        with torch.no_grad():
+            images = torch.cat([run.pipeline.finalise(pixels.to(ctx.device)).cpu() for pixels in made])
+        provenance = {"output_weight": run.output_weight, "memory_batches": len(run.sizes)}
+        return zsqbench.CalibrationSet(images, provenance=provenance)
+
+    def effective_output_weight(self, teacher: "Pretrained", batches: int) -> float:
+        """The weight of the output loss with this number of memory batches."""
+        weight = self.output_weight
+        if weight is None:
+            library, _, name = (teacher.architecture or "").partition("/")
+            name = name.partition(".")[0] if library == "timm" else name  # timm/resnet18.a1_in1k: weights by their tag
+            weight = PUBLISHED_WEIGHTS.get(name, USUAL_WEIGHT)
+        return weight * PUBLISHED_BATCHES / batches
+
+    def room(self, teacher: "Pretrained") -> int:
+        """Height and width of the optimised pixels beyond the image's."""
+        if not self.image_pipeline:
+            return 0
+        return round(32 * max(teacher.input_size[1:]) / 224) if self.extra_pixels is None else self.extra_pixels
+
+
+class _Run:
+    """What one call of `generate` keeps between steps: the pipeline, the visits, statistics of all batches."""
+
+    def __init__(
+        self, options: Dgh, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", state: dict[str, Any]
+    ) -> None:
+        self.options, self.teacher, self.ctx, self.bn_loss = options, teacher, ctx, bn_loss
+        self.sizes = [
+            min(options.batch_size, options.images - first) for first in range(0, options.images, options.batch_size)
+        ]
+        self.pipeline = _pipeline(options, teacher, ctx)
+        self.output_weight = options.effective_output_weight(teacher, len(self.sizes))
+        self.store = None
+        if len(self.sizes) > 1:
+            store = bn_loss.store(self.sizes, teacher.input_size[0])
+            self.store = store if store.spans(options.scope) else None
+        if self.store is not None and state:
+            self.store.load(state)
+        drawn = state.get("visits")
+        if drawn is None:
+            flips = 0.5 if options.image_pipeline else 0.0
+            drawn = draw_visits(options.iterations, len(self.sizes), options.room(teacher), flips, ctx)
+        self._drawn: Tensor = drawn
+        self.visits: list[list[int]] = drawn.tolist()
+        self._measure = ctx.compile(self._measure_eagerly)
+        self._batch_moments: tuple[Tensor, Tensor] | None = None
+
+    def begin(self, batch: int, pixels: "Tensor | None") -> Any:
+        """Draw a batch and note its statistics, or go on with its pixels."""
+        import torch
+
+        from zsqbench.synthesis import PixelBatch, Plateau
+
+        if pixels is None:
+            pixels = initial_pixels(self.sizes[batch], self.options.room(self.teacher), self.teacher, self.ctx)
+            if self.store is not None:
+                with torch.no_grad():
+                    self.store.put(batch, self.bn_loss(self.pipeline.finalise(pixels)).batch)
+        options = self.options
+        patience = options.iterations // 50 if options.patience is None else options.patience
+        plateau = Plateau(options.lr, options.factor, patience, options.min_lr, reset=True)
+        return PixelBatch(pixels.to(self.ctx.device), torch.optim.RAdam, plateau, options.iterations)
+
+    def losses(self, pixels: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
+        """What a step minimises, and its parts."""
+        batch, flip, top, left = self.visits[step]
+        images = self.pipeline.augment(pixels, flip=bool(flip), top=top, left=left)
+        bn_loss, output_loss, self._batch_moments = self._measure(images, batch)
+        if output_loss is None:
+            return bn_loss, {"bn_loss": bn_loss}
+        return bn_loss + self.output_weight * output_loss, {"bn_loss": bn_loss, "output_loss": output_loss}
+
+    def stepped(self, pixels: "Tensor", step: int) -> None:
+        """Note the statistics of the batch: of the layers before the step, of the finished images after it."""
+        import torch
+
+        if self.store is not None and self._batch_moments is not None:
+            batch = self.visits[step][0]
+            self.store.put(batch, self._batch_moments)
+            with torch.no_grad():
+                self.store.put_input(batch, self.pipeline.finalise(pixels))
+
+    def keep(self) -> dict[str, Any]:
+        """What a checkpoint holds besides pixels and optimisers."""
+        return {"visits": self._drawn} | ({} if self.store is None else self.store.state())
+
+    def _measure_eagerly(self, images: "Tensor", batch: int) -> "tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]":
+        stretched = self.output_weight > 0
+        gap = self.bn_loss(images, self.store, batch, outputs=stretched)
+        return gap.total, self._output_loss(gap) if stretched else None, gap.batch
+
+    def _output_loss(self, gap: "BNGap") -> "Tensor":
+        from zsqbench.synthesis import flat_outputs, stretching
+
+        seen = gap.seen
+        moments, target = (), ()
+        with_maps = [index for index, count in enumerate(seen.counts) if count > 1]
+        if with_maps:
+            mean, variance, count = seen.layer(with_maps[-1])
+            norm = list(self.bn_loss.probes.norms.values())[with_maps[-1]]
+            moments = mean, (variance * count / (count - 1)).clamp_min(1e-30).sqrt()
+            target = norm.running_mean, (norm.running_var + 1e-6).sqrt()
+        return stretching(flat_outputs(seen.outputs), moments, target, self.options.slack)
+
+
+def initial_pixels(count: int, extra: int, teacher: "Pretrained", ctx: "StepContext") -> "Tensor":
+    """Normal noise, clamped to valid values."""
+    import torch
+
+    channels, height, width = teacher.input_size
+    low, high = (bound.to(ctx.device) for bound in teacher.valid_range())
+    return torch.clamp(ctx.randn(count, channels, height + extra, width + extra), low, high)
+
+
+def draw_visits(iterations: int, batches: int, room: int, flips: float, ctx: "StepContext") -> "Tensor":
+    """All that is random in the loop, at once, so that no step waits for a GPU's numbers: int64 [steps, 4].
+
+    Each row is a step: the batch, whether it is flipped, top and left of its crop. Each iteration visits all batches in
+    an order of its own.
+    """
+    import torch
+
+    draws = ctx.rand(iterations, batches, 4).cpu().double()
+    order = draws[:, :, 0].argsort(1)
+    corners = (draws[:, :, 2:] * (room + 1)).long()
+    return torch.cat([order[:, :, None], (draws[:, :, 1:2] < flips).long(), corners], 2).flatten(0, 1)
+
+
+def _pipeline(options: Dgh, teacher: "Pretrained", ctx: "StepContext") -> "SmoothedCrops":
+    from zsqbench.synthesis import SmoothedCrops, gaussian_line
+
+    low, high = (bound.to(ctx.device) for bound in teacher.valid_range())
+    line = gaussian_line(options.filter_size, options.filter_sigma) if options.image_pipeline else (1.0,)
+    _, height, width = teacher.input_size
+    return SmoothedCrops((height, width), low, high, line)
+
+
+@zsqbench.hookimpl
+def register_generators() -> list[type[zsqbench.Generator]]:
+    """Provide `dgh`."""
+    return [Dgh]

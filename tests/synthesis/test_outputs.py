@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.synthesis import flat_outputs, stretching
+
+
+def test_the_output_loss_is_that_of_dghs_code(golden):
+    vectors = {name: torch.from_numpy(golden("dgh_outloss_a")[name]) for name in golden("dgh_outloss_a").files}
+    features, logits = vectors["last_bn_input"].requires_grad_(), vectors["logits"].requires_grad_()
+    target = vectors["bn_mean"], (vectors["bn_var"] + 1e-6).sqrt()
+
+    def loss(*outputs):
+        moments = features.mean((2, 3)), features.std((2, 3))
+        return stretching(flat_outputs(outputs), moments, target)
+
+    total = loss(logits)
+    total.backward()
+    assert total.item() == pytest.approx(vectors["loss"].item(), rel=1e-5)
+    torch.testing.assert_close(logits.grad, vectors["grad_logits"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(features.grad, vectors["grad_last_bn_input"], rtol=1e-5, atol=1e-7)
+    assert loss(logits, vectors["logits4"]).item() == pytest.approx(vectors["loss_two_outputs"].item(), rel=1e-5)
+
+
+def test_a_constant_added_to_outputs_changes_nothing_and_a_map_is_a_vector():
+    logits = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    loss = stretching(flat_outputs(logits), (), ())
+    assert loss.item() == pytest.approx(-(logits.amax(1) - logits.amin(1)).mean().item())
+    assert stretching(flat_outputs(logits + 5), (), ()).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert stretching(flat_outputs(logits.view(2, 3, 2, 2)), (), ()) == loss
+
+
+def test_features_within_the_slack_are_free():
+    outputs, ones = [torch.zeros(1, 2)], torch.ones(1, 4)
+    assert stretching(outputs, (ones, ones), (ones[0], ones[0])) == 0
+    assert stretching(outputs, (ones, ones), (ones[0] + 0.7, ones[0])) == 0  # 0.49 is below 0.5
+    assert stretching(outputs, (ones, ones), (ones[0] + 2, ones[0] + 1)).item() == pytest.approx(4 - 0.5 + 1 - 0.5)
+    assert stretching(outputs, (ones, ones), (ones[0] + 2, ones[0]), slack=1.0).item() == pytest.approx(3)
+
+
+def test_tensors_are_found_in_whatever_a_network_returns():
+    a, b, c = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5), torch.zeros(2, 1, 7)
+    outputs = {"boxes": [a, (b,)], "scores": c, "count": torch.tensor([3, 4]), "name": "x"}
+    assert [tuple(each.shape) for each in flat_outputs(outputs)] == [(2, 48), (2, 5), (2, 7)]
+    assert flat_outputs(b.bfloat16())[0].dtype == torch.float32
+    with pytest.raises(ZSQBenchError, match="returns str, in which there is no tensor"):
+        flat_outputs("nothing")

@@ -1,0 +1,220 @@
+"""The loop of a generator that optimises pixels, in batches each with an optimiser and a schedule of its own.
+
+It reports progress and curves, keeps checkpoints from which it goes on as if nothing had happened, and stops with a
+clear error when a loss is not a number.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from zsqbench.errors import ZSQBenchError
+
+QUICK = 0.05
+"""Seconds that a checkpoint may take without more ado."""
+
+PAUSE = 20
+"""After one that took longer, this many times what it took passes until the next: a large set takes long to write."""
+
+
+class Reports(Protocol):
+    """What of a step's context the loop uses."""
+
+    def log(self, name: str, value: float | Tensor, step: int = 0) -> None:
+        """Add a point to a curve."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far it is."""
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Offer a state."""
+
+
+@dataclass
+class Plateau:
+    """A learning rate that is cut when the loss has not fallen for a while: torch's ReduceLROnPlateau, and DGH's.
+
+    A loss is better if it is below (1 - threshold) times the best; more than `patience` losses in a row that are not
+    cut the rate. With `reset`, the best is then forgotten, so the next loss is one.
+    """
+
+    lr: float
+    factor: float
+    patience: int
+    min_lr: float
+    reset: bool = False
+    threshold: float = 1e-4
+    best: float = math.inf
+    bad: int = 0
+
+    def step(self, loss: float) -> None:
+        """Take note of a loss."""
+        better = loss < self.best * (1 - self.threshold)
+        self.best, self.bad = (loss, 0) if better else (self.best, self.bad + 1)
+        if self.bad > self.patience:
+            lowered = max(self.lr * self.factor, self.min_lr)
+            if self.lr - lowered > 1e-8:  # noqa: PLR2004 - torch's eps
+                self.lr = lowered
+            self.bad = 0
+            self.best = math.inf if self.reset else self.best
+
+
+class PixelBatch:
+    """Images that are optimised together: a leaf, its optimiser, its learning rate."""
+
+    def __init__(
+        self, pixels: Tensor, optimizer: Callable[..., torch.optim.Optimizer], plateau: Plateau, iterations: int
+    ) -> None:
+        self.pixels = pixels.detach().requires_grad_()
+        self.plateau = plateau
+        self.iteration = 0
+        self._iterations = iterations
+        self._optimizer = optimizer([self.pixels], lr=plateau.lr)
+        self._pending: _Underway | None = None
+
+    def step(self, loss: Tensor) -> None:
+        """Minimise a loss by one step. Raises ZSQBenchError where the loss of the step before is not finite.
+
+        A loss decides the learning rate of the next step and is read only then: reading it now would hold up a GPU.
+        """
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.settle()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.plateau.lr
+        self._optimizer.step()
+        self.iteration += 1
+        self._pending = _Underway(loss)
+
+    def settle(self) -> None:
+        """Read the last loss. Raises ZSQBenchError where it is not finite."""
+        if self._pending is None:
+            return
+        loss = self._pending.read()
+        if not math.isfinite(loss):
+            raise ZSQBenchError(
+                f"the loss is {loss} at iteration {self.iteration} of {self._iterations}, with a learning rate of "
+                f"{self.plateau.lr:g}; try a smaller 'lr', or precision fp32 if it is bf16"
+            )
+        self.plateau.step(loss)
+        self._pending = None
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs, as tensors and numbers."""
+        moments = {name: value for name, value in self._optimizer.state[self.pixels].items() if name != "step"}
+        pending = {} if self._pending is None else {"pending": self._pending.value}
+        schedule = {"lr": self.plateau.lr, "best": self.plateau.best, "bad": self.plateau.bad}
+        return {"pixels": self.pixels.detach(), "iteration": self.iteration, **moments, **pending, **schedule}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said, if anything; the pixels are those that it began with."""
+        if "iteration" not in state:
+            return
+        self.iteration = state["iteration"]
+        self.plateau.lr, self.plateau.best, self.plateau.bad = (state[name] for name in ("lr", "best", "bad"))
+        if "pending" in state:
+            self._pending = _Underway(state["pending"])
+        moments = {name: state[name].to(self.pixels) for name in ("exp_avg", "exp_avg_sq") if name in state}
+        if moments:
+            self._optimizer.state[self.pixels] = {"step": torch.tensor(float(self.iteration)), **moments}
+
+
+def optimise(
+    order: Sequence[int],
+    begin: Callable[[int, Tensor | None], PixelBatch],
+    losses: Callable[[Tensor, int], tuple[Tensor, Mapping[str, Tensor]]],
+    ctx: Reports,
+    state: Mapping[str, Any],
+    *,
+    at_once: bool = False,
+    stepped: Callable[[Tensor, int], None] = lambda *_: None,
+    keep: Callable[[], Mapping[str, Any]] = dict,
+) -> list[Tensor]:
+    """Optimise batches of pixels by as many steps as `order` names batches; returns the pixels of each batch.
+
+    `begin` makes a batch, from pixels where it gets some. Batches are made when they are first needed and give their
+    optimiser's memory back when they are done, unless all are to be made `at_once`. `losses` gives for a batch's pixels
+    and a step what is minimised, and scalars to log. `stepped` is called after each step. `state` is what `ctx.resume`
+    returned, if anything; `keep` says what else belongs into a checkpoint.
+
+    Raises ZSQBenchError where a loss is not finite.
+    """
+    names = range(max(order) + 1)
+    last = {batch: step for step, batch in enumerate(order)}
+    first = state.get("steps", 0)
+    batches: dict[int, PixelBatch] = {}
+    done: dict[int, Tensor] = {}
+    for batch in names:
+        pixels = state.get(f"{batch}.pixels")
+        if pixels is not None and last[batch] < first:
+            done[batch] = pixels
+        elif pixels is not None or at_once:
+            batches[batch] = begin(batch, pixels)
+            batches[batch].load(_part(state, batch))
+    checkpoints = _Sparingly(ctx)
+    for step in range(first, len(order)):
+        batch = order[step]
+        if batch not in batches:
+            batches[batch] = begin(batch, None)
+        current = batches[batch]
+        loss, curves = losses(current.pixels, step)
+        current.step(loss)
+        stepped(current.pixels, step)
+        for name, value in curves.items():
+            ctx.log(name, value.detach(), step)
+        ctx.log("lr", current.plateau.lr, step)
+        ctx.progress(step + 1, len(order))
+        if step == last[batch]:
+            current.settle()
+            done[batch] = batches.pop(batch).pixels.detach()
+        if checkpoints.due():
+            checkpoints.offer({"steps": step + 1, **_whole(batches, done), **keep()})
+    return [done[batch] for batch in names]
+
+
+def _whole(batches: Mapping[int, PixelBatch], done: Mapping[int, Tensor]) -> dict[str, Any]:
+    state = {f"{batch}.pixels": pixels for batch, pixels in done.items()}
+    for batch, pixels in batches.items():
+        state |= {f"{batch}.{name}": value for name, value in pixels.state().items()}
+    return state
+
+
+def _part(state: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    prefix = f"{batch}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+class _Sparingly:
+    """Offers checkpoints, and takes a small share of the time for it."""
+
+    def __init__(self, ctx: Reports) -> None:
+        self._ctx = ctx
+        self._next = 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def offer(self, state: Mapping[str, Any]) -> None:
+        started = time.monotonic()
+        self._ctx.checkpoint(state)
+        ended = time.monotonic()
+        if ended - started > QUICK:
+            self._next = ended + PAUSE * (ended - started)
+
+
+class _Underway:
+    """A scalar on its way to the CPU."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value.detach().to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+
+    def read(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self.value)

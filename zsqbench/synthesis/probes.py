@@ -1,0 +1,208 @@
+"""What the batch normalisations of a network see, image by image, measured in the forward pass itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.synthesis.moments import image_moments, merge_calls, norm_and_moments
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_PLAIN = {norm.forward for norm in BATCH_NORMS}  # a subclass may do more, as those of timm with an activation do
+
+HookPoint = Literal["bn_input", "conv_output"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The moments of a forward pass. Channels of all layers lie side by side, in order of registration."""
+
+    mean: Tensor
+    """[N, T], for each image."""
+    variance: Tensor
+    """[N, T], biased."""
+    channels: list[int]
+    """How many of the T belong to each layer."""
+    counts: list[int]
+    """From how many values of an image those of a layer come: the size of its map."""
+    outputs: Any
+    """What the network returned; none if it was stopped after its last batch normalisation."""
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """Mean and variance [N, C] of one layer, and its map's size."""
+        mean, variance = (torch.split(each, self.channels, 1)[index] for each in (self.mean, self.variance))
+        return mean, variance, self.counts[index]
+
+
+class Probes:
+    """Runs a network and measures what its batch normalisations see, while the block lasts.
+
+    The network is put into eval mode with its parameters frozen, its norms compute moments beside their output, and
+    afterwards all is as it was. Moments are differentiable once with respect to the images.
+
+    Raises ZSQBenchError for a network without batch normalisation; for hook point `conv_output`, where ZeroQ's release
+    reads the output of the convolution with the same number in the order of registration, also where there are fewer
+    convolutions.
+    """
+
+    def __init__(self, module: nn.Module, hook_point: HookPoint = "bn_input") -> None:
+        self.norms = batch_norms(module)
+        self._module = module
+        self._of_convolutions = hook_point == "conv_output"
+        self._convolutions = _paired_convolutions(module, len(self.norms)) if self._of_convolutions else []
+        if not self.norms:
+            raise ZSQBenchError(f"{type(module).__name__} has no batch normalisation whose statistics could be matched")
+        self._resources = ExitStack()
+        self._calls: list[list[tuple[Tensor, Tensor, int]]] = []
+        self._unmeasured: list[list[Tensor]] = []
+        self._running = False
+        self._passed = 0
+        self._stop_at: int | None = None
+        self._last: int | None = None
+
+    def __enter__(self) -> Self:
+        self._resources.enter_context(frozen(self._module))
+        for index, norm in enumerate(self.norms.values()):
+            self._resources.enter_context(_forward_replaced(norm, partial(self._norm, index, norm, norm.forward)))
+        for index, convolution in enumerate(self._convolutions):
+            hook = convolution.register_forward_hook(partial(self._convolution, index))
+            self._resources.callback(hook.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def __call__(self, images: Tensor, *, outputs: bool = True) -> Seen:
+        """Run the network on images [N, C, H, W], to its end only if its outputs are asked for.
+
+        Raises ZSQBenchError for a batch normalisation that the pass does not reach, or whose convolution does not fit.
+        """
+        self._calls = [[] for _ in self.norms]
+        self._unmeasured = [[] for _ in self.norms]
+        self._passed = 0
+        stop = not outputs and not torch.compiler.is_compiling()
+        returned = self._run(images, self._last if stop else None)
+        if not torch.compiler.is_compiling():
+            self._last = self._passed  # what comes after it carries no statistics: of a detector, neck and head
+        moments = [self._measured(index, name) for index, name in enumerate(self.norms)]
+        self._calls, self._unmeasured = [], []  # they would hold the pass's memory until the next one
+        means, variances, counts = zip(*moments, strict=True)
+        channels = [mean.shape[1] for mean in means]
+        return Seen(torch.cat(means, 1), torch.cat(variances, 1), channels, list(counts), returned)
+
+    def _run(self, images: Tensor, last: int | None) -> Any:
+        self._stop_at = last
+        self._running = True
+        try:
+            return self._module(images)
+        except _Stopped:
+            return None
+        finally:
+            self._running = False
+
+    def _measured(self, index: int, name: str) -> tuple[Tensor, Tensor, int]:
+        calls = self._calls[index] + [(*image_moments(values), _size(values)) for values in self._unmeasured[index]]
+        if not calls:
+            raise ZSQBenchError(f"the forward pass does not reach the layer of batch normalisation {name!r}")
+        channels, expected = calls[0][0].shape[1], len(self.norms[name].running_mean)
+        if channels != expected:
+            raise ZSQBenchError(
+                f"batch normalisation {name!r} has {expected} channels, but the convolution with the same number in "
+                f"the order of registration gives {channels}: pair each with its own input instead (bn_input)"
+            )
+        return merge_calls(calls)
+
+    def _norm(self, index: int, norm: Any, forward: Callable[..., Tensor], values: Tensor) -> Tensor:
+        """What a norm does while it is probed; called by others meanwhile, it does as ever."""
+        if not self._running:
+            return forward(values)
+        if self._of_convolutions:
+            mine = any(values is output for output in self._unmeasured[index])
+            self._unmeasured[index] = [output for output in self._unmeasured[index] if output is not values]
+        else:
+            mine = True
+        if not mine:
+            result = forward(values)
+        elif self._passed + 1 == self._stop_at or getattr(forward, "__func__", None) not in _PLAIN:
+            self._calls[index].append((*image_moments(values), _size(values)))
+            self._pass()
+            return forward(values)
+        else:
+            result, mean, variance = norm_and_moments(values, norm)
+            self._calls[index].append((mean, variance, _size(values)))
+        self._pass()
+        return result
+
+    def _convolution(self, index: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep an output until its norm takes it, which nearly always comes next, or the pass is over."""
+        if self._running:
+            self._unmeasured[index].append(output)
+            self._pass()
+
+    def _pass(self) -> None:
+        self._passed += 1
+        if self._passed == self._stop_at:
+            raise _Stopped
+
+
+def batch_norms(module: nn.Module) -> dict[str, Any]:
+    """The batch normalisations that store statistics, by path, in order of registration."""
+    return {
+        name: norm
+        for name, norm in module.named_modules()
+        if isinstance(norm, BATCH_NORMS) and getattr(norm, "running_mean", None) is not None
+    }
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode and let it collect no gradients, until the block ends."""
+    modes = [(part, part.training) for part in module.modules()]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        module.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for part, training in modes:
+            part.training = training
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """The forward pass went as far as it needs to."""
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
+
+
+def _size(values: Tensor) -> int:
+    return values.shape[2] * values.shape[3]
+
+
+def _paired_convolutions(module: nn.Module, norms: int) -> list[nn.Module]:
+    convolutions: list[nn.Module] = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    if len(convolutions) < norms:
+        raise ZSQBenchError(
+            f"{type(module).__name__} has {norms} batch normalisations but {len(convolutions)} convolutions, "
+            "which cannot be paired by their order"
+        )
+    return convolutions[:norms]
