@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.suite import find_suite, load_suite, select, suite_name
+from zsqbench.suite import find_suite, load_suite, select, shipped_suites, suite_name
 
 HEAD = "name: toysuite\nplugins: [toy.py]\n"
 BLOCK = "  - {task: toytask, model: a, generator: toy, quantizer: toyq, scheme: hw/w4a4}\n"
@@ -379,6 +380,17 @@ def test_every_mistake_is_told_at_once_each_in_a_line_of_its_own(bench):
     bench.suite(f"{HEAD}typo: 1\n{MATRIX.replace('model: a', 'modle: a')}")
     said = bench.zsqbench("plan", bench.file, "--no-plugin", "mlflow", *bench.places())
     assert sorted(line.split("toy.yaml:")[1][0] for line in said.err.splitlines()) == ["3", "5"]
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_every_shipped_suite_can_be_read(name, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "resnet20_cifar10.safetensors").touch()  # its content is read when it runs
+    suite = load_suite(shipped_suites()[name], data_root=tmp_path)
+    assert suite.name == Path(name).name
+    assert suite.cells
+    assert not [cell.name for cell in suite.cells if cell.reason]
+    assert not suite.notes
 
 
 def test_a_missing_suite_is_named_with_what_is_shipped():

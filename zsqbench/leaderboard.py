@@ -317,7 +317,7 @@ def _option(name: str, value: Any) -> str:
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else f"no {words}"
-    if isinstance(value, int):
+    if isinstance(value, int) and words.endswith("s"):  # 64 images, but batch size 64
         return f"{value} {words}"
     if isinstance(value, str):
         path = PurePath(value)
