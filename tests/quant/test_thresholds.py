@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from zsqbench.quant import observers
 from zsqbench.quant import thresholds as module
 from zsqbench.quant.affine import along, fake_quantize, symmetric_parameters
 from zsqbench.quant.histogram import BINS, Histogram, RunningHistogram
@@ -275,7 +276,7 @@ def test_the_search_does_not_depend_on_how_it_is_chunked(monkeypatch, block):
     for axis in (None, 0):
         whole = power_of_two_weight_thresholds(weight, 4, axis), symmetric_weight_thresholds(weight, 4, axis)
         with monkeypatch.context() as patched:
-            patched.setattr(module, "_CPU_BLOCK", block)
+            patched.setattr(observers, "_CPU_BLOCK", block)
             again = power_of_two_weight_thresholds(weight, 4, axis), symmetric_weight_thresholds(weight, 4, axis)
         assert all(torch.equal(first, second) for first, second in zip(whole, again, strict=True))
 

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def include_zero(low: Tensor, high: Tensor) -> Range:
 
 def minmax(x: Tensor, axis: int | None = None) -> Range:
     """Smallest and largest value."""
-    low, high = torch.aminmax(_rows(x, axis), dim=1)
+    low, high = torch.aminmax(as_rows(x, axis), dim=1)
     return _shaped(low, high, axis)
 
 
@@ -64,7 +65,7 @@ def percentile(x: Tensor, percent: float, axis: int | None = None) -> Range:
     """
     if not 50 < percent <= 100:  # noqa: PLR2004 - below, low would be above high
         raise ValueError(f"percent is {percent}; expected more than 50 and at most 100")
-    rows = _rows(x, axis)
+    rows = as_rows(x, axis)
     rank = max(1, math.ceil(round(percent / 100 * rows.shape[1], 6)))  # 99.9 % of 1000 are 999
     high = rows.kthvalue(rank, dim=1).values
     low = rows.kthvalue(rows.shape[1] + 1 - rank, dim=1).values
@@ -77,7 +78,7 @@ def mse80(x: Tensor, bits: int, axis: int | None = None, *, zero: bool = False) 
     BRECQ's `scale_method="mse"`, which DGH uses for weights and activations. BRECQ does not widen a range that lacks
     zero; `zero=True` does. Chunked, so that memory stays bounded, and vectorised over channels and candidates.
     """
-    rows = _rows(x.detach(), axis)
+    rows = as_rows(x.detach(), axis)
     low, high = torch.aminmax(rows, dim=1)
     if zero:
         low, high = include_zero(low, high)
@@ -95,7 +96,7 @@ def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "af
     """
     if grid == "affine":
         return affine_parameters(*mse80(x, bits, axis, zero=True), bits)
-    rows = _rows(x.detach(), axis)
+    rows = as_rows(x.detach(), axis)
     threshold = covering_threshold(*torch.aminmax(rows, dim=1), bits, signed)
     if grid == "power_of_two":
         factors = 2.0 ** (1 - torch.arange(THRESHOLDS, dtype=rows.dtype, device=rows.device))[:, None]
@@ -124,23 +125,29 @@ def _least(rows: Tensor, candidates: Affine, bits: int, axis: int | None) -> Ten
 def _lp_errors(rows: Tensor, candidates: Affine, bits: int) -> Tensor:
     """Sum of |x - Q(x)|^p of each row [C, n] for each of its grids [K, C], as float64 [K, C]."""
     scale, zero_point = (value[:, :, None] for value in candidates)
-    block = _CPU_BLOCK if rows.device.type == "cpu" else _DEVICE_BLOCK
-    columns = max(1, block // len(rows))
-    together = max(1, block // (len(rows) * min(columns, max(1, rows.shape[1]))))
     errors = torch.zeros(candidates.scale.shape, dtype=torch.float64, device=rows.device)
-    for part in torch.split(rows, columns, dim=1):
-        for start in range(0, len(errors), together):
-            chosen = slice(start, start + together)
-            error = part / scale[chosen]
-            # In place throughout: temporaries, not arithmetic, are what this loop would spend its time on.
-            error.round_().add_(zero_point[chosen]).clamp_(0, levels(bits)).sub_(zero_point[chosen])
-            error.mul_(scale[chosen]).sub_(part).abs_()
-            # |d|^p as 2^(p log2 |d|): pow takes two thirds of the whole search on a CPU, and this a third of pow
-            errors[chosen] += error.log2_().mul_(SEARCH_POWER).exp2_().sum(2)
+    for part, chosen in blocks(rows, len(errors)):
+        error = part / scale[chosen]
+        # In place throughout: temporaries, not arithmetic, are what this loop would spend its time on.
+        error.round_().add_(zero_point[chosen]).clamp_(0, levels(bits)).sub_(zero_point[chosen])
+        error.mul_(scale[chosen]).sub_(part).abs_()
+        # |d|^p as 2^(p log2 |d|): pow takes two thirds of the whole search on a CPU, and this a third of pow
+        errors[chosen] += error.log2_().mul_(SEARCH_POWER).exp2_().sum(2)
     return errors
 
 
-def _rows(x: Tensor, axis: int | None) -> Tensor:
+def blocks(rows: Tensor, candidates: int) -> Iterator[tuple[Tensor, slice]]:
+    """Columns of rows [C, n], and the candidates that a search tries on them together."""
+    block = _CPU_BLOCK if rows.device.type == "cpu" else _DEVICE_BLOCK
+    columns = max(1, block // len(rows))
+    together = max(1, block // (len(rows) * min(columns, max(1, rows.shape[1]))))
+    for part in torch.split(rows, columns, dim=1):
+        for start in range(0, candidates, together):
+            yield part, slice(start, start + together)
+
+
+def as_rows(x: Tensor, axis: int | None) -> Tensor:
+    """The tensor as one row [1, n], or a row for each channel along the axis [C, n]."""
     return x.reshape(1, -1) if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], -1)
 
 

@@ -4,7 +4,6 @@ The grid reaches from -t to t - t / 2^(b-1) where it is signed, and from 0 to t 
 `symmetric_parameters`). Where two thresholds err by the same, the first of the candidates is taken.
 """
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from zsqbench.quant.affine import MIN_THRESHOLD, covering_threshold, power_of_two
 from zsqbench.quant.histogram import BINS, Histogram
+from zsqbench.quant.observers import as_rows, blocks
 
 Distance = Literal["mse", "mae", "lp"]
 """Mean of |x - Q(x)|^p, where p is 2, 1, or given."""
@@ -37,10 +37,6 @@ _TENSOR_ITERATIONS, _TENSOR_NARROWED_EACH = 40, 5
 _SHRINKS = 80
 _SHRINK_STEP = 0.01
 
-# Elements that a search holds at a time: on a CPU what stays in its cache, elsewhere what fills the device.
-_CPU_BLOCK = 2**17
-_DEVICE_BLOCK = 2**25
-
 
 class Threshold(NamedTuple):
     """The grid of an activation: its threshold, a scalar in float32, and whether it reaches below zero."""
@@ -63,7 +59,7 @@ def power_of_two_weight_thresholds(
     t0 is the smallest power of two, from 2^-16, whose signed grid holds all values; "no_clipping" takes it as it is.
     HPTQ, arXiv 2109.09113. There is no "kl": a channel has too few weights for a histogram of them to be compared.
     """
-    rows = _rows(weight, axis)
+    rows = as_rows(weight.detach(), axis)
     start = power_of_two(_covering(rows, bits))
     if error != "no_clipping":
         start = _best(rows, _halved(start, candidates), bits, signed=True, error=error, p=p)[0]
@@ -85,7 +81,7 @@ def symmetric_weight_thresholds(
     of MCT 2 (15 rounds of 30 candidates per channel, 40 rounds per tensor), and "shrink" tries 1.00, 0.99, .. 0.21 of
     it, as `mse80` does with ranges. "kl" is refused as for powers of two.
     """
-    rows = _rows(weight, axis)
+    rows = as_rows(weight.detach(), axis)
     start = _covering(rows, bits).clamp(min=MIN_THRESHOLD)
     if error != "no_clipping" and search == "shrink":
         ratios = 1 - _SHRINK_STEP * torch.arange(_SHRINKS, dtype=start.dtype, device=start.device)
@@ -209,20 +205,10 @@ def _best(
 def _errors(rows: Tensor, thresholds: Tensor, bits: int, *, signed: bool, error: Distance, p: float) -> Tensor:
     """Sum of |x - Q(x)|^p of each row [C, n] for each of its thresholds [K, C], as float64 [K, C]."""
     errors = torch.zeros(thresholds.shape, dtype=torch.float64, device=rows.device)
-    for part, chosen in _blocks(rows, len(thresholds)):
+    for part, chosen in blocks(rows, len(thresholds)):
         deviation = _rounded(part, thresholds[chosen][:, :, None], bits, signed=signed).sub_(part)
         errors[chosen] += _deviation(deviation, error, p).sum(2, dtype=torch.float64)
     return errors
-
-
-def _blocks(rows: Tensor, candidates: int) -> Iterator[tuple[Tensor, slice]]:
-    """Columns of the rows, with the candidates that fit into memory beside them."""
-    block = _CPU_BLOCK if rows.device.type == "cpu" else _DEVICE_BLOCK
-    columns = max(1, block // len(rows))
-    step = max(1, block // (len(rows) * max(1, min(columns, rows.shape[1]))))
-    for part in torch.split(rows, columns, dim=1):
-        for start in range(0, candidates, step):
-            yield part, slice(start, start + step)
 
 
 def _rounded(x: Tensor, threshold: Tensor, bits: int, *, signed: bool) -> Tensor:
@@ -261,11 +247,6 @@ def _divergence(histogram: Histogram, threshold: float, bits: int, *, signed: bo
     clipped[-1] += histogram.counts[left > edges[-1]].sum()
     clipped, spread = clipped / clipped.sum(), spread / spread.sum()
     return (clipped * (clipped / spread).log()).sum()
-
-
-def _rows(x: Tensor, axis: int | None) -> Tensor:
-    x = x.detach()
-    return x.reshape(1, -1) if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], -1)
 
 
 def _shaped(values: Tensor, axis: int | None) -> Tensor:
