@@ -70,7 +70,7 @@ class TensorQuantizer(nn.Module):
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest value of the grid, of the shape of the scale."""
-        return (-self.zero_point * self.scale, (levels(self.bits) - self.zero_point) * self.scale)
+        return ((0 - self.zero_point) * self.scale, (levels(self.bits) - self.zero_point) * self.scale)
 
     def threshold(self) -> Tensor:
         """The threshold t of a symmetric grid: its end below zero, or one step above its end where it has no sign."""
