@@ -43,10 +43,12 @@ class Dgh(zsqbench.Generator):
     the output loss once for each output. After a step, the kept statistics of its batch are those of the augmented
     images before it; only those of the input are of the finished images, as in the release.
 
-    The weight of the output loss against the statistics changes with the number n of memory batches, since a batch has
-    the whole output loss and 1/n of the statistics. The published weights are for n = 8; here the weight is always
-    `output_weight` * 8 / n, so that another batch size or number of images leaves the balance as it was. By default it
-    is the published one for ResNet-18 (3e-7), ResNet-50 (1e-7) and MobileNetV2 (3e-5), and 1e-5 for any other network.
+    The weight of the output loss against the statistics changes with the number n of memory batches whose statistics
+    are matched together, since a batch has the whole output loss and 1/n of the statistics. The published weights are
+    for n = 8; here the weight is always `output_weight` * 8 / n, so that another batch size, number of images or scope
+    (n = 1 for `batch` and `image`) leaves the balance as it was; a smaller last batch counts by its share of images. By
+    default it is the published one for ResNet-18 (3e-7), ResNet-50 (1e-7) and MobileNetV2 (3e-5), and 1e-5 for any
+    other network.
 
     Memory grows with the number of images by the pixels, twice as much for the optimiser, and two numbers for each
     batch and channel.
@@ -111,17 +113,17 @@ class Dgh(zsqbench.Generator):
             made = optimise(order, run.begin, run.losses, ctx, state, at_once=True, stepped=run.stepped, keep=run.keep)
         with torch.no_grad():
             images = torch.cat([run.pipeline.finalise(pixels.to(ctx.device)).cpu() for pixels in made])
-        provenance = {"output_weight": run.output_weight, "memory_batches": len(run.sizes)}
+        provenance = {"output_weight": run.output_weights[0], "memory_batches": len(run.sizes)}
         return zsqbench.CalibrationSet(images, provenance=provenance)
 
-    def effective_output_weight(self, teacher: "Pretrained", batches: int) -> float:
-        """The weight of the output loss with this number of memory batches."""
+    def effective_output_weight(self, teacher: "Pretrained", share: float) -> float:
+        """The weight of the output loss of a batch that has this share of the images that are matched together."""
         weight = self.output_weight
         if weight is None:
             library, _, name = (teacher.architecture or "").partition("/")
             name = name.partition(".")[0] if library == "timm" else name  # timm/resnet18.a1_in1k: weights by their tag
             weight = PUBLISHED_WEIGHTS.get(name, USUAL_WEIGHT)
-        return weight * PUBLISHED_BATCHES / batches
+        return weight * PUBLISHED_BATCHES * share
 
     def room(self, teacher: "Pretrained") -> int:
         """Height and width of the optimised pixels beyond the image's."""
@@ -136,18 +138,21 @@ class _Run:
     def __init__(
         self, options: Dgh, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", state: dict[str, Any]
     ) -> None:
+        from zsqbench.synthesis import batch_sizes
+
         self.options, self.teacher, self.ctx, self.bn_loss = options, teacher, ctx, bn_loss
-        self.sizes = [
-            min(options.batch_size, options.images - first) for first in range(0, options.images, options.batch_size)
-        ]
+        self.sizes = batch_sizes(options.images, options.batch_size)
         self.pipeline = _pipeline(options, teacher, ctx)
-        self.output_weight = options.effective_output_weight(teacher, len(self.sizes))
         self.store = None
         if len(self.sizes) > 1:
             store = bn_loss.store(self.sizes, teacher.input_size[0])
             self.store = store if store.spans(options.scope) else None
         if self.store is not None and state:
             self.store.load(state)
+        shares = [
+            1.0 if self.store is None else self.store.share(batch, options.scope) for batch in range(len(self.sizes))
+        ]
+        self.output_weights = [options.effective_output_weight(teacher, share) for share in shares]
         drawn = state.get("visits")
         if drawn is None:
             flips = 0.5 if options.image_pipeline else 0.0
@@ -180,7 +185,7 @@ class _Run:
         bn_loss, output_loss, self._batch_moments = self._measure(images, batch)
         if output_loss is None:
             return bn_loss, {"bn_loss": bn_loss}
-        return bn_loss + self.output_weight * output_loss, {"bn_loss": bn_loss, "output_loss": output_loss}
+        return bn_loss + self.output_weights[batch] * output_loss, {"bn_loss": bn_loss, "output_loss": output_loss}
 
     def stepped(self, pixels: "Tensor", step: int) -> None:
         """Note the statistics of the batch: of the layers before the step, of the finished images after it."""
@@ -197,7 +202,7 @@ class _Run:
         return {"visits": self._drawn} | ({} if self.store is None else self.store.state())
 
     def _measure_eagerly(self, images: "Tensor", batch: int) -> "tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]":
-        stretched = self.output_weight > 0
+        stretched = self.output_weights[batch] > 0
         gap = self.bn_loss(images, self.store, batch, outputs=stretched)
         return gap.total, self._output_loss(gap) if stretched else None, gap.batch
 

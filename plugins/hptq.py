@@ -53,12 +53,13 @@ class HPTQ(zsqbench.Quantizer):
     scheme that demands powers of two (`pot`) gets them for weights in either preset.
 
     Deviations: the paper removes outliers at a z-score that could not be looked up, and neither version of MCT does by
-    default, so it is off in both presets (`z_threshold`; MCT's guidance is 5 to 20). A shift is kept as the zero point
-    of an otherwise power-of-two grid, which computes what MCT's explicit addition, padding and bias do, borders
-    included; MCT also rounds the activation to 16 bits before the addition, which is left out, and it shifts through
-    average pooling, which is not done here. Linear and residual collapsing (MCT 2) is not implemented: it never applies
-    to ResNets and MobileNetV2. Second moments are measured on one batch, and the layers that they correct need no bias
-    correction.
+    default, so it is off in both presets (`z_threshold`; MCT's guidance is 5 to 20). Searches start and end as in
+    current MCT (20 thresholds for activations, weights whose top level holds their maximum), in `paper` too. A shift is
+    kept as the zero point of an otherwise power-of-two grid, which computes what MCT's explicit addition, padding and
+    bias do, borders included; MCT also rounds the activation to 16 bits before the addition, which is left out, and it
+    shifts through average pooling, which is not done here. Linear and residual collapsing (MCT 2) is not implemented:
+    it never applies to ResNets and MobileNetV2. Second moments are measured on one batch, and the layers that they
+    correct need no bias correction.
     """
 
     name = "hptq"
@@ -134,12 +135,14 @@ class HPTQ(zsqbench.Quantizer):
         batches = data.images.to(ctx.device).split(self.batch_size)
         with torch.no_grad():
             means, shifts = self._calibrate_activations(student, batches)
+            factors: dict[str, Tensor] = {}
             if self.chosen("equalization"):
-                means |= _equalize(student, batches, means)
+                factors, changed = _equalize(student, batches, means)
+                means |= changed
             restored: set[str] = set()
             if self.second_moment_correction:
                 self._calibrate_weights(student)
-                restored = _restore_moments(student, teacher, batches[0])
+                restored = _restore_moments(student, teacher, batches[0], factors)
                 means, shifts = self._calibrate_activations(student, batches)
             self._calibrate_weights(student)
             if not self.bias_correction:
@@ -163,7 +166,7 @@ class HPTQ(zsqbench.Quantizer):
         )
 
         histograms = {name: RunningHistogram() for name, _ in activation_quantizers(student)}
-        means = {path: _RunningMean() for path in _layers(student)}
+        means = {path: _RunningMean(layer) for path, layer in _layers(student).items()}
         _observe(student, batches, {name: _checked(name, seen.update) for name, seen in histograms.items()}, means)
         found, searches = {}, {}
         made_by = _operators(student)
@@ -177,6 +180,10 @@ class HPTQ(zsqbench.Quantizer):
                 quantizer.set_threshold(threshold, signed=histogram.is_signed)
                 continue
             kept = histogram if self.z_threshold is None else histogram.without_outliers(self.z_threshold)
+            if not kept.counts.any():
+                raise zsqbench.ZSQBenchError(
+                    f"z_threshold {self.z_threshold} leaves nothing of activation {name!r}; MCT's guidance is 5 to 20"
+                )
             if self.statistics == "exact" and self.activation_error != "no_clipping":
                 error: Any = self.activation_error
                 searches[name] = ExactThresholdSearch(histogram, quantizer.bits, error=error, p=self.lp_power)
@@ -233,19 +240,26 @@ class HPTQ(zsqbench.Quantizer):
 class _RunningMean:
     """The mean over batches of a layer's input, for each of its input channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: "nn.Module") -> None:
+        self.layer = layer
         self.total: Any = 0.0
         self.count = 0
 
     def update(self, values: "Tensor") -> None:
         """Add inputs [N, C, H, W] of a convolution or [..., C] of a linear layer."""
-        dims = [0, 2, 3] if values.dim() == 4 else list(range(values.dim() - 1))  # noqa: PLR2004
-        self.total = self.total + values.sum(dims, dtype=values.dtype).double()
-        self.count += values.numel() // values.shape[1 if values.dim() == 4 else -1]  # noqa: PLR2004
+        total = values.double().sum(_all_but_channels(self.layer, values))
+        self.total = self.total + total
+        self.count += values.numel() // total.numel()
 
     def value(self) -> "Tensor":
         """[C], float32."""
         return (self.total / max(1, self.count)).float()
+
+
+def _all_but_channels(layer: "nn.Module", values: "Tensor") -> list[int]:
+    """The dimensions of what a layer reads or makes that are not its channels: these are last in a linear layer's."""
+    channels = values.dim() - 1 if hasattr(layer, "in_features") else 1
+    return [dim for dim in range(values.dim()) if dim != channels]
 
 
 def _layers(student: "nn.Module") -> "dict[str, Any]":
@@ -274,10 +288,16 @@ def _observe(
 
     watched: list[tuple[Any, Any]] = [(_layers(student)[path], mean.update) for path, mean in means.items()]
     watched += [(module, activations[name]) for name, module in activation_quantizers(student) if name in activations]
+
+    def shown_to(update: "Callable[[Tensor], Any]") -> "Callable[[nn.Module, tuple[Tensor, ...]], None]":
+        def hook(_: "nn.Module", inputs: "tuple[Tensor, ...]") -> None:
+            update(inputs[0].float())  # and nothing returned: it would take the input's place
+
+        return hook
+
     with ExitStack() as hooks:
         for module, update in watched:
-            hook = module.register_forward_pre_hook(lambda _, inputs, update=update: update(inputs[0].float()) and None)
-            hooks.callback(hook.remove)
+            hooks.callback(module.register_forward_pre_hook(shown_to(update)).remove)
         for images in batches:
             student(images)
 
@@ -315,8 +335,13 @@ def _sole_reader(student: Any, name: str) -> str | None:
     return str(found[0].target) if len(found) == 1 and is_layer(found[0]) else None
 
 
-def _equalize(student: Any, batches: "Iterable[Tensor]", means: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Let the channels between each pair of layers fill the threshold; returns the mean inputs that changed."""
+def _equalize(
+    student: Any, batches: "Iterable[Tensor]", means: "dict[str, Tensor]"
+) -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
+    """Let the channels between each pair of layers fill the threshold.
+
+    Returns the factors of the outputs of first layers, and the mean inputs of second layers, which changed.
+    """
     import torch
 
     from zsqbench.quant import BoundedReLU, equalization_factors, equalize, layer_pairs
@@ -324,20 +349,21 @@ def _equalize(student: Any, batches: "Iterable[Tensor]", means: "dict[str, Tenso
     pairs = [pair for pair in layer_pairs(student) if pair.quantizer is not None and pair.operator in HOMOGENEOUS]
     maxima: dict[str, Any] = {}
 
-    def keep_maximum(name: str) -> "Callable[[Tensor], None]":
+    def keep_maximum(name: str, layer: "nn.Module") -> "Callable[[Tensor], None]":
         def update(values: "Tensor") -> None:
-            largest = values.abs().amax([0, *range(2, values.dim())])
+            largest = values.abs().amax(_all_but_channels(layer, values))
             maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
 
         return update
 
     names = [pair.quantizer.name for pair in pairs if pair.quantizer is not None]
-    _observe(student, batches, {name: keep_maximum(name) for name in names}, {})
-    changed = {}
+    firsts = [student.get_submodule(pair.first) for pair in pairs]
+    _observe(student, batches, {name: keep_maximum(name, layer) for name, layer in zip(names, firsts, strict=True)}, {})
+    scaled, changed = {}, {}
     for pair, name in zip(pairs, names, strict=True):
         quantizer: Any = pair.quantizer
         threshold = quantizer.threshold()
-        factors = equalization_factors(maxima[name], threshold)
+        factors = scaled[pair.first] = equalization_factors(maxima[name], threshold)
         first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
         groups = getattr(second, "groups", 1)
         result = equalize(first.weight, first.bias, second.weight, factors, next_groups=groups)
@@ -350,13 +376,13 @@ def _equalize(student: Any, batches: "Iterable[Tensor]", means: "dict[str, Tenso
             bounded.bound.copy_(threshold)
         if pair.second in means:
             changed[pair.second] = means[pair.second] * factors
-    return changed
+    return scaled, changed
 
 
-def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor") -> set[str]:
-    """Give each layer's output the mean and deviation of the norm that it took in; returns the layers' paths.
+def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", factors: "dict[str, Tensor]") -> set[str]:
+    """Give each layer's output the mean and deviation of the norm that it took in, times its equalization factors.
 
-    A layer sees inputs that are already corrected, as the re-inserted norms of MCT do.
+    A layer sees inputs that are already corrected, as the re-inserted norms of MCT do. Returns the layers' paths.
     """
     import torch
 
@@ -373,8 +399,9 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor") -> s
         def hook(_: Any, __: Any, output: "Tensor") -> "Tensor":
             dims = [0, *range(2, output.dim())]
             variance, mean = torch.var_mean(output, dims, correction=0)
-            gamma = torch.ones_like(mean) if norm.weight is None else norm.weight
-            beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+            factor = factors.get(path, torch.ones_like(mean))
+            gamma = factor if norm.weight is None else factor * norm.weight
+            beta = torch.zeros_like(mean) if norm.bias is None else factor * norm.bias
             scale, shift = found[path] = second_moment_correction(mean, variance, beta, gamma)
             shape = [1, -1, *[1] * (output.dim() - 2)]
             return output * scale.view(shape) + shift.view(shape)

@@ -48,9 +48,9 @@ class ZeroQ(zsqbench.Generator):
 
         import torch
 
-        from zsqbench.synthesis import ZEROQ, BNLoss, PixelBatch, Plateau, optimise
+        from zsqbench.synthesis import ZEROQ, BNLoss, PixelBatch, Plateau, batch_sizes, optimise
 
-        sizes = [min(self.batch_size, self.images - first) for first in range(0, self.images, self.batch_size)]
+        sizes = batch_sizes(self.images, self.batch_size)
         state = ctx.resume() or {}
 
         def begin(batch: int, pixels: "Tensor | None") -> PixelBatch:

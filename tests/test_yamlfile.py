@@ -152,3 +152,22 @@ def test_a_control_character_is_refused(refusal):
 
 def test_a_binary_file_is_refused(refusal):
     assert refusal(bytes(range(256))).startswith("x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-7", 3e-7),
+        ("1E5", 1e5),
+        ("-2.e3", -2e3),
+        (".5e+1", 5.0),
+        ("1.0e30", 1e30),
+        ("'3e-7'", "3e-7"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+    ],
+)
+def test_numbers_with_an_exponent_are_numbers_as_people_write_them(tmp_path, text, value):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"x: {text}\n")
+    assert YamlFile(file).data == {"x": value}

@@ -189,4 +189,4 @@ def _both(first: str, second: str) -> str:
 def _norms(made: TensorMap) -> str:
     if not made.fold_bn:
         return f"not folded ({made.kept_norms})"
-    return f"folded, but for {made.kept_norms} that follow no layer" if made.kept_norms else "folded"
+    return f"folded, but for {made.kept_norms} that cannot be" if made.kept_norms else "folded"

@@ -1,5 +1,6 @@
 """Read a YAML file as plain data and remember where every value stands, for errors that say where."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ MAX_NODES = 200_000
 MAX_DEPTH = 50
 PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{tag}" for tag in ("str", "int", "float", "bool", "null", "map", "seq"))
 DATE = "tag:yaml.org,2002:timestamp"
+NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+")
+"""What YAML 1.2 and people take for a number, and PyYAML for text: 3e-7."""
 
 
 class YamlFile:
@@ -115,6 +118,8 @@ class _Reader:
             return self._convert_mapping(node, location, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self._convert(item, (*location, index), depth + 1) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and node.style is None and NUMBER.fullmatch(node.value):
+            return float(node.value)
         try:
             return yaml.constructor.SafeConstructor().construct_object(node)
         except (ValueError, KeyError) as error:

@@ -172,9 +172,9 @@ def test_the_defaults_are_those_of_the_release():
 )
 def test_the_output_weight_is_the_published_one_and_keeps_its_balance_with_any_number_of_batches(architecture, weight):
     teacher = replace(tiny_teacher(), architecture=architecture)
-    assert Dgh().effective_output_weight(teacher, batches=8) == weight
-    assert Dgh().effective_output_weight(teacher, batches=2) == 4 * weight
-    assert Dgh(output_weight=0.5).effective_output_weight(teacher, batches=16) == 0.25
+    assert Dgh().effective_output_weight(teacher, share=1 / 8) == weight
+    assert Dgh().effective_output_weight(teacher, share=1 / 2) == 4 * weight
+    assert Dgh(output_weight=0.5).effective_output_weight(teacher, share=1 / 16) == 0.25
 
 
 def test_a_network_of_a_library_says_which_it_is_and_that_is_part_of_its_identity():
@@ -186,6 +186,22 @@ def test_a_network_of_a_library_says_which_it_is_and_that_is_part_of_its_identit
     for architecture, spec in specs.items():
         assert task.load(spec, context()).architecture == architecture
     assert tiny_teacher().digest() != replace(tiny_teacher(), architecture="torchvision/resnet18").digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"images": 8, "batch_size": 2, "scope": "all"}, [2.0] * 4),
+        ({"images": 8, "batch_size": 2, "scope": "batch"}, [8.0] * 4),
+        ({"images": 8, "batch_size": 2, "scope": 1}, [8.0] * 4),
+        ({"images": 8, "batch_size": 2, "scope": 4}, [4.0] * 4),
+        ({"images": 5, "batch_size": 4, "scope": "all"}, [6.4, 1.6]),
+    ],
+)
+def test_the_balance_counts_the_batches_that_are_matched_together(options, weights):
+    teacher, options = tiny_teacher(), Dgh(iterations=1, output_weight=1.0, **options)
+    with BNLoss(teacher.module, replace(DGH, scope=options.scope)) as bn_loss:
+        assert run_of(options, teacher, context(), bn_loss).output_weights == pytest.approx(weights)
 
 
 def test_the_effective_output_weight_is_noted_with_the_images():

@@ -354,3 +354,77 @@ def test_silu_of_a_functional_form_is_shifted_too():
     student = quantized(HPTQ(shift_ratio=0.5), pretrained(Net()), 10 * noise(8, 3, 8, 8))
     found = dict(activation_quantizers(student))["silu"]
     assert 0 < float(found.zero_point) < 128
+
+
+@pytest.mark.parametrize("options", [{}, {"equalization": True}, {"second_moment_correction": True},
+                                     {"equalization": True, "second_moment_correction": True}])  # fmt: skip
+def test_with_many_bits_no_correction_moves_the_network_from_its_own_data(options):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()]
+    layers += [nn.Conv2d(6, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)]
+    network, images = nn.Sequential(*layers), noise(64, 3, 8, 8)
+    for norm in (network[1], network[4]):
+        norm.momentum = None  # the mean over all passes: exactly the moments of these images
+    network.train()
+    network(images)
+    teacher = pretrained(network)
+    result = quantized(HPTQ(**options), teacher, images, "hw/w16a16")(images)
+    expected = network(images)
+    assert (result - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
+class Tokens(nn.Module):
+    """Linear layers on the last of three or four dimensions, as in transformers and ConvNeXt."""
+
+    def __init__(self, *, flat):
+        super().__init__()
+        self.flat = flat
+        self.embed, self.first, self.act, self.second = (
+            nn.Conv2d(3, 8, 1),
+            nn.Linear(8, 16),
+            nn.ReLU(),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, x):
+        x = self.embed(x).permute(0, 2, 3, 1)
+        x = x.flatten(1, 2) if self.flat else x
+        return self.second(self.act(self.first(x)))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_linear_layers_have_their_channels_last(flat, preset):
+    torch.manual_seed(0)
+    network = Tokens(flat=flat).eval()
+    images = noise(8, 3, 8, 8)
+    student = quantized(HPTQ(preset=preset), pretrained(network), images, "hw/w4a16")
+    inputs = {}
+    for path in ("first", "second"):
+        network.get_submodule(path).register_forward_pre_hook(lambda _, x, path=path: inputs.update({path: x[0]}))
+    network(images)
+    if preset == "released":
+        for path, layer in quantized_layers(student)[1:]:
+            x = inputs[path]
+            error = (layer(x) - network.get_submodule(path)(x)).flatten(0, -2).mean(0)
+            assert error.abs().max() < 1e-5
+    with all_off(student):
+        torch.testing.assert_close(
+            quantized(HPTQ(preset=preset, bias_correction=False), pretrained(network), images, "hw/w16a16")(images),
+            network(images), rtol=0, atol=1e-2,
+        )  # fmt: skip
+
+
+def test_tied_weights_are_quantized_for_each_layer():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    network[2].weight = network[0].weight
+    images = noise(8, 4, 8, 8)
+    student = quantized(HPTQ(preset="paper"), pretrained(network, (4, 8, 8)), images, "hw/w16a16")
+    torch.testing.assert_close(student(images), network(images), rtol=0, atol=1e-2)
+
+
+def test_a_z_threshold_that_leaves_nothing_is_refused():
+    teacher = tiny_teacher()
+    with pytest.raises(ZSQBenchError, match=r"z_threshold 1e-06 leaves nothing of activation 'input'"):
+        quantized(HPTQ(z_threshold=1e-6), teacher, noise(8, *teacher.input_size))

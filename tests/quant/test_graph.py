@@ -413,7 +413,7 @@ def test_a_subclass_that_computes_the_same_is_the_same_layer():
 )
 def test_a_weight_inside_another_operator_is_an_error(network, named):
     captured = capture(nn.Sequential(network), (3, 8, 8))
-    expected = f"the weight of '{named}.* cannot be quantized: only those of nn.Conv2d and nn.Linear modules can$"
+    expected = f"the weight of '{named}.* cannot be quantized: only those of nn.Conv2d and nn.Linear modules can; write"
     with pytest.raises(ZSQBenchError, match=expected):
         check_supported(captured)
 
@@ -461,7 +461,7 @@ def test_only_means_over_height_and_width_pool():
         return net.head((y * channels * scale).mean(3).mean(2))
 
     found = named_roles(from_forward(forward, conv=nn.Conv2d(3, 3, 1), head=nn.Linear(3, 2)))
-    assert [found[name] for name in ("mean", "mean_1", "mean_2", "mean_3")] == ["other", "other", "pooled", "other"]
+    assert [found[name] for name in ("mean", "mean_1", "mean_2", "mean_3")] == ["other", "other", "pooled", "pooled"]
 
 
 def test_readers_are_found_behind_what_only_moves_values_and_the_output_is_none():
@@ -478,3 +478,55 @@ def test_what_reads_only_the_shape_of_a_tensor_does_not_count():
 
     found = named_roles(from_forward(forward, conv=nn.Conv2d(3, 3, 1), head=nn.Linear(192, 2)))
     assert found["conv"] == "addend"
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean(axis=(2, 3)),
+        lambda x: x.mean(3).mean(2),
+        lambda x: x.flatten(2).mean(-1),
+        lambda x: torch.flatten(x, 2).mean(dim=2, keepdim=True).flatten(1),
+        lambda x: functional.adaptive_avg_pool2d(x, 1).flatten(1),
+    ],
+)
+def test_the_form_of_average_pooling_makes_no_difference(pool):
+    found = named_roles(
+        from_forward(lambda net, x: net.head(pool(net.conv(x))), conv=nn.Conv2d(3, 4, 1), head=nn.Linear(4, 2))
+    )
+    assert [role for role in found.values() if role not in ("input", "linear", "logits")] in (
+        ["pooled"],
+        ["pooled"] * 2,
+    )
+
+
+def test_a_mean_over_tokens_or_channels_is_no_pooling():
+    tokens = from_forward(
+        lambda net, x: net.head(net.mix(x.flatten(2).transpose(1, 2)).mean(1)),
+        mix=nn.Linear(3, 4),
+        head=nn.Linear(4, 2),
+    )
+    assert "pooled" not in named_roles(tokens).values()
+    channels = from_forward(lambda net, x: net.conv(x).mean(1), conv=nn.Conv2d(3, 4, 1))
+    assert "pooled" not in named_roles(channels).values()
+
+
+def test_pythons_sum_adds_like_any_other():
+    def forward(net, x):
+        x = net.stem(x)
+        return net.head(sum([net.a(x), net.b(x)]).mean((2, 3)))
+
+    layers = {name: nn.Conv2d(3, 3, 1) for name in ("stem", "a", "b")}
+    found = named_roles(from_forward(forward, **layers, head=nn.Linear(3, 2)))
+    assert (found["a"], found["b"]) == ("addend", "addend")
+
+
+def test_a_network_with_two_inputs_is_refused_with_their_number():
+    with pytest.raises(ZSQBenchError, match="has 2 inputs; expected one, the images"):
+        capture(TwoInputs(), (3, 8, 8))
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, y):
+        return x + y

@@ -143,3 +143,8 @@ def test_percentiles_are_values_of_the_tensor():
     assert [value.tolist() for value in percentile(rows, 99, axis=0)] == [[10, -989], [989, -10]]
     with pytest.raises(ValueError, match="percent is 40"):
         percentile(x, 40)
+
+
+def test_no_power_of_two_is_below_the_smallest_threshold():
+    x = 1e-7 * torch.rand(1000, generator=torch.Generator().manual_seed(5))
+    assert lp_search(x, 8, grid="power_of_two", signed=False).scale == 2.0**-16 / 256

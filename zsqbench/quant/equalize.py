@@ -14,6 +14,9 @@ from zsqbench.quant.histogram import Histogram
 
 _SHIFTS_AT_A_TIME = 256
 
+_LARGEST_FACTOR = 2.0**24
+"""Beyond it float32 loses what it is multiplied with."""
+
 
 class Equalized(NamedTuple):
     """The parameters of two layers after equalization."""
@@ -49,10 +52,11 @@ class Moments(NamedTuple):
 def equalization_factors(maxima: Tensor, threshold: Tensor | float) -> Tensor:
     """Factors [C] of at least one that make each channel between two layers fill the activation's threshold.
 
-    `maxima` are the channels' largest absolute values, [C]. HPTQ's k = max(t / max, 1); a dead channel keeps k = 1.
+    `maxima` are the channels' largest absolute values, [C]. HPTQ's k = max(t / max, 1); a channel that is dead, which
+    is to say below a 2^24th of the threshold, keeps k = 1.
     """
     factors = (threshold / maxima).clamp(min=1)
-    return torch.where(maxima > 0, factors, torch.ones_like(factors))
+    return torch.where(factors <= _LARGEST_FACTOR, factors, torch.ones_like(factors))
 
 
 def equalize(

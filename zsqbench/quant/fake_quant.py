@@ -184,10 +184,11 @@ def quantized_layer(
 ) -> QuantizedLayer:
     """The layer with a weight quantizer, not calibrated, per output channel (axis 0) or for the whole weight.
 
-    It takes over the parameters.
+    It takes over the bias, and a copy of the weight: a weight that two layers tie is quantized for each.
     """
     quantized = _empty_copy(layer)
-    quantized.weight, quantized.bias = layer.weight, layer.bias
+    quantized.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+    quantized.bias = layer.bias
     shape = (len(layer.weight),) + (1,) * (layer.weight.dim() - 1) if per_channel else ()
     quantizer = WeightQuantizer(name, role, bits, grid=grid, axis=0 if per_channel else None, shape=shape)
     quantized.weight_quantizer = quantizer.to(layer.weight.device)

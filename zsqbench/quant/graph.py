@@ -139,6 +139,8 @@ def repeats_values(node: fx.Node) -> bool:
         return str(_argument(node, "mode", 3) or "nearest").startswith("nearest")
     if operator(node) in CONCATENATIONS:
         return len(node.all_input_nodes) == 1
+    if operator(node) == "add":  # 0 + x is how Python's sum begins
+        return _count_activations(node) == 1 and any(type(value) in (int, float) and value == 0 for value in node.args)
     return operator(node) in PASS_THROUGH
 
 
@@ -161,10 +163,11 @@ def check_supported(captured: fx.GraphModule) -> None:
     for node in captured.graph.nodes:
         if _holds_matrix(captured, node) or _multiplies_by_parameter(node):
             kind = operator(node).removeprefix(_REPARAMETRIZED)
+            rewrite = "; write it as one of these, or take a scheme that leaves weights alone, such as hw/w32a8"
             hint = "; make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations or the like"
             raise ZSQBenchError(
                 f"the weight of {tensor_name(node)!r} ({kind}) cannot be quantized: only those of nn.Conv2d and "
-                f"nn.Linear modules can{'' if kind == operator(node) else hint}"
+                f"nn.Linear modules can{rewrite if kind == operator(node) else hint}"
             )
 
 
@@ -314,11 +317,17 @@ def _count_activations(node: fx.Node) -> int:
 def _pools(node: fx.Node) -> bool:
     if operator(node) != "mean":
         return operator(node) in AVERAGE_POOLS
-    rank = len(node.all_input_nodes[0].meta["shape"])
-    dims: Any = _argument(node, "dim", 1)
-    if dims is None or rank != _IMAGE_DIMENSIONS:
+    source = node.all_input_nodes[0]
+    rank = len(source.meta["shape"])
+    given: Any = node.kwargs.get("axis", _argument(node, "dim", 1))
+    if given is None:
         return False
-    return {dim % rank for dim in ((dims,) if isinstance(dims, int) else dims)} <= _SPATIAL
+    dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given)}
+    if rank == _IMAGE_DIMENSIONS:
+        return dims <= _SPATIAL
+    # the rest of an image: its rows, of which the mean was taken, or its places one after the other
+    image = _without_moves(source)
+    return rank == _IMAGE_DIMENSIONS - 1 and dims == {2} and (len(image.meta["shape"]) > rank or _pools(image))
 
 
 def _argument(node: fx.Node, name: str, index: int) -> Any:
@@ -398,7 +407,11 @@ def _note_shapes(captured: fx.GraphModule, input_size: tuple[int, int, int]) -> 
         with torch.no_grad():
             _ShapeRecorder(captured).run(images)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ZSQBenchError(f"the network does not take images of size {input_size}: {_first_line(error)}") from error
+        inputs = sum(node.op == "placeholder" for node in captured.graph.nodes)
+        several = "" if inputs == 1 else f", and has {inputs} inputs; expected one, the images"
+        raise ZSQBenchError(
+            f"the network does not take images of size {input_size}{several} ({_first_line(error)})"
+        ) from error
 
 
 def _place(error: Exception) -> str:

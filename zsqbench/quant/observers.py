@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zsqbench.quant.affine import (
+    MIN_THRESHOLD,
     Affine,
     affine_parameters,
     covering_threshold,
@@ -92,7 +93,7 @@ def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "af
     """The parameters of the grid of this kind with the least mean |x - Q(x)|^2.4; the first of equals.
 
     Affine: `mse80`, with zero. Symmetric: the thresholds (1 - 0.01 i) t, i = 0 .. 79, where t covers the tensor. Power
-    of two: 2 t, t, t / 2, ..., ten of them, where t is the smallest that covers it.
+    of two: 2 t, t, t / 2, ..., ten of them but none below 2^-16, where t is the smallest that covers it.
     """
     if grid == "affine":
         return affine_parameters(*mse80(x, bits, axis, zero=True), bits)
@@ -103,7 +104,10 @@ def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "af
         threshold = power_of_two(threshold)
     else:
         factors = _ratios(rows)
-    scale, zero_point = symmetric_parameters(factors * threshold, bits, signed)
+    thresholds = factors * threshold
+    if grid == "power_of_two":
+        thresholds = thresholds.clamp(min=MIN_THRESHOLD)
+    scale, zero_point = symmetric_parameters(thresholds, bits, signed)
     best = _least(rows, Affine(scale, zero_point), bits, axis)
     return Affine(*_shaped(scale.gather(0, best)[0], zero_point.gather(0, best)[0], axis))
 

@@ -124,6 +124,11 @@ class PixelBatch:
             self._optimizer.state[self.pixels] = {"step": torch.tensor(float(self.iteration)), **moments}
 
 
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """How many images each memory batch has; the last may have fewer."""
+    return [min(batch_size, images - first) for first in range(0, images, batch_size)]
+
+
 def optimise(
     order: Sequence[int],
     begin: Callable[[int, Tensor | None], PixelBatch],

@@ -47,6 +47,11 @@ class MomentStore:
         """Whether groups of this scope reach over more than one batch."""
         return scope == "all" if isinstance(scope, str) else scope > self.sizes[0]
 
+    def share(self, batch: int, scope: Scope) -> float:
+        """Which part of the images of its group a batch has."""
+        group = self.sizes[self._group(batch, scope)]
+        return self.sizes[batch] / sum(group)
+
     def join(
         self, batch: int, moments: tuple[Tensor, Tensor], scope: Scope, columns: slice = slice(None)
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,16 +60,20 @@ class MomentStore:
         These moments of the batch stand in the place of those that are kept, and gradients flow to them. Batches count
         by their number of images, so a smaller last one weighs less.
         """
-        several = len(self.sizes) if isinstance(scope, str) else scope // self.sizes[0]
-        first = batch // several * several
-        rows = slice(first, first + several)
+        rows = self._group(batch, scope)
         images = self._shares[rows].sum()
         shares = (self._shares[rows] / images)[:, None]
-        current = (torch.arange(len(shares), device=shares.device) == batch - first)[:, None]
+        current = (torch.arange(len(shares), device=shares.device) == batch - rows.start)[:, None]
         means = torch.where(current, moments[0], self.mean[rows, columns])
         variances = torch.where(current, moments[1], self.variance[rows, columns])
         mean = (shares * means).sum(0)
         return mean, (shares * (variances + (means - mean).square())).sum(0), images
+
+    def _group(self, batch: int, scope: Scope) -> slice:
+        """The batches whose images are matched together with those of a batch."""
+        several = len(self.sizes) if isinstance(scope, str) else scope // self.sizes[0]
+        first = batch // several * several
+        return slice(first, first + several)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
