@@ -6,8 +6,11 @@ a generator's step adds statistics, losses, image pipeline and optimiser. Both a
 """
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torchvision
@@ -84,8 +87,46 @@ def measure(what: str, module: nn.Module, batch: int, side: int) -> None:
         print(f"{name:6} {what:36} {ratio:5.2f} x {bare:6.3f} s (at most {BOUND} x: {held})", flush=True)
 
 
+def memory() -> None:
+    """Print how DGH's memory grows with the number of batches, apart from images, their optimiser and moments.
+
+    Each count runs in a process of its own, whose peak is read when it is done.
+    """
+    few, batch, side = 2, 64, 32
+    extra = round(32 * side / 224)
+    channels = sum(norm.num_features for norm in CifarResNet(20).modules() if isinstance(norm, nn.BatchNorm2d)) + 3
+    # pixels, two moments of RAdam, the finished images (float32), and mean and variance of each channel
+    kept = 4 * batch * 3 * ((side + extra) ** 2 * 3 + side**2) + 8 * channels
+    least = peak_of(few)
+    print(f"dgh    peak memory of {few:2} batches of {batch}: {least / 2**20:.0f} MB")
+    for count in (8, 32):
+        grown, known = (peak_of(count) - least) / 2**20, (count - few) * kept / 2**20
+        print(f"dgh    {count:2} batches: {grown:+.0f} MB, of which images, optimiser and moments are {known:.0f}")
+
+
+def peak_of(batches: int) -> int:
+    """Bytes of resident memory at most, of a process that generates this many batches."""
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import synthesis, torch; torch.set_num_threads(1);"
+        "synthesis.generate_batches(int(sys.argv[2]));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(batches)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def generate_batches(count: int) -> None:
+    """DGH on a ResNet-20, two steps for each batch of 64."""
+    teacher = zsqbench.Pretrained(
+        CifarResNet(20).eval().requires_grad_(False), (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10
+    )
+    dgh = load_plugins().find("generator", "dgh").method(images=64 * count, batch_size=64, iterations=2)
+    list(generator_steps(dgh, teacher))
+
+
 def main() -> None:
     """Measure and print."""
+    memory()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         measure(f"ResNet-20, 256 x 32 px, {threads} thread(s)", CifarResNet(20), batch=256, side=32)
