@@ -95,8 +95,8 @@ def memory() -> None:
     few, batch, side = 2, 64, 32
     extra = round(32 * side / 224)
     channels = sum(norm.num_features for norm in CifarResNet(20).modules() if isinstance(norm, nn.BatchNorm2d)) + 3
-    # pixels, two moments of RAdam, the finished images (float32), and mean and variance of each channel
-    kept = 4 * batch * 3 * ((side + extra) ** 2 * 3 + side**2) + 8 * channels
+    # pixels, two moments of RAdam, finished images (twice, while they are put together), mean and variance of channels
+    kept = 4 * batch * 3 * ((side + extra) ** 2 * 3 + 2 * side**2) + 8 * channels
     least = peak_of(few)
     print(f"dgh    peak memory of {few:2} batches of {batch}: {least / 2**20:.0f} MB")
     for count in (8, 32):

@@ -428,6 +428,7 @@ SCHEME_MISTAKES = {
     "an unknown network of a library": (
         ["hw/w4a4", "torchvision/resnet19"], "unknown torchvision model 'resnet19'; did you mean 'resnet1",
     ),
+    "a file": (["hw/w4a4", "net.py"], "model 'net.py' is a file: name it under 'models' in a suite, and give --suite"),
     "an unknown suite": (["hw/w4a4", "resnet20", "--suite", "smokes"], "there is no suite file smokes; did you mean"),
     "an unknown model of a suite": (
         ["hw/w4a4", "zzz", "--suite", "TOY"], "unknown model 'zzz'; known: a, b, without_bn",

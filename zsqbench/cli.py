@@ -457,6 +457,8 @@ def _structure(
         if plugins or without:
             raise ZSQBenchError("--plugin and --no-plugin are for the methods of a suite; name it with --suite")
         parsed = [parse_scheme(text, PLACEMENTS) for text in schemes]
+        if Path(model).suffix == ".py":
+            raise ZSQBenchError(f"model {model!r} is a file: name it under 'models' in a suite, and give --suite")
         network = load_named(model, "none")
         return parsed, network.module, network.feeding.input_size
     loaded = load_suite(find_suite(suite), plugins, without, data_root=data_root)

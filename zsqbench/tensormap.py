@@ -79,7 +79,7 @@ def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tupl
         MappedTensor(entry["kind"], entry["name"], entry["role"], FLOAT_BITS if scheme.is_float else entry["bits"])
         for entry in effective_map(student)
     )
-    kept = sum(is_batch_norm(node) for node in student.graph.nodes)
+    kept = len({str(node.target) for node in student.graph.nodes if is_batch_norm(node)})
     return TensorMap(model, scheme.name, scheme.placement.fold_bn, kept, scheme.placement.grid, tensors)
 
 

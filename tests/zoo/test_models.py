@@ -36,10 +36,15 @@ def test_an_unknown_name_suggests_one(name, suggestion):
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["torchvision/", "", "/resnet18", "torchvision"])
+@pytest.mark.parametrize("name", ["", "/resnet18", "torchvision"])
 def test_half_a_name_is_unknown(name):
     with pytest.raises(ZSQBenchError, match="unknown model"):
         check_name(name)
+
+
+def test_a_library_alone_is_no_network():
+    with pytest.raises(ZSQBenchError, match="model 'torchvision/' names a library and no network of it; expected such"):
+        check_name("torchvision/")
 
 
 def test_a_definition_without_weights_asks_for_them():

@@ -78,6 +78,8 @@ def check_name(name: str) -> None:
     if name in DEFINITIONS or (slash and library in LIBRARIES and rest):
         return
     known = [*sorted(DEFINITIONS), *(f"{library}/NAME" for library in LIBRARIES)]
+    if slash and library in LIBRARIES:
+        raise ZSQBenchError(f"model {name!r} names a library and no network of it; expected such as {library}/resnet18")
     close = did_you_mean(f"{library}/", [f"{known}/" for known in LIBRARIES]) if slash else ""
     suggestion = close or did_you_mean(name, DEFINITIONS) or ";"
     raise ZSQBenchError(f"unknown model {name!r}{suggestion} known: {', '.join(known)}, or a file of your own")
