@@ -247,7 +247,9 @@ class _RunningMean:
 
     def update(self, values: "Tensor") -> None:
         """Add inputs [N, C, H, W] of a convolution or [..., C] of a linear layer."""
-        total = values.double().sum(_all_but_channels(self.layer, values))
+        import torch
+
+        total = values.sum(_all_but_channels(self.layer, values), dtype=torch.float64)
         self.total = self.total + total
         self.count += values.numel() // total.numel()
 
