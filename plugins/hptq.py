@@ -57,9 +57,10 @@ class HPTQ(zsqbench.Quantizer):
     current MCT (20 thresholds for activations, weights whose top level holds their maximum), in `paper` too. A shift is
     kept as the zero point of an otherwise power-of-two grid, which computes what MCT's explicit addition, padding and
     bias do, borders included; MCT also rounds the activation to 16 bits before the addition, which is left out, and it
-    shifts through average pooling, which is not done here. Linear and residual collapsing (MCT 2) is not implemented:
-    it never applies to ResNets and MobileNetV2. Second moments are measured on one batch, and the layers that they
-    correct need no bias correction.
+    shifts through average pooling, which is not done here. Both presets shift the functions of either version of MCT,
+    and `bounded: range` knows hard-sigmoid and tanh besides ReLU6, sigmoid and softmax. Linear and residual collapsing
+    (MCT 2) is not implemented: it never applies to ResNets and MobileNetV2. Second moments are measured on one batch,
+    and the layers that they correct need no bias correction.
     """
 
     name = "hptq"
@@ -148,7 +149,6 @@ class HPTQ(zsqbench.Quantizer):
             if not self.bias_correction:
                 means = {path: -shift for path, shift in shifts.items()}
             _correct_biases(student, {path: mean for path, mean in means.items() if path not in restored})
-            _switch(student, enabled=True)
 
     def _calibrate_activations(
         self, student: "nn.Module", batches: "Sequence[Tensor]"
@@ -199,7 +199,6 @@ class HPTQ(zsqbench.Quantizer):
                 quantizer.set_threshold(found[name].threshold.to(quantizer.scale), signed=found[name].signed)
         values = {path: mean.value() for path, mean in means.items()}
         shifts = self._shift_negative(student, histograms) if self.chosen("shift_negative") else {}
-        _switch(student, enabled=False)
         return values, {path: values[path].new_full(values[path].shape, shift) for path, shift in shifts.items()}
 
     def _shift_negative(self, student: Any, histograms: Any) -> dict[str, float]:
@@ -270,36 +269,26 @@ def _layers(student: "nn.Module") -> "dict[str, Any]":
     return dict(quantized_layers(student))
 
 
-def _switch(student: "nn.Module", *, enabled: bool) -> None:
-    from zsqbench.quant import activation_quantizers, weight_quantizers
-
-    for _, quantizer in [*activation_quantizers(student), *weight_quantizers(student)]:
-        quantizer.enabled = enabled
-
-
 def _observe(
     student: "nn.Module",
     batches: "Iterable[Tensor]",
     activations: "dict[str, Callable[[Tensor], Any]]",
     means: "dict[str, _RunningMean]",
 ) -> None:
-    """Run the student as it is, and show what its quantizers and layers are given."""
+    """Run the student in float, and show what its quantizers and layers are given."""
     from contextlib import ExitStack
 
-    from zsqbench.quant import activation_quantizers
+    from zsqbench.quant import activation_quantizers, observed, switched, weight_quantizers
 
-    watched: list[tuple[Any, Any]] = [(_layers(student)[path], mean.update) for path, mean in means.items()]
-    watched += [(module, activations[name]) for name, module in activation_quantizers(student) if name in activations]
-
-    def shown_to(update: "Callable[[Tensor], Any]") -> "Callable[[nn.Module, tuple[Tensor, ...]], None]":
-        def hook(_: "nn.Module", inputs: "tuple[Tensor, ...]") -> None:
-            update(inputs[0].float())  # and nothing returned: it would take the input's place
-
-        return hook
-
-    with ExitStack() as hooks:
+    quantizers = dict(activation_quantizers(student))
+    layers = _layers(student)
+    watched: list[tuple[Any, Any]] = [(layers[path], mean.update) for path, mean in means.items()]
+    watched += [(quantizers[name], update) for name, update in activations.items()]
+    with ExitStack() as blocks:
+        every = [*quantizers.values(), *(quantizer for _, quantizer in weight_quantizers(student))]
+        blocks.enter_context(switched(every, enabled=False))
         for module, update in watched:
-            hooks.callback(module.register_forward_pre_hook(shown_to(update)).remove)
+            blocks.enter_context(observed(module, update))
         for images in batches:
             student(images)
 
@@ -388,7 +377,7 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", fact
     """
     import torch
 
-    from zsqbench.quant import second_moment_correction, switched, weight_quantizers
+    from zsqbench.quant import activation_quantizers, second_moment_correction, switched
     from zsqbench.quant.fold import FOLDED
 
     folded, layers = student.meta.get(FOLDED, {}), _layers(student)
@@ -412,7 +401,7 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", fact
 
     handles = [layers[path].register_forward_hook(correct(path)) for path in paths]
     try:
-        with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=True):
+        with switched([quantizer for _, quantizer in activation_quantizers(student)], enabled=False):
             student(images)
     finally:
         for handle in handles:
@@ -426,15 +415,13 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", fact
 
 def _correct_biases(student: "nn.Module", means: "dict[str, Tensor]") -> None:
     """Take from each bias what the rounding of the weight makes of these mean inputs."""
-    from zsqbench.quant import corrected_bias, switched
+    from zsqbench.quant import corrected_bias
 
     layers = _layers(student)
     for path, mean in means.items():
         layer = layers[path]
-        with switched([layer.weight_quantizer], enabled=True):
-            quantized = layer.quantized_weight()
         groups = getattr(layer, "groups", 1)
-        layer.bias.copy_(corrected_bias(layer.bias, layer.weight, quantized, mean, groups=groups))
+        layer.bias.copy_(corrected_bias(layer.bias, layer.weight, layer.quantized_weight(), mean, groups=groups))
 
 
 @zsqbench.hookimpl

@@ -171,7 +171,6 @@ def test_no_threshold_is_below_the_smallest():
     tiny = 2.0**-20 * normal(3, 50)
     assert (power_of_two_weight_thresholds(tiny, 8, 0) >= 2.0**-16).all()
     assert (symmetric_weight_thresholds(tiny, 8, 0) >= 2.0**-16).all()
-    assert (symmetric_weight_thresholds(tiny, 8, 0, search="shrink") >= 2.0**-16).all()
     assert activation_threshold(Histogram.of(tiny), 8).threshold >= 2.0**-16
 
 
@@ -246,22 +245,11 @@ def test_a_search_without_the_power_of_two_errs_less(bits):
         return squared_error(weight, thresholds, bits, axis=0).sum(1) * (1 - 1e-6)
 
     whole = symmetric_weight_thresholds(weight, bits, 0, error="no_clipping")
-    shrunk = symmetric_weight_thresholds(weight, bits, 0, search="shrink")
     refined = symmetric_weight_thresholds(weight, bits, 0)
-    assert (error(shrunk) <= squared_error(weight, whole, bits, axis=0).sum(1)).all()
     assert (error(refined) <= squared_error(weight, whole, bits, axis=0).sum(1)).all()
     powers = power_of_two_weight_thresholds(weight, bits, 0)
     assert error(refined).sum() <= squared_error(weight, powers, bits, axis=0).sum()
     assert symmetric_weight_thresholds(weight, bits).shape == ()
-
-
-def test_the_shrinks_are_those_of_the_range_search():
-    weight = torch.tensor([1.0] * 99 + [-2.0])
-    ratios = symmetric_weight_thresholds(weight, 2, error="lp", p=0.5, search="shrink") / 2
-    # the levels -t, -t/2, 0, t/2 hold all 99 ones exactly where t = 2
-    assert ratios == 1
-    weight = torch.tensor([0.5] * 999 + [-2.0])
-    assert symmetric_weight_thresholds(weight, 2, error="lp", p=0.5, search="shrink") == 1
 
 
 def test_the_refined_search_stops_when_it_gains_next_to_nothing():

@@ -18,6 +18,7 @@ from zsqbench.quant.calibrate import (
     calibrate_activations_mse,
     calibrate_activations_percentile,
     calibrate_weights,
+    observed,
     switched,
 )
 from zsqbench.quant.equalize import (
@@ -99,6 +100,7 @@ __all__ = [
     "measured_map",
     "minmax",
     "mse80",
+    "observed",
     "percentile",
     "positions",
     "power_of_two",

@@ -66,6 +66,12 @@ def power_of_two(threshold: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(threshold), torch.where(mantissa == 0.5, exponent - 1, exponent))  # noqa: PLR2004
 
 
+def halved(threshold: Tensor, candidates: int) -> Tensor:
+    """[candidates, ...]: 2 t, t, t / 2, ..., but nothing below 2^-16: what searches on powers of two try."""
+    factors = 2.0 ** (1 - torch.arange(candidates, dtype=threshold.dtype, device=threshold.device))
+    return (factors.view(-1, *[1] * threshold.dim()) * threshold).clamp(min=MIN_THRESHOLD)
+
+
 def grid_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid, signed: Tensor | bool) -> Affine:
     """The finest grid of this kind that spans low to high; an affine grid has no sign."""
     if grid == "affine":

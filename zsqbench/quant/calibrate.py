@@ -46,7 +46,7 @@ def calibrate_activations(
     """
     with ExitStack() as hooks:
         for _, quantizer in activation_quantizers(student):
-            hooks.enter_context(_observed(quantizer, observer(quantizer)))
+            hooks.enter_context(observed(quantizer, observer(quantizer)))
         for images in batches:
             student(images)
 
@@ -94,8 +94,13 @@ def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterato
 
 
 @contextmanager
-def _observed(quantizer: ActivationQuantizer, observer: Observer) -> Iterator[None]:
-    handle = quantizer.register_forward_pre_hook(lambda _, inputs: observer(inputs[0].float()))
+def observed(module: nn.Module, observer: Callable[[Tensor], object]) -> Iterator[None]:
+    """Show what a module is given, in float32, before each of its calls, until the block ends."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        observer(inputs[0].float())  # and nothing returned: it would take the input's place
+
+    handle = module.register_forward_pre_hook(hook)
     try:
         yield
     finally:

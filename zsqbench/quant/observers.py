@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from zsqbench.quant.affine import (
-    MIN_THRESHOLD,
     Affine,
     affine_parameters,
     covering_threshold,
+    halved,
     levels,
     power_of_two,
     symmetric_parameters,
@@ -99,14 +99,8 @@ def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "af
         return affine_parameters(*mse80(x, bits, axis, zero=True), bits)
     rows = as_rows(x.detach(), axis)
     threshold = covering_threshold(*torch.aminmax(rows, dim=1), bits, signed)
-    if grid == "power_of_two":
-        factors = 2.0 ** (1 - torch.arange(THRESHOLDS, dtype=rows.dtype, device=rows.device))[:, None]
-        threshold = power_of_two(threshold)
-    else:
-        factors = _ratios(rows)
-    thresholds = factors * threshold
-    if grid == "power_of_two":
-        thresholds = thresholds.clamp(min=MIN_THRESHOLD)
+    power = grid == "power_of_two"
+    thresholds = halved(power_of_two(threshold), THRESHOLDS) if power else _ratios(rows) * threshold
     scale, zero_point = symmetric_parameters(thresholds, bits, signed)
     best = _least(rows, Affine(scale, zero_point), bits, axis)
     return Affine(*_shaped(scale.gather(0, best)[0], zero_point.gather(0, best)[0], axis))

@@ -9,7 +9,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from zsqbench.quant.affine import MIN_THRESHOLD, covering_threshold, power_of_two
+from zsqbench.quant.affine import (
+    MIN_THRESHOLD,
+    covering_threshold,
+    fake_quantize,
+    halved,
+    power_of_two,
+    symmetric_parameters,
+)
 from zsqbench.quant.histogram import BINS, Histogram
 from zsqbench.quant.observers import as_rows, blocks
 
@@ -33,9 +40,6 @@ _NARROWEST = (0.97, 1.03)
 _TOLERANCE = 1e-11
 _ITERATIONS, _NARROWED_EACH = 15, 3  # per channel
 _TENSOR_ITERATIONS, _TENSOR_NARROWED_EACH = 40, 5
-
-_SHRINKS = 80
-_SHRINK_STEP = 0.01
 
 
 class Threshold(NamedTuple):
@@ -62,7 +66,7 @@ def power_of_two_weight_thresholds(
     rows = as_rows(weight.detach(), axis)
     start = power_of_two(_covering(rows, bits))
     if error != "no_clipping":
-        start = _best(rows, _halved(start, candidates), bits, signed=True, error=error, p=p)[0]
+        start = _best(rows, halved(start, candidates), bits, signed=True, error=error, p=p)[0]
     return _shaped(start.to(weight.dtype), axis)
 
 
@@ -73,20 +77,15 @@ def symmetric_weight_thresholds(
     *,
     error: WeightError = "mse",
     p: float = 2.0,
-    search: Literal["refine", "shrink"] = "refine",
 ) -> Tensor:
     """The best threshold that need not be a power of two, for the tensor (a scalar) or each channel (a vector).
 
-    "no_clipping" is the smallest whose signed grid holds all values, at least 2^-16. From there "refine" is the search
-    of MCT 2 (15 rounds of 30 candidates per channel, 40 rounds per tensor), and "shrink" tries 1.00, 0.99, .. 0.21 of
-    it, as `mse80` does with ranges. "kl" is refused as for powers of two.
+    "no_clipping" is the smallest whose signed grid holds all values, at least 2^-16. From there the search is that of
+    MCT 2 (15 rounds of 30 candidates per channel, 40 rounds per tensor). "kl" is refused as for powers of two.
     """
     rows = as_rows(weight.detach(), axis)
     start = _covering(rows, bits).clamp(min=MIN_THRESHOLD)
-    if error != "no_clipping" and search == "shrink":
-        ratios = 1 - _SHRINK_STEP * torch.arange(_SHRINKS, dtype=start.dtype, device=start.device)
-        start = _best(rows, (ratios[:, None] * start).clamp(min=MIN_THRESHOLD), bits, signed=True, error=error, p=p)[0]
-    elif error != "no_clipping":
+    if error != "no_clipping":
         start = _refined(rows, start, bits, error=error, p=p, per_channel=axis is not None)
     return _shaped(start.to(weight.dtype), axis)
 
@@ -110,7 +109,7 @@ def activation_threshold(
     start = _activation_start(histogram)
     if error == "no_clipping":
         return Threshold(start.float(), signed)
-    thresholds = _halved(start, candidates)
+    thresholds = halved(start, candidates)
     if error == "kl":
         errors = torch.stack([_divergence(histogram, float(t), bits, signed=signed) for t in thresholds])
     else:
@@ -138,7 +137,7 @@ class ExactThresholdSearch:
     ) -> None:
         self.signed = histogram.is_signed if signed is None else signed
         self.bits, self.error, self.p = bits, error, p
-        self.thresholds = _halved(_activation_start(histogram), candidates)
+        self.thresholds = halved(_activation_start(histogram), candidates)
         self.errors = torch.zeros_like(self.thresholds)
         """Sum of |x - Q(x)|^p over all values so far, for each candidate, float64."""
 
@@ -164,12 +163,6 @@ def _covering(rows: Tensor, bits: int) -> Tensor:
 
 def _activation_start(histogram: Histogram) -> Tensor:
     return power_of_two(histogram.edges.abs().max())
-
-
-def _halved(start: Tensor, candidates: int) -> Tensor:
-    """[K, ...]: 2 t0, t0, t0 / 2, ..., but nothing below 2^-16."""
-    powers = torch.tensor([2.0 ** (1 - i) for i in range(candidates)], dtype=start.dtype, device=start.device)
-    return (powers.view(-1, *[1] * start.dim()) * start).clamp(min=MIN_THRESHOLD)
 
 
 def _refined(rows: Tensor, start: Tensor, bits: int, *, error: Distance, p: float, per_channel: bool) -> Tensor:
@@ -213,10 +206,7 @@ def _errors(rows: Tensor, thresholds: Tensor, bits: int, *, signed: bool, error:
 
 def _rounded(x: Tensor, threshold: Tensor, bits: int, *, signed: bool) -> Tensor:
     """X on the grid of a threshold; both broadcast."""
-    half, steps = 1 << (bits - 1), 1 << bits
-    scale = threshold / (half if signed else steps)
-    low, high = (-half, half - 1) if signed else (0, steps - 1)
-    return (x / scale).round_().clamp_(low, high).mul_(scale)
+    return fake_quantize(x, *symmetric_parameters(threshold, bits, signed), bits)
 
 
 def _deviation(difference: Tensor, error: Distance, p: float) -> Tensor:
