@@ -107,6 +107,7 @@ class BNLoss:
         self.probes = Probes(module, statistics.hook_point)
         norms = self.probes.norms.values()
         self._layers = _Target([norm.running_mean for norm in norms], [norm.running_var for norm in norms], statistics)
+        self._input: _Target | None = None
 
     def __enter__(self) -> Self:
         self.probes.__enter__()
@@ -132,8 +133,9 @@ class BNLoss:
         place = None if store is None else (store, batch)
         parts = [self._layers.compare(seen.mean, seen.variance, seen.counts, place)]
         if self.statistics.input_term != "none":
-            target = _input_target(images, self.statistics, first=sum(self._layers.channels))
-            parts.append(target.compare(*image_moments(images), [images[0, 0].numel()], place))
+            if self._input is None:  # how many channels it has is known when images come
+                self._input = _input_target(images, self.statistics, first=sum(self._layers.channels))
+            parts.append(self._input.compare(*image_moments(images), [images[0, 0].numel()], place))
         weight = self.statistics.moment_weight
         total = torch.stack([part.means.sum() + weight * part.moments.sum() for part in parts]).sum()
         if self.statistics.layer_reduce == "mean":
