@@ -357,6 +357,9 @@ class ReportsProgress(Protocol):
     def progress(self, done: int, total: int) -> None:
         """Note how far the step is."""
 
+    def note(self, line: str) -> None:
+        """Keep a line for people."""
+
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a state, now and then."""
 
@@ -399,6 +402,13 @@ class StepContext:
     def progress(self, done: int, total: int) -> None:
         """Say how far the method is."""
         self.reporter.progress(done, total)
+
+    def note(self, line: str) -> None:
+        """Say in one line what the method found or decided. Notes are kept with the artifact; `zsqbench show` has them.
+
+        A line is kept once, however often it is said.
+        """
+        self.reporter.note(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Offer a state (tensors, numbers, strings, by name) to resume from; it is written every few seconds at most.

@@ -65,6 +65,7 @@ class MemoryReporter:
 
     def __init__(self, resume_from: Mapping[str, Any] | None = None, rng: torch.Generator | None = None) -> None:
         self.curves: dict[str, list[tuple[int, float]]] = {}
+        self.notes: list[str] = []
         self.states: list[dict[str, Any]] = []
         self._resume_from = resume_from
         self._rng = rng
@@ -77,6 +78,10 @@ class MemoryReporter:
     def progress(self, done: int, total: int) -> None:
         """Check that it makes sense."""
         assert 0 <= done <= total, f"progress {done} of {total}"  # noqa: S101 - this is a check
+
+    def note(self, line: str) -> None:
+        """Keep a line."""
+        self.notes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a copy of a state, as a file would."""

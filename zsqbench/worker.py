@@ -293,12 +293,14 @@ class _Session:
         return TaskContext(**vars(self._context(job, reporter)), data_root=self.place.data_root)
 
     def _write(self, job: Mapping[str, Any], reporter: "_Reporter", fill: Any, **info: Any) -> None:
-        """Write the artifact, with the curves that the method logged."""
+        """Write the artifact, with the curves that the method logged and its notes."""
 
         def fill_all(folder: Path) -> None:
             fill(folder)
             if reporter.curves:
                 _dump(folder / "curves.json", reporter.read_curves())
+            if reporter.notes:
+                _dump(folder / "notes.json", reporter.notes)
 
         measured = {
             "seconds": time.perf_counter() - reporter.started,
@@ -317,12 +319,13 @@ class _Session:
 
 
 class _Reporter:
-    """Keeps curves, shows progress through a small file that the parent reads, keeps checkpoints."""
+    """Keeps curves and notes, shows progress through a small file that the parent reads, keeps checkpoints."""
 
     def __init__(self, folder: Path, rng: "torch.Generator") -> None:
         self.folder = folder
         self.rng = rng
         self.curves: dict[str, list[tuple[int, Any]]] = {}
+        self.notes: list[str] = []
         self.started = time.perf_counter()
         self._done = self._total = 0
         self._shown = self._kept = time.monotonic()
@@ -334,6 +337,10 @@ class _Reporter:
     def progress(self, done: int, total: int) -> None:
         self._done, self._total = done, total
         self._show()
+
+    def note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         if time.monotonic() - self._kept >= CHECKPOINT_SECONDS:
@@ -351,7 +358,11 @@ class _Reporter:
         plain = {name: value for name, value in state.items() if name not in tensors}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         tensors["rng"] = self.rng.get_state()
-        note = {"state": json.dumps(plain), "curves": json.dumps(self.read_curves())}
+        note = {
+            "state": json.dumps(plain),
+            "curves": json.dumps(self.read_curves()),
+            "notes": json.dumps(self.notes),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / ".checkpoint"
         temporary.write_bytes(save(tensors, metadata=note))
@@ -368,6 +379,7 @@ class _Reporter:
             return None
         self.rng.set_state(tensors.pop("rng"))
         self.curves = {name: [tuple(point) for point in points] for name, points in json.loads(note["curves"]).items()}
+        self.notes = json.loads(note["notes"])
         state: dict[str, Any] = json.loads(note["state"])
         return tensors | state
 

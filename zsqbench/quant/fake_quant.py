@@ -114,6 +114,35 @@ class WeightQuantizer(TensorQuantizer):
         return quantize(weight, self.scale, self.zero_point, self.bits)
 
 
+class ChosenCodes(WeightQuantizer):
+    """A weight whose codes a method chose (up or down, by a loss) on the grid of another quantizer."""
+
+    chosen: Tensor
+    values: Tensor
+
+    def __init__(self, quantizer: WeightQuantizer, codes: Tensor) -> None:
+        super().__init__(
+            quantizer.name,
+            quantizer.role,
+            quantizer.bits,
+            grid=quantizer.grid,
+            axis=quantizer.axis,
+            shape=tuple(quantizer.scale.shape),
+        )
+        self.to(quantizer.scale.device)
+        self.set_parameters(quantizer.scale.detach(), quantizer.zero_point.detach())
+        self.register_buffer("chosen", codes.detach())
+        self.register_buffer("values", dequantize(self.chosen, self.scale, self.zero_point))
+
+    def codes(self, weight: Tensor) -> Tensor:  # noqa: ARG002
+        """The codes that were chosen."""
+        return self.chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the codes stand for, of the shape of x."""
+        return self.values if self.enabled else x
+
+
 class ActivationQuantizer(TensorQuantizer):
     """Rounds an activation to the nearest point of its grid."""
 
@@ -154,6 +183,10 @@ class QuantizedLayer(nn.Module):
         if self.is_finalized:
             return dequantize(self.weight_codes, quantizer.scale, quantizer.zero_point)
         return cast("Tensor", quantizer(self.weight))
+
+    def choose(self, codes: Tensor) -> None:
+        """Use these codes 0 .. 2^b - 1 on the grid as it is now, instead of rounding to nearest; float weights stay."""
+        self.weight_quantizer = ChosenCodes(self.weight_quantizer, codes)
 
     def keep(self, codes: Tensor) -> None:
         """Replace the float weight by codes of its shape, kept as uint8 up to 8 bits and as int32 above."""
