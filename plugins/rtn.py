@@ -63,25 +63,19 @@ class RTN(zsqbench.Quantizer):
         ctx: "StepContext",
     ) -> None:
         """Set the ranges of all quantizers. Raises ZSQBenchError without calibration images."""
-        from zsqbench.quant import (
-            calibrate_activations_minmax,
-            calibrate_activations_mse,
-            calibrate_activations_percentile,
-            calibrate_weights,
-        )
+        from zsqbench.quant import calibrate_activations_by, calibrate_weights
 
         if data is None:
             raise zsqbench.ZSQBenchError("quantizer 'rtn' needs calibration images: its generator cannot be none")
         calibrate_weights(student, self.weight_range, self.percent)
-        first = data.images[: self.search_images].to(ctx.device)
-        if self.activation_range == "mse":
-            calibrate_activations_mse(student, first)
-        elif self.activation_range == "percentile":
-            calibrate_activations_percentile(student, first, self.percent)
-        else:
-            calibrate_activations_minmax(
-                student, (batch.to(ctx.device) for batch in data.images.split(self.batch_size))
-            )
+        calibrate_activations_by(
+            self.activation_range,
+            student,
+            data.images,
+            self.search_images,
+            percent=self.percent,
+            batch_size=self.batch_size,
+        )
 
 
 @zsqbench.hookimpl

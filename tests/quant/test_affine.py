@@ -12,7 +12,6 @@ from zsqbench.quant.affine import (
     grid_parameters,
     power_of_two,
     quantize,
-    round_ste,
     symmetric_parameters,
 )
 
@@ -101,13 +100,6 @@ def test_the_result_is_the_same_with_and_without_gradients():
         assert torch.equal(fake_quantize(x, scale, zero_point, 4), with_gradient)
 
 
-def test_rounding_goes_half_to_even_and_is_exact():
-    x = torch.tensor([0.5, 1.5, 2.5, -0.5, 0.3, 12345.6], requires_grad=True)
-    assert round_ste(x).tolist() == [0, 2, 2, 0, 0, 12346]
-
-
-@pytest.mark.parametrize("bits", [3, 4, 8])
-@pytest.mark.parametrize("name", ["conv", "linear"])
 def test_the_signed_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, name, bits):
     # quantizers.md 0.1: s = 1 / S, z = 2^(b-1) - z', and codes are 2^(b-1) larger
     vectors = golden("quant_asym_a")

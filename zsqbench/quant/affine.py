@@ -93,14 +93,39 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """X rounded to the grid; the gradient passes the rounding straight through and is zero where x was clamped.
 
-    Scale (and zero point) get the gradient that follows from this, as in BRECQ and QDrop (no LSQ scaling).
+    The scale gets the gradient that follows from this, as in BRECQ and QDrop (no LSQ scaling); the zero point, none.
     """
-    if not (torch.is_grad_enabled() and any(value.requires_grad for value in (x, scale, zero_point))):
-        return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)  # the same bits, fewer temporaries
-    codes = round_ste(x / scale) + zero_point
-    # not torch.clamp: its gradient at the smallest and largest code themselves is 1 in some releases and 0 in others
-    codes = torch.where(codes < 0, 0.0, torch.where(codes > levels(bits), float(levels(bits)), codes))
-    return (codes - zero_point) * scale
+    if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+        return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
+    values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits)
+    return values
+
+
+class _StraightThrough(torch.autograd.Function):
+    """One function, since the graph of its parts would take several times as many passes over an activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+        steps = x / scale
+        rounded = steps.round()
+        codes = torch.clamp(rounded, 0 - zero_point, levels(bits) - zero_point)
+        inside = rounded == codes
+        ctx.shape = scale.shape
+        if scale.requires_grad:
+            ctx.save_for_backward(inside, codes - steps.mul_(inside))  # the derivative to the scale
+        else:
+            ctx.save_for_backward(inside)
+        return codes.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        inside, *slope = ctx.saved_tensors
+        to_scale = None
+        if slope and ctx.shape == torch.Size([]):
+            to_scale = torch.dot(gradients[0].flatten(), slope[0].flatten())
+        elif slope:
+            to_scale = (gradients[0] * slope[0]).sum_to_size(ctx.shape)
+        return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None
 
 
 def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -120,11 +145,6 @@ class _Identity(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return gradients[0], None, None, None
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even, with the gradient of the identity."""
-    return x + (torch.round(x) - x).detach()  # exact: the difference of neighbours is representable
 
 
 def along(values: Tensor, axis: int | None, dimensions: int) -> Tensor:

@@ -80,6 +80,29 @@ def calibrate_activations_percentile(student: nn.Module, images: Tensor, percent
     calibrate_activations(student, [images], observer)
 
 
+def calibrate_activations_by(
+    ranges: Ranges,
+    student: nn.Module,
+    images: Tensor,
+    search_images: int,
+    *,
+    percent: float = PERCENT,
+    batch_size: int = 64,
+) -> None:
+    """Set each activation quantizer: searches on the first `search_images`, min-max on all, in batches.
+
+    The images may be on another device than the student.
+    """
+    device = next(student.parameters(), images).device
+    first = images[:search_images].to(device)
+    if ranges == "mse":
+        calibrate_activations_mse(student, first)
+    elif ranges == "percentile":
+        calibrate_activations_percentile(student, first, percent)
+    else:
+        calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
+
+
 @contextmanager
 def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterator[None]:
     """Switch quantizers on or off, until the block ends."""

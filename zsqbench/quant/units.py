@@ -1,0 +1,304 @@
+"""A student cut into units, one after the other: the layers and blocks whose outputs are reconstructed.
+
+Every node of the graph is in one unit, so that running the units in order is running the network. Blocks are found
+from the graph alone: what branches and joins again (residual additions, squeeze-excite, Inception), what widens and
+narrows without a branch (inverted residuals whose stride leaves no addition), and, inside of what is too large for one
+unit, what gives one tensor to many readers (the layers of a dense block).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Literal, cast
+
+from torch import Tensor, fx, nn
+
+from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer
+from zsqbench.quant.graph import ACTIVATIONS, PRODUCTS, is_batch_norm, is_layer, operator
+
+MAX_LAYERS = 10
+"""A block of more layers is no unit: it is cut where a tensor has several readers, and failing that into layers."""
+
+Grain = Literal["block", "layer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A part of a student with what enters and leaves it, as names of graph nodes."""
+
+    name: str
+    """The module path that its layers share, or the first and last of them."""
+    kind: Literal["block", "layer", "passage"]
+    """A passage holds nothing to quantize (pooling, reshaping): values only pass through it."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    """What later units, or the network's output, read."""
+    target: str
+    """The output that is reconstructed: what comes last."""
+    module: fx.GraphModule
+    """Computes the outputs, as a tuple, from the inputs; its submodules are the student's own."""
+    layers: tuple[tuple[str, QuantizedLayer], ...]
+    quantizers: tuple[ActivationQuantizer, ...]
+
+    def run(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        return dict(zip(self.outputs, self.module(*inputs), strict=True))
+
+
+def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
+    """Cut a prepared student into units, in execution order; `layer` makes a unit of each layer.
+
+    A layer brings its batch normalisation, activation function and quantizer along. A quantizer that no layer precedes
+    (of the image, of pooled features) belongs to the unit after it.
+    """
+    groups = _atoms(student)
+    if grain == "block":
+        groups = _blocks(student, groups)
+    return list(_units(student, _without_strays(student, _closed(groups))))
+
+
+def describe_units(units: Sequence[Unit]) -> str:
+    """One line that says which units these are."""
+    blocks = [f"{unit.name} ({len(unit.layers)})" for unit in units if unit.kind == "block"]
+    layers = [unit.name for unit in units if unit.kind == "layer"]
+    parts = [f"{len(blocks)} blocks (layers in each): {', '.join(blocks)}"] if blocks else []
+    parts += [f"{len(layers)} layers: {', '.join(layers)}"] if layers else []
+    return f"{len(blocks) + len(layers)} units; {'; '.join(parts)}"
+
+
+Group = list[fx.Node]
+
+
+def _atoms(student: fx.GraphModule) -> list[Group]:
+    """Each operator with what is computed as one with it: normalisation, activation function, quantizer."""
+    taken: set[fx.Node] = set()
+    atoms = []
+    for node in student.graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output") or node in taken:
+            continue
+        atom = [node]
+        while len(atom[-1].users) == 1 and _is_fused_into(student, atom[-1], follower := next(iter(atom[-1].users))):
+            atom.append(follower)
+        taken.update(atom)
+        atoms.append(atom)
+    # the quantizer of the image comes before the first operator and is an atom of its own, as it should
+    return atoms
+
+
+def _is_fused_into(student: fx.GraphModule, node: fx.Node, follower: fx.Node) -> bool:
+    if _quantizer(student, follower) is not None:
+        return True
+    followed = is_layer(node) or is_batch_norm(node) or operator(node) == "add"
+    activates = operator(follower) in ACTIVATIONS and len(_values(follower)) == 1
+    return followed and (activates or (is_batch_norm(follower) and is_layer(node)))
+
+
+def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
+    module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, ActivationQuantizer) else None
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that the network computes."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
+def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
+    """What is read later, behind each group."""
+    place = {node: index for index, group in enumerate(groups) for node in group}
+    last = {
+        node: max((place.get(user, len(groups)) for user in node.users), default=-1)
+        for source in {*place, *(source for group in groups for node in group for source in _values(node))}
+        for node in [source]
+    }
+    for index in range(len(groups)):
+        yield [node for node, until in last.items() if place.get(node, -1) <= index < until]
+
+
+def _closed(groups: Sequence[Group]) -> list[Group]:
+    """Join groups between which something passes that is no tensor of images, such as a size."""
+    closed: list[Group] = []
+    is_open = False
+    for group, live in zip(groups, _live(groups), strict=True):
+        if is_open:
+            closed[-1] = closed[-1] + group
+        else:
+            closed.append(list(group))
+        is_open = any(not _is_batch(node) for node in live)
+    return closed
+
+
+def _is_batch(node: fx.Node) -> bool:
+    shape = node.meta["shape"]
+    return shape is not None and len(shape) > 0 and shape[0] == _BATCH
+
+
+_BATCH = 2  # images of the pass in which `capture` notes shapes
+
+
+def _blocks(student: fx.GraphModule, atoms: list[Group]) -> list[Group]:
+    """Join atoms into blocks: between tensors that all paths go through, and along inverted residuals."""
+    segments: list[list[Group]] = [[]]
+    for atom, live in zip(atoms, _live(atoms), strict=True):
+        segments[-1].append(atom)
+        if len(live) <= 1:
+            segments.append([])
+    groups: list[Group] = []
+    for segment in segments:
+        if len(segment) > 1 and _count_layers(segment) > MAX_LAYERS:
+            groups += _hubs(segment)
+        elif segment:
+            groups.append([node for atom in segment for node in atom])
+    return _inverted_residuals(student, groups)
+
+
+def _count_layers(groups: Sequence[Group]) -> int:
+    return sum(is_layer(node) for group in groups for node in group)
+
+
+def _hubs(atoms: list[Group]) -> list[Group]:
+    """Cut where the last tensor has several readers; what is still too large falls into its atoms."""
+    parts: list[list[Group]] = [[]]
+    for atom in atoms:
+        parts[-1].append(atom)
+        if len(atom[-1].users) > 1 and _count_layers(parts[-1]):
+            parts.append([])
+    groups: list[Group] = []
+    for part in parts:
+        if _count_layers(part) > MAX_LAYERS:
+            groups += part
+        elif part:
+            groups.append([node for atom in part for node in atom])
+    return groups
+
+
+def _inverted_residuals(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
+    """Join [expansion] depthwise [squeeze-excite] projection: what a block is where no addition closes it."""
+    joined: list[Group] = []
+    for group in groups:
+        joined.append(group)
+        if not _is_projection(student, group):
+            continue
+        first = len(joined) - 1
+        while first > 0 and _is_gate(joined[first - 1]):
+            first -= 1
+        if first > 0 and _is_depthwise(student, joined[first - 1]):
+            first -= 1
+            if first > 0 and _is_pointwise(student, joined[first - 1]):
+                first -= 1
+        elif first > 1 and _widens(student, joined[first - 1]):  # the network's first layer is no expansion
+            first -= 1
+        else:
+            continue
+        joined[first:] = [[node for part in joined[first:] for node in part]]
+    return joined
+
+
+def _only_convolution(student: fx.GraphModule, group: Group) -> nn.Conv2d | None:
+    layers = [node for node in group if is_layer(node)]
+    if len(layers) != 1:
+        return None
+    layer = student.get_submodule(str(layers[0].target))
+    return layer if isinstance(layer, nn.Conv2d) else None
+
+
+def _is_pointwise(student: fx.GraphModule, group: Group) -> bool:
+    layer = _only_convolution(student, group)
+    return layer is not None and layer.kernel_size == (1, 1) and layer.groups == 1
+
+
+def _is_projection(student: fx.GraphModule, group: Group) -> bool:
+    """A pointwise convolution to fewer channels that no activation function follows: a linear bottleneck."""
+    layer = _only_convolution(student, group)
+    linear = not any(operator(node) in ACTIVATIONS for node in group)
+    return layer is not None and _is_pointwise(student, group) and linear and layer.out_channels < layer.in_channels
+
+
+def _is_depthwise(student: fx.GraphModule, group: Group) -> bool:
+    layer = _only_convolution(student, group)
+    return layer is not None and layer.groups == layer.in_channels > 1
+
+
+def _widens(student: fx.GraphModule, group: Group) -> bool:
+    layer = _only_convolution(student, group)
+    return layer is not None and layer.groups == 1 and layer.out_channels > layer.in_channels
+
+
+def _is_gate(group: Group) -> bool:
+    """Squeeze-excite: a branch that ends in the product with what it branched from."""
+    return any(operator(node) in PRODUCTS and len(_values(node)) > 1 for node in group)
+
+
+def _without_strays(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
+    """Join what holds quantizers and no layer to the group after it (or before it, at the end), and passages."""
+    joined: list[Group] = []
+    waiting: Group = []
+    for group in groups:
+        here = waiting + group
+        waiting = []
+        quantizes = any(_quantizer(student, node) for node in here)
+        if quantizes and not _count_layers([here]):
+            waiting = here
+        elif joined and not any(_is_quantized(student, node) for node in [*joined[-1], *here]):
+            joined[-1] = joined[-1] + here
+        else:
+            joined.append(here)
+    if waiting:
+        joined[-1:] = [[*(joined[-1] if joined else []), *waiting]]
+    return joined
+
+
+def _is_quantized(student: fx.GraphModule, node: fx.Node) -> bool:
+    return is_layer(node) or _quantizer(student, node) is not None
+
+
+def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
+    taken: Counter[str] = Counter()
+    for group, live in zip(groups, _live(groups), strict=True):
+        inside = set(group)
+        inputs = list(dict.fromkeys(source for node in group for source in _values(node) if source not in inside))
+        outputs = [node for node in live if node in inside]
+        calls = [node for node in group if node.op == "call_module"]
+        modules = [(str(node.target), student.get_submodule(str(node.target))) for node in calls]
+        layers = {path: module for path, module in modules if isinstance(module, QuantizedLayer)}
+        quantizers = [module for _, module in modules if isinstance(module, ActivationQuantizer)]
+        count = _count_layers([group])
+        name = _name([str(node.target) for node in calls if is_layer(node)] or [node.name for node in group])
+        taken[name] += 1
+        yield Unit(
+            name=name if taken[name] == 1 else f"{name} ({taken[name]})",
+            kind="block" if count > 1 else "layer" if count else "passage",
+            inputs=tuple(node.name for node in inputs),
+            outputs=tuple(node.name for node in outputs),
+            target=_target(group, outputs).name,
+            module=_submodule(student, group, inputs, outputs),
+            layers=tuple(layers.items()),
+            quantizers=tuple(quantizers),
+        )
+
+
+def _target(group: Group, outputs: Sequence[fx.Node]) -> fx.Node:
+    return max(outputs, key=group.index) if outputs else group[-1]
+
+
+def _name(paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return paths[0]
+    parts = zip(*(path.split(".")[:-1] for path in paths), strict=False)
+    shared = takewhile(lambda names: len(set(names)) == 1, parts)
+    return ".".join(names[0] for names in shared) or f"{paths[0]}..{paths[-1]}"
+
+
+def _submodule(
+    student: fx.GraphModule, group: Group, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
+    for node in group:
+        for source in node.all_input_nodes:
+            if source not in copied and source.op == "get_attr":
+                copied[source] = graph.node_copy(source)
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+    graph.output(tuple(copied[node] for node in outputs))
+    return fx.GraphModule(cast("Any", student), graph)
