@@ -17,11 +17,12 @@ PUBLISHED_WEIGHTS = {
     "resnet50": 1e-7,
     "resnet50b": 1e-7,
     "mobilenet_v2": 3e-5,
+    "mobilenetv2": 3e-5,
     "mobilenetv2_100": 3e-5,
     "mobilenetv2_w1": 3e-5,
     "mobilenetv2b_w1": 3e-5,
 }
-"""Weights of the output loss in the release, by the names of the same networks in torchvision, timm and pytorchcv."""
+"""Weights of the output loss in the release, by the networks' names in torchvision, BRECQ, timm and pytorchcv."""
 
 USUAL_WEIGHT = 1e-5
 """What Sony's Model Compression Toolkit, the authors' own library, takes for every network."""

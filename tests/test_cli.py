@@ -258,6 +258,33 @@ def test_show_tells_what_was_quantized(bench):
     assert table[7].startswith("counted: ")
 
 
+def test_show_tells_losses_of_reconstruction_and_notes(bench):
+    bench.add_plugin("""
+class Learns(ToyQuantizer):
+    name = "learns"
+
+    def quantize(self, student, teacher, data, ctx):
+        for unit in ("stem", "block"):
+            ctx.log(f"reconstruction/weights/{unit}", 2.0, 0)
+            ctx.log(f"reconstruction/weights/{unit}", 0.5, 100)
+        ctx.note("2 units")
+        ctx.note("none was undone")
+""")
+    bench.matrix("quantizer: learns")
+    bench.run()
+    _, after = show(bench)
+    assert after == [
+        "nothing was quantized, or the quantizer left no map of it",
+        "",
+        "stage    unit   loss before  after  ratio",
+        "weights  stem   2            0.5    0.25",
+        "weights  block  2            0.5    0.25",
+        "",
+        "2 units",
+        "none was undone",
+    ]
+
+
 def test_show_says_that_the_artifact_is_not_here(bench):
     bench.matrix("quantizer: rtn")
     bench.run()

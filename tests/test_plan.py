@@ -118,6 +118,15 @@ def test_a_change_changes_the_keys_of_what_reads_it_and_no_other(identity, what)
     assert [noise_changes, real_changes] == changed
 
 
+def test_what_a_float_network_should_reach_is_in_the_key_of_its_baseline_alone(bench):
+    keys = []
+    for said in ("", ", float_accuracy: 55", ", float_accuracy: 55.05"):
+        bench.matrix("model: mine", head=f"models: {{mine: {{base: a{said}}}}}")
+        bench.run()
+        keys.append(next(iter(bench.rows().values()))["keys"])
+    assert {kind for kind in ALL if len({key[kind] for key in keys}) > 1} == {"baseline"}
+
+
 def test_a_placement_is_known_by_what_it_says_and_not_by_its_name(bench):
     head = "schemes: {same: {base: hw}, other: {base: hw, logits: float}}"
     bench.matrix("scheme: [hw/w4a4, same/w4a4, other/w4a4], seed: 0", head=head)

@@ -530,3 +530,10 @@ class Slow(Toy):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, list(bench.statuses().values())) == (130, ["done", "interrupted"]), out + err
+
+
+def test_nothing_is_made_of_a_network_that_does_not_reach_what_the_suite_says(bench):
+    bench.matrix("model: [mine, a], seed: [0, 1]", head="models: {mine: {base: b, float_accuracy: 0.5}}")
+    bench.run(workers=2)
+    assert [row["status"] for row in bench.rows().values()] == ["failed"] * 2 + ["done"] * 2
+    assert [len(bench.artifacts(kind)) for kind in ("generate", "quantize", "evaluate")] == [2, 2, 2]

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import ModelSpec
 from zsqbench.suite import find_suite, load_suite, select, shipped_suites, suite_name
 
 HEAD = "name: toysuite\nplugins: [toy.py]\n"
@@ -384,8 +385,10 @@ def test_every_mistake_is_told_at_once_each_in_a_line_of_its_own(bench):
 
 @pytest.mark.parametrize("name", shipped_suites())
 def test_every_shipped_suite_can_be_read(name, tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "resnet20_cifar10.safetensors").touch()  # its content is read when it runs
+    files = ["resnet18_imagenet.pth.tar", "resnet50_imagenet.pth.tar", "mobilenetv2.pth.tar"]
+    for file in ("models/resnet20_cifar10.safetensors", *(f"brecq/{file}" for file in files)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()  # its content is read when it runs
     suite = load_suite(shipped_suites()[name], data_root=tmp_path)
     assert suite.name == Path(name).name
     assert suite.cells
@@ -539,6 +542,16 @@ def test_the_definition_of_a_cell_does_not_know_folders(bench, load):
     bench.write("root/weights.txt", "3")
     there = load(data_root=bench.folder / "root")
     assert here.definition(here.cells[0]) == there.definition(there.cells[0])
+
+
+def test_a_model_that_says_no_accuracy_is_the_plain_data_that_keys_were_always_made_of(bench, load):
+    assert "float_accuracy" not in ModelSpec(name="mine", base="a").model_dump(mode="json")
+    definitions = set()
+    for said in ("", ", float_accuracy: null", ", float_accuracy: 71", ", float_accuracy: 71.08"):
+        bench.matrix("model: mine", head=f"models: {{mine: {{base: a{said}}}}}")
+        suite = load()
+        definitions.add(suite.definition(suite.cells[0]))
+    assert len(definitions) == 3
 
 
 def test_the_schema_of_a_suite_is_json(bench):

@@ -11,6 +11,7 @@ from zsqbench.tensormap import (
     render,
     render_difference,
     render_measured,
+    render_reconstruction,
     tensor_map,
 )
 
@@ -207,6 +208,25 @@ def test_a_map_of_an_older_run_has_no_ranges_and_no_sizes():
     assert lines(render_measured([old]))[1:] == ["weight  conv    weight  4     affine  channel"]
 
 
+def test_losses_of_reconstruction_are_printed_in_the_order_of_the_file():
+    curves = {
+        "reconstruction/weights/layer1.0": [[0, 0.5], [100, 0.0625]],
+        "loss": [[0, 1.0]],
+        "reconstruction/weights/conv1": [[0, 123456.0], [100, 123456.0]],
+        "reconstruction/activations/a/b": [[0, 0.0], [50, 0.0]],
+    }
+    assert lines(render_reconstruction(curves)) == [
+        "stage        unit      loss before  after      ratio",
+        "weights      layer1.0  0.5          0.0625     0.125",
+        "weights      conv1     1.235e+05    1.235e+05  1",
+        "activations  a/b       0            0",
+    ]
+
+
+def test_a_step_that_reconstructs_nothing_prints_nothing_of_it():
+    assert render_reconstruction({"loss": [[0, 1.0]]}) == ""
+
+
 def test_comparing_and_printing_need_no_torch(python):
     made = TensorMap("net", "hw/w4a4", True, 0, None, (MappedTensor("weight", "conv", "weight", 4),))
     done = python(
@@ -214,7 +234,7 @@ def test_comparing_and_printing_need_no_torch(python):
         import sys
         from zsqbench.tensormap import *
         made = {made!r}
-        render(made), render_difference(difference(made, made)), render_measured([])
+        render(made), render_difference(difference(made, made)), render_measured([]), render_reconstruction({{}})
         print("torch" in sys.modules)
         """
     )

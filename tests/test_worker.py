@@ -403,6 +403,52 @@ class Forgets(ToyTask):
     assert (row["status"], "top1" in row.get("reason", "")) == ("failed", True)
 
 
+FIXED_TASK = """
+class Fixed(ToyTask):
+    name = "fixed"
+
+    def evaluate(self, module, pretrained, ctx):
+        return zsqbench.Evaluation({"top1": MEASURED}, [True])
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "measured", "status"),
+    [("71.08", "71.08", "done"), ("71.08", "70.98", "done"), ("71.08", "71.1801", "failed"), ("71", "nan", "failed")],
+)
+def test_a_float_network_has_to_reach_what_the_suite_says(bench, said, measured, status):
+    bench.add_plugin(FIXED_TASK.replace("MEASURED", f"float('{measured}')"))
+    bench.matrix("task: fixed, model: mine", head=f"models: {{mine: {{base: a, float_accuracy: {said}}}}}")
+    bench.run()
+    assert only_row(bench)["status"] == status
+
+
+def test_a_float_network_that_does_not_reach_it_fails_all_its_cells_and_no_other_in_one_line(bench):
+    bench.add_plugin(FIXED_TASK.replace("MEASURED", "70.9"))
+    models = "models: {mine: {base: a, float_accuracy: 71.08}, other: {base: b, float_accuracy: 70.9}}"
+    bench.matrix("task: fixed, model: [mine, other], scheme: [hw/w4a4, hw/w8a8]", head=models)
+    bench.run()
+    bad, good = [[row for row in bench.rows().values() if row["model"] == name] for name in ("mine", "other")]
+    expected = (
+        "baseline: the float network mine reaches 70.900 % top1, and its float_accuracy is 71.08: "
+        "check its weights, the evaluation data, and how images are resized, cropped and normalised"
+    )
+    assert [(row["status"], row["reason"], row.get("traceback")) for row in bad] == [("failed", expected, None)] * 2
+    assert [row["status"] for row in good] == ["done"] * 2
+
+
+def test_what_a_float_network_should_reach_is_in_no_key_of_what_is_made_of_it(bench):
+    keys = []
+    for said in ("", ", float_accuracy: 50", ", float_accuracy: 50.05"):
+        bench.add_plugin(FIXED_TASK.replace("MEASURED", "50.0"))
+        bench.matrix("task: fixed, model: mine", head=f"models: {{mine: {{base: a{said}}}}}")
+        bench.run()
+        row = only_row(bench)
+        assert row["status"] == "done"
+        keys.append([row["keys"][kind] for kind in ("generate", "quantize", "evaluate")])
+    assert keys[0] == keys[1] == keys[2]
+
+
 def test_numbers_of_torch_and_numpy_are_numbers(bench):
     bench.add_plugin("""
 class Tensors(ToyTask):
@@ -436,6 +482,21 @@ def test_curves_are_kept_with_the_artifact(bench):
     assert json.loads((folder / "curves.json").read_text()) == {"loss": [[0, 0.5]]}
 
 
+def test_notes_are_kept_with_the_artifact_each_line_once(bench):
+    bad_generator(bench, "for line in ('two units', 'undone in 4', 'two units'): ctx.note(line)")
+    bench.matrix("generator: bad")
+    bench.run()
+    (folder,) = bench.artifacts("generate")
+    assert json.loads((folder / "notes.json").read_text()) == ["two units", "undone in 4"]
+
+
+def test_a_step_without_notes_leaves_no_file_of_them(bench):
+    bench.matrix("")
+    bench.run()
+    (folder,) = bench.artifacts("generate")
+    assert not (folder / "notes.json").exists()
+
+
 def test_a_finished_step_leaves_nothing_partial(bench):
     bad_generator(bench, "ctx.reporter._keep({'x': x, 'i': 3}); ctx.progress(1, 2)")
     bench.matrix("generator: bad")
@@ -452,6 +513,7 @@ def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monke
                 raise KeyboardInterrupt
             state["x"] = state["x"] + ctx.randn(*x.shape)
             ctx.log("i", i, i)
+            ctx.note(f"half {i // 2}")
             ctx.checkpoint({"i": i + 1, "x": state["x"]})
         x = state["x"]"""
     bad_generator(bench, body)
@@ -461,7 +523,8 @@ def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monke
     (resumed,) = bench.artifacts("generate")
     bench.run_anew("whole")
     (whole,) = bench.artifacts("generate")
-    names = ("calibration.safetensors", "curves.json")
+    names = ("calibration.safetensors", "curves.json", "notes.json")
+    assert json.loads((resumed / "notes.json").read_text()) == ["half 0", "half 1"]
     assert [(whole / name).read_bytes() for name in names] == [(resumed / name).read_bytes() for name in names]
 
 

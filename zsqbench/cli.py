@@ -196,7 +196,7 @@ def leaderboard(suite: str, results: Path, form: Any) -> int:
 @home_option
 @results_option
 def show(suite: str, cell: str, home: Path, results: Path) -> int:
-    """Show all that is known of one CELL of SUITE: its row, what was quantized, and the traceback if it failed."""
+    """Show all that is known of one CELL of SUITE: its row, what was quantized and how, the traceback if it failed."""
     from zsqbench.errors import ZSQBenchError, unknown
 
     rows = {row.cell: row for row in _rows(suite, results)}
@@ -207,7 +207,7 @@ def show(suite: str, cell: str, home: Path, results: Path) -> int:
         raise ZSQBenchError(f"{cell!r} is part of {len(found)} names: {', '.join(row.cell for row in found)}")
     click.echo(found[0].model_dump_json(indent=1, exclude={"traceback"}))
     if "quantize" in found[0].keys and found[0].status == "done":
-        click.echo(f"\n{_quantized_tensors(home, found[0].keys['quantize'])}")
+        click.echo(f"\n{_quantized(home, found[0].keys['quantize'])}")
     if found[0].traceback:
         click.echo(found[0].traceback)
     return 0
@@ -486,16 +486,27 @@ def _untrained(suite: "Suite", model: str, data_root: Path | None) -> "Pretraine
     return task.load(spec, context(data_root=data_root))
 
 
-def _quantized_tensors(home: Path, key: str) -> str:
-    """The map that a quantize step left, or why there is none."""
+def _quantized(home: Path, key: str) -> str:
+    """What a quantize step left, for people: its map, losses of reconstruction and notes; or why there is no map."""
     from zsqbench.store import Store
-    from zsqbench.tensormap import render_measured
+    from zsqbench.tensormap import render_measured, render_reconstruction
 
     store = Store(home)
     if not store.has("quantize", key):
         return f"what was quantized is not in {home}: this cell was run on another machine, or its artifact was removed"
-    entries = json.loads((store.read("quantize", key) / "tensors.json").read_text(encoding="utf-8"))
-    return render_measured(entries) if entries else "nothing was quantized, or the quantizer left no map of it"
+    folder = store.read("quantize", key)
+
+    def left(name: str, otherwise: Any) -> Any:
+        file = folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else otherwise
+
+    entries = left("tensors.json", [])
+    parts = [
+        render_measured(entries) if entries else "nothing was quantized, or the quantizer left no map of it",
+        render_reconstruction(left("curves.json", {})),
+        "\n".join(left("notes.json", [])),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _notes(suite: "Suite") -> None:

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.scheme import Grid, Scheme
@@ -17,6 +26,8 @@ from zsqbench.scheme import Grid, Scheme
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from zsqbench.quant import Memory
 
 Kind = Literal["generator", "quantizer", "task", "engine"]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,6 +90,17 @@ class ModelSpec(BaseModel):
     std: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order of the input channels")
     value_range: tuple[float, float] | None = Field(None, description="what black and white are before mean and std")
+    float_accuracy: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="what the float network reaches, in percent; its cells fail where it is not within 0.1",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_no_accuracy_is_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Models are in keys as plain data: those of models that do not say an accuracy are what they always were."""
+        data: dict[str, Any] = dump(self)
+        return {name: value for name, value in data.items() if name != "float_accuracy" or value is not None}
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSpec":
@@ -182,6 +204,25 @@ class Quantizer(Method, ABC):
         self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set the student's quantizers (and weights), in place. The teacher must stay as it is."""
+
+
+class ReconstructionQuantizer(Quantizer, ABC):
+    """A quantizer that learns unit by unit with `zsqbench.quant.Reconstruction`; its options say what may be cached.
+
+    Where activations are cached changes no value, so neither bound is part of the identity.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
+
+    batch_size: int = Field(32, gt=0, description="images of an iteration")
+    device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory that cached activations may take")
+    host_memory: float = Field(8.0, ge=0, description="GiB of host memory that they may take; the rest is in files")
+
+    def memory(self, device: "torch.device") -> "Memory":
+        """The bounds of what is cached."""
+        from zsqbench.quant import Memory
+
+        return Memory(device, int(self.device_memory * 2**30), int(self.host_memory * 2**30))
 
 
 @dataclass(frozen=True)

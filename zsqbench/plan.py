@@ -38,6 +38,8 @@ class Step:
     """Hash of the same without seed and scheme: kin take about the same time."""
     seed: int | None = None
     """None where the step does not use it."""
+    after: tuple["Step", ...] = ()
+    """Steps that have to end well before it starts, although it reads nothing of theirs."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Plan:
         def want(step: Step) -> None:
             if step.key in self.cached or step.key in wanted:
                 return
-            for need in step.needs:
+            for need in (*step.needs, *step.after):
                 want(need)
             wanted[step.key] = step
 
@@ -145,7 +147,7 @@ def resolve_steps(suite: Suite, cells: Sequence[Cell], digests: FileDigests) -> 
             continue
         model = suite.models[cell.model]
         files = suite.task(cell.task).find_model(model)
-        spec = model.model_dump(mode="json", exclude={"name", "file", "weights"})
+        spec = model.model_dump(mode="json", exclude={"name", "file", "weights", "float_accuracy"})
         task = suite.tasks[cell.task]
         origin = {name: digests.file(path) for name, path in files.items()}
         weights = model.weights if model.random_weights else None
@@ -228,21 +230,25 @@ class _Planner:
         measure = (self.task(cell.task), data.evaluation, threads, LIBRARY_VERSION)
         settings = self.settings(cell.settings)
         steps: dict[StepKind, Step] = {}
-        steps["baseline"] = self._step("baseline", cell, (model, *measure), cell.model)
+        accuracy = self.suite.models[cell.model].float_accuracy
+        claim = () if accuracy is None else (str(accuracy),)
+        steps["baseline"] = self._step("baseline", cell, (model, *measure, *claim), cell.model)
+        after = (steps["baseline"],) if claim else ()  # nothing is made of a network that is not the one that is meant
         needs: tuple[Step, ...] = ()
         if cell.generator is not None:
             method = self._method(cell.generator)
             real = (data.calibration or "", self.task(cell.task)) if getattr(method, "uses_real_data", False) else ()
             parts = (model, self.generator(cell.generator), settings, *real)
             label = f"{cell.model} {cell.generator}"
-            steps["generate"] = self._step("generate", cell, parts, label, seed=cell.seed if method.seeded else None)
+            seed = cell.seed if method.seeded else None
+            steps["generate"] = self._step("generate", cell, parts, label, seed=seed, after=after)
             needs = (steps["generate"],)
         quantizer = self.suite.quantizer(cell)
         parts = (model, self.quantizer(cell.quantizer), settings)
         label = f"{cell.model} {cell.generator or 'none'} {cell.quantizer} {cell.scheme}"
         seed = cell.seed if quantizer.seeded else None
         scheme = self.scheme(cell.scheme)
-        steps["quantize"] = self._step("quantize", cell, parts, label, seed=seed, scheme=scheme, needs=needs)
+        steps["quantize"] = self._step("quantize", cell, parts, label, seed, scheme, needs, after)
         steps["evaluate"] = self._step("evaluate", cell, measure, label, needs=(steps["quantize"],))
         return steps
 
@@ -258,6 +264,7 @@ class _Planner:
         seed: int | None = None,
         scheme: str = "",
         needs: tuple[Step, ...] = (),
+        after: tuple[Step, ...] = (),
     ) -> Step:
         """The step with this identity; its kin may differ in seed and scheme."""
         identity = (kind, *parts, str(seed), scheme, *(need.key for need in needs))
@@ -266,7 +273,7 @@ class _Planner:
             kin = self._kin((kind, *parts, *(need.kin for need in needs)))
             ending = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
             step = Step(
-                kind, _hash(identity), label=f"{kind} {label}{ending}", needs=needs, cell=cell, kin=kin, seed=seed
+                kind, _hash(identity), f"{kind} {label}{ending}", needs, cell=cell, kin=kin, seed=seed, after=after
             )
             self._made[identity] = self.steps[step.key] = step
         return step

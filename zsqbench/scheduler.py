@@ -187,14 +187,13 @@ class _Queue:
         return list(self._waiting.values())
 
     def add(self, steps: Iterable[Step], running: Collection[str] = ()) -> None:
-        """Add steps, each of which waits for those of its needs that wait or run."""
+        """Add steps, each of which waits for those that it needs or comes after, where they wait or run."""
         added = {step.key: step for step in steps if step.key not in self._waiting}
         self._waiting |= added
         for step in added.values():
             self._order.setdefault(step.key, len(self._order))
-            self._unmet[step.key] = {
-                need.key for need in step.needs if need.key in self._waiting or need.key in running
-            }
+            before = (*step.needs, *step.after)
+            self._unmet[step.key] = {need.key for need in before if need.key in self._waiting or need.key in running}
             for need in self._unmet[step.key]:
                 self._dependents.setdefault(need, []).append(step)
             self._make_ready(step)

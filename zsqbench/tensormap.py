@@ -1,4 +1,7 @@
-"""The map of a network at a scheme: which tensor has how many bits. Made, compared and printed, without calibration."""
+"""The map of a network at a scheme: which tensor has how many bits. Made, compared and printed, without calibration.
+
+What a quantize step left beside its network, the measured map and the losses of reconstruction, is printed here, too.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 SCALE_BYTES = 4
 _BYTE = 8
 _QUANTIZERS_CHOICE = "the quantizer's choice"
+_RECONSTRUCTION = "reconstruction/"
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,21 @@ def render_measured(entries: Sequence[Mapping[str, Any]]) -> str:
             "point of the weight's bits for each scale; not counted: biases and normalisation",
         ]
     return "\n".join(lines)
+
+
+def render_reconstruction(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """The curves `reconstruction/STAGE/UNIT` of a quantize step as a table: loss before, after, and after / before.
+
+    Units stand in the order in which they were reconstructed; empty where there are none.
+    """
+    rows = []
+    for name, points in curves.items():
+        if name.startswith(_RECONSTRUCTION):
+            stage, _, unit = name.removeprefix(_RECONSTRUCTION).partition("/")
+            before, after = points[0][1], points[-1][1]
+            ratio = f"{after / before:.3g}" if before else ""
+            rows.append((stage, unit, f"{before:.4g}", f"{after:.4g}", ratio))
+    return "\n".join(_table([("stage", "unit", "loss before", "after", "ratio"), *rows])) if rows else ""
 
 
 def packed_bytes(weights: Iterable[Mapping[str, Any]]) -> int:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
+FLOAT_ACCURACY_TOLERANCE = 0.1
+"""Percentage points between what a suite says of a float network and what is measured: libraries round otherwise."""
 NETWORKS = 4
 """How many networks a worker keeps."""
 
@@ -161,7 +163,7 @@ class _Session:
 
     def _baseline(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         teacher = self._teacher(job)
-        self._measure(job, reporter, teacher.module, teacher)
+        self._measure(job, reporter, teacher.module, teacher, expected=job["model"].get("float_accuracy"))
 
     def _generate(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         generator = cast("Generator", self._method("generator", job["generator"]))
@@ -218,7 +220,13 @@ class _Session:
         self._measure(job, reporter, student.to(self.device).eval(), self._teacher(job), **carried)
 
     def _measure(
-        self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained, **info: Any
+        self,
+        job: Mapping[str, Any],
+        reporter: "_Reporter",
+        module: "nn.Module",
+        teacher: Pretrained,
+        expected: float | None = None,
+        **info: Any,
     ) -> None:
         import torch
 
@@ -228,6 +236,8 @@ class _Session:
         if task.metric not in evaluation.metrics:
             measured = ", ".join(evaluation.metrics) or "nothing"
             raise ZSQBenchError(f"task {task.name} did not measure {task.metric!r}; it measured {measured}")
+        if expected is not None:
+            _check_float_accuracy(job["model"]["name"], task.metric, float(evaluation.metrics[task.metric]), expected)
         self._write(job, reporter, lambda folder: _write_evaluation(folder, evaluation), **info)
 
     # --- what they share ----------------------------------------------------------------------------------------------
@@ -423,6 +433,16 @@ def check_calibration_set(images: object, teacher: Pretrained, name: str) -> Non
         raise ZSQBenchError(f"generator {name} returned NaN or infinite pixels in {broken} of {len(tensor)} images")
     if images.labels is not None and len(images.labels) != len(tensor):
         raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(tensor)} images")
+
+
+def _check_float_accuracy(model: str, metric: str, measured: float, expected: float) -> None:
+    """Raise ZSQBenchError where the float network does not reach what the suite says of it."""
+    # rounded, so that 71.08 and 70.98 are 0.1 apart; and NaN is near nothing
+    if not round(abs(measured - expected), 6) <= FLOAT_ACCURACY_TOLERANCE:
+        raise ZSQBenchError(
+            f"the float network {model} reaches {measured:.3f} % {metric}, and its float_accuracy is {expected}: "
+            "check its weights, the evaluation data, and how images are resized, cropped and normalised"
+        )
 
 
 def _dump(path: Path, value: object) -> None:

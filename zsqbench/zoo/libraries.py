@@ -10,13 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError, unknown
-from zsqbench.zoo.models import Feeding, Network
+from zsqbench.zoo.models import IMAGENET, Feeding, Network
 from zsqbench.zoo.weights import build_network
 
 Weights = Path | Literal["none"] | None
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load(name: str, weights: Weights, classes: int | None) -> Network:
@@ -100,7 +97,7 @@ def _pytorchcv_feeding(name: str, module: nn.Module) -> Feeding:
     height, width = getattr(module, "in_size", (224, 224))
     if name.endswith(("_cifar10", "_cifar100", "_svhn")):
         return Feeding((3, height, width), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    return Feeding((3, height, width), _IMAGENET_MEAN, _IMAGENET_STD, math.ceil(height / 0.875), height)
+    return Feeding((3, height, width), IMAGENET.mean, IMAGENET.std, math.ceil(height / 0.875), height)
 
 
 def _network(

@@ -1,6 +1,6 @@
 """The named networks as plain data: what there is, how each is built and fed. Listing and checking need no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,12 +38,14 @@ class Network:
 class Definition:
     """A network that is defined here: its family, the arguments of its constructor, its weights if there are any."""
 
-    family: Literal["resnet", "mobilenet"]
+    family: Literal["resnet", "mobilenet", "brecq"]
     arguments: Mapping[str, Any]
     feeding: Feeding
     weights: Path | None = None
     """Shipped weights; none where the user brings them."""
     classes: int = field(default=10)
+    published: str = ""
+    """The file that the user brings, and where it was published, as far as it has to be a certain one."""
 
 
 DIGITS = Feeding((1, 16, 16), (0.304,), (0.318,), resize=16)
@@ -51,8 +53,15 @@ DIGITS = Feeding((1, 16, 16), (0.304,), (0.318,), resize=16)
 CIFAR10 = Feeding((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 """The values of GDFQ's, IntraQ's and HAST's loaders; ZeroQ's and DSG's divide by others, which a suite can give."""
 CIFAR100 = Feeding((3, 32, 32), (0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761))
+IMAGENET = Feeding((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256, crop=224)
 
 _FOLDER = Path(__file__).parent
+_BRECQ_RELEASE = "https://github.com/yhhhli/BRECQ/releases/tag/v1.0"
+_BRECQ_FILES = {
+    "resnet18": "resnet18_imagenet.pth.tar",
+    "resnet50": "resnet50_imagenet.pth.tar",
+    "mobilenetv2": "mobilenetv2.pth.tar",
+}
 
 DEFINITIONS: Mapping[str, Definition] = {
     "resnet20": Definition(
@@ -65,6 +74,12 @@ DEFINITIONS: Mapping[str, Definition] = {
         _FOLDER / "mobilenetv2.safetensors",
     ),
     **{f"cifar_resnet{depth}": Definition("resnet", {"depth": depth}, CIFAR10) for depth in (20, 32, 44, 56)},
+    **{
+        f"brecq/{name}": Definition(
+            "brecq", {"name": name}, IMAGENET, classes=1000, published=f"{file} of {_BRECQ_RELEASE}"
+        )
+        for name, file in _BRECQ_FILES.items()
+    },
 }
 """The networks that are defined here, by name."""
 
@@ -87,10 +102,11 @@ def check_name(name: str) -> None:
 
 def shipped_weights(name: str) -> Path:
     """The weights file of a definition. Raises ZSQBenchError for one whose weights the user brings."""
-    weights = DEFINITIONS[name].weights
-    if weights is None:
-        raise ZSQBenchError(f"model {name!r} comes without weights; give 'weights': a file, or none for random ones")
-    return weights
+    definition = DEFINITIONS[name]
+    if definition.weights is None:
+        file = definition.published or "a file"
+        raise ZSQBenchError(f"model {name!r} comes without weights; give 'weights': {file}, or none for random ones")
+    return definition.weights
 
 
 def load_named(name: str, weights: Path | Literal["none"] | None = None, classes: int | None = None) -> Network:
@@ -110,11 +126,14 @@ def load_named(name: str, weights: Path | Literal["none"] | None = None, classes
 def _load_definition(
     name: str, definition: Definition, weights: Path | Literal["none"] | None, classes: int | None
 ) -> Network:
+    from zsqbench.zoo import brecq
     from zsqbench.zoo.mobilenet import MobileNetV2
     from zsqbench.zoo.resnet import CifarResNet
     from zsqbench.zoo.weights import build_network
 
     weights = weights or shipped_weights(name)
-    family = {"resnet": CifarResNet, "mobilenet": MobileNetV2}[definition.family]
+    families: dict[str, Callable[..., nn.Module]]
+    families = {"resnet": CifarResNet, "mobilenet": MobileNetV2, "brecq": brecq.build}
+    build = families[definition.family]
     arguments = {**definition.arguments, "classes": classes or definition.classes}
-    return Network(build_network(lambda: family(**arguments), weights), definition.feeding)
+    return Network(build_network(lambda: build(**arguments), weights), definition.feeding)
