@@ -90,14 +90,15 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes.to(scale.dtype) - zero_point).mul_(scale)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, clips_first: bool = False) -> Tensor:
     """X rounded to the grid; the gradient passes the rounding straight through and is zero where x was clamped.
 
     The scale gets the gradient that follows from this, as in BRECQ and QDrop (no LSQ scaling); the zero point, none.
+    With `clips_first`, what lies beyond the last code is clamped even where it would be rounded to it, as in GENIE.
     """
     if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
         return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
-    values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits)
+    values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits, clips_first)
     return values
 
 
@@ -105,11 +106,12 @@ class _StraightThrough(torch.autograd.Function):
     """One function, since the graph of its parts would take several times as many passes over an activation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
         steps = x / scale
         rounded = steps.round()
-        codes = torch.clamp(rounded, 0 - zero_point, levels(bits) - zero_point)
-        inside = rounded == codes
+        low, high = 0 - zero_point, levels(bits) - zero_point
+        codes = torch.clamp(rounded, low, high)
+        inside = (steps >= low) & (steps <= high) if clips_first else rounded == codes
         ctx.shape = scale.shape
         if scale.requires_grad:
             ctx.save_for_backward(inside, codes - steps.mul_(inside))  # the derivative to the scale
@@ -118,14 +120,14 @@ class _StraightThrough(torch.autograd.Function):
         return codes.mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         inside, *slope = ctx.saved_tensors
         to_scale = None
         if slope and ctx.shape == torch.Size([]):
             to_scale = torch.dot(gradients[0].flatten(), slope[0].flatten())
         elif slope:
             to_scale = (gradients[0] * slope[0]).sum_to_size(ctx.shape)
-        return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None
+        return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None, None
 
 
 def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

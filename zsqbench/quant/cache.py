@@ -121,9 +121,10 @@ class _File:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self._device = device
-        self._shape, self._dtype = shape[1:], dtype
+        self._count, self._shape, self._dtype = shape[0], shape[1:], dtype
         self._row = math.prod(shape[1:]) * dtype.itemsize
         self._file = tempfile.TemporaryFile(prefix="zsqbench-")  # noqa: SIM115 - it lives as long as the cache
+        weakref.finalize(self, self._file.close)
         os.posix_fallocate(self._file.fileno(), 0, max(1, self._row * shape[0]))
 
     def write(self, start: int, part: Tensor) -> None:
@@ -133,7 +134,7 @@ class _File:
         self._file.flush()
 
     def read(self, index: Tensor | slice) -> Tensor:
-        rows = range(*index.indices(1 << 62)) if isinstance(index, slice) else index.tolist()
+        rows = range(*index.indices(self._count)) if isinstance(index, slice) else index.tolist()
         into = torch.empty(len(rows), self._row, dtype=torch.uint8)
         for row, place in zip(into.numpy(), rows, strict=True):
             os.preadv(self._file.fileno(), [row], place * self._row)

@@ -47,6 +47,8 @@ class TensorQuantizer(nn.Module):
         self.axis = axis
         self.enabled = False
         """Whether it quantizes; calibration switches it on, and any pass may switch it off for a while."""
+        self.clips_first = False
+        """Where its gradient ends, see `fake_quantize`."""
         self.register_buffer("scale", torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape))
 
@@ -93,7 +95,7 @@ class TensorQuantizer(nn.Module):
             return x
         if x.dtype in HALVES:  # codes need more precision than autocast's activations have
             x = x.float()
-        return fake_quantize(x, self.scale, self.zero_point, self.bits)
+        return fake_quantize(x, self.scale, self.zero_point, self.bits, clips_first=self.clips_first)
 
     def extra_repr(self) -> str:
         """What `print(student)` shows."""

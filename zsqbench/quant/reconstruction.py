@@ -39,7 +39,7 @@ class Reconstruction:
         memory: Memory | None = None,
         before_unit: Callable[[Unit, Sequence[Tensor]], None] | None = None,
     ) -> None:
-        """`before_unit` is called with a unit that is about to learn and a first batch of its inputs.
+        """`before_unit` is called with each unit, before it learns, and a first batch of its inputs.
 
         Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
         """
@@ -80,6 +80,9 @@ class Reconstruction:
             needed = {name for later in self.units[place + 1 :] for name in later.inputs}
             with in_float(unit):
                 following = push(unit, plain, needed | {unit.target}, recipe.batch_size, self.memory)
+            if self._before_unit is not None and unit.kind != "passage" and place >= finished:
+                first = slice(0, recipe.batch_size)
+                self._before_unit(unit, [inputs[name].read(first) for name in unit.inputs])
             reads_float = recipe.source == "float"
             if unit in learners and place >= finished:
                 target, to_push = following[unit.target], set() if reads_float else needed
@@ -105,8 +108,6 @@ class Reconstruction:
         needed: set[str],
     ) -> Frontier:
         unit = self.units[place]
-        if self._before_unit is not None:
-            self._before_unit(unit, [inputs[name].read(slice(0, recipe.batch_size)) for name in unit.inputs])
         layers = [layer for path, layer in unit.layers if path not in self._settled] if recipe.rounding else []
         curve = f"{stage}/{unit.name}"
         learning = Learning(
