@@ -60,7 +60,7 @@ class RTN(zsqbench.Quantizer):
         student: "nn.Module",
         teacher: "Pretrained",  # noqa: ARG002
         data: "CalibrationSet | None",
-        ctx: "StepContext",
+        ctx: "StepContext",  # noqa: ARG002
     ) -> None:
         """Set the ranges of all quantizers. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import calibrate_activations_by, calibrate_weights

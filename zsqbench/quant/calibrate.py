@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zsqbench.quant.fake_quant import ActivationQuantizer, TensorQuantizer
 from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
-from zsqbench.quant.prepare import activation_quantizers, quantized_layers
+from zsqbench.quant.prepare import activation_quantizers, quantized_layers, weight_quantizers
 
 Ranges = Literal["minmax", "mse", "percentile"]
 """How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
@@ -49,6 +49,28 @@ def calibrate_activations(
             hooks.enter_context(observed(quantizer, observer(quantizer)))
         for images in batches:
             student(images)
+
+
+@torch.no_grad()
+def calibrate_float_activations(
+    student: nn.Module, images: Tensor, observer: Callable[[ActivationQuantizer], Observer]
+) -> None:
+    """The same in one forward pass of the float network: no quantizer rounds before all are set."""
+    quantizers = [quantizer for _, quantizer in activation_quantizers(student)]
+
+    def sets(quantizer: ActivationQuantizer) -> Observer:
+        see = observer(quantizer)
+
+        def show(values: Tensor) -> None:
+            see(values)
+            quantizer.enabled = False
+
+        return show
+
+    with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=False):
+        calibrate_activations(student, [images], sets)
+    for quantizer in quantizers:
+        quantizer.enabled = True
 
 
 def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) -> None:
