@@ -335,7 +335,7 @@ def _equalize(
     """
     import torch
 
-    from zsqbench.quant import BoundedReLU, equalization_factors, equalize, layer_pairs
+    from zsqbench.quant import BoundedReLU, equalization_factors, layer_pairs, rescale
 
     pairs = [pair for pair in layer_pairs(student) if pair.quantizer is not None and pair.operator in HOMOGENEOUS]
     maxima: dict[str, Any] = {}
@@ -355,13 +355,7 @@ def _equalize(
         quantizer: Any = pair.quantizer
         threshold = quantizer.threshold()
         factors = scaled[pair.first] = equalization_factors(maxima[name], threshold)
-        first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
-        groups = getattr(second, "groups", 1)
-        result = equalize(first.weight, first.bias, second.weight, factors, next_groups=groups)
-        first.weight.copy_(result.weight)
-        second.weight.copy_(result.next_weight)
-        if first.bias is not None:
-            first.bias.copy_(result.bias)
+        rescale(student, pair, factors)
         if pair.activation is not None and pair.operator == "relu6":
             bounded: BoundedReLU = student.get_submodule(str(pair.activation.target))
             bounded.bound.copy_(threshold)

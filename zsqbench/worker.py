@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
+SHOWN_CURVES = 3
+"""Curves whose last value is shown with the progress: those that began last."""
 FLOAT_ACCURACY_TOLERANCE = 0.1
 """Percentage points between what a suite says of a float network and what is measured: libraries round otherwise."""
 NETWORKS = 4
@@ -336,12 +338,15 @@ class _Reporter:
         self.rng = rng
         self.curves: dict[str, list[tuple[int, Any]]] = {}
         self.notes: list[str] = []
+        self._shown_curves: list[str] = []
         self.started = time.perf_counter()
         self._done = self._total = 0
         self._shown = self._kept = time.monotonic()
 
     def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
         self.curves.setdefault(name, []).append((step, value.detach().clone() if hasattr(value, "detach") else value))
+        if name not in self._shown_curves:
+            self._shown_curves = [*self._shown_curves, name][-SHOWN_CURVES:]
         self._show()
 
     def progress(self, done: int, total: int) -> None:
@@ -410,7 +415,7 @@ class _Reporter:
         if now - self._shown < PROGRESS_SECONDS:
             return
         self._shown = now
-        last = {name: float(points[-1][1]) for name, points in self.curves.items()}
+        last = {name: float(self.curves[name][-1][1]) for name in self._shown_curves}
         text = json.dumps({"done": self._done, "total": self._total, "values": last})
         with contextlib.suppress(OSError):  # progress that cannot be shown is no reason to stop
             write_atomically(self.folder / "progress.json", text)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zsqbench_plugins.genie_m import GenieM, _initialise_activations
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
@@ -23,7 +24,6 @@ from zsqbench.quant.rounding import SoftRounding
 from zsqbench.quant.units import _units, find_units
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
-from zsqbench_plugins.genie_m import GenieM, _initialise_activations
 
 SHORT = {"iterations": 6, "batch_size": 8}
 
@@ -121,7 +121,9 @@ def test_released_step_sizes_have_these_gradients(golden, tensor, bits):
     (output * torch.from_numpy(stored[f"{key}upstream"])).sum().backward()
     torch.testing.assert_close(output.detach(), torch.from_numpy(stored[f"{key}out"]), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.grad, torch.from_numpy(stored[f"{key}grad_x"]), rtol=1e-4, atol=1e-6)
-    assert scale.grad.item() == pytest.approx(float(stored[f"{key}grad_scale"].reshape(())), rel=2e-4)  # summed in float32
+    assert scale.grad.item() == pytest.approx(
+        float(stored[f"{key}grad_scale"].reshape(())), rel=2e-4
+    )  # summed in float32
 
 
 def test_a_released_block_comes_out(golden, monkeypatch):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from zsqbench_plugins.qdrop import QDrop
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import effective_map, fake_quantize
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
-from zsqbench_plugins.qdrop import QDrop
 
 SHORT = {"iterations": 6, "batch_size": 8}
 

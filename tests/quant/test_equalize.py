@@ -6,8 +6,11 @@ from torch.nn import functional
 from zsqbench.quant.affine import along, fake_quantize, symmetric_parameters
 from zsqbench.quant.equalize import (
     ShiftedGrid,
+    absorbed_biases,
+    balancing_factors,
     best_shifted_grid,
     corrected_bias,
+    dead_channels,
     equalization_factors,
     equalize,
     per_input,
@@ -81,6 +84,62 @@ def test_equalization_leaves_its_arguments_and_a_missing_bias_alone():
     assert equalized.next_weight.tolist() == [[0.5, 0.25]] * 4
     assert weight.eq(1).all()
     assert next_weight.eq(1).all()
+
+
+def read_by_channel(layer, channels):
+    """The largest absolute weight that reads each channel, found by feeding one channel after the other."""
+    probes = torch.eye(channels, dtype=torch.float64)
+    magnitudes = layer.weight.abs()
+    if isinstance(layer, nn.Linear):
+        each = layer.in_features // channels
+        return torch.stack([(magnitudes * probe.repeat_interleave(each)).amax() for probe in probes])
+    in_group = channels // layer.groups
+    found = torch.zeros(channels, dtype=torch.float64)
+    for out in range(len(magnitudes)):
+        group = out // (len(magnitudes) // layer.groups)
+        for i in range(in_group):
+            channel = group * in_group + i
+            found[channel] = torch.maximum(found[channel], magnitudes[out, i].max())
+    return found
+
+
+@pytest.mark.parametrize("kind", list(next_layers()))
+def test_balanced_layers_have_one_range_in_each_channel(kind):
+    first, rest = conv(3, 8, padding=1), next_layers()[kind]
+    second = rest[-1] if isinstance(rest, nn.Sequential) else rest
+    first.weight.data *= torch.logspace(-3, 3, 8).view(-1, 1, 1, 1)
+    x, groups = normal(4, 3, 6, 6), getattr(second, "groups", 1)
+    before = rest(first(x).relu())
+    factors = balancing_factors(first.weight, second.weight, next_groups=groups)
+    first.weight.data, first.bias.data, second.weight.data = equalize(
+        first.weight, first.bias, second.weight, factors, next_groups=groups
+    )
+    made = first.weight.abs().amax((1, 2, 3))
+    torch.testing.assert_close(made, read_by_channel(second, 8))
+    assert torch.allclose(rest(first(x).relu()), before, atol=1e-12)
+
+
+def test_channels_that_a_layer_leaves_out_are_not_rescaled():
+    weight, next_weight = torch.ones(4, 3), torch.ones(2, 4)
+    weight[0], weight[1], next_weight[:, 2] = 0, 1e-12, 0
+    assert balancing_factors(weight, next_weight).tolist() == [1] * 4
+    assert balancing_factors(torch.zeros(4, 3), next_weight).tolist() == [1] * 4
+    assert dead_channels(weight).tolist() == [True, True, False, False]
+    assert dead_channels(torch.zeros(2, 3)).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_an_absorbed_constant_changes_nothing_but_along_padding(groups):
+    first, second = conv(3, 8, kernel=1), conv(8, 16, groups=groups, padding=1)
+    first.bias.data += 9.0  # all that the ReLU gets is above what is absorbed
+    x, amounts = 0.1 * normal(4, 3, 6, 6), torch.linspace(0, 5, 8, dtype=torch.float64)
+    before = second(first(x).relu())
+    first.bias.data, second.bias.data = absorbed_biases(
+        first.bias, second.weight, second.bias, amounts, next_groups=groups
+    )
+    after = second(first(x).relu())
+    assert torch.allclose(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1], atol=1e-12)
+    assert not torch.allclose(after, before, atol=1e-2)
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((4, 3, 1, 1), 1), ((4, 4, 1, 1), 2), ((4, 3), 1)])

@@ -148,3 +148,85 @@ def test_percentiles_are_values_of_the_tensor():
 def test_no_power_of_two_is_below_the_smallest_threshold():
     x = 1e-7 * torch.rand(1000, generator=torch.Generator().manual_seed(5))
     assert lp_search(x, 8, grid="power_of_two", signed=False).scale == 2.0**-16 / 256
+
+
+def normal(count):
+    return torch.randn(count, generator=torch.Generator().manual_seed(6))
+
+
+# 5000 elements each, none zero but where it says so
+LONG_ROWS = {
+    "relu": normal(5000).clamp(min=0),
+    "signed": normal(5000),
+    "heavy tails": normal(5000) ** 5,
+    "one outlier": torch.cat([normal(4999), torch.tensor([1e3])]),
+    "relu6": (4 * normal(5000)).clamp(0, 6),
+    "few values": normal(5000).round(),
+    "two values": torch.where(normal(5000) > 0, 0.3, 0.7),
+    "on a grid": (4 * normal(5000)).round() / 8,
+    "offset": 100 + normal(5000),
+    "constant": torch.full((5000,), 0.7),
+    "zeros": torch.zeros(5000),
+    "tiny": 1e-12 * normal(5000),
+    "small": 2e-6 * normal(5000),
+    "large": 1e5 * normal(5000),
+    "too large": 1e12 * normal(5000),
+    "NaN": torch.cat([normal(4999), torch.tensor([float("nan")])]),
+    "infinite": torch.cat([normal(4999), torch.tensor([float("inf")])]),
+}
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Makes 5000 elements many."""
+    monkeypatch.setattr(observers, "_CPU_BLOCK", 2000)
+
+
+@pytest.fixture
+def exhaustive(monkeypatch):
+    """Calls a search that evaluates every candidate on every element, and returns what it gives."""
+
+    def call(search):
+        with monkeypatch.context() as patched:
+            patched.setattr(observers, "_contenders", lambda _, candidates, __: torch.arange(len(candidates.scale)))
+            return torch.stack(search())
+
+    return call
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("grid", ["affine", "symmetric", "power_of_two"])
+@pytest.mark.parametrize("name", LONG_ROWS)
+def test_dropping_candidates_by_a_histogram_changes_no_choice(exhaustive, name, grid):
+    x = LONG_ROWS[name]
+    for bits in (2, 4, 8):
+
+        def search(bits=bits):
+            return lp_search(x, bits, grid=grid, signed=bool((x < 0).any()))
+
+        torch.testing.assert_close(torch.stack(search()), exhaustive(search), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("name", LONG_ROWS)
+def test_dropping_candidates_changes_no_choice_where_ranges_need_not_hold_zero(exhaustive, name):
+    for bits in (2, 4, 8):
+
+        def search(bits=bits):
+            return mse80(LONG_ROWS[name], bits)
+
+        torch.testing.assert_close(torch.stack(search()), exhaustive(search), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_histogram_drops_most_candidates(bits):
+    x = LONG_ROWS["signed"]
+    ratios = torch.arange(80, 0, -1)[:, None] / 80
+    candidates = affine_parameters(ratios * x.min(), ratios * x.max(), bits)
+    assert len(observers._contenders(x, candidates, bits)) <= 8
+
+
+def test_a_large_tensor_is_searched_as_every_candidate_on_every_element_would(exhaustive):
+    x = normal(2**18).clamp(min=0)
+    searched = torch.stack(lp_search(x, 4))
+    assert torch.equal(searched, exhaustive(lambda: lp_search(x, 4)))

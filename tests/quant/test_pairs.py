@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zsqbench.quant import BoundedReLU, free_bounds, layer_pairs, prepare
+from zsqbench.quant import BoundedReLU, drop_bounds, free_bounds, layer_pairs, prepare, rescale
 from zsqbench.scheme import parse_scheme
 
 SIZE = (3, 8, 8)
@@ -86,3 +86,69 @@ def test_bounds_are_freed_where_a_pair_shares_them_and_nothing_else_changes():
     assert [pair.operator for pair in layer_pairs(student)] == ["relu6"]
     bounded["bounds.relu6"].bound.fill_(1.0)
     assert not torch.equal(student(images), network(images))
+
+
+def relu6_network(*, linear):
+    def forward(net, x):
+        x = x.flatten(1) if linear else x
+        return net.act(net.second(functional.relu6(net.first(x))))
+
+    torch.manual_seed(0)
+    kind, inputs = (nn.Linear, 192) if linear else (lambda *sizes: nn.Conv2d(*sizes, 1), 3)
+    return from_forward(forward, first=kind(inputs, 4), second=kind(4, 5), act=nn.ReLU6()).eval()
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_each_channel_may_have_a_bound_of_its_own(linear):
+    network = relu6_network(linear=linear)
+    student = prepare(network, parse_scheme("hw/w8a8"), SIZE)
+    free_bounds(student, per_channel=True)
+    images, factors = 20 * torch.randn(4, *SIZE), torch.tensor([0.5, 1.0, 3.0, 4.0])
+    torch.testing.assert_close(student(images), network(images))
+    (pair,) = layer_pairs(student)
+    rescale(student, pair, factors)
+    bound = student.get_submodule("bounds.relu6").bound
+    bound.mul_(factors.view_as(bound))
+    torch.testing.assert_close(student(images), network(images), rtol=1e-5, atol=1e-5)
+    assert student.get_submodule("second").bias is not None
+
+
+def test_bounds_are_dropped_where_a_pair_shares_them_and_only_there():
+    network = relu6_network(linear=False)
+    student = prepare(network, parse_scheme("hw/w8a8"), SIZE)
+    assert drop_bounds(student) == ["first"]
+    images = 20 * torch.randn(4, *SIZE)
+    expected = functional.relu6(network.second(functional.relu(network.first(images))))
+    torch.testing.assert_close(student(images), expected)
+    assert [pair.operator for pair in layer_pairs(student)] == ["relu"]
+
+
+def test_what_a_pair_shares_is_rescaled_and_tied_weights_elsewhere_are_not():
+    first, second = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1)
+    third = nn.Conv2d(4, 4, 1)
+    third.weight = second.weight
+    network = from_forward(
+        lambda net, x: net.third(torch.sigmoid(net.second(net.first(x)))), first=first, second=second, third=third
+    )
+    student = prepare(network.eval(), parse_scheme("hw/w32a8"), SIZE)
+    images = torch.randn(4, *SIZE)
+    rescale(student, layer_pairs(student)[0], torch.tensor([2.0, 3.0, 4.0, 5.0]))
+    torch.testing.assert_close(student(images), network(images))
+    assert student.get_submodule("first").bias is None
+
+
+@pytest.mark.parametrize(
+    ("between", "second", "padded"),
+    [
+        ([], nn.Conv2d(4, 2, 3, padding=1), True),
+        ([], nn.Conv2d(4, 2, 3, padding="same"), True),
+        ([nn.ZeroPad2d(1)], nn.Conv2d(4, 2, 3), True),
+        ([], nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), False),
+        ([], nn.Conv2d(4, 2, 3, padding="valid"), False),
+        ([nn.Dropout()], nn.Conv2d(4, 2, 3), False),
+    ],
+)
+def test_a_pair_knows_whether_zeros_are_read_around_it(between, second, padded):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), *between, nn.ReLU(), second).eval()
+    (pair,) = layer_pairs(prepare(network, parse_scheme("hw/w8a8"), SIZE))
+    assert pair.padded == padded

@@ -22,6 +22,7 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
+from zsqbench.quant.learning import draw, keep_mask
 from zsqbench.quant.prepare import activation_quantizers
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import context
@@ -262,10 +263,15 @@ def test_nothing_dropped_and_no_mixture_is_plain_joint_reconstruction():
     assert same(*results)
 
 
-def test_half_of_the_elements_are_dropped():
-    from zsqbench.quant.learning import keep_mask
+@pytest.mark.parametrize("probability", [0.5, 0.2])
+def test_elements_are_kept_with_their_probability_and_independently(probability):
+    mask = keep_mask(torch.Size([201, 501]), probability, context())
 
-    assert keep_mask(torch.Size([200, 500]), 0.5, context()).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert mask.dtype == torch.bool
+    assert mask.float().mean().item() == pytest.approx(probability, abs=0.01)
+    flat = mask.flatten().float() - probability
+    for distance in (1, 2, 4, 8, 64):
+        assert (flat[:-distance] * flat[distance:]).mean().abs() < 0.005
 
 
 @pytest.mark.parametrize(
@@ -273,8 +279,6 @@ def test_half_of_the_elements_are_dropped():
     [("permutation", 1), ("epoch", 2), ("replacement", 1)],
 )
 def test_draws_are_as_they_are_called(how, batches):
-    from zsqbench.quant.learning import draw
-
     drawn = draw(9, 4, how, context(seed=1))
     together = torch.cat([next(drawn) for _ in range(batches)])
 

@@ -11,22 +11,29 @@ from zsqbench.quant.affine import (
     quantize,
     symmetric_parameters,
 )
+from zsqbench.quant.cache import Memory
 from zsqbench.quant.calibrate import (
     Ranges,
     calibrate_activations,
+    calibrate_activations_by,
     calibrate_activations_minmax,
     calibrate_activations_mse,
     calibrate_activations_percentile,
+    calibrate_float_activations,
     calibrate_weights,
     observed,
     switched,
 )
 from zsqbench.quant.equalize import (
     ShiftedGrid,
+    absorbed_biases,
+    balancing_factors,
     best_shifted_grid,
     corrected_bias,
+    dead_channels,
     equalization_factors,
     equalize,
+    per_input,
     second_moment_correction,
     shifted_grid,
 )
@@ -34,8 +41,19 @@ from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, Tenso
 from zsqbench.quant.fold import fold_bn, folded
 from zsqbench.quant.graph import activation_roles, capture, positions, roles, tensor_name, weight_roles
 from zsqbench.quant.histogram import Histogram, RunningHistogram
-from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, mse80, percentile
-from zsqbench.quant.pairs import BoundedReLU, Pair, free_bounds, layer_pairs
+from zsqbench.quant.learning import Recipe, Rounding, StepSizes
+from zsqbench.quant.moments import Moments, input_moments, norm_moments
+from zsqbench.quant.observers import (
+    RunningMinMax,
+    include_zero,
+    lp_search,
+    minmax,
+    mse80,
+    percentile,
+    range_search,
+    shrink_search,
+)
+from zsqbench.quant.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs, rescale
 from zsqbench.quant.prepare import (
     Grids,
     activation_quantizers,
@@ -47,6 +65,8 @@ from zsqbench.quant.prepare import (
     restore,
     weight_quantizers,
 )
+from zsqbench.quant.reconstruction import Reconstruction, check_images, memory_errors
+from zsqbench.quant.rounding import Annealing
 from zsqbench.quant.thresholds import (
     ExactThresholdSearch,
     Threshold,
@@ -54,53 +74,75 @@ from zsqbench.quant.thresholds import (
     power_of_two_weight_thresholds,
     symmetric_weight_thresholds,
 )
+from zsqbench.quant.units import Unit, describe_units, find_units
 
 __all__ = [
     "ActivationQuantizer",
+    "Annealing",
     "BoundedReLU",
     "ExactThresholdSearch",
     "Grids",
     "Histogram",
+    "Memory",
+    "Moments",
     "Pair",
     "QuantizedLayer",
     "Ranges",
+    "Recipe",
+    "Reconstruction",
+    "Rounding",
     "RunningHistogram",
     "RunningMinMax",
     "ShiftedGrid",
+    "StepSizes",
     "TensorQuantizer",
     "Threshold",
+    "Unit",
     "WeightQuantizer",
+    "absorbed_biases",
     "activation_quantizers",
     "activation_roles",
     "activation_threshold",
     "affine_parameters",
+    "balancing_factors",
     "best_shifted_grid",
     "calibrate_activations",
+    "calibrate_activations_by",
     "calibrate_activations_minmax",
     "calibrate_activations_mse",
     "calibrate_activations_percentile",
+    "calibrate_float_activations",
     "calibrate_weights",
     "capture",
+    "check_images",
     "corrected_bias",
     "covering_threshold",
+    "dead_channels",
     "dequantize",
+    "describe_units",
+    "drop_bounds",
     "effective_map",
     "equalization_factors",
     "equalize",
     "fake_quantize",
     "fake_quantize_identity",
     "finalize",
+    "find_units",
     "fold_bn",
     "folded",
     "free_bounds",
     "grid_parameters",
     "include_zero",
+    "input_moments",
     "layer_pairs",
     "lp_search",
     "measured_map",
+    "memory_errors",
     "minmax",
     "mse80",
+    "norm_moments",
     "observed",
+    "per_input",
     "percentile",
     "positions",
     "power_of_two",
@@ -108,10 +150,13 @@ __all__ = [
     "prepare",
     "quantize",
     "quantized_layers",
+    "range_search",
+    "rescale",
     "restore",
     "roles",
     "second_moment_correction",
     "shifted_grid",
+    "shrink_search",
     "switched",
     "symmetric_parameters",
     "symmetric_weight_thresholds",

@@ -1,7 +1,7 @@
-"""The closed-form corrections of HPTQ: channel equalization, shift negative correction, bias and second moments.
+"""The closed-form corrections of HPTQ and DFQ: equalization, absorption, shift negative correction, bias and moments.
 
-From HPTQ, arXiv 2109.09113, and its code, MCT. Weights are [out, in / groups, kh, kw] of a convolution or [out, in] of
-a linear layer; none of the functions changes its arguments.
+From HPTQ, arXiv 2109.09113, and its code, MCT; from DFQ, arXiv 1906.04721. Weights are [out, in / groups, kh, kw] of a
+convolution or [out, in] of a linear layer; none of the functions changes its arguments.
 """
 
 import math
@@ -42,7 +42,7 @@ class ShiftedGrid(NamedTuple):
         return self.scale * self.zero_point
 
 
-class Moments(NamedTuple):
+class Rescaling(NamedTuple):
     """A factor and a summand for each output channel: y * scale + shift."""
 
     scale: Tensor
@@ -72,6 +72,37 @@ def equalize(
         None if bias is None else bias * factors,
         next_weight / per_input(factors, next_weight, next_groups),
     )
+
+
+def balancing_factors(weight: Tensor, next_weight: Tensor, *, next_groups: int = 1) -> Tensor:
+    """Factors [C] with which both layers' weights have the same range in each channel between them.
+
+    DFQ's 1 / s = sqrt(r2 / r1), where r1 and r2 are the largest absolute weights that make and that read a channel. A
+    channel that is dead keeps its factor of one, as a huge one would only blow up the constant that it is: where r1 r2,
+    which no factor changes, is below a 2^24th of the largest.
+    """
+    made, read = weight.abs().flatten(1).amax(1), _read_range(next_weight, len(weight), next_groups)
+    products = made.double() * read
+    alive = products > products.max() / _LARGEST_FACTOR
+    return torch.where(alive, (read / made).sqrt(), torch.ones_like(made))
+
+
+def dead_channels(weight: Tensor) -> Tensor:
+    """Which output channels a layer makes with weights below a 2^24th of its largest, or none: they are constants."""
+    ranges = weight.abs().flatten(1).amax(1)
+    return ranges <= ranges.max() / _LARGEST_FACTOR
+
+
+def absorbed_biases(
+    bias: Tensor, next_weight: Tensor, next_bias: Tensor, amounts: Tensor, *, next_groups: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The biases of two layers, of which the next one takes over constant amounts [C] of what the first one makes.
+
+    DFQ's high-bias absorption: what comes between the layers has to pass a constant on. The next layer's zero padding
+    does not: along borders that reach into it, the weights there count the constant, too.
+    """
+    taken = (next_weight * per_input(amounts, next_weight, next_groups)).flatten(1).sum(1)
+    return bias - amounts, next_bias + taken
 
 
 def per_input(values: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
@@ -135,7 +166,7 @@ def best_shifted_grid(histogram: Histogram, threshold: float, bits: int, ratio: 
 
 def second_moment_correction(
     mean: Tensor, variance: Tensor, beta: Tensor, gamma: Tensor, *, eps: float = 1e-8
-) -> Moments:
+) -> Rescaling:
     """The scale and shift that give a layer's output the mean beta and the deviation |gamma| of its folded batch norm.
 
     `mean` and `variance` are those of the output of the layer with quantized weights, all of shape [out]; fold the
@@ -144,4 +175,10 @@ def second_moment_correction(
     """
     alive = (variance > eps) & (gamma.square() > eps)
     scale = torch.where(alive, gamma.abs() / variance.clamp(min=eps).sqrt(), torch.ones_like(gamma))
-    return Moments(scale, beta - scale * mean)
+    return Rescaling(scale, beta - scale * mean)
+
+
+def _read_range(weight: Tensor, channels: int, groups: int) -> Tensor:
+    """The largest absolute weight that reads each of the channels: [C]."""
+    by_group = weight.abs().reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return by_group.amax((1, 3)).view(channels, -1).amax(1)

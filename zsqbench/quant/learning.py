@@ -357,7 +357,11 @@ def draw(count: int, size: int, how: Draws, ctx: Context) -> Iterator[Tensor]:
 
 def keep_mask(shape: torch.Size, probability: float, ctx: Context) -> Tensor:
     """A mask that is true with this probability."""
-    return torch.rand(shape, generator=ctx.rng, device=ctx.device) < probability
+    if probability != 0.5:  # noqa: PLR2004 - the published one, for which a bit of each byte is enough
+        return torch.rand(shape, generator=ctx.rng, device=ctx.device) < probability
+    count = shape.numel()
+    words = torch.empty(-(-count // 8), dtype=torch.int64, device=ctx.device).random_(generator=ctx.rng)
+    return words.view(torch.uint8)[:count].bitwise_and_(1).view(torch.bool).view(shape)
 
 
 def _read(cache: Cache | None, index: Tensor | slice) -> Tensor | None:

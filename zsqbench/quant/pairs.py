@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from zsqbench.quant.equalize import equalize
 from zsqbench.quant.fake_quant import ActivationQuantizer
 from zsqbench.quant.fold import called_once
 from zsqbench.quant.graph import ACTIVATIONS, is_layer, operator, repeats_values, tensor_name
@@ -27,6 +29,8 @@ class Pair:
     """Path of the layer whose input channels they are."""
     activation: fx.Node | None
     quantizer: ActivationQuantizer | None
+    padded: bool
+    """Whether the second layer also reads zeros from around the tensor."""
 
     @property
     def operator(self) -> str:
@@ -35,13 +39,13 @@ class Pair:
 
 
 class BoundedReLU(nn.Module):
-    """ReLU6 whose bound is a buffer, so that equalization can move it."""
+    """ReLU6 whose bound is a buffer, so that equalization can move it; one, or one for each channel."""
 
     bound: Tensor
 
-    def __init__(self, bound: float = 6.0) -> None:
+    def __init__(self, bound: float = 6.0, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.register_buffer("bound", torch.tensor(bound))
+        self.register_buffer("bound", torch.full(shape, bound))
 
     def forward(self, x: Tensor) -> Tensor:
         """X cut off at zero and at the bound."""
@@ -54,23 +58,58 @@ def layer_pairs(student: fx.GraphModule) -> list[Pair]:
     return [pair for node in starts for pair in _pair_from(student, node)]
 
 
-def free_bounds(student: fx.GraphModule) -> None:
+def free_bounds(student: fx.GraphModule, *, per_channel: bool = False) -> None:
     """Replace each ReLU6 between the layers of a pair by a `BoundedReLU`, in place."""
-    for pair in layer_pairs(student):
-        if pair.activation is None or pair.operator != "relu6":
-            continue
-        path = f"{BOUNDS}.{tensor_name(pair.activation)}"
-        student.add_submodule(path, BoundedReLU().to(next(student.parameters()).device))
-        with student.graph.inserting_after(pair.activation):
-            bounded = student.graph.call_module(path, tuple(pair.activation.all_input_nodes))
-        bounded.meta |= pair.activation.meta
-        pair.activation.replace_all_uses_with(bounded)
-        student.graph.erase_node(pair.activation)
+    for pair, activation in _relu6_pairs(student):
+        path = f"{BOUNDS}.{tensor_name(activation)}"
+        weight: Any = student.get_submodule(pair.first).weight
+        shape = (len(weight),) + (1,) * (weight.dim() - 2) if per_channel else ()  # channels of a linear layer are last
+        student.add_submodule(path, BoundedReLU(shape=shape).to(weight.device))
+        with student.graph.inserting_after(activation):
+            bounded = student.graph.call_module(path, tuple(activation.all_input_nodes))
+        _replace(student, activation, bounded, "relu6")
     student.recompile()
 
 
+def drop_bounds(student: fx.GraphModule) -> list[str]:
+    """Replace each ReLU6 between the layers of a pair by ReLU, in place; returns the paths of the first layers."""
+    found = _relu6_pairs(student)
+    for _, activation in found:
+        with student.graph.inserting_after(activation):
+            unbounded = student.graph.call_function(functional.relu, tuple(activation.all_input_nodes))
+        _replace(student, activation, unbounded, "relu")
+    student.recompile()
+    return [pair.first for pair, _ in found]
+
+
+@torch.no_grad()
+def rescale(student: fx.GraphModule, pair: Pair, factors: Tensor) -> None:
+    """Multiply what the layers of a pair share by positive factors [C], in place; a bound between them is left alone.
+
+    The weights become parameters of their own, in case that other layers tie them.
+    """
+    first, second = cast("tuple[Any, Any]", tuple(map(student.get_submodule, (pair.first, pair.second))))
+    groups = getattr(second, "groups", 1)
+    result = equalize(first.weight, first.bias, second.weight, factors, next_groups=groups)
+    first.weight = nn.Parameter(result.weight, requires_grad=False)
+    second.weight = nn.Parameter(result.next_weight, requires_grad=False)
+    if result.bias is not None:
+        first.bias = nn.Parameter(result.bias, requires_grad=False)
+
+
+def _relu6_pairs(student: fx.GraphModule) -> list[tuple[Pair, fx.Node]]:
+    pairs = layer_pairs(student)
+    return [(pair, pair.activation) for pair in pairs if pair.activation is not None and pair.operator == "relu6"]
+
+
+def _replace(student: fx.GraphModule, node: fx.Node, by: fx.Node, kind: str) -> None:
+    by.meta |= node.meta | {"operator": kind}
+    node.replace_all_uses_with(by)
+    student.graph.erase_node(node)
+
+
 def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
-    node, activation, quantizer = first, None, None
+    node, activation, quantizer, padded = first, None, None, False
     while len(node.users) == 1:
         (node,) = node.users
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -78,9 +117,16 @@ def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
             quantizer = module
         elif is_layer(node):
             if called_once(student, node) and operator(node) == operator(first):
-                yield Pair(str(first.target), str(node.target), activation, quantizer)
+                padded = padded or _pads(module)
+                yield Pair(str(first.target), str(node.target), activation, quantizer, padded)
             return
         elif operator(node) in ACTIVATIONS and activation is None and len(node.all_input_nodes) == 1:
             activation = node
-        elif operator(node) not in _BETWEEN or not repeats_values(node):
+        elif operator(node) in _BETWEEN and repeats_values(node):
+            padded = padded or "pad" in operator(node)
+        else:
             return
+
+
+def _pads(layer: Any) -> bool:
+    return getattr(layer, "padding_mode", None) == "zeros" and layer.padding not in ("valid", (0, 0))

@@ -1,0 +1,281 @@
+"""DFQ: Data-Free Quantization Through Weight Equalization and Bias Correction (Nagel et al., ICCV 2019)."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+import zsqbench
+from zsqbench.scheme import Grid, Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+    from zsqbench.quant import Moments, Pair
+
+    Norms = dict[str, tuple[Tensor, Tensor]]
+
+HOMOGENEOUS = frozenset({"identity", "leakyrelu", "prelu", "relu", "relu6"})
+"""What may stand between equalized layers: a factor above zero passes through it (through ReLU6 with its bound)."""
+CONVERGED = 1e-3
+"""Equalization ends with a sweep that changes no range by more than this part of it."""
+UNBOUNDED = "dfq_unbounded"
+"""Key of a graph's `meta`: the paths of the layers whose ReLU6 became ReLU."""
+
+
+class DFQ(zsqbench.Quantizer):
+    """Equalizes weights, and takes ranges and bias corrections from batch normalisation: no data, no training.
+
+    On folded layers, in this order: cross-layer equalization, until consecutive layers (in chains of any length,
+    depthwise ones included) have the same largest |weight| in each channel between them; high-bias absorption, c =
+    max(0, beta - 3 gamma); weights from end to end on one affine grid per tensor, activations on beta +- 6 gamma, cut
+    off at the bounds of their function; and analytic bias correction, b -= (Q(W) - W) E[x]. For tensors that no batch
+    normalisation describes, `zsqbench.quant.moments` carries mean and variance along the graph.
+
+    The paper's other bias correction, empirical, needs images and is not implemented. Nor are AIMET's released
+    defaults, which use it.
+
+    Deviations: a batch normalisation's output deviates by gamma sqrt(var / (var + eps)), where the paper has gamma;
+    they differ in dead channels. A channel whose weights are zero, or below a 2^24th of the layer's largest, is a
+    constant, and is folded into the next bias before equalization, which would blow it up. ReLU6 becomes ReLU only
+    where equalized layers share it (in the paper everywhere). That changes the network: a MobileNetV1 of which 1 % of
+    the values exceed 6 falls from 57 to 9 % before anything is quantized. `relu6: per_channel` changes nothing, but
+    asks for a bound for each channel, which not all hardware has. Biases are corrected behind sums and poolings and in
+    the first layer, too, with pixels expected uniform and tensors that are added independent.
+
+    Absorption and bias correction are inexact along borders where a layer pads with zeros: an absorbed c is added
+    there without having been taken away, which may cost more than absorption gains (`absorb_padded` leaves these
+    layers out). Absorption is also inexact for what lies below c, of a normal distribution 0.13 %.
+    """
+
+    name = "dfq"
+    seeded = False
+    data_free = True
+    needs_bn = True
+    grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
+
+    equalization: bool = Field(True, description="rescale channels so that consecutive layers have equal ranges")
+    sweeps: int = Field(40, gt=0, description="passes over all pairs of layers, unless equalization converges before")
+    relu6: Literal["relu", "per_channel"] = Field(
+        "relu", description="what becomes of ReLU6 between such layers: ReLU, or a bound for each channel"
+    )
+    absorption: bool = Field(True, description="move what almost always passes a ReLU into the next layer's bias")
+    absorb_padded: bool = Field(
+        True, description="also where the next layer pads with zeros, which is inexact at borders"
+    )
+    absorption_sigmas: float = Field(3.0, ge=0, description="how many standard deviations below the mean that is")
+    bias_correction: bool = Field(True, description="correct biases by the expected error of the quantized weights")
+    sigmas: float = Field(6.0, gt=0, description="standard deviations between mean and ends of an activation's range")
+    grid: Grid | None = Field(None, description="kind of grid; none: what the scheme demands, else affine")
+    per_channel: bool = Field(False, description="a grid for each output channel of a weight, or one for the weight")
+
+    def rejects(self, scheme: Scheme) -> str | None:
+        """Batch normalisation that is not folded, and another grid than the scheme demands."""
+        demanded = scheme.placement.grid
+        if not scheme.is_float and not scheme.placement.fold_bn:
+            return "it needs batch normalisation folded into the layers, and the scheme leaves it unfolded"
+        if self.grid is not None and demanded not in (None, self.grid):
+            return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
+        return super().rejects(scheme)
+
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+        """Put quantizers in place, and what the method needs: biases, and no bound that cannot be moved."""
+        import torch
+
+        from zsqbench.quant import Grids, drop_bounds, free_bounds, prepare, quantized_layers
+
+        grid = self.grid or scheme.placement.grid or "affine"
+        grids = Grids(grid, grid, self.per_channel)
+        student: Any = prepare(teacher.module, scheme, teacher.input_size, grids)
+        for _, layer in quantized_layers(student):
+            if layer.bias is None:
+                layer.bias = torch.nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
+        if not scheme.quantizes_weights or not (self.equalization or self.absorption):
+            return student
+        if self.relu6 == "per_channel":
+            free_bounds(student, per_channel=True)
+        else:
+            student.meta[UNBOUNDED] = drop_bounds(student)
+        return student
+
+    def quantize(
+        self,
+        student: "nn.Module",
+        teacher: "Pretrained",
+        data: "CalibrationSet | None",  # noqa: ARG002
+        ctx: "StepContext",
+    ) -> None:
+        """Rescale and quantize. Raises ZSQBenchError for a network whose ranges do not follow from its norms."""
+        import torch
+
+        from zsqbench.quant import Moments, activation_quantizers, calibrate_weights, include_zero, input_moments
+
+        graph: Any = student
+        pixels = [ends.to(ctx.device) for ends in teacher.valid_range()]
+        with torch.no_grad():
+            norms = _norms(graph, teacher)
+            _note_unbounded(graph, norms, ctx)
+            if self.equalization:
+                self._equalize(graph, norms, ctx)
+            if self.absorption:
+                self._absorb(graph, norms, ctx)
+            moments = input_moments(graph, Moments.uniform(*pixels), norms, self.sigmas)
+            for _, quantizer in activation_quantizers(graph):
+                (values,) = moments[quantizer]
+                quantizer.set_range(*include_zero(values.low.min(), values.high.max()))
+            calibrate_weights(graph, "minmax")
+            if self.bias_correction:
+                _correct_biases(graph, moments)
+
+    def _equalize(self, student: Any, norms: "Norms", ctx: "StepContext") -> None:
+        from zsqbench.quant import balancing_factors, rescale
+
+        pairs = [pair for pair in _pairs(student) if pair.operator in HOMOGENEOUS]
+        constants = sum(_fold_constants(student, pair, norms) for pair in pairs)
+        if constants:
+            ctx.note(f"equalization: {constants} channels without weights folded into the next bias")
+        change, sweep = 0.0, 0
+        while pairs and sweep < self.sweeps:
+            change, sweep = 0.0, sweep + 1
+            for pair in pairs:
+                first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
+                factors = balancing_factors(first.weight, second.weight, next_groups=getattr(second, "groups", 1))
+                rescale(student, pair, factors)
+                if pair.first in norms:
+                    mean, deviation = norms[pair.first]
+                    norms[pair.first] = mean * factors, deviation * factors
+                bound = _bound(student, pair)
+                if bound is not None:
+                    bound.mul_(factors.view_as(bound))
+                change = max(change, (factors - 1).abs().max().item())
+            if change < CONVERGED:
+                break
+        ctx.note(f"equalization: {len(pairs)} pairs of layers; sweep {sweep} changed ranges by {100 * change:.1g} %")
+
+    def _absorb(self, student: Any, norms: "Norms", ctx: "StepContext") -> None:
+        import torch
+
+        from zsqbench.quant import absorbed_biases
+
+        pairs = [pair for pair in _pairs(student) if pair.operator in ("relu", "relu6") and pair.first in norms]
+        pairs = [pair for pair in pairs if self.absorb_padded or not pair.padded]
+        shares, channels = [], 0
+        for pair in pairs:
+            first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
+            (mean, deviation), bound = norms[pair.first], _bound(student, pair)
+            amounts = (mean.double() - self.absorption_sigmas * deviation.double()).clamp(min=0)
+            if bound is not None:
+                amounts = torch.minimum(amounts, bound.flatten().double())
+                bound.sub_(amounts.view_as(bound))
+            shares.append(_share_above(mean, deviation, amounts)[amounts > 0])
+            channels += len(amounts)
+            amounts, groups = amounts.to(mean), getattr(second, "groups", 1)
+            biases = absorbed_biases(first.bias, second.weight, second.bias, amounts, next_groups=groups)
+            first.bias, second.bias = (torch.nn.Parameter(bias, requires_grad=False) for bias in biases)
+            norms[pair.first] = mean - amounts, deviation
+        absorbed = torch.cat(shares) if shares else torch.empty(0)
+        ctx.note(
+            f"absorption: a part of {len(absorbed)} of {channels} channels before ReLU"
+            + (f"; {100 * absorbed.mean().item():.4g} % of their values are expected above it" if len(absorbed) else "")
+        )
+
+
+def _note_unbounded(student: Any, norms: "Norms", ctx: "StepContext") -> None:
+    import torch
+
+    paths = student.meta.get(UNBOUNDED, [])
+    shares = [_share_above(*norms[path], norms[path][0].new_tensor(6.0)) for path in paths if path in norms]
+    if shares:
+        share = 100 * torch.cat(shares).mean().item()
+        ctx.note(
+            f"ReLU6 became ReLU behind {len(paths)} layers, where {share:.2g} % of values are expected above 6; relu6: "
+            "per_channel would keep the network as it is"
+        )
+
+
+def _share_above(mean: "Tensor", deviation: "Tensor", amounts: "Tensor") -> "Tensor":
+    """How many of a channel's normally distributed values are expected to be at least this; one of 0 / 0."""
+    import torch
+
+    return torch.special.ndtr(((mean - amounts) / deviation).nan_to_num(nan=torch.inf, posinf=torch.inf))
+
+
+def _pairs(student: Any) -> "list[Pair]":
+    """Pairs of layers whose weights are both quantized."""
+    from zsqbench.quant import layer_pairs, quantized_layers
+
+    paths = {path for path, _ in quantized_layers(student)}
+    return [pair for pair in layer_pairs(student) if {pair.first, pair.second} <= paths]
+
+
+def _fold_constants(student: Any, pair: "Pair", norms: "Norms") -> int:
+    """Move the channels for which a layer has no weights into the next bias; returns how many.
+
+    Where the next layer pads with zeros, it would see such a constant there, too: it stays, unless it is zero.
+    """
+    import torch
+
+    from zsqbench.quant import absorbed_biases, dead_channels, per_input
+
+    if pair.operator not in ("identity", "relu", "relu6"):
+        return 0
+    first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
+    values, bound = first.bias if pair.operator == "identity" else first.bias.relu(), _bound(student, pair)
+    if bound is not None:
+        values = torch.minimum(values, bound.flatten())
+    dead = dead_channels(first.weight)
+    if pair.padded:
+        dead = dead & (values == 0)
+    kept, groups = (~dead).to(values), getattr(second, "groups", 1)
+    _, next_bias = absorbed_biases(first.bias, second.weight, second.bias, values * dead, next_groups=groups)
+    first.bias = torch.nn.Parameter(first.bias * kept, requires_grad=False)
+    second.bias = torch.nn.Parameter(next_bias, requires_grad=False)
+    second.weight = torch.nn.Parameter(second.weight * per_input(kept, second.weight, groups), requires_grad=False)
+    if pair.first in norms:
+        mean, deviation = norms[pair.first]
+        norms[pair.first] = mean * kept, deviation * kept
+    return int(dead.sum())
+
+
+def _bound(student: Any, pair: "Pair") -> "Tensor | None":
+    """The bounds of the activation function between, where they can be moved."""
+    from zsqbench.quant import BoundedReLU
+
+    if pair.activation is None or pair.activation.op != "call_module":
+        return None
+    module = student.get_submodule(str(pair.activation.target))
+    return module.bound if isinstance(module, BoundedReLU) else None
+
+
+def _norms(student: Any, teacher: "Pretrained") -> "Norms":
+    """Beta and gamma of the batch normalisation that each layer took in. Raises ZSQBenchError where there is none."""
+    from zsqbench.quant import norm_moments
+    from zsqbench.quant.fold import FOLDED
+    from zsqbench.quant.graph import is_batch_norm
+
+    folded = student.meta.get(FOLDED, {})
+    if not folded and not any(is_batch_norm(node) for node in student.graph.nodes):
+        raise zsqbench.ZSQBenchError(
+            "quantizer 'dfq' reads ranges from batch normalisation, and the network has none; take rtn or hptq"
+        )
+    return {path: norm_moments(teacher.module.get_submodule(norm)) for path, norm in folded.items()}
+
+
+def _correct_biases(student: Any, moments: "dict[nn.Module, list[Moments]]") -> None:
+    """Take from each bias what the rounding of the weight makes of the expected inputs."""
+    import torch
+
+    from zsqbench.quant import corrected_bias, quantized_layers
+
+    for _, layer in quantized_layers(student):
+        channels = -1 if layer.weight.dim() == 2 else 1  # noqa: PLR2004 - of a linear layer
+        means = [values.mean.movedim(channels, 0).flatten(1).mean(1) for values in moments[layer]]
+        mean, groups = torch.stack(means).mean(0), getattr(layer, "groups", 1)
+        bias = corrected_bias(layer.bias, layer.weight, layer.quantized_weight(), mean, groups=groups)
+        layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+
+@zsqbench.hookimpl
+def register_quantizers() -> list[type[zsqbench.Quantizer]]:
+    """Provide `dfq`."""
+    return [DFQ]

@@ -1,0 +1,203 @@
+"""SQuant: data-free rounding of weights by a diagonal approximation of the Hessian (Guo et al., ICLR 2022)."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+Mode = Literal["full", "kernel", "channel", "element"]
+
+NARROWEST_SPAN = 1e-8
+"""The released code takes a narrower range of a weight's channel for this wide."""
+SIGMAS = {4: 12.0, 6: 14.0, 8: 25.0}
+"""Where activations end, in standard deviations, by the widths that were published."""
+SIGNED_SIGMAS = 1.25
+"""What that is divided by where activations have both signs."""
+CAPPED_BELOW = 6
+"""Narrower activations end at the largest value that was seen."""
+
+
+class SQuant(zsqbench.Quantizer):
+    """Rounds weights so that their errors cancel within each kernel and each output channel; reads no images.
+
+    From round to nearest on, with e = code - scaled weight: in each kernel (out, in) round(|sum e|) weights are rounded
+    the other way, those with the largest |e| that bring the sum closer to zero (SQuant-K). Then the same in each output
+    channel (SQuant-C), to which a kernel offers one weight: the last one flipped, to be flipped back, where it flipped
+    more than |sum e|, else the one that would have come next. 1x1 convolutions and linear layers have the second stage
+    alone, on all weights. In the end every sum of e is within half a step, and every |e| below one.
+
+    Weights are on the grid from the smallest to the largest value of each output channel. Activations are on one that a
+    forward pass of uniform noise in [0, 1) gives, fed to the network as it is: from 0 to k standard deviations of the
+    positive values or, where some are negative, to k / 1.25 of those of all values on both sides; below 6 bits no
+    further than to the largest value. All this is the released code (commit 9cc77fc). The paper's own clipping, by the
+    statistics of batch normalisation, could not be looked up and is not implemented.
+
+    Deviations: the scheme decides what is quantized (the released code: weights and inputs of all layers, but the image
+    in float and the classifier's input with 8 bits) and whether batch normalisation is folded. The released code leaves
+    it unfolded, which is what published tables are made with; up to rounding that makes no difference, because the grid
+    of a channel scales with the channel. Where the image is quantized, its range is that of valid pixels. k is
+    published for 4, 6 and 8 bits: other widths take that of the next larger one, or 25 above 8, and each tensor that of
+    its own width (the released code 12 for all of W4A4, its 8-bit input included; `sigmas: 12` does that). 32 images of
+    noise, not 256: on ResNet-20 deviations agree to 1 %, and largest values are some 8 % smaller. A constant channel
+    gets a grid that holds its value, and activations without a deviation, or of which none is positive, end at the
+    largest magnitude. A kernel whose sum is exactly 0 offers nothing (the released code: the last weight in Python, one
+    out of bounds in CUDA), and only weights that can be rounded the other way are.
+
+    Unlike elsewhere in this harness, but as in the released code, a weight's range need not include zero: the zero
+    point of a channel of one sign is not a code.
+    """
+
+    name = "squant"
+    seeded = False
+    data_free = True
+
+    mode: Mode = Field(
+        "full",
+        description="flips of kernels, then channels (full), one of the two, or none: round to nearest (element)",
+    )
+    sigmas: float | None = Field(
+        None, gt=0, description="standard deviations k that activations end at; none: by each tensor's bits"
+    )
+    noise_images: int = Field(32, gt=0, description="images of noise that activation ranges are found on")
+
+    def quantize(
+        self,
+        student: "nn.Module",
+        teacher: "Pretrained",
+        data: "CalibrationSet | None",  # noqa: ARG002
+        ctx: "StepContext",
+    ) -> None:
+        """Choose the codes of all weights, then set the ranges of activations in one pass of noise."""
+        import torch
+
+        from zsqbench.quant import activation_quantizers, calibrate_activations, quantized_layers
+
+        with torch.no_grad():
+            for name, layer in quantized_layers(student):
+                quantizer = layer.weight_quantizer
+                weight = layer.weight.float()
+                if not weight.isfinite().all():
+                    raise zsqbench.ZSQBenchError(
+                        f"quantizer 'squant': the weight of layer {name!r} has NaN or infinity"
+                    )
+                scale, zero_point = signed_grid(weight, quantizer.bits)
+                codes = choose_codes(scale * weight - zero_point, quantizer.bits, self.mode)
+                half = 2.0 ** (quantizer.bits - 1)
+                quantizer.set_parameters(1 / scale, half - zero_point)
+                layer.choose(codes + half)
+        if activation_quantizers(student):
+            noise = ctx.rand(self.noise_images, *teacher.input_size)
+            calibrate_activations(student, [noise], partial(self._observer, teacher))
+
+    def _observer(self, teacher: "Pretrained", quantizer: Any) -> "Callable[[Tensor], None]":
+        from zsqbench.quant import include_zero
+
+        def observe(values: "Tensor") -> None:
+            if quantizer.role == "input":
+                dark, bright = (pixels.to(values) for pixels in teacher.valid_range())
+                quantizer.set_range(*include_zero(dark.min(), bright.max()))
+                return
+            low, high = values.aminmax()
+            if not (low.isfinite() and high.isfinite()):
+                raise zsqbench.ZSQBenchError(
+                    f"quantizer 'squant': activation {quantizer.name!r} of uniform noise has NaN or infinity"
+                )
+            end = activation_end(values, quantizer.bits, self.sigmas)
+            if low < 0:  # 2^b - 1 steps from -end to end, and zero, half a step off a code, on the even one
+                quantizer.set_threshold(end * (2**quantizer.bits / (2**quantizer.bits - 1)), signed=True)
+            else:
+                quantizer.set_range(end.new_zeros(()), end)
+
+        return observe
+
+
+def signed_grid(weight: "Tensor", bits: int) -> "tuple[Tensor, Tensor]":
+    """S and z' of each output channel, shaped to broadcast: codes round(S w - z') are -2^(b-1) .. 2^(b-1) - 1."""
+    import torch
+
+    rows = weight.flatten(1)
+    low, high = rows.amin(1), rows.amax(1)
+    steps = torch.full_like(low, 2**bits - 1)  # a number over a tensor would be rounded twice
+    span = torch.where(low == high, steps * low.abs(), high - low)  # a constant channel: S = 1 / |w|
+    scale = steps / span.clamp(min=NARROWEST_SPAN)
+    shape = [-1] + [1] * (weight.dim() - 1)
+    return scale.view(shape), (torch.round(scale * low) + 2 ** (bits - 1)).view(shape)
+
+
+def choose_codes(scaled: "Tensor", bits: int, mode: Mode = "full") -> "Tensor":
+    """Codes -2^(b-1) .. 2^(b-1) - 1, in floating point, for scaled weights S w - z' [out, in, ...]."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    x = scaled.reshape(*scaled.shape[:2], -1)  # [out, in, kernel]
+    codes = x.round()
+    e = codes - x
+    # what may be rounded up, or down, instead: its priority, |e|, and 0 for what may not
+    up, down = -e * ((e < 0) & (x < high)), e * ((e > 0) & (x > low))
+    at = None
+    if mode in {"full", "kernel"} and x.shape[2] > 1:
+        total = e.sum(2, keepdim=True)
+        flips, order = _flips(total, up, down)
+        codes, e = codes + flips, e + flips
+        at, up, down = _offers(total, order, e, up, down)
+    if mode in {"full", "channel"}:
+        flips, _ = _flips(e.flatten(1).sum(1, keepdim=True), up.flatten(1), down.flatten(1))
+        flips = flips.view_as(up)
+        codes = codes + flips if at is None else codes.scatter_add(2, at, flips)
+    return codes.clamp(low, high).view_as(scaled)
+
+
+def _flips(total: "Tensor", up: "Tensor", down: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Steps -1, 0 or 1 that bring each row's sum of errors [..., 1] closest to zero, and the order of the row."""
+    import torch
+
+    rises = total < 0
+    priority = torch.where(rises, up, down)
+    order = priority.sort(dim=-1, descending=True, stable=True).indices
+    first = torch.arange(order.shape[-1], device=order.device) < total.abs().round()
+    flipped = torch.zeros_like(priority).scatter_(-1, order, first.to(priority))
+    return flipped * (priority > 0) * torch.where(rises, 1.0, -1.0), order
+
+
+def _offers(
+    total: "Tensor", order: "Tensor", e: "Tensor", up: "Tensor", down: "Tensor"
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """What each kernel offers its channel after its flips: one weight [out, in, 1], and its priority up and down."""
+    import torch
+
+    rises, count = total < 0, total.abs().round()
+    over = count >= total.abs()  # flipped back, if at all; otherwise the next to be flipped
+    at = order.gather(2, (count - over.to(count)).clamp(min=0).long())
+    candidate = (torch.where(rises, up, down).gather(2, at) > 0) & (total != 0)
+    priority = e.gather(2, at).abs() * candidate
+    return at, priority * (rises != over), priority * (rises == over)
+
+
+def activation_end(values: "Tensor", bits: int, sigmas: float | None = None) -> "Tensor":
+    """Where the range of an activation ends that has these values, on both sides if some are negative."""
+    import torch
+
+    from zsqbench.quant.observers import without_zeros
+
+    low, high = values.aminmax()
+    largest = torch.maximum(high, -low)
+    kept = values if low < 0 else without_zeros(values)
+    if kept.numel() == 0 or kept.min() == kept.max():
+        return largest
+    if sigmas is None:
+        sigmas = next((sigmas for width, sigmas in SIGMAS.items() if bits <= width), max(SIGMAS.values()))
+    end = kept.std() * (sigmas / SIGNED_SIGMAS if low < 0 else sigmas)
+    return torch.minimum(end, high if high > 0 else largest) if bits < CAPPED_BELOW else end
+
+
+@zsqbench.hookimpl
+def register_quantizers() -> list[type[zsqbench.Quantizer]]:
+    """Provide `squant`."""
+    return [SQuant]
