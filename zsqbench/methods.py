@@ -468,6 +468,7 @@ class StepContext:
             return function
         import torch
 
+        torch.compiler.reset()  # of each piece of code torch compiles a few versions only: one for each unit is too many
         return cast("F", torch.compile(function))
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from zsqbench_plugins.genie_m import GenieM, _initialise_activations
 
+from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
     Annealing,
@@ -14,6 +15,7 @@ from zsqbench.quant import (
     StepSizes,
     activation_quantizers,
     effective_map,
+    finalize,
     prepare,
     quantized_layers,
     shrink_search,
@@ -56,8 +58,6 @@ def test_without_iterations_activations_are_initialised_and_weights_round_to_nea
 def test_weights_lie_on_the_grid_of_the_learned_scale():
     teacher, quantizer = tiny_teacher(), GenieM(iterations=40, batch_size=8, weight_scale_lr=1e-2)
     student = quantizer.prepare(teacher, parse_scheme("hw/w3a4"))
-    from zsqbench import CalibrationSet
-
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
     quantizer.quantize(student, teacher, CalibrationSet(images), context())
     moved = 0
@@ -70,6 +70,24 @@ def test_weights_lie_on_the_grid_of_the_learned_scale():
         assert ((codes - base.clamp(0, 7)).abs() <= 1 + 1e-4).all()
         moved += not torch.equal(grid.scale.flatten(), first.scale)
     assert moved
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_network():
+    teacher, quantizer = tiny_teacher(), GenieM(**SHORT, weight_scale_lr=1e-2)
+    images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
+
+    def quantized(ctx):
+        student = quantizer.prepare(teacher, parse_scheme("hw/w3a4"))
+        quantizer.quantize(student, teacher, CalibrationSet(images), ctx)
+        finalize(student)
+        return student.state_dict()
+
+    ctx = context()
+    expected = quantized(ctx)
+    assert ctx.reporter.states
+    for state in ctx.reporter.states:
+        found = quantized(context(resume_from=state))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_it_needs_images():

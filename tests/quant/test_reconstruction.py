@@ -286,18 +286,53 @@ def test_draws_are_as_they_are_called(how, batches):
     assert (len(together.unique()) == len(together)) == (how != "replacement")
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.conv(x).relu())
+
+
 def test_a_layer_that_is_called_twice_is_learned_at_its_first_call():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-        def forward(self, x):
-            return self.conv(self.conv(x).relu())
-
     ctx = context()
     reconstructed(Twice().eval().requires_grad_(False), {"weights": ROUND}, ctx)
     assert list(losses(ctx, "weights")) == ["conv"]
+
+
+def test_a_layer_that_was_learned_is_not_learned_again_after_an_interruption():
+    module, ctx = Twice().eval().requires_grad_(False), context()
+    joint = Recipe(10, 8, rounding=ROUND.rounding, step_sizes=StepSizes(), quantize_activations=True)
+
+    def run(ctx):
+        student = student_of(module)
+        calibrate_activations_mse(student, images())
+        Reconstruction(student, images(), ctx, {"joint": joint}).run("joint")
+        return state_of(student)
+
+    expected = run(ctx)
+    assert len(ctx.reporter.states) == 2
+    for state in ctx.reporter.states:
+        assert same(run(context(resume_from=state)), expected)
+
+
+def test_a_unit_without_calibrated_quantizers_has_nothing_to_learn():
+    student = student_of(network())
+    steps = Recipe(5, 8, step_sizes=StepSizes(), source="float")
+    Reconstruction(student, images(), context(), {"activations": steps}).run("activations")
+    assert all(quantizer.scale == 0 for _, quantizer in activation_quantizers(student))
+
+
+def test_step_sizes_stay_above_zero_whatever_the_learning_rate():
+    wild = Recipe(4, 8, step_sizes=StepSizes(lr=100.0), quantize_activations=True, source="float")
+    student = student_of(network())
+    calibrate_activations_mse(student, images())
+    seen = []
+    for _, quantizer in activation_quantizers(student):
+        quantizer.register_forward_pre_hook(lambda quantizer, _: seen.append(quantizer.scale.item()))
+    Reconstruction(student, images(), context(), {"activations": wild}).run("activations")
+    assert min(seen) > 0
 
 
 @pytest.mark.parametrize(
@@ -305,6 +340,7 @@ def test_a_layer_that_is_called_twice_is_learned_at_its_first_call():
     [
         (torch.zeros(32, 1, 8, 8), r"of shape \(32, 1, 8, 8\); the network takes \('N', 3, 8, 8\)"),
         (torch.zeros(32, 3, 9, 8), "of shape"),
+        (torch.zeros(32, 3, 8, 8, dtype=torch.float16), r"are torch.float16; expected torch.float32"),
         (torch.zeros(0, 3, 8, 8), "0 calibration images are fewer than one batch.*batch_size"),
         (torch.zeros(7, 3, 8, 8), "7 calibration images are fewer than one batch: give at least 8"),
         (torch.full((8, 3, 8, 8), float("nan")), "8 of 8 calibration images have NaN"),

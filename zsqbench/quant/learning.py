@@ -186,6 +186,10 @@ class Learning:
         steps = [quantizer.scale for quantizer in self._learned_quantizers()]
         lowest = [SMALLEST_STEP * step.detach() for step in steps]
         groups = self._parameters(soft, steps)
+        if not groups:  # its quantizers are not calibrated, or its layers were learned in another unit
+            for _ in range(iterations):
+                self.tick()
+            return
         optimizer = torch.optim.Adam(groups, fused=True)
         loss_of = self.ctx.compile(self._loss_of)
         indices = draw(self.target.count, recipe.batch_size, self._draws(), self.ctx)

@@ -197,6 +197,8 @@ def check_images(images: Tensor, input_size: tuple[int, ...], batch_size: int) -
     if images.dim() != len(input_size) + 1 or tuple(images.shape[1:]) != tuple(input_size):
         expected = ("N", *input_size)
         raise ZSQBenchError(f"calibration images are of shape {tuple(images.shape)}; the network takes {expected}")
+    if images.dtype != torch.float32:
+        raise ZSQBenchError(f"calibration images are {images.dtype}; expected torch.float32: convert them")
     if len(images) < batch_size:
         raise ZSQBenchError(
             f"{len(images)} calibration images are fewer than one batch: give at least {batch_size}, or lower "
