@@ -468,7 +468,7 @@ class StepContext:
             return function
         import torch
 
-        torch.compiler.reset()  # of each piece of code torch compiles a few versions only: one for each unit is too many
+        torch.compiler.reset()  # torch compiles a few versions of a piece of code only, and a unit each is too many
         return cast("F", torch.compile(function))
 
 
