@@ -57,7 +57,7 @@ class AdaRound(zsqbench.ReconstructionQuantizer):
         return PRESETS[self.preset][option] if value is None else value
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """A grid of its own that is not the one that the scheme demands, or weights that stay float."""
+        """A grid of its own that is not the one that the scheme demands."""
         demanded = scheme.placement.grid
         if self.grid is not None and demanded not in (None, self.grid):
             return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"

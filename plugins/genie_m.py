@@ -31,7 +31,8 @@ class GenieM(zsqbench.ReconstructionQuantizer):
     1024 images. When activations are initialised, those before them in the unit are rounded, not mixed at random. Which
     tensors have which bits is the scheme's matter (the code has 8 bits for first and last weights, the classifier's and
     the second layer's input; it quantizes no logits, and tensors where layers read them rather than where they are
-    made). A unit that learning made worse on the calibration images keeps what it had before.
+    made). A unit that learning made worse on the calibration images keeps what it had before, and scales stay above a
+    thousandth of what they were.
     """
 
     name = "genie_m"
@@ -115,7 +116,9 @@ def _initialise(quantizer: "ActivationQuantizer") -> "Observer":
 
     def initialise(values: "Tensor") -> None:
         signed = quantizer.is_signed(values.min())
-        quantizer.set_parameters(*shrink_search(values, quantizer.bits, symmetric=True, signed=signed))
+        scale, _ = shrink_search(values, quantizer.bits, symmetric=True, signed=signed)
+        # the search's own zero point is a rounded tie, for which the released code takes the exact one afterwards
+        quantizer.set_parameters(scale, scale.new_tensor(2.0 ** (quantizer.bits - 1) if signed else 0.0))
 
     return initialise
 

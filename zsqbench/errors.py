@@ -22,6 +22,10 @@ class NothingSelectedError(ZSQBenchError):
     exit_code = 5
 
 
+class OutOfResourcesError(ZSQBenchError):
+    """Memory or a disk is full: a step's checkpoint stays, to go on from when there is more, or with less."""
+
+
 class CorruptArtifactError(ZSQBenchError):
     """An artifact in the store is not what was written; `key` says which, so that it can be made again."""
 

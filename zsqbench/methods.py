@@ -468,7 +468,6 @@ class StepContext:
             return function
         import torch
 
-        torch.compiler.reset()  # torch compiles a few versions of a piece of code only, and a unit each is too many
         return cast("F", torch.compile(function))
 
 

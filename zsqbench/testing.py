@@ -85,7 +85,10 @@ class MemoryReporter:
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a copy of a state, as a file would."""
-        state = dict(state) | ({"rng": self._rng.get_state()} if self._rng else {})
+        state = {
+            name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in state.items()
+        }
+        state |= {"rng": self._rng.get_state()} if self._rng else {}
         self.states.append(copy.deepcopy(state))
 
     def resume(self) -> dict[str, Any] | None:

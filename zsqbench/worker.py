@@ -16,7 +16,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
+from zsqbench.errors import CorruptArtifactError, OutOfResourcesError, ZSQBenchError, one_line
 from zsqbench.methods import (
     CalibrationSet,
     Evaluation,
@@ -108,10 +108,6 @@ def _session(place: Place) -> "_Session":
     return _Session(place)
 
 
-class _StoreError(ZSQBenchError):
-    """An artifact could not be written."""
-
-
 _environment = cache(environment)
 
 
@@ -140,8 +136,8 @@ class _Session:
         reporter = _Reporter(self.store.partial(job["key"]), self._rng(job["seed"]))
         try:
             getattr(self, f"_{job['kind']}")(job, reporter)
-        except _StoreError:
-            raise  # a full disk: the checkpoint stays, to go on from when there is space
+        except OutOfResourcesError:
+            raise  # the checkpoint stays, to go on from when there is space
         except Exception:
             reporter.clear()
             raise
@@ -323,10 +319,12 @@ class _Session:
         try:
             self.store.write(job["kind"], job["key"], described, fill_all)
         except OSError as error:
-            raise _StoreError(f"cannot write to the store {self.store.home}: {error.strerror or error}") from error
+            raise OutOfResourcesError(
+                f"cannot write to the store {self.store.home}: {error.strerror or error}"
+            ) from error
         except Exception as error:
             if "SafetensorError" in type(error).__name__:  # what safetensors makes of a full disk
-                raise _StoreError(f"cannot write to the store {self.store.home}: {error}") from error
+                raise OutOfResourcesError(f"cannot write to the store {self.store.home}: {error}") from error
             raise
 
 

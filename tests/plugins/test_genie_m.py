@@ -50,6 +50,21 @@ def test_activations_are_symmetric_and_weights_affine():
     }
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_signed_activations_have_one_more_code_below_zero(bits):
+    student = check_quantizer(GenieM(**SHORT), f"hw_strict/w4a{bits}")
+    zero_points = {quantizer.zero_point.item() for _, quantizer in activation_quantizers(student)}
+    assert zero_points == {0.0, 2.0 ** (bits - 1)}
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-6, 1e-10, 0.0])
+def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
+    teacher = tiny_teacher()
+    teacher.module.stem[0].weight.data[0] *= factor
+    student = check_quantizer(GenieM(iterations=50, batch_size=8), teacher=teacher)
+    assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))
+
+
 def test_without_iterations_activations_are_initialised_and_weights_round_to_nearest():
     student = check_quantizer(GenieM(iterations=0, batch_size=8))
     assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))

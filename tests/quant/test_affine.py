@@ -100,6 +100,8 @@ def test_the_result_is_the_same_with_and_without_gradients():
         assert torch.equal(fake_quantize(x, scale, zero_point, 4), with_gradient)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("name", ["conv", "linear"])
 def test_the_signed_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, name, bits):
     # quantizers.md 0.1: s = 1 / S, z = 2^(b-1) - z', and codes are 2^(b-1) larger
     vectors = golden("quant_asym_a")

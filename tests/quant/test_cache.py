@@ -56,11 +56,19 @@ def test_a_cache_that_nobody_holds_gives_its_memory_back():
     assert memory.used["host"] == 0
 
 
-def test_images_that_are_there_are_not_copied():
+def test_images_that_are_there_take_no_more_memory():
     images = values(4, 3)
     memory = Memory(CPU)
-    assert Cache.of(images, memory).read(slice(0, 2)).data_ptr() == images.data_ptr()
+    assert torch.equal(Cache.of(images, memory).read(slice(1, 3)), images[1:3])
     assert memory.used["host"] == 0
+
+
+@pytest.mark.parametrize("index", [slice(0, 4), torch.tensor([0, 1, 2, 3])])
+def test_what_is_done_to_values_that_were_read_does_not_reach_the_cache(index):
+    images = values(4, 3)
+    cache = Cache.of(images.clone(), Memory(CPU))
+    cache.read(index).zero_()
+    assert torch.equal(cache.read(index), images)
 
 
 def test_reading_before_writing_is_an_error():

@@ -22,7 +22,7 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
-from zsqbench.quant.learning import draw, keep_mask
+from zsqbench.quant.learning import Learning, draw, keep_mask
 from zsqbench.quant.prepare import activation_quantizers
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import context
@@ -252,15 +252,83 @@ def test_dropped_quantization_is_drawn_in_learning_only():
         assert torch.equal(student(data), student(data))
 
 
-def test_nothing_dropped_and_no_mixture_is_plain_joint_reconstruction():
-    options = {"rounding": Rounding(lr=0.02), "step_sizes": StepSizes(), "quantize_activations": True}
-    results = []
-    for recipe in (Recipe(10, 8, **options), Recipe(10, 8, **options, drop=0.0, source="quantized")):
-        student = student_of(network())
+@pytest.mark.parametrize(("elements", "bits"), [(8 * 6 * 8 * 8, 4)])
+def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, elements, bits):
+    found = []
+    for lsq in (False, True):
+        student = student_of(network(), f"hw/w3a{bits}")
         calibrate_activations_mse(student, images())
-        Reconstruction(student, images(), context(), {"weights": recipe}).run("weights")
-        results.append(state_of(student))
-    assert same(*results)
+        stem = activation_quantizers(student)[0][1]
+        adjust = Learning._adjust_gradients
+
+        def look(self, *arguments, adjust=adjust, stem=stem):
+            adjust(self, *arguments)
+            found.append(stem.scale.grad.item())
+
+        monkeypatch.setattr(Learning, "_adjust_gradients", look)
+        recipe = Recipe(1, 8, step_sizes=StepSizes(lsq=lsq), quantize_activations=True, source="float")
+        engine = Reconstruction(student, images(), context(), {"s": recipe}, skip=lambda unit: unit.name != "0")
+        engine.run("s")
+        monkeypatch.setattr(Learning, "_adjust_gradients", adjust)
+    assert found[1] == pytest.approx(found[0] / (elements * (2**bits - 1)) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_codes_lie_in_memory_as_their_weights_do(layout):
+    student = reconstructed(network().to(memory_format=layout))
+    layer = student.get_submodule("2.conv1")
+    assert layer.quantized_weight().stride() == layer.weight.stride()
+
+
+def test_an_operator_that_works_in_place_does_not_reach_images_or_caches():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.pool, self.act = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.SiLU(inplace=True)
+            self.last = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.last(self.act(self.pool(self.first(x.mul_(0.5)))))
+
+    module, data = InPlace().eval().requires_grad_(False), images()
+    states = [
+        state_of(reconstructed(module, data=data, memory=memory))
+        for memory in (None, Memory(torch.device("cpu"), host_bytes=0))
+    ]
+    assert torch.equal(data, images())
+    assert same(*states)
+
+
+def test_what_nobody_reads_is_left_alone():
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.aux = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 2, 3)
+
+        def forward(self, x):
+            self.aux(x)
+            return self.main(x).relu()
+
+    ctx = context()
+    reconstructed(Unread().eval().requires_grad_(False), {"weights": ROUND}, ctx)
+    assert list(losses(ctx, "weights")) == ["main"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_compiled_units_learn_the_same():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().requires_grad_(False)
+    joint = Recipe(
+        5, 8, rounding=Rounding(lr=0.02), step_sizes=StepSizes(), quantize_activations=True, source="mixed", drop=0.5
+    )
+    found = []
+    for compiles in (False, True):
+        student = student_of(module)
+        calibrate_activations_mse(student, images())
+        ctx = context()
+        ctx.settings = ctx.settings.model_copy(update={"compile": compiles})
+        Reconstruction(student, images(), ctx, {"joint": joint}).run("joint")
+        found.append(losses(ctx, "joint")["0"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("probability", [0.5, 0.2])

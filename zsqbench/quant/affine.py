@@ -124,10 +124,17 @@ class _StraightThrough(torch.autograd.Function):
         inside, *slope = ctx.saved_tensors
         to_scale = None
         if slope and ctx.shape == torch.Size([]):
-            to_scale = torch.dot(gradients[0].flatten(), slope[0].flatten())
+            to_scale = inner_product(gradients[0], slope[0])
         elif slope:
             to_scale = (gradients[0] * slope[0]).sum_to_size(ctx.shape)
         return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None, None
+
+
+def inner_product(x: Tensor, y: Tensor) -> Tensor:
+    """The sum of x * y, of equal shapes, without a copy of either where they lie in memory in one order."""
+    if x.dim() == 4 and not x.is_contiguous() and x.stride() == y.stride():  # noqa: PLR2004 - images, channels last
+        x, y = x.movedim(1, -1), y.movedim(1, -1)
+    return torch.dot(x.flatten(), y.flatten())
 
 
 def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

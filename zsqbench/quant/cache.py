@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import OutOfResourcesError
 
 GIB = 2**30
 
@@ -112,7 +112,8 @@ class _Resident:
 
     def read(self, index: Tensor | slice) -> Tensor:
         if isinstance(index, slice):
-            return self._rows[index].to(self._device, non_blocking=True)
+            # a copy in any case: the network may work in place on what it is given
+            return self._rows[index].to(self._device, non_blocking=True, copy=True)
         rows = self._rows.index_select(0, index.to(self._rows.device))  # a tenth of the time of rows[index] on a CPU
         return rows.to(self._device, non_blocking=True)
 
@@ -151,7 +152,7 @@ def _file(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _: P
     try:
         return _File(shape, dtype, device)
     except OSError as error:
-        raise ZSQBenchError(
+        raise OutOfResourcesError(
             f"{math.prod(shape) * dtype.itemsize / GIB:.1f} GiB of cached activations fit neither into memory nor into "
             f"{tempfile.gettempdir()} ({error.strerror or error}): raise host_memory or device_memory, take fewer "
             "images, or set TMPDIR to a larger disk"

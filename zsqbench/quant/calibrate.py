@@ -48,7 +48,7 @@ def calibrate_activations(
         for _, quantizer in activation_quantizers(student):
             hooks.enter_context(observed(quantizer, observer(quantizer)))
         for images in batches:
-            student(images)
+            student(images.clone())  # a network may work in place on what it is given
 
 
 @torch.no_grad()

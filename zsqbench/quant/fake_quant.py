@@ -188,7 +188,8 @@ class QuantizedLayer(nn.Module):
 
     def choose(self, codes: Tensor) -> None:
         """Use these codes 0 .. 2^b - 1 on the grid as it is now, instead of rounding to nearest; float weights stay."""
-        self.weight_quantizer = ChosenCodes(self.weight_quantizer, codes)
+        # in the weight's order in memory, on which it depends how a convolution sums
+        self.weight_quantizer = ChosenCodes(self.weight_quantizer, torch.empty_like(self.weight).copy_(codes))
 
     def keep(self, codes: Tensor) -> None:
         """Replace the float weight by codes of its shape, kept as uint8 up to 8 bits and as int32 above."""

@@ -25,7 +25,7 @@ POINTS = 200
 """Points of a curve that are kept for each unit."""
 
 SMALLEST_STEP = 1e-3
-"""A learned step size stays above this part of what it was at first: Adam could take it through zero."""
+"""A learned scale stays above this part of what it was at first: Adam could take it through zero."""
 
 Draws = Literal["permutation", "epoch", "replacement"]
 """How images of a batch are drawn: the first of a new permutation, in turn through a permutation, or independently."""
@@ -145,6 +145,7 @@ class Learning:
                     f"{self.curve}: what was there is kept, for what was learned is worse on the calibration images: "
                     f"{after:.4g} against {before:.4g}"
                 )
+                del following  # before its place is needed again
                 after, following = self._loss(weights, needed)
         return before, after, following
 
@@ -178,20 +179,18 @@ class Learning:
     def _distance(self, output: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         return reconstruction_loss(output, target, self.recipe.power, self.recipe.fisher, weight)
 
-    def _loss_of(self, inputs: Sequence[Tensor], target: Tensor, weight: Tensor | None) -> Tensor:
-        return self._distance(self.unit.run(*inputs)[self.unit.target], target, weight)
-
     def _optimize(self, soft: Sequence[SoftRounding], weights: Cache | None) -> None:
         recipe, iterations = self.recipe, self.recipe.iterations
         steps = [quantizer.scale for quantizer in self._learned_quantizers()]
-        lowest = [SMALLEST_STEP * step.detach() for step in steps]
+        scales = [*steps, *(rounding.scale for rounding in soft if rounding.scale.requires_grad)]
+        lowest = [SMALLEST_STEP * scale.detach() for scale in scales]
         groups = self._parameters(soft, steps)
         if not groups:  # its quantizers are not calibrated, or its layers were learned in another unit
             for _ in range(iterations):
                 self.tick()
             return
         optimizer = torch.optim.Adam(groups, fused=True)
-        loss_of = self.ctx.compile(self._loss_of)
+        run, target = self.ctx.compile(self.unit.module), self.unit.outputs.index(self.unit.target)
         indices = draw(self.target.count, recipe.batch_size, self._draws(), self.ctx)
         every = max(1, iterations // POINTS)
         with contextlib.ExitStack() as until_learned:
@@ -199,7 +198,8 @@ class Learning:
                 until_learned.callback(step.requires_grad_(True).requires_grad_, False)
             sizes = self._watch(until_learned)
             for iteration, index in zip(range(1, iterations + 1), indices, strict=False):
-                loss = loss_of(self._drawn_inputs(index), self.target.read(index), _read(weights, index))
+                output = run(*self._drawn_inputs(index))[target]
+                loss = self._distance(output, self.target.read(index), _read(weights, index))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._adjust_gradients(soft, sizes, iteration)
@@ -207,8 +207,8 @@ class Learning:
                     group["lr"] = group["rate"]((iteration - 1) / iterations)
                 optimizer.step()
                 with torch.no_grad():
-                    for step, floor in zip(steps, lowest, strict=True):
-                        torch.maximum(step, floor, out=step)
+                    for scale, floor in zip(scales, lowest, strict=True):
+                        torch.maximum(scale, floor, out=scale)
                 if iteration % every == 0:
                     self.ctx.log(self.curve, loss, iteration)
                 self.tick()
@@ -272,8 +272,6 @@ class Learning:
     def _harden(self, soft: Sequence[SoftRounding]) -> None:
         for layer, rounding in zip(self.layers, soft, strict=True):
             rounding.scale.requires_grad_(False)
-            if not (rounding.scale > 0).all():
-                raise self._diverged()
             layer.choose(rounding.hard_codes())
 
     def _fisher_weights(self) -> Cache:
@@ -282,9 +280,9 @@ class Learning:
         The network is quantized up to and including this unit, whose weights are still soft, and float behind it.
         """
         cache = Cache(self.target.count, self.memory)
-        with contextlib.ExitStack() as block:
-            for unit in self.later:
-                block.enter_context(in_float(unit))
+        own = {layer.weight_quantizer for _, layer in self.unit.layers}  # a later unit may call one of these layers
+        later = [quantizer for unit in self.later for quantizer in _quantizers(unit) if quantizer not in own]
+        with switched(later, enabled=False):
             for part in batches(self.target.count, self.recipe.batch_size):
                 with torch.no_grad():
                     values = self._following(self.inputs, part)
@@ -319,7 +317,7 @@ class Learning:
 
 def in_float(unit: Unit) -> contextlib.AbstractContextManager[None]:
     """Let a unit compute what the float network does."""
-    return switched([*unit.quantizers, *(layer.weight_quantizer for _, layer in unit.layers)], enabled=False)
+    return switched(_quantizers(unit), enabled=False)
 
 
 def quantized(unit: Unit, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
@@ -359,6 +357,7 @@ def draw(count: int, size: int, how: Draws, ctx: Context) -> Iterator[Tensor]:
             yield order[start : start + size]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def keep_mask(shape: torch.Size, probability: float, ctx: Context) -> Tensor:
     """A mask that is true with this probability."""
     if probability != 0.5:  # noqa: PLR2004 - the published one, for which a bit of each byte is enough
@@ -366,6 +365,10 @@ def keep_mask(shape: torch.Size, probability: float, ctx: Context) -> Tensor:
     count = shape.numel()
     words = torch.empty(-(-count // 8), dtype=torch.int64, device=ctx.device).random_(generator=ctx.rng)
     return words.view(torch.uint8)[:count].bitwise_and_(1).view(torch.bool).view(shape)
+
+
+def _quantizers(unit: Unit) -> list[TensorQuantizer]:
+    return [*unit.quantizers, *(layer.weight_quantizer for _, layer in unit.layers)]
 
 
 def _read(cache: Cache | None, index: Tensor | slice) -> Tensor | None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from zsqbench.quant.affine import inner_product
+
 Fisher = Literal["diag", "full"]
 """How squared errors are weighted with the gradients of the network's loss: element by element, or image by image."""
 
@@ -44,7 +46,7 @@ class _PowerSum(torch.autograd.Function):
         error = x - y
         size = error.abs()
         slope = size.log2().mul_(power - 1).exp2_()  # |e|^(p-1); pow takes three times as long
-        total = torch.dot(size.flatten(), slope.flatten())
+        total = inner_product(size, slope)
         ctx.save_for_backward(slope.copysign_(error))
         ctx.power = power
         return total

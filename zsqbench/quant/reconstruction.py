@@ -2,7 +2,8 @@
 
 The engine under AdaRound, BRECQ, QDrop and GENIE-M. Inputs and targets of a unit are cached, and pushed on to the next
 one by running this unit alone: a stage costs one pass of the images through the float network and two through the
-quantized network, however deep it is, the losses before and after included.
+quantized network, however deep it is, the losses before and after included; and another of each unit where learning is
+undone. The loss fisher also runs, for each unit, the network behind it.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import OutOfResourcesError, ZSQBenchError
 from zsqbench.quant.cache import GIB, Cache, Frontier, Memory
 from zsqbench.quant.fake_quant import BYTE, ChosenCodes
 from zsqbench.quant.learning import Context, Learning, Recipe, in_float, push, quantized
@@ -85,8 +86,8 @@ class Reconstruction:
                 self._before_unit(unit, [inputs[name].read(first) for name in unit.inputs])
             reads_float = recipe.source == "float"
             if unit in learners and place >= finished:
-                target, to_push = following[unit.target], set() if reads_float else needed
-                inputs = self._learn(stage, recipe, place, plain, inputs, target, to_push)
+                to_push = set() if reads_float else needed
+                inputs = self._learn(stage, recipe, place, plain, inputs, following[unit.target], to_push)
                 self.ctx.checkpoint(self._state(stage, place + 1))
             else:
                 self._advance(recipe.iterations if unit in learners else 0)
@@ -136,7 +137,7 @@ class Reconstruction:
         learners = []
         for unit in self.units if recipe.iterations else ():
             rounds = recipe.rounding and any(path not in known for path, _ in unit.layers)
-            if not self._skip(unit) and (rounds or (recipe.step_sizes and unit.quantizers)):
+            if unit.outputs and not self._skip(unit) and (rounds or (recipe.step_sizes and unit.quantizers)):
                 learners.append(unit)
             known.update(path for path, _ in unit.layers)
         return learners
@@ -181,15 +182,16 @@ class Reconstruction:
 
 @contextlib.contextmanager
 def memory_errors(device: torch.device, options: Mapping[str, float]) -> Iterator[None]:
-    """Turn running out of memory into a ZSQBenchError that names the options to lower, with their values."""
+    """Turn running out of memory into an OutOfResourcesError that names the options to lower, with their values."""
     try:
         yield
-    except RuntimeError as error:
-        # torch.OutOfMemoryError is a RuntimeError; of host memory torch says it in words only
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        # torch.OutOfMemoryError is a RuntimeError; of host and pinned memory torch says it in words only
+        said = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+        if not (said or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
         named = ", ".join(f"{name} ({value:g})" for name, value in options.items())
-        raise ZSQBenchError(f"{device} ran out of memory: lower one of the options {named}") from error
+        raise OutOfResourcesError(f"{device} ran out of memory: lower one of the options {named}") from error
 
 
 def check_images(images: Tensor, input_size: tuple[int, ...], batch_size: int) -> None:

@@ -109,8 +109,7 @@ def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
     place = {node: index for index, group in enumerate(groups) for node in group}
     last = {
         node: max((place.get(user, len(groups)) for user in node.users), default=-1)
-        for source in {*place, *(source for group in groups for node in group for source in _values(node))}
-        for node in [source]
+        for node in dict.fromkeys((*place, *(source for group in groups for n in group for source in _values(n))))
     }
     for index in range(len(groups)):
         yield [node for node, until in last.items() if place.get(node, -1) <= index < until]
