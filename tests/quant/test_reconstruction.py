@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -314,6 +315,7 @@ def test_what_nobody_reads_is_left_alone():
     assert list(losses(ctx, "weights")) == ["main"]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_compiled_units_learn_the_same():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().requires_grad_(False)
