@@ -1,6 +1,6 @@
 """BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction (Li et al., ICLR 2021)."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import Unit
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"loss": "fisher_diag", "activation_lr": 4e-5, "search_images": 64, "layer_draws": "permutation"},
-    "released": {"loss": "mse", "activation_lr": 4e-4, "search_images": 512, "layer_draws": "epoch"},
-}
 _STEM_IS_KEPT = "brecq_keeps_stem"
 
 
@@ -41,22 +37,18 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     """
 
     name = "brecq"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"loss": "fisher_diag", "activation_lr": 4e-5, "search_images": 64, "layer_draws": "permutation"},
+        "released": {"loss": "mse", "activation_lr": 4e-4, "search_images": 512, "layer_draws": "epoch"},
+    }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     loss: Literal["mse", "fisher_diag", "fisher_full"] | None = Field(None, description="what stage 1 minimizes")
     units: Literal["block", "layer"] = Field("block", description="what is reconstructed at a time")
     weight_iterations: int = Field(20_000, ge=0, description="iterations of stage 1 for each unit")
-    rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
-    rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser; 0.1 for MobileNetV2")
-    warmup: float = Field(0.2, ge=0, le=1, description="part of stage 1 without regulariser")
     activation_iterations: int = Field(5000, ge=0, description="iterations of stage 2 for each unit")
     activation_lr: float | None = Field(None, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
     search_images: int | None = Field(None, gt=0, description="images that activation ranges are chosen on")
-
-    def chosen(self, option: str) -> Any:
-        """The value of an option, given or the preset's."""
-        value = getattr(self, option)
-        return PRESETS[self.preset][option] if value is None else value
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
         """Put affine quantizers in place."""
@@ -73,26 +65,23 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     ) -> None:
         """Learn rounding, then step sizes. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import (
-            Annealing,
             Recipe,
             Reconstruction,
-            Rounding,
             StepSizes,
-            calibrate_activations_mse,
+            calibrate_activations_by,
             calibrate_weights,
             memory_errors,
+            quantized_layers,
         )
 
-        if data is None:
-            raise zsqbench.ZSQBenchError("quantizer 'brecq' needs calibration images: its generator cannot be none")
-        calibrate_weights(student, "mse")
-        fisher: Any = self.chosen("loss").removeprefix("fisher_")
+        images = self.images_of(data)
+        _, _, fisher = self.chosen("loss").partition("fisher_")
         weights = Recipe(
             self.weight_iterations,
             self.batch_size,
-            rounding=Rounding(self.rounding_lr, self.rounding_weight, Annealing(warmup=self.warmup)),
-            fisher=None if fisher == "mse" else fisher,
-            layer_draws=PRESETS[self.preset]["layer_draws"],
+            rounding=self.rounding(),
+            fisher=fisher or None,
+            layer_draws=self.chosen("layer_draws"),
         )
         activations = Recipe(
             self.activation_iterations,
@@ -101,27 +90,22 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
             quantize_activations=True,
             source="float",
             power=2.4,
-            layer_draws=PRESETS[self.preset]["layer_draws"],
+            layer_draws=self.chosen("layer_draws"),
         )
-        first = next((layer["name"] for layer in _weights(student)), None)
+        stem = next((path for path, _ in quantized_layers(student)), None)
 
         def is_kept(unit: "Unit") -> bool:
-            return student.meta[_STEM_IS_KEPT] and [path for path, _ in unit.layers] == [first]
+            return student.meta[_STEM_IS_KEPT] and [path for path, _ in unit.layers] == [stem]
 
         stages = {"weights": weights, "activations": activations}
         memory = self.memory(ctx.device)
-        engine = Reconstruction(student, data.images, ctx, stages, grain=self.units, skip=is_kept, memory=memory)
+        engine = Reconstruction(student, images, ctx, stages, grain=self.units, skip=is_kept, memory=memory)
+        calibrate_weights(student, "mse")
         engine.run("weights")
-        images = self.chosen("search_images")
-        with memory_errors(ctx.device, {"search_images": images}):
-            calibrate_activations_mse(student, data.images[:images].to(ctx.device))
+        search_images = self.chosen("search_images")
+        with memory_errors(ctx.device, {"search_images": search_images}):
+            calibrate_activations_by("mse", student, images, search_images)
         engine.run("activations")
-
-
-def _weights(student: Any) -> list[dict[str, Any]]:
-    from zsqbench.quant import effective_map
-
-    return [entry for entry in effective_map(student) if entry["kind"] == "weight"]
 
 
 @zsqbench.hookimpl

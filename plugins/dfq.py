@@ -1,11 +1,11 @@
 """DFQ: Data-Free Quantization Through Weight Equalization and Bias Correction (Nagel et al., ICCV 2019)."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 import zsqbench
-from zsqbench.scheme import Grid, Scheme
+from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +23,7 @@ UNBOUNDED = "dfq_unbounded"
 """Key of a graph's `meta`: the paths of the layers whose ReLU6 became ReLU."""
 
 
-class DFQ(zsqbench.Quantizer):
+class DFQ(zsqbench.GridQuantizer):
     """Equalizes weights, and takes ranges and bias corrections from batch normalisation: no data, no training.
 
     On folded layers, in this order: cross-layer equalization, until consecutive layers (in chains of any length,
@@ -52,7 +52,6 @@ class DFQ(zsqbench.Quantizer):
     seeded = False
     data_free = True
     needs_bn = True
-    grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
 
     equalization: bool = Field(True, description="rescale channels so that consecutive layers have equal ranges")
     sweeps: int = Field(40, gt=0, description="passes over all pairs of layers, unless equalization converges before")
@@ -66,30 +65,20 @@ class DFQ(zsqbench.Quantizer):
     absorption_sigmas: float = Field(3.0, ge=0, description="how many standard deviations below the mean that is")
     bias_correction: bool = Field(True, description="correct biases by the expected error of the quantized weights")
     sigmas: float = Field(6.0, gt=0, description="standard deviations between mean and ends of an activation's range")
-    grid: Grid | None = Field(None, description="kind of grid; none: what the scheme demands, else affine")
     per_channel: bool = Field(False, description="a grid for each output channel of a weight, or one for the weight")
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """Batch normalisation that is not folded, and another grid than the scheme demands."""
-        demanded = scheme.placement.grid
+        """Batch normalisation that is not folded, besides a grid that is not the demanded one."""
         if not scheme.is_float and not scheme.placement.fold_bn:
             return "it needs batch normalisation folded into the layers, and the scheme leaves it unfolded"
-        if self.grid is not None and demanded not in (None, self.grid):
-            return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
         return super().rejects(scheme)
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
         """Put quantizers in place, and what the method needs: biases, and no bound that cannot be moved."""
-        import torch
+        from zsqbench.quant import add_biases, drop_bounds, free_bounds
 
-        from zsqbench.quant import Grids, drop_bounds, free_bounds, prepare, quantized_layers
-
-        grid = self.grid or scheme.placement.grid or "affine"
-        grids = Grids(grid, grid, self.per_channel)
-        student: Any = prepare(teacher.module, scheme, teacher.input_size, grids)
-        for _, layer in quantized_layers(student):
-            if layer.bias is None:
-                layer.bias = torch.nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
+        student: Any = super().prepare(teacher, scheme)
+        add_biases(student)
         if not scheme.quantizes_weights or not (self.equalization or self.absorption):
             return student
         if self.relu6 == "per_channel":

@@ -38,9 +38,7 @@ class GenieM(zsqbench.ReconstructionQuantizer):
     name = "genie_m"
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")
-    rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
-    rounding_weight: float = Field(1.0, ge=0, description="weight of the regulariser")
-    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations without regulariser")
+    rounding_weight: float = Field(1.0, ge=0, description="weight of the regulariser (lambda)")
     weight_scale_lr: float = Field(1e-4, gt=0, description="learning rate of weight scales (Adam, cosine to zero)")
     activation_scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
     drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
@@ -67,26 +65,21 @@ class GenieM(zsqbench.ReconstructionQuantizer):
     ) -> None:
         """Learn unit by unit. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import (
-            Annealing,
             Recipe,
             Reconstruction,
-            Rounding,
             StepSizes,
             quantized_layers,
             shrink_search,
         )
 
-        if data is None:
-            raise zsqbench.ZSQBenchError("quantizer 'genie_m' needs calibration images: its generator cannot be none")
+        images = self.images_of(data)
         for _, layer in quantized_layers(student):
             quantizer = layer.weight_quantizer
             quantizer.set_parameters(*shrink_search(layer.weight, quantizer.bits, quantizer.axis))
         recipe = Recipe(
             self.iterations,
             self.batch_size,
-            rounding=Rounding(
-                self.rounding_lr, self.rounding_weight, Annealing(warmup=self.warmup), self.weight_scale_lr
-            ),
+            rounding=self.rounding(scale_lr=self.weight_scale_lr),
             step_sizes=StepSizes(self.activation_scale_lr),
             quantize_activations=True,
             source="mixed",
@@ -95,7 +88,7 @@ class GenieM(zsqbench.ReconstructionQuantizer):
         )
         memory = self.memory(ctx.device)
         engine = Reconstruction(
-            student, data.images, ctx, {"joint": recipe}, memory=memory, before_unit=_initialise_activations
+            student, images, ctx, {"joint": recipe}, memory=memory, before_unit=_initialise_activations
         )
         engine.run("joint")
 

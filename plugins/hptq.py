@@ -14,22 +14,6 @@ if TYPE_CHECKING:
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "weights": "power_of_two",
-        "bounded": "search",
-        "shift_negative": True,
-        "shift_ratio": 0.25,
-        "equalization": True,
-    },
-    "released": {
-        "weights": "symmetric",
-        "bounded": "range",
-        "shift_negative": True,
-        "shift_ratio": 0.05,
-        "equalization": False,
-    },
-}
 BOUNDS = {"relu6": 6.0, "sigmoid": 1.0, "hardsigmoid": 1.0, "softmax": 1.0, "tanh": 1.0}
 """Largest value of the activation functions that are bounded."""
 SHIFTED = frozenset({"elu", "gelu", "hardswish", "leakyrelu", "prelu", "selu", "silu"})
@@ -66,6 +50,22 @@ class HPTQ(zsqbench.Quantizer):
     name = "hptq"
     seeded = False
     grids: ClassVar[tuple[Grid, ...]] = ("power_of_two",)
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "weights": "power_of_two",
+            "bounded": "search",
+            "shift_negative": True,
+            "shift_ratio": 0.25,
+            "equalization": True,
+        },
+        "released": {
+            "weights": "symmetric",
+            "bounded": "range",
+            "shift_negative": True,
+            "shift_ratio": 0.05,
+            "equalization": False,
+        },
+    }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     weights: Literal["power_of_two", "symmetric"] | None = Field(
@@ -96,11 +96,6 @@ class HPTQ(zsqbench.Quantizer):
     )
     batch_size: int = Field(64, gt=0, description="images of a forward pass")
 
-    def chosen(self, option: str) -> Any:
-        """The value of an option, given or the preset's."""
-        value = getattr(self, option)
-        return PRESETS[self.preset][option] if value is None else value
-
     def rejects(self, scheme: Scheme) -> str | None:
         """Another grid than powers of two, or errors that cannot be had."""
         demanded = scheme.placement.grid
@@ -112,15 +107,11 @@ class HPTQ(zsqbench.Quantizer):
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
         """Put quantizers in place, and what corrections need: biases, and bounds that can be moved."""
-        import torch
+        from zsqbench.quant import Grids, add_biases, free_bounds, prepare
 
-        from zsqbench.quant import Grids, free_bounds, prepare, quantized_layers
-
-        weights: Grid = self.weights or scheme.placement.grid or PRESETS[self.preset]["weights"]
+        weights: Grid = self.weights or scheme.placement.grid or self.chosen("weights")
         student: Any = prepare(teacher.module, scheme, teacher.input_size, Grids(weights, "power_of_two"))
-        for _, layer in quantized_layers(student):
-            if layer.bias is None:
-                layer.bias = torch.nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
+        add_biases(student)
         if self.chosen("equalization"):
             free_bounds(student)
         return student
@@ -131,9 +122,7 @@ class HPTQ(zsqbench.Quantizer):
         """Set thresholds and correct weights and biases. Raises ZSQBenchError without images."""
         import torch
 
-        if data is None:
-            raise zsqbench.ZSQBenchError("quantizer 'hptq' needs calibration images: its generator cannot be none")
-        batches = data.images.to(ctx.device).split(self.batch_size)
+        batches = self.images_of(data).to(ctx.device).split(self.batch_size)
         with torch.no_grad():
             means, shifts = self._calibrate_activations(student, batches)
             factors: dict[str, Tensor] = {}

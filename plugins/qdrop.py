@@ -34,9 +34,6 @@ class QDrop(zsqbench.ReconstructionQuantizer):
     name = "qdrop"
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")
-    rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
-    rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser; 0.1 for MobileNetV2")
-    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations without regulariser")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
     drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
     search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
@@ -50,10 +47,8 @@ class QDrop(zsqbench.ReconstructionQuantizer):
     ) -> None:
         """Choose ranges, then learn unit by unit. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import (
-            Annealing,
             Recipe,
             Reconstruction,
-            Rounding,
             StepSizes,
             calibrate_float_activations,
             memory_errors,
@@ -61,8 +56,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
             range_search,
         )
 
-        if data is None:
-            raise zsqbench.ZSQBenchError("quantizer 'qdrop' needs calibration images: its generator cannot be none")
+        images = self.images_of(data)
 
         def search(quantizer: "ActivationQuantizer", values: "Tensor") -> None:
             quantizer.set_parameters(*range_search(values, quantizer.bits))
@@ -70,20 +64,20 @@ class QDrop(zsqbench.ReconstructionQuantizer):
         recipe = Recipe(
             self.iterations,
             self.batch_size,
-            rounding=Rounding(self.rounding_lr, self.rounding_weight, Annealing(warmup=self.warmup)),
+            rounding=self.rounding(),
             step_sizes=StepSizes(self.scale_lr, lsq=True),
             quantize_activations=True,
             source="mixed",
             drop=self.drop,
             draws="replacement",
         )
-        engine = Reconstruction(student, data.images, ctx, {"joint": recipe}, memory=self.memory(ctx.device))
+        engine = Reconstruction(student, images, ctx, {"joint": recipe}, memory=self.memory(ctx.device))
         for _, layer in quantized_layers(student):
             quantizer = layer.weight_quantizer
             quantizer.set_parameters(*range_search(layer.weight, quantizer.bits, quantizer.axis))
         with memory_errors(ctx.device, {"search_images": self.search_images}):
-            images = data.images[: self.search_images].to(ctx.device)
-            calibrate_float_activations(student, images, lambda quantizer: partial(search, quantizer))
+            first = images[: self.search_images].to(ctx.device)
+            calibrate_float_activations(student, first, lambda quantizer: partial(search, quantizer))
         engine.run("joint")
 
 

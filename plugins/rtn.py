@@ -1,11 +1,10 @@
 """Round to nearest: the floor that every learned quantizer must beat."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 import zsqbench
-from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
 
-class RTN(zsqbench.Quantizer):
+class RTN(zsqbench.GridQuantizer):
     """Rounds weights per output channel and activations per tensor to the nearest point of a grid; nothing is learned.
 
     Ranges are searched by default: of the ranges (1 - 0.01 i) (min, max), i < 80, the one with the least mean
@@ -29,10 +28,6 @@ class RTN(zsqbench.Quantizer):
 
     name = "rtn"
     seeded = False
-    grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
-
-    grid: Grid | None = Field(None, description="kind of grid; none: what the scheme demands, else affine")
-    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
     weight_range: Literal["minmax", "mse", "percentile"] = Field("mse", description="how weight ranges are chosen")
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
         "mse", description="how activation ranges are chosen"
@@ -40,20 +35,6 @@ class RTN(zsqbench.Quantizer):
     percent: float = Field(99.9, gt=50, le=100, description="where ranges end, with percentile")
     search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
     batch_size: int = Field(64, gt=0, description="images of a forward pass, with minmax")
-
-    def rejects(self, scheme: Scheme) -> str | None:
-        """A grid of its own that is not the one that the scheme demands."""
-        demanded = scheme.placement.grid
-        if self.grid is not None and demanded not in (None, self.grid):
-            return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
-        return super().rejects(scheme)
-
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
-        """Put quantizers of this kind of grid in place."""
-        from zsqbench.quant import Grids, prepare
-
-        grid = self.grid or scheme.placement.grid or "affine"
-        return prepare(teacher.module, scheme, teacher.input_size, Grids(grid, grid, self.per_channel))
 
     def quantize(
         self,
@@ -65,13 +46,12 @@ class RTN(zsqbench.Quantizer):
         """Set the ranges of all quantizers. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import calibrate_activations_by, calibrate_weights
 
-        if data is None:
-            raise zsqbench.ZSQBenchError("quantizer 'rtn' needs calibration images: its generator cannot be none")
+        images = self.images_of(data)
         calibrate_weights(student, self.weight_range, self.percent)
         calibrate_activations_by(
             self.activation_range,
             student,
-            data.images,
+            images,
             self.search_images,
             percent=self.percent,
             batch_size=self.batch_size,

@@ -14,9 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
-    model_serializer,
     model_validator,
 )
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zsqbench.quant import Memory
+    from zsqbench.quant import Memory, Rounding
 
 Kind = Literal["generator", "quantizer", "task", "engine"]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,12 +94,6 @@ class ModelSpec(BaseModel):
         description="what the float network reaches, in percent; its cells fail where it is not within 0.1",
     )
 
-    @model_serializer(mode="wrap")
-    def _as_before_where_no_accuracy_is_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Models are in keys as plain data: those of models that do not say an accuracy are what they always were."""
-        data: dict[str, Any] = dump(self)
-        return {name: value for name, value in data.items() if name != "float_accuracy" or value is not None}
-
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSpec":
         if (self.base is None) == (self.file is None):
@@ -136,6 +128,13 @@ class Method(BaseModel):
     """Whether it needs a classifier."""
     incidental: ClassVar[frozenset[str]] = frozenset()
     """Options that cannot change a result (where data is, how it is batched): not part of the identity."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What is chosen for options that are not given, by the values of an option `preset`."""
+
+    def chosen(self, option: str) -> Any:
+        """The value of an option, given or the preset's; of what is no option, the preset's."""
+        value = getattr(self, option, None)
+        return self.presets[self.__getattribute__("preset")][option] if value is None else value
 
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""
@@ -190,6 +189,12 @@ class Quantizer(Method, ABC):
             return f"the scheme demands the grid {demanded}, and it has {', '.join(self.grids)}"
         return None
 
+    def images_of(self, data: "CalibrationSet | None") -> "torch.Tensor":
+        """The calibration images. Raises ZSQBenchError where there are none."""
+        if data is None:
+            raise ZSQBenchError(f"quantizer {self.name!r} needs calibration images: its generator cannot be none")
+        return data.images
+
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
         """Return a copy of the network with quantizers in place, as a function of network, scheme and options alone.
 
@@ -206,23 +211,59 @@ class Quantizer(Method, ABC):
         """Set the student's quantizers (and weights), in place. The teacher must stay as it is."""
 
 
-class ReconstructionQuantizer(Quantizer, ABC):
-    """A quantizer that learns unit by unit with `zsqbench.quant.Reconstruction`; its options say what may be cached.
+class GridQuantizer(Quantizer, ABC):
+    """A quantizer that rounds weights and activations to any one kind of grid."""
 
-    Where activations are cached changes no value, so neither bound is part of the identity.
+    grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
+
+    grid: Grid | None = Field(None, description="kind of grid; none: what the scheme demands, else affine")
+    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+
+    def rejects(self, scheme: Scheme) -> str | None:
+        """A grid of its own that is not the one that the scheme demands."""
+        demanded = scheme.placement.grid
+        if self.grid is not None and demanded not in (None, self.grid):
+            return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
+        return super().rejects(scheme)
+
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+        """Put quantizers of this kind of grid in place."""
+        from zsqbench.quant import Grids, prepare
+
+        grid = self.grid or scheme.placement.grid or "affine"
+        return prepare(teacher.module, scheme, teacher.input_size, Grids(grid, grid, self.per_channel))
+
+
+class ReconstructionQuantizer(Quantizer, ABC):
+    """A quantizer that learns rounding unit by unit with `zsqbench.quant.Reconstruction`.
+
+    Where activations are cached changes no value, so the bounds on that are no part of the identity.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")
+    rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
+    rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser (lambda)")
+    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights without regulariser")
     device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory that cached activations may take")
     host_memory: float = Field(8.0, ge=0, description="GiB of host memory that they may take; the rest is in files")
 
     def memory(self, device: "torch.device") -> "Memory":
         """The bounds of what is cached."""
-        from zsqbench.quant import Memory
+        from zsqbench.quant import GIB, Memory
 
-        return Memory(device, int(self.device_memory * 2**30), int(self.host_memory * 2**30))
+        return Memory(device, int(self.device_memory * GIB), int(self.host_memory * GIB))
+
+    def rounding(
+        self, *, annealing: Literal["linear", "cosine"] = "linear", scale_lr: float | None = None
+    ) -> "Rounding":
+        """How rounding is learned, as the options say."""
+        from zsqbench.quant import Annealing, Rounding
+
+        return Rounding(
+            self.rounding_lr, self.rounding_weight, Annealing(warmup=self.warmup, shape=annealing), scale_lr
+        )
 
 
 @dataclass(frozen=True)

@@ -421,21 +421,13 @@ class _Reporter:
 
 def check_calibration_set(images: object, teacher: Pretrained, name: str) -> None:
     """Raise ZSQBenchError unless this is a calibration set that any quantizer could take."""
-    import torch
+    from zsqbench.quant import check_images
 
     if not isinstance(images, CalibrationSet):
         raise ZSQBenchError(f"generator {name} returned {type(images).__name__}; expected a CalibrationSet")
-    tensor = images.images
-    expected = ("N", *teacher.input_size)
-    if tensor.ndim != len(expected) or tuple(tensor.shape[1:]) != tuple(teacher.input_size) or not len(tensor):
-        raise ZSQBenchError(f"generator {name} returned images of shape {tuple(tensor.shape)}; expected {expected}")
-    if tensor.dtype != torch.float32:
-        raise ZSQBenchError(f"generator {name} returned {tensor.dtype} images; expected torch.float32")
-    broken = int((~tensor.isfinite()).flatten(1).any(1).sum())
-    if broken:
-        raise ZSQBenchError(f"generator {name} returned NaN or infinite pixels in {broken} of {len(tensor)} images")
-    if images.labels is not None and len(images.labels) != len(tensor):
-        raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(tensor)} images")
+    check_images(images.images, teacher.input_size, f"generator {name} returned")
+    if images.labels is not None and len(images.labels) != len(images):
+        raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(images)} images")
 
 
 def _check_float_accuracy(model: str, metric: str, measured: float, expected: float) -> None:

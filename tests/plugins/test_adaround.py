@@ -8,7 +8,7 @@ from zsqbench.quant import activation_quantizers, quantized_layers
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
-SHORT = {"iterations": 20, "batch_size": 8, "lr": 0.02}
+SHORT = {"iterations": 20, "batch_size": 8, "rounding_lr": 0.02}
 
 
 def quantized(quantizer, scheme="hw/w3a4", ctx=None):

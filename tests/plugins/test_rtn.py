@@ -1,15 +1,12 @@
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
+from networks import Cifar
 
-from zsqbench import CalibrationSet, Pretrained, ZSQBenchError
+from zsqbench import CalibrationSet, ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import finalize, weight_quantizers
 from zsqbench.scheme import FLOAT, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
-from zsqbench.zoo.resnet import CifarResNet
 
 RTN = load_plugins().find("quantizer", "rtn").method
 
@@ -90,38 +87,11 @@ def test_it_rejects_the_float_scheme_and_needs_images():
         RTN().quantize(RTN().prepare(teacher, parse_scheme("hw/w4a4")), teacher, None, context())
 
 
-@pytest.fixture(scope="module")
-def cifar(request):
-    """The published CIFAR-10 ResNet-20, the 846 test images with their classes, and 64 train images."""
-    data = request.config.rootpath.parent / "shared" / "data"
-    if not data.is_dir():
-        pytest.skip("no CIFAR-10 images beside this checkout")
-    module = CifarResNet(20).eval().requires_grad_(False)
-    module.load_state_dict(load_file(data / "models" / "resnet20_cifar10.safetensors"), strict=False)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-    def read(files):
-        pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files])
-        return ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).contiguous()
-
-    classes = sorted((data / "cifar10" / "test").iterdir())
-    files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
-    labels = torch.tensor([label for _, label in files])
-    train = sorted((data / "cifar10" / "train").glob("*/*.png"))[:: 4660 // 64][:64]
-    teacher = Pretrained(module, (3, 32, 32), mean, std, classes=10)
-    return teacher, read(file for file, _ in files), labels, CalibrationSet(read(train))
-
-
-def test_eight_bits_keep_the_accuracy_of_a_real_network(cifar):
-    teacher, images, labels, calibration = cifar
-
-    def right(module):
-        with torch.no_grad():
-            outputs = torch.cat([module(batch) for batch in images.split(128)])
-        return int((outputs.argmax(1) == labels).sum())
-
-    student = RTN().prepare(teacher, parse_scheme("hw/w8a8"))
-    RTN().quantize(student, teacher, calibration, context())
+def test_eight_bits_keep_the_accuracy_of_a_real_network(request):
+    cifar = Cifar(request.config.rootpath)
+    calibration = CalibrationSet(cifar.read(cifar.train_files[:: 4660 // 64][:64]))
+    student = RTN().prepare(cifar.teacher, parse_scheme("hw/w8a8"))
+    RTN().quantize(student, cifar.teacher, calibration, context())
     finalize(student)
-    assert right(teacher.module) == 776
-    assert abs(right(student) - 776) <= 8
+    assert cifar.right(cifar.teacher.module) == 776
+    assert abs(cifar.right(student) - 776) <= 8

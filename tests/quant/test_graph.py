@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 import torch
 import torchvision
+from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
@@ -32,21 +33,6 @@ def named_roles(module, size=(3, 8, 8), *, fold=True):
 
 def named_positions(module, size=(3, 8, 8)):
     return {tensor_name(node): at for node, at in positions(capture(module, size)).items()}
-
-
-def from_forward(forward, **modules):
-    """A module with these submodules and this forward pass."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, module in modules.items():
-                setattr(self, name, module)
-
-        def forward(self, x):
-            return forward(self, x)
-
-    return Net()
 
 
 def test_tensors_are_named_by_module_path_and_operator():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torchvision
+from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
@@ -17,21 +18,6 @@ DRAWS = 200_000
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def from_forward(forward, **modules):
-    """A module with these submodules and this forward pass."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, module in modules.items():
-                setattr(self, name, module)
-
-        def forward(self, x):
-            return forward(self, x)
-
-    return Net().eval().requires_grad_(False)
 
 
 def normal(channels, seed=0):

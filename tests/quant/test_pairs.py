@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
@@ -15,21 +16,6 @@ def pairs(module, scheme="hw_strict/w8a8"):
         (pair.first, pair.operator, pair.quantizer.name if pair.quantizer else None, pair.second)
         for pair in layer_pairs(student)
     ]
-
-
-def from_forward(forward, **modules):
-    """A module with these submodules and this forward pass."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, module in modules.items():
-                setattr(self, name, module)
-
-        def forward(self, x):
-            return forward(self, x)
-
-    return Net()
 
 
 def test_layers_with_an_activation_function_a_norm_padding_and_dropout_between_are_pairs():

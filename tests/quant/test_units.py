@@ -2,6 +2,7 @@ import functools
 
 import pytest
 import torch
+from networks import called_twice
 from torch import nn
 from torchvision import models
 
@@ -116,15 +117,7 @@ def test_a_size_that_is_read_later_keeps_its_readers_together():
 
 
 def test_a_layer_that_is_called_twice_is_in_both_units():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-        def forward(self, x):
-            return self.conv(self.conv(x).relu())
-
-    units = find_units(students(Twice()))
+    units = find_units(students(called_twice()))
     assert [unit.name for unit in units] == ["conv", "conv (2)"]
 
 

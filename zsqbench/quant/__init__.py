@@ -11,7 +11,7 @@ from zsqbench.quant.affine import (
     quantize,
     symmetric_parameters,
 )
-from zsqbench.quant.cache import Memory
+from zsqbench.quant.cache import GIB, Memory
 from zsqbench.quant.calibrate import (
     Ranges,
     calibrate_activations,
@@ -21,6 +21,7 @@ from zsqbench.quant.calibrate import (
     calibrate_activations_percentile,
     calibrate_float_activations,
     calibrate_weights,
+    check_images,
     observed,
     switched,
 )
@@ -57,6 +58,7 @@ from zsqbench.quant.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, la
 from zsqbench.quant.prepare import (
     Grids,
     activation_quantizers,
+    add_biases,
     effective_map,
     finalize,
     measured_map,
@@ -65,7 +67,7 @@ from zsqbench.quant.prepare import (
     restore,
     weight_quantizers,
 )
-from zsqbench.quant.reconstruction import Reconstruction, check_images, memory_errors
+from zsqbench.quant.reconstruction import Reconstruction, memory_errors
 from zsqbench.quant.rounding import Annealing
 from zsqbench.quant.thresholds import (
     ExactThresholdSearch,
@@ -77,6 +79,7 @@ from zsqbench.quant.thresholds import (
 from zsqbench.quant.units import Unit, describe_units, find_units
 
 __all__ = [
+    "GIB",
     "ActivationQuantizer",
     "Annealing",
     "BoundedReLU",
@@ -103,6 +106,7 @@ __all__ = [
     "activation_quantizers",
     "activation_roles",
     "activation_threshold",
+    "add_biases",
     "affine_parameters",
     "balancing_factors",
     "best_shifted_grid",

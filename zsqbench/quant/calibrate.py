@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.fake_quant import ActivationQuantizer, TensorQuantizer
 from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
 from zsqbench.quant.prepare import activation_quantizers, quantized_layers, weight_quantizers
@@ -20,6 +21,18 @@ PERCENT = 99.9
 
 Observer = Callable[[Tensor], None]
 """Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
+
+
+def check_images(images: Tensor, input_size: tuple[int, ...], subject: str = "the calibration set has") -> None:
+    """Raise ZSQBenchError, with this subject, unless these are finite float32 images [N, *input_size], at least one."""
+    expected = ("N", *input_size)
+    if tuple(images.shape[1:]) != tuple(input_size) or not len(images):
+        raise ZSQBenchError(f"{subject} images of shape {tuple(images.shape)}; expected {expected}")
+    if images.dtype != torch.float32:
+        raise ZSQBenchError(f"{subject} {images.dtype} images; expected torch.float32")
+    broken = int((~images.isfinite()).flatten(1).any(1).sum())
+    if broken:
+        raise ZSQBenchError(f"{subject} NaN or infinite pixels in {broken} of {len(images)} images")
 
 
 @torch.no_grad()

@@ -52,6 +52,17 @@ class TensorQuantizer(nn.Module):
         self.register_buffer("scale", torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape))
 
+    def description(self) -> dict[str, Any]:
+        """The arguments of a quantizer of the same tensor with the same kind of grid."""
+        shape = tuple(self.scale.shape)
+        names = ("name", "role", "bits", "grid", "axis")
+        return {name: getattr(self, name) for name in names} | {"shape": shape}
+
+    def adopt(self, other: "TensorQuantizer") -> None:
+        """Take the grid of another quantizer, on its device, and start to quantize."""
+        self.to(other.scale.device)
+        self.set_parameters(other.scale.detach(), other.zero_point.detach())
+
     def is_signed(self, low: Tensor) -> bool:
         """Whether a symmetric grid for values from `low` on has to be signed."""
         return bool((low < 0).any())
@@ -123,16 +134,8 @@ class ChosenCodes(WeightQuantizer):
     values: Tensor
 
     def __init__(self, quantizer: WeightQuantizer, codes: Tensor) -> None:
-        super().__init__(
-            quantizer.name,
-            quantizer.role,
-            quantizer.bits,
-            grid=quantizer.grid,
-            axis=quantizer.axis,
-            shape=tuple(quantizer.scale.shape),
-        )
-        self.to(quantizer.scale.device)
-        self.set_parameters(quantizer.scale.detach(), quantizer.zero_point.detach())
+        super().__init__(**quantizer.description())
+        self.adopt(quantizer)
         self.register_buffer("chosen", codes.detach())
         self.register_buffer("values", dequantize(self.chosen, self.scale, self.zero_point))
 
@@ -154,12 +157,8 @@ class ActivationQuantizer(TensorQuantizer):
 def plain(quantizer: Q) -> Q:
     """A quantizer that rounds to nearest on another one's grid, without anything that only training needs."""
     kind = WeightQuantizer if isinstance(quantizer, WeightQuantizer) else ActivationQuantizer
-    shape = tuple(quantizer.scale.shape)
-    copy = kind(quantizer.name, quantizer.role, quantizer.bits, grid=quantizer.grid, axis=quantizer.axis, shape=shape)
-    copy.to(quantizer.scale.device)
-    copy.scale.copy_(quantizer.scale.detach())
-    copy.zero_point.copy_(quantizer.zero_point.detach())
-    copy.enabled = True
+    copy = kind(**quantizer.description())
+    copy.adopt(quantizer)
     return cast("Q", copy)
 
 

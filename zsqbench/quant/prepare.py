@@ -53,6 +53,13 @@ def prepare(
     return student
 
 
+def add_biases(student: nn.Module) -> None:
+    """Give each layer with a quantized weight a bias of zeros where it has none, for methods that correct biases."""
+    for _, layer in quantized_layers(student):
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
+
+
 def quantized_layers(student: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     """Path and module of each layer with a quantized weight, in execution order."""
     layers = [(name, module) for name, module in student.named_modules() if isinstance(module, QuantizedLayer)]

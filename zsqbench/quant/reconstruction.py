@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from zsqbench.errors import OutOfResourcesError, ZSQBenchError
 from zsqbench.quant.cache import GIB, Cache, Frontier, Memory
+from zsqbench.quant.calibrate import check_images
 from zsqbench.quant.fake_quant import BYTE, ChosenCodes
 from zsqbench.quant.learning import Context, Learning, Recipe, in_float, push, quantized
 from zsqbench.quant.prepare import activation_quantizers, quantized_layers
@@ -44,7 +45,13 @@ class Reconstruction:
 
         Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
         """
-        check_images(images, _input_size(student), max(recipe.batch_size for recipe in recipes.values()))
+        check_images(images, _input_size(student))
+        batch_size = max(recipe.batch_size for recipe in recipes.values())
+        if len(images) < batch_size:
+            raise ZSQBenchError(
+                f"{len(images)} calibration images are fewer than one batch: give at least {batch_size}, or lower "
+                f"batch_size ({batch_size})"
+            )
         self.student, self.images, self.ctx, self.recipes = student, images, ctx, recipes
         self.units = find_units(student, grain)
         self.memory = memory or Memory(ctx.device)
@@ -192,25 +199,6 @@ def memory_errors(device: torch.device, options: Mapping[str, float]) -> Iterato
             raise
         named = ", ".join(f"{name} ({value:g})" for name, value in options.items())
         raise OutOfResourcesError(f"{device} ran out of memory: lower one of the options {named}") from error
-
-
-def check_images(images: Tensor, input_size: tuple[int, ...], batch_size: int) -> None:
-    """Raise ZSQBenchError unless these are at least a batch of finite images [N, *input_size]."""
-    if images.dim() != len(input_size) + 1 or tuple(images.shape[1:]) != tuple(input_size):
-        expected = ("N", *input_size)
-        raise ZSQBenchError(f"calibration images are of shape {tuple(images.shape)}; the network takes {expected}")
-    if images.dtype != torch.float32:
-        raise ZSQBenchError(f"calibration images are {images.dtype}; expected torch.float32: convert them")
-    if len(images) < batch_size:
-        raise ZSQBenchError(
-            f"{len(images)} calibration images are fewer than one batch: give at least {batch_size}, or lower "
-            f"batch_size ({batch_size})"
-        )
-    broken = int((~images.isfinite()).flatten(1).any(1).sum())
-    if broken:
-        raise ZSQBenchError(
-            f"{broken} of {len(images)} calibration images have NaN or infinite pixels; give finite ones"
-        )
 
 
 def _input_size(student: fx.GraphModule) -> tuple[int, ...]:

@@ -43,16 +43,8 @@ class SoftRounding(WeightQuantizer):
     """
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor, *, learn_scale: bool = False) -> None:
-        super().__init__(
-            quantizer.name,
-            quantizer.role,
-            quantizer.bits,
-            grid=quantizer.grid,
-            axis=quantizer.axis,
-            shape=tuple(quantizer.scale.shape),
-        )
-        self.to(weight.device)
-        self.set_parameters(quantizer.scale.detach(), quantizer.zero_point.detach())
+        super().__init__(**quantizer.description())
+        self.adopt(quantizer)
         ratio = weight.detach() / self.scale
         below = ratio.floor()
         fraction = (ratio - below).sub_(GAMMA)
@@ -61,10 +53,11 @@ class SoftRounding(WeightQuantizer):
         # h decides nothing where even the floor, or the ceiling, is beyond the grid
         self._open = (base >= 0) & (base < levels(self.bits))
         self._base = base.clamp_(0, levels(self.bits))
-        self._step = self._open * self.scale
-        self._lower = (self._base - self.zero_point) * self.scale
         if learn_scale:
             self.scale.requires_grad_()
+        else:
+            self._step = self._open * self.scale
+            self._lower = (self._base - self.zero_point) * self.scale
 
     def hard_codes(self) -> Tensor:
         """The codes that the logits stand for: the floor, and one more where V >= 0."""
@@ -85,14 +78,8 @@ class SoftRounding(WeightQuantizer):
         return soft
 
     @torch.no_grad()
-    def regularizer(self, beta: float) -> Tensor:
-        """The sum of 1 - |2 h(V) - 1|^beta, which is zero once all of h are 0 or 1."""
-        distance = (2 * rectified_sigmoid(self.logits) - 1).abs_()
-        return (1 - distance.pow_(beta)).sum()
-
-    @torch.no_grad()
     def add_regularizer_gradient(self, weight: float, beta: float) -> None:
-        """Add weight times the gradient of the regulariser to that of the logits, in closed form."""
+        """Add weight times the gradient of sum(1 - |2 h(V) - 1|^beta), which ends at h of 0 or 1, in closed form."""
         soft = torch.sigmoid(self.logits)
         slope = soft * (1 - soft)
         centred = soft.mul_(2 * (ZETA - GAMMA)).add_(2 * GAMMA - 1)  # 2 h - 1, before h is clipped

@@ -1,0 +1,61 @@
+"""Networks that tests of several files need."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from zsqbench import Pretrained
+from zsqbench.zoo.resnet import CifarResNet
+
+
+def from_forward(forward, **modules):
+    """A module in eval mode with these submodules and this forward pass."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, module in modules.items():
+                setattr(self, name, module)
+
+        def forward(self, x):
+            return forward(self, x)
+
+    return Net().eval().requires_grad_(False)
+
+
+def called_twice():
+    """A network that calls its one layer, `conv`, twice."""
+    return from_forward(lambda net, x: net.conv(net.conv(x).relu()), conv=nn.Conv2d(3, 3, 3, padding=1))
+
+
+class Cifar:
+    """The published CIFAR-10 ResNet-20 with the 846 lossless test images beside the checkout; skips without them."""
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, checkout):
+        data = checkout.parent / "shared" / "data"
+        if not data.is_dir():
+            pytest.skip("no CIFAR-10 images beside this checkout")
+        module = CifarResNet(20).eval().requires_grad_(False)
+        module.load_state_dict(load_file(data / "models" / "resnet20_cifar10.safetensors"), strict=False)
+        self.teacher = Pretrained(module, (3, 32, 32), self.mean, self.std, classes=10)
+        classes = sorted((data / "cifar10" / "test").iterdir())
+        files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
+        self.images = self.read(file for file, _ in files)
+        self.labels = torch.tensor([label for _, label in files])
+        self.train_files = sorted((data / "cifar10" / "train").glob("*/*.png"))
+
+    def read(self, files):
+        """Images of these files as the network takes them."""
+        pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files])
+        return ((pixels / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
+
+    def right(self, module):
+        """How many of the test images a network classifies right."""
+        with torch.no_grad():
+            outputs = torch.cat([module(batch) for batch in self.images.split(128)])
+        return int((outputs.argmax(1) == self.labels).sum())
