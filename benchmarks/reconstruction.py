@@ -5,6 +5,7 @@ the memory figures, each of which is measured in a process of its own.
 """
 
 import argparse
+import dataclasses
 import multiprocessing
 import statistics
 import time
@@ -84,7 +85,7 @@ def bare_step(unit: Unit, inputs: list[Tensor], target: Tensor) -> Callable[[int
         with in_float(unit):
             for _ in range(count):
                 optimizer.zero_grad(set_to_none=True)
-                functional.mse_loss(unit.run(*inputs)[unit.target], target).backward()
+                functional.mse_loss(unit.run(*inputs)[unit.targets[0]], target).backward()
                 optimizer.step()
 
     return steps
@@ -95,13 +96,13 @@ def learning_step(
 ) -> Callable[[int], None]:
     """Iterations of a recipe, regulariser included."""
     learning = Learning(
-        unit=unit, recipe=recipe, ctx=context(), memory=Memory(CPU), inputs=inputs, plain=inputs, target=target,
-        layers=layers, later=[], curve="", tick=lambda: None,
+        unit=unit, recipe=recipe, ctx=context(), memory=Memory(CPU), inputs=inputs, plain=inputs,
+        targets={unit.targets[0]: target}, layers=layers, later=[], curve="", tick=lambda: None,
     )  # fmt: skip
     soft = learning._soften()  # noqa: SLF001
 
     def steps(count: int) -> None:
-        learning.recipe = Recipe(**(vars(recipe) | {"iterations": count}))
+        learning.recipe = dataclasses.replace(recipe, iterations=count)
         with quantized(unit, recipe):
             learning._optimize(soft, None)  # noqa: SLF001
 
@@ -122,12 +123,12 @@ def steps(threads: int) -> None:
         frontier: dict[str, Cache] = {units[0].inputs[0]: Cache.of(images, Memory(CPU))}
         totals = {"bare": 0.0, "weights": 0.0, "activations": 0.0}
         for place, unit in enumerate(units):
-            needed = {other for later in units[place + 1 :] for other in later.inputs} | {unit.target}
+            needed = {other for later in units[place + 1 :] for other in later.inputs} | set(unit.targets)
             with in_float(unit):
                 following = push(unit, frontier, needed, 32, Memory(CPU))
             if unit.layers:
                 batch = [frontier[source].read(slice(0, 32)) for source in unit.inputs]
-                target = following[unit.target]
+                target = following[unit.targets[0]]
                 layers = [layer for _, layer in unit.layers]
                 plain = [layer.weight_quantizer for layer in layers]
                 measured = {"bare": seconds_per_step(bare_step(unit, batch, target.read(slice(0, 32))))}

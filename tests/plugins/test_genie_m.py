@@ -195,7 +195,8 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     monkeypatch.setattr(Learning, "_harden", lambda self, soft: (learned.update(enumerate(soft)), harden(self, soft)))
     learning = Learning(
         unit=unit, recipe=recipe, ctx=context(), memory=memory, inputs={source: caches["x_q"]},
-        plain={source: caches["x"]}, target=caches["y"], layers=[layer for _, layer in unit.layers], later=[],
+        plain={source: caches["x"]}, targets=dict.fromkeys(unit.targets, caches["y"]),
+        layers=[layer for _, layer in unit.layers], later=[],
         curve="block", tick=lambda: None,
     )  # fmt: skip
     learning.run(set())

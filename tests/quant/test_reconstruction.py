@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from networks import called_twice
+from networks import called_twice, from_forward
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
@@ -301,6 +301,20 @@ def test_an_operator_that_works_in_place_does_not_reach_images_or_caches():
     assert same(*states)
 
 
+def test_all_outputs_of_a_unit_are_reconstructed():
+    def forward(net, x):
+        x = net.trunk(x).relu()
+        return net.a(x), net.b(x)
+
+    layers = {name: nn.Conv2d(3, 3, 3) for name in ("trunk", "a", "b")}
+    network, ctx = from_forward(forward, **layers), context()
+    recipe = Recipe(60, 8, rounding=ROUND.rounding)
+    student, nearest = reconstructed(network, {"weights": recipe}, ctx), student_of(network)
+    assert list(losses(ctx, "weights")) == ["trunk", "a..b"]
+    for path in "ab":
+        assert not torch.equal(codes(student, path), codes(nearest, path))
+
+
 def test_what_nobody_reads_is_left_alone():
     class Unread(nn.Module):
         def __init__(self):
@@ -437,7 +451,8 @@ def test_degenerate_layers_and_ranges_leave_finite_networks(spoil):
 def test_two_bits_on_a_depthwise_layer():
     module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1))
     ctx = context()
-    student = reconstructed(module.eval().requires_grad_(False), ctx=ctx, scheme="hw/w2a4")
+    longer = {"weights": Recipe(200, 8, rounding=ROUND.rounding)}
+    student = reconstructed(module.eval().requires_grad_(False), longer, ctx, scheme="hw/w2a4")
     depthwise = student.get_submodule("2").quantized_weight().flatten(1)
     assert max(len(channel.unique()) for channel in depthwise) <= 4
     before, after = losses(ctx, "weights")["0..4"]

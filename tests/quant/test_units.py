@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from networks import called_twice
+from networks import called_twice, from_forward
 from torch import nn
 from torchvision import models
 
@@ -56,7 +56,7 @@ def test_running_the_units_in_order_is_running_the_network(name, scheme, grain):
     with torch.no_grad():
         for unit in units:
             values |= unit.run(*(values[name] for name in unit.inputs))
-        assert torch.equal(values[units[-1].target], student(images))
+        assert torch.equal(values[units[-1].targets[0]], student(images))
 
 
 @pytest.mark.parametrize("grain", ["block", "layer"])
@@ -102,18 +102,44 @@ def test_a_quantizer_that_no_layer_precedes_belongs_to_the_unit_behind_it():
     assert [quantizer.role for quantizer in units[-1].quantizers] == ["pooled", "logits"]
 
 
-def test_a_size_that_is_read_later_keeps_its_readers_together():
-    class Sized(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4 * 28 * 28, 2)
+def test_sizes_and_masks_are_computed_where_they_are_read():
+    layers = {name: nn.Conv2d(3, 3, 3, padding=1) for name in ("first", "second", "third")}
 
-        def forward(self, x):
-            count = x.size(0)
-            return self.head(self.second(self.first(x)).view(count, -1))
+    def forward(net, x):
+        size, mask = x.shape[-2:], x > 0
+        x = net.third(net.second(net.first(x)) * mask)
+        return nn.functional.interpolate(x, size=(size[0] * 2, size[1]))
 
-    first = find_units(students(Sized()))[0]
-    assert [path for path, _ in first.layers] == ["first", "second"]
+    network = from_forward(forward, **layers)
+    student, images = students(network), torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(0))
+    units = find_units(student)
+    values = {units[0].inputs[0]: images}
+    for unit in units:
+        values |= unit.run(*(values[name] for name in unit.inputs))
+    assert [len(unit.layers) for unit in units if unit.layers] == [1, 1, 1]
+    assert torch.equal(values[units[-1].targets[0]], student(images))
+    assert torch.equal(values[units[-1].targets[0]], network(images))
+
+
+def test_what_passes_as_a_tuple_keeps_its_makers_and_readers_together():
+    def forward(net, x):
+        a, b = net.first(x).chunk(2, 1)
+        return net.second(a) + b
+
+    network = from_forward(forward, first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(2, 2, 1))
+    units = find_units(students(network), "layer")
+    assert [len(unit.layers) for unit in units] == [1, 0, 1]
+    assert [node.name for node in units[1].module.graph.nodes][1:-1] == ["chunk", "getitem", "getitem_1"]
+
+
+def test_outputs_that_others_are_computed_from_are_no_targets():
+    def forward(net, x):
+        x = net.trunk(x).relu()
+        return net.a(x), net.b(net.c(x).relu())
+
+    layers = {name: nn.Conv2d(3, 3, 1) for name in "abc"}
+    units = find_units(students(from_forward(forward, trunk=nn.Conv2d(3, 3, 1), **layers)))
+    assert [len(unit.targets) for unit in units] == [1, 2]
 
 
 def test_a_layer_that_is_called_twice_is_in_both_units():

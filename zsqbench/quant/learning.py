@@ -111,8 +111,8 @@ class Learning:
     """What the unit reads."""
     plain: Frontier
     """The same values of the float network."""
-    target: Cache
-    """What the unit's output is in the float network."""
+    targets: Mapping[str, Cache]
+    """What its outputs are to be: what they are in the float network."""
     layers: Sequence[QuantizedLayer]
     """Those whose rounding is learned."""
     later: Sequence[Unit]
@@ -162,24 +162,33 @@ class Learning:
         self._use(soft)
         return soft
 
-    def _loss(self, weights: Cache | None, needed: set[str]) -> tuple[float, dict[str, Cache]]:
+    @property
+    def _count(self) -> int:
+        return next(iter(self.targets.values())).count
+
+    def _loss(self, weights: Frontier | None, needed: set[str]) -> tuple[float, dict[str, Cache]]:
         """The loss on all images and, of the same pass, what is needed behind the unit."""
         total = 0.0
 
         def add(outputs: Mapping[str, Tensor], part: slice) -> None:
             nonlocal total
-            loss = self._distance(outputs[self.unit.target], self.target.read(part), _read(weights, part))
-            total += loss.item() * (part.stop - part.start)
+            total += self._distance(outputs, part, weights).item() * (part.stop - part.start)
 
         following = push(self.unit, self.inputs, needed, self.recipe.batch_size, self.memory, add)
         if not math.isfinite(total):
             raise self._diverged()
-        return total / self.target.count, following
+        return total / self._count, following
 
-    def _distance(self, output: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        return reconstruction_loss(output, target, self.recipe.power, self.recipe.fisher, weight)
+    def _distance(self, outputs: Mapping[str, Tensor], index: Tensor | slice, weights: Frontier | None) -> Tensor:
+        """The loss of a batch, summed over the outputs that are reconstructed."""
+        losses = []
+        for name, target in self.targets.items():
+            weight = None if weights is None else weights[name].read(index)
+            loss = reconstruction_loss(outputs[name], target.read(index), self.recipe.power, self.recipe.fisher, weight)
+            losses.append(loss)
+        return torch.stack(losses).sum()
 
-    def _optimize(self, soft: Sequence[SoftRounding], weights: Cache | None) -> None:
+    def _optimize(self, soft: Sequence[SoftRounding], weights: Frontier | None) -> None:
         recipe, iterations = self.recipe, self.recipe.iterations
         steps = [quantizer.scale for quantizer in self._learned_quantizers()]
         scales = [*steps, *(rounding.scale for rounding in soft if rounding.scale.requires_grad)]
@@ -190,16 +199,16 @@ class Learning:
                 self.tick()
             return
         optimizer = torch.optim.Adam(groups, fused=True)
-        run, target = self.ctx.compile(self.unit.module), self.unit.outputs.index(self.unit.target)
-        indices = draw(self.target.count, recipe.batch_size, self._draws(), self.ctx)
+        run = self.ctx.compile(self.unit.module)
+        indices = draw(self._count, recipe.batch_size, self._draws(), self.ctx)
         every = max(1, iterations // POINTS)
         with contextlib.ExitStack() as until_learned:
             for step in steps:
                 until_learned.callback(step.requires_grad_(True).requires_grad_, False)
             sizes = self._watch(until_learned)
             for iteration, index in zip(range(1, iterations + 1), indices, strict=False):
-                output = run(*self._drawn_inputs(index))[target]
-                loss = self._distance(output, self.target.read(index), _read(weights, index))
+                outputs = dict(zip(self.unit.outputs, run(*self._drawn_inputs(index)), strict=True))
+                loss = self._distance(outputs, index, weights)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._adjust_gradients(soft, sizes, iteration)
@@ -274,26 +283,27 @@ class Learning:
             rounding.scale.requires_grad_(False)
             layer.choose(rounding.hard_codes())
 
-    def _fisher_weights(self) -> Cache:
-        """|g| + 1 for each element of the unit's output, g being the gradient there of KL(float || quantized logits).
+    def _fisher_weights(self) -> dict[str, Cache]:
+        """|g| + 1 for each element of the unit's outputs, g being the gradient there of KL(float || quantized logits).
 
         The network is quantized up to and including this unit, whose weights are still soft, and float behind it.
         """
-        cache = Cache(self.target.count, self.memory)
+        caches = {name: Cache(self._count, self.memory) for name in self.targets}
         own = {layer.weight_quantizer for _, layer in self.unit.layers}  # a later unit may call one of these layers
         later = [quantizer for unit in self.later for quantizer in _quantizers(unit) if quantizer not in own]
         with switched(later, enabled=False):
-            for part in batches(self.target.count, self.recipe.batch_size):
+            for part in batches(self._count, self.recipe.batch_size):
                 with torch.no_grad():
                     values = self._following(self.inputs, part)
                     with in_float(self.unit):
                         expected = self._logits(self._following(self.plain, part))
-                output = values[self.unit.target].float().requires_grad_()
-                logits = self._logits(values | {self.unit.target: output})
+                outputs = {name: values[name].float().requires_grad_() for name in caches}
+                logits = self._logits(values | outputs)
                 divergence = functional.kl_div(logits.log_softmax(1), expected.softmax(1), reduction="batchmean")
-                (gradient,) = torch.autograd.grad(divergence, output)
-                cache.append(gradient.abs().add_(1))
-        return cache
+                gradients = torch.autograd.grad(divergence, list(outputs.values()))
+                for cache, gradient in zip(caches.values(), gradients, strict=True):
+                    cache.append(gradient.abs().add_(1))
+        return caches
 
     def _following(self, frontier: Frontier, part: slice) -> dict[str, Tensor]:
         values = {name: cache.read(part) for name, cache in frontier.items()}
@@ -303,7 +313,7 @@ class Learning:
         last = self.unit
         for last in self.later:
             values = values | last.run(*(values[name] for name in last.inputs))
-        logits = values[last.target]
+        logits = values[last.targets[0]]
         if logits.dim() != 2 or len(last.outputs) != 1:  # noqa: PLR2004 - images and classes
             raise ZSQBenchError("the loss fisher needs a classifier, with one output [N, classes]; take the loss mse")
         return logits.float()
@@ -369,10 +379,6 @@ def keep_mask(shape: torch.Size, probability: float, ctx: Context) -> Tensor:
 
 def _quantizers(unit: Unit) -> list[TensorQuantizer]:
     return [*unit.quantizers, *(layer.weight_quantizer for _, layer in unit.layers)]
-
-
-def _read(cache: Cache | None, index: Tensor | slice) -> Tensor | None:
-    return None if cache is None else cache.read(index)
 
 
 def _group(parameters: Sequence[Tensor], lr: float, *, is_annealed: bool) -> dict[str, Any]:

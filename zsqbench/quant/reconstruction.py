@@ -78,6 +78,8 @@ class Reconstruction:
 
     def _run(self, stage: str, recipe: Recipe) -> None:
         learners = self._learners(recipe)
+        if not learners and self._before_unit is None:
+            return
         finished = self._resume(stage)
         if finished == len(self.units):
             self._advance(recipe.iterations * len(learners))
@@ -87,14 +89,16 @@ class Reconstruction:
         for place, unit in enumerate(self.units):
             needed = {name for later in self.units[place + 1 :] for name in later.inputs}
             with in_float(unit):
-                following = push(unit, plain, needed | {unit.target}, recipe.batch_size, self.memory)
+                following = push(unit, plain, needed.union(unit.targets), recipe.batch_size, self.memory)
             if self._before_unit is not None and unit.kind != "passage" and place >= finished:
                 first = slice(0, recipe.batch_size)
                 self._before_unit(unit, [inputs[name].read(first) for name in unit.inputs])
             reads_float = recipe.source == "float"
             if unit in learners and place >= finished:
                 to_push = set() if reads_float else needed
-                inputs = self._learn(stage, recipe, place, plain, inputs, following[unit.target], to_push)
+                targets = {name: following[name] for name in unit.targets}
+                inputs = self._learn(stage, recipe, place, plain, inputs, targets, to_push)
+                del targets  # before the next unit wants its place
                 self.ctx.checkpoint(self._state(stage, place + 1))
             else:
                 self._advance(recipe.iterations if unit in learners else 0)
@@ -112,7 +116,7 @@ class Reconstruction:
         place: int,
         plain: Frontier,
         inputs: Frontier,
-        target: Cache,
+        targets: Frontier,
         needed: set[str],
     ) -> Frontier:
         unit = self.units[place]
@@ -125,7 +129,7 @@ class Reconstruction:
             memory=self.memory,
             inputs=inputs,
             plain=plain,
-            target=target,
+            targets=targets,
             layers=layers,
             later=self.units[place + 1 :],
             curve=curve,

@@ -1,6 +1,7 @@
 """A student cut into units, one after the other: the layers and blocks whose outputs are reconstructed.
 
-Every node of the graph is in one unit, so that running the units in order is running the network. Blocks are found
+Every node that carries values is in one unit, so that running the units in order is running the network; what carries
+none (sizes, masks) is computed anew in each unit that reads it. Blocks are found
 from the graph alone: what branches and joins again (residual additions, squeeze-excite, Inception), what widens and
 narrows without a branch (inverted residuals whose stride leaves no addition), and, inside of what is too large for one
 unit, what gives one tensor to many readers (the layers of a dense block).
@@ -9,7 +10,7 @@ unit, what gives one tensor to many readers (the layers of a dense block).
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, Literal, cast
 
 from torch import Tensor, fx, nn
@@ -34,8 +35,8 @@ class Unit:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     """What later units, or the network's output, read."""
-    target: str
-    """The output that is reconstructed: what comes last."""
+    targets: tuple[str, ...]
+    """The outputs that are reconstructed: those that no other one is computed from."""
     module: fx.GraphModule
     """Computes the outputs, as a tuple, from the inputs; its submodules are the student's own."""
     layers: tuple[tuple[str, QuantizedLayer], ...]
@@ -75,22 +76,23 @@ def _atoms(student: fx.GraphModule) -> list[Group]:
     taken: set[fx.Node] = set()
     atoms = []
     for node in student.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output") or node in taken:
+        if node.op in ("placeholder", "get_attr", "output") or node in taken or not node.meta["carries_values"]:
             continue
         atom = [node]
-        while len(atom[-1].users) == 1 and _is_fused_into(student, atom[-1], follower := next(iter(atom[-1].users))):
-            atom.append(follower)
+        while len(readers := _readers(atom[-1])) == 1 and _is_fused_into(student, atom[-1], readers[0]):
+            atom.append(readers[0])
         taken.update(atom)
         atoms.append(atom)
-    # the quantizer of the image comes before the first operator and is an atom of its own, as it should
     return atoms
 
 
 def _is_fused_into(student: fx.GraphModule, node: fx.Node, follower: fx.Node) -> bool:
+    if follower.op == "output":
+        return False
     if _quantizer(student, follower) is not None:
         return True
     followed = is_layer(node) or is_batch_norm(node) or operator(node) == "add"
-    activates = operator(follower) in ACTIVATIONS and len(_values(follower)) == 1
+    activates = operator(follower) in ACTIVATIONS and _computed(follower) == [node]
     return followed and (activates or (is_batch_norm(follower) and is_layer(node)))
 
 
@@ -99,16 +101,35 @@ def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | 
     return module if isinstance(module, ActivationQuantizer) else None
 
 
-def _values(node: fx.Node) -> list[fx.Node]:
+def _computed(node: fx.Node) -> list[fx.Node]:
     """The inputs of a node that the network computes."""
     return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node whose values it computes with."""
+    return [source for source in _computed(node) if source.meta["carries_values"]]
+
+
+def _roots(node: fx.Node) -> Iterator[fx.Node]:
+    """The same, and what the sizes and masks that it reads are taken from."""
+    for source in _computed(node):
+        if source.meta["carries_values"]:
+            yield source
+        else:
+            yield from _roots(source)
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """What reads the values of a node, the network's output included."""
+    return [user for user in node.users if user.op == "output" or user.meta["carries_values"]]
 
 
 def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
     """What is read later, behind each group."""
     place = {node: index for index, group in enumerate(groups) for node in group}
     last = {
-        node: max((place.get(user, len(groups)) for user in node.users), default=-1)
+        node: max((place.get(reader, len(groups)) for reader in _readers(node)), default=-1)
         for node in dict.fromkeys((*place, *(source for group in groups for n in group for source in _values(n))))
     }
     for index in range(len(groups)):
@@ -116,7 +137,7 @@ def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
 
 
 def _closed(groups: Sequence[Group]) -> list[Group]:
-    """Join groups between which something passes that is no tensor of images, such as a size."""
+    """Join groups between which something passes that is no tensor of images, such as a tuple of tensors."""
     closed: list[Group] = []
     is_open = False
     for group, live in zip(groups, _live(groups), strict=True):
@@ -161,7 +182,7 @@ def _hubs(atoms: list[Group]) -> list[Group]:
     parts: list[list[Group]] = [[]]
     for atom in atoms:
         parts[-1].append(atom)
-        if len(atom[-1].users) > 1 and _count_layers(parts[-1]):
+        if len(_readers(atom[-1])) > 1 and _count_layers(parts[-1]):
             parts.append([])
     groups: list[Group] = []
     for part in parts:
@@ -254,10 +275,10 @@ def _is_quantized(student: fx.GraphModule, node: fx.Node) -> bool:
 
 def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
     taken: Counter[str] = Counter()
-    for group, live in zip(groups, _live(groups), strict=True):
-        inside = set(group)
-        inputs = list(dict.fromkeys(source for node in group for source in _values(node) if source not in inside))
-        outputs = [node for node in live if node in inside]
+    read = [{root: None for node in group for root in _roots(node) if root not in group} for group in groups]
+    for place, group in enumerate(groups):
+        needed = {*student.graph.output_node().all_input_nodes, *chain.from_iterable(read[place + 1 :])}
+        outputs = [node for node in group if node in needed]
         calls = [node for node in group if node.op == "call_module"]
         modules = [(str(node.target), student.get_submodule(str(node.target))) for node in calls]
         layers = {path: module for path, module in modules if isinstance(module, QuantizedLayer)}
@@ -268,17 +289,22 @@ def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
         yield Unit(
             name=name if taken[name] == 1 else f"{name} ({taken[name]})",
             kind="block" if count > 1 else "layer" if count else "passage",
-            inputs=tuple(node.name for node in inputs),
+            inputs=tuple(node.name for node in read[place]),
             outputs=tuple(node.name for node in outputs),
-            target=_target(group, outputs).name,
-            module=_submodule(student, group, inputs, outputs),
+            targets=tuple(node.name for node in _last(group, outputs)),
+            module=_submodule(student, group, list(read[place]), outputs),
             layers=tuple(layers.items()),
             quantizers=tuple(quantizers),
         )
 
 
-def _target(group: Group, outputs: Sequence[fx.Node]) -> fx.Node:
-    return max(outputs, key=group.index) if outputs else group[-1]
+def _last(group: Group, outputs: Sequence[fx.Node]) -> list[fx.Node]:
+    """The outputs of a group that no other of its outputs is computed from."""
+    used: dict[fx.Node, set[fx.Node]] = {}
+    for node in group:
+        sources = [source for source in _roots(node) if source in used]
+        used[node] = {*sources, *chain.from_iterable(used[source] for source in sources)}
+    return [node for node in outputs if not any(node in used[other] for other in outputs)]
 
 
 def _name(paths: Sequence[str]) -> str:
@@ -294,10 +320,14 @@ def _submodule(
 ) -> fx.GraphModule:
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
-    for node in group:
+
+    def copy(node: fx.Node) -> None:
         for source in node.all_input_nodes:
-            if source not in copied and source.op == "get_attr":
-                copied[source] = graph.node_copy(source)
+            if source not in copied:  # a parameter, a size
+                copy(source)
         copied[node] = graph.node_copy(node, copied.__getitem__)
+
+    for node in group:
+        copy(node)
     graph.output(tuple(copied[node] for node in outputs))
     return fx.GraphModule(cast("Any", student), graph)
