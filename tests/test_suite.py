@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import ModelSpec
 from zsqbench.suite import find_suite, load_suite, select, shipped_suites, suite_name
 
 HEAD = "name: toysuite\nplugins: [toy.py]\n"
@@ -544,8 +543,7 @@ def test_the_definition_of_a_cell_does_not_know_folders(bench, load):
     assert here.definition(here.cells[0]) == there.definition(there.cells[0])
 
 
-def test_a_model_that_says_no_accuracy_is_the_plain_data_that_keys_were_always_made_of(bench, load):
-    assert "float_accuracy" not in ModelSpec(name="mine", base="a").model_dump(mode="json")
+def test_the_definition_of_a_cell_says_which_float_accuracy_was_asked_for(bench, load):
     definitions = set()
     for said in ("", ", float_accuracy: null", ", float_accuracy: 71", ", float_accuracy: 71.08"):
         bench.matrix("model: mine", head=f"models: {{mine: {{base: a{said}}}}}")

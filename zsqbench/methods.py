@@ -134,7 +134,7 @@ class Method(BaseModel):
     def chosen(self, option: str) -> Any:
         """The value of an option, given or the preset's; of what is no option, the preset's."""
         value = getattr(self, option, None)
-        return self.presets[self.__getattribute__("preset")][option] if value is None else value
+        return self.presets[getattr(self, "preset", "")][option] if value is None else value
 
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""
