@@ -1,15 +1,23 @@
 """What a step of a generator costs: ratios to a bare forward and backward pass of the same network and images.
 
 Run `python benchmarks/synthesis.py` on an otherwise idle machine; it prints one line for each figure, with the bound
-that the project set itself. A bare step is a forward pass and a backward pass to the input, weights frozen, in float32;
-a generator's step adds statistics, losses, image pipeline and optimiser. Both are taken in turns, medians of several.
+that the project set itself. A bare step is a forward pass and a backward pass to the input, weights frozen; for GENIE,
+through the network that makes the images, too. A generator's step adds statistics, losses, image pipeline and
+optimiser. All are taken in turns, medians of several.
+
+`--settings` measures settings that are to be fast instead, against the bare step in float32: bf16, channels_last and
+compile, alone and together. Bounds for those are for CPUs with AMX and for GPUs. `--only NAME...` takes some methods.
 """
 
+import argparse
+import copy
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +29,25 @@ from zsqbench.methods import Settings
 from zsqbench.plugins import load_plugins
 from zsqbench.zoo.resnet import CifarResNet
 
-BOUND = 1.6
+BOUNDS = {
+    "zeroq": 1.3,
+    "zeroq_il": 1.15,
+    "dsg": 1.3,
+    "dsg_il": 1.3,
+    "intraq": 1.3,
+    "hast": 1.15,
+    "genie": 1.15,
+    "dgh": 1.15,
+}
+"""What a step costs at most, in bare steps of the same settings: float32, uncompiled."""
+
+COMPILED_BOUND = 1.3
+"""The same where both are compiled."""
+
+FAST_BOUNDS = {"zeroq": 0.42, "hast": 0.43, "dgh": 0.44, "intraq": 0.46, "genie": 0.69}
+"""What a step costs at most in bf16, channels_last and compiled, in bare steps in float32: a fifth of the releases'."""
+
+FAST = {"precision": "bf16", "layout": "channels_last", "compile": True}
 REPETITIONS = 5
 STEPS = 3
 
@@ -46,45 +72,104 @@ class Stopwatch:
         """There is nothing."""
 
 
-def generator_steps(method: zsqbench.Generator, teacher: zsqbench.Pretrained) -> Iterator[float]:
-    """Seconds of a generator's steps after the first, which is longer by what it prepares."""
+def under(settings: Settings, teacher: zsqbench.Pretrained) -> tuple[zsqbench.Pretrained, AbstractContextManager[None]]:
+    """The teacher and the context that a worker would give a step with these settings."""
+    module = copy.deepcopy(teacher.module)
+    if settings.layout == "channels_last":
+        module = module.to(memory_format=torch.channels_last)
+    autocast = torch.autocast("cpu", torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    return zsqbench.Pretrained(**(vars(teacher) | {"module": module})), autocast
+
+
+def generator_steps(name: str, teacher: zsqbench.Pretrained, batch: int, settings: Settings) -> Iterator[float]:
+    """Seconds of a generator's steps after the first two, which are longer by what they prepare and compile."""
     watch = Stopwatch()
+    options = {"images": batch, "batch_size": batch, "iterations": STEPS + 2}
+    if name == "dgh":  # so that it has statistics of other images to keep
+        options |= {"images": 2 * batch, "iterations": 1 + STEPS // 2 + 1}
+    method = load_plugins().find("generator", name).method(**options)
     rng = torch.Generator().manual_seed(0)
-    method.generate(teacher, zsqbench.StepContext(torch.device("cpu"), 0, rng, Settings(), watch))
-    yield from (after - before for before, after in zip(watch.times, watch.times[1:], strict=False))
+    teacher, autocast = under(settings, teacher)
+    with autocast:
+        method.generate(teacher, zsqbench.StepContext(torch.device("cpu"), 0, rng, settings, watch))
+    yield from (after - before for before, after in zip(watch.times[1:], watch.times[2:], strict=False))
 
 
-def bare_steps(teacher: zsqbench.Pretrained, images: torch.Tensor) -> Iterator[float]:
-    """Seconds of passes through the network alone."""
-    images = images.clone().requires_grad_()
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        images.grad = None
-        teacher.module(images).square().mean().backward()
-        yield time.perf_counter() - started
+def bare_steps(
+    teacher: zsqbench.Pretrained, batch: int, settings: Settings, maker: nn.Module | None = None
+) -> Iterator[float]:
+    """Seconds of passes through the network alone, or through one that makes its images and then through it."""
+    teacher, autocast = under(settings, teacher)
+    images = torch.randn(batch, *teacher.input_size).requires_grad_()
+    network = teacher.module if maker is None else nn.Sequential(maker, teacher.module)
+    start = images if maker is None else torch.randn(batch, 256).requires_grad_()
+    run = torch.compile(network) if settings.compile else network
+    with autocast:
+        for step in range(STEPS + 2):
+            started = time.perf_counter()
+            network.zero_grad()
+            start.grad = None
+            run(start).float().square().mean().backward()
+            if step > 1:
+                yield time.perf_counter() - started
 
 
-def measure(what: str, module: nn.Module, batch: int, side: int) -> None:
-    """Print the ratios of all generators on one network."""
-    teacher = zsqbench.Pretrained(module.eval().requires_grad_(False), (3, side, side), (0.5,) * 3, (0.25,) * 3)
-    images = torch.randn(batch, 3, side, side)
-    find = load_plugins().find
-    zeroq = find("generator", "zeroq").method(images=batch, batch_size=batch, iterations=STEPS + 1)
-    dgh = find("generator", "dgh").method(images=2 * batch, batch_size=batch, iterations=1 + STEPS // 2)
-    ways: dict[str, Callable[[], Iterator[float]]] = {
-        "bare": lambda: bare_steps(teacher, images),
-        "zeroq": lambda: generator_steps(zeroq, teacher),
-        "dgh": lambda: generator_steps(dgh, teacher),
-    }
+def image_maker(teacher: zsqbench.Pretrained) -> nn.Module:
+    """GENIE's network."""
+    genie = load_plugins().find("generator", "genie").method
+    return sys.modules[genie.__module__].image_network(256, teacher.input_size, torch.Generator().manual_seed(0))
+
+
+def medians(ways: dict[str, Callable[[], Iterator[float]]]) -> dict[str, float]:
+    """Seconds of each way, all taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPETITIONS):
         for name, way in ways.items():
             seconds[name] += way()
-    bare = statistics.median(seconds["bare"])
-    for name in ("zeroq", "dgh"):
-        ratio = statistics.median(seconds[name]) / bare
-        held = "held" if ratio <= BOUND else "MISSED"
-        print(f"{name:6} {what:36} {ratio:5.2f} x {bare:6.3f} s (at most {BOUND} x: {held})", flush=True)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def measure(what: str, module: nn.Module, batch: int, side: int, names: list[str], *, compiled: bool) -> None:
+    """Print the ratios of generators on one network, in float32."""
+    teacher = pretrained(module, side)
+    settings = Settings(compile=compiled)
+    ways: dict[str, Callable[[], Iterator[float]]] = {"bare": lambda: bare_steps(teacher, batch, settings)}
+    if "genie" in names:
+        ways["bare with its generator"] = lambda: bare_steps(teacher, batch, settings, image_maker(teacher))
+    for name in names:
+        ways[name] = lambda name=name: generator_steps(name, teacher, batch, settings)
+    times = medians(ways)
+    for name in names:
+        bare = times["bare with its generator" if name == "genie" else "bare"]
+        ratio, bound = times[name] / bare, COMPILED_BOUND if compiled else BOUNDS[name]
+        held = "held" if ratio <= bound else "MISSED"
+        how = f"{what}, compiled" if compiled else what
+        print(f"{name:8} {how:46} {ratio:5.2f} x {bare:6.3f} s (at most {bound} x: {held})", flush=True)
+
+
+def measure_settings(what: str, module: nn.Module, batch: int, side: int, names: list[str]) -> None:
+    """Print what steps cost under settings that are to be fast, in bare steps in float32."""
+    teacher = pretrained(module, side)
+    parts = [{}, {"layout": "channels_last"}, {"precision": "bf16", "layout": "channels_last"}, {"compile": True}, FAST]
+    ways = {"bare": lambda: bare_steps(teacher, batch, Settings())}
+    for part in parts:
+        for name in names:
+            ways[f"{name} {part}"] = lambda name=name, part=part: generator_steps(
+                name, teacher, batch, Settings(**part)
+            )
+    times = medians(ways)
+    for name in names:
+        for part in parts:
+            ratio = times[f"{name} {part}"] / times["bare"]
+            said = ", ".join(f"{key} {value}" for key, value in part.items()) or "default"
+            bound = f" (with AMX at most {FAST_BOUNDS[name]})" if part == FAST and name in FAST_BOUNDS else ""
+            print(f"{name:8} {what:28} {said:56} {ratio:5.2f} x {times['bare']:6.3f} s{bound}", flush=True)
+
+
+def pretrained(module: nn.Module, side: int) -> zsqbench.Pretrained:
+    """A network as methods are given it."""
+    frozen = module.eval().requires_grad_(False)
+    return zsqbench.Pretrained(frozen, (3, side, side), (0.5,) * 3, (0.25,) * 3, classes=10 if side < 64 else 1000)
 
 
 def memory() -> None:
@@ -117,20 +202,35 @@ def peak_of(batches: int) -> int:
 
 def generate_batches(count: int) -> None:
     """DGH on a ResNet-20, two steps for each batch of 64."""
-    teacher = zsqbench.Pretrained(
-        CifarResNet(20).eval().requires_grad_(False), (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10
-    )
     dgh = load_plugins().find("generator", "dgh").method(images=64 * count, batch_size=64, iterations=2)
-    list(generator_steps(dgh, teacher))
+    rng = torch.Generator().manual_seed(0)
+    ctx = zsqbench.StepContext(torch.device("cpu"), 0, rng, Settings(), Stopwatch())
+    dgh.generate(pretrained(CifarResNet(20), 32), ctx)
 
 
 def main() -> None:
     """Measure and print."""
-    memory()
-    for threads in (1, 2):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", action="store_true", help="measure settings that are to be fast")
+    parser.add_argument("--compiled", action="store_true", help="measure compiled steps against a compiled bare step")
+    parser.add_argument("--only", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="methods")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--small", action="store_true", help="leave the ResNet-18 out")
+    arguments = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
+    if not (arguments.settings or arguments.compiled):
+        memory()
+    networks = [("ResNet-20, 256 x 32 px", lambda: CifarResNet(20), 256, 32)]
+    if not arguments.small:
+        networks.append(("ResNet-18, 16 x 224 px", torchvision.models.resnet18, 16, 224))
+    for threads in arguments.threads:
         torch.set_num_threads(threads)
-        measure(f"ResNet-20, 256 x 32 px, {threads} thread(s)", CifarResNet(20), batch=256, side=32)
-        measure(f"ResNet-18, 16 x 224 px, {threads} thread(s)", torchvision.models.resnet18(), batch=16, side=224)
+        for what, make, batch, side in networks:
+            said = f"{what}, {threads} thread(s)"
+            if arguments.settings:
+                measure_settings(said, make(), batch, side, arguments.only)
+            else:
+                measure(said, make(), batch, side, arguments.only, compiled=arguments.compiled)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
 
-class ZeroQ(zsqbench.Generator):
+class ZeroQ(zsqbench.PixelGenerator):
     """Distilled data: pixels optimised until each image alone reproduces the statistics of every BN layer.
 
     Follows the released code (distill_data.py, 500 iterations of Adam), which matches mean and standard deviation of
@@ -28,15 +28,11 @@ class ZeroQ(zsqbench.Generator):
 
     name = "zeroq"
     version = 2
-    needs_bn = True
 
     images: int = Field(64, gt=0, description="size of the calibration set; 64 in the released run.sh")
     batch_size: int = Field(64, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(500, gt=0, description="Adam steps for each batch")
-    lr: float = Field(0.5, gt=0, description="learning rate of Adam")
-    factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
     patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
-    min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
     pairing: Literal["conv_output", "bn_input"] = Field(
         "conv_output",
         description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs",
@@ -46,18 +42,9 @@ class ZeroQ(zsqbench.Generator):
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
         from dataclasses import replace
 
-        import torch
+        from zsqbench.synthesis import ZEROQ, BNLoss
 
-        from zsqbench.synthesis import ZEROQ, BNLoss, PixelBatch, Plateau, batch_sizes, optimise
-
-        sizes = batch_sizes(self.images, self.batch_size)
         state = ctx.resume() or {}
-
-        def begin(batch: int, pixels: "Tensor | None") -> PixelBatch:
-            pixels = initial_pixels((sizes[batch], *teacher.input_size), ctx) if pixels is None else pixels
-            plateau = Plateau(self.lr, self.factor, self.patience, self.min_lr)
-            return PixelBatch(pixels.to(ctx.device), torch.optim.Adam, plateau, self.iterations)
-
         with BNLoss(teacher.module, replace(ZEROQ, hook_point=self.pairing)) as bn_loss:
             measure = ctx.compile(lambda pixels: bn_loss(pixels).total)
 
@@ -65,9 +52,7 @@ class ZeroQ(zsqbench.Generator):
                 loss = measure(pixels)
                 return loss, {"bn_loss": loss}
 
-            order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]
-            made = optimise(order, begin, losses, ctx, state)
-        return zsqbench.CalibrationSet(torch.cat([pixels.cpu() for pixels in made]))
+            return zsqbench.CalibrationSet(self.optimise(teacher, ctx, losses, state, initial=initial_pixels))
 
 
 def initial_pixels(shape: tuple[int, ...], ctx: "StepContext") -> "Tensor":

@@ -303,9 +303,18 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
         return sorted((self.home / "store" / kind).iterdir())
 
 
+class BlankFigure:
+    """In place of plots, which take half a second for each calibration set; workers of the pool draw all the same."""
+
+    def savefig(self, path: Path, **_: Any) -> None:
+        """Write something."""
+        path.write_bytes(b"blank")
+
+
 @pytest.fixture
-def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A folder with the toy plugin and a suite of two cells, to run commands on."""
+    monkeypatch.setattr("zsqbench.plots.diagnostics_figure", lambda *_: BlankFigure())
     return Bench(tmp_path, capsys)
 
 
@@ -346,3 +355,16 @@ def golden() -> Callable[[str], Mapping[str, Any]]:
     import numpy as np
 
     return lambda name: np.load(folder / f"{name}.npz")
+
+
+@pytest.fixture
+def resnet20(golden: Callable[[str], Mapping[str, Any]]) -> Any:
+    """The network that golden vectors were made with: a CIFAR-10 ResNet-20, in eval mode and frozen."""
+    import torch
+
+    from zsqbench.zoo.resnet import CifarResNet
+
+    weights = golden("resnet20_weights")
+    network = CifarResNet(20).eval().requires_grad_(False)
+    network.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights}, strict=False)
+    return network

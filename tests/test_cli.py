@@ -1,6 +1,8 @@
 import importlib.metadata
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,20 @@ from zsqbench import scheduler
 from zsqbench.scheduler import Run
 
 BROKEN = "raise RuntimeError('no luck')"
+
+SOUND = """
+import torch, zsqbench
+
+class Mine(zsqbench.Generator):
+    name = "mine"
+
+    def generate(self, teacher, ctx):
+        return zsqbench.CalibrationSet(ctx.randn(self.images, *teacher.input_size))
+
+@zsqbench.hookimpl
+def register_generators():
+    return [Mine]
+"""
 
 
 def last(text):
@@ -48,6 +64,16 @@ def test_one_when_a_cell_failed(bench):
         ["leaderboard", "zzz"],
         ["show", "zzz", "x"],
         ["plugins", "list", "zzz"],
+        ["plugins", "check", "zzz"],
+        ["plugins", "check", "zzz.py"],
+        ["plugins", "check", "pool"],
+        ["plugins", "check", "noise", "--set", "zzz"],
+        ["plugins", "check", "noise", "--set", "imags=4"],
+        ["plugins", "check", "noise", "--set", "images=0"],
+        ["plugins", "check", "classification"],
+        ["plugins", "new", "generator", "noise"],
+        ["plugins", "new", "generator", "Mine"],
+        ["plugins", "new", "engine", "mine"],
         ["run", "smoke", "--device", "banana", "--workers", "0"],
     ],
 )
@@ -165,13 +191,14 @@ def test_a_plan_tells_cells_and_shared_steps(bench):
         "toysuite: 2 cells",
         "  to do      toytask:a:toy:toyq:hw/w4a4:0",
         "  to do      toytask:a:toy:unseeded:hw/w4a4:0",
-        "6 steps, where the cells one by one would take 8:",
+        "7 steps, where the cells one by one would take 10:",
         "  baseline  1 to do",
         "  generate  1 to do",
         "  quantize  2 to do",
         "  evaluate  2 to do",
+        "  diagnose  1 to do",
         "pending: a has not been loaded yet, so nothing of it is known to be cached",
-        "time: unknown: no step like these 6 has run yet",
+        "time: unknown: no step like these 7 has run yet",
     ]
     assert expected == plan_text(bench)
 
@@ -182,7 +209,8 @@ def test_a_plan_tells_what_is_done_and_what_is_to_do(bench):
     bench.matrix("seed: [0, 1]")
     lines = plan_text(bench)
     expected = ["  done       toytask:a:toy:toyq:hw/w4a4:0", "  to do      toytask:a:toy:toyq:hw/w4a4:1"]
-    assert (expected, "time: about 0 s on one worker for 3 steps") == (lines[1:3], lines[-1])
+    assert (expected, lines[-1].startswith("time: about ")) == (lines[1:3], True)
+    assert lines[-1].endswith(" s on one worker for 4 steps")
 
 
 def test_a_plan_tells_a_cell_whose_steps_are_cached_but_whose_row_is_not_there(bench):
@@ -207,7 +235,7 @@ def test_a_plan_runs_nothing_and_writes_no_rows(bench):
 def test_a_plan_as_json_says_the_same(bench):
     plan = bench.plan("-k", "w4a4:1")
     cell = plan["cells"][0]
-    assert (["toytask:a:toy:toyq:hw/w4a4:1"], ["a"], set(cell["steps"].values())) == (
+    assert (["toytask:a:toy:toyq:hw/w4a4:1"], ["a"], {*cell["steps"].values(), cell["diagnose"]}) == (
         [cell["cell"] for cell in plan["cells"]],
         plan["pending"],
         {step["key"] for step in plan["steps"]},
@@ -223,11 +251,22 @@ def test_a_plan_needs_its_model_to_be_known(bench):
 
 
 def show(bench, cell=""):
-    """The row of a cell, and the lines after it."""
+    """The row of a cell, and the lines after it and after its calibration set."""
+    row, of_set, after = show_all(bench, cell)
+    assert not of_set or of_set[0].startswith("calibration set: ")
+    return row, after
+
+
+def show_all(bench, cell=""):
+    """The row of a cell, the lines on its calibration set, and the lines after them."""
     said = bench.zsqbench("show", bench.file, cell, *bench.places())
     assert said.code == 0, said.err
     row, end = json.JSONDecoder().raw_decode(said.out)
-    return row, said.out[end:].strip().splitlines()
+    lines = said.out[end:].strip().splitlines()
+    if not lines or not lines[0].startswith("calibration set: "):
+        return row, [], lines
+    ends = [place for place, line in enumerate(lines) if not line or line.startswith("Traceback")]
+    return row, lines[: ends[0]], lines[ends[0] + (not lines[ends[0]]) :]
 
 
 def test_show_tells_all_of_a_cell(bench):
@@ -318,6 +357,63 @@ def test_show_tells_no_tensors_of_a_cell_that_failed(bench):
     bench.run()
     row, after = show(bench)
     assert (row["status"], after[0], after[-1]) == ("failed", "Traceback (most recent call last):", "ValueError: oh")
+
+
+def test_show_tells_what_the_calibration_set_is_like(bench):
+    bench.matrix("")
+    bench.run()
+    _, lines, _ = show_all(bench)
+    assert lines[0] == "calibration set: 4 images, beside 4 real ones"
+    assert [line[:16].strip() for line in lines[2:-2]] == [
+        "BN gap",
+        "worst layer",
+        "output range",
+        "difficulty",
+        "class balance",
+        "label balance",
+        "diversity",
+        "within classes",
+        "pixels outside",
+    ]
+    assert [Path(line).name for line in lines[-2:]] == ["images.png", "diagnostics.png"]
+    assert all(Path(line).is_file() for line in lines[-2:])
+
+
+def test_show_as_json_has_all(bench):
+    bench.matrix("quantizer: rtn")
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "rtn", "--format", "json", *bench.places())
+    shown = json.loads(said.out)
+    assert (shown["row"]["status"], shown["calibration_set"]["set"]["images"]) == ("done", 4)
+    assert set(shown["calibration_set"]["files"]) == {"diagnostics.json", "diagnostics.png", "images.png"}
+    assert [entry["name"] for entry in shown["quantized"]["tensors"]][:2] == ["0", "4"]
+
+
+def test_show_as_json_says_what_is_not_there(bench):
+    bench.matrix("generator: none, quantizer: datafree")
+    bench.run()
+    shutil.rmtree(bench.home)
+    shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
+    assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has none"}, None)
+
+
+def test_show_says_that_diagnostics_are_damaged(bench):
+    bench.matrix("")
+    bench.run()
+    (bench.artifacts("diagnose")[0] / "diagnostics.json").write_text("{}")
+    _, (line,), _ = show_all(bench)
+    assert line.startswith("calibration set: its diagnostics cannot be read: ")
+
+
+def test_show_says_why_diagnosing_failed(bench, monkeypatch):
+    bench.matrix("")
+    monkeypatch.setattr("zsqbench.synthesis.diagnose", lambda *_: 1 / 0)
+    said = bench.run()
+    _, lines, _ = show_all(bench)
+    assert lines[0].startswith("calibration set: diagnosing it failed, the next run tries again: ")
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    warning = "warning: diagnose a toy seed 0 failed: ZeroDivisionError: division by zero; results do not depend on it"
+    assert (said.code, last(said.err.rstrip())) == (0, warning)
 
 
 def test_show_tells_the_traceback_of_a_failed_cell(bench):
@@ -575,6 +671,70 @@ def test_an_option_of_any_type_can_be_listed(bench, option):
     assert (said.code, option.split(":")[0].rstrip("_") in said.out) == (0, True), said.err
 
 
+def test_a_plugin_file_that_keeps_the_contract_is_checked_line_by_line(bench):
+    path = bench.write("mine.py", SOUND)
+    said = bench.zsqbench("plugins", "check", path)
+    head, *lines, summary = said.out.splitlines()
+    assert (said.code, head) == (0, "generator mine  (set for the check: images=8)")
+    assert {line[4:16].strip() for line in lines} == {"ok", "not checked"}
+    assert re.fullmatch(r"    \d+ ok, 1 not checked, in \d+ s", summary)
+
+
+def test_a_plugin_file_that_breaks_the_contract_fails_with_the_reason(bench):
+    path = bench.write("mine.py", SOUND.replace("ctx.randn", "torch.randn"))
+    said = bench.zsqbench("plugins", "check", path)
+    assert (said.code, "FAILED      one seed gives one set of images, another seed another: " in said.out) == (1, True)
+
+
+def test_checks_are_given_as_json(bench):
+    path = bench.write("mine.py", SOUND)
+    (checked,) = json.loads(bench.zsqbench("plugins", "check", path, "--set", "images=5", "--format", "json").out)
+    assert [checked[key] for key in ("kind", "name", "passed", "set")] == ["generator", "mine", True, {}]
+    assert {"check": "works on FrozenBN", "outcome": "ok", "reason": ""} in checked["checks"]
+
+
+def test_every_method_of_a_file_is_checked_with_the_options_that_it_has(bench):
+    arguments = ["--set", "scale=1e-1", "--set", "samples=10", "--model", "a", "--format", "json"]
+    checked = json.loads(bench.zsqbench("plugins", "check", bench.folder / "toy.py", *arguments).out)
+    names = {(each["kind"], each["name"]) for each in checked}
+    assert {("generator", "toy"), ("generator", "toyreal"), ("quantizer", "toyq"), ("task", "toytask")} <= names
+
+
+def test_an_installed_method_is_checked_by_name(bench):
+    said = bench.zsqbench("plugins", "check", "noise", "--set", "clamp=false")
+    assert (said.code, said.out.splitlines()[0]) == (0, "generator noise  (set for the check: images=8)")
+
+
+def test_a_file_that_does_not_load_is_one_line_that_says_how_to_see_more(bench):
+    path = bench.write("broken.py", BROKEN)
+    said = bench.zsqbench("plugins", "check", path)
+    hint = f"`zsqbench plugins list broken --plugin {path}` prints the traceback"
+    assert (said.code, said.err) == (2, f"error: plugin broken did not load: RuntimeError: no luck; {hint}\n")
+
+
+def test_a_file_without_methods_is_one_line(bench):
+    said = bench.zsqbench("plugins", "check", bench.write("empty.py", ""))
+    assert (said.code, "provides no generator, quantizer or task" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["generator", "quantizer", "task"])
+def test_a_new_method_passes_the_checks_that_its_writer_is_told_of(bench, monkeypatch, kind):
+    monkeypatch.chdir(bench.folder)
+    said = bench.zsqbench("plugins", "new", kind, "brand_new", "--into", "sub")
+    head, check, _, _ = said.out.splitlines()
+    assert (said.code, head) == (0, "wrote sub/brand_new.py and sub/test_brand_new.py; next:")
+    checked = bench.zsqbench(*check.split()[1:])
+    assert (checked.code, checked.out.startswith(f"{kind} brand_new")) == (0, True), checked
+
+
+@pytest.mark.parametrize("kind", ["generator", "quantizer", "task"])
+def test_a_new_method_runs_as_its_writer_is_told(bench, monkeypatch, kind):
+    monkeypatch.chdir(bench.folder)
+    *_, run = bench.zsqbench("plugins", "new", kind, "brand_new").out.splitlines()
+    planned = bench.zsqbench("plan", *run.split()[2:], "--format", "json")
+    assert (planned.code, "brand_new" in planned.out) == (0, True), planned.err
+
+
 # --- cache ----------------------------------------------------------------------------------------------------------
 
 
@@ -582,8 +742,8 @@ def test_the_cache_is_listed_by_kind_and_label(bench):
     bench.matrix("")
     bench.run()
     lines = bench.zsqbench("cache", "ls", "--home", bench.home).out.splitlines()
-    expected = ["baseline a", "evaluate a toy toyq hw/w4a4 seed 0", "generate a toy seed 0"]
-    assert expected == [line.split("MB  ")[1] for line in lines[:3]]
+    expected = ["baseline a", "diagnose a toy seed 0", "evaluate a toy toyq hw/w4a4 seed 0", "generate a toy seed 0"]
+    assert expected == [line.split("MB  ")[1] for line in lines[:4]]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
@@ -603,10 +763,10 @@ def test_a_sound_cache_is_verified(bench):
     bench.matrix("")
     bench.run()
     said = bench.zsqbench("cache", "verify", "--home", bench.home)
-    assert (said.code, said.out) == (0, "5 artifacts, 0 damaged\n")
+    assert (said.code, said.out) == (0, "6 artifacts, 0 damaged\n")
 
 
-@pytest.mark.parametrize("kind", ["resolve", "baseline", "generate", "quantize", "evaluate"])
+@pytest.mark.parametrize("kind", ["resolve", "baseline", "generate", "diagnose", "quantize", "evaluate"])
 def test_verify_finds_a_flipped_byte_and_puts_the_artifact_aside(bench, kind):
     bench.matrix("")
     bench.run()
@@ -617,7 +777,7 @@ def test_verify_finds_a_flipped_byte_and_puts_the_artifact_aside(bench, kind):
     file.write_bytes(content)
     said = bench.zsqbench("cache", "verify", "--home", bench.home)
     named = f"{kind} artifact {folder.name[:12]} is damaged (the content of {file.name} has changed)"
-    assert (said.code, named in said.out, last(said.out), folder.exists()) == (1, True, "5 artifacts, 1 damaged", False)
+    assert (said.code, named in said.out, last(said.out), folder.exists()) == (1, True, "6 artifacts, 1 damaged", False)
 
 
 def test_gc_says_what_would_go_and_removes_nothing(bench):
@@ -625,7 +785,7 @@ def test_gc_says_what_would_go_and_removes_nothing(bench):
     bench.matrix("seed: 0")
     bench.run()
     said = bench.zsqbench("cache", "gc", *bench.places())
-    assert (last(said.out), len(bench.artifacts("generate"))) == ("3 artifacts would go; --yes removes them", 2)
+    assert (last(said.out), len(bench.artifacts("generate"))) == ("4 artifacts would go; --yes removes them", 2)
 
 
 def test_gc_removes_what_no_row_refers_to(bench):
@@ -635,7 +795,7 @@ def test_gc_removes_what_no_row_refers_to(bench):
     said = bench.zsqbench("cache", "gc", "--yes", *bench.places())
     bench.calls()
     again = bench.run()
-    assert (last(said.out), again.code, bench.calls()) == ("3 artifacts removed", 0, [])
+    assert (last(said.out), again.code, bench.calls()) == ("4 artifacts removed", 0, [])
 
 
 def test_gc_removes_what_a_killed_writer_left(bench):

@@ -19,10 +19,12 @@ from zsqbench.methods import ModelSpec, Settings
 from zsqbench.plugins import load_plugins
 from zsqbench.scheme import PLACEMENTS, Placement
 from zsqbench.suite import Block, Exclusion, SuiteFile, load_suite, shipped_suites
+from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TUTORIAL, SUITES, SCHEMES, HOOKS = (ROOT / "docs" / f"{name}.md" for name in ("tutorial", "suites", "schemes", "hooks"))
+YOUR_METHOD = ROOT / "docs" / "your-method.md"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -164,6 +166,7 @@ def test_every_yaml_block_is_a_suite_or_a_part_of_one(block, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     write_tutorial(tmp_path)
+    write_template("generator", "bn_match", tmp_path)
     given = yaml.safe_load(block)
     whole = {"name": "part", "tasks": {"digits": {"method": "classification", "data": "digits"}}, "matrix": [MATRIX]}
     file = tmp_path / "suite.yaml"
@@ -184,7 +187,7 @@ def test_the_tutorial_plans_the_cells_and_steps_that_it_says(bench):
     write_tutorial(bench.folder)
     said = bench.zsqbench("plan", bench.folder / "my_suite.yaml", "--format", "json", *bench.places())
     plan = json.loads(said.out)
-    one_by_one = sum(len(cell["steps"]) for cell in plan["cells"])
+    one_by_one = sum(len(cell["steps"]) + (cell["diagnose"] is not None) for cell in plan["cells"])
     assert f"{len(plan['cells'])} cells, which need {len(plan['steps'])} steps and not {one_by_one}" in text_of(
         TUTORIAL
     )
@@ -238,6 +241,41 @@ def test_the_package_of_the_tutorial_is_found(tmp_path, python):
     code = "from zsqbench.cli import main; main(['plugins', 'list', 'my_method'])"
     done = python(code, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert "generator batch_match  (version 1, zsqbench-my-method 0.1.0)" in done.stdout, done.stderr
+
+
+def write_your_method(folder):
+    """What docs/your-method.md has its reader write."""
+    method, _ = write_template("generator", "bn_match", folder)
+    (suite,) = blocks(YOUR_METHOD, "yaml")
+    (folder / "bn_match.yaml").write_text(suite, encoding="utf-8")
+    return method
+
+
+def test_the_file_of_the_short_way_is_the_one_that_is_written(bench):
+    (shown,) = blocks(YOUR_METHOD, "python")
+    assert write_your_method(bench.folder).read_text(encoding="utf-8") == shown
+
+
+def test_what_the_check_prints_is_shown_as_it_is(bench):
+    shown, failed = blocks(YOUR_METHOD, "text")
+    method = write_your_method(bench.folder)
+    said = bench.zsqbench("plugins", "check", method)
+    *lines, _ = said.out.splitlines()
+    assert (said.code, lines) == (0, shown.splitlines())
+    method.write_text(method.read_text(encoding="utf-8").replace("ctx.randn", "torch.randn"), encoding="utf-8")
+    said = bench.zsqbench("plugins", "check", method)
+    assert (said.code, [line for line in said.out.splitlines() if "FAILED  " in line]) == (1, failed.splitlines())
+
+
+def test_the_suite_of_the_short_way_runs(bench):
+    write_your_method(bench.folder)
+    short = ["matrix.0.seed=0", "generators.bn_match={images: 8, iterations: 3}", "generators.zeroq.iterations=2"]
+    short += ["generators.zeroq.images=8", "generators.noise.images=8", "generators.real.images=8"]
+    options = [part for override in short for part in ("--set", override)]
+    options += ["-k", "w4a4", "--workers", "0", "--no-plugin", "mlflow"]
+    said = bench.zsqbench("run", bench.folder / "bn_match.yaml", *bench.places(), *options)
+    assert said.code == 0, said.err
+    assert re.findall(r"^\| (\w+) .*\| rtn ", said.out, re.MULTILINE) == ["noise", "zeroq", "bn_match", "real"]
 
 
 def test_the_example_of_an_observer_is_called(bench):

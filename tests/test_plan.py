@@ -178,7 +178,7 @@ def test_what_has_no_seed_in_its_key_is_given_no_cells_seed(bench):
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     plan = make_plan(suite, suite.cells, data, {("toytask", "a"): ModelFacts("digest")}, Store(bench.home))
     seeds = {step.kind: job(suite, step, data)["seed"] for step in plan.steps.values()}
-    assert {kind: seeds[kind] for kind in seeds if kind != "evaluate"} == {"baseline": 0, "generate": 7, "quantize": 7}
+    assert seeds == {"baseline": 0, "generate": 7, "quantize": 7, "evaluate": 0, "diagnose": 0}
 
 
 def test_a_step_comes_after_what_it_needs(bench):
@@ -226,6 +226,77 @@ def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
     assert "real images" in rows["toytask:a:toyreal:toyq:hw/w4a4:0"]["reason"]
 
 
+# --- diagnostics of calibration sets --------------------------------------------------------------------------------
+
+
+def diagnose_steps(bench):
+    return {step["label"]: step for step in bench.plan()["steps"] if step["kind"] == "diagnose"}
+
+
+DIAGNOSE_CHANGES = {
+    # What changes, and whether it changes the diagnostics of noise.
+    "weights": (write("weights.txt", "5"), True),
+    "generator option": (replace("method: toy}", "method: toy, images: 5}"), True),
+    "calibration data": (write("data/train.txt", "9"), True),
+    "task version": (write("task.version", "2"), True),
+    "evaluation data": (write("data/eval.txt", "9"), False),
+    "quantizer option": (replace("method: toyq", "method: toyq, shift: 1.0"), False),
+    "scheme": (replace("hw/w4a4", "hw/w4a8"), False),
+}
+
+
+@pytest.mark.parametrize("what", DIAGNOSE_CHANGES)
+def test_diagnostics_are_known_by_their_set_and_the_real_images(identity, what):
+    change, changes = DIAGNOSE_CHANGES[what]
+    keys = []
+    for _ in range(2):
+        keys_of(identity)
+        keys.append({label: step["key"] for label, step in diagnose_steps(identity).items()})
+        if len(keys) == 1:
+            change(identity)
+    assert (keys[0]["diagnose mine g seed 1"] != keys[1]["diagnose mine g seed 1"]) == changes
+
+
+def test_a_set_is_diagnosed_once_however_many_cells_use_it(bench):
+    bench.matrix("quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8]")
+    assert list(diagnose_steps(bench)) == ["diagnose a toy seed 0"]
+
+
+def test_a_cell_without_a_set_has_no_diagnostics(bench):
+    bench.matrix("generator: none, quantizer: datafree")
+    assert diagnose_steps(bench) == {}
+
+
+def test_no_set_is_made_for_its_diagnostics_alone(bench):
+    bench.run()
+    for kind in ("generate", "diagnose"):
+        shutil.rmtree(bench.artifacts(kind)[0])
+    states = {step["state"] for step in diagnose_steps(bench).values()}
+    assert len(bench.artifacts("generate")) == 1
+    assert states <= {"cached", "not needed", "to do"}
+    assert bench.run().code == 0
+    assert len(bench.artifacts("generate")) == 1
+
+
+def test_what_only_diagnostics_are_missing_of_is_diagnosed_by_the_next_run(bench):
+    bench.run()
+    shutil.rmtree(bench.home / "store" / "diagnose")
+    bench.calls()
+    bench.run()
+    assert (len(bench.artifacts("diagnose")), bench.calls()) == (2, ["load a"])
+
+
+def test_diagnostics_come_last(bench):
+    bench.matrix("quantizer: [toyq, unseeded], seed: [0, 1]")
+    suite = load_suite(bench.file)
+    data = {"toytask": Data(DataFiles({}, {}), "", None)}
+    plan = make_plan(suite, suite.cells, data, {("toytask", "a"): ModelFacts("digest")}, Store(bench.home))
+    assert [step.kind == "diagnose" for step in plan.to_do().values()] == [False] * 11 + [True] * 2
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
 def test_a_plan_before_the_first_run_says_which_model_is_pending(bench):
     assert bench.plan()["pending"] == ["a"]
 
@@ -244,6 +315,7 @@ def test_a_plan_of_one_more_seed_estimates_the_time_from_the_others(bench):
         "generate": True,
         "quantize": True,
         "evaluate": True,
+        "diagnose": True,
     }
 
 
@@ -251,7 +323,7 @@ def test_a_plan_of_another_option_does_not_know_the_time(bench):
     bench.run()
     bench.matrix("generator: more", head="generators: {more: {method: toy, images: 5}}")
     to_do = [step["seconds"] for step in bench.plan()["steps"] if step["state"] == "to do"]
-    assert to_do == [None] * 3
+    assert to_do == [None] * 4
 
 
 def test_the_estimate_is_the_median_of_the_kin(bench, tmp_path):
@@ -308,4 +380,4 @@ def test_ten_thousand_cells_are_planned_within_seconds(bench):
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     facts = {("toytask", model): ModelFacts(f"digest of {model}") for model in ("a", "b")}
     plan = make_plan(suite, suite.cells, data, facts, Store(bench.home))
-    assert (len(plan.cells), len(plan.steps)) == (10_000, 2 + 5_000 + 10_000 + 10_000)
+    assert (len(plan.cells), len(plan.steps)) == (10_000, 2 + 2 * 5_000 + 10_000 + 10_000)

@@ -61,6 +61,11 @@ def test_listing_plugins_imports_neither_torch_nor_mlflow(imported):
     assert set() == imported("plugins", "list") & {"torch", "torchvision", "mlflow", "pandas"}
 
 
+def test_a_new_method_is_written_without_torch_and_mlflow(imported, bench):
+    new = imported("plugins", "new", "generator", "brand_new", "--into", bench.folder)
+    assert set() == new & {"torch", "torchvision", "mlflow", "pandas"}
+
+
 def test_the_leaderboard_imports_neither_torch_nor_mlflow(imported, bench):
     bench.run()
     assert set() == imported("leaderboard", bench.file, "--results", bench.results) & {"torch", "torchvision", "mlflow"}

@@ -214,6 +214,98 @@ def test_data_that_is_not_there_is_told_before_anything_runs(bench):
     assert (2, expected, []) == (said.code, said.err, bench.calls())
 
 
+# --- diagnostics ----------------------------------------------------------------------------------------------------
+
+
+def breaks(monkeypatch, error=ZeroDivisionError):
+    def diagnose(*_):
+        raise error
+
+    monkeypatch.setattr("zsqbench.synthesis.diagnose", diagnose)
+
+
+def test_a_calibration_set_has_diagnostics_and_pictures(bench):
+    bench.matrix("quantizer: [toyq, unseeded]")
+    bench.run()
+    (folder,) = bench.artifacts("diagnose")
+    data = json.loads((folder / "diagnostics.json").read_text())
+    assert {"diagnostics.json", "diagnostics.png", "images.png"} <= {path.name for path in folder.iterdir()}
+    assert (data["set"]["images"], data["real"]["images"], data["step"]) == (4, 4, "diagnose a toy seed 0")
+
+
+def test_a_task_without_other_images_than_it_evaluates_has_none_to_compare_with(bench):
+    (bench.folder / "data" / "train.txt").unlink()
+    bench.matrix("")
+    bench.run()
+    data = json.loads((bench.artifacts("diagnose")[0] / "diagnostics.json").read_text())
+    assert (data["real"], data["absent"]["real"]) == (None, "task toytask has no images that it does not evaluate")
+
+
+def test_diagnostics_that_fail_fail_no_cell_and_are_tried_again(bench, monkeypatch):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        first = bench.run()
+    assert (first.code, list(bench.statuses().values())) == (0, ["done", "done"])
+    assert last_line(first.err).endswith("; so did 1 others; results do not depend on it")
+    rows = (bench.results / "toysuite.jsonl").read_bytes()
+    second = bench.run()
+    assert (second.code, len(bench.artifacts("diagnose")), "warning" in second.err) == (0, 2, False)
+    assert rows == (bench.results / "toysuite.jsonl").read_bytes()
+    assert not list((bench.home / "partial").iterdir())
+
+
+def last_line(text):
+    return text.rstrip().splitlines()[-1]
+
+
+def test_diagnostics_are_in_no_row(bench):
+    bench.run()
+    assert "diagnose" not in (bench.results / "toysuite.jsonl").read_text()
+
+
+def test_a_set_that_could_not_be_made_is_not_said_to_lack_diagnostics(bench):
+    bench.add_plugin("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise RuntimeError('no')\n")
+    bench.matrix("generator: bad")
+    assert "warning" not in bench.run().err
+
+
+def test_an_interruption_while_diagnosing_keeps_the_cells_and_the_next_run_goes_on(bench, monkeypatch):
+    with monkeypatch.context() as patch:
+        breaks(patch, KeyboardInterrupt)
+        first = bench.run()
+    assert (first.code, list(bench.statuses().values())) == (130, ["done", "done"])
+    bench.calls()
+    assert (bench.run().code, len(bench.artifacts("diagnose")), bench.calls()) == (0, 2, ["load a"])
+
+
+def test_a_damaged_set_is_not_made_again_for_its_diagnostics(bench):
+    bench.matrix("")
+    bench.run()
+    flip(bench.artifacts("generate")[0] / "calibration.safetensors")
+    (folder,) = bench.artifacts("diagnose")
+    folder.rename(bench.folder / "aside")
+    bench.calls()
+    said = bench.run()
+    assert (said.code, bench.calls(), "warning: diagnose a toy seed 0 failed" in said.err) == (0, [], True)
+
+
+def test_diagnostics_of_a_damaged_set_wait_for_the_new_one(bench):
+    bench.matrix("")
+    bench.run()
+    flip(bench.artifacts("generate")[0] / "calibration.safetensors")
+    for kind in ("diagnose", "quantize", "evaluate"):
+        bench.artifacts(kind)[0].rename(bench.folder / kind)
+    said = bench.run()
+    assert (said.code, len(bench.artifacts("diagnose")), "warning" in said.err) == (0, 1, False)
+
+
+def test_cells_come_before_diagnostics(bench):
+    bench.matrix("seed: [0, 1]", "seed: [0, 1], quantizer: unseeded")
+    steps = [line.split("] ")[1].split()[0] for line in bench.run().err.splitlines() if line.startswith("[")]
+    assert steps[-2:] == ["diagnose", "diagnose"]
+    assert steps.count("diagnose") == 2
+
+
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 ONCE = """
@@ -528,7 +620,7 @@ class Slow(Toy):
     while not (bench.folder / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, list(bench.statuses().values())) == (130, ["done", "interrupted"]), out + err
 
 

@@ -384,8 +384,9 @@ def test_every_mistake_is_told_at_once_each_in_a_line_of_its_own(bench):
 
 @pytest.mark.parametrize("name", shipped_suites())
 def test_every_shipped_suite_can_be_read(name, tmp_path):
-    files = ["resnet18_imagenet.pth.tar", "resnet50_imagenet.pth.tar", "mobilenetv2.pth.tar"]
-    for file in ("models/resnet20_cifar10.safetensors", *(f"brecq/{file}" for file in files)):
+    networks = ["resnet18_imagenet.pth.tar", "resnet50_imagenet.pth.tar", "mobilenetv2.pth.tar"]
+    files = ["models/resnet20_cifar10.safetensors", *(f"brecq/{network}" for network in networks)]
+    for file in (*files, *(f"sets/{method}.safetensors" for method in ("zeroq", "intraq", "hast", "dgh"))):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()  # its content is read when it runs
     suite = load_suite(shipped_suites()[name], data_root=tmp_path)

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pluggy
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
 from zsqbench import hookspecs, tracking
+from zsqbench.diagnosis import diagnose_key
 from zsqbench.errors import ZSQBenchError
 from zsqbench.results import Result
 from zsqbench.store import Store
-from zsqbench.tracking import CURVE_POINTS, Experiment, Tracker, identity, image_grid, sync
+from zsqbench.tracking import CURVE_POINTS, Experiment, Tracker, identity, sync
 
 # SQLAlchemy 2.1 deprecates a loader strategy that MLflow 3 uses; only MLflow can change that.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -54,7 +54,35 @@ def row(cell="digits:resnet20:zeroq:rtn:hw/w4a4:0", **changes):
     return Result(**fields | changes)
 
 
-def fill(store, images=None, curves='{"loss": [[0, 3.0], [10, 1.0]]}'):
+DIAGNOSTICS = {
+    "set": {
+        "images": 10,
+        "bn_gaps": [{"layer": "bn1", "gap": 0.2}, {"layer": "bn2", "gap": 0.3}],
+        "difficulty": {"by": "label", "mean": 0.5},
+        "class_balance": None,
+        "diversity": None,
+        "pixels": {"outside": 0.0},
+        "absent": {},
+    },
+    "real": None,
+    "output_range_ratio": None,
+    "absent": {"real": "the task has none"},
+}
+
+
+def fill_diagnosis(store):
+    """Diagnostics of the set of `row`, with blank pictures."""
+
+    def diagnosed(folder):
+        (folder / "diagnostics.json").write_text(json.dumps(DIAGNOSTICS))
+        for name in ("diagnostics.png", "images.png"):
+            (folder / name).write_bytes(b"blank")
+
+    job = {"task": {"method": "classification", "options": {}}, "version": "1"}
+    store.write("diagnose", diagnose_key(GENERATE, "d" * 64), {"job": job}, diagnosed)
+
+
+def fill(store, images=None, diagnosed=True, curves='{"loss": [[0, 3.0], [10, 1.0]]}'):
     """The artifacts of the steps of `row`."""
 
     def generated(folder):
@@ -65,6 +93,8 @@ def fill(store, images=None, curves='{"loss": [[0, 3.0], [10, 1.0]]}'):
         (folder / "curves.json").write_text(curves)
 
     store.write("generate", GENERATE, {}, generated)
+    if diagnosed:
+        fill_diagnosis(store)
     store.write("quantize", QUANTIZE, {}, lambda folder: (folder / "curves.json").write_text('{"mse": [[0, 0.5]]}'))
 
 
@@ -184,6 +214,10 @@ def test_metrics_are_final_values_and_the_ends_of_curves(logged):
         "peak_memory.generate": 1024,
         "generate/loss": 1.0,
         "quantize/mse": 0.5,
+        "calibration/bn_gap": 0.25,
+        "calibration/bn_gap_worst": 0.3,
+        "calibration/difficulty": 0.5,
+        "calibration/pixels_outside": 0.0,
     }
 
 
@@ -213,11 +247,8 @@ def test_the_calibration_set_is_a_dataset_input(logged):
     assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "calibration")]
 
 
-def test_the_calibration_images_are_an_artifact(logged, tmp_path):
-    path = logged.client.download_artifacts(logged.done.info.run_id, "calibration.png", str(tmp_path))
-
-    with Image.open(path) as grid:
-        assert (grid.format, grid.mode) == ("PNG", "RGB")
+def test_diagnostics_and_their_pictures_are_artifacts(logged):
+    assert artifacts(logged, logged.done) == {"diagnostics.json", "diagnostics.png", "images.png"}
 
 
 def test_a_failed_cell_has_its_reason_and_traceback(logged, tmp_path):
@@ -416,7 +447,7 @@ def test_long_curves_are_thinned_and_keep_the_last_value_of_a_step(tmp_path):
 def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
     damaged = Store(tmp_path)
     fill(damaged, curves="{")
-    (damaged.folder("generate", GENERATE) / "calibration.safetensors").write_bytes(b"damaged")
+    (damaged.folder("diagnose", diagnose_key(GENERATE, "d" * 64)) / "images.png").write_bytes(b"damaged")
     experiment = Experiment.open("damaged", store)
 
     tracking.Invocation(replace(experiment, store=damaged), "parent").log(row())
@@ -424,7 +455,7 @@ def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
     (run,) = runs(store, "damaged")[1]
     assert run.data.metrics["quantize/mse"] == 0.5
     assert re.fullmatch(
-        r"generate/curves.json: JSONDecodeError: .*; generate/calibration.safetensors: SafetensorError: .*",
+        r"generate/curves.json: JSONDecodeError: .*; its diagnostics cannot be read: .*images.png has changed.*",
         run.data.tags["zsqbench.unreadable"],
     )
 
@@ -433,20 +464,36 @@ def test_artifacts_that_are_gone_are_no_reason_not_to_log(tmp_path):
     assert tracking.Details.read(row(), Store(tmp_path)) == tracking.Details()
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [((10, 3, 8, 8), (504, 378)), ((1, 1, 32, 32), (495, 495)), ((70, 3, 224, 224), (1024, 1024))],
-)
-def test_an_image_grid_has_a_size_that_can_be_looked_at(tmp_path, shape, size):
-    save_file({"images": np.zeros(shape, np.float32)}, tmp_path / "images.safetensors")
+def test_diagnostics_that_come_after_their_cells_are_logged_to_them(tmp_path, store):
+    late = Store(tmp_path)
+    fill(late, diagnosed=False)
+    experiment = replace(Experiment.open("late", store), store=late)
+    invocation = experiment.start("run")
+    invocation.log(row())
+    (before,) = runs(store, "late")[1]
+    fill_diagnosis(late)
 
-    assert image_grid(tmp_path / "images.safetensors").size == size
+    invocation.log_diagnostics(GENERATE)
+    invocation.log_diagnostics(GENERATE)
+
+    (after,) = runs(store, "late")[1]
+    assert ("calibration/bn_gap" in before.data.metrics, after.data.metrics["calibration/bn_gap"]) == (False, 0.25)
+    files = {file.path for file in experiment.client.list_artifacts(after.info.run_id)}
+    assert files == {"diagnostics.json", "diagnostics.png", "images.png"}
 
 
-def test_each_image_of_a_grid_is_stretched_to_black_and_white(tmp_path):
-    images = np.array([[0.0, 1e-3], [-5.0, np.nan]], np.float32).reshape(2, 1, 1, 2)
-    save_file({"images": images}, tmp_path / "images.safetensors")
+def test_the_tracker_hands_on_what_was_diagnosed_in_a_run(tmp_path, store, monkeypatch):
+    late = Store(tmp_path)
+    fill(late, diagnosed=False)
+    monkeypatch.setattr(tracking, "tracking_uri", lambda _: f"sqlite:///{store.home / 'mlflow.db'}")
+    tracker = Tracker()
+    tracker.suite_started(SimpleNamespace(name="handed on"), SimpleNamespace(store=late))
+    tracker.cell_finished(row(), cached=False)
+    steps = [SimpleNamespace(kind=kind, needs=[SimpleNamespace(key=GENERATE)]) for kind in ("quantize", "diagnose")]
+    fill_diagnosis(late)
+    for step in steps:
+        tracker.step_finished(step, SimpleNamespace(status="done"))
+    tracker.suite_finished([row()], None)
 
-    pixels = np.unique(np.asarray(image_grid(tmp_path / "images.safetensors")))
-
-    assert pixels.tolist() == [0, 255]
+    (logged,) = runs(store, "handed on")[1]
+    assert logged.data.metrics["calibration/difficulty"] == 0.5

@@ -338,7 +338,7 @@ def test_the_embedded_data_and_a_link_to_data_are_watched(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "elsewhere").write_text("x")
     (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
-    with worker._forbid_opening([str(digits.FILE), str(tmp_path / "data")], "peeks"):
+    with worker.forbid_opening([str(digits.FILE), str(tmp_path / "data")], "peeks"):
         with pytest.raises(ZSQBenchError, match="peeks opened"):
             digits.load_digits("test")
         with pytest.raises(ZSQBenchError, match="peeks opened"):

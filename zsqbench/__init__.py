@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Task,
         TaskContext,
     )
+    from zsqbench.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
     from zsqbench.scheme import Scheme
 
 __all__ = [
@@ -34,8 +35,11 @@ __all__ = [
     "Evaluation",
     "Generator",
     "GridQuantizer",
+    "InceptionGenerator",
     "InputFile",
+    "LabelledGenerator",
     "ModelSpec",
+    "PixelGenerator",
     "Pretrained",
     "Quantizer",
     "ReconstructionQuantizer",
@@ -47,7 +51,14 @@ __all__ = [
     "hookimpl",
 ]
 
-_HOMES = {"ZSQBenchError": "zsqbench.errors", "hookimpl": "zsqbench.hookspecs", "Scheme": "zsqbench.scheme"}
+_HOMES = {
+    "InceptionGenerator": "zsqbench.pixels",
+    "LabelledGenerator": "zsqbench.pixels",
+    "PixelGenerator": "zsqbench.pixels",
+    "Scheme": "zsqbench.scheme",
+    "ZSQBenchError": "zsqbench.errors",
+    "hookimpl": "zsqbench.hookspecs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,13 +15,15 @@ import click
 if TYPE_CHECKING:
     from torch import nn
 
-    from zsqbench.methods import Pretrained
+    from zsqbench.diagnosis import Diagnosis, Undiagnosed
+    from zsqbench.methods import Method, Pretrained
     from zsqbench.plan import Plan, PlannedCell
     from zsqbench.plugins import Catalog
     from zsqbench.results import Result
     from zsqbench.scheduler import Run
     from zsqbench.scheme import Scheme
     from zsqbench.suite import Cell, Suite
+    from zsqbench.testing.conformance import Conformance
 
 EXIT_FAILED_CELLS = 1
 EXIT_INTERNAL = 3
@@ -152,6 +154,7 @@ def run(workers: int | None, engine: str, device: str, quiet: bool, **options: A
         failure = ZSQBenchError(f"cannot write {path}: {error.strerror}")
     this.notify("suite_finished", suite=this.suite, results=report.results, table=None if failure else str(path))
     click.echo(table)  # after the progress display has left the terminal
+    _warn_of_undiagnosed(report.undiagnosed)
     if failure:
         raise failure
     if report.interrupted:
@@ -195,9 +198,12 @@ def leaderboard(suite: str, results: Path, form: Any) -> int:
 @click.argument("cell")
 @home_option
 @results_option
-def show(suite: str, cell: str, home: Path, results: Path) -> int:
-    """Show all that is known of one CELL of SUITE: its row, what was quantized and how, the traceback if it failed."""
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
+    """Show what is known of a CELL of SUITE: row, calibration set, what was quantized, the traceback if it failed."""
+    from zsqbench.diagnosis import Diagnosis, render
     from zsqbench.errors import ZSQBenchError, unknown
+    from zsqbench.store import Store
 
     rows = {row.cell: row for row in _rows(suite, results)}
     found = [row for name, row in rows.items() if name == cell] or [row for name, row in rows.items() if cell in name]
@@ -205,11 +211,17 @@ def show(suite: str, cell: str, home: Path, results: Path) -> int:
         raise ZSQBenchError(unknown("cell", cell, rows))
     if len(found) > 1:
         raise ZSQBenchError(f"{cell!r} is part of {len(found)} names: {', '.join(row.cell for row in found)}")
-    click.echo(found[0].model_dump_json(indent=1, exclude={"traceback"}))
-    if "quantize" in found[0].keys and found[0].status == "done":
-        click.echo(f"\n{_quantized(home, found[0].keys['quantize'])}")
-    if found[0].traceback:
-        click.echo(found[0].traceback)
+    row, diagnosis = found[0], Diagnosis.find(Store(home), found[0])
+    if form == "json":
+        click.echo(json.dumps(_shown_as_data(home, row, diagnosis), indent=1))
+        return 0
+    click.echo(row.model_dump_json(indent=1, exclude={"traceback"}))
+    if "generate" in row.keys:
+        click.echo(f"\n{render(diagnosis)}")
+    if "quantize" in row.keys and row.status == "done":
+        click.echo(f"\n{_quantized(home, row.keys['quantize'])}")
+    if row.traceback:
+        click.echo(row.traceback)
     return 0
 
 
@@ -250,7 +262,7 @@ def schema() -> int:
 
 @cli.group()
 def plugins() -> None:
-    """What is installed."""
+    """What is installed, and how to add to it."""
 
 
 @plugins.command("list")
@@ -284,6 +296,67 @@ def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[st
     for clash in catalog.clashes:
         click.echo(f"clash: {clash}")
     return 0
+
+
+@plugins.command("new")
+@click.argument("kind", type=click.Choice(["generator", "quantizer", "task"]))
+@click.argument("name")
+@click.option("--into", "folder", type=_file, default=Path(), help="Folder to write to [default: this one].")
+def plugins_new(kind: str, name: str, folder: Path) -> int:
+    """Write a small method that runs, NAME.py, and its test, to start your own from."""
+    from zsqbench.plugins import load_plugins
+    from zsqbench.templates import write_template
+
+    catalog = load_plugins()
+    method, test = write_template(kind, name, folder, [taken for found, taken in catalog.provided if found == kind])
+    click.echo(f"wrote {method} and {test}; next:")
+    if kind == "task":
+        model, digits = " --model edges", f"--set matrix.0.task={name} --set matrix.0.model=edges"
+    else:
+        model, digits = "", f"--set matrix.0.{kind}={name}"
+    click.echo(f"    zsqbench plugins check {method}{model}")
+    click.echo(f"    pytest {test}")
+    click.echo(f"    zsqbench run smoke --plugin {method} {digits} --results tryout")
+    return 0
+
+
+@plugins.command("check")
+@click.argument("given", metavar="FILE_OR_NAME")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the method.")
+@click.option("--model", help="For a task: the name of a network that it can load.")
+@data_root_option
+@plugin_options
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def plugins_check(
+    given: str,
+    settings: Sequence[str],
+    model: str | None,
+    data_root: Path | None,
+    plugins: Sequence[Path],
+    without: Sequence[str],
+    form: str,
+) -> int:
+    """Check that methods keep the contract: those of a plugin FILE, or those that an installed one of this NAME has.
+
+    Each runs on tiny networks on the CPU, with small values for its options.
+    """
+    from zsqbench.methods import ModelSpec
+
+    file = [Path(given)] if Path(given).suffix == ".py" else []
+    methods = _methods_to_check(given, [*plugins, *file], without)
+    options = _options_of(methods, settings)
+    spec = None if model is None else ModelSpec(name=model, base=model)
+    from zsqbench.testing.conformance import check_method, reduce_options
+
+    reduced = [reduce_options(*each, data_root) for each in zip(methods, options, strict=True)]
+    checked = []
+    for each in reduced:
+        checked.append(check_method(*each, spec, data_root))
+        if form == "text":
+            _print_conformance(checked[-1])
+    if form == "json":
+        click.echo(json.dumps([_conformance_as_data(result) for result in checked], indent=1))
+    return 0 if all(result.passed for result in checked) else EXIT_FAILED_CELLS
 
 
 @cli.group()
@@ -338,6 +411,7 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
     """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
     import shutil
 
+    from zsqbench.diagnosis import common_part
     from zsqbench.errors import ZSQBenchError
     from zsqbench.results import ResultFile
     from zsqbench.store import Store
@@ -349,7 +423,12 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
             f"there are no rows in {results}, so every artifact would go; name the folder with --results"
         )
     kept = {key for row in rows for key in row.keys.values()}
-    gone = [(kind, key) for kind, key in store.artifacts() if kind != "resolve" and key not in kept]
+    kept |= {common_part(row.keys["generate"]) for row in rows if "generate" in row.keys}
+    gone = [
+        (kind, key)
+        for kind, key in store.artifacts()
+        if kind != "resolve" and (common_part(key) if kind == "diagnose" else key) not in kept
+    ]
     for kind, key in gone:
         click.echo(f"{'removed' if yes else 'would remove'} {kind} {key[:12]}")
         if yes:
@@ -486,25 +565,44 @@ def _untrained(suite: "Suite", model: str, data_root: Path | None) -> "Pretraine
     return task.load(spec, context(data_root=data_root))
 
 
-def _quantized(home: Path, key: str) -> str:
-    """What a quantize step left, for people: its map, losses of reconstruction and notes; or why there is no map."""
+def _shown_as_data(home: Path, row: "Result", diagnosis: "Diagnosis | Undiagnosed") -> dict[str, Any]:
+    """The row, diagnostics with where their files are (or why there are none), and what the quantize step left."""
+    from zsqbench.diagnosis import Diagnosis
+
+    of_set: dict[str, Any]
+    if isinstance(diagnosis, Diagnosis):
+        of_set = {**diagnosis.data, "files": {name: str(path) for name, path in diagnosis.files.items()}}
+    else:
+        of_set = {"absent": diagnosis.why}
+    there = "quantize" in row.keys and row.status == "done"
+    quantized = _left_by_quantize(home, row.keys["quantize"]) if there else None
+    return {"row": row.model_dump(mode="json"), "calibration_set": of_set, "quantized": quantized}
+
+
+def _left_by_quantize(home: Path, key: str) -> dict[str, Any] | None:
+    """The map, curves and notes of a quantize step whose artifact is here."""
     from zsqbench.store import Store
-    from zsqbench.tensormap import render_measured, render_reconstruction
 
     store = Store(home)
     if not store.has("quantize", key):
-        return f"what was quantized is not in {home}: this cell was run on another machine, or its artifact was removed"
+        return None
     folder = store.read("quantize", key)
+    files = {name: folder / f"{name}.json" for name in ("tensors", "curves", "notes")}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
-    def left(name: str, otherwise: Any) -> Any:
-        file = folder / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else otherwise
 
-    entries = left("tensors.json", [])
+def _quantized(home: Path, key: str) -> str:
+    """What a quantize step left, for people: its map, losses of reconstruction and notes; or why there is no map."""
+    from zsqbench.tensormap import render_measured, render_reconstruction
+
+    left = _left_by_quantize(home, key)
+    if left is None:
+        return f"what was quantized is not in {home}: this cell was run on another machine, or its artifact was removed"
+    entries = left.get("tensors")
     parts = [
         render_measured(entries) if entries else "nothing was quantized, or the quantizer left no map of it",
-        render_reconstruction(left("curves.json", {})),
-        "\n".join(left("notes.json", [])),
+        render_reconstruction(left.get("curves", {})),
+        "\n".join(left.get("notes", [])),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -515,6 +613,14 @@ def _notes(suite: "Suite") -> None:
     for plugin in suite.catalog.plugins:
         if plugin.error:
             click.echo(f"warning: plugin {plugin.name} ({plugin.origin}) did not load: {plugin.error}", err=True)
+
+
+def _warn_of_undiagnosed(undiagnosed: "Mapping[str, str]") -> None:
+    """One line, however many sets there are; `show` has the reason of each."""
+    if undiagnosed:
+        label, why = next(iter(undiagnosed.items()))
+        others = f"; so did {len(undiagnosed) - 1} others" if len(undiagnosed) > 1 else ""
+        click.echo(f"warning: {label} failed: {why}{others}; results do not depend on it", err=True)
 
 
 def _failed(planned: "PlannedCell", result: "Result") -> bool:
@@ -553,6 +659,7 @@ def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str
             "state": _state(planned, unfinished, to_do),
             "reason": planned.reason,
             "steps": planned.keys,
+            "diagnose": planned.diagnose and planned.diagnose.key,
         }
         for planned in made.cells
     ]
@@ -582,7 +689,7 @@ def _print_plan(this: "Run", made: "Plan", pending: Sequence[str]) -> None:
     for cell in data["cells"]:
         reason = f"  ({cell['reason']})" if cell["reason"] else ""
         lines.append(f"  {cell['state']:10} {cell['cell']}{reason}")
-    alone = sum(len(cell["steps"]) for cell in data["cells"])
+    alone = sum(len(cell["steps"]) + (cell["diagnose"] is not None) for cell in data["cells"])
     lines.append(f"{len(data['steps'])} steps, where the cells one by one would take {alone}:")
     kinds: dict[str, Counter[str]] = {}
     for step in data["steps"]:
@@ -636,6 +743,80 @@ def _methods(catalog: "Catalog") -> list[dict[str, Any]]:
             }
         )
     return entries
+
+
+def _methods_to_check(given: str, files: Sequence[Path], without: Sequence[str]) -> "list[type[Method]]":
+    """The generators, quantizers and tasks of a plugin file, or of this name, or of the plugin of this name."""
+    from zsqbench.errors import ZSQBenchError, unknown
+    from zsqbench.plugins import load_plugins
+
+    catalog = load_plugins(files, without)
+    catalog.check()
+    origin = str(Path(given).resolve()) if Path(given).suffix == ".py" else None
+    for plugin in catalog.plugins:
+        if plugin.error and (plugin.origin == origin or (origin is None and plugin.name == given)):
+            listing = f"--plugin {given}" if origin else given
+            raise ZSQBenchError(
+                f"plugin {plugin.name} did not load: {plugin.error}; "
+                f"`zsqbench plugins list {plugin.name}{f' {listing}' if origin else ''}` prints the traceback"
+            )
+    provided = {key: entry for key, entry in sorted(catalog.provided.items()) if key[0] != "engine"}
+    found = [
+        entry.method
+        for (_, name), entry in provided.items()
+        if (entry.plugin.origin == origin if origin else given in (name, entry.plugin.name))
+    ]
+    if not found and origin:
+        raise ZSQBenchError(f"{given} provides no generator, quantizer or task; return its classes from a hook")
+    if not found:
+        raise ZSQBenchError(unknown("method", given, {name for _, name in provided}))
+    return found
+
+
+def _options_of(methods: "Sequence[type[Method]]", settings: Sequence[str]) -> list[dict[str, Any]]:
+    """Which of these OPTION=VALUE each method takes; one that none has is given to the first, which complains."""
+    import yaml
+
+    from zsqbench.errors import ZSQBenchError
+
+    options: list[dict[str, Any]] = [{} for _ in methods]
+    for text in settings:
+        option, equals, value = text.partition("=")
+        if not (option and equals):
+            raise ZSQBenchError(f"--set {text!r}: expected OPTION=VALUE, such as images=64")
+        takers = [
+            taken
+            for taken, method in zip(options, methods, strict=True)
+            if option in {info.alias or name for name, info in method.model_fields.items()}
+        ]
+        for taken in takers or options[:1]:
+            try:
+                taken[option] = json.loads(value)  # reads 3e-7 as a number, as a suite does
+            except json.JSONDecodeError:
+                taken[option] = yaml.safe_load(value)
+    return options
+
+
+def _print_conformance(checked: "Conformance") -> None:
+    method, findings = checked.method, checked.findings
+    changed = ", ".join(f"{name}={value}" for name, value in checked.reduced.items())
+    click.echo(f"{method.kind} {method.name}{f'  (set for the check: {changed})' if changed else ''}")
+    for finding in findings:
+        click.echo(f"    {finding.outcome:12}{finding.check}{f': {finding.reason}' if finding.reason else ''}")
+    counts = Counter(finding.outcome for finding in findings)
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("ok", "FAILED", "not checked") if counts[outcome])
+    click.echo(f"    {said}, in {checked.seconds:.0f} s")
+
+
+def _conformance_as_data(checked: "Conformance") -> dict[str, Any]:
+    return {
+        "kind": checked.method.kind,
+        "name": checked.method.name,
+        "passed": checked.passed,
+        "set": dict(checked.reduced),
+        "seconds": checked.seconds,
+        "checks": [vars(finding) for finding in checked.findings],
+    }
 
 
 def _type_name(schema: dict[str, Any]) -> str:

@@ -31,6 +31,10 @@ Kind = Literal["generator", "quantizer", "task", "engine"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+COMPILED_AT_MOST = 64
+"""How many versions of a function, for other networks or batch sizes, a worker compiles."""
+
+
 class Settings(BaseModel):
     """How generate and quantize compute. Part of a step's identity, since it may change numbers."""
 
@@ -504,12 +508,33 @@ class StepContext:
         return self.reporter.resume()
 
     def compile(self, function: F) -> F:
-        """The function, compiled where the settings say so."""
+        """The function, compiled where the settings say so.
+
+        The same function of a later step is not compiled again: what differs must be in arguments, in tensors, or in
+        attributes of the same types. Raises ZSQBenchError where there is no compiler.
+        """
         if not self.settings.compile:
             return function
         import torch
 
+        if self.device.type == "cpu":
+            _require_compiler()
+        # networks of one worker may be many, and beyond its limit torch would go on uncompiled
+        torch._dynamo.config.recompile_limit = COMPILED_AT_MOST  # noqa: SLF001 - where torch documents it
         return cast("F", torch.compile(function))
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ZSQBenchError(
+            "settings.compile is true, and torch finds no C++ compiler; install g++, name one in the variable CXX, or "
+            "leave compile out"
+        ) from error
 
 
 @dataclass

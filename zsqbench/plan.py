@@ -8,19 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from zsqbench.diagnosis import DIAGNOSTICS_VERSION, diagnose_key
 from zsqbench.methods import DataFiles, Method
 from zsqbench.results import Result, Status
 from zsqbench.store import FileDigests, Store, digest_of
 from zsqbench.suite import Cell, Suite
 
-StepKind = Literal["resolve", "baseline", "generate", "quantize", "evaluate"]
+StepKind = Literal["resolve", "baseline", "generate", "diagnose", "quantize", "evaluate"]
 LIBRARY_VERSION = "2"
 """Raise it whenever `zsqbench.quant` or `zsqbench.synthesis` computes other numbers: their callers cannot know."""
 
 FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate")
 """A cell is done when these are."""
+
+MINOR_STEPS: tuple[StepKind, ...] = ("diagnose",)
+"""No cell waits for these: they run where no other step could, and what becomes of them is in no row."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +90,9 @@ class PlannedCell:
 
     cell: Cell
     steps: Mapping[StepKind, Step] = field(default_factory=dict)
+    """Those that it waits for."""
+    diagnose: Step | None = None
+    """Looks at its calibration set, where it has one."""
     status: Status = "done"
     """What becomes of a cell without steps."""
     reason: str | None = None
@@ -122,7 +129,10 @@ class Plan:
         )
 
     def to_do(self, planned: Sequence[PlannedCell] | None = None) -> dict[str, Step]:
-        """The steps that have to run: those of unfinished cells, and what they need, that are not in the store."""
+        """The steps that have to run: those of unfinished cells, and what they need, that are not in the store.
+
+        And last, for each set of any cell that is in the store then, its diagnostics: no set is made for them alone.
+        """
         wanted: dict[str, Step] = {}
 
         def want(step: Step) -> None:
@@ -135,6 +145,10 @@ class Plan:
         for cell in self.cells if planned is None else planned:
             for kind in FINAL_STEPS if cell.steps else ():
                 want(cell.steps[kind])
+        sets = {key for key, step in wanted.items() if step.kind == "generate"} | self.cached
+        for step in (cell.diagnose for cell in self.cells):
+            if step is not None and sets.issuperset(need.key for need in step.needs):
+                want(step)
         return wanted
 
 
@@ -189,7 +203,7 @@ def make_plan(
     """Plan these cells. `facts` holds what is known of each (task, model), or why it could not be loaded."""
     planner = _Planner(suite, data, facts)
     planned = [planner.plan(cell) for cell in cells]
-    there = {key for kind in ("baseline", "generate", "quantize", "evaluate") for key in store.keys(kind)}
+    there = {key for kind in get_args(StepKind) if kind != "resolve" for key in store.keys(kind)}
     return Plan(suite, store, planned, planner.steps, there & planner.steps.keys(), rows or {})
 
 
@@ -222,7 +236,8 @@ class _Planner:
         reason = self._impossible(cell, facts)
         if reason is not None:
             return PlannedCell(cell, status="impossible", reason=reason)
-        return PlannedCell(cell, self._steps(cell, facts.digest))
+        steps = self._steps(cell, facts.digest)
+        return PlannedCell(cell, steps, self._diagnose(cell, steps["generate"]) if "generate" in steps else None)
 
     def _steps(self, cell: Cell, model: str) -> dict[StepKind, Step]:
         data = self.data[cell.task]
@@ -252,6 +267,11 @@ class _Planner:
         steps["evaluate"] = self._step("evaluate", cell, measure, label, needs=(steps["quantize"],))
         return steps
 
+    def _diagnose(self, cell: Cell, generate: Step) -> Step:
+        real = (self.data[cell.task].calibration or "", self.task(cell.task))
+        parts = (*real, str(cell.settings.threads), DIAGNOSTICS_VERSION)  # the network is in the key of the set
+        return self._step("diagnose", cell, parts, f"{cell.model} {cell.generator}", needs=(generate,))
+
     def _method(self, label: str) -> Method:
         return self.suite.generators[label].method
 
@@ -272,9 +292,8 @@ class _Planner:
         if step is None:
             kin = self._kin((kind, *parts, *(need.kin for need in needs)))
             ending = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
-            step = Step(
-                kind, _hash(identity), f"{kind} {label}{ending}", needs, cell=cell, kin=kin, seed=seed, after=after
-            )
+            key = _hash(identity) if kind != "diagnose" else diagnose_key(needs[0].key, _hash(identity))
+            step = Step(kind, key, f"{kind} {label}{ending}", needs, cell=cell, kin=kin, seed=seed, after=after)
             self._made[identity] = self.steps[step.key] = step
         return step
 
@@ -362,6 +381,8 @@ def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
         variant = suite.quantizers[cell.quantizer]
         description["quantizer"] = {"method": variant.method.name, "options": variant.method.options()}
         description["scheme"] = suite.schemes[cell.scheme].model_dump(mode="json")
+    if step.kind == "diagnose":
+        description |= {"version": DIAGNOSTICS_VERSION, "real": data[cell.task].calibration is not None}
     if step.kind in ("generate", "quantize", "evaluate"):
         watched = [*data[cell.task].files.folders] if cell.task in data else []
         description["watched"] = [str(folder.resolve()) for folder in watched]

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zsqbench.diagnosis import note_failure
 from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError, one_line
 from zsqbench.methods import Engine
 from zsqbench.plan import (
     FINAL_STEPS,
+    MINOR_STEPS,
     Data,
     ModelFacts,
     Outcome,
@@ -48,6 +50,8 @@ class Report:
     results: list[Result]
     """One for each cell of the plan, in its order."""
     interrupted: bool
+    undiagnosed: Mapping[str, str]
+    """Why diagnostics could not be made, by the label of their step; no cell depends on that."""
 
 
 @dataclass
@@ -110,7 +114,11 @@ class Run:
             raise
         finally:
             loop.close()
-        return Report(plan, results, loop.interrupted)
+        failed = {key: outcome for key, outcome in loop.outcomes.items() if outcome.status == "failed"}
+        undiagnosed = {
+            step.label: cause(failed[key]) for key, step in plan.steps.items() if key in failed and _is_minor(step)
+        }
+        return Report(plan, results, loop.interrupted, undiagnosed)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Fire an observer hook; an observer that fails is a warning, never a lost cell."""
@@ -176,7 +184,7 @@ class _Queue:
         self._waiting: dict[str, Step] = {}
         self._unmet: dict[str, set[str]] = {}
         self._dependents: dict[str, list[Step]] = {}
-        self._ready: list[tuple[int, str]] = []
+        self._ready: list[tuple[bool, int, str]] = []
         self._order: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -199,9 +207,9 @@ class _Queue:
             self._make_ready(step)
 
     def take(self) -> Step | None:
-        """The first step that is ready, if any."""
+        """The first step that is ready, if any; a minor one only where no other is."""
         while self._ready:
-            _, key = heapq.heappop(self._ready)
+            *_, key = heapq.heappop(self._ready)
             if key in self._waiting and not self._unmet[key]:
                 return self._waiting.pop(key)
         return None
@@ -223,7 +231,7 @@ class _Queue:
 
     def _make_ready(self, step: Step) -> None:
         if not self._unmet[step.key]:
-            heapq.heappush(self._ready, (self._order[step.key], step.key))
+            heapq.heappush(self._ready, (_is_minor(step), self._order[step.key], step.key))
 
 
 class _Loop:
@@ -326,6 +334,9 @@ class _Loop:
 
     def _settle(self, step: Step, outcome: Outcome) -> None:
         self.outcomes[step.key] = outcome
+        if _is_minor(step) and outcome.status == "failed":
+            with contextlib.suppress(OSError):  # it is told at the end of the run, too
+                note_failure(self.run_.store, step.key, outcome.traceback or cause(outcome))
         self._settled.append(step)
         self.run_.notify("step_finished", step=step, outcome=outcome)
         for blocked, why in self._queue.settle(step):
@@ -339,9 +350,12 @@ class _Loop:
         return True
 
     def _make_again(self, step: Step, damaged: str) -> bool:
-        """Put a damaged artifact aside, and its step and this one back into the queue."""
+        """Put a damaged artifact aside, and its step and this one back into the queue.
+
+        Not for a minor step alone: a set may have taken hours, and whoever needs it for more finds the damage, too.
+        """
         source = next((need for need in step.needs if need.key == damaged), None)
-        if source is None:
+        if source is None or (_is_minor(step) and damaged not in self._made_again):
             return False
         if damaged not in self._made_again:  # another step may have found the damage first
             self._made_again.add(damaged)
@@ -490,6 +504,10 @@ class _Recorder:
             "seconds": {kind: round(manifest["seconds"], 3) for kind, manifest in manifests.items()},
             "peak_memory": {kind: manifest["peak_memory"] for kind, manifest in manifests.items()},
         }
+
+
+def _is_minor(step: Step) -> bool:
+    return step.kind in MINOR_STEPS
 
 
 def cause(outcome: Outcome) -> str:

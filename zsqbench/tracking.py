@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import os
 import queue
 import re
@@ -13,22 +12,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from zsqbench.diagnosis import Diagnosis
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hookspecs import hookimpl
 from zsqbench.results import Result, environment
 from zsqbench.store import Store, digest_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
-    from PIL.Image import Image
 
-    from zsqbench.plan import Plan
+    from zsqbench.plan import Outcome, Plan, Step
     from zsqbench.suite import Suite
 
 logger = logging.getLogger("zsqbench")
@@ -47,10 +45,6 @@ METRICS_PER_BATCH = 1000
 
 CURVE_POINTS = 320
 """Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
-
-GRID_IMAGES = 64
-GRID_SIDE = (512, 1024)
-"""Smallest and largest side of an image grid in pixels: 8 x 8 digits stay visible, 224 x 224 photographs small."""
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -85,6 +79,12 @@ class Tracker:
         """Hand the row to the writer."""
         if self._writer is not None and not cached:
             self._writer.put(result)
+
+    @hookimpl
+    def step_finished(self, step: "Step", outcome: "Outcome") -> None:
+        """Hand on that there are diagnostics: cells do not wait for them, so some may have been logged without."""
+        if self._writer is not None and step.kind == "diagnose" and outcome.status == "done":
+            self._writer.diagnosed(Diagnosed(step.needs[0].key))
 
     @hookimpl
     def suite_finished(self, results: list[Result], table: str | None) -> None:
@@ -136,6 +136,13 @@ class Ending:
     table: Path | None = None
 
 
+@dataclass(frozen=True)
+class Diagnosed:
+    """There are diagnostics of a calibration set now."""
+
+    set_key: str
+
+
 class Writer(threading.Thread):
     """The one thread that talks to MLflow, since its import and its first use of a database take seconds.
 
@@ -147,7 +154,7 @@ class Writer(threading.Thread):
         super().__init__(name="mlflow", daemon=True)
         self._suite_name = suite_name
         self._store = store
-        self._queue: queue.SimpleQueue[Result | Ending] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Result | Diagnosed | Ending] = queue.SimpleQueue()
         self._progress = 0
         self._abandoned = False
 
@@ -158,6 +165,10 @@ class Writer(threading.Thread):
         self._queue.put(result)
         if result.status not in UNRUN and self.ident is None:
             self.start()
+
+    def diagnosed(self, news: Diagnosed) -> None:
+        """Log diagnostics to the cells that were logged without, soon. Returns at once."""
+        self._queue.put(news)
 
     def finish(self, ending: Ending) -> None:
         """Wait for what is in the queue, for as long as it gets shorter."""
@@ -182,11 +193,14 @@ class Writer(threading.Thread):
         experiment = Experiment.open(self._suite_name, self._store)
         run = experiment.start("run")
         held: set[str] | None = None
-        while isinstance(item := self._queue.get(), Result) and not self._abandoned:
-            if item.status in UNRUN and held is None:
-                held = experiment.identities()
-            if item.status not in UNRUN or identity(item) not in (held or ()):
-                run.log(item)
+        while not isinstance(item := self._queue.get(), Ending) and not self._abandoned:
+            if isinstance(item, Diagnosed):
+                run.log_diagnostics(item.set_key)
+            else:
+                if item.status in UNRUN and held is None:
+                    held = experiment.identities()
+                if item.status not in UNRUN or identity(item) not in (held or ()):
+                    run.log(item)
             self._progress += 1
         if isinstance(item, Ending):
             run.finish(item)
@@ -254,9 +268,11 @@ class Invocation:
 
     experiment: Experiment
     run_id: str
+    undiagnosed: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
+    """By the key of their calibration set, the cells that were logged before there were diagnostics of it."""
 
     def log(self, result: Result) -> None:
-        """Log a row with what the store has of its images and curves. Ending the run comes last and makes it count."""
+        """Log a row with what the store has of its set and curves. Ending the run comes last and makes it count."""
         client, store = self.experiment.client, self.experiment.store
         now = int(time.time() * 1000)
         details = Details() if result.status in UNRUN else Details.read(result, store)
@@ -273,11 +289,27 @@ class Invocation:
         _log_values(client, run_id, _params(result), [*_final(result), *details.points], now)
         if _has_calibration_set(result, store):
             client.log_inputs(run_id, [_calibration_input(result, store)])
-        if details.grid is not None:
-            client.log_image(run_id, details.grid, "calibration.png")
+        if details.diagnosis is not None:
+            self._log_diagnosis(run_id, details.diagnosis)
+        elif "generate" in result.keys:
+            self.undiagnosed.setdefault(result.keys["generate"], []).append((run_id, result))
         if result.traceback:
             client.log_text(run_id, result.traceback, "traceback.txt")
         client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED", now)
+
+    def log_diagnostics(self, set_key: str) -> None:
+        """Log the diagnostics of a set to the cells that were logged without."""
+        for run_id, result in self.undiagnosed.pop(set_key, ()):
+            found = Diagnosis.find(self.experiment.store, result)
+            if isinstance(found, Diagnosis):
+                self._log_diagnosis(run_id, found)
+
+    def _log_diagnosis(self, run_id: str, found: Diagnosis) -> None:
+        client = self.experiment.client
+        points = [Point(f"calibration/{name}", value, 0) for name, value in found.numbers().items()]
+        _log_values(client, run_id, {}, points, int(time.time() * 1000))
+        for path in found.files.values():
+            client.log_artifact(run_id, str(path))
 
     def finish(self, ending: Ending) -> None:
         """End the parent run with how many cells there are of each status, and the table."""
@@ -304,14 +336,13 @@ class Details:
     """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
 
     points: tuple[Point, ...] = ()
-    grid: "Image | None" = None
+    diagnosis: Diagnosis | None = None
     unreadable: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, result: Result, store: Store) -> "Details":
-        """Curves of both steps and a grid of the calibration images."""
+        """Curves of both steps and diagnostics of the calibration set."""
         points: list[Point] = []
-        grid: Image | None = None
         unreadable: list[str] = []
         for kind in ("generate", "quantize"):
             path = store.folder(kind, result.keys.get(kind, "none")) / "curves.json"
@@ -319,45 +350,12 @@ class Details:
                 points += _curves(path, kind) if path.is_file() else ()
             except (OSError, ValueError, TypeError) as error:
                 unreadable.append(f"{kind}/{path.name}: {_one_line(error)}")
-        path = store.folder("generate", result.keys.get("generate", "none")) / "calibration.safetensors"
-        try:
-            grid = image_grid(path) if path.is_file() else None
-        except Exception as error:  # noqa: BLE001 - SafetensorError is no subclass of anything narrower
-            unreadable.append(f"generate/{path.name}: {_one_line(error)}")
-        return cls(tuple(points), grid, tuple(unreadable))
-
-
-def image_grid(path: Path) -> "Image":
-    """The first images of a calibration set side by side, the contrast of each stretched to what can be seen."""
-    import numpy as np
-    from PIL import Image
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        stored = file.get_slice("images")  # float32 [N, C, H, W], normalised
-        images = stored[: min(GRID_IMAGES, stored.get_shape()[0])]
-    tiles = [_visible(image) for image in images]
-    columns = math.ceil(math.sqrt(len(tiles)))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]
-    grid = Image.fromarray(np.concatenate(rows))
-    smallest, largest = GRID_SIDE
-    side = max(grid.size)
-    if side > largest:
-        grid.thumbnail((largest, largest))
-        return grid
-    return grid.resize([length * max(1, smallest // side) for length in grid.size], Image.Resampling.NEAREST)
-
-
-def _visible(image: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """8-bit [H, W, 3] of one image, darkest value black and brightest white, with a border on two sides."""
-    import numpy as np
-
-    image = np.nan_to_num(image)
-    low, high = image.min(), image.max()
-    scaled = (255 * (image - low) / max(high - low, 1e-12)).astype(np.uint8)
-    colours = scaled if len(scaled) == 3 else np.repeat(scaled[:1], 3, axis=0)  # noqa: PLR2004 - red, green, blue
-    return np.pad(colours.transpose(1, 2, 0), ((0, 1), (0, 1), (0, 0)))
+        found = Diagnosis.find(store, result)
+        if isinstance(found, Diagnosis):
+            return cls(tuple(points), found, tuple(unreadable))
+        if found.damaged:
+            unreadable.append(found.why)
+        return cls(tuple(points), None, tuple(unreadable))
 
 
 def _client(uri: str) -> "MlflowClient":

@@ -16,6 +16,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from zsqbench.diagnosis import FILE, IMAGES, PLOTS, REAL_IMAGES, REAL_SEED
 from zsqbench.errors import CorruptArtifactError, OutOfResourcesError, ZSQBenchError, one_line
 from zsqbench.methods import (
     CalibrationSet,
@@ -179,6 +180,30 @@ class _Session:
             )
         self._write(job, reporter, lambda folder: images.save(folder / "calibration.safetensors"))
 
+    def _diagnose(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        from zsqbench.plots import GRID_IMAGES, diagnostics_figure, image_grid
+        from zsqbench.synthesis import diagnose
+
+        folder = self.store.read("generate", job["needs"]["generate"])
+        images = CalibrationSet.load(folder / "calibration.safetensors")
+        teacher, task = self._teacher(job), self._task(job)
+        real, why = None, f"task {task.name} has no images that it does not evaluate"
+        if job["real"]:
+            count = min(len(images), REAL_IMAGES)
+            real = task.calibration_images(count, REAL_SEED, teacher, self._task_context(job, reporter))
+        found = diagnose(teacher, images, real, why).as_data()
+
+        def fill(folder: Path) -> None:
+            _dump(folder / FILE, {"version": job["version"], "step": job["label"], **found})
+            title = job["label"].removeprefix("diagnose ")
+            # without the version of matplotlib, so that equal numbers are equal files
+            diagnostics_figure(found, title).savefig(folder / PLOTS, metadata={"Software": None})
+            channels = teacher.preprocessing.get("channels", "rgb")
+            pixels = images.images[:GRID_IMAGES].numpy()
+            image_grid(pixels, teacher.mean, teacher.std, teacher.value_range, channels).save(folder / IMAGES)
+
+        self._write(job, reporter, fill)
+
     def _quantize(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         from safetensors.torch import save_file
 
@@ -283,7 +308,7 @@ class _Session:
             module = module.to(memory_format=torch.channels_last)
         teacher = Pretrained(**(vars(original) | {"module": module}))
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-        with _forbid_opening(job["watched"], method.name), autocast:
+        with forbid_opening(job["watched"], method.name), autocast:
             yield teacher
         if teacher.digest() != original.digest():
             raise ZSQBenchError(f"{method.kind} {method.name} changed the teacher's weights or buffers; it must not")
@@ -532,7 +557,7 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def _forbid_opening(folders: list[str], method: str) -> Iterator[None]:
+def forbid_opening(folders: list[str], method: str) -> Iterator[None]:
     """While a method runs, opening a file of the task's data is an error.
 
     Python's own `open` is seen, and what is built on it (PIL, numpy); a library that opens files in C is not.

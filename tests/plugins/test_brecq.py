@@ -26,12 +26,12 @@ def units_of(ctx, stage):
 
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hw_strict/w3a8", "academic/w2a4", "hast/w4a4"])
 def test_it_is_a_quantizer(scheme):
-    check_quantizer(BRECQ(**SHORT), scheme)
+    check_quantizer(BRECQ(**SHORT), scheme, tiny_teacher())
 
 
 @pytest.mark.parametrize("loss", ["mse", "fisher_diag", "fisher_full"])
 def test_each_loss_runs(loss):
-    check_quantizer(BRECQ(**SHORT, loss=loss))
+    check_quantizer(BRECQ(**SHORT, loss=loss), teacher=tiny_teacher())
 
 
 def test_both_stages_go_through_all_units():

@@ -11,7 +11,6 @@ from zsqbench import ModelSpec, Pretrained, ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import DGH, BNLoss
 from zsqbench.testing import check_generator, context, tiny_teacher
-from zsqbench.zoo.resnet import CifarResNet
 
 Dgh = load_plugins().find("generator", "dgh").method
 dgh = sys.modules[Dgh.__module__]
@@ -20,12 +19,8 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @pytest.fixture
-def resnet20(golden):
-    """The network that the golden vectors were made with."""
-    weights = golden("resnet20_weights")
-    network = CifarResNet(20).eval()
-    network.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files}, strict=False)
-    return Pretrained(network.requires_grad_(False), (3, 32, 32), classes=10, **IMAGENET)
+def resnet20(resnet20):
+    return Pretrained(resnet20, (3, 32, 32), classes=10, **IMAGENET)
 
 
 def relative(result, expected):
@@ -132,7 +127,9 @@ def test_whole_runs_are_those_of_the_release(golden, resnet20, monkeypatch, dtyp
     ids=str,
 )
 def test_dgh_keeps_the_contract_of_generators_also_when_interrupted(options):
-    made = check_generator(Dgh(**({"images": 5, "batch_size": 2, "iterations": 4, "patience": 0} | options)))
+    made = check_generator(
+        Dgh(**({"images": 5, "batch_size": 2, "iterations": 4, "patience": 0} | options)), tiny_teacher()
+    )
     low, high = tiny_teacher().valid_range()
     assert (made.images >= low).all()
     assert (made.images <= high).all()

@@ -33,7 +33,7 @@ SHORT = {"iterations": 6, "batch_size": 8}
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hast/w3a3"])
 @pytest.mark.parametrize("fold", [False, True])
 def test_it_is_a_quantizer(scheme, fold):
-    check_quantizer(GenieM(**SHORT, fold=fold), scheme)
+    check_quantizer(GenieM(**SHORT, fold=fold), scheme, tiny_teacher())
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -52,7 +52,7 @@ def test_activations_are_symmetric_and_weights_affine():
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_signed_activations_have_one_more_code_below_zero(bits):
-    student = check_quantizer(GenieM(**SHORT), f"hw_strict/w4a{bits}")
+    student = check_quantizer(GenieM(**SHORT), f"hw_strict/w4a{bits}", tiny_teacher())
     zero_points = {quantizer.zero_point.item() for _, quantizer in activation_quantizers(student)}
     assert zero_points == {0.0, 2.0 ** (bits - 1)}
 
@@ -66,7 +66,7 @@ def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
 
 
 def test_without_iterations_activations_are_initialised_and_weights_round_to_nearest():
-    student = check_quantizer(GenieM(iterations=0, batch_size=8))
+    student = check_quantizer(GenieM(iterations=0, batch_size=8), teacher=tiny_teacher())
     assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))
 
 

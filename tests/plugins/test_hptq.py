@@ -66,13 +66,13 @@ def hardswish(golden):
     ],
 )
 def test_hptq_keeps_the_contract_of_quantizers(options):
-    check_quantizer(HPTQ(**options), scheme="hw_strict/w8a8")
-    check_quantizer(HPTQ(**options), scheme="pot/w4a4")
+    check_quantizer(HPTQ(**options), "hw_strict/w8a8", tiny_teacher())
+    check_quantizer(HPTQ(**options), "pot/w4a4", tiny_teacher())
 
 
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w32a4", "hw/w2a32", "academic/w4a4", "hast/w3a3"])
 def test_it_runs_in_every_scheme(scheme):
-    check_quantizer(HPTQ(preset="paper"), scheme=scheme)
+    check_quantizer(HPTQ(preset="paper"), scheme, tiny_teacher())
 
 
 @pytest.mark.parametrize("variant", ["default", "default_nobc", "pot", "pot_nobc"])

@@ -7,8 +7,8 @@ Noise = load_plugins().find("generator", "noise").method
 
 
 def test_noise_keeps_the_contract_of_generators():
-    check_generator(Noise(images=4))
-    check_generator(Noise(images=4, clamp=False))
+    check_generator(Noise(images=4), tiny_teacher())
+    check_generator(Noise(images=4, clamp=False), tiny_teacher())
 
 
 def test_pixels_are_standard_normal_and_clamped_to_the_valid_range():

@@ -13,11 +13,13 @@ SHORT = {"iterations": 6, "batch_size": 8}
 
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "academic_intended/w3a3", "hast/w4a4"])
 def test_it_is_a_quantizer(scheme):
-    check_quantizer(QDrop(**SHORT), scheme)
+    check_quantizer(QDrop(**SHORT), scheme, tiny_teacher())
 
 
 def test_dropping_changes_what_is_learned():
-    first, second = (check_quantizer(QDrop(**SHORT, drop=drop)).state_dict() for drop in (0.0, 0.5))
+    first, second = (
+        check_quantizer(QDrop(**SHORT, drop=drop), teacher=tiny_teacher()).state_dict() for drop in (0.0, 0.5)
+    )
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
@@ -48,7 +50,7 @@ def test_pot_is_not_its_grid():
 
 
 def test_the_schemes_widths_are_kept():
-    student = check_quantizer(QDrop(**SHORT), "academic/w2a4")
+    student = check_quantizer(QDrop(**SHORT), "academic/w2a4", tiny_teacher())
     widths = [entry["bits"] for entry in effective_map(student) if entry["kind"] == "weight"]
     assert (widths[0], widths[-1]) == (8, 8)
     assert set(widths[1:-1]) <= {2}

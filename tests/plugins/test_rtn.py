@@ -14,7 +14,7 @@ RTN = load_plugins().find("quantizer", "rtn").method
 @pytest.mark.parametrize("ranges", ["minmax", "mse", "percentile"])
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w8a8", "hw/w32a4", "hw/w2a32"])
 def test_rtn_keeps_the_contract_of_quantizers(ranges, scheme):
-    check_quantizer(RTN(weight_range=ranges, activation_range=ranges), scheme=scheme)
+    check_quantizer(RTN(weight_range=ranges, activation_range=ranges), scheme, tiny_teacher())
 
 
 def deviation(quantizer, scheme):
@@ -51,7 +51,7 @@ def test_weight_ranges_by_hand():
 @pytest.mark.parametrize("ranges", ["minmax", "mse", "percentile"])
 def test_rtn_runs_on_every_grid(grid, ranges):
     quantizer = RTN(grid=grid, weight_range=ranges, activation_range=ranges, percent=100)
-    check_quantizer(quantizer, scheme="hw_strict/w8a8")
+    check_quantizer(quantizer, "hw_strict/w8a8", tiny_teacher())
     assert deviation(quantizer, "hw_strict/w12a12") < 0.02
     per_tensor = RTN(grid=grid, per_channel=False, weight_range=ranges, activation_range=ranges, percent=100)
     assert deviation(per_tensor, "hw_strict/w12a12") < 0.02
@@ -62,7 +62,7 @@ def test_the_grid_that_a_scheme_demands_is_taken_and_no_other_allowed():
     assert RTN().rejects(scheme) is None
     student = RTN().prepare(teacher, scheme)
     assert {quantizer.grid for _, quantizer in weight_quantizers(student)} == {"power_of_two"}
-    check_quantizer(RTN(), scheme="pot/w8a8")
+    check_quantizer(RTN(), "pot/w8a8", tiny_teacher())
     assert RTN(grid="symmetric").rejects(scheme) == (
         "the scheme demands the grid power_of_two, and its option grid is symmetric"
     )

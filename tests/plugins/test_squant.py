@@ -9,7 +9,6 @@ from zsqbench.plugins import load_plugins
 from zsqbench.quant import activation_quantizers, finalize, quantized_layers
 from zsqbench.scheme import FLOAT, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
-from zsqbench.zoo.resnet import CifarResNet
 
 SQUANT = load_plugins().find("quantizer", "squant").method
 MODES = {"sq": "full", "sq_k": "kernel", "sq_c": "channel", "sq_e": "element"}
@@ -29,12 +28,12 @@ def pretrained(*layers, size=(3, 8, 8)):
 @pytest.mark.parametrize("mode", MODES.values())
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hast/w4a4", "academic/w4a4"])
 def test_squant_keeps_the_contract_of_quantizers(mode, scheme):
-    check_quantizer(SQUANT(mode=mode), scheme=scheme)
+    check_quantizer(SQUANT(mode=mode), scheme, tiny_teacher())
 
 
 @pytest.mark.parametrize("scheme", ["hw/w32a4", "hw/w2a32", "hast/w2a2", "hw_strict/w8a8", "hast/w3a3", "hw/w12a12"])
 def test_it_runs_at_every_width(scheme):
-    check_quantizer(SQUANT(), scheme=scheme)
+    check_quantizer(SQUANT(), scheme, tiny_teacher())
 
 
 @pytest.mark.parametrize("file", ["squant_a", "squant_resnet20_a"])
@@ -66,11 +65,8 @@ def test_round_to_nearest_is_that_of_intraq_on_channels_of_zeros_and_of_one_sign
 
 
 @pytest.fixture
-def resnet20(golden):
-    weights = golden("resnet20_weights")
-    network = CifarResNet(20).eval().requires_grad_(False)
-    network.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files}, strict=False)
-    return Pretrained(network, (3, 32, 32), (0.0,) * 3, (1.0,) * 3, classes=10)
+def resnet20(resnet20):
+    return Pretrained(resnet20, (3, 32, 32), (0.0,) * 3, (1.0,) * 3, classes=10)
 
 
 def test_an_artifact_holds_the_codes_and_values_of_the_released_code(golden, resnet20):

@@ -16,7 +16,7 @@ zeroq = sys.modules[ZeroQ.__module__]
 
 @pytest.mark.parametrize("pairing", ["conv_output", "bn_input"])
 def test_zeroq_keeps_the_contract_of_generators_also_when_interrupted(pairing):
-    check_generator(ZeroQ(images=5, batch_size=2, iterations=4, patience=0, pairing=pairing))
+    check_generator(ZeroQ(images=5, batch_size=2, iterations=4, patience=0, pairing=pairing), tiny_teacher())
 
 
 def test_the_defaults_are_those_of_the_release():

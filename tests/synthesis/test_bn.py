@@ -8,17 +8,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.synthesis import GENIE, HAST, ZEROQ, BNLoss, BNStatistics, batch_norms, frozen
-from zsqbench.zoo.resnet import CifarResNet
 
 ZEROQ_ON_INPUTS = BNStatistics(scope="image", unbiased=True, eps_images=1e-6, eps_bn=1e-6, input_term="image")
-
-
-@pytest.fixture
-def resnet20(golden):
-    weights = golden("resnet20_weights")
-    network = CifarResNet(20).eval()
-    network.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files}, strict=False)
-    return network
 
 
 def one_norm(mean, variance, norm=nn.BatchNorm2d):
@@ -260,3 +251,25 @@ def test_a_constant_channel_has_a_finite_gradient():
     gap.total.backward()
     assert gap.moments.item() == pytest.approx(4)
     assert images.grad.isfinite().all()
+
+
+def test_margins_are_quantiles_of_the_gaps_of_each_layer():
+    module = one_norm([0.0, 0.0], [1.0, 1.0])
+    images = torch.tensor([[[[1.0, 3.0]], [[-4.0, -4.0]]], [[[0.0, 0.0]], [[2.0, 2.0]]]])  # means 2, -4, 0, 2
+    with BNLoss(module, BNStatistics(scope="image", moment="var")) as loss:
+        assert loss.gap_quantiles([images[:1], images[1:]], 1.0).tolist() == [[4], [1]]
+        assert loss.gap_quantiles([images], 0.5).tolist() == [[2], [1]]
+        loss.allow(torch.tensor([[3.0], [0.5]]))
+        gap = loss(images)
+    assert gap.means.tolist() == [1 / 4]  # only the mean -4 is beyond, by 1
+    # variances 1, 0, 0, 0: three are off by 1, half of which is free; mean over images and channels
+    assert gap.moments.tolist() == [3 * 0.25 / 4]
+
+
+def test_an_emphasised_gap_counts_four_times():
+    module = one_norm([0.0], [1.0])
+    images = torch.tensor([[[[1.0, 1.0]]], [[[2.0, 2.0]]]])
+    with BNLoss(module, BNStatistics(scope="image", moment="var")) as loss:
+        assert loss(images).means.tolist() == [2.5]
+        assert loss(images, emphasis=torch.tensor([[2.0], [1.0]])).means.tolist() == [4.0]
+        assert loss(images, emphasis=torch.tensor([[1.0], [2.0]])).means.tolist() == [8.5]

@@ -1,8 +1,18 @@
 import pytest
 import torch
 from torch.nn import functional
+from torchvision import transforms
+from torchvision.transforms import v2
 
-from zsqbench.synthesis import SmoothedCrops, blur, clamp_straight_through, gaussian_line
+from zsqbench.synthesis import (
+    Crops,
+    SmoothedCrops,
+    blur,
+    clamp_straight_through,
+    gaussian_line,
+    random_crops,
+    resized_crops,
+)
 
 MEAN, STD = (torch.tensor(each).view(1, 3, 1, 1) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
@@ -59,3 +69,69 @@ def test_finished_images_are_centre_crops_of_the_blurred_ones():
     pipeline = SmoothedCrops((4, 3), low, high, (1.0,))
     assert torch.equal(pipeline.finalise(pixels), pixels[:, :, 1:5, 2:5])
     assert torch.equal(pipeline.augment(pixels, flip=True, top=2, left=0), pixels.flip(3)[:, :, 2:6, 0:3])
+
+
+def a_few_crops(count, shape, smallest=0.3):
+    return random_crops((count, 3, *shape), smallest, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 12)])
+def test_crops_are_resized_as_in_torchvision(shape):
+    images = torch.randn(5, 3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    crops = a_few_crops(5, shape)
+    found = resized_crops(images.requires_grad_(), crops)
+    for image, top, left, height, width, flipped, ours in zip(
+        images, crops.top, crops.left, crops.height, crops.width, crops.flipped, found, strict=True
+    ):
+        box = (int(top), int(left), int(height), int(width))
+        expected = v2.functional.resized_crop(image[None], *box, list(shape), antialias=False)[0]
+        torch.testing.assert_close(ours, expected.flip(2) if flipped else expected, rtol=1e-5, atol=1e-5)
+    assert crops.flipped.any()
+    assert not crops.flipped.all()
+
+
+def test_the_whole_image_is_the_image():
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    zeros, whole = torch.zeros(2), torch.full((2,), 6.0)
+    crops = Crops(zeros, zeros, whole, whole, torch.tensor([False, True]))
+    torch.testing.assert_close(resized_crops(images, crops), torch.stack([images[0], images[1].flip(2)]))
+
+
+def test_boxes_lie_in_the_image_and_have_the_areas_and_ratios_of_torchvision():
+    crops = a_few_crops(4000, (40, 40), 0.5)
+    assert (crops.top >= 0).all()
+    assert (crops.left >= 0).all()
+    assert (crops.top + crops.height <= 40).all()
+    assert (crops.left + crops.width <= 40).all()
+    areas, ratios = crops.height * crops.width / 1600, crops.width / crops.height
+    assert areas.min() > 0.47  # sides are rounded
+    assert ratios.min() > 0.72
+    assert ratios.max() < 1.39
+    assert crops.flipped.float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_areas_of_boxes_are_distributed_as_in_torchvision():
+    image = torch.zeros(1, 40, 40)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transform = transforms.RandomResizedCrop(40, (0.5, 1.0))
+        boxes = [transform.get_params(image, [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    theirs = torch.tensor(boxes, dtype=torch.float32)
+    crops = a_few_crops(4000, (40, 40), 0.5)
+    for ours, column in zip((crops.top, crops.left, crops.height, crops.width), theirs.T, strict=True):
+        assert ours.mean().item() == pytest.approx(column.mean().item(), abs=0.4)
+        assert ours.std().item() == pytest.approx(column.std().item(), rel=0.06)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((40, 10), [13, 0, 13, 10]), ((10, 40), [0, 13, 10, 13])])
+def test_where_no_box_fits_it_is_the_largest_central_one(shape, expected):
+    crops = random_crops((3, 3, *shape), 1.0, torch.Generator().manual_seed(0))
+    assert [each[0].item() for each in (crops.top, crops.left, crops.height, crops.width)] == expected
+
+
+def test_under_autocast_crops_stay_as_precise_as_the_images():
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    crops = a_few_crops(2, (6, 6))
+    expected = resized_crops(images, crops)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resized_crops(images, crops), expected)

@@ -130,3 +130,33 @@ def test_a_step_of_many_batches_makes_them_all_first_if_asked():
     seen = []
     optimise([1, 0], note, lambda p, step: (seen.append(list(made)), squared(p, step))[1], context(), {}, at_once=True)
     assert seen == [[0, 1], [0, 1]]
+
+
+def test_a_batch_may_make_its_images_anew_for_each_step_and_gives_the_last_ones_away():
+    class Doubled:
+        """Twice what is optimised."""
+
+        def __init__(self, batch, pixels):
+            self.half, self.pixels = begin()(batch, pixels), pixels
+            self.plateau, self.step, self.settle = self.half.plateau, self.half.step, self.half.settle
+
+        def images(self):
+            images = 2 * self.half.pixels
+            self.pixels = images.detach()
+            return images
+
+        def state(self):
+            return self.half.state() | {"half": self.half.pixels.detach(), "pixels": self.pixels}
+
+        def load(self, state):
+            self.half.pixels.data.copy_(state["half"])
+            self.half.load(state)
+
+    ctx = context()
+    order = [0, 0, 1, 0]
+    made = optimise(order, Doubled, squared, ctx, {})
+    values = [each.item() for each in made]
+    assert values == pytest.approx([0.0, 4.0], abs=0.1)  # after the last step they would be -0.8 and 3
+    for state in ctx.reporter.states:
+        resumed = optimise(order, Doubled, squared, context(), state)
+        assert [each.item() for each in resumed] == values

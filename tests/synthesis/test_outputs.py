@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import flat_outputs, stretching
+from zsqbench.synthesis import class_logits, difficulty, flat_outputs, inception_loss, stretching
 
 
 def test_the_output_loss_is_that_of_dghs_code(golden):
@@ -45,3 +45,53 @@ def test_tensors_are_found_in_whatever_a_network_returns():
     assert flat_outputs(b.bfloat16())[0].dtype == torch.float32
     with pytest.raises(ZSQBenchError, match="returns str, in which there is no tensor"):
         flat_outputs("nothing")
+
+
+@pytest.mark.parametrize("beta", [1, 10])
+@pytest.mark.parametrize("gamma", [0, 0.5, 2])
+def test_the_inception_loss_is_that_of_hasts_code(golden, beta, gamma):
+    vectors = golden("hast_hil_a")
+    logits = torch.from_numpy(vectors["logits"]).requires_grad_()
+    labels = torch.from_numpy(vectors["labels"])
+    loss = beta * inception_loss(logits, labels, gamma)
+    loss.backward()
+    assert loss.item() == pytest.approx(vectors[f"hil_beta{beta}_gamma{gamma}"].item(), rel=1e-5)
+    expected = torch.from_numpy(vectors[f"grad_logits_beta{beta}_gamma{gamma}"])
+    assert (logits.grad - expected).norm() <= 1e-5 * expected.norm()
+    torch.testing.assert_close(
+        difficulty(logits.detach(), labels), torch.from_numpy(vectors["difficulty"]), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 2])
+def test_a_label_with_all_of_the_probability_gives_no_nan(gamma):
+    logits = torch.tensor([[40.0, 0, 0], [0, 0, 0]]).requires_grad_()
+    inception_loss(logits, torch.tensor([0, 0]), gamma).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0].abs().max() < 1e-12
+    assert logits.grad[1].any()
+
+
+def test_the_weight_of_difficulty_is_part_of_the_gradient():
+    logits = torch.tensor([[0.3, -0.2]], dtype=torch.float64).requires_grad_()
+    inception_loss(logits, torch.tensor([0]), 2.0).backward()
+    p = torch.sigmoid(torch.tensor(0.5, dtype=torch.float64))
+    of_p = -2 * (1 - p) * -p.log() - (1 - p) ** 2 / p
+    assert logits.grad[0, 0].item() == pytest.approx((of_p * p * (1 - p)).item())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [
+        (torch.zeros(3, 5), r"\(3, 5\)"),
+        (torch.zeros(2, 5, 4, 4), "Tensor"),
+        ([torch.zeros(2, 5)], "list"),
+    ],
+)
+def test_labels_ask_for_logits(outputs, found):
+    labels = torch.tensor([1, 2])
+    assert class_logits(torch.zeros(2, 5).bfloat16(), labels).dtype == torch.float32
+    with pytest.raises(
+        ZSQBenchError, match=f"one row of classes for each of 2 images, and the network returns {found}"
+    ):
+        class_logits(outputs, labels)

@@ -1,35 +1,65 @@
 """The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
 from zsqbench.synthesis.bn import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
-from zsqbench.synthesis.images import SmoothedCrops, blur, clamp_straight_through, gaussian_line
+from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
+from zsqbench.synthesis.features import Features
+from zsqbench.synthesis.images import (
+    Crops,
+    SmoothedCrops,
+    blur,
+    clamp_straight_through,
+    gaussian_line,
+    random_crops,
+    resized_crops,
+)
 from zsqbench.synthesis.moments import image_moments
-from zsqbench.synthesis.optimisation import PixelBatch, Plateau, batch_sizes, optimise
-from zsqbench.synthesis.outputs import flat_outputs, stretching
+from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, batch_sizes, optimise
+from zsqbench.synthesis.outputs import (
+    EASIEST,
+    class_logits,
+    difficulty,
+    flat_outputs,
+    inception_loss,
+    stretching,
+)
 from zsqbench.synthesis.probes import Probes, Seen, batch_norms, frozen
 from zsqbench.synthesis.store import MomentStore
+from zsqbench.synthesis.swing import SwingConvolutions
 
 __all__ = [
     "DGH",
+    "EASIEST",
     "GENIE",
     "HAST",
     "ZEROQ",
     "BNGap",
     "BNLoss",
     "BNStatistics",
+    "Batch",
+    "Crops",
+    "Diagnostics",
+    "Features",
     "MomentStore",
     "PixelBatch",
     "Plateau",
     "Probes",
     "Seen",
     "SmoothedCrops",
+    "SwingConvolutions",
     "batch_norms",
     "batch_sizes",
     "blur",
     "clamp_straight_through",
+    "class_logits",
+    "diagnose",
+    "difficulty",
     "flat_outputs",
     "frozen",
     "gaussian_line",
     "image_moments",
+    "inception_loss",
     "optimise",
+    "random_crops",
+    "resized_crops",
     "stretching",
 ]

@@ -4,7 +4,7 @@ Methods mean different things by it. `BNStatistics` holds the differences as swi
 them, and `BNLoss` measures it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -121,27 +121,54 @@ class BNLoss:
         inputs = channels if self.statistics.input_term != "none" else 0
         return MomentStore(sizes, sum(self._layers.channels), inputs, self._layers.mean)
 
+    def gap_quantiles(self, batches: Iterable[Tensor], share: float) -> Tensor:
+        """The quantile `share` of the absolute gaps of each layer [2, layers]: of means, of second quantities.
+
+        Gaps are those of the scope, with images [n, C, H, W] of all batches taken together; the input has none.
+        """
+        with torch.no_grad():
+            seen = [self.probes(images, outputs=False) for images in batches]
+            mean, variance = (torch.cat(each) for each in zip(*((one.mean, one.variance) for one in seen), strict=True))
+            return self._layers.gap_quantiles(mean, variance, seen[0].counts, share)
+
+    def allow(self, margins: Tensor) -> None:
+        """From now on, gaps within these margins [2, layers] are free: DSG's slack distribution alignment."""
+        self._layers.allow(margins)
+
     def __call__(
-        self, images: Tensor, store: MomentStore | None = None, batch: int = 0, *, outputs: bool = False
+        self,
+        images: Tensor,
+        store: MomentStore | None = None,
+        batch: int = 0,
+        *,
+        outputs: bool = False,
+        emphasis: Tensor | None = None,
     ) -> BNGap:
         """Run the network on images [N, C, H, W] and compare; differentiable with respect to the images.
 
         With a store they are its batch of this number, and the others are what it holds; without one they are all
-        there is. The network's outputs are computed where they are asked for.
+        there is. The network's outputs are computed where they are asked for. With an emphasis [groups, layers], the
+        gaps of each group of images in the scope are multiplied by it before they are squared.
         """
         seen = self.probes(images, outputs=outputs)
         place = None if store is None else (store, batch)
-        parts = [self._layers.compare(seen.mean, seen.variance, seen.counts, place)]
+        parts = [self._layers.compare(seen.mean, seen.variance, seen.counts, place, emphasis)]
         if self.statistics.input_term != "none":
-            if self._input is None:  # how many channels it has is known when images come
-                self._input = _input_target(images, self.statistics, first=sum(self._layers.channels))
-            parts.append(self._input.compare(*image_moments(images), [images[0, 0].numel()], place))
+            inputs = self._input_target(images)
+            parts.append(inputs.compare(*image_moments(images), [images[0, 0].numel()], place))
         weight = self.statistics.moment_weight
         total = torch.stack([part.means.sum() + weight * part.moments.sum() for part in parts]).sum()
         if self.statistics.layer_reduce == "mean":
             total = total / sum(len(part.channels) for part in parts)
         batches = tuple(torch.cat(each) for each in zip(*(part.batch for part in parts), strict=True))
         return BNGap(total, seen, (batches[0], batches[1]), parts)
+
+    def _input_target(self, images: Tensor) -> "_Target":
+        """How many channels the input has is known when images come; the same from then on."""
+        target = self._input or _input_target(images, self.statistics, first=sum(self._layers.channels))
+        if not torch.compiler.is_compiling():  # what changes in here would be compiled anew
+            self._input = target
+        return target
 
 
 @dataclass(frozen=True)
@@ -167,13 +194,48 @@ class _Target:
         self._weight = self._spread_out(weights)
         self._columns = slice(first, first + len(self.mean))
         self._counts: dict[tuple[int, ...], Tensor] = {}
+        self._margins: tuple[Tensor, Tensor] | None = None
+
+    def gap_quantiles(self, mean: Tensor, variance: Tensor, counts: Sequence[int], share: float) -> Tensor:
+        gaps = self._gaps(mean, variance, counts, self._batch(mean, variance), None)
+        of_layers = [
+            [torch.quantile(layer.abs().flatten(), share) for layer in torch.split(each, self.channels, 1)]
+            for each in gaps
+        ]
+        return torch.stack([torch.stack(of_layers[0]), torch.stack(of_layers[1])])
+
+    def allow(self, margins: Tensor) -> None:
+        means, moments = margins.tolist()
+        self._margins = self._spread_out(means), self._spread_out(moments)
 
     def compare(
-        self, mean: Tensor, variance: Tensor, counts: Sequence[int], place: tuple[MomentStore, int] | None
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        counts: Sequence[int],
+        place: tuple[MomentStore, int] | None,
+        emphasis: Tensor | None = None,
     ) -> _Part:
-        """The gaps of images with these moments [N, T], of maps with these numbers of values."""
-        batch = tuple(each[0] for each in merge(mean, variance))
-        groups, groups_variance, images = self._in_scope(mean, variance, (batch[0], batch[1]), place)
+        """The squared gaps of images with these moments [N, T], of maps with these numbers of values."""
+        batch = self._batch(mean, variance)
+        gaps = self._gaps(mean, variance, counts, batch, place)
+        if emphasis is not None:
+            layers = torch.tensor(self.channels, device=emphasis.device)
+            each_channel = emphasis.repeat_interleave(layers, 1, output_size=len(self.mean))
+            gaps = gaps[0] * each_channel, gaps[1] * each_channel
+        means, moments = (each.square().mean(0) * self._weight for each in gaps)
+        return _Part(means, moments, batch, self.channels)
+
+    def _gaps(
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        counts: Sequence[int],
+        batch: tuple[Tensor, Tensor],
+        place: tuple[MomentStore, int] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What means and second quantities [groups, T] differ by, beyond the margins if there are some."""
+        groups, groups_variance, images = self._in_scope(mean, variance, batch, place)
         values = self._per_channel(tuple(counts)) * images
         spread = values > 1  # an image's 1 x 1 map has no spread: the released codes make NaN of it
         if self.statistics.unbiased:
@@ -182,13 +244,12 @@ class _Target:
         if self.statistics.moment == "std":
             # at the tiny number the root has a slope that is finite: no channel that is constant gives NaN
             moment = (groups_variance + self.statistics.eps_images).clamp_min(torch.finfo(mean.dtype).tiny).sqrt()
-        gaps = torch.where(spread, moment - self._moment, 0)
-        return _Part(
-            (groups - self.mean).square().mean(0) * self._weight,
-            gaps.square().mean(0) * self._weight,
-            (batch[0], batch[1]),
-            self.channels,
-        )
+        gaps = groups - self.mean, torch.where(spread, moment - self._moment, 0)
+        if self._margins is None:
+            return gaps
+        # the sign is lost, and the square that follows does not miss it
+        beyond = [(each.abs() - margin).clamp_min(0) for each, margin in zip(gaps, self._margins, strict=True)]
+        return beyond[0], beyond[1]
 
     def _in_scope(
         self, mean: Tensor, variance: Tensor, batch: tuple[Tensor, Tensor], place: tuple[MomentStore, int] | None
@@ -207,7 +268,14 @@ class _Target:
         images[-1] = len(mean) - scope * (len(images) - 1)
         return *merge(mean, variance, scope), images
 
+    @staticmethod
+    def _batch(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        means, variances = merge(mean, variance)
+        return means[0], variances[0]
+
     def _per_channel(self, counts: tuple[int, ...]) -> Tensor:
+        if torch.compiler.is_compiling():  # what changes in here would be compiled anew
+            return self._spread_out(counts)
         if counts not in self._counts:
             self._counts = {counts: self._spread_out(counts)}
         return self._counts[counts]

@@ -1,11 +1,15 @@
 """What generators do to images between the pixels that they optimise and the network: blur, flip, crop, clamp."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_TRIES = 10
+"""How often torchvision draws a box before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,78 @@ def blur(images: Tensor, line: tuple[float, ...]) -> Tensor:
     return blurred
 
 
+@dataclass(frozen=True)
+class Crops:
+    """A box of each of N images and whether it is flipped; positions in pixels, float32 [N]."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flipped: Tensor
+    """From left to right; bool [N]."""
+
+
+def random_crops(
+    shape: Sequence[int], smallest: float, rng: torch.Generator, ratios: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Crops:
+    """Boxes as torchvision's RandomResizedCrop draws them, one for each image of this shape [N, C, H, W], half flipped.
+
+    A box has from `smallest` to all of the image's area, and a ratio of width to height between these; where ten tries
+    do not fit into the image, the largest central box of such a ratio. Drawn at once, on the generator's device.
+    """
+    count, _, rows, columns = shape
+    areas, shapes, tops, lefts = torch.rand(4, count, _TRIES, generator=rng, device=rng.device)
+    flipped = torch.rand(count, generator=rng, device=rng.device) < 0.5  # noqa: PLR2004 - a half
+    area = rows * columns * (smallest + (1 - smallest) * areas)
+    low, high = (math.log(ratio) for ratio in ratios)
+    ratio = torch.exp(low + (high - low) * shapes)
+    width, height = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
+    fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
+    first = fits.float().argmax(1, keepdim=True)
+    found = fits.any(1)
+    bounded = min(max(columns / rows, ratios[0]), ratios[1])
+    whole = min(rows, round(columns / bounded)), min(columns, round(rows * bounded))
+    height, width = (
+        torch.where(found, sides.gather(1, first)[:, 0], float(side))
+        for sides, side in zip((height, width), whole, strict=True)
+    )
+    top, left = (
+        torch.where(found, (places.gather(1, first)[:, 0] * (room + 1)).floor(), (room / 2).floor())
+        for places, room in ((tops, rows - height), (lefts, columns - width))
+    )
+    return Crops(top, left, height, width, flipped)
+
+
+def resized_crops(images: Tensor, crops: Crops) -> Tensor:
+    """Each image's box enlarged to the image's size, bilinear as in torchvision, and flipped where it says so.
+
+    By two matrix products for each image instead of a loop over images; gradients are deterministic on a GPU, too.
+    """
+    flips = torch.zeros_like(crops.flipped), crops.flipped
+    rows, columns = (
+        _enlargement(first, side, size, flipped)
+        for first, side, size, flipped in zip(
+            (crops.top, crops.left), (crops.height, crops.width), images.shape[2:], flips, strict=True
+        )
+    )
+    with torch.autocast(images.device.type, enabled=False):  # pixels in half precision would be another image
+        return torch.matmul(torch.matmul(rows.to(images)[:, None], images), columns.to(images)[:, None].mT)
+
+
 def clamp_straight_through(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Clamped values, whose gradients pass as if they had not been: pixels outside can come back."""
     clamped: Tensor = _StraightThroughClamp.apply(images, low, high)
     return clamped
+
+
+def _enlargement(first: Tensor, side: Tensor, size: int, flipped: Tensor) -> Tensor:
+    """Matrices [N, size, size] that take a line of pixels to its part of this length, enlarged by interpolation."""
+    places = torch.arange(size, device=first.device, dtype=first.dtype)
+    targets = torch.where(flipped[:, None], places.flip(0), places)
+    sources = (targets + 0.5) * (side / size)[:, None] - 0.5
+    sources = torch.minimum(sources.clamp_min(0), side[:, None] - 1) + first[:, None]
+    return (1 - (sources[:, :, None] - places).abs()).clamp_min(0)
 
 
 class _StraightThroughClamp(torch.autograd.Function):

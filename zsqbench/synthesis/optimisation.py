@@ -1,4 +1,4 @@
-"""The loop of a generator that optimises pixels, in batches each with an optimiser and a schedule of its own.
+"""The loop of a generator that optimises images, in batches each with an optimiser and a schedule of its own.
 
 It reports progress and curves, keeps checkpoints from which it goes on as if nothing had happened, and stops with a
 clear error when a loss is not a number.
@@ -64,18 +64,55 @@ class Plateau:
             self.best = math.inf if self.reset else self.best
 
 
+class Batch(Protocol):
+    """Images that are optimised together, by whatever makes them."""
+
+    pixels: Tensor
+    """What is given away at the end, and noted in checkpoints."""
+    plateau: Plateau
+
+    def images(self) -> Tensor:
+        """What the next loss is of."""
+
+    def step(self, loss: Tensor) -> None:
+        """Minimise a loss by one step."""
+
+    def settle(self) -> None:
+        """Finish what the last step left over."""
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs, as tensors and numbers; `pixels` among them."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said, if anything."""
+
+
 class PixelBatch:
-    """Images that are optimised together: a leaf, its optimiser, its learning rate."""
+    """Images that are optimised together: a leaf, its optimiser, its learning rate.
+
+    `rates` names the options that an error suggests to lower.
+    """
 
     def __init__(
-        self, pixels: Tensor, optimizer: Callable[..., torch.optim.Optimizer], plateau: Plateau, iterations: int
+        self,
+        pixels: Tensor,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        plateau: Plateau,
+        iterations: int,
+        *,
+        rates: str = "'lr'",
     ) -> None:
         self.pixels = pixels.detach().requires_grad_()
         self.plateau = plateau
         self.iteration = 0
         self._iterations = iterations
+        self._rates = rates
         self._optimizer = optimizer([self.pixels], lr=plateau.lr)
         self._pending: _Underway | None = None
+
+    def images(self) -> Tensor:
+        """The pixels, as they are."""
+        return self.pixels
 
     def step(self, loss: Tensor) -> None:
         """Minimise a loss by one step. Raises ZSQBenchError where the loss of the step before is not finite.
@@ -99,7 +136,7 @@ class PixelBatch:
         if not math.isfinite(loss):
             raise ZSQBenchError(
                 f"the loss is {loss} at iteration {self.iteration} of {self._iterations}, with a learning rate of "
-                f"{self.plateau.lr:g}; try a smaller 'lr', or precision fp32 if it is bf16"
+                f"{self.plateau.lr:g}; try a smaller {self._rates}, or precision fp32 if it is bf16"
             )
         self.plateau.step(loss)
         self._pending = None
@@ -131,7 +168,7 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 def optimise(
     order: Sequence[int],
-    begin: Callable[[int, Tensor | None], PixelBatch],
+    begin: Callable[[int, Tensor | None], Batch],
     losses: Callable[[Tensor, int], tuple[Tensor, Mapping[str, Tensor]]],
     ctx: Reports,
     state: Mapping[str, Any],
@@ -140,19 +177,20 @@ def optimise(
     stepped: Callable[[Tensor, int], None] = lambda *_: None,
     keep: Callable[[], Mapping[str, Any]] = dict,
 ) -> list[Tensor]:
-    """Optimise batches of pixels by as many steps as `order` names batches; returns the pixels of each batch.
+    """Optimise batches of images by as many steps as `order` names batches; returns the pixels of each batch.
 
-    `begin` makes a batch, from pixels where it gets some. Batches are made when they are first needed and give their
-    optimiser's memory back when they are done, unless all are to be made `at_once`. `losses` gives for a batch's pixels
-    and a step what is minimised, and scalars to log. `stepped` is called after each step. `state` is what `ctx.resume`
-    returned, if anything; `keep` says what else belongs into a checkpoint.
+    `begin` makes a batch, from pixels where it gets some: those of a checkpoint, whose state the batch is given next.
+    Batches are made when they are first needed and give their optimiser's memory back when they are done, unless all
+    are to be made `at_once`. `losses` gives for a batch's images and a step what is minimised, and scalars to log.
+    `stepped` is called after each step. `state` is what `ctx.resume` returned, if anything; `keep` says what else
+    belongs into a checkpoint.
 
     Raises ZSQBenchError where a loss is not finite.
     """
     names = range(max(order) + 1)
     last = {batch: step for step, batch in enumerate(order)}
     first = state.get("steps", 0)
-    batches: dict[int, PixelBatch] = {}
+    batches: dict[int, Batch] = {}
     done: dict[int, Tensor] = {}
     for batch in names:
         pixels = state.get(f"{batch}.pixels")
@@ -167,7 +205,7 @@ def optimise(
         if batch not in batches:
             batches[batch] = begin(batch, None)
         current = batches[batch]
-        loss, curves = losses(current.pixels, step)
+        loss, curves = losses(current.images(), step)
         current.step(loss)
         stepped(current.pixels, step)
         for name, value in curves.items():
@@ -182,7 +220,7 @@ def optimise(
     return [done[batch] for batch in names]
 
 
-def _whole(batches: Mapping[int, PixelBatch], done: Mapping[int, Tensor]) -> dict[str, Any]:
+def _whole(batches: Mapping[int, Batch], done: Mapping[int, Tensor]) -> dict[str, Any]:
     state = {f"{batch}.pixels": pixels for batch, pixels in done.items()}
     for batch, pixels in batches.items():
         state |= {f"{batch}.{name}": value for name, value in pixels.state().items()}

@@ -5,8 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
+
+EASIEST = 1e-12
+"""Difficulty of a sample whose label has all of the probability."""
 
 
 def flat_outputs(outputs: Any) -> list[Tensor]:
@@ -35,6 +39,38 @@ def stretching(
     for of_image, stored in zip(moments, target, strict=True):
         excess = excess + ((of_image - stored).square().mean(1) - slack).clamp_min(0)
     return torch.stack([(excess - (output.amax(1) - output.amin(1))).mean() for output in outputs]).sum()
+
+
+def class_logits(outputs: Any, labels: Tensor) -> Tensor:
+    """The logits [N, classes] among what a classifier returned for images with these labels.
+
+    Raises ZSQBenchError where it is not one tensor with two dimensions, as a detector's outputs are not.
+    """
+    found = flat_outputs(outputs)
+    shape = tuple(found[0].shape) if isinstance(outputs, Tensor) and outputs.dim() == 2 else None  # noqa: PLR2004
+    if shape is None or shape[0] != len(labels):
+        raise ZSQBenchError(
+            f"labels ask for logits, one row of classes for each of {len(labels)} images, and the network returns "
+            f"{type(outputs).__name__ if shape is None else shape}"
+        )
+    return found[0]
+
+
+def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
+    """HAST's sample difficulty 1 - p [N] (Eq. 7), p being the probability of the label; exact also where p is near 1.
+
+    At 1e-12 at least, where its gradient is 0: the slope of a root of 0 is infinite.
+    """
+    return (-torch.expm1(-functional.cross_entropy(logits, labels, reduction="none"))).clamp_min(EASIEST)
+
+
+def inception_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor:
+    """Mean cross-entropy towards the labels; with gamma, HAST's hard-sample-enhanced one (Eq. 8).
+
+    Each sample then counts by its difficulty to the power of gamma, through which gradients flow, as in the release.
+    """
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    return (losses * difficulty(logits, labels) ** gamma).mean() if gamma else losses.mean()
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

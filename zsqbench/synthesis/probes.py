@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Self
+from functools import cache, partial
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.synthesis.moments import image_moments, merge_calls, norm_and_moments
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-_PLAIN = {norm.forward for norm in BATCH_NORMS}  # a subclass may do more, as those of timm with an activation do
+_PLAIN = {norm.forward for norm in BATCH_NORMS}
 
 HookPoint = Literal["bn_input", "conv_output"]
 
@@ -61,7 +61,7 @@ class Probes:
         self._resources = ExitStack()
         self._calls: list[list[tuple[Tensor, Tensor, int]]] = []
         self._unmeasured: list[list[Tensor]] = []
-        self._running = False
+        self.running = False
         self._passed = 0
         self._stop_at: int | None = None
         self._last: int | None = None
@@ -69,7 +69,7 @@ class Probes:
     def __enter__(self) -> Self:
         self._resources.enter_context(frozen(self._module))
         for index, norm in enumerate(self.norms.values()):
-            self._resources.enter_context(_forward_replaced(norm, partial(self._norm, index, norm, norm.forward)))
+            self._resources.enter_context(_as_probe(norm, self, index))
         for index, convolution in enumerate(self._convolutions):
             hook = convolution.register_forward_hook(partial(self._convolution, index))
             self._resources.callback(hook.remove)
@@ -98,13 +98,13 @@ class Probes:
 
     def _run(self, images: Tensor, last: int | None) -> Any:
         self._stop_at = last
-        self._running = True
+        self.running = True
         try:
             return self._module(images)
         except _Stopped:
             return None
         finally:
-            self._running = False
+            self.running = False
 
     def _measured(self, index: int, name: str) -> tuple[Tensor, Tensor, int]:
         calls = self._calls[index] + [(*image_moments(values), _size(values)) for values in self._unmeasured[index]]
@@ -118,10 +118,8 @@ class Probes:
             )
         return merge_calls(calls)
 
-    def _norm(self, index: int, norm: Any, forward: Callable[..., Tensor], values: Tensor) -> Tensor:
-        """What a norm does while it is probed; called by others meanwhile, it does as ever."""
-        if not self._running:
-            return forward(values)
+    def norm(self, index: int, norm: Any, forward: Callable[..., Tensor], values: Tensor) -> Tensor:
+        """What a norm does in a pass of these probes."""
         if self._of_convolutions:
             mine = any(values is output for output in self._unmeasured[index])
             self._unmeasured[index] = [output for output in self._unmeasured[index] if output is not values]
@@ -129,7 +127,7 @@ class Probes:
             mine = True
         if not mine:
             result = forward(values)
-        elif self._passed + 1 == self._stop_at or getattr(forward, "__func__", None) not in _PLAIN:
+        elif self._passed + 1 == self._stop_at or norm.own is not None or not norm.plain:
             self._calls[index].append((*image_moments(values), _size(values)))
             self._pass()
             return forward(values)
@@ -141,7 +139,7 @@ class Probes:
 
     def _convolution(self, index: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
         """Keep an output until its norm takes it, which nearly always comes next, or the pass is over."""
-        if self._running:
+        if self.running:
             self._unmeasured[index].append(output)
             self._pass()
 
@@ -177,21 +175,49 @@ def frozen(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-class _Stopped(Exception):  # noqa: N818 - not an error
-    """The forward pass went as far as it needs to."""
+class _Probed(nn.Module):
+    """What a norm is while it is probed.
+
+    By its class and not by a `forward` of its own, which torch.compile would not know again in the next step.
+    """
+
+    plain: ClassVar[bool]
+    """Whether its class does nothing but normalise: a subclass may do more, as those of timm with an activation do."""
+    probes: "tuple[tuple[Probes, int], ...]"
+    own: "Callable[..., Tensor] | None"
+    """A forward that a user put on it."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        forward = super().forward if self.own is None else self.own
+        for probes, index in self.probes:
+            if probes.running:
+                return probes.norm(index, self, forward, values)
+        return forward(values)
+
+
+@cache
+def _probed(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Probed{kind.__name__}", (_Probed, kind), {"plain": kind.forward in _PLAIN})
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")
-    vars(module)["forward"] = forward
+def _as_probe(norm: nn.Module, probes: Probes, index: int) -> Iterator[None]:
+    kind, before = type(norm), vars(norm).copy()
+    own = before.get("own") if isinstance(norm, _Probed) else vars(norm).pop("forward", None)
+    norm.__class__ = kind if isinstance(norm, _Probed) else _probed(kind)  # type: ignore[arg-type]
+    vars(norm).update(probes=((probes, index), *before.get("probes", ())), own=own)
     try:
         yield
     finally:
-        if own is None:
-            del vars(module)["forward"]
-        else:
-            vars(module)["forward"] = own
+        norm.__class__ = kind
+        for name in ("probes", "own", "forward"):
+            vars(norm).pop(name, None)
+            if name in before:
+                vars(norm)[name] = before[name]
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """The forward pass went as far as it needs to."""
 
 
 def _size(values: Tensor) -> int:

@@ -1,0 +1,200 @@
+"""GENIE-D, the generator of GENIE: Show Me the Data for Quantization (Jeon et al., CVPR 2023)."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+
+class Genie(zsqbench.Generator):
+    """Images of a small network that is trained, anew for each batch, together with the latent vectors that it reads.
+
+    They match mean and standard deviation of each batch at every BN layer, by squared distances averaged over channels
+    and summed over layers, and each image's own to 0 and 1, summed over its channels. Strided convolutions see their
+    input shifted by up to a pixel meanwhile, at random (`swing`). Follows the released code (SamsungLabs/Genie,
+    distill.py). Its arguments `lr_g` and `lr_z` are used the wrong way round, by which latents learn at 0.1 and the
+    network at 0.01, as in the paper: the options here say what they are. Paper and code differ in no option that is
+    known, so there is no preset. Images are those of the last forward pass, before the last update, as in the release.
+
+    Deviations: images that fill no batch are made in a smaller one (the release leaves them out); any size and number
+    of channels (224 and 3 in the release): the network makes the next multiple of 4, at least 8, of which a corner is
+    cut off before the final standardisation; maps that are one pixel high or wide do not swing in this direction; under
+    precision bf16 the network's last layers, like all statistics, are in float32; seeded.
+    """
+
+    name = "genie"
+    needs_bn = True
+
+    images: int = Field(1024, gt=0, description="size of the calibration set")
+    batch_size: int = Field(128, gt=0, description="images made by one network; their statistics are matched together")
+    iterations: int = Field(4000, gt=0, description="Adam steps for each batch")
+    latent: int = Field(256, gt=0, description="length of an image's latent vector")
+    latent_lr: float = Field(0.1, gt=0, description="learning rate of the latents")
+    factor: float = Field(0.1, gt=0, lt=1, description="what the latents' learning rate is multiplied by on a plateau")
+    patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
+    min_lr: float = Field(1e-4, ge=0, description="smallest learning rate of the latents")
+    generator_lr: float = Field(0.01, gt=0, description="learning rate of the network at first")
+    decay: float = Field(0.95, gt=0, le=1, description="what the network's learning rate is multiplied by")
+    decay_interval: int = Field(100, gt=0, description="iterations between two of these decays")
+    swing: bool = Field(True, description="shift the inputs of strided convolutions at random")
+
+    def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
+        """Train network after network; an interrupted run goes on where its last checkpoint was."""
+        import torch
+
+        from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions, batch_sizes, optimise
+
+        sizes = batch_sizes(self.images, self.batch_size)
+
+        def begin(batch: int, pixels: "Tensor | None") -> _Batch:
+            # a batch that goes on has its numbers from the checkpoint, so it must not take any from ctx
+            rng = ctx.rng if pixels is None else torch.Generator(ctx.device)
+            latents = torch.randn(sizes[batch], self.latent, generator=rng, device=ctx.device)
+            return _Batch(self, latents, image_network(self.latent, teacher.input_size, rng), teacher.input_size)
+
+        with ExitStack() as resources:
+            bn_loss = resources.enter_context(BNLoss(teacher.module, GENIE))
+            measure = ctx.compile(lambda images: bn_loss(images).total)
+            if self.swing:
+                swing = resources.enter_context(SwingConvolutions(teacher.module, lambda count: offsets(count, ctx)))
+
+            def losses(images: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
+                if self.swing:
+                    swing.draw()
+                ctx.log("generator_lr", self.generator_lr_at(step % self.iterations), step)
+                loss = measure(images)
+                return loss, {"bn_loss": loss}
+
+            order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]
+            made = optimise(order, begin, losses, ctx, ctx.resume() or {})
+        return zsqbench.CalibrationSet(torch.cat([images.cpu() for images in made]))
+
+    def generator_lr_at(self, iteration: int) -> float:
+        """The network's learning rate after this many steps."""
+        return self.generator_lr * self.decay ** (iteration // self.decay_interval)
+
+
+class _Batch:
+    """Latents and the network that makes images of them, each with an optimiser and a schedule."""
+
+    def __init__(self, options: Genie, latents: "Tensor", network: "nn.Sequential", size: tuple[int, int, int]) -> None:
+        import torch
+
+        from zsqbench.synthesis import PixelBatch, Plateau
+
+        self.plateau = Plateau(options.latent_lr, options.factor, options.patience, options.min_lr)
+        rates = "'latent_lr' or 'generator_lr'"
+        self._latents = PixelBatch(latents, torch.optim.Adam, self.plateau, options.iterations, rates=rates)
+        self._network = network
+        self._optimizer = torch.optim.Adam(network.parameters(), lr=options.generator_lr)
+        self._lr_at = options.generator_lr_at
+        _, self._height, self._width = size
+        self.pixels = latents.new_empty(0)  # until images are made
+
+    def images(self) -> "Tensor":
+        """Run the network; what it makes is given away if it is the last time."""
+        maps, finish = self._network
+        images: Tensor = finish(maps(self._latents.pixels)[..., : self._height, : self._width].float())
+        self.pixels = images.detach()
+        return images
+
+    def step(self, loss: "Tensor") -> None:
+        """Update latents and network. Raises ZSQBenchError where the loss of the step before is not finite."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr_at(self._latents.iteration)
+        self._optimizer.zero_grad()
+        self._latents.step(loss)
+        self._optimizer.step()
+
+    def settle(self) -> None:
+        """Read the last loss. Raises ZSQBenchError where it is not finite."""
+        self._latents.settle()
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs, as tensors and numbers."""
+        moments = self._optimizer.state_dict()["state"]
+        return {
+            "pixels": self.pixels,
+            **{f"latents.{name}": value for name, value in self._latents.state().items()},
+            **{f"network.{name}": value for name, value in self._network.state_dict().items()},
+            **{f"moments.{index}.{name}": value for index in moments for name, value in moments[index].items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said."""
+        import torch
+
+        self.pixels = state["pixels"]
+        latents = _part(state, "latents.")
+        with torch.no_grad():
+            self._latents.pixels.copy_(latents["pixels"])
+        self._latents.load(latents)
+        self._network.load_state_dict(_part(state, "network."))
+        moments = {index: _part(state, f"moments.{index}.") for index, _ in enumerate(self._network.parameters())}
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+
+
+def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> "nn.Sequential":
+    """The generator of the release in two parts: maps at least as large as the images, and what finishes the crop.
+
+    In train mode, on the device of `rng`, from which its weights are drawn as torch's defaults are.
+    """
+    import torch
+    from torch import nn
+
+    channels, *sides = size
+    height, width = (max(2, -(-side // 4)) for side in sides)  # of 1 x 1, one image alone would have no deviation
+    with torch.device("meta"):
+        maps = nn.Sequential(
+            nn.Linear(latent, 128 * height * width),
+            nn.Unflatten(1, (128, height, width)),
+            nn.BatchNorm2d(128),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(128, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(64, channels, 3, padding=1),
+        )
+        network = nn.Sequential(maps, nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False)))
+    network.to_empty(device=rng.device)
+    for part in network.modules():
+        _initialise(part, rng)
+    return network
+
+
+def _initialise(part: "nn.Module", rng: "Generator") -> None:
+    """As `reset_parameters` of torch, which takes its numbers from the global generator."""
+    from torch import nn
+
+    if isinstance(part, nn.BatchNorm2d):
+        part.reset_parameters()
+    elif isinstance(part, nn.Linear | nn.Conv2d):
+        bound = part.weight[0].numel() ** -0.5
+        for parameter in (part.weight, part.bias):
+            nn.init.uniform_(parameter, -bound, bound, generator=rng)
+
+
+def offsets(count: int, ctx: "StepContext") -> "Tensor":
+    """How many pixels swing convolutions crop: x and y of that many, each of 0, 1 and 2."""
+    import torch
+
+    return torch.randint(0, 3, (count, 2), generator=ctx.rng, device=ctx.device)
+
+
+def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+@zsqbench.hookimpl
+def register_generators() -> list[type[zsqbench.Generator]]:
+    """Provide `genie`."""
+    return [Genie]

@@ -1,0 +1,19 @@
+"""What holds for each shipped method alike; their own tests vary options and schemes, on one network."""
+
+import pytest
+
+from zsqbench.plugins import load_plugins
+from zsqbench.testing.conformance import check_method, reduce_options
+
+METHODS = [
+    method.method
+    for (kind, name), method in sorted(load_plugins().provided.items())
+    if kind in ("generator", "quantizer") and name != "file"  # which needs a file
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_keeps_the_contract(method):
+    checked = check_method(*reduce_options(method, {}))
+    assert [finding for finding in checked.findings if finding.outcome == "FAILED"] == []
+    assert len(checked.findings) > 3

@@ -1,0 +1,113 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from zsqbench import ZSQBenchError
+from zsqbench.plugins import load_plugins
+from zsqbench.synthesis import HAST, ZEROQ, BNLoss
+from zsqbench.testing import check_generator, context, tiny_teacher
+
+catalog = load_plugins()
+Dsg, DsgIL, ZeroQIL = (catalog.find("generator", name).method for name in ("dsg", "dsg_il", "zeroq_il"))
+dsg = sys.modules[Dsg.__module__]
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_dsg_keeps_the_contract_of_generators_also_when_interrupted(preset):
+    made = check_generator(
+        Dsg(preset=preset, images=5, batch_size=3, iterations=4, patience=0, margin_images=8), tiny_teacher()
+    )
+    assert (made.labels is None) == (preset == "paper")
+
+
+def test_dsg_il_keeps_the_contract_of_generators_also_when_interrupted():
+    made = check_generator(DsgIL(images=5, batch_size=2, iterations=4, patience=0, margin_images=8), tiny_teacher())
+    assert made.labels.shape == (5,)
+
+
+def test_the_defaults_of_dsg_are_those_of_the_release_where_it_has_some():
+    assert Dsg().options() == {
+        "preset": "paper",
+        "images": 64,
+        "batch_size": 64,
+        "iterations": 500,
+        "lr": 0.9,
+        "factor": 0.1,
+        "patience": 260,
+        "min_lr": 1e-4,
+        "margin": 0.9,
+        "margin_images": 1024,
+        "enhancement": True,
+        "pairing": "conv_output",
+    }
+
+
+def test_an_image_emphasises_the_layer_of_its_number():
+    factors = Dsg(images=5).emphasis(3)
+    assert factors.tolist() == [[2, 1, 1], [1, 2, 1], [1, 1, 2], [2, 1, 1], [1, 2, 1]]
+    assert torch.equal(Dsg(images=4, enhancement=False).emphasis(3), torch.ones(4, 3))
+
+
+def test_the_release_emphasises_twenty_layers_of_as_many_images():
+    factors = Dsg(preset="released", images=30).emphasis(25)
+    assert torch.equal(factors[:20, :20], torch.ones(20, 20) + torch.eye(20))
+    assert torch.equal(factors[20:], torch.ones(10, 25))
+    assert torch.equal(factors[:, 20:], torch.ones(30, 5))
+    assert torch.equal(Dsg(preset="released", images=4).emphasis(2), torch.tensor([[2.0, 1], [1, 2], [1, 1], [1, 1]]))
+
+
+def test_without_margins_and_emphasis_the_loss_is_zeroqs():
+    teacher, ctx = tiny_teacher(), context()
+    made = Dsg(images=3, iterations=1, margin=0, margin_images=2, enhancement=False)
+    made.generate(teacher, ctx)
+    ours = ctx.reporter.curves["bn_loss"][0][1]
+    ctx = context()
+    noise = ctx.randn(2, *teacher.input_size)  # what the margins were measured on comes first
+    with BNLoss(teacher.module, ZEROQ) as bn_loss:
+        bn_loss.allow(bn_loss.gap_quantiles([noise], 0.0))
+        least = bn_loss(ctx.rand(3, *teacher.input_size)).total.item()
+    assert ours == pytest.approx(least, rel=1e-5)
+
+
+def test_margins_let_gaussian_noise_as_it_is():
+    teacher = tiny_teacher()
+    noise = context().randn(16, *teacher.input_size)
+    with BNLoss(teacher.module, HAST) as bn_loss:
+        before = bn_loss(noise).total
+        bn_loss.allow(bn_loss.gap_quantiles([noise[:10], noise[10:]], 1.0))
+        after = bn_loss(noise.requires_grad_()).total
+        after.backward()
+    assert before > 0
+    assert after == 0
+    assert not noise.grad.any()
+
+
+def test_dsg_il_without_margins_is_zeroq_il(monkeypatch):
+    teacher, options = tiny_teacher(), {"images": 4, "batch_size": 4, "iterations": 3}
+    plain = ZeroQIL(**options).generate(teacher, context())
+    assert not torch.equal(plain.images, DsgIL(**options, margin_images=2).generate(teacher, context()).images)
+    monkeypatch.setattr(dsg, "_with_margins", lambda *_: {})
+    assert torch.equal(plain.images, DsgIL(**options).generate(teacher, context()).images)
+
+
+def test_the_correlation_loss_of_the_noise_itself_is_that_of_its_directions():
+    noise = context().randn(6, 3, 4, 4)
+    lines = functional.normalize(noise.flatten(1))
+    values = torch.linalg.eigvalsh(lines @ lines.T)
+    weights = (values - values.min()) / (values.max() - values.min())
+    assert dsg.correlation_loss(noise, noise).item() == pytest.approx(weights.sum().item(), rel=1e-4)
+
+
+def test_total_variation_by_hand():
+    images = torch.tensor([[[[0.0, 3.0], [4.0, 0.0]]]])
+    assert dsg.total_variation(images).item() == pytest.approx(5 + 5 + 0 + 1)  # right, down, and both diagonals
+
+
+def test_all_of_the_released_code_needs_a_classifier():
+    teacher = replace(tiny_teacher(), classes=None)
+    Dsg(images=2, iterations=1, margin_images=2).generate(teacher, context())
+    with pytest.raises(ZSQBenchError, match="preset released of generator 'dsg' needs a classifier; preset paper does"):
+        Dsg(preset="released", images=2, iterations=1).generate(teacher, context())

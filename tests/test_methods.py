@@ -1,0 +1,19 @@
+import pytest
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
+
+from zsqbench import ZSQBenchError
+from zsqbench.methods import Settings
+from zsqbench.testing import context
+
+
+def test_without_a_compiler_compile_is_one_clear_error(monkeypatch):
+    def find():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find)
+    ctx = context()
+    assert ctx.compile(len) is len
+    ctx.settings = Settings(compile=True)
+    with pytest.raises(ZSQBenchError, match="torch finds no C\\+\\+ compiler; install g\\+\\+"):
+        ctx.compile(len)

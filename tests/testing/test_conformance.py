@@ -1,0 +1,108 @@
+import pytest
+from pydantic import Field
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError
+from zsqbench.plugins import load_plugins
+from zsqbench.testing.conformance import check_method, reduce_options
+
+
+class Big(zsqbench.Generator):
+    name = "big"
+
+    images: int = 1024
+    batch_size: int = Field(100, ge=10)
+    weight_iterations: int = 20_000
+    iterations: int | None = None
+    search_images: int | None = None
+    odd_steps: int = Field(1001, multiple_of=1001)
+    epochs: float = 10.0
+    epochs_of_rest: int = 1000
+    steps: int = 2
+    renamed: int = Field(500, alias="max_steps")
+
+    def generate(self, teacher, ctx):
+        return zsqbench.CalibrationSet(ctx.randn(self.images, *teacher.input_size))
+
+
+SMALL = {"images": 8, "batch_size": 16, "weight_iterations": 4, "iterations": 4, "max_steps": 4}
+
+
+def test_options_that_say_how_much_there_is_to_do_are_small_as_far_as_they_may_be():
+    method, reduced = reduce_options(Big, {})
+    assert reduced == SMALL
+    assert method.changed_options() == SMALL
+
+
+def test_options_that_are_given_stay():
+    method, reduced = reduce_options(Big, {"images": 100, "max_steps": 7})
+    assert (method.images, method.renamed) == (100, 7)
+    assert reduced.keys() == SMALL.keys() - {"images", "max_steps"}
+
+
+def test_options_of_a_task_stay():
+    classification = load_plugins().find("task", "classification").method
+    assert reduce_options(classification, {"data": "digits"})[1] == {}
+
+
+class Pair(Big):
+    name = "pair"
+    path: zsqbench.InputFile
+    other: int = Field(0, le=0)
+
+
+def test_options_that_are_wrong_are_one_line_in_our_words():
+    with pytest.raises(ZSQBenchError) as raised:
+        reduce_options(Pair, {"images": "many", "batchsize": 4, "other": 1})
+    lines = str(raised.value).split("; ")
+    assert "option of pair 'images': expected a valid integer, got \"many\"" in lines
+    assert "option of pair 'path' is missing: give --set path=VALUE" in lines
+    assert "option of pair 'other': expected less than or equal to 0, got 1" in lines
+    assert "unknown option of pair 'batchsize'" in lines
+    assert any(line.startswith("did you mean 'batch_size'? known: ") for line in lines)
+
+
+def test_options_that_do_not_go_together_are_one_line():
+    classification = load_plugins().find("task", "classification").method
+    with pytest.raises(ZSQBenchError, match=r"^options of classification: data: imagefolder needs 'root'"):
+        reduce_options(classification, {"data": "imagefolder"})
+
+
+def test_a_file_is_looked_for_below_the_data_root(tmp_path):
+    (tmp_path / "images.safetensors").touch()
+    method, _ = reduce_options(Pair, {"path": "images.safetensors"}, tmp_path)
+    assert method.path == tmp_path / "images.safetensors"
+
+
+def outcomes(method):
+    return {finding.check: finding.outcome for finding in check_method(method, {}).findings}
+
+
+def test_a_scheme_that_is_rejected_is_not_checked():
+    fp32 = load_plugins().find("quantizer", "fp32").method
+    found = outcomes(fp32())
+    assert (found["works at hw/w4a4"], found["works on plain BN, float"]) == ("not checked", "ok")
+
+
+def test_a_quantizer_that_rejects_every_scheme_is_not_checked():
+    class Picky(zsqbench.Quantizer):
+        name = "picky"
+
+        def rejects(self, scheme):
+            return "it likes none"
+
+        def quantize(self, student, teacher, data, ctx):
+            raise AssertionError
+
+    assert outcomes(Picky())["quantizes"] == "not checked"
+
+
+def test_an_engine_has_no_checks():
+    with pytest.raises(ZSQBenchError, match="there are no checks of an engine"):
+        check_method(load_plugins().find("engine", "in_process").method(), {})
+
+
+@pytest.mark.parametrize(("kind", "name"), [("generator", "zeroq"), ("generator", "real"), ("quantizer", "rtn")])
+def test_a_shipped_method_conforms(kind, name):
+    method, reduced = reduce_options(load_plugins().find(kind, name).method, {})
+    assert check_method(method, reduced).passed

@@ -1,0 +1,198 @@
+import itertools
+import random
+
+import pytest
+import torch
+from torch import nn
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant import calibrate_activations_minmax, calibrate_weights, quantized_layers
+from zsqbench.testing import check_quantizer, observation, quantizers, shared, tiny_teacher
+from zsqbench.testing.quantizers import examine_quantizer
+from zsqbench.testing.report import Report
+
+PLAIN = {"plain BN": tiny_teacher()}
+
+
+def quantizer(act=None, after=None, **flags):
+    """Round to nearest, and something besides before or after it."""
+
+    class Broken(zsqbench.Quantizer):
+        name = "broken"
+
+        def quantize(self, student, teacher, data, ctx):
+            if act is not None:
+                act(teacher, data)
+            calibrate_weights(student, "minmax")
+            calibrate_activations_minmax(student, [data.images])
+            if after is not None:
+                after(student)
+
+    for name, value in flags.items():
+        setattr(Broken, name, value)
+    return Broken()
+
+
+def failures(broken, teachers=PLAIN, scheme="hw/w4a4"):
+    """The checks that fail, and why."""
+    report = Report(broken)
+    examine_quantizer(report, scheme, teachers)
+    return {finding.check: finding.reason for finding in report.summary() if finding.outcome == "FAILED"}
+
+
+@pytest.mark.parametrize("scheme", ["hw/w4a4", "academic/w4a4"])
+def test_a_sound_quantizer_passes(scheme):
+    assert failures(quantizer(), None, scheme) == {}
+
+
+@pytest.mark.parametrize(
+    ("act", "check"),
+    [
+        (lambda teacher, _: teacher.module.classifier.weight.data.add_(1), observation.TEACHER),
+        (lambda *_: random.random(), observation.GLOBAL),  # noqa: S311
+    ],
+)
+def test_what_it_leaves_changed_is_found(act, check):
+    assert failures(quantizer(act)).keys() == {check}
+
+
+def test_two_networks_for_one_seed_are_found():
+    counter = itertools.count()
+
+    def after(student):
+        for _, layer in quantized_layers(student):
+            layer.bias = nn.Parameter(layer.bias + next(counter), requires_grad=False)
+
+    assert failures(quantizer(after=after)) == {
+        quantizers.SAME: "gave two different networks for one seed (on plain BN, hw/w4a4)"
+    }
+
+
+def test_an_artifact_of_changing_structure_is_found():
+    counter = itertools.count()
+
+    def after(student):
+        student.register_buffer(f"more{next(counter)}", torch.zeros(1))
+
+    assert "changing structure" in failures(quantizer(after=after))[quantizers.SAME]
+
+
+def test_an_artifact_that_cannot_be_loaded_is_found():
+    def after(student):
+        student.register_buffer("more", torch.zeros(1))
+
+    assert "does not load and run" in failures(quantizer(after=after))[quantizers.ARTIFACT]
+
+
+def test_an_artifact_that_leaves_something_out_is_found():
+    def after(student):
+        student.register_forward_hook(lambda _, __, outputs: outputs + 1)
+
+    assert "gives other outputs" in failures(quantizer(after=after))[quantizers.ARTIFACT]
+
+
+def test_outputs_that_are_not_finite_are_found():
+    def after(student):
+        for _, layer in quantized_layers(student):
+            layer.bias = nn.Parameter(layer.bias * torch.nan, requires_grad=False)
+
+    assert quantizers.OUTPUTS in failures(quantizer(after=after))
+
+
+def test_a_quantizer_that_forgets_a_tensor_is_found():
+    class Forgetful(zsqbench.Quantizer):
+        name = "forgetful"
+
+        def quantize(self, student, teacher, data, ctx):
+            calibrate_weights(student, "minmax")
+
+    assert "works on plain BN, hw/w4a4" in failures(Forgetful())
+
+
+def test_a_network_that_it_does_not_work_on_is_found():
+    found = failures(quantizer(lambda teacher, _: teacher.module.depthwise), None)
+    assert found.keys() == {"works on residual, concat and SiLU, hw/w4a4"}
+
+
+def without_bn(teacher, _):
+    if any(isinstance(part, nn.Identity) for part in teacher.module.modules()):
+        raise ZSQBenchError("the network has no BN")
+
+
+def test_needing_bn_has_to_be_declared():
+    assert failures(quantizer(without_bn), None).keys() == {shared.WITHOUT_BN}
+    assert failures(quantizer(without_bn, needs_bn=True), None) == {}
+
+
+def test_stumbling_over_labels_is_found():
+    def act(_, data):
+        assert data.labels is None
+
+    assert failures(quantizer(act), None).keys() == {quantizers.LABELS}
+
+
+def test_needing_labels_has_to_be_declared():
+    def act(_, data):
+        assert data.labels is not None
+
+    assert "works on plain BN, hw/w4a4" in failures(quantizer(act))
+    assert failures(quantizer(act, needs_labels=True), None) == {}
+
+
+def test_a_quantizer_that_bfloat16_breaks_is_found():
+    def act(*_):
+        assert (torch.eye(2) @ torch.eye(2)).dtype == torch.float32
+
+    assert failures(quantizer(act), None).keys() == {shared.BF16}
+
+
+def test_memory_that_grows_with_the_square_of_the_images_is_found():
+    def act(_, data):
+        (data.images[:, None] - data.images[None]).square().sum()
+
+    assert failures(quantizer(act), None).keys() == {shared.MEMORY}
+
+
+def test_memory_is_not_checked_where_it_takes_no_other_number_of_images():
+    def act(_, data):
+        if len(data) != quantizers.IMAGES:
+            raise ZSQBenchError("give 32 images")
+
+    report = Report(quantizer(act))
+    examine_quantizer(report, "hw/w4a4")
+    assert [finding.outcome for finding in report.summary() if finding.check == shared.MEMORY] == ["not checked"]
+
+
+def test_stumbling_over_another_number_of_images_is_found():
+    def act(_, data):
+        assert len(data) == quantizers.IMAGES
+
+    assert failures(quantizer(act), None).keys() == {shared.MEMORY}
+    with pytest.raises(AssertionError, match="assert"):
+        check_quantizer(quantizer(act))
+
+
+def test_a_quantizer_that_reads_no_images_is_handed_none():
+    class DataFree(zsqbench.Quantizer):
+        name = "free"
+        data_free = True
+
+        def quantize(self, student, teacher, data, ctx):
+            assert data is None
+            calibrate_weights(student, "minmax")
+            calibrate_activations_minmax(student, [torch.zeros(1, *teacher.input_size)])
+
+    assert failures(DataFree(), None) == {}
+
+
+def test_the_strict_check_raises_with_one_sentence():
+    with pytest.raises(
+        AssertionError, match=r"^quantizer broken left the teacher in train mode \(on plain BN, hw/w4a4"
+    ):
+        check_quantizer(quantizer(lambda teacher, _: teacher.module.train()))
+
+
+def test_the_strict_check_hands_on_why_an_artifact_does_not_load():
+    with pytest.raises(Exception, match="more"):
+        check_quantizer(quantizer(after=lambda student: student.register_buffer("more", torch.zeros(1))))

@@ -1,0 +1,206 @@
+"""Bases of generators that optimise pixels: the options that such methods share, and the loop that they go through."""
+
+from abc import ABC
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import CalibrationSet, Generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from zsqbench.methods import Pretrained, StepContext
+    from zsqbench.synthesis import BNLoss
+
+SMALL = 64
+"""Images with fewer pixels than this a side are taken for those of CIFAR, where papers give values for data sets."""
+
+
+class PixelGenerator(Generator, ABC):
+    """A generator that optimises pixels with Adam, batch after batch, and cuts the learning rate on a plateau."""
+
+    needs_bn = True
+
+    images: int = Field(5120, gt=0, description="size of the calibration set")
+    batch_size: int = Field(256, gt=0, description="images optimised together; they share the learning-rate schedule")
+    iterations: int = Field(1000, gt=0, description="Adam steps for each batch")
+    lr: float = Field(0.5, gt=0, description="learning rate of Adam")
+    factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
+    patience: int = Field(50, ge=0, description="iterations without a better loss that make a plateau")
+    min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
+
+    def batch_sizes(self) -> list[int]:
+        """How many images each batch has; the last may have fewer."""
+        from zsqbench.synthesis import batch_sizes
+
+        return batch_sizes(self.images, self.batch_size)
+
+    def optimise(
+        self,
+        teacher: "Pretrained",
+        ctx: "StepContext",
+        losses: "Callable[[Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]",
+        state: Mapping[str, Any],
+        *,
+        initial: "Callable[[tuple[int, ...], StepContext], Tensor] | None" = None,
+        stepped: "Callable[[Tensor, int], None]" = lambda *_: None,
+        keep: Callable[[], Mapping[str, Any]] = dict,
+    ) -> "Tensor":
+        """Optimised pixels [N, C, H, W], on the CPU, as they come out of the last step.
+
+        `losses` gives for the pixels of a batch and a step what is minimised, and scalars to log; step s is of batch
+        s // iterations. `state` is what `ctx.resume` returned, if anything. Pixels start as normal noise unless
+        `initial` makes others. `stepped` and `keep` are those of `zsqbench.synthesis.optimise`.
+
+        Raises ZSQBenchError where a loss is not finite.
+        """
+        import torch
+
+        from zsqbench.synthesis import PixelBatch, Plateau, optimise
+
+        sizes = self.batch_sizes()
+
+        def begin(batch: int, pixels: "Tensor | None") -> PixelBatch:
+            if pixels is None:
+                shape = (sizes[batch], *teacher.input_size)
+                pixels = ctx.randn(*shape) if initial is None else initial(shape, ctx)
+            plateau = Plateau(self.lr, self.factor, self.patience, self.min_lr)
+            return PixelBatch(pixels.to(ctx.device), torch.optim.Adam, plateau, self.iterations)
+
+        order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]
+        made = optimise(order, begin, losses, ctx, state, stepped=stepped, keep=keep)
+        return torch.cat([pixels.cpu() for pixels in made])
+
+
+class LabelledGenerator(PixelGenerator, ABC):
+    """A generator of images of classes that are drawn at random, seen through random crops on their way to the network.
+
+    In part of the iterations each image of a batch is cropped, resized and flipped or not, by itself (IntraQ calls it
+    local object reinforcement); what is given away are the pixels. Papers give values for data sets, which are taken
+    for others like them: those of CIFAR-10 and CIFAR-100, by the number of classes, for images below 64 pixels, and
+    those of ImageNet for larger ones. `presets` holds them by preset and data set.
+    """
+
+    needs_classes = True
+    gives_labels = True
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, float]]]]
+
+    preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
+    crop_probability: float | None = Field(
+        None, ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
+    )
+    crop_scale: float | None = Field(None, gt=0, le=1, description="smallest part of its area that a crop of it has")
+
+    def published(self, option: str, teacher: "Pretrained") -> float:
+        """The value of an option: given, or the preset's for the data set that is most like the teacher's."""
+        given: float | None = getattr(self, option)
+        return self.presets[self.preset][_data_set(teacher)][option] if given is None else given
+
+    def synthesise(
+        self,
+        teacher: "Pretrained",
+        ctx: "StepContext",
+        losses: "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]",
+        state: Mapping[str, Any],
+        *,
+        stepped: "Callable[[Tensor, Tensor, int], None]" = lambda *_: None,
+        keep: Callable[[], Mapping[str, Any]] = dict,
+    ) -> CalibrationSet:
+        """Images with their labels.
+
+        `losses` gives for images as the network sees them, their labels [n] and the number of their batch what is
+        minimised, and scalars to log. `stepped` is called with pixels, labels and step after each step.
+
+        Raises ZSQBenchError for a network that is no classifier and where a loss is not finite.
+        """
+        import torch
+
+        from zsqbench.synthesis import random_crops, resized_crops
+
+        if teacher.classes is None:
+            raise ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
+        scale = self.published("crop_scale", teacher)
+        drawn = state or self._draw(teacher.classes, self.published("crop_probability", teacher), ctx)
+        labels: Tensor = drawn["labels"]
+        of_batches = torch.split(labels.to(ctx.device), self.batch_size)
+        cropped: list[bool] = drawn["cropped"].tolist()
+
+        def of_crops(pixels: "Tensor", step: int) -> "tuple[Tensor, Mapping[str, Tensor]]":
+            batch = step // self.iterations
+            if cropped[step]:
+                pixels = resized_crops(pixels, random_crops(pixels.shape, scale, ctx.rng))
+            return losses(pixels, of_batches[batch], batch)
+
+        images = self.optimise(
+            teacher,
+            ctx,
+            of_crops,
+            state,
+            stepped=lambda pixels, step: stepped(pixels, of_batches[step // self.iterations], step),
+            keep=lambda: {"labels": labels, "cropped": drawn["cropped"], **keep()},
+        )
+        chosen = {name: self.published(name, teacher) for name in self.presets[self.preset][_data_set(teacher)]}
+        return CalibrationSet(images, torch.as_tensor(labels).cpu(), provenance={"preset": self.preset, **chosen})
+
+    def _draw(self, classes: int, cropped: float, ctx: "StepContext") -> "dict[str, torch.Tensor]":
+        """What is random in all batches and does not need a step: so that no step waits for a GPU's numbers."""
+        import torch
+
+        labels = torch.randint(classes, (self.images,), generator=ctx.rng, device=ctx.device)
+        steps = len(self.batch_sizes()) * self.iterations
+        return {"labels": labels, "cropped": ctx.rand(steps).cpu() < cropped}
+
+
+_CIFAR = {"beta": 10.0, "crop_probability": 0.0, "crop_scale": 0.4}
+_IMAGENET = {"beta": 0.1, "crop_probability": 0.5, "crop_scale": 0.4}
+_RELEASED = {"cifar10": _CIFAR, "cifar100": _CIFAR, "imagenet": _IMAGENET}
+_AS_INTRAQ = {"crop_probability": 0.5, "crop_scale": 0.5}
+
+
+class InceptionGenerator(LabelledGenerator, ABC):
+    """A generator with BN statistics and an inception loss, the pipeline of HAST's code, with its values.
+
+    The default preset is `released`: beta 10 for CIFAR, without crops, and 0.1 for ImageNet, with crops of 40 % of the
+    area at least in half of the iterations. `paper` crops as in IntraQ, as HAST's paper says: 50 % at least, for all
+    data sets. The paper takes beta from IntraQ, too, which has none, so it is the code's in both.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, float]]]] = {
+        "released": _RELEASED,
+        "paper": {name: {**values, **_AS_INTRAQ} for name, values in _RELEASED.items()},
+    }
+
+    beta: float | None = Field(None, ge=0, description="weight of the inception loss")
+
+    def towards_classes(
+        self, bn_loss: "BNLoss", teacher: "Pretrained", ctx: "StepContext", gamma: float = 0.0
+    ) -> "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]":
+        """What `synthesise` needs: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
+        from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
+
+        beta = self.published("beta", teacher)
+
+        def measure(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+            gap = bn_loss(images, outputs=True)
+            logits = class_logits(gap.seen.outputs, labels)
+            return gap.total, inception_loss(logits, labels, gamma), difficulty(logits.detach(), labels)
+
+        compiled = ctx.compile(measure)
+
+        def losses(images: "Tensor", labels: "Tensor", _: int) -> "tuple[Tensor, dict[str, Tensor]]":
+            bn, inception, hardness = compiled(images, labels)
+            saturated = (hardness <= EASIEST).sum()
+            curves = {"bn_loss": bn, "inception_loss": inception, "difficulty": hardness.mean(), "saturated": saturated}
+            return bn + beta * inception, curves
+
+        return losses
+
+
+def _data_set(teacher: "Pretrained") -> str:
+    if max(teacher.input_size[1:]) >= SMALL:
+        return "imagenet"
+    return "cifar10" if (teacher.classes or 0) <= 10 else "cifar100"  # noqa: PLR2004 - as the names say

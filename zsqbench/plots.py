@@ -1,0 +1,220 @@
+"""Pictures of a calibration set: its images as a person would look at them, and its diagnostics as plots."""
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+GRID_IMAGES = 64
+GRID_SIDE = (512, 1024)
+"""Smallest and largest side of an image grid in pixels: 8 x 8 digits stay visible, 224 x 224 photographs small."""
+
+SET, REAL = "#0072B2", "#E69F00"
+"""Blue and orange of Okabe and Ito, which no kind of colour blindness confuses; shapes differ, too."""
+
+_HATCH = "///"
+_NAMED_LAYERS = 48
+_NAMED_CLASSES = 40
+_LONGEST_NAME = 22
+
+
+def image_grid(
+    images: "NDArray[np.float32]",
+    mean: Sequence[float],
+    std: Sequence[float],
+    value_range: tuple[float, float],
+    channels: str = "rgb",
+) -> "Image":
+    """The first images [N, C, H, W] of a set side by side, taken back from the network's normalised space.
+
+    Values that no image can have are shown as the nearest that it can. Small images are enlarged without smoothing.
+    """
+    import numpy as np
+    from PIL import Image
+
+    low, high = value_range
+    values = np.nan_to_num(images[:GRID_IMAGES]) * _per_channel(std) + _per_channel(mean)
+    shares = np.clip((values - low) / (high - low), 0, 1)
+    if channels == "bgr":
+        shares = shares[:, ::-1]
+    if shares.shape[1] != 3:  # noqa: PLR2004 - red, green, blue
+        shares = np.repeat(shares[:, :1], 3, axis=1)
+    tiles = np.pad((255 * shares).round().astype(np.uint8), ((0, 0), (0, 0), (0, 1), (0, 1)))
+    return _fitted(Image.fromarray(_side_by_side(tiles)))
+
+
+def _per_channel(values: Sequence[float]) -> "NDArray[np.float32]":
+    import numpy as np
+
+    return np.asarray(values, dtype=np.float32).reshape(1, -1, 1, 1)
+
+
+def _side_by_side(tiles: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+    """Tiles [N, 3, H, W] as one picture [H, W, 3], as square as may be."""
+    import numpy as np
+
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    filled = np.zeros((rows * columns, *tiles.shape[1:]), dtype=np.uint8)
+    filled[: len(tiles)] = tiles
+    _, channels, height, width = tiles.shape
+    grid = filled.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(grid.reshape(rows * height, columns * width, channels))
+
+
+def _fitted(grid: "Image") -> "Image":
+    from PIL import Image
+
+    smallest, largest = GRID_SIDE
+    side = max(grid.size)
+    if side > largest:
+        grid.thumbnail((largest, largest))
+        return grid
+    width, height = (length * max(1, smallest // side) for length in grid.size)
+    return grid.resize((width, height), Image.Resampling.NEAREST)
+
+
+def diagnostics_figure(data: Mapping[str, Any], title: str) -> "Figure":
+    """Diagnostics, as in diagnostics.json, as four plots. What is absent is told in its place.
+
+    Made of objects, without pyplot and its global state.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), dpi=100)
+    grid = figure.add_gridspec(2, 3, left=0.07, right=0.98, top=0.88, bottom=0.22, wspace=0.3, hspace=0.4)
+    panels: Sequence[tuple[Axes, str, str, Callable[[Axes, Mapping[str, Any], bool], None]]] = (
+        (figure.add_subplot(grid[0, 0]), "output_ranges", "range of outputs", _plot_ranges),
+        (figure.add_subplot(grid[0, 1]), "difficulty", "sample difficulty", _plot_difficulty),
+        (figure.add_subplot(grid[0, 2]), "class_balance", "predicted classes", _plot_classes),
+        (figure.add_subplot(grid[1, :]), "bn_gaps", "distance from BN statistics", _plot_gaps),
+    )
+    for axes, name, heading, plot in panels:
+        axes.set_title(heading, fontsize=10, y=1.02)  # a given place, as looking for one takes as long as the rest
+        if data["set"][name] is None:
+            _say(axes, data["set"]["absent"].get(name, "not measured"))
+        else:
+            plot(axes, data, bool(data["real"] and data["real"][name] is not None))
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12, x=0.02, ha="left")
+    _explain_colours(figure, real=data["real"] is not None)
+    return figure
+
+
+def _explain_colours(figure: "Figure", *, real: bool) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=SET, label="calibration set")]
+    patches += [Patch(facecolor=REAL, hatch=_HATCH, edgecolor="white", label="real images")] if real else []
+    figure.legend(handles=patches, loc="upper right", ncols=2, fontsize=9, frameon=False)
+
+
+def _sides(data: Mapping[str, Any], name: str, real: bool) -> list[tuple[str, Any]]:
+    """Colour and content of the set and, where there are some, of real images."""
+    sides = [(SET, data["set"][name])]
+    return [*sides, (REAL, data["real"][name])] if real else sides
+
+
+def _plot_gaps(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
+    values = []
+    for (colour, layers), marker in zip(_sides(data, "bn_gaps", real), "os", strict=False):
+        gaps = [math.nan if layer["gap"] is None else layer["gap"] for layer in layers]
+        axes.plot(gaps, color=colour, marker=marker, markersize=4, linewidth=1)
+        values += gaps
+    names = [layer["layer"] for layer in data["set"]["bn_gaps"]]
+    stride = math.ceil(len(names) / _NAMED_LAYERS)
+    axes.set_xticks(range(0, len(names), stride), [_short(name) for name in names[::stride]], rotation=90)
+    axes.set_xlabel("layer", fontsize=8)
+    axes.set_ylabel("gap in stored deviations", fontsize=8)
+    if min(values) > 0:  # not of NaN
+        _log_scale(axes)
+    axes.grid(axis="y", linewidth=0.3)
+
+
+def _plot_ranges(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
+    sides = _sides(data, "output_ranges", real)
+    names = [each["output"] for each in data["set"]["output_ranges"]]
+    for number, (colour, ranges) in enumerate(sides):
+        boxes = [
+            dict(zip(("whislo", "q1", "med", "q3", "whishi"), each["quantiles"], strict=True), fliers=[])
+            for each in ranges
+            if None not in each["quantiles"]
+        ]
+        places = [index + 0.3 * number for index, each in enumerate(ranges) if None not in each["quantiles"]]
+        axes.bxp(
+            boxes,
+            positions=places,
+            widths=0.25,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": colour, "alpha": 0.7},
+            medianprops={"color": "black"},
+            manage_ticks=False,
+        )
+    axes.set_xticks([index + 0.15 * (len(sides) - 1) for index in range(len(names))], [_short(name) for name in names])
+    axes.set_xlim(-0.6, len(names) - 0.1)
+    axes.set_ylabel("largest - smallest value of an image\n(quantiles 5, 25, 50, 75, 95 %)", fontsize=8)
+    axes.grid(axis="y", linewidth=0.3)
+
+
+def _plot_difficulty(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
+    sides = _sides(data, "difficulty", real)
+    for number, (colour, found) in enumerate(sides):
+        _bars(axes, found["counts"], number, len(sides), colour)
+    bins = len(data["set"]["difficulty"]["counts"])
+    axes.set_xticks([index - 0.5 for index in range(bins + 1)], [f"{index / bins:.1f}" for index in range(bins + 1)])
+    _log_scale(axes)
+    axes.set_ylim(50 / max(sum(found["counts"]) for _, found in sides), 100)
+    axes.set_xlabel(f"1 - p of the {data['set']['difficulty']['by']}", fontsize=8)
+    axes.set_ylabel("share of images in %", fontsize=8)
+
+
+def _plot_classes(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
+    sides = _sides(data, "class_balance", real)
+    classes = len(data["set"]["class_balance"]["predicted"])
+    for number, (colour, found) in enumerate(sides):
+        counts = found["predicted"]
+        if classes <= _NAMED_CLASSES:
+            _bars(axes, counts, number, len(sides), colour)
+        else:
+            shares = [100 * count / max(1, sum(counts)) for count in sorted(counts, reverse=True)]
+            axes.plot(range(1, classes + 1), shares, color=colour, linestyle="-" if not number else "--")
+    if classes <= _NAMED_CLASSES:
+        axes.set_xticks(range(classes))
+    axes.set_xlabel("class" if classes <= _NAMED_CLASSES else "classes, most frequent first", fontsize=8)
+    axes.set_ylabel("share of images in %", fontsize=8)
+
+
+def _bars(axes: "Axes", counts: Sequence[int], number: int, sides: int, colour: str) -> None:
+    width = 0.8 / sides
+    places = [index + width * (number - (sides - 1) / 2) for index in range(len(counts))]
+    shares = [100 * count / max(1, sum(counts)) for count in counts]
+    hatch = _HATCH if number else None
+    axes.bar(places, shares, width, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+
+
+def _log_scale(axes: "Axes") -> None:
+    """With plain numbers: powers of ten are typeset, which takes as long as all the rest."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _say(axes: "Axes", text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, textwrap.fill(text, 50), ha="center", va="center", fontsize=9, transform=axes.transAxes)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"...{name[-_LONGEST_NAME + 3 :]}"

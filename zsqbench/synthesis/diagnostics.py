@@ -1,0 +1,404 @@
+"""What a calibration set is like, as the network sees it that it is for, and what real images are like beside it."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.synthesis.features import Features
+from zsqbench.synthesis.moments import merge
+from zsqbench.synthesis.outputs import difficulty, flat_outputs
+from zsqbench.synthesis.probes import Probes, batch_norms, frozen
+
+if TYPE_CHECKING:
+    from zsqbench.methods import CalibrationSet, Pretrained
+
+T = TypeVar("T")
+
+DIFFICULTY_BINS = 10
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+_VALUES_AT_ONCE = 2**22
+"""Values of images in a forward pass: 27 images of 3 x 224 x 224, at most `_IMAGES_AT_ONCE` small ones."""
+_IMAGES_AT_ONCE = 256
+_ROUNDING = 1e-5
+"""Part of the valid range by which a value may be outside of it: float32 rounds mean and deviation."""
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """How far the images are from what one batch normalisation stores, in units of its standard deviation."""
+
+    layer: str
+    """Its path."""
+    mean: float
+    """Root mean square over channels of (mean of the images - stored mean) / stored deviation."""
+    std: float
+    """The same of (deviation of the images - stored deviation) / stored deviation."""
+    gap: float
+    """Both together, sqrt(mean^2 + std^2): the 2-Wasserstein distance of two normal distributions."""
+
+
+@dataclass(frozen=True)
+class OutputRange:
+    """Largest minus smallest value of a raw output, image by image."""
+
+    output: str
+    mean: float
+    quantiles: tuple[float, ...]
+    """At `QUANTILES`."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """1 - p of the label, in which GHM and HAST (Eq. 7) measure how hard a sample is: the gradient's norm."""
+
+    by: str
+    """What p is the probability of: the `label`, or the `predicted class` where there are no labels to compare."""
+    mean: float
+    counts: tuple[int, ...]
+    """Images in bins of equal width from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ClassBalance:
+    """How many images each class has; entropies are divided by that of equally many, log(classes)."""
+
+    predicted: tuple[int, ...]
+    predicted_entropy: float
+    labels: tuple[int, ...] | None
+    labels_entropy: float | None
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Mean distances of pairs of images in the space of penultimate features."""
+
+    layer: str
+    """Path of the layer that reads these features."""
+    cosine: float
+    euclidean: float
+    cosine_within: float | None
+    """Pairs of one class only: of the label, or of the predicted class where there are none."""
+    euclidean_within: float | None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Values of pixels in the network's normalised space."""
+
+    outside: float
+    """Share of the values that no image can have."""
+    mean: tuple[float, ...]
+    """Per channel."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Everything about one set of images; what there is not is none, and `absent` says why."""
+
+    images: int
+    pixels: Pixels
+    bn_gaps: tuple[LayerGap, ...] | None
+    """In order of registration."""
+    output_ranges: tuple[OutputRange, ...] | None
+    difficulty: Difficulty | None
+    class_balance: ClassBalance | None
+    diversity: Diversity | None
+    not_finite: int
+    """Images with an output that is not finite; difficulty and class balance leave them out."""
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """A calibration set and, where there are some, real images."""
+
+    set: ImageStatistics
+    real: ImageStatistics | None
+    output_range_ratio: tuple[float, ...] | None
+    """Mean output range of the set divided by that of real images, for each output."""
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def as_data(self) -> dict[str, Any]:
+        """The same as plain data for JSON; a number that is not finite is none there, and `absent` says so."""
+        data = asdict(self)
+        parts: dict[str, Any] = {name: _finite_part(data.pop(name)) for name in ("set", "real")}
+        return parts | (_finite_part(data) or {})
+
+
+def diagnose(
+    teacher: "Pretrained", data: "CalibrationSet", real: "CalibrationSet | None" = None, why_no_real: str = ""
+) -> Diagnostics:
+    """Run the network once over a calibration set and over real images, in eval mode and without gradients.
+
+    Labels count only where both have some, so that the numbers of both mean the same.
+    """
+    both = [data] if real is None else [data, real]
+    labelled = all(each.labels is not None for each in both)
+    of_set, *rest = [_statistics(teacher, each, labelled=labelled) for each in both]
+    absent: dict[str, str] = {}
+    ratio = None
+    if real is None:
+        absent["real"] = absent["output_range_ratio"] = why_no_real or "no real images were given"
+    elif of_set.output_ranges is None or rest[0].output_ranges is None:
+        absent["output_range_ratio"] = "there are no output ranges"
+    else:
+        pairs = zip(of_set.output_ranges, rest[0].output_ranges, strict=True)
+        ratio = tuple(ours.mean / theirs.mean if theirs.mean else math.nan for ours, theirs in pairs)
+    return Diagnostics(of_set, rest[0] if rest else None, ratio, absent)
+
+
+class _AbsentError(Exception):
+    """Why there is no such number."""
+
+
+class _Pass:
+    """One forward pass over all images, in batches: what it left, and why something is not there."""
+
+    def __init__(self, teacher: "Pretrained", images: Tensor, probes: Probes | None) -> None:
+        self.moments: list[tuple[Tensor, Tensor]] = []
+        """Of each batch, [n, T]."""
+        self.ranges: list[list[Tensor]] = []
+        """Of each batch, for each output [n]."""
+        self.logits: list[Tensor] = []
+        self.features: list[Tensor] = []
+        self.layer = ""
+        self.absent: dict[str, str] = {}
+        module = teacher.module
+        with ExitStack() as block:
+            block.enter_context(torch.no_grad())
+            features = block.enter_context(Features(module))
+            block.enter_context(frozen(module) if probes is None else probes)
+            device = next(chain(module.parameters(), module.buffers()), images).device
+            for batch in _batches(images):
+                if probes is None:
+                    outputs = module(batch.to(device))
+                else:
+                    seen = probes(batch.to(device))
+                    self.moments.append((seen.mean.cpu(), seen.variance.cpu()))
+                    outputs = seen.outputs
+                self._keep("output_ranges", self.ranges, _ranges, outputs, len(batch))
+                self._keep("logits", self.logits, _logits, outputs, len(batch), teacher.classes)
+                self._keep("features", self.features, _features, features, len(batch))
+            if self.features:
+                self.layer = features.layer
+
+    def of_all(self, name: str, batches: Sequence[Tensor]) -> Tensor:
+        """The rows of all batches together. Raises _AbsentError where there are none."""
+        if name in self.absent:
+            raise _AbsentError(self.absent[name])
+        return torch.cat(list(batches))
+
+    def _keep(self, name: str, kept: list[T], compute: Callable[..., T], *arguments: Any) -> None:
+        if name not in self.absent:
+            try:
+                kept.append(compute(*arguments))
+            except (ZSQBenchError, _AbsentError) as why:
+                self.absent[name] = str(why)
+
+
+def _statistics(teacher: "Pretrained", data: "CalibrationSet", *, labelled: bool) -> ImageStatistics:
+    absent: dict[str, str] = {}
+    try:
+        found = _Pass(teacher, data.images, Probes(teacher.module))
+    except ZSQBenchError as error:  # no batch normalisation, or one that the pass does not reach
+        absent["bn_gaps"] = str(error)
+        found = _Pass(teacher, data.images, None)
+
+    def part(name: str, compute: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return compute(*arguments)
+        except _AbsentError as why:
+            absent[name] = str(why)
+            return None
+
+    labels = part("labels", _labels, data, teacher.classes)
+    compared = labels if labelled else None
+    return ImageStatistics(
+        images=len(data),
+        pixels=_pixels(teacher, data.images),
+        bn_gaps=None if "bn_gaps" in absent else _bn_gaps(teacher.module, found),
+        output_ranges=part("output_ranges", _output_ranges, found, teacher.outputs),
+        difficulty=part("difficulty", _difficulty, found, compared),
+        class_balance=part("class_balance", _class_balance, found, labels),
+        diversity=part("diversity", _diversity, found, compared, absent),
+        not_finite=int(sum((~torch.stack(ranges).isfinite()).any(0).sum() for ranges in found.ranges)),
+        absent=absent,
+    )
+
+
+def _batches(images: Tensor) -> Iterator[Tensor]:
+    size = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // max(1, images[0].numel())))
+    yield from torch.split(images, size)
+
+
+def _ranges(outputs: Any, images: int) -> list[Tensor]:
+    rows = [output.cpu() for output in flat_outputs(outputs) if len(output) == images and output.shape[1]]
+    if not rows:
+        raise _AbsentError("no output of the network has a row for each image")
+    return [output.amax(1) - output.amin(1) for output in rows]
+
+
+def _logits(outputs: Any, images: int, classes: int | None) -> Tensor:
+    if classes is None:
+        raise _AbsentError("the network is no classifier")
+    if not isinstance(outputs, Tensor) or outputs.shape != (images, classes):
+        raise _AbsentError(f"the network returns no single tensor [images, {classes}]")
+    return outputs.double().cpu()
+
+
+def _features(features: Features, images: int) -> Tensor:
+    last = features.last
+    if len(last) != images:
+        raise _AbsentError(f"layer {features.layer!r} reads {len(last)} rows for {images} images")
+    return last.double().cpu()
+
+
+def _labels(data: "CalibrationSet", classes: int | None) -> Tensor:
+    """One class for each image: of soft labels the largest."""
+    if data.labels is None:
+        raise _AbsentError("the images have none")
+    labels = (data.labels.argmax(1) if data.labels.dim() > 1 else data.labels).long().cpu()
+    if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise _AbsentError(f"some are not in 0 .. {classes - 1}")
+    return labels
+
+
+def _bn_gaps(module: nn.Module, found: _Pass) -> tuple[LayerGap, ...]:
+    norms = batch_norms(module)
+    of_images = [torch.cat(batches) for batches in zip(*found.moments, strict=True)]
+    mean, variance = (each[0] for each in merge(of_images[0], of_images[1]))
+    gaps = []
+    sizes = [len(norm.running_mean) for norm in norms.values()]
+    for (name, norm), m, v in zip(norms.items(), torch.split(mean, sizes), torch.split(variance, sizes), strict=True):
+        # With eps, as the layer divides: a channel that is always the same is then no gap.
+        sigma = (norm.running_var.double().cpu() + norm.eps).sqrt()
+        of_mean = _root_mean_square((m.double() - norm.running_mean.double().cpu()) / sigma)
+        of_std = _root_mean_square((v.double() + norm.eps).sqrt() / sigma - 1)
+        gaps.append(LayerGap(name, of_mean, of_std, math.hypot(of_mean, of_std)))
+    return tuple(gaps)
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _output_ranges(found: _Pass, names: Sequence[str]) -> tuple[OutputRange, ...]:
+    if "output_ranges" in found.absent:
+        raise _AbsentError(found.absent["output_ranges"])
+    outputs = [torch.cat(batches).double() for batches in zip(*found.ranges, strict=True)]
+    if len(names) != len(outputs):
+        names = [f"output {number}" for number in range(len(outputs))]
+    points = torch.tensor(QUANTILES, dtype=torch.float64)
+    return tuple(
+        OutputRange(name, float(values.mean()), tuple(torch.quantile(values, points).tolist()))
+        for name, values in zip(names, outputs, strict=True)
+    )
+
+
+def _finite_logits(found: _Pass) -> tuple[Tensor, Tensor]:
+    """The rows that are finite, and which these are."""
+    logits = found.of_all("logits", found.logits)
+    finite = logits.isfinite().all(1)
+    if not finite.any():
+        raise _AbsentError("no image has outputs that are finite")
+    return logits[finite], finite
+
+
+def _difficulty(found: _Pass, labels: Tensor | None) -> Difficulty:
+    logits, finite = _finite_logits(found)
+    classes = logits.argmax(1) if labels is None else labels[finite]
+    hard = difficulty(logits, classes)
+    bins = (hard * DIFFICULTY_BINS).long().clamp_max(DIFFICULTY_BINS - 1)
+    counts = torch.bincount(bins, minlength=DIFFICULTY_BINS).tolist()
+    return Difficulty("predicted class" if labels is None else "label", float(hard.mean()), tuple(counts))
+
+
+def _class_balance(found: _Pass, labels: Tensor | None) -> ClassBalance:
+    logits, _ = _finite_logits(found)
+    predicted = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+    given = None if labels is None else torch.bincount(labels, minlength=logits.shape[1])
+    return ClassBalance(
+        tuple(predicted.tolist()),
+        _entropy(predicted),
+        None if given is None else tuple(given.tolist()),
+        None if given is None else _entropy(given),
+    )
+
+
+def _entropy(counts: Tensor) -> float:
+    """Between 0, all of one class, and 1, equally many of each; of a single class it is not defined."""
+    shares = counts.double() / counts.sum()
+    return float(torch.special.entr(shares).sum()) / math.log(len(counts)) if len(counts) > 1 else math.nan
+
+
+def _diversity(found: _Pass, labels: Tensor | None, absent: dict[str, str]) -> Diversity:
+    features = found.of_all("features", found.features)
+    if len(features) == 1:
+        raise _AbsentError("one image has no pairs")
+    overall = _distances([features])
+    within = None
+    try:
+        classes = found.of_all("logits", found.logits).argmax(1) if labels is None else labels
+        within = _distances([features[classes == each] for each in torch.unique(classes)])
+    except _AbsentError as why:
+        absent["diversity.within"] = str(why)
+    return Diversity(found.layer, *overall, *(within or (None, None)))
+
+
+def _distances(groups: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean cosine distance and Euclidean distance of all pairs inside of groups [n, F]."""
+    pairs, cosine, euclidean = 0, 0.0, 0.0
+    for group in groups:
+        count = len(group) * (len(group) - 1) // 2
+        unit = functional.normalize(group)
+        # the square of the sum holds each pair's product twice
+        cosine += count - float(unit.sum(0).square().sum() - unit.square().sum()) / 2
+        euclidean += sum(torch.cdist(rows, group).sum().item() for rows in torch.split(group, _IMAGES_AT_ONCE)) / 2
+        pairs += count
+    if not pairs:
+        raise _AbsentError("no class has two images")
+    return cosine / pairs, euclidean / pairs
+
+
+def _pixels(teacher: "Pretrained", images: Tensor) -> Pixels:
+    low, high = (bound.double() for bound in teacher.valid_range())
+    slack = _ROUNDING * (high - low)
+    outside, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for batch in _batches(images):
+        values = batch.double().cpu()
+        outside += int(((values < low - slack) | (values > high + slack)).sum())
+        total = total + values.sum((0, 2, 3))
+        squares = squares + values.square().sum((0, 2, 3))
+    count = images.numel() // images.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    return Pixels(outside / images.numel(), tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _finite_part(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    if part is None:
+        return None
+    absent = part.pop("absent")
+    return {name: _finite(value, name, absent) for name, value in part.items()} | {"absent": absent}
+
+
+def _finite(value: Any, path: str, absent: dict[str, str]) -> Any:
+    """Plain data in which numbers that are not finite are none, and a reason is noted for each."""
+    if isinstance(value, dict):
+        return {name: _finite(each, f"{path}.{name}", absent) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each, f"{path}[{index}]", absent) for index, each in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        absent[path] = f"it is not finite: {value}"
+        return None
+    return value

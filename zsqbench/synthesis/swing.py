@@ -1,0 +1,62 @@
+"""Swing convolutions: strided convolutions see their input shifted by up to a pixel, so that no pixel is preferred."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class SwingConvolutions:
+    """Shifts the input of each strided Conv2d of a network, at random, while the block lasts.
+
+    After GENIE (Jeon et al., CVPR 2023): gradients through a stride reach some pixels more often than others, which
+    leaves a checkerboard. The input is padded by one reflected pixel on each side and cropped to its size again at an
+    offset of 0 to 2 in each direction, one for each call of a layer and the same for the whole batch; 1 is no shift.
+    A map that is one pixel high or wide has nothing to reflect and is left as it is in this direction.
+
+    `draw` gives that many offsets, x and y: int64 [count, 2] on the device of the images. It is asked once for all
+    layers, by `draw` or at the first call, and for more where layers are called more than once. Offsets are only read
+    where images are, so a GPU is not waited for, and a compiled pass is compiled once.
+    """
+
+    def __init__(self, module: nn.Module, draw: Callable[[int], Tensor]) -> None:
+        self._layers = [part for part in module.modules() if isinstance(part, nn.Conv2d) and part.stride != (1, 1)]
+        self._draw = draw
+        self._resources = ExitStack()
+        self._upcoming: list[Tensor] = []
+
+    def __enter__(self) -> Self:
+        for layer in self._layers:
+            self._resources.callback(layer.register_forward_pre_hook(self._shift).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def draw(self) -> None:
+        """Draw for the next pass; to be called before each, as offsets may be left over of the one before."""
+        self._upcoming = list(self._draw(len(self._layers))) if self._layers else []
+
+    def _shift(self, _: nn.Module, inputs: tuple[Tensor, *tuple[Any, ...]]) -> tuple[Any, ...]:
+        if not self._upcoming:
+            self.draw()
+        values, *others = inputs
+        return shifted(values, self._upcoming.pop(0)), *others
+
+
+def shifted(values: Tensor, offset: Tensor) -> Tensor:
+    """Maps [..., H, W], padded by a reflected pixel on each side and cropped to H x W at an offset (x, y) of 0 to 2.
+
+    Rows and columns are picked instead, since an offset on a GPU is no number for a crop. Each is picked twice at most,
+    so that sums of gradients have no order in which they could differ.
+    """
+    height, width = values.shape[-2:]
+    return values.index_select(-2, _sources(height, offset[1])).index_select(-1, _sources(width, offset[0]))
+
+
+def _sources(size: int, offset: Tensor) -> Tensor:
+    """From where each place of a line comes."""
+    places = (torch.arange(size, device=offset.device) + (offset - 1)).abs()
+    return (size - 1 - (size - 1 - places).abs()).clamp_min(0)

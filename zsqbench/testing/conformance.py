@@ -1,0 +1,137 @@
+"""All checks of one method, with options that make it quick: what `zsqbench plugins check` runs."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from zsqbench.errors import ZSQBenchError, did_you_mean
+from zsqbench.methods import Generator, Method, ModelSpec, Quantizer, Task
+from zsqbench.scheme import parse_scheme
+from zsqbench.testing.generators import examine_generator
+from zsqbench.testing.quantizers import examine_quantizer
+from zsqbench.testing.report import Finding, Report
+from zsqbench.testing.tasks import examine_task
+
+SCHEMES = ("hw/w4a4", "academic/w4a4")
+FLOAT = "float"
+SIZES = (4, 8, 16, 32)
+"""What is tried for an option that says how much there is to do; the first that its constraints allow is taken."""
+EXTENSIVE = re.compile(r"(^|_)(images|batch_size|iterations|steps|epochs)$")
+"""Names of such options. `images` gets the second size, so that there is more than one batch."""
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """What became of the checks of a method."""
+
+    method: Method
+    reduced: Mapping[str, Any]
+    """The options that were set lower than they are by default, to be quick."""
+    findings: Sequence[Finding]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.outcome != "FAILED" for finding in self.findings)
+
+
+def check_method(
+    method: Method, reduced: Mapping[str, Any], model: ModelSpec | None = None, data_root: Path | None = None
+) -> Conformance:
+    """Check what `reduce_options` made: a generator, a quantizer or a task, the last with a model or as far as without.
+
+    Raises ZSQBenchError for a method of another kind.
+    """
+    started = time.perf_counter()
+    report = Report(method)
+    if isinstance(method, Generator):
+        examine_generator(report)
+    elif isinstance(method, Quantizer):
+        _examine_at_schemes(report, method)
+    elif isinstance(method, Task):
+        examine_task(report, model, data_root)
+    else:
+        raise ZSQBenchError(f"there are no checks of an {method.kind}; expected a generator, a quantizer or a task")
+    return Conformance(method, reduced, report.summary(), time.perf_counter() - started)
+
+
+def reduce_options(
+    kind: type[Method], given: Mapping[str, Any], data_root: Path | None = None
+) -> tuple[Method, dict[str, Any]]:
+    """The method with these options and small values for how much there is to do, and which these are.
+
+    Raises ZSQBenchError for options that it does not take.
+    """
+    folders = [Path.cwd(), *([data_root] if data_root else [])]
+
+    def build(options: Mapping[str, Any]) -> Method:
+        return kind.model_validate_json(json.dumps(options), strict=True, context={"folders": folders})
+
+    try:
+        method = build(given)
+    except ValidationError as error:
+        raise ZSQBenchError("; ".join(_explain(kind, given, error))) from error
+    if isinstance(method, Task):
+        return method, {}
+    reduced: dict[str, Any] = {}
+    for field, info in kind.model_fields.items():
+        option = info.alias or field
+        for size in _smaller(option, getattr(method, field)) if option not in given else ():
+            try:
+                method = build({**given, **reduced, option: size})
+            except ValidationError:
+                continue
+            reduced[option] = size
+            break
+    return method, reduced
+
+
+def _smaller(option: str, value: object) -> Sequence[int]:
+    """Values to try in place of a larger one. None stands for a preset's number of iterations, but for all images."""
+    if not EXTENSIVE.search(option) or (value is None and option.endswith("images")):
+        return ()
+    if not (value is None or (isinstance(value, int) and not isinstance(value, bool))):
+        return ()
+    sizes = SIZES[1:] if option.endswith("images") else SIZES
+    return [size for size in sizes if value is None or size < value]
+
+
+def _explain(kind: type[Method], given: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """Validation errors in our words."""
+    lines = []
+    for item in error.errors():
+        option = str(item["loc"][0]) if item["loc"] else ""
+        message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+        known = [info.alias or field for field, info in kind.model_fields.items()]
+        if item["type"] == "extra_forbidden":
+            suggestion = did_you_mean(option, known) or ";"
+            names = ", ".join(sorted(known)) or "none"
+            lines.append(f"unknown option of {kind.name} {option!r}{suggestion} known: {names}")
+        elif item["type"] == "missing":
+            lines.append(f"option of {kind.name} {option!r} is missing: give --set {option}=VALUE")
+        elif option:
+            lines.append(f"option of {kind.name} {option!r}: {message}, got {json.dumps(given.get(option))}")
+        else:
+            lines.append(f"options of {kind.name}: {message}")
+    return list(dict.fromkeys(lines))
+
+
+def _examine_at_schemes(report: Report, quantizer: Quantizer) -> None:
+    """At each scheme that the quantizer takes; at `float` where it takes none of the others."""
+    rejected = {scheme: quantizer.rejects(parse_scheme(scheme)) for scheme in (*SCHEMES, FLOAT)}
+    taken = [scheme for scheme in SCHEMES if not rejected[scheme]] or [FLOAT]
+    for scheme in SCHEMES:
+        if scheme not in taken:
+            report.skip(f"works at {scheme}", f"it rejects this scheme: {rejected[scheme]}")
+    if rejected[taken[0]]:
+        report.skip("quantizes", f"it rejects {', '.join(rejected)}")
+        return
+    for scheme in taken:
+        examine_quantizer(report, scheme)

@@ -1,0 +1,101 @@
+"""Tiny networks with seeded random weights and believable BN statistics, one for each way that networks are built."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from zsqbench.methods import Pretrained
+
+
+class _TinyNet(nn.Module):
+    """Convolutions with batch normalisation, a residual sum, a depthwise convolution, pooling and a classifier."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
+        )
+        self.classifier = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        features = torch.relu(self.inner(features) + features)
+        logits: Tensor = self.classifier(self.depthwise(features).mean((2, 3)))
+        return logits
+
+
+class _BranchNet(nn.Module):
+    """Two branches with SiLU, one of them residual, concatenated, as detectors have them; then a classifier."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+
+        def layer(width: int, out: int, side: int, stride: int = 1) -> nn.Sequential:
+            conv = nn.Conv2d(width, out, side, stride, padding=side // 2, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(out), nn.SiLU())
+
+        self.stem = layer(channels, 8, 3)
+        self.left, self.right, self.inner = layer(8, 4, 1), layer(8, 4, 1), layer(4, 4, 3)
+        self.join = layer(8, 8, 3, stride=2)
+        self.classifier = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        left, right = self.left(features), self.right(features)
+        features = self.join(torch.cat([left + self.inner(left), right], 1))
+        logits: Tensor = self.classifier(features.mean((2, 3)))
+        return logits
+
+
+def tiny_teacher(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> Pretrained:
+    """The network with plain BN: a residual sum, a depthwise convolution, ReLU and ReLU6."""
+    return _pretrained(_TinyNet, input_size, classes)
+
+
+def tiny_teachers(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> dict[str, Pretrained]:
+    """The networks that a method has to work on, by what is special about them."""
+    frozen = tiny_teacher(input_size, classes)
+    _replace_norms(frozen.module, _frozen)
+    return {
+        "plain BN": tiny_teacher(input_size, classes),
+        "FrozenBN": frozen,
+        "residual, concat and SiLU": _pretrained(_BranchNet, input_size, classes),
+    }
+
+
+def tiny_teacher_without_bn(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> Pretrained:
+    """The network of `tiny_teacher` without its batch normalisation."""
+    teacher = tiny_teacher(input_size, classes)
+    _replace_norms(teacher.module, _identity)
+    return teacher
+
+
+def _pretrained(build: Callable[[int, int], nn.Module], input_size: tuple[int, int, int], classes: int) -> Pretrained:
+    channels = input_size[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build(channels, classes)
+        for _ in range(20):  # running statistics of what the network computes on noise
+            module(torch.randn(32, *input_size))
+    module.eval().requires_grad_(False)
+    return Pretrained(module, input_size, mean=(0.5,) * channels, std=(0.25,) * channels, classes=classes)
+
+
+def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
+    frozen: nn.Module = FrozenBatchNorm2d(norm.num_features, eps=norm.eps).eval()
+    frozen.load_state_dict({name: value for name, value in norm.state_dict().items() if name != "num_batches_tracked"})
+    return frozen
+
+
+def _identity(_: nn.BatchNorm2d) -> nn.Module:
+    return nn.Identity().eval()
+
+
+def _replace_norms(module: nn.Module, replace: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    for path, part in list(module.named_modules()):
+        if isinstance(part, nn.BatchNorm2d):
+            module.set_submodule(path, replace(part))

@@ -1,0 +1,166 @@
+"""The checks of a quantizer."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from zsqbench.errors import one_line
+from zsqbench.methods import CalibrationSet, Pretrained, Quantizer, StepContext
+from zsqbench.quant import finalize, restore
+from zsqbench.scheme import parse_scheme
+from zsqbench.testing.context import ForgetfulReporter, context
+from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
+from zsqbench.testing.observation import observe
+from zsqbench.testing.report import Report
+from zsqbench.testing.shared import BF16, WITHOUT_BN, check_memory, check_needs_bn, check_options
+
+SAME = "one seed gives one network, and data does not change its structure"
+ARTIFACT = "the artifact, loaded into a fresh network, gives the same outputs"
+OUTPUTS = "outputs are finite"
+LABELS = "works with labels, and without where it does not need them"
+
+IMAGES = 32
+MEASURED_IMAGES = 16
+
+
+def check_quantizer(
+    quantizer: Quantizer, scheme: str = "hw/w4a4", teacher: Pretrained | None = None, labels: bool = False
+) -> nn.Module:
+    """Check a quantizer on this network, or on all the tiny ones; returns the network that it quantized first.
+
+    Checked: what is quantized depends on network and scheme alone; the same data gives the same network; the artifact,
+    loaded into a freshly prepared network, gives the same outputs bit for bit; outputs are finite; teacher, gradient
+    mode, global random state and the like are left as they were; no file is read but those that options name. Without
+    a teacher also: a network without BN, labels, bfloat16, and memory.
+    """
+    report = Report(quantizer, strict=True)
+    student = examine_quantizer(report, scheme, None if teacher is None else {"this network": teacher}, labels)
+    assert student is not None  # noqa: S101 - a strict report raises where there is none
+    return student
+
+
+def examine_quantizer(
+    report: Report, scheme: str, teachers: Mapping[str, Pretrained] | None = None, labels: bool = False
+) -> nn.Module | None:
+    """Make every check of a quantizer at a scheme; returns the network quantized first, or none where that failed."""
+    check_options(report)
+    quantizer = cast("Quantizer", report.method)
+    labels = labels or quantizer.needs_labels
+    students = [
+        _Trial(report, scheme, teacher, name, labels).check() for name, teacher in (teachers or tiny_teachers()).items()
+    ]
+    if teachers is None:
+        plain = tiny_teacher()
+        _check_without_bn(report, scheme, labels)
+        _check_labels(report, scheme, plain)
+        _Trial(report, scheme, plain, "plain BN", labels).run(BF16, torch.autocast("cpu", torch.bfloat16))
+        _check_memory(report, scheme, labels)
+    return students[0]
+
+
+@dataclass
+class _Trial:
+    """A quantizer at a scheme on a network."""
+
+    report: Report
+    scheme: str
+    teacher: Pretrained
+    network: str
+    labels: bool
+
+    @property
+    def where(self) -> str:
+        return f" (on {self.network}, {self.scheme})"
+
+    def run(self, check: str, surroundings: AbstractContextManager[Any] | None = None) -> nn.Module | None:
+        """The quantized network, or none where the call failed; then `check` did, too."""
+
+        def call(copied: Pretrained) -> nn.Module:
+            with surroundings or nullcontext():
+                return _quantize(self.report, self.scheme, copied, IMAGES, self.labels, context())
+
+        called = observe(self.report, check, self.teacher, call, self.where)
+        student: nn.Module | None = called.result
+        return student
+
+    def check(self) -> nn.Module | None:
+        """What must hold on each network."""
+        student = self.run(f"works on {self.network}, {self.scheme}")
+        again = None if student is None else self.run(SAME)
+        if student is None or again is None:
+            return student
+        states = student.state_dict(), again.state_dict()
+        same_names = states[0].keys() == states[1].keys()
+        self._require(SAME, same_names, "has an artifact of changing structure")
+        same = same_names and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        self._require(SAME, same, "gave two different networks for one seed")
+        self._check_artifact(student)
+        return student
+
+    def _check_artifact(self, student: nn.Module) -> None:
+        images = _data(self.teacher, IMAGES, labels=False).images
+        try:
+            loaded = cast("Quantizer", self.report.method).prepare(self.teacher, parse_scheme(self.scheme))
+            restore(loaded, student.state_dict())
+            with torch.no_grad():
+                expected, found = student.eval()(images), loaded.eval()(images)
+        except Exception as error:
+            if self.report.strict:
+                raise
+            self._require(ARTIFACT, False, f"has an artifact that does not load and run: {one_line(error)}")
+            return
+        self._require(OUTPUTS, bool(expected.isfinite().all()), "gave a network with NaN or infinite outputs")
+        same = torch.equal(expected, found)
+        self._require(ARTIFACT, same, "has an artifact that gives other outputs when it is loaded")
+
+    def _require(self, check: str, condition: bool, complaint: str) -> None:
+        self.report.require(check, condition, complaint, self.where)
+
+
+def _quantize(
+    report: Report, scheme: str, teacher: Pretrained, images: int, labels: bool, ctx: StepContext
+) -> nn.Module:
+    """Prepare, quantize and finish, as a worker does."""
+    quantizer = cast("Quantizer", report.method)
+    student = quantizer.prepare(teacher, parse_scheme(scheme))
+    quantizer.quantize(student, teacher, None if quantizer.data_free else _data(teacher, images, labels), ctx)
+    finalize(student)
+    return student
+
+
+def _data(teacher: Pretrained, images: int, labels: bool) -> CalibrationSet:
+    noise = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, *teacher.input_size, generator=noise)
+    return CalibrationSet(pixels, torch.arange(images) % (teacher.classes or 1) if labels else None)
+
+
+def _check_without_bn(report: Report, scheme: str, labels: bool) -> None:
+    teacher = tiny_teacher_without_bn()
+    if report.method.needs_bn:
+        check_needs_bn(report, lambda: _quantize(report, scheme, teacher, IMAGES, labels, context()))
+    else:
+        where = "a network without BN, and it does not declare needs_bn"
+        _Trial(report, scheme, teacher, where, labels).run(WITHOUT_BN)
+
+
+def _check_labels(report: Report, scheme: str, teacher: Pretrained) -> None:
+    quantizer = cast("Quantizer", report.method)
+    if quantizer.data_free:
+        report.skip(LABELS, "it reads no images")
+        return
+    for labels in {True, quantizer.needs_labels}:
+        network = f"plain BN, images {'with' if labels else 'without'} labels"
+        _Trial(report, scheme, teacher, network, labels).run(LABELS)
+
+
+def _check_memory(report: Report, scheme: str, labels: bool) -> None:
+    def call(images: int) -> nn.Module:
+        ctx = context()
+        ctx.reporter = ForgetfulReporter(rng=ctx.rng)
+        return _quantize(report, scheme, tiny_teacher(), images, labels, ctx)
+
+    check_memory(report, call, MEASURED_IMAGES)

@@ -1,0 +1,65 @@
+"""Checks that generators and quantizers have in common."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.testing.memory import measure_memory
+from zsqbench.testing.report import Report
+
+OPTIONS = "options survive the way to a worker, as JSON"
+WITHOUT_BN = "a network without BN: one clear line from a method that declares needs_bn, and no problem for others"
+BF16 = "works under bfloat16 autocast, which suites may ask for"
+MEMORY = "memory grows no faster than the images, and is given back"
+
+GROWTH = 2.25
+"""What the peak may be multiplied by when the images are doubled; it is 2 at most where it grows in proportion."""
+KEPT = 64 * 1024
+"""Bytes that may stay: what a method caches once, such as a kernel for a blur."""
+
+
+def check_options(report: Report) -> None:
+    """Options must survive the way to a worker."""
+    method = report.method
+    rebuilt = type(method).model_validate_json(json.dumps(method.options()), strict=True)
+    report.require(OPTIONS, rebuilt == method, "has options that do not survive JSON")
+
+
+def check_needs_bn(report: Report, call: Callable[[], Any]) -> None:
+    """A method that declares `needs_bn` must say so of a network without, in one line."""
+    try:
+        call()
+    except ZSQBenchError as error:
+        report.require(WITHOUT_BN, "\n" not in str(error), "raised an error of several lines without BN")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the error that was expected
+        complaint = f"raised {one_line(error)} on a network without BN; expected a ZSQBenchError"
+        report.require(WITHOUT_BN, False, complaint)
+    else:
+        report.require(
+            WITHOUT_BN, False, "declares needs_bn, and ran on a network without BN; expected a ZSQBenchError"
+        )
+
+
+def check_memory(report: Report, call: Callable[[int], Any], images: int) -> None:
+    """The peak of `call(images)` may not grow faster than the images, and little may stay alive after it.
+
+    It is not checked where the method refuses these numbers of images.
+    """
+    try:
+        call(images)  # what is made once, such as a constant, is no growth
+        peak, _ = measure_memory(lambda: call(images))
+        doubled, kept = measure_memory(lambda: call(2 * images))
+    except (ValidationError, ZSQBenchError) as error:
+        report.skip(MEMORY, f"it does not take {images} and {2 * images} images: {one_line(error)}")
+        return
+    except Exception as error:
+        if report.strict:
+            raise
+        report.require(MEMORY, False, f"raised {one_line(error)} with {images} or {2 * images} images")
+        return
+    grown = f"took {doubled / 1e6:.1f} MB for {2 * images} images and {peak / 1e6:.1f} MB for {images}"
+    report.require(MEMORY, doubled <= GROWTH * peak + KEPT, f"{grown}; expected twice as much at most")
+    report.require(MEMORY, kept <= KEPT, f"kept {kept / 1e6:.1f} MB of tensors after the call")

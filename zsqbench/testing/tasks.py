@@ -1,0 +1,97 @@
+"""The checks of a task."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from zsqbench.errors import one_line
+from zsqbench.methods import Evaluation, ModelSpec, Pretrained, Task, TaskContext
+from zsqbench.testing.context import context
+from zsqbench.testing.report import Report
+from zsqbench.testing.shared import check_options
+from zsqbench.worker import check_calibration_set
+
+DATA = "finds its data"
+MODEL = "loads its network in eval mode"
+METRIC = "measures the metric that it names, in percent, the same twice"
+SAMPLES = "says of each evaluated sample whether it was right"
+NETWORK = "leaves the network as it was"
+CALIBRATION = "hands out calibration images that fit the network, the same for one seed"
+
+CALIBRATION_IMAGES = 4
+
+
+def check_task(task: Task, model: ModelSpec, data_root: Path | None = None) -> Evaluation:
+    """Check a task on a model of its own; returns what it measured of the float network.
+
+    Checked: evaluating twice gives the same and leaves the network as it was; the shown metric is there and is a
+    percentage; per-sample results are as many as the samples that are counted; calibration images fit the network and
+    are the same for one seed.
+    """
+    evaluation = examine_task(Report(task, strict=True), model, data_root)
+    assert evaluation is not None  # noqa: S101 - a strict report raises where there is none
+    return evaluation
+
+
+def examine_task(report: Report, model: ModelSpec | None, data_root: Path | None = None) -> Evaluation | None:
+    """Make every check of a task, without a model only those that need none; returns what it measured first."""
+    check_options(report)
+    task, ctx = cast("Task", report.method), context(data_root=data_root)
+    check = DATA
+    try:
+        files = task.find_data(data_root)
+        report.require(DATA, bool(files.evaluation), "found no evaluation data")
+        if model is None:
+            for name in (MODEL, METRIC, SAMPLES, NETWORK, CALIBRATION):
+                report.skip(name, "no model was named that the task can load: give --model")
+            return None
+        check = MODEL
+        task.find_model(model)
+        pretrained = task.load(model, ctx)
+        training = any(part.training for part in pretrained.module.modules())
+        report.require(MODEL, not training, "loaded a network that is not in eval mode")
+        check = METRIC
+        evaluation = _check_evaluation(report, pretrained, ctx)
+        check = CALIBRATION
+        if files.calibration:
+            _check_calibration(report, pretrained, ctx)
+        else:
+            report.skip(CALIBRATION, "it found no calibration data")
+    except Exception as error:
+        if report.strict:
+            raise
+        report.require(check, False, f"raised {one_line(error)}")
+        return None
+    return evaluation
+
+
+def _check_evaluation(report: Report, pretrained: Pretrained, ctx: TaskContext) -> Evaluation:
+    task, before = cast("Task", report.method), pretrained.digest()
+    with torch.no_grad():
+        first, second = (task.evaluate(pretrained.module, pretrained, ctx) for _ in range(2))
+    report.require(METRIC, first == second, "measured two different things on one network")
+    report.require(METRIC, task.metric in first.metrics, f"has no metric {task.metric!r} in its evaluation")
+    percentage = 0 <= first.metrics.get(task.metric, 0) <= 100  # noqa: PLR2004 - percent
+    report.require(METRIC, percentage, "has a metric that is no percentage")
+    report.require(NETWORK, pretrained.digest() == before, "changed the weights or buffers of the network")
+    training = any(part.training for part in pretrained.module.modules())
+    report.require(NETWORK, not training, "left the network in train mode")
+    samples, counted = len(first.per_sample), first.metrics.get("samples")
+    if not samples:
+        report.skip(SAMPLES, "it gives no per-sample results")
+    elif counted is None:
+        report.skip(SAMPLES, "it has no metric 'samples', the number of them to compare with")
+    else:
+        report.require(SAMPLES, samples == counted, f"gave {samples} per-sample results of {counted} samples")
+    return first
+
+
+def _check_calibration(report: Report, pretrained: Pretrained, ctx: TaskContext) -> None:
+    task = cast("Task", report.method)
+    sets = [task.calibration_images(CALIBRATION_IMAGES, 0, pretrained, ctx) for _ in range(2)]
+    check_calibration_set(sets[0], pretrained, task.name)
+    enough = len(sets[0]) <= CALIBRATION_IMAGES
+    report.require(CALIBRATION, enough, f"gave {len(sets[0])} calibration images of {CALIBRATION_IMAGES}")
+    same = torch.equal(sets[0].images, sets[1].images)
+    report.require(CALIBRATION, same, "gave two calibration sets for one seed")
