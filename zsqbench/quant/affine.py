@@ -12,6 +12,9 @@ from torch import Tensor
 
 from zsqbench.scheme import Grid
 
+BLOCK = 2**17
+"""Values of an activation that are worked on at a time on a CPU: 512 kB."""
+
 MIN_THRESHOLD = 2.0**-16
 """The smallest threshold of a power-of-two grid, as in Sony's Model Compression Toolkit."""
 
@@ -107,17 +110,22 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
-        steps = x / scale
-        rounded = steps.round()
         low, high = 0 - zero_point, levels(bits) - zero_point
-        codes = torch.clamp(rounded, low, high)
-        inside = (steps >= low) & (steps <= high) if clips_first else rounded == codes
+        values = torch.empty_like(x, dtype=torch.result_type(x, scale))
+        inside = torch.empty_like(x, dtype=torch.bool)
+        slope = torch.empty_like(values) if scale.requires_grad else None  # the derivative to the scale
+        for part in _parts(x, scale):
+            steps = torch.div(x[part], scale, out=None if slope is None else slope[part])
+            codes = torch.round(steps, out=values[part])
+            compared = steps if clips_first else codes
+            within = torch.logical_and(compared >= low, compared <= high, out=inside[part])
+            codes.clamp_(low, high)
+            if slope is not None:
+                torch.sub(codes, steps.mul_(within), out=steps)
+            codes.mul_(scale)
         ctx.shape = scale.shape
-        if scale.requires_grad:
-            ctx.save_for_backward(inside, codes - steps.mul_(inside))  # the derivative to the scale
-        else:
-            ctx.save_for_backward(inside)
-        return codes.mul_(scale)
+        ctx.save_for_backward(inside, *([] if slope is None else [slope]))
+        return values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -128,6 +136,14 @@ class _StraightThrough(torch.autograd.Function):
         elif slope:
             to_scale = (gradients[0] * slope[0]).sum_to_size(ctx.shape)
         return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None, None
+
+
+def _parts(x: Tensor, scale: Tensor) -> list[Any]:
+    """Indices of as many rows of a tensor at a time as a CPU's cache holds, since each is passed over several times."""
+    if scale.dim() or not x.dim() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [...]
+    rows = max(1, BLOCK // max(1, x[0].numel()))
+    return [slice(first, first + rows) for first in range(0, len(x), rows)]
 
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
