@@ -1,0 +1,207 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def show(bench, cell=""):
+    """The row of a cell, and the lines after it and after its calibration set."""
+    row, of_set, after = show_all(bench, cell)
+    assert not of_set or of_set[0].startswith("calibration set: ")
+    return row, after
+
+
+def show_all(bench, cell=""):
+    """The row of a cell, the lines on its calibration set, and the lines after them."""
+    said = bench.zsqbench("show", bench.file, cell, *bench.places())
+    assert said.code == 0, said.err
+    row, end = json.JSONDecoder().raw_decode(said.out)
+    lines = said.out[end:].strip().splitlines()
+    if not lines or not lines[0].startswith("calibration set: "):
+        return row, [], lines
+    ends = [place for place, line in enumerate(lines) if not line or line.startswith("Traceback")]
+    return row, lines[: ends[0]], lines[ends[0] + (not lines[ends[0]]) :]
+
+
+def test_show_tells_all_of_a_cell(bench):
+    bench.run()
+    row, after = show(bench, "w4a4:1")
+    assert (row["cell"], row["status"]) == ("toytask:a:toy:toyq:hw/w4a4:1", "done")
+    assert after == ["nothing was quantized, or the quantizer left no map of it"]
+
+
+def test_show_tells_what_was_quantized(bench):
+    bench.matrix("quantizer: rtn, scheme: hw/w4a8")
+    bench.run()
+    _, (head, *table) = show(bench)
+    assert head.split() == ["kind", "tensor", "role", "bits", "grid", "per", "range"]
+    rows = [line.split() for line in table[:6]]
+    assert [row[:6] for row in rows] == [
+        ["weight", "0", "first_weight", "4", "affine", "channel"],
+        ["weight", "4", "last_weight", "4", "affine", "channel"],
+        ["activation", "input", "input", "float"],
+        ["activation", "2", "relu", "8", "affine", "tensor"],
+        ["activation", "4", "logits", "8", "affine", "tensor"],
+        [],
+    ]
+    low, _, high = rows[3][6:]
+    assert float(low) == 0 < float(high)
+    # 4 x 3 x 3 x 3 and 10 x 144 weights with 4 and 10 zero points at 4 bits, 14 scales
+    assert table[6] == f"weights: {56 + 725 + 56} bytes, {(108 + 1440) * 4:,} in float32 (7.4 times as many)"
+    assert table[7].startswith("counted: ")
+
+
+def test_show_tells_losses_of_reconstruction_and_notes(bench):
+    bench.add_plugin("""
+class Learns(ToyQuantizer):
+    name = "learns"
+
+    def quantize(self, student, teacher, data, ctx):
+        for unit in ("stem", "block"):
+            ctx.log(f"reconstruction/weights/{unit}", 2.0, 0)
+            ctx.log(f"reconstruction/weights/{unit}", 0.5, 100)
+        ctx.note("2 units")
+        ctx.note("none was undone")
+""")
+    bench.matrix("quantizer: learns")
+    bench.run()
+    _, after = show(bench)
+    assert after == [
+        "nothing was quantized, or the quantizer left no map of it",
+        "",
+        "stage    unit   loss before  after  ratio",
+        "weights  stem   2            0.5    0.25",
+        "weights  block  2            0.5    0.25",
+        "",
+        "2 units",
+        "none was undone",
+    ]
+
+
+def test_show_says_that_the_artifact_is_not_here(bench):
+    bench.matrix("quantizer: rtn")
+    bench.run()
+    shutil.rmtree(bench.home)
+    _, after = show(bench)
+    assert after == [
+        f"what was quantized is not in {bench.home}: this cell was run on another machine, or its artifact was removed"
+    ]
+
+
+def test_show_says_that_the_artifact_is_damaged(bench):
+    bench.matrix("quantizer: rtn")
+    bench.run()
+    (bench.artifacts("quantize")[0] / "tensors.json").write_text("[]")
+    said = bench.zsqbench("show", bench.file, "rtn", *bench.places())
+    assert (said.code, "is damaged (the content of tensors.json has changed)" in said.err) == (2, True)
+
+
+def test_show_tells_no_tensors_of_a_cell_that_never_ran(bench):
+    bench.matrix("scheme: float, quantizer: [toyq, fp32], generator: none")
+    bench.run()
+    row, after = show(bench, "toyq")
+    assert (row["status"], after) == ("impossible", [])
+
+
+def test_show_tells_no_tensors_of_a_cell_that_failed(bench):
+    bench.add_plugin(
+        "class Bad(ToyQuantizer):\n    name = 'bad'\n    def quantize(self, *all): raise ValueError('oh')\n"
+    )
+    bench.matrix("quantizer: bad")
+    bench.run()
+    row, after = show(bench)
+    assert (row["status"], after[0], after[-1]) == ("failed", "Traceback (most recent call last):", "ValueError: oh")
+
+
+def test_show_tells_what_the_calibration_set_is_like(bench):
+    bench.matrix("")
+    bench.run()
+    _, lines, _ = show_all(bench)
+    assert lines[0] == "calibration set: 4 images, beside 4 real ones"
+    assert [line[:16].strip() for line in lines[2:-2]] == [
+        "BN gap",
+        "worst layer",
+        "output range",
+        "difficulty",
+        "class balance",
+        "label balance",
+        "diversity",
+        "within classes",
+        "pixels outside",
+    ]
+    assert [Path(line).name for line in lines[-2:]] == ["images.png", "diagnostics.png"]
+    assert all(Path(line).is_file() for line in lines[-2:])
+
+
+def test_show_as_json_has_all(bench):
+    bench.matrix("quantizer: rtn")
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "rtn", "--format", "json", *bench.places())
+    shown = json.loads(said.out)
+    assert (shown["row"]["status"], shown["calibration_set"]["set"]["images"]) == ("done", 4)
+    assert set(shown["calibration_set"]["files"]) == {"diagnostics.json", "diagnostics.png", "images.png"}
+    assert [entry["name"] for entry in shown["quantized"]["tensors"]][:2] == ["0", "4"]
+
+
+def test_show_as_json_says_what_is_not_there(bench):
+    bench.matrix("generator: none, quantizer: datafree")
+    bench.run()
+    shutil.rmtree(bench.home)
+    shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
+    assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has none"}, None)
+
+
+def test_show_says_that_diagnostics_are_damaged(bench):
+    bench.matrix("")
+    bench.run()
+    (bench.artifacts("diagnose")[0] / "diagnostics.json").write_text("{}")
+    _, (line,), _ = show_all(bench)
+    assert line.startswith("calibration set: its diagnostics cannot be read: ")
+
+
+def test_show_says_why_diagnosing_failed(bench, monkeypatch):
+    bench.matrix("")
+    monkeypatch.setattr("zsqbench.synthesis.diagnose", lambda *_: 1 / 0)
+    said = bench.run()
+    _, lines, _ = show_all(bench)
+    assert lines[0].startswith("calibration set: diagnosing it failed, the next run tries again: ")
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    warning = "warning: diagnose a toy seed 0 failed: ZeroDivisionError: division by zero; results do not depend on it"
+    assert (said.code, said.err.rstrip().splitlines()[-1]) == (0, warning)
+
+
+def test_show_tells_the_traceback_of_a_failed_cell(bench):
+    bench.add_plugin("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise ValueError('no luck')\n")
+    bench.matrix("generator: bad")
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "bad", "--results", bench.results)
+    assert (said.code, said.out.rstrip().splitlines()[-1]) == (0, "ValueError: no luck")
+
+
+def test_show_refuses_a_part_of_several_names(bench):
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "w4a4", "--results", bench.results)
+    expected = "error: 'w4a4' is part of 2 names: toytask:a:toy:toyq:hw/w4a4:0, toytask:a:toy:toyq:hw/w4a4:1\n"
+    assert (2, expected) == (said.code, said.err)
+
+
+def test_show_refuses_an_unknown_cell_with_what_there_is(bench):
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "toytask:a:toy:toyq:hw/w4a4:2", "--results", bench.results)
+    assert said.err.startswith(
+        "error: unknown cell 'toytask:a:toy:toyq:hw/w4a4:2'; did you mean 'toytask:a:toy:toyq:hw/"
+    )
+
+
+def test_a_leaderboard_without_results_says_how_to_make_them(bench):
+    said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results)
+    expected = f"error: there are no results of toysuite in {bench.results}; `zsqbench run {bench.file}` makes them\n"
+    assert (2, expected) == (said.code, said.err)
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "html", "latex", "json"])
+def test_a_leaderboard_has_a_form_for_every_reader(bench, form):
+    bench.run()
+    said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results, "--format", form)
+    assert (said.code, "toyq" in said.out) == (0, True), said.err

@@ -1,0 +1,73 @@
+"""The command line: the only place that sets exit codes and prints results (progress and warnings go to stderr).
+
+A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, and `schema`
+is in suite.py.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from zsqbench.cli import cache, mlflow, plan, plugins, results, run, scheme, suite
+from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_INTERRUPTED
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; the one place where exceptions become exit codes."""
+    from zsqbench.errors import ZSQBenchError
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        code = cli.main(arguments, prog_name="zsqbench", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except ZSQBenchError as error:
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+        code = 0
+    except Exception:  # noqa: BLE001 - anything else is a bug of ours: show all of it
+        traceback.print_exc()
+        click.echo("this is a bug of zsqbench; please report it with the lines above", err=True)
+        code = EXIT_INTERNAL
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from zsqbench.results import package_version
+
+        click.echo(package_version("zsqbench"))
+        context.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
+def cli() -> None:
+    """A benchmark harness for zero-shot (data-free) quantization.
+
+    Exit codes: 0 all cells done, 1 some failed, 2 usage or configuration, 3 a bug, 4 a plugin that the suite needs did
+    not load, 5 nothing selected, 130 interrupted.
+    """
+
+
+for command in (
+    run.run,
+    plan.plan,
+    results.leaderboard,
+    results.show,
+    scheme.scheme,
+    suite.schema,
+    plugins.plugins,
+    cache.cache,
+    mlflow.mlflow,
+):
+    cli.add_command(command)

@@ -1,0 +1,48 @@
+"""`zsqbench mlflow`: the copy of the results in MLflow."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from zsqbench.cli.options import home_option, results_option
+from zsqbench.cli.suite import rows_of
+
+
+@click.group()
+def mlflow() -> None:
+    """The copy of the results in MLflow."""
+
+
+@mlflow.command("sync")
+@click.argument("suite")
+@home_option
+@results_option
+def mlflow_sync(suite: str, home: Path, results: Path) -> int:
+    """Log the rows of SUITE that MLflow does not have."""
+    from zsqbench.store import Store
+    from zsqbench.tracking import sync
+
+    rows = rows_of(suite, results)
+    count = sync(rows, rows[0].suite, Store(home))
+    click.echo(f"{count} of {len(rows)} cells were missing and are logged now")
+    return 0
+
+
+@mlflow.command("ui", context_settings={"ignore_unknown_options": True})
+@home_option
+@click.argument("arguments", nargs=-1)
+def mlflow_ui(home: Path, arguments: Sequence[str]) -> int:
+    """Open MLflow's own web page on the results (ARGUMENTS go to `mlflow ui`)."""
+    import os
+    import subprocess
+
+    from zsqbench.tracking import tracking_uri
+
+    uri = tracking_uri(home)
+    if uri.startswith("http"):
+        click.echo(f"the results are on the MLflow server {uri}")
+        return 0
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *arguments]
+    return subprocess.run(command, check=False, env=os.environ).returncode  # noqa: S603 - our own command

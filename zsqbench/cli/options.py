@@ -1,0 +1,51 @@
+"""Options and arguments that several commands have."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+PATH = click.Path(path_type=Path)
+plugin_options = _options(
+    click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file of your own (may be repeated)."),
+    click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave an installed plugin out."),
+)
+home_option = click.option(
+    "--home",
+    type=PATH,
+    default=Path(".zsqbench"),
+    envvar="ZSQBENCH_HOME",
+    show_default=True,
+    help="Folder for artifacts and mlflow.db [env: ZSQBENCH_HOME].",
+)
+data_root_option = click.option(
+    "--data-root", type=PATH, envvar="ZSQBENCH_DATA_ROOT", help="Folder of the data [env: ZSQBENCH_DATA_ROOT]."
+)
+results_option = click.option(
+    "--results", type=PATH, default=Path("results"), show_default=True, help="Folder for rows and tables."
+)
+format_option = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+suite_options = _options(
+    click.argument("suite"),
+    click.option("-k", "expression", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."),
+    click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."),
+    data_root_option,
+    home_option,
+    results_option,
+    plugin_options,
+)

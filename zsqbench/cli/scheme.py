@@ -1,0 +1,90 @@
+"""`zsqbench scheme`: what schemes mean for the tensors of a network."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zsqbench.cli.options import data_root_option, format_option, plugin_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zsqbench.methods import Pretrained
+    from zsqbench.scheme import Scheme
+    from zsqbench.suite import Suite
+
+
+@click.command("scheme")
+@click.argument("schemes", metavar="SCHEME [SCHEME]", nargs=-1, required=True)
+@click.argument("model")
+@click.option("--suite", help="A suite (a file, or a shipped one) whose models and schemes may be named, too.")
+@data_root_option
+@plugin_options
+@format_option
+def scheme(schemes: Sequence[str], model: str, form: str, **options: Any) -> int:
+    """Show which tensors of MODEL a SCHEME quantizes at how many bits, or where two differ.
+
+    Only the structure of the network matters: it has random weights, nothing is downloaded and nothing is run.
+    """
+    from zsqbench.tensormap import difference, render, render_difference, tensor_map
+
+    if len(schemes) > 2:  # noqa: PLR2004
+        raise click.UsageError(f"expected one scheme or two, and a model; got {len(schemes)} schemes")
+    parsed, module, input_size = _structure(schemes, model, **options)
+    maps = [tensor_map(model, module, one, input_size) for one in parsed]
+    if len(maps) == 1:
+        click.echo(json.dumps(maps[0].as_data(), indent=1) if form == "json" else render(maps[0]))
+    else:
+        found = difference(*maps)
+        click.echo(json.dumps(found.as_data(), indent=1) if form == "json" else render_difference(found))
+    return 0
+
+
+def _structure(
+    schemes: Sequence[str],
+    model: str,
+    suite: str | None,
+    data_root: Path | None,
+    plugins: Sequence[Path],
+    without: Sequence[str],
+) -> "tuple[list[Scheme], nn.Module, tuple[int, int, int]]":
+    """What these schemes mean, and the network with random weights and the size of its images."""
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.scheme import PLACEMENTS, parse_scheme
+    from zsqbench.suite import find_suite, load_suite
+    from zsqbench.zoo.models import load_named
+
+    if suite is None:
+        if plugins or without:
+            raise ZSQBenchError("--plugin and --no-plugin are for the methods of a suite; name it with --suite")
+        parsed = [parse_scheme(text, PLACEMENTS) for text in schemes]
+        if Path(model).suffix == ".py":
+            raise ZSQBenchError(f"model {model!r} is a file: name it under 'models' in a suite, and give --suite")
+        network = load_named(model, "none")
+        return parsed, network.module, network.feeding.input_size
+    loaded = load_suite(find_suite(suite), plugins, without, data_root=data_root)
+    parsed = [parse_scheme(text, loaded.placements) for text in schemes]
+    pretrained = _untrained(loaded, model, data_root)
+    return parsed, pretrained.module, pretrained.input_size
+
+
+def _untrained(suite: "Suite", model: str, data_root: Path | None) -> "Pretrained":
+    """A network of a suite with random weights, as the task loads it that it is used with (or else the first task)."""
+    from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
+    from zsqbench.methods import ModelSpec
+    from zsqbench.testing import context
+
+    used = (cell.task for cell in suite.cells if cell.model == model)
+    task = suite.task(next(used, next(iter(suite.tasks))))
+    spec = suite.models.get(model) or ModelSpec(name=model, base=model)
+    spec = spec.model_copy(update={"weights": "none"})
+    try:
+        task.find_model(spec)
+    except ZSQBenchError as error:
+        if did_you_mean(model, suite.models):
+            raise ZSQBenchError(unknown("model", model, suite.models, str(suite.path))) from error
+        raise
+    return task.load(spec, context(data_root=data_root))
