@@ -605,8 +605,16 @@ class Slow(Toy):
         time.sleep(60)
 """)
     bench.matrix("generator: [toy, slow]")
-    code = "import sys; from zsqbench.cli import main\nif __name__ == '__main__': main(sys.argv[1:])"
-    bench.write("start.py", code)
+    bench.write(
+        "start.py",
+        """
+        import signal, sys
+        from zsqbench.cli import main
+        if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it as ignored
+            main(sys.argv[1:])
+        """,
+    )
     arguments = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places()]
     checkout = os.path.dirname(os.path.dirname(store_module.__file__))  # noqa: PTH120 - short
     process = subprocess.Popen(
