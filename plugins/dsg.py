@@ -75,6 +75,7 @@ class Dsg(zsqbench.PixelGenerator):
             layers = len(bn_loss.probes.norms)
             if extended:
                 kept["labels"] = state["labels"] if state else _random_labels(self.images, teacher, ctx)
+                of_batches = torch.split(kept["labels"].to(ctx.device), self.batch_size)
             emphases = torch.split(self.emphasis(layers).to(ctx.device), self.batch_size)
 
             def measure(pixels: "Tensor", emphasis: "Tensor") -> "tuple[Tensor, Any]":
@@ -88,8 +89,7 @@ class Dsg(zsqbench.PixelGenerator):
                 loss, outputs = compiled(pixels, emphases[batch])
                 if not extended:
                     return loss, {"bn_loss": loss}
-                labels = torch.split(kept["labels"].to(ctx.device), self.batch_size)[batch]
-                parts = {"bn_loss": loss, **_extension(pixels, outputs, labels, layers, ctx)}
+                parts = {"bn_loss": loss, **_extension(pixels, outputs, of_batches[batch], layers, ctx)}
                 return torch.stack(list(parts.values())).sum(), parts
 
             images = self.optimise(teacher, ctx, losses, state, initial=_uniform, keep=lambda: kept)
@@ -117,7 +117,8 @@ class DsgIL(zsqbench.InceptionGenerator):
     where gaps of a layer count beyond a margin only, the quantile `margin` of the absolute gaps of its channels for
     Gaussian noise. Statistics are those of a batch, so there is no image that could emphasise a layer.
 
-    The presets are `zeroq_il`'s, and so are the deviations.
+    Margins are those of all `margin_images` together, not of a batch of 256. The presets are `zeroq_il`'s, and so are
+    the other deviations.
     """
 
     name = "dsg_il"

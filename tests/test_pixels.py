@@ -52,7 +52,7 @@ def test_images_start_as_normal_noise():
 
 @pytest.mark.parametrize(("probability", "share"), [(0, 0), (0.5, 0.5), (1, 1)])
 def test_images_are_cropped_in_a_part_of_the_iterations(probability, share):
-    teacher, cropped = tiny_teacher(), 0
+    teacher = tiny_teacher()
     plain = Dots(images=1, iterations=60, lr=1e-12, min_lr=1e-13, crop_probability=0)
     some = Dots(images=1, iterations=60, lr=1e-12, min_lr=1e-13, crop_probability=probability)
     plain.generate(teacher, context())

@@ -144,7 +144,7 @@ class LabelledGenerator(PixelGenerator, ABC):
             keep=lambda: {"labels": labels, "cropped": drawn["cropped"], **keep()},
         )
         chosen = {name: self.published(name, teacher) for name in self.presets[self.preset][_data_set(teacher)]}
-        return CalibrationSet(images, torch.as_tensor(labels).cpu(), provenance={"preset": self.preset, **chosen})
+        return CalibrationSet(images, labels.cpu(), provenance={"preset": self.preset, **chosen})
 
     def _draw(self, classes: int, cropped: float, ctx: "StepContext") -> "dict[str, torch.Tensor]":
         """What is random in all batches and does not need a step: so that no step waits for a GPU's numbers."""

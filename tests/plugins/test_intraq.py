@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+import zsqbench
 from zsqbench import ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import HAST, BNLoss, Crops, Features, resized_crops
@@ -119,10 +120,27 @@ def test_the_first_batch_has_no_centres_and_the_second_those_of_the_first():
     assert all(value > 0 for value in curve[3:])
 
 
-def test_without_its_own_losses_it_matches_the_statistics_alone():
+def test_the_loss_is_the_sum_of_its_parts_each_with_weight_one():
     teacher, ctx = tiny_teacher(), context()
-    IntraQ(images=4, iterations=2, crop_probability=0, farthest=2, nearest=0).generate(teacher, ctx)
+    minimised = []
+    method = IntraQ(images=4, batch_size=2, iterations=2, nearest=1, farthest=1)
+
+    def synthesise(*arguments, **named):
+        losses = arguments[2]
+
+        def noted(images, labels, batch):
+            total, parts = losses(images, labels, batch)
+            minimised.append((total.item(), sum(part.item() for part in parts.values())))
+            return total, parts
+
+        return zsqbench.LabelledGenerator.synthesise(method, *arguments[:2], noted, *arguments[3:], **named)
+
+    method.__dict__["synthesise"] = synthesise
+    method.generate(teacher, ctx)
     assert set(ctx.reporter.curves) == {"bn_loss", "soft_inception_loss", "nearest_loss", "farthest_loss", "lr"}
+    assert len(minimised) == 4
+    for total, parts in minimised:
+        assert total == pytest.approx(parts, rel=1e-5)
 
 
 def test_a_band_that_ends_before_it_begins_is_refused():

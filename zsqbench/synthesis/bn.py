@@ -193,6 +193,7 @@ class _Target:
         weights = [1.0 if statistics.channel_reduce == "sum" else 1 / each for each in self.channels]
         self._weight = self._spread_out(weights)
         self._columns = slice(first, first + len(self.mean))
+        self._layer_of = self._spread_out(range(len(self.channels))).long()
         self._counts: dict[tuple[int, ...], Tensor] = {}
         self._margins: tuple[Tensor, Tensor] | None = None
 
@@ -220,8 +221,7 @@ class _Target:
         batch = self._batch(mean, variance)
         gaps = self._gaps(mean, variance, counts, batch, place)
         if emphasis is not None:
-            layers = torch.tensor(self.channels, device=emphasis.device)
-            each_channel = emphasis.repeat_interleave(layers, 1, output_size=len(self.mean))
+            each_channel = emphasis[:, self._layer_of]
             gaps = gaps[0] * each_channel, gaps[1] * each_channel
         means, moments = (each.square().mean(0) * self._weight for each in gaps)
         return _Part(means, moments, batch, self.channels)

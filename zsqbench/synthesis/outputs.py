@@ -61,7 +61,7 @@ def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
 
     At 1e-12 at least, where its gradient is 0: the slope of a root of 0 is infinite.
     """
-    return (-torch.expm1(-functional.cross_entropy(logits, labels, reduction="none"))).clamp_min(EASIEST)
+    return _difficulty(functional.cross_entropy(logits, labels, reduction="none"))
 
 
 def inception_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor:
@@ -70,7 +70,11 @@ def inception_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor
     Each sample then counts by its difficulty to the power of gamma, through which gradients flow, as in the release.
     """
     losses = functional.cross_entropy(logits, labels, reduction="none")
-    return (losses * difficulty(logits, labels) ** gamma).mean() if gamma else losses.mean()
+    return (losses * _difficulty(losses) ** gamma).mean() if gamma else losses.mean()
+
+
+def _difficulty(losses: Tensor) -> Tensor:
+    return (-torch.expm1(-losses)).clamp_min(EASIEST)
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
