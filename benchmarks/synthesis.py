@@ -6,7 +6,8 @@ through the network that makes the images, too. A generator's step adds statisti
 optimiser. All are taken in turns, medians of several.
 
 `--settings` measures settings that are to be fast instead, against the bare step in float32: bf16, channels_last and
-compile, alone and together. Bounds for those are for CPUs with AMX and for GPUs. `--only NAME...` takes some methods.
+compile, alone and together. Bounds for those are for CPUs with AMX and for GPUs. `--only NAME...` takes some methods,
+`--device cuda` measures on a GPU.
 """
 
 import argparse
@@ -49,7 +50,8 @@ FAST_BOUNDS = {"zeroq": 0.42, "hast": 0.43, "dgh": 0.44, "intraq": 0.46, "genie"
 
 FAST = {"precision": "bf16", "layout": "channels_last", "compile": True}
 REPETITIONS = 5
-STEPS = 3
+STEPS = {"cpu": 3, "cuda": 30}
+"""How many steps are timed in one go, after two that are not."""
 
 
 class Stopwatch:
@@ -77,21 +79,28 @@ def under(settings: Settings, teacher: zsqbench.Pretrained) -> tuple[zsqbench.Pr
     module = copy.deepcopy(teacher.module)
     if settings.layout == "channels_last":
         module = module.to(memory_format=torch.channels_last)
-    autocast = torch.autocast("cpu", torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    device = device_of(teacher)
+    autocast = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     return zsqbench.Pretrained(**(vars(teacher) | {"module": module})), autocast
+
+
+def device_of(teacher: zsqbench.Pretrained) -> torch.device:
+    """Where the network is."""
+    return next(teacher.module.parameters()).device
 
 
 def generator_steps(name: str, teacher: zsqbench.Pretrained, batch: int, settings: Settings) -> Iterator[float]:
     """Seconds of a generator's steps after the first two, which are longer by what they prepare and compile."""
-    watch = Stopwatch()
-    options = {"images": batch, "batch_size": batch, "iterations": STEPS + 2}
+    watch, device = Stopwatch(), device_of(teacher)
+    steps = STEPS[device.type]
+    options = {"images": batch, "batch_size": batch, "iterations": steps + 2}
     if name == "dgh":  # so that it has statistics of other images to keep
-        options |= {"images": 2 * batch, "iterations": 1 + STEPS // 2 + 1}
+        options |= {"images": 2 * batch, "iterations": 1 + steps // 2 + 1}
     method = load_plugins().find("generator", name).method(**options)
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator(device).manual_seed(0)
     teacher, autocast = under(settings, teacher)
     with autocast:
-        method.generate(teacher, zsqbench.StepContext(torch.device("cpu"), 0, rng, settings, watch))
+        method.generate(teacher, zsqbench.StepContext(device, 0, rng, settings, watch))
     yield from (after - before for before, after in zip(watch.times[1:], watch.times[2:], strict=False))
 
 
@@ -100,16 +109,19 @@ def bare_steps(
 ) -> Iterator[float]:
     """Seconds of passes through the network alone, or through one that makes its images and then through it."""
     teacher, autocast = under(settings, teacher)
-    images = torch.randn(batch, *teacher.input_size).requires_grad_()
-    network = teacher.module if maker is None else nn.Sequential(maker, teacher.module)
-    start = images if maker is None else torch.randn(batch, 256).requires_grad_()
+    device = device_of(teacher)
+    network = teacher.module if maker is None else nn.Sequential(maker.to(device), teacher.module)
+    shape = teacher.input_size if maker is None else (256,)
+    start = torch.randn(batch, *shape, device=device).requires_grad_()
     run = torch.compile(network) if settings.compile else network
     with autocast:
-        for step in range(STEPS + 2):
+        for step in range(STEPS[device.type] + 2):
             started = time.perf_counter()
             network.zero_grad()
             start.grad = None
             run(start).float().square().mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # as a generator does, which reads each loss
             if step > 1:
                 yield time.perf_counter() - started
 
@@ -216,21 +228,25 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="methods")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--small", action="store_true", help="leave the ResNet-18 out")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
-    if not (arguments.settings or arguments.compiled):
+    on_gpu = arguments.device == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    print(f"{where}, torch {torch.__version__}")
+    torch.backends.cudnn.allow_tf32 = False  # as in a worker: fp32 is fp32
+    if not (arguments.settings or arguments.compiled or on_gpu):
         memory()
     networks = [("ResNet-20, 256 x 32 px", lambda: CifarResNet(20), 256, 32)]
     if not arguments.small:
         networks.append(("ResNet-18, 16 x 224 px", torchvision.models.resnet18, 16, 224))
-    for threads in arguments.threads:
+    for threads in [1] if on_gpu else arguments.threads:
         torch.set_num_threads(threads)
         for what, make, batch, side in networks:
-            said = f"{what}, {threads} thread(s)"
+            said, module = what if on_gpu else f"{what}, {threads} thread(s)", make().to(arguments.device)
             if arguments.settings:
-                measure_settings(said, make(), batch, side, arguments.only)
+                measure_settings(said, module, batch, side, arguments.only)
             else:
-                measure(said, make(), batch, side, arguments.only, compiled=arguments.compiled)
+                measure(said, module, batch, side, arguments.only, compiled=arguments.compiled)
 
 
 if __name__ == "__main__":

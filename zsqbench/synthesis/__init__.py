@@ -1,6 +1,13 @@
 """The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
 from zsqbench.synthesis.bn import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
+from zsqbench.synthesis.conditional import (
+    ConditionalImages,
+    ConditionalTraining,
+    Conditioning,
+    class_weights,
+    require_classes,
+)
 from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
 from zsqbench.synthesis.features import Features
 from zsqbench.synthesis.images import (
@@ -13,6 +20,7 @@ from zsqbench.synthesis.images import (
     resized_crops,
 )
 from zsqbench.synthesis.moments import image_moments
+from zsqbench.synthesis.networks import initialise
 from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, batch_sizes, optimise
 from zsqbench.synthesis.outputs import (
     EASIEST,
@@ -36,6 +44,9 @@ __all__ = [
     "BNLoss",
     "BNStatistics",
     "Batch",
+    "ConditionalImages",
+    "ConditionalTraining",
+    "Conditioning",
     "Crops",
     "Diagnostics",
     "Features",
@@ -51,6 +62,7 @@ __all__ = [
     "blur",
     "clamp_straight_through",
     "class_logits",
+    "class_weights",
     "diagnose",
     "difficulty",
     "flat_outputs",
@@ -58,8 +70,10 @@ __all__ = [
     "gaussian_line",
     "image_moments",
     "inception_loss",
+    "initialise",
     "optimise",
     "random_crops",
+    "require_classes",
     "resized_crops",
     "stretching",
 ]

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SwingConvolutions:
@@ -49,10 +50,13 @@ class SwingConvolutions:
 def shifted(values: Tensor, offset: Tensor) -> Tensor:
     """Maps [..., H, W], padded by a reflected pixel on each side and cropped to H x W at an offset (x, y) of 0 to 2.
 
-    Rows and columns are picked instead, since an offset on a GPU is no number for a crop. Each is picked twice at most,
-    so that sums of gradients have no order in which they could differ.
+    Rows and columns are picked instead where an offset on a GPU, or of a compiled pass, is no number for a crop. Each
+    is picked twice at most, so that sums of gradients have no order in which they could differ.
     """
     height, width = values.shape[-2:]
+    if values.device.type == "cpu" and not torch.compiler.is_compiling() and min(height, width) > 1:
+        left, top = offset.tolist()
+        return functional.pad(values, (1, 1, 1, 1), mode="reflect")[..., top : top + height, left : left + width]
     return values.index_select(-2, _sources(height, offset[1])).index_select(-1, _sources(width, offset[0]))
 
 
