@@ -1,7 +1,8 @@
 """The errors that are the user's to mend; anything else that is raised is a bug and keeps its traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ZSQBenchError(Exception):
@@ -24,6 +25,14 @@ class NothingSelectedError(ZSQBenchError):
 
 class OutOfResourcesError(ZSQBenchError):
     """Memory or a disk is full: a step's checkpoint stays, to go on from when there is more, or with less."""
+
+
+class DivergedError(ZSQBenchError):
+    """Training has left the finite numbers. `state` is the last that was good, by name; it is kept to be looked at."""
+
+    def __init__(self, message: str, state: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.state = dict(state or {})
 
 
 class CorruptArtifactError(ZSQBenchError):

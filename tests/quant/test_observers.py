@@ -4,7 +4,7 @@ import torch
 
 from zsqbench.quant import observers
 from zsqbench.quant.affine import affine_parameters, along, fake_quantize
-from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, mse80, percentile
+from zsqbench.quant.observers import MovingMinMax, RunningMinMax, include_zero, lp_search, minmax, mse80, percentile
 
 
 @pytest.fixture
@@ -230,3 +230,27 @@ def test_a_large_tensor_is_searched_as_every_candidate_on_every_element_would(ex
     x = normal(2**18).clamp(min=0)
     searched = torch.stack(lp_search(x, 4))
     assert torch.equal(searched, exhaustive(lambda: lp_search(x, 4)))
+
+
+def test_a_moving_range_follows_the_released_one_where_it_compounds(golden):
+    stored = golden("quant_asym_a")
+    moving = MovingMinMax(compounding=True)
+    for values, (low, high, _) in zip(stored["quantact_inputs"], stored["quantact_trace_min_max_betat"], strict=True):
+        found = torch.stack(moving.update(torch.from_numpy(values)))
+        torch.testing.assert_close(found, torch.tensor([low, high], dtype=found.dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_a_compounding_range_of_a_constant_overshoots_and_settles():
+    moving = MovingMinMax(compounding=True)
+    highs = [float(moving.update(torch.tensor([0.0, 1.0]))[1]) for _ in range(200)]
+    assert highs[:3] == pytest.approx([1, 5.263, 17.848], abs=1e-3)
+    assert max(highs) == highs[20] == pytest.approx(3945, rel=0.01)
+    assert highs[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_an_unbiased_moving_range_is_right_from_the_first_batch():
+    moving = MovingMinMax(0.5)
+    assert [float(end) for end in moving.update(torch.tensor([-1.0, 2.0]))] == [-1, 2]
+    low, high = moving.update(torch.tensor([0.0, 5.0]))
+    assert float(low) == pytest.approx((0.25 * -1) / 0.75)
+    assert float(high) == pytest.approx((0.25 * 2 + 0.5 * 5) / 0.75)

@@ -17,6 +17,7 @@ from zsqbench.quant.calibrate import (
     calibrate_activations,
     calibrate_activations_by,
     calibrate_activations_minmax,
+    calibrate_activations_moving,
     calibrate_activations_mse,
     calibrate_activations_percentile,
     calibrate_float_activations,
@@ -25,6 +26,7 @@ from zsqbench.quant.calibrate import (
     observed,
     switched,
 )
+from zsqbench.quant.distillation import alignment_loss, attention, kl_divergence
 from zsqbench.quant.equalize import (
     ShiftedGrid,
     absorbed_biases,
@@ -39,12 +41,15 @@ from zsqbench.quant.equalize import (
     shifted_grid,
 )
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
+from zsqbench.quant.features import block_outputs, with_features
+from zsqbench.quant.finetuning import FineTuning, Schedule, TrainedActivation, TrainedWeight, student_state
 from zsqbench.quant.fold import fold_bn, folded
 from zsqbench.quant.graph import activation_roles, capture, positions, roles, tensor_name, weight_roles
 from zsqbench.quant.histogram import Histogram, RunningHistogram
-from zsqbench.quant.learning import Recipe, Rounding, StepSizes
+from zsqbench.quant.learning import Recipe, Rounding, StepSizes, draw
 from zsqbench.quant.moments import Moments, input_moments, norm_moments
 from zsqbench.quant.observers import (
+    MovingMinMax,
     RunningMinMax,
     include_zero,
     lp_search,
@@ -65,6 +70,7 @@ from zsqbench.quant.prepare import (
     prepare,
     quantized_layers,
     restore,
+    take_over,
     weight_quantizers,
 )
 from zsqbench.quant.reconstruction import Reconstruction, memory_errors
@@ -84,10 +90,12 @@ __all__ = [
     "Annealing",
     "BoundedReLU",
     "ExactThresholdSearch",
+    "FineTuning",
     "Grids",
     "Histogram",
     "Memory",
     "Moments",
+    "MovingMinMax",
     "Pair",
     "QuantizedLayer",
     "Ranges",
@@ -96,10 +104,13 @@ __all__ = [
     "Rounding",
     "RunningHistogram",
     "RunningMinMax",
+    "Schedule",
     "ShiftedGrid",
     "StepSizes",
     "TensorQuantizer",
     "Threshold",
+    "TrainedActivation",
+    "TrainedWeight",
     "Unit",
     "WeightQuantizer",
     "absorbed_biases",
@@ -108,11 +119,15 @@ __all__ = [
     "activation_threshold",
     "add_biases",
     "affine_parameters",
+    "alignment_loss",
+    "attention",
     "balancing_factors",
     "best_shifted_grid",
+    "block_outputs",
     "calibrate_activations",
     "calibrate_activations_by",
     "calibrate_activations_minmax",
+    "calibrate_activations_moving",
     "calibrate_activations_mse",
     "calibrate_activations_percentile",
     "calibrate_float_activations",
@@ -124,6 +139,7 @@ __all__ = [
     "dead_channels",
     "dequantize",
     "describe_units",
+    "draw",
     "drop_bounds",
     "effective_map",
     "equalization_factors",
@@ -138,6 +154,7 @@ __all__ = [
     "grid_parameters",
     "include_zero",
     "input_moments",
+    "kl_divergence",
     "layer_pairs",
     "lp_search",
     "measured_map",
@@ -161,10 +178,13 @@ __all__ = [
     "second_moment_correction",
     "shifted_grid",
     "shrink_search",
+    "student_state",
     "switched",
     "symmetric_parameters",
     "symmetric_weight_thresholds",
+    "take_over",
     "tensor_name",
     "weight_quantizers",
     "weight_roles",
+    "with_features",
 ]

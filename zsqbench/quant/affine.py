@@ -100,7 +100,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, cl
     With `clips_first`, what lies beyond the last code is clamped even where it would be rounded to it, as in GENIE.
     """
     if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
-        return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
+        return _on_grid(x, scale, zero_point, bits)
     values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits, clips_first)
     return values
 
@@ -138,6 +138,17 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None, None
 
 
+def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """X rounded to the grid: what `dequantize` makes of `quantize`; where the grid is one for all, in few passes."""
+    if scale.dim():
+        return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
+    low, high = 0 - zero_point, levels(bits) - zero_point
+    values = torch.empty_like(x, dtype=torch.result_type(x, scale))
+    for part in _parts(x, scale):
+        torch.div(x[part], scale, out=values[part]).round_().clamp_(low, high).mul_(scale)
+    return values
+
+
 def _parts(x: Tensor, scale: Tensor) -> list[Any]:
     """Indices of as many rows of a tensor at a time as a CPU's cache holds, since each is passed over several times."""
     if scale.dim() or not x.dim() or x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -165,7 +176,7 @@ def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: i
 class _Identity(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-        return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
+        return _on_grid(x, scale, zero_point, bits)
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.fake_quant import ActivationQuantizer, TensorQuantizer
-from zsqbench.quant.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
+from zsqbench.quant.observers import MovingMinMax, RunningMinMax, include_zero, lp_search, minmax, percentile
 from zsqbench.quant.prepare import activation_quantizers, quantized_layers, weight_quantizers
 
 Ranges = Literal["minmax", "mse", "percentile"]
@@ -92,6 +92,18 @@ def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) 
     def observer(quantizer: ActivationQuantizer) -> Observer:
         running = RunningMinMax()
         return lambda values: quantizer.set_range(*running.update(values))
+
+    calibrate_activations(student, batches, observer)
+
+
+def calibrate_activations_moving(
+    student: nn.Module, batches: Iterable[Tensor], momentum: float = 0.9, *, compounding: bool = False
+) -> None:
+    """Set the range of each activation quantizer to a moving average over batches of images, see `MovingMinMax`."""
+
+    def observer(quantizer: ActivationQuantizer) -> Observer:
+        moving = MovingMinMax(momentum, compounding=compounding)
+        return lambda values: quantizer.set_range(*moving.update(values))
 
     calibrate_activations(student, batches, observer)
 

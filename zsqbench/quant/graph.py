@@ -177,7 +177,7 @@ def roles(captured: fx.GraphModule) -> dict[fx.Node, str]:
     Left out are what hardware never stores (the output of a layer or an addition that only activation functions
     read) and what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout).
     """
-    outputs = _output_producers(captured)
+    outputs = output_producers(captured)
     found = {}
     for node in captured.graph.nodes:
         if _is_new_value(node) and not _is_fused(node, outputs):
@@ -334,7 +334,7 @@ def _argument(node: fx.Node, name: str, index: int) -> Any:
     return node.kwargs.get(name, node.args[index] if len(node.args) > index else None)
 
 
-def _output_producers(captured: fx.GraphModule) -> set[fx.Node]:
+def output_producers(captured: fx.GraphModule) -> set[fx.Node]:
     """The nodes whose values the network returns."""
     return {_without_moves(node) for node in captured.graph.output_node().all_input_nodes}
 

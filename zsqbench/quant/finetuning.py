@@ -1,0 +1,236 @@
+"""Fine-tuning a student as a whole: latent float weights that are rounded once for each update, by gradient descent.
+
+The engine under `ste`, `hast` and the methods that train a generator beside the student. What is minimised, and on
+what, is the method's; updates, schedule, checkpoints, curves and the watch over the loss are here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from zsqbench.errors import DivergedError
+from zsqbench.quant.affine import affine_parameters, dequantize, fake_quantize_identity
+from zsqbench.quant.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from zsqbench.quant.learning import Context
+from zsqbench.quant.observers import minmax
+from zsqbench.quant.prepare import quantized_layers
+
+POINTS = 1000
+"""Points of a curve that are kept of a run."""
+
+_STUDENT, _MOMENTUM = "student.", "momentum."
+
+
+class EpochKeeper(Context, Protocol):
+    """What else of a step's context fine-tuning uses."""
+
+    def keep_epoch(self, epoch: int, student: nn.Module) -> None:
+        """Keep a copy of the student as it is after an epoch."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many updates there are, and how large they are: SGD with Nesterov's momentum."""
+
+    epochs: int
+    updates_per_epoch: int
+    lr: float
+    milestones: Sequence[int] = ()
+    """Epochs after which the learning rate is multiplied by `factor`."""
+    factor: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    keep_every: int = 0
+    """Keep the student after every so many epochs; 0 for never."""
+
+    @property
+    def updates(self) -> int:
+        """All of them."""
+        return self.epochs * self.updates_per_epoch
+
+    def passed(self, update: int) -> int:
+        """How many milestones lie before an update."""
+        return sum(milestone <= update // self.updates_per_epoch for milestone in self.milestones)
+
+    def lr_at(self, update: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        return self.lr * self.factor ** self.passed(update)
+
+
+class TrainedWeight(WeightQuantizer):
+    """A weight while it is trained: `renew` rounds the latent weight, and passes give their gradients to the result.
+
+    The gradient passes rounding and clamping unchanged, so that of the latent weight is that of `values`. The grid
+    spans the latent weight as it is at each update, without zero where all of a channel has one sign; or stays as it is
+    (`follows` false).
+    """
+
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor, *, follows: bool) -> None:
+        super().__init__(**quantizer.description())
+        self.adopt(quantizer)
+        self.follows = follows
+        self.values = weight.detach().clone().requires_grad_()
+        """The weight on its grid, a leaf of the graph."""
+
+    @torch.no_grad()
+    def renew(self, weight: Tensor) -> None:
+        """Round the latent weight as it is now."""
+        if self.follows:
+            low, high = minmax(weight, self.axis)
+            self.set_parameters(*affine_parameters(low, high, self.bits))
+        self.values.copy_(dequantize(self.codes(weight), self.scale, self.zero_point))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the latent weight was rounded to last."""
+        return self.values if self.enabled else x
+
+
+class TrainedActivation(ActivationQuantizer):
+    """An activation in training: its gradient passes rounding and clamping unchanged, and its grid stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X on the grid, of the same shape."""
+        if not self.enabled:
+            return x
+        return fake_quantize_identity(x.float() if x.dtype in HALVES else x, self.scale, self.zero_point, self.bits)
+
+
+class FineTuning:
+    """Trains all parameters of a prepared student update by update, on activation ranges that are set or in `state`.
+
+    Weights and biases of layers, and gains and offsets of batch normalisations where they are not folded, learn alike;
+    running statistics stay. The student is in eval mode throughout. Use it as a context manager: afterwards nothing
+    requires a gradient, and weights are what the last update left.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        ctx: EpochKeeper,
+        schedule: Schedule,
+        state: Mapping[str, Any],
+        *,
+        follow_weights: bool = True,
+    ) -> None:
+        """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay."""
+        self.student, self.ctx, self.schedule = student.eval(), ctx, schedule
+        self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
+        """Each layer with a quantized weight, and what rounds that."""
+        for _, layer in quantized_layers(student):
+            quantizer = TrainedWeight(layer.weight_quantizer, layer.weight, follows=follow_weights)
+            layer.weight_quantizer = quantizer
+            self.weights.append((layer, quantizer))
+        for path, module in list(student.named_modules()):
+            if isinstance(module, ActivationQuantizer):
+                trained = TrainedActivation(**module.description())
+                trained.adopt(module)
+                student.set_submodule(path, trained)
+        self._latent = dict(student.named_parameters())
+        working = {id(layer.weight): quantizer.values for layer, quantizer in self.weights}
+        self.parameters: list[Tensor] = [working.get(id(latent), latent) for latent in self._latent.values()]
+        """What the student computes with, and what gradients are to be put on: rounded weights, and all else."""
+        self._renew = ctx.compile(self._renew_eagerly)
+        self._first = state.get("updates", 0)
+        if state:
+            kept = {name.removeprefix(_STUDENT): value for name, value in state.items() if name.startswith(_STUDENT)}
+            student.load_state_dict(kept)
+        self.optimizer = torch.optim.SGD(
+            list(self._latent.values()),
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            nesterov=schedule.momentum > 0,
+        )
+        for name, latent in self._latent.items():
+            if _MOMENTUM + name in state:
+                self.optimizer.state[latent] = {"momentum_buffer": state[_MOMENTUM + name].to(latent)}
+
+    def __enter__(self) -> Self:
+        for latent in self._latent.values():
+            latent.requires_grad_(True)
+        self._renew()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for latent in self._latent.values():
+            latent.requires_grad_(False)
+            latent.grad = None
+
+    def _renew_eagerly(self) -> None:
+        for layer, quantizer in self.weights:
+            quantizer.renew(layer.weight)
+
+    def run(
+        self,
+        gradients: Callable[[int], Mapping[str, Tensor]],
+        *,
+        adjust: Callable[[int], None] = lambda _: None,
+        keep: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        """Make all updates that are left.
+
+        `gradients` puts those of an update on `parameters` and returns scalars to log, of which `loss` must be finite.
+        `adjust` may change gradients or learning rates of the latent parameters before the update is made. `keep` says
+        what else belongs into a checkpoint. Raises DivergedError where the loss is not finite.
+        """
+        schedule, total = self.schedule, self.schedule.updates
+        every = max(1, total // POINTS)
+        good = self._copy(self._first)
+        for update in range(self._first, total):
+            for parameter in self.parameters:
+                parameter.grad = None
+            curves = gradients(update)
+            self._hand_over(schedule.lr_at(update))
+            adjust(update)
+            self.optimizer.step()
+            self._renew()
+            is_last_of_epoch = (update + 1) % schedule.updates_per_epoch == 0
+            self.ctx.progress(update + 1, total)
+            if (update + 1) % every and not is_last_of_epoch and update != self._first:
+                continue  # reading a loss holds up a GPU, and to offer a checkpoint takes its time
+            self._log(curves, update, good)
+            if is_last_of_epoch:
+                good = self._copy(update + 1)
+                self._keep_epoch((update + 1) // schedule.updates_per_epoch)
+            self.ctx.checkpoint({**self._state(update + 1), **keep()})
+
+    def _hand_over(self, lr: float) -> None:
+        for layer, quantizer in self.weights:
+            layer.weight.grad = quantizer.values.grad
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _log(self, curves: Mapping[str, Tensor], update: int, good: Mapping[str, Any]) -> None:
+        loss = float(curves["loss"].detach())
+        if not math.isfinite(loss):
+            lr, total = self.schedule.lr_at(update), self.schedule.updates
+            raise DivergedError(
+                f"the loss is {loss} at update {update + 1} of {total}, with a learning rate of {lr:g}; try a smaller "
+                f"'lr', or precision fp32 if it is bf16. The state of update {good['updates']} is the last good one",
+                good,
+            )
+        for name, value in curves.items():
+            self.ctx.log(name, value.detach(), update + 1)
+        self.ctx.log("lr", self.schedule.lr_at(update), update + 1)
+
+    def _keep_epoch(self, epoch: int) -> None:
+        if self.schedule.keep_every and epoch % self.schedule.keep_every == 0:
+            self.ctx.keep_epoch(epoch, self.student)
+
+    def _state(self, updates: int) -> dict[str, Any]:
+        states = ((name, self.optimizer.state[latent]) for name, latent in self._latent.items())
+        momentum = {_MOMENTUM + name: state["momentum_buffer"] for name, state in states if "momentum_buffer" in state}
+        return {"updates": updates, **student_state(self.student), **momentum}
+
+    def _copy(self, updates: int) -> dict[str, Any]:
+        state = self._state(updates)
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def student_state(student: nn.Module) -> dict[str, Tensor]:
+    """A student's entries in a checkpoint."""
+    return {_STUDENT + name: value for name, value in student.state_dict().items()}
