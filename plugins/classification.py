@@ -138,18 +138,19 @@ class Classification(zsqbench.Task):
                 "a class's index is its folder's position, so both must be the same"
             )
         samples = found.evaluation.samples()
-        hits = []
+        hits, predictions = [], []
         for batch in _batched(samples, self.batch_size):
             images, labels = _tensors(batch, pretrained)
             with torch.no_grad():
-                logits = module(images.to(ctx.device))
-            hits.append(_hits(logits.float().cpu(), labels))
+                logits = module(images.to(ctx.device)).float().cpu()
+            hits.append(_hits(logits, labels))
+            predictions.append(_predictions(logits))
             ctx.progress(sum(len(hit) for hit in hits), len(samples))
         first, five = torch.cat(hits).unbind(dim=1)
         metrics = {"top1": _percent(first), "correct": int(first.sum()), "samples": len(samples)}
         if len(found.classes) > TOP:
             metrics["top5"] = _percent(five)
-        return zsqbench.Evaluation(metrics, first.tolist())
+        return zsqbench.Evaluation(metrics, first.tolist(), torch.cat(predictions).tolist())
 
     def calibration_images(
         self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
@@ -400,6 +401,11 @@ def _hits(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
     first = logits.argmax(dim=1) == labels
     five = (logits.topk(min(TOP, logits.shape[1])).indices == labels[:, None]).any(dim=1)
     return torch.stack([first & finite, five & finite], dim=1)
+
+
+def _predictions(logits: "torch.Tensor") -> "torch.Tensor":
+    """The first guess, int64 [N]; -1 where an output is not finite."""
+    return logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
 
 
 def _percent(hits: "torch.Tensor") -> float:

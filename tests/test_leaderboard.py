@@ -482,6 +482,147 @@ def test_html_makes_cells_without_a_number_stand_out():
     assert re.search(r'class="[^"]*missing"\s*>failed \[1\]', leaderboard([row(**NAN_IMAGES)], "html"))
 
 
+# --- beside results: the best epoch by the evaluated images, and what papers say --------------------------------------
+
+
+CITATION = "Someone: Something, CVPR 2020"
+
+
+def oracle(value, epoch=8):
+    return {"epoch": epoch, "metrics": {"top1": value}, "of": 3}
+
+
+def published(value, **changes):
+    return {"value": value, "source": "Some, Table 1", "citation": CITATION, **changes}
+
+
+def test_the_oracle_has_a_column_of_its_own_beside_that_of_its_scheme():
+    results = [row(90.0, oracle=oracle(92.0)), row(91.0, seed=1, oracle=oracle(95.0)), row(scheme="hw/w8a8")]
+
+    heads, _, cells = markdown_cells(results)
+
+    assert heads[2:] == ["digits resnet20 hw/w4a4", "digits resnet20 hw/w4a4 (oracle)", "digits resnet20 hw/w8a8"]
+    assert cells[2:] == ["**90.50 ± 0.71 (-7.50)**", "93.50 ± 2.12 (-4.50)", "**91.00 (-7.00)**"]
+
+
+def test_the_oracle_does_not_compete_and_is_not_compared_with_noise():
+    results = [
+        row(90.0, generator="noise", oracle=oracle(99.0)),
+        row(91.0, oracle=oracle(91.5)),
+        row(92.0, generator="dgh"),
+    ]
+
+    text = leaderboard(results, "md")
+
+    assert [line[-2:] for line in markdown_cells(results)[1:]] == [
+        ["98.00", ""],
+        ["90.00 (-8.00)", "99.00 (+1.00)"],
+        ["91.00 (-7.00)", "91.50 (-6.50)"],
+        ["**92.00 (-6.00)**", ""],
+    ]
+    assert BELOW_CONTROL not in text.partition("- bold")[2].partition("\n")[2]
+
+
+def test_a_column_of_the_oracle_says_what_it_is():
+    note = "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do"
+
+    assert note in leaderboard([row(oracle=oracle(92.0))], "md")
+    assert "oracle" not in leaderboard([row()], "md")
+
+
+def test_the_oracle_of_a_seed_that_failed_is_not_shown_and_its_reason_stands_once():
+    results = [row(90.0, oracle=oracle(92.0)), row(**NAN_IMAGES, seed=1)]
+
+    assert markdown_cells(results)[2][2:] == ["90.00 (-8.00) [1]", "92.00 (-6.00)"]
+
+
+def test_a_published_value_has_a_column_of_its_own_with_its_float_network_and_its_note():
+    told = published(92.36, std=0.09, float=94.03, note="at another moon")
+    results = [row(90.0, published=told), row(91.0, seed=1, published=told), row(generator="dgh")]
+
+    table = markdown_cells(results)
+
+    assert table[0][2:] == ["digits resnet20 hw/w4a4", "digits resnet20 hw/w4a4 (published)"]
+    assert [line[-1] for line in table[1:]] == ["94.03", "92.36 ± 0.09 (-1.67) [1]", ""]
+    assert leaderboard(results, "md").endswith("- [1] at another moon")
+
+
+def test_a_published_value_alone_has_neither_deviation_nor_difference():
+    assert markdown_cells([row(published=published(92.0))])[2][-1] == "92.00"
+
+
+def test_a_published_value_does_not_compete():
+    assert [
+        record["best"] for record in records([row(90.0, published=published(99.0)), row(91.0, generator="dgh")])
+    ] == [
+        False,
+        True,
+    ]
+
+
+def test_a_published_value_stands_beside_what_failed():
+    assert markdown_cells([row(**NAN_IMAGES, published=published(92.0))])[2][2:] == ["failed [1]", "92.00"]
+
+
+def test_published_values_are_cited_once_with_their_tables():
+    results = [
+        row(published=published(92.0)),
+        row(generator="dgh", published=published(91.0, source="Some, Table 2")),
+        row(generator="genie", published=published(90.0)),
+    ]
+
+    text = leaderboard(results, "md")
+
+    assert f"- published: Some, Table 1, Some, Table 2, as its authors measured it: {CITATION}\n" in text + "\n"
+    assert text.count(CITATION) == 1
+
+
+def test_both_stand_in_the_order_measured_oracle_published():
+    results = [row(published=published(92.0)), row(generator="dgh", oracle=oracle(93.0))]
+
+    assert [head.rpartition(" ")[2] for head in markdown_cells(results)[0][2:]] == [
+        "hw/w4a4",
+        "(oracle)",
+        "(published)",
+    ]
+
+
+def test_records_have_both_beside_the_result_and_none_of_their_own():
+    results = [row(90.0, oracle=oracle(92.0), published=published(93.0, std=0.5)), row(generator="dgh")]
+
+    with_both, without = records(results)
+
+    assert [with_both[name] for name in ("mean", "oracle", "oracle_std", "published", "published_std")] == [
+        90.0,
+        92.0,
+        None,
+        93.0,
+        0.5,
+    ]
+    assert [without[name] for name in ("oracle", "published")] == [None, None]
+    lines = list(csv.DictReader(io.StringIO(leaderboard(results, "csv"))))
+    assert [(line["oracle"], line["published_std"]) for line in lines] == [("92.0", "0.5"), ("", "")]
+
+
+@pytest.mark.parametrize("form", ["md", "html", "latex"])
+def test_every_table_to_read_marks_both_and_says_what_they_are(form):
+    text = leaderboard([row(90.0, oracle=oracle(92.0), published=published(93.0))], form)
+
+    assert "hw/w4a4 (oracle)" in text
+    assert "hw/w4a4 (published)" in text
+    assert "chosen on the evaluated images themselves" in text
+    assert CITATION in text
+
+
+def test_a_row_says_what_its_quantizer_starts_from():
+    start = {"method": "brecq", "changed": {"weight_iterations": 100}}
+    methods = {"quantizer": {"method": "ste", "changed": {"start": "short", "lr": 0.1}, "start": start}}
+
+    label = markdown_cells([row(quantizer="ste", methods=methods)])[2][1]
+
+    assert label == "ste (start short (brecq, 100 weight iterations), lr 0.1)"
+
+
 def test_ten_thousand_cells_are_one_table():
     results = [
         row(generator=f"g{generator}", scheme=f"hw/w{bits}a8", seed=seed)

@@ -381,3 +381,139 @@ def test_ten_thousand_cells_are_planned_within_seconds(bench):
     facts = {("toytask", model): ModelFacts(f"digest of {model}") for model in ("a", "b")}
     plan = make_plan(suite, suite.cells, data, facts, Store(bench.home))
     assert (len(plan.cells), len(plan.steps)) == (10_000, 2 + 2 * 5_000 + 10_000 + 10_000)
+
+
+# --- a quantizer that goes on from the result of another --------------------------------------------------------------
+
+
+STARTS = """
+class Starts(ToyQuantizer):
+    name = "starts"
+    start: str | None = None
+"""
+
+
+def steps_of(bench, kind):
+    return {step["label"]: step for step in bench.plan()["steps"] if step["kind"] == kind}
+
+
+def started(bench, options, block="quantizer: fine"):
+    bench.add_plugin(STARTS)
+    bench.matrix(f"{block}, seed: 0", head=f"quantizers: {{{options}}}")
+
+
+def test_a_quantizer_needs_the_result_that_it_starts_from(bench):
+    started(bench, "fine: {method: starts, start: first}, first: {method: toyq, shift: 1.0}")
+    steps = steps_of(bench, "quantize")
+    assert list(steps) == ["quantize a toy first hw/w4a4 seed 0", "quantize a toy fine hw/w4a4 seed 0"]
+    first, fine = steps.values()
+    (images,) = steps_of(bench, "generate").values()
+    assert (first["needs"], fine["needs"]) == ([images["key"]], [images["key"], first["key"]])
+
+
+def test_what_a_quantizer_starts_from_is_the_same_step_as_that_of_its_own_cell(bench):
+    started(bench, "fine: {method: starts, start: toyq}", "quantizer: [fine, toyq]")
+    cells = bench.plan()["cells"]
+    assert cells[0]["steps"]["start"] == cells[1]["steps"]["quantize"]
+    assert len(steps_of(bench, "quantize")) == 2
+
+
+def test_a_start_that_reads_no_images_needs_none(bench):
+    started(bench, "fine: {method: starts, start: datafree}")
+    steps = steps_of(bench, "quantize")
+    assert [len(step["needs"]) for step in steps.values()] == [0, 2]
+    assert next(iter(steps)) == "quantize a none datafree hw/w4a4 seed 0"
+
+
+def test_starts_may_follow_each_other(bench):
+    started(bench, "fine: {method: starts, start: middle}, middle: {method: starts, start: toyq}")
+    (cell,) = bench.plan()["cells"]
+    keys = [step["key"] for step in steps_of(bench, "quantize").values()]
+    assert [cell["steps"][name] for name in ("start.start", "start", "quantize")] == keys
+
+
+START_CHANGES = {
+    # What changes, and whether the result that starts from it must be made again.
+    "its option": ("shift: 1.0", "shift: 2.0", True),
+    "its name": ("first", "other", False),
+    "its method": ("toyq, shift: 1.0", "unseeded, shift: 1.0", True),
+}
+
+
+@pytest.mark.parametrize("what", START_CHANGES)
+def test_a_result_is_known_by_what_it_starts_from_and_not_by_its_name(bench, what):
+    old, new, changes = START_CHANGES[what]
+    options = "fine: {method: starts, start: first}, first: {method: toyq, shift: 1.0}"
+    keys = []
+    for text in (options, options.replace(old, new)):
+        started(bench, text)
+        (cell,) = bench.plan()["cells"]
+        keys.append(cell["steps"]["quantize"])
+    assert (keys[0] != keys[1]) == changes
+
+
+def test_a_start_is_in_the_definition_of_a_cell_as_what_it_is(bench):
+    definitions = []
+    for first in ("first: {method: toyq}", "first: {method: toyq, shift: 1.0}"):
+        started(bench, f"fine: {{method: starts, start: first}}, {first}")
+        suite = load_suite(bench.file)
+        definitions.append(suite.definition(suite.cells[0]))
+    assert definitions[0] != definitions[1]
+
+
+def test_a_start_that_needs_batch_normalisation_cannot_go_with_a_network_without(bench):
+    bench.add_plugin(f"{STARTS}\nclass NeedsBN(ToyQuantizer):\n    name = 'needs_bn'\n    needs_bn = True\n")
+    bench.matrix("model: without_bn, quantizer: fine", head="quantizers: {fine: {method: starts, start: needs_bn}}")
+    bench.run()
+    (row,) = bench.rows().values()
+    assert row["reason"] == "needs_bn needs batch normalisation, and without_bn has none"
+
+
+# --- the oracle -------------------------------------------------------------------------------------------------------
+
+
+KEEPS = """
+class Keeps(ToyQuantizer):
+    name = "keeps"
+    keep_every: int = 0
+
+    @property
+    def keeps_epochs(self):
+        return self.keep_every > 0
+"""
+
+
+def test_only_a_cell_whose_quantizer_keeps_epochs_has_an_oracle(bench):
+    bench.add_plugin(KEEPS)
+    bench.matrix(
+        "quantizer: [keeps, honest], seed: 0", head="quantizers: {keeps: {keep_every: 1}, honest: {method: keeps}}"
+    )
+    (oracle,) = steps_of(bench, "oracle").values()
+    asked, other = bench.plan()["cells"]
+    assert oracle["needs"] == [asked["steps"]["quantize"]]
+    assert (asked["steps"]["oracle"], "oracle" in other["steps"]) == (oracle["key"], False)
+
+
+def test_an_oracle_is_known_by_what_an_evaluation_is_known_by(identity):
+    identity.add_plugin(KEEPS)
+    text = identity.file.read_text().replace("other.py]", "other.py, extra.py]").replace("toyq", "keeps, keep_every: 1")
+    changes = {"data/eval.txt": "9", "data/train.txt": "9", "task.version": "2", "quantizer.version": "2"}
+    identity.suite(text)
+    before, seen = keys_of_oracles(identity), {}
+    for name, content in changes.items():
+        identity.write(name, content)
+        after = keys_of_oracles(identity)
+        seen[name], before = before != after, after
+    assert seen == {"data/eval.txt": True, "data/train.txt": False, "task.version": True, "quantizer.version": True}
+
+
+def keys_of_oracles(bench):
+    return {step["key"] for step in bench.plan("-k", "mine:g")["steps"] if step["kind"] == "oracle"}
+
+
+def test_another_version_of_what_is_kept_of_an_evaluation_makes_no_image_and_no_network_again(bench, monkeypatch):
+    bench.run()
+    before = bench.plan()["cells"][0]["steps"]
+    monkeypatch.setattr("zsqbench.plan.EVALUATION_VERSION", "another")
+    after = bench.plan()["cells"][0]["steps"]
+    assert {kind for kind in ALL if before[kind] != after[kind]} == SAMPLES

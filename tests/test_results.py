@@ -123,3 +123,9 @@ def test_a_status_that_there_is_not_is_refused():
 
 def test_the_environment_names_versions_and_machine():
     assert {"zsqbench", "torch", "torchvision", "numpy", "python", "platform", "cores"} <= set(environment())
+
+
+def test_the_oracle_has_the_value_of_the_same_metric():
+    oracle = {"epoch": 3, "metrics": {"top1": 55.0}, "of": 4}
+    assert (result(oracle=oracle).oracle_value, result().oracle_value) == (55.0, None)
+    assert result(oracle=oracle, metric=None).oracle_value is None

@@ -214,6 +214,149 @@ def test_data_that_is_not_there_is_told_before_anything_runs(bench):
     assert (2, expected, []) == (said.code, said.err, bench.calls())
 
 
+# --- a quantizer that goes on from the result of another ------------------------------------------------------------
+
+
+STARTS = """
+class Starts(ToyQuantizer):
+    name = "starts"
+    start: str | None = None
+
+    def quantize(self, student, teacher, data, ctx):
+        note(f"from {ctx.start[-1].bias[0].item():.3f}")
+        super().quantize(student, teacher, data, ctx)
+
+class Bad(ToyQuantizer):
+    name = "bad"
+
+    def quantize(self, *all):
+        raise RuntimeError("no")
+"""
+
+
+def started(bench, first="toyq", block="quantizer: fine"):
+    bench.add_plugin(STARTS)
+    bench.matrix(block, head=f"quantizers: {{fine: {{method: starts, start: first}}, first: {{method: {first}}}}}")
+    return bench.run()
+
+
+def test_what_two_cells_start_from_is_made_once(bench):
+    started(bench, block="quantizer: [fine, first]")
+    calls = bench.calls()
+    assert (calls.count("quantize 0"), list(bench.statuses().values())) == (3 - 1, ["done", "done"])
+    assert [call.split()[0] for call in calls].count("from") == 1
+
+
+def test_a_row_holds_what_its_quantizer_started_from(bench):
+    started(bench)
+    (row,) = bench.rows().values()
+    assert row["keys"]["start"] in {path.name for path in bench.artifacts("quantize")}
+    assert (
+        sorted(row["seconds"])
+        == sorted(row["peak_memory"])
+        == ["baseline", "evaluate", "generate", "quantize", "start"]
+    )
+    described = row["methods"]["quantizer"]
+    assert (described["changed"], described["start"]["method"]) == ({"start": "first"}, "toyq")
+
+
+def test_a_start_that_fails_fails_its_cell_with_its_name(bench):
+    said = started(bench, first="bad")
+    (row,) = bench.rows().values()
+    assert (said.code, row["status"], row["reason"]) == (1, "failed", "start first: RuntimeError: no")
+    assert "RuntimeError: no" in row["traceback"]
+
+
+def test_a_damaged_start_is_made_again_where_it_is_needed(bench):
+    started(bench, block="quantizer: first")
+    flip(bench.artifacts("quantize")[0] / "model.safetensors")
+    bench.calls()
+    said = started(bench)
+    assert (said.code, [call.split()[0] for call in bench.calls()].count("quantize")) == (0, 2)
+
+
+def test_a_start_that_is_gone_is_no_reason_to_run_a_finished_cell_again(bench):
+    started(bench)
+    rows = (bench.results / "toysuite.jsonl").read_bytes()
+    key = next(iter(bench.rows().values()))["keys"]["start"]
+    (bench.home / "store" / "quantize" / key).rename(bench.folder / "aside")
+    bench.calls()
+    assert (bench.run().code, bench.calls(), (bench.results / "toysuite.jsonl").read_bytes()) == (0, [], rows)
+
+
+# --- agreement with the float network, and what papers say ----------------------------------------------------------
+
+
+PREDICTS = """
+class Predicts(ToyTask):
+    name = "predicts"
+
+    def evaluate(self, module, pretrained, ctx):
+        first = not (HERE / "second").exists()
+        (HERE / "second").touch()
+        return zsqbench.Evaluation({"top1": 50.0}, [True] * 4, FLOAT if first else QUANTIZED)
+"""
+
+
+@pytest.mark.parametrize(
+    ("full", "quantized", "agreement"),
+    [
+        ("[0, 1, 2, 3]", "[0, 1, 2, 2]", 75.0),
+        ("[0, 1, 2, 3]", "[0, 1, 2, 3]", 100.0),
+        ("[-1, 1, 2, 3]", "[-1, 1, 2, -1]", 50.0),
+        ("[0, 1, 2, 3]", "[]", None),
+        ("[]", "[0, 1, 2, 3]", None),
+    ],
+)
+def test_a_row_says_on_how_many_samples_both_networks_agree(bench, full, quantized, agreement):
+    bench.add_plugin(PREDICTS.replace("FLOAT", full).replace("QUANTIZED", quantized))
+    bench.matrix("task: predicts")
+    bench.run()
+    (row,) = bench.rows().values()
+    assert row["metrics"].get("agreement") == agreement
+    assert "agreement" not in row["float_metrics"]
+
+
+def test_predictions_of_other_samples_say_nothing_of_agreement(bench):
+    bench.add_plugin(PREDICTS.replace("[True] * 4", "[]").replace("FLOAT", "[0, 1]").replace("QUANTIZED", "[0, 1, 2]"))
+    bench.matrix("task: predicts")
+    bench.run()
+    (row,) = bench.rows().values()
+    assert (row["status"], list(row["metrics"])) == ("done", ["top1"])
+
+
+PUBLISHED = """
+name: toysuite
+plugins: [toy.py]
+models: {resnet18: {base: a}}
+generators: {hast: {method: toy}}
+quantizers: {hast: {method: toyq}}
+matrix:
+  - {task: toytask, model: resnet18, generator: hast, quantizer: hast, scheme: [hast/w3a3, hast/w4a4, float]}
+"""
+
+
+def test_a_row_holds_what_a_paper_says_of_its_cell_whatever_became_of_it(bench):
+    bench.suite(f"{PUBLISHED}published: {{source: hast, table: [2, 4]}}\n")
+    bench.run()
+    rows = list(bench.rows().values())
+    assert [row.get("published", {}).get("value") for row in rows] == [51.15, 66.91, None]
+    assert rows[0]["published"]["source"] == "HAST, Table 2"
+
+
+def test_a_table_that_a_suite_names_later_is_added_to_its_rows_and_nothing_runs(bench):
+    bench.suite(PUBLISHED)
+    bench.run()
+    bench.calls()
+    bench.suite(f"{PUBLISHED}published: {{source: hast, table: 2}}\n")
+    bench.run()
+    added = [row.get("published", {}).get("value") for row in bench.rows().values()]
+    bench.suite(PUBLISHED)
+    bench.run()
+    assert (bench.calls(), added) == ([], [51.15, 66.91, None])
+    assert not any("published" in row for row in bench.rows().values())
+
+
 # --- diagnostics ----------------------------------------------------------------------------------------------------
 
 

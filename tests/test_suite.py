@@ -131,6 +131,111 @@ def test_an_impossible_cell_says_why(bench, load, block, reason):
     assert [reason] == [cell.reason for cell in load().cells]
 
 
+STARTS = "class Starts(ToyQuantizer):\n    name = 'starts'\n    seeded = False\n    start: str | None = None\n"
+
+
+@pytest.fixture
+def starting(bench, load):
+    """Load a suite whose quantizers may start from each other."""
+
+    def starting(quantizers, block="quantizer: fine", plugin=""):
+        bench.add_plugin(STARTS + plugin)
+        bench.matrix(block, head=f"quantizers: {{{quantizers}}}")
+        return load()
+
+    return starting
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_quantizer_starts_from_one_that_the_suite_names_before_or_after(starting, after):
+    named = ["first: {method: toyq, shift: 2.0}", "fine: {method: starts, start: first}"]
+    suite = starting(", ".join(reversed(named) if after else named))
+    assert [link.label for link in suite.quantizers["fine"].chain] == ["fine", "first"]
+    assert suite.quantizers["fine"].start.method.shift == 2.0
+
+
+def test_a_quantizer_may_start_from_a_method_that_the_suite_does_not_name(starting):
+    assert starting("fine: {method: starts, start: toyq}").quantizers["fine"].start.method.name == "toyq"
+
+
+def test_a_default_start_holds_for_a_quantizer_that_only_the_matrix_names(starting):
+    plugin = "class Goes(ToyQuantizer):\n    name = 'goes'\n    start: str | None = 'toyq'\n"
+    assert starting("", "quantizer: goes", plugin).quantizers["goes"].start.label == "toyq"
+
+
+def test_seeds_count_where_what_a_quantizer_starts_from_is_seeded(starting):
+    quantizers = "fine: {method: starts, start: seeded}, seeded: {method: toyq}"
+    plugin = "class Same(Toy):\n    name = 'same'\n    seeded = False\n"
+    suite = starting(quantizers, "generator: same, quantizer: [fine, starts], seed: [0, 1]", plugin)
+    assert [cell.seed for cell in suite.cells] == [0, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "block", "reason"),
+    [
+        (
+            "fine: {method: starts, start: fp32}",
+            "",
+            (
+                "fine starts from fp32, and fp32 rejects hw/w4a4: it leaves the network in floating point, so it runs "
+                "at scheme float only"
+            ),
+        ),
+        (
+            "fine: {method: starts, start: middle}, middle: {method: starts, start: labels}",
+            "",
+            "fine starts from labels, and labels needs labels, and toy gives none",
+        ),
+        (
+            "fine: {method: free, start: toyq}",
+            "generator: none",
+            "fine starts from toyq, and toyq needs calibration images, and the generator is none",
+        ),
+        ("fine: {method: starts, start: datafree}", "", None),
+        ("fine: {method: free, start: datafree}", "generator: none", None),
+    ],
+)
+def test_what_a_quantizer_starts_from_has_to_be_possible_too(starting, quantizers, block, reason):
+    plugin = (
+        "class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n\n"
+        "class Free(ToyQuantizer):\n    name = 'free'\n    data_free = True\n    start: str | None = None\n"
+    )
+    suite = starting(quantizers, ", ".join(filter(None, [block, "quantizer: fine"])), plugin)
+    assert [cell.reason for cell in suite.cells] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "expected"),
+    [
+        (
+            "{fine: {method: starts, start: fine}}",
+            "3: a quantizer cannot start from its own result: fine starts from fine",
+        ),
+        (
+            (
+                "{a: {method: starts, start: b}, fine: {method: toyq},\n"
+                " b: {method: starts, start: c}, c: {method: starts,\n start: a}}"
+            ),
+            "5: a quantizer cannot start from its own result: a starts from b, b starts from c, c starts from a",
+        ),
+        ("{fine: {method: starts,\n start: toyqq}}", "4: unknown quantizer"),
+        (
+            "{fine: {method: starts, start: frist}, first: {method: toyq}}",
+            "3: unknown quantizer 'frist'; did you mean 'first'?",
+        ),
+        ("{fine: {method: starts, start: 5}}", "3: quantizers.fine.start: expected a valid string, got 5"),
+    ],
+)
+def test_a_start_that_cannot_be_meant_is_refused_with_its_place(bench, quantizers, expected):
+    bench.add_plugin(STARTS)
+    bench.matrix("quantizer: fine", head=f"quantizers: {quantizers}")
+    said = bench.error()
+    if "toyqq" in quantizers:
+        assert said.startswith("unknown quantizer 'toyqq' in toy.yaml:4; did you mean 'toyq'? known: ")
+    else:
+        assert said.startswith(f"toy.yaml:{expected}")
+
+
 def test_a_quantizer_that_needs_labels_cannot_take_images_without(bench, load):
     bench.add_plugin("class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n")
     bench.matrix("quantizer: labels")
@@ -380,6 +485,97 @@ def test_every_mistake_is_told_at_once_each_in_a_line_of_its_own(bench):
     bench.suite(f"{HEAD}typo: 1\n{MATRIX.replace('model: a', 'modle: a')}")
     said = bench.zsqbench("plan", bench.file, "--no-plugin", "mlflow", *bench.places())
     assert sorted(line.split("toy.yaml:")[1][0] for line in said.err.splitlines()) == ["3", "5"]
+
+
+PUBLISHED_REFUSALS = {
+    "a misspelt source": (
+        "{source: hasst, table: 2}",
+        "5: unknown source of published values 'hasst'; did you mean 'hast'? known: brecq, dgh, hast, intraq",
+    ),
+    "a misspelt source in a list": (
+        "[{source: hast, table: 2},\n  {source: hasst, table: 2}]",
+        "6: unknown source of published values 'hasst'; did you mean 'hast'?",
+    ),
+    "a table that is not there": (
+        "{source: hast,\n  table: [2, 3]}",
+        "6: unknown table of hast '3'; did you mean '3b'? known: 1a, 1b, 2, 3a, 3b, 4, 5, 6, 7, 8",
+    ),
+    "no table": ("{source: hast,\n  table: []}", "6: published.table is empty; expected at least one value"),
+    "a misspelt key": (
+        "{source: hast,\n  tabel: 2}",
+        "6: unknown key 'tabel'; did you mean 'table'? known: source, table",
+    ),
+    "a name alone": ("hast", '5: published: expected an object, got "hast"'),
+}
+
+
+@pytest.mark.parametrize("what", PUBLISHED_REFUSALS)
+def test_published_tables_that_cannot_be_meant_are_refused_in_one_line_with_their_place(bench, what):
+    given, expected = PUBLISHED_REFUSALS[what]
+    bench.suite(f"{HEAD}{MATRIX}published: {given}\n")
+    assert bench.error().startswith(f"toy.yaml:{expected}")
+
+
+PUBLISHED = """
+name: toysuite
+plugins: [toy.py]
+models: {resnet18: {base: a}}
+generators: {hast: {method: toy}, intraq: {method: toy}}
+quantizers: {hast: {method: toyq}, ste: {method: toyq}}
+matrix:
+  - {task: toytask, model: resnet18, generator: [hast, intraq], quantizer: [hast, ste], scheme: [hw/w3a3, hast/w3a3]}
+"""
+
+
+def test_what_a_paper_says_of_a_cell_is_found_by_the_names_of_its_parts(load):
+    suite = load(f"{PUBLISHED}published: {{source: hast, table: 2}}\n")
+    told = {cell.name: suite.published_of(cell) for cell in suite.cells if suite.published_of(cell)}
+    assert {name: value["value"] for name, value in told.items()} == {
+        "toytask:resnet18:hast:hast:hast/w3a3:0": 51.15,
+        "toytask:resnet18:intraq:ste:hast/w3a3:0": 45.51,
+    }
+    assert suite.notes == []
+
+
+def test_the_table_that_is_named_first_counts(load):
+    values = []
+    for tables in ("[6, 2]", "2", "4"):
+        suite = load(f"{PUBLISHED}published: [{{source: hast, table: {tables}}}, {{source: hast, table: 4}}]\n")
+        values.append([suite.published_of(cell).get("source") for cell in suite.cells])
+    two, four = "HAST, Table 2", "HAST, Table 4"
+    assert values == [
+        [None, two, None, four, None, None, None, two],
+        [None, two, None, four, None, None, None, two],
+        [None, four, None, four, None, None, None, None],
+    ]
+
+
+def test_tables_that_say_nothing_of_a_cell_are_noted(bench, load):
+    suite = load(f"{HEAD}{MATRIX}published: {{source: hast, table: 2}}\n")
+    assert suite.notes == [
+        f"{bench.file}:5: these tables say nothing of a cell; parts of a cell must be called as there"
+    ]
+
+
+def test_what_a_paper_says_is_in_no_definition(load):
+    definitions = []
+    for table in ("2", "4"):
+        suite = load(f"{PUBLISHED}published: {{source: hast, table: {table}}}\n")
+        definitions.append([suite.definition(cell) for cell in suite.cells])
+    assert definitions[0] == definitions[1]
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_suites() if name.startswith("paper/")])
+def test_every_published_value_of_the_tables_of_a_shipped_suite_stands_beside_a_cell(name, tmp_path):
+    for network in ("resnet18_imagenet.pth.tar", "resnet50_imagenet.pth.tar", "mobilenetv2.pth.tar"):
+        (tmp_path / "brecq").mkdir(exist_ok=True)
+        (tmp_path / "brecq" / network).touch()
+    suite = load_suite(shipped_suites()[name], data_root=tmp_path)
+    there = {
+        (cell.model, cell.generator or "none", cell.quantizer, cell.scheme, suite.task(cell.task).metric)
+        for cell in suite.cells
+    }
+    assert {place for place in suite.published if place[3] != "float"} <= there
 
 
 @pytest.mark.parametrize("name", shipped_suites())

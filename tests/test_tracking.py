@@ -221,6 +221,36 @@ def test_metrics_are_final_values_and_the_ends_of_curves(logged):
     }
 
 
+def test_the_oracle_is_logged_beside_the_result_with_its_curve(tmp_path, store):
+    other = Store(tmp_path)
+    other.write("oracle", "c" * 64, {}, lambda folder: (folder / "curves.json").write_text('{"top1": [[4, 90.0]]}'))
+    oracle = {"epoch": 8, "metrics": {"top1": 92.5}, "of": 3}
+
+    tracking.Invocation(replace(Experiment.open("oracle", store), store=other), "parent").log(
+        row(oracle=oracle, keys={"oracle": "c" * 64})
+    )
+
+    (run,) = runs(store, "oracle")[1]
+    found = {name: value for name, value in run.data.metrics.items() if "oracle" in name or name == "top1"}
+    assert found == {"top1": 91.5, "oracle.top1": 92.5, "oracle.epoch": 8, "oracle.of": 3, "oracle/top1": 90.0}
+
+
+def test_params_say_what_a_quantizer_starts_from(store):
+    start = {"method": "brecq", "version": 3, "options": {"weight_iterations": 100}}
+    method = {"method": "ste", "version": 1, "options": {"start": "short"}, "start": start}
+
+    invoke(store, [row(methods={"quantizer": method})], name="starts")
+
+    (run,) = runs(store, "starts")[1]
+    found = {name: value for name, value in run.data.params.items() if name.startswith("quantizer.start")}
+    assert found == {
+        "quantizer.start": "short",
+        "quantizer.start.method": "brecq",
+        "quantizer.start.version": "3",
+        "quantizer.start.weight_iterations": "100",
+    }
+
+
 def test_curves_keep_their_steps(logged):
     history = logged.client.get_metric_history(logged.done.info.run_id, "generate/loss")
 

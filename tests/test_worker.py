@@ -581,3 +581,312 @@ def test_the_threads_of_a_step_are_those_of_its_settings(bench):
     bench.matrix("generator: bad, settings: {threads: 2}")
     bench.run()
     assert only_row(bench)["status"] == "done", only_row(bench).get("reason")
+
+
+# --- a quantizer that goes on from the result of another --------------------------------------------------------------
+
+
+STARTS = """
+class Starts(ToyQuantizer):
+    name = "starts"
+    start: str | None = None
+
+    def quantize(self, student, teacher, data, ctx):
+        import json, torch
+        started = None if ctx.start is None else [ctx.start[-1].bias.tolist(), ctx.start.training]
+        (HERE / "start.json").write_text(json.dumps([teacher.module[-1].bias.tolist(), started]))
+        super().quantize(student, teacher, data, ctx)
+"""
+
+
+def started(bench, *options):
+    bench.add_plugin(STARTS)
+    bench.matrix("quantizer: fine", head=f"quantizers: {{{', '.join(options)}}}")
+    said = bench.run()
+    assert said.code == 0, said.err
+    return json.loads((bench.folder / "start.json").read_text())
+
+
+def test_a_quantizer_is_handed_the_student_that_it_starts_from(bench):
+    bias, (found, training) = started(
+        bench, "fine: {method: starts, start: first}", "first: {method: datafree, shift: 2.0}"
+    )
+    assert (found, training) == (pytest.approx([value + 2.0 for value in bias]), False)
+
+
+def test_a_quantizer_that_starts_from_nothing_is_handed_none(bench):
+    assert started(bench, "fine: {method: starts}")[1] is None
+
+
+def test_a_start_of_a_start_is_what_it_ended_with(bench):
+    bias, (found, _) = started(
+        bench,
+        "fine: {method: starts, start: middle}",
+        "middle: {method: starts, start: first, shift: 1.0}",
+        "first: {method: datafree, shift: 2.0}",
+    )
+    (images,) = (
+        worker.CalibrationSet.load(folder / "calibration.safetensors") for folder in bench.artifacts("generate")
+    )
+    assert found == pytest.approx([value + 1.0 + images.images.mean().item() for value in bias])
+
+
+def test_a_start_with_quantizers_is_restored_with_its_integers(bench):
+    bench.add_plugin("""
+class Starts(ToyQuantizer):
+    name = "starts"
+    start: str | None = None
+
+    def quantize(self, student, teacher, data, ctx):
+        from zsqbench.quant import quantized_layers
+        assert [layer.is_finalized for _, layer in quantized_layers(ctx.start)] == [True, True]
+        ctx.start(data.images)
+""")
+    bench.matrix("quantizer: fine", head="quantizers: {fine: {method: starts, start: rtn}}")
+    bench.run()
+    assert only_row(bench)["status"] == "done", only_row(bench)["reason"]
+
+
+# --- epochs that are kept ---------------------------------------------------------------------------------------------
+
+
+KEEPS = """
+class Keeps(ToyQuantizer):
+    name = "keeps"
+    keep_every: int = 1
+    asked: int = 1
+
+    @property
+    def keeps_epochs(self):
+        return self.keep_every > 0
+
+    def quantize(self, student, teacher, data, ctx):
+        state = ctx.resume() or {"epoch": 0, "bias": student[-1].bias}
+        student[-1].bias.copy_(state["bias"])
+        for epoch in range(state["epoch"] + 1, 13):
+            note(f"epoch {epoch}")
+            student[-1].bias[{11: 0, 12: 1}.get(epoch, 3)] += 10.0**epoch
+            if self.keep_every and epoch % self.keep_every == 0:
+                ctx.keep_epoch(epoch, student)
+            ctx.checkpoint({"epoch": epoch, "bias": student[-1].bias})
+            if epoch == 11 and (HERE / "interrupt").exists():
+                (HERE / "interrupt").unlink()
+                raise KeyboardInterrupt
+"""
+"""In which epoch 11 makes every sample right, for all are said to be of class 0, and the last makes every one wrong."""
+
+
+def keeps(bench, options="", **changes):
+    bench.add_plugin(KEEPS)
+    bench.matrix("quantizer: keeps", head=f"quantizers: {{keeps: {{{options}}}}}")
+    return bench.run(**changes)
+
+
+def of_oracle(bench):
+    (folder,) = bench.artifacts("oracle")
+    return json.loads((folder / "oracle.json").read_text())
+
+
+def test_the_oracle_measures_every_kept_epoch_and_names_the_best(bench):
+    said = keeps(bench)
+    found, row = of_oracle(bench), only_row(bench)
+    assert said.code == 0, said.err
+    assert [one["epoch"] for one in found["epochs"]] == list(range(1, 13))
+    assert [one["metrics"]["top1"] for one in found["epochs"]][-2:] == [100.0, 0.0]
+    assert found["best"] == found["epochs"][10]
+    assert row["oracle"] == {"epoch": 11, "metrics": {"top1": 100.0}, "of": 12}
+    assert row["metrics"]["top1"] == 0.0
+
+
+def test_what_is_kept_lies_beside_the_result_in_flat_files(bench):
+    keeps(bench, "keep_every: 6")
+    (folder,) = bench.artifacts("quantize")
+    kept = [path.name for path in sorted(folder.glob("epoch-*"))]
+    assert kept == ["epoch-0006.safetensors", "epoch-0012.safetensors"]
+    assert (folder / kept[1]).read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not list((bench.home / "partial").iterdir())
+
+
+def test_the_first_of_equal_epochs_is_the_best(bench):
+    keeps(bench, "keep_every: 5")
+    assert [one["metrics"]["top1"] for one in of_oracle(bench)["epochs"]] == [0.0, 0.0]
+    assert only_row(bench)["oracle"]["epoch"] == 5
+
+
+def test_an_epoch_without_a_number_is_not_the_best():
+    epochs = [{"epoch": n, "metrics": {"top1": value}} for n, value in enumerate([float("nan"), 3.0, 4.0], start=1)]
+    assert worker._best(epochs, "top1")["epoch"] == 3
+    assert worker._best(epochs[:1], "top1")["epoch"] == 1
+
+
+def test_a_quantizer_that_was_not_asked_keeps_nothing_and_has_no_oracle(bench):
+    keeps(bench, "keep_every: 0")
+    assert (bench.home / "store" / "oracle").exists() is False
+    assert "oracle" not in only_row(bench)
+    assert not list(bench.artifacts("quantize")[0].glob("epoch-*"))
+
+
+def test_a_quantizer_that_says_it_keeps_epochs_and_keeps_none_fails_its_cell(bench):
+    said = keeps(bench, "keep_every: 50")
+    reason = (
+        "oracle: quantizer keeps says that it keeps epochs, and kept none; it must call ctx.keep_epoch, or its options "
+        "must leave an epoch to keep"
+    )
+    row = only_row(bench)
+    assert (said.code, row["status"], row["reason"], row.get("traceback")) == (1, "failed", reason, None)
+
+
+def test_an_interrupted_and_resumed_run_has_all_epochs(bench, monkeypatch):
+    monkeypatch.setattr(worker, "CHECKPOINT_SECONDS", 0.0)
+    bench.write("interrupt", "")
+    assert keeps(bench).code == 130
+    bench.calls()
+    bench.run()
+    calls = bench.calls()
+    resumed = {path.name: path.read_bytes() for path in bench.artifacts("quantize")[0].glob("*.safetensors")}
+    bench.run_anew("whole")
+    whole = {path.name: path.read_bytes() for path in bench.artifacts("quantize")[0].glob("*.safetensors")}
+    assert [call for call in calls if call.startswith("epoch")] == ["epoch 12"]
+    assert (len(whole), whole == resumed) == (13, True)
+
+
+def test_an_oracle_that_was_interrupted_goes_on_with_the_next_epoch(bench, monkeypatch):
+    monkeypatch.setattr(worker, "CHECKPOINT_SECONDS", 0.0)
+    bench.add_plugin(
+        KEEPS
+        + """
+class Stops(ToyTask):
+    name = "stops"
+
+    def evaluate(self, module, pretrained, ctx):
+        calls = (HERE / "calls.txt").read_text().count("evaluate")
+        if calls == 5 and not (HERE / "was").exists():
+            (HERE / "was").touch()
+            raise KeyboardInterrupt
+        return super().evaluate(module, pretrained, ctx)
+"""
+    )
+    bench.matrix("task: stops, quantizer: keeps")
+    assert bench.run().code == 130
+    bench.calls()
+    bench.run()
+    assert (bench.calls().count("evaluate"), len(of_oracle(bench)["epochs"])) == (12 - 3, 12)
+
+
+def test_a_disk_that_is_full_keeps_the_epochs_that_were_kept(bench, monkeypatch):
+    monkeypatch.setattr(worker, "CHECKPOINT_SECONDS", 0.0)
+    write = worker._Reporter._write
+
+    def full(self, name, content):
+        if name == "epoch-0003.safetensors":
+            raise OSError(28, "No space left on device")
+        return write(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._Reporter, "_write", full)
+        keeps(bench)
+    reason = only_row(bench)["reason"]
+    bench.calls()
+    bench.run()
+    assert "cannot keep epoch 3 in " in reason
+    assert next(call for call in bench.calls() if call.startswith("epoch")) == "epoch 3"
+    assert len(of_oracle(bench)["epochs"]) == 12
+
+
+# --- training that diverges -------------------------------------------------------------------------------------------
+
+
+DIVERGES = """
+class Diverges(ToyQuantizer):
+    name = "diverges"
+
+    def quantize(self, student, teacher, data, ctx):
+        import torch
+        from zsqbench.errors import DivergedError
+        assert ctx.resume() is None
+        ctx.checkpoint({"updates": 6})
+        if not (HERE / "ready").exists():
+            raise DivergedError("the loss is nan at update 7", STATE)
+        super().quantize(student, teacher, data, ctx)
+"""
+
+
+def diverges(bench, monkeypatch, state):
+    monkeypatch.setattr(worker, "CHECKPOINT_SECONDS", 0.0)
+    bench.add_plugin(DIVERGES.replace("STATE", state))
+    bench.matrix("quantizer: diverges")
+    bench.run()
+    return only_row(bench)
+
+
+def test_the_last_good_state_of_training_that_diverges_is_kept_to_be_looked_at(bench, monkeypatch):
+    from safetensors.torch import load_file
+
+    row = diverges(bench, monkeypatch, "{'weight': torch.arange(6.0).view(2, 3).T, 'updates': 6}")
+    (path,) = (bench.home / "partial").glob("*/*")
+    place = f"partial/{row['keys']['quantize']}/last-good.safetensors"
+    expected = f"quantize: the loss is nan at update 7; it is in {place} of the home folder"
+    assert (row["status"], row["reason"], row.get("traceback")) == ("failed", expected, None)
+    assert path == bench.home / place
+    assert {name: tensor.tolist() for name, tensor in load_file(path).items()} == {"weight": [[0, 3], [1, 4], [2, 5]]}
+
+
+def test_nothing_goes_on_from_training_that_diverged(bench, monkeypatch):
+    diverges(bench, monkeypatch, "{'weight': torch.ones(1)}")
+    bench.write("ready", "")
+    bench.run()
+    assert (only_row(bench)["status"], list((bench.home / "partial").iterdir())) == ("done", [])
+
+
+@pytest.mark.parametrize("state", ["None", "{}", "{'updates': 6}"])
+def test_training_that_diverges_without_a_good_state_leaves_nothing(bench, monkeypatch, state):
+    row = diverges(bench, monkeypatch, state)
+    assert (row["reason"], list((bench.home / "partial").iterdir())) == ("quantize: the loss is nan at update 7", [])
+
+
+def test_a_last_good_state_that_cannot_be_written_is_no_other_error(bench, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._Reporter, "_write", full)
+        row = diverges(bench, monkeypatch, "{'weight': torch.ones(1)}")
+    assert row["reason"] == "quantize: the loss is nan at update 7"
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+PREDICTS = """
+class Predicts(ToyTask):
+    name = "predicts"
+
+    def evaluate(self, module, pretrained, ctx):
+        evaluation = super().evaluate(module, pretrained, ctx)
+        return zsqbench.Evaluation(evaluation.metrics, evaluation.per_sample, PREDICTIONS)
+"""
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(9, "int16"), (40_000, "int32")])
+def test_predictions_are_kept_as_small_integers(bench, top, dtype):
+    import numpy as np
+
+    bench.add_plugin(PREDICTS.replace("PREDICTIONS", f"[-1, {top}] * 10"))
+    bench.matrix("task: predicts")
+    bench.run()
+    (folder,) = bench.artifacts("evaluate")
+    found = np.load(folder / "predictions.npy")
+    assert (found.tolist(), found.dtype) == ([-1, top] * 10, dtype)
+
+
+def test_as_many_predictions_as_samples_are_demanded(bench):
+    bench.add_plugin(PREDICTS.replace("PREDICTIONS", "[1, 2, 3]"))
+    bench.matrix("task: predicts")
+    bench.run()
+    assert only_row(bench)["reason"] == "baseline: task predicts gave 3 predictions of 20 samples"
+
+
+def test_a_task_without_predictions_leaves_no_file_of_them(bench):
+    bench.matrix("")
+    bench.run()
+    assert not (bench.artifacts("evaluate")[0] / "predictions.npy").exists()

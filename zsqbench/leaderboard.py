@@ -5,7 +5,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,10 @@ from zsqbench.scheme import FLOAT
 
 Form = Literal["md", "csv", "html", "latex", "json"]
 Control = Literal["negative control", "real data, not data-free", "float control"]
+ColumnKind = Literal["measured", "oracle", "published"]
+BESIDE: tuple[ColumnKind, ...] = ("oracle", "published")
+"""The columns that may stand beside one of results, in their order."""
+
 T = TypeVar("T")
 
 METRICS = {"top1": "top-1 accuracy in percent", "top5": "top-5 accuracy in percent"}
@@ -32,6 +36,12 @@ SEVERITY = ("failed", "interrupted", "impossible", "excluded")
 
 BELOW_CONTROL = "below the negative control"
 """The footnote of a method that is worse than noise with the same quantizer."""
+
+ORACLE = (
+    "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do; it is what "
+    "released trainers print, and no result"
+)
+"""What a column of this kind is."""
 
 LATEX = str.maketrans(
     {
@@ -109,23 +119,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """Where methods are compared. Two schemes are never in one column."""
+    """Where methods are compared. Two schemes are never in one column, nor are a result and what is no result."""
 
     task: str
     model: str
     scheme: str
+    kind: ColumnKind = "measured"
+    """Beside results: the best epoch by the evaluated images (oracle), and what papers say (published)."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a method reached in a column: the seeds that are done, and why others are not."""
+    """What a method reached in a column: the seeds that are done, and why others are not; or what a paper says."""
 
     values: tuple[float, ...]
     drops: tuple[float, ...]
     status: str
     reasons: tuple[str, ...]
     """One line for each thing that happened, deduplicated."""
-    calibrated: int | None
+    calibrated: int | None = None
+    stated: float | None = None
+    """The deviation that a paper states."""
 
     @property
     def mean(self) -> float | None:
@@ -135,7 +149,7 @@ class Entry:
     @property
     def std(self) -> float | None:
         """Sample standard deviation over the seeds that are done; none for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return statistics.stdev(self.values) if len(self.values) > 1 else self.stated
 
     @property
     def drop(self) -> float | None:
@@ -158,11 +172,14 @@ class Table:
     """What a reader has to know who sees nothing but the table; what is bold comes after it."""
     measured: tuple[str, ...]
     """What was measured, on what, and calibrated on what."""
+    published: tuple[str, ...] = ()
+    """Where published values are from."""
 
     @cached_property
     def means(self) -> dict[tuple[Row, Column], float]:
-        """Means at the precision that is shown: methods that look equal are equal."""
-        return {place: round(entry.mean, 2) for place, entry in self.entries.items() if entry.mean is not None}
+        """Means of results at the precision that is shown: methods that look equal are equal."""
+        results = {place: entry.mean for place, entry in self.entries.items() if place[1].kind == "measured"}
+        return {place: round(mean, 2) for place, mean in results.items() if mean is not None}
 
     @cached_property
     def below_control(self) -> dict[tuple[Row, Column], bool]:
@@ -205,7 +222,7 @@ class Table:
         return {text: number for number, text in enumerate(texts, start=1)}
 
     def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
-        """Why seeds of a cell did not run, and whether it is worse than noise."""
+        """Why seeds of a cell did not run, and whether it is worse than noise; or what a paper adds to its value."""
         entry = self.entries.get((row, column))
         below = (BELOW_CONTROL,) if self.below_control.get((row, column)) else ()
         return (*entry.reasons, *below) if entry else ()
@@ -227,13 +244,15 @@ class Table:
             in controls,
             "float control: nothing is quantized, so it must reproduce the float network": "float control" in controls,
             "random weights: the network was never trained, its weights are seeded random numbers": self.random_models,
+            ORACLE: any(column.kind == "oracle" for column in self.columns),
         }
-        return [*self.measured, *(text for text, occurs in marks.items() if occurs)]
+        return [*self.measured, *(text for text, occurs in marks.items() if occurs), *self.published]
 
     def head(self, column: Column) -> tuple[str, str, str]:
         """Task, model and scheme as the table shows them."""
         mark = " (random weights)" if column.model in self.random_models else ""
-        return column.task, column.model + mark, column.scheme
+        kind = "" if column.kind == "measured" else f" ({column.kind})"
+        return column.task, column.model + mark, column.scheme + kind
 
 
 def leaderboard(results: Sequence[Result], form: Form) -> str:
@@ -252,15 +271,24 @@ def build_table(results: Sequence[Result]) -> Table:
     groups: dict[tuple[Row, Column], list[Result]] = {}
     for result in results:
         groups.setdefault((_row(result), _column(result)), []).append(result)
+    entries: dict[tuple[Row, Column], Entry] = {}
+    for (row, column), group in groups.items():
+        entries[row, column] = _entry(group)
+        for kind, entry in zip(BESIDE, (_oracle(group), _published(group)), strict=True):
+            if entry is not None:
+                entries[row, replace(column, kind=kind)] = entry
+    there = {column for _, column in entries}
+    columns = [each for _, column in groups for each in (column, *(replace(column, kind=kind) for kind in BESIDE))]
     return Table(
         suite=_listed(result.suite for result in results),
         rows=tuple(_unique(row for row, _ in groups)),
-        columns=tuple(_unique(column for _, column in groups)),
-        entries={place: _entry(group) for place, group in groups.items()},
-        floats={_column(result): result.float_value for result in reversed(results) if result.float_value is not None},
+        columns=tuple(column for column in _unique(columns) if column in there),
+        entries=entries,
+        floats=_floats(results),
         random_models=frozenset(result.model for result in results if result.model_facts.get("random_weights")),
         caption=_caption(results),
         measured=tuple(_measured(results)),
+        published=tuple(_sources(results)),
     )
 
 
@@ -307,10 +335,58 @@ def _entry(group: Sequence[Result]) -> Entry:
     )
 
 
+def _oracle(group: Sequence[Result]) -> Entry | None:
+    """The best epochs of seeds that are done, by the evaluated images; none where no seed was asked for them."""
+    found = [(result.oracle_value, result.float_value) for result in group if result.status == "done"]
+    values = tuple(value for value, _ in found if value is not None)
+    drops = tuple(full - value for value, full in found if value is not None and full is not None)
+    return Entry(values, drops, "done", ()) if values else None
+
+
+def _published(group: Sequence[Result]) -> Entry | None:
+    """What a paper says, none where it says nothing; the seeds of a cell hold the same."""
+    told = next((result.published for result in group if result.published), None)
+    if told is None:
+        return None
+    drops = (told["float"] - told["value"],) if "float" in told else ()
+    notes = (told["note"],) if "note" in told else ()
+    return Entry((told["value"],), drops, "done", notes, stated=told.get("std"))
+
+
+def _floats(results: Sequence[Result]) -> dict[Column, float]:
+    """What the float network reaches, and what it is published to reach; the first row of a column counts."""
+    floats: dict[Column, float] = {}
+    for result in results:
+        if result.float_value is not None:
+            floats.setdefault(_column(result), result.float_value)
+        if "float" in result.published:
+            floats.setdefault(replace(_column(result), kind="published"), result.published["float"])
+    return floats
+
+
+def _sources(results: Sequence[Result]) -> Iterable[str]:
+    """A line for each paper: which of its tables, and how it is cited."""
+    tables: dict[str, list[str]] = {}
+    for result in results:
+        if result.published:
+            tables.setdefault(result.published["citation"], []).append(result.published["source"])
+    for citation, sources in tables.items():
+        yield f"published: {_listed(sources)}, as its authors measured it: {citation}"
+
+
 def _details(label: str | None, method: Mapping[str, Any]) -> str:
     """`dgh, 128 images, 150 iterations`: the method where the suite has a name of its own, and what is not default."""
     name = [] if method.get("method", label) == label else [str(method["method"])]
-    return ", ".join(name + [_option(option, value) for option, value in method.get("changed", {}).items()])
+    start = method.get("start")
+    options = {
+        option: _option(option, value) if option != "start" or start is None else f"start {_label(value, start)}"
+        for option, value in method.get("changed", {}).items()
+    }
+    return ", ".join([*name, *options.values()])
+
+
+def _label(label: str, method: Mapping[str, Any]) -> str:
+    return _with_details(label, _details(label, method))
 
 
 def _option(name: str, value: Any) -> str:
@@ -506,11 +582,22 @@ def _records(table: Table) -> list[dict[str, Any]]:
             "below_control": table.below_control.get((row, column)),
             "status": entry.status,
             "reason": "; ".join(entry.reasons),
+            **_beside(table, row, column),
         }
         for row in table.rows
         for column in table.columns
-        if (entry := table.entries.get((row, column))) is not None
+        if column.kind == "measured" and (entry := table.entries.get((row, column))) is not None
     ]
+
+
+def _beside(table: Table, row: Row, column: Column) -> dict[str, float | None]:
+    """The oracle and the published value of a record."""
+    beside: dict[str, float | None] = {}
+    for kind in BESIDE:
+        entry = table.entries.get((row, replace(column, kind=kind)))
+        beside[kind] = _rounded(entry.mean if entry else None)
+        beside[f"{kind}_std"] = _rounded(entry.std if entry else None)
+    return beside
 
 
 def _rounded(value: float | None) -> float | None:

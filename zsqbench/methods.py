@@ -157,6 +157,37 @@ class Method(BaseModel):
         }
 
 
+SMALL = 64
+"""Images with fewer pixels than this a side are taken for those of CIFAR, where papers give values for data sets."""
+
+
+class ByDataSet(Method):
+    """A method whose `presets` hold values by data set, too: papers give them so.
+
+    They are taken for others like them: those of CIFAR-10 and CIFAR-100, by the number of classes, for images below 64
+    pixels, and those of ImageNet for larger ones.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]]
+
+    def published(self, option: str, teacher: "Pretrained") -> Any:
+        """The value of an option: given, or the preset's for the data set that is most like the teacher's."""
+        value = getattr(self, option)
+        return self.published_values(teacher)[option] if value is None else value
+
+    def published_values(self, teacher: "Pretrained") -> Mapping[str, Any]:
+        """All values of the preset for this data set, by option."""
+        values: Mapping[str, Any] = self.presets[getattr(self, "preset", "")][data_set(teacher)]
+        return values
+
+
+def data_set(teacher: "Pretrained") -> str:
+    """The data set of papers that is most like the one that a network was trained on: cifar10, cifar100 or imagenet."""
+    if max(teacher.input_size[1:]) >= SMALL:
+        return "imagenet"
+    return "cifar10" if (teacher.classes or 0) <= 10 else "cifar100"  # noqa: PLR2004 - as the names say
+
+
 class Generator(Method, ABC):
     """Makes calibration images from a network alone (or, as a control, from real images)."""
 
@@ -183,6 +214,17 @@ class Quantizer(Method, ABC):
     """Whether it reads no calibration images: its cells have `generator: none`."""
     grids: ClassVar[tuple[Grid, ...]] = ("affine",)
     """The grids that it can use, of which a scheme may demand one (`pot` does)."""
+
+    @property
+    def starts_from(self) -> str | None:
+        """The quantizer of the suite from whose result it goes on (`ctx.start`): its option `start`, if it has one."""
+        start: str | None = getattr(self, "start", None)
+        return start
+
+    @property
+    def keeps_epochs(self) -> bool:
+        """Whether it will call `ctx.keep_epoch`: the harness then also measures what it kept, for the oracle."""
+        return False
 
     def rejects(self, scheme: Scheme) -> str | None:
         """Why this quantizer cannot run at this scheme, or none."""
@@ -432,6 +474,9 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     per_sample: Sequence[bool] = ()
+    predictions: Sequence[int] = ()
+    """What was predicted of each sample, such as the index of a class; below 0 where nothing was. With them, the
+    harness says on how many samples a quantized network agrees with the float one."""
 
 
 class ReportsProgress(Protocol):
@@ -452,6 +497,9 @@ class ReportsProgress(Protocol):
     def resume(self) -> dict[str, Any] | None:
         """The state kept last."""
 
+    def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
+        """Keep a student as it is after an epoch."""
+
 
 @dataclass
 class StepContext:
@@ -465,6 +513,8 @@ class StepContext:
     reporter: ReportsProgress
     real_images: CalibrationSet | None = None
     """Real images, for a generator with `uses_real_data` only."""
+    start: "nn.Module | None" = None
+    """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
 
     def randn(self, *shape: int) -> "torch.Tensor":
         """Standard normal numbers on the device, from `rng`."""
@@ -506,6 +556,14 @@ class StepContext:
     def resume(self) -> dict[str, Any] | None:
         """The state that an interrupted run of this very step left, with `rng` set back to it, or none."""
         return self.reporter.resume()
+
+    def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
+        """Keep a copy of the student as the result would be if training ended with this epoch.
+
+        Only for a quantizer that said so (`keeps_epochs`). The result is the student that `quantize` leaves, all the
+        same. After an interruption, the copies that were kept are still there.
+        """
+        self.reporter.keep_epoch(epoch, student)
 
     def compile(self, function: F) -> F:
         """The function, compiled where the settings say so.

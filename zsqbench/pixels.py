@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import CalibrationSet, Generator
+from zsqbench.methods import ByDataSet, CalibrationSet, Generator
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from zsqbench.methods import Pretrained, StepContext
     from zsqbench.synthesis import BNLoss
-
-SMALL = 64
-"""Images with fewer pixels than this a side are taken for those of CIFAR, where papers give values for data sets."""
 
 
 class PixelGenerator(Generator, ABC):
@@ -76,29 +73,20 @@ class PixelGenerator(Generator, ABC):
         return torch.cat([pixels.cpu() for pixels in made])
 
 
-class LabelledGenerator(PixelGenerator, ABC):
+class LabelledGenerator(ByDataSet, PixelGenerator, ABC):
     """A generator of images of classes that are drawn at random, seen through random crops on their way to the network.
 
     In part of the iterations each image of a batch is cropped, resized and flipped or not, by itself (IntraQ calls it
-    local object reinforcement); what is given away are the pixels. Papers give values for data sets, which are taken
-    for others like them: those of CIFAR-10 and CIFAR-100, by the number of classes, for images below 64 pixels, and
-    those of ImageNet for larger ones. `presets` holds them by preset and data set.
+    local object reinforcement); what is given away are the pixels.
     """
 
     needs_classes = True
     gives_labels = True
-    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, float]]]]
-
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     crop_probability: float | None = Field(
         None, ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
     )
     crop_scale: float | None = Field(None, gt=0, le=1, description="smallest part of its area that a crop of it has")
-
-    def published(self, option: str, teacher: "Pretrained") -> float:
-        """The value of an option: given, or the preset's for the data set that is most like the teacher's."""
-        given: float | None = getattr(self, option)
-        return self.presets[self.preset][_data_set(teacher)][option] if given is None else given
 
     def synthesise(
         self,
@@ -143,7 +131,7 @@ class LabelledGenerator(PixelGenerator, ABC):
             stepped=lambda pixels, step: stepped(pixels, of_batches[step // self.iterations], step),
             keep=lambda: {"labels": labels, "cropped": drawn["cropped"], **keep()},
         )
-        chosen = {name: self.published(name, teacher) for name in self.presets[self.preset][_data_set(teacher)]}
+        chosen = {name: self.published(name, teacher) for name in self.published_values(teacher)}
         return CalibrationSet(images, labels.cpu(), provenance={"preset": self.preset, **chosen})
 
     def _draw(self, classes: int, cropped: float, ctx: "StepContext") -> "dict[str, torch.Tensor]":
@@ -198,9 +186,3 @@ class InceptionGenerator(LabelledGenerator, ABC):
             return bn + beta * inception, curves
 
         return losses
-
-
-def _data_set(teacher: "Pretrained") -> str:
-    if max(teacher.input_size[1:]) >= SMALL:
-        return "imagenet"
-    return "cifar10" if (teacher.classes or 0) <= 10 else "cifar100"  # noqa: PLR2004 - as the names say

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from zsqbench.diagnosis import DIAGNOSTICS_VERSION, diagnose_key
-from zsqbench.methods import DataFiles, Method
+from zsqbench.methods import DataFiles
 from zsqbench.results import Result, Status
 from zsqbench.store import FileDigests, Store, digest_of
-from zsqbench.suite import Cell, Suite
+from zsqbench.suite import NO_GENERATOR, Cell, Suite, Variant
 
-StepKind = Literal["resolve", "baseline", "generate", "diagnose", "quantize", "evaluate"]
+StepKind = Literal["resolve", "baseline", "generate", "diagnose", "quantize", "evaluate", "oracle"]
 LIBRARY_VERSION = "2"
 """Raise it whenever `zsqbench.quant` or `zsqbench.synthesis` computes other numbers: their callers cannot know."""
 
-FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate")
-"""A cell is done when these are."""
+EVALUATION_VERSION = "2"
+"""Raise it when something else is kept of an evaluation: it is made again, and no image and no network is."""
+
+FINAL_STEPS: tuple[StepKind, ...] = ("baseline", "evaluate", "oracle")
+"""A cell is done when those of these that it has are."""
 
 MINOR_STEPS: tuple[StepKind, ...] = ("diagnose",)
 """No cell waits for these: they run where no other step could, and what becomes of them is in no row."""
@@ -37,13 +40,15 @@ class Step:
     label: str
     needs: tuple["Step", ...]
     cell: Cell
-    """The first of the cells that need it: tells the worker which model and methods are meant."""
+    """The first of the cells that need it: tells the worker which model, generator and scheme are meant."""
     kin: str
     """Hash of the same without seed and scheme: kin take about the same time."""
     seed: int | None = None
     """None where the step does not use it."""
     after: tuple["Step", ...] = ()
     """Steps that have to end well before it starts, although it reads nothing of theirs."""
+    quantizer: Variant | None = None
+    """What quantizes, of a step about a quantized network: the quantizer of the cell, or one that it starts from."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,30 @@ class PlannedCell:
     traceback: str | None = None
 
     @property
+    def final(self) -> dict[StepKind, Step]:
+        """The steps of which its row is made."""
+        return {kind: self.steps[kind] for kind in FINAL_STEPS if kind in self.steps}
+
+    @property
+    def starts(self) -> dict[str, Step]:
+        """The quantize steps that its own goes on from, the nearest first: `start`, `start.start`, ..."""
+        starts: dict[str, Step] = {}
+        step = self.steps.get("quantize")
+        while step is not None:
+            step = next((need for need in step.needs if need.kind == "quantize"), None)
+            if step is not None:
+                starts[".".join(["start"] * (len(starts) + 1))] = step
+        return starts
+
+    @property
+    def named(self) -> dict[str, Step]:
+        """All steps that its row tells of: its own by kind, and those that it starts from."""
+        return dict(self.steps) | self.starts
+
+    @property
     def keys(self) -> dict[str, str]:
         """Artifact of each step."""
-        return {kind: step.key for kind, step in self.steps.items()}
+        return {name: step.key for name, step in self.named.items()}
 
 
 @dataclass
@@ -123,7 +149,7 @@ class Plan:
         return (
             row is not None
             and row.status == "done"
-            and all(step.key in self.cached for kind, step in planned.steps.items() if kind in FINAL_STEPS)
+            and all(step.key in self.cached for step in planned.final.values())
             and row.keys == planned.keys
             and row.definition == self.suite.definition(planned.cell)
         )
@@ -143,8 +169,8 @@ class Plan:
             wanted[step.key] = step
 
         for cell in self.cells if planned is None else planned:
-            for kind in FINAL_STEPS if cell.steps else ():
-                want(cell.steps[kind])
+            for final in cell.final.values():
+                want(final)
         sets = {key for key, step in wanted.items() if step.kind == "generate"} | self.cached
         for step in (cell.diagnose for cell in self.cells):
             if step is not None and sets.issuperset(need.key for need in step.needs):
@@ -220,9 +246,6 @@ class _Planner:
         self._made: dict[tuple[str, ...], Step] = {}
         self._kin = cache(_hash)
         # What a cell's parts contribute to keys is the same for thousands of cells.
-        self.generator = cache(lambda label: digest_of(suite.generators[label].identity))
-        self.quantizer = cache(lambda label: digest_of(suite.quantizers[label].identity))
-        self.task = cache(lambda label: digest_of(suite.tasks[label].identity))
         self.scheme = cache(lambda label: digest_of(suite.schemes[label].model_dump(mode="json", exclude={"name"})))
         self.settings = cache(lambda settings: digest_of([LIBRARY_VERSION, settings.model_dump(mode="json")]))
 
@@ -241,8 +264,8 @@ class _Planner:
 
     def _steps(self, cell: Cell, model: str) -> dict[StepKind, Step]:
         data = self.data[cell.task]
-        threads = str(cell.settings.threads)
-        measure = (self.task(cell.task), data.evaluation, threads, LIBRARY_VERSION)
+        threads, task = str(cell.settings.threads), self.suite.tasks[cell.task].digest
+        measure = (task, data.evaluation, threads, LIBRARY_VERSION, EVALUATION_VERSION)
         settings = self.settings(cell.settings)
         steps: dict[StepKind, Step] = {}
         accuracy = self.suite.models[cell.model].float_accuracy
@@ -251,29 +274,38 @@ class _Planner:
         after = (steps["baseline"],) if claim else ()  # nothing is made of a network that is not the one that is meant
         needs: tuple[Step, ...] = ()
         if cell.generator is not None:
-            method = self._method(cell.generator)
-            real = (data.calibration or "", self.task(cell.task)) if getattr(method, "uses_real_data", False) else ()
-            parts = (model, self.generator(cell.generator), settings, *real)
+            generator = self.suite.generators[cell.generator]
+            real = (data.calibration or "", task) if getattr(generator.method, "uses_real_data", False) else ()
+            parts = (model, generator.digest, settings, *real)
             label = f"{cell.model} {cell.generator}"
-            seed = cell.seed if method.seeded else None
+            seed = cell.seed if generator.method.seeded else None
             steps["generate"] = self._step("generate", cell, parts, label, seed=seed, after=after)
             needs = (steps["generate"],)
-        quantizer = self.suite.quantizer(cell)
-        parts = (model, self.quantizer(cell.quantizer), settings)
-        label = f"{cell.model} {cell.generator or 'none'} {cell.quantizer} {cell.scheme}"
-        seed = cell.seed if quantizer.seeded else None
-        scheme = self.scheme(cell.scheme)
-        steps["quantize"] = self._step("quantize", cell, parts, label, seed, scheme, needs, after)
-        steps["evaluate"] = self._step("evaluate", cell, measure, label, needs=(steps["quantize"],))
+        quantizer = self.suite.quantizers[cell.quantizer]
+        steps["quantize"] = self._quantize(cell, model, quantizer, needs, after)
+        label = f"{cell.model} {cell.generator or NO_GENERATOR} {cell.quantizer} {cell.scheme}"
+        finals: list[StepKind] = ["evaluate", "oracle"] if quantizer.quantizer.keeps_epochs else ["evaluate"]
+        for kind in finals:
+            steps[kind] = self._step(kind, cell, measure, label, needs=(steps["quantize"],), quantizer=quantizer)
         return steps
 
+    def _quantize(
+        self, cell: Cell, model: str, quantizer: Variant, images: tuple[Step, ...], after: tuple[Step, ...]
+    ) -> Step:
+        """The quantize step of a cell, or of what that starts from; which needs no images where it reads none."""
+        needs = () if quantizer.quantizer.data_free else images
+        if quantizer.start is not None:
+            needs += (self._quantize(cell, model, quantizer.start, images, after),)
+        parts = (model, quantizer.digest, self.settings(cell.settings))
+        maker = NO_GENERATOR if quantizer.quantizer.data_free else cell.generator or NO_GENERATOR
+        label = f"{cell.model} {maker} {quantizer.label} {cell.scheme}"
+        seed, scheme = cell.seed if quantizer.method.seeded else None, self.scheme(cell.scheme)
+        return self._step("quantize", cell, parts, label, seed, scheme, needs, after, quantizer)
+
     def _diagnose(self, cell: Cell, generate: Step) -> Step:
-        real = (self.data[cell.task].calibration or "", self.task(cell.task))
+        real = (self.data[cell.task].calibration or "", self.suite.tasks[cell.task].digest)
         parts = (*real, str(cell.settings.threads), DIAGNOSTICS_VERSION)  # the network is in the key of the set
         return self._step("diagnose", cell, parts, f"{cell.model} {cell.generator}", needs=(generate,))
-
-    def _method(self, label: str) -> Method:
-        return self.suite.generators[label].method
 
     def _step(
         self,
@@ -285,6 +317,7 @@ class _Planner:
         scheme: str = "",
         needs: tuple[Step, ...] = (),
         after: tuple[Step, ...] = (),
+        quantizer: Variant | None = None,
     ) -> Step:
         """The step with this identity; its kin may differ in seed and scheme."""
         identity = (kind, *parts, str(seed), scheme, *(need.key for need in needs))
@@ -293,16 +326,15 @@ class _Planner:
             kin = self._kin((kind, *parts, *(need.kin for need in needs)))
             ending = "" if cell.seed is None or kind == "baseline" else f" seed {cell.seed}"
             key = _hash(identity) if kind != "diagnose" else diagnose_key(needs[0].key, _hash(identity))
-            step = Step(kind, key, f"{kind} {label}{ending}", needs, cell=cell, kin=kin, seed=seed, after=after)
+            step = Step(kind, key, f"{kind} {label}{ending}", needs, cell, kin, seed, after, quantizer)
             self._made[identity] = self.steps[step.key] = step
         return step
 
     def _impossible(self, cell: Cell, facts: ModelFacts) -> str | None:
-        generator, quantizer = self.suite.generator(cell), self.suite.quantizer(cell)
+        generator = self.suite.generator(cell)
         folders = [folder.resolve() for folder in self.data[cell.task].files.folders]
-        for method in (generator, quantizer):
-            if method is None:
-                continue
+        methods = [link.method for link in self.suite.quantizers[cell.quantizer].chain]
+        for method in methods if generator is None else [generator, *methods]:
             for path in method.input_files().values():
                 if any(path.is_relative_to(folder) for folder in folders):
                     return f"{method.name} reads {path}, which is in the data of task {cell.task}"
@@ -360,7 +392,6 @@ class Timings:
 def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
     """All that a worker needs to run a step, as plain data."""
     cell = step.cell
-    task = suite.tasks[cell.task]
     settings = cell.settings.model_dump(mode="json")
     if step.kind not in ("generate", "quantize"):
         settings = {"threads": cell.settings.threads}  # the others are in no key of these steps
@@ -369,21 +400,27 @@ def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
         "key": step.key,
         "label": step.label,
         "model": suite.models[cell.model].model_dump(mode="json"),
-        "task": {"method": task.method.name, "options": task.method.options()},
+        "task": _told(suite.tasks[cell.task]),
         "settings": settings,
         "seed": step.seed or 0,
         "needs": {need.kind: need.key for need in step.needs},
     }
-    if step.kind in ("generate", "quantize") and cell.generator is not None:
-        variant = suite.generators[cell.generator]
-        description["generator"] = {"method": variant.method.name, "options": variant.method.options()}
-    if step.kind in ("quantize", "evaluate"):
-        variant = suite.quantizers[cell.quantizer]
-        description["quantizer"] = {"method": variant.method.name, "options": variant.method.options()}
+    uses_set = step.kind == "generate" or (step.kind == "quantize" and "generate" in description["needs"])
+    if uses_set and cell.generator is not None:
+        description["generator"] = _told(suite.generators[cell.generator])
+    if step.quantizer is not None:
+        description["quantizer"] = _told(step.quantizer)
         description["scheme"] = suite.schemes[cell.scheme].model_dump(mode="json")
+    if step.kind == "quantize" and step.quantizer is not None and step.quantizer.start is not None:
+        description["start"] = _told(step.quantizer.start)
     if step.kind == "diagnose":
         description |= {"version": DIAGNOSTICS_VERSION, "real": data[cell.task].calibration is not None}
-    if step.kind in ("generate", "quantize", "evaluate"):
+    if step.kind == "generate" or step.quantizer is not None:
         watched = [*data[cell.task].files.folders] if cell.task in data else []
         description["watched"] = [str(folder.resolve()) for folder in watched]
     return description
+
+
+def _told(variant: Variant) -> dict[str, Any]:
+    """A method as a worker makes it."""
+    return {"method": variant.method.name, "options": variant.method.options()}

@@ -44,8 +44,15 @@ class Result(BaseModel):
     metric: str | None = Field(None, description="the metric that tables show; higher is better")
     metrics: dict[str, float] = {}
     float_metrics: dict[str, float] = {}
+    oracle: dict[str, Any] = Field(
+        {}, description="the best of the kept epochs by the evaluated images: epoch, metrics, and of how many"
+    )
+    published: dict[str, Any] = Field(
+        {}, description="what a paper says of this cell: value, std, float, source, citation, note"
+    )
     methods: dict[str, dict[str, Any]] = Field(
-        {}, description="task, generator, quantizer: method, version, origin, options, and changed: those not default"
+        {},
+        description="task, generator, quantizer: method, version, origin, options, changed (those not default), start",
     )
     model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, ...")
     data: dict[str, Any] = Field({}, description="how many samples were evaluated, how many calibrated on")
@@ -53,7 +60,7 @@ class Result(BaseModel):
     tensors: dict[str, Any] = Field(
         {}, description="hash of the effective per-tensor map and counts of quantized tensors"
     )
-    keys: dict[str, str] = Field({}, description="artifact of each step")
+    keys: dict[str, str] = Field({}, description="artifact of each step, and of the quantize step that it starts from")
     seconds: dict[str, float] = {}
     peak_memory: dict[str, int] = Field({}, description="bytes, per step")
     environment: dict[str, Any] = {}
@@ -62,6 +69,12 @@ class Result(BaseModel):
     def value(self) -> float | None:
         """The metric that tables show."""
         return self.metrics.get(self.metric) if self.metric else None
+
+    @property
+    def oracle_value(self) -> float | None:
+        """The same metric of the best of the kept epochs."""
+        metrics: dict[str, float] = self.oracle.get("metrics", {})
+        return metrics.get(self.metric) if self.metric else None
 
     @property
     def float_value(self) -> float | None:

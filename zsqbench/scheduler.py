@@ -14,7 +14,6 @@ from zsqbench.diagnosis import note_failure
 from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError, one_line
 from zsqbench.methods import Engine
 from zsqbench.plan import (
-    FINAL_STEPS,
     MINOR_STEPS,
     Data,
     ModelFacts,
@@ -158,7 +157,7 @@ class Run:
 
     def _verify(self, plan: Plan, cells: Sequence[PlannedCell]) -> None:
         """Put damaged measurements aside, so that they are made again rather than believed."""
-        for key in {planned.steps[kind].key for planned in cells for kind in FINAL_STEPS} & plan.cached:
+        for key in {step.key for planned in cells for step in planned.final.values()} & plan.cached:
             try:
                 self.store.read(plan.steps[key].kind, key)
             except CorruptArtifactError:
@@ -390,8 +389,8 @@ class _Recorder:
         self._environment = environment()
         self._ending_with: dict[str, list[PlannedCell]] = {}
         for planned in plan.cells:
-            for kind in FINAL_STEPS if planned.steps else ():
-                self._ending_with.setdefault(planned.steps[kind].key, []).append(planned)
+            for step in planned.final.values():
+                self._ending_with.setdefault(step.key, []).append(planned)
 
     def results(self) -> list[Result]:
         """The rows in the order of the plan."""
@@ -402,14 +401,17 @@ class _Recorder:
         return [planned for planned in self.plan.cells if planned.cell.name not in self._results]
 
     def keep(self, planned: PlannedCell) -> None:
-        """Take over the row of an earlier run."""
-        result = self._results[planned.cell.name] = self.plan.rows[planned.cell.name]
+        """Take over the row of an earlier run, with what the suite's papers say of it now."""
+        result, published = self.plan.rows[planned.cell.name], self.run.suite.published_of(planned.cell)
+        if result.published != published:
+            result = result.model_copy(update={"published": published})
+        self._results[planned.cell.name] = result
         self.run.notify("cell_finished", suite=self.run.suite, result=result, cached=True)
 
     def record_settled(self, steps: Iterable[Step]) -> None:
         """Write the rows of the cells that came to their end with these steps."""
         for planned in (planned for step in steps for planned in self._ending_with.get(step.key, ())):
-            settled = all(self._is_settled(planned.steps[kind]) for kind in FINAL_STEPS)
+            settled = all(map(self._is_settled, planned.final.values()))
             if settled and planned.cell.name not in self._results:
                 self.record(planned)
 
@@ -455,6 +457,7 @@ class _Recorder:
             methods={kind: variant.describe() for kind, variant in variants.items()},
             model_facts=vars(facts) if isinstance(facts, ModelFacts) else {},
             data_free=generator is None or not generator.uses_real_data,
+            published=suite.published_of(cell),
             keys=planned.keys,
             **{"environment": self._environment} | self._ending(planned),
         )
@@ -463,12 +466,13 @@ class _Recorder:
         """How it ended: what was measured, or what went wrong first."""
         if not planned.steps:
             return {"status": planned.status, "reason": planned.reason, "traceback": planned.traceback}
-        if all(self._is_measured(planned.steps[kind]) for kind in FINAL_STEPS):
+        if all(map(self._is_measured, planned.final.values())):
             return {"status": "done"} | self._measured(planned)
-        for kind, step in planned.steps.items():
+        for name, step in planned.named.items():
             outcome = self.outcomes.get(step.key)
             if outcome is not None and outcome.status in {"failed", "interrupted"}:
-                reason = f"{kind}: {outcome.error}"
+                label = f" {step.quantizer.label}" if name in planned.starts and step.quantizer else ""
+                reason = f"{name}{label}: {outcome.error}"
                 ending = {"status": outcome.status, "reason": reason, "traceback": outcome.traceback}
                 return ending | self._float_metrics(planned)
         return {"status": "interrupted", "reason": "the run was interrupted"}
@@ -486,24 +490,47 @@ class _Recorder:
 
     def _measured(self, planned: PlannedCell) -> dict[str, Any]:
         store = self.run.store
-        evaluations = {kind: store.read_json(kind, planned.steps[kind].key, "evaluation.json") for kind in FINAL_STEPS}
+        measured = {kind: step.key for kind, step in planned.final.items() if kind != "oracle"}
+        evaluations = {kind: store.read_json(kind, key, "evaluation.json") for kind, key in measured.items()}
         manifests = {}
-        for kind, step in planned.steps.items():
+        for name, step in planned.named.items():
             # What was measured is known without them: images and network may be gone, or damaged.
             with contextlib.suppress(CorruptArtifactError):
-                manifests[kind] = store.manifest(kind, step.key)
+                manifests[name] = store.manifest(step.kind, step.key)
         return {
-            "metrics": evaluations["evaluate"]["metrics"],
+            "metrics": evaluations["evaluate"]["metrics"] | self._agreement(measured["baseline"], measured["evaluate"]),
             "float_metrics": evaluations["baseline"]["metrics"],
+            "oracle": self._oracle(planned),
             "data": {
                 "evaluated": evaluations["evaluate"]["samples"],
                 "calibrated": manifests["evaluate"]["calibrated"],
             },
             "tensors": manifests["evaluate"]["tensors"] or {},
             "environment": manifests["evaluate"]["environment"],
-            "seconds": {kind: round(manifest["seconds"], 3) for kind, manifest in manifests.items()},
-            "peak_memory": {kind: manifest["peak_memory"] for kind, manifest in manifests.items()},
+            "seconds": {name: round(manifest["seconds"], 3) for name, manifest in manifests.items()},
+            "peak_memory": {name: manifest["peak_memory"] for name, manifest in manifests.items()},
         }
+
+    def _agreement(self, baseline: str, evaluate: str) -> dict[str, float]:
+        """Percent of the samples of which both networks predict the same; nothing where predictions are not known."""
+        import numpy as np
+
+        store = self.run.store  # which verified these files when the metrics were read
+        files = [store.folder("baseline", baseline), store.folder("evaluate", evaluate)]
+        files = [folder / "predictions.npy" for folder in files]
+        if not all(file.is_file() for file in files):
+            return {}
+        first, second = (np.load(file, allow_pickle=False) for file in files)
+        if first.shape != second.shape:
+            return {}
+        return {"agreement": 100 * float(((first == second) & (first >= 0)).mean())}
+
+    def _oracle(self, planned: PlannedCell) -> dict[str, Any]:
+        """The best of the kept epochs, of a cell that has such a step."""
+        if "oracle" not in planned.steps:
+            return {}
+        found = self.run.store.read_json("oracle", planned.steps["oracle"].key, "oracle.json")
+        return {**found["best"], "of": len(found["epochs"])}
 
 
 def _is_minor(step: Step) -> bool:

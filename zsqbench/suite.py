@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
 from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, Plugin, load_plugins
+from zsqbench.published import Place, read_source
 from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
 from zsqbench.store import digest_of, file_digest
 from zsqbench.yamlfile import Location, YamlFile
@@ -33,6 +34,7 @@ def _as_list(value: Any) -> Any:
 
 Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 Seeds = Annotated[list[Seed], BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed])]
+Tables = Annotated[list[int | str], BeforeValidator(_as_list, json_schema_input_type=int | str | list[int | str])]
 SeedPatterns = Annotated[list[int | str], BeforeValidator(_as_list, json_schema_input_type=int | str | list[int | str])]
 
 
@@ -64,6 +66,18 @@ class Exclusion(BaseModel):
     seed: SeedPatterns = ["*"]
 
 
+class Reference(BaseModel):
+    """Tables of a paper whose values stand beside the measured ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="a file of results/published")
+    table: Tables = Field(min_length=1)
+
+
+References = Annotated[list[Reference], BeforeValidator(_as_list, json_schema_input_type=Reference | list[Reference])]
+
+
 class SuiteFile(BaseModel):
     """The keys of a suite file; `zsqbench schema` prints their JSON schema for editors."""
 
@@ -80,6 +94,7 @@ class SuiteFile(BaseModel):
     matrix: list[Block] = Field(min_length=1, description="each block is a full product, the suite is their union")
     exclude: list[Exclusion] = []
     plugins: list[str] = Field([], description="single-file plugins, relative to the suite")
+    published: References = Field([], description="tables of papers whose values stand beside the measured ones")
 
 
 @dataclass(frozen=True)
@@ -89,12 +104,34 @@ class Variant:
     label: str
     method: Method
     plugin: Plugin
+    start: "Variant | None" = None
+    """The quantizer from whose result this one goes on."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Its method, where that is a quantizer."""
+        return cast("Quantizer", self.method)
+
+    @cached_property
+    def chain(self) -> "tuple[Variant, ...]":
+        """The quantizer itself, the one that it starts from, the one that that starts from, and so on."""
+        return (self, *(self.start.chain if self.start else ()))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of its identity."""
+        return digest_of(self.identity)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides its results: name, version and options, files by content, a single-file plugin by its source."""
+        """What decides its results: name, version and options, files by content, a single-file plugin by its source.
+
+        A quantizer that it starts from is there as what it is, not as what the suite calls it.
+        """
         files = self.method.input_files()
         options = {k: v for k, v in self.method.options().items() if k not in files and k not in self.method.incidental}
+        if self.start is not None:
+            options["start"] = self.start.identity
         return {
             "method": self.method.name,
             "version": self.method.version,
@@ -111,7 +148,7 @@ class Variant:
             "origin": self.plugin.origin,
             "options": self.method.options(),
             "changed": self.method.changed_options(),
-        }
+        } | ({"start": self.start.describe()} if self.start else {})
 
 
 @dataclass(frozen=True)
@@ -162,6 +199,8 @@ class Suite:
     """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
     placements: Mapping[str, Placement] = field(default_factory=dict)
     """The shipped placements and the suite's own, whether its matrix uses them or not."""
+    published: Mapping[Place, Mapping[str, Any]] = field(default_factory=dict)
+    """What the tables that it names say, by the names of a cell's parts and the metric."""
 
     def generator(self, cell: Cell) -> Generator | None:
         """The generator of a cell."""
@@ -169,11 +208,17 @@ class Suite:
 
     def quantizer(self, cell: Cell) -> Quantizer:
         """The quantizer of a cell."""
-        return cast("Quantizer", self.quantizers[cell.quantizer].method)
+        return self.quantizers[cell.quantizer].quantizer
 
     def task(self, label: str) -> Task:
         """The task of this name."""
         return cast("Task", self.tasks[label].method)
+
+    def published_of(self, cell: Cell) -> dict[str, Any]:
+        """What a paper says of a cell: value, std, float, source, citation, note; or nothing."""
+        metric = self.task(cell.task).metric
+        place = (cell.model, cell.generator or NO_GENERATOR, cell.quantizer, cell.scheme, metric)
+        return dict(self.published.get(place, {}))
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
@@ -297,10 +342,12 @@ class _Reader:
         for kind, section in sections.items():
             for label, given in section.items():
                 self.variants[kind][label] = self._variant(kind, label, given, (f"{kind}s", label))
+        for label in file.quantizers:
+            self._link(label, ("quantizers", label))
 
     def suite(self) -> Suite:
         cells = self._exclude(self._distinct(self._expand()))
-        return Suite(
+        suite = Suite(
             name=self.file.name,
             description=self.file.description,
             path=self.source.path,
@@ -314,7 +361,31 @@ class _Reader:
             plugin_files=[file.resolve() for file in self.plugin_files],
             notes=self.notes,
             placements=self.placements,
+            published=self._published(),
         )
+        if suite.published and not any(map(suite.published_of, cells)):
+            place = self.source.where(("published",))
+            self.notes.append(f"{place}: these tables say nothing of a cell; parts of a cell must be called as there")
+        return suite
+
+    def _published(self) -> dict[Place, dict[str, Any]]:
+        found: dict[Place, dict[str, Any]] = {}
+        for index, reference in enumerate(self.file.published):
+            places = {key: self._place("published", index, key) for key in ("source", "table")}
+            try:
+                source = read_source(reference.source)
+            except ZSQBenchError as error:
+                raise ZSQBenchError(f"{places['source']}: {error}") from error
+            tables = [str(table) for table in reference.table]
+            for table in tables:
+                if table not in source.tables:
+                    text = unknown(f"table of {reference.source}", table, source.tables)
+                    raise ZSQBenchError(f"{places['table']}: {text}")
+            found = source.find(tables) | found
+        return found
+
+    def _place(self, *location: str | int) -> str:
+        return self.source.where(_existing(self.source.data, location))
 
     def _expand(self) -> Iterator[tuple[int, Cell]]:
         for index, block in enumerate(self.file.matrix):
@@ -332,8 +403,8 @@ class _Reader:
         self, *, task: str, model: str, generator: str, quantizer: str, scheme: str, seed: int, settings: Settings
     ) -> Cell:
         maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
-        quantize = cast("Quantizer", self.variants["quantizer"][quantizer].method)
-        seeded = quantize.seeded or (maker is not None and maker.seeded)
+        variant = self.variants["quantizer"][quantizer]
+        seeded = any(link.method.seeded for link in variant.chain) or (maker is not None and maker.seeded)
         return Cell(
             task=task,
             model=model,
@@ -342,7 +413,7 @@ class _Reader:
             scheme=scheme,
             seed=seed if seeded else None,
             settings=settings,
-            reason=_impossible(cast("Generator | None", maker), quantize, self.schemes[scheme]),
+            reason=_impossible(cast("Generator | None", maker), variant, self.schemes[scheme]),
         )
 
     def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
@@ -405,6 +476,24 @@ class _Reader:
                 self.models[label] = ModelSpec(name=label, base=label)
         elif label not in self.variants[cast("Kind", axis)] and not (axis == "generator" and label == NO_GENERATOR):
             self.variants[cast("Kind", axis)][label] = self._variant(cast("Kind", axis), label, {}, where)
+            if axis == "quantizer":
+                self._link(label, where)
+
+    def _link(self, label: str, where: Location, before: tuple[str, ...] = ()) -> Variant:
+        """Give a quantizer the one that it starts from, and that one its own; `before` are those that lead here."""
+        quantizers, place = self.variants["quantizer"], self.source.where((*where, "start"))
+        variant = quantizers[label]
+        start = variant.quantizer.starts_from
+        if start is None or variant.start is not None:
+            return variant
+        way = (*before, label)
+        if start in way:
+            circle = ", ".join(f"{one} starts from {other}" for one, other in itertools.pairwise((*way, start)))
+            raise ZSQBenchError(f"{place}: a quantizer cannot start from its own result: {circle}")
+        if start not in quantizers:
+            quantizers[start] = self._variant("quantizer", start, {}, (*where, "start"))
+        quantizers[label] = replace(variant, start=self._link(start, ("quantizers", start), way))
+        return quantizers[label]
 
     def _variant(self, kind: Kind, label: str, given: Mapping[str, Any], where: Location) -> Variant:
         name = given.get("method", label)
@@ -469,8 +558,19 @@ def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
         raise ZSQBenchError(f"cannot read -k {expression!r}; expected {expected}") from error
 
 
-def _impossible(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -> str | None:
-    """Why these cannot go together, from what the methods declare, or none."""
+def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme) -> str | None:
+    """Why these, or what the quantizer starts from, cannot go together, from what the methods declare, or none."""
+    if reason := _misfit(generator, quantizer.quantizer, scheme):
+        return reason
+    for start in quantizer.chain[1:]:
+        images = None if start.quantizer.data_free else generator
+        if reason := _misfit(images, start.quantizer, scheme):
+            return f"{quantizer.label} starts from {start.label}, and {reason}"
+    return None
+
+
+def _misfit(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -> str | None:
+    """Why a quantizer cannot go with a generator and a scheme, or none."""
     if reason := quantizer.rejects(scheme):
         return f"{quantizer.name} rejects {scheme.name}: {reason}"
     if generator is None and not quantizer.data_free:
@@ -531,7 +631,6 @@ def _explain(
         location = _existing(data, item["loc"])
         place, path = source.where((*where, *location)), ".".join(map(str, (*where, *location)))
         if item["type"] == "extra_forbidden":
-            place = source.where((*where, *item["loc"]))
             lines[f"{place}: {unknown(what, str(last), _fields_at(model, around))}"] = []
         elif item["type"] == "missing" and isinstance(last, str):
             if not any(did_you_mean(name, [last]) for name in misspelt.get(around, ())):
@@ -549,13 +648,20 @@ def _explain(
 
 
 def _existing(data: Any, location: Location) -> Location:
-    """The part of a location that is in the data; pydantic adds the names of the types that it tried."""
-    for index, part in enumerate(location):
+    """The part of a location that is in the data.
+
+    pydantic adds the names of the types that it tried, and an index where a single value stands for a list of it.
+    """
+    found: list[str | int] = []
+    for part in location:
+        if part == 0 and not isinstance(data, list):
+            continue
         inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
         if not inside:
-            return location[:index]
+            break
         data = data[part]
-    return location
+        found.append(part)
+    return tuple(found)
 
 
 def _fields_at(model: type[BaseModel], location: Location) -> list[str]:

@@ -341,10 +341,10 @@ class Details:
 
     @classmethod
     def read(cls, result: Result, store: Store) -> "Details":
-        """Curves of both steps and diagnostics of the calibration set."""
+        """Curves of the steps and diagnostics of the calibration set."""
         points: list[Point] = []
         unreadable: list[str] = []
-        for kind in ("generate", "quantize"):
+        for kind in ("generate", "quantize", "oracle"):
             path = store.folder(kind, result.keys.get(kind, "none")) / "curves.json"
             try:
                 points += _curves(path, kind) if path.is_file() else ()
@@ -406,10 +406,17 @@ def _params(result: Result) -> dict[str, str]:
     labels = {axis: getattr(result, axis) for axis in ("task", "model", "generator", "quantizer", "scheme", "seed")}
     values: dict[str, Any] = {axis: value for axis, value in labels.items() if value is not None}
     for axis, method in result.methods.items():
-        values |= {f"{axis}.{key}": method[key] for key in ("method", "version", "origin") if key in method}
-        values |= dict(_flat(axis, method.get("options", {})))
+        values |= dict(_of_method(axis, method))
     values |= dict(_flat("settings", result.settings))
     return {name: _value(value)[:PARAM_LENGTH] for name, value in values.items()}
+
+
+def _of_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A method, its options, and below `start` the method that it starts from."""
+    yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
+    yield from _flat(prefix, method.get("options", {}))
+    if "start" in method:
+        yield from _of_method(f"{prefix}.start", method["start"])
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -441,6 +448,8 @@ def _tags(result: Result) -> dict[str, str]:
 def _final(result: Result) -> Iterable[Point]:
     values: dict[str, float] = {**result.metrics}
     values |= {f"float.{name}": value for name, value in result.float_metrics.items()}
+    values |= {f"oracle.{name}": value for name, value in result.oracle.get("metrics", {}).items()}
+    values |= {f"oracle.{name}": result.oracle[name] for name in ("epoch", "of") if name in result.oracle}
     values |= {f"seconds.{step}": value for step, value in result.seconds.items()}
     values |= {f"peak_memory.{step}": value for step, value in result.peak_memory.items()}
     if result.drop is not None:

@@ -3,21 +3,24 @@
 import contextlib
 import copy
 import json
+import math
 import multiprocessing
 import os
 import random
+import re
 import resource
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zsqbench.diagnosis import FILE, IMAGES, PLOTS, REAL_IMAGES, REAL_SEED
-from zsqbench.errors import CorruptArtifactError, OutOfResourcesError, ZSQBenchError, one_line
+from zsqbench.errors import CorruptArtifactError, DivergedError, OutOfResourcesError, ZSQBenchError, one_line
 from zsqbench.methods import (
     CalibrationSet,
     Evaluation,
@@ -50,6 +53,10 @@ FLOAT_ACCURACY_TOLERANCE = 0.1
 """Percentage points between what a suite says of a float network and what is measured: libraries round otherwise."""
 NETWORKS = 4
 """How many networks a worker keeps."""
+
+MODEL = "model.safetensors"
+EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
+"""The student of a quantize step, and those of epochs that it kept."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,12 @@ class _Session:
             getattr(self, f"_{job['kind']}")(job, reporter)
         except OutOfResourcesError:
             raise  # the checkpoint stays, to go on from when there is space
+        except DivergedError as error:
+            reporter.clear()  # the next attempt starts anew
+            if (kept := reporter.keep_last_good(error.state)) is not None:
+                place = kept.relative_to(self.place.home)  # so that one failure reads the same on all machines
+                raise ZSQBenchError(f"{error}; it is in {place} of the home folder") from error
+            raise
         except Exception:
             reporter.clear()
             raise
@@ -209,19 +222,24 @@ class _Session:
 
         from zsqbench.quant import effective_map, finalize, measured_map
 
-        quantizer = cast("Quantizer", self._method("quantizer", job["quantizer"]))
+        quantizer, ctx = self._quantizer(job["quantizer"]), self._context(job, reporter)
         data = None
         if "generate" in job["needs"]:
             folder = self.store.read("generate", job["needs"]["generate"])
             data = CalibrationSet.load(folder / "calibration.safetensors")
+        if "quantize" in job["needs"]:  # the result that it goes on from
+            start, folder = self._quantizer(job["start"]), self.store.read("quantize", job["needs"]["quantize"])
+            ctx.start = self._restored(self._prepared(job, start), folder / MODEL)
         with self._method_call(job, quantizer) as teacher:
             student = quantizer.prepare(teacher, Scheme.model_validate(job["scheme"]))
-            quantizer.quantize(student, teacher, data, self._context(job, reporter))
+            quantizer.quantize(student, teacher, data, ctx)
         finalize(student)
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()}
+        state = _state_of(student)
 
         def fill(folder: Path) -> None:
-            save_file(state, folder / "model.safetensors")
+            save_file(state, folder / MODEL)
+            for path in reporter.epochs().values():
+                shutil.copyfile(path, folder / path.name)  # and not moved: this one may yet fail for want of space
             _dump(folder / "tensors.json", measured_map(student))
 
         tensors = effective_map(student)
@@ -229,18 +247,45 @@ class _Session:
         self._write(job, reporter, fill, calibrated=None if data is None else len(data), tensors=summary)
 
     def _evaluate(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        folder = self.store.read("quantize", job["needs"]["quantize"])
+        student = self._restored(self._prepared(job, self._quantizer(job["quantizer"])), folder / MODEL)
+        manifest = self.store.manifest("quantize", job["needs"]["quantize"])
+        carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
+        self._measure(job, reporter, student, self._teacher(job), **carried)
+
+    def _oracle(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
+        """Measure the student of every kept epoch; which one is best, only the evaluated images can tell."""
+        quantizer, teacher, metric = self._quantizer(job["quantizer"]), self._teacher(job), self._task(job).metric
+        kept = kept_epochs(self.store.read("quantize", job["needs"]["quantize"]))
+        if not kept:
+            raise ZSQBenchError(
+                f"quantizer {quantizer.name} says that it keeps epochs, and kept none; it must call ctx.keep_epoch, or "
+                "its options must leave an epoch to keep"
+            )
+        prepared = self._prepared(job, quantizer)
+        measured: list[dict[str, Any]] = (reporter.resume() or {"measured": []})["measured"]
+        for epoch, path in list(kept.items())[len(measured) :]:
+            student = self._restored(copy.deepcopy(prepared), path)
+            metrics = _as_numbers(self._evaluation(job, reporter, student, teacher).metrics)
+            measured.append({"epoch": epoch, "metrics": metrics})
+            reporter.log(metric, metrics[metric], epoch)
+            reporter.checkpoint({"measured": measured})
+        found = {"metric": metric, "best": _best(measured, metric), "epochs": measured}
+        self._write(job, reporter, lambda folder: _dump(folder / "oracle.json", found))
+
+    def _prepared(self, job: Mapping[str, Any], quantizer: Quantizer) -> "nn.Module":
+        """A student as a quantizer prepares it, to load an artifact into; always fp32 and contiguous."""
+        with self._method_call(job, quantizer, Settings()) as copied:
+            return quantizer.prepare(copied, Scheme.model_validate(job["scheme"]))
+
+    def _restored(self, student: "nn.Module", path: Path) -> "nn.Module":
+        """The student with what a file holds of one, ready to run."""
         from safetensors.torch import load_file
 
         from zsqbench.quant import restore
 
-        quantizer = cast("Quantizer", self._method("quantizer", job["quantizer"]))
-        folder = self.store.read("quantize", job["needs"]["quantize"])
-        with self._method_call(job, quantizer, Settings()) as copied:  # evaluation is always fp32 and contiguous
-            student = quantizer.prepare(copied, Scheme.model_validate(job["scheme"]))
-        restore(student, load_file(folder / "model.safetensors"))
-        manifest = self.store.manifest("quantize", job["needs"]["quantize"])
-        carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
-        self._measure(job, reporter, student.to(self.device).eval(), self._teacher(job), **carried)
+        restore(student, load_file(path))
+        return student.to(self.device).eval()
 
     def _measure(
         self,
@@ -251,6 +296,15 @@ class _Session:
         expected: float | None = None,
         **info: Any,
     ) -> None:
+        evaluation, metric = self._evaluation(job, reporter, module, teacher), self._task(job).metric
+        if expected is not None:
+            _check_float_accuracy(job["model"]["name"], metric, float(evaluation.metrics[metric]), expected)
+        self._write(job, reporter, lambda folder: _write_evaluation(folder, evaluation), **info)
+
+    def _evaluation(
+        self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained
+    ) -> Evaluation:
+        """What the task measures of a network. Raises ZSQBenchError where that is not what it said it would."""
         import torch
 
         task = self._task(job)
@@ -259,15 +313,19 @@ class _Session:
         if task.metric not in evaluation.metrics:
             measured = ", ".join(evaluation.metrics) or "nothing"
             raise ZSQBenchError(f"task {task.name} did not measure {task.metric!r}; it measured {measured}")
-        if expected is not None:
-            _check_float_accuracy(job["model"]["name"], task.metric, float(evaluation.metrics[task.metric]), expected)
-        self._write(job, reporter, lambda folder: _write_evaluation(folder, evaluation), **info)
+        predicted, samples = len(evaluation.predictions), len(evaluation.per_sample)
+        if predicted and samples and predicted != samples:
+            raise ZSQBenchError(f"task {task.name} gave {predicted} predictions of {samples} samples")
+        return evaluation
 
     # --- what they share ----------------------------------------------------------------------------------------------
 
     def _method(self, kind: Kind, description: Mapping[str, Any]) -> Method:
         method = self.catalog.find(kind, description["method"]).method
         return method.model_validate_json(json.dumps(description["options"]), strict=True)
+
+    def _quantizer(self, description: Mapping[str, Any]) -> Quantizer:
+        return cast("Quantizer", self._method("quantizer", description))
 
     def _task(self, job: Mapping[str, Any]) -> Task:
         return cast("Task", self._method("task", job["task"]))
@@ -394,17 +452,13 @@ class _Reporter:
             raise ValueError("a checkpoint has no entry named 'rng': the state of ctx.rng is kept under it")
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         plain = {name: value for name, value in state.items() if name not in tensors}
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        tensors["rng"] = self.rng.get_state()
+        tensors = {**_on_cpu(tensors), "rng": self.rng.get_state()}
         note = {
             "state": json.dumps(plain),
             "curves": json.dumps(self.read_curves()),
             "notes": json.dumps(self.notes),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / ".checkpoint"
-        temporary.write_bytes(save(tensors, metadata=note))
-        temporary.replace(self.folder / "checkpoint.safetensors")
+        self._write("checkpoint.safetensors", save(tensors, metadata=note))
 
     def resume(self) -> dict[str, Any] | None:
         from safetensors import SafetensorError, safe_open
@@ -420,6 +474,45 @@ class _Reporter:
         self.notes = json.loads(note["notes"])
         state: dict[str, Any] = json.loads(note["state"])
         return tensors | state
+
+    def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
+        import torch
+        from safetensors.torch import save
+
+        from zsqbench.quant import finalize
+
+        with torch.no_grad(), torch.autocast(self.rng.device.type, enabled=False):
+            finished = copy.deepcopy(student)
+            finalize(finished)
+            content = save(_state_of(finished))
+        try:
+            self._write(f"epoch-{epoch:04}.safetensors", content)
+        except OSError as error:
+            raise OutOfResourcesError(f"cannot keep epoch {epoch} in {self.folder}: {error.strerror}") from error
+
+    def epochs(self) -> dict[int, Path]:
+        """The students that were kept, in this attempt and in those before it that were interrupted."""
+        return kept_epochs(self.folder)
+
+    def keep_last_good(self, state: Mapping[str, Any]) -> Path | None:
+        """Keep the tensors of a state to be looked at, and say where; nothing goes on from them."""
+        import torch
+        from safetensors.torch import save
+
+        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        if not tensors:
+            return None
+        try:
+            return self._write("last-good.safetensors", save(_on_cpu(tensors)))
+        except OSError:  # that there is no space is another mistake than the one to be told
+            return None
+
+    def _write(self, name: str, content: bytes) -> Path:
+        """Write a file that is complete or absent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}"
+        temporary.write_bytes(content)
+        return temporary.replace(self.folder / name)
 
     def read_curves(self) -> dict[str, list[tuple[int, float]]]:
         """The curves as numbers."""
@@ -469,19 +562,49 @@ def _dump(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def _state_of(student: "nn.Module") -> "dict[str, torch.Tensor]":
+    """The state of a finalized student, as its file holds it."""
+    return _on_cpu(student.state_dict())
+
+
+def _on_cpu(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Copies that share no memory."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def kept_epochs(folder: Path) -> dict[int, Path]:
+    """The files of students that a folder holds, by epoch, in order."""
+    found = ((EPOCH.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def _best(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
+    """The first of the epochs that no other is better than; NaN is no accuracy."""
+    return max(measured, key=lambda one: -math.inf if math.isnan(one["metrics"][metric]) else one["metrics"][metric])
+
+
+def _as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def _count_quantized(tensors: list[dict[str, Any]]) -> dict[str, int]:
     kinds = [tensor["kind"] for tensor in tensors if tensor["bits"] != FLOAT_BITS]
     return {f"quantized_{kind}s": kinds.count(kind) for kind in ("weight", "activation")}
 
 
 def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Metrics as JSON, which samples were right as packed bits."""
+    """Metrics as JSON, which samples were right as packed bits, predictions as small integers."""
     import numpy as np
 
-    metrics = {name: float(value) for name, value in evaluation.metrics.items()}
+    metrics = _as_numbers(evaluation.metrics)
     _dump(folder / "evaluation.json", {"metrics": metrics, "samples": len(evaluation.per_sample)})
     bits = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
     (folder / "correct.bits").write_bytes(bits.tobytes())
+    if len(evaluation.predictions):
+        predictions = np.asarray(evaluation.predictions, dtype=np.int32)
+        smaller = predictions.astype(np.int16)
+        smallest = smaller if (smaller == predictions).all() else predictions
+        np.save(folder / "predictions.npy", smallest, allow_pickle=False)
 
 
 @contextlib.contextmanager

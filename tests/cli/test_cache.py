@@ -67,6 +67,26 @@ def test_gc_removes_what_no_row_refers_to(bench):
     assert (last(said.out), again.code, bench.calls()) == ("4 artifacts removed", 0, [])
 
 
+def test_gc_keeps_what_a_result_started_from_and_its_oracle(bench):
+    bench.add_plugin("""
+class Fine(ToyQuantizer):
+    name = "fine"
+    start: str = "toyq"
+
+    @property
+    def keeps_epochs(self):
+        return True
+
+    def quantize(self, student, teacher, data, ctx):
+        ctx.keep_epoch(1, student)
+""")
+    bench.matrix("quantizer: fine")
+    assert bench.run().code == 0
+    said = bench.zsqbench("cache", "gc", *bench.places())
+    assert last(said.out) == "0 artifacts would go; --yes removes them"
+    assert [len(bench.artifacts(kind)) for kind in ("quantize", "oracle")] == [2, 1]
+
+
 def test_gc_removes_what_a_killed_writer_left(bench):
     bench.matrix("")
     bench.run()

@@ -152,6 +152,43 @@ def test_show_as_json_says_what_is_not_there(bench):
     assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has none"}, None)
 
 
+KEEPS = """
+class Keeps(ToyQuantizer):
+    name = "keeps"
+
+    @property
+    def keeps_epochs(self):
+        return True
+
+    def quantize(self, student, teacher, data, ctx):
+        for epoch, favoured in ((1, 1), (2, 0), (3, 1)):
+            student[-1].bias[favoured] += 100 * epoch ** 2
+            ctx.keep_epoch(epoch, student)
+"""
+
+
+def test_show_tells_the_oracle_and_as_json_all_epochs(bench):
+    bench.add_plugin(KEEPS)
+    bench.matrix("quantizer: keeps")
+    bench.run()
+    _, after = show(bench)
+    shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
+    found = "oracle: 100.00 top1 after epoch 2, the best of 3 kept epochs by the evaluated images themselves"
+    assert after[-1] == f"{found}; the result is the last epoch's 0.00"
+    assert [one["metrics"]["top1"] for one in shown["oracle"]["epochs"]] == [0.0, 100.0, 0.0]
+    assert shown["oracle"]["best"] == shown["oracle"]["epochs"][1]
+    shutil.rmtree(bench.home)
+    gone = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
+    assert (gone["oracle"], gone["row"]["oracle"]["epoch"]) == (None, 2)
+
+
+def test_show_tells_no_oracle_where_none_was_asked_for(bench):
+    bench.matrix("")
+    bench.run()
+    shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
+    assert ("oracle" in shown, [line for line in show(bench)[1] if "oracle" in line]) == (False, [])
+
+
 def test_show_says_that_diagnostics_are_damaged(bench):
     bench.matrix("")
     bench.run()

@@ -344,6 +344,25 @@ def test_an_output_that_is_not_finite_is_wrong(tmp_path, bad):
     assert evaluation.metrics == {"top1": 0.0, "correct": 0, "samples": 6}
 
 
+def test_predictions_are_first_guesses_and_below_zero_where_an_output_is_not_finite(tmp_path):
+    fill(tmp_path / "x")
+    task = Classification(data="imagefolder", root="x")
+    guesses = [
+        task.evaluate(Constant([0.0, logit]), pretrained(), context(tmp_path)).predictions
+        for logit in (1.0, float("nan"))
+    ]
+    assert guesses == [[1] * 6, [-1] * 6]
+
+
+def test_predictions_are_right_where_samples_are():
+    task = Classification(data="digits")
+    loaded = task.load(model(base="mobilenetv2"), context())
+    evaluation = task.evaluate(loaded.module, loaded, context())
+    assert len(evaluation.predictions) == 900
+    assert sum(evaluation.per_sample) < 900
+    assert set(evaluation.predictions) == set(range(10))
+
+
 def test_top5_is_measured_where_there_are_more_than_five_classes(tmp_path):
     fill(tmp_path / "x", "abcdef", images=1)
     evaluation = Classification(data="imagefolder", root="x").evaluate(

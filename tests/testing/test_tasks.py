@@ -77,6 +77,13 @@ def test_an_evaluation_that_is_wrong_is_found(evaluations, check, reason):
     assert failures(broken(evaluate=gives(*made))) == {check: reason}
 
 
+@pytest.mark.parametrize("counts", [{"samples": 2}, {}])
+def test_other_numbers_of_predictions_than_of_samples_are_found(counts):
+    evaluation = zsqbench.Evaluation({"top1": 50.0, **counts}, [True, False], [4, 2, 1])
+    found = failures(broken(evaluate=lambda *_: evaluation))
+    assert found == {tasks.SAMPLES: "gave 3 predictions of 2 samples"}
+
+
 @pytest.mark.parametrize(
     ("evaluation", "reason"),
     [

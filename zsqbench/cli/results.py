@@ -35,7 +35,7 @@ def leaderboard(suite: str, results: Path, form: Any) -> int:
 @results_option
 @format_option
 def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
-    """Show what is known of a CELL of SUITE: row, calibration set, what was quantized, the traceback if it failed."""
+    """Show what is known of a CELL of SUITE: row, calibration set, what was quantized, its oracle, why it failed."""
     from zsqbench.diagnosis import Diagnosis, render
     from zsqbench.errors import ZSQBenchError, unknown
     from zsqbench.store import Store
@@ -55,6 +55,8 @@ def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
         click.echo(f"\n{render(diagnosis)}")
     if "quantize" in row.keys and row.status == "done":
         click.echo(f"\n{_quantized(home, row.keys['quantize'])}")
+    if row.oracle:
+        click.echo(f"\n{_oracle(row)}")
     if row.traceback:
         click.echo(row.traceback)
     return 0
@@ -71,7 +73,8 @@ def _shown_as_data(home: Path, row: "Result", diagnosis: "Diagnosis | Undiagnose
         of_set = {"absent": diagnosis.why}
     there = "quantize" in row.keys and row.status == "done"
     quantized = _left_by_quantize(home, row.keys["quantize"]) if there else None
-    return {"row": row.model_dump(mode="json"), "calibration_set": of_set, "quantized": quantized}
+    shown = {"row": row.model_dump(mode="json"), "calibration_set": of_set, "quantized": quantized}
+    return shown | ({"oracle": _left_by_oracle(home, row.keys["oracle"])} if row.oracle else {})
 
 
 def _quantized(home: Path, key: str) -> str:
@@ -88,6 +91,23 @@ def _quantized(home: Path, key: str) -> str:
         "\n".join(left.get("notes", [])),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _oracle(row: "Result") -> str:
+    """The best of the kept epochs beside the last, for people."""
+    best, epoch, kept = row.oracle_value, row.oracle["epoch"], row.oracle["of"]
+    return (
+        f"oracle: {best:.2f} {row.metric} after epoch {epoch}, the best of {kept} kept epochs by the evaluated images "
+        f"themselves; the result is the last epoch's {row.value:.2f}"
+    )
+
+
+def _left_by_oracle(home: Path, key: str) -> dict[str, Any] | None:
+    """What each kept epoch reaches, where that artifact is here."""
+    from zsqbench.store import Store
+
+    store = Store(home)
+    return store.read_json("oracle", key, "oracle.json") if store.has("oracle", key) else None
 
 
 def _left_by_quantize(home: Path, key: str) -> dict[str, Any] | None:

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from zsqbench.methods import Settings, TaskContext
+from zsqbench.quant import finalize
 
 
 class MemoryReporter:
-    """Keeps what a method reports, and every state that it offers as a checkpoint."""
+    """Keeps what a method reports, every state that it offers as a checkpoint, and the students of epochs."""
 
     def __init__(self, resume_from: Mapping[str, Any] | None = None, rng: torch.Generator | None = None) -> None:
         self.curves: dict[str, list[tuple[int, float]]] = {}
         self.notes: list[str] = []
         self.states: list[dict[str, Any]] = []
+        self.epochs: dict[int, torch.nn.Module] = {}
         self._resume_from = resume_from
         self._rng = rng
 
@@ -50,11 +52,20 @@ class MemoryReporter:
             self._rng.set_state(state.pop("rng"))
         return state
 
+    def keep_epoch(self, epoch: int, student: torch.nn.Module) -> None:
+        """Keep a finalized copy of a student, as a worker would in a file."""
+        kept = copy.deepcopy(student)
+        finalize(kept)
+        self.epochs[epoch] = kept
+
 
 class ForgetfulReporter(MemoryReporter):
-    """Keeps no state, for a check of the memory that a method itself takes."""
+    """Keeps no state and no student, for a check of the memory that a method itself takes."""
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Drop it."""
+
+    def keep_epoch(self, epoch: int, student: torch.nn.Module) -> None:
         """Drop it."""
 
 

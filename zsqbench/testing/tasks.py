@@ -77,13 +77,15 @@ def _check_evaluation(report: Report, pretrained: Pretrained, ctx: TaskContext) 
     report.require(NETWORK, pretrained.digest() == before, "changed the weights or buffers of the network")
     training = any(part.training for part in pretrained.module.modules())
     report.require(NETWORK, not training, "left the network in train mode")
-    samples, counted = len(first.per_sample), first.metrics.get("samples")
+    samples, counted, predicted = len(first.per_sample), first.metrics.get("samples"), len(first.predictions)
     if not samples:
         report.skip(SAMPLES, "it gives no per-sample results")
     elif counted is None:
         report.skip(SAMPLES, "it has no metric 'samples', the number of them to compare with")
     else:
         report.require(SAMPLES, samples == counted, f"gave {samples} per-sample results of {counted} samples")
+    if samples and predicted:
+        report.require(SAMPLES, predicted == samples, f"gave {predicted} predictions of {samples} samples")
     return first
 
 

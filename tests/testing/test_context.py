@@ -1,0 +1,19 @@
+import torch
+from torch import nn
+
+from zsqbench.testing import context
+from zsqbench.testing.context import ForgetfulReporter
+
+
+def test_a_kept_epoch_is_a_copy_of_the_student_as_it_was():
+    ctx, student = context(), nn.Linear(2, 2)
+    before = student.weight.detach().clone()
+    ctx.keep_epoch(3, student)
+    student.weight.data.zero_()
+    assert torch.equal(ctx.reporter.epochs[3].weight, before)
+
+
+def test_a_forgetful_reporter_keeps_no_epoch():
+    reporter = ForgetfulReporter()
+    reporter.keep_epoch(1, nn.Linear(2, 2))
+    assert reporter.epochs == {}
