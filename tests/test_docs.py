@@ -18,7 +18,7 @@ from zsqbench.hookspecs import PROJECT
 from zsqbench.methods import ModelSpec, Settings
 from zsqbench.plugins import load_plugins
 from zsqbench.scheme import PLACEMENTS, Placement
-from zsqbench.suite import Block, Exclusion, SuiteFile, load_suite, shipped_suites
+from zsqbench.suite import Block, Exclusion, Reference, SuiteFile, load_suite, shipped_suites
 from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +106,9 @@ def test_the_documented_hooks_are_those_that_there_are():
     assert {name: parameters.split(", ") if parameters else [] for name, parameters in headings} == there
 
 
-@pytest.mark.parametrize("model", [SuiteFile, Block, Exclusion, ModelSpec, Settings], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "model", [SuiteFile, Block, Exclusion, Reference, ModelSpec, Settings], ids=lambda model: model.__name__
+)
 def test_every_key_of_a_suite_is_explained(model):
     missing = [name for name in model.model_fields if f"`{name}`" not in text_of(SUITES)]
     assert not missing

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     )
     from zsqbench.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
     from zsqbench.scheme import Scheme
+    from zsqbench.training import CoTrainedQuantizer, SetTrainingQuantizer, TrainingQuantizer
 
 __all__ = [
     "CalibrationSet",
+    "CoTrainedQuantizer",
     "DataFiles",
     "Engine",
     "Evaluation",
@@ -44,18 +46,23 @@ __all__ = [
     "Quantizer",
     "ReconstructionQuantizer",
     "Scheme",
+    "SetTrainingQuantizer",
     "StepContext",
     "Task",
     "TaskContext",
+    "TrainingQuantizer",
     "ZSQBenchError",
     "hookimpl",
 ]
 
 _HOMES = {
+    "CoTrainedQuantizer": "zsqbench.training",
     "InceptionGenerator": "zsqbench.pixels",
     "LabelledGenerator": "zsqbench.pixels",
     "PixelGenerator": "zsqbench.pixels",
     "Scheme": "zsqbench.scheme",
+    "SetTrainingQuantizer": "zsqbench.training",
+    "TrainingQuantizer": "zsqbench.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
 }

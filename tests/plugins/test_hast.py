@@ -1,15 +1,28 @@
+import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from zsqbench import ZSQBenchError
+from zsqbench import CalibrationSet, Pretrained, ZSQBenchError
 from zsqbench.plugins import load_plugins
+from zsqbench.quant import (
+    FineTuning,
+    Schedule,
+    activation_quantizers,
+    block_outputs,
+    calibrate_weights,
+    with_features,
+)
+from zsqbench.scheme import parse_scheme
 from zsqbench.synthesis import HAST, BNLoss, inception_loss
-from zsqbench.testing import check_generator, context, tiny_teacher
+from zsqbench.testing import check_generator, check_quantizer, context, tiny_teacher
 
 catalog = load_plugins()
 ZeroQIL, Hast = (catalog.find("generator", name).method for name in ("zeroq_il", "hast"))
+Training = catalog.find("quantizer", "hast").method
 
 
 @pytest.mark.parametrize("method", [ZeroQIL, Hast])
@@ -128,3 +141,164 @@ def test_a_network_that_is_no_classifier_is_one_clear_error():
         Hast(images=2, iterations=1).generate(teacher, context())
     assert Hast.needs_classes
     assert Hast.needs_bn
+
+
+TRAINING = {"epochs": 2, "updates_per_epoch": 3, "batch_size": 8, "range_updates": 5, "range_batch_size": 4}
+
+
+def images(count=16):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def trained(ctx=None, scheme="hast/w3a3", **options):
+    teacher, quantizer = tiny_teacher(), Training(**{**TRAINING, **options})
+    student = quantizer.prepare(teacher, parse_scheme(scheme))
+    quantizer.quantize(student, teacher, CalibrationSet(images()), ctx or context())
+    return student
+
+
+def first(ctx, curve):
+    return ctx.reporter.curves[curve][0][1]
+
+
+@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+def test_the_training_is_a_quantizer(scheme):
+    check_quantizer(Training(**TRAINING), scheme, tiny_teacher())
+
+
+@pytest.mark.parametrize("alignment", ["attention", "paper_attention", "direct", "none"])
+@pytest.mark.parametrize("promotion", ["kl_fa", "kl", "fa", "none"])
+def test_each_form_of_alignment_goes_with_each_promotion(alignment, promotion):
+    if (alignment, promotion) == ("none", "fa"):
+        with pytest.raises(ValidationError, match="promotion fa is of features, and alignment none aligns none"):
+            Training(alignment=alignment, promotion=promotion)
+        return
+    weight = 1e-6 if alignment == "paper_attention" else None  # the published ones are for the released form
+    options = {"alignment": alignment, "promotion": promotion, "alignment_weight": weight}
+    check_quantizer(Training(**TRAINING, **options), "hast/w4a4", tiny_teacher())
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "paper", "released"),
+    [
+        (32, 10, (1000, 0.01), (1000, 0.01)),
+        (32, 100, (2000, 0.02), (1000, 0.01)),
+        (224, 1000, (4000, 0.01), (1000, 0.01)),
+    ],
+)
+def test_lambda_and_epsilon_go_by_data_set_and_in_the_released_parser_do_not(size, classes, paper, released):
+    teacher = replace(tiny_teacher(), input_size=(3, size, size), classes=classes)
+    for preset, expected in (("paper", paper), ("released", released)):
+        training = Training(preset=preset)
+        assert tuple(training.published(name, teacher) for name in ("alignment_weight", "epsilon")) == expected
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, bits):
+    stored = {
+        name: torch.from_numpy(np.asarray(value)) for name, value in golden(f"hast_finetune_w{bits}a{bits}_a").items()
+    }
+    teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
+    training = Training(preset="released")
+    student = training.prepare(teacher, parse_scheme(f"hast/w{bits}a{bits}"))
+    network = copy.deepcopy(student)
+    calibrate_weights(student, "minmax")
+    for (_, quantizer), (low, high) in zip(activation_quantizers(student), stored["act_ranges"], strict=True):
+        quantizer.set_range(low, high)
+    names = [node.name for node in block_outputs(network)]
+    with FineTuning(student, context(), Schedule(1, 1, 0.0), {}) as engine:
+        curves = training._gradients(engine, network, names, teacher, context())(stored["images"], None)
+        parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
+        gradients = {name: parameter.grad for name, parameter in parameters.items()}
+    losses = {
+        "kl": "loss_KL",
+        "fa": "loss_FA",
+        "promoted_kl": "loss_KL_perturbed",
+        "promoted_fa": "loss_FA_perturbed",
+        "loss": "loss_total",
+    }
+    for curve, name in losses.items():
+        assert float(curves[curve].detach()) == pytest.approx(float(stored[name]), rel=1e-5)
+    paths = {
+        "conv1.weight": "first_conv_w",
+        "layer2.0.conv1.weight": "stage2_unit0_conv1_w",
+        "linear.weight": "linear_w",
+        "linear.bias": "linear_b",
+        "bn1.weight": "bn1_w",
+        "bn1.bias": "bn1_b",
+    }
+    for path, name in paths.items():
+        gradient = stored[f"grad_{name}"]
+        assert (gradients[path] - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_a_pixel_is_moved_by_epsilon_wherever_there_is_a_gradient(monkeypatch):
+    seen = []
+    plain = with_features
+
+    def noting(module, nodes):
+        network = plain(module, nodes)
+        network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        return network
+
+    monkeypatch.setattr("zsqbench.quant.with_features", noting)
+    trained(epochs=1, updates_per_epoch=1, epsilon=0.25)
+    taught, learned, taught_harder, learned_harder = seen
+    assert torch.equal(taught, learned)
+    assert torch.equal(taught_harder, learned_harder)
+    moved = (taught_harder - taught).abs()
+    assert set(moved.mul(4).round().unique().tolist()) <= {0, 1}
+    assert (moved > 0).float().mean() > 0.9
+
+
+def test_without_epsilon_the_harder_images_are_the_same():
+    ctx = context()
+    trained(ctx, epsilon=0.0)
+    assert first(ctx, "promoted_kl") == pytest.approx(first(ctx, "kl"), rel=1e-4)
+    assert first(ctx, "loss") == pytest.approx(2 * (first(ctx, "kl") + first(ctx, "fa")), rel=1e-4)
+
+
+def test_harder_images_are_harder():
+    ctx = context()
+    trained(ctx, epsilon=0.05, lr=0.0)
+    assert first(ctx, "promoted_kl") + first(ctx, "promoted_fa") > first(ctx, "kl") + first(ctx, "fa")
+
+
+def test_losses_are_weighed_by_whose_they_are():
+    ctx = context()
+    trained(ctx, original_weight=2.0, promoted_weight=3.0)
+    curves = {name: first(ctx, name) for name in ("kl", "fa", "promoted_kl", "promoted_fa", "loss")}
+    expected = 2 * (curves["kl"] + curves["fa"]) + 3 * (curves["promoted_kl"] + curves["promoted_fa"])
+    assert curves["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("promotion", ["kl_fa", "kl"])
+def test_the_gradient_is_that_of_both_losses(promotion):
+    """A weight of 0 leaves out a half: the sum of the halves is the whole."""
+    moves = []
+    for original, promoted in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0)):
+        student = trained(
+            epochs=1,
+            updates_per_epoch=1,
+            lr=1e-3,
+            momentum=0.0,
+            weight_decay=0.0,
+            promotion=promotion,
+            original_weight=original,
+            promoted_weight=promoted,
+        )
+        moves.append(dict(student.named_parameters())["classifier.bias"] - tiny_teacher().module.classifier.bias)
+    torch.testing.assert_close(moves[0], moves[1] + moves[2], rtol=1e-3, atol=1e-7)
+
+
+def test_no_promotion_is_one_pass_of_each():
+    ctx = context()
+    trained(ctx, promotion="none")
+    assert "promoted_kl" not in ctx.reporter.curves
+    assert first(ctx, "loss") == pytest.approx(first(ctx, "kl") + first(ctx, "fa"), rel=1e-5)
+
+
+def test_a_note_says_which_layers_are_aligned():
+    ctx = context()
+    trained(ctx)
+    assert ctx.reporter.notes == ["1 layers are aligned: inner.1"]

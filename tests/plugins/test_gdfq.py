@@ -1,0 +1,70 @@
+import copy
+
+import pytest
+import torch
+from zsqbench_plugins.gdfq import GDFQ
+from zsqbench_plugins.qimera import Qimera
+
+from zsqbench.quant import finalize
+from zsqbench.scheme import parse_scheme
+from zsqbench.testing import check_quantizer, context, tiny_teacher
+
+SHORT = {"epochs": 2, "updates_per_epoch": 3, "batch_size": 8, "range_updates": 3, "warmup": 5, "lr": 0.01}
+
+
+def quantized(quantizer, ctx=None):
+    teacher = tiny_teacher()
+    student = quantizer.prepare(teacher, parse_scheme("hast/w3a3"))
+    quantizer.quantize(student, teacher, None, ctx or context())
+    return student
+
+
+def state_of(student):
+    kept = copy.deepcopy(student)
+    finalize(kept)
+    return kept.state_dict()
+
+
+@pytest.mark.parametrize("method", [GDFQ, Qimera])
+@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+def test_they_are_quantizers_that_read_no_images(method, scheme):
+    assert method.data_free
+    check_quantizer(method(**SHORT), scheme, tiny_teacher())
+
+
+def test_the_student_learns_from_labels_and_a_divergence_averaged_over_classes():
+    ctx = context()
+    quantized(GDFQ(**SHORT), ctx)
+    curves = {name: [value for _, value in points] for name, points in ctx.reporter.curves.items()}
+    for loss, kl, ce in zip(curves["loss"], curves["kl"], curves["ce"], strict=True):
+        assert loss == pytest.approx(kl + ce, rel=1e-5)
+    assert {"generator_ce", "generator_bn", "agreement"} <= curves.keys()
+
+
+def test_the_generator_is_alone_at_first():
+    ctx = context()
+    quantized(GDFQ(**SHORT), ctx)
+    assert [step for step, _ in ctx.reporter.curves["warmup/generator_ce"]] == [4, 5]
+    assert [step for step, _ in ctx.reporter.curves["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("method", [GDFQ, Qimera])
+def test_interrupted_at_any_point_they_end_as_undisturbed(method):
+    ctx = context()
+    expected = state_of(quantized(method(**SHORT), ctx))
+    assert len(ctx.reporter.states) == 2 + 6
+    for state in ctx.reporter.states[:-1:2]:
+        found = state_of(quantized(method(**SHORT), context(resume_from=state)))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_published_values_go_by_data_set():
+    teacher = tiny_teacher()
+    assert GDFQ().published("batch_size", teacher) == 200
+    assert Qimera().published("mixed_classes", teacher) == 2
+    assert Qimera(mixed_classes=4).published("mixed_classes", teacher) == 4
+
+
+@pytest.mark.parametrize("options", [{"embeddings": "network"}, {"mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}])
+def test_qimeras_choices_run(options):
+    check_quantizer(Qimera(**SHORT, **options), "hast/w4a4", tiny_teacher())
