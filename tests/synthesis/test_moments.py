@@ -13,7 +13,8 @@ def values(*shape, dtype=torch.float64, offset=0.0):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("block", [1, 50, 2**19])
 def test_moments_and_their_gradients_are_those_of_torch(monkeypatch, block, layout):
-    monkeypatch.setattr(moments, "BLOCK", block)
+    monkeypatch.setattr(moments, "MEASURED_AT_ONCE", block)
+    monkeypatch.setattr(moments, "DIFFERENTIATED_AT_ONCE", block)
     x = values(5, 4, 3, 2).contiguous(memory_format=layout).requires_grad_()
     variance, mean = torch.var_mean(x, (2, 3), correction=0)
     ours = image_moments(x)
