@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def under(settings: Settings, teacher: zsqbench.Pretrained) -> tuple[zsqbench.Pr
     if settings.layout == "channels_last":
         module = module.to(memory_format=torch.channels_last)
     device = device_of(teacher)
-    autocast = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
     return zsqbench.Pretrained(**(vars(teacher) | {"module": module})), autocast
 
 

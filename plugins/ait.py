@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
+from zsqbench.cotraining import (
+    COTRAINED_IMAGENET_PROTOCOL,
+    COTRAINED_PROTOCOL,
+    MIXTURES,
+    gdfq_training,
+    qimera_training,
+)
 from zsqbench.methods import data_set
-from zsqbench.training import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES, gdfq_training, qimera_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +59,7 @@ class AIT(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """The host's generator."""
-        size = self.published("batch_size", teacher)
+        size = self.by_data_set("batch_size", teacher)
         if self.host == "gdfq":
             return gdfq_training(self.name, teacher, ctx, bn_loss, size, self.generator_lr)
         mixture = MIXTURES[data_set(teacher)]
@@ -63,9 +69,9 @@ class AIT(zsqbench.CoTrainedQuantizer):
         """Make the part of the step that goes beyond the learning rate."""
         import torch
 
-        threshold = self.published("threshold", teacher) * self.lr_factor ** engine.schedule.passed(update)
+        threshold = self.by_data_set("threshold", teacher) * self.lr_factor ** engine.schedule.passed(update)
         lr, momentum = engine.schedule.lr_at(update), engine.schedule.momentum
-        if not threshold or not lr:
+        if not threshold or not lr or not engine.weights:
             return
         layers = [layer for layer, _ in engine.weights]
         steps = []
@@ -97,7 +103,9 @@ class _Packed:
         self.sizes = torch.tensor([weight.numel() for weight in weights], device=device)
         lengths = torch.tensor([weight[0].numel() for weight in weights], device=device)[self.layer]
         self._is_weight = torch.arange(longest, device=device) < lengths[:, None]
-        self._bits = torch.tensor(bits, device=device)[self.layer]
+        self._rows = [
+            (each, torch.tensor([width == each for width in bits], device=device)[self.layer]) for each in set(bits)
+        ]
         self._now = self._codes(self.weights)
 
     def changed(self, factors: "Tensor") -> "Tensor":
@@ -106,14 +114,18 @@ class _Packed:
         counts = ((moved != self._now) & self._is_weight).sum(1)
         return counts.new_zeros(len(self.sizes)).index_add_(0, self.layer, counts) / self.sizes
 
+    def moves(self) -> "Tensor":
+        """Whether any weight of a layer is to change: bool [layers]."""
+        rows = self.steps.abs().sum(1)
+        return rows.new_zeros(len(self.sizes)).index_add_(0, self.layer, rows) > 0
+
     def _codes(self, weights: "Tensor") -> "Tensor":
         import torch
 
         from zsqbench.quant import affine_parameters, quantize
 
         codes = torch.empty_like(weights)
-        for bits in self._bits.unique().tolist():
-            rows = self._bits == bits
+        for bits, rows in self._rows:
             low, high = torch.aminmax(weights[rows], dim=1, keepdim=True)
             codes[rows] = quantize(weights[rows], *affine_parameters(low, high, bits), bits)
         return codes
@@ -127,7 +139,7 @@ def inundation(packed: _Packed, threshold: float) -> "Tensor":
     import torch
 
     high = torch.ones(len(packed.sizes), device=packed.sizes.device)
-    short = packed.changed(high) < threshold
+    short = packed.moves() & (packed.changed(high) < threshold)
     enlarged = short.clone()
     while bool((short & (high < LARGEST_FACTOR)).any()):
         high = torch.where(short, 2 * high, high)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import zsqbench
-from zsqbench.training import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, gdfq_training
+from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, gdfq_training
 
 if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext
@@ -18,9 +18,9 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
     BN statistics, and the student CE + alpha T^2 KL on the same images, with alpha 1 and T 20. Follows the released
     code (xushoukai/GDFQ): its KL is averaged over classes as well, which makes it some 20,000 times weaker against the
     cross-entropy than IntraQ's and HAST's; inner normalisations have an eps of 0.8. Values are those of its files of
-    settings for CIFAR-100 and ImageNet; the paper was not looked up, so there is no preset. Images below 64 pixels are
-    made by its network for CIFAR, where a class's embedding is multiplied with noise; larger ones by that for ImageNet,
-    where classes have gains and offsets of their own in normalisations.
+    settings for CIFAR-100, which are taken for CIFAR-10, too, and ImageNet; the paper was not looked up, so there is no
+    preset. Images below 64 pixels are made by its network for CIFAR, where a class's embedding is multiplied with
+    noise; larger ones by that for ImageNet, where classes have gains and offsets of their own in normalisations.
 
     Deviations: the last epoch is the result (the release reports the best by test accuracy); ranges of activations are
     an average without bias (`range_correction`); other layers than ReLU's are rounded where the scheme says so; seeded.
@@ -37,7 +37,7 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """GDFQ's generator."""
-        size = self.published("batch_size", teacher)
+        size = self.by_data_set("batch_size", teacher)
         return gdfq_training(self.name, teacher, ctx, bn_loss, size, self.generator_lr)
 
 

@@ -67,7 +67,7 @@ class Hast(zsqbench.InceptionGenerator):
         from zsqbench.synthesis import HAST, BNLoss
 
         with BNLoss(teacher.module, HAST) as bn_loss:
-            losses = self.towards_classes(bn_loss, teacher, ctx, self.published("gamma", teacher))
+            losses = self.towards_classes(bn_loss, teacher, ctx, self.by_data_set("gamma", teacher))
             return self.synthesise(teacher, ctx, losses, ctx.resume() or {})
 
 
@@ -122,6 +122,8 @@ class HastTraining(zsqbench.SetTrainingQuantizer):
     def _has_what_it_promotes(self) -> "HastTraining":
         if self.promotion == "fa" and self.alignment == "none":
             raise ValueError("promotion fa is of features, and alignment none aligns none")
+        if not self.original_weight and (not self.promoted_weight or self.promotion == "none"):
+            raise ValueError("original_weight is 0, and nothing else is trained on")
         return self
 
     def quantize(
@@ -130,36 +132,41 @@ class HastTraining(zsqbench.SetTrainingQuantizer):
         """Set ranges, then train."""
         import copy
 
-        from zsqbench.quant import block_outputs
+        from zsqbench.quant import block_outputs, with_features
 
         network: Any = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
         nodes = block_outputs(network) if self.alignment != "none" else []
+        if self.alignment != "none" and not nodes:
+            raise zsqbench.ZSQBenchError(
+                f"{type(teacher.module).__name__} has no convolution to align: take alignment: none"
+            )
         names = [node.name for node in nodes]
         ctx.note(f"{len(names)} layers are aligned: {', '.join(str(node.target) for node in nodes)}")
-        self.train_on(student, teacher, data, ctx, lambda engine: self._gradients(engine, network, names, teacher, ctx))
+        taught = with_features(network, nodes)
+        self.train_on(
+            student, teacher, data, ctx, lambda engine: self._gradients(engine, taught, teacher, ctx), features=names
+        )
 
     def _gradients(
         self,
         engine: "FineTuning",
         network: "fx.GraphModule",
-        names: list[str],
         teacher: "Pretrained",
         ctx: "StepContext",
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
         import torch
 
-        from zsqbench.quant import alignment_loss, kl_divergence, with_features
+        from zsqbench.quant import alignment_loss, kl_divergence
         from zsqbench.synthesis import class_logits
 
-        alpha, weight = self.published("alpha", teacher), self.published("alignment_weight", teacher)
-        epsilon = self.published("epsilon", teacher)
-        ours, theirs = (
-            with_features(module, [node for node in module.graph.nodes if node.name in names])
-            for module in (engine.student, network)
-        )
+        alpha, weight = self.by_data_set("alpha", teacher), self.by_data_set("alignment_weight", teacher)
+        epsilon = self.by_data_set("epsilon", teacher)
+
+        def split(returned: Any) -> "tuple[Any, tuple[Tensor, ...]]":
+            return returned if isinstance(returned, tuple) else (returned, ())
 
         def compare(images: "Tensor", expected: "Tensor", features: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-            logits, found = ours(images)
+            logits, found = split(engine.network(images))
             logits = class_logits(logits, images)
             kl = alpha * kl_divergence(logits, expected, self.temperature)
             agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
@@ -168,10 +175,12 @@ class HastTraining(zsqbench.SetTrainingQuantizer):
             return kl, weight * alignment_loss(found, features, self.alignment), agreement
 
         def teach(images: "Tensor") -> "tuple[Tensor, tuple[Tensor, ...]]":
-            logits, features = theirs(images)
+            logits, features = split(network(images))
             return class_logits(logits, images), features
 
-        if self.promotion not in ("kl", "fa"):  # those two differentiate a graph twice, which a compiled one is not for
+        if self.promotion in ("kl", "fa"):
+            ctx.note(f"promotion {self.promotion} is not compiled: it differentiates each graph twice")
+        else:
             compare, teach = ctx.compile(compare), ctx.compile(teach)
 
         def gradients(images: "Tensor", _: "Tensor | None") -> "Mapping[str, Tensor]":
@@ -185,7 +194,7 @@ class HastTraining(zsqbench.SetTrainingQuantizer):
             if not promotes:
                 loss.backward()
                 return {"loss": loss, **curves}
-            harder = images.detach() + epsilon * self._direction(engine, images, kl, fa).sign()
+            harder = images.detach() + epsilon * self._differentiate(engine, images, kl, fa).sign()
             with torch.no_grad():
                 taught = teach(harder)
             promoted_kl, promoted_fa, _ = compare(harder, *taught)
@@ -195,7 +204,7 @@ class HastTraining(zsqbench.SetTrainingQuantizer):
 
         return gradients
 
-    def _direction(self, engine: "FineTuning", images: "Tensor", kl: "Tensor", fa: "Tensor") -> "Tensor":
+    def _differentiate(self, engine: "FineTuning", images: "Tensor", kl: "Tensor", fa: "Tensor") -> "Tensor":
         """The gradient to the images of what is promoted; that of the loss is put on the parameters by the way."""
         import torch
 

@@ -60,7 +60,7 @@ class IntraQ(zsqbench.LabelledGenerator):
         from zsqbench.synthesis import HAST, BNLoss, Features, class_logits
 
         state = ctx.resume() or {}
-        band = self.published("nearest", teacher), self.published("farthest", teacher)
+        band = self.by_data_set("nearest", teacher), self.by_data_set("farthest", teacher)
         with BNLoss(teacher.module, HAST) as bn_loss, Features(teacher.module) as features:
             centres = _Centres(teacher, features, ctx, state)
             targets: Tensor = state["targets"] if state else self._draw_targets(teacher, ctx)
@@ -101,7 +101,7 @@ class IntraQ(zsqbench.LabelledGenerator):
     def _draw_targets(self, teacher: "Pretrained", ctx: "StepContext") -> "Tensor":
         import torch
 
-        lowest = self.published("target", teacher)
+        lowest = self.by_data_set("target", teacher)
         hard, soft = ctx.rand(2, self.images)
         return torch.where(hard < 0.5, 1.0, lowest + (1 - lowest) * soft)  # noqa: PLR2004 - half of them
 

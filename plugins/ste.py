@@ -25,7 +25,7 @@ class STE(zsqbench.SetTrainingQuantizer):
 
     The default preset is `paper`, the protocol of HAST's tables: learning rate 1e-5 (CIFAR) and 1e-6 (ImageNet), and
     what HAST's files of settings say where the paper is silent or says otherwise (it cuts rates every 100 epochs).
-    `released` is IntraQ's own for CIFAR, with 1e-4, by which a network without its labels' data falls to chance. Epochs
+    `released` is IntraQ's own for CIFAR, with 1e-4. Epochs
     are counted from the first in which the student learns: the releases count four of warming up, too, so that their
     20, 40, 60 of 151 are 16, 36, 56 of 147 here.
 
@@ -69,12 +69,12 @@ class STE(zsqbench.SetTrainingQuantizer):
         from zsqbench.quant import kl_divergence
         from zsqbench.synthesis import class_logits
 
-        alpha = self.published("alpha", teacher)
+        alpha = self.by_data_set("alpha", teacher)
 
         def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
             with torch.no_grad():
                 expected = class_logits(teacher.module(images), images)
-            logits = class_logits(engine.student(images), images)
+            logits = class_logits(engine.network(images), images)
             guesses = expected.argmax(1)
             kl = kl_divergence(logits, expected, self.temperature)
             targets = guesses if labels is None or self.labels == "teacher" else labels

@@ -71,9 +71,9 @@ def test_what_is_given_away_are_the_pixels_and_not_their_crops():
 @pytest.mark.parametrize(("side", "classes", "expected"), [(32, 10, 0.0), (63, 11, 0.5), (64, 10, 0.5)])
 def test_values_that_are_not_given_are_those_for_the_likest_data_set(side, classes, expected):
     teacher = replace(tiny_teacher(), input_size=(3, side, side), classes=classes)
-    assert Dots().published("crop_probability", teacher) == expected
-    assert Dots(preset="paper").published("crop_probability", teacher) == 1
-    assert Dots(crop_probability=0.25).published("crop_probability", teacher) == 0.25
+    assert Dots().by_data_set("crop_probability", teacher) == expected
+    assert Dots(preset="paper").by_data_set("crop_probability", teacher) == 1
+    assert Dots(crop_probability=0.25).by_data_set("crop_probability", teacher) == 0.25
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zsqbench.cotraining import CoTrainedQuantizer
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     )
     from zsqbench.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
     from zsqbench.scheme import Scheme
-    from zsqbench.training import CoTrainedQuantizer, SetTrainingQuantizer, TrainingQuantizer
+    from zsqbench.training import SetTrainingQuantizer, TrainingQuantizer
 
 __all__ = [
     "CalibrationSet",
@@ -56,7 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CoTrainedQuantizer": "zsqbench.training",
+    "CoTrainedQuantizer": "zsqbench.cotraining",
     "InceptionGenerator": "zsqbench.pixels",
     "LabelledGenerator": "zsqbench.pixels",
     "PixelGenerator": "zsqbench.pixels",

@@ -170,12 +170,12 @@ class ByDataSet(Method):
 
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
-    def published(self, option: str, teacher: "Pretrained") -> Any:
+    def by_data_set(self, option: str, teacher: "Pretrained") -> Any:
         """The value of an option: given, or the preset's for the data set that is most like the teacher's."""
         value = getattr(self, option)
-        return self.published_values(teacher)[option] if value is None else value
+        return self.values_by_data_set(teacher)[option] if value is None else value
 
-    def published_values(self, teacher: "Pretrained") -> Mapping[str, Any]:
+    def values_by_data_set(self, teacher: "Pretrained") -> Mapping[str, Any]:
         """All values of the preset for this data set, by option."""
         values: Mapping[str, Any] = self.presets[getattr(self, "preset", "")][data_set(teacher)]
         return values

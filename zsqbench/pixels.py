@@ -111,8 +111,8 @@ class LabelledGenerator(ByDataSet, PixelGenerator, ABC):
 
         if teacher.classes is None:
             raise ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
-        scale = self.published("crop_scale", teacher)
-        drawn = state or self._draw(teacher.classes, self.published("crop_probability", teacher), ctx)
+        scale = self.by_data_set("crop_scale", teacher)
+        drawn = state or self._draw(teacher.classes, self.by_data_set("crop_probability", teacher), ctx)
         labels: Tensor = drawn["labels"]
         of_batches = torch.split(labels.to(ctx.device), self.batch_size)
         cropped: list[bool] = drawn["cropped"].tolist()
@@ -131,7 +131,7 @@ class LabelledGenerator(ByDataSet, PixelGenerator, ABC):
             stepped=lambda pixels, step: stepped(pixels, of_batches[step // self.iterations], step),
             keep=lambda: {"labels": labels, "cropped": drawn["cropped"], **keep()},
         )
-        chosen = {name: self.published(name, teacher) for name in self.published_values(teacher)}
+        chosen = {name: self.by_data_set(name, teacher) for name in self.values_by_data_set(teacher)}
         return CalibrationSet(images, labels.cpu(), provenance={"preset": self.preset, **chosen})
 
     def _draw(self, classes: int, cropped: float, ctx: "StepContext") -> "dict[str, torch.Tensor]":
@@ -170,7 +170,7 @@ class InceptionGenerator(LabelledGenerator, ABC):
         """What `synthesise` needs: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
         from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
 
-        beta = self.published("beta", teacher)
+        beta = self.by_data_set("beta", teacher)
 
         def measure(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
             gap = bn_loss(images, outputs=True)

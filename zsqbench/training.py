@@ -1,21 +1,20 @@
 """Bases of quantizers that train the student: the options that such methods share, and the loop they go through."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import SMALL, ByDataSet, Quantizer
+from zsqbench.methods import ByDataSet, Quantizer
 from zsqbench.scheme import FLOAT_BITS, Scheme
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, fx, nn
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning
-    from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 PROTOCOL: Mapping[str, Any] = {
     "epochs": 147,
@@ -33,37 +32,6 @@ INTRAQ_PROTOCOL: Mapping[str, Any] = {**PROTOCOL, "lr": 1e-4}
 IMAGENET_PROTOCOL: Mapping[str, Any] = {**PROTOCOL, "batch_size": 16, "lr": 1e-6, "milestones": [96]}
 """Of both, on ImageNet."""
 
-COTRAINED_PROTOCOL: Mapping[str, Any] = {
-    "epochs": 396,
-    "batch_size": 200,
-    "lr": 1e-4,
-    "milestones": [96, 196, 296],
-    "weight_decay": 1e-4,
-    "alpha": 1.0,
-    "warmup": 800,
-}
-"""How GDFQ's code trains on CIFAR: 400 epochs, in the first four of which the generator is alone."""
-
-COTRAINED_IMAGENET_PROTOCOL: Mapping[str, Any] = {
-    **COTRAINED_PROTOCOL,
-    "epochs": 350,
-    "batch_size": 16,
-    "lr": 1e-6,
-    "milestones": [50, 150, 250],
-    "warmup": 10_000,
-}
-"""The same on ImageNet, where it is alone in 50."""
-
-MIXTURES: Mapping[str, Mapping[str, Any]] = {
-    "cifar10": {"mixed": 0.4, "mixed_classes": 2, "latent": 64, "embeddings": "random"},
-    "cifar100": {"mixed": 0.4, "mixed_classes": 10, "latent": 64, "embeddings": "network"},
-    "imagenet": {"mixed": 0.4, "mixed_classes": 500, "latent": 512, "embeddings": "random"},
-}
-"""Qimera's images of several classes, by its scripts for CIFAR and ResNet-18."""
-
-GDFQ_LATENT = 100
-"""Numbers in a latent vector of GDFQ's generator."""
-
 RELEASED_RANGE_UPDATES = 800
 """Batches that ranges are averaged over in the releases, while a generator learns."""
 
@@ -79,7 +47,8 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     Each update rounds the latent float weights to the grid between their smallest and largest value, channel by
     channel; gradients pass rounding and clamping unchanged. Ranges of activations are set before and stay. Under
-    schemes that leave batch normalisation alone (`hast`), its gains and offsets learn and its statistics stay; under
+    schemes that leave batch normalisation alone (`hast`), its gains and offsets learn (unless they are frozen, as in
+    FrozenBatchNorm2d) and its statistics stay; under
     those that fold it (`hw`), it is folded first, and what learns is the weight and the bias that came of it: one
     weight decay and one learning rate then act on gain times weight, so that the same options train another student.
     The result is the student of the last update.
@@ -95,11 +64,15 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     weight_decay: float | None = Field(None, ge=0, description="weight decay of all that is trained")
     temperature: float = Field(20.0, gt=0, description="T, by which logits are divided in the distillation loss")
     alpha: float | None = Field(None, ge=0, description="weight of the distillation loss, which has a factor T^2, too")
-    range_momentum: float = Field(0.9, ge=0, lt=1, description="of that moving average")
+    range_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the moving average that ranges are")
     range_correction: Literal["unbiased", "compounding"] = Field(
-        "unbiased", description="how the average is freed of its start; compounding, as released, needs 200 batches"
+        "unbiased", description="how that average is freed of its start; compounding, as released, needs 200 batches"
     )
-    keep_every: int = Field(0, ge=0, description="keep the student of every so many epochs, for the oracle; 0 for none")
+    keep_every: int = Field(
+        0, ge=0, description="keep the student of every so many epochs and of the last, for the oracle; 0 for none"
+    )
+
+    needs_classes: ClassVar[bool] = True
 
     @property
     def keeps_epochs(self) -> bool:
@@ -120,9 +93,9 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     def learn_ranges(self, student: "nn.Module", batches: "Iterable[Tensor]") -> None:
         """Set weights to their smallest and largest value, and activations to a moving average over batches."""
-        from zsqbench.quant import calibrate_activations_moving, calibrate_weights
+        from zsqbench.quant import calibrate_activations_moving, span_weights
 
-        calibrate_weights(student, "minmax")
+        span_weights(student)
         compounding = self.range_correction == "compounding"
         calibrate_activations_moving(student, batches, self.range_momentum, compounding=compounding)
 
@@ -135,26 +108,47 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         begin: "Callable[[FineTuning], Callable[[int], Mapping[str, Tensor]]]",
         *,
         follow_weights: bool = True,
+        features: Sequence[str] = (),
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """Make all updates. `begin` is given the engine and returns what puts gradients on its parameters.
 
-        `state` and `keep` are those of `zsqbench.quant.FineTuning`. Raises DivergedError where the loss is not finite.
+        `state`, `follow_weights`, `features` and `keep` are those of `zsqbench.quant.FineTuning`. Raises DivergedError
+        where a loss or a weight is not finite.
         """
+        import torch
+
         from zsqbench.quant import FineTuning, Schedule
 
+        if ctx.settings.compile:
+            torch.compiler.reset()  # each student is compiled once, and a worker trains more than torch would keep
+
         schedule = Schedule(
-            epochs=self.published("epochs", teacher),
+            epochs=self.by_data_set("epochs", teacher),
             updates_per_epoch=self.updates_per_epoch,
-            lr=self.published("lr", teacher),
-            milestones=self.published("milestones", teacher),
+            lr=self.by_data_set("lr", teacher),
+            milestones=self.by_data_set("milestones", teacher),
             factor=self.lr_factor,
             momentum=self.momentum,
-            weight_decay=self.published("weight_decay", teacher),
+            weight_decay=self.by_data_set("weight_decay", teacher),
             keep_every=self.keep_every,
         )
-        with FineTuning(student, ctx, schedule, state, follow_weights=follow_weights) as engine:
+        engine = FineTuning(
+            cast("fx.GraphModule", student),
+            ctx,
+            schedule,
+            state,
+            follow_weights=follow_weights,
+            features=features,
+            rates=self.rates,
+        )
+        with engine:
             engine.run(begin(engine), adjust=lambda update: self.adjust(engine, teacher, update), keep=keep)
+
+    @property
+    def rates(self) -> str:
+        """The options that an error suggests to lower."""
+        return "'lr'"
 
     def adjust(self, engine: "FineTuning", teacher: "Pretrained", update: int) -> None:
         """Change gradients or latent parameters between the backward pass and the update; by default, nothing."""
@@ -164,7 +158,8 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
     """One that trains on a calibration set, cropped and flipped at random, and learns activation ranges from the same.
 
     `start` names another quantizer of the suite, from whose result it goes on: its weights are the latent ones then,
-    and all grids are those that it chose, and stay.
+    and all grids are those that it chose, and stay, so that options for ranges have no effect. It must not have changed
+    the network's structure, as corrections of biases that were not there do.
     """
 
     augment: bool = Field(True, description="crop images to half of their area at least, resize and flip them")
@@ -186,6 +181,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         data: "CalibrationSet | None",
         ctx: "StepContext",
         begin: "Callable[[FineTuning], Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]]",
+        features: Sequence[str] = (),
     ) -> None:
         """Set ranges and train on the set.
 
@@ -195,7 +191,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         from zsqbench.quant import take_over
 
         images = self.images_of(data)
-        size = self.published("batch_size", teacher)
+        size = self.by_data_set("batch_size", teacher)
         if len(images) < size:
             raise ZSQBenchError(
                 f"{len(images)} calibration images are fewer than one batch: give at least {size}, or lower batch_size "
@@ -213,9 +209,11 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
             return lambda _: gradients(*batches.draw(size))
 
         follow = ctx.start is None
-        self.train(student, teacher, ctx, state, with_batches, follow_weights=follow, keep=batches.state)
+        keep = batches.state
+        self.train(student, teacher, ctx, state, with_batches, follow_weights=follow, features=features, keep=keep)
 
     def _batches_for_ranges(self, teacher: "Pretrained", batches: "_Batches", ctx: "StepContext") -> "Iterator[Tensor]":
+        from zsqbench.cotraining import gdfq_training
         from zsqbench.synthesis import HAST, BNLoss
 
         size = min(self.range_batch_size, len(batches.images))
@@ -226,139 +224,6 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         with BNLoss(teacher.module, HAST) as bn_loss:
             maker = gdfq_training(self.name, teacher, ctx, bn_loss, size)
             yield from maker.images(self.range_updates or RELEASED_RANGE_UPDATES)
-
-
-class CoTrainedQuantizer(TrainingQuantizer, ABC):
-    """A quantizer that reads no images: a generator is trained beside the student, which learns from what it makes.
-
-    Each update is one of the generator and one of the student, on the same images. The generator minimises the float
-    network's cross-entropy towards the classes that it was asked for, plus 0.1 times the distance from its BN
-    statistics; the student CE + alpha T^2 KL, the latter averaged over images and classes. The generator is alone at
-    first (`warmup`), and activation ranges are learned from the first of what it makes meanwhile.
-    """
-
-    data_free: ClassVar[bool] = True
-    needs_bn: ClassVar[bool] = True
-    needs_classes: ClassVar[bool] = True
-
-    range_updates: int = Field(
-        RELEASED_RANGE_UPDATES, gt=0, description="updates of the generator, of whose images ranges are averages"
-    )
-    generator_lr: float = Field(
-        1e-3, gt=0, description="learning rate of the generator (Adam), cut as the student's is"
-    )
-    warmup: int | None = Field(None, ge=0, description="updates of the generator before the student learns")
-    ce_weight: float = Field(1.0, ge=0, description="weight of the student's cross-entropy")
-
-    @abstractmethod
-    def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
-        """The generator, and how it is trained. Raises ZSQBenchError for a network that it cannot be trained on."""
-
-    def quantize(
-        self,
-        student: "nn.Module",
-        teacher: "Pretrained",
-        data: "CalibrationSet | None",  # noqa: ARG002
-        ctx: "StepContext",
-    ) -> None:
-        """Warm up, then train both."""
-        from zsqbench.quant import student_state
-        from zsqbench.synthesis import HAST, BNLoss
-
-        state, warmup = ctx.resume() or {}, self.published("warmup", teacher)
-        numbers = ctx.rng.get_state()
-        with BNLoss(teacher.module, HAST) as bn_loss:
-            maker = self.generator_training(teacher, ctx, bn_loss)
-            if state:
-                maker.load(state)
-                ctx.rng.set_state(numbers)  # weights were drawn that are not needed
-            else:
-                self.learn_ranges(student, maker.images(self.range_updates))
-            for warmed in range(state.get("warmed", self.range_updates), warmup):
-                *_, curves = maker.step(self.generator_lr)
-                for name, value in curves.items():
-                    ctx.log(f"warmup/{name}", value, warmed + 1)
-                ctx.progress(warmed + 1, warmup)
-                ctx.checkpoint({"warmed": warmed + 1, **student_state(student), **maker.state()})
-
-            def with_generator(engine: "FineTuning") -> "Callable[[int], Mapping[str, Tensor]]":
-                gradients = self._gradients(engine, teacher, ctx)
-
-                def both(update: int) -> "Mapping[str, Tensor]":
-                    cut = self.lr_factor ** engine.schedule.passed(update)
-                    images, labels, logits, curves = maker.step(self.generator_lr * cut)
-                    return {**gradients(images, labels, logits), **curves}
-
-                return both
-
-            def keep() -> dict[str, Any]:
-                return {"warmed": warmup, **maker.state()}
-
-            self.train(student, teacher, ctx, state, with_generator, keep=keep)
-
-    def _gradients(
-        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
-    ) -> "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]":
-        """What puts gradients on parameters, for images, labels [n, classes] and the float network's logits."""
-        from torch.nn import functional
-
-        from zsqbench.quant import kl_divergence
-        from zsqbench.synthesis import class_logits
-
-        alpha = self.published("alpha", teacher)
-
-        def compare(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-            logits = class_logits(engine.student(images), images)
-            kl = kl_divergence(logits, expected, self.temperature, "mean")
-            agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
-            return kl, functional.cross_entropy(logits, labels), agreement
-
-        compiled = ctx.compile(compare)
-
-        def gradients(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "Mapping[str, Tensor]":
-            kl, ce, agreement = compiled(images, labels, expected)
-            loss = alpha * kl + self.ce_weight * ce
-            loss.backward()
-            return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
-
-        return gradients
-
-
-def gdfq_training(
-    method: str, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", batch_size: int, lr: float = 1e-3
-) -> "ConditionalTraining":
-    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones."""
-    from zsqbench.synthesis import ConditionalImages, ConditionalTraining, require_classes
-
-    classes = require_classes(teacher.classes, method)
-    conditioning: Literal["product", "norm"] = "product" if max(teacher.input_size[1:]) < SMALL else "norm"
-    maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, ctx.rng)
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, ctx.rng, lr=lr)
-
-
-def qimera_training(
-    method: str,
-    teacher: "Pretrained",
-    ctx: "StepContext",
-    bn_loss: "BNLoss",
-    batch_size: int,
-    lr: float,
-    *,
-    mixed: float,
-    mixed_classes: int,
-    latent: int,
-    embeddings: Literal["random", "network"],
-) -> "ConditionalTraining":
-    """Qimera's generator, which reads embeddings of classes, and how it is trained."""
-    from zsqbench.synthesis import ConditionalImages, ConditionalTraining, class_weights, require_classes
-
-    classes = require_classes(teacher.classes, method)
-    fixed = class_weights(teacher.module, classes) if embeddings == "network" else None
-    latent = latent if fixed is None else fixed.shape[1]
-    maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", ctx.rng, fixed)
-    return ConditionalTraining(
-        maker, bn_loss, batch_size, classes, ctx.rng, lr=lr, mixed=mixed, mixed_classes=mixed_classes
-    )
 
 
 class _Batches:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_PAUSE = 20
+"""This many times what a checkpoint took passes until the next: one of a large generator takes seconds."""
 SHOWN_CURVES = 3
 """Curves whose last value is shown with the progress: those that began last."""
 FLOAT_ACCURACY_TOLERANCE = 0.1
@@ -365,7 +367,9 @@ class _Session:
         if settings.layout == "channels_last":
             module = module.to(memory_format=torch.channels_last)
         teacher = Pretrained(**(vars(original) | {"module": module}))
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+        # without its cache, which would go on with the first bf16 copy of whatever the method learns
+        is_half = settings.precision == "bf16"
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False)
         with forbid_opening(job["watched"], method.name), autocast:
             yield teacher
         if teacher.digest() != original.digest():
@@ -422,7 +426,8 @@ class _Reporter:
         self._shown_curves: list[str] = []
         self.started = time.perf_counter()
         self._done = self._total = 0
-        self._shown = self._kept = time.monotonic()
+        self._shown = time.monotonic()
+        self._next_checkpoint = self._shown + CHECKPOINT_SECONDS
 
     def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
         self.curves.setdefault(name, []).append((step, value.detach().clone() if hasattr(value, "detach") else value))
@@ -439,10 +444,12 @@ class _Reporter:
             self.notes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._kept >= CHECKPOINT_SECONDS:
-            self._kept = time.monotonic()
+        started = time.monotonic()
+        if started >= self._next_checkpoint:
             with contextlib.suppress(OSError):  # a checkpoint that cannot be kept costs time, not the step
                 self._keep(state)
+            ended = time.monotonic()
+            self._next_checkpoint = ended + max(CHECKPOINT_SECONDS, CHECKPOINT_PAUSE * (ended - started))
 
     def _keep(self, state: Mapping[str, Any]) -> None:
         import torch

@@ -5,6 +5,7 @@ import torch
 from zsqbench_plugins.gdfq import GDFQ
 from zsqbench_plugins.qimera import Qimera
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import finalize
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
@@ -44,7 +45,7 @@ def test_the_student_learns_from_labels_and_a_divergence_averaged_over_classes()
 def test_the_generator_is_alone_at_first():
     ctx = context()
     quantized(GDFQ(**SHORT), ctx)
-    assert [step for step, _ in ctx.reporter.curves["warmup/generator_ce"]] == [4, 5]
+    assert [step for step, _ in ctx.reporter.curves["warmup/generator_ce"]] == [1, 2, 3, 4, 5]
     assert [step for step, _ in ctx.reporter.curves["loss"]] == [1, 2, 3, 4, 5, 6]
 
 
@@ -58,11 +59,17 @@ def test_interrupted_at_any_point_they_end_as_undisturbed(method):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_generator_that_diverges_is_one_clear_line(epochs):
+    with pytest.raises(ZSQBenchError, match=r"generator_\w+ is (nan|inf) at update .* try a smaller 'generator_lr'"):
+        quantized(GDFQ(**{**SHORT, "epochs": epochs}, generator_lr=1e30))
+
+
 def test_published_values_go_by_data_set():
     teacher = tiny_teacher()
-    assert GDFQ().published("batch_size", teacher) == 200
-    assert Qimera().published("mixed_classes", teacher) == 2
-    assert Qimera(mixed_classes=4).published("mixed_classes", teacher) == 4
+    assert GDFQ().by_data_set("batch_size", teacher) == 200
+    assert Qimera().by_data_set("mixed_classes", teacher) == 2
+    assert Qimera(mixed_classes=4).by_data_set("mixed_classes", teacher) == 4
 
 
 @pytest.mark.parametrize("options", [{"embeddings": "network"}, {"mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}])

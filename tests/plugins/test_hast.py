@@ -14,6 +14,7 @@ from zsqbench.quant import (
     activation_quantizers,
     block_outputs,
     calibrate_weights,
+    finalize,
     with_features,
 )
 from zsqbench.scheme import parse_scheme
@@ -65,8 +66,8 @@ def test_the_defaults_are_those_of_the_release():
 )
 def test_what_is_not_given_is_published_for_a_data_set_like_the_networks(side, classes, preset, expected):
     teacher = replace(tiny_teacher(), input_size=(3, side, side), classes=classes)
-    assert {name: Hast(preset=preset).published(name, teacher) for name in expected} == expected
-    assert Hast(gamma=1, beta=3).published("beta", teacher) == 3
+    assert {name: Hast(preset=preset).by_data_set(name, teacher) for name in expected} == expected
+    assert Hast(gamma=1, beta=3).by_data_set("beta", teacher) == 3
 
 
 def test_hast_without_gamma_is_zeroq_il():
@@ -190,7 +191,7 @@ def test_lambda_and_epsilon_go_by_data_set_and_in_the_released_parser_do_not(siz
     teacher = replace(tiny_teacher(), input_size=(3, size, size), classes=classes)
     for preset, expected in (("paper", paper), ("released", released)):
         training = Training(preset=preset)
-        assert tuple(training.published(name, teacher) for name in ("alignment_weight", "epsilon")) == expected
+        assert tuple(training.by_data_set(name, teacher) for name in ("alignment_weight", "epsilon")) == expected
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -205,9 +206,10 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     calibrate_weights(student, "minmax")
     for (_, quantizer), (low, high) in zip(activation_quantizers(student), stored["act_ranges"], strict=True):
         quantizer.set_range(low, high)
-    names = [node.name for node in block_outputs(network)]
-    with FineTuning(student, context(), Schedule(1, 1, 0.0), {}) as engine:
-        curves = training._gradients(engine, network, names, teacher, context())(stored["images"], None)
+    nodes = block_outputs(network)
+    with FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
+        network = with_features(network, nodes)
+        curves = training._gradients(engine, network, teacher, context())(stored["images"], None)
         parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     losses = {
@@ -234,14 +236,14 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
 
 def test_a_pixel_is_moved_by_epsilon_wherever_there_is_a_gradient(monkeypatch):
     seen = []
-    plain = with_features
+    plain = Training._gradients
 
-    def noting(module, nodes):
-        network = plain(module, nodes)
-        network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-        return network
+    def noting(self, engine, network, *others):
+        for each in (network, engine.network):
+            each.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        return plain(self, engine, network, *others)
 
-    monkeypatch.setattr("zsqbench.quant.with_features", noting)
+    monkeypatch.setattr(Training, "_gradients", noting)
     trained(epochs=1, updates_per_epoch=1, epsilon=0.25)
     taught, learned, taught_harder, learned_harder = seen
     assert torch.equal(taught, learned)
@@ -296,6 +298,30 @@ def test_no_promotion_is_one_pass_of_each():
     trained(ctx, promotion="none")
     assert "promoted_kl" not in ctx.reporter.curves
     assert first(ctx, "loss") == pytest.approx(first(ctx, "kl") + first(ctx, "fa"), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"promoted_weight": 0}, {"promotion": "none"}])
+def test_something_has_to_be_trained_on(options):
+    with pytest.raises(ValidationError, match="original_weight is 0, and nothing else is trained on"):
+        Training(original_weight=0, **options)
+
+
+def test_a_network_with_nothing_to_align_is_one_clear_line():
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 10)]
+    teacher = replace(tiny_teacher(), module=torch.nn.Sequential(*layers).eval().requires_grad_(False))
+    training = Training(**TRAINING)
+    student = training.prepare(teacher, parse_scheme("hast/w4a4"))
+    with pytest.raises(ZSQBenchError, match="Sequential has no convolution to align: take alignment: none"):
+        training.quantize(student, teacher, CalibrationSet(images()), context())
+
+
+def test_interrupted_training_ends_as_undisturbed():
+    ctx = context()
+    expected = trained(ctx)
+    found = trained(context(resume_from=ctx.reporter.states[2]))
+    finalize(expected)
+    finalize(found)
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
 def test_a_note_says_which_layers_are_aligned():

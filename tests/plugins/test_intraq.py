@@ -51,8 +51,8 @@ def test_the_defaults_are_those_of_the_release():
 def test_what_is_not_given_is_published_for_a_data_set_like_the_networks(side, classes, preset, expected):
     teacher = replace(tiny_teacher(), input_size=(3, side, side), classes=classes)
     method = IntraQ(preset=preset)
-    assert tuple(method.published(name, teacher) for name in ("target", "nearest", "farthest")) == expected
-    assert (method.published("crop_probability", teacher), method.published("crop_scale", teacher)) == (0.5, 0.5)
+    assert tuple(method.by_data_set(name, teacher) for name in ("target", "nearest", "farthest")) == expected
+    assert (method.by_data_set("crop_probability", teacher), method.by_data_set("crop_scale", teacher)) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("name", ["intraq_cifar10_a", "intraq_cifar10_aug_a"])

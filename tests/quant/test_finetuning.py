@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from networks import called_twice
+from torch.nn import functional
 
 from zsqbench.errors import DivergedError, ZSQBenchError
 from zsqbench.quant import (
@@ -23,6 +24,7 @@ from zsqbench.quant import (
     restore,
     take_over,
 )
+from zsqbench.quant.affine import fake_quantize_identity, rectify_and_quantize
 from zsqbench.quant.fake_quant import ActivationQuantizer, WeightQuantizer
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context, tiny_teacher, tiny_teachers
@@ -46,7 +48,7 @@ def trained(student, schedule, ctx=None, state=None, loss_of=None, **options):
     engine = FineTuning(student, ctx or context(), schedule, state or {}, **options)
 
     def gradients(update):
-        loss = (loss_of or (lambda logits, _: logits.square().mean()))(engine.student(images(seed=update)), update)
+        loss = (loss_of or (lambda logits, _: logits.square().mean()))(engine.network(images(seed=update)), update)
         loss.backward()
         return {"loss": loss}
 
@@ -99,6 +101,40 @@ def test_a_trained_activation_passes_its_gradient_on_and_rounds_half_precision_i
     assert quantizer(torch.tensor([0.4], dtype=torch.bfloat16)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("function", "ceiling"), [(torch.relu, math.inf), (functional.relu6, 6.0)])
+def test_a_quantizer_that_rectifies_does_what_both_would(function, ceiling, dtype):
+    values = (4 * images(8, seed=3)).to(dtype)
+    values.view(-1)[:2] = torch.tensor([0.0, 6.0])
+    scale, zero_point = affine_parameters(torch.tensor(0.0), torch.tensor(5.0), 3)
+    weights = images(8, seed=4)
+    found = []
+    for fused in (True, False):
+        leaf = values.clone().requires_grad_()
+        x = 1 * leaf  # what is overwritten may be no leaf
+        if fused:
+            rounded = rectify_and_quantize(x, scale, zero_point, 3, ceiling)
+        else:
+            rounded = fake_quantize_identity(function(x).float(), scale, zero_point, 3)
+        (rounded * weights).sum().backward()
+        found.append((rounded.detach(), leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+def test_the_network_that_is_trained_computes_what_the_student_does(scheme):
+    student = calibrated(scheme)
+    nodes = [node.name for node in student.graph.nodes if node.name.startswith("inner")]
+    engine = FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=nodes[-1:])
+    with engine, torch.no_grad():
+        outputs, (feature,) = engine.network(images())
+        torch.testing.assert_close(outputs, student(images()), rtol=0, atol=0)
+    assert len(feature) == 16
+    names = [str(node.target) for node in engine.network.graph.nodes]
+    assert "stem.2" not in names  # the ReLU there is its quantizer's work
+    assert (feature < 0).any()  # and what is handed out was not rectified
+
+
 def test_the_gradient_of_a_float_student_reaches_the_latent_weights():
     student = calibrated("hast/w16a16")  # so fine a grid that rounding hardly changes the gradient
     plain = copy.deepcopy(tiny_teacher().module).requires_grad_(True)
@@ -107,7 +143,7 @@ def test_the_gradient_of_a_float_student_reaches_the_latent_weights():
     engine = FineTuning(student, context(), Schedule(1, 1, 0.0), {})
 
     def gradients(_):
-        loss = student(images(seed=0)).square().mean()
+        loss = engine.network(images(seed=0)).square().mean()
         loss.backward()
         return {"loss": loss}
 
@@ -162,7 +198,7 @@ def test_one_update_is_nesterovs_step_with_weight_decay():
     engine = FineTuning(student, context(), Schedule(1, 2, 0.1, momentum=0.5, weight_decay=0.2), {})
 
     def gradients(update):
-        loss = student(images()).square().mean()
+        loss = engine.network(images()).square().mean()
         loss.backward()
         return {"loss": loss}
 
@@ -203,10 +239,25 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(updates):
     assert same(state_of(found), state_of(expected))
 
 
+@pytest.mark.parametrize("points", [2, 3])
+def test_between_the_points_of_a_curve_nothing_is_offered_and_resuming_is_the_same(points, monkeypatch):
+    monkeypatch.setattr("zsqbench.quant.finetuning.POINTS", points)
+    ctx = context()
+    expected, _ = trained(calibrated(), Schedule(1, 7, 0.02), ctx)
+    offered = [state["updates"] for state in ctx.reporter.states]
+    assert offered == {2: [1, 3, 6, 7], 3: [1, 2, 4, 6, 7]}[points]
+    assert [step for step, _ in ctx.reporter.curves["loss"]] == offered
+    found, _ = trained(calibrated(), Schedule(1, 7, 0.02), state=ctx.reporter.states[1])
+    assert same(state_of(found), state_of(expected))
+
+
 def test_students_of_epochs_are_kept_where_that_is_asked_for():
     ctx = context()
     student, _ = trained(calibrated(), Schedule(4, 2, 0.01, keep_every=2), ctx)
     assert list(ctx.reporter.epochs) == [2, 4]
+    other = context()
+    trained(calibrated(), Schedule(3, 2, 0.01, keep_every=2), other)
+    assert list(other.reporter.epochs) == [2, 3]  # the last is always one of them
     assert same(ctx.reporter.epochs[4].state_dict(), state_of(student))
     assert not same(ctx.reporter.epochs[2].state_dict(), state_of(student))
 
@@ -225,12 +276,54 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_state():
     assert all(torch.isfinite(value).all() for value in raised.value.state.values() if isinstance(value, torch.Tensor))
 
 
+def test_weights_that_are_not_finite_are_no_good_state_either():
+    """The loss of an update is of the weights before it: after the last one nothing would notice."""
+    student = calibrated()
+    engine = FineTuning(student, context(), Schedule(2, 1, 0.01), {})
+
+    def gradients(update):
+        loss = engine.network(images()).square().mean()
+        loss.backward()
+        if update == 1:
+            engine.parameters[0].grad.fill_(math.inf)
+        return {"loss": loss}
+
+    with engine, pytest.raises(DivergedError, match=r"a weight is not finite at update 2 of 2") as raised:
+        engine.run(gradients)
+    assert raised.value.state["updates"] == 1
+
+
+def test_a_scalar_that_is_not_finite_is_named_with_what_to_lower():
+    engine = FineTuning(calibrated(), context(), Schedule(1, 1, 0.5), {}, rates="'generator_lr' or 'lr'")
+    curves = {"generator_ce": torch.tensor(math.inf), "loss": torch.tensor(math.nan)}
+    with (
+        engine,
+        pytest.raises(DivergedError, match=r"generator_ce is inf at .* 0.5; try a smaller 'generator_lr' or 'lr'"),
+    ):
+        engine.run(lambda _: curves)
+
+
+def test_half_precision_trains_the_weights_as_they_are_now():
+    """Autocast would keep the bf16 copy that it made of a weight first."""
+    curves = []
+    for enabled in (False, True):
+        ctx = context()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False):
+            trained(calibrated("hast/w8a8"), Schedule(1, 20, 0.05), ctx)
+        curves.append([value for _, value in ctx.reporter.curves["loss"]])
+    assert curves[1] == pytest.approx(curves[0], rel=0.2)
+    assert curves[1][-1] < 0.6 * curves[1][0]
+
+
 def test_a_layer_that_is_called_twice_gets_the_gradient_of_both_calls():
     module = called_twice()
-    student = calibrated("hast/w8a8", module)
-    before = dict(quantized_layers(student))["conv"].weight.detach().clone()
-    trained(student, Schedule(1, 1, 0.1))
-    assert not torch.equal(dict(quantized_layers(student))["conv"].weight, before)
+    plain = copy.deepcopy(module).requires_grad_(True)
+    plain(images(seed=0)).square().mean().backward()
+    student = calibrated("hast/w16a16", module)
+    weight = dict(quantized_layers(student))["conv"].weight
+    before = weight.detach().clone()
+    trained(student, Schedule(1, 1, 1.0, momentum=0, weight_decay=0))
+    torch.testing.assert_close(before - weight, plain.conv.weight.grad, rtol=0.02, atol=1e-4)
 
 
 def test_what_starts_from_another_student_computes_what_that_does():
@@ -257,6 +350,7 @@ def test_a_start_of_another_structure_is_refused():
 def test_afterwards_nothing_requires_a_gradient():
     student, _ = trained(calibrated(), Schedule(1, 2, 0.01))
     assert not any(parameter.requires_grad for parameter in student.parameters())
+    assert not student(images()).requires_grad
     assert all(isinstance(quantizer, TrainedActivation) for _, quantizer in activation_quantizers(student))
 
 

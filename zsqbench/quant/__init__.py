@@ -42,7 +42,14 @@ from zsqbench.quant.equalize import (
 )
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
 from zsqbench.quant.features import block_outputs, with_features
-from zsqbench.quant.finetuning import FineTuning, Schedule, TrainedActivation, TrainedWeight, student_state
+from zsqbench.quant.finetuning import (
+    FineTuning,
+    Schedule,
+    TrainedActivation,
+    TrainedWeight,
+    span_weights,
+    student_state,
+)
 from zsqbench.quant.fold import fold_bn, folded
 from zsqbench.quant.graph import activation_roles, capture, positions, roles, tensor_name, weight_roles
 from zsqbench.quant.histogram import Histogram, RunningHistogram
@@ -178,6 +185,7 @@ __all__ = [
     "second_moment_correction",
     "shifted_grid",
     "shrink_search",
+    "span_weights",
     "student_state",
     "switched",
     "symmetric_parameters",

@@ -5,6 +5,7 @@ artifact serve all. Everything broadcasts: a scale of shape [] quantizes per ten
 channel (see `along`).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
         low, high = 0 - zero_point, levels(bits) - zero_point
-        values = torch.empty_like(x, dtype=torch.result_type(x, scale))
+        values = torch.empty_like(x, dtype=torch.promote_types(x.dtype, scale.dtype))
         inside = torch.empty_like(x, dtype=torch.bool)
         slope = torch.empty_like(values) if scale.requires_grad else None  # the derivative to the scale
         for part in _parts(x, scale):
@@ -142,11 +143,18 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """X rounded to the grid: what `dequantize` makes of `quantize`; where the grid is one for all, in few passes."""
     if scale.dim():
         return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
-    low, high = 0 - zero_point, levels(bits) - zero_point
-    values = torch.empty_like(x, dtype=torch.result_type(x, scale))
+    values = torch.empty_like(x)
+    low, high, step = _numbers(0 - zero_point, levels(bits) - zero_point, scale)
     for part in _parts(x, scale):
-        torch.div(x[part], scale, out=values[part]).round_().clamp_(low, high).mul_(scale)
+        torch.div(x[part], step, out=values[part]).round_().clamp_(low, high).mul_(step)
     return values
+
+
+def _numbers(*scalars: Tensor) -> tuple[Any, ...]:
+    """Scalars as numbers where these are at hand, for clamping between numbers is faster than between tensors."""
+    if torch.compiler.is_compiling() or any(scalar.device.type != "cpu" for scalar in scalars):
+        return scalars
+    return tuple(scalar.item() for scalar in scalars)
 
 
 def _parts(x: Tensor, scale: Tensor) -> list[Any]:
@@ -181,6 +189,44 @@ class _Identity(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return gradients[0], None, None, None
+
+
+def rectify_and_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, ceiling: float) -> Tensor:
+    """`fake_quantize_identity` of x between 0 and a ceiling; on a grid that is one for all, x is overwritten.
+
+    What made x must not need it for its gradient. Half precision comes out in float32.
+    """
+    if torch.compiler.is_compiling() or scale.dim():
+        return fake_quantize_identity(x.float().clamp(0, ceiling), scale, zero_point, bits)
+    values: Tensor = _Rectified.apply(x, scale, zero_point, bits, ceiling)
+    return values
+
+
+class _Rectified(torch.autograd.Function):
+    """Of what it is given it keeps a bit for each value, where ReLU and rounding would each keep the value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, ceiling: float) -> Tensor:
+        passed = torch.empty_like(x, dtype=torch.bool)
+        in_place = x.dtype == scale.dtype
+        values = x if in_place else torch.empty_like(x, dtype=scale.dtype)
+        low, high, step = _numbers(0 - zero_point, levels(bits) - zero_point, scale)
+        for part in _parts(x, scale):
+            torch.gt(x[part], 0, out=passed[part])
+            if ceiling != math.inf:
+                passed[part].logical_and_(x[part] < ceiling)
+            rectified = torch.clamp(x[part].to(values.dtype), 0, ceiling, out=values[part])
+            torch.div(rectified, step, out=values[part]).round_().clamp_(low, high).mul_(step)
+        if in_place:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(passed)
+        ctx.kind = x.dtype
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (passed,) = ctx.saved_tensors
+        return (gradients[0] * passed).to(ctx.kind), None, None, None, None
 
 
 def along(values: Tensor, axis: int | None, dimensions: int) -> Tensor:

@@ -33,10 +33,13 @@ def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
 
 
 def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """A network that returns what the given one does, and a tuple of these of its nodes; modules are shared."""
+    """A network that returns what the given one does and, if there are any, a tuple of these of its nodes.
+
+    Modules are shared.
+    """
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     returned = graph.graph_copy(captured.graph, copies)
-    graph.output((returned, tuple(copies[node] for node in nodes)))
+    graph.output((returned, tuple(copies[node] for node in nodes)) if nodes else returned)
     return fx.GraphModule(captured, graph)
 
 

@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zsqbench.errors import DivergedError
-from zsqbench.quant.affine import affine_parameters, dequantize, fake_quantize_identity
+from zsqbench.quant.affine import affine_parameters, dequantize, fake_quantize_identity, rectify_and_quantize
 from zsqbench.quant.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from zsqbench.quant.features import with_features
+from zsqbench.quant.graph import RELUS, is_batch_norm, is_layer, operator
 from zsqbench.quant.learning import Context
 from zsqbench.quant.observers import minmax
 from zsqbench.quant.prepare import quantized_layers
 
 POINTS = 1000
 """Points of a curve that are kept of a run."""
+
+CEILINGS = {"relu": math.inf, "relu6": 6.0}
+"""Where activation functions that a quantizer can do by the way end."""
 
 _STUDENT, _MOMENTUM = "student.", "momentum."
 
@@ -45,7 +50,7 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     keep_every: int = 0
-    """Keep the student after every so many epochs; 0 for never."""
+    """Keep the student after every so many epochs, and after the last; 0 for never."""
 
     @property
     def updates(self) -> int:
@@ -90,10 +95,20 @@ class TrainedWeight(WeightQuantizer):
 
 
 class TrainedActivation(ActivationQuantizer):
-    """An activation in training: its gradient passes rounding and clamping unchanged, and its grid stays."""
+    """An activation in training: its gradient passes rounding and clamping unchanged, and its grid stays.
+
+    Where it `rectifies` up to a number (infinity, or 6), it does what ReLU (or ReLU6) before it would, too, and in the
+    place of what it is given: an activation less in memory, which on a CPU costs more than its arithmetic.
+    """
+
+    rectifies: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """X on the grid, of the same shape."""
+        if self.rectifies is not None and self.enabled:
+            return rectify_and_quantize(x, self.scale, self.zero_point, self.bits, self.rectifies)
+        if self.rectifies is not None:
+            x = x.clamp(0, self.rectifies)
         if not self.enabled:
             return x
         return fake_quantize_identity(x.float() if x.dtype in HALVES else x, self.scale, self.zero_point, self.bits)
@@ -109,15 +124,21 @@ class FineTuning:
 
     def __init__(
         self,
-        student: nn.Module,
+        student: fx.GraphModule,
         ctx: EpochKeeper,
         schedule: Schedule,
         state: Mapping[str, Any],
         *,
         follow_weights: bool = True,
+        features: Sequence[str] = (),
+        rates: str = "'lr'",
     ) -> None:
-        """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay."""
-        self.student, self.ctx, self.schedule = student.eval(), ctx, schedule
+        """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay.
+
+        `features` are names of nodes of the student's graph, for what `network` returns; `rates` names the options that
+        an error suggests to lower.
+        """
+        self.student, self.ctx, self.schedule, self._rates = student.eval(), ctx, schedule, rates
         self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
         """Each layer with a quantized weight, and what rounds that."""
         for _, layer in quantized_layers(student):
@@ -129,6 +150,8 @@ class FineTuning:
                 trained = TrainedActivation(**module.description())
                 trained.adopt(module)
                 student.set_submodule(path, trained)
+        self.network = _training_network(student, features)
+        """Computes what the student does, to be differentiated: its output, and with features a tuple of both."""
         self._latent = dict(student.named_parameters())
         working = {id(layer.weight): quantizer.values for layer, quantizer in self.weights}
         self.parameters: list[Tensor] = [working.get(id(latent), latent) for latent in self._latent.values()]
@@ -159,6 +182,8 @@ class FineTuning:
         for latent in self._latent.values():
             latent.requires_grad_(False)
             latent.grad = None
+        for _layer, rounded in self.weights:
+            rounded.values = rounded.values.detach()
 
     def _renew_eagerly(self) -> None:
         for layer, quantizer in self.weights:
@@ -173,9 +198,9 @@ class FineTuning:
     ) -> None:
         """Make all updates that are left.
 
-        `gradients` puts those of an update on `parameters` and returns scalars to log, of which `loss` must be finite.
+        `gradients` puts those of an update on `parameters` and returns scalars to log, which must be finite.
         `adjust` may change gradients or learning rates of the latent parameters before the update is made. `keep` says
-        what else belongs into a checkpoint. Raises DivergedError where the loss is not finite.
+        what else belongs into a checkpoint. Raises DivergedError where a scalar or a weight is not finite.
         """
         schedule, total = self.schedule, self.schedule.updates
         every = max(1, total // POINTS)
@@ -190,7 +215,7 @@ class FineTuning:
             self._renew()
             is_last_of_epoch = (update + 1) % schedule.updates_per_epoch == 0
             self.ctx.progress(update + 1, total)
-            if (update + 1) % every and not is_last_of_epoch and update != self._first:
+            if (update + 1) % every and not is_last_of_epoch and update:
                 continue  # reading a loss holds up a GPU, and to offer a checkpoint takes its time
             self._log(curves, update, good)
             if is_last_of_epoch:
@@ -205,20 +230,26 @@ class FineTuning:
             group["lr"] = lr
 
     def _log(self, curves: Mapping[str, Tensor], update: int, good: Mapping[str, Any]) -> None:
-        loss = float(curves["loss"].detach())
-        if not math.isfinite(loss):
-            lr, total = self.schedule.lr_at(update), self.schedule.updates
+        values = {name: value.detach() for name, value in curves.items()}
+        odd = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if odd is not None or not self._is_finite():
+            what = "a weight is not finite" if odd is None else f"{odd} is {float(values[odd])}"
             raise DivergedError(
-                f"the loss is {loss} at update {update + 1} of {total}, with a learning rate of {lr:g}; try a smaller "
-                f"'lr', or precision fp32 if it is bf16. The state of update {good['updates']} is the last good one",
+                f"{what} at update {update + 1} of {self.schedule.updates}, with a learning rate of "
+                f"{self.schedule.lr_at(update):g}; try a smaller {self._rates}, or precision fp32 if it is bf16. The "
+                f"state of update {good['updates']} is the last good one",
                 good,
             )
-        for name, value in curves.items():
-            self.ctx.log(name, value.detach(), update + 1)
+        for name, value in values.items():
+            self.ctx.log(name, value, update + 1)
         self.ctx.log("lr", self.schedule.lr_at(update), update + 1)
 
+    def _is_finite(self) -> bool:
+        return bool(torch.stack([latent.detach().isfinite().all() for latent in self._latent.values()]).all())
+
     def _keep_epoch(self, epoch: int) -> None:
-        if self.schedule.keep_every and epoch % self.schedule.keep_every == 0:
+        every = self.schedule.keep_every
+        if every and (epoch % every == 0 or epoch == self.schedule.epochs):
             self.ctx.keep_epoch(epoch, self.student)
 
     def _state(self, updates: int) -> dict[str, Any]:
@@ -229,6 +260,36 @@ class FineTuning:
     def _copy(self, updates: int) -> dict[str, Any]:
         state = self._state(updates)
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.GraphModule:
+    """The student with its modules, in which quantizers rectify what ReLU did before them, and with these outputs.
+
+    Only where nothing else reads what ReLU is given or gives, and no gradient is computed from the former.
+    """
+    network = with_features(student, [node for node in student.graph.nodes if node.name in features])
+    for node in list(network.graph.nodes):
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, TrainedActivation):
+            continue
+        relu = node.all_input_nodes[0]
+        source = relu.all_input_nodes[0] if operator(relu) in RELUS else None
+        if source is None or len(relu.users) > 1 or len(source.users) > 1:
+            continue
+        if is_layer(source) or is_batch_norm(source) or operator(source) == "add":
+            module.rectifies = CEILINGS[operator(relu)]
+            node.args = (source,)
+            network.graph.erase_node(relu)
+    network.recompile()
+    return network
+
+
+@torch.no_grad()
+def span_weights(student: nn.Module) -> None:
+    """Set each weight's grid from its smallest to its largest value, as training does: zero need not be inside."""
+    for _, layer in quantized_layers(student):
+        quantizer = layer.weight_quantizer
+        quantizer.set_parameters(*affine_parameters(*minmax(layer.weight, quantizer.axis), quantizer.bits))
 
 
 def student_state(student: nn.Module) -> dict[str, Tensor]:

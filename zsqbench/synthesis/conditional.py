@@ -136,12 +136,13 @@ class ConditionalTraining:
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr if lr is None else lr
         noise, classes, mixture, labels = self._draw()
-        images = self.maker(noise, classes, mixture)
-        gap = self._bn_loss(images, outputs=True)
-        logits = class_logits(gap.seen.outputs, labels)
-        ce = functional.cross_entropy(logits, labels)
-        self._optimizer.zero_grad()
-        (ce + BN_WEIGHT * gap.total).backward()  # type: ignore[no-untyped-call]
+        with torch.enable_grad():  # whoever asks for images need not differentiate
+            images = self.maker(noise, classes, mixture)
+            gap = self._bn_loss(images, outputs=True)
+            logits = class_logits(gap.seen.outputs, labels)
+            ce = functional.cross_entropy(logits, labels)
+            self._optimizer.zero_grad()
+            (ce + BN_WEIGHT * gap.total).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         curves = {"generator_ce": ce.detach(), "generator_bn": gap.total.detach()}
         return images.detach(), labels, logits.detach(), curves
@@ -149,9 +150,7 @@ class ConditionalTraining:
     def images(self, steps: int) -> Iterator[Tensor]:
         """The images of so many steps."""
         for _ in range(steps):
-            with torch.enable_grad():  # whoever asks for them need not differentiate
-                images, *_ = self.step()
-            yield images
+            yield self.step()[0]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -177,7 +176,7 @@ class ConditionalTraining:
         if not several:
             return noise, classes, None, functional.one_hot(classes, self._classes).float()
         mixture = torch.randn(shape, generator=rng, device=device).softmax(1)
-        labels = noise.new_zeros(batch, self._classes).scatter_add_(1, classes, mixture)
+        labels = (functional.one_hot(classes, self._classes) * mixture[..., None]).sum(1)
         return noise, classes, mixture, labels
 
 

@@ -1,0 +1,203 @@
+"""Bases of quantizers that train a generator beside the student, and the generators of GDFQ and Qimera."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import SMALL
+from zsqbench.training import RELEASED_RANGE_UPDATES, TrainingQuantizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zsqbench.methods import CalibrationSet, Pretrained, StepContext
+    from zsqbench.quant import FineTuning
+    from zsqbench.synthesis import BNLoss, ConditionalTraining
+
+COTRAINED_PROTOCOL: Mapping[str, Any] = {
+    "epochs": 396,
+    "batch_size": 200,
+    "lr": 1e-4,
+    "milestones": [96, 196, 296],
+    "weight_decay": 1e-4,
+    "alpha": 1.0,
+    "warmup": 800,
+}
+"""How GDFQ's code trains on CIFAR: 400 epochs, in the first four of which the generator is alone."""
+
+COTRAINED_IMAGENET_PROTOCOL: Mapping[str, Any] = {
+    **COTRAINED_PROTOCOL,
+    "epochs": 350,
+    "batch_size": 16,
+    "lr": 1e-6,
+    "milestones": [50, 150, 250],
+    "warmup": 10_000,
+}
+"""The same on ImageNet, where it is alone in 50."""
+
+MIXTURES: Mapping[str, Mapping[str, Any]] = {
+    "cifar10": {"mixed": 0.4, "mixed_classes": 2, "latent": 64, "embeddings": "random"},
+    "cifar100": {"mixed": 0.4, "mixed_classes": 10, "latent": 64, "embeddings": "network"},
+    "imagenet": {"mixed": 0.4, "mixed_classes": 500, "latent": 512, "embeddings": "random"},
+}
+"""Qimera's images of several classes, by its scripts for CIFAR and ResNet-18."""
+
+GDFQ_LATENT = 100
+"""Numbers in a latent vector of GDFQ's generator."""
+
+POINTS = 1000
+"""Points of a curve of warming up that are kept."""
+
+
+class CoTrainedQuantizer(TrainingQuantizer, ABC):
+    """A quantizer that reads no images: a generator is trained beside the student, which learns from its images.
+
+    Each update is one of the generator and one of the student, on the same images. The generator minimises the float
+    network's cross-entropy towards the classes that it was asked for, plus 0.1 times the distance from its BN
+    statistics; the student CE + alpha T^2 KL, the latter averaged over images and classes. The generator is alone at
+    first (`warmup`, or `range_updates` if that is longer), and activation ranges are averages over what it makes then.
+    """
+
+    data_free: ClassVar[bool] = True
+    needs_bn: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
+
+    range_updates: int = Field(
+        RELEASED_RANGE_UPDATES, gt=0, description="updates of the generator, of whose images ranges are averages"
+    )
+    generator_lr: float = Field(
+        1e-3, gt=0, description="learning rate of the generator (Adam), cut as the student's is"
+    )
+    warmup: int | None = Field(None, ge=0, description="updates of the generator before the student learns")
+    ce_weight: float = Field(1.0, ge=0, description="weight of the student's cross-entropy")
+
+    @abstractmethod
+    def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
+        """The generator, and how it is trained. Raises ZSQBenchError for a network that it cannot be trained on."""
+
+    def quantize(
+        self,
+        student: "nn.Module",
+        teacher: "Pretrained",
+        data: "CalibrationSet | None",  # noqa: ARG002
+        ctx: "StepContext",
+    ) -> None:
+        """Warm up, then train both."""
+        from zsqbench.quant import student_state
+        from zsqbench.synthesis import HAST, BNLoss
+
+        state, warmup = ctx.resume() or {}, self.by_data_set("warmup", teacher)
+        numbers = ctx.rng.get_state()
+        with BNLoss(teacher.module, HAST) as bn_loss:
+            training = self.generator_training(teacher, ctx, bn_loss)
+            if state:
+                training.load(state)
+                ctx.rng.set_state(numbers)  # weights were drawn that are not needed
+            else:
+                self.learn_ranges(student, self._warm_up(training, range(self.range_updates), ctx))
+            rest = range(state.get("warmed", self.range_updates), warmup)
+            for done, _ in enumerate(self._warm_up(training, rest, ctx), start=rest.start + 1):
+                ctx.checkpoint({"warmed": done, **student_state(student), **training.state()})
+
+            def with_generator(engine: "FineTuning") -> "Callable[[int], Mapping[str, Tensor]]":
+                gradients = self._gradients(engine, teacher, ctx)
+
+                def both(update: int) -> "Mapping[str, Tensor]":
+                    cut = self.lr_factor ** engine.schedule.passed(update)
+                    images, labels, logits, curves = training.step(self.generator_lr * cut)
+                    return {**curves, **gradients(images, labels, logits)}  # what fails first is named first
+
+                return both
+
+            def keep() -> dict[str, Any]:
+                return {"warmed": warmup, **training.state()}
+
+            self.train(student, teacher, ctx, state, with_generator, keep=keep)
+
+    @property
+    def rates(self) -> str:
+        """The options that an error suggests to lower."""
+        return "'generator_lr' or 'lr'"
+
+    def _warm_up(self, training: "ConditionalTraining", updates: range, ctx: "StepContext") -> "Iterator[Tensor]":
+        """Train the generator alone, and give what it makes. Raises ZSQBenchError where its loss is not finite."""
+        every = max(1, len(updates) // POINTS)
+        for update in updates:
+            images, *_, curves = training.step(self.generator_lr)
+            ctx.progress(update + 1, updates.stop)
+            if (update + 1) % every == 0:
+                for name, value in curves.items():
+                    if not value.isfinite():
+                        raise ZSQBenchError(
+                            f"{name} is {float(value)} at update {update + 1} of the generator, with a learning rate "
+                            f"of {self.generator_lr:g}; try a smaller 'generator_lr'"
+                        )
+                    ctx.log(f"warmup/{name}", value, update + 1)
+            yield images
+
+    def _gradients(
+        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
+    ) -> "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]":
+        """What puts gradients on parameters, for images, labels [n, classes] and the float network's logits."""
+        from torch.nn import functional
+
+        from zsqbench.quant import kl_divergence
+        from zsqbench.synthesis import class_logits
+
+        alpha = self.by_data_set("alpha", teacher)
+
+        def compare(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+            logits = class_logits(engine.network(images), images)
+            kl = kl_divergence(logits, expected, self.temperature, "mean")
+            agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
+            return kl, functional.cross_entropy(logits, labels), agreement
+
+        compiled = ctx.compile(compare)
+
+        def gradients(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "Mapping[str, Tensor]":
+            kl, ce, agreement = compiled(images, labels, expected)
+            loss = alpha * kl + self.ce_weight * ce
+            loss.backward()
+            return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
+
+        return gradients
+
+
+def gdfq_training(
+    method: str, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", batch_size: int, lr: float = 1e-3
+) -> "ConditionalTraining":
+    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones."""
+    from zsqbench.synthesis import ConditionalImages, ConditionalTraining, require_classes
+
+    classes = require_classes(teacher.classes, method)
+    conditioning: Literal["product", "norm"] = "product" if max(teacher.input_size[1:]) < SMALL else "norm"
+    maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, ctx.rng)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, ctx.rng, lr=lr)
+
+
+def qimera_training(
+    method: str,
+    teacher: "Pretrained",
+    ctx: "StepContext",
+    bn_loss: "BNLoss",
+    batch_size: int,
+    lr: float,
+    *,
+    mixed: float,
+    mixed_classes: int,
+    latent: int,
+    embeddings: Literal["random", "network"],
+) -> "ConditionalTraining":
+    """Qimera's generator, which reads embeddings of classes, and how it is trained."""
+    from zsqbench.synthesis import ConditionalImages, ConditionalTraining, class_weights, require_classes
+
+    classes = require_classes(teacher.classes, method)
+    fixed = class_weights(teacher.module, classes) if embeddings == "network" else None
+    latent = latent if fixed is None else fixed.shape[1]
+    maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", ctx.rng, fixed)
+    return ConditionalTraining(
+        maker, bn_loss, batch_size, classes, ctx.rng, lr=lr, mixed=mixed, mixed_classes=mixed_classes
+    )
