@@ -831,6 +831,16 @@ def test_the_last_good_state_of_training_that_diverges_is_kept_to_be_looked_at(b
     assert {name: tensor.tolist() for name, tensor in load_file(path).items()} == {"weight": [[0, 3], [1, 4], [2, 5]]}
 
 
+def test_the_curves_of_a_step_that_failed_are_kept_until_it_is_tried_again(bench, monkeypatch):
+    row = diverges(bench, monkeypatch, "ctx.log('loss', 2.5, 6)")  # which gives no state
+    place = f"partial/{row['keys']['quantize']}/curves.json"
+    assert row["reason"] == f"quantize: the loss is nan at update 7; its curves are in {place} of the home folder"
+    assert json.loads((bench.home / place).read_text()) == {"loss": [[6, 2.5]]}
+    bench.write("ready", "")
+    bench.run()
+    assert list((bench.home / "partial").iterdir()) == []
+
+
 def test_nothing_goes_on_from_training_that_diverged(bench, monkeypatch):
     diverges(bench, monkeypatch, "{'weight': torch.ones(1)}")
     bench.write("ready", "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import DivergedError
 from zsqbench.methods import SMALL
 from zsqbench.training import RELEASED_RANGE_UPDATES, TrainingQuantizer
 
@@ -123,7 +123,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
         return "'generator_lr' or 'lr'"
 
     def _warm_up(self, training: "ConditionalTraining", updates: range, ctx: "StepContext") -> "Iterator[Tensor]":
-        """Train the generator alone, and give what it makes. Raises ZSQBenchError where its loss is not finite."""
+        """Train the generator alone, and give what it makes. Raises DivergedError where its loss is not finite."""
         every = max(1, len(updates) // POINTS)
         for update in updates:
             images, *_, curves = training.step(self.generator_lr)
@@ -131,7 +131,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
             if (update + 1) % every == 0:
                 for name, value in curves.items():
                     if not value.isfinite():
-                        raise ZSQBenchError(
+                        raise DivergedError(
                             f"{name} is {float(value)} at update {update + 1} of the generator, with a learning rate "
                             f"of {self.generator_lr:g}; try a smaller 'generator_lr'"
                         )

@@ -25,7 +25,7 @@ class PixelGenerator(Generator, ABC):
     images: int = Field(5120, gt=0, description="size of the calibration set")
     batch_size: int = Field(256, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(1000, gt=0, description="Adam steps for each batch")
-    lr: float = Field(0.5, gt=0, description="learning rate of Adam")
+    lr: float = Field(0.5, gt=0, lt=1e30, description="learning rate of Adam")
     factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
     patience: int = Field(50, ge=0, description="iterations without a better loss that make a plateau")
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
@@ -53,7 +53,7 @@ class PixelGenerator(Generator, ABC):
         s // iterations. `state` is what `ctx.resume` returned, if anything. Pixels start as normal noise unless
         `initial` makes others. `stepped` and `keep` are those of `zsqbench.synthesis.optimise`.
 
-        Raises ZSQBenchError where a loss is not finite.
+        Raises DivergedError where a loss is not finite.
         """
         import torch
 
@@ -103,7 +103,7 @@ class LabelledGenerator(ByDataSet, PixelGenerator, ABC):
         `losses` gives for images as the network sees them, their labels [n] and the number of their batch what is
         minimised, and scalars to log. `stepped` is called with pixels, labels and step after each step.
 
-        Raises ZSQBenchError for a network that is no classifier and where a loss is not finite.
+        Raises ZSQBenchError for a network that is no classifier, and DivergedError where a loss is not finite.
         """
         import torch
 

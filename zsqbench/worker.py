@@ -148,15 +148,17 @@ class _Session:
             getattr(self, f"_{job['kind']}")(job, reporter)
         except OutOfResourcesError:
             raise  # the checkpoint stays, to go on from when there is space
-        except DivergedError as error:
+        except Exception as error:
             reporter.clear()  # the next attempt starts anew
-            if (kept := reporter.keep_last_good(error.state)) is not None:
-                place = kept.relative_to(self.place.home)  # so that one failure reads the same on all machines
-                raise ZSQBenchError(f"{error}; it is in {place} of the home folder") from error
-            raise
-        except Exception:
-            reporter.clear()
-            raise
+            curves = reporter.keep_curves()
+            if not isinstance(error, DivergedError):
+                raise
+            kept = {"it is": reporter.keep_last_good(error.state), "its curves are": curves}
+            # relative, so that one failure reads the same on all machines
+            places = [f"{what} in {path.relative_to(self.place.home)}" for what, path in kept.items() if path]
+            raise ZSQBenchError(
+                f"{'; '.join([str(error), *places])} of the home folder" if places else str(error)
+            ) from error
         reporter.clear()
 
     # --- the kinds of steps -------------------------------------------------------------------------------------------
@@ -500,6 +502,13 @@ class _Reporter:
     def epochs(self) -> dict[int, Path]:
         """The students that were kept, in this attempt and in those before it that were interrupted."""
         return kept_epochs(self.folder)
+
+    def keep_curves(self) -> Path | None:
+        """Keep the curves of a step that failed to be looked at, and say where, if it logged any."""
+        try:
+            return self._write("curves.json", json.dumps(self.read_curves()).encode()) if self.curves else None
+        except OSError:  # that there is no space is another mistake than the one to be told
+            return None
 
     def keep_last_good(self, state: Mapping[str, Any]) -> Path | None:
         """Keep the tensors of a state to be looked at, and say where; nothing goes on from them."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import DivergedError
 
 QUICK = 0.05
 """Seconds that a checkpoint may take without more ado."""
@@ -115,7 +115,7 @@ class PixelBatch:
         return self.pixels
 
     def step(self, loss: Tensor) -> None:
-        """Minimise a loss by one step. Raises ZSQBenchError where the loss of the step before is not finite.
+        """Minimise a loss by one step. Raises DivergedError where the loss of the step before is not finite.
 
         A loss decides the learning rate of the next step and is read only then: reading it now would hold up a GPU.
         """
@@ -129,12 +129,12 @@ class PixelBatch:
         self._pending = _Underway(loss)
 
     def settle(self) -> None:
-        """Read the last loss. Raises ZSQBenchError where it is not finite."""
+        """Read the last loss. Raises DivergedError where it is not finite."""
         if self._pending is None:
             return
         loss = self._pending.read()
         if not math.isfinite(loss):
-            raise ZSQBenchError(
+            raise DivergedError(
                 f"the loss is {loss} at iteration {self.iteration} of {self._iterations}, with a learning rate of "
                 f"{self.plateau.lr:g}; try a smaller {self._rates}, or precision fp32 if it is bf16"
             )
@@ -185,7 +185,7 @@ def optimise(
     `stepped` is called after each step. `state` is what `ctx.resume` returned, if anything; `keep` says what else
     belongs into a checkpoint.
 
-    Raises ZSQBenchError where a loss is not finite.
+    Raises DivergedError where a loss is not finite.
     """
     names = range(max(order) + 1)
     last = {batch: step for step, batch in enumerate(order)}
