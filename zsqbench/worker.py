@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_PAUSE = 20
-"""This many times what a checkpoint took passes until the next: one of a large generator takes seconds."""
+"""This many times what a long checkpoint took passes until the next: one of a large generator takes seconds."""
+QUICK = 0.1
+"""Seconds that a checkpoint may take without more ado."""
 SHOWN_CURVES = 3
 """Curves whose last value is shown with the progress: those that began last."""
 FLOAT_ACCURACY_TOLERANCE = 0.1
@@ -451,7 +453,8 @@ class _Reporter:
             with contextlib.suppress(OSError):  # a checkpoint that cannot be kept costs time, not the step
                 self._keep(state)
             ended = time.monotonic()
-            self._next_checkpoint = ended + max(CHECKPOINT_SECONDS, CHECKPOINT_PAUSE * (ended - started))
+            long = ended - started if ended - started > QUICK else 0.0
+            self._next_checkpoint = ended + max(CHECKPOINT_SECONDS, CHECKPOINT_PAUSE * long)
 
     def _keep(self, state: Mapping[str, Any]) -> None:
         import torch

@@ -18,6 +18,8 @@ class Big(zsqbench.Generator):
     odd_steps: int = Field(1001, multiple_of=1001)
     epochs: float = 10.0
     epochs_of_rest: int = 1000
+    updates_per_epoch: int = 200
+    warmup: float = 0.2
     steps: int = 2
     renamed: int = Field(500, alias="max_steps")
 
@@ -25,7 +27,7 @@ class Big(zsqbench.Generator):
         return zsqbench.CalibrationSet(ctx.randn(self.images, *teacher.input_size))
 
 
-SMALL = {"images": 8, "batch_size": 16, "weight_iterations": 4, "iterations": 4, "max_steps": 4}
+SMALL = {"images": 8, "batch_size": 16, "weight_iterations": 4, "iterations": 4, "updates_per_epoch": 4, "max_steps": 4}
 
 
 def test_options_that_say_how_much_there_is_to_do_are_small_as_far_as_they_may_be():

@@ -22,7 +22,7 @@ SCHEMES = ("hw/w4a4", "academic/w4a4")
 FLOAT = "float"
 SIZES = (4, 8, 16, 32)
 """What is tried for an option that says how much there is to do; the first that its constraints allow is taken."""
-EXTENSIVE = re.compile(r"(^|_)(images|batch_size|iterations|steps|epochs)$")
+EXTENSIVE = re.compile(r"(^|_)(images|batch_size|iterations|steps|epochs|updates|updates_per_epoch|warmup)$")
 """Names of such options. `images` gets the second size, so that there is more than one batch."""
 
 
