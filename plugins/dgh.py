@@ -183,7 +183,8 @@ class _Run:
         """What a step minimises, and its parts."""
         batch, flip, top, left = self.visits[step]
         images = self.pipeline.augment(pixels, flip=bool(flip), top=top, left=left)
-        bn_loss, output_loss, self._batch_moments = self._measure(images, batch)
+        stretched = self.output_weights[batch] > 0  # found here: a compiled function would be one for each batch
+        bn_loss, output_loss, self._batch_moments = self._measure(images, batch, stretched)
         if output_loss is None:
             return bn_loss, {"bn_loss": bn_loss}
         return bn_loss + self.output_weights[batch] * output_loss, {"bn_loss": bn_loss, "output_loss": output_loss}
@@ -202,8 +203,9 @@ class _Run:
         """What a checkpoint holds besides pixels and optimisers."""
         return {"visits": self._drawn} | ({} if self.store is None else self.store.state())
 
-    def _measure_eagerly(self, images: "Tensor", batch: int) -> "tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]":
-        stretched = self.output_weights[batch] > 0
+    def _measure_eagerly(
+        self, images: "Tensor", batch: int, stretched: bool
+    ) -> "tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]":
         gap = self.bn_loss(images, self.store, batch, outputs=stretched)
         return gap.total, self._output_loss(gap) if stretched else None, gap.batch
 
