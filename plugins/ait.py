@@ -10,8 +10,6 @@ from zsqbench.cotraining import (
     COTRAINED_IMAGENET_PROTOCOL,
     COTRAINED_PROTOCOL,
     MIXTURES,
-    gdfq_training,
-    qimera_training,
 )
 from zsqbench.methods import data_set
 
@@ -59,11 +57,10 @@ class AIT(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """The host's generator."""
-        size = self.by_data_set("batch_size", teacher)
         if self.host == "gdfq":
-            return gdfq_training(self.name, teacher, ctx, bn_loss, size, self.generator_lr)
+            return self.gdfq(teacher, ctx, bn_loss)
         mixture = MIXTURES[data_set(teacher)]
-        return qimera_training(self.name, teacher, ctx, bn_loss, size, self.generator_lr, **mixture)
+        return self.qimera(teacher, ctx, bn_loss, mixture)
 
     def adjust(self, engine: "FineTuning", teacher: "Pretrained", update: int) -> None:
         """Make the part of the step that goes beyond the learning rate."""

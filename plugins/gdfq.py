@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import zsqbench
-from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, gdfq_training
+from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL
 
 if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext
@@ -37,8 +37,7 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """GDFQ's generator."""
-        size = self.by_data_set("batch_size", teacher)
-        return gdfq_training(self.name, teacher, ctx, bn_loss, size, self.generator_lr)
+        return self.gdfq(teacher, ctx, bn_loss)
 
 
 @zsqbench.hookimpl

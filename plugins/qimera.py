@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
-from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES, qimera_training
+from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES
 
 if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext
@@ -47,8 +47,7 @@ class Qimera(zsqbench.CoTrainedQuantizer):
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """A generator that reads embeddings of classes."""
         mixture = {name: self.by_data_set(name, teacher) for name in MIXTURES["cifar10"]}
-        size = self.by_data_set("batch_size", teacher)
-        return qimera_training(self.name, teacher, ctx, bn_loss, size, self.generator_lr, **mixture)
+        return self.qimera(teacher, ctx, bn_loss, mixture)
 
 
 @zsqbench.hookimpl

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from zsqbench.errors import DivergedError
-from zsqbench.methods import SMALL
+from zsqbench.methods import data_set
 from zsqbench.training import RELEASED_RANGE_UPDATES, TrainingQuantizer
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ MIXTURES: Mapping[str, Mapping[str, Any]] = {
     "imagenet": {"mixed": 0.4, "mixed_classes": 500, "latent": 512, "embeddings": "random"},
 }
 """Qimera's images of several classes, by its scripts for CIFAR and ResNet-18."""
-
-GDFQ_LATENT = 100
-"""Numbers in a latent vector of GDFQ's generator."""
 
 POINTS = 1000
 """Points of a curve of warming up that are kept."""
@@ -165,39 +162,23 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
         return gradients
 
+    def gdfq(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
+        """GDFQ's generator, and how it is trained."""
+        from zsqbench.synthesis import gdfq_training, require_classes
 
-def gdfq_training(
-    method: str, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", batch_size: int, lr: float = 1e-3
-) -> "ConditionalTraining":
-    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones."""
-    from zsqbench.synthesis import ConditionalImages, ConditionalTraining, require_classes
+        classes, size = require_classes(teacher.classes, self.name), self.by_data_set("batch_size", teacher)
+        small = data_set(teacher) != "imagenet"
+        return gdfq_training(bn_loss, classes, teacher.input_size, size, ctx.rng, self.generator_lr, small=small)
 
-    classes = require_classes(teacher.classes, method)
-    conditioning: Literal["product", "norm"] = "product" if max(teacher.input_size[1:]) < SMALL else "norm"
-    maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, ctx.rng)
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, ctx.rng, lr=lr)
+    def qimera(
+        self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", mixture: Mapping[str, Any]
+    ) -> "ConditionalTraining":
+        """Qimera's generator, which reads embeddings of classes, and how it is trained; `mixture` is as in MIXTURES."""
+        from zsqbench.synthesis import ConditionalImages, ConditionalTraining, class_weights, require_classes
 
-
-def qimera_training(
-    method: str,
-    teacher: "Pretrained",
-    ctx: "StepContext",
-    bn_loss: "BNLoss",
-    batch_size: int,
-    lr: float,
-    *,
-    mixed: float,
-    mixed_classes: int,
-    latent: int,
-    embeddings: Literal["random", "network"],
-) -> "ConditionalTraining":
-    """Qimera's generator, which reads embeddings of classes, and how it is trained."""
-    from zsqbench.synthesis import ConditionalImages, ConditionalTraining, class_weights, require_classes
-
-    classes = require_classes(teacher.classes, method)
-    fixed = class_weights(teacher.module, classes) if embeddings == "network" else None
-    latent = latent if fixed is None else fixed.shape[1]
-    maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", ctx.rng, fixed)
-    return ConditionalTraining(
-        maker, bn_loss, batch_size, classes, ctx.rng, lr=lr, mixed=mixed, mixed_classes=mixed_classes
-    )
+        classes, size = require_classes(teacher.classes, self.name), self.by_data_set("batch_size", teacher)
+        fixed = class_weights(teacher.module, classes) if mixture["embeddings"] == "network" else None
+        latent = mixture["latent"] if fixed is None else fixed.shape[1]
+        maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", ctx.rng, fixed)
+        mixed = {name: mixture[name] for name in ("mixed", "mixed_classes")}
+        return ConditionalTraining(maker, bn_loss, size, classes, ctx.rng, lr=self.generator_lr, **mixed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import ByDataSet, Quantizer
+from zsqbench.methods import ByDataSet, Quantizer, data_set
 from zsqbench.scheme import FLOAT_BITS, Scheme
 
 if TYPE_CHECKING:
@@ -213,8 +213,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         self.train(student, teacher, ctx, state, with_batches, follow_weights=follow, features=features, keep=keep)
 
     def _batches_for_ranges(self, teacher: "Pretrained", batches: "_Batches", ctx: "StepContext") -> "Iterator[Tensor]":
-        from zsqbench.cotraining import gdfq_training
-        from zsqbench.synthesis import HAST, BNLoss
+        from zsqbench.synthesis import HAST, BNLoss, gdfq_training, require_classes
 
         size = min(self.range_batch_size, len(batches.images))
         if self.range_source == "calibration":
@@ -222,8 +221,9 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
                 yield batches.draw(size)[0]
             return
         with BNLoss(teacher.module, HAST) as bn_loss:
-            maker = gdfq_training(self.name, teacher, ctx, bn_loss, size)
-            yield from maker.images(self.range_updates or RELEASED_RANGE_UPDATES)
+            classes, small = require_classes(teacher.classes, self.name), data_set(teacher) != "imagenet"
+            training = gdfq_training(bn_loss, classes, teacher.input_size, size, ctx.rng, small=small)
+            yield from training.images(self.range_updates or RELEASED_RANGE_UPDATES)
 
 
 class _Batches:

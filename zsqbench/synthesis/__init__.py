@@ -6,6 +6,7 @@ from zsqbench.synthesis.conditional import (
     ConditionalTraining,
     Conditioning,
     class_weights,
+    gdfq_training,
     require_classes,
 )
 from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
@@ -68,6 +69,7 @@ __all__ = [
     "flat_outputs",
     "frozen",
     "gaussian_line",
+    "gdfq_training",
     "image_moments",
     "inception_loss",
     "initialise",

@@ -17,6 +17,9 @@ WIDE_EPS = 0.8
 
 BN_WEIGHT = 0.1
 
+GDFQ_LATENT = 100
+"""Numbers in a latent vector of GDFQ's generator."""
+
 Conditioning = Literal["product", "norm", "embedding"]
 """Where the class enters: its embedding times the noise (GDFQ, CIFAR), gains and offsets of norms (GDFQ, ImageNet), or
 its embedding plus the noise, normalised (Qimera)."""
@@ -178,6 +181,21 @@ class ConditionalTraining:
         mixture = torch.randn(shape, generator=rng, device=device).softmax(1)
         labels = (functional.one_hot(classes, self._classes) * mixture[..., None]).sum(1)
         return noise, classes, mixture, labels
+
+
+def gdfq_training(
+    bn_loss: BNLoss,
+    classes: int,
+    size: tuple[int, int, int],
+    batch_size: int,
+    rng: torch.Generator,
+    lr: float = 1e-3,
+    *,
+    small: bool,
+) -> ConditionalTraining:
+    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones."""
+    maker = ConditionalImages(GDFQ_LATENT, classes, size, "product" if small else "norm", rng)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr)
 
 
 def require_classes(classes: int | None, method: str) -> int:
