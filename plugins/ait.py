@@ -1,6 +1,6 @@
 """AIT: It's All In the Teacher: Zero-Shot Quantization Brought Closer to the Teacher (Choi et al., CVPR 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from zsqbench.methods import data_set
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from zsqbench import Pretrained, StepContext
     from zsqbench.quant import FineTuning
@@ -62,39 +63,50 @@ class AIT(zsqbench.CoTrainedQuantizer):
         mixture = MIXTURES[data_set(teacher)]
         return self.qimera(teacher, ctx, bn_loss, mixture)
 
-    def adjust(self, engine: "FineTuning", teacher: "Pretrained", update: int) -> None:
-        """Make the part of the step that goes beyond the learning rate."""
+    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None]:
+        """What makes the part of a step that goes beyond the learning rate."""
         import torch
 
-        threshold = self.by_data_set("threshold", teacher) * self.lr_factor ** engine.schedule.passed(update)
-        lr, momentum = engine.schedule.lr_at(update), engine.schedule.momentum
-        if not threshold or not lr or not engine.weights:
-            return
-        layers = [layer for layer, _ in engine.weights]
-        steps = []
-        for layer in layers:
-            gradient = torch.zeros_like(layer.weight) if layer.weight.grad is None else layer.weight.grad
-            velocity = engine.optimizer.state[layer.weight].get("momentum_buffer")
-            velocity = gradient if velocity is None else momentum * velocity + gradient
-            steps.append(lr * (gradient + momentum * velocity))
-        with torch.no_grad():
-            packed = _Packed([layer.weight for layer in layers], steps, [q.bits for _, q in engine.weights])
-            factors = inundation(packed, threshold)
-            for layer, step, factor in zip(layers, steps, factors - 1, strict=True):
-                layer.weight.sub_(factor * step)
+        weights = [layer.weight for layer, _ in engine.weights]
+        threshold, schedule = self.by_data_set("threshold", teacher), engine.schedule
+        if not threshold or not weights:
+            return lambda _: None
+        packed = _Packed(weights, [quantizer.bits for _, quantizer in engine.weights])
+
+        @torch.no_grad()
+        def enlarge(update: int) -> None:
+            lr = schedule.lr_at(update)
+            if not lr:
+                return
+            steps = [lr * _direction(weight, engine.optimizer, schedule.momentum) for weight in weights]
+            factors = inundation(packed.take(weights, steps), threshold * schedule.factor ** schedule.passed(update))
+            for weight, step, factor in zip(weights, steps, factors - 1, strict=True):
+                weight.sub_(factor * step)
+
+        return enlarge
+
+
+def _direction(weight: "Tensor", optimizer: "Optimizer", momentum: float) -> "Tensor":
+    """Nesterov's direction, before weight decay."""
+    import torch
+
+    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    velocity = optimizer.state[weight].get("momentum_buffer")
+    return gradient + momentum * (gradient if velocity is None else momentum * velocity + gradient)
 
 
 class _Packed:
-    """Weights and steps of several layers, a row for each output channel, so that all are tried at once."""
+    """Weights of several layers and a step of each, a row for each output channel, so that all are tried at once."""
 
-    def __init__(self, weights: "list[Tensor]", steps: "list[Tensor]", bits: list[int]) -> None:
+    weights: "Tensor"
+    steps: "Tensor"
+
+    def __init__(self, weights: "Sequence[Tensor]", bits: Sequence[int]) -> None:
+        """The layout is that of these weights; `take` fills it in."""
         import torch
 
-        longest = max(weight[0].numel() for weight in weights)
+        self._longest = longest = max(weight[0].numel() for weight in weights)
         device = weights[0].device
-        self.weights, self.steps = (
-            torch.cat([_padded(each.flatten(1), longest) for each in tensors]) for tensors in (weights, steps)
-        )
         rows = torch.tensor([len(weight) for weight in weights], device=device)
         self.layer = torch.repeat_interleave(torch.arange(len(weights), device=device), rows)
         self.sizes = torch.tensor([weight.numel() for weight in weights], device=device)
@@ -103,7 +115,16 @@ class _Packed:
         self._rows = [
             (each, torch.tensor([width == each for width in bits], device=device)[self.layer]) for each in set(bits)
         ]
+
+    def take(self, weights: "Sequence[Tensor]", steps: "Sequence[Tensor]") -> "_Packed":
+        """Weights as they are now, and the steps that are to be made; returns itself."""
+        import torch
+
+        self.weights, self.steps = (
+            torch.cat([_padded(each.flatten(1), self._longest) for each in tensors]) for tensors in (weights, steps)
+        )
         self._now = self._codes(self.weights)
+        return self
 
     def changed(self, factors: "Tensor") -> "Tensor":
         """Which share of each layer's integers a step that many times as large changes: [layers]."""

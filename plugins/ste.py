@@ -25,14 +25,14 @@ class STE(zsqbench.SetTrainingQuantizer):
 
     The default preset is `paper`, the protocol of HAST's tables: learning rate 1e-5 (CIFAR) and 1e-6 (ImageNet), and
     what HAST's files of settings say where the paper is silent or says otherwise (it cuts rates every 100 epochs).
-    `released` is IntraQ's own for CIFAR, with 1e-4. Epochs
-    are counted from the first in which the student learns: the releases count four of warming up, too, so that their
-    20, 40, 60 of 151 are 16, 36, 56 of 147 here.
+    `released` is IntraQ's own for CIFAR, with 1e-4. Epochs are counted from the first in which the student learns: the
+    releases count four of warming up, too, so that their 20, 40, 60 of 151 are 16, 36, 56 of 147 here.
 
-    Deviations: the last epoch is the result, where the releases report the best by test accuracy; ranges are those of
-    the calibration set and an average without bias (`range_source: generator` and `range_correction: compounding` do as
-    released); where the set has no labels, they are what the float network says (`labels`); other layers than ReLU's
-    are rounded where the scheme says so; seeded.
+    Deviations: the last epoch is the result, where the releases report the best by test accuracy; ranges are averages
+    without bias over 200 augmented batches of 16 of the calibration set (`range_source: generator` and
+    `range_correction: compounding` do as released, with 800); a channel of one value keeps it, where the releases
+    divide by 1e-8; where the set has no labels, they are what the float network says (`labels`); outputs of other
+    functions than ReLU are rounded where the scheme says so; seeded.
     """
 
     name = "ste"

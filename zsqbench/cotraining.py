@@ -60,7 +60,6 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
     data_free: ClassVar[bool] = True
     needs_bn: ClassVar[bool] = True
-    needs_classes: ClassVar[bool] = True
 
     range_updates: int = Field(
         RELEASED_RANGE_UPDATES, gt=0, description="updates of the generator, of whose images ranges are averages"

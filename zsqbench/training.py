@@ -143,15 +143,16 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             rates=self.rates,
         )
         with engine:
-            engine.run(begin(engine), adjust=lambda update: self.adjust(engine, teacher, update), keep=keep)
+            engine.run(begin(engine), adjust=self.adjustment(engine, teacher), keep=keep)
 
     @property
     def rates(self) -> str:
         """The options that an error suggests to lower."""
         return "'lr'"
 
-    def adjust(self, engine: "FineTuning", teacher: "Pretrained", update: int) -> None:
-        """Change gradients or latent parameters between the backward pass and the update; by default, nothing."""
+    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None]:  # noqa: ARG002
+        """What changes gradients or latent parameters between a backward pass and its update; by default, nothing."""
+        return lambda _: None
 
 
 class SetTrainingQuantizer(TrainingQuantizer, ABC):

@@ -85,8 +85,7 @@ class TrainedWeight(WeightQuantizer):
     def renew(self, weight: Tensor) -> None:
         """Round the latent weight as it is now."""
         if self.follows:
-            low, high = minmax(weight, self.axis)
-            self.set_parameters(*affine_parameters(low, high, self.bits))
+            _span(self, weight)
         self.values.copy_(dequantize(self.codes(weight), self.scale, self.zero_point))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -288,8 +287,11 @@ def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.Gr
 def span_weights(student: nn.Module) -> None:
     """Set each weight's grid from its smallest to its largest value, as training does: zero need not be inside."""
     for _, layer in quantized_layers(student):
-        quantizer = layer.weight_quantizer
-        quantizer.set_parameters(*affine_parameters(*minmax(layer.weight, quantizer.axis), quantizer.bits))
+        _span(layer.weight_quantizer, layer.weight)
+
+
+def _span(quantizer: WeightQuantizer, weight: Tensor) -> None:
+    quantizer.set_parameters(*affine_parameters(*minmax(weight, quantizer.axis), quantizer.bits))
 
 
 def student_state(student: nn.Module) -> dict[str, Tensor]:
