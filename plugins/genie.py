@@ -126,26 +126,23 @@ class _Batch:
 
     def state(self) -> dict[str, Any]:
         """What `load` needs, as tensors and numbers."""
-        moments = self._optimizer.state_dict()["state"]
-        return {
-            "pixels": self.pixels,
-            **{f"latents.{name}": value for name, value in self._latents.state().items()},
-            **{f"network.{name}": value for name, value in self._network.state_dict().items()},
-            **{f"moments.{index}.{name}": value for index in moments for name, value in moments[index].items()},
-        }
+        from zsqbench.synthesis import training_state
+
+        latents = {f"latents.{name}": value for name, value in self._latents.state().items()}
+        return {"pixels": self.pixels, **latents, **training_state(self._network, self._optimizer)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` said."""
         import torch
 
+        from zsqbench.synthesis import load_training, part
+
         self.pixels = state["pixels"]
-        latents = _part(state, "latents.")
+        latents = part(state, "latents.")
         with torch.no_grad():
             self._latents.pixels.copy_(latents["pixels"])
         self._latents.load(latents)
-        self._network.load_state_dict(_part(state, "network."))
-        moments = {index: _part(state, f"moments.{index}.") for index, _ in enumerate(self._network.parameters())}
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        load_training(self._network, self._optimizer, state)
 
 
 def make_images(network: "nn.Sequential", latents: "Tensor", size: tuple[int, int, int]) -> "Tensor":
@@ -191,10 +188,6 @@ def offsets(count: int, ctx: "StepContext") -> "Tensor":
     import torch
 
     return torch.randint(0, 3, (count, 2), generator=ctx.rng, device=ctx.device)
-
-
-def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 @zsqbench.hookimpl

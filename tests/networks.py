@@ -1,5 +1,7 @@
 """Networks that tests of several files need."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zsqbench import Pretrained
+from zsqbench.quant import finalize
 from zsqbench.zoo.resnet import CifarResNet
 
 
@@ -29,6 +32,18 @@ def from_forward(forward, **modules):
 def called_twice():
     """A network that calls its one layer, `conv`, twice."""
     return from_forward(lambda net, x: net.conv(net.conv(x).relu()), conv=nn.Conv2d(3, 3, 3, padding=1))
+
+
+def state_of(student):
+    """The artifact of a student, which stays as it is."""
+    kept = copy.deepcopy(student)
+    finalize(kept)
+    return kept.state_dict()
+
+
+def same(first, second):
+    """Whether two states are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Cifar:

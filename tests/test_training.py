@@ -1,10 +1,8 @@
 """What quantizers that train have in common, on the simplest of them."""
 
-import copy
-
 import pytest
 import torch
-from networks import from_forward
+from networks import from_forward, same, state_of
 from torch import nn
 from zsqbench_plugins.ste import STE
 
@@ -30,16 +28,6 @@ def quantized(ctx=None, teacher=None, images=None, scheme="hast/w3a3", **options
     student = quantizer.prepare(teacher, parse_scheme(scheme))
     quantizer.quantize(student, teacher, images or data(), ctx or context())
     return student
-
-
-def state_of(student):
-    kept = copy.deepcopy(student)
-    finalize(kept)
-    return kept.state_dict()
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(

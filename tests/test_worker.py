@@ -900,3 +900,21 @@ def test_a_task_without_predictions_leaves_no_file_of_them(bench):
     bench.matrix("")
     bench.run()
     assert not (bench.artifacts("evaluate")[0] / "predictions.npy").exists()
+
+
+def test_a_checkpoint_that_takes_long_is_kept_seldom(tmp_path, monkeypatch):
+    import torch
+
+    now, kept = [0.0], []
+
+    def keep(self, state):
+        kept.append(state["step"])
+        now[0] += 2.0
+
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(worker._Reporter, "_keep", keep)
+    reporter = worker._Reporter(tmp_path, torch.Generator())
+    for step in range(100):
+        now[0] += 1.0
+        reporter.checkpoint({"step": step})
+    assert kept == [4, 44, 84]  # the first after five seconds, then each after twenty times what the last took

@@ -1,12 +1,10 @@
-import copy
-
 import pytest
 import torch
+from networks import state_of
 from zsqbench_plugins.gdfq import GDFQ
 from zsqbench_plugins.qimera import Qimera
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant import finalize
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
@@ -18,12 +16,6 @@ def quantized(quantizer, ctx=None):
     student = quantizer.prepare(teacher, parse_scheme("hast/w3a3"))
     quantizer.quantize(student, teacher, None, ctx or context())
     return student
-
-
-def state_of(student):
-    kept = copy.deepcopy(student)
-    finalize(kept)
-    return kept.state_dict()
 
 
 @pytest.mark.parametrize("method", [GDFQ, Qimera])

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from networks import called_twice
+from networks import called_twice, same, state_of
 from torch.nn import functional
 
 from zsqbench.errors import DivergedError, ZSQBenchError
@@ -55,16 +55,6 @@ def trained(student, schedule, ctx=None, state=None, loss_of=None, **options):
     with engine:
         engine.run(gradients)
     return student, engine
-
-
-def state_of(student):
-    kept = copy.deepcopy(student)
-    finalize(kept)
-    return kept.state_dict()
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_trained_weight_passes_its_gradient_on_where_it_is_clamped_too():

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from networks import called_twice, from_forward
+from networks import called_twice, from_forward, same, state_of
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
@@ -18,7 +18,6 @@ from zsqbench.quant import (
     calibrate_activations,
     calibrate_activations_mse,
     calibrate_weights,
-    finalize,
     memory_errors,
     mse80,
     prepare,
@@ -75,19 +74,9 @@ def reconstructed(module=None, recipes=None, ctx=None, data=None, scheme="hw/w3a
     return student
 
 
-def state_of(student):
-    student = copy.deepcopy(student)
-    finalize(student)
-    return student.state_dict()
-
-
 def codes(student, path):
     layer = student.get_submodule(path)
     return layer.weight_quantizer.codes(layer.weight)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def losses(ctx, stage):

@@ -101,25 +101,6 @@ def test_a_loss_that_is_not_finite_is_one_clear_error(broken, when):
         optimise([0] * 5, begin(), losses, context(), {})
 
 
-def test_a_checkpoint_that_takes_long_is_offered_seldom(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    ctx = context()
-    offered = []
-
-    def checkpoint(state):
-        offered.append(state["steps"])
-        clock[0] += 1.0
-
-    def losses(pixels, step):
-        clock[0] += 1.0
-        return squared(pixels, step)
-
-    ctx.reporter.checkpoint = checkpoint
-    optimise([0] * 50, begin(), losses, ctx, {})
-    assert offered == [1, 21, 41]
-
-
 def test_a_step_of_many_batches_makes_them_all_first_if_asked():
     made = []
 

@@ -21,7 +21,7 @@ from zsqbench.synthesis.images import (
     resized_crops,
 )
 from zsqbench.synthesis.moments import image_moments
-from zsqbench.synthesis.networks import initialise
+from zsqbench.synthesis.networks import initialise, load_training, part, training_state
 from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, batch_sizes, optimise
 from zsqbench.synthesis.outputs import (
     EASIEST,
@@ -73,9 +73,12 @@ __all__ = [
     "image_moments",
     "inception_loss",
     "initialise",
+    "load_training",
     "optimise",
+    "part",
     "random_crops",
     "require_classes",
     "resized_crops",
     "stretching",
+    "training_state",
 ]

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.synthesis.bn import BNLoss
-from zsqbench.synthesis.networks import initialise
+from zsqbench.synthesis.networks import initialise, load_training, training_state
 from zsqbench.synthesis.outputs import class_logits
 
 WIDE_EPS = 0.8
@@ -157,16 +157,11 @@ class ConditionalTraining:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        moments = self._optimizer.state_dict()["state"]
-        return {f"maker.{name}": value for name, value in self.maker.state_dict().items()} | {
-            f"adam.{index}.{name}": value for index, values in moments.items() for name, value in values.items()
-        }
+        return training_state(self.maker, self._optimizer)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` said."""
-        self.maker.load_state_dict(_part(state, "maker."))
-        moments = {index: _part(state, f"adam.{index}.") for index, _ in enumerate(self.maker.parameters())}
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        load_training(self.maker, self._optimizer, state)
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Noise, classes, how these are mixed if they are, and labels."""
@@ -217,7 +212,3 @@ def class_weights(module: nn.Module, classes: int) -> Tensor:
             "classes; take embeddings: random"
         )
     return linear[-1].weight.detach().clone()
-
-
-def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -5,7 +5,6 @@ clear error when a loss is not a number.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,12 +13,7 @@ import torch
 from torch import Tensor
 
 from zsqbench.errors import DivergedError
-
-QUICK = 0.05
-"""Seconds that a checkpoint may take without more ado."""
-
-PAUSE = 20
-"""After one that took longer, this many times what it took passes until the next: a large set takes long to write."""
+from zsqbench.synthesis.networks import part
 
 
 class Reports(Protocol):
@@ -198,8 +192,7 @@ def optimise(
             done[batch] = pixels
         elif pixels is not None or at_once:
             batches[batch] = begin(batch, pixels)
-            batches[batch].load(_part(state, batch))
-    checkpoints = _Sparingly(ctx)
+            batches[batch].load(part(state, f"{batch}."))
     for step in range(first, len(order)):
         batch = order[step]
         if batch not in batches:
@@ -215,8 +208,7 @@ def optimise(
         if step == last[batch]:
             current.settle()
             done[batch] = batches.pop(batch).pixels.detach()
-        if checkpoints.due():
-            checkpoints.offer({"steps": step + 1, **_whole(batches, done), **keep()})
+        ctx.checkpoint({"steps": step + 1, **_whole(batches, done), **keep()})
     return [done[batch] for batch in names]
 
 
@@ -225,29 +217,6 @@ def _whole(batches: Mapping[int, Batch], done: Mapping[int, Tensor]) -> dict[str
     for batch, pixels in batches.items():
         state |= {f"{batch}.{name}": value for name, value in pixels.state().items()}
     return state
-
-
-def _part(state: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    prefix = f"{batch}."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-class _Sparingly:
-    """Offers checkpoints, and takes a small share of the time for it."""
-
-    def __init__(self, ctx: Reports) -> None:
-        self._ctx = ctx
-        self._next = 0.0
-
-    def due(self) -> bool:
-        return time.monotonic() >= self._next
-
-    def offer(self, state: Mapping[str, Any]) -> None:
-        started = time.monotonic()
-        self._ctx.checkpoint(state)
-        ended = time.monotonic()
-        if ended - started > QUICK:
-            self._next = ended + PAUSE * (ended - started)
 
 
 class _Underway:
