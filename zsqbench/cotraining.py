@@ -1,7 +1,7 @@
 """Bases of quantizers that train a generator beside the student, and the generators of GDFQ and Qimera."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import FineTuning
+    from zsqbench.quant import FineTuning, MovingRanges
     from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 COTRAINED_PROTOCOL: Mapping[str, Any] = {
@@ -82,21 +82,18 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
         ctx: "StepContext",
     ) -> None:
         """Warm up, then train both."""
-        from zsqbench.quant import student_state
         from zsqbench.synthesis import HAST, BNLoss
 
         state, warmup = ctx.resume() or {}, self.by_data_set("warmup", teacher)
-        numbers = ctx.rng.get_state()
+        numbers, ranges = ctx.rng.get_state(), self.ranges(student)
         with BNLoss(teacher.module, HAST) as bn_loss:
             training = self.generator_training(teacher, ctx, bn_loss)
             if state:
                 training.load(state)
                 ctx.rng.set_state(numbers)  # weights were drawn that are not needed
-            else:
-                self.learn_ranges(student, self._warm_up(training, range(self.range_updates), ctx))
-            rest = range(state.get("warmed", self.range_updates), warmup)
-            for done, _ in enumerate(self._warm_up(training, rest, ctx), start=rest.start + 1):
-                ctx.checkpoint({"warmed": done, **student_state(student), **training.state()})
+            if "updates" not in state:
+                self._warm_up(training, ranges, max(self.range_updates, warmup), ctx, state)
+                state = {}
 
             def with_generator(engine: "FineTuning") -> "Callable[[int], Mapping[str, Tensor]]":
                 gradients = self._gradients(engine, teacher, ctx)
@@ -108,22 +105,30 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
                 return both
 
-            def keep() -> dict[str, Any]:
-                return {"warmed": warmup, **training.state()}
-
-            self.train(student, teacher, ctx, state, with_generator, keep=keep)
+            self.train(student, teacher, ctx, state, with_generator, keep=training.state)
 
     @property
     def rates(self) -> str:
         """The options that an error suggests to lower."""
         return "'generator_lr' or 'lr'"
 
-    def _warm_up(self, training: "ConditionalTraining", updates: range, ctx: "StepContext") -> "Iterator[Tensor]":
-        """Train the generator alone, and give what it makes. Raises DivergedError where its loss is not finite."""
-        every = max(1, len(updates) // POINTS)
-        for update in updates:
+    def _warm_up(
+        self,
+        training: "ConditionalTraining",
+        ranges: "MovingRanges",
+        updates: int,
+        ctx: "StepContext",
+        state: Mapping[str, Any],
+    ) -> None:
+        """Train the generator alone, and set ranges. Raises DivergedError where its loss is not finite."""
+        if state:
+            ranges.load(state)
+        every = max(1, updates // POINTS)
+        for update in range(state.get("warmed", 0), updates):
             images, *_, curves = training.step(self.generator_lr)
-            ctx.progress(update + 1, updates.stop)
+            if update < self.range_updates:
+                ranges.update(images)
+            ctx.progress(update + 1, updates)
             if (update + 1) % every == 0:
                 for name, value in curves.items():
                     if not value.isfinite():
@@ -132,7 +137,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
                             f"of {self.generator_lr:g}; try a smaller 'generator_lr'"
                         )
                     ctx.log(f"warmup/{name}", value, update + 1)
-            yield images
+            ctx.checkpoint({"warmed": update + 1, **ranges.state(), **training.state()})
 
     def _gradients(
         self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"

@@ -1,7 +1,7 @@
 """Bases of quantizers that train the student: the options that such methods share, and the loop they go through."""
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import FineTuning
+    from zsqbench.quant import FineTuning, MovingRanges
 
 PROTOCOL: Mapping[str, Any] = {
     "epochs": 147,
@@ -91,13 +91,12 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             )
         return student
 
-    def learn_ranges(self, student: "nn.Module", batches: "Iterable[Tensor]") -> None:
-        """Set weights to their smallest and largest value, and activations to a moving average over batches."""
-        from zsqbench.quant import calibrate_activations_moving, span_weights
+    def ranges(self, student: "nn.Module") -> "MovingRanges":
+        """Set weights to their smallest and largest value; activations follow, as a moving average over batches."""
+        from zsqbench.quant import MovingRanges, span_weights
 
         span_weights(student)
-        compounding = self.range_correction == "compounding"
-        calibrate_activations_moving(student, batches, self.range_momentum, compounding=compounding)
+        return MovingRanges(student, self.range_momentum, compounding=self.range_correction == "compounding")
 
     def train(
         self,
@@ -158,9 +157,8 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 class SetTrainingQuantizer(TrainingQuantizer, ABC):
     """One that trains on a calibration set, cropped and flipped at random, and learns activation ranges from the same.
 
-    `start` names another quantizer of the suite, from whose result it goes on: its weights are the latent ones then,
-    and all grids are those that it chose, and stay, so that options for ranges have no effect. It must not have changed
-    the network's structure, as corrections of biases that were not there do.
+    `start` names another quantizer of the suite, from whose result it goes on: its network and weights are the latent
+    ones then, and all grids are those that it chose, and stay, so that options for ranges have no effect.
     """
 
     augment: bool = Field(True, description="crop images to half of their area at least, resize and flip them")
@@ -203,7 +201,9 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         if not state and ctx.start is not None:
             take_over(student, ctx.start)
         elif not state:
-            self.learn_ranges(student, self._batches_for_ranges(teacher, batches, ctx))
+            ranges = self.ranges(student)
+            for drawn in self._batches_for_ranges(teacher, batches, ctx):
+                ranges.update(drawn)
 
         def with_batches(engine: "FineTuning") -> "Callable[[int], Mapping[str, Tensor]]":
             gradients = begin(engine)

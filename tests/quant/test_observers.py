@@ -254,3 +254,16 @@ def test_an_unbiased_moving_range_is_right_from_the_first_batch():
     low, high = moving.update(torch.tensor([0.0, 5.0]))
     assert float(low) == pytest.approx((0.25 * -1) / 0.75)
     assert float(high) == pytest.approx((0.25 * 2 + 0.5 * 5) / 0.75)
+
+
+@pytest.mark.parametrize("compounding", [False, True])
+def test_a_moving_range_goes_on_from_its_state_as_if_undisturbed(compounding):
+    batches = normal(64).split(16)
+    whole, first = (MovingMinMax(0.9, compounding=compounding) for _ in range(2))
+    expected = [torch.stack(whole.update(batch)) for batch in batches]
+    for batch in batches[:2]:
+        first.update(batch)
+    second = MovingMinMax(0.9, compounding=compounding)
+    assert torch.equal(torch.stack(second.load(first.state())), expected[1])
+    assert torch.equal(torch.stack(second.update(batches[2])), expected[2])
+    assert torch.equal(torch.stack(second.update(batches[3])), expected[3])

@@ -13,11 +13,11 @@ from zsqbench.quant.affine import (
 )
 from zsqbench.quant.cache import GIB, Memory
 from zsqbench.quant.calibrate import (
+    MovingRanges,
     Ranges,
     calibrate_activations,
     calibrate_activations_by,
     calibrate_activations_minmax,
-    calibrate_activations_moving,
     calibrate_activations_mse,
     calibrate_activations_percentile,
     calibrate_float_activations,
@@ -103,6 +103,7 @@ __all__ = [
     "Memory",
     "Moments",
     "MovingMinMax",
+    "MovingRanges",
     "Pair",
     "QuantizedLayer",
     "Ranges",
@@ -134,7 +135,6 @@ __all__ = [
     "calibrate_activations",
     "calibrate_activations_by",
     "calibrate_activations_minmax",
-    "calibrate_activations_moving",
     "calibrate_activations_mse",
     "calibrate_activations_percentile",
     "calibrate_float_activations",

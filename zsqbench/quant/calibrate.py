@@ -1,6 +1,6 @@
 """Setting the ranges of a student's quantizers from its weights and from calibration images."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
@@ -18,6 +18,8 @@ Ranges = Literal["minmax", "mse", "percentile"]
 
 PERCENT = 99.9
 """The percentile that ranges end at where none is given."""
+
+_RANGE = "range."
 
 Observer = Callable[[Tensor], None]
 """Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
@@ -96,18 +98,6 @@ def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) 
     calibrate_activations(student, batches, observer)
 
 
-def calibrate_activations_moving(
-    student: nn.Module, batches: Iterable[Tensor], momentum: float = 0.9, *, compounding: bool = False
-) -> None:
-    """Set the range of each activation quantizer to a moving average over batches of images, see `MovingMinMax`."""
-
-    def observer(quantizer: ActivationQuantizer) -> Observer:
-        moving = MovingMinMax(momentum, compounding=compounding)
-        return lambda values: quantizer.set_range(*moving.update(values))
-
-    calibrate_activations(student, batches, observer)
-
-
 def calibrate_activations_mse(student: nn.Module, images: Tensor) -> None:
     """Set each activation quantizer by the search `lp_search`, in one forward pass of all the images, as BRECQ does."""
 
@@ -148,6 +138,34 @@ def calibrate_activations_by(
         calibrate_activations_percentile(student, first, percent)
     else:
         calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
+
+
+class MovingRanges:
+    """Sets the range of each activation quantizer to a moving average over batches of images, see `MovingMinMax`."""
+
+    def __init__(self, student: nn.Module, momentum: float = 0.9, *, compounding: bool = False) -> None:
+        self._student = student
+        self._averages = {
+            quantizer: MovingMinMax(momentum, compounding=compounding)
+            for _, quantizer in activation_quantizers(student)
+        }
+
+    def update(self, images: Tensor) -> None:
+        """Take note of a batch."""
+
+        def observer(quantizer: ActivationQuantizer) -> Observer:
+            return lambda values: quantizer.set_range(*self._averages[quantizer].update(values))
+
+        calibrate_activations(self._student, [images], observer)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {f"{_RANGE}{quantizer.name}": average.state() for quantizer, average in self._averages.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` said."""
+        for quantizer, average in self._averages.items():
+            quantizer.set_range(*average.load(state[f"{_RANGE}{quantizer.name}"]))
 
 
 @contextmanager

@@ -90,11 +90,23 @@ class MovingMinMax:
     def update(self, x: Tensor) -> Range:
         """Take note of a batch, and return the range."""
         ends = torch.stack(minmax(x))
-        kept = torch.zeros_like(ends) if self._kept is None else self._kept
+        kept = torch.zeros_like(ends) if self._kept is None else self._kept.to(ends)
         kept = self._momentum * kept + (1 - self._momentum) * ends
         self._batches += 1
         corrected = kept / (1 - self._momentum**self._batches)
         self._kept = corrected if self._compounding else kept
+        return corrected[0], corrected[1]
+
+    def state(self) -> Tensor:
+        """What a checkpoint keeps: both ends of what is averaged, and of how many batches, float64 [3]."""
+        ends = torch.zeros(2) if self._kept is None else self._kept
+        return torch.cat([ends.cpu().double(), torch.tensor([self._batches], dtype=torch.float64)])
+
+    def load(self, state: Tensor) -> Range:
+        """Go on from what `state` said, and return the range as it was then."""
+        self._batches = int(state[2])
+        self._kept = state[:2].float()
+        corrected = self._kept if self._compounding else self._kept / (1 - self._momentum**self._batches)
         return corrected[0], corrected[1]
 
 
