@@ -9,6 +9,7 @@ from zsqbench_plugins.ste import STE
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.cotraining import COTRAINED_PROTOCOL
 from zsqbench.errors import DivergedError, ZSQBenchError
+from zsqbench.plugins import load_plugins
 from zsqbench.quant import activation_quantizers, finalize, quantized_layers
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context, tiny_teacher
@@ -133,6 +134,24 @@ def test_it_starts_from_the_result_of_another():
     scales = [{path: layer.weight_quantizer.scale for path, layer in quantized_layers(each)} for each in (moved, start)]
     assert same(*scales)
     assert not same(state_of(moved), start.state_dict())
+
+
+@pytest.mark.parametrize("scheme", ["hast/w4a4", "hw/w4a4"])
+@pytest.mark.parametrize("options", [{"method": "hptq"}, {"method": "dfq"}, {"method": "rtn", "grid": "symmetric"}])
+def test_it_starts_from_any_quantizer_in_the_network_that_that_one_prepared(options, scheme):
+    teacher, methods = tiny_teacher(), load_plugins()
+    first = methods.find("quantizer", options["method"]).method(**{k: v for k, v in options.items() if k != "method"})
+    start = first.prepare(teacher, parse_scheme(scheme))
+    first.quantize(start, teacher, None if first.data_free else data(), context())
+    finalize(start)
+    ctx = context()
+    ctx.start = start
+    student = first.prepare(teacher, parse_scheme(scheme))
+    STE(**{**SHORT, "lr": 0.0, "weight_decay": 0.0}).quantize(student, teacher, data(), ctx)
+    assert same(state_of(student), start.state_dict())
+    student = first.prepare(teacher, parse_scheme(scheme))
+    STE(**SHORT).quantize(student, teacher, data(), ctx)
+    assert not same(state_of(student), start.state_dict())
 
 
 def test_what_it_logs_says_how_well_the_student_agrees():

@@ -638,11 +638,37 @@ class Starts(ToyQuantizer):
     start: str | None = None
 
     def quantize(self, student, teacher, data, ctx):
-        from zsqbench.quant import quantized_layers
+        from zsqbench.quant import quantized_layers, take_over
         assert [layer.is_finalized for _, layer in quantized_layers(ctx.start)] == [True, True]
         ctx.start(data.images)
+        take_over(student, ctx.start)
 """)
     bench.matrix("quantizer: fine", head="quantizers: {fine: {method: starts, start: rtn}}")
+    bench.run()
+    assert only_row(bench)["status"] == "done", only_row(bench)["reason"]
+
+
+def test_what_a_quantizer_starts_from_prepares_the_student_for_both(bench):
+    bench.add_plugin("""
+class Wider(ToyQuantizer):
+    name = "wider"
+
+    def prepare(self, teacher, scheme):
+        import torch
+        student = super().prepare(teacher, scheme)
+        student.register_buffer("wider", torch.zeros(()))
+        return student
+
+
+class Starts(ToyQuantizer):
+    name = "starts"
+    start: str | None = None
+
+    def quantize(self, student, teacher, data, ctx):
+        student.wider.copy_(ctx.start.wider + 1)
+""")
+    quantizers = "{finer: {method: starts, start: fine}, fine: {method: starts, start: wider}}"
+    bench.matrix("quantizer: finer", head=f"quantizers: {quantizers}")
     bench.run()
     assert only_row(bench)["status"] == "done", only_row(bench)["reason"]
 

@@ -217,7 +217,10 @@ class Quantizer(Method, ABC):
 
     @property
     def starts_from(self) -> str | None:
-        """The quantizer of the suite from whose result it goes on (`ctx.start`): its option `start`, if it has one."""
+        """The quantizer of the suite from whose result it goes on (`ctx.start`): its option `start`, if it has one.
+
+        That one then prepares the student for both.
+        """
         start: str | None = getattr(self, "start", None)
         return start
 

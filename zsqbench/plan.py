@@ -410,9 +410,8 @@ def job(suite: Suite, step: Step, data: Mapping[str, Data]) -> dict[str, Any]:
         description["generator"] = _told(suite.generators[cell.generator])
     if step.quantizer is not None:
         description["quantizer"] = _told(step.quantizer)
+        description["prepared_by"] = _told(step.quantizer.chain[-1])
         description["scheme"] = suite.schemes[cell.scheme].model_dump(mode="json")
-    if step.kind == "quantize" and step.quantizer is not None and step.quantizer.start is not None:
-        description["start"] = _told(step.quantizer.start)
     if step.kind == "diagnose":
         description |= {"version": DIAGNOSTICS_VERSION, "real": data[cell.task].calibration is not None}
     if step.kind == "generate" or step.quantizer is not None:

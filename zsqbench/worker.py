@@ -234,10 +234,10 @@ class _Session:
             folder = self.store.read("generate", job["needs"]["generate"])
             data = CalibrationSet.load(folder / "calibration.safetensors")
         if "quantize" in job["needs"]:  # the result that it goes on from
-            start, folder = self._quantizer(job["start"]), self.store.read("quantize", job["needs"]["quantize"])
-            ctx.start = self._restored(self._prepared(job, start), folder / MODEL)
+            folder = self.store.read("quantize", job["needs"]["quantize"])
+            ctx.start = self._restored(self._prepared(job), folder / MODEL)
         with self._method_call(job, quantizer) as teacher:
-            student = quantizer.prepare(teacher, Scheme.model_validate(job["scheme"]))
+            student = self._quantizer(job["prepared_by"]).prepare(teacher, Scheme.model_validate(job["scheme"]))
             quantizer.quantize(student, teacher, data, ctx)
         finalize(student)
         state = _state_of(student)
@@ -254,7 +254,7 @@ class _Session:
 
     def _evaluate(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         folder = self.store.read("quantize", job["needs"]["quantize"])
-        student = self._restored(self._prepared(job, self._quantizer(job["quantizer"])), folder / MODEL)
+        student = self._restored(self._prepared(job), folder / MODEL)
         manifest = self.store.manifest("quantize", job["needs"]["quantize"])
         carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
         self._measure(job, reporter, student, self._teacher(job), **carried)
@@ -268,7 +268,7 @@ class _Session:
                 f"quantizer {quantizer.name} says that it keeps epochs, and kept none; it must call ctx.keep_epoch, or "
                 "its options must leave an epoch to keep"
             )
-        prepared = self._prepared(job, quantizer)
+        prepared = self._prepared(job)
         measured: list[dict[str, Any]] = (reporter.resume() or {"measured": []})["measured"]
         for epoch, path in list(kept.items())[len(measured) :]:
             student = self._restored(copy.deepcopy(prepared), path)
@@ -279,8 +279,9 @@ class _Session:
         found = {"metric": metric, "best": _best(measured, metric), "epochs": measured}
         self._write(job, reporter, lambda folder: _dump(folder / "oracle.json", found))
 
-    def _prepared(self, job: Mapping[str, Any], quantizer: Quantizer) -> "nn.Module":
-        """A student as a quantizer prepares it, to load an artifact into; always fp32 and contiguous."""
+    def _prepared(self, job: Mapping[str, Any]) -> "nn.Module":
+        """A student as its quantizer prepares it, to load an artifact into; always fp32 and contiguous."""
+        quantizer = self._quantizer(job["prepared_by"])
         with self._method_call(job, quantizer, Settings()) as copied:
             return quantizer.prepare(copied, Scheme.model_validate(job["scheme"]))
 

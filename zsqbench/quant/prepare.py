@@ -8,7 +8,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, plain, quantized_layer
 from zsqbench.quant.fold import fold_bn
 from zsqbench.quant.graph import activation_roles, capture, check_supported, tensor_name, weight_roles
@@ -107,23 +106,15 @@ def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def take_over(student: nn.Module, other: nn.Module) -> None:
-    """Give a prepared student the weights, all other state and the grids of a finalized one, in place.
+    """Give a prepared student the weights, all other state and the grids of a finalized one of its kind, in place.
 
-    Its float weights are then what the other's codes stand for, so that it computes the same. Raises ZSQBenchError
-    where the other has state that this student has no place for, as after corrections of biases that were not there.
+    Its float weights are then what the other's codes stand for, so that it computes the same.
     """
     state = dict(other.state_dict())
     for path, layer in quantized_layers(other):
         del state[f"{path}.weight_codes"]
         state[f"{path}.weight"] = layer.quantized_weight()
-    own = student.state_dict()
-    odd = sorted(state.keys() ^ own.keys())
-    if odd:
-        raise ZSQBenchError(
-            f"training cannot begin where another quantizer ended whose network is another one: {', '.join(odd[:3])} "
-            f"{'is' if len(odd) == 1 else 'are'} in one of them only"
-        )
-    student.load_state_dict({name: value.expand_as(own[name]) for name, value in state.items()})
+    student.load_state_dict(state)
     for _, quantizer in _quantizers(student):
         quantizer.enabled = True
 
