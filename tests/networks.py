@@ -74,3 +74,25 @@ class Cifar:
         with torch.no_grad():
             outputs = torch.cat([module(batch) for batch in self.images.split(128)])
         return int((outputs.argmax(1) == self.labels).sum())
+
+
+def detector():
+    """A detector with two levels of a pyramid, a head that they share, and outputs that it decodes."""
+
+    def forward(net, x):
+        fine = net.norm(net.stem(x)).relu()
+        levels = [fine, net.down(fine).relu()]
+        heads = [net.tower(level).relu() for level in levels]
+        scores = torch.cat([net.score(head).flatten(2) for head in heads], 2).sigmoid()
+        boxes = torch.cat([net.box(head).flatten(2) for head in heads], 2)
+        return {"scores": scores, "boxes": boxes}
+
+    return from_forward(
+        forward,
+        stem=nn.Conv2d(3, 4, 3, padding=1),
+        norm=nn.BatchNorm2d(4),
+        down=nn.Conv2d(4, 4, 3, 2, padding=1),
+        tower=nn.Conv2d(4, 4, 3, padding=1),
+        score=nn.Conv2d(4, 2, 1),
+        box=nn.Conv2d(4, 4, 1),
+    )

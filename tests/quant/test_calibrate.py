@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import from_forward
 from torch import nn
 
 from zsqbench.quant import (
@@ -84,3 +85,16 @@ def test_quantizers_can_be_switched_off_for_a_while(student, images):
     with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=False):
         assert torch.equal(student(images), before)
     assert torch.equal(student(images), quantized)
+
+
+@pytest.mark.parametrize("calibrate", [calibrate_activations_mse, lambda s, x: calibrate_activations_minmax(s, [x])])
+def test_a_tensor_of_several_levels_has_one_quantizer_that_has_seen_them_all(calibrate):
+    def forward(net, x):
+        return net.tower(x), net.tower(4 * x[..., ::2, ::2])
+
+    net = from_forward(forward, tower=nn.Conv2d(3, 2, 1))
+    student, images = prepare(net, parse_scheme("hw/w8a8"), SIZE), torch.randn(2, *SIZE)
+    calibrate(student, images)
+    quantizer = dict(activation_quantizers(student))["tower"]
+    values = net(images)[1]
+    assert float(quantizer.scale * 255) == pytest.approx(float(values.max() - values.min()), rel=0.1)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 import torchvision
-from networks import from_forward
+from networks import called_twice, detector, from_forward
 from torch import nn
 from torch.nn import functional
 
@@ -14,6 +14,8 @@ from zsqbench.quant.graph import (
     activation_roles,
     capture,
     check_supported,
+    first_calls,
+    output_layers,
     positions,
     readers,
     roles,
@@ -516,3 +518,36 @@ def test_a_network_with_two_inputs_is_refused_with_their_number():
 class TwoInputs(nn.Module):
     def forward(self, x, y):
         return x + y
+
+
+def test_quantization_stops_before_what_decodes_the_outputs():
+    found = named_roles(detector())
+    assert [name for name, role in found.items() if role == "logits"] == ["score", "score_1", "box", "box_1"]
+    assert not {"sigmoid", "cat", "cat_1"} & found.keys()
+    assert output_layers(capture(detector(), (3, 8, 8))) == ["score", "box"]
+
+
+def test_a_sigmoid_inside_of_a_network_is_a_tensor_all_the_same():
+    found = named_roles(
+        from_forward(lambda net, x: net.last(net.conv(x).sigmoid()), conv=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
+    )
+    assert found == {"input": "input", "sigmoid": "activation", "last": "logits"}
+
+
+def test_an_output_may_come_from_a_normalisation_or_an_activation_of_a_layer():
+    def forward(net, x):
+        return net.norm(net.conv(x)), net.last(x).relu()
+
+    net = from_forward(forward, conv=nn.Conv2d(3, 2, 1), norm=nn.BatchNorm2d(2), last=nn.Conv2d(3, 2, 1))
+    assert output_layers(capture(net, (3, 8, 8))) == ["norm", "last"]
+    with pytest.raises(ZSQBenchError, match=r"the output 'mul' \(mul\) comes from no convolution or linear layer"):
+        output_layers(capture(from_forward(lambda net, x: net.conv(x) * 2, conv=nn.Conv2d(3, 2, 1)), (3, 8, 8)))
+
+
+def test_what_a_layer_gives_in_several_calls_is_one_tensor_unless_it_reads_it():
+    def shared_tensors(module):
+        calls = first_calls(capture(module, (3, 8, 8)))
+        return {tensor_name(node): tensor_name(first) for node, first in calls.items()}
+
+    assert shared_tensors(detector()) == {"relu_3": "relu_2", "score_1": "score", "box_1": "box"}
+    assert shared_tensors(called_twice()) == {}

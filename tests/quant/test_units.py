@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from networks import called_twice, from_forward
+from networks import called_twice, detector, from_forward
 from torch import nn
 from torchvision import models
 
@@ -152,3 +152,20 @@ def test_the_description_names_blocks_with_their_layers():
 
     assert text.startswith("10 units; 8 blocks (layers in each): layer1.0 (2), ")
     assert text.endswith("; 2 layers: conv1, fc")
+
+
+@pytest.mark.parametrize("grain", ["block", "layer"])
+def test_a_head_that_levels_share_is_reconstructed_on_all_of_them_and_before_it_is_decoded(grain):
+    student = students(detector(), size=(3, 8, 8))
+    units = find_units(student, grain)
+    held = [path for unit in units for path, _ in unit.layers]
+    assert sorted(held) == ["box", "down", "score", "stem", "tower"]
+    of_scores = next(unit for unit in units if "score" in dict(unit.layers))
+    assert len([name for name in of_scores.targets if "score" in name]) == 2
+    images = torch.randn(2, 3, 8, 8)
+    values = {units[0].inputs[0]: images}
+    with torch.no_grad():
+        for unit in units:
+            values |= unit.run(*(values[name] for name in unit.inputs))
+        expected = student(images)
+    assert all(any(torch.equal(value, output) for value in values.values()) for output in expected.values())

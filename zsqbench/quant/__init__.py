@@ -51,7 +51,7 @@ from zsqbench.quant.finetuning import (
     student_state,
 )
 from zsqbench.quant.fold import fold_bn, folded
-from zsqbench.quant.graph import activation_roles, capture, positions, roles, tensor_name, weight_roles
+from zsqbench.quant.graph import activation_roles, capture, output_layers, positions, roles, tensor_name, weight_roles
 from zsqbench.quant.histogram import Histogram, RunningHistogram
 from zsqbench.quant.learning import Recipe, Rounding, StepSizes, draw
 from zsqbench.quant.moments import Moments, input_moments, norm_moments
@@ -170,6 +170,7 @@ __all__ = [
     "mse80",
     "norm_moments",
     "observed",
+    "output_layers",
     "per_input",
     "percentile",
     "positions",

@@ -1,17 +1,18 @@
 """Setting the ranges of a student's quantizers from its weights and from calibration images."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.fake_quant import ActivationQuantizer, TensorQuantizer
 from zsqbench.quant.observers import MovingMinMax, RunningMinMax, include_zero, lp_search, minmax, percentile
-from zsqbench.quant.prepare import activation_quantizers, quantized_layers, weight_quantizers
+from zsqbench.quant.prepare import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
 Ranges = Literal["minmax", "mse", "percentile"]
 """How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
@@ -57,12 +58,26 @@ def calibrate_activations(
     """Show each activation quantizer what it is about to round, in a forward pass of each batch.
 
     `observer(quantizer)` is called once for each, and returns what is shown the tensors (in float32) and sets it.
-    A quantizer rounds as soon as it is set, so that the next one sees quantized inputs.
+    A quantizer rounds as soon as it is set, so that the next one sees quantized inputs. One that is called several
+    times in a pass, as those of a head that is shared over pyramid levels are, is shown all that it was given so far.
     """
+    calls = Counter(node.target for node in student.graph.nodes) if isinstance(student, fx.GraphModule) else Counter()
+    given: dict[ActivationQuantizer, list[Tensor]] = {}
+
+    def gathering(quantizer: ActivationQuantizer, see: Observer) -> Observer:
+        def show(values: Tensor) -> None:
+            given.setdefault(quantizer, []).append(values.flatten())
+            see(torch.cat(given[quantizer]))
+
+        return show
+
     with ExitStack() as hooks:
         for _, quantizer in activation_quantizers(student):
-            hooks.enter_context(observed(quantizer, observer(quantizer)))
+            see = observer(quantizer)
+            several = calls[f"{QUANTIZERS}.{quantizer.name}"] > 1
+            hooks.enter_context(observed(quantizer, gathering(quantizer, see) if several else see))
         for images in batches:
+            given.clear()
             student(images.clone())  # a network may work in place on what it is given
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import fx, nn
 
-from zsqbench.quant.graph import ACTIVATIONS, is_batch_norm, is_layer, operator, output_producers, readers
+from zsqbench.quant.graph import ACTIVATIONS, comes_from, is_batch_norm, is_layer, operator, output_producers, readers
 
 IMAGES = 4
 """Dimensions of a map."""
@@ -28,7 +28,7 @@ def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
         for addition in _additions(node):
             deepest[addition] = max(deepest.get(addition, node), node, key=depth.__getitem__)
     # what the branch itself reads is no shortcut beside it, but the end of the block before
-    ends = [node for node in ends if all(_leads_to(node, deepest[addition]) for addition in _additions(node))]
+    ends = [node for node in ends if all(comes_from(deepest[addition], node) for addition in _additions(node))]
     return ends or [node for node in given if _reads_depthwise(captured, node)] or given[1:]
 
 
@@ -45,15 +45,6 @@ def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Grap
 
 def _additions(node: fx.Node) -> list[fx.Node]:
     return [reader for reader in readers(node) if operator(reader) == "add"]
-
-
-def _leads_to(node: fx.Node, other: fx.Node) -> bool:
-    found, pending = {other}, [other]
-    while pending:
-        sources = [source for source in pending.pop().all_input_nodes if source not in found]
-        found.update(sources)
-        pending += sources
-    return node in found
 
 
 def _normalised(node: fx.Node) -> fx.Node:

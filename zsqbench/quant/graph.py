@@ -36,6 +36,8 @@ AVERAGE_POOLS = _names("adaptiveavgpool2d avgpool2d")
 MULTIPLICATIONS = _names("mul multiply")
 PRODUCTS = MULTIPLICATIONS | _names("matmul mm bmm einsum")
 CONCATENATIONS = _names("cat concat concatenate stack hstack vstack")
+# Between the last layers and what the network returns these are left to software, as a detector's decoding is.
+ENDINGS = CONCATENATIONS | _names("logsigmoid logsoftmax sigmoid softmax")
 # These hand on values that are already there, or that every grid with a zero holds: no tensor of their own.
 PASS_THROUGH = _names(
     "adaptivemaxpool2d alphadropout amax amin broadcastto channelshuffle chunk circularpad2d clone contiguous detach "
@@ -175,14 +177,36 @@ def roles(captured: fx.GraphModule) -> dict[fx.Node, str]:
     """The role of each tensor by what makes and reads it, in execution order: one of `ACTIVATION_ROLES`.
 
     Left out are what hardware never stores (the output of a layer or an addition that only activation functions
-    read) and what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout).
+    read), what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout), and what
+    comes after the network's raw outputs.
     """
-    outputs = output_producers(captured)
+    outputs, after = _raw_outputs(captured)
     found = {}
     for node in captured.graph.nodes:
-        if _is_new_value(node) and not _is_fused(node, outputs):
+        if _is_new_value(node) and node not in after and not _is_fused(node, outputs):
             found[node] = "logits" if node in outputs else _role(node)
     return found
+
+
+def output_layers(captured: fx.GraphModule) -> list[str]:
+    """The paths of the modules that give the network's raw outputs, in execution order, each once.
+
+    That is the last layer on the way to each output, or the batch normalisation behind it, before any activation.
+    Raises ZSQBenchError where an output comes from no layer.
+    """
+    paths: dict[str, None] = {}
+    outputs = output_producers(captured)
+    for node in captured.graph.nodes:
+        if node not in outputs:
+            continue
+        maker = _without_moves(node.all_input_nodes[0]) if operator(node) in ACTIVATIONS else node
+        if not (is_layer(maker) or is_batch_norm(maker)):
+            raise ZSQBenchError(
+                f"the output {tensor_name(node)!r} ({operator(node)}) comes from no convolution or linear layer; what "
+                "decodes outputs belongs into postprocess"
+            )
+        paths[str(maker.target)] = None
+    return list(paths)
 
 
 def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
@@ -217,6 +241,40 @@ def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.
     """The role of each tensor, in execution order, or its position where the placement gives that a width."""
     at = positions(captured)
     return {node: placement.role(role, at.get(node, ())) for node, role in roles(captured).items()}
+
+
+def first_calls(captured: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """For each tensor that a layer makes in another than its first call, the one of its first call.
+
+    A head that is shared over pyramid levels has one tensor behind each of its layers, whatever the level. Not so where
+    one call reads what the other gave, as in a network that goes through a layer again.
+    """
+    first: dict[tuple[str, ...], fx.Node] = {}
+    found = {}
+    for node in roles(captured):
+        maker = _maker(node)
+        if maker.op == "call_module" and any(True for _ in captured.get_submodule(str(maker.target)).parameters()):
+            made = (str(maker.target), *(operator(each) for each in _way(maker, node)))
+            if first.setdefault(made, node) is not node and not comes_from(node, first[made]):
+                found[node] = first[made]
+    return found
+
+
+def comes_from(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a node is computed from another one."""
+    found, pending = {node}, [node]
+    while pending:
+        sources = [source for source in pending.pop().all_input_nodes if source not in found]
+        found.update(sources)
+        pending += sources
+    return other in found
+
+
+def _way(maker: fx.Node, node: fx.Node) -> Iterator[fx.Node]:
+    """A tensor and what lies between it and the operator whose result it is, backwards."""
+    while node is not maker:
+        yield node
+        node = node.all_input_nodes[0]
 
 
 def _layers(captured: fx.GraphModule) -> dict[str, fx.Node]:
@@ -335,8 +393,23 @@ def _argument(node: fx.Node, name: str, index: int) -> Any:
 
 
 def output_producers(captured: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values the network returns."""
-    return {_without_moves(node) for node in captured.graph.output_node().all_input_nodes}
+    """The nodes whose values the network returns, before any sigmoid, softmax or concatenation: its raw outputs."""
+    return _raw_outputs(captured)[0]
+
+
+def _raw_outputs(captured: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The raw outputs, and what lies between them and the end of the network."""
+    outputs: set[fx.Node] = set()
+    after: set[fx.Node] = set()
+    pending = list(captured.graph.output_node().all_input_nodes)
+    while pending:
+        node = _without_moves(pending.pop())
+        if operator(node) in ENDINGS and all(reader in after for reader in readers(node)):
+            after.add(node)
+            pending += [source for source in node.all_input_nodes if source.meta["carries_values"]]
+        else:
+            outputs.add(node)
+    return outputs - after, after
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:

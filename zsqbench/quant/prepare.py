@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, plain, quantized_layer
 from zsqbench.quant.fold import fold_bn
-from zsqbench.quant.graph import activation_roles, capture, check_supported, tensor_name, weight_roles
+from zsqbench.quant.graph import activation_roles, capture, check_supported, first_calls, tensor_name, weight_roles
 from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 
 QUANTIZERS = "activation_quantizers"
@@ -191,13 +191,15 @@ def _insert_activation_quantizers(
     student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme, grid: Grid
 ) -> list[dict[str, Any]]:
     device = next(student.parameters(), torch.empty(0)).device
-    entries = []
+    entries, repeated = [], first_calls(student)
     for node, role in activations.items():
-        name, bits = tensor_name(node), scheme.bits(role)
-        entries.append(_entry(name, "activation", role, bits, axis=None))
+        name, bits = tensor_name(repeated.get(node, node)), scheme.bits(role)
+        if node not in repeated:
+            entries.append(_entry(name, "activation", role, bits, axis=None))
         if bits != FLOAT_BITS:
-            quantizer = ActivationQuantizer(name, role, bits, grid=grid, axis=None, shape=()).to(device)
-            student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
+            if node not in repeated:
+                quantizer = ActivationQuantizer(name, role, bits, grid=grid, axis=None, shape=()).to(device)
+                student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
             with student.graph.inserting_after(node):
                 quantized = student.graph.call_module(f"{QUANTIZERS}.{name}", (node,))
             node.replace_all_uses_with(quantized)

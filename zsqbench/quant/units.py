@@ -8,15 +8,16 @@ unit, what gives one tensor to many readers (the layers of a dense block).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain, takewhile
 from typing import Any, Literal, cast
 
 from torch import Tensor, fx, nn
 
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer
-from zsqbench.quant.graph import ACTIVATIONS, PRODUCTS, is_batch_norm, is_layer, operator
+from zsqbench.quant.graph import ACTIVATIONS, PRODUCTS, comes_from, is_batch_norm, is_layer, operator, output_producers
 
 MAX_LAYERS = 10
 """A block of more layers is no unit: it is cut where a tensor has several readers, and failing that into layers."""
@@ -53,10 +54,12 @@ def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
     A layer brings its batch normalisation, activation function and quantizer along. A quantizer that no layer precedes
     (of the image, of pooled features) belongs to the unit after it.
     """
-    groups = _atoms(student)
+    ending = _ending(student)
+    groups = [atom for atom in _atoms(student) if atom[0] not in ending]
     if grain == "block":
         groups = _blocks(student, groups)
-    return list(_units(student, _without_strays(student, _closed(groups))))
+    groups += [[node for node in student.graph.nodes if node in ending]] if ending else []
+    return list(_units(student, _with_all_calls(student, _without_strays(student, _closed(groups)))))
 
 
 def describe_units(units: Sequence[Unit]) -> str:
@@ -84,6 +87,18 @@ def _atoms(student: fx.GraphModule) -> list[Group]:
         taken.update(atom)
         atoms.append(atom)
     return atoms
+
+
+def _ending(student: fx.GraphModule) -> set[fx.Node]:
+    """What only decodes raw outputs, such as a detector's sigmoid and concatenation: no unit is compared behind it."""
+    found: set[fx.Node] = set()
+    raw = output_producers(student)
+    for node in reversed(student.graph.nodes):
+        reads_on = [reader for reader in node.users if reader.op != "output"]
+        decodes = node.op != "output" and node.meta["carries_values"] and node not in raw
+        if decodes and _quantizer(student, node) is None and not is_layer(node) and found.issuperset(reads_on):
+            found.add(node)
+    return found
 
 
 def _is_fused_into(student: fx.GraphModule, node: fx.Node, follower: fx.Node) -> bool:
@@ -269,6 +284,46 @@ def _without_strays(student: fx.GraphModule, groups: list[Group]) -> list[Group]
     return joined
 
 
+def _with_all_calls(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
+    """Join groups that call the same layer, as a head that is shared over pyramid levels is called for each of them.
+
+    A joined group stands where the first of them did, or behind what the others read of groups in between. A layer that
+    reads what it gave before stays in several.
+    """
+    joined: list[Group] = []
+    holder: dict[str, Group] = {}
+    for group in groups:
+        paths = {str(node.target) for node in group if is_layer(node)}
+        into = next((holder[path] for path in paths if path in holder), None)
+        if into is None or comes_from(group[-1], into[0]):
+            into = []
+            joined.append(into)
+        into += group
+        holder |= dict.fromkeys(paths, into)
+    if len(joined) == len(groups):
+        return joined
+    return _in_order(joined, {node: position for position, node in enumerate(student.graph.nodes)})
+
+
+def _in_order(groups: list[Group], positions: Mapping[fx.Node, int]) -> list[Group]:
+    """Groups behind all that they read; those that read each other are joined."""
+    place = {node: index for index, group in enumerate(groups) for node in group}
+    sorter: TopologicalSorter[int] = TopologicalSorter(
+        {
+            index: {place[source] for node in group for source in _roots(node) if source in place} - {index}
+            for index, group in enumerate(groups)
+        }
+    )
+    try:
+        return [groups[index] for index in sorter.static_order()]
+    except CycleError as error:
+        circle = set(error.args[1])
+        first = min(circle)
+        merged = sorted((node for index in circle for node in groups[index]), key=positions.__getitem__)
+        rest = [group for index, group in enumerate(groups) if index not in circle]
+        return _in_order([*rest[:first], merged, *rest[first:]], positions)
+
+
 def _is_quantized(student: fx.GraphModule, node: fx.Node) -> bool:
     return is_layer(node) or _quantizer(student, node) is not None
 
@@ -283,8 +338,8 @@ def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
         modules = [(str(node.target), student.get_submodule(str(node.target))) for node in calls]
         layers = {path: module for path, module in modules if isinstance(module, QuantizedLayer)}
         quantizers = [module for _, module in modules if isinstance(module, ActivationQuantizer)]
-        count = _count_layers([group])
-        name = _name([str(node.target) for node in calls if is_layer(node)] or [node.name for node in group])
+        count = len({node.target for node in calls if is_layer(node)})
+        name = _name([*dict.fromkeys(str(n.target) for n in calls if is_layer(n))] or [node.name for node in group])
         taken[name] += 1
         yield Unit(
             name=name if taken[name] == 1 else f"{name} ({taken[name]})",
