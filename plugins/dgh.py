@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
-    from zsqbench.synthesis import BNGap, BNLoss, SmoothedCrops
+    from zsqbench.synthesis import BNGap, BNLoss, RawOutputs, SmoothedCrops
 
 PUBLISHED_WEIGHTS = {
     "resnet18": 3e-7,
@@ -57,12 +57,14 @@ class Dgh(zsqbench.Generator):
     Deviations: float32 unless settings.precision says bf16, and statistics always (the release: fp16 with a scaled
     loss); variances merged without cancellation, hence no eps that grows until no root is NaN; a smaller last batch
     weighs less; outputs are what the module returns, each flattened (the release: convolutions and linear layers that
-    feed the end of an fx graph); 1x1 maps have no deviation term, and the output loss is constrained at the last BN
-    with larger maps; extra pixels in proportion to the image (the release: 32 for 224); without the pipeline images are
-    still clamped; seeded.
+    feed the end of an fx graph), and of a detector what the last layer of each head gives, over all levels of its
+    pyramid, constrained once for all; 1x1 maps have no deviation term, and the output loss is constrained at the last
+    BN that a pass reaches with larger maps; extra pixels in proportion to the image (the release: 32 for 224); without
+    the pipeline images are still clamped; seeded.
     """
 
     name = "dgh"
+    version = 2
     needs_bn = True
 
     images: int = Field(1024, gt=0, description="size of the calibration set")
@@ -105,11 +107,12 @@ class Dgh(zsqbench.Generator):
 
         import torch
 
-        from zsqbench.synthesis import DGH, BNLoss, optimise
+        from zsqbench.synthesis import DGH, BNLoss, RawOutputs, optimise
 
         state = ctx.resume() or {}
-        with BNLoss(teacher.module, replace(DGH, scope=self.scope, moment_weight=self.std_weight)) as bn_loss:
-            run = _Run(self, teacher, ctx, bn_loss, state)
+        statistics = replace(DGH, scope=self.scope, moment_weight=self.std_weight)
+        with BNLoss(teacher.module, statistics) as bn_loss, RawOutputs(teacher.module, teacher.raw_outputs) as raw:
+            run = _Run(self, teacher, ctx, bn_loss, raw, state)
             order = [batch for batch, *_ in run.visits]
             made = optimise(order, run.begin, run.losses, ctx, state, at_once=True, stepped=run.stepped, keep=run.keep)
         with torch.no_grad():
@@ -137,11 +140,17 @@ class _Run:
     """What one call of `generate` keeps between steps: the pipeline, the visits, statistics of all batches."""
 
     def __init__(
-        self, options: Dgh, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", state: dict[str, Any]
+        self,
+        options: Dgh,
+        teacher: "Pretrained",
+        ctx: "StepContext",
+        bn_loss: "BNLoss",
+        raw: "RawOutputs",
+        state: dict[str, Any],
     ) -> None:
         from zsqbench.synthesis import batch_sizes
 
-        self.options, self.teacher, self.ctx, self.bn_loss = options, teacher, ctx, bn_loss
+        self.options, self.teacher, self.ctx, self.bn_loss, self.raw = options, teacher, ctx, bn_loss, raw
         self.sizes = batch_sizes(options.images, options.batch_size)
         self.pipeline = _pipeline(options, teacher, ctx)
         self.store = None
@@ -210,17 +219,18 @@ class _Run:
         return gap.total, self._output_loss(gap) if stretched else None, gap.batch
 
     def _output_loss(self, gap: "BNGap") -> "Tensor":
-        from zsqbench.synthesis import flat_outputs, stretching
+        from zsqbench.synthesis import stretching
 
         seen = gap.seen
         moments, target = (), ()
-        with_maps = [index for index, count in enumerate(seen.counts) if count > 1]
+        with_maps = [index for index in seen.order if seen.counts[index] > 1]
         if with_maps:
             mean, variance, count = seen.layer(with_maps[-1])
             norm = list(self.bn_loss.probes.norms.values())[with_maps[-1]]
             moments = mean, (variance * count / (count - 1)).clamp_min(1e-30).sqrt()
             target = norm.running_mean, (norm.running_var + 1e-6).sqrt()
-        return stretching(flat_outputs(seen.outputs), moments, target, self.options.slack)
+        each = not self.teacher.raw_outputs
+        return stretching(self.raw.of(seen.outputs), moments, target, self.options.slack, constrain_each=each)
 
 
 def initial_pixels(count: int, extra: int, teacher: "Pretrained", ctx: "StepContext") -> "Tensor":

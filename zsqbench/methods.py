@@ -109,6 +109,13 @@ class ModelSpec(BaseModel):
         return self
 
     @property
+    def weights_from(self) -> Path | Literal["none"] | None:
+        """The weights that the suite gives, if any; "none" asks for random ones."""
+        if self.random_weights:
+            return "none"
+        return None if self.weights is None else Path(self.weights)
+
+    @property
     def random_weights(self) -> bool:
         """Whether the weights are seeded random numbers; rows of such a model are marked."""
         return self.weights == "none"
@@ -393,12 +400,20 @@ class Pretrained:
     value_range: tuple[float, float] = (0.0, 1.0)
     """What black and white are before mean and std are applied."""
     outputs: tuple[str, ...] = ("logits",)
-    """Names of the raw outputs."""
+    """Names of the raw outputs; paths of the modules that give them, where the network decodes them further."""
     classes: int | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What else the task needs to feed it (resize, crop, channel order), as plain data; part of the identity."""
     architecture: str | None = None
     """Name of the published definition that it is, such as torchvision/resnet18; none for a network of one's own."""
+
+    decoding: Any = None
+    """What only the task that loaded it needs, to feed it and to read its outputs; in no identity."""
+
+    @property
+    def raw_outputs(self) -> tuple[str, ...]:
+        """Paths of the modules that give the raw outputs; none where the network returns them."""
+        return () if self.outputs == ("logits",) else self.outputs
 
     def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""
@@ -480,6 +495,8 @@ class Evaluation:
     predictions: Sequence[int] = ()
     """What was predicted of each sample, such as the index of a class; below 0 where nothing was. With them, the
     harness says on how many samples a quantized network agrees with the float one."""
+    tensors: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    """What else there is of each sample, such as boxes, so that any statistic can be computed later."""
 
 
 class ReportsProgress(Protocol):

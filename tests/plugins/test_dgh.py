@@ -9,7 +9,7 @@ from torch import nn
 
 from zsqbench import ModelSpec, Pretrained, ZSQBenchError
 from zsqbench.plugins import load_plugins
-from zsqbench.synthesis import DGH, BNLoss
+from zsqbench.synthesis import DGH, BNLoss, RawOutputs
 from zsqbench.testing import check_generator, context, tiny_teacher
 
 Dgh = load_plugins().find("generator", "dgh").method
@@ -28,7 +28,7 @@ def relative(result, expected):
 
 
 def run_of(options, teacher, ctx, bn_loss):
-    return dgh._Run(options, teacher, ctx, bn_loss, {})
+    return dgh._Run(options, teacher, ctx, bn_loss, RawOutputs(teacher.module), {})
 
 
 @pytest.mark.parametrize(("dtype", "suffix", "tolerance"), [(torch.float64, "_f64", 1e-6), (torch.float32, "", 1e-5)])

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from networks import detector
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import class_logits, difficulty, flat_outputs, inception_loss, stretching
+from zsqbench.synthesis import RawOutputs, class_logits, difficulty, flat_outputs, inception_loss, stretching
 
 
 def test_the_output_loss_is_that_of_dghs_code(golden):
@@ -95,3 +96,24 @@ def test_labels_ask_for_logits(outputs, found):
         ZSQBenchError, match=f"one row of classes for each of 2 images, and the network returns {found}"
     ):
         class_logits(outputs, labels)
+
+
+def test_raw_outputs_are_of_all_levels_and_before_they_are_decoded():
+    net, images = detector(), torch.randn(2, 3, 8, 8)
+    with RawOutputs(net, ("score", "box")) as raw:
+        net(images)
+        returned = net(images)  # what the pass before gave is forgotten
+        scores, boxes = raw.of(returned)
+    assert scores.shape == (2, 2 * 64 + 2 * 16)
+    assert boxes.shape == (2, 4 * 64 + 4 * 16)
+    assert torch.allclose(scores[:, :128].sigmoid(), returned["scores"][..., :64].flatten(1))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    with RawOutputs(net) as raw:
+        assert len(raw.of(net(images))) == 2
+
+
+def test_the_constraint_counts_for_each_output_or_once():
+    outputs, ones = [torch.zeros(2, 3), torch.zeros(2, 5)], torch.ones(2, 4)
+    far = (ones, ones), (ones[0] + 2, ones[0])
+    assert stretching(outputs, *far).item() == pytest.approx(2 * 3.5)
+    assert stretching(outputs, *far, constrain_each=False).item() == pytest.approx(3.5)

@@ -25,6 +25,7 @@ from zsqbench.synthesis.networks import initialise, load_training, part, trainin
 from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, batch_sizes, optimise
 from zsqbench.synthesis.outputs import (
     EASIEST,
+    RawOutputs,
     class_logits,
     difficulty,
     flat_outputs,
@@ -55,6 +56,7 @@ __all__ = [
     "PixelBatch",
     "Plateau",
     "Probes",
+    "RawOutputs",
     "Seen",
     "SmoothedCrops",
     "SwingConvolutions",

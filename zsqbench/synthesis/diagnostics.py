@@ -14,7 +14,7 @@ from torch.nn import functional
 from zsqbench.errors import ZSQBenchError
 from zsqbench.synthesis.features import Features
 from zsqbench.synthesis.moments import merge
-from zsqbench.synthesis.outputs import difficulty, flat_outputs
+from zsqbench.synthesis.outputs import RawOutputs, difficulty
 from zsqbench.synthesis.probes import Probes, batch_norms, frozen
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ class _Pass:
         with ExitStack() as block:
             block.enter_context(torch.no_grad())
             features = block.enter_context(Features(module))
+            raw = block.enter_context(RawOutputs(module, teacher.raw_outputs))
             block.enter_context(frozen(module) if probes is None else probes)
             device = next(chain(module.parameters(), module.buffers()), images).device
             for batch in _batches(images):
@@ -186,7 +187,7 @@ class _Pass:
                     seen = probes(batch.to(device))
                     self.moments.append((seen.mean.cpu(), seen.variance.cpu()))
                     outputs = seen.outputs
-                self._keep("output_ranges", self.ranges, _ranges, outputs, len(batch))
+                self._keep("output_ranges", self.ranges, _ranges, raw, outputs, len(batch))
                 self._keep("logits", self.logits, _logits, outputs, len(batch), teacher.classes)
                 self._keep("features", self.features, _features, features, len(batch))
             if self.features:
@@ -241,8 +242,8 @@ def _batches(images: Tensor) -> Iterator[Tensor]:
     yield from torch.split(images, size)
 
 
-def _ranges(outputs: Any, images: int) -> list[Tensor]:
-    rows = [output.cpu() for output in flat_outputs(outputs) if len(output) == images and output.shape[1]]
+def _ranges(raw: RawOutputs, outputs: Any, images: int) -> list[Tensor]:
+    rows = [output.cpu() for output in raw.of(outputs) if len(output) == images and output.shape[1]]
     if not rows:
         raise _AbsentError("no output of the network has a row for each image")
     return [output.amax(1) - output.amin(1) for output in rows]

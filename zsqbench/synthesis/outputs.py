@@ -1,10 +1,12 @@
 """Losses on what a network returns, whatever the form: one tensor, or several in tuples, lists and dictionaries."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
@@ -26,19 +28,62 @@ def flat_outputs(outputs: Any) -> list[Tensor]:
     return found
 
 
+class RawOutputs:
+    """The raw outputs of a network while the block lasts: what it returns, or what modules of it give in a pass.
+
+    A detector decodes what its heads give, and calls those that it shares once for each level of its pyramid.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str] = ()) -> None:
+        """`names` are paths of these modules; without any, the network returns its raw outputs."""
+        self._module, self._names = module, names
+        self._given: dict[str, list[Tensor]] = {name: [] for name in names}
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._names:
+            self._resources.callback(self._module.register_forward_pre_hook(self._forget).remove)
+        for name in self._names:
+            hook = self._module.get_submodule(name).register_forward_hook(partial(self._keep, name))
+            self._resources.callback(hook.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+        self._forget()
+
+    def of(self, returned: Any) -> list[Tensor]:
+        """Each output of the last pass, which returned this, as [N, values], over all calls; in float32 at least."""
+        if not self._names:
+            return flat_outputs(returned)
+        return [torch.cat(flat_outputs(self._given[name]), 1) for name in self._names]
+
+    def _forget(self, *_: object) -> None:
+        self._given = {name: [] for name in self._names}
+
+    def _keep(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        self._given[name].append(output)
+
+
 def stretching(
-    outputs: list[Tensor], moments: Sequence[Tensor], target: Sequence[Tensor], slack: float = 0.5
+    outputs: list[Tensor],
+    moments: Sequence[Tensor],
+    target: Sequence[Tensor],
+    slack: float = 0.5,
+    *,
+    constrain_each: bool = True,
 ) -> Tensor:
     """DGH's output distribution stretching loss: minus each image's range of outputs, while its features stay normal.
 
     `moments` are mean and deviation [N, C] of each image at the last batch normalisation, `target` those [C] that it
-    stores; their mean squared gaps count beyond the slack, and as in the release once for each output. Where there are
-    none, nothing holds the range.
+    stores; their mean squared gaps count beyond the slack, and as in the release for each output, or once. Where there
+    are none, nothing holds the range.
     """
     excess = outputs[0].new_zeros(len(outputs[0]))
     for of_image, stored in zip(moments, target, strict=True):
         excess = excess + ((of_image - stored).square().mean(1) - slack).clamp_min(0)
-    return torch.stack([(excess - (output.amax(1) - output.amin(1))).mean() for output in outputs]).sum()
+    spread = torch.stack([(output.amax(1) - output.amin(1)).mean() for output in outputs]).sum()
+    return excess.mean() * (len(outputs) if constrain_each else 1) - spread
 
 
 def class_logits(outputs: Any, labels: Tensor) -> Tensor:

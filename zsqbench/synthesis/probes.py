@@ -33,6 +33,8 @@ class Seen:
     """From how many values of an image those of a layer come: the size of its map."""
     outputs: Any
     """What the network returned; none if it was stopped after its last batch normalisation."""
+    order: list[int]
+    """The layers as the pass reached them, those that it reached several times by the last."""
 
     def layer(self, index: int) -> tuple[Tensor, Tensor, int]:
         """Mean and variance [N, C] of one layer, and its map's size."""
@@ -61,6 +63,7 @@ class Probes:
         self._resources = ExitStack()
         self._calls: list[list[tuple[Tensor, Tensor, int]]] = []
         self._unmeasured: list[list[Tensor]] = []
+        self._reached: list[int] = []
         self.running = False
         self._passed = 0
         self._stop_at: int | None = None
@@ -85,7 +88,7 @@ class Probes:
         """
         self._calls = [[] for _ in self.norms]
         self._unmeasured = [[] for _ in self.norms]
-        self._passed = 0
+        self._passed, self._reached = 0, []
         stop = not outputs and not torch.compiler.is_compiling()
         returned = self._run(images, self._last if stop else None)
         if not torch.compiler.is_compiling():
@@ -94,7 +97,8 @@ class Probes:
         self._calls, self._unmeasured = [], []  # they would hold the pass's memory until the next one
         means, variances, counts = zip(*moments, strict=True)
         channels = [mean.shape[1] for mean in means]
-        return Seen(torch.cat(means, 1), torch.cat(variances, 1), channels, list(counts), returned)
+        order = list(dict.fromkeys(reversed(self._reached)))[::-1]
+        return Seen(torch.cat(means, 1), torch.cat(variances, 1), channels, list(counts), returned, order)
 
     def _run(self, images: Tensor, last: int | None) -> Any:
         self._stop_at = last
@@ -120,6 +124,7 @@ class Probes:
 
     def norm(self, index: int, norm: Any, forward: Callable[..., Tensor], values: Tensor) -> Tensor:
         """What a norm does in a pass of these probes."""
+        self._reached.append(index)
         if self._of_convolutions:
             mine = any(values is output for output in self._unmeasured[index])
             self._unmeasured[index] = [output for output in self._unmeasured[index] if output is not values]
