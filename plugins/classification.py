@@ -1,7 +1,6 @@
 """Image classification: the embedded digits, CIFAR, and image folders such as ImageNet's; top-1 accuracy."""
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from zsqbench.zoo.images import (
     PixelCache,
     Sample,
     class_folders,
+    draw,
     list_classes,
     normalise,
     open_image,
+    overlap,
     pixels,
 )
 from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
@@ -93,7 +94,7 @@ class Classification(zsqbench.Task):
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
         """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
-        weights = _weights(model)
+        weights = model.weights_from
         files: dict[str, Path] = {}
         if model.file is not None:
             self._feeding(model, None)  # complains now if mean and std are needed and not given
@@ -162,7 +163,7 @@ class Classification(zsqbench.Task):
         samples = self._find(ctx.data_root).calibration.samples()
         if not samples:
             raise ZSQBenchError(f"{self._title()} has no images to calibrate on: {self._how_to_calibrate()}")
-        chosen = _draw(range(len(samples)), count, seed)
+        chosen = draw(range(len(samples)), count, seed)
         images, labels = _tensors([samples[index] for index in chosen], pretrained)
         provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
         return zsqbench.CalibrationSet(images, labels, provenance)
@@ -193,7 +194,7 @@ class Classification(zsqbench.Task):
             raise ZSQBenchError(
                 f"holdout: {self.holdout} leaves nothing to evaluate of the {len(files)} images of {root}"
             )
-        held_out = set(_draw([file.name for file in files], self.holdout, self.split_seed))
+        held_out = set(draw([file.name for file in files], self.holdout, self.split_seed))
         kept = [file for file in files if file.name not in held_out]
         drawn = [file for file in files if file.name in held_out]
         return _Found(_of_files(kept, classes), _of_files(drawn, classes), classes, (root,))
@@ -210,11 +211,11 @@ class Classification(zsqbench.Task):
         if model.file is not None:
             from zsqbench.zoo.userfile import load_user_model
 
-            module = load_user_model(model.file, model.build, _weights(model) or "none")  # the spec demands weights
+            module = load_user_model(model.file, model.build, model.weights_from or "none")  # the spec demands weights
             return Network(module, self._feeding(model, None))
         base = _base(model)
         classes = model.classes or (CLASSES.get(self.data) if _comes_bare(base) else None)
-        network = models.load_named(base, _weights(model), classes)
+        network = models.load_named(base, model.weights_from, classes)
         return Network(network.module, self._feeding(model, network.feeding))
 
     def _feeding(self, model: zsqbench.ModelSpec, own: Feeding | None) -> Feeding:
@@ -313,7 +314,7 @@ def _list_calibration(
         raise ZSQBenchError(f"the calibration folder {folder} holds no images: expected {folder}/CLASS/*.jpg")
     _check_classes(files, classes, folder)
     shared = {file.path for file in files} & {file.path for file in evaluated}
-    if shared or _overlap(folder, root):
+    if shared or overlap(folder, root):
         raise ZSQBenchError(f"calibration folder {folder} and evaluated folder {root} overlap; nothing may be in both")
     return files
 
@@ -324,11 +325,6 @@ def _check_classes(files: Iterable[LabelledFile], classes: Sequence[str], folder
         raise ZSQBenchError(
             f"class {strange[0]!r} of {folder} is not among the {len(classes)} classes that are evaluated"
         )
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    one, other = one.resolve(), other.resolve()
-    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _of_files(files: Sequence[LabelledFile], classes: Sequence[str]) -> _Part:
@@ -370,15 +366,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _draw(names: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """A seeded choice without repetition, the same on every machine and with every version of every library."""
-
-    def place(name: Any) -> bytes:
-        return hashlib.sha256(f"{seed} {name}".encode()).digest()
-
-    return sorted(names, key=place)[:count]
-
-
 def _batched(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]:
     return (samples[start : start + size] for start in range(0, len(samples), size))
 
@@ -415,13 +402,6 @@ def _percent(hits: "torch.Tensor") -> float:
 def _base(model: zsqbench.ModelSpec) -> str:
     """The named network that a model without a file is a variant of; the spec demands one of the two."""
     return model.base or ""
-
-
-def _weights(model: zsqbench.ModelSpec) -> Path | Literal["none"] | None:
-    """The weights that the suite gives, if any; "none" asks for random ones."""
-    if model.random_weights:
-        return "none"
-    return None if model.weights is None else Path(model.weights)
 
 
 def _comes_bare(base: str) -> bool:

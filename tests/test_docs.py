@@ -170,9 +170,10 @@ def test_every_yaml_block_is_a_suite_or_a_part_of_one(block, tmp_path):
     write_tutorial(tmp_path)
     write_template("generator", "bn_match", tmp_path)
     given = yaml.safe_load(block)
-    whole = {"name": "part", "tasks": {"digits": {"method": "classification", "data": "digits"}}, "matrix": [MATRIX]}
+    tasks = {"digits": {"method": "classification", "data": "digits"}} | given.get("tasks", {})
+    whole = {"name": "part", **given, "tasks": tasks, "matrix": [MATRIX]}
     file = tmp_path / "suite.yaml"
-    file.write_text(json.dumps(given if "matrix" in given else whole | given), encoding="utf-8")
+    file.write_text(json.dumps(given if "matrix" in given else whole), encoding="utf-8")
     load_suite(file)
 
 

@@ -28,7 +28,11 @@ BESIDE: tuple[ColumnKind, ...] = ("oracle", "published")
 
 T = TypeVar("T")
 
-METRICS = {"top1": "top-1 accuracy in percent", "top5": "top-5 accuracy in percent"}
+METRICS = {
+    "top1": "top-1 accuracy in percent",
+    "top5": "top-5 accuracy in percent",
+    "mAP": "COCO's mean average precision (IoU 0.5 to 0.95) in percent",
+}
 """What a metric is called in a table; another one goes by its own name."""
 
 SEVERITY = ("failed", "interrupted", "impossible", "excluded")

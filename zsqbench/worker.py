@@ -613,11 +613,15 @@ def _count_quantized(tensors: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Metrics as JSON, which samples were right as packed bits, predictions as small integers."""
+    """Metrics as JSON, which samples were right as packed bits, predictions as small integers, other tensors."""
     import numpy as np
+    from safetensors.torch import save_file
 
     metrics = _as_numbers(evaluation.metrics)
-    _dump(folder / "evaluation.json", {"metrics": metrics, "samples": len(evaluation.per_sample)})
+    samples = len(evaluation.per_sample) or int(metrics.get("samples", 0))
+    _dump(folder / "evaluation.json", {"metrics": metrics, "samples": samples})
+    if evaluation.tensors:
+        save_file(_on_cpu(evaluation.tensors), folder / "samples.safetensors")
     bits = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
     (folder / "correct.bits").write_bytes(bits.tobytes())
     if len(evaluation.predictions):

@@ -1,18 +1,21 @@
 """Image folders, and pixels as a network wants them: decoded, resized, cropped, scaled, normalised; and kept."""
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from zsqbench.errors import ZSQBenchError
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -120,6 +123,21 @@ def open_image(path: Path) -> "Image":
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
         detail = " ".join(str(error).split())
         raise ZSQBenchError(f"image {path} cannot be read: {detail}; copy it again or remove it") from error
+
+
+def draw(names: Sequence[T], count: int, seed: int) -> list[T]:
+    """A seeded choice without repetition, the same on every machine and with every version of every library."""
+
+    def place(name: T) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+    return sorted(names, key=place)[:count]
+
+
+def overlap(one: Path, other: Path) -> bool:
+    """Whether one folder is the other one, or in it."""
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _real(entry: "os.DirEntry[str]", folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A user's own model: a .py file with a function that returns the network."""
+"""A user's own model: a .py file with a function that returns the network, and functions that feed it and read it."""
 
 import hashlib
 import importlib.util
@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import nn
 
@@ -15,30 +15,59 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.weights import build_network
 
 
+class UserFile:
+    """What a user's file defines. Raises ZSQBenchError where it cannot be imported."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._module = _import(file)
+
+    def build(self, function: str, weights: Path | Literal["none"]) -> nn.Module:
+        """The network that a function of the file returns, in eval mode with frozen weights.
+
+        Raises ZSQBenchError where the function fails or returns something else, or there is none.
+        """
+        make = getattr(self._module, function, None)
+        if not callable(make):
+            raise ZSQBenchError(
+                f"model file {self._file} has no function {function!r} that builds the network; name it with 'build'"
+            )
+        return build_network(lambda: _network(self._file, function, make), weights)
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A function of the file, whose own errors are the user's. Raises ZSQBenchError where there is none."""
+        found = getattr(self._module, name, None)
+        if not callable(found):
+            raise ZSQBenchError(f"model file {self._file} has no function {name!r}, which a detector needs")
+
+        def call(*arguments: Any) -> Any:
+            return _call(self._file, name, lambda: found(*arguments))
+
+        return call
+
+
 def load_user_model(file: Path, function: str, weights: Path | Literal["none"]) -> nn.Module:
     """Build the network of a user's file, in eval mode with frozen weights.
 
     Raises ZSQBenchError where the file or the function fails, there is no such function, or it returns something else.
     """
-    module = _import(file)
-    build = getattr(module, function, None)
-    if not callable(build):
-        raise ZSQBenchError(
-            f"model file {file} has no function {function!r} that builds the network; name it with 'build'"
-        )
-    return build_network(lambda: _call(file, function, build), weights)
+    return UserFile(file).build(function, weights)
 
 
-def _call(file: Path, function: str, build: Callable[[], object]) -> nn.Module:
-    try:
-        network = build()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's code does wrong is the user's to mend
-        _fail(f"model file {file} fails in {function}()", file, error)
+def _network(file: Path, function: str, build: Callable[[], object]) -> nn.Module:
+    network = _call(file, function, build)
     if not isinstance(network, nn.Module):
         raise ZSQBenchError(
             f"{function}() of model file {file} returned {type(network).__name__}, expected a torch.nn.Module"
         )
     return network
+
+
+def _call(file: Path, function: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's code does wrong is the user's to mend
+        _fail(f"model file {file} fails in {function}()", file, error)
 
 
 def _import(file: Path) -> ModuleType:

@@ -1,0 +1,303 @@
+"""Object detection on data in COCO's format: COCOeval's figures for boxes, by pycocotools."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from pydantic import Field, model_validator
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
+from zsqbench.zoo.images import EXTENSIONS, draw, open_image, overlap
+from zsqbench.zoo.models import Feeding
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import nn
+
+    from zsqbench.zoo.detectors import Detector, Found
+
+LIBRARY = "torchvision/"
+
+
+class CocoDetection(zsqbench.Task):
+    """Mean average precision of a detector, in percent. What is evaluated is never handed out for calibration.
+
+    Data is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default; categories keep
+    their numbers, with gaps, and images without annotations count. Detectors are torchvision's one-stage ones, or a
+    user's file with `build`, `preprocess` and `postprocess`. Calibration images come from another folder
+    (`calibration`), or from a part of the images that is then not evaluated (`holdout`); they are resized to the size
+    that images are made in. What is quantized are backbone, pyramid and heads; resizing, anchors, decoding and
+    suppression of overlapping boxes stay float.
+    """
+
+    name: ClassVar[str] = "coco_detection"
+    metric: ClassVar[str] = "mAP"
+    # What these lead to, files and split, is in the identity by content.
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"root", "images", "annotations", "calibration", "holdout", "split_seed"}
+    )
+
+    root: Path = Field(Path("coco"), description="folder of the data, under the data root")
+    images: Path = Field(Path("val2017"), description="folder of the images, in it")
+    annotations: Path = Field(Path("annotations/instances_val2017.json"), description="the instances JSON, in it")
+    calibration: Path | None = Field(None, description="another folder of images, under the data root, to calibrate on")
+    holdout: int = Field(0, ge=0, description="images to calibrate on and not to evaluate")
+    split_seed: int = Field(0, description="which images are held out")
+    batch_size: int = Field(8, gt=0, description="images evaluated at a time, where they have the same size")
+
+    @model_validator(mode="after")
+    def _calibrates_on_one_thing(self) -> "CocoDetection":
+        if self.calibration is not None and self.holdout:
+            raise ValueError("give 'calibration' (another folder) or 'holdout' (a part of this one), not both")
+        return self
+
+    def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
+        """The files of both parts. Raises ZSQBenchError for a folder or annotations that are absent.
+
+        Where annotations or images are damaged, only cells that evaluate them are to fail: that is told when they do.
+        """
+        root, annotations = self._places(data_root)
+        folders = (root,) if self.calibration is None or data_root is None else (root, data_root / self.calibration)
+        try:
+            found = self._find(data_root)
+        except ZSQBenchError:
+            return zsqbench.DataFiles({annotations.name: annotations}, {}, folders=folders)
+        evaluated = {f"{annotations.name}": annotations} | {image.name: path for image, path in found.evaluated}
+        split = {"holdout": self.holdout, "split_seed": self.split_seed} if self.holdout else {}
+        return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders)
+
+    def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
+        """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
+        files = {} if model.file is None else {"file": model.file}
+        if model.file is None and not (model.base or "").startswith(LIBRARY):
+            raise ZSQBenchError(
+                f"model {model.base!r} is no detector that is known; expected {LIBRARY}NAME, such as "
+                f"{LIBRARY}ssdlite320_mobilenet_v3_large, or a file of your own"
+            )
+        return files | ({"weights": model.weights_from} if isinstance(model.weights_from, Path) else {})
+
+    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:  # noqa: ARG002
+        """Build the detector, and try it on a black image; ZSQBenchError where that fails or it cannot be traced."""
+        from zsqbench.quant import capture, output_layers
+
+        detector = _detector(model)
+        feeding = detector.feeding
+        _try(detector, model.name)
+        return zsqbench.Pretrained(
+            module=detector.module,
+            input_size=feeding.input_size,
+            mean=feeding.mean,
+            std=feeding.std,
+            value_range=feeding.value_range,
+            outputs=tuple(output_layers(capture(detector.module, feeding.input_size))),
+            preprocessing={"channels": feeding.channels},
+            architecture=model.base,
+            decoding=detector,
+        )
+
+    def evaluate(
+        self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
+    ) -> zsqbench.Evaluation:
+        """COCOeval's twelve figures, of all images and all boxes that the detector finds in them.
+
+        Raises ZSQBenchError for damaged data, and for boxes of which none has a category of the data.
+        """
+        import torch
+
+        found, detector = self._find(ctx.data_root), cast("Detector", pretrained.decoding)
+        evaluated = [image for image, _ in found.evaluated]
+        rows: list[tuple[int, Found]] = []
+        with torch.no_grad():
+            for batch in self._batches(found, detector):
+                raw = module(torch.stack([tensor for _, _, tensor in batch]).to(ctx.device))
+                boxes = detector.postprocess(_on_cpu(raw), [image for _, image, _ in batch])
+                rows += zip((entry.id for entry, _, _ in batch), boxes, strict=True)
+                ctx.progress(len(rows), len(evaluated))
+        detections = _collect(rows)
+        known = {category["id"] for category in found.instances.categories}
+        seen = set(detections.categories.tolist())
+        if seen and not seen & known:
+            raise ZSQBenchError(
+                f"the detector's labels ({_some(seen)}) are no categories of {found.instances.path} ({_some(known)}): "
+                "postprocess must give their numbers as the data has them"
+            )
+        figures = coco_figures(found.instances.of(evaluated), detections)
+        if self.metric not in figures:
+            raise ZSQBenchError(f"{found.instances.path} annotates no box of the {len(evaluated)} evaluated images")
+        kept = {name: torch.from_numpy(values) for name, values in vars(detections).items()}
+        return zsqbench.Evaluation({**figures, "samples": len(evaluated)}, tensors=kept)
+
+    def calibration_images(
+        self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
+    ) -> zsqbench.CalibrationSet:
+        """A seeded choice, without repetition, of images that are not evaluated.
+
+        Raises ZSQBenchError where there are none.
+        """
+        import torch
+
+        paths = self._find(ctx.data_root).calibration
+        if not paths:
+            raise ZSQBenchError(
+                f"{self.root} has no images to calibrate on: set the task's 'calibration' (another folder) or "
+                "'holdout' (a number of images of this one)"
+            )
+        detector, chosen = cast("Detector", pretrained.decoding), draw(list(paths), count, seed)
+        images = torch.stack([detector.fit(open_image(paths[name])) for name in chosen])
+        provenance = {"source": str(self.root), "seed": seed, "images": len(chosen), "available": len(paths)}
+        return zsqbench.CalibrationSet(images, provenance=provenance)
+
+    def _places(self, data_root: Path | None) -> tuple[Path, Path]:
+        if data_root is None:
+            raise ZSQBenchError(f"{self.root} needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT")
+        root = data_root / self.root
+        for what, path in (("folder", root / self.images), ("file", root / self.annotations)):
+            if not path.exists():
+                raise ZSQBenchError(
+                    f"there is no {what} {path} for task {self.name}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
+                )
+        return root, root / self.annotations
+
+    def _find(self, data_root: Path | None) -> "_Found":
+        root, annotations = self._places(data_root)
+        instances = _instances(annotations, annotations.stat().st_mtime_ns, annotations.stat().st_size)
+        folder = root / self.images
+        there = {image.name: folder / image.name for image in instances.images}
+        missing = [path for path in there.values() if not path.is_file()]
+        if missing:
+            raise ZSQBenchError(
+                f"{len(missing)} of the {len(there)} images that {annotations} lists are missing, such as {missing[0]}"
+            )
+        if self.holdout >= len(there):
+            raise ZSQBenchError(f"holdout: {self.holdout} leaves nothing to evaluate of the {len(there)} images")
+        held_out = set(draw(list(there), self.holdout, self.split_seed))
+        evaluated = tuple((image, there[image.name]) for image in instances.images if image.name not in held_out)
+        calibration = {name: path for name, path in there.items() if name in held_out}
+        if self.calibration is not None and data_root is not None:
+            calibration = _list_images(data_root / self.calibration, folder)
+        return _Found(instances, evaluated, calibration)
+
+    def _batches(
+        self, found: "_Found", detector: "Detector"
+    ) -> "Iterator[list[tuple[ImageFile, Image, torch.Tensor]]]":
+        """Images that come one after the other and have the same size as tensors, so many at most."""
+        batch: list[tuple[ImageFile, Image, torch.Tensor]] = []
+        for entry, path in found.evaluated:
+            image = open_image(path)
+            tensor = detector.preprocess(image)
+            if batch and (len(batch) == self.batch_size or tensor.shape != batch[0][2].shape):
+                yield batch
+                batch = []
+            batch.append((entry, image, tensor))
+        if batch:
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is evaluated, with its file, and what is not, by name."""
+
+    instances: Instances
+    evaluated: tuple[tuple[ImageFile, Path], ...]
+    calibration: Mapping[str, Path]
+
+
+@functools.lru_cache(maxsize=4)
+def _instances(path: Path, _modified: int, _size: int) -> Instances:
+    return Instances.read(path)
+
+
+def _list_images(folder: Path, evaluated: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise ZSQBenchError(f"there is no calibration folder {folder}")
+    if overlap(folder, evaluated):
+        raise ZSQBenchError(
+            f"calibration folder {folder} and evaluated folder {evaluated} overlap; nothing may be in both"
+        )
+    found = {path.name: path for path in sorted(folder.iterdir()) if path.name.lower().endswith(EXTENSIONS)}
+    if not found:
+        raise ZSQBenchError(f"the calibration folder {folder} holds no images")
+    return found
+
+
+def _detector(model: zsqbench.ModelSpec) -> "Detector":
+    from zsqbench.zoo.detectors import torchvision_detector, user_detector
+
+    if model.file is None:
+        name = (model.base or "").removeprefix(LIBRARY)
+        return torchvision_detector(name, model.weights_from, model.input_size)
+    size = model.input_size or (3, 0, 0)  # the spec demands one
+    feeding = Feeding(
+        size,
+        model.mean or (0.0,) * size[0],
+        model.std or (1.0,) * size[0],
+        channels=model.channels or "rgb",
+        value_range=model.value_range or (0.0, 1.0),
+    )
+    return user_detector(model.file, model.build, model.weights_from or "none", feeding)
+
+
+def _try(detector: "Detector", name: str) -> None:
+    """Raises ZSQBenchError where a step between a black image and its boxes fails, or gives something else."""
+    import torch
+    from PIL.Image import new
+
+    image = new("RGB", (96, 64))
+    tensor = detector.fit(image)
+    try:
+        with torch.no_grad():
+            raw = detector.module(tensor[None])
+    except Exception as error:  # a user's network may fail in any way
+        detail = " ".join(str(error).split())
+        raise ZSQBenchError(f"model {name!r} fails on an input of {[1, *tensor.shape]}: {detail}") from error
+    _check(detector.postprocess(_on_cpu(raw), [image]), name)
+
+
+def _check(found: Any, name: str) -> None:
+    import torch
+
+    expected = "one mapping with 'boxes' [K, 4], 'scores' [K] and 'labels' [K] for each image"
+    if not isinstance(found, Sequence) or len(found) != 1 or not isinstance(found[0], Mapping):
+        raise ZSQBenchError(f"postprocess of model {name!r} returned {type(found).__name__}; expected {expected}")
+    shapes = {key: getattr(found[0].get(key), "shape", None) for key in ("boxes", "scores", "labels")}
+    count = shapes["scores"][0] if shapes["scores"] is not None and len(shapes["scores"]) == 1 else -1
+    if shapes != {"boxes": torch.Size((count, 4)), "scores": torch.Size((count,)), "labels": torch.Size((count,))}:
+        told = {key: None if shape is None else tuple(shape) for key, shape in shapes.items()}
+        raise ZSQBenchError(f"postprocess of model {name!r} returned {told}; expected {expected}")
+
+
+def _collect(rows: "Sequence[tuple[int, Found]]") -> Detections:
+    """All boxes as COCO writes them; those that are not finite are none."""
+    import numpy as np
+    import torch
+
+    boxes = torch.cat([torch.zeros(0, 4), *(found["boxes"].float() for _, found in rows)])
+    scores = torch.cat([torch.zeros(0), *(found["scores"].float() for _, found in rows)])
+    labels = torch.cat([torch.zeros(0).long(), *(found["labels"].long() for _, found in rows)])
+    counts = [len(found["scores"]) for _, found in rows]
+    images = np.repeat(np.array([number for number, _ in rows], dtype=np.int64), counts)
+    finite = (boxes.isfinite().all(1) & scores.isfinite()).numpy()
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    return Detections(images[finite], labels.numpy()[finite], boxes.numpy()[finite], scores.numpy()[finite])
+
+
+def _on_cpu(raw: Any) -> Any:
+    from torch.utils import _pytree
+
+    return _pytree.tree_map(lambda value: value.float().cpu() if hasattr(value, "cpu") else value, raw)
+
+
+def _some(numbers: set[int]) -> str:
+    shown = ", ".join(map(str, sorted(numbers)[:5]))
+    return f"{shown}, ..." if len(numbers) > 5 else shown  # noqa: PLR2004 - a line has room for so many
+
+
+@zsqbench.hookimpl
+def register_tasks() -> list[type[zsqbench.Task]]:
+    """Provide `coco_detection`."""
+    return [CocoDetection]

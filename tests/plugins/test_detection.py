@@ -1,0 +1,224 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from zsqbench_plugins.detection import CocoDetection
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError
+from zsqbench.testing import check_task, context
+from zsqbench.zoo.coco import FIGURES
+
+DETECTOR = '''
+import torch
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor, resize
+
+class Net(nn.Module):
+    """A grid of 4 x 4 places, each of which says where a bright box begins."""
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(4))
+        self.score, self.box = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return torch.cat([self.score(x).sigmoid(), self.box(x)], 1)
+
+def build():
+    return Net()
+
+def preprocess(image):
+    return pil_to_tensor(resize(image.convert("RGB"), [16, 16])).float() / 255
+
+def postprocess(raw, sizes):
+    found = []
+    for each, (height, width) in zip(raw, sizes):
+        scores, labels = each[:2].flatten(1).max(0)
+        rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+        corner = torch.stack([columns * width / 4, rows * height / 4], -1).view(-1, 2).float()
+        boxes = torch.cat([corner, corner + torch.tensor([width / 4, height / 4])], 1)
+        found.append({"boxes": boxes, "scores": scores, "labels": torch.tensor([2, 5])[labels]})
+    return found
+'''
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Six images of different sizes, each with a box on the grid of the detector."""
+    folder = tmp_path / "coco"
+    (folder / "val2017").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number, (width, height) in enumerate([(40, 20), (16, 16), (20, 40), (1, 1), (32, 32), (40, 40)], start=1):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "val2017" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        if number != 2:
+            box = [0, 0, width / 4, height / 4]
+            annotations.append({"id": number, "image_id": number, "category_id": 2, "bbox": box})
+    write(tmp_path, {"images": images, "annotations": annotations, "categories": [{"id": 2}, {"id": 5}]})
+    (tmp_path / "net.py").write_text(DETECTOR)
+    return tmp_path
+
+
+def write(root, content):
+    path = root / "coco/annotations/instances_val2017.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def stored(root):
+    return json.loads((root / "coco/annotations/instances_val2017.json").read_text())
+
+
+def model(root, **fields):
+    given = {"file": root / "net.py", "weights": "none", "input_size": (3, 16, 16), **fields}
+    return zsqbench.ModelSpec.model_validate({"name": "mine", **given})
+
+
+def evaluated(root, **options):
+    task, ctx = CocoDetection(**options), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    return task.evaluate(pretrained.module, pretrained, ctx)
+
+
+def test_it_is_a_task(root):
+    check_task(CocoDetection(holdout=2), model(root), root)
+
+
+def test_it_has_the_figures_of_coco_and_keeps_all_boxes(root):
+    found = evaluated(root)
+    assert {"mAP", "samples"} <= found.metrics.keys() <= {*FIGURES, "samples"}
+    assert found.metrics["samples"] == 6
+    assert found.tensors["boxes"].shape == (96, 4)
+    assert sorted(set(found.tensors["image_ids"].tolist())) == [1, 2, 3, 4, 5, 6]
+    assert set(found.tensors["categories"].tolist()) <= {2, 5}
+
+
+def test_the_size_of_a_batch_changes_nothing(root):
+    one, many = evaluated(root, batch_size=1), evaluated(root, batch_size=4)
+    assert one.metrics == pytest.approx(many.metrics)
+
+
+def test_raw_outputs_are_those_of_the_last_layers(root):
+    pretrained = CocoDetection().load(model(root), context())
+    assert pretrained.outputs == pretrained.raw_outputs == ("score", "box")
+    assert pretrained.classes is None
+    assert pretrained.input_size == (3, 16, 16)
+
+
+def test_what_is_held_out_is_calibrated_on_and_not_evaluated(root):
+    task, ctx = CocoDetection(holdout=2), context(data_root=root)
+    files = task.find_data(root)
+    assert len(files.calibration) == 2
+    assert not files.calibration.keys() & files.evaluation.keys()
+    pretrained = task.load(model(root), ctx)
+    assert task.evaluate(pretrained.module, pretrained, ctx).metrics["samples"] == 4
+    images = task.calibration_images(8, 0, pretrained, ctx)
+    assert images.images.shape == (2, 3, 16, 16)
+    assert images.labels is None
+
+
+def test_another_folder_can_be_calibrated_on(root):
+    (root / "train").mkdir()
+    Image.new("RGB", (30, 20)).save(root / "train/a.jpg")
+    task, ctx = CocoDetection(calibration="train"), context(data_root=root)
+    assert list(task.find_data(root).calibration) == ["a.jpg"]
+    assert len(task.calibration_images(4, 0, task.load(model(root), ctx), ctx)) == 1
+    with pytest.raises(ZSQBenchError, match="overlap; nothing may be in both"):
+        CocoDetection(calibration="coco/val2017")._find(root)
+
+
+def test_boxes_that_are_not_finite_are_none(root):
+    task, ctx = CocoDetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+
+    def broken(raw, images):
+        boxes = torch.tensor([[0, 0, float("nan"), 1], [0, 0, 1, 1.0]])
+        return [{"boxes": boxes, "scores": torch.ones(2), "labels": torch.tensor([2, 2])} for _ in images]
+
+    pretrained = dataclasses.replace(pretrained, decoding=dataclasses.replace(pretrained.decoding, postprocess=broken))
+    assert len(task.evaluate(pretrained.module, pretrained, ctx).tensors["boxes"]) == 6
+
+
+def test_no_boxes_at_all_are_a_result(root):
+    task, ctx = CocoDetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+
+    def nothing(raw, images):
+        return [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0).long()} for _ in images]
+
+    pretrained = dataclasses.replace(pretrained, decoding=dataclasses.replace(pretrained.decoding, postprocess=nothing))
+    assert task.evaluate(pretrained.module, pretrained, ctx).metrics["mAP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda root: write(root, "{"), "are no JSON"),
+        (lambda root: write(root, {**stored(root), "categories": []}), "lists no categories"),
+        (lambda root: (root / "coco/val2017/3.png").unlink(), r"1 of the 6 images that .* lists are missing, such as"),
+        (lambda root: write(root, {**stored(root), "annotations": []}), "annotates no box of the 6 evaluated images"),
+        (lambda root: write(root, {**stored(root), "images": []}), "lists no images"),
+    ],
+)
+def test_damaged_data_is_found_without_harm_and_one_clear_line_when_it_is_evaluated(root, change, complaint):
+    change(root)
+    assert "instances_val2017.json" in CocoDetection().find_data(root).evaluation
+    with pytest.raises(ZSQBenchError, match=complaint):
+        evaluated(root)
+
+
+def test_labels_that_the_data_does_not_have_are_one_clear_line(root):
+    (root / "net.py").write_text(DETECTOR.replace("torch.tensor([2, 5])", "torch.tensor([0, 1])"))
+    with pytest.raises(ZSQBenchError, match=r"labels \(.*\) are no categories of .* \(2, 5\): postprocess must give"):
+        evaluated(root)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("def postprocess", "def process", "has no function 'postprocess', which a detector needs"),
+        ("return found", "return found[:0]", "postprocess of model 'mine' returned list; expected one mapping"),
+        ('"labels":', '"classes":', "postprocess of model 'mine' returned .*'labels': None"),
+        ("scores, labels = ", "scores, labels = 1 / 0, ", r"fails in postprocess\(\) \(line \d+\): ZeroDivisionError"),
+        (".float() / 255", "", r"preprocess\(\) of .* returned \(3, 16, 16\); expected a float tensor"),
+        (
+            "[16, 16]",
+            "[8, 8]",
+            r"preprocess\(\) of .* returned \(3, 8, 8\), and the model's input_size is \(3, 16,",
+        ),
+        ("x = self.stem(x)", "x = self.stem(x) if x.sum() > -1 else self.stem(x)", r"cannot be traced at .*net.py:\d+"),
+        ("self.box(x)], 1)", "self.box(x)], 1) * 2", "comes from no convolution or linear layer; what decodes"),
+    ],
+)
+def test_a_file_that_is_no_detector_is_one_clear_line(root, old, new, complaint):
+    assert old in DETECTOR
+    (root / "net.py").write_text(DETECTOR.replace(old, new))
+    with pytest.raises(ZSQBenchError, match=complaint):
+        CocoDetection().load(model(root), context())
+
+
+def test_what_is_absent_is_said_before_anything_runs(root):
+    with pytest.raises(ZSQBenchError, match="needs a data root"):
+        CocoDetection().find_data(None)
+    with pytest.raises(ZSQBenchError, match="there is no folder"):
+        CocoDetection(root="elsewhere").find_data(root)
+    with pytest.raises(ZSQBenchError, match="is no detector that is known"):
+        CocoDetection().find_model(zsqbench.ModelSpec(name="x", base="resnet20"))
+    with pytest.raises(ValueError, match="not both"):
+        CocoDetection(calibration="a", holdout=1)
+
+
+def test_a_real_detector_has_its_published_figures(shared):
+    data = shared / "data"
+    given = {"file": data / "models/fastestdet.py", "weights": str(data / "models/fastestdet.safetensors")}
+    task, ctx = CocoDetection(), context(data_root=data)
+    pretrained = task.load(model(data, **given, input_size=(3, 352, 352), channels="bgr"), ctx)
+    assert pretrained.outputs == ("objectness.4", "box.4", "category.4")
+    found = task.evaluate(pretrained.module, pretrained, ctx).metrics
+    assert [round(found[name], 1) for name in ("mAP", "mAP50", "mAP75")] == [16.4, 27.9, 15.8]

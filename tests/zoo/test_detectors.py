@@ -1,0 +1,125 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.ops import FrozenBatchNorm2d
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant import (
+    activation_quantizers,
+    calibrate_activations_minmax,
+    calibrate_weights,
+    capture,
+    find_units,
+    output_layers,
+    prepare,
+)
+from zsqbench.scheme import parse_scheme
+from zsqbench.zoo.detectors import SIDES, torchvision_detector
+
+SIZE = (3, 64, 64)
+
+
+def image(width=50, height=30):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def run_by_hand(detector, images):
+    """torchvision's own model around the same network."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    decoder = detector.postprocess._model
+    model = copy.copy(decoder)
+    model._modules = {**decoder._modules, "backbone": detector.module.backbone, "head": detector.module.head}
+    return model([pil_to_tensor(each).float() / 255 for each in images])
+
+
+@pytest.fixture(scope="module")
+def ssdlite():
+    return torchvision_detector("ssdlite320_mobilenet_v3_large", "none", None)
+
+
+@torch.no_grad()
+def test_boxes_are_those_of_the_whole_model(ssdlite):
+    images = [image(), image(20, 90)]
+    raw = ssdlite.module(torch.stack([ssdlite.preprocess(each) for each in images]))
+    found = ssdlite.postprocess(raw, images)
+    for mine, other in zip(found, run_by_hand(ssdlite, images), strict=True):
+        assert len(mine["boxes"])
+        assert all(torch.equal(mine[name], other[name]) for name in ("boxes", "scores", "labels"))
+
+
+@torch.no_grad()
+def test_levels_of_a_pyramid_have_the_sizes_that_the_backbone_gives_them():
+    detector = torchvision_detector("retinanet_resnet50_fpn", "none", SIZE)
+    detector.postprocess._model.transform.min_size = (64,)
+    detector.module.head.classification_head.cls_logits.bias.zero_()  # else no score is above the threshold
+    raw = detector.module(detector.preprocess(image())[None])
+    (mine,), (other,) = detector.postprocess(raw, [image()]), run_by_hand(detector, [image()])
+    assert len(mine["boxes"])
+    assert all(torch.equal(mine[name], other[name]) for name in ("boxes", "scores", "labels"))
+
+
+def test_an_image_is_made_fit_as_it_is_fed(ssdlite):
+    square = image(320, 320)
+    assert torch.allclose(ssdlite.fit(square), ssdlite.preprocess(square), atol=1e-5)
+    assert ssdlite.fit(image(1, 1)).shape == (3, 320, 320)
+
+
+@pytest.mark.parametrize(("name", "eps"), [("retinanet_resnet50_fpn", 0.0), ("fcos_resnet50_fpn", 1e-5)])
+def test_backbones_are_normalised_as_those_of_the_published_weights(name, eps):
+    norms = [m for m in torchvision_detector(name, "none", SIZE).module.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(norms) == 53
+    assert {norm.eps for norm in norms} == {eps}
+
+
+HEADS = {
+    "ssdlite320_mobilenet_v3_large": 12,
+    "retinanet_resnet50_fpn": 2,
+    "retinanet_resnet50_fpn_v2": 2,
+    "fcos_resnet50_fpn": 3,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SIDES)
+def test_they_are_folded_and_quantized_up_to_their_raw_outputs(name):
+    detector = torchvision_detector(name, "none", SIZE)
+    for module in detector.module.modules():
+        if getattr(module, "running_var", None) is not None:
+            module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
+    assert len(output_layers(capture(detector.module, SIZE))) == HEADS[name]
+    student = prepare(detector.module, parse_scheme("hw_strict/w8a8"), SIZE)
+    images = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(1))
+    expected, found = detector.module(images), student(images)
+    for output in expected:
+        torch.testing.assert_close(found[output], expected[output], rtol=1e-4, atol=1e-4)
+    names = [name for name, _ in activation_quantizers(student)]
+    assert len(set(names)) == len(names)
+    calibrate_weights(student, "minmax")
+    calibrate_activations_minmax(student, [images])
+    assert all(quantizer.enabled for _, quantizer in activation_quantizers(student))
+    assert all(output.isfinite().all() for output in student(images).values())
+
+
+def test_a_shared_head_is_one_unit_for_each_of_its_layers_with_all_levels():
+    detector = torchvision_detector("retinanet_resnet50_fpn", "none", SIZE)
+    student = prepare(detector.module, parse_scheme("hw/w4a8"), SIZE)
+    units = {unit.name: unit for unit in find_units(student)}
+    last = units["head.classification_head.cls_logits"]
+    assert (len(last.layers), len(last.quantizers), len(last.targets)) == (1, 5, 5)
+    images = torch.randn(2, *SIZE)
+    values = {next(iter(units.values())).inputs[0]: images}
+    with torch.no_grad():
+        for unit in units.values():
+            values |= unit.run(*(values[name] for name in unit.inputs))
+        expected = student(images)
+    found = [values[name] for name in list(units.values())[-1].targets]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected.values(), strict=True))
+
+
+def test_an_unknown_name_is_one_clear_line():
+    with pytest.raises(ZSQBenchError, match="unknown torchvision detector 'fcos_resnet50'; did you mean"):
+        torchvision_detector("fcos_resnet50", "none", None)

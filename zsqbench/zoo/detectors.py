@@ -1,0 +1,211 @@
+"""Detectors in three parts: what makes an image a tensor, the network that is quantized, and what makes boxes of that.
+
+torchvision's one-stage detectors, each with its own preprocessing; and a user's own, from a file.
+"""
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.zoo.models import Feeding
+from zsqbench.zoo.userfile import UserFile
+from zsqbench.zoo.weights import build_network
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Found = Mapping[str, Tensor]
+"""Of one image: `boxes` [K, 4] (left, top, right, bottom in pixels of the image), `scores` [K], `labels` [K], which are
+numbers of categories as the data has them."""
+
+SIDES: Mapping[str, int] = {
+    "ssdlite320_mobilenet_v3_large": 320,
+    "retinanet_resnet50_fpn": 800,
+    "retinanet_resnet50_fpn_v2": 800,
+    "fcos_resnet50_fpn": 800,
+}
+"""torchvision's detectors, and the side of images that are made for them: their shorter side, of real ones."""
+
+FROZEN_EPS: Mapping[str, float] = {"retinanet_resnet50_fpn": 0.0, "fcos_resnet50_fpn": 1e-5}
+"""Those whose published weights have a backbone with FrozenBatchNorm2d, and its eps."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector with frozen weights in eval mode."""
+
+    module: nn.Module
+    """The tensor part: images [N, C, H, W] to raw outputs, in any form."""
+    feeding: Feeding
+    """What valid pixels are, and the size of images that are made for it."""
+    preprocess: "Callable[[Image], Tensor]"
+    """An image as the network takes it, [C, h, w]."""
+    postprocess: "Callable[[Any, Sequence[Image]], Sequence[Found]]"
+    """Boxes of the images that these raw outputs, on the CPU, are of."""
+    fit: "Callable[[Image], Tensor]"
+    """An image as `preprocess` makes it, in the size of those that are made: [C, H, W]."""
+
+
+def torchvision_detector(
+    name: str, weights: Path | Literal["none"] | None, size: tuple[int, int, int] | None
+) -> Detector:
+    """A detector of torchvision with its published weights (none), those of a file, or ("none") seeded random ones.
+
+    Raises ZSQBenchError for a name that is none, and weights that cannot be downloaded or do not fit.
+    """
+    from torchvision.models import detection, get_model_weights
+
+    if name not in SIDES:
+        raise ZSQBenchError(unknown("torchvision detector", name, SIDES))
+    if weights is None:
+        published = get_model_weights(name).DEFAULT
+        model: Any = build_network(lambda: _download(name, lambda: getattr(detection, name)(weights=published)), "none")
+    else:
+        model = build_network(lambda: _untrained(name), weights)
+    transform = model.transform
+    feeding = Feeding(size or (3, SIDES[name], SIDES[name]), tuple(transform.image_mean), tuple(transform.image_std))
+    return Detector(
+        module=_TensorPart(model.backbone, model.head).eval(),
+        feeding=feeding,
+        preprocess=lambda image: transform([_as_tensor(image)])[0].tensors[0],
+        postprocess=_Decoder(model),
+        fit=lambda image: _fitted(image, feeding),
+    )
+
+
+def user_detector(file: Path, build: str, weights: Path | Literal["none"], feeding: Feeding) -> Detector:
+    """A user's own: a file with `build` (by this name), `preprocess` and `postprocess`.
+
+    Raises ZSQBenchError where one of them is missing or fails, or gives something else than it should.
+    """
+    source = UserFile(file)
+    module = source.build(build, weights)
+    preprocess, postprocess = source.function("preprocess"), source.function("postprocess")
+
+    def prepared(image: "Image") -> Tensor:
+        tensor = preprocess(image)
+        if not isinstance(tensor, Tensor) or tensor.dim() != 3 or not tensor.is_floating_point():  # noqa: PLR2004
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ZSQBenchError(f"preprocess() of {file} returned {found}; expected a float tensor [C, H, W]")
+        return tensor
+
+    def fitted(image: "Image") -> Tensor:
+        tensor = prepared(image)
+        if tuple(tensor.shape) != feeding.input_size:
+            raise ZSQBenchError(
+                f"preprocess() of {file} returned {tuple(tensor.shape)}, and the model's input_size is "
+                f"{feeding.input_size}"
+            )
+        return tensor
+
+    def decoded(raw: Any, images: "Sequence[Image]") -> Sequence[Found]:
+        found = postprocess(raw, [(image.height, image.width) for image in images])
+        return cast("Sequence[Found]", found)
+
+    return Detector(module, feeding, prepared, decoded, fitted)
+
+
+class _TensorPart(nn.Module):
+    """Backbone and heads."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """What the heads give over all levels, [N, anchors, values] each, by name."""
+        return self.head(list(self.backbone(images).values()))  # type: ignore[no-any-return]
+
+
+class _Decoder:
+    """Runs torchvision's own code around the network, with raw outputs in its place.
+
+    Anchors need the sizes of the levels, which a backbone on the meta device tells without computing anything.
+    """
+
+    def __init__(self, model: Any) -> None:
+        sizes = _Sizes(copy.deepcopy(model.backbone).to("meta"))
+        self._given = _Given()
+        self._model = copy.copy(model)
+        self._model._modules = {**model._modules, "backbone": sizes, "head": self._given}  # noqa: SLF001
+
+    def __call__(self, raw: Mapping[str, Tensor], images: "Sequence[Image]") -> Sequence[Found]:
+        found = []
+        for place, image in enumerate(images):
+            self._given.outputs = {name: output[place : place + 1] for name, output in raw.items()}
+            found += self._model([_as_tensor(image)])
+        return found
+
+
+class _Sizes(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self._of = functools.lru_cache(maxsize=256)(lambda shape: self._measure(backbone, shape))
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Empty maps of the sizes that the levels have."""
+        shapes = self._of(tuple(images.shape))
+        return OrderedDict((name, images.new_zeros(len(images), 0, *shape)) for name, shape in shapes)
+
+    @staticmethod
+    def _measure(backbone: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, int]]]:
+        with torch.no_grad():
+            levels = backbone(torch.empty(shape, device="meta"))
+        return [(name, (level.shape[2], level.shape[3])) for name, level in levels.items()]
+
+
+class _Given(nn.Module):
+    outputs: Mapping[str, Tensor]
+
+    def forward(self, *_: Any) -> Mapping[str, Tensor]:
+        """The raw outputs that are there."""
+        return self.outputs
+
+
+def _untrained(name: str) -> nn.Module:
+    """The network that published weights are for, without them."""
+    from torchvision.models import detection
+
+    model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None)
+    if name in FROZEN_EPS:
+        backbone: Any = model.backbone
+        for path, norm in list(backbone.body.named_modules()):
+            if isinstance(norm, nn.BatchNorm2d):
+                backbone.body.set_submodule(path, FrozenBatchNorm2d(norm.num_features, FROZEN_EPS[name]))
+    return model
+
+
+def _download(name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except Exception as error:  # whatever a download raises
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ZSQBenchError(
+            f"the published weights of torchvision/{name} could not be had: {detail}; they are downloaded once, so "
+            "check the network, or give 'weights': a file"
+        ) from error
+
+
+def _as_tensor(image: "Image") -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor
+
+    pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+    return pixels.float() / 255
+
+
+def _fitted(image: "Image", feeding: Feeding) -> Tensor:
+    """Resized, whatever its proportions, and normalised."""
+    from torchvision.transforms.functional import normalize, resize
+
+    resized = resize(_as_tensor(image), list(feeding.input_size[1:]))
+    fitted: Tensor = normalize(resized, list(feeding.mean), list(feeding.std))
+    return fitted
