@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 LIBRARY = "torchvision/"
 
+PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
+"""Images of a picture, and which of their boxes: so many at most, with this score at least."""
+
 
 class CocoDetection(zsqbench.Task):
     """Mean average precision of a detector, in percent. What is evaluated is never handed out for calibration.
@@ -131,6 +134,21 @@ class CocoDetection(zsqbench.Task):
             raise ZSQBenchError(f"{found.instances.path} annotates no box of the {len(evaluated)} evaluated images")
         kept = {name: torch.from_numpy(values) for name, values in vars(detections).items()}
         return zsqbench.Evaluation({**figures, "samples": len(evaluated)}, tensors=kept)
+
+    def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
+        """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""
+        import torch
+
+        from zsqbench.plots import boxes_side_by_side
+
+        detector, rows = cast("Detector", pretrained.decoding), []
+        for _, path in self._find(ctx.data_root).evaluated[:PICTURED]:
+            image = open_image(path)
+            tensor = detector.preprocess(image)[None].to(ctx.device)
+            with torch.no_grad():
+                both = [_on_cpu(network(tensor)) for network in (pretrained.module, module)]
+            rows.append((image, [_shown(detector.postprocess(raw, [image])[0]) for raw in both]))
+        return boxes_side_by_side(rows)
 
     def calibration_images(
         self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
@@ -284,6 +302,15 @@ def _collect(rows: "Sequence[tuple[int, Found]]") -> Detections:
     finite = (boxes.isfinite().all(1) & scores.isfinite()).numpy()
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
     return Detections(images[finite], labels.numpy()[finite], boxes.numpy()[finite], scores.numpy()[finite])
+
+
+def _shown(found: "Found") -> list[tuple[list[float], str]]:
+    """The best boxes, with their category."""
+    import torch
+
+    order = torch.argsort(found["scores"], descending=True)[:SHOWN]
+    best = [index for index in order.tolist() if found["scores"][index] >= SHOWN_SCORE]
+    return [(found["boxes"][index].tolist(), str(int(found["labels"][index]))) for index in best]
 
 
 def _on_cpu(raw: Any) -> Any:

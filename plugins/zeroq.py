@@ -20,7 +20,8 @@ class ZeroQ(zsqbench.PixelGenerator):
     the paper leaves these choices open. Two things of the release that look unintended are kept, for they made the
     published tables: the images start at a standard deviation of 0.0136 instead of 1 (a division by the variance), and
     the l-th BN is compared with the output of the l-th convolution in the order of registration, not with its own
-    input (option `pairing`; the same wherever each BN follows its convolution).
+    input (option `pairing`; the same wherever each BN follows its convolution). Where these do not fit together, as in
+    networks with convolutions that no BN follows, it is its own input by default.
 
     Deviations: further batches where `images` exceeds `batch_size` (the release makes one), each with an optimiser and
     a schedule of its own; a layer with 1x1 maps has no deviation term (the release makes NaN of it); seeded.
@@ -33,19 +34,23 @@ class ZeroQ(zsqbench.PixelGenerator):
     batch_size: int = Field(64, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(500, gt=0, description="Adam steps for each batch")
     patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
-    pairing: Literal["conv_output", "bn_input"] = Field(
-        "conv_output",
-        description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs",
+    pairing: Literal["conv_output", "bn_input"] | None = Field(
+        None,
+        description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs; "
+        "none: the former where all fit",
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
         from dataclasses import replace
 
-        from zsqbench.synthesis import ZEROQ, BNLoss
+        from zsqbench.synthesis import ZEROQ, BNLoss, follow_convolutions
 
-        state = ctx.resume() or {}
-        with BNLoss(teacher.module, replace(ZEROQ, hook_point=self.pairing)) as bn_loss:
+        state, pairing = ctx.resume() or {}, self.pairing
+        if pairing is None:
+            pairing = "conv_output" if follow_convolutions(teacher.module) else "bn_input"
+            ctx.note(f"BN statistics are compared with {pairing}")
+        with BNLoss(teacher.module, replace(ZEROQ, hook_point=pairing)) as bn_loss:
             measure = ctx.compile(lambda pixels: bn_loss(pixels).total)
 
             def losses(pixels: "Tensor", _: int) -> "tuple[Tensor, dict[str, Tensor]]":

@@ -19,6 +19,8 @@ REAL_SEED = 2**31 - 1
 """Draws the real images: the same for all sets of a network, and other ones than `real` draws for a cell's seed."""
 
 FILE, PLOTS, IMAGES = "diagnostics.json", "diagnostics.png", "images.png"
+PICTURE = "picture.png"
+"""Of an evaluate step."""
 
 _SET = 32
 _FAILURE = "failure.txt"
@@ -201,3 +203,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def find_picture(store: Store, row: Result) -> Path | None:
+    """What the task drew of the float and the quantized network side by side, where it did and the artifact is here."""
+    if "evaluate" not in row.keys or not store.has("evaluate", row.keys["evaluate"]):
+        return None
+    picture = store.folder("evaluate", row.keys["evaluate"]) / PICTURE
+    return picture if picture.is_file() else None

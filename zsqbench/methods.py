@@ -23,6 +23,7 @@ from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import nn
 
     from zsqbench.quant import Memory, Rounding
@@ -362,6 +363,15 @@ class Task(Method, ABC):
     @abstractmethod
     def evaluate(self, module: "nn.Module", pretrained: "Pretrained", ctx: "TaskContext") -> "Evaluation":
         """Measure a network (the float one, or a quantized copy) on the evaluation data."""
+
+    def picture(
+        self,
+        module: "nn.Module",  # noqa: ARG002
+        pretrained: "Pretrained",  # noqa: ARG002
+        ctx: "TaskContext",  # noqa: ARG002
+    ) -> "Image | None":
+        """What people should see of a quantized network, beside the float one; by default, nothing."""
+        return None
 
     @abstractmethod
     def calibration_images(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+BOXED_SIDE = 320
+"""Pixels of the longer side of an image with boxes."""
 GRID_IMAGES = 64
 GRID_SIDE = (512, 1024)
 """Smallest and largest side of an image grid in pixels: 8 x 8 digits stay visible, 224 x 224 photographs small."""
@@ -48,6 +50,32 @@ def image_grid(
         shares = np.repeat(shares[:, :1], 3, axis=1)
     tiles = np.pad((255 * shares).round().astype(np.uint8), ((0, 0), (0, 0), (0, 1), (0, 1)))
     return _fitted(Image.fromarray(_side_by_side(tiles)))
+
+
+def boxes_side_by_side(rows: "Sequence[tuple[Image, Sequence[Sequence[tuple[Sequence[float], str]]]]]") -> "Image":
+    """Images with boxes (left, top, right, bottom in pixels) and their labels, a row for each, once for each list."""
+    from PIL import Image, ImageDraw
+
+    pictures = []
+    for image, found in rows:
+        scale = BOXED_SIDE / max(image.size)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        row = Image.new("RGB", ((BOXED_SIDE + 1) * len(found), height + 1))
+        for column, boxes in enumerate(found):
+            tile = image.convert("RGB").resize((width, height))
+            draw = ImageDraw.Draw(tile)
+            for box, label in boxes:
+                left, top, right, bottom = (value * scale for value in box)
+                draw.rectangle((min(left, right), min(top, bottom), max(left, right), max(top, bottom)), outline="red")
+                draw.text((left + 2, top + 1), label, fill="yellow")
+            row.paste(tile, (column * (BOXED_SIDE + 1), 0))
+        pictures.append(row)
+    whole = Image.new("RGB", (max(row.width for row in pictures), sum(row.height for row in pictures)))
+    top = 0
+    for row in pictures:
+        whole.paste(row, (0, top))
+        top += row.height
+    return whole
 
 
 def _per_channel(values: Sequence[float]) -> "NDArray[np.float32]":

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zsqbench.diagnosis import Diagnosis
+from zsqbench.diagnosis import Diagnosis, find_picture
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hookspecs import hookimpl
 from zsqbench.results import Result, environment
@@ -289,6 +289,8 @@ class Invocation:
         _log_values(client, run_id, _params(result), [*_final(result), *details.points], now)
         if _has_calibration_set(result, store):
             client.log_inputs(run_id, [_calibration_input(result, store)])
+        if (picture := find_picture(store, result)) is not None:
+            client.log_artifact(run_id, str(picture))
         if details.diagnosis is not None:
             self._log_diagnosis(run_id, details.diagnosis)
         elif "generate" in result.keys:

@@ -19,7 +19,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zsqbench.diagnosis import FILE, IMAGES, PLOTS, REAL_IMAGES, REAL_SEED
+from zsqbench.diagnosis import FILE, IMAGES, PICTURE, PLOTS, REAL_IMAGES, REAL_SEED
 from zsqbench.errors import CorruptArtifactError, DivergedError, OutOfResourcesError, ZSQBenchError, one_line
 from zsqbench.methods import (
     CalibrationSet,
@@ -43,6 +43,7 @@ from zsqbench.store import Store, digest_of, file_digest, write_atomically
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import nn
 
 PROGRESS_SECONDS = 0.2
@@ -257,7 +258,9 @@ class _Session:
         student = self._restored(self._prepared(job), folder / MODEL)
         manifest = self.store.manifest("quantize", job["needs"]["quantize"])
         carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
-        self._measure(job, reporter, student, self._teacher(job), **carried)
+        teacher = self._teacher(job)
+        picture = self._task(job).picture(student, teacher, self._task_context(job, reporter))
+        self._measure(job, reporter, student, teacher, picture=picture, **carried)
 
     def _oracle(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         """Measure the student of every kept epoch; which one is best, only the evaluated images can tell."""
@@ -301,12 +304,19 @@ class _Session:
         module: "nn.Module",
         teacher: Pretrained,
         expected: float | None = None,
+        picture: "Image | None" = None,
         **info: Any,
     ) -> None:
         evaluation, metric = self._evaluation(job, reporter, module, teacher), self._task(job).metric
         if expected is not None:
             _check_float_accuracy(job["model"]["name"], metric, float(evaluation.metrics[metric]), expected)
-        self._write(job, reporter, lambda folder: _write_evaluation(folder, evaluation), **info)
+
+        def fill(folder: Path) -> None:
+            _write_evaluation(folder, evaluation)
+            if picture is not None:
+                picture.save(folder / PICTURE)
+
+        self._write(job, reporter, fill, **info)
 
     def _evaluation(
         self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained

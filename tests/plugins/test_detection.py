@@ -156,6 +156,15 @@ def test_no_boxes_at_all_are_a_result(root):
     assert task.evaluate(pretrained.module, pretrained, ctx).metrics["mAP"] == 0
 
 
+def test_a_picture_has_both_networks_side_by_side(root):
+    task, ctx = CocoDetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    pixels = np.asarray(task.picture(pretrained.module, pretrained, ctx))
+    assert pixels.shape[1] == 2 * 321
+    assert np.array_equal(pixels[:, :321], pixels[:, 321:])
+    assert (pixels == [255, 0, 0]).all(-1).any()  # a box
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

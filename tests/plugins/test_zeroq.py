@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsqbench import ZSQBenchError
+from zsqbench import Pretrained, ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import ZEROQ, BNLoss
 from zsqbench.testing import check_generator, context, tiny_teacher
@@ -28,7 +28,7 @@ def test_the_defaults_are_those_of_the_release():
         "factor": 0.1,
         "patience": 100,
         "min_lr": 1e-4,
-        "pairing": "conv_output",
+        "pairing": None,
     }
 
 
@@ -86,3 +86,15 @@ def test_a_network_without_batch_normalisation_is_one_clear_error():
     with pytest.raises(ZSQBenchError, match="has no batch normalisation"):
         ZeroQ(images=2, iterations=1).generate(teacher, context())
     assert ZeroQ.needs_bn
+
+
+def test_statistics_are_of_inputs_where_convolutions_and_normalisations_do_not_fit_together():
+    module = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    teacher = Pretrained(module.eval().requires_grad_(False), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)
+    for pairing, expected in ((None, "bn_input"), ("bn_input", None)):
+        ctx = context()
+        images = ZeroQ(images=2, iterations=2, pairing=pairing).generate(teacher, ctx).images
+        assert images.isfinite().all()
+        assert ctx.reporter.notes == ([f"BN statistics are compared with {expected}"] if expected else [])
+    with pytest.raises(ZSQBenchError, match="pair each with its own input instead"):
+        ZeroQ(images=2, iterations=2, pairing="conv_output").generate(teacher, context())

@@ -36,7 +36,7 @@ def leaderboard(suite: str, results: Path, form: Any) -> int:
 @format_option
 def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
     """Show what is known of a CELL of SUITE: row, calibration set, what was quantized, its oracle, why it failed."""
-    from zsqbench.diagnosis import Diagnosis, render
+    from zsqbench.diagnosis import Diagnosis, find_picture, render
     from zsqbench.errors import ZSQBenchError, unknown
     from zsqbench.store import Store
 
@@ -55,6 +55,8 @@ def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
         click.echo(f"\n{render(diagnosis)}")
     if "quantize" in row.keys and row.status == "done":
         click.echo(f"\n{_quantized(home, row.keys['quantize'])}")
+    if (picture := find_picture(Store(home), row)) is not None:
+        click.echo(f"\n{picture}")
     if row.oracle:
         click.echo(f"\n{_oracle(row)}")
     if row.traceback:

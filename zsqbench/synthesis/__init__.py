@@ -32,7 +32,7 @@ from zsqbench.synthesis.outputs import (
     inception_loss,
     stretching,
 )
-from zsqbench.synthesis.probes import Probes, Seen, batch_norms, frozen
+from zsqbench.synthesis.probes import Probes, Seen, batch_norms, follow_convolutions, frozen
 from zsqbench.synthesis.store import MomentStore
 from zsqbench.synthesis.swing import SwingConvolutions
 
@@ -69,6 +69,7 @@ __all__ = [
     "diagnose",
     "difficulty",
     "flat_outputs",
+    "follow_convolutions",
     "frozen",
     "gaussian_line",
     "gdfq_training",

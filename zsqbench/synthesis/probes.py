@@ -229,6 +229,15 @@ def _size(values: Tensor) -> int:
     return values.shape[2] * values.shape[3]
 
 
+def follow_convolutions(module: nn.Module) -> bool:
+    """Whether each batch normalisation has the channels of the convolution with the same number in their order."""
+    norms = batch_norms(module).values()
+    widths = [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return len(widths) >= len(norms) and all(
+        len(norm.running_mean) == width for norm, width in zip(norms, widths, strict=False)
+    )
+
+
 def _paired_convolutions(module: nn.Module, norms: int) -> list[nn.Module]:
     convolutions: list[nn.Module] = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     if len(convolutions) < norms:
