@@ -1,0 +1,240 @@
+"""The embedded detection data: scenes of coloured digits, drawn from the embedded digits, as files in COCO's format.
+
+Evaluated scenes show the digits' test part alone, all others the train part. Pixels and files are the same on each
+machine: random numbers are PCG64's uniform ones, what is computed with them is elementwise and needs no library of
+mathematical functions, and no compressor is asked.
+"""
+
+import functools
+import itertools
+import json
+import shutil
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zsqbench.zoo.digits import CLASSES, load_digits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Scene = tuple[NDArray[np.uint8], list[tuple[int, "Box"]]]
+    """Pixels [SIDE, SIDE, 3], and each digit with its box."""
+
+VERSION = 1
+"""To be raised when scenes change."""
+
+EVALUATED = CALIBRATION = 200
+"""Scenes of each part."""
+
+SIDE = 96
+"""Height and width of a scene."""
+
+DIGITS = (1, 6)
+"""Fewest and most digits that are tried in a scene; those that find no place are left out."""
+
+HEIGHTS = (14, 40)
+"""Height of a digit's grey image in pixels; what is visible of it is often a little less."""
+
+VISIBLE = 0.25
+"""Opacity from which on a digit's pixels count; fainter ones at its rim are cut off with the box."""
+
+OVERLAP = 0.1
+"""Part of the smaller one of two boxes that the other one may cover."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are behind the last pixel."""
+Part = Literal["train", "test"]
+"""Of the digits."""
+Name = Literal["val", "train"]
+"""Of a folder of scenes: those that are evaluated, and those to calibrate on."""
+
+_NAMES: Mapping[Name, tuple[Part, int]] = {"val": ("test", EVALUATED), "train": ("train", CALIBRATION)}
+_TRIES = 20
+_GRID, _BORDER = 8, 1
+_SLANT, _STRETCH = 0.25, (0.8, 1.15)
+_BACKGROUND, _NOISE, _PALEST = 0.4, 0.25, 0.35
+
+
+def write_scenes(folder: Path) -> None:
+    """Write the evaluated scenes (`val`) and those to calibrate on (`train`), with their annotations.
+
+    The folder is complete or absent; where another process was faster, its folder stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        for name in _NAMES:
+            _write_part(temporary, name)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fixed_scenes(name: Name) -> "Iterator[Scene]":
+    """The scenes of a folder, the same each time."""
+    import numpy as np
+
+    part, count = _NAMES[name]
+    for number in range(count):
+        yield render_scene(np.random.Generator(np.random.PCG64([list(_NAMES).index(name), number])), part)
+
+
+def render_scene(rng: "np.random.Generator", part: Part) -> "Scene":
+    """A scene of digits of this part; later ones lie on earlier ones. It draws nothing but uniform numbers."""
+    import numpy as np
+
+    images, labels = _digits(part)
+    pixels = _background(rng)
+    found: list[tuple[int, Box]] = []
+    for _ in range(int(_uniform(rng, DIGITS[0], DIGITS[1] + 1))):
+        chosen = int(_uniform(rng, 0, len(labels)))
+        opacity = _distort(images[chosen], rng)[..., None]
+        box = _place(rng, opacity.shape[0], opacity.shape[1], [box for _, box in found])
+        if box is not None:
+            left, top, right, bottom = box
+            colour = _colour(rng, pixels[(top + bottom) // 2, (left + right) // 2])
+            pixels[top:bottom, left:right] += opacity * (colour - pixels[top:bottom, left:right])
+            found.append((int(labels[chosen]), box))
+    pixels += _NOISE * rng.random() ** 2 * (rng.random(pixels.shape) - 0.5)
+    return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8), found
+
+
+def _uniform(rng: "np.random.Generator", low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+@functools.lru_cache
+def _digits(part: Part) -> "tuple[NDArray[np.float64], NDArray[np.int64]]":
+    """Images [N, 8, 8] in 0..1 and labels [N]."""
+    images, labels = load_digits(part)
+    return images[:, 0].double().numpy(), labels.numpy()
+
+
+def _background(rng: "np.random.Generator") -> "NDArray[np.float64]":
+    """Dim colours that flow into each other, [SIDE, SIDE, 3]."""
+    import numpy as np
+
+    cells = 2 + int(_uniform(rng, 0, 4))
+    steps = np.arange(SIDE) * (cells - 1) / SIDE
+    return _sample(rng.random((cells, cells, 3)) * _uniform(rng, 0, _BACKGROUND), steps[:, None], steps[None])
+
+
+def _colour(rng: "np.random.Generator", behind: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """A colour [3] that can be told from the one behind it."""
+    while True:
+        colour: NDArray[np.float64] = rng.random(3)
+        if (colour - behind).max() > _PALEST:
+            return colour
+
+
+def _distort(image: "NDArray[np.float64]", rng: "np.random.Generator") -> "NDArray[np.float64]":
+    """Enlarge a digit's image [8, 8], slanted both ways, and cut out what is visible: [height, width] in 0..1."""
+    import numpy as np
+
+    height = _uniform(rng, *HEIGHTS)
+    width = height * _uniform(rng, *_STRETCH)
+    down, across = _uniform(rng, -_SLANT, _SLANT), _uniform(rng, -_SLANT, _SLANT)
+    size = _GRID + 2 * _BORDER
+    rows, columns = (
+        (np.arange(int(length * size / _GRID)) + 0.5) * _GRID / length - size / 2 for length in (height, width)
+    )
+    y, x = rows[:, None] + down * columns[None], columns[None] + across * rows[:, None]
+    centre = (size - 1) / 2
+    opacity = _sample(np.pad(image, _BORDER)[..., None], y + centre, x + centre)[..., 0]
+    visible = opacity >= VISIBLE
+    (top, bottom), (left, right) = _extent(visible, 1), _extent(visible, 0)
+    return opacity[top:bottom, left:right]
+
+
+def _extent(visible: "NDArray[np.bool_]", axis: int) -> tuple[int, int]:
+    """The first row or column with anything, and the one behind the last."""
+    import numpy as np
+
+    present = np.flatnonzero(visible.any(axis))
+    return int(present[0]), int(present[-1]) + 1
+
+
+def _sample(values: "NDArray[np.float64]", y: "NDArray[np.float64]", x: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Values [H, W, C] between their places, bilinearly, at [h, w] points; the rim goes on outside."""
+    import numpy as np
+
+    height, width, _ = values.shape
+    y, x = y.clip(0, height - 1), x.clip(0, width - 1)
+    top, left = np.minimum(y.astype(np.int64), height - 2), np.minimum(x.astype(np.int64), width - 2)
+    down, across = (y - top)[..., None], (x - left)[..., None]
+    above = values[top, left] * (1 - across) + values[top, left + 1] * across
+    below = values[top + 1, left] * (1 - across) + values[top + 1, left + 1] * across
+    sampled: NDArray[np.float64] = above * (1 - down) + below * down
+    return sampled
+
+
+def _place(rng: "np.random.Generator", height: int, width: int, others: list[Box]) -> Box | None:
+    """A place for a box of this size that covers little of the others; none where there seems to be none."""
+    for _ in range(_TRIES):
+        left, top = int(_uniform(rng, 0, SIDE - width + 1)), int(_uniform(rng, 0, SIDE - height + 1))
+        box = (left, top, left + width, top + height)
+        if all(_common(box, other) <= OVERLAP * min(_area(box), _area(other)) for other in others):
+            return box
+    return None
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _common(one: Box, other: Box) -> int:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _write_part(folder: Path, name: Name) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    images, annotations = [], []
+    numbers = itertools.count(1)
+    for number, (pixels, found) in enumerate(fixed_scenes(name), start=1):
+        file = f"{number:04}.png"
+        (folder / name / file).write_bytes(_png(pixels))
+        images.append({"id": number, "file_name": file, "width": SIDE, "height": SIDE})
+        annotations += [_annotation(next(numbers), number, digit, box) for digit, box in found]
+    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _annotation(number: int, image: int, digit: int, box: Box) -> dict[str, Any]:
+    left, top, right, bottom = box
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": digit + 1,
+        "bbox": [left, top, right - left, bottom - top],
+        "area": _area(box),
+        "iscrowd": 0,
+    }
+
+
+def _png(pixels: "NDArray[np.uint8]") -> bytes:
+    """A file without compression, since files are told by their bytes, and those of a compressor vary by its release.
+
+    A scene fits into one stored block (RFC 1951, 3.2.4).
+    """
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)  # 0: pixels as they are, not differences
+    stored = b"\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
+    stream = b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(rows))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", stream), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
