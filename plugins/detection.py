@@ -1,18 +1,20 @@
 """Object detection on data in COCO's format: COCOeval's figures for boxes, by pycocotools."""
 
 import functools
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo import digits, scenes
 from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
 from zsqbench.zoo.images import EXTENSIONS, draw, open_image, overlap
-from zsqbench.zoo.models import Feeding
+from zsqbench.zoo.models import SCENE_DETECTOR, Feeding
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from zsqbench.zoo.detectors import Detector, Found
 
-LIBRARY = "torchvision/"
+LIBRARY, EMBEDDED = "torchvision/", "scenedetector"
 
 PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
 """Images of a picture, and which of their boxes: so many at most, with this score at least."""
@@ -30,9 +32,10 @@ PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
 class CocoDetection(zsqbench.Task):
     """Mean average precision of a detector, in percent. What is evaluated is never handed out for calibration.
 
-    Data is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default; categories keep
-    their numbers, with gaps, and images without annotations count. Detectors are torchvision's one-stage ones, or a
-    user's file with `build`, `preprocess` and `postprocess`. Calibration images come from another folder
+    `coco` is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default; categories keep
+    their numbers, with gaps, and images without annotations count. `scenes` are embedded: coloured digits on 96 x 96
+    pixels. Detectors are torchvision's one-stage ones, the embedded `scenedetector`, or a user's file with `build`,
+    `preprocess` and `postprocess`. Calibration images come from another folder
     (`calibration`), or from a part of the images that is then not evaluated (`holdout`); they are resized to the size
     that images are made in. What is quantized are backbone, pyramid and heads; resizing, anchors, decoding and
     suppression of overlapping boxes stay float.
@@ -45,6 +48,7 @@ class CocoDetection(zsqbench.Task):
         {"root", "images", "annotations", "calibration", "holdout", "split_seed"}
     )
 
+    data: Literal["coco", "scenes"] = Field("coco", description="what is detected")
     root: Path = Field(Path("coco"), description="folder of the data, under the data root")
     images: Path = Field(Path("val2017"), description="folder of the images, in it")
     annotations: Path = Field(Path("annotations/instances_val2017.json"), description="the instances JSON, in it")
@@ -57,6 +61,11 @@ class CocoDetection(zsqbench.Task):
     def _calibrates_on_one_thing(self) -> "CocoDetection":
         if self.calibration is not None and self.holdout:
             raise ValueError("give 'calibration' (another folder) or 'holdout' (a part of this one), not both")
+        fields = type(self).model_fields
+        where = ("root", "images", "annotations", "calibration", "holdout")
+        changed = [name for name in where if getattr(self, name) != fields[name].default]
+        if self.data == "scenes" and changed:
+            raise ValueError(f"data: scenes is embedded, with a part to calibrate on, and has no {changed[0]!r}")
         return self
 
     def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
@@ -64,10 +73,13 @@ class CocoDetection(zsqbench.Task):
 
         Where annotations or images are damaged, only cells that evaluate them are to fail: that is told when they do.
         """
+        if self.data == "scenes":  # the digits and how they are placed; the files are made when they are needed
+            made_of = {digits.FILE.name: digits.FILE}
+            return zsqbench.DataFiles(made_of, made_of, {"scenes": scenes.VERSION}, (digits.FILE,))
         root, annotations = self._places(data_root)
         folders = (root,) if self.calibration is None or data_root is None else (root, data_root / self.calibration)
         try:
-            found = self._find(data_root)
+            found = self._find_coco(data_root)
         except ZSQBenchError:
             return zsqbench.DataFiles({annotations.name: annotations}, {}, folders=folders)
         evaluated = {f"{annotations.name}": annotations} | {image.name: path for image, path in found.evaluated}
@@ -77,12 +89,15 @@ class CocoDetection(zsqbench.Task):
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
         """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
         files = {} if model.file is None else {"file": model.file}
-        if model.file is None and not (model.base or "").startswith(LIBRARY):
+        if model.file is None and model.base != EMBEDDED and not (model.base or "").startswith(LIBRARY):
             raise ZSQBenchError(
-                f"model {model.base!r} is no detector that is known; expected {LIBRARY}NAME, such as "
+                f"model {model.base!r} is no detector that is known; expected {EMBEDDED}, {LIBRARY}NAME, such as "
                 f"{LIBRARY}ssdlite320_mobilenet_v3_large, or a file of your own"
             )
-        return files | ({"weights": model.weights_from} if isinstance(model.weights_from, Path) else {})
+        weights = model.weights_from
+        if weights is None and model.base == EMBEDDED:
+            weights = SCENE_DETECTOR
+        return files | ({"weights": weights} if isinstance(weights, Path) else {})
 
     def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:  # noqa: ARG002
         """Build the detector, and try it on a black image; ZSQBenchError where that fails or it cannot be traced."""
@@ -112,7 +127,7 @@ class CocoDetection(zsqbench.Task):
         """
         import torch
 
-        found, detector = self._find(ctx.data_root), cast("Detector", pretrained.decoding)
+        found, detector = self._find(ctx), cast("Detector", pretrained.decoding)
         evaluated = [image for image, _ in found.evaluated]
         rows: list[tuple[int, Found]] = []
         with torch.no_grad():
@@ -142,7 +157,7 @@ class CocoDetection(zsqbench.Task):
         from zsqbench.plots import boxes_side_by_side
 
         detector, rows = cast("Detector", pretrained.decoding), []
-        for _, path in self._find(ctx.data_root).evaluated[:PICTURED]:
+        for _, path in self._find(ctx).evaluated[:PICTURED]:
             image = open_image(path)
             tensor = detector.preprocess(image)[None].to(ctx.device)
             with torch.no_grad():
@@ -159,7 +174,7 @@ class CocoDetection(zsqbench.Task):
         """
         import torch
 
-        paths = self._find(ctx.data_root).calibration
+        paths = self._find(ctx).calibration
         if not paths:
             raise ZSQBenchError(
                 f"{self.root} has no images to calibrate on: set the task's 'calibration' (another folder) or "
@@ -167,7 +182,8 @@ class CocoDetection(zsqbench.Task):
             )
         detector, chosen = cast("Detector", pretrained.decoding), draw(list(paths), count, seed)
         images = torch.stack([detector.fit(open_image(paths[name])) for name in chosen])
-        provenance = {"source": str(self.root), "seed": seed, "images": len(chosen), "available": len(paths)}
+        source = self.data if self.data == "scenes" else str(self.root)
+        provenance = {"source": source, "seed": seed, "images": len(chosen), "available": len(paths)}
         return zsqbench.CalibrationSet(images, provenance=provenance)
 
     def _places(self, data_root: Path | None) -> tuple[Path, Path]:
@@ -181,7 +197,10 @@ class CocoDetection(zsqbench.Task):
                 )
         return root, root / self.annotations
 
-    def _find(self, data_root: Path | None) -> "_Found":
+    def _find(self, ctx: zsqbench.TaskContext) -> "_Found":
+        return _find_scenes(ctx.folder) if self.data == "scenes" else self._find_coco(ctx.data_root)
+
+    def _find_coco(self, data_root: Path | None) -> "_Found":
         root, annotations = self._places(data_root)
         instances = _instances(annotations, annotations.stat().st_mtime_ns, annotations.stat().st_size)
         folder = root / self.images
@@ -225,6 +244,16 @@ class _Found:
     calibration: Mapping[str, Path]
 
 
+def _find_scenes(folder: Path | None) -> _Found:
+    """The embedded data, which is written where it is not there yet."""
+    root = (folder or Path(tempfile.gettempdir()) / "zsqbench") / f"scenes-{scenes.VERSION}"
+    if not root.is_dir():
+        scenes.write_scenes(root)
+    instances = Instances.read(root / "annotations" / "instances_val.json")
+    evaluated = tuple((image, root / "val" / image.name) for image in instances.images)
+    return _Found(instances, evaluated, _list_images(root / "train", root / "val"))
+
+
 @functools.lru_cache(maxsize=4)
 def _instances(path: Path, _modified: int, _size: int) -> Instances:
     return Instances.read(path)
@@ -244,8 +273,10 @@ def _list_images(folder: Path, evaluated: Path) -> dict[str, Path]:
 
 
 def _detector(model: zsqbench.ModelSpec) -> "Detector":
-    from zsqbench.zoo.detectors import torchvision_detector, user_detector
+    from zsqbench.zoo.detectors import scene_detector, torchvision_detector, user_detector
 
+    if model.base == EMBEDDED:
+        return scene_detector(model.weights_from)
     if model.file is None:
         name = (model.base or "").removeprefix(LIBRARY)
         return torchvision_detector(name, model.weights_from, model.input_size)

@@ -630,3 +630,5 @@ class TaskContext(StepContext):
     """A step context that also knows where the data is: for tasks alone."""
 
     data_root: Path | None = None
+    folder: Path | None = None
+    """Where a task may keep data that it makes; methods cannot open files there."""

@@ -59,6 +59,9 @@ FLOAT_ACCURACY_TOLERANCE = 0.1
 NETWORKS = 4
 """How many networks a worker keeps."""
 
+DATA = "data"
+"""The folder of the home that tasks keep what they make in."""
+
 MODEL = "model.safetensors"
 EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
 """The student of a quantize step, and those of epochs that it kept."""
@@ -385,7 +388,8 @@ class _Session:
         # without its cache, which would go on with the first bf16 copy of whatever the method learns
         is_half = settings.precision == "bf16"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False)
-        with forbid_opening(job["watched"], method.name), autocast:
+        watched = [*job["watched"], str((self.place.home / DATA).resolve())]
+        with forbid_opening(watched, method.name), autocast:
             yield teacher
         if teacher.digest() != original.digest():
             raise ZSQBenchError(f"{method.kind} {method.name} changed the teacher's weights or buffers; it must not")
@@ -400,7 +404,8 @@ class _Session:
         return StepContext(self.device, job["seed"], reporter.rng, settings, reporter)
 
     def _task_context(self, job: Mapping[str, Any], reporter: "_Reporter") -> TaskContext:
-        return TaskContext(**vars(self._context(job, reporter)), data_root=self.place.data_root)
+        context = vars(self._context(job, reporter))
+        return TaskContext(**context, data_root=self.place.data_root, folder=self.place.home / DATA)
 
     def _write(self, job: Mapping[str, Any], reporter: "_Reporter", fill: Any, **info: Any) -> None:
         """Write the artifact, with the curves that the method logged and its notes."""

@@ -130,7 +130,7 @@ def test_another_folder_can_be_calibrated_on(root):
     assert list(task.find_data(root).calibration) == ["a.jpg"]
     assert len(task.calibration_images(4, 0, task.load(model(root), ctx), ctx)) == 1
     with pytest.raises(ZSQBenchError, match="overlap; nothing may be in both"):
-        CocoDetection(calibration="coco/val2017")._find(root)
+        CocoDetection(calibration="coco/val2017")._find_coco(root)
 
 
 def test_boxes_that_are_not_finite_are_none(root):
@@ -231,3 +231,39 @@ def test_a_real_detector_has_its_published_figures(shared):
     assert pretrained.outputs == ("objectness.4", "box.4", "category.4")
     found = task.evaluate(pretrained.module, pretrained, ctx).metrics
     assert [round(found[name], 1) for name in ("mAP", "mAP50", "mAP75")] == [16.4, 27.9, 15.8]
+
+
+def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path):
+    task, ctx = CocoDetection(data="scenes"), context(folder=tmp_path)
+    files = task.find_data(None)
+    assert files.evaluation
+    assert files.calibration
+    found = task._find(ctx)
+    assert len(found.evaluated) == 200
+    assert not {path for _, path in found.evaluated} & set(found.calibration.values())
+    assert all(tmp_path in path.parents for path in found.calibration.values())
+    with pytest.raises(ValueError, match="data: scenes is embedded, with a part to calibrate on, and has no 'holdout'"):
+        CocoDetection(data="scenes", holdout=3)
+
+
+def test_detection_runs_from_suite_to_table_and_picture(bench):
+    bench.suite("""
+name: toysuite
+tasks: {scenes: {method: coco_detection, data: scenes}}
+generators: {noise: {images: 4}, real: {images: 8}}
+matrix:
+  - {task: scenes, model: scenedetector, generator: [noise, real], quantizer: rtn, scheme: hw/w8a8, seed: 0}
+  - {task: scenes, model: scenedetector, generator: hast, quantizer: rtn, scheme: hw/w8a8, seed: 0}
+""")
+    said = bench.run()
+    rows = {row["generator"]: row for row in bench.rows().values()}
+    assert rows["hast"]["status"] == "impossible"
+    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is none"
+    real = rows["real"]
+    assert real["metric"] == "mAP"
+    assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5
+    assert real["data"] == {"evaluated": 200, "calibrated": 8}
+    assert "COCO's mean average precision (IoU 0.5 to 0.95) in percent, 200 samples evaluated" in said.out
+    folder = bench.home / "store" / "evaluate" / real["keys"]["evaluate"]
+    assert {"picture.png", "samples.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert str(folder / "picture.png") in bench.zsqbench("show", bench.file, "real", *bench.places()).out

@@ -69,8 +69,13 @@ class ForgetfulReporter(MemoryReporter):
         """Drop it."""
 
 
-def context(seed: int = 0, resume_from: Mapping[str, Any] | None = None, data_root: Path | None = None) -> TaskContext:
+def context(
+    seed: int = 0,
+    resume_from: Mapping[str, Any] | None = None,
+    data_root: Path | None = None,
+    folder: Path | None = None,
+) -> TaskContext:
     """A context on the CPU, as a worker would give it; its reporter keeps everything in memory."""
     rng = torch.Generator().manual_seed(seed)
     reporter = MemoryReporter(resume_from, rng)
-    return TaskContext(torch.device("cpu"), seed, rng, Settings(), reporter, data_root=data_root)
+    return TaskContext(torch.device("cpu"), seed, rng, Settings(), reporter, data_root=data_root, folder=folder)

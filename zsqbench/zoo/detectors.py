@@ -1,6 +1,6 @@
 """Detectors in three parts: what makes an image a tensor, the network that is quantized, and what makes boxes of that.
 
-torchvision's one-stage detectors, each with its own preprocessing; and a user's own, from a file.
+torchvision's one-stage detectors, each with its own preprocessing; the embedded one; and a user's own, from a file.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
-from zsqbench.zoo.models import Feeding
+from zsqbench.zoo.models import SCENE_DETECTOR, Feeding
 from zsqbench.zoo.userfile import UserFile
 from zsqbench.zoo.weights import build_network
 
@@ -79,6 +79,19 @@ def torchvision_detector(
         preprocess=lambda image: transform([_as_tensor(image)])[0].tensors[0],
         postprocess=_Decoder(model),
         fit=lambda image: _fitted(image, feeding),
+    )
+
+
+def scene_detector(weights: Path | Literal["none"] | None) -> Detector:
+    """The embedded one, with its own weights (none), those of a file, or ("none") seeded random ones."""
+    from zsqbench.zoo import scenedetector as own
+
+    return Detector(
+        module=build_network(own.SceneDetector, weights or SCENE_DETECTOR),
+        feeding=Feeding((3, own.SIDE, own.SIDE), own.MEAN, own.STD),
+        preprocess=own.preprocess,
+        postprocess=lambda raw, images: own.postprocess(raw, [(image.height, image.width) for image in images]),
+        fit=own.preprocess,
     )
 
 

@@ -83,6 +83,9 @@ DEFINITIONS: Mapping[str, Definition] = {
 }
 """The networks that are defined here, by name."""
 
+SCENE_DETECTOR = _FOLDER / "scenedetector.safetensors"
+"""Weights of the embedded detector."""
+
 LIBRARIES: tuple[str, ...] = ("torchvision", "timm", "pytorchcv")
 """Libraries whose networks are named LIBRARY/NAME; which names there are is known only when one is loaded."""
 
