@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.zoo.models import SCENE_DETECTOR, Feeding
+from zsqbench.zoo.scenes import SIDE
 from zsqbench.zoo.userfile import UserFile
 from zsqbench.zoo.weights import build_network
 
@@ -88,7 +89,7 @@ def scene_detector(weights: Path | Literal["none"] | None) -> Detector:
 
     return Detector(
         module=build_network(own.SceneDetector, weights or SCENE_DETECTOR),
-        feeding=Feeding((3, own.SIDE, own.SIDE), own.MEAN, own.STD),
+        feeding=Feeding((3, SIDE, SIDE), own.MEAN, own.STD),
         preprocess=own.preprocess,
         postprocess=lambda raw, images: own.postprocess(raw, [(image.height, image.width) for image in images]),
         fit=own.preprocess,
