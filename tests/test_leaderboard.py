@@ -396,9 +396,9 @@ def test_a_suite_without_seeds_says_so():
 
 
 def test_a_metric_of_another_task_goes_by_its_own_name():
-    text = leaderboard([row(metric="mAP", metrics={"mAP": 30.0}, float_metrics={"mAP": 40.0})], "md")
+    text = leaderboard([row(metric="mIoU", metrics={"mIoU": 30.0}, float_metrics={"mIoU": 40.0})], "md")
 
-    assert "digits: mAP, 902 samples evaluated" in text
+    assert "digits: mIoU, 902 samples evaluated" in text
 
 
 def test_nothing_measured_at_all_is_still_a_table():
