@@ -410,7 +410,7 @@ class Pretrained:
     value_range: tuple[float, float] = (0.0, 1.0)
     """What black and white are before mean and std are applied."""
     outputs: tuple[str, ...] = ("logits",)
-    """Names of the raw outputs; paths of the modules that give them, where the network decodes them further."""
+    """Names of the raw outputs; or paths of the modules that give them, where the network decodes them further."""
     classes: int | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What else the task needs to feed it (resize, crop, channel order), as plain data; part of the identity."""
@@ -423,7 +423,8 @@ class Pretrained:
     @property
     def raw_outputs(self) -> tuple[str, ...]:
         """Paths of the modules that give the raw outputs; none where the network returns them."""
-        return () if self.outputs == ("logits",) else self.outputs
+        paths = {path for path, _ in self.module.named_modules()}
+        return self.outputs if self.outputs != ("logits",) and paths.issuperset(self.outputs) else ()
 
     def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""

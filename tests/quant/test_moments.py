@@ -239,7 +239,9 @@ def test_what_a_parameter_alone_makes_is_a_constant():
 
 
 def test_softmax_is_between_zero_and_one():
-    network = from_forward(lambda net, x: functional.softmax(net.first(x), 1), first=nn.Conv2d(3, 4, 1))
+    network = from_forward(
+        lambda net, x: net.last(functional.softmax(net.first(x), 1)), first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1)
+    )
     found = propagated(network, {})[1]["softmax"]
     assert (found.low.min(), found.high.max()) == (0, 1)
     torch.testing.assert_close(found.mean.sum(1), torch.ones(2, 8, 8))
