@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from zsqbench_plugins.detection import CocoDetection
 
 import zsqbench
@@ -254,6 +255,7 @@ generators: {noise: {images: 4}, real: {images: 8}}
 matrix:
   - {task: scenes, model: scenedetector, generator: [noise, real], quantizer: rtn, scheme: hw/w8a8, seed: 0}
   - {task: scenes, model: scenedetector, generator: hast, quantizer: rtn, scheme: hw/w8a8, seed: 0}
+  - {task: scenes, model: scenedetector, generator: none, quantizer: fp32, scheme: float}
 """)
     said = bench.run()
     rows = {row["generator"]: row for row in bench.rows().values()}
@@ -266,4 +268,8 @@ matrix:
     assert "COCO's mean average precision (IoU 0.5 to 0.95) in percent, 200 samples evaluated" in said.out
     folder = bench.home / "store" / "evaluate" / real["keys"]["evaluate"]
     assert {"picture.png", "samples.safetensors"} <= {path.name for path in folder.iterdir()}
+    nothing = bench.home / "store" / "evaluate" / rows[None]["keys"]["evaluate"]
+    before = bench.home / "store" / "baseline" / rows[None]["keys"]["baseline"]
+    boxes, expected = (load_file(each / "samples.safetensors") for each in (nothing, before))
+    assert all(torch.equal(boxes[name], expected[name]) for name in expected)
     assert str(folder / "picture.png") in bench.zsqbench("show", bench.file, "real", *bench.places()).out
