@@ -77,7 +77,9 @@ class CocoDetection(zsqbench.Task):
             made_of = {digits.FILE.name: digits.FILE}
             return zsqbench.DataFiles(made_of, made_of, {"scenes": scenes.VERSION}, (digits.FILE,))
         root, annotations = self._places(data_root)
-        folders = (root,) if self.calibration is None or data_root is None else (root, data_root / self.calibration)
+        folders = [root, root / self.images, annotations]
+        if self.calibration is not None and data_root is not None:
+            folders.append(data_root / self.calibration)
         try:
             found = self._find_coco(data_root)
         except ZSQBenchError:
@@ -106,13 +108,15 @@ class CocoDetection(zsqbench.Task):
         detector = _detector(model)
         feeding = detector.feeding
         _try(detector, model.name)
+        layers = tuple(output_layers(capture(detector.module, feeding.input_size)))
         return zsqbench.Pretrained(
             module=detector.module,
             input_size=feeding.input_size,
             mean=feeding.mean,
             std=feeding.std,
             value_range=feeding.value_range,
-            outputs=tuple(output_layers(capture(detector.module, feeding.input_size))),
+            outputs=layers,
+            output_layers=layers,
             preprocessing={"channels": feeding.channels},
             architecture=model.base,
             decoding=detector,
@@ -152,17 +156,15 @@ class CocoDetection(zsqbench.Task):
 
     def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
         """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""
-        import torch
-
         from zsqbench.plots import boxes_side_by_side
 
-        detector, rows = cast("Detector", pretrained.decoding), []
-        for _, path in self._find(ctx).evaluated[:PICTURED]:
+        found, detector, rows = self._find(ctx), cast("Detector", pretrained.decoding), []
+        names = {category["id"]: category["name"] for category in found.instances.categories}
+        for _, path in found.evaluated[:PICTURED]:
             image = open_image(path)
             tensor = detector.preprocess(image)[None].to(ctx.device)
-            with torch.no_grad():
-                both = [_on_cpu(network(tensor)) for network in (pretrained.module, module)]
-            rows.append((image, [_shown(detector.postprocess(raw, [image])[0]) for raw in both]))
+            both = [_on_cpu(network(tensor)) for network in (pretrained.module, module)]
+            rows.append((image, [_shown(detector.postprocess(raw, [image])[0], names) for raw in both]))
         return boxes_side_by_side(rows)
 
     def calibration_images(
@@ -190,7 +192,15 @@ class CocoDetection(zsqbench.Task):
         if data_root is None:
             raise ZSQBenchError(f"{self.root} needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT")
         root = data_root / self.root
-        for what, path in (("folder", root / self.images), ("file", root / self.annotations)):
+        expected = [("folder", root / self.images), ("file", root / self.annotations)]
+        if self.calibration is not None:
+            expected.append(("folder", data_root / self.calibration))
+            if overlap(data_root / self.calibration, root / self.images):
+                raise ZSQBenchError(
+                    f"calibration folder {self.calibration} and evaluated folder {root / self.images} overlap; nothing "
+                    "may be in both"
+                )
+        for what, path in expected:
             if not path.exists():
                 raise ZSQBenchError(
                     f"there is no {what} {path} for task {self.name}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
@@ -216,7 +226,10 @@ class CocoDetection(zsqbench.Task):
         evaluated = tuple((image, there[image.name]) for image in instances.images if image.name not in held_out)
         calibration = {name: path for name, path in there.items() if name in held_out}
         if self.calibration is not None and data_root is not None:
-            calibration = _list_images(data_root / self.calibration, folder)
+            calibration = _list_images(data_root / self.calibration)
+        shared = {path.resolve() for path in calibration.values()} & {path.resolve() for _, path in evaluated}
+        if shared:
+            raise ZSQBenchError(f"{min(shared)} is evaluated and among the images to calibrate on; nothing may be both")
         return _Found(instances, evaluated, calibration)
 
     def _batches(
@@ -226,6 +239,11 @@ class CocoDetection(zsqbench.Task):
         batch: list[tuple[ImageFile, Image, torch.Tensor]] = []
         for entry, path in found.evaluated:
             image = open_image(path)
+            if image.size != (entry.width, entry.height):
+                raise ZSQBenchError(
+                    f"image {path} has {image.width} x {image.height} pixels, and its annotations are of "
+                    f"{entry.width} x {entry.height}: was it resized, or turned by EXIF?"
+                )
             tensor = detector.preprocess(image)
             if batch and (len(batch) == self.batch_size or tensor.shape != batch[0][2].shape):
                 yield batch
@@ -251,7 +269,7 @@ def _find_scenes(folder: Path | None) -> _Found:
         scenes.write_scenes(root)
     instances = Instances.read(root / "annotations" / "instances_val.json")
     evaluated = tuple((image, root / "val" / image.name) for image in instances.images)
-    return _Found(instances, evaluated, _list_images(root / "train", root / "val"))
+    return _Found(instances, evaluated, _list_images(root / "train"))
 
 
 @functools.lru_cache(maxsize=4)
@@ -259,14 +277,9 @@ def _instances(path: Path, _modified: int, _size: int) -> Instances:
     return Instances.read(path)
 
 
-def _list_images(folder: Path, evaluated: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ZSQBenchError(f"there is no calibration folder {folder}")
-    if overlap(folder, evaluated):
-        raise ZSQBenchError(
-            f"calibration folder {folder} and evaluated folder {evaluated} overlap; nothing may be in both"
-        )
-    found = {path.name: path for path in sorted(folder.iterdir()) if path.name.lower().endswith(EXTENSIONS)}
+def _list_images(folder: Path) -> dict[str, Path]:
+    shown = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    found = {path.name: path for path in shown if path.name.lower().endswith(EXTENSIONS)}
     if not found:
         raise ZSQBenchError(f"the calibration folder {folder} holds no images")
     return found
@@ -304,20 +317,7 @@ def _try(detector: "Detector", name: str) -> None:
     except Exception as error:  # a user's network may fail in any way
         detail = " ".join(str(error).split())
         raise ZSQBenchError(f"model {name!r} fails on an input of {[1, *tensor.shape]}: {detail}") from error
-    _check(detector.postprocess(_on_cpu(raw), [image]), name)
-
-
-def _check(found: Any, name: str) -> None:
-    import torch
-
-    expected = "one mapping with 'boxes' [K, 4], 'scores' [K] and 'labels' [K] for each image"
-    if not isinstance(found, Sequence) or len(found) != 1 or not isinstance(found[0], Mapping):
-        raise ZSQBenchError(f"postprocess of model {name!r} returned {type(found).__name__}; expected {expected}")
-    shapes = {key: getattr(found[0].get(key), "shape", None) for key in ("boxes", "scores", "labels")}
-    count = shapes["scores"][0] if shapes["scores"] is not None and len(shapes["scores"]) == 1 else -1
-    if shapes != {"boxes": torch.Size((count, 4)), "scores": torch.Size((count,)), "labels": torch.Size((count,))}:
-        told = {key: None if shape is None else tuple(shape) for key, shape in shapes.items()}
-        raise ZSQBenchError(f"postprocess of model {name!r} returned {told}; expected {expected}")
+    detector.postprocess(_on_cpu(raw), [image])
 
 
 def _collect(rows: "Sequence[tuple[int, Found]]") -> Detections:
@@ -335,13 +335,14 @@ def _collect(rows: "Sequence[tuple[int, Found]]") -> Detections:
     return Detections(images[finite], labels.numpy()[finite], boxes.numpy()[finite], scores.numpy()[finite])
 
 
-def _shown(found: "Found") -> list[tuple[list[float], str]]:
+def _shown(found: "Found", names: Mapping[int, str]) -> list[tuple[list[float], str]]:
     """The best boxes, with their category."""
     import torch
 
     order = torch.argsort(found["scores"], descending=True)[:SHOWN]
     best = [index for index in order.tolist() if found["scores"][index] >= SHOWN_SCORE]
-    return [(found["boxes"][index].tolist(), str(int(found["labels"][index]))) for index in best]
+    numbers = found["labels"].tolist()
+    return [(found["boxes"][index].tolist(), names.get(numbers[index], str(numbers[index]))) for index in best]
 
 
 def _on_cpu(raw: Any) -> Any:

@@ -111,7 +111,7 @@ class Dgh(zsqbench.Generator):
 
         state = ctx.resume() or {}
         statistics = replace(DGH, scope=self.scope, moment_weight=self.std_weight)
-        with BNLoss(teacher.module, statistics) as bn_loss, RawOutputs(teacher.module, teacher.raw_outputs) as raw:
+        with BNLoss(teacher.module, statistics) as bn_loss, RawOutputs(teacher.module, teacher.output_layers) as raw:
             run = _Run(self, teacher, ctx, bn_loss, raw, state)
             order = [batch for batch, *_ in run.visits]
             made = optimise(order, run.begin, run.losses, ctx, state, at_once=True, stepped=run.stepped, keep=run.keep)
@@ -229,7 +229,7 @@ class _Run:
             norm = list(self.bn_loss.probes.norms.values())[with_maps[-1]]
             moments = mean, (variance * count / (count - 1)).clamp_min(1e-30).sqrt()
             target = norm.running_mean, (norm.running_var + 1e-6).sqrt()
-        each = not self.teacher.raw_outputs
+        each = not self.teacher.output_layers
         return stretching(self.raw.of(seen.outputs), moments, target, self.options.slack, constrain_each=each)
 
 

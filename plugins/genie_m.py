@@ -105,9 +105,16 @@ def _initialise_activations(unit: "Unit", inputs: "Sequence[Tensor]") -> None:
 
 
 def _initialise(quantizer: "ActivationQuantizer") -> "Observer":
+    import torch
+
     from zsqbench.quant import shrink_search
 
+    given: list[Tensor] = []
+
     def initialise(values: "Tensor") -> None:
+        given.append(values)
+        if len(given) > 1:  # a head that levels share has one range, of all of them
+            values = torch.cat([each.flatten() for each in given])
         signed = quantizer.is_signed(values.min())
         scale, _ = shrink_search(values, quantizer.bits, symmetric=True, signed=signed)
         # the search's own zero point is a rounded tie, for which the released code takes the exact one afterwards

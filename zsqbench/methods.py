@@ -410,21 +410,17 @@ class Pretrained:
     value_range: tuple[float, float] = (0.0, 1.0)
     """What black and white are before mean and std are applied."""
     outputs: tuple[str, ...] = ("logits",)
-    """Names of the raw outputs; or paths of the modules that give them, where the network decodes them further."""
+    """Names of the raw outputs."""
     classes: int | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What else the task needs to feed it (resize, crop, channel order), as plain data; part of the identity."""
     architecture: str | None = None
     """Name of the published definition that it is, such as torchvision/resnet18; none for a network of one's own."""
 
+    output_layers: tuple[str, ...] = ()
+    """Paths of the modules that give the raw outputs; none where the network returns them as they are."""
     decoding: Any = None
     """What only the task that loaded it needs, to feed it and to read its outputs; in no identity."""
-
-    @property
-    def raw_outputs(self) -> tuple[str, ...]:
-        """Paths of the modules that give the raw outputs; none where the network returns them."""
-        paths = {path for path, _ in self.module.named_modules()}
-        return self.outputs if self.outputs != ("logits",) and paths.issuperset(self.outputs) else ()
 
     def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""
@@ -447,6 +443,7 @@ class Pretrained:
             self.outputs,
             self.classes,
             self.architecture,
+            *self.output_layers,
         ]
         sha.update(json.dumps([*feeding, dict(self.preprocessing)], sort_keys=True).encode())
         for name, tensor in self.module.state_dict().items():

@@ -261,9 +261,7 @@ class _Session:
         student = self._restored(self._prepared(job), folder / MODEL)
         manifest = self.store.manifest("quantize", job["needs"]["quantize"])
         carried = {name: manifest.get(name) for name in ("calibrated", "tensors")}
-        teacher = self._teacher(job)
-        picture = self._task(job).picture(student, teacher, self._task_context(job, reporter))
-        self._measure(job, reporter, student, teacher, picture=picture, **carried)
+        self._measure(job, reporter, student, self._teacher(job), pictured=True, **carried)
 
     def _oracle(self, job: Mapping[str, Any], reporter: "_Reporter") -> None:
         """Measure the student of every kept epoch; which one is best, only the evaluated images can tell."""
@@ -307,12 +305,14 @@ class _Session:
         module: "nn.Module",
         teacher: Pretrained,
         expected: float | None = None,
-        picture: "Image | None" = None,
+        pictured: bool = False,
         **info: Any,
     ) -> None:
         evaluation, metric = self._evaluation(job, reporter, module, teacher), self._task(job).metric
         if expected is not None:
             _check_float_accuracy(job["model"]["name"], metric, float(evaluation.metrics[metric]), expected)
+
+        picture = self._picture(job, reporter, module, teacher) if pictured else None
 
         def fill(folder: Path) -> None:
             _write_evaluation(folder, evaluation)
@@ -320,6 +320,19 @@ class _Session:
                 picture.save(folder / PICTURE)
 
         self._write(job, reporter, fill, **info)
+
+    def _picture(
+        self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained
+    ) -> "Image | None":
+        """What the task draws; that it cannot is no reason to lose what it measured."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                return self._task(job).picture(module, teacher, self._task_context(job, reporter))
+        except Exception as error:  # noqa: BLE001 - whatever a task's drawing may raise
+            reporter.note(f"there is no picture: {one_line(error)}")
+            return None
 
     def _evaluation(
         self, job: Mapping[str, Any], reporter: "_Reporter", module: "nn.Module", teacher: Pretrained

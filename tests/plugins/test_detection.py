@@ -107,7 +107,7 @@ def test_the_size_of_a_batch_changes_nothing(root):
 
 def test_raw_outputs_are_those_of_the_last_layers(root):
     pretrained = CocoDetection().load(model(root), context())
-    assert pretrained.outputs == pretrained.raw_outputs == ("score", "box")
+    assert pretrained.outputs == pretrained.output_layers == ("score", "box")
     assert pretrained.classes is None
     assert pretrained.input_size == (3, 16, 16)
 
@@ -131,7 +131,12 @@ def test_another_folder_can_be_calibrated_on(root):
     assert list(task.find_data(root).calibration) == ["a.jpg"]
     assert len(task.calibration_images(4, 0, task.load(model(root), ctx), ctx)) == 1
     with pytest.raises(ZSQBenchError, match="overlap; nothing may be in both"):
-        CocoDetection(calibration="coco/val2017")._find_coco(root)
+        CocoDetection(calibration="coco/val2017").find_data(root)
+    with pytest.raises(ZSQBenchError, match="there is no folder"):
+        CocoDetection(calibration="elsewhere").find_data(root)
+    (root / "train/b.png").symlink_to(root / "coco/val2017/3.png")
+    with pytest.raises(ZSQBenchError, match=r"3\.png is evaluated and among the images to calibrate on"):
+        evaluated(root, calibration="train")
 
 
 def test_boxes_that_are_not_finite_are_none(root):
@@ -144,6 +149,13 @@ def test_boxes_that_are_not_finite_are_none(root):
 
     pretrained = dataclasses.replace(pretrained, decoding=dataclasses.replace(pretrained.decoding, postprocess=broken))
     assert len(task.evaluate(pretrained.module, pretrained, ctx).tensors["boxes"]) == 6
+
+
+def test_images_of_any_mode_are_colours(root):
+    Image.new("CMYK", (32, 32)).save(root / "coco/val2017/5.png", format="TIFF")
+    Image.new("L", (20, 40)).save(root / "coco/val2017/3.png")
+    (root / "net.py").write_text(DETECTOR.replace('.convert("RGB")', ""))
+    assert evaluated(root).metrics["samples"] == 6
 
 
 def test_no_boxes_at_all_are_a_result(root):
@@ -174,6 +186,10 @@ def test_a_picture_has_both_networks_side_by_side(root):
         (lambda root: (root / "coco/val2017/3.png").unlink(), r"1 of the 6 images that .* lists are missing, such as"),
         (lambda root: write(root, {**stored(root), "annotations": []}), "annotates no box of the 6 evaluated images"),
         (lambda root: write(root, {**stored(root), "images": []}), "lists no images"),
+        (
+            lambda root: Image.new("L", (9, 9)).save(root / "coco/val2017/3.png"),
+            "has 9 x 9 pixels, and its",
+        ),
     ],
 )
 def test_damaged_data_is_found_without_harm_and_one_clear_line_when_it_is_evaluated(root, change, complaint):
@@ -193,10 +209,10 @@ def test_labels_that_the_data_does_not_have_are_one_clear_line(root):
     ("old", "new", "complaint"),
     [
         ("def postprocess", "def process", "has no function 'postprocess', which a detector needs"),
-        ("return found", "return found[:0]", "postprocess of model 'mine' returned list; expected one mapping"),
-        ('"labels":', '"classes":', "postprocess of model 'mine' returned .*'labels': None"),
+        ("return found", "return found[:0]", r"postprocess\(\) of .* returned 0 of them; expected 1 mappings"),
+        ('"labels":', '"classes":', r"postprocess\(\) of .* returned .*'labels': None"),
         ("scores, labels = ", "scores, labels = 1 / 0, ", r"fails in postprocess\(\) \(line \d+\): ZeroDivisionError"),
-        (".float() / 255", "", r"preprocess\(\) of .* returned \(3, 16, 16\); expected a float tensor"),
+        (".float() / 255", "", r"preprocess\(\) of .* returned torch.uint8 \(3, 16, 16\); expected a float"),
         (
             "[16, 16]",
             "[8, 8]",

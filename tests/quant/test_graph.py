@@ -22,7 +22,8 @@ from zsqbench.quant.graph import (
     tensor_name,
     weight_roles,
 )
-from zsqbench.scheme import ACTIVATION_ROLES, PLACEMENTS, Placement
+from zsqbench.quant.prepare import prepare
+from zsqbench.scheme import ACTIVATION_ROLES, PLACEMENTS, Placement, parse_scheme
 from zsqbench.zoo.resnet import CifarResNet
 
 
@@ -546,8 +547,22 @@ def test_an_output_may_come_from_a_normalisation_or_an_activation_of_a_layer():
 
 def test_what_a_layer_gives_in_several_calls_is_one_tensor_unless_it_reads_it():
     def shared_tensors(module):
-        calls = first_calls(capture(module, (3, 8, 8)))
+        captured = capture(module, (3, 8, 8))
+        calls = first_calls(captured, roles(captured))
         return {tensor_name(node): tensor_name(first) for node, first in calls.items()}
 
     assert shared_tensors(detector()) == {"relu_3": "relu_2", "score_1": "score", "box_1": "box"}
     assert shared_tensors(called_twice()) == {}
+
+
+def test_calls_whose_results_have_different_roles_are_different_tensors():
+    def forward(net, x):
+        added = net.shared(x)
+        return net.last((added + x).relu()), net.last(net.shared(functional.avg_pool2d(x, 2)))
+
+    net = from_forward(forward, shared=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
+    for scheme in ("hw/w4a4", "hw_strict/w4a4", "academic/w4a4"):
+        student = prepare(net, parse_scheme(scheme), (3, 8, 8))
+        assert len(student(torch.zeros(2, 3, 8, 8))) == 2
+    found = named_roles(net)
+    assert (found["shared"], found["shared_1"]) == ("addend", "linear")

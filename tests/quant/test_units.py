@@ -169,3 +169,23 @@ def test_a_head_that_levels_share_is_reconstructed_on_all_of_them_and_before_it_
             values |= unit.run(*(values[name] for name in unit.inputs))
         expected = student(images)
     assert all(any(torch.equal(value, output) for value in values.values()) for output in expected.values())
+
+
+def test_calls_beside_each_other_are_one_unit_whatever_was_joined_to_them():
+    def forward(net, x):
+        a = net.mid(x)
+        b = net.up(x) + a
+        return net.head(a.relu()), net.head(b.relu())
+
+    modules = {name: nn.Conv2d(3, 3, 1) for name in ("mid", "up", "head")}
+    units = find_units(students(from_forward(forward, **modules), size=(3, 8, 8)), "layer")
+    assert sorted(path for unit in units for path, _ in unit.layers) == ["head", "mid", "up"]
+    assert all(len(set(unit.quantizers)) == len(unit.quantizers) for unit in units)
+
+
+def test_a_unit_ends_before_what_decodes_it_also_where_the_output_is_float():
+    net = from_forward(lambda net, x: net.b(net.a(x).relu()).sigmoid(), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 2, 1))
+    units = find_units(students(net, "hast/w4a4", size=(3, 8, 8)))
+    assert [unit.targets for unit in units if "b" in dict(unit.layers)] == [("b",)]
+    computed = [node.name for unit in units for node in unit.module.graph.nodes if node.op != "placeholder"]
+    assert computed.count("sigmoid") == 1

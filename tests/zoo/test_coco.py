@@ -67,6 +67,14 @@ def test_images_without_annotations_stay_in_and_cost_false_boxes(tmp_path):
     assert coco_figures(instances.of(instances.images[:1]), detections(right, wrong))["mAP"] == pytest.approx(100)
 
 
+def test_annotations_may_be_numbered_from_0(tmp_path):
+    first = content()["annotations"][0]
+    two = [first | {"id": 0}, first | {"id": 1, "bbox": [10, 2, 5, 6]}]
+    instances = Instances.read(write(tmp_path, content(annotations=two)))
+    found = detections((7, 3, (1, 2, 5, 6), 0.9), (7, 3, (10, 2, 5, 6), 0.8))
+    assert coco_figures(instances.of(instances.images), found)["mAP"] == pytest.approx(100)
+
+
 ANNOTATION = content()["annotations"][0]
 
 

@@ -167,9 +167,14 @@ class MovingRanges:
 
     def update(self, images: Tensor) -> None:
         """Take note of a batch."""
+        seen: set[ActivationQuantizer] = set()
 
         def observer(quantizer: ActivationQuantizer) -> Observer:
-            return lambda values: quantizer.set_range(*self._averages[quantizer].update(values))
+            def see(values: Tensor) -> None:  # of a layer that is called again, all that it gave so far
+                quantizer.set_range(*self._averages[quantizer].update(values, again=quantizer in seen))
+                seen.add(quantizer)
+
+            return see
 
         calibrate_activations(self._student, [images], observer)
 

@@ -7,7 +7,7 @@
 import copy
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,18 +243,18 @@ def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.
     return {node: placement.role(role, at.get(node, ())) for node, role in roles(captured).items()}
 
 
-def first_calls(captured: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """For each tensor that a layer makes in another than its first call, the one of its first call.
+def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.Node, fx.Node]:
+    """For each of these tensors that a layer makes in another than its first call, the one of its first call.
 
     A head that is shared over pyramid levels has one tensor behind each of its layers, whatever the level. Not so where
-    one call reads what the other gave, as in a network that goes through a layer again.
+    one call reads what the other gave, as in a network that goes through a layer again, or where roles differ.
     """
     first: dict[tuple[str, ...], fx.Node] = {}
     found = {}
-    for node in roles(captured):
+    for node, role in of.items():
         maker = _maker(node)
         if maker.op == "call_module" and any(True for _ in captured.get_submodule(str(maker.target)).parameters()):
-            made = (str(maker.target), *(operator(each) for each in _way(maker, node)))
+            made = (role, str(maker.target), *(operator(each) for each in _way(maker, node)))
             if first.setdefault(made, node) is not node and not comes_from(node, first[made]):
                 found[node] = first[made]
     return found

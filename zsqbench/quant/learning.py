@@ -215,6 +215,7 @@ class Learning:
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"]((iteration - 1) / iterations)
                 optimizer.step()
+                sizes.clear()
                 with torch.no_grad():
                     for scale, floor in zip(scales, lowest, strict=True):
                         torch.maximum(scale, floor, out=scale)
@@ -255,7 +256,7 @@ class Learning:
 
         def hook(quantizer: TensorQuantizer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if scales_gradients:
-                sizes[quantizer] = output.numel()
+                sizes[quantizer] = sizes.get(quantizer, 0) + output.numel()  # a shared head is called for each level
             return self._mixed(output, inputs[0]) if self.recipe.drop else output
 
         if scales_gradients or self.recipe.drop:

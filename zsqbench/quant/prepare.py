@@ -191,7 +191,7 @@ def _insert_activation_quantizers(
     student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme, grid: Grid
 ) -> list[dict[str, Any]]:
     device = next(student.parameters(), torch.empty(0)).device
-    entries, repeated = [], first_calls(student)
+    entries, repeated = [], first_calls(student, activations)
     for node, role in activations.items():
         name, bits = tensor_name(repeated.get(node, node)), scheme.bits(role)
         if node not in repeated:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from itertools import chain, takewhile
 from typing import Any, Literal, cast
 
@@ -55,7 +56,7 @@ def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
     (of the image, of pooled features) belongs to the unit after it.
     """
     ending = _ending(student)
-    groups = [atom for atom in _atoms(student) if atom[0] not in ending]
+    groups = [kept for atom in _atoms(student) if (kept := [node for node in atom if node not in ending])]
     if grain == "block":
         groups = _blocks(student, groups)
     groups += [[node for node in student.graph.nodes if node in ending]] if ending else []
@@ -291,15 +292,20 @@ def _with_all_calls(student: fx.GraphModule, groups: list[Group]) -> list[Group]
     reads what it gave before stays in several.
     """
     joined: list[Group] = []
-    holder: dict[str, Group] = {}
+    holder: dict[str, tuple[Group, fx.Node]] = {}
     for group in groups:
-        paths = {str(node.target) for node in group if is_layer(node)}
-        into = next((holder[path] for path in paths if path in holder), None)
-        if into is None or comes_from(group[-1], into[0]):
-            into = []
+        calls = {str(node.target): node for node in group if is_layer(node)}
+        again = {path: call for path, call in calls.items() if path in holder}
+        shared = [holder[path][0] for path, call in again.items() if not comes_from(call, holder[path][1])]
+        into, *others = [each for each in joined if any(each is one for one in shared)] or [[]]
+        if not into:
             joined.append(into)
+        for other in others:
+            into += other
+            joined = [each for each in joined if each is not other]
+            holder = {path: (into if held is other else held, call) for path, (held, call) in holder.items()}
         into += group
-        holder |= dict.fromkeys(paths, into)
+        holder = {path: (into, call) for path, call in calls.items()} | holder
     if len(joined) == len(groups):
         return joined
     return _in_order(joined, {node: position for position, node in enumerate(student.graph.nodes)})
@@ -315,13 +321,22 @@ def _in_order(groups: list[Group], positions: Mapping[fx.Node, int]) -> list[Gro
         }
     )
     try:
-        return [groups[index] for index in sorter.static_order()]
+        sorter.prepare()
     except CycleError as error:
         circle = set(error.args[1])
         first = min(circle)
         merged = sorted((node for index in circle for node in groups[index]), key=positions.__getitem__)
         rest = [group for index, group in enumerate(groups) if index not in circle]
         return _in_order([*rest[:first], merged, *rest[first:]], positions)
+    ordered: list[Group] = []
+    ready: list[int] = []
+    while sorter.is_active():
+        for index in sorter.get_ready():
+            heappush(ready, index)
+        index = heappop(ready)  # of those that can be next, the first
+        ordered.append(groups[index])
+        sorter.done(index)
+    return ordered
 
 
 def _is_quantized(student: fx.GraphModule, node: fx.Node) -> bool:
@@ -349,7 +364,7 @@ def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
             targets=tuple(node.name for node in _last(group, outputs)),
             module=_submodule(student, group, list(read[place]), outputs),
             layers=tuple(layers.items()),
-            quantizers=tuple(quantizers),
+            quantizers=tuple(dict.fromkeys(quantizers)),
         )
 
 

@@ -177,7 +177,7 @@ class _Pass:
         with ExitStack() as block:
             block.enter_context(torch.no_grad())
             features = block.enter_context(Features(module))
-            raw = block.enter_context(RawOutputs(module, teacher.raw_outputs))
+            raw = block.enter_context(RawOutputs(module, teacher.output_layers))
             block.enter_context(frozen(module) if probes is None else probes)
             device = next(chain(module.parameters(), module.buffers()), images).device
             for batch in _batches(images):

@@ -77,9 +77,11 @@ class Instances:
     def of(self, images: Sequence[ImageFile]) -> dict[str, Any]:
         """The same as COCO's format has it, of some of the images."""
         chosen = {image.id for image in images}
+        kept = (each for each in self.annotations if each["image_id"] in chosen)
         return {
             "images": [{"id": image.id, "width": image.width, "height": image.height} for image in images],
-            "annotations": [each for each in self.annotations if each["image_id"] in chosen],
+            # numbered anew, for COCOeval takes number 0 for none, and copied, for it writes into them
+            "annotations": [{**each, "id": number} for number, each in enumerate(kept, start=1)],
             "categories": list(self.categories),
         }
 

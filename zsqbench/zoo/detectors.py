@@ -106,11 +106,12 @@ def user_detector(file: Path, build: str, weights: Path | Literal["none"], feedi
     preprocess, postprocess = source.function("preprocess"), source.function("postprocess")
 
     def prepared(image: "Image") -> Tensor:
-        tensor = preprocess(image)
-        if not isinstance(tensor, Tensor) or tensor.dim() != 3 or not tensor.is_floating_point():  # noqa: PLR2004
-            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ZSQBenchError(f"preprocess() of {file} returned {found}; expected a float tensor [C, H, W]")
-        return tensor
+        tensor, channels = preprocess(image.convert("RGB")), feeding.input_size[0]
+        fits = isinstance(tensor, Tensor) and tensor.dim() == 3 and len(tensor) == channels  # noqa: PLR2004
+        if not fits or not tensor.is_floating_point():
+            found = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ZSQBenchError(f"preprocess() of {file} returned {found}; expected a float tensor [{channels}, H, W]")
+        return cast("Tensor", tensor)
 
     def fitted(image: "Image") -> Tensor:
         tensor = prepared(image)
@@ -123,9 +124,23 @@ def user_detector(file: Path, build: str, weights: Path | Literal["none"], feedi
 
     def decoded(raw: Any, images: "Sequence[Image]") -> Sequence[Found]:
         found = postprocess(raw, [(image.height, image.width) for image in images])
+        _check(found, len(images), file)
         return cast("Sequence[Found]", found)
 
     return Detector(module, feeding, prepared, decoded, fitted)
+
+
+def _check(found: Any, images: int, file: Path) -> None:
+    expected = f"{images} mappings with tensors 'boxes' [K, 4], 'scores' [K] and 'labels' [K]"
+    if not isinstance(found, Sequence) or len(found) != images or not all(isinstance(each, Mapping) for each in found):
+        number = f"{len(found)} of them" if isinstance(found, Sequence) else type(found).__name__
+        raise ZSQBenchError(f"postprocess() of {file} returned {number}; expected {expected}")
+    for each in found:
+        values = {key: each.get(key) for key in ("boxes", "scores", "labels")}
+        shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in values.items()}
+        count = shapes["scores"][0] if shapes["scores"] else -1
+        if shapes != {"boxes": (count, 4), "scores": (count,), "labels": (count,)}:
+            raise ZSQBenchError(f"postprocess() of {file} returned {shapes}; expected {expected}")
 
 
 class _TensorPart(nn.Module):
