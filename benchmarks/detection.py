@@ -23,7 +23,8 @@ from zsqbench.methods import Settings
 from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import flat_outputs
 from zsqbench.testing import context
-from zsqbench.zoo.coco import coco_figures
+from zsqbench.zoo.coco import Detections, coco_figures
+from zsqbench.zoo.images import open_image
 
 EVALUATION_BOUND = 1.1
 STEP_BOUND = 1.2
@@ -52,16 +53,14 @@ def by_hand(pretrained: zsqbench.Pretrained, folder: Path) -> Iterator[float]:
 
 
 def _evaluate_by_hand(size: int, found: Any, pretrained: zsqbench.Pretrained) -> float:
-    import zsqbench_plugins.detection as own
-
     detector, rows, started = pretrained.decoding, [], time.perf_counter()
     with torch.no_grad():
         for first in range(0, len(found.evaluated), size):
             batch = found.evaluated[first : first + size]
-            images = [own.open_image(path) for _, path in batch]
+            images = [open_image(path) for _, path in batch]
             raw = pretrained.module(torch.stack([detector.preprocess(image) for image in images]))
             rows += zip((entry.id for entry, _ in batch), detector.postprocess(raw, images), strict=True)
-    coco_figures(found.instances.of([entry for entry, _ in found.evaluated]), own._collect(rows))  # noqa: SLF001
+    coco_figures(found.instances.of([entry for entry, _ in found.evaluated]), Detections.of(rows))
     return time.perf_counter() - started
 
 

@@ -8,7 +8,7 @@ parameters, and the optimiser's step. Augmentation is measured by itself.
 
 `--settings` measures settings that are to be fast, against what the releases of IntraQ and HAST do in an update in
 float32 (`released_updates`), which is written anew here: their code itself took 0.81 and 2.29 seconds for an update of
-a ResNet-20 on two cores with AMX, when a bare update of `ste` took 0.56. All are taken in turns, medians of several.
+a ResNet-20 on two cores with AMX, on another day. All are taken in turns, medians of several.
 """
 
 import argparse

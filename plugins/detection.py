@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from zsqbench.zoo.detectors import Detector, Found
 
 LIBRARY, EMBEDDED = "torchvision/", "scenedetector"
+
+_RESIZING = frozenset({"resize", "crop", "classes"})
+_VALUES = frozenset({"mean", "std", "channels", "value_range"})
+_UNUSED = {"file": _RESIZING, LIBRARY: _RESIZING | _VALUES, EMBEDDED: _RESIZING | _VALUES | {"input_size"}}
+"""Fields of a model that would have no effect, by where it comes from."""
 
 PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
 """Images of a picture, and which of their boxes: so many at most, with this score at least."""
@@ -76,15 +81,13 @@ class CocoDetection(zsqbench.Task):
         if self.data == "scenes":  # the digits and how they are placed; the files are made when they are needed
             made_of = {digits.FILE.name: digits.FILE}
             return zsqbench.DataFiles(made_of, made_of, {"scenes": scenes.VERSION}, (digits.FILE,))
-        root, annotations = self._places(data_root)
-        folders = [root, root / self.images, annotations]
-        if self.calibration is not None and data_root is not None:
-            folders.append(data_root / self.calibration)
+        root, annotations, elsewhere = self._places(data_root)
+        folders = [root, root / self.images, annotations, *([elsewhere] if elsewhere else [])]
         try:
             found = self._find_coco(data_root)
         except ZSQBenchError:
             return zsqbench.DataFiles({annotations.name: annotations}, {}, folders=folders)
-        evaluated = {f"{annotations.name}": annotations} | {image.name: path for image, path in found.evaluated}
+        evaluated = {annotations.name: annotations} | {image.name: path for image, path in found.evaluated}
         split = {"holdout": self.holdout, "split_seed": self.split_seed} if self.holdout else {}
         return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders)
 
@@ -95,6 +98,12 @@ class CocoDetection(zsqbench.Task):
             raise ZSQBenchError(
                 f"model {model.base!r} is no detector that is known; expected {EMBEDDED}, {LIBRARY}NAME, such as "
                 f"{LIBRARY}ssdlite320_mobilenet_v3_large, or a file of your own"
+            )
+        given = {name for name, value in model if value is not None}
+        ignored = sorted(given & _UNUSED[EMBEDDED if model.base == EMBEDDED else "file" if model.file else LIBRARY])
+        if ignored:
+            raise ZSQBenchError(
+                f"model {model.name!r} is a detector that brings its own preprocessing: {ignored[0]!r} has no effect"
             )
         weights = model.weights_from
         if weights is None and model.base == EMBEDDED:
@@ -140,7 +149,7 @@ class CocoDetection(zsqbench.Task):
                 boxes = detector.postprocess(_on_cpu(raw), [image for _, image, _ in batch])
                 rows += zip((entry.id for entry, _, _ in batch), boxes, strict=True)
                 ctx.progress(len(rows), len(evaluated))
-        detections = _collect(rows)
+        detections = Detections.of(rows)
         known = {category["id"] for category in found.instances.categories}
         seen = set(detections.categories.tolist())
         if seen and not seen & known:
@@ -188,31 +197,30 @@ class CocoDetection(zsqbench.Task):
         provenance = {"source": source, "seed": seed, "images": len(chosen), "available": len(paths)}
         return zsqbench.CalibrationSet(images, provenance=provenance)
 
-    def _places(self, data_root: Path | None) -> tuple[Path, Path]:
+    def _places(self, data_root: Path | None) -> tuple[Path, Path, Path | None]:
+        """The folder of the data, the annotations, and the other folder to calibrate on, if there is one."""
         if data_root is None:
             raise ZSQBenchError(f"{self.root} needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT")
         root = data_root / self.root
-        expected = [("folder", root / self.images), ("file", root / self.annotations)]
-        if self.calibration is not None:
-            expected.append(("folder", data_root / self.calibration))
-            if overlap(data_root / self.calibration, root / self.images):
-                raise ZSQBenchError(
-                    f"calibration folder {self.calibration} and evaluated folder {root / self.images} overlap; nothing "
-                    "may be in both"
-                )
-        for what, path in expected:
-            if not path.exists():
+        elsewhere = None if self.calibration is None else data_root / self.calibration
+        for what, path in (("folder", root / self.images), ("file", root / self.annotations), ("folder", elsewhere)):
+            if path is not None and not path.exists():
                 raise ZSQBenchError(
                     f"there is no {what} {path} for task {self.name}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
                 )
-        return root, root / self.annotations
+        if elsewhere is not None and overlap(elsewhere, root / self.images):
+            raise ZSQBenchError(
+                f"calibration folder {elsewhere} and evaluated folder {root / self.images} overlap; nothing may be in "
+                "both"
+            )
+        return root, root / self.annotations, elsewhere
 
     def _find(self, ctx: zsqbench.TaskContext) -> "_Found":
         return _find_scenes(ctx.folder) if self.data == "scenes" else self._find_coco(ctx.data_root)
 
     def _find_coco(self, data_root: Path | None) -> "_Found":
-        root, annotations = self._places(data_root)
-        instances = _instances(annotations, annotations.stat().st_mtime_ns, annotations.stat().st_size)
+        root, annotations, elsewhere = self._places(data_root)
+        instances = _instances(annotations)
         folder = root / self.images
         there = {image.name: folder / image.name for image in instances.images}
         missing = [path for path in there.values() if not path.is_file()]
@@ -225,8 +233,8 @@ class CocoDetection(zsqbench.Task):
         held_out = set(draw(list(there), self.holdout, self.split_seed))
         evaluated = tuple((image, there[image.name]) for image in instances.images if image.name not in held_out)
         calibration = {name: path for name, path in there.items() if name in held_out}
-        if self.calibration is not None and data_root is not None:
-            calibration = _list_images(data_root / self.calibration)
+        if elsewhere is not None:
+            calibration = _list_images(elsewhere)
         shared = {path.resolve() for path in calibration.values()} & {path.resolve() for _, path in evaluated}
         if shared:
             raise ZSQBenchError(f"{min(shared)} is evaluated and among the images to calibrate on; nothing may be both")
@@ -267,13 +275,18 @@ def _find_scenes(folder: Path | None) -> _Found:
     root = (folder or Path(tempfile.gettempdir()) / "zsqbench") / f"scenes-{scenes.VERSION}"
     if not root.is_dir():
         scenes.write_scenes(root)
-    instances = Instances.read(root / "annotations" / "instances_val.json")
+    instances = _instances(root / "annotations" / "instances_val.json")
     evaluated = tuple((image, root / "val" / image.name) for image in instances.images)
     return _Found(instances, evaluated, _list_images(root / "train"))
 
 
+def _instances(path: Path) -> Instances:
+    status = path.stat()
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
 @functools.lru_cache(maxsize=4)
-def _instances(path: Path, _modified: int, _size: int) -> Instances:
+def _read(path: Path, _modified: int, _size: int) -> Instances:
     return Instances.read(path)
 
 
@@ -318,21 +331,6 @@ def _try(detector: "Detector", name: str) -> None:
         detail = " ".join(str(error).split())
         raise ZSQBenchError(f"model {name!r} fails on an input of {[1, *tensor.shape]}: {detail}") from error
     detector.postprocess(_on_cpu(raw), [image])
-
-
-def _collect(rows: "Sequence[tuple[int, Found]]") -> Detections:
-    """All boxes as COCO writes them; those that are not finite are none."""
-    import numpy as np
-    import torch
-
-    boxes = torch.cat([torch.zeros(0, 4), *(found["boxes"].float() for _, found in rows)])
-    scores = torch.cat([torch.zeros(0), *(found["scores"].float() for _, found in rows)])
-    labels = torch.cat([torch.zeros(0).long(), *(found["labels"].long() for _, found in rows)])
-    counts = [len(found["scores"]) for _, found in rows]
-    images = np.repeat(np.array([number for number, _ in rows], dtype=np.int64), counts)
-    finite = (boxes.isfinite().all(1) & scores.isfinite()).numpy()
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-    return Detections(images[finite], labels.numpy()[finite], boxes.numpy()[finite], scores.numpy()[finite])
 
 
 def _shown(found: "Found", names: Mapping[int, str]) -> list[tuple[list[float], str]]:

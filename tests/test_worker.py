@@ -673,6 +673,34 @@ class Starts(ToyQuantizer):
     assert only_row(bench)["status"] == "done", only_row(bench)["reason"]
 
 
+@pytest.mark.parametrize(
+    ("drawing", "files", "note"),
+    [
+        ("Image.new('RGB', (2, 2))", {"picture.png"}, []),
+        ("None", set(), []),
+        ("1 / 0", set(), ["there is no picture: ZeroDivisionError: division by zero"]),
+    ],
+)
+def test_what_a_task_draws_is_kept_and_costs_no_result(bench, drawing, files, note):
+    bench.add_plugin(f"""
+class Drawing(ToyTask):
+    name = "drawing"
+
+    def picture(self, module, pretrained, ctx):
+        from PIL import Image
+        return {drawing}
+
+""")
+    bench.matrix("task: drawing")
+    bench.run()
+    row = only_row(bench)
+    assert row["status"] == "done", row["reason"]
+    folder = bench.home / "store" / "evaluate" / row["keys"]["evaluate"]
+    assert {path.name for path in folder.glob("*.png")} == files
+    notes = folder / "notes.json"
+    assert (json.loads(notes.read_text()) if notes.is_file() else []) == note
+
+
 # --- epochs that are kept ---------------------------------------------------------------------------------------------
 
 

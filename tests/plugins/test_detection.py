@@ -229,6 +229,22 @@ def test_a_file_that_is_no_detector_is_one_clear_line(root, old, new, complaint)
         CocoDetection().load(model(root), context())
 
 
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"base": "scenedetector", "input_size": (3, 64, 64)}, "input_size"),
+        ({"base": "torchvision/fcos_resnet50_fpn", "mean": (0.5,) * 3}, "mean"),
+        ({"base": None, "resize": 32}, "resize"),
+    ],
+)
+def test_fields_that_would_have_no_effect_are_one_clear_line(root, fields, ignored):
+    named = model(
+        root, **({} if fields["base"] is None else {"file": None, "weights": None, "input_size": None}) | fields
+    )
+    with pytest.raises(ZSQBenchError, match=f"brings its own preprocessing: '{ignored}' has no effect"):
+        CocoDetection().find_model(named)
+
+
 def test_what_is_absent_is_said_before_anything_runs(root):
     with pytest.raises(ZSQBenchError, match="needs a data root"):
         CocoDetection().find_data(None)

@@ -4,6 +4,7 @@ from networks import from_forward
 from torch import nn
 
 from zsqbench.quant import (
+    MovingRanges,
     activation_quantizers,
     calibrate_activations_minmax,
     calibrate_activations_mse,
@@ -90,11 +91,25 @@ def test_quantizers_can_be_switched_off_for_a_while(student, images):
 @pytest.mark.parametrize("calibrate", [calibrate_activations_mse, lambda s, x: calibrate_activations_minmax(s, [x])])
 def test_a_tensor_of_several_levels_has_one_quantizer_that_has_seen_them_all(calibrate):
     def forward(net, x):
-        return net.tower(x), net.tower(4 * x[..., ::2, ::2])
+        return net.tower(4 * x), net.tower(x[..., ::2, ::2])  # the wider one first: the last alone would not do
 
     net = from_forward(forward, tower=nn.Conv2d(3, 2, 1))
     student, images = prepare(net, parse_scheme("hw/w8a8"), SIZE), torch.randn(2, *SIZE)
     calibrate(student, images)
     quantizer = dict(activation_quantizers(student))["tower"]
-    values = net(images)[1]
+    values = net(images)[0]
     assert float(quantizer.scale * 255) == pytest.approx(float(values.max() - values.min()), rel=0.1)
+
+
+def test_a_moving_range_counts_a_batch_once_however_often_a_layer_is_called():
+    net = from_forward(lambda net, x: (net.tower(4 * x), net.tower(x)), tower=nn.Conv2d(3, 2, 1))
+    student = prepare(net, parse_scheme("hw/w32a8"), SIZE)
+    ranges, batches = MovingRanges(student, 0.5), torch.randn(2, 4, *SIZE).unbind()
+    for images in batches:
+        ranges.update(images)
+    quantizer = dict(activation_quantizers(student))["tower"]
+    (state,) = [value for name, value in ranges.state().items() if name.endswith("tower")]
+    ends = [torch.stack([net.tower(4 * images).min(), net.tower(4 * images).max()]) for images in batches]
+    assert state[2] == 2
+    torch.testing.assert_close(state[:2].float(), 0.25 * ends[0] + 0.5 * ends[1], rtol=0.05, atol=0.05)
+    assert quantizer.enabled

@@ -267,13 +267,3 @@ def test_a_moving_range_goes_on_from_its_state_as_if_undisturbed(compounding):
     assert torch.equal(torch.stack(second.load(first.state())), expected[1])
     assert torch.equal(torch.stack(second.update(batches[2])), expected[2])
     assert torch.equal(torch.stack(second.update(batches[3])), expected[3])
-
-
-def test_a_batch_can_take_the_place_of_the_last_one():
-    one, other = MovingMinMax(0.9), MovingMinMax(0.9)
-    batches = normal(64).split(16)
-    for batch in batches[:2]:
-        expected = torch.stack(one.update(batch))
-    other.update(batches[0])
-    other.update(batches[3])
-    assert torch.equal(torch.stack(other.update(batches[1], again=True)), expected)

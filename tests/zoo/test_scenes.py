@@ -18,13 +18,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_files_are_the_same_on_every_machine(folder):
+def test_scenes_are_the_same_on_every_machine(folder):
     """Results stand on them: where this changes, raise VERSION and train anew."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.read_bytes())
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                digest.update(image.tobytes())
+        else:
+            digest.update(path.read_bytes())
     assert scenes.VERSION == 1
-    assert digest.hexdigest()[:16] == "aaff0e9404bda251"
+    assert digest.hexdigest()[:16] == "f43ca1d3c3e9dc4c"
 
 
 @pytest.mark.parametrize(("name", "part"), [("val", "test"), ("train", "train")])

@@ -66,7 +66,8 @@ def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
 
 def _shown_as_data(home: Path, row: "Result", diagnosis: "Diagnosis | Undiagnosed") -> dict[str, Any]:
     """The row, diagnostics with where their files are (or why there are none), and what the quantize step left."""
-    from zsqbench.diagnosis import Diagnosis
+    from zsqbench.diagnosis import Diagnosis, find_picture
+    from zsqbench.store import Store
 
     of_set: dict[str, Any]
     if isinstance(diagnosis, Diagnosis):
@@ -75,7 +76,9 @@ def _shown_as_data(home: Path, row: "Result", diagnosis: "Diagnosis | Undiagnose
         of_set = {"absent": diagnosis.why}
     there = "quantize" in row.keys and row.status == "done"
     quantized = _left_by_quantize(home, row.keys["quantize"]) if there else None
-    shown = {"row": row.model_dump(mode="json"), "calibration_set": of_set, "quantized": quantized}
+    shown: dict[str, Any] = {"row": row.model_dump(mode="json"), "calibration_set": of_set, "quantized": quantized}
+    if (picture := find_picture(Store(home), row)) is not None:
+        shown["picture"] = str(picture)
     return shown | ({"oracle": _left_by_oracle(home, row.keys["oracle"])} if row.oracle else {})
 
 

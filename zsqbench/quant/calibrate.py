@@ -1,5 +1,6 @@
 """Setting the ranges of a student's quantizers from its weights and from calibration images."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -167,12 +168,13 @@ class MovingRanges:
 
     def update(self, images: Tensor) -> None:
         """Take note of a batch."""
-        seen: set[ActivationQuantizer] = set()
 
         def observer(quantizer: ActivationQuantizer) -> Observer:
+            before = self._averages[quantizer]
+
             def see(values: Tensor) -> None:  # of a layer that is called again, all that it gave so far
-                quantizer.set_range(*self._averages[quantizer].update(values, again=quantizer in seen))
-                seen.add(quantizer)
+                self._averages[quantizer] = copy.copy(before)
+                quantizer.set_range(*self._averages[quantizer].update(values))
 
             return see
 

@@ -397,19 +397,28 @@ def output_producers(captured: fx.GraphModule) -> set[fx.Node]:
     return _raw_outputs(captured)[0]
 
 
+def decoding(captured: fx.GraphModule) -> set[fx.Node]:
+    """What lies between the raw outputs and the end of the network, values that are only moved there included."""
+    return _raw_outputs(captured)[1]
+
+
 def _raw_outputs(captured: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The raw outputs, and what lies between them and the end of the network."""
     outputs: set[fx.Node] = set()
     after: set[fx.Node] = set()
     pending = list(captured.graph.output_node().all_input_nodes)
     while pending:
-        node = _without_moves(pending.pop())
-        if operator(node) in ENDINGS and all(reader in after for reader in readers(node)):
+        node = pending.pop()
+        moves = repeats_values(node)
+        if (moves or operator(node) in ENDINGS) and all(_is_end(user, after) for user in node.users):
             after.add(node)
             pending += [source for source in node.all_input_nodes if source.meta["carries_values"]]
         else:
-            outputs.add(node)
+            outputs.add(_without_moves(node) if moves else node)
     return outputs - after, after
+
+
+def _is_end(user: fx.Node, after: set[fx.Node]) -> bool:
+    return user.op == "output" or user in after or not user.meta["carries_values"]
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:

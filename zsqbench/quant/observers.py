@@ -85,14 +85,10 @@ class MovingMinMax:
         self._momentum = momentum
         self._compounding = compounding
         self._kept: Tensor | None = None
-        self._before: Tensor | None = None
         self._batches = 0
 
-    def update(self, x: Tensor, *, again: bool = False) -> Range:
-        """Take note of a batch, and return the range; `again` puts it in the place of the last one."""
-        if again:
-            self._kept, self._batches = self._before, self._batches - 1
-        self._before = self._kept
+    def update(self, x: Tensor) -> Range:
+        """Take note of a batch, and return the range."""
         ends = torch.stack(minmax(x))
         kept = torch.zeros_like(ends) if self._kept is None else self._kept.to(ends)
         kept = self._momentum * kept + (1 - self._momentum) * ends

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, fx, nn
 
 from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer
-from zsqbench.quant.graph import ACTIVATIONS, PRODUCTS, comes_from, is_batch_norm, is_layer, operator, output_producers
+from zsqbench.quant.graph import ACTIVATIONS, PRODUCTS, comes_from, decoding, is_batch_norm, is_layer, operator
 
 MAX_LAYERS = 10
 """A block of more layers is no unit: it is cut where a tensor has several readers, and failing that into layers."""
@@ -55,7 +55,7 @@ def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
     A layer brings its batch normalisation, activation function and quantizer along. A quantizer that no layer precedes
     (of the image, of pooled features) belongs to the unit after it.
     """
-    ending = _ending(student)
+    ending = {node for node in decoding(student) if _quantizer(student, node) is None}  # no unit is compared behind it
     groups = [kept for atom in _atoms(student) if (kept := [node for node in atom if node not in ending])]
     if grain == "block":
         groups = _blocks(student, groups)
@@ -88,18 +88,6 @@ def _atoms(student: fx.GraphModule) -> list[Group]:
         taken.update(atom)
         atoms.append(atom)
     return atoms
-
-
-def _ending(student: fx.GraphModule) -> set[fx.Node]:
-    """What only decodes raw outputs, such as a detector's sigmoid and concatenation: no unit is compared behind it."""
-    found: set[fx.Node] = set()
-    raw = output_producers(student)
-    for node in reversed(student.graph.nodes):
-        reads_on = [reader for reader in node.users if reader.op != "output"]
-        decodes = node.op != "output" and node.meta["carries_values"] and node not in raw
-        if decodes and _quantizer(student, node) is None and not is_layer(node) and found.issuperset(reads_on):
-            found.add(node)
-    return found
 
 
 def _is_fused_into(student: fx.GraphModule, node: fx.Node, follower: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from zsqbench.errors import ZSQBenchError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 FIGURES = (
     "mAP",
@@ -33,7 +34,6 @@ SLACK = 1.0
 """Pixels by which a box may end outside of its image: annotations are rounded."""
 
 _LISTS = ("images", "annotations", "categories")
-_BOX = 4
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,24 @@ class Detections:
     """float32 [K, 4]: left, top, width, height, in pixels of the image."""
     scores: "np.ndarray[Any, Any]"
     """float32 [K]."""
+
+    @classmethod
+    def of(cls, rows: "Sequence[tuple[int, Mapping[str, Tensor]]]") -> "Detections":
+        """Of images by number, with `boxes` (left, top, right, bottom), `scores` and `labels` each.
+
+        Boxes and scores that are not finite are none.
+        """
+        import numpy as np
+        import torch
+
+        boxes = torch.cat([torch.zeros(0, 4), *(found["boxes"].float() for _, found in rows)])
+        scores = torch.cat([torch.zeros(0), *(found["scores"].float() for _, found in rows)])
+        labels = torch.cat([torch.zeros(0).long(), *(found["labels"].long() for _, found in rows)])
+        counts = [len(found["scores"]) for _, found in rows]
+        images = np.repeat(np.array([number for number, _ in rows], dtype=np.int64), counts)
+        finite = (boxes.isfinite().all(1) & scores.isfinite()).numpy()
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        return cls(images[finite], labels.numpy()[finite], boxes.numpy()[finite], scores.numpy()[finite])
 
 
 def coco_figures(truth: Mapping[str, Any], found: Detections) -> dict[str, float]:

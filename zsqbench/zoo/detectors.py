@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.zoo.libraries import download
 from zsqbench.zoo.models import SCENE_DETECTOR, Feeding
 from zsqbench.zoo.scenes import SIDE
 from zsqbench.zoo.userfile import UserFile
@@ -69,7 +70,8 @@ def torchvision_detector(
         raise ZSQBenchError(unknown("torchvision detector", name, SIDES))
     if weights is None:
         published = get_model_weights(name).DEFAULT
-        model: Any = build_network(lambda: _download(name, lambda: getattr(detection, name)(weights=published)), "none")
+        trained = functools.partial(getattr(detection, name), weights=published)
+        model: Any = build_network(lambda: download(f"torchvision/{name}", trained), "none")
     else:
         model = build_network(lambda: _untrained(name), weights)
     transform = model.transform
@@ -211,17 +213,6 @@ def _untrained(name: str) -> nn.Module:
             if isinstance(norm, nn.BatchNorm2d):
                 backbone.body.set_submodule(path, FrozenBatchNorm2d(norm.num_features, FROZEN_EPS[name]))
     return model
-
-
-def _download(name: str, build: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return build()
-    except Exception as error:  # whatever a download raises
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ZSQBenchError(
-            f"the published weights of torchvision/{name} could not be had: {detail}; they are downloaded once, so "
-            "check the network, or give 'weights': a file"
-        ) from error
 
 
 def _as_tensor(image: "Image") -> Tensor:

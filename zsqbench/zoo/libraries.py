@@ -111,11 +111,12 @@ def _network(
     if weights is not None:
         module = build_network(untrained, weights)
     else:
-        module = build_network(lambda: _download(name, trained), "none")  # "none": it comes with its weights
+        module = build_network(lambda: download(name, trained), "none")  # "none": it comes with its weights
     return Network(module, feeding(module))
 
 
-def _download(name: str, trained: Callable[[], nn.Module]) -> nn.Module:
+def download(name: str, trained: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network with its published weights. Raises ZSQBenchError where these cannot be had."""
     try:
         return trained()
     except Exception as error:  # each library raises its own kind without a network, and so do its download tools

@@ -1,17 +1,15 @@
 """The embedded detection data: scenes of coloured digits, drawn from the embedded digits, as files in COCO's format.
 
-Evaluated scenes show the digits' test part alone, all others the train part. Pixels and files are the same on each
-machine: random numbers are PCG64's uniform ones, what is computed with them is elementwise and needs no library of
-mathematical functions, and no compressor is asked.
+Evaluated scenes show the digits' test part alone, all others the train part. Pixels are the same on each machine:
+random numbers are PCG64's uniform ones, and what is computed with them is elementwise and needs no library of
+mathematical functions.
 """
 
 import functools
 import itertools
 import json
 import shutil
-import struct
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -198,13 +196,15 @@ def _common(one: Box, other: Box) -> int:
 
 
 def _write_part(folder: Path, name: Name) -> None:
+    from PIL import Image
+
     (folder / name).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
     numbers = itertools.count(1)
     for number, (pixels, found) in enumerate(fixed_scenes(name), start=1):
         file = f"{number:04}.png"
-        (folder / name / file).write_bytes(_png(pixels))
+        Image.fromarray(pixels).save(folder / name / file)
         images.append({"id": number, "file_name": file, "width": SIDE, "height": SIDE})
         annotations += [_annotation(next(numbers), number, digit, box) for digit, box in found]
     categories = [{"id": digit + 1, "name": str(digit)} for digit in range(CLASSES)]
@@ -222,19 +222,3 @@ def _annotation(number: int, image: int, digit: int, box: Box) -> dict[str, Any]
         "area": _area(box),
         "iscrowd": 0,
     }
-
-
-def _png(pixels: "NDArray[np.uint8]") -> bytes:
-    """A file without compression, since files are told by their bytes, and those of a compressor vary by its release.
-
-    A scene fits into one stored block (RFC 1951, 3.2.4).
-    """
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)  # 0: pixels as they are, not differences
-    stored = b"\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
-    stream = b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(rows))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", stream), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )

@@ -130,15 +130,11 @@ def detection_loss(raw: Mapping[str, Tensor], digits: Tensor, boxes: Tensor) -> 
 def figures(network: nn.Module, folder: Path) -> dict[str, float]:
     """COCO's figures on the evaluated scenes, which `write_scenes` wrote there, in percent."""
     instances = Instances.read(folder / "annotations" / "instances_val.json")
-    found = []
+    rows = []
     for image in instances.images:
         raw = network(preprocess(open_image(folder / "val" / image.name))[None])
-        found += postprocess(raw, [(image.height, image.width)])
-    numbers = np.repeat([image.id for image in instances.images], [len(each["scores"]) for each in found])
-    boxes, scores, labels = (torch.cat([each[name] for each in found]) for name in ("boxes", "scores", "labels"))
-    boxes[:, 2:] -= boxes[:, :2]
-    detections = Detections(numbers, labels.numpy(), boxes.numpy(), scores.numpy())
-    return coco_figures(instances.of(instances.images), detections)
+        rows.append((image.id, postprocess(raw, [(image.height, image.width)])[0]))
+    return coco_figures(instances.of(instances.images), Detections.of(rows))
 
 
 def main() -> None:
