@@ -337,6 +337,13 @@ def python(tmp_path: Path):
     return run
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let networks of random weights be the same whatever ran before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of data, golden vectors and papers beside the checkout."""

@@ -313,7 +313,9 @@ def test_a_layer_that_is_called_twice_gets_the_gradient_of_both_calls():
     weight = dict(quantized_layers(student))["conv"].weight
     before = weight.detach().clone()
     trained(student, Schedule(1, 1, 1.0, momentum=0, weight_decay=0))
-    torch.testing.assert_close(before - weight, plain.conv.weight.grad, rtol=0.02, atol=1e-4)
+    expected = plain.conv.weight.grad
+    # ranges are of other images, so that a few values are clamped; one call alone would be off by 0.3 of the largest
+    torch.testing.assert_close(before - weight, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
 def test_what_starts_from_another_student_computes_what_that_does():
