@@ -323,7 +323,8 @@ def _try(detector: "Detector", name: str) -> None:
     from PIL.Image import new
 
     image = new("RGB", (96, 64))
-    tensor = detector.fit(image)
+    detector.fit(image)
+    tensor = detector.preprocess(image)
     try:
         with torch.no_grad():
             raw = detector.module(tensor[None])

@@ -266,6 +266,16 @@ def test_a_real_detector_has_its_published_figures(shared):
     assert [round(found[name], 1) for name in ("mAP", "mAP50", "mAP75")] == [16.4, 27.9, 15.8]
 
 
+def test_images_may_be_made_in_another_size_than_a_detector_takes_real_ones(root):
+    """RetinaNet resizes what it is shown to 800 pixels at least, and decodes boxes for that size."""
+    spec = zsqbench.ModelSpec(
+        name="retinanet", base="torchvision/retinanet_resnet50_fpn", weights="none", input_size=(3, 64, 64)
+    )
+    pretrained = CocoDetection().load(spec, context(data_root=root))
+    assert pretrained.input_size == (3, 64, 64)
+    assert len(pretrained.outputs) == 2
+
+
 def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path):
     task, ctx = CocoDetection(data="scenes"), context(folder=tmp_path)
     files = task.find_data(None)
