@@ -63,14 +63,14 @@ class AIT(zsqbench.CoTrainedQuantizer):
         mixture = MIXTURES[data_set(teacher)]
         return self.qimera(teacher, ctx, bn_loss, mixture)
 
-    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None]:
+    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None] | None:
         """What makes the part of a step that goes beyond the learning rate."""
         import torch
 
         weights = [layer.weight for layer, _ in engine.weights]
         threshold, schedule = self.by_data_set("threshold", teacher), engine.schedule
         if not threshold or not weights:
-            return lambda _: None
+            return None
         packed = _Packed(weights, [quantizer.bits for _, quantizer in engine.weights])
 
         @torch.no_grad()

@@ -1,7 +1,7 @@
 """Bases of quantizers that train a generator beside the student, and the generators of GDFQ and Qimera."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -95,17 +95,15 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
                 self._warm_up(training, ranges, max(self.range_updates, warmup), ctx, state)
                 state = {}
 
-            def with_generator(engine: "FineTuning") -> "Callable[[int], Mapping[str, Tensor]]":
-                gradients = self._gradients(engine, teacher, ctx)
+            def draw(engine: "FineTuning", update: int) -> "tuple[Sequence[Tensor], Mapping[str, Tensor]]":
+                cut = self.lr_factor ** engine.schedule.passed(update)
+                *made, curves = training.step(self.generator_lr * cut)
+                return made, curves
 
-                def both(update: int) -> "Mapping[str, Tensor]":
-                    cut = self.lr_factor ** engine.schedule.passed(update)
-                    images, labels, logits, curves = training.step(self.generator_lr * cut)
-                    return {**curves, **gradients(images, labels, logits)}  # what fails first is named first
+            def begin(engine: "FineTuning") -> "Callable[..., Mapping[str, Tensor]]":
+                return self._gradients(engine, teacher, ctx)
 
-                return both
-
-            self.train(student, teacher, ctx, state, with_generator, keep=training.state)
+            self.train(student, teacher, ctx, state, draw, begin, keep=training.state)
 
     @property
     def rates(self) -> str:

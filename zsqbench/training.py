@@ -104,14 +104,17 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         teacher: "Pretrained",
         ctx: "StepContext",
         state: Mapping[str, Any],
-        begin: "Callable[[FineTuning], Callable[[int], Mapping[str, Tensor]]]",
+        draw: "Callable[[FineTuning, int], tuple[Sequence[Tensor | None], Mapping[str, Tensor]]]",
+        begin: "Callable[[FineTuning], Callable[..., Mapping[str, Tensor]]]",
         *,
         follow_weights: bool = True,
         features: Sequence[str] = (),
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """Make all updates. `begin` is given the engine and returns what puts gradients on its parameters.
+        """Make all updates.
 
+        `draw` is given the engine and the number of an update, and returns the tensors that it learns from, and scalars
+        to log. `begin` is given the engine and returns what puts gradients on its parameters, for such tensors.
         `state`, `follow_weights`, `features` and `keep` are those of `zsqbench.quant.FineTuning`. Raises DivergedError
         where a loss or a weight is not finite.
         """
@@ -142,16 +145,17 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             rates=self.rates,
         )
         with engine:
-            engine.run(begin(engine), adjust=self.adjustment(engine, teacher), keep=keep)
+            adjust = self.adjustment(engine, teacher)
+            engine.run(lambda update: draw(engine, update), begin(engine), adjust=adjust, keep=keep)
 
     @property
     def rates(self) -> str:
         """The options that an error suggests to lower."""
         return "'lr'"
 
-    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None]:  # noqa: ARG002
-        """What changes gradients or latent parameters between a backward pass and its update; by default, nothing."""
-        return lambda _: None
+    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None] | None:  # noqa: ARG002
+        """What changes gradients or latent parameters between a backward pass and its update, if anything."""
+        return None
 
 
 class SetTrainingQuantizer(TrainingQuantizer, ABC):
@@ -205,13 +209,17 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
             for drawn in self._batches_for_ranges(teacher, batches, ctx):
                 ranges.update(drawn)
 
-        def with_batches(engine: "FineTuning") -> "Callable[[int], Mapping[str, Tensor]]":
-            gradients = begin(engine)
-            return lambda _: gradients(*batches.draw(size))
-
-        follow = ctx.start is None
-        keep = batches.state
-        self.train(student, teacher, ctx, state, with_batches, follow_weights=follow, features=features, keep=keep)
+        self.train(
+            student,
+            teacher,
+            ctx,
+            state,
+            lambda *_: (batches.draw(size), {}),
+            begin,
+            follow_weights=ctx.start is None,
+            features=features,
+            keep=batches.state,
+        )
 
     def _batches_for_ranges(self, teacher: "Pretrained", batches: "_Batches", ctx: "StepContext") -> "Iterator[Tensor]":
         from zsqbench.synthesis import HAST, BNLoss, gdfq_training, require_classes

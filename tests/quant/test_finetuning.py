@@ -43,6 +43,11 @@ def calibrated(scheme="hast/w3a3", module=None):
     return student
 
 
+def by_number(update):
+    """What an update learns from, where that is its number."""
+    return [update], {}
+
+
 def trained(student, schedule, ctx=None, state=None, loss_of=None, **options):
     """The student after all updates towards zero logits, and the engine."""
     engine = FineTuning(student, ctx or context(), schedule, state or {}, **options)
@@ -53,7 +58,7 @@ def trained(student, schedule, ctx=None, state=None, loss_of=None, **options):
         return {"loss": loss}
 
     with engine:
-        engine.run(gradients)
+        engine.run(by_number, gradients)
     return student, engine
 
 
@@ -141,7 +146,7 @@ def test_the_gradient_of_a_float_student_reaches_the_latent_weights():
         found.update((name, parameter.grad.clone()) for name, parameter in student.named_parameters())
 
     with engine:
-        engine.run(gradients, adjust=look)
+        engine.run(by_number, gradients, adjust=look)
     expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -196,7 +201,7 @@ def test_one_update_is_nesterovs_step_with_weight_decay():
         gradient[update] = weight.grad.clone()
 
     with engine:
-        engine.run(gradients, adjust=look)
+        engine.run(by_number, gradients, adjust=look)
     expected, velocity = start, torch.zeros_like(start)
     for update in range(2):
         step = gradient[update] + 0.2 * expected
@@ -279,7 +284,7 @@ def test_weights_that_are_not_finite_are_no_good_state_either():
         return {"loss": loss}
 
     with engine, pytest.raises(DivergedError, match=r"a weight is not finite at update 2 of 2") as raised:
-        engine.run(gradients)
+        engine.run(by_number, gradients)
     assert raised.value.state["updates"] == 1
 
 
@@ -290,7 +295,7 @@ def test_a_scalar_that_is_not_finite_is_named_with_what_to_lower():
         engine,
         pytest.raises(DivergedError, match=r"generator_ce is inf at .* 0.5; try a smaller 'generator_lr' or 'lr'"),
     ):
-        engine.run(lambda _: curves)
+        engine.run(by_number, lambda _: curves)
 
 
 def test_half_precision_trains_the_weights_as_they_are_now():

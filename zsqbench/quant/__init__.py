@@ -81,6 +81,7 @@ from zsqbench.quant.prepare import (
     weight_quantizers,
 )
 from zsqbench.quant.reconstruction import Reconstruction, memory_errors
+from zsqbench.quant.recording import Recorded
 from zsqbench.quant.rounding import Annealing
 from zsqbench.quant.thresholds import (
     ExactThresholdSearch,
@@ -109,6 +110,7 @@ __all__ = [
     "Ranges",
     "Recipe",
     "Reconstruction",
+    "Recorded",
     "Rounding",
     "RunningHistogram",
     "RunningMinMax",

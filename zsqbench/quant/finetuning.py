@@ -20,6 +20,7 @@ from zsqbench.quant.graph import RELUS, is_batch_norm, is_layer, operator
 from zsqbench.quant.learning import Context
 from zsqbench.quant.observers import minmax
 from zsqbench.quant.prepare import quantized_layers
+from zsqbench.quant.recording import Recorded
 
 POINTS = 1000
 """Points of a curve that are kept of a run."""
@@ -32,6 +33,9 @@ _STUDENT, _MOMENTUM = "student.", "momentum."
 
 class EpochKeeper(Context, Protocol):
     """What else of a step's context fine-tuning uses."""
+
+    def note(self, line: str) -> None:
+        """Keep a line for people."""
 
     def keep_epoch(self, epoch: int, student: nn.Module) -> None:
         """Keep a copy of the student as it is after an epoch."""
@@ -190,28 +194,40 @@ class FineTuning:
 
     def run(
         self,
-        gradients: Callable[[int], Mapping[str, Tensor]],
+        draw: Callable[[int], tuple[Sequence[Tensor | None], Mapping[str, Tensor]]],
+        gradients: Callable[..., Mapping[str, Tensor]],
         *,
-        adjust: Callable[[int], None] = lambda _: None,
+        adjust: Callable[[int], None] | None = None,
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """Make all updates that are left.
 
-        `gradients` puts those of an update on `parameters` and returns scalars to log, which must be finite.
-        `adjust` may change gradients or learning rates of the latent parameters before the update is made. `keep` says
-        what else belongs into a checkpoint. Raises DivergedError where a scalar or a weight is not finite.
+        `draw` returns what an update learns from, tensors of the same shapes each time, and scalars to log. `gradients`
+        is given these tensors, puts gradients on `parameters` and returns scalars, too; all must be finite. On a GPU it
+        is recorded with the update (`Recorded`), unless there is an `adjust`, which may change gradients or learning
+        rates of the latent parameters before the update is made. `keep` says what else belongs into a checkpoint.
+        Raises DivergedError where a scalar or a weight is not finite.
         """
         schedule, total = self.schedule, self.schedule.updates
         every = max(1, total // POINTS)
         good = self._copy(self._first)
-        for update in range(self._first, total):
+
+        def learn(lr: float, *inputs: Tensor | None) -> Mapping[str, Tensor]:
             for parameter in self.parameters:
                 parameter.grad = None
-            curves = gradients(update)
-            self._hand_over(schedule.lr_at(update))
-            adjust(update)
+            curves = gradients(*inputs)
+            self._hand_over(lr)
+            if adjust is not None:
+                adjust(update)
             self.optimizer.step()
             self._renew()
+            return curves
+
+        device = self.parameters[0].device
+        make = learn if adjust is not None else Recorded(learn, device, self.ctx.note)
+        for update in range(self._first, total):
+            inputs, drawn = draw(update)
+            curves = {**drawn, **make(schedule.lr_at(update), *inputs)}
             is_last_of_epoch = (update + 1) % schedule.updates_per_epoch == 0
             self.ctx.progress(update + 1, total)
             if (update + 1) % every and not is_last_of_epoch and update:
