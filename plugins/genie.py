@@ -31,7 +31,7 @@ class Genie(zsqbench.Generator):
     """
 
     name = "genie"
-    version = 2
+    version = 3
     needs_bn = True
 
     images: int = Field(1024, gt=0, description="size of the calibration set")
@@ -160,7 +160,7 @@ def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> 
     import torch
     from torch import nn
 
-    from zsqbench.synthesis import initialise
+    from zsqbench.synthesis import Doubled, initialise
 
     channels, *sides = size
     height, width = (max(2, -(-side // 4)) for side in sides)  # of 1 x 1, one image alone would have no deviation
@@ -169,11 +169,11 @@ def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> 
             nn.Linear(latent, 128 * height * width),
             nn.Unflatten(1, (128, height, width)),
             nn.BatchNorm2d(128),
-            nn.Upsample(scale_factor=2),
+            Doubled(),
             nn.Conv2d(128, 64, 3, padding=1),
             nn.BatchNorm2d(64),
             nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2),
+            Doubled(),
             nn.Conv2d(64, channels, 3, padding=1),
         )
         network = nn.Sequential(maps, nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False)))

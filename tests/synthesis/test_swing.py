@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions
-from zsqbench.synthesis.swing import shifted
+from zsqbench.synthesis.swing import _shift, shifted
 from zsqbench.zoo.resnet import CifarResNet
 
 
@@ -68,6 +68,35 @@ def test_shifting_is_padding_by_reflection_and_cropping(size):
             of = noise(*found.shape)
             gradients = [torch.autograd.grad(each, values, of, retain_graph=True)[0] for each in (found, expected)]
             torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (1, 4), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_single_operation_of_a_compiled_pass_does_the_same(size, layout):
+    values = noise(2, 3, *size).to(memory_format=layout).requires_grad_()
+    for x in range(3):
+        for y in range(3):
+            offset = torch.tensor([x, y])
+            results = _shift(values, offset), shifted(values, offset)
+            assert torch.equal(*results)
+            assert results[0].stride() == values.stride()  # so it was said to the compiler
+            of = noise(2, 3, *size)
+            torch.testing.assert_close(*(torch.autograd.grad(result, values, of)[0] for result in results))
+
+
+def test_a_compiled_pass_swings_as_ever():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2)).requires_grad_(False)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    images = noise(2, 3, 6, 8).requires_grad_()
+    for offsets in ([0, 2], [1, 0], [2, 1]):
+        found = []
+        for run in (compiled, network):
+            with SwingConvolutions(network, always(offsets)) as swing:
+                swing.draw()
+                outputs = run(images)
+            found.append((outputs, torch.autograd.grad(outputs.square().sum(), images)[0]))
+        for pair in zip(*found, strict=True):
+            torch.testing.assert_close(*pair)
 
 
 def test_a_map_of_one_pixel_stays_as_it_is_and_a_line_moves_along_itself():

@@ -21,7 +21,7 @@ from zsqbench.synthesis.images import (
     resized_crops,
 )
 from zsqbench.synthesis.moments import image_moments
-from zsqbench.synthesis.networks import initialise, load_training, part, training_state
+from zsqbench.synthesis.networks import Doubled, initialise, load_training, part, training_state
 from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, batch_sizes, optimise
 from zsqbench.synthesis.outputs import (
     EASIEST,
@@ -51,6 +51,7 @@ __all__ = [
     "Conditioning",
     "Crops",
     "Diagnostics",
+    "Doubled",
     "Features",
     "MomentStore",
     "PixelBatch",

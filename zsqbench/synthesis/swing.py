@@ -48,13 +48,18 @@ class SwingConvolutions:
 
 
 def shifted(values: Tensor, offset: Tensor) -> Tensor:
-    """Maps [..., H, W], padded by a reflected pixel on each side and cropped to H x W at an offset (x, y) of 0 to 2.
+    """Maps [..., H, W], padded by a reflected pixel on each side and cropped to H x W at an offset (x, y) of 0 to 2."""
+    moved: Tensor = _shift(values, offset) if torch.compiler.is_compiling() else _shifted(values, offset)
+    return moved
 
-    Rows and columns are picked instead where an offset on a GPU, or of a compiled pass, is no number for a crop. Each
-    is picked twice at most, so that sums of gradients have no order in which they could differ.
+
+def _shifted(values: Tensor, offset: Tensor) -> Tensor:
+    """By a crop; or, since an offset on a GPU is no number for a crop, and a line has nothing to reflect, by picking.
+
+    Rows and columns are picked twice at most, so that sums of gradients have no order in which they could differ.
     """
     height, width = values.shape[-2:]
-    if values.device.type == "cpu" and not torch.compiler.is_compiling() and min(height, width) > 1:
+    if values.device.type == "cpu" and min(height, width) > 1:
         left, top = offset.tolist()
         return functional.pad(values, (1, 1, 1, 1), mode="reflect")[..., top : top + height, left : left + width]
     return values.index_select(-2, _sources(height, offset[1])).index_select(-1, _sources(width, offset[0]))
@@ -64,3 +69,38 @@ def _sources(size: int, offset: Tensor) -> Tensor:
     """From where each place of a line comes."""
     places = (torch.arange(size, device=offset.device) + (offset - 1)).abs()
     return (size - 1 - (size - 1 - places).abs()).clamp_min(0)
+
+
+# A compiler makes scalar loops of picking, and of what leads there, so for one it is a single operation.
+@torch.library.custom_op("zsqbench::shift", mutates_args=())
+def _shift(values: Tensor, offset: Tensor) -> Tensor:
+    return torch.empty_like(values).copy_(_shifted(values, offset))
+
+
+@torch.library.custom_op("zsqbench::shift_back", mutates_args=())
+def _shift_back(gradient: Tensor, offset: Tensor) -> Tensor:
+    height, width = gradient.shape[-2:]
+    if gradient.device.type == "cpu" and min(height, width) > 1:
+        left, top = offset.tolist()
+        padded = functional.pad(gradient, (left, 2 - left, top, 2 - top))
+        result = torch.ops.aten.reflection_pad2d_backward(padded, gradient, (1, 1, 1, 1))
+        return torch.empty_like(gradient).copy_(result)
+    columns = torch.zeros_like(gradient).index_add_(-1, _sources(width, offset[0]), gradient)
+    return torch.zeros_like(gradient).index_add_(-2, _sources(height, offset[1]), columns)
+
+
+@_shift.register_fake
+@_shift_back.register_fake
+def _(values: Tensor, _: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
+def _keep_offset(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(inputs[1])
+
+
+def _go_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return _shift_back(gradient, *ctx.saved_tensors), None
+
+
+_shift.register_autograd(_go_back, setup_context=_keep_offset)
