@@ -72,6 +72,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         0, ge=0, description="keep the student of every so many epochs and of the last, for the oracle; 0 for none"
     )
 
+    version: ClassVar[int] = 2
     needs_classes: ClassVar[bool] = True
 
     @property

@@ -96,9 +96,11 @@ def test_a_trained_activation_passes_its_gradient_on_and_rounds_half_precision_i
     assert quantizer(torch.tensor([0.4], dtype=torch.bfloat16)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("function", "ceiling"), [(torch.relu, math.inf), (functional.relu6, 6.0)])
-def test_a_quantizer_that_rectifies_does_what_both_would(function, ceiling, dtype):
+def test_a_quantizer_that_rectifies_does_what_both_would(function, ceiling, dtype, compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     values = (4 * images(8, seed=3)).to(dtype)
     values.view(-1)[:2] = torch.tensor([0.0, 6.0])
     scale, zero_point = affine_parameters(torch.tensor(0.0), torch.tensor(5.0), 3)

@@ -196,9 +196,10 @@ def rectify_and_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
 
     What made x must not need it for its gradient. Half precision comes out in float32.
     """
-    if torch.compiler.is_compiling() or scale.dim():
+    if scale.dim():
         return fake_quantize_identity(x.float().clamp(0, ceiling), scale, zero_point, bits)
-    values: Tensor = _Rectified.apply(x, scale, zero_point, bits, ceiling)
+    function = _CompiledRectified if torch.compiler.is_compiling() else _Rectified
+    values: Tensor = function.apply(x, scale, zero_point, bits, ceiling)
     return values
 
 
@@ -222,6 +223,25 @@ class _Rectified(torch.autograd.Function):
         ctx.save_for_backward(passed)
         ctx.kind = x.dtype
         return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (passed,) = ctx.saved_tensors
+        return (gradients[0] * passed).to(ctx.kind), None, None, None, None
+
+
+class _CompiledRectified(torch.autograd.Function):
+    """Keeps numbers, 1 where the gradient passes and else 0, for compiled kernels store truth values one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, ceiling: float) -> Tensor:
+        exact = x.to(scale.dtype)
+        passed = exact.sign().clamp_min(0)
+        if ceiling != math.inf:
+            passed = passed * (ceiling - exact).sign().clamp_min(0)
+        ctx.save_for_backward(passed.to(torch.bfloat16))
+        ctx.kind = x.dtype
+        return _on_grid(exact.clamp(0, ceiling), scale, zero_point, bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
