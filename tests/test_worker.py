@@ -956,6 +956,22 @@ def test_a_task_without_predictions_leaves_no_file_of_them(bench):
     assert not (bench.artifacts("evaluate")[0] / "predictions.npy").exists()
 
 
+def test_a_checkpoint_of_another_kind_of_device_is_no_checkpoint(tmp_path):
+    """A generator on a GPU has a state of 16 bytes."""
+    import torch
+
+    class Elsewhere:
+        def get_state(self):
+            return torch.zeros(16, dtype=torch.uint8)
+
+    worker._Reporter(tmp_path, Elsewhere())._keep({"i": 1})
+    reporter = worker._Reporter(tmp_path, torch.Generator().manual_seed(0))
+    expected = reporter.rng.get_state()
+    assert reporter.resume() is None
+    assert torch.equal(reporter.rng.get_state(), expected)
+    assert reporter.notes == ["the step began anew: its checkpoint has random numbers of another kind of device"]
+
+
 def test_a_checkpoint_that_takes_long_is_kept_seldom(tmp_path, monkeypatch):
     import torch
 

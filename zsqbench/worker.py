@@ -510,7 +510,11 @@ class _Reporter:
                 note = file.metadata()
         except (OSError, SafetensorError):
             return None
-        self.rng.set_state(tensors.pop("rng"))
+        try:
+            self.rng.set_state(tensors.pop("rng"))
+        except RuntimeError:
+            self.note("the step began anew: its checkpoint has random numbers of another kind of device")
+            return None
         self.curves = {name: [tuple(point) for point in points] for name, points in json.loads(note["curves"]).items()}
         self.notes = json.loads(note["notes"])
         state: dict[str, Any] = json.loads(note["state"])
