@@ -155,7 +155,10 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         return "'lr'"
 
     def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None] | None:  # noqa: ARG002
-        """What changes gradients or latent parameters between a backward pass and its update, if anything."""
+        """What changes gradients or latent parameters between a backward pass and its update, if anything.
+
+        Updates with such a change are not recorded on a GPU, so that it may look at what it computes.
+        """
         return None
 
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions
-from zsqbench.synthesis.swing import _shift, shifted
+from zsqbench.synthesis.swing import _shift, _shift_back, shifted
 from zsqbench.zoo.resnet import CifarResNet
 
 
@@ -82,6 +82,17 @@ def test_the_single_operation_of_a_compiled_pass_does_the_same(size, layout):
             assert results[0].stride() == values.stride()  # so it was said to the compiler
             of = noise(2, 3, *size)
             torch.testing.assert_close(*(torch.autograd.grad(result, values, of)[0] for result in results))
+
+
+@pytest.mark.parametrize("operation", [_shift, _shift_back])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_compiler_is_told_of_it_is_true(operation, dtype):
+    for values in (noise(2, 3, 4, 5), noise(2, 3, 4, 5).to(memory_format=torch.channels_last), noise(3, 4, 5)):
+        torch.library.opcheck(
+            operation,
+            (values.to(dtype), torch.tensor([0, 2])),
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
 
 
 def test_a_compiled_pass_swings_as_ever():
