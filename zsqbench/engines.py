@@ -1,6 +1,7 @@
 """The engines that come with zsqbench: a pool of long-lived worker processes, and this process for a debugger."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import queue
@@ -14,6 +15,9 @@ from typing import Any, ClassVar
 
 from zsqbench.hookspecs import hookimpl
 from zsqbench.methods import Engine
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
 
 
 class Pool(Engine):
@@ -136,7 +140,20 @@ def _start_worker(threads: int, gpu: str | None) -> None:
         os.environ[variable] = str(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    _keep_freed_memory()
     threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors give back for those of the next step, up to a gigabyte, instead of the system.
+
+    Each page that comes anew is a fault and is filled with zeros: a training step of a ResNet-20, 256 images, made
+    50,000 faults and took a tenth longer. Larger tensors than 32 MB, which is as far as glibc goes, are as before.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        change = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_TRIM_THRESHOLD, 2**30), (_MMAP_THRESHOLD, 2**25)):
+            change(parameter, value)
 
 
 def _die_with_parent() -> None:
