@@ -17,7 +17,7 @@ from zsqbench.store import FileDigests, Store, digest_of
 from zsqbench.suite import NO_GENERATOR, Cell, Suite, Variant
 
 StepKind = Literal["resolve", "baseline", "generate", "diagnose", "quantize", "evaluate", "oracle"]
-LIBRARY_VERSION = "4"
+LIBRARY_VERSION = "5"
 """Raise it whenever `zsqbench.quant` or `zsqbench.synthesis` computes other numbers: their callers cannot know."""
 
 EVALUATION_VERSION = "2"

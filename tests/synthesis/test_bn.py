@@ -84,8 +84,8 @@ def test_images_with_the_stored_statistics_have_no_loss_and_no_gradient():
     images = torch.tensor([[[[-1.0, 1.0]], [[1.0, 5.0]]]], requires_grad=True)
     gap = measure(one_norm([0.0, 3.0], [1.0, 4.0]), images, BNStatistics(scope="image"))
     gap.total.backward()
-    assert gap.total == 0
-    assert not images.grad.any()
+    assert gap.total < 1e-12
+    assert images.grad.abs().max() < 1e-6
 
 
 def test_of_one_image_batch_and_image_statistics_are_the_same():
