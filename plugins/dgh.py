@@ -176,7 +176,7 @@ class _Run:
         """Draw a batch and note its statistics, or go on with its pixels."""
         import torch
 
-        from zsqbench.synthesis import PixelBatch, Plateau
+        from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam
 
         if pixels is None:
             pixels = initial_pixels(self.sizes[batch], self.options.room(self.teacher), self.teacher, self.ctx)
@@ -186,7 +186,7 @@ class _Run:
         options = self.options
         patience = options.iterations // 50 if options.patience is None else options.patience
         plateau = Plateau(options.lr, options.factor, patience, options.min_lr, reset=True)
-        return PixelBatch(pixels.to(self.ctx.device), torch.optim.RAdam, plateau, options.iterations)
+        return PixelBatch(pixels.to(self.ctx.device), RectifiedAdam, plateau, options.iterations)
 
     def losses(self, pixels: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
         """What a step minimises, and its parts."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import PixelBatch, Plateau, optimise
+from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam, optimise
 from zsqbench.testing import context
 
 
@@ -21,6 +21,26 @@ def begin(lr=0.5, **options):
 def squared(pixels, _):
     loss = pixels.square().sum()
     return loss, {"loss": loss}
+
+
+@pytest.mark.parametrize("fused", [True, None])
+@pytest.mark.parametrize("beta", [0.999, 0.6])
+def test_rectified_adam_is_that_of_torch(fused, beta):
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(50, generator=rng, dtype=torch.float64)
+    ours, theirs = (start.clone().requires_grad_() for _ in range(2))
+    optimizers = [
+        RectifiedAdam([ours], lr=0.1, betas=(0.9, beta), fused=fused),
+        torch.optim.RAdam([theirs], lr=0.1, betas=(0.9, beta)),
+    ]
+    for step in range(30):
+        gradient = torch.randn(50, generator=rng, dtype=torch.float64) * 10.0 ** (step % 7 - 5)
+        for pixels, optimizer in zip((ours, theirs), optimizers, strict=True):
+            pixels.grad = gradient.clone()
+            optimizer.param_groups[0]["lr"] = 0.1 * 0.9**step
+            optimizer.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert optimizers[0].param_groups[0]["eps"] == 1e-8
 
 
 def test_a_plateau_without_reset_is_that_of_torch():

@@ -22,7 +22,7 @@ from zsqbench.synthesis.images import (
 )
 from zsqbench.synthesis.moments import image_moments
 from zsqbench.synthesis.networks import Doubled, initialise, load_training, part, training_state
-from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, batch_sizes, optimise
+from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimise
 from zsqbench.synthesis.outputs import (
     EASIEST,
     RawOutputs,
@@ -58,6 +58,7 @@ __all__ = [
     "Plateau",
     "Probes",
     "RawOutputs",
+    "RectifiedAdam",
     "Seen",
     "SmoothedCrops",
     "SwingConvolutions",

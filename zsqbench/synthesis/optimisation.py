@@ -81,8 +81,40 @@ class Batch(Protocol):
         """Go on from what `state` said, if anything."""
 
 
+class RectifiedAdam(torch.optim.Adam):
+    """What `torch.optim.RAdam` does (Liu et al., ICLR 2020), but in one pass over memory where it takes nine.
+
+    By torch's fused Adam: a rectified step is one of Adam with another rate. Where the variance is not known well
+    enough yet, the denominator must be 1; it is an epsilon beside which no gradient counts, and the rate as large.
+    """
+
+    _FLAT = 1e15
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all parameters, which have all made the same number of steps."""
+        given = [(group["lr"], group["eps"]) for group in self.param_groups]
+        for group in self.param_groups:
+            made = self.state[group["params"][0]].get("step", 0)
+            group["lr"], group["eps"] = self._rectified(int(made) + 1, group["lr"], group["eps"], group["betas"][1])
+        try:
+            return super().step(closure)
+        finally:
+            for group, (rate, eps) in zip(self.param_groups, given, strict=True):
+                group["lr"], group["eps"] = rate, eps
+
+    def _rectified(self, step: int, lr: float, eps: float, beta: float) -> tuple[float, float]:
+        decayed = beta**step
+        longest = 2 / (1 - beta) - 1
+        length = longest - 2 * step * decayed / (1 - decayed)
+        if length <= 5:  # noqa: PLR2004 - as in torch; the paper says 4
+            return lr * self._FLAT, self._FLAT
+        known = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        return lr * math.sqrt(known), eps / math.sqrt(1 - decayed)
+
+
 class PixelBatch:
-    """Images that are optimised together: a leaf, its optimiser, its learning rate.
+    """Images that are optimised together: a leaf, its optimiser (Adam or a subclass), its learning rate.
 
     `rates` names the options that an error suggests to lower.
     """
@@ -90,7 +122,7 @@ class PixelBatch:
     def __init__(
         self,
         pixels: Tensor,
-        optimizer: Callable[..., torch.optim.Optimizer],
+        optimizer: type[torch.optim.Adam],
         plateau: Plateau,
         iterations: int,
         *,
@@ -101,7 +133,8 @@ class PixelBatch:
         self.iteration = 0
         self._iterations = iterations
         self._rates = rates
-        self._optimizer = optimizer([self.pixels], lr=plateau.lr)
+        fused = True if self.pixels.device.type == "cpu" else None  # one pass over memory
+        self._optimizer = optimizer([self.pixels], lr=plateau.lr, fused=fused)
         self._pending: _Underway | None = None
 
     def images(self) -> Tensor:
