@@ -49,6 +49,16 @@ def test_a_blur_is_the_convolution_with_the_square_kernel_and_so_is_its_gradient
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("crop", [(0, 0, 5, 7), (1, 2, 3, 3), (0, 3, 2, 4), (4, 6, 1, 1)])
+def test_a_crop_of_a_blur_is_that_of_the_whole_blur_and_so_is_its_gradient(crop):
+    x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    line, (top, left, height, width) = gaussian_line(5, 0.8), crop
+    found, expected = blur(x, line, crop), blur(x, line)[:, :, top : top + height, left : left + width]
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(each.pow(3).sum(), x)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_an_image_smaller_than_the_kernel_is_blurred_too():
     near, further = gaussian_line(7, 2.0)[3:5]
     blurred = blur(torch.tensor([[[[1.0, 0.0]]]]), gaussian_line(7, 2.0))

@@ -26,8 +26,9 @@ class SmoothedCrops:
 
     def augment(self, pixels: Tensor, *, flip: bool, top: int, left: int) -> Tensor:
         """The images of one step: flipped from left to right or not, blurred, and cropped at a corner."""
-        pixels = pixels.flip(3) if flip else pixels
-        return self._cut(pixels, top, left)
+        if not flip:
+            return self._cut(pixels, top, left)
+        return self._cut(pixels, top, pixels.shape[3] - self.size[1] - left).flip(3)  # the blur is symmetric
 
     def finalise(self, pixels: Tensor) -> Tensor:
         """The images as they are given away: blurred centre crops."""
@@ -35,8 +36,7 @@ class SmoothedCrops:
         return self._cut(pixels, top, left)
 
     def _cut(self, pixels: Tensor, top: int, left: int) -> Tensor:
-        crop = blur(pixels, self.line)[:, :, top : top + self.size[0], left : left + self.size[1]]
-        return clamp_straight_through(crop, self.low, self.high)
+        return clamp_straight_through(blur(pixels, self.line, (top, left, *self.size)), self.low, self.high)
 
 
 def gaussian_line(size: int, sigma: float) -> tuple[float, ...]:
@@ -45,13 +45,14 @@ def gaussian_line(size: int, sigma: float) -> tuple[float, ...]:
     return tuple(value / sum(values) for value in values)
 
 
-def blur(images: Tensor, line: tuple[float, ...]) -> Tensor:
+def blur(images: Tensor, line: tuple[float, ...], crop: tuple[int, int, int, int] | None = None) -> Tensor:
     """Convolve images [N, C, H, W] with a symmetric kernel, in one direction and in the other; zeros lie around them.
 
-    By sums of shifted images: on a CPU a fifth of a grouped convolution's time, and in the images' own precision under
-    autocast, too.
+    Only a crop (top, left, height, width) of the result, if one is given, at the cost of its own pixels. By sums of
+    shifted images: on a CPU a fifth of a grouped convolution's time, and in the images' own precision under autocast,
+    too.
     """
-    blurred: Tensor = _Blur.apply(images, line)
+    blurred: Tensor = _Blur.apply(images, line, crop or (0, 0, *images.shape[2:]))
     return blurred
 
 
@@ -137,7 +138,7 @@ def _enlargement(first: Tensor, side: Tensor, size: int, flipped: Tensor) -> Ten
 class _StraightThroughClamp(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.clamp(images, low, high)
+        return torch.maximum(images, low).clamp_max_(high)  # with vectors, unlike a clamp between two tensors
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -145,26 +146,32 @@ class _StraightThroughClamp(torch.autograd.Function):
 
 
 class _Blur(torch.autograd.Function):
-    """The kernel is symmetric, so a gradient goes back by the same blur."""
+    """The kernel is symmetric, so a gradient goes back by the same blur, from where the crop lies to all pixels."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, line: tuple[float, ...]) -> Tensor:
-        ctx.line = line
-        return _convolve(images, line)
+    def forward(ctx: Any, images: Tensor, line: tuple[float, ...], crop: tuple[int, int, int, int]) -> Tensor:
+        ctx.line, ctx.crop, ctx.shape = line, crop, images.shape
+        top, left, height, width = crop
+        return _convolve(_convolve(images, line, 2, top, height), line, 3, left, width)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _convolve(gradients[0], ctx.line), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (top, left, *_), (height, width) = ctx.crop, ctx.shape[2:]
+        return _convolve(_convolve(gradients[0], ctx.line, 3, -left, width), ctx.line, 2, -top, height), None, None
 
 
-def _convolve(images: Tensor, line: tuple[float, ...]) -> Tensor:
-    reach = len(line) // 2
-    for dim in (2, 3):
-        result = images * line[reach]
-        for offset in range(1, min(reach + 1, images.shape[dim])):
-            rest = images.shape[dim] - offset
-            weight = line[reach + offset]
-            result.narrow(dim, offset, rest).add_(images.narrow(dim, 0, rest), alpha=weight)
-            result.narrow(dim, 0, rest).add_(images.narrow(dim, offset, rest), alpha=weight)
-        images = result
-    return images
+def _convolve(images: Tensor, line: tuple[float, ...], dim: int, first: int, length: int) -> Tensor:
+    """Convolve along one dimension: this many values from the first on, which may lie outside, where zeros are."""
+    reach, there = len(line) // 2, images.shape[dim]
+    if 0 <= first <= there - length:
+        result = images.narrow(dim, first, length) * line[reach]
+        offsets = [offset for offset in range(-reach, reach + 1) if offset]
+    else:
+        result = images.new_zeros(*images.shape[:dim], length, *images.shape[dim + 1 :])
+        offsets = list(range(-reach, reach + 1))
+    for offset in offsets:
+        low, high = max(0, -first - offset), min(length, there - first - offset)
+        if low < high:
+            part = images.narrow(dim, first + offset + low, high - low)
+            result.narrow(dim, low, high - low).add_(part, alpha=line[reach + offset])
+    return result
