@@ -79,7 +79,9 @@ class Placement(BaseModel):
     grid: Grid | None = Field(None, description="the grid that every tensor has to have; none: the quantizer's choice")
     first_weight: Width = Field("w", description="weight of the first convolution or linear layer")
     weight: Width = Field("w", description="weight of every other layer")
-    last_weight: Width = Field("w", description="weight of the last layer, the classifier")
+    last_weight: Width = Field(
+        "w", description="weight of the last layer, the classifier; of a detector those of each head"
+    )
     input: Width = Field("a", description="the image")
     relu: Width = Field("a", description="output of ReLU or ReLU6")
     activation: Width = Field("a", description="output of another activation function (hard-swish, SiLU, ...)")
@@ -100,10 +102,10 @@ class Placement(BaseModel):
         None, description="what the first layer (with its activation function) makes: the second layer's input"
     )
     features: PositionWidth = Field(
-        None, description="what the last layer reads, seen through pooling, where one layer makes it"
+        None, description="what the last layers read, seen through pooling, where one layer makes it"
     )
     feature_sum: PositionWidth = Field(
-        None, description="what the last layer reads, seen through pooling, where an addition makes it"
+        None, description="what the last layers read, seen through pooling, where an addition makes it"
     )
 
     def role(self, role: str, positions: Collection[str] = ()) -> str:

@@ -311,9 +311,25 @@ def test_the_academic_placements_differ_in_the_features_of_a_resnet_only():
 
 def test_weights_are_the_first_the_last_and_the_others():
     layers = [nn.Conv2d(3, 3, 1) for _ in range(4)]
-    network = nn.Sequential(*layers[:3], layers[0], layers[3], layers[2])  # in the order of their first calls
+    network = nn.Sequential(*layers[:3], layers[0], layers[3], layers[2])
     roles_by_path = weight_roles(capture(network, (3, 8, 8)))
-    assert roles_by_path == {"0": "first_weight", "1": "weight", "2": "weight", "4": "last_weight"}
+    assert roles_by_path == {"0": "first_weight", "1": "weight", "2": "last_weight", "4": "weight"}
+
+
+def test_the_last_layers_of_a_detector_are_those_of_its_heads():
+    def forward(net, x):
+        near = net.stem(x).relu()
+        far = net.deep(near).relu()
+        scores = [net.score(level).sigmoid().flatten(2) for level in (near, far)]
+        boxes = [net.box(level).flatten(2) for level in (near, far)]
+        return torch.cat(scores, 2), torch.cat(boxes, 2)
+
+    names = {"stem": 3, "deep": 3, "score": 2, "box": 4}
+    network = from_forward(forward, **{name: nn.Conv2d(3, width, 1) for name, width in names.items()})
+    assert weight_roles(capture(network, (3, 8, 8))) == {
+        "stem": "first_weight", "deep": "weight", "score": "last_weight", "box": "last_weight"
+    }  # fmt: skip
+    assert named_positions(network) == {"relu": ("stem", "features"), "relu_1": ("features",)}
 
 
 def test_a_layer_used_twice_has_one_weight_and_two_tensors():

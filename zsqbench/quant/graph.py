@@ -211,20 +211,16 @@ def output_layers(captured: fx.GraphModule) -> list[str]:
 
 def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
     """Which of `POSITIONS` a tensor is at besides, for those that are at any; never an output of the network."""
-    layers = list(_layers(captured).values())
-    if not layers:
-        return {}
-    read_last = layers[-1].all_input_nodes[0]
-    while repeats_values(read_last) or _pools(read_last):
-        read_last = read_last.all_input_nodes[0]
+    first = next(iter(_layers(captured).values()), None)
+    read_last = {_without_pooling(node.all_input_nodes[0]) for node in _last_layers(captured)}
     found: dict[fx.Node, tuple[str, ...]] = {}
     for node, role in roles(captured).items():
         if role != "logits":
             maker = _maker(node)
             places = {
-                "stem": maker is layers[0],
-                "features": node is read_last and is_layer(maker),
-                "feature_sum": node is read_last and _adds_tensors(maker),
+                "stem": maker is first,
+                "features": node in read_last and is_layer(maker),
+                "feature_sum": node in read_last and _adds_tensors(maker),
             }
             found[node] = tuple(position for position, is_here in places.items() if is_here)
     return {node: at for node, at in found.items() if at}
@@ -232,8 +228,8 @@ def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
 
 def weight_roles(captured: fx.GraphModule) -> dict[str, str]:
     """The role of each weight by the path of its layer, in execution order: one of `WEIGHT_ROLES`."""
-    paths = list(_layers(captured))
-    ends = dict(zip((*paths[:1], *paths[-1:]), ("first_weight", "last_weight"), strict=False))
+    paths, last = list(_layers(captured)), {str(node.target) for node in _last_layers(captured)}
+    ends = dict.fromkeys(paths[:1], "first_weight") | dict.fromkeys(last, "last_weight")
     return {path: ends.get(path, "weight") for path in paths}
 
 
@@ -286,6 +282,13 @@ def _layers(captured: fx.GraphModule) -> dict[str, fx.Node]:
     return first
 
 
+def _last_layers(captured: fx.GraphModule) -> list[fx.Node]:
+    """Calls of the layers that the outputs come from: of a classifier one, of a detector those of each head."""
+    calls = [node for node in captured.graph.nodes if is_layer(node)]
+    makers = {_maker(node) for node in output_producers(captured)}
+    return [node for node in calls if node in makers] or calls[-1:]
+
+
 def _maker(node: fx.Node) -> fx.Node:
     """The operator whose result a tensor is, seen through activation function and batch normalisation."""
     maker = node
@@ -294,6 +297,12 @@ def _maker(node: fx.Node) -> fx.Node:
     if is_batch_norm(maker):
         maker = _without_moves(maker.all_input_nodes[0])
     return maker
+
+
+def _without_pooling(node: fx.Node) -> fx.Node:
+    while repeats_values(node) or _pools(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _without_moves(node: fx.Node) -> fx.Node:
