@@ -14,7 +14,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, scenes
 from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
 from zsqbench.zoo.images import EXTENSIONS, draw, open_image, overlap
-from zsqbench.zoo.models import SCENE_DETECTOR, Feeding
+from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
     from zsqbench.zoo.detectors import Detector, Found
 
-LIBRARY, EMBEDDED = "torchvision/", "scenedetector"
-
 _RESIZING = frozenset({"resize", "crop", "classes"})
 _VALUES = frozenset({"mean", "std", "channels", "value_range"})
-_UNUSED = {"file": _RESIZING, LIBRARY: _RESIZING | _VALUES, EMBEDDED: _RESIZING | _VALUES | {"input_size"}}
+_UNUSED = {"file": _RESIZING, TORCHVISION: _RESIZING | _VALUES, EMBEDDED_DETECTOR: _RESIZING | _VALUES | {"input_size"}}
 """Fields of a model that would have no effect, by where it comes from."""
 
 PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
@@ -94,19 +92,20 @@ class CocoDetection(zsqbench.Task):
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
         """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
         files = {} if model.file is None else {"file": model.file}
-        if model.file is None and model.base != EMBEDDED and not (model.base or "").startswith(LIBRARY):
+        if model.file is None and model.base != EMBEDDED_DETECTOR and not (model.base or "").startswith(TORCHVISION):
             raise ZSQBenchError(
-                f"model {model.base!r} is no detector that is known; expected {EMBEDDED}, {LIBRARY}NAME, such as "
-                f"{LIBRARY}ssdlite320_mobilenet_v3_large, or a file of your own"
+                f"model {model.base!r} is no detector that is known; expected {EMBEDDED_DETECTOR}, {TORCHVISION}NAME, "
+                f"such as {TORCHVISION}ssdlite320_mobilenet_v3_large, or a file of your own"
             )
         given = {name for name, value in model if value is not None}
-        ignored = sorted(given & _UNUSED[EMBEDDED if model.base == EMBEDDED else "file" if model.file else LIBRARY])
+        source = "file" if model.file else EMBEDDED_DETECTOR if model.base == EMBEDDED_DETECTOR else TORCHVISION
+        ignored = sorted(given & _UNUSED[source])
         if ignored:
             raise ZSQBenchError(
                 f"model {model.name!r} is a detector that brings its own preprocessing: {ignored[0]!r} has no effect"
             )
         weights = model.weights_from
-        if weights is None and model.base == EMBEDDED:
+        if weights is None and model.base == EMBEDDED_DETECTOR:
             weights = SCENE_DETECTOR
         return files | ({"weights": weights} if isinstance(weights, Path) else {})
 
@@ -299,13 +298,10 @@ def _list_images(folder: Path) -> dict[str, Path]:
 
 
 def _detector(model: zsqbench.ModelSpec) -> "Detector":
-    from zsqbench.zoo.detectors import scene_detector, torchvision_detector, user_detector
+    from zsqbench.zoo.detectors import named_detector, user_detector
 
-    if model.base == EMBEDDED:
-        return scene_detector(model.weights_from)
     if model.file is None:
-        name = (model.base or "").removeprefix(LIBRARY)
-        return torchvision_detector(name, model.weights_from, model.input_size)
+        return named_detector(model.base or "", model.weights_from, model.input_size)
     size = model.input_size or (3, 0, 0)  # the spec demands one
     feeding = Feeding(
         size,

@@ -51,6 +51,16 @@ def test_a_published_network_is_not_downloaded_for_its_structure(bench, monkeypa
     assert (said.code, "26 relu" in said.out) == (0, True), said.err
 
 
+@pytest.mark.parametrize("name", ["scenedetector", "torchvision/ssdlite320_mobilenet_v3_large"])
+def test_a_detector_is_named_as_in_a_suite(bench, name):
+    said = bench.zsqbench("scheme", "academic/w4a8", name, "--format", "json")
+    tensors = json.loads(said.out)["tensors"]
+    last = [tensor["name"] for tensor in tensors if tensor["role"] == "last_weight"]
+    outputs = [tensor["name"] for tensor in tensors if tensor["role"] == "logits"]
+    assert last == outputs, said.err
+    assert len(last) == {"scenedetector": 2}.get(name, 12)
+
+
 def test_a_suite_brings_models_and_schemes_of_its_own(bench):
     bench.write(
         "my_net.py",

@@ -55,6 +55,7 @@ def _structure(
     from zsqbench.errors import ZSQBenchError
     from zsqbench.scheme import PLACEMENTS, parse_scheme
     from zsqbench.suite import find_suite, load_suite
+    from zsqbench.zoo.detectors import is_detector, named_detector
     from zsqbench.zoo.models import load_named
 
     if suite is None:
@@ -63,7 +64,7 @@ def _structure(
         parsed = [parse_scheme(text, PLACEMENTS) for text in schemes]
         if Path(model).suffix == ".py":
             raise ZSQBenchError(f"model {model!r} is a file: name it under 'models' in a suite, and give --suite")
-        network = load_named(model, "none")
+        network = named_detector(model, "none") if is_detector(model) else load_named(model, "none")
         return parsed, network.module, network.feeding.input_size
     loaded = load_suite(find_suite(suite), plugins, without, data_root=data_root)
     parsed = [parse_scheme(text, loaded.placements) for text in schemes]

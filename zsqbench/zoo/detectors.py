@@ -17,7 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.zoo.libraries import download
-from zsqbench.zoo.models import SCENE_DETECTOR, Feeding
+from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding
 from zsqbench.zoo.scenes import SIDE
 from zsqbench.zoo.userfile import UserFile
 from zsqbench.zoo.weights import build_network
@@ -55,6 +55,20 @@ class Detector:
     """Boxes of the images that these raw outputs, on the CPU, are of."""
     fit: "Callable[[Image], Tensor]"
     """An image as `preprocess` makes it, in the size of those that are made: [C, H, W]."""
+
+
+def is_detector(name: str) -> bool:
+    """Whether a network's name is that of a detector, here or in torchvision."""
+    return name == EMBEDDED_DETECTOR or (name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in SIDES)
+
+
+def named_detector(
+    name: str, weights: Path | Literal["none"] | None, size: tuple[int, int, int] | None = None
+) -> Detector:
+    """`scenedetector` or `torchvision/NAME`, see `scene_detector` and `torchvision_detector`."""
+    if name == EMBEDDED_DETECTOR:
+        return scene_detector(weights)
+    return torchvision_detector(name.removeprefix(TORCHVISION), weights, size)
 
 
 def torchvision_detector(

@@ -83,6 +83,9 @@ DEFINITIONS: Mapping[str, Definition] = {
 }
 """The networks that are defined here, by name."""
 
+EMBEDDED_DETECTOR, TORCHVISION = "scenedetector", "torchvision/"
+"""How detectors are named: the embedded one, and how the name of torchvision's begins."""
+
 SCENE_DETECTOR = _FOLDER / "scenedetector.safetensors"
 """Weights of the embedded detector."""
 
