@@ -163,15 +163,14 @@ class _Blur(torch.autograd.Function):
 def _convolve(images: Tensor, line: tuple[float, ...], dim: int, first: int, length: int) -> Tensor:
     """Convolve along one dimension: this many values from the first on, which may lie outside, where zeros are."""
     reach, there = len(line) // 2, images.shape[dim]
-    if 0 <= first <= there - length:
+    inside = 0 <= first <= there - length
+    if inside:
         result = images.narrow(dim, first, length) * line[reach]
-        offsets = [offset for offset in range(-reach, reach + 1) if offset]
     else:
         result = images.new_zeros(*images.shape[:dim], length, *images.shape[dim + 1 :])
-        offsets = list(range(-reach, reach + 1))
-    for offset in offsets:
+    for offset in range(-reach, reach + 1):
         low, high = max(0, -first - offset), min(length, there - first - offset)
-        if low < high:
+        if low < high and not (inside and offset == 0):
             part = images.narrow(dim, first + offset + low, high - low)
             result.narrow(dim, low, high - low).add_(part, alpha=line[reach + offset])
     return result

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 CANCELLED = 100.0
 """Square of a mean, in variances, from which on a variance is not taken as a difference of squares: below, its relative
-error is 1e-4 or less, and 1e-6 where the mean is as large as the deviation."""
+error is about 1e-4 at most, and 2e-6 where the mean is as large as the deviation."""
 
 
 def image_moments(values: Tensor) -> tuple[Tensor, Tensor]:
