@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
-from zsqbench.cotraining import (
+from zsqbench.methods import data_set
+from zsqbench.methods.cotraining import (
     COTRAINED_IMAGENET_PROTOCOL,
     COTRAINED_PROTOCOL,
     MIXTURES,
 )
-from zsqbench.methods import data_set
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -164,7 +164,7 @@ class CocoDetection(zsqbench.Task):
 
     def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
         """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""
-        from zsqbench.plots import boxes_side_by_side
+        from zsqbench.reports.plots import boxes_side_by_side
 
         found, detector, rows = self._find(ctx), cast("Detector", pretrained.decoding), []
         names = {category["id"]: category["name"] for category in found.instances.categories}

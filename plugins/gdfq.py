@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import zsqbench
-from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL
+from zsqbench.methods.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL
 
 if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 import zsqbench
-from zsqbench.training import IMAGENET_PROTOCOL, PROTOCOL
+from zsqbench.methods.training import IMAGENET_PROTOCOL, PROTOCOL
 
 if TYPE_CHECKING:
     from torch import Tensor, fx, nn

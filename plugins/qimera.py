@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
-from zsqbench.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES
+from zsqbench.methods.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES
 
 if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext

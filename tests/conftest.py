@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from zsqbench import worker
 from zsqbench.cli import main
+from zsqbench.execution import worker
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -314,7 +314,7 @@ class BlankFigure:
 @pytest.fixture
 def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A folder with the toy plugin and a suite of two cells, to run commands on."""
-    monkeypatch.setattr("zsqbench.plots.diagnostics_figure", lambda *_: BlankFigure())
+    monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: BlankFigure())
     return Bench(tmp_path, capsys)
 
 

@@ -18,7 +18,8 @@ from zsqbench.hookspecs import PROJECT
 from zsqbench.methods import ModelSpec, Settings
 from zsqbench.plugins import load_plugins
 from zsqbench.scheme import PLACEMENTS, Placement
-from zsqbench.suite import Block, Exclusion, Reference, SuiteFile, load_suite, shipped_suites
+from zsqbench.suite import load_suite, shipped_suites
+from zsqbench.suite.schema import Block, Exclusion, Reference, SuiteFile
 from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent

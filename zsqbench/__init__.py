@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqbench.cotraining import CoTrainedQuantizer
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
         Task,
         TaskContext,
     )
-    from zsqbench.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
+    from zsqbench.methods.cotraining import CoTrainedQuantizer
+    from zsqbench.methods.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
+    from zsqbench.methods.training import SetTrainingQuantizer, TrainingQuantizer
     from zsqbench.scheme import Scheme
-    from zsqbench.training import SetTrainingQuantizer, TrainingQuantizer
 
 __all__ = [
     "CalibrationSet",
@@ -57,13 +57,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CoTrainedQuantizer": "zsqbench.cotraining",
-    "InceptionGenerator": "zsqbench.pixels",
-    "LabelledGenerator": "zsqbench.pixels",
-    "PixelGenerator": "zsqbench.pixels",
+    "CoTrainedQuantizer": "zsqbench.methods.cotraining",
+    "InceptionGenerator": "zsqbench.methods.pixels",
+    "LabelledGenerator": "zsqbench.methods.pixels",
+    "PixelGenerator": "zsqbench.methods.pixels",
     "Scheme": "zsqbench.scheme",
-    "SetTrainingQuantizer": "zsqbench.training",
-    "TrainingQuantizer": "zsqbench.training",
+    "SetTrainingQuantizer": "zsqbench.methods.training",
+    "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
 }

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from zsqbench.execution.plan import Outcome, Plan, Progress, Step
     from zsqbench.methods import Engine, Generator, Quantizer, Task
-    from zsqbench.plan import Outcome, Plan, Progress, Step
-    from zsqbench.results import Result
+    from zsqbench.reports.results import Result
     from zsqbench.suite import Suite
 
 PROJECT = "zsqbench"

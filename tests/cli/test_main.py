@@ -2,8 +2,7 @@ import importlib.metadata
 
 import pytest
 
-from zsqbench import scheduler
-from zsqbench.scheduler import Run
+from zsqbench.execution.run import Run
 
 
 def test_zero_when_all_cells_are_done(bench):
@@ -102,7 +101,7 @@ def test_130_when_interrupted(bench, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scheduler, "find_data", interrupt)
+    monkeypatch.setattr("zsqbench.execution.run.find_data", interrupt)
     said = bench.run()
     assert (said.code, said.err.splitlines()[-1]) == (130, "interrupted")
 

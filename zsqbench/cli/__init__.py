@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from zsqbench.results import package_version
+        from zsqbench.reports.results import package_version
 
         click.echo(package_version("zsqbench"))
         context.exit()

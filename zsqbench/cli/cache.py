@@ -60,9 +60,9 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
     """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
     import shutil
 
-    from zsqbench.diagnosis import common_part
     from zsqbench.errors import ZSQBenchError
-    from zsqbench.results import ResultFile
+    from zsqbench.reports.diagnosis import common_part
+    from zsqbench.reports.results import ResultFile
     from zsqbench.store import Store
 
     store = Store(home)

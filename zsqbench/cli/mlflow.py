@@ -21,8 +21,8 @@ def mlflow() -> None:
 @results_option
 def mlflow_sync(suite: str, home: Path, results: Path) -> int:
     """Log the rows of SUITE that MLflow does not have."""
+    from zsqbench.reports.tracking import sync
     from zsqbench.store import Store
-    from zsqbench.tracking import sync
 
     rows = rows_of(suite, results)
     count = sync(rows, rows[0].suite, Store(home))
@@ -38,7 +38,7 @@ def mlflow_ui(home: Path, arguments: Sequence[str]) -> int:
     import os
     import subprocess
 
-    from zsqbench.tracking import tracking_uri
+    from zsqbench.reports.mlflow_runs import tracking_uri
 
     uri = tracking_uri(home)
     if uri.startswith("http"):

@@ -11,8 +11,8 @@ from zsqbench.cli.options import format_option, suite_options
 from zsqbench.cli.suite import open_suite, tell_notes
 
 if TYPE_CHECKING:
-    from zsqbench.plan import Plan, PlannedCell
-    from zsqbench.scheduler import Run
+    from zsqbench.execution.plan import Plan, PlannedCell
+    from zsqbench.execution.run import Run
     from zsqbench.suite import Cell
 
 
@@ -33,7 +33,7 @@ def plan(form: str, **options: Any) -> int:
 
 def _plan(this: "Run", cells: "Sequence[Cell]") -> "tuple[Plan, list[str]]":
     """A plan without running anything; a model that no run has loaded yet stands with a provisional identity."""
-    from zsqbench.plan import ModelFacts
+    from zsqbench.execution.plan import ModelFacts
 
     known = this.find(cells)
     pending = [step.cell.model for pair, step in this.resolve.items() if pair not in known]
@@ -42,7 +42,7 @@ def _plan(this: "Run", cells: "Sequence[Cell]") -> "tuple[Plan, list[str]]":
 
 
 def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str, Any]:
-    from zsqbench.plan import Timings
+    from zsqbench.execution.timings import Timings
 
     timings = Timings(this.store)
     unfinished = {id(planned): planned for planned in made.cells if not made.is_finished(planned)}

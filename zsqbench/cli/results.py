@@ -10,8 +10,8 @@ from zsqbench.cli.options import format_option, home_option, results_option
 from zsqbench.cli.suite import rows_of
 
 if TYPE_CHECKING:
-    from zsqbench.diagnosis import Diagnosis, Undiagnosed
-    from zsqbench.results import Result
+    from zsqbench.reports.diagnosis import Diagnosis, Undiagnosed
+    from zsqbench.reports.results import Result
 
 
 @click.command()
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 )
 def leaderboard(suite: str, results: Path, form: Any) -> int:
     """Print the table of SUITE from the rows of its runs."""
-    from zsqbench.leaderboard import leaderboard as make
+    from zsqbench.reports.leaderboard import leaderboard as make
 
     click.echo(make(rows_of(suite, results), form))
     return 0
@@ -36,8 +36,8 @@ def leaderboard(suite: str, results: Path, form: Any) -> int:
 @format_option
 def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
     """Show what is known of a CELL of SUITE: row, calibration set, what was quantized, its oracle, why it failed."""
-    from zsqbench.diagnosis import Diagnosis, find_picture, render
     from zsqbench.errors import ZSQBenchError, unknown
+    from zsqbench.reports.diagnosis import Diagnosis, find_picture, render
     from zsqbench.store import Store
 
     rows = {row.cell: row for row in rows_of(suite, results)}
@@ -66,7 +66,7 @@ def show(suite: str, cell: str, home: Path, results: Path, form: str) -> int:
 
 def _shown_as_data(home: Path, row: "Result", diagnosis: "Diagnosis | Undiagnosed") -> dict[str, Any]:
     """The row, diagnostics with where their files are (or why there are none), and what the quantize step left."""
-    from zsqbench.diagnosis import Diagnosis, find_picture
+    from zsqbench.reports.diagnosis import Diagnosis, find_picture
     from zsqbench.store import Store
 
     of_set: dict[str, Any]
@@ -84,7 +84,7 @@ def _shown_as_data(home: Path, row: "Result", diagnosis: "Diagnosis | Undiagnose
 
 def _quantized(home: Path, key: str) -> str:
     """What a quantize step left, for people: its map, losses of reconstruction and notes; or why there is no map."""
-    from zsqbench.tensormap import render_measured, render_reconstruction
+    from zsqbench.reports.tensormaps import render_measured, render_reconstruction
 
     left = _left_by_quantize(home, key)
     if left is None:

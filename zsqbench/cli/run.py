@@ -11,8 +11,8 @@ from zsqbench.cli.options import suite_options
 from zsqbench.cli.suite import open_suite, tell_notes
 
 if TYPE_CHECKING:
-    from zsqbench.plan import PlannedCell
-    from zsqbench.results import Result
+    from zsqbench.execution.plan import PlannedCell
+    from zsqbench.reports.results import Result
 
 
 def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
@@ -30,7 +30,7 @@ def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
 def run(workers: int | None, engine: str, device: str, quiet: bool, **options: Any) -> int:
     """Run what is not there yet of SUITE (a file, or the name of a shipped one) and print its leaderboard."""
     from zsqbench.errors import NothingSelectedError, ZSQBenchError
-    from zsqbench.leaderboard import leaderboard
+    from zsqbench.reports.leaderboard import leaderboard
     from zsqbench.store import write_atomically
 
     if quiet:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zsqbench.results import Result
-    from zsqbench.scheduler import Run
+    from zsqbench.execution.run import Run
+    from zsqbench.reports.results import Result
     from zsqbench.suite import Cell, Suite
 
 
@@ -25,9 +25,9 @@ def open_suite(
     device: str = "auto",
 ) -> "tuple[Run, Sequence[Cell]]":
     """Load a suite and select its cells."""
-    from zsqbench.scheduler import Run
+    from zsqbench.execution.run import Run
+    from zsqbench.execution.session import Place
     from zsqbench.suite import find_suite, load_suite, select
-    from zsqbench.worker import Place
 
     loaded = load_suite(find_suite(suite), plugins, without, overrides, data_root)
     cells = loaded.cells if expression is None else select(loaded.cells, expression)
@@ -50,7 +50,7 @@ def tell_notes(suite: "Suite") -> None:
 def rows_of(suite: str, results: Path) -> "list[Result]":
     """The rows of a suite, for commands that need no plugin."""
     from zsqbench.errors import ZSQBenchError
-    from zsqbench.results import ResultFile
+    from zsqbench.reports.results import ResultFile
     from zsqbench.suite import find_suite, suite_name
 
     name = suite_name(find_suite(suite))

@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 
 from zsqbench.errors import one_line
+from zsqbench.execution.session import check_calibration_set
 from zsqbench.methods import CalibrationSet, Generator, Pretrained, TaskContext
 from zsqbench.testing.context import ForgetfulReporter, MemoryReporter, context
 from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
 from zsqbench.testing.observation import observe
 from zsqbench.testing.report import Report
 from zsqbench.testing.shared import BF16, WITHOUT_BN, check_memory, check_needs_bn, check_options
-from zsqbench.worker import check_calibration_set
 
 IMAGES = "images are float32 [N, C, H, W], finite, contiguous, on the CPU, without gradient, as many as asked for"
 SEED = "one seed gives one set of images, another seed another"

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from zsqbench.errors import one_line
+from zsqbench.execution.isolation import forbid_opening
 from zsqbench.methods import Method, Pretrained
 from zsqbench.testing.report import Report
-from zsqbench.worker import forbid_opening
 from zsqbench.zoo import digits
 
 TEACHER = "the teacher stays as it was: weights, buffers, mode, hooks"

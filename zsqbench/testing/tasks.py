@@ -6,11 +6,11 @@ from typing import cast
 import torch
 
 from zsqbench.errors import one_line
+from zsqbench.execution.session import check_calibration_set
 from zsqbench.methods import Evaluation, ModelSpec, Pretrained, Task, TaskContext
 from zsqbench.testing.context import context
 from zsqbench.testing.report import Report
 from zsqbench.testing.shared import check_options
-from zsqbench.worker import check_calibration_set
 
 DATA = "finds its data"
 MODEL = "loads its network in eval mode"

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+
+from zsqbench.reports.diagnosis import Diagnosis, Undiagnosed, diagnose_key, render
+from zsqbench.reports.results import Result
+from zsqbench.store import Store
+
+SET = "a" * 64
+NOTHING = {"bn_gaps": None, "output_ranges": None, "difficulty": None, "class_balance": None, "diversity": None}
+REASONS = dict.fromkeys(("bn_gaps", "output_ranges", "difficulty", "class_balance", "diversity"), "no reason")
+
+
+def part(**changes):
+    return {"images": 2, "pixels": {"outside": 0.25}, **NOTHING, "absent": REASONS, **changes}
+
+
+def data(of_set=None, real=None, ratio=None):
+    absent = {} if real else {"real": "the task has none"}
+    return {"set": of_set or part(), "real": real, "output_range_ratio": ratio, "absent": absent}
+
+
+def gaps(*values):
+    return [{"layer": f"bn{number}", "gap": value} for number, value in enumerate(values)]
+
+
+def row(task="classification"):
+    fields = dict.fromkeys(("suite", "cell", "definition", "task", "model", "quantizer", "scheme"), "x")
+    methods = {"task": {"method": task, "options": {}}}
+    return Result(**fields, generator="g", seed=0, status="done", keys={"generate": SET}, methods=methods)
+
+
+def write(store, identity, content, task="classification", version="1"):
+    job = {"task": {"method": task, "options": {}}, "version": version}
+
+    def fill(folder):
+        (folder / "diagnostics.json").write_text(json.dumps(content))
+
+    store.write("diagnose", diagnose_key(SET, identity * 64), {"job": job}, fill)
+
+
+def test_diagnostics_are_those_of_the_rows_own_task(tmp_path):
+    store = Store(tmp_path)
+    for identity, task in (("1", "other"), ("2", "classification"), ("3", "another")):
+        write(store, identity, data(part(images=int(identity))), task)
+    assert Diagnosis.find(store, row()).data["set"]["images"] == 2
+
+
+def test_diagnostics_are_the_newest(tmp_path):
+    store = Store(tmp_path)
+    for identity, version in (("1", "9"), ("2", "10"), ("3", "2")):
+        write(store, identity, data(part(images=int(identity))), version=version)
+    assert Diagnosis.find(store, row()).data["set"]["images"] == 2
+
+
+def test_diagnostics_of_another_set_are_not_taken(tmp_path):
+    store = Store(tmp_path)
+    store.write("diagnose", "b" * 64, {}, lambda folder: (folder / "diagnostics.json").write_text("{}"))
+    found = Diagnosis.find(store, row())
+    assert isinstance(found, Undiagnosed)
+    assert found.why.startswith("no diagnostics in ")
+
+
+def test_numbers_are_those_that_there_are():
+    real = part(bn_gaps=gaps(0.5, 0.5))
+    found = Diagnosis(data(part(bn_gaps=gaps(1.0, 3.0, None)), real, [0.5, None]), {})
+    assert found.numbers() == {
+        "bn_gap": 2.0,
+        "bn_gap_worst": 3.0,
+        "bn_gap_real": 0.5,
+        "output_range_ratio": 0.5,
+        "pixels_outside": 0.25,
+    }
+
+
+def rendered(content):
+    paths = {name: name for name in ("diagnostics.json", "diagnostics.png", "images.png")}
+    return render(Diagnosis(content, paths)).splitlines()
+
+
+def test_what_is_absent_is_told_with_its_reason():
+    first, *lines = rendered(data())
+    assert first == "calibration set: 2 images, no real ones: the task has none"
+    assert [line.split() for line in lines[1:3]] == [
+        ["BN", "gap", "-", "-", "no", "reason"],
+        ["output", "range", "-", "-", "no", "reason"],
+    ]
+    assert [line.endswith("no reason") for line in lines[3:8]] == [True] * 5
+    assert lines[-2:] == ["images.png", "diagnostics.png"]
+
+
+def test_the_worst_layer_stands_beside_that_of_real_images():
+    lines = rendered(data(part(bn_gaps=gaps(1.0, 3.0)), part(bn_gaps=gaps(0.25, 0.5))))
+    assert lines[2].split()[:4] == ["BN", "gap", "2", "0.375"]
+    assert lines[3].split() == ["worst", "layer", "3", "0.5", "bn1"]
+
+
+@pytest.mark.parametrize(("ratio", "ending"), [([0.5], "; set / real 0.5"), (None, "smallest")])
+def test_the_range_of_each_output_is_told(ratio, ending):
+    ranges = [{"output": "logits", "mean": 2.0}]
+    lines = rendered(data(part(output_ranges=ranges), part(output_ranges=[{"output": "logits", "mean": 4.0}]), ratio))
+    assert lines[3].split()[:4] == ["output", "range", "2", "4"]
+    assert lines[3].endswith(ending)

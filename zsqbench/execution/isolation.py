@@ -1,0 +1,104 @@
+"""The same process-wide state for each step, whatever the one before left behind, and a watch over the task's data."""
+
+import contextlib
+import os
+import random
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import ZSQBenchError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextlib.contextmanager
+def clean_state(device: "torch.device", key: str, threads: int) -> Iterator[None]:
+    """Give each step the same process-wide state, whatever the step before it left behind."""
+    import numpy as np
+    import torch
+
+    seed = int(key[:8], 16)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for methods that use the global generator against the rules
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed notes a traceback for each GPU that may come
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")  # fp32 is fp32: no TF32, on any device
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.set_flush_denormal(False)
+    _reset_peak_memory(device)
+    folder = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
+        for name, hooks in vars(torch.nn.modules.module).items():
+            if name.startswith("_global_") and name.endswith("_hooks") and isinstance(hooks, dict):
+                hooks.clear()
+
+
+def _reset_peak_memory(device: "torch.device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError), Path("/proc/self/clear_refs").open("w") as file:
+            file.write("5")  # Linux: start VmHWM anew
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes that the step took at most so far: of the GPU, or else of the whole process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _Watch:
+    """An audit hook cannot be removed, so there is one for the process, and what it forbids is set for each call."""
+
+    folders: tuple[str, ...] = ()
+    method = ""
+    installed = False
+
+    @classmethod
+    def hook(cls, event: str, args: tuple[Any, ...]) -> None:
+        if event != "open" or not cls.folders or not isinstance(args[0], str | bytes | os.PathLike):
+            return
+        name = os.fsdecode(args[0])
+        for path in (os.path.abspath(name), os.path.realpath(name)):  # noqa: PTH100 - a link in it, and a link to it
+            if any(path == folder or path.startswith(folder + os.sep) for folder in cls.folders):
+                raise ZSQBenchError(f"{cls.method} opened {path}: methods must not read the task's data")
+
+
+@contextlib.contextmanager
+def forbid_opening(folders: list[str], method: str) -> Iterator[None]:
+    """While a method runs, opening a file of the task's data is an error.
+
+    Python's own `open` is seen, and what is built on it (PIL, numpy); a library that opens files in C is not.
+    """
+    if not _Watch.installed:
+        sys.addaudithook(_Watch.hook)
+        _Watch.installed = True
+    _Watch.folders, _Watch.method = tuple(folders), method
+    try:
+        yield
+    finally:
+        _Watch.folders = ()

@@ -1,0 +1,200 @@
+"""Where a running step reports: curves, notes, progress, checkpoints, kept epochs."""
+
+import contextlib
+import copy
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import OutOfResourcesError
+from zsqbench.store import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+PROGRESS_SECONDS = 0.2
+CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_PAUSE = 20
+"""This many times what a long checkpoint took passes until the next: one of a large generator takes seconds."""
+
+QUICK = 0.1
+"""Seconds that a checkpoint may take without more ado."""
+
+SHOWN_CURVES = 3
+"""Curves whose last value is shown with the progress: those that began last."""
+
+EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
+"""The student of a quantize step, and those of epochs that it kept."""
+
+
+class Reporter:
+    """Keeps curves and notes, shows progress through a small file that the parent reads, keeps checkpoints."""
+
+    def __init__(self, folder: Path, rng: "torch.Generator") -> None:
+        self.folder = folder
+        self.rng = rng
+        self.curves: dict[str, list[tuple[int, Any]]] = {}
+        self.notes: list[str] = []
+        self._shown_curves: list[str] = []
+        self.started = time.perf_counter()
+        self._done = self._total = 0
+        self._shown = time.monotonic()
+        self._next_checkpoint = self._shown + CHECKPOINT_SECONDS
+
+    def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
+        """Add a point to a curve."""
+        self.curves.setdefault(name, []).append((step, value.detach().clone() if hasattr(value, "detach") else value))
+        if name not in self._shown_curves:
+            self._shown_curves = [*self._shown_curves, name][-SHOWN_CURVES:]
+        self._show()
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how far the step is."""
+        self._done, self._total = done, total
+        self._show()
+
+    def note(self, line: str) -> None:
+        """Keep a line for people, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Keep a state to resume from, every few seconds."""
+        started = time.monotonic()
+        if started >= self._next_checkpoint:
+            with contextlib.suppress(OSError):  # a checkpoint that cannot be kept costs time, not the step
+                self._keep(state)
+            ended = time.monotonic()
+            long = ended - started if ended - started > QUICK else 0.0
+            self._next_checkpoint = ended + max(CHECKPOINT_SECONDS, CHECKPOINT_PAUSE * long)
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        import torch
+        from safetensors.torch import save
+
+        if "rng" in state:
+            raise ValueError("a checkpoint has no entry named 'rng': the state of ctx.rng is kept under it")
+        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        plain = {name: value for name, value in state.items() if name not in tensors}
+        tensors = {**on_cpu(tensors), "rng": self.rng.get_state()}
+        note = {
+            "state": json.dumps(plain),
+            "curves": json.dumps(self.read_curves()),
+            "notes": json.dumps(self.notes),
+        }
+        self._write("checkpoint.safetensors", save(tensors, metadata=note))
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state that was kept last, with curves, notes and random numbers set back to it, or none."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / "checkpoint.safetensors", framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                note = file.metadata()
+        except (OSError, SafetensorError):
+            return None
+        try:
+            self.rng.set_state(tensors.pop("rng"))
+        except RuntimeError:
+            self.note("the step began anew: its checkpoint has random numbers of another kind of device")
+            return None
+        self.curves = {name: [tuple(point) for point in points] for name, points in json.loads(note["curves"]).items()}
+        self.notes = json.loads(note["notes"])
+        state: dict[str, Any] = json.loads(note["state"])
+        return tensors | state
+
+    def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
+        """Keep the student as the result would be if training ended with this epoch."""
+        import torch
+        from safetensors.torch import save
+
+        from zsqbench.quant import finalize
+
+        with torch.no_grad(), torch.autocast(self.rng.device.type, enabled=False):
+            finished = copy.deepcopy(student)
+            finalize(finished)
+            content = save(state_of(finished))
+        try:
+            self._write(f"epoch-{epoch:04}.safetensors", content)
+        except OSError as error:
+            raise OutOfResourcesError(f"cannot keep epoch {epoch} in {self.folder}: {error.strerror}") from error
+
+    def epochs(self) -> dict[int, Path]:
+        """The students that were kept, in this attempt and in those before it that were interrupted."""
+        return kept_epochs(self.folder)
+
+    def keep_curves(self) -> Path | None:
+        """Keep the curves of a step that failed to be looked at, and say where, if it logged any."""
+        try:
+            return self._write("curves.json", json.dumps(self.read_curves()).encode()) if self.curves else None
+        except OSError:  # that there is no space is another mistake than the one to be told
+            return None
+
+    def keep_last_good(self, state: Mapping[str, Any]) -> Path | None:
+        """Keep the tensors of a state to be looked at, and say where; nothing goes on from them."""
+        import torch
+        from safetensors.torch import save
+
+        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        if not tensors:
+            return None
+        try:
+            return self._write("last-good.safetensors", save(on_cpu(tensors)))
+        except OSError:  # that there is no space is another mistake than the one to be told
+            return None
+
+    def _write(self, name: str, content: bytes) -> Path:
+        """Write a file that is complete or absent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}"
+        temporary.write_bytes(content)
+        return temporary.replace(self.folder / name)
+
+    def read_curves(self) -> dict[str, list[tuple[int, float]]]:
+        """The curves as numbers."""
+        return {name: [(step, float(value)) for step, value in points] for name, points in self.curves.items()}
+
+    def clear(self) -> None:
+        """Remove what only a running step needs."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_SECONDS:
+            return
+        self._shown = now
+        last = {name: float(self.curves[name][-1][1]) for name in self._shown_curves}
+        text = json.dumps({"done": self._done, "total": self._total, "values": last})
+        with contextlib.suppress(OSError):  # progress that cannot be shown is no reason to stop
+            write_atomically(self.folder / "progress.json", text)
+
+
+def dump(path: Path, value: object) -> None:
+    """Write plain data as JSON."""
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def state_of(student: "nn.Module") -> "dict[str, torch.Tensor]":
+    """The state of a finalized student, as its file holds it."""
+    return on_cpu(student.state_dict())
+
+
+def on_cpu(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Copies that share no memory."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def kept_epochs(folder: Path) -> dict[int, Path]:
+    """The files of students that a folder holds, by epoch, in order."""
+    found = ((EPOCH.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))

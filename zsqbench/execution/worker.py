@@ -1,0 +1,52 @@
+"""Run one step: plain data in, an artifact in the store and an Outcome out. The same in every engine."""
+
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
+from zsqbench.execution.isolation import clean_state
+from zsqbench.execution.plan import Outcome, Progress
+from zsqbench.execution.session import Place, Session
+from zsqbench.store import Store
+
+
+def run_step(place: Place, job: Mapping[str, Any]) -> Outcome:
+    """Run the step that a job (see `plan.job`) describes. Never raises for what the step does."""
+    started = time.perf_counter()
+    device = ""
+    try:
+        session = _session(place)
+        device = str(session.device)
+        with clean_state(session.device, job["key"], job["settings"].get("threads", 1)):
+            session.run(job)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise  # Ctrl-C in the process of the command; a worker does not see it
+        # a method may raise anything, or exit: it is recorded
+        return Outcome(
+            status="failed",
+            seconds=time.perf_counter() - started,
+            device=device,
+            error=one_line(error),
+            traceback=None if isinstance(error, ZSQBenchError) else "".join(traceback.format_exception(error)),
+            damaged=error.key if isinstance(error, CorruptArtifactError) else None,
+        )
+    return Outcome("done", time.perf_counter() - started, device)
+
+
+def read_progress(store: Store, key: str) -> Progress | None:
+    """What a running step last said, or none."""
+    try:
+        return Progress(**json.loads((store.partial(key) / "progress.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _session(place: Place) -> "Session":
+    return Session(place)

@@ -1,0 +1,36 @@
+"""What a plugin provides: generators, quantizers, tasks and engines, the bases of families of them, and their data.
+
+The bases of families (pixels, training, cotraining) are imported from their modules.
+"""
+
+from zsqbench.methods.base import ByDataSet, InputFile, Kind, Method, data_set
+from zsqbench.methods.context import StepContext, TaskContext
+from zsqbench.methods.data import CalibrationSet, Pretrained
+from zsqbench.methods.engine import Engine
+from zsqbench.methods.generator import Generator
+from zsqbench.methods.modelspec import ModelSpec
+from zsqbench.methods.quantizer import GridQuantizer, Quantizer, ReconstructionQuantizer
+from zsqbench.methods.settings import Settings
+from zsqbench.methods.task import DataFiles, Evaluation, Task
+
+__all__ = [
+    "ByDataSet",
+    "CalibrationSet",
+    "DataFiles",
+    "Engine",
+    "Evaluation",
+    "Generator",
+    "GridQuantizer",
+    "InputFile",
+    "Kind",
+    "Method",
+    "ModelSpec",
+    "Pretrained",
+    "Quantizer",
+    "ReconstructionQuantizer",
+    "Settings",
+    "StepContext",
+    "Task",
+    "TaskContext",
+    "data_set",
+]

@@ -1,0 +1,110 @@
+"""What methods exchange: a trained network, and images to calibrate on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import ZSQBenchError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained network in eval mode with frozen weights, and how to feed it."""
+
+    module: "nn.Module"
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: tuple[float, float] = (0.0, 1.0)
+    """What black and white are before mean and std are applied."""
+    outputs: tuple[str, ...] = ("logits",)
+    """Names of the raw outputs."""
+    classes: int | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """What else the task needs to feed it (resize, crop, channel order), as plain data; part of the identity."""
+    architecture: str | None = None
+    """Name of the published definition that it is, such as torchvision/resnet18; none for a network of one's own."""
+
+    output_layers: tuple[str, ...] = ()
+    """Paths of the modules that give the raw outputs; none where the network returns them as they are."""
+    decoding: Any = None
+    """What only the task that loaded it needs, to feed it and to read its outputs; in no identity."""
+
+    def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""
+        import torch
+
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        low, high = self.value_range
+        return (low - mean) / std, (high - mean) / std
+
+    def digest(self) -> str:
+        """Hash of weights, buffers and preprocessing: changes when anything that a method can read of it changes."""
+        import torch
+
+        sha = hashlib.sha256()
+        feeding = [
+            self.input_size,
+            self.mean,
+            self.std,
+            self.value_range,
+            self.outputs,
+            self.classes,
+            self.architecture,
+            *self.output_layers,
+        ]
+        sha.update(json.dumps([*feeding, dict(self.preprocessing)], sort_keys=True).encode())
+        for name, tensor in self.module.state_dict().items():
+            array = tensor.detach().contiguous().cpu()
+            sha.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            sha.update(array.flatten().view(torch.uint8).numpy())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Images that a quantizer calibrates on, in the network's normalised space."""
+
+    images: "torch.Tensor"
+    """float32 [N, C, H, W]."""
+    labels: "torch.Tensor | None" = None
+    """int64 [N], or float32 [N, classes] for soft labels."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made, as plain data, for people."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: `images`, `labels`, and the provenance as metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {"images": self.images.detach().cpu().float().contiguous()}
+        if self.labels is not None:
+            tensors["labels"] = self.labels.detach().cpu().contiguous()
+        save_file(tensors, path, metadata={"provenance": json.dumps(dict(self.provenance))})
+
+    @classmethod
+    def load(cls, path: Path) -> "CalibrationSet":
+        """Read what `save` wrote, or any safetensors file with a tensor `images`. Raises ZSQBenchError for others."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                if "images" not in names:
+                    raise ZSQBenchError(f"{path} holds no tensor 'images'; it holds {', '.join(names) or 'nothing'}")
+                images = file.get_tensor("images")
+                labels = file.get_tensor("labels") if "labels" in names else None
+                provenance = json.loads((file.metadata() or {}).get("provenance", "{}"))
+        except SafetensorError as error:
+            raise ZSQBenchError(f"{path} is not a safetensors file that can be read: {error}") from error
+        return cls(images, labels, provenance)

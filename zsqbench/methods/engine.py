@@ -1,0 +1,27 @@
+"""The base of all engines."""
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Executor
+from typing import ClassVar
+
+from pydantic import Field
+
+from zsqbench.methods.base import Kind, Method
+
+
+class Engine(Method, ABC):
+    """Where steps run: anything that gives a `concurrent.futures.Executor`."""
+
+    kind: ClassVar[Kind] = "engine"
+    seeded: ClassVar[bool] = False
+
+    workers: int | None = Field(None, ge=0, description="steps that run at the same time")
+    threads: int = Field(1, gt=0, description="CPU threads that one step takes")
+
+    @abstractmethod
+    def slots(self) -> int:
+        """How many steps to hand to the executor at the same time."""
+
+    @abstractmethod
+    def start(self) -> Executor:
+        """Start the executor. Workers build their own plugin manager; what is submitted is plain data."""

@@ -1,0 +1,61 @@
+"""A network as a suite names it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from zsqbench.methods.base import InputFile, existing_file
+
+
+def _weights(text: str, info: ValidationInfo) -> str:
+    return text if text == "none" else str(existing_file(Path(text), info))
+
+
+class ModelSpec(BaseModel):
+    """A network as a suite names it: a shipped or published one, a variant of one, or a user's own file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what the suite calls it")
+    base: str | None = Field(None, description="a named model that this one is a variant of")
+    file: InputFile | None = Field(None, description="a .py file with a function that returns the module")
+    build: str = Field("build", description="name of that function")
+    weights: Annotated[str, AfterValidator(_weights)] | None = Field(
+        None, description="safetensors or a weights-only checkpoint; 'none' for seeded random weights"
+    )
+    classes: int | None = Field(None, gt=0, description="number of classes, where a shipped definition is built for it")
+    input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
+    resize: int | Literal["none"] | None = Field(None, description="length of the shorter side before the crop")
+    crop: int | Literal["none"] | None = Field(None, description="side of the central crop")
+    mean: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
+    std: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
+    channels: Literal["rgb", "bgr"] | None = Field(None, description="order of the input channels")
+    value_range: tuple[float, float] | None = Field(None, description="what black and white are before mean and std")
+    float_accuracy: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="what the float network reaches, in percent; its cells fail where it is not within 0.1",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSpec":
+        if (self.base is None) == (self.file is None):
+            raise ValueError("a model is either a variant of a named one ('base') or a 'file' of your own")
+        if self.file is not None and self.weights is None:
+            raise ValueError("a model from a 'file' needs 'weights': a path, or none for seeded random weights")
+        if self.file is not None and self.input_size is None:
+            raise ValueError("a model from a 'file' needs 'input_size': [channels, height, width]")
+        return self
+
+    @property
+    def weights_from(self) -> Path | Literal["none"] | None:
+        """The weights that the suite gives, if any; "none" asks for random ones."""
+        if self.random_weights:
+            return "none"
+        return None if self.weights is None else Path(self.weights)
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights are seeded random numbers; rows of such a model are marked."""
+        return self.weights == "none"

@@ -1,0 +1,88 @@
+"""The base of all tasks, the files that they read, and what they measure."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zsqbench.methods.base import Kind, Method
+from zsqbench.methods.modelspec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import nn
+
+    from zsqbench.methods.context import StepContext, TaskContext
+    from zsqbench.methods.data import CalibrationSet, Pretrained
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The files that a task reads, so that the harness can hash them, watch them and say early that they are missing.
+
+    Names are relative and stable across machines; `split` is whatever else decides which sample is in which part.
+    """
+
+    evaluation: Mapping[str, Path]
+    calibration: Mapping[str, Path]
+    split: Mapping[str, Any] = field(default_factory=dict)
+    folders: Sequence[Path] = ()
+    """Folders that no method may open files in."""
+
+
+class Task(Method, ABC):
+    """Loads networks, measures their accuracy, and hands out calibration images that it does not evaluate."""
+
+    kind: ClassVar[Kind] = "task"
+    seeded: ClassVar[bool] = False
+    metric: ClassVar[str]
+    """The metric that leaderboards show, a key of `Evaluation.metrics`; higher is better."""
+
+    @abstractmethod
+    def find_data(self, data_root: Path | None) -> DataFiles:
+        """Find the data without torch. Raises ZSQBenchError where it is absent or empty."""
+
+    @abstractmethod
+    def find_model(self, model: ModelSpec) -> Mapping[str, Path]:
+        """The files that define a model, without torch, as far as they are known before it is loaded.
+
+        Raises ZSQBenchError for a model that this task does not know.
+        """
+
+    @abstractmethod
+    def load(self, model: ModelSpec, ctx: "StepContext") -> "Pretrained":
+        """Load a network with its weights and its own preprocessing."""
+
+    @abstractmethod
+    def evaluate(self, module: "nn.Module", pretrained: "Pretrained", ctx: "TaskContext") -> "Evaluation":
+        """Measure a network (the float one, or a quantized copy) on the evaluation data."""
+
+    def picture(
+        self,
+        module: "nn.Module",  # noqa: ARG002
+        pretrained: "Pretrained",  # noqa: ARG002
+        ctx: "TaskContext",  # noqa: ARG002
+    ) -> "Image | None":
+        """What people should see of a quantized network, beside the float one; by default, nothing."""
+        return None
+
+    @abstractmethod
+    def calibration_images(
+        self, count: int, seed: int, pretrained: "Pretrained", ctx: "TaskContext"
+    ) -> "CalibrationSet":
+        """Real images, preprocessed for this network, none of which is evaluated; fewer where there are no more."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a task measured: named metrics (accuracies in percent), and which samples were right."""
+
+    metrics: Mapping[str, float]
+    per_sample: Sequence[bool] = ()
+    predictions: Sequence[int] = ()
+    """What was predicted of each sample, such as the index of a class; below 0 where nothing was. With them, the
+    harness says on how many samples a quantized network agrees with the float one."""
+    tensors: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    """What else there is of each sample, such as boxes, so that any statistic can be computed later."""

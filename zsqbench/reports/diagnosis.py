@@ -1,0 +1,213 @@
+"""What diagnose steps left in the store: found by calibration set, and told in a few numbers. Without torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zsqbench.errors import CorruptArtifactError
+from zsqbench.reports.results import Result
+from zsqbench.store import Store, write_atomically
+
+DIAGNOSTICS_VERSION = "1"
+"""Raise it when diagnostics mean or show something else; no other step depends on it."""
+
+REAL_IMAGES = 256
+"""Most real images that a calibration set is compared with; a smaller set is compared with as many as it has."""
+REAL_SEED = 2**31 - 1
+"""Draws the real images: the same for all sets of a network, and other ones than `real` draws for a cell's seed."""
+
+FILE, PLOTS, IMAGES = "diagnostics.json", "diagnostics.png", "images.png"
+PICTURE = "picture.png"
+"""Of an evaluate step."""
+
+_SET = 32
+_FAILURE = "failure.txt"
+
+
+def diagnose_key(set_key: str, identity: str) -> str:
+    """The key of a diagnose step: it begins like that of its set, by which it can be found."""
+    return common_part(set_key) + identity[:_SET]
+
+
+def common_part(key: str) -> str:
+    """What the key of a set and those of its diagnostics begin with."""
+    return key[:_SET]
+
+
+def note_failure(store: Store, key: str, error: str) -> None:
+    """Remember for `zsqbench show` why a diagnose step failed. The step itself clears it when it is done."""
+    write_atomically(store.partial(key) / _FAILURE, error)
+
+
+@dataclass(frozen=True)
+class Undiagnosed:
+    """Why there are no diagnostics."""
+
+    why: str
+    damaged: bool = False
+    """Whether there were some."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The diagnostics of a cell's calibration set."""
+
+    data: Mapping[str, Any]
+    """The content of diagnostics.json."""
+    files: Mapping[str, Path]
+    """diagnostics.json and both pictures, by name."""
+
+    @classmethod
+    def find(cls, store: Store, result: Result) -> "Diagnosis | Undiagnosed":
+        """The diagnostics of the set that a row was made from, or why there are none."""
+        set_key = result.keys.get("generate")
+        if set_key is None:
+            return Undiagnosed("this cell has none")
+        found = [key for key in store.keys("diagnose") if common_part(key) == common_part(set_key)]
+        try:
+            if found:
+                return cls._read(store, max(found, key=lambda key: _fits(store, key, result)))
+        except (CorruptArtifactError, ValueError) as error:
+            return Undiagnosed(f"its diagnostics cannot be read: {error}", damaged=True)
+        partial = store.home / "partial"
+        notes = sorted(path for path in partial.glob(f"{common_part(set_key)}*/{_FAILURE}") if path.is_file())
+        if notes:
+            why = notes[-1].read_text(encoding="utf-8").strip()
+            return Undiagnosed(f"diagnosing it failed, the next run tries again: {why}")
+        return Undiagnosed(f"no diagnostics in {store.home}; a run of the suite makes them where its images are there")
+
+    @classmethod
+    def _read(cls, store: Store, key: str) -> "Diagnosis":
+        folder = store.read("diagnose", key)
+        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return cls(data, {name: folder / name for name in (FILE, PLOTS, IMAGES)})
+
+    def numbers(self) -> dict[str, float]:
+        """A handful of numbers by name, those that there are."""
+        of_set, real = self.data["set"], self.data["real"] or {}
+        gaps, real_gaps = _gaps(of_set), _gaps(real)
+        found = {
+            "bn_gap": _mean(gaps),
+            "bn_gap_worst": max(gaps, default=None),
+            "bn_gap_real": _mean(real_gaps),
+            "output_range_ratio": _mean(_numbers(self.data["output_range_ratio"])),
+            "difficulty": _get(of_set, "difficulty", "mean"),
+            "difficulty_real": _get(real, "difficulty", "mean"),
+            "class_entropy": _get(of_set, "class_balance", "predicted_entropy"),
+            "diversity": _get(of_set, "diversity", "cosine"),
+            "diversity_real": _get(real, "diversity", "cosine"),
+            "pixels_outside": _get(of_set, "pixels", "outside"),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def render(found: Diagnosis | Undiagnosed) -> str:
+    """The diagnostics as a small table with a remark on each number, or why there are none."""
+    if isinstance(found, Undiagnosed):
+        return f"calibration set: {found.why}"
+    of_set, real = found.data["set"], found.data["real"]
+    beside = f"beside {real['images']} real ones" if real else f"no real ones: {found.data['absent'].get('real')}"
+    rows = [("", "set", "real", ""), *_bn_rows(of_set, real), *_output_rows(found.data)]
+    for name, path, remark in (
+        ("difficulty", ("difficulty", "mean"), f"1 - p of the {_get(of_set, 'difficulty', 'by')}, mean"),
+        ("class balance", ("class_balance", "predicted_entropy"), "entropy of predicted classes; 1: equally many"),
+        ("label balance", ("class_balance", "labels_entropy"), "the same of the labels"),
+        ("diversity", ("diversity", "cosine"), "mean cosine distance of features"),
+        ("  within classes", ("diversity", "cosine_within"), "the same of pairs of one class"),
+        ("pixels outside", ("pixels", "outside"), "share of values that no image can have"),
+    ):
+        rows.append(_row(name, path, remark, of_set, real))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    table = [
+        "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]]).rstrip()
+        for row in rows
+    ]
+    pictures = [str(found.files[name]) for name in (IMAGES, PLOTS)]
+    return "\n".join([f"calibration set: {of_set['images']} images, {beside}", *table, *pictures])
+
+
+def _row(
+    name: str, path: Sequence[str], remark: str, of_set: Mapping[str, Any], real: Mapping[str, Any] | None
+) -> tuple[str, str, str, str]:
+    value = _get(of_set, *path)
+    if value is None:
+        remark = _reason(of_set, path) or "not measured"
+    return name, _text(value), _text(_get(real or {}, *path)), remark
+
+
+def _bn_rows(of_set: Mapping[str, Any], real: Mapping[str, Any] | None) -> list[tuple[str, str, str, str]]:
+    gaps = _gaps(of_set)
+    if not gaps:
+        return [("BN gap", "-", "-", _reason(of_set, ["bn_gaps"]) or "not measured")]
+    worst = max((layer for layer in of_set["bn_gaps"] if layer["gap"] is not None), key=lambda layer: layer["gap"])
+    beside = {layer["layer"]: layer["gap"] for layer in (real or {}).get("bn_gaps") or ()}
+    return [
+        ("BN gap", _text(_mean(gaps)), _text(_mean(_gaps(real or {}))), "in stored deviations, mean over layers"),
+        ("  worst layer", _text(worst["gap"]), _text(beside.get(worst["layer"])), str(worst["layer"])),
+    ]
+
+
+def _output_rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    of_set, real = data["set"], data["real"] or {}
+    outputs = of_set["output_ranges"]
+    if outputs is None:
+        return [("output range", "-", "-", str(_reason(of_set, ["output_ranges"])))]
+    beside = {each["output"]: each["mean"] for each in real.get("output_ranges") or ()}
+    ratios = data["output_range_ratio"] or [None] * len(outputs)
+    return [
+        (
+            "output range",
+            _text(each["mean"]),
+            _text(beside.get(each["output"])),
+            f"{each['output']}, mean of largest - smallest" + (f"; set / real {ratio:.3g}" if ratio else ""),
+        )
+        for each, ratio in zip(outputs, ratios, strict=True)
+    ]
+
+
+def _fits(store: Store, key: str, result: Result) -> tuple[bool, int]:
+    """Two tasks may share a set, and versions may lie side by side: the row's own task and the newest come first."""
+    job = store.manifest("diagnose", key)["job"]
+    task = result.methods.get("task", {})
+    mine = all(job["task"][name] == task.get(name) for name in ("method", "options"))
+    return mine, int(job["version"])
+
+
+def _reason(part: Mapping[str, Any], path: Sequence[str]) -> str | None:
+    """Why a number is not there: the reason for itself, or for the part that it belongs to."""
+    absent: Mapping[str, str] = part["absent"]
+    keys = [".".join(path), path[0], f"{path[0]}.within" if "within" in path[-1] else "labels"]
+    return next((absent[key] for key in keys if key in absent), None)
+
+
+def _get(data: Mapping[str, Any], *path: str) -> Any:
+    value: Any = data
+    for name in path:
+        value = None if value is None else value.get(name)
+    return value
+
+
+def _gaps(part: Mapping[str, Any]) -> list[float]:
+    return _numbers([layer["gap"] for layer in part.get("bn_gaps") or ()])
+
+
+def _numbers(values: Sequence[float | None] | None) -> list[float]:
+    return [value for value in values or () if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def find_picture(store: Store, row: Result) -> Path | None:
+    """What the task drew of the float and the quantized network side by side, where it did and the artifact is here."""
+    if "evaluate" not in row.keys or not store.has("evaluate", row.keys["evaluate"]):
+        return None
+    picture = store.folder("evaluate", row.keys["evaluate"]) / PICTURE
+    return picture if picture.is_file() else None

@@ -1,0 +1,239 @@
+"""A table as Markdown, CSV, HTML, LaTeX or JSON."""
+
+import html
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+from tabulate import tabulate
+
+from zsqbench.reports.results import Result
+from zsqbench.reports.table import BESIDE, Column, Row, Table, build_table
+
+Form = Literal["md", "csv", "html", "latex", "json"]
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
+"""Characters that mean something else to LaTeX."""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1a1a1a; }}
+main {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; border-top: 2px solid #1a1a1a; border-bottom: 2px solid #1a1a1a; }}
+th, td {{ padding: .35rem .8rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+th {{ font-weight: 600; text-align: center; }}
+thead tr:last-child th {{ border-bottom: 1px solid #1a1a1a; }}
+td.label {{ text-align: left; }}
+td.missing {{ color: #a31515; }}
+tbody tr:first-child td {{ border-bottom: 1px solid #c8c8c8; }}
+ul {{ list-style: none; margin-top: 1rem; padding: 0; font-size: 13px; color: #444; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<main>
+{table}</main>
+<ul>
+{below}
+</ul>
+</body>
+</html>
+"""
+"""A standalone page: no script, nothing fetched."""
+
+
+def leaderboard(results: Sequence[Result], form: Form) -> str:
+    """The leaderboard of these rows as text; rows and columns stand in the order in which the results name them.
+
+    It ends without a newline. Raises ZSQBenchError where there are no results.
+    """
+    renderers = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex, "json": _json}
+    return renderers[form](build_table(results)).rstrip("\n")
+
+
+def _text(table: Table, row: Row, column: Column) -> str:
+    """`91.02 ± 0.10 (-0.71) [1]`, or a status, or nothing where the suite has no such cell."""
+    entry = table.entries.get((row, column))
+    if entry is None:
+        return ""
+    text = entry.status if entry.mean is None else f"{entry.mean:.2f}"
+    text += "" if entry.std is None else f" ± {entry.std:.2f}"
+    text += "" if entry.drop is None else f" ({round(-entry.drop, 2) + 0:+.2f})"  # + 0 turns -0.0 into 0.0
+    return text + "".join(f" [{table.footnotes[remark]}]" for remark in table.remarks(row, column))
+
+
+def _label_heads(table: Table) -> list[str]:
+    return (
+        ["generator", "quantizer", "settings"]
+        if any(row.settings for row in table.rows)
+        else ["generator", "quantizer"]
+    )
+
+
+def _heads(table: Table) -> list[tuple[str, str, str]]:
+    return [*(("", "", label) for label in _label_heads(table)), *(table.head(column) for column in table.columns)]
+
+
+def _lines(table: Table) -> list[list[str]]:
+    """The body of the table as texts; the float network first."""
+    labels = len(_label_heads(table))
+    floats = (f"{table.floats[column]:.2f}" if column in table.floats else "" for column in table.columns)
+    methods = [[*row.labels[:labels], *(_text(table, row, column) for column in table.columns)] for row in table.rows]
+    return [["float", *[""] * (labels - 1), *floats], *methods]
+
+
+def _per_cell(table: Table, label: str, of: Callable[[Row, Column], str]) -> list[list[str]]:
+    """Something for each text of `_lines`: `label` for the labels, nothing for the float network."""
+    labels = [label] * len(_label_heads(table))
+    rows = [[*labels, *(of(row, column) for column in table.columns)] for row in table.rows]
+    return [[*labels, *[""] * len(table.columns)], *rows]
+
+
+def _below(table: Table) -> list[str]:
+    return [*table.notes, *(f"[{number}] {text}" for text, number in table.footnotes.items())]
+
+
+def _markdown(table: Table) -> str:
+    stars = _per_cell(table, "", lambda row, column: "**" if (row, column) in table.best else "")
+    body = [
+        [star + _escape_markdown(text) + star for star, text in zip(*line, strict=True)]
+        for line in zip(stars, _lines(table), strict=True)
+    ]
+    heads = [_escape_markdown(" ".join(part for part in head if part)) for head in _heads(table)]
+    align = ["left"] * len(_label_heads(table)) + ["right"] * len(table.columns)
+    grid = tabulate(body, headers=heads, tablefmt="pipe", disable_numparse=True, colalign=align)
+    below = "\n".join(f"- {_escape_markdown(line)}" for line in _below(table))
+    return f"# {_escape_markdown(table.suite)}\n\n{grid}\n\n{below}"
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*<|])", r"\\\1", text)
+
+
+def _records(table: Table) -> list[dict[str, Any]]:
+    """One record for each method and column."""
+    return [
+        {
+            "task": column.task,
+            "model": column.model,
+            "random_weights": column.model in table.random_models,
+            "scheme": column.scheme,
+            "generator": row.generator,
+            "generator_details": row.generator_details,
+            "quantizer": row.quantizer,
+            "quantizer_details": row.quantizer_details,
+            "settings": row.settings,
+            "control": row.control or "",
+            "calibrated": entry.calibrated,
+            "mean": _rounded(entry.mean),
+            "std": _rounded(entry.std),
+            "seeds": len(entry.values),
+            "float": _rounded(table.floats.get(column)),
+            "drop": _rounded(entry.drop),
+            "best": (row, column) in table.best,
+            "below_control": table.below_control.get((row, column)),
+            "status": entry.status,
+            "reason": "; ".join(entry.reasons),
+            **_beside(table, row, column),
+        }
+        for row in table.rows
+        for column in table.columns
+        if column.kind == "measured" and (entry := table.entries.get((row, column))) is not None
+    ]
+
+
+def _beside(table: Table, row: Row, column: Column) -> dict[str, float | None]:
+    """The oracle and the published value of a record."""
+    beside: dict[str, float | None] = {}
+    for kind in BESIDE:
+        entry = table.entries.get((row, replace(column, kind=kind)))
+        beside[kind] = _rounded(entry.mean if entry else None)
+        beside[f"{kind}_std"] = _rounded(entry.std if entry else None)
+    return beside
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4) + 0.0
+
+
+def _csv(table: Table) -> str:
+    return pd.DataFrame(_records(table)).astype({"calibrated": "Int64"}).to_csv(index=False, lineterminator="\n")
+
+
+def _json(table: Table) -> str:
+    content = {
+        "suite": table.suite,
+        "notes": table.notes,
+        "footnotes": list(table.footnotes),
+        "records": _records(table),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _styled(table: Table, escape: Callable[[str], str]) -> Styler:
+    """The table with the best in bold and all texts escaped."""
+    frame = pd.DataFrame(_lines(table), columns=pd.MultiIndex.from_tuples(_heads(table)))
+    bold = _per_cell(table, "", lambda row, column: "font-weight: bold" if (row, column) in table.best else "")
+
+    def escaped(text: object) -> str:
+        return escape(str(text))
+
+    styler = frame.style.hide(axis="index").format(escaped).format_index(escaped, axis="columns")
+    return styler.apply(lambda _: np.array(bold), axis=None)
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(LATEX)
+
+
+def _latex(table: Table) -> str:
+    alignment = "l" * len(_label_heads(table)) + "r" * len(table.columns)
+    tabular = _styled(table, _escape_latex).to_latex(
+        hrules=True, convert_css=True, multicol_align="c", column_format=alignment
+    )
+    below = "\n".join(rf"\par {_escape_latex(line)}" for line in _below(table))
+    caption = "; ".join([table.caption, *([table.bold] if table.best else [])])
+    return (
+        "% needs \\usepackage{booktabs}\n"
+        "\\begin{table}\n\\centering\n"
+        f"\\caption{{{_escape_latex(caption)}.}}\n"
+        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', table.suite)}}}\n"
+        f"{tabular}\n"
+        f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{below}\n\\end{{minipage}}\n"
+        "\\end{table}"
+    )
+
+
+def _html(table: Table) -> str:
+    styler = _styled(table, html.escape)
+    classes = pd.DataFrame(_per_cell(table, "label", partial(_css_class, table)), styler.index, styler.columns)
+    body = styler.set_td_classes(classes).set_uuid("leaderboard").to_html()
+    below = "\n".join(f"<li>{html.escape(line)}</li>" for line in _below(table))
+    return PAGE.format(title=html.escape(table.suite), table=body, below=below)
+
+
+def _css_class(table: Table, row: Row, column: Column) -> str:
+    entry = table.entries.get((row, column))
+    return "missing" if entry and entry.mean is None else ""

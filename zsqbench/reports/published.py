@@ -1,0 +1,118 @@
+"""Values that papers state, kept with their citations in results/published, to stand beside what is measured here."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.scheme import FLOAT
+
+SOURCES = "sources.yaml"
+"""Says of each source what it is called and how it is cited; its values are in SOURCE.csv."""
+
+Place = tuple[str, str, str, str, str]
+"""Model, generator, quantizer, scheme, as suites call them, and metric."""
+
+
+class Value(BaseModel):
+    """What a table says of one cell: a line of a source's file. results/published/README.md explains the columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    table: str
+    data: str
+    model: str
+    generator: str
+    quantizer: str
+    scheme: str
+    metric: str
+    value: float
+    std: float | None
+    note: str
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return self.model, self.generator, self.quantizer, self.scheme, self.metric
+
+    @property
+    def float_place(self) -> Place:
+        """Where the float network stands."""
+        return self.model, "none", "fp32", FLOAT.name, self.metric
+
+
+@dataclass(frozen=True)
+class Source:
+    """A paper, or the page of a repository."""
+
+    name: str
+    citation: str
+    values: tuple[Value, ...]
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that values are kept of, in their order."""
+        return list(dict.fromkeys(value.table for value in self.values))
+
+    def find(self, tables: Iterable[str]) -> dict[Place, dict[str, Any]]:
+        """What these tables say, as a result row holds it; where two say something of a cell, the first counts.
+
+        The float network is that of the table, or else the first of the source.
+        """
+        found: dict[Place, dict[str, Any]] = {}
+        everywhere = {value.place: value for value in reversed(self.values)}
+        for table in tables:
+            values = {value.place: value for value in self.values if value.table == table}
+            known = everywhere | values
+            for place, value in values.items():
+                full = known.get(value.float_place)
+                told = {
+                    "value": value.value,
+                    "std": value.std,
+                    "float": None if full is None else full.value,
+                    "source": f"{self.name}, {_title(table)}",
+                    "citation": self.citation,
+                    "note": value.note or None,
+                }
+                found.setdefault(place, {name: each for name, each in told.items() if each is not None})
+        return found
+
+
+def published_folder() -> Path:
+    """Where the values are: in a checkout, or in a wheel. Raises ZSQBenchError where there are none."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "papers", package.parent / "results" / "published"):
+        if (folder / SOURCES).is_file():
+            return folder
+    raise ZSQBenchError(f"there are no published values beside {package}: neither papers nor ../results/published")
+
+
+def read_source(name: str, folder: Path | None = None) -> Source:
+    """The source of this name. Raises ZSQBenchError where there is none, or a line of it is no value."""
+    folder = folder or published_folder()
+    sources: Mapping[str, Mapping[str, str]] = yaml.safe_load((folder / SOURCES).read_text(encoding="utf-8"))
+    if name not in sources:
+        raise ZSQBenchError(unknown("source of published values", name, sources))
+    path = folder / f"{name}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        values = tuple(_value(path, line, row) for line, row in enumerate(csv.DictReader(file), start=2))
+    return Source(sources[name]["name"], sources[name]["citation"], values)
+
+
+def _value(path: Path, line: int, row: Mapping[str, Any]) -> Value:
+    try:
+        return Value.model_validate({**row, "std": row.get("std") or None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ZSQBenchError(f"{path}:{line}: {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _title(table: str) -> str:
+    """`Table 1a`; what begins with a letter is no table and goes by its own name."""
+    return f"Table {table}" if table[:1].isdigit() else table

@@ -1,0 +1,21 @@
+"""A suite: a YAML file of matrices, checked against what is installed and expanded into cells."""
+
+from zsqbench.suite.files import find_suite, shipped_suites, suite_name
+from zsqbench.suite.reader import load_suite
+from zsqbench.suite.schema import SuiteFile
+from zsqbench.suite.selection import select
+from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, Suite, Variant
+
+__all__ = [
+    "AXES",
+    "NO_GENERATOR",
+    "Cell",
+    "Suite",
+    "SuiteFile",
+    "Variant",
+    "find_suite",
+    "load_suite",
+    "select",
+    "shipped_suites",
+    "suite_name",
+]

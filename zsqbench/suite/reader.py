@@ -1,0 +1,305 @@
+"""From a suite file to a suite: each name is resolved once against what is installed, and the matrix is expanded."""
+
+import fnmatch
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
+from zsqbench.methods import Generator, Kind, ModelSpec, Quantizer, Settings, Task
+from zsqbench.plugins import Catalog, load_plugins
+from zsqbench.reports.published import Place, read_source
+from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
+from zsqbench.suite.schema import SuiteFile
+from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, Suite, Variant
+from zsqbench.suite.validation import _existing, parse, shape
+from zsqbench.suite.yamlfile import Location, YamlFile
+
+
+def load_suite(
+    path: Path,
+    plugin_files: Sequence[Path] = (),
+    without: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    data_root: Path | None = None,
+) -> Suite:
+    """Read, check and expand a suite file.
+
+    `overrides` are `a.b=value` texts that replace values of the file. Files that the suite names are looked for beside
+    it, then below the data root. Raises ZSQBenchError (one line, with file and
+    line number) for anything that cannot be meant.
+    """
+    source = YamlFile(path)
+    if not isinstance(source.data, dict):
+        raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {shape(source.data)}")
+    for override in overrides:
+        source.override(override)
+    file = parse(SuiteFile, source.data, source, ())
+    own = [path.parent / plugin for plugin in file.plugins]
+    for index, plugin in enumerate(own):
+        if not plugin.is_file():
+            place = source.where(("plugins", index))
+            raise ZSQBenchError(f"{place}: cannot read plugin file {plugin}: No such file or directory")
+    catalog = load_plugins([*plugin_files, *own], without)
+    catalog.check()
+    folders = [path.parent] + ([data_root] if data_root else [])
+    return _Reader(source, file, catalog, [*plugin_files, *own], folders).suite()
+
+
+class _Reader:
+    """Turns a parsed file into a suite: resolves each name once, then expands the matrix."""
+
+    def __init__(
+        self,
+        source: YamlFile,
+        file: SuiteFile,
+        catalog: Catalog,
+        plugin_files: Sequence[Path],
+        folders: Sequence[Path],
+    ) -> None:
+        self.folders = folders
+        self.source = source
+        self.file = file
+        self.catalog = catalog
+        self.plugin_files = plugin_files
+        self.notes: list[str] = []
+        self.settings = self._settings(file.settings, ("settings",))
+        self.placements = dict(PLACEMENTS) | {
+            name: self._placement(name, given) for name, given in file.schemes.items()
+        }
+        self.models = {name: self._model(name, given) for name, given in file.models.items()}
+        self.schemes: dict[str, Scheme] = {}
+        self.variants: dict[Kind, dict[str, Variant]] = {"task": {}, "generator": {}, "quantizer": {}}
+        sections: dict[Kind, dict[str, dict[str, Any]]]
+        sections = {"task": file.tasks, "generator": file.generators, "quantizer": file.quantizers}
+        for kind, section in sections.items():
+            for label, given in section.items():
+                self.variants[kind][label] = self._variant(kind, label, given, (f"{kind}s", label))
+        for label in file.quantizers:
+            self._link(label, ("quantizers", label))
+
+    def suite(self) -> Suite:
+        cells = self._exclude(self._distinct(self._expand()))
+        suite = Suite(
+            name=self.file.name,
+            description=self.file.description,
+            path=self.source.path,
+            catalog=self.catalog,
+            generators=self.variants["generator"],
+            quantizers=self.variants["quantizer"],
+            tasks=self.variants["task"],
+            models=self.models,
+            schemes=self.schemes,
+            cells=cells,
+            plugin_files=[file.resolve() for file in self.plugin_files],
+            notes=self.notes,
+            placements=self.placements,
+            published=self._published(),
+        )
+        if suite.published and not any(map(suite.published_of, cells)):
+            place = self.source.where(("published",))
+            self.notes.append(f"{place}: these tables say nothing of a cell; parts of a cell must be called as there")
+        return suite
+
+    def _published(self) -> dict[Place, dict[str, Any]]:
+        found: dict[Place, dict[str, Any]] = {}
+        for index, reference in enumerate(self.file.published):
+            places = {key: self._place("published", index, key) for key in ("source", "table")}
+            try:
+                source = read_source(reference.source)
+            except ZSQBenchError as error:
+                raise ZSQBenchError(f"{places['source']}: {error}") from error
+            tables = [str(table) for table in reference.table]
+            for table in tables:
+                if table not in source.tables:
+                    text = unknown(f"table of {reference.source}", table, source.tables)
+                    raise ZSQBenchError(f"{places['table']}: {text}")
+            found = source.find(tables) | found
+        return found
+
+    def _place(self, *location: str | int) -> str:
+        return self.source.where(_existing(self.source.data, location))
+
+    def _expand(self) -> Iterator[tuple[int, Cell]]:
+        for index, block in enumerate(self.file.matrix):
+            where: Location = ("matrix", index)
+            settings = self._settings(self.settings.model_dump() | block.settings, (*where, "settings"))
+            for axis in AXES[:-1]:
+                for label in getattr(block, axis):
+                    self._resolve(axis, label, (*where, axis))
+            for task, model in itertools.product(block.task, block.model):
+                self._find_model(task, model, (*where, "model"))
+            for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
+                yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings)
+
+    def _cell(
+        self, *, task: str, model: str, generator: str, quantizer: str, scheme: str, seed: int, settings: Settings
+    ) -> Cell:
+        maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
+        variant = self.variants["quantizer"][quantizer]
+        seeded = any(link.method.seeded for link in variant.chain) or (maker is not None and maker.seeded)
+        return Cell(
+            task=task,
+            model=model,
+            generator=None if maker is None else generator,
+            quantizer=quantizer,
+            scheme=scheme,
+            seed=seed if seeded else None,
+            settings=settings,
+            reason=_impossible(cast("Generator | None", maker), variant, self.schemes[scheme]),
+        )
+
+    def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
+        """The union of the blocks; says what stood there twice and which seeds made no difference."""
+        first: dict[Cell, int] = {}
+        repeated: Counter[tuple[int, int]] = Counter()
+        collapsed: Counter[tuple[str, str]] = Counter()
+        for index, cell in cells:
+            if cell not in first:
+                first[cell] = index
+            elif cell.seed is None and first[cell] == index and len(set(self.file.matrix[index].seed)) > 1:
+                collapsed[cell.generator or NO_GENERATOR, cell.quantizer] += 1
+            else:
+                repeated[index, first[cell]] += 1
+        for (index, before), count in repeated.items():
+            other = "in the same block" if index == before else f"in block {before + 1}"
+            place = self.source.where(("matrix", index))
+            self.notes.append(f"{place}: {_count(count, 'cell')} of block {index + 1} already stood {other}")
+        for (generator, quantizer), count in collapsed.items():
+            pair = f"{_count(count, 'cell')} of {generator} with {quantizer}"
+            self.notes.append(f"{pair} left out: neither uses the seed, so one cell stands for all seeds")
+        return list(first)
+
+    def _exclude(self, cells: list[Cell]) -> list[Cell]:
+        matched = [0] * len(self.file.exclude)
+        kept = []
+        for cell in cells:
+            reason, excluded = cell.reason, False
+            for index, rule in enumerate(self.file.exclude):
+                if all(_matches(getattr(cell, axis), getattr(rule, axis)) for axis in AXES):
+                    matched[index] += 1
+                    reason, excluded = rule.because, True
+            kept.append(_replace(cell, reason, excluded))
+        for index, count in enumerate(matched):
+            if not count:
+                self.notes.append(f"{self.source.where(('exclude', index))}: this exclusion matches no cell")
+        return kept
+
+    def _find_model(self, task: str, model: str, where: Location) -> None:
+        """Let the task say now that it does not know a model."""
+        try:
+            cast("Task", self.variants["task"][task].method).find_model(self.models[model])
+        except ZSQBenchError as error:
+            place = self.source.where(("models", model) if model in self.file.models else where)
+            raise ZSQBenchError(f"{place}: {error}") from error
+
+    def _resolve(self, axis: str, label: str, where: Location) -> None:
+        """Give a name in the matrix its meaning, once."""
+        place = self.source.where(where)
+        if ":" in label:
+            raise ZSQBenchError(f"{place}: {axis} {label!r} has a ':', which separates the parts of a cell's name")
+        if axis == "scheme":
+            if label not in self.schemes:
+                try:
+                    self.schemes[label] = parse_scheme(label, self.placements)
+                except ZSQBenchError as error:
+                    raise ZSQBenchError(f"{place}: {error}") from error
+        elif axis == "model":
+            if label not in self.models:
+                self.models[label] = ModelSpec(name=label, base=label)
+        elif label not in self.variants[cast("Kind", axis)] and not (axis == "generator" and label == NO_GENERATOR):
+            self.variants[cast("Kind", axis)][label] = self._variant(cast("Kind", axis), label, {}, where)
+            if axis == "quantizer":
+                self._link(label, where)
+
+    def _link(self, label: str, where: Location, before: tuple[str, ...] = ()) -> Variant:
+        """Give a quantizer the one that it starts from, and that one its own; `before` are those that lead here."""
+        quantizers, place = self.variants["quantizer"], self.source.where((*where, "start"))
+        variant = quantizers[label]
+        start = variant.quantizer.starts_from
+        if start is None or variant.start is not None:
+            return variant
+        way = (*before, label)
+        if start in way:
+            circle = ", ".join(f"{one} starts from {other}" for one, other in itertools.pairwise((*way, start)))
+            raise ZSQBenchError(f"{place}: a quantizer cannot start from its own result: {circle}")
+        if start not in quantizers:
+            quantizers[start] = self._variant("quantizer", start, {}, (*where, "start"))
+        quantizers[label] = replace(variant, start=self._link(start, ("quantizers", start), way))
+        return quantizers[label]
+
+    def _variant(self, kind: Kind, label: str, given: Mapping[str, Any], where: Location) -> Variant:
+        name = given.get("method", label)
+        if not isinstance(name, str):
+            raise ZSQBenchError(f"{self.source.where((*where, 'method'))}: expected the name of a {kind}, got {name!r}")
+        named = {*self.variants[kind]} - {label}
+        place = self.source.where((*where, "method") if "method" in given else where)
+        if name == label and (kind, name) not in self.catalog.provided and (close := did_you_mean(name, named)):
+            raise ZSQBenchError(f"{place}: unknown {kind} {name!r}{close}")
+        provided = self.catalog.find(kind, name, place)
+        options = {key: value for key, value in given.items() if key != "method"}
+        method = parse(provided.method, options, self.source, where, folders=self.folders, what=f"option of {name}")
+        return Variant(label, method, provided.plugin)
+
+    def _model(self, name: str, given: Mapping[str, Any]) -> ModelSpec:
+        if "name" in given:
+            raise ZSQBenchError(f"{self.source.where(('models', name, 'name'))}: the name of a model is its key")
+        data = {"name": name, **given}
+        return parse(ModelSpec, data, self.source, ("models", name), folders=self.folders)
+
+    def _placement(self, name: str, given: Mapping[str, Any]) -> Placement:
+        where = ("schemes", name)
+        if name in PLACEMENTS or name == FLOAT.name:
+            raise ZSQBenchError(f"{self.source.where(where)}: scheme {name!r} is shipped; give yours a name of its own")
+        base = str(given.get("base", ""))
+        if base not in PLACEMENTS:
+            text = unknown("scheme", base, PLACEMENTS) if base else "expected 'base', the scheme to change"
+            raise ZSQBenchError(f"{self.source.where((*where, 'base'))}: {text}")
+        changes = {key: value for key, value in given.items() if key != "base"}
+        return parse(Placement, PLACEMENTS[base].model_dump() | changes, self.source, where)
+
+    def _settings(self, given: Mapping[str, Any], where: Location) -> Settings:
+        return parse(Settings, given, self.source, where)
+
+
+def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme) -> str | None:
+    """Why these, or what the quantizer starts from, cannot go together, from what the methods declare, or none."""
+    if reason := _misfit(generator, quantizer.quantizer, scheme):
+        return reason
+    for start in quantizer.chain[1:]:
+        images = None if start.quantizer.data_free else generator
+        if reason := _misfit(images, start.quantizer, scheme):
+            return f"{quantizer.label} starts from {start.label}, and {reason}"
+    return None
+
+
+def _misfit(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -> str | None:
+    """Why a quantizer cannot go with a generator and a scheme, or none."""
+    if reason := quantizer.rejects(scheme):
+        return f"{quantizer.name} rejects {scheme.name}: {reason}"
+    if generator is None and not quantizer.data_free:
+        return f"{quantizer.name} needs calibration images, and the generator is none"
+    if generator is not None and quantizer.data_free:
+        return f"{quantizer.name} reads no calibration images: its generator is none"
+    if generator is not None and quantizer.needs_labels and not generator.gives_labels:
+        return f"{quantizer.name} needs labels, and {generator.name} gives none"
+    return None
+
+
+def _matches(value: object, patterns: Sequence[object]) -> bool:
+    text = NO_GENERATOR if value is None else str(value)
+    return any(fnmatch.fnmatchcase(text, str(pattern)) for pattern in patterns)
+
+
+def _replace(cell: Cell, reason: str | None, excluded: bool) -> Cell:
+    if reason == cell.reason and excluded == cell.excluded:
+        return cell
+    values = {axis: getattr(cell, axis) for axis in AXES}
+    return Cell(**values, settings=cell.settings, reason=reason, excluded=excluded)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,168 @@
+"""A suite as data: what its names mean, and its cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from zsqbench.methods import Generator, Method, ModelSpec, Quantizer, Settings, Task
+from zsqbench.plugins import Catalog, Plugin
+from zsqbench.reports.published import Place
+from zsqbench.scheme import Placement, Scheme
+from zsqbench.store import digest_of, file_digest
+
+AXES = ("task", "model", "generator", "quantizer", "scheme", "seed")
+
+NO_GENERATOR = "none"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its options, as a suite names it."""
+
+    label: str
+    method: Method
+    plugin: Plugin
+    start: "Variant | None" = None
+    """The quantizer from whose result this one goes on."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Its method, where that is a quantizer."""
+        return cast("Quantizer", self.method)
+
+    @cached_property
+    def chain(self) -> "tuple[Variant, ...]":
+        """The quantizer itself, the one that it starts from, the one that that starts from, and so on."""
+        return (self, *(self.start.chain if self.start else ()))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of its identity."""
+        return digest_of(self.identity)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides its results: name, version and options, files by content, a single-file plugin by its source.
+
+        A quantizer that it starts from is there as what it is, not as what the suite calls it.
+        """
+        files = self.method.input_files()
+        options = {k: v for k, v in self.method.options().items() if k not in files and k not in self.method.incidental}
+        if self.start is not None:
+            options["start"] = self.start.identity
+        return {
+            "method": self.method.name,
+            "version": self.method.version,
+            "options": options,
+            "files": {name: file_digest(path) for name, path in files.items()},
+            "source": self.plugin.source,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The same for people, in a result row."""
+        return {
+            "method": self.method.name,
+            "version": self.method.version,
+            "origin": self.plugin.origin,
+            "options": self.method.options(),
+            "changed": self.method.changed_options(),
+        } | ({"start": self.start.describe()} if self.start else {})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the matrix, by the names that the suite uses."""
+
+    task: str
+    model: str
+    generator: str | None
+    quantizer: str
+    scheme: str
+    seed: int | None
+    """None where neither generator nor quantizer uses the seed."""
+    settings: Settings
+    reason: str | None = None
+    """Why it cannot or shall not run."""
+    excluded: bool = False
+
+    @cached_property
+    def name(self) -> str:
+        """`task:model:generator:quantizer:scheme:seed`, then the settings that are not the default."""
+        seed = "-" if self.seed is None else str(self.seed)
+        parts = [self.task, self.model, self.generator or NO_GENERATOR, self.quantizer, self.scheme, seed]
+        return ":".join(parts + _changed(self.settings))
+
+
+@cache
+def _changed(settings: Settings) -> list[str]:
+    return [f"{name}={value}" for name, value in settings.model_dump(mode="json", exclude_defaults=True).items()]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite: what its names mean, and its cells in the order of the file."""
+
+    name: str
+    description: str
+    path: Path
+    catalog: Catalog
+    generators: Mapping[str, Variant]
+    quantizers: Mapping[str, Variant]
+    tasks: Mapping[str, Variant]
+    models: Mapping[str, ModelSpec]
+    schemes: Mapping[str, Scheme]
+    cells: Sequence[Cell]
+    plugin_files: Sequence[Path] = ()
+    notes: Sequence[str] = field(default_factory=list)
+    """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """The shipped placements and the suite's own, whether its matrix uses them or not."""
+    published: Mapping[Place, Mapping[str, Any]] = field(default_factory=dict)
+    """What the tables that it names say, by the names of a cell's parts and the metric."""
+
+    def generator(self, cell: Cell) -> Generator | None:
+        """The generator of a cell."""
+        return cast("Generator", self.generators[cell.generator].method) if cell.generator else None
+
+    def quantizer(self, cell: Cell) -> Quantizer:
+        """The quantizer of a cell."""
+        return self.quantizers[cell.quantizer].quantizer
+
+    def task(self, label: str) -> Task:
+        """The task of this name."""
+        return cast("Task", self.tasks[label].method)
+
+    def published_of(self, cell: Cell) -> dict[str, Any]:
+        """What a paper says of a cell: value, std, float, source, citation, note; or nothing."""
+        metric = self.task(cell.task).metric
+        place = (cell.model, cell.generator or NO_GENERATOR, cell.quantizer, cell.scheme, metric)
+        return dict(self.published.get(place, {}))
+
+    def definition(self, cell: Cell) -> str:
+        """Hash of all that the suite says of a cell."""
+        generator = self._parts["generator", cell.generator] if cell.generator else None
+        parts = [self._parts["task", cell.task], self._parts["model", cell.model], generator]
+        parts += [self._parts["quantizer", cell.quantizer], self._parts["scheme", cell.scheme]]
+        return digest_of([*parts, cell.seed, cell.settings.model_dump(mode="json")])
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str], str]:
+        """What each name of the suite contributes to the definition of its cells."""
+        parts: dict[tuple[str, str], Any] = {
+            # Incidental options, too: they say which data is meant, and a definition is known before the data is read.
+            ("task", label): [variant.identity, variant.method.options()]
+            for label, variant in self.tasks.items()
+        }
+        parts |= {("generator", label): variant.identity for label, variant in self.generators.items()}
+        parts |= {("quantizer", label): variant.identity for label, variant in self.quantizers.items()}
+        parts |= {("model", label): _without_folders(model) for label, model in self.models.items()}
+        parts |= {("scheme", label): scheme.model_dump(mode="json") for label, scheme in self.schemes.items()}
+        return {name: digest_of(part) for name, part in parts.items()}
+
+
+def _without_folders(model: ModelSpec) -> dict[str, Any]:
+    """A model as plain data in which files have names but no places: their content is in the keys."""
+    data = model.model_dump(mode="json")
+    return data | {key: Path(data[key]).name for key in ("file", "weights") if data[key]}
