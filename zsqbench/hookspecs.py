@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from zsqbench.execution.plan import Outcome, Plan, Progress, Step
+    from zsqbench.execution.plan import Plan
     from zsqbench.methods import Engine, Generator, Quantizer, Task
     from zsqbench.reports.results import Result
+    from zsqbench.steps import Outcome, Progress, Step
     from zsqbench.suite import Suite
 
 PROJECT = "zsqbench"

@@ -14,7 +14,11 @@ from typing import Any
 from zsqbench.errors import CorruptArtifactError
 
 MANIFEST = "manifest.json"
-CHECKSUM = "manifest.sha256"
+SCHEMA = 2
+"""Of a manifest: raise it when a reader of another version would misunderstand it."""
+
+FAILURE = "failure.txt"
+"""Why a background step failed, beside where its checkpoint would be."""
 
 
 def digest_of(value: Any) -> str:
@@ -44,6 +48,32 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @dataclass(frozen=True)
+class Artifact:
+    """What a step left: a folder with a manifest, and the files that it names."""
+
+    kind: str
+    key: str
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What its step found, as plain data."""
+        content: dict[str, Any] = self.manifest["content"]
+        return content
+
+    @property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """The curves that were logged: points of step and value, by name."""
+        return {name: [(step, value) for step, value in points] for name, points in self.manifest["curves"].items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people."""
+        return list(self.manifest["notes"])
+
+
+@dataclass(frozen=True)
 class Store:
     """Everything that a run keeps between invocations, below one folder (`--home`, ZSQBENCH_HOME)."""
 
@@ -69,10 +99,13 @@ class Store:
         """Whether the artifact is there. That it is undamaged shows when it is read."""
         return self.folder(kind, key).is_dir()
 
-    def write(self, kind: str, key: str, info: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-        """Add an artifact: `fill` writes its files into a folder that is then moved into place, checksums beside them.
+    def write(
+        self, kind: str, key: str, manifest: Mapping[str, Any], fill: Callable[[Path], None] = lambda _: None
+    ) -> None:
+        """Add an artifact: a manifest of plain data, which has its own checksum and those of the other files.
 
-        Where another process was faster, its artifact stays.
+        `fill` writes these into a folder, which is then moved into place. Where another process was faster, its
+        artifact stays.
         """
         place = self.folder(kind, key)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +114,8 @@ class Store:
         try:
             fill(temporary)
             files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-            write_atomically(temporary / MANIFEST, json.dumps({**info, "files": files}, indent=1))
-            write_atomically(temporary / CHECKSUM, file_digest(temporary / MANIFEST))
+            plain = json.loads(json.dumps({"schema": SCHEMA, **manifest, "files": files}))
+            write_atomically(temporary / MANIFEST, json.dumps({"checksum": digest_of(plain), **plain}))
             try:
                 temporary.rename(place)
             except OSError:
@@ -92,32 +125,46 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
-        """What was noted with an artifact. Raises CorruptArtifactError where it cannot be read."""
-        folder = self.folder(kind, key)
+        """The manifest of an artifact. Raises CorruptArtifactError where it is not what was written."""
         try:
-            if file_digest(folder / MANIFEST) != (folder / CHECKSUM).read_text(encoding="utf-8"):
-                raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
-            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest: dict[str, Any] = json.loads((self.folder(kind, key) / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            found = manifest.get("schema", "none") if isinstance(manifest, dict) else "none"
+            raise CorruptArtifactError(
+                key,
+                f"its schema is {found}, and this zsqbench reads {SCHEMA}; `zsqbench cache gc` removes what no row needs",
+            )
+        if digest_of({name: value for name, value in manifest.items() if name != "checksum"}) != manifest["checksum"]:
+            raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
         return manifest
 
-    def read(self, kind: str, key: str) -> Path:
-        """The folder of an artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
-        folder = self.folder(kind, key)
-        for name, expected in self.manifest(kind, key)["files"].items():
+    def read(self, kind: str, key: str) -> "Artifact":
+        """An artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
+        artifact = Artifact(kind, key, self.folder(kind, key), self.manifest(kind, key))
+        for name, expected in artifact.manifest["files"].items():
             try:
-                found = file_digest(folder / name)
+                found = file_digest(artifact.folder / name)
             except OSError as error:
                 raise CorruptArtifactError(key, f"{name}: {error.strerror}") from error
             if found != expected:
                 raise CorruptArtifactError(key, f"the content of {name} has changed")
-        return folder
+        return artifact
 
-    def read_json(self, kind: str, key: str, name: str) -> dict[str, Any]:
-        """A JSON file of a verified artifact."""
-        content: dict[str, Any] = json.loads((self.read(kind, key) / name).read_text(encoding="utf-8"))
-        return content
+    def kind_of(self, key: str) -> str | None:
+        """The kind of the artifact that has this key, if it is there."""
+        kinds = (self.home / "store").glob("*/")
+        return next((folder.name for folder in kinds if (folder / key).is_dir()), None)
+
+    def note_failure(self, key: str, error: str) -> None:
+        """Remember why a background step failed. The step itself clears it when it is done."""
+        write_atomically(self.partial(key) / FAILURE, error)
+
+    def failures(self, key_begins: str) -> list[str]:
+        """Why background steps failed, by how their keys begin, sorted by key."""
+        notes = sorted(path for path in (self.home / "partial").glob(f"{key_begins}*/{FAILURE}") if path.is_file())
+        return [note.read_text(encoding="utf-8").strip() for note in notes]
 
     def discard(self, key: str) -> None:
         """Take a damaged artifact out of use; it is moved aside, so that a look at it stays possible."""

@@ -8,7 +8,7 @@ import pytest
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.leaderboard import leaderboard
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import build_table
+from zsqbench.reports.tabulation import build_table
 
 BELOW_CONTROL = "below the negative control"
 NAN_IMAGES = {"status": "failed", "metrics": {}, "reason": "generate: images are NaN"}

@@ -61,8 +61,8 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
     import shutil
 
     from zsqbench.errors import ZSQBenchError
-    from zsqbench.reports.diagnosis import common_part
     from zsqbench.reports.results import ResultFile
+    from zsqbench.steps import KINDS
     from zsqbench.store import Store
 
     store = Store(home)
@@ -71,13 +71,8 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
         raise ZSQBenchError(
             f"there are no rows in {results}, so every artifact would go; name the folder with --results"
         )
-    kept = {key for row in rows for key in row.keys.values()}
-    kept |= {common_part(row.keys["generate"]) for row in rows if "generate" in row.keys}
-    gone = [
-        (kind, key)
-        for kind, key in store.artifacts()
-        if kind != "resolve" and (common_part(key) if kind == "diagnose" else key) not in kept
-    ]
+    kept = frozenset(key for row in rows for key in row.keys.values())
+    gone = [(kind, key) for kind, key in store.artifacts() if kind not in KINDS or not KINDS[kind].is_kept(key, kept)]
     for kind, key in gone:
         click.echo(f"{'removed' if yes else 'would remove'} {kind} {key[:12]}")
         if yes:

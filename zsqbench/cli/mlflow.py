@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from zsqbench.cli.options import home_option, results_option
-from zsqbench.cli.suite import rows_of
+from zsqbench.cli.options import home_option, results_option, select_option
 
 
 @click.group()
@@ -17,14 +16,16 @@ def mlflow() -> None:
 
 @mlflow.command("sync")
 @click.argument("suite")
+@select_option
 @home_option
 @results_option
-def mlflow_sync(suite: str, home: Path, results: Path) -> int:
+def mlflow_sync(suite: str, select: str | None, home: Path, results: Path) -> int:
     """Log the rows of SUITE that MLflow does not have."""
+    from zsqbench.api import rows_of
     from zsqbench.reports.tracking import sync
     from zsqbench.store import Store
 
-    rows = rows_of(suite, results)
+    rows = rows_of(suite, results, select)
     count = sync(rows, rows[0].suite, Store(home))
     click.echo(f"{count} of {len(rows)} cells were missing and are logged now")
     return 0

@@ -40,9 +40,12 @@ results_option = click.option(
     "--results", type=PATH, default=Path("results"), show_default=True, help="Folder for rows and tables."
 )
 format_option = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+select_option = click.option(
+    "-k", "select", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."
+)
 suite_options = _options(
     click.argument("suite"),
-    click.option("-k", "expression", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."),
+    select_option,
     click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."),
     data_root_option,
     home_option,

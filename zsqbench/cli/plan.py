@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zsqbench.cli.options import format_option, suite_options
-from zsqbench.cli.suite import open_suite, tell_notes
+from zsqbench.cli.suite import tell_notes
 
 if TYPE_CHECKING:
     from zsqbench.execution.plan import Plan, PlannedCell
     from zsqbench.execution.run import Run
-    from zsqbench.suite import Cell
 
 
 @click.command()
@@ -21,24 +20,16 @@ if TYPE_CHECKING:
 @format_option
 def plan(form: str, **options: Any) -> int:
     """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
-    this, cells = open_suite(**options)
-    planned, pending = _plan(this, cells)
+    from zsqbench.api import open_run
+
+    this, cells = open_run(**options)
+    planned, pending = this.provisional_plan(cells)
     if form == "json":
         click.echo(json.dumps(_plan_as_data(this, planned, pending), indent=1))
     else:
         tell_notes(this.suite)
         _print_plan(this, planned, pending)
     return 0
-
-
-def _plan(this: "Run", cells: "Sequence[Cell]") -> "tuple[Plan, list[str]]":
-    """A plan without running anything; a model that no run has loaded yet stands with a provisional identity."""
-    from zsqbench.execution.plan import ModelFacts
-
-    known = this.find(cells)
-    pending = [step.cell.model for pair, step in this.resolve.items() if pair not in known]
-    unknown = {pair: ModelFacts(f"pending {step.key}", bn=1, classes=1) for pair, step in this.resolve.items()}
-    return this.plan(cells, unknown | known), pending
 
 
 def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +44,7 @@ def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str
             "state": _state(planned, unfinished, to_do),
             "reason": planned.reason,
             "steps": planned.keys,
-            "diagnose": planned.diagnose and planned.diagnose.key,
+            "background": {kind: step.key for kind, step in planned.background.items()},
         }
         for planned in made.cells
     ]
@@ -91,7 +82,7 @@ def _print_plan(this: "Run", made: "Plan", pending: Sequence[str]) -> None:
     for cell in data["cells"]:
         reason = f"  ({cell['reason']})" if cell["reason"] else ""
         lines.append(f"  {cell['state']:10} {cell['cell']}{reason}")
-    alone = sum(len(cell["steps"]) + (cell["diagnose"] is not None) for cell in data["cells"])
+    alone = sum(len(cell["steps"]) + len(cell["background"]) for cell in data["cells"])
     lines.append(f"{len(data['steps'])} steps, where the cells one by one would take {alone}:")
     kinds: dict[str, Counter[str]] = {}
     for step in data["steps"]:

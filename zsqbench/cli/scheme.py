@@ -29,7 +29,7 @@ def scheme(schemes: Sequence[str], model: str, form: str, **options: Any) -> int
 
     Only the structure of the network matters: it has random weights, nothing is downloaded and nothing is run.
     """
-    from zsqbench.reports.tensormaps import difference, render, render_difference, tensor_map
+    from zsqbench.reports.bitwidths import difference, render, render_difference, tensor_map
 
     if len(schemes) > 2:  # noqa: PLR2004
         raise click.UsageError(f"expected one scheme or two, and a model; got {len(schemes)} schemes")

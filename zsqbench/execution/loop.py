@@ -1,93 +1,25 @@
 """The one run loop: ready steps go to free slots."""
 
 import contextlib
-import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import one_line
-from zsqbench.execution.plan import (
-    MINOR_STEPS,
-    Facts,
-    ModelFacts,
-    Outcome,
-    Progress,
-    Step,
-    job,
-)
+from zsqbench.execution.stepqueue import Queue
 from zsqbench.execution.timings import Timings
 from zsqbench.execution.worker import read_progress, run_step
 from zsqbench.methods import Engine
-from zsqbench.reports.diagnosis import note_failure
-
-POLL_SECONDS = 0.2
+from zsqbench.steps import NetworkFacts, Outcome, Progress, Step
 
 if TYPE_CHECKING:
+    from zsqbench.execution.plan import Facts
     from zsqbench.execution.run import Run
 
-
+POLL_SECONDS = 0.2
 ATTEMPTS = 2
 """A step whose worker died is tried once more: the culprit may have been whatever else filled the memory."""
-
-
-class Queue:
-    """The steps that wait: which of them are ready, in order, and which wait for which."""
-
-    def __init__(self, outcomes: dict[str, Outcome]) -> None:
-        self._outcomes = outcomes
-        self._waiting: dict[str, Step] = {}
-        self._unmet: dict[str, set[str]] = {}
-        self._dependents: dict[str, list[Step]] = {}
-        self._ready: list[tuple[bool, int, str]] = []
-        self._order: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def steps(self) -> list[Step]:
-        """All steps that wait."""
-        return list(self._waiting.values())
-
-    def add(self, steps: Iterable[Step], running: Collection[str] = ()) -> None:
-        """Add steps, each of which waits for those that it needs or comes after, where they wait or run."""
-        added = {step.key: step for step in steps if step.key not in self._waiting}
-        self._waiting |= added
-        for step in added.values():
-            self._order.setdefault(step.key, len(self._order))
-            before = (*step.needs, *step.after)
-            self._unmet[step.key] = {need.key for need in before if need.key in self._waiting or need.key in running}
-            for need in self._unmet[step.key]:
-                self._dependents.setdefault(need, []).append(step)
-            self._make_ready(step)
-
-    def take(self) -> Step | None:
-        """The first step that is ready, if any; a minor one only where no other is."""
-        while self._ready:
-            *_, key = heapq.heappop(self._ready)
-            if key in self._waiting and not self._unmet[key]:
-                return self._waiting.pop(key)
-        return None
-
-    def settle(self, step: Step) -> list[tuple[Step, Outcome]]:
-        """Free what waited for this step, or say what it blocks, directly and through others."""
-        outcome = self._outcomes[step.key]
-        blocked = []
-        for dependent in self._dependents.pop(step.key, ()):
-            if dependent.key not in self._waiting:
-                continue
-            self._unmet[dependent.key].discard(step.key)
-            if outcome.status == "done":
-                self._make_ready(dependent)
-            else:
-                del self._waiting[dependent.key]
-                blocked.append((dependent, Outcome("blocked", error=cause(outcome))))
-        return blocked
-
-    def _make_ready(self, step: Step) -> None:
-        if not self._unmet[step.key]:
-            heapq.heappush(self._ready, (is_minor(step), self._order[step.key], step.key))
 
 
 class Loop:
@@ -105,6 +37,7 @@ class Loop:
         self._attempts: Counter[str] = Counter()
         self._made_again: set[str] = set()
         self._settled: list[Step] = []
+        self._all_settled: list[Step] = []
         self._executor: Executor | None = None
         self._shown: dict[str, Progress] = {}
 
@@ -140,13 +73,21 @@ class Loop:
             self._executor.shutdown(wait=not kill, cancel_futures=kill)
             self._executor = None
 
+    def background_failures(self) -> dict[str, str]:
+        """Why background steps failed, by their label."""
+        failed = [step for step in self._all_settled if step.type.background]
+        outcomes = {step.label: self.outcomes[step.key] for step in failed}
+        return {label: outcome.cause for label, outcome in outcomes.items() if outcome.status == "failed"}
+
     def _take_settled(self) -> list[Step]:
         settled, self._settled = self._settled, []
         return settled
 
     def _fill_slots(self) -> None:
         while self._queue and len(self._running) < self.engine.slots():
-            step = self._queue.take()
+            if any(step.type.exclusive for step in self._running.values()):
+                return
+            step = self._queue.take(idle=not self._running)
             if step is None:
                 return
             try:
@@ -163,9 +104,11 @@ class Loop:
             self._executor = self.engine.start()
         facts = self.facts.get((step.cell.task, step.cell.model))
         resolve = self.run_.resolve[step.cell.task, step.cell.model].key
-        resolved = facts.digest if isinstance(facts, ModelFacts) else None
-        description = job(self.run_.suite, step, self.run_.data) | {"resolve": resolve, "resolved": resolved}
-        return self._executor.submit(run_step, self.run_.place, description)
+        network = facts.digest if isinstance(facts, NetworkFacts) else None
+        data = self.run_.data.get(step.cell.task)
+        return self._executor.submit(
+            run_step, self.run_.config, step.type.of(step, self.run_.suite, data, resolve, network)
+        )
 
     def _finish(self, step: Step, future: "Future[Outcome]") -> None:
         try:
@@ -179,7 +122,7 @@ class Loop:
             outcome = Outcome("failed", error=one_line(error))
         if outcome.damaged is not None and self._make_again(step, outcome.damaged):
             return
-        if outcome.status == "done" and step.kin:
+        if outcome.status == "done" and step.timing_key:
             self.timings.add(step, outcome.seconds)
         self._settle(step, outcome)
 
@@ -190,10 +133,11 @@ class Loop:
 
     def _settle(self, step: Step, outcome: Outcome) -> None:
         self.outcomes[step.key] = outcome
-        if is_minor(step) and outcome.status == "failed":
+        if step.type.background and outcome.status == "failed":
             with contextlib.suppress(OSError):  # it is told at the end of the run, too
-                note_failure(self.run_.store, step.key, outcome.traceback or cause(outcome))
+                self.run_.store.note_failure(step.key, outcome.traceback or outcome.cause)
         self._settled.append(step)
+        self._all_settled.append(step)
         self.run_.notify("step_finished", step=step, outcome=outcome)
         for blocked, why in self._queue.settle(step):
             self._settle(blocked, why)
@@ -208,10 +152,10 @@ class Loop:
     def _make_again(self, step: Step, damaged: str) -> bool:
         """Put a damaged artifact aside, and its step and this one back into the queue.
 
-        Not for a minor step alone: a set may have taken hours, and whoever needs it for more finds the damage, too.
+        Not for a background step alone: a set may have taken hours, and whoever needs it for more finds the damage, too.
         """
         source = next((need for need in step.needs if need.key == damaged), None)
-        if source is None or (is_minor(step) and damaged not in self._made_again):
+        if source is None or (step.type.background and damaged not in self._made_again):
             return False
         if damaged not in self._made_again:  # another step may have found the damage first
             self._made_again.add(damaged)
@@ -232,13 +176,3 @@ class Loop:
             if progress is not None and progress != self._shown.get(step.key):
                 self._shown[step.key] = progress
                 self.run_.notify("step_progress", step=step, progress=progress)
-
-
-def is_minor(step: Step) -> bool:
-    """Whether no cell waits for a step."""
-    return step.kind in MINOR_STEPS
-
-
-def cause(outcome: Outcome) -> str:
-    """Why a step is not done."""
-    return outcome.error or outcome.status

@@ -5,15 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
-from zsqbench.execution.plan import (
-    Facts,
-    ModelFacts,
-    Outcome,
-    Plan,
-    PlannedCell,
-    Step,
-)
+from zsqbench.execution.plan import Facts, Plan, PlannedCell
 from zsqbench.reports.results import Result, ResultFile, environment
+from zsqbench.steps import NetworkFacts, Outcome, Step
 
 if TYPE_CHECKING:
     from zsqbench.execution.run import Run
@@ -81,9 +75,6 @@ class Recorder:
         cell, suite = planned.cell, self.run.suite
         facts = self.facts.get((cell.task, cell.model))
         generator = suite.generator(cell)
-        variants = {"task": suite.tasks[cell.task], "quantizer": suite.quantizers[cell.quantizer]}
-        if cell.generator is not None:
-            variants["generator"] = suite.generators[cell.generator]
         return Result(
             suite=suite.name,
             cell=cell.name,
@@ -96,8 +87,8 @@ class Recorder:
             seed=cell.seed,
             settings=cell.settings.model_dump(mode="json"),
             metric=suite.task(cell.task).metric,
-            methods={kind: variant.describe() for kind, variant in variants.items()},
-            model_facts=vars(facts) if isinstance(facts, ModelFacts) else {},
+            methods={kind: variant.describe() for kind, variant in planned.methods.items()},
+            model_facts=vars(facts) if isinstance(facts, NetworkFacts) else {},
             data_free=generator is None or not generator.uses_real_data,
             published=suite.published_of(cell),
             keys=planned.keys,
@@ -109,70 +100,37 @@ class Recorder:
         if not planned.steps:
             return {"status": planned.status, "reason": planned.reason, "traceback": planned.traceback}
         if all(map(self._is_measured, planned.final.values())):
-            return {"status": "done"} | self._measured(planned)
+            return {"status": "done"} | self._contributed(planned, planned.final.values()) | self._cost(planned)
         for name, step in planned.named.items():
             outcome = self.outcomes.get(step.key)
             if outcome is not None and outcome.status in {"failed", "interrupted"}:
-                label = f" {step.quantizer.label}" if name in planned.starts and step.quantizer else ""
+                label = f" {step.variant.label}" if name != step.kind and step.variant else ""
                 reason = f"{name}{label}: {outcome.error}"
                 ending = {"status": outcome.status, "reason": reason, "traceback": outcome.traceback}
-                return ending | self._float_metrics(planned)
+                # what the float network reached is known all the same
+                known = [step for step in planned.final.values() if not step.needs and self._is_measured(step)]
+                return ending | self._contributed(planned, known)
         return {"status": "interrupted", "reason": "the run was interrupted"}
 
-    def _float_metrics(self, planned: PlannedCell) -> dict[str, Any]:
-        """What the float network reached, where that much is known."""
-        baseline = planned.steps["baseline"]
-        if not self.run.store.has("baseline", baseline.key):
-            return {}
-        evaluation = self.run.store.read_json("baseline", baseline.key, "evaluation.json")
-        return {
-            "float_metrics": evaluation["metrics"],
-            "data": {"evaluated": evaluation["samples"], "calibrated": None},
-        }
+    def _contributed(self, planned: PlannedCell, steps: Iterable[Step]) -> dict[str, Any]:
+        """What these steps contribute to the row; of what several say, the last counts."""
+        row: dict[str, Any] = {}
+        for step in steps:
+            for name, value in step.type.row(self.run.store, planned.steps).items():
+                row[name] = row[name] | value if isinstance(row.get(name), dict) else value
+        return row
 
-    def _measured(self, planned: PlannedCell) -> dict[str, Any]:
-        store = self.run.store
-        measured = {kind: step.key for kind, step in planned.final.items() if kind != "oracle"}
-        evaluations = {kind: store.read_json(kind, key, "evaluation.json") for kind, key in measured.items()}
+    def _cost(self, planned: PlannedCell) -> dict[str, Any]:
+        """Seconds and bytes of all steps that the row tells of."""
         manifests = {}
         for name, step in planned.named.items():
             # What was measured is known without them: images and network may be gone, or damaged.
             with contextlib.suppress(CorruptArtifactError):
-                manifests[name] = store.manifest(step.kind, step.key)
+                manifests[name] = self.run.store.manifest(step.kind, step.key)
         return {
-            "metrics": evaluations["evaluate"]["metrics"] | self._agreement(measured["baseline"], measured["evaluate"]),
-            "float_metrics": evaluations["baseline"]["metrics"],
-            "oracle": self._oracle(planned),
-            "data": {
-                "evaluated": evaluations["evaluate"]["samples"],
-                "calibrated": manifests["evaluate"]["calibrated"],
-            },
-            "tensors": manifests["evaluate"]["tensors"] or {},
-            "environment": manifests["evaluate"]["environment"],
             "seconds": {name: round(manifest["seconds"], 3) for name, manifest in manifests.items()},
             "peak_memory": {name: manifest["peak_memory"] for name, manifest in manifests.items()},
         }
-
-    def _agreement(self, baseline: str, evaluate: str) -> dict[str, float]:
-        """Percent of the samples of which both networks predict the same; nothing where predictions are not known."""
-        import numpy as np
-
-        store = self.run.store  # which verified these files when the metrics were read
-        files = [store.folder("baseline", baseline), store.folder("evaluate", evaluate)]
-        files = [folder / "predictions.npy" for folder in files]
-        if not all(file.is_file() for file in files):
-            return {}
-        first, second = (np.load(file, allow_pickle=False) for file in files)
-        if first.shape != second.shape:
-            return {}
-        return {"agreement": 100 * float(((first == second) & (first >= 0)).mean())}
-
-    def _oracle(self, planned: PlannedCell) -> dict[str, Any]:
-        """The best of the kept epochs, of a cell that has such a step."""
-        if "oracle" not in planned.steps:
-            return {}
-        found = self.run.store.read_json("oracle", planned.steps["oracle"].key, "oracle.json")
-        return {**found["best"], "of": len(found["epochs"])}
 
 
 def write_rows(rows: ResultFile, write: Callable[[ResultFile], None]) -> None:

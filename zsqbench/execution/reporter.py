@@ -3,19 +3,18 @@
 import contextlib
 import copy
 import json
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import OutOfResourcesError
+from zsqbench.steps.students import kept_epochs, on_cpu, state_of
 from zsqbench.store import write_atomically
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
 
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
@@ -27,9 +26,6 @@ QUICK = 0.1
 
 SHOWN_CURVES = 3
 """Curves whose last value is shown with the progress: those that began last."""
-
-EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
-"""The student of a quantize step, and those of epochs that it kept."""
 
 
 class Reporter:
@@ -177,24 +173,3 @@ class Reporter:
         text = json.dumps({"done": self._done, "total": self._total, "values": last})
         with contextlib.suppress(OSError):  # progress that cannot be shown is no reason to stop
             write_atomically(self.folder / "progress.json", text)
-
-
-def dump(path: Path, value: object) -> None:
-    """Write plain data as JSON."""
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def state_of(student: "nn.Module") -> "dict[str, torch.Tensor]":
-    """The state of a finalized student, as its file holds it."""
-    return on_cpu(student.state_dict())
-
-
-def on_cpu(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """Copies that share no memory."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def kept_epochs(folder: Path) -> dict[int, Path]:
-    """The files of students that a folder holds, by epoch, in order."""
-    found = ((EPOCH.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))

@@ -1,4 +1,4 @@
-"""One invocation: find what a suite needs, plan it, run what is missing, write rows."""
+"""One invocation: find what a suite needs, plan it, run what is missing, write rows and the table."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,37 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError, one_line
-from zsqbench.execution.loop import Loop, cause, is_minor
-from zsqbench.execution.plan import (
-    Data,
-    Facts,
-    ModelFacts,
-    Outcome,
-    Plan,
-    PlannedCell,
-    Step,
-    find_data,
-    make_plan,
-    resolve_steps,
-)
+from zsqbench.execution.loop import Loop
+from zsqbench.execution.plan import Facts, Plan, PlannedCell, find_data, make_plan, resolve_steps
 from zsqbench.execution.recorder import Recorder, write_rows
-from zsqbench.execution.session import Place
+from zsqbench.execution.session import WorkerConfig
 from zsqbench.methods import Engine
 from zsqbench.reports.results import Result, ResultFile
-from zsqbench.store import FileDigests, Store
+from zsqbench.steps import Data, NetworkFacts, Outcome, Resolve, Step
+from zsqbench.store import FileDigests, Store, write_atomically
 from zsqbench.suite import Cell, Suite
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What a run did."""
 
     plan: Plan
     results: list[Result]
     """One for each cell of the plan, in its order."""
     interrupted: bool
-    undiagnosed: Mapping[str, str]
-    """Why diagnostics could not be made, by the label of their step; no cell depends on that."""
+    background_failures: Mapping[str, str]
+    """Why background steps failed, by their label; no cell depends on them."""
+    table: str
+    """The leaderboard of all rows of the suite, in Markdown."""
+    table_error: str | None
+    """Why it could not be written beside the rows."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a cell ended otherwise than the suite file lets expect."""
+        return any(
+            result.status in {"failed", "interrupted"}
+            or (result.status == "impossible" and planned.cell.reason is None)
+            for planned, result in zip(self.plan.cells, self.results, strict=True)
+        )
+
+    @property
+    def nothing_ran(self) -> bool:
+        """Whether no cell of the plan could run at all."""
+        return not any(planned.steps for planned in self.plan.cells)
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Run:
     """One invocation: a suite, where it runs, and where its rows go."""
 
     suite: Suite
-    place: Place
+    config: WorkerConfig
     results: Path
     """Folder of the row files."""
     store: Store = field(init=False)
@@ -54,14 +62,19 @@ class Run:
     """For each (task, model), the step that loads the model to learn its identity."""
 
     def __post_init__(self) -> None:
-        self.store = Store(self.place.home)
+        self.store = Store(self.config.home)
 
     @property
     def rows(self) -> ResultFile:
         """The rows of the suite."""
         return ResultFile(self.results / f"{self.suite.name}.jsonl")
 
-    def find(self, cells: Sequence[Cell]) -> dict[tuple[str, str], ModelFacts]:
+    @property
+    def table(self) -> Path:
+        """The file of the leaderboard."""
+        return self.results / f"{self.suite.name}.md"
+
+    def find(self, cells: Sequence[Cell]) -> dict[tuple[str, str], NetworkFacts]:
         """Find the data and the model files of these cells; returns what earlier runs learnt of the models.
 
         Raises ZSQBenchError where a data root or a weights file is absent, before anything runs.
@@ -70,41 +83,50 @@ class Run:
             left = "all of them are excluded" if cells else "none is selected"
             raise NothingSelectedError(f"no cell of suite {self.suite.name} can run: {left}")
         digests = FileDigests(self.store)
-        self.data = find_data(self.suite, cells, self.place.data_root, digests)
+        self.data = find_data(self.suite, cells, self.config.data_root, digests)
         self.resolve = resolve_steps(self.suite, cells, digests)
         try:
             digests.save()
         except OSError as error:
-            raise ZSQBenchError(f"cannot write to {self.place.home}: {error.strerror}; see --home") from error
-        return {pair: facts for pair, step in self.resolve.items() if (facts := self._facts(step)) is not None}
+            raise ZSQBenchError(f"cannot write to {self.config.home}: {error.strerror}; see --home") from error
+        found = {pair: Resolve.facts(self.store, step.key) for pair, step in self.resolve.items()}
+        return {pair: facts for pair, facts in found.items() if facts is not None}
 
     def plan(self, cells: Sequence[Cell], facts: Facts) -> Plan:
         """Plan cells with what is known of their models; `find` comes before."""
-        return make_plan(self.suite, cells, self.data, facts, self.store, self.rows.read())
+        return make_plan(self.suite, cells, self.data, facts, self.store, self.rows.usable())
 
-    def execute(self, cells: Sequence[Cell], engine: Engine) -> Report:
-        """Run these cells, whatever of them is not there yet. Ctrl-C ends it with what is done."""
+    def provisional_plan(self, cells: Sequence[Cell]) -> tuple[Plan, list[str]]:
+        """A plan without running anything, and the models that no run has loaded yet: these have no identity so far."""
+        known = self.find(cells)
+        pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
+        assumed = {
+            pair: NetworkFacts(f"pending {step.key}", bn=1, classes=1, input_size=(3, 1, 1))
+            for pair, step in self.resolve.items()
+        }
+        return self.plan(cells, assumed | known), pending
+
+    def execute(self, cells: Sequence[Cell], engine: Engine) -> RunReport:
+        """Run these cells, whatever of them is not there yet, and write rows and table. Ctrl-C ends it with what is done.
+
+        The hook `suite_finished` fires once, however it ends.
+        """
         known = self.find(cells)
         loop = Loop(self, engine)
+        results: list[Result] = []
+        written: str | None = None
         try:
             loop.run(step for pair, step in self.resolve.items() if pair not in known)
-            facts: dict[tuple[str, str], ModelFacts | Outcome] = {
-                pair: known.get(pair) or self._facts(step) or loop.outcomes[step.key]
-                for pair, step in self.resolve.items()
-            }
+            facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
             plan = self.plan(cells, facts)
             results = self._run_plan(plan, loop, facts)
             self._keep_rows(plan, results)
-        except BaseException:
-            self.notify("suite_finished", suite=self.suite, results=[], table=None)
-            raise
+            table, table_error = self._write_table()
+            written = None if table_error else str(self.table)
         finally:
             loop.close()
-        failed = {key: outcome for key, outcome in loop.outcomes.items() if outcome.status == "failed"}
-        undiagnosed = {
-            step.label: cause(failed[key]) for key, step in plan.steps.items() if key in failed and is_minor(step)
-        }
-        return Report(plan, results, loop.interrupted, undiagnosed)
+            self.notify("suite_finished", suite=self.suite, results=results, table=written)
+        return RunReport(plan, results, loop.interrupted, loop.background_failures(), table, table_error)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Fire an observer hook; an observer that fails is a warning, never a lost cell."""
@@ -113,17 +135,11 @@ class Run:
         except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
             logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
 
-    def _facts(self, step: Step) -> ModelFacts | None:
-        """What loading a model told an earlier step."""
-        if not self.store.has("resolve", step.key):
-            return None
-        try:
-            return ModelFacts(**self.store.read_json("resolve", step.key, "facts.json"))
-        except (CorruptArtifactError, TypeError):  # the latter: written by another version of zsqbench
-            self.store.discard(step.key)
-            return None
+    def _learned(self, step: Step, loop: Loop) -> NetworkFacts | Outcome:
+        """What a resolve step of this run learned, or why it did not."""
+        return Resolve.facts(self.store, step.key) or loop.outcomes[step.key]
 
-    def _run_plan(self, plan: Plan, loop: "Loop", facts: Facts) -> list[Result]:
+    def _run_plan(self, plan: Plan, loop: Loop, facts: Facts) -> list[Result]:
         recorder = Recorder(self, plan, facts, loop.outcomes)
         try:
             self.notify("suite_started", suite=self.suite, plan=plan)
@@ -156,7 +172,18 @@ class Run:
         new = {result.cell: result for result in results}
         if all(plan.rows.get(name) is result for name, result in new.items()) and len(new) == len(plan.rows):
             return
-        there = self.rows.read()  # again: another run of the suite may have added some
+        there = self.rows.usable()  # again: another run of the suite may have added some
         rows = there | new
         ordered = [rows[cell.name] for cell in self.suite.cells if cell.name in rows]
         write_rows(self.rows, lambda rows: rows.rewrite(ordered))
+
+    def _write_table(self) -> tuple[str, str | None]:
+        """The leaderboard of all rows, and why it could not be written, if so."""
+        from zsqbench.reports.leaderboard import leaderboard  # with pandas, which planning does not need
+
+        table = leaderboard(list(self.rows.read().values()), "md")
+        try:
+            write_atomically(self.table, table + "\n")
+        except OSError as error:
+            return table, f"cannot write {self.table}: {error.strerror}"
+        return table, None

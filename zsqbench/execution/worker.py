@@ -4,25 +4,23 @@ import json
 import multiprocessing
 import time
 import traceback
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
 from zsqbench.execution.isolation import clean_state
-from zsqbench.execution.plan import Outcome, Progress
-from zsqbench.execution.session import Place, Session
+from zsqbench.execution.session import Session, WorkerConfig
+from zsqbench.steps.step import Job, Outcome, Progress
 from zsqbench.store import Store
 
 
-def run_step(place: Place, job: Mapping[str, Any]) -> Outcome:
-    """Run the step that a job (see `plan.job`) describes. Never raises for what the step does."""
+def run_step(config: WorkerConfig, job: Job) -> Outcome:
+    """Run a step. Never raises for what the step does."""
     started = time.perf_counter()
     device = ""
     try:
-        session = _session(place)
+        session = _session(config)
         device = str(session.device)
-        with clean_state(session.device, job["key"], job["settings"].get("threads", 1)):
+        with clean_state(session.device, job.key, job.settings.threads):
             session.run(job)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
@@ -48,5 +46,5 @@ def read_progress(store: Store, key: str) -> Progress | None:
 
 
 @lru_cache(maxsize=1)
-def _session(place: Place) -> "Session":
-    return Session(place)
+def _session(config: WorkerConfig) -> Session:
+    return Session(config)

@@ -3,7 +3,7 @@
 The bases of families (pixels, training, cotraining) are imported from their modules.
 """
 
-from zsqbench.methods.base import ByDataSet, InputFile, Kind, Method, data_set
+from zsqbench.methods.base import ByDataSet, InputFile, Kind, Method, Network, data_set
 from zsqbench.methods.context import StepContext, TaskContext
 from zsqbench.methods.data import CalibrationSet, Pretrained
 from zsqbench.methods.engine import Engine
@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "Method",
     "ModelSpec",
+    "Network",
     "Pretrained",
     "Quantizer",
     "ReconstructionQuantizer",

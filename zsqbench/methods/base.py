@@ -36,6 +36,22 @@ def _names_file(annotation: object) -> bool:
     return _IS_FILE in getattr(annotation, "__metadata__", ()) or any(map(_names_file, get_args(annotation)))
 
 
+class Network(Protocol):
+    """What the values of options may depend on of a network."""
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, of a classifier."""
+
+    @property
+    def architecture(self) -> str | None:
+        """Name of the published definition that it is, if it is one."""
+
+
 class Method(BaseModel):
     """Base of all that is pluggable: a frozen model whose fields are the options that a suite may set."""
 
@@ -61,6 +77,10 @@ class Method(BaseModel):
         """The value of an option, given or the preset's; of what is no option, the preset's."""
         value = getattr(self, option, None)
         return self.presets[getattr(self, "preset", "")][option] if value is None else value
+
+    def resolved(self, network: "Network", scheme: "Scheme | None" = None) -> "Self":
+        """A copy in which each option that the suite left to the method has the value that holds."""
+        return self
 
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""

@@ -55,6 +55,10 @@ class StepContext:
     """Real images, for a generator with `uses_real_data` only."""
     start: "nn.Module | None" = None
     """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
+    scheme: "Scheme | None" = None
+    """The scheme, for a quantizer only."""
+    read: int | None = None
+    """How many images of the calibration set were read, as far as `images_read` was told."""
 
     def randn(self, *shape: int) -> "torch.Tensor":
         """Standard normal numbers on the device, from `rng`."""

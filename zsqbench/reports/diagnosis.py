@@ -1,44 +1,13 @@
-"""What diagnose steps left in the store: found by calibration set, and told in a few numbers. Without torch."""
+"""What is known of a calibration set, told in a few numbers and a small table. Without torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsqbench.errors import CorruptArtifactError
-from zsqbench.reports.results import Result
-from zsqbench.store import Store, write_atomically
-
-DIAGNOSTICS_VERSION = "1"
-"""Raise it when diagnostics mean or show something else; no other step depends on it."""
-
-REAL_IMAGES = 256
-"""Most real images that a calibration set is compared with; a smaller set is compared with as many as it has."""
-REAL_SEED = 2**31 - 1
-"""Draws the real images: the same for all sets of a network, and other ones than `real` draws for a cell's seed."""
-
-FILE, PLOTS, IMAGES = "diagnostics.json", "diagnostics.png", "images.png"
-PICTURE = "picture.png"
-"""Of an evaluate step."""
-
-_SET = 32
-_FAILURE = "failure.txt"
-
-
-def diagnose_key(set_key: str, identity: str) -> str:
-    """The key of a diagnose step: it begins like that of its set, by which it can be found."""
-    return common_part(set_key) + identity[:_SET]
-
-
-def common_part(key: str) -> str:
-    """What the key of a set and those of its diagnostics begin with."""
-    return key[:_SET]
-
-
-def note_failure(store: Store, key: str, error: str) -> None:
-    """Remember for `zsqbench show` why a diagnose step failed. The step itself clears it when it is done."""
-    write_atomically(store.partial(key) / _FAILURE, error)
+PLOTS, IMAGES = "diagnostics.png", "images.png"
+FILES = (PLOTS, IMAGES)
+"""The pictures beside the numbers."""
 
 
 @dataclass(frozen=True)
@@ -55,34 +24,9 @@ class Diagnosis:
     """The diagnostics of a cell's calibration set."""
 
     data: Mapping[str, Any]
-    """The content of diagnostics.json."""
+    """What `zsqbench.synthesis.diagnose` found, as plain data."""
     files: Mapping[str, Path]
-    """diagnostics.json and both pictures, by name."""
-
-    @classmethod
-    def find(cls, store: Store, result: Result) -> "Diagnosis | Undiagnosed":
-        """The diagnostics of the set that a row was made from, or why there are none."""
-        set_key = result.keys.get("generate")
-        if set_key is None:
-            return Undiagnosed("this cell has none")
-        found = [key for key in store.keys("diagnose") if common_part(key) == common_part(set_key)]
-        try:
-            if found:
-                return cls._read(store, max(found, key=lambda key: _fits(store, key, result)))
-        except (CorruptArtifactError, ValueError) as error:
-            return Undiagnosed(f"its diagnostics cannot be read: {error}", damaged=True)
-        partial = store.home / "partial"
-        notes = sorted(path for path in partial.glob(f"{common_part(set_key)}*/{_FAILURE}") if path.is_file())
-        if notes:
-            why = notes[-1].read_text(encoding="utf-8").strip()
-            return Undiagnosed(f"diagnosing it failed, the next run tries again: {why}")
-        return Undiagnosed(f"no diagnostics in {store.home}; a run of the suite makes them where its images are there")
-
-    @classmethod
-    def _read(cls, store: Store, key: str) -> "Diagnosis":
-        folder = store.read("diagnose", key)
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls(data, {name: folder / name for name in (FILE, PLOTS, IMAGES)})
+    """Both pictures, by name."""
 
     def numbers(self) -> dict[str, float]:
         """A handful of numbers by name, those that there are."""
@@ -167,14 +111,6 @@ def _output_rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _fits(store: Store, key: str, result: Result) -> tuple[bool, int]:
-    """Two tasks may share a set, and versions may lie side by side: the row's own task and the newest come first."""
-    job = store.manifest("diagnose", key)["job"]
-    task = result.methods.get("task", {})
-    mine = all(job["task"][name] == task.get(name) for name in ("method", "options"))
-    return mine, int(job["version"])
-
-
 def _reason(part: Mapping[str, Any], path: Sequence[str]) -> str | None:
     """Why a number is not there: the reason for itself, or for the part that it belongs to."""
     absent: Mapping[str, str] = part["absent"]
@@ -203,11 +139,3 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def find_picture(store: Store, row: Result) -> Path | None:
-    """What the task drew of the float and the quantized network side by side, where it did and the artifact is here."""
-    if "evaluate" not in row.keys or not store.has("evaluate", row.keys["evaluate"]):
-        return None
-    picture = store.folder("evaluate", row.keys["evaluate"]) / PICTURE
-    return picture if picture.is_file() else None

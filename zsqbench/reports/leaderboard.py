@@ -14,7 +14,8 @@ from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import BESIDE, Column, Row, Table, build_table
+from zsqbench.reports.table import BESIDE, Column, Row, Table
+from zsqbench.reports.tabulation import build_table
 
 Form = Literal["md", "csv", "html", "latex", "json"]
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zsqbench.reports.diagnosis import Diagnosis, find_picture
+from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.results import Result, environment
+from zsqbench.steps import KINDS, Tracked
+from zsqbench.steps.step import Dataset
 from zsqbench.store import Store, digest_of
 
 if TYPE_CHECKING:
@@ -64,6 +66,14 @@ class Ending:
 
     results: Sequence[Result]
     table: Path | None = None
+
+
+@dataclass(frozen=True)
+class BackgroundStep:
+    """A background step is done: its kind, and the artifacts that it needed."""
+
+    kind: str
+    needs: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,8 @@ class Invocation:
 
     experiment: Experiment
     run_id: str
-    undiagnosed: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
-    """By the key of their calibration set, the cells that were logged before there were diagnostics of it."""
+    awaiting: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
+    """By kind of background step, the runs of cells that were logged before it had left something of them."""
 
     def log(self, result: Result) -> None:
         """Log a row with what the store has of its set and curves. Ending the run comes last and makes it count."""
@@ -138,31 +148,35 @@ class Invocation:
         )
         run_id = run.info.run_id
         _log_values(client, run_id, _params(result), [*_final(result), *details.points], now)
-        if _has_calibration_set(result, store):
-            client.log_inputs(run_id, [_calibration_input(result, store)])
-        if (picture := find_picture(store, result)) is not None:
-            client.log_artifact(run_id, str(picture))
-        if details.diagnosis is not None:
-            self._log_diagnosis(run_id, details.diagnosis)
-        elif "generate" in result.keys:
-            self.undiagnosed.setdefault(result.keys["generate"], []).append((run_id, result))
+        for tracked in details.tracked.values():
+            self._log(run_id, tracked)
+        for kind in details.awaited:
+            self.awaiting.setdefault(kind, []).append((run_id, result))
         if result.traceback:
             client.log_text(run_id, result.traceback, "traceback.txt")
         client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED", now)
 
-    def log_diagnostics(self, set_key: str) -> None:
-        """Log the diagnostics of a set to the cells that were logged without."""
-        for run_id, result in self.undiagnosed.pop(set_key, ()):
-            found = Diagnosis.find(self.experiment.store, result)
-            if isinstance(found, Diagnosis):
-                self._log_diagnosis(run_id, found)
+    def log_background(self, news: BackgroundStep) -> None:
+        """Log what a background step left to the cells that were logged without."""
+        waiting = self.awaiting.pop(news.kind, [])
+        for run_id, result in waiting:
+            concerned = news.needs <= set(result.keys.values())
+            tracked = KINDS[news.kind].track(self.experiment.store, result) if concerned else None
+            if tracked is None:
+                self.awaiting.setdefault(news.kind, []).append((run_id, result))
+            else:
+                self._log(run_id, tracked)
 
-    def _log_diagnosis(self, run_id: str, found: Diagnosis) -> None:
+    def _log(self, run_id: str, tracked: Tracked) -> None:
         client = self.experiment.client
-        points = [Point(f"calibration/{name}", value, 0) for name, value in found.numbers().items()]
+        points = [Point(name, value, 0) for name, value in tracked.numbers.items()]
         _log_values(client, run_id, {}, points, int(time.time() * 1000))
-        for path in found.files.values():
+        for path in tracked.files:
             client.log_artifact(run_id, str(path))
+        for name, document in tracked.documents.items():
+            client.log_dict(run_id, document, name)
+        if tracked.dataset is not None:
+            client.log_inputs(run_id, [_dataset_input(tracked.dataset)])
 
     def finish(self, ending: Ending) -> None:
         """End the parent run with how many cells there are of each status, and the table."""
@@ -189,26 +203,26 @@ class Details:
     """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
 
     points: tuple[Point, ...] = ()
-    diagnosis: Diagnosis | None = None
+    tracked: Mapping[str, Tracked] = field(default_factory=dict)
+    """What is there, by kind of step."""
+    awaited: tuple[str, ...] = ()
+    """The kinds of background steps that have not left anything yet."""
     unreadable: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, result: Result, store: Store) -> "Details":
-        """Curves of the steps and diagnostics of the calibration set."""
+        """Curves of all steps that the row names, and what each kind of step has to tell."""
         points: list[Point] = []
         unreadable: list[str] = []
-        for kind in ("generate", "quantize", "oracle"):
-            path = store.folder(kind, result.keys.get(kind, "none")) / "curves.json"
+        for name, key in result.keys.items():
             try:
-                points += _curves(path, kind) if path.is_file() else ()
-            except (OSError, ValueError, TypeError) as error:
-                unreadable.append(f"{kind}/{path.name}: {one_line(error)}")
-        found = Diagnosis.find(store, result)
-        if isinstance(found, Diagnosis):
-            return cls(tuple(points), found, tuple(unreadable))
-        if found.damaged:
-            unreadable.append(found.why)
-        return cls(tuple(points), None, tuple(unreadable))
+                points += _curves(name, key, store)
+            except (CorruptArtifactError, OSError, ValueError, TypeError) as error:
+                unreadable.append(f"{name}: {one_line(error)}")
+        tracked = {kind: found for kind, job in KINDS.items() if (found := job.track(store, result)) is not None}
+        unreadable += [found.unreadable for found in tracked.values() if found.unreadable]
+        awaited = tuple(kind for kind, job in KINDS.items() if kind not in tracked and job.is_expected(result))
+        return cls(tuple(points), tracked, awaited, tuple(unreadable))
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -310,13 +324,15 @@ def _final(result: Result) -> Iterable[Point]:
     return (Point(name, value, 0) for name, value in values.items())
 
 
-def _curves(path: Path, kind: str) -> list[Point]:
+def _curves(name: str, key: str, store: Store) -> list[Point]:
     """Curves of a step, `generate/loss`, so that MLflow shows a step's charts in one section."""
-    curves: dict[str, list[tuple[int, float]]] = json.loads(path.read_text(encoding="utf-8"))
+    kind = store.kind_of(key)
+    if kind is None:
+        return []
     points = []
-    for name, curve in curves.items():
-        latest = dict(curve)  # MLflow keeps several values of one step, and draws them above each other
-        points += [Point(f"{kind}/{name}", float(latest[step]), int(step)) for step in _thinned(list(latest))]
+    for curve, values in store.read(kind, key).curves.items():
+        latest = dict(values)  # MLflow keeps several values of one step, and draws them above each other
+        points += [Point(f"{name}/{curve}", float(latest[step]), int(step)) for step in _thinned(list(latest))]
     return points
 
 
@@ -328,24 +344,19 @@ def _thinned(steps: Sequence[int]) -> Sequence[int]:
     return [steps[round(place * stride)] for place in range(CURVE_POINTS)]
 
 
-def _has_calibration_set(result: Result, store: Store) -> bool:
-    key = result.keys.get("generate")
-    return key is not None and (result.status == "done" or store.has("generate", key))
+def _dataset_input(dataset: Dataset) -> "DatasetInput":
+    """A calibration set that MLflow can list, find and compare runs by."""
+    from mlflow.entities import Dataset as MLflowDataset
+    from mlflow.entities import DatasetInput, InputTag
 
-
-def _calibration_input(result: Result, store: Store) -> "DatasetInput":
-    """The calibration set as a dataset that MLflow can list, find and compare runs by."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    key = result.keys["generate"]
-    dataset = Dataset(
-        name=str(result.generator),
-        digest=key[:DIGEST_LENGTH],
+    entity = MLflowDataset(
+        name=dataset.name,
+        digest=dataset.key[:DIGEST_LENGTH],
         source_type="local",
-        source=json.dumps({"uri": str(store.folder("generate", key).resolve())}),
-        profile=json.dumps({"num_rows": result.data.get("calibrated")}),
+        source=json.dumps({"uri": str(dataset.folder.resolve())}),
+        profile=json.dumps({"num_rows": dataset.images}),
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "calibration")])
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "calibration")])
 
 
 def one_line(error: BaseException) -> str:

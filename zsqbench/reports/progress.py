@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from zsqbench.execution.plan import Outcome, Plan, Progress, Step
+    from zsqbench.execution.plan import Plan
     from zsqbench.reports.results import Result
+    from zsqbench.steps import Outcome, Progress, Step
     from zsqbench.suite import Suite
 
 LINE_SECONDS = 10.0
@@ -26,6 +27,7 @@ class ProgressDisplay:
 
     def _reset(self) -> None:
         self._steps = self._finished = self._cached = 0
+        self._planned = False
         self._last_line: dict[str, float] = {}
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -35,6 +37,7 @@ class ProgressDisplay:
     def suite_started(self, suite: "Suite", plan: "Plan") -> None:
         """Say what there is to do."""
         self._reset()  # one display serves all runs of a process
+        self._planned = True
         self._steps = len(plan.to_do([cell for cell in plan.cells if not plan.is_finished(cell)]))
         print(f"{suite.name}: {len(plan.cells)} cells, {self._steps} steps to do", file=sys.stderr)
         if self._steps and sys.stderr.isatty():
@@ -58,8 +61,8 @@ class ProgressDisplay:
     @hookimpl
     def step_finished(self, step: "Step", outcome: "Outcome") -> None:
         """One line for each step."""
-        self._finished += step.kind != "resolve"
-        count = f"[{self._finished}/{self._steps}] " if step.kind != "resolve" else ""
+        self._finished += self._planned  # networks are loaded before there is a plan
+        count = f"[{self._finished}/{self._steps}] " if self._planned else ""
         ending = f"{outcome.seconds:.1f} s" if outcome.status == "done" else f"{outcome.status}: {outcome.error}"
         if self._bars is None:
             print(f"{count}{step.label}: {ending}", file=sys.stderr, flush=True)
@@ -93,6 +96,7 @@ class ProgressDisplay:
             self._bars = None
         if self._cached:
             print(f"{self._cached} cells were there already", file=sys.stderr)
+        self._planned = False
 
 
 def _bars() -> "Bars":

@@ -1,6 +1,9 @@
 """Result rows: one JSON object per cell in results/<suite>.jsonl, the truth that tables and MLflow are made from."""
 
+import contextlib
 import importlib.metadata
+import json
+import logging
 import os
 import platform
 from collections.abc import Iterable
@@ -11,6 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.store import write_atomically
+
+SCHEMA = 2
+"""Of a row: raise it when a reader of another version would misunderstand a field, or lack one that it needs."""
 
 Status = Literal["done", "failed", "impossible", "excluded", "interrupted"]
 
@@ -52,18 +58,31 @@ class Result(BaseModel):
     )
     methods: dict[str, dict[str, Any]] = Field(
         {},
-        description="task, generator, quantizer: method, version, origin, options, changed (those not default), start",
+        description="task, generator, quantizer: method, version, origin, options (all, with the values that held), "
+        "changed (those that the suite set, where they are not the default), control, start",
     )
     model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, ...")
-    data: dict[str, Any] = Field({}, description="how many samples were evaluated, how many calibrated on")
+    data: dict[str, Any] = Field(
+        {},
+        description="evaluated (samples), digest (of the evaluated data), images (of the calibration set), calibrated "
+        "(images of it that the quantizer read)",
+    )
+    correct: str | None = Field(
+        None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
+    )
     data_free: bool = Field(True, description="false where the generator was given real images")
     tensors: dict[str, Any] = Field(
-        {}, description="hash of the effective per-tensor map and counts of quantized tensors"
+        {}, description="of the effective tensor map: hash, hash of its bits alone, and counts of quantized tensors"
     )
     keys: dict[str, str] = Field({}, description="artifact of each step, and of the quantize step that it starts from")
     seconds: dict[str, float] = {}
     peak_memory: dict[str, int] = Field({}, description="bytes, per step")
     environment: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of its cell."""
+        return self.cell
 
     @property
     def value(self) -> float | None:
@@ -98,27 +117,51 @@ class ResultFile:
     def read(self) -> dict[str, Result]:
         """Rows by cell. A line that is no row (cut off by a crash or a full disk) is left out.
 
-        Raises ZSQBenchError where there is a file that cannot be read.
+        Raises ZSQBenchError where there is a file that cannot be read, or whose rows have another schema.
         """
+        rows, others = self._read()
+        if others:
+            raise ZSQBenchError(
+                f"{self.path} has rows of schema {', '.join(map(str, others))}, and this zsqbench reads {SCHEMA}; run "
+                "the suite again, which measures what is missing and replaces them"
+            )
+        return rows
+
+    def usable(self) -> dict[str, Result]:
+        """The rows that this version reads; those of another schema are left out, to be measured again."""
+        rows, others = self._read()
+        if others:
+            logging.getLogger("zsqbench").warning(
+                "%s has rows of schema %s, and this zsqbench reads %s: their cells are measured again",
+                self.path,
+                ", ".join(map(str, others)),
+                SCHEMA,
+            )
+        return rows
+
+    def _read(self) -> tuple[dict[str, Result], list[int]]:
+        """Rows by cell, and the schemas of rows that are of another version."""
         rows: dict[str, Result] = {}
+        others: set[int] = set()
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return rows
+            return rows, []
         except OSError as error:
             raise ZSQBenchError(f"cannot read {self.path}: {error.strerror}") from error
         for line in content.split(b"\n"):
-            try:
-                row = Result.model_validate_json(line)
-            except ValidationError:
+            if not line.startswith(_BEGIN):
+                others |= _other_schema(line)
                 continue
-            rows[row.cell] = row
-        return rows
+            with contextlib.suppress(ValidationError):
+                row = Result.model_validate_json(line)
+                rows[row.cell] = row
+        return rows, sorted(others)
 
     def append(self, result: Result) -> None:
         """Add a row so that it survives what comes next."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = result.model_dump_json(exclude_defaults=True) + "\n"
+        line = _line(result)
         with self.path.open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 line = "\n" + line  # the line before was cut off
@@ -128,8 +171,27 @@ class ResultFile:
 
     def rewrite(self, results: Iterable[Result]) -> None:
         """Replace the file by these rows, in this order."""
-        lines = [result.model_dump_json(exclude_defaults=True) + "\n" for result in results]
-        write_atomically(self.path, "".join(lines))
+        write_atomically(self.path, "".join(map(_line, results)))
+
+
+_BEGIN = f'{{"schema":{SCHEMA},'.encode()
+"""What each line begins with."""
+
+
+def _line(result: Result) -> str:
+    return _BEGIN.decode() + result.model_dump_json(exclude_defaults=True)[1:] + "\n"
+
+
+def _other_schema(line: bytes) -> set[int]:
+    """The schema of a line that is a row of another version: the first had no number."""
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return set()
+    if not isinstance(data, dict) or not {"suite", "cell", "status"} <= data.keys():
+        return set()
+    schema = data.get("schema", 1)
+    return {schema} - {SCHEMA} if isinstance(schema, int) else set()
 
 
 def package_version(package: str) -> str:

@@ -1,19 +1,27 @@
-"""From result rows to a table: methods by task, model and scheme, with spread over seeds, drop and what failed."""
+"""The leaderboard as data: methods by task, model and scheme, and what a mark or a bold figure means."""
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
-from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Settings
 from zsqbench.reports.results import Result
 from zsqbench.scheme import FLOAT
 
 Control = Literal["negative control", "real data, not data-free", "float control"]
+
+
+CONTROLS: Mapping[str, Control] = {
+    "float": "float control",
+    "positive": "real data, not data-free",
+    "negative": "negative control",
+}
+"""How a table calls the controls that methods declare to be."""
+
 
 ColumnKind = Literal["measured", "oracle", "published"]
 
@@ -24,18 +32,14 @@ BESIDE: tuple[ColumnKind, ...] = ("oracle", "published")
 
 T = TypeVar("T")
 
-METRICS = {
-    "top1": "top-1 accuracy in percent",
-    "top5": "top-5 accuracy in percent",
-    "mAP": "COCO's mean average precision (IoU 0.5 to 0.95) in percent",
-}
-"""What a metric is called in a table; another one goes by its own name."""
 
 SEVERITY = ("failed", "interrupted", "impossible", "excluded")
 """Which status a cell of the table shows where its seeds differ: the first of these."""
 
+
 BELOW_CONTROL = "below the negative control"
 """The footnote of a method that is worse than noise with the same quantizer."""
+
 
 ORACLE = (
     "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do; it is what "
@@ -54,6 +58,23 @@ class Row:
     quantizer_details: str
     settings: str
     control: Control | None
+
+    @classmethod
+    def of(cls, result: Result) -> "Row":
+        """The row that a result stands in."""
+        generator = result.methods.get("generator", {})
+        kinds = [method.get("control") for method in (result.methods.get("quantizer", {}), generator)]
+        control: Control | None = next((CONTROLS[kind] for kind in kinds if kind), None)
+        if control is None and not result.data_free:
+            control = CONTROLS["positive"]
+        return cls(
+            generator=result.generator or "none",
+            generator_details=details_of(result.generator, generator),
+            quantizer=result.quantizer,
+            quantizer_details=details_of(result.quantizer, result.methods.get("quantizer", {})),
+            settings=changed_settings(result),
+            control=control,
+        )
 
     @property
     def labels(self) -> tuple[str, str, str]:
@@ -81,6 +102,11 @@ class Column:
     scheme: str
     kind: ColumnKind = "measured"
     """Beside results: the best epoch by the evaluated images (oracle), and what papers say (published)."""
+
+    @classmethod
+    def of(cls, result: Result) -> "Column":
+        """The column that a result stands in."""
+        return cls(result.task, result.model, result.scheme)
 
 
 @dataclass(frozen=True)
@@ -142,7 +168,7 @@ class Table:
 
         It has no place where either of them has no mean.
         """
-        controls = _highest(
+        controls = highest(
             ((row.apart_from_images, column), mean)
             for (row, column), mean in self.means.items()
             if row.control == "negative control"
@@ -167,13 +193,13 @@ class Table:
             and not self.below_control.get((row, column))
             and not self.entries[row, column].reasons
         }
-        highest = _highest((column, mean) for (_, column), mean in means.items())
-        return frozenset((row, column) for (row, column), mean in means.items() if mean == highest[column])
+        top = highest((column, mean) for (_, column), mean in means.items())
+        return frozenset((row, column) for (row, column), mean in means.items() if mean == top[column])
 
     @cached_property
     def footnotes(self) -> dict[str, int]:
         """What cells have to say beside their number, each text once, numbered as a reader meets them."""
-        texts = _unique(text for row in self.rows for column in self.columns for text in self.remarks(row, column))
+        texts = unique(text for row in self.rows for column in self.columns for text in self.remarks(row, column))
         return {text: number for number, text in enumerate(texts, start=1)}
 
     def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
@@ -210,117 +236,13 @@ class Table:
         return column.task, column.model + mark, column.scheme + kind
 
 
-def build_table(results: Sequence[Result]) -> Table:
-    """Group rows by method and column. Raises ZSQBenchError where there are none."""
-    if not results:
-        raise ZSQBenchError("there are no results yet; run the suite first: zsqbench run SUITE")
-    groups: dict[tuple[Row, Column], list[Result]] = {}
-    for result in results:
-        groups.setdefault((_row(result), _column(result)), []).append(result)
-    entries: dict[tuple[Row, Column], Entry] = {}
-    for (row, column), group in groups.items():
-        entries[row, column] = _entry(group)
-        for kind, entry in zip(BESIDE, (_oracle(group), _published(group)), strict=True):
-            if entry is not None:
-                entries[row, replace(column, kind=kind)] = entry
-    there = {column for _, column in entries}
-    columns = [each for _, column in groups for each in (column, *(replace(column, kind=kind) for kind in BESIDE))]
-    return Table(
-        suite=_listed(result.suite for result in results),
-        rows=tuple(_unique(row for row, _ in groups)),
-        columns=tuple(column for column in _unique(columns) if column in there),
-        entries=entries,
-        floats=_floats(results),
-        random_models=frozenset(result.model for result in results if result.model_facts.get("random_weights")),
-        caption=_caption(results),
-        measured=tuple(_measured(results)),
-        published=tuple(_sources(results)),
-    )
-
-
-def _row(result: Result) -> Row:
-    generator = result.methods.get("generator", {})
-    control: Control | None = None
-    if result.methods.get("quantizer", {}).get("method") == "fp32":
-        control = "float control"
-    elif not result.data_free:
-        control = "real data, not data-free"
-    elif generator.get("method") == "noise":
-        control = "negative control"
-    return Row(
-        generator=result.generator or "none",
-        generator_details=_details(result.generator, generator),
-        quantizer=result.quantizer,
-        quantizer_details=_details(result.quantizer, result.methods.get("quantizer", {})),
-        settings=_settings(result),
-        control=control,
-    )
-
-
-def _settings(result: Result) -> str:
+def changed_settings(result: Result) -> str:
     """The settings that are not the default."""
     changed = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
     return ", ".join(_option(name, value) for name, value in changed.items())
 
 
-def _column(result: Result) -> Column:
-    return Column(result.task, result.model, result.scheme)
-
-
-def _entry(group: Sequence[Result]) -> Entry:
-    done = [result for result in group if result.status == "done"]
-    rest = [(result.status, _one_line(result.reason)) for result in group if result.status != "done"]
-    share = {what: f"{rest.count(what)} of {len(group)} seeds " if done else "" for what in rest}
-    worst = min((status for status, _ in rest), key=SEVERITY.index, default="done")
-    return Entry(
-        values=tuple(result.value for result in done if result.value is not None),
-        drops=tuple(result.drop for result in done if result.drop is not None),
-        status="done" if done else worst,
-        reasons=tuple(f"{share[what]}{what[0]}: {what[1]}" for what in _unique(rest)),
-        calibrated=next((int(n) for result in group if (n := result.data.get("calibrated")) is not None), None),
-    )
-
-
-def _oracle(group: Sequence[Result]) -> Entry | None:
-    """The best epochs of seeds that are done, by the evaluated images; none where no seed was asked for them."""
-    found = [(result.oracle_value, result.float_value) for result in group if result.status == "done"]
-    values = tuple(value for value, _ in found if value is not None)
-    drops = tuple(full - value for value, full in found if value is not None and full is not None)
-    return Entry(values, drops, "done", ()) if values else None
-
-
-def _published(group: Sequence[Result]) -> Entry | None:
-    """What a paper says, none where it says nothing; the seeds of a cell hold the same."""
-    told = next((result.published for result in group if result.published), None)
-    if told is None:
-        return None
-    drops = (told["float"] - told["value"],) if "float" in told else ()
-    notes = (told["note"],) if "note" in told else ()
-    return Entry((told["value"],), drops, "done", notes, stated=told.get("std"))
-
-
-def _floats(results: Sequence[Result]) -> dict[Column, float]:
-    """What the float network reaches, and what it is published to reach; the first row of a column counts."""
-    floats: dict[Column, float] = {}
-    for result in results:
-        if result.float_value is not None:
-            floats.setdefault(_column(result), result.float_value)
-        if "float" in result.published:
-            floats.setdefault(replace(_column(result), kind="published"), result.published["float"])
-    return floats
-
-
-def _sources(results: Sequence[Result]) -> Iterable[str]:
-    """A line for each paper: which of its tables, and how it is cited."""
-    tables: dict[str, list[str]] = {}
-    for result in results:
-        if result.published:
-            tables.setdefault(result.published["citation"], []).append(result.published["source"])
-    for citation, sources in tables.items():
-        yield f"published: {_listed(sources)}, as its authors measured it: {citation}"
-
-
-def _details(label: str | None, method: Mapping[str, Any]) -> str:
+def details_of(label: str | None, method: Mapping[str, Any]) -> str:
     """`dgh, 128 images, 150 iterations`: the method where the suite has a name of its own, and what is not default."""
     name = [] if method.get("method", label) == label else [str(method["method"])]
     start = method.get("start")
@@ -332,7 +254,7 @@ def _details(label: str | None, method: Mapping[str, Any]) -> str:
 
 
 def _label(label: str, method: Mapping[str, Any]) -> str:
-    return _with_details(label, _details(label, method))
+    return _with_details(label, details_of(label, method))
 
 
 def _option(name: str, value: Any) -> str:
@@ -352,94 +274,19 @@ def _with_details(label: str, *details: str) -> str:
     return f"{label} ({given})" if given else label
 
 
-def _one_line(text: str | None) -> str:
-    return " ".join(text.split()) if text else "no reason was given"
-
-
-def _unique(values: Iterable[T]) -> list[T]:
+def unique(values: Iterable[T]) -> list[T]:
+    """Each value once, in order."""
     return list(dict.fromkeys(values))
 
 
-def _highest(pairs: Iterable[tuple[T, float]]) -> dict[T, float]:
+def highest(pairs: Iterable[tuple[T, float]]) -> dict[T, float]:
+    """The largest value of each key."""
     highest: dict[T, float] = {}
     for key, value in pairs:
         highest[key] = max(value, highest.get(key, value))
     return highest
 
 
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in _unique(values))
-
-
-def _seeds(results: Sequence[Result]) -> str:
-    seeds = sorted({result.seed for result in results if result.seed is not None})
-    if len(seeds) > 1:
-        return f"mean ± sample standard deviation over seeds {_listed(seeds)}"
-    return f"seed {seeds[0]}" if seeds else "unseeded"
-
-
-def _metrics(results: Sequence[Result]) -> str:
-    return _listed(METRICS.get(result.metric, result.metric) for result in results if result.metric) or "no metric"
-
-
-def _caption(results: Sequence[Result]) -> str:
-    tasks, schemes = (_listed(getattr(result, axis) for result in results) for axis in ("task", "scheme"))
-    return (
-        f"Suite {_listed(result.suite for result in results)}: {_metrics(results)} on {tasks} at {schemes}; "
-        f"{_seeds(results)}; in parentheses the difference from the float network"
-    )
-
-
-def _measured(results: Sequence[Result]) -> Iterable[str]:
-    for task in _unique(result.task for result in results):
-        of_task = [result for result in results if result.task == task]
-        counts = (result.data.get("evaluated") for result in of_task)  # a failed row may have that of the float network
-        evaluated = _listed(count for count in counts if count is not None)
-        yield f"{task}: {_metrics(of_task)}, {evaluated or 'no'} samples evaluated"
-    yield f"{_seeds(results)}; in parentheses the difference from the float network"
-    yield from _calibrated(results)
-    yield from _speeds(results)
-    yield from _disagreements(results)
-
-
-def _calibrated(results: Sequence[Result]) -> Iterable[str]:
-    users: dict[int, list[str]] = {}
-    for result in results:
-        if result.generator and result.data.get("calibrated"):
-            users.setdefault(result.data["calibrated"], []).append(result.generator)
-    if len(users) == 1:
-        yield f"calibration sets of {next(iter(users))} images"
-    elif users:
-        yield "calibration sets of " + "; ".join(f"{count} images ({_listed(names)})" for count, names in users.items())
-
-
-def _speeds(results: Sequence[Result]) -> Iterable[str]:
-    """Where cells differ in settings, what each setting costs: mean seconds over the distinct steps of a method."""
-    if len({_settings(result) for result in results}) < 2:  # noqa: PLR2004
-        return
-    for kind, axis in (("generate", "generator"), ("quantize", "quantizer")):
-        steps: dict[str, dict[str, dict[str, float]]] = {}
-        for result in results:
-            if result.status == "done" and kind in result.seconds:
-                of_method = steps.setdefault(getattr(result, axis), {})
-                of_method.setdefault(_settings(result) or "default settings", {})[result.keys[kind]] = result.seconds[
-                    kind
-                ]
-        for method, settings in steps.items():
-            means = {text: statistics.fmean(seconds.values()) for text, seconds in settings.items()}
-            default = means.get("default settings")
-            texts = [
-                f"{text} {mean:.2f}" + (f" ({mean / default:.2f} x)" if default and text != "default settings" else "")
-                for text, mean in means.items()
-            ]
-            yield f"mean seconds to {kind} with {method}: {'; '.join(texts)}"
-
-
-def _disagreements(results: Sequence[Result]) -> Iterable[str]:
-    floats: dict[str, set[float]] = {}
-    for result in results:
-        if result.float_value is not None:
-            floats.setdefault(f"{result.task} {result.model}", set()).add(result.float_value)
-    for where, values in floats.items():
-        if len(values) > 1:
-            yield f"{where}: float accuracy differs between rows ({_listed(sorted(values))}); run the suite again"
+def listed(values: Iterable[Any]) -> str:
+    """Each value once, with commas."""
+    return ", ".join(str(value) for value in unique(values))

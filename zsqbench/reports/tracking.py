@@ -4,18 +4,18 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hookspecs import hookimpl
-from zsqbench.reports.mlflow_runs import UNRUN, Ending, Experiment, identity, one_line, tracking_uri
+from zsqbench.reports.mlflow_runs import UNRUN, BackgroundStep, Ending, Experiment, identity, one_line, tracking_uri
 from zsqbench.reports.results import Result
 from zsqbench.store import Store
 
 if TYPE_CHECKING:
-    from zsqbench.execution.plan import Outcome, Plan, Step
+    from zsqbench.execution.plan import Plan
+    from zsqbench.steps import Outcome, Step
     from zsqbench.suite import Suite
 
 logger = logging.getLogger("zsqbench")
@@ -48,9 +48,9 @@ class Tracker:
 
     @hookimpl
     def step_finished(self, step: "Step", outcome: "Outcome") -> None:
-        """Hand on that there are diagnostics: cells do not wait for them, so some may have been logged without."""
-        if self._writer is not None and step.kind == "diagnose" and outcome.status == "done":
-            self._writer.diagnosed(Diagnosed(step.needs[0].key))
+        """Hand on what background steps left: cells do not wait for them, so some may have been logged without."""
+        if self._writer is not None and step.type.background and outcome.status == "done":
+            self._writer.put_background(BackgroundStep(step.kind, frozenset(need.key for need in step.needs)))
 
     @hookimpl
     def suite_finished(self, results: list[Result], table: str | None) -> None:
@@ -84,13 +84,6 @@ def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
     return len(missing)
 
 
-@dataclass(frozen=True)
-class Diagnosed:
-    """There are diagnostics of a calibration set now."""
-
-    set_key: str
-
-
 class Writer(threading.Thread):
     """The one thread that talks to MLflow, since its import and its first use of a database take seconds.
 
@@ -102,7 +95,7 @@ class Writer(threading.Thread):
         super().__init__(name="mlflow", daemon=True)
         self._suite_name = suite_name
         self._store = store
-        self._queue: queue.SimpleQueue[Result | Diagnosed | Ending] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Result | BackgroundStep | Ending] = queue.SimpleQueue()
         self._progress = 0
         self._abandoned = False
 
@@ -114,8 +107,8 @@ class Writer(threading.Thread):
         if result.status not in UNRUN and self.ident is None:
             self.start()
 
-    def diagnosed(self, news: Diagnosed) -> None:
-        """Log diagnostics to the cells that were logged without, soon. Returns at once."""
+    def put_background(self, news: BackgroundStep) -> None:
+        """Log what a background step left to the cells that were logged without, soon. Returns at once."""
         self._queue.put(news)
 
     def finish(self, ending: Ending) -> None:
@@ -142,8 +135,8 @@ class Writer(threading.Thread):
         run = experiment.start("run")
         held: set[str] | None = None
         while not isinstance(item := self._queue.get(), Ending) and not self._abandoned:
-            if isinstance(item, Diagnosed):
-                run.log_diagnostics(item.set_key)
+            if isinstance(item, BackgroundStep):
+                run.log_background(item)
             else:
                 if item.status in UNRUN and held is None:
                     held = experiment.identities()

@@ -2,14 +2,38 @@
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.suite.suite import Cell
 
 
-def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
-    """The cells whose names match: words that the name contains, with `and`, `or`, `not` and parentheses."""
+class Named(Protocol):
+    """A cell, or whatever goes by the name of one."""
+
+    @property
+    def name(self) -> str:
+        """`task:model:generator:quantizer:scheme:seed`."""
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+def select(entries: Sequence[Entry], expression: str | None) -> list[Entry]:
+    """Those whose names match: words that the name contains, with `and`, `or`, `not` and parentheses; none for all.
+
+    Raises ZSQBenchError for an expression that cannot be read.
+    """
+    if expression is None:
+        return list(entries)
+    matches = _matcher(expression)
+    try:
+        return [entry for entry in entries if matches(entry.name)]
+    except (SyntaxError, RecursionError) as error:
+        raise _unreadable(expression) from error
+
+
+def _matcher(expression: str) -> Callable[[str], bool]:
     words: dict[str, str] = {}
     code = [
         token if token in {"and", "or", "not", "(", ")"} else words.setdefault(token, f"word{len(words)}")
@@ -17,21 +41,25 @@ def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
     ]
     by_name = {name: word for word, name in words.items()}
 
-    def holds(node: ast.expr, cell: str) -> bool:
+    def holds(node: ast.expr, name: str) -> bool:
         match node:
-            case ast.Name(id=name):
-                return by_name[name] in cell
+            case ast.Name(id=word):
+                return by_name[word] in name
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return not holds(operand, cell)
+                return not holds(operand, name)
             case ast.BoolOp(op=ast.And(), values=values):
-                return all(holds(value, cell) for value in values)
+                return all(holds(value, name) for value in values)
             case ast.BoolOp(op=ast.Or(), values=values):
-                return any(holds(value, cell) for value in values)
+                return any(holds(value, name) for value in values)
         raise SyntaxError
 
     try:
         tree = ast.parse(" ".join(code), mode="eval").body
-        return [cell for cell in cells if holds(tree, cell.name)]
     except (SyntaxError, RecursionError, MemoryError) as error:  # the latter for thousands of "not"
-        expected = "words joined by and, or, not, with parentheses, such as 'zeroq and not w8a8'"
-        raise ZSQBenchError(f"cannot read -k {expression!r}; expected {expected}") from error
+        raise _unreadable(expression) from error
+    return lambda name: holds(tree, name)
+
+
+def _unreadable(expression: str) -> ZSQBenchError:
+    expected = "words joined by and, or, not, with parentheses, such as 'zeroq and not w8a8'"
+    return ZSQBenchError(f"cannot read -k {expression!r}; expected {expected}")

@@ -1,12 +1,12 @@
 """A suite as data: what its names mean, and its cells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from zsqbench.methods import Generator, Method, ModelSpec, Quantizer, Settings, Task
+from zsqbench.methods import Generator, Method, ModelSpec, Network, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, Plugin
 from zsqbench.reports.published import Place
 from zsqbench.scheme import Placement, Scheme
@@ -26,6 +26,13 @@ class Variant:
     plugin: Plugin
     start: "Variant | None" = None
     """The quantizer from whose result this one goes on."""
+    given: Method | None = None
+    """The method as the suite says it, where `method` has what holds for a network."""
+
+    def resolved(self, network: Network, scheme: Scheme | None) -> "Variant":
+        """The same with a value for each option that the suite leaves to the method."""
+        start = self.start.resolved(network, scheme) if self.start else None
+        return replace(self, method=self.method.resolved(network, scheme), start=start, given=self.method)
 
     @property
     def quantizer(self) -> Quantizer:
@@ -67,7 +74,8 @@ class Variant:
             "version": self.method.version,
             "origin": self.plugin.origin,
             "options": self.method.options(),
-            "changed": self.method.changed_options(),
+            "changed": (self.given or self.method).changed_options(),
+            "control": self.method.control,
         } | ({"start": self.start.describe()} if self.start else {})
 
 
@@ -133,6 +141,11 @@ class Suite:
     def task(self, label: str) -> Task:
         """The task of this name."""
         return cast("Task", self.tasks[label].method)
+
+    def methods(self, cell: Cell) -> dict[str, Variant]:
+        """Task, quantizer and generator of a cell, with the options that the suite sets."""
+        methods = {"task": self.tasks[cell.task], "quantizer": self.quantizers[cell.quantizer]}
+        return methods | ({"generator": self.generators[cell.generator]} if cell.generator else {})
 
     def published_of(self, cell: Cell) -> dict[str, Any]:
         """What a paper says of a cell: value, std, float, source, citation, note; or nothing."""

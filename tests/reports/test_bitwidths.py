@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports.tensormaps import (
+from zsqbench.reports.bitwidths import (
     MappedTensor,
     TensorMap,
     difference,
@@ -232,7 +232,7 @@ def test_comparing_and_printing_need_no_torch(python):
     done = python(
         f"""
         import sys
-        from zsqbench.reports.tensormaps import *
+        from zsqbench.reports.bitwidths import *
         made = {made!r}
         render(made), render_difference(difference(made, made)), render_measured([]), render_reconstruction({{}})
         print("torch" in sys.modules)

@@ -1,0 +1,226 @@
+"""zsqbench from Python: run and plan a suite, read its results, and take students and images out of the store.
+
+Each function takes what its command takes, by the same names; `suite` is a file, or the name of a shipped one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import ZSQBenchError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from PIL.Image import Image
+    from torch import nn
+
+    from zsqbench.execution.plan import Plan
+    from zsqbench.execution.run import Run, RunReport
+    from zsqbench.reports.results import Result
+    from zsqbench.suite import Cell
+
+HOME = Path(".zsqbench")
+RESULTS = Path("results")
+
+
+def run(
+    suite: str | Path,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+    workers: int | None = None,
+    engine: str = "pool",
+    device: str = "auto",
+) -> "RunReport":
+    """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
+
+    `select` is an expression over names of cells (`-k`), `overrides` are texts `a.b=value` (`--set`), `workers` is the
+    number of steps at the same time (0: in this process). Raises ZSQBenchError for what cannot be meant.
+    """
+    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device)
+    return execute(this, cells, workers, engine)
+
+
+def plan(
+    suite: str | Path,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+) -> "Plan":
+    """What a run of a suite would do: cells, the steps that they share, what is cached. Nothing is run.
+
+    A network that no run has loaded yet stands with a provisional identity. Raises ZSQBenchError as `run` does.
+    """
+    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without)
+    return this.provisional_plan(cells)[0]
+
+
+def results(suite: str | Path, *, results: Path | str = RESULTS, select: str | None = None) -> "pd.DataFrame":
+    """The rows of a suite: one for each cell, with a column for each field.
+
+    What a field holds by name stands in columns of its own, such as `metrics.top1`, `quantizer.lr` (the value that
+    held, given or not) and `seconds.generate`. Raises ZSQBenchError where there are no rows.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([dict(_flat(row)) for row in rows_of(suite, Path(results), select)])
+
+
+def load_student(
+    suite: str | Path,
+    cell: str,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    device: str = "cpu",
+) -> "tuple[nn.Module, Callable[[Image], torch.Tensor]]":
+    """The quantized network of a cell in eval mode, and what makes a PIL image a tensor [1, C, H, W] for it.
+
+    The student computes on the grids that the cell's accuracy was measured on. Raises ZSQBenchError for a cell that
+    there is not, that is not done, or whose artifact is not in `home`.
+    """
+    from zsqbench.execution.session import Session
+
+    this, row = _open_row(suite, cell, home, results, data_root, device)
+    session = Session(this.config)
+    from zsqbench.steps.evaluate import Evaluate
+
+    job = Evaluate.model_validate(_manifest(this, row, Evaluate.kind)["job"])
+    student, teacher = job.student(session), session.teacher(job)
+    return student, session.task(job).preprocessor(teacher)
+
+
+def load_images(
+    suite: str | Path,
+    cell: str,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+) -> "torch.Tensor":
+    """The calibration images of a cell: float32 [N, C, H, W], in the network's normalised space.
+
+    Raises ZSQBenchError for a cell that there is not, that has none, or whose artifact is not in `home`.
+    """
+    from zsqbench.steps.generate import Generate
+    from zsqbench.store import Store
+
+    row, store = find_row(rows_of(suite, Path(results)), cell), Store(Path(home).resolve())
+    key = row.keys.get(Generate.kind)
+    if key is None:
+        raise ZSQBenchError(f"cell {row.cell} has no calibration images: its generator is none")
+    if not store.has(Generate.kind, key):
+        raise ZSQBenchError(f"the calibration images of {row.cell} are not in {store.home}; run the suite there")
+    return Generate.images(store, key).images
+
+
+def execute(this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: str) -> "RunReport":
+    """Run cells on an engine; see `run`."""
+    device = this.config.device
+    if device.startswith("cuda:") and workers != 0:
+        raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
+    threads = max((cell.settings.threads for cell in cells), default=1)
+    chosen: Any = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
+    return this.execute(cells, chosen(workers=workers or None, threads=threads))
+
+
+def open_run(
+    suite: str | Path,
+    home: Path | str,
+    results: Path | str,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+    device: str = "auto",
+) -> "tuple[Run, Sequence[Cell]]":
+    """Load a suite and select its cells; see `run` for the arguments."""
+    from zsqbench.execution.run import Run
+    from zsqbench.execution.session import WorkerConfig
+    from zsqbench.suite import find_suite, load_suite
+    from zsqbench.suite import select as select_cells
+
+    root = None if data_root is None else Path(data_root)
+    loaded = load_suite(find_suite(str(suite)), [Path(file) for file in plugins], without, overrides, root)
+    sources = {plugin.origin: plugin.source for plugin in loaded.catalog.plugins}
+    files = tuple(loaded.plugin_files)
+    config = WorkerConfig(
+        Path(home).resolve(),
+        None if root is None else root.resolve(),
+        files,
+        tuple(sources.get(str(file)) for file in files),
+        tuple(without),
+        device,
+    )
+    return Run(loaded, config, Path(results)), select_cells(loaded.cells, select)
+
+
+def rows_of(suite: str | Path, results: Path, select: str | None = None) -> "list[Result]":
+    """The rows of a suite, which need no plugin. Raises ZSQBenchError where there are none."""
+    from zsqbench.reports.results import ResultFile
+    from zsqbench.suite import find_suite, suite_name
+    from zsqbench.suite import select as select_cells
+
+    name = suite_name(find_suite(str(suite)))
+    rows = list(ResultFile(results / f"{name}.jsonl").read().values())
+    if not rows:
+        raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
+    selected = select_cells(rows, select)
+    if not selected:
+        raise ZSQBenchError(f"none of the {len(rows)} rows of {name} matches -k {select!r}")
+    return selected
+
+
+def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
+    """The row of a cell, by its name or by a part of it that no other name has. Raises ZSQBenchError elsewise."""
+    found = [row for row in rows if row.cell == cell] or [row for row in rows if cell in row.cell]
+    if not found:
+        raise ZSQBenchError(unknown("cell", cell, [row.cell for row in rows]))
+    if len(found) > 1:
+        raise ZSQBenchError(f"{cell!r} is part of {len(found)} names: {', '.join(row.cell for row in found)}")
+    return found[0]
+
+
+def _open_row(
+    suite: str | Path,
+    cell: str,
+    home: Path | str,
+    results: Path | str,
+    data_root: Path | str | None,
+    device: str,
+) -> "tuple[Run, Result]":
+    row = find_row(rows_of(suite, Path(results)), cell)
+    if row.status != "done":
+        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
+    return open_run(suite, home, results, data_root, device=device)[0], row
+
+
+def _manifest(this: "Run", row: "Result", kind: str) -> dict[str, Any]:
+    key = row.keys[kind]
+    if not this.store.has(kind, key):
+        raise ZSQBenchError(f"the artifact of {row.cell} is not in {this.store.home}; run the suite there")
+    return this.store.manifest(kind, key)
+
+
+def _flat(row: "Result") -> Iterator[tuple[str, Any]]:
+    """The fields of a row as columns; the options of each method stand below its axis."""
+    for name, value in row.model_dump(mode="json", exclude={"methods"}).items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
+        else:
+            yield name, value
+    for axis, method in row.methods.items():
+        yield from ((f"{axis}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
+        yield from ((f"{axis}.{key}", value) for key, value in method.get("options", {}).items())

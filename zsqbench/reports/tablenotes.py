@@ -1,0 +1,129 @@
+"""What stands below a table: what was measured, on what, and what a reader must not compare."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from zsqbench.reports.results import Result
+from zsqbench.reports.table import CONTROLS, Column, Row, changed_settings, listed, unique
+from zsqbench.steps import KINDS
+
+METRICS = {
+    "top1": "top-1 accuracy in percent",
+    "top5": "top-5 accuracy in percent",
+    "mAP": "COCO's mean average precision (IoU 0.5 to 0.95) in percent",
+}
+"""What a metric is called in a table; another one goes by its own name."""
+
+
+def sources_of(results: Sequence[Result]) -> Iterable[str]:
+    """A line for each paper: which of its tables, and how it is cited."""
+    tables: dict[str, list[str]] = {}
+    for result in results:
+        if result.published:
+            tables.setdefault(result.published["citation"], []).append(result.published["source"])
+    for citation, sources in tables.items():
+        yield f"published: {listed(sources)}, as its authors measured it: {citation}"
+
+
+def seeds_of(results: Sequence[Result]) -> str:
+    """Which seeds the rows have."""
+    seeds = sorted({result.seed for result in results if result.seed is not None})
+    if len(seeds) > 1:
+        return f"mean ± sample standard deviation over seeds {listed(seeds)}"
+    return f"seed {seeds[0]}" if seeds else "unseeded"
+
+
+def metrics_of(results: Sequence[Result]) -> str:
+    """What was measured."""
+    return listed(METRICS.get(result.metric, result.metric) for result in results if result.metric) or "no metric"
+
+
+def caption_of(results: Sequence[Result]) -> str:
+    """What a reader has to know who sees nothing but the table."""
+    tasks, schemes = (listed(getattr(result, axis) for result in results) for axis in ("task", "scheme"))
+    return (
+        f"Suite {listed(result.suite for result in results)}: {metrics_of(results)} on {tasks} at {schemes}; "
+        f"{seeds_of(results)}; in parentheses the difference from the float network"
+    )
+
+
+def measured_on(results: Sequence[Result]) -> Iterable[str]:
+    """Lines on what was measured, on what, calibrated on what, and on what does not compare."""
+    for task in unique(result.task for result in results):
+        of_task = [result for result in results if result.task == task]
+        counts = (result.data.get("evaluated") for result in of_task)  # a failed row may have that of the float network
+        evaluated = listed(count for count in counts if count is not None)
+        yield f"{task}: {metrics_of(of_task)}, {evaluated or 'no'} samples evaluated"
+    yield f"{seeds_of(results)}; in parentheses the difference from the float network"
+    yield from _calibrated(results)
+    yield from _speeds(results)
+    yield from _disagreements(results)
+    yield from _different_bits(results)
+
+
+def _calibrated(results: Sequence[Result]) -> Iterable[str]:
+    """How many images were read; a generator is named with its quantizers where these read different numbers."""
+    counts: dict[str, dict[str, int]] = {}
+    for result in results:
+        if result.generator and result.data.get("calibrated"):
+            counts.setdefault(result.generator, {})[result.quantizer] = result.data["calibrated"]
+    users: dict[int, list[str]] = {}
+    for generator, by_quantizer in counts.items():
+        differ = len(set(by_quantizer.values())) > 1
+        for quantizer, count in by_quantizer.items():
+            users.setdefault(count, []).append(f"{generator} with {quantizer}" if differ else generator)
+    if len(users) == 1:
+        yield f"calibrated on {next(iter(users))} images"
+    elif users:
+        yield "calibrated on " + "; ".join(f"{count} images ({listed(names)})" for count, names in users.items())
+
+
+def _speeds(results: Sequence[Result]) -> Iterable[str]:
+    """Where cells differ in settings, what each setting costs: mean seconds over the distinct steps of a method."""
+    if len({changed_settings(result) for result in results}) < 2:  # noqa: PLR2004
+        return
+    for kind, axis in ((kind, job.axis) for kind, job in KINDS.items() if job.axis):
+        steps: dict[str, dict[str, dict[str, float]]] = {}
+        for result in results:
+            if result.status == "done" and kind in result.seconds:
+                of_method = steps.setdefault(getattr(result, axis), {})
+                of_method.setdefault(changed_settings(result) or "default settings", {})[result.keys[kind]] = (
+                    result.seconds[kind]
+                )
+        for method, settings in steps.items():
+            means = {text: statistics.fmean(seconds.values()) for text, seconds in settings.items()}
+            default = means.get("default settings")
+            texts = [
+                f"{text} {mean:.2f}" + (f" ({mean / default:.2f} x)" if default and text != "default settings" else "")
+                for text, mean in means.items()
+            ]
+            yield f"mean seconds to {kind} with {method}: {'; '.join(texts)}"
+
+
+def _disagreements(results: Sequence[Result]) -> Iterable[str]:
+    floats: dict[str, set[float]] = {}
+    for result in results:
+        if result.float_value is not None:
+            floats.setdefault(f"{result.task} {result.model}", set()).add(result.float_value)
+    for where, values in floats.items():
+        if len(values) > 1:
+            yield f"{where}: float accuracy differs between rows ({listed(sorted(values))}); run the suite again"
+
+
+def _different_bits(results: Sequence[Result]) -> Iterable[str]:
+    """Columns in which rows of one network differ in tensors, roles or bits: they do not compare the same thing.
+
+    Grids are a method's own choice and stand in its details. A control that quantizes nothing is no offence.
+    """
+    methods: dict[Column, dict[str, list[str]]] = {}
+    for result in results:
+        if result.status == "done" and "bits" in result.tensors and Row.of(result).control != CONTROLS["float"]:
+            by_bits = methods.setdefault(Column.of(result), {})
+            by_bits.setdefault(result.tensors["bits"], []).append(result.quantizer)
+    for column, by_bits in methods.items():
+        if len(by_bits) > 1:
+            groups = " and ".join(listed(names) for names in by_bits.values())
+            yield (
+                f"{column.task} {column.model} {column.scheme}: these quantize other tensors, or at other bits, and do "
+                f"not compare: {groups}; `zsqbench show` prints the tensors of a row"
+            )

@@ -1,0 +1,35 @@
+"""The kinds of steps, a file for each: what it needs, what its identity is made of, how it runs, what it leaves.
+
+`KINDS` is the one list of them, in the order in which a cell's steps are planned and shown. Plan, worker, run loop,
+rows, MLflow and commands know kinds through it alone, so a new kind is a file here and a word in the list.
+"""
+
+from zsqbench.steps.baseline import Baseline
+from zsqbench.steps.diagnose import Diagnose
+from zsqbench.steps.evaluate import Evaluate
+from zsqbench.steps.generate import Generate
+from zsqbench.steps.oracle import Oracle
+from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts, StepMaker
+from zsqbench.steps.quantize import Quantize
+from zsqbench.steps.resolve import Resolve
+from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked
+
+KINDS: dict[str, type[Job]] = {
+    job.kind: job for job in (Resolve, Baseline, Generate, Diagnose, Quantize, Evaluate, Oracle)
+}
+
+__all__ = [
+    "KINDS",
+    "CellPlanning",
+    "Data",
+    "Job",
+    "MethodCall",
+    "NetworkFacts",
+    "Outcome",
+    "Progress",
+    "Resolve",
+    "Shown",
+    "Step",
+    "StepMaker",
+    "Tracked",
+]

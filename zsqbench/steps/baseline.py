@@ -1,0 +1,70 @@
+"""The baseline step measures the float network, by the same code and on the same data as its quantized copies."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.steps import evaluations
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.step import Job, Step
+from zsqbench.store import Store
+from zsqbench.suite import Suite
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+FLOAT_ACCURACY_TOLERANCE = 0.1
+"""Percentage points between what a suite says of a float network and what is measured: libraries round otherwise."""
+
+
+class Baseline(Job):
+    """Reads the float network and the evaluation data; leaves metrics, and the labels of samples."""
+
+    kind: ClassVar[str] = "baseline"
+    final: ClassVar[bool] = True
+
+    data: str
+    """Digest of the evaluation data."""
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step:
+        """One for each network and data."""
+        accuracy = cell.suite.models[cell.cell.model].float_accuracy
+        claim = () if accuracy is None else (str(accuracy),)
+        return cell.step(cls, cell.cell.model, (cell.facts.digest, *evaluations.identity(cell), *claim))
+
+    @classmethod
+    def comes_before(cls, cell: CellPlanning) -> tuple[Step, ...]:
+        """The baseline, where the suite claims a float accuracy: nothing is made of a network that is another one."""
+        return () if cell.suite.models[cell.cell.model].float_accuracy is None else (cell.steps[cls.kind],)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
+        """The digest of the data."""
+        return {"data": data.evaluation if data else ""}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Measure, and compare with the accuracy that the suite claims."""
+        teacher = session.teacher(self)
+        evaluation = evaluations.measure(session, self, reporter, teacher.module, teacher)
+        self._check_float_accuracy(session.task(self).metric, evaluation.metrics)
+        content = evaluations.content(evaluation, self.data)
+        session.write(self, reporter, content, lambda folder: evaluations.write_samples(folder, evaluation))
+
+    def _check_float_accuracy(self, metric: str, metrics: Mapping[str, float]) -> None:
+        """Raise ZSQBenchError where the float network does not reach what the suite says of it."""
+        expected, measured = self.model.float_accuracy, float(metrics[metric])
+        # rounded, so that 71.08 and 70.98 are 0.1 apart; and NaN is near nothing
+        if expected is not None and not round(abs(measured - expected), 6) <= FLOAT_ACCURACY_TOLERANCE:
+            raise ZSQBenchError(
+                f"the float network {self.model.name} reaches {measured:.3f} % {metric}, and its float_accuracy is "
+                f"{expected}: check its weights, the evaluation data, and how images are resized, cropped and "
+                "normalised"
+            )
+
+    @classmethod
+    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
+        """What the float network reached."""
+        found = store.read(cls.kind, steps[cls.kind].key).content
+        return {"float_metrics": found["metrics"], "data": {"evaluated": found["samples"], "digest": found["data"]}}

@@ -1,0 +1,127 @@
+"""The evaluate step measures a quantized network, which it rebuilds from its artifact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zsqbench.errors import one_line
+from zsqbench.methods import Pretrained
+from zsqbench.reports.results import Result
+from zsqbench.steps import evaluations
+from zsqbench.steps.baseline import Baseline
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.quantize import Quantize
+from zsqbench.steps.step import Shown, Step, Tracked
+from zsqbench.steps.students import StudentJob
+from zsqbench.store import Store
+from zsqbench.suite import NO_GENERATOR, Cell, Suite
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+PICTURE = "picture.png"
+
+CARRIED = ("images", "images_read", "summary")
+"""What a row needs of the quantize step, whose artifact may be removed to save space."""
+
+
+class Evaluate(StudentJob):
+    """Reads the quantized network and the evaluation data; leaves metrics, samples, and the task's picture."""
+
+    kind: ClassVar[str] = "evaluate"
+    final: ClassVar[bool] = True
+
+    data: str
+    """Digest of the evaluation data."""
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step:
+        """One for each quantized network and data."""
+        needs = (cell.steps[Quantize.kind],)
+        return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=cell.quantizer)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
+        """The digest of the data, too."""
+        return super().details(step, suite, data) | {"data": data.evaluation if data else ""}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Rebuild the network, measure it, and let the task draw what it likes to."""
+        student, teacher = self.student(session), session.teacher(self)
+        evaluation = evaluations.measure(session, self, reporter, student, teacher)
+        picture = self._picture(session, reporter, student, teacher)
+
+        def fill(folder: Path) -> None:
+            evaluations.write_samples(folder, evaluation)
+            if picture is not None:
+                picture.save(folder / PICTURE)
+
+        quantized = session.store.manifest(Quantize.kind, self.needs[Quantize.kind])["content"]
+        carried = {name: quantized[name] for name in CARRIED}
+        session.write(self, reporter, evaluations.content(evaluation, self.data) | carried, fill)
+
+    def student(self, session: "Session") -> "nn.Module":
+        """The quantized network, ready to run."""
+        artifact = session.store.read(Quantize.kind, self.needs[Quantize.kind])
+        return self.restored(session, self.prepared(session), artifact)
+
+    def _picture(
+        self, session: "Session", reporter: "Reporter", student: "nn.Module", teacher: Pretrained
+    ) -> "Image | None":
+        """What the task draws; that it cannot is no reason to lose what it measured."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                return session.task(self).picture(student, teacher, session.task_context(self, reporter))
+        except Exception as error:  # noqa: BLE001 - whatever a task's drawing may raise
+            reporter.note(f"there is no picture: {one_line(error)}")
+            return None
+
+    @classmethod
+    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
+        """What was measured, on which machine, which samples were right, and what was quantized."""
+        artifact = store.read(cls.kind, steps[cls.kind].key)
+        samples, found = evaluations.read_samples(artifact), artifact.content
+        float_samples = evaluations.read_samples(store.read(Baseline.kind, steps[Baseline.kind].key))
+        return {
+            "metrics": found["metrics"] | evaluations.agreement(float_samples, samples),
+            "data": {
+                "evaluated": found["samples"],
+                "digest": found["data"],
+                "images": found["images"],
+                "calibrated": found["images_read"],
+            },
+            "correct": evaluations.packed(samples),
+            "tensors": found["summary"],
+            "environment": artifact.manifest["environment"],
+        }
+
+    @classmethod
+    def _find_picture(cls, store: Store, row: Result) -> Path | None:
+        """What the task drew of the float and the quantized network, where it did and the artifact is here."""
+        key = row.keys.get(cls.kind)
+        picture = None if key is None else store.folder(cls.kind, key) / PICTURE
+        return picture if picture is not None and picture.is_file() else None
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """Where the picture is."""
+        picture = cls._find_picture(store, row)
+        return None if picture is None else Shown("picture", str(picture), str(picture))
+
+    @classmethod
+    def track(cls, store: Store, row: Result) -> Tracked | None:
+        """The picture."""
+        picture = cls._find_picture(store, row)
+        return None if picture is None else Tracked(files=[picture])
+
+
+def label(cell: Cell) -> str:
+    """What steps about a quantized network of a cell are called."""
+    ending = "" if cell.seed is None else f" seed {cell.seed}"
+    return f"{cell.model} {cell.generator or NO_GENERATOR} {cell.quantizer} {cell.scheme}{ending}"

@@ -1,0 +1,112 @@
+"""What a task measured of a network, in the store: metrics in the manifest, and one file with what it found of each sample.
+
+Shared by the steps that measure: baseline and evaluate write it, oracle measures alike.
+"""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import Evaluation, Pretrained
+from zsqbench.store import Artifact
+from zsqbench.versions import EVALUATION_VERSION
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+    from zsqbench.steps.planning import CellPlanning
+    from zsqbench.steps.step import Job
+
+SAMPLES = "samples.safetensors"
+"""Holds `correct` (bits, packed), `predictions` and `labels` where the task tells them, and `task.NAME` of its own."""
+
+CORRECT, PREDICTIONS, LABELS, OWN = "correct", "predictions", "labels", "task."
+
+
+def identity(cell: "CellPlanning") -> tuple[str, ...]:
+    """What a measurement depends on besides the network: task, data, threads, and what is kept of it."""
+    return cell.task, cell.data.evaluation, str(cell.cell.settings.threads), EVALUATION_VERSION
+
+
+def measure(
+    session: "Session", job: "Job", reporter: "Reporter", module: "nn.Module", teacher: Pretrained
+) -> Evaluation:
+    """What the task measures of a network. Raises ZSQBenchError where that is not what it said it would."""
+    import torch
+
+    task = session.task(job)
+    with torch.no_grad():
+        evaluation = task.evaluate(module, teacher, session.task_context(job, reporter))
+    if task.metric not in evaluation.metrics:
+        measured = ", ".join(evaluation.metrics) or "nothing"
+        raise ZSQBenchError(f"task {task.name} did not measure {task.metric!r}; it measured {measured}")
+    predicted, samples = len(evaluation.predictions), len(evaluation.per_sample)
+    if predicted and samples and predicted != samples:
+        raise ZSQBenchError(f"task {task.name} gave {predicted} predictions of {samples} samples")
+    return evaluation
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as plain numbers."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def content(evaluation: Evaluation, data: str) -> dict[str, Any]:
+    """What the manifest holds: metrics, how many samples there were, and the digest of the data."""
+    metrics = numbers(evaluation.metrics)
+    return {
+        "metrics": metrics,
+        "samples": len(evaluation.per_sample) or int(metrics.get("samples", 0)),
+        "data": data,
+    }
+
+
+def write_samples(folder: Path, evaluation: Evaluation) -> None:
+    """One file with what is known of each sample, if anything is."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    tensors = {f"{OWN}{name}": tensor.detach().cpu().numpy() for name, tensor in evaluation.tensors.items()}
+    if len(evaluation.per_sample):
+        tensors[CORRECT] = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
+    for name, values in ((PREDICTIONS, evaluation.predictions), (LABELS, evaluation.labels)):
+        if len(values):
+            tensors[name] = _small(np.asarray(values, dtype=np.int32))
+    if tensors:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / SAMPLES)
+
+
+def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":
+    """What `write_samples` wrote; empty where it wrote nothing."""
+    from safetensors.numpy import load_file
+
+    path = artifact.folder / SAMPLES
+    return load_file(path) if path.is_file() else {}
+
+
+def packed(samples: "Mapping[str, np.ndarray]") -> str | None:
+    """Which samples were right, as a row holds it: packed bits in base64, the first sample in the highest bit."""
+    return base64.b64encode(samples[CORRECT].tobytes()).decode() if CORRECT in samples else None
+
+
+def agreement(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> dict[str, float]:
+    """Percent of the samples of which both networks predict the same; nothing where predictions are not known."""
+    if PREDICTIONS not in first or PREDICTIONS not in second:
+        return {}
+    one, other = first[PREDICTIONS], second[PREDICTIONS]
+    if one.shape != other.shape:
+        return {}
+    return {"agreement": 100 * float(((one == other) & (one >= 0)).mean())}
+
+
+def _small(values: "np.ndarray") -> "np.ndarray":
+    """Integers in two bytes each where they fit."""
+    import numpy as np
+
+    smaller = values.astype(np.int16)
+    return smaller if (smaller == values).all() else values

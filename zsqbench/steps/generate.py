@@ -1,0 +1,90 @@
+"""The generate step makes a calibration set: images of a network alone, or real ones as a control."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import CalibrationSet, Generator, Pretrained
+from zsqbench.reports.results import Result
+from zsqbench.steps.baseline import Baseline
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.step import Dataset, Job, MethodCall, Step, Tracked
+from zsqbench.store import Store
+from zsqbench.suite import Suite
+from zsqbench.versions import SYNTHESIS_VERSION
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+IMAGES = "calibration.safetensors"
+
+
+class Generate(Job):
+    """Reads the float network, and real images for controls only; leaves a calibration set."""
+
+    kind: ClassVar[str] = "generate"
+    axis: ClassVar[Literal["generator"]] = "generator"
+
+    generator: MethodCall
+    watched: tuple[str, ...]
+    """Folders that the method must not open files in."""
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step | None:
+        """One for each generator, network and seed, whatever quantizes then."""
+        variant = cell.generator
+        if variant is None:
+            return None
+        generator = cast("Generator", variant.method)
+        real = (cell.data.calibration or "", cell.task) if generator.uses_real_data else ()
+        parts = (cell.facts.digest, variant.digest, cell.settings, SYNTHESIS_VERSION, *real)
+        label = f"{cell.cell.model} {variant.label}{cell.seed_ending}"
+        seed = cell.cell.seed if generator.seeded else None
+        return cell.step(cls, label, parts, seed=seed, order_only=Baseline.comes_before(cell), variant=variant)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
+        """The generator, and what it must not open."""
+        assert step.variant is not None  # noqa: S101 - `plan` gives it one
+        watched = tuple(map(str, data.watched)) if data else ()
+        return {"generator": MethodCall.of(step.variant), "watched": watched}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Generate, and check that any quantizer could take the set."""
+        generator = cast("Generator", session.method("generator", self.generator))
+        ctx = session.context(self, reporter)
+        if generator.uses_real_data:
+            task, task_context = session.task(self), session.task_context(self, reporter)
+            ctx.real_images = task.calibration_images(generator.images, self.seed, session.teacher(self), task_context)
+        with session.method_call(self, generator, self.watched) as teacher:
+            images = generator.generate(teacher, ctx)
+        check_calibration_set(images, teacher, generator.name)
+        if not generator.uses_real_data and generator.images not in (None, len(images)):
+            raise ZSQBenchError(
+                f"generator {generator.name} returned {len(images)} images; expected {generator.images}"
+            )
+        session.write(self, reporter, {"images": len(images)}, lambda folder: images.save(folder / IMAGES))
+
+    @classmethod
+    def images(cls, store: Store, key: str) -> CalibrationSet:
+        """The calibration set. Raises CorruptArtifactError where it is damaged."""
+        return CalibrationSet.load(store.read(cls.kind, key).folder / IMAGES)
+
+    @classmethod
+    def track(cls, store: Store, row: Result) -> Tracked | None:
+        """The set as a dataset."""
+        key = row.keys.get(cls.kind)
+        if key is None or not (row.status == "done" or store.has(cls.kind, key)):
+            return None
+        return Tracked(dataset=Dataset(str(row.generator), key, store.folder(cls.kind, key), row.data.get("images")))
+
+
+def check_calibration_set(images: object, teacher: Pretrained, name: str) -> None:
+    """Raise ZSQBenchError unless this is a calibration set that any quantizer could take."""
+    from zsqbench.quant import check_images
+
+    if not isinstance(images, CalibrationSet):
+        raise ZSQBenchError(f"generator {name} returned {type(images).__name__}; expected a CalibrationSet")
+    check_images(images.images, teacher.input_size, f"generator {name} returned")
+    if images.labels is not None and len(images.labels) != len(images):
+        raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(images)} images")

@@ -1,0 +1,80 @@
+"""The oracle step measures the students of all kept epochs, after training and without telling the method."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.reports.results import Result
+from zsqbench.steps import evaluations
+from zsqbench.steps.evaluate import label
+from zsqbench.steps.planning import CellPlanning
+from zsqbench.steps.quantize import Quantize
+from zsqbench.steps.step import Shown, Step
+from zsqbench.steps.students import StudentJob, kept_epochs
+from zsqbench.store import Store
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+
+class Oracle(StudentJob):
+    """Reads the students of kept epochs and the evaluation data; leaves what each reaches, and the best."""
+
+    kind: ClassVar[str] = "oracle"
+    final: ClassVar[bool] = True
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step | None:
+        """One for each quantized network, where the quantizer keeps epochs."""
+        variant = cell.quantizer
+        if not variant.quantizer.keeps_epochs:
+            return None
+        needs = (cell.steps[Quantize.kind],)
+        return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=variant)
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Measure each; which one is best, only the evaluated images can tell."""
+        teacher, metric = session.teacher(self), session.task(self).metric
+        artifact = session.store.read(Quantize.kind, self.needs[Quantize.kind])
+        kept = kept_epochs(artifact.folder)
+        if not kept:
+            raise ZSQBenchError(
+                f"quantizer {self.quantizer.method} says that it keeps epochs, and kept none; it must call "
+                "ctx.keep_epoch, or its options must leave an epoch to keep"
+            )
+        prepared = self.prepared(session)
+        measured: list[dict[str, Any]] = (reporter.resume() or {"measured": []})["measured"]
+        for epoch, path in list(kept.items())[len(measured) :]:
+            student = self.restored(session, copy.deepcopy(prepared), artifact, path.name)
+            metrics = evaluations.numbers(evaluations.measure(session, self, reporter, student, teacher).metrics)
+            measured.append({"epoch": epoch, "metrics": metrics})
+            reporter.log(metric, metrics[metric], epoch)
+            reporter.checkpoint({"measured": measured})
+        session.write(self, reporter, {"metric": metric, "best": best_epoch(measured, metric), "epochs": measured})
+
+    @classmethod
+    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
+        """The best of the kept epochs."""
+        found = store.read(cls.kind, steps[cls.kind].key).content
+        return {"oracle": {**found["best"], "of": len(found["epochs"])}}
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """The best of the kept epochs beside the last; in JSON, what each reaches, where that artifact is here."""
+        if not row.oracle:
+            return None
+        best, epoch, kept = row.oracle_value, row.oracle["epoch"], row.oracle["of"]
+        text = (
+            f"oracle: {best:.2f} {row.metric} after epoch {epoch}, the best of {kept} kept epochs by the evaluated "
+            f"images themselves; the result is the last epoch's {row.value:.2f}"
+        )
+        key = row.keys[cls.kind]
+        return Shown(cls.kind, store.read(cls.kind, key).content if store.has(cls.kind, key) else None, text)
+
+
+def best_epoch(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
+    """The first of the epochs that no other is better than; NaN is no accuracy."""
+    return max(measured, key=lambda one: -math.inf if math.isnan(one["metrics"][metric]) else one["metrics"][metric])

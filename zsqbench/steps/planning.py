@@ -1,0 +1,177 @@
+"""The making of steps: what a kind may know of the cell that it plans for, and that equal steps are one."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zsqbench.methods import DataFiles
+from zsqbench.steps.step import Step
+from zsqbench.store import FileDigests, digest_of
+from zsqbench.suite import Cell, Suite, Variant
+
+if TYPE_CHECKING:
+    from zsqbench.steps.step import Job
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What loading a network told: its identity, and what methods may demand of it."""
+
+    digest: str
+    bn: int = 0
+    """Number of batch-normalisation layers."""
+    classes: int | None = None
+    parameters: int = 0
+    random_weights: bool = False
+    input_size: tuple[int, ...] = ()
+    architecture: str | None = None
+    """Name of the published definition that it is, if it is one."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a task: where it is, and what identifies it."""
+
+    files: DataFiles
+    evaluation: str
+    calibration: str | None
+
+    @classmethod
+    def of(cls, files: DataFiles, digests: FileDigests) -> "Data":
+        """Hash the content of the files (remembered where they are unchanged)."""
+        evaluation = digest_of([digests.files(files.evaluation), dict(files.split)])
+        calibration = digest_of([digests.files(files.calibration), dict(files.split)]) if files.calibration else None
+        return cls(files, evaluation, calibration)
+
+    @property
+    def watched(self) -> list[Path]:
+        """The folders that no method may open files in."""
+        return [folder.resolve() for folder in self.files.folders]
+
+
+class StepMaker:
+    """Makes each distinct step once, and remembers what a cell's parts contribute to keys: thousands share them."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.steps: dict[str, Step] = {}
+        """All steps that were made, by key, each after what it needs."""
+        self.suite = suite
+        self.scheme = cache(lambda label: digest_of(suite.schemes[label].model_dump(mode="json", exclude={"name"})))
+        self.settings = cache(lambda settings: digest_of(settings.model_dump(mode="json")))
+        self.resolved = cache(self._resolved)
+        self._made: dict[tuple[object, ...], Step] = {}
+        self._timing_key = cache(hash_of)
+
+    def step(
+        self,
+        job: "type[Job]",
+        cell: Cell,
+        label: str,
+        parts: tuple[str, ...],
+        *,
+        seed: int | None,
+        scheme: str | None,
+        needs: tuple[Step, ...],
+        order_only: tuple[Step, ...],
+        variant: Variant | None,
+    ) -> Step:
+        """The step with this identity. Steps that differ in seed and scheme alone share a timing key."""
+        scheme_digest = "" if scheme is None else self.scheme(scheme)
+        identity = (job.kind, *parts, str(seed), scheme_digest, *(need.key for need in needs))
+        step = self._made.get(identity)
+        if step is None:
+            key = job.key_of(hash_of(identity), needs)
+            timing_key = self._timing_key((job.kind, *parts, *(need.timing_key for need in needs)))
+            step = Step(job, key, f"{job.kind} {label}", needs, cell, timing_key, seed, order_only, variant)
+            self._made[identity] = self.steps[key] = step
+        return step
+
+    def _resolved(self, kind: str, label: str, network: NetworkFacts, scheme: str | None) -> Variant:
+        variants = self.suite.generators if kind == "generator" else self.suite.quantizers
+        return variants[label].resolved(network, None if scheme is None else self.suite.schemes[scheme])
+
+
+@dataclass(frozen=True)
+class CellPlanning:
+    """What kinds of steps may know of the cell that they plan for."""
+
+    maker: StepMaker
+    cell: Cell
+    facts: NetworkFacts
+    data: Data
+    steps: dict[str, Step] = field(default_factory=dict)
+    """Those that the cell has so far, by kind."""
+
+    @property
+    def suite(self) -> Suite:
+        """The suite that the cell is of."""
+        return self.maker.suite
+
+    @property
+    def generator(self) -> Variant | None:
+        """The generator with the options that hold for the network, if the cell has one."""
+        if self.cell.generator is None:
+            return None
+        return self.maker.resolved("generator", self.cell.generator, self.facts, None)
+
+    @property
+    def quantizer(self) -> Variant:
+        """The quantizer with the options that hold for network and scheme; so are those that it starts from."""
+        return self.maker.resolved("quantizer", self.cell.quantizer, self.facts, self.cell.scheme)
+
+    @property
+    def methods(self) -> dict[str, Variant]:
+        """Task, quantizer and generator, with the options that hold."""
+        methods = {"task": self.suite.tasks[self.cell.task], "quantizer": self.quantizer}
+        return methods | ({"generator": self.generator} if self.generator else {})
+
+    @property
+    def task(self) -> str:
+        """Identity of the task."""
+        return self.suite.tasks[self.cell.task].digest
+
+    @property
+    def settings(self) -> str:
+        """Identity of the settings that generate and quantize compute with."""
+        return self.maker.settings(self.cell.settings)
+
+    @property
+    def seed_ending(self) -> str:
+        """What a label ends with where the cell has a seed."""
+        return "" if self.cell.seed is None else f" seed {self.cell.seed}"
+
+    def step(
+        self,
+        job: "type[Job]",
+        label: str,
+        parts: tuple[str, ...],
+        *,
+        seed: int | None = None,
+        scheme: str | None = None,
+        needs: Sequence[Step] = (),
+        order_only: Sequence[Step] = (),
+        variant: Variant | None = None,
+    ) -> Step:
+        """The step of a kind that reads the network, these parts and what the steps that it needs have made.
+
+        `seed` and `scheme` are those that it uses.
+        """
+        return self.maker.step(
+            job,
+            self.cell,
+            label,
+            parts,
+            seed=seed,
+            scheme=scheme,
+            needs=tuple(needs),
+            order_only=tuple(order_only),
+            variant=variant,
+        )
+
+
+def hash_of(parts: tuple[object, ...]) -> str:
+    """Hash of words and hashes, none of which holds a line break."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()

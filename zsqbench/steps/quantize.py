@@ -1,0 +1,126 @@
+"""The quantize step turns a network and a calibration set into a quantized network."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from zsqbench.reports import bitwidths
+from zsqbench.reports.results import Result
+from zsqbench.scheme import FLOAT_BITS
+from zsqbench.steps.baseline import Baseline
+from zsqbench.steps.generate import Generate
+from zsqbench.steps.planning import CellPlanning
+from zsqbench.steps.step import Shown, Step
+from zsqbench.steps.students import MODEL, StudentJob, save_student
+from zsqbench.store import Store, digest_of
+from zsqbench.suite import NO_GENERATOR, Variant
+from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+START = "start"
+"""How a row calls the step that its quantizer starts from; the one before that is `start.start`."""
+
+
+class Quantize(StudentJob):
+    """Reads the float network, the calibration set, and what another quantizer made, if it starts from that.
+
+    Leaves integers, scales and zero points; students of epochs, where epochs are kept; the tensor map in the manifest.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    axis: ClassVar[Literal["quantizer"]] = "quantizer"
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step:
+        """One for each quantizer, set of images, scheme and seed; and one for each quantizer that this starts from."""
+        return cls._plan(cell, cell.quantizer)
+
+    @classmethod
+    def _plan(cls, cell: CellPlanning, variant: Variant) -> Step:
+        images = (cell.steps[Generate.kind],) if variant.quantizer.needs_images and cell.cell.generator else ()
+        start = (cls._plan(cell, variant.start),) if variant.start is not None else ()
+        parts = (cell.facts.digest, variant.digest, cell.settings, QUANT_VERSION, SYNTHESIS_VERSION)
+        made_by = cell.cell.generator if images else NO_GENERATOR
+        label = f"{cell.cell.model} {made_by} {variant.label} {cell.cell.scheme}{cell.seed_ending}"
+        return cell.step(
+            cls,
+            label,
+            parts,
+            seed=cell.cell.seed if variant.method.seeded else None,
+            scheme=cell.cell.scheme,
+            needs=(*images, *start),
+            order_only=Baseline.comes_before(cell),
+            variant=variant,
+        )
+
+    @classmethod
+    def leading_to(cls, step: Step) -> dict[str, Step]:
+        """The quantize steps that it goes on from, the nearest first."""
+        starts: dict[str, Step] = {}
+        before = next((need for need in step.needs if need.type is cls), None)
+        while before is not None:
+            starts[".".join([START] * (len(starts) + 1))] = before
+            before = next((need for need in before.needs if need.type is cls), None)
+        return starts
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Prepare a student, quantize it, and write it down."""
+        from zsqbench.quant import effective_map, finalize, measured_map
+
+        quantizer, ctx = self.method(session), session.context(self, reporter)
+        ctx.scheme = self.scheme
+        data = Generate.images(session.store, self.needs[Generate.kind]) if Generate.kind in self.needs else None
+        if self.kind in self.needs:  # the result that it goes on from
+            ctx.start = self.restored(
+                session, self.prepared(session), session.store.read(self.kind, self.needs[self.kind])
+            )
+        with session.method_call(self, quantizer, self.watched) as teacher:
+            student = self.prepare(session, teacher)
+            quantizer.quantize(student, teacher, data, ctx)
+        finalize(student)
+
+        def fill(folder: Path) -> None:
+            save_student(student, folder / MODEL)
+            for path in reporter.epochs().values():
+                shutil.copyfile(path, folder / path.name)  # and not moved: this one may yet fail for want of space
+
+        content = {
+            "images": None if data is None else len(data),
+            "images_read": None if data is None else (len(data) if ctx.read is None else ctx.read),
+            "summary": _summary(effective_map(student)),
+            "tensors": measured_map(student),
+        }
+        session.write(self, reporter, content, fill)
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """Tensors with bits, grids and ranges; what reconstruction did to the loss of each unit; notes."""
+        if cls.kind not in row.keys or row.status != "done":
+            return None
+        key = row.keys[cls.kind]
+        if not store.has(cls.kind, key):
+            absent = "this cell was run on another machine, or its artifact was removed"
+            return Shown("quantized", None, f"what was quantized is not in {store.home}: {absent}")
+        found = store.read(cls.kind, key)
+        entries = found.content["tensors"]
+        nothing = "nothing was quantized, or the quantizer left no map of it"
+        parts = [
+            bitwidths.render_measured(entries) if entries else nothing,
+            bitwidths.render_reconstruction(found.curves),
+            "\n".join(found.notes),
+        ]
+        data = {"tensors": entries, "curves": found.curves, "notes": found.notes}
+        return Shown("quantized", data, "\n\n".join(filter(None, parts)))
+
+
+def _summary(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a row holds of a tensor map: hashes of it with and without grids, and how many tensors are quantized."""
+    kinds = [tensor["kind"] for tensor in tensors if tensor["bits"] != FLOAT_BITS]
+    counts = {f"quantized_{kind}s": kinds.count(kind) for kind in ("weight", "activation")}
+    # a column of a table compares bits: grids are a method's own choice
+    bits = [[tensor[name] for name in ("kind", "name", "role", "bits")] for tensor in tensors]
+    return {"hash": digest_of(list(tensors)), "bits": digest_of(bits), **counts}

@@ -1,0 +1,71 @@
+"""The resolve step loads a network once, to learn what it is and what methods may demand of it."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, ClassVar
+
+from zsqbench.errors import CorruptArtifactError
+from zsqbench.steps.planning import CellPlanning, NetworkFacts
+from zsqbench.steps.step import Job, Step
+from zsqbench.store import FileDigests, Store, digest_of
+from zsqbench.suite import Cell, Suite
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+
+class Resolve(Job):
+    """Reads the network; leaves its facts in the manifest.
+
+    It comes before the plan, for keys are made of what it learns: it is planned for a task's network, not for a cell.
+    """
+
+    kind: ClassVar[str] = "resolve"
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> None:  # noqa: ARG003 - cells are planned once it is done
+        """No cell has it as a step of its own."""
+
+    @classmethod
+    def plan_network(cls, suite: Suite, cell: Cell, digests: FileDigests) -> Step:
+        """The step that loads the network of a cell."""
+        model = suite.models[cell.model]
+        files = suite.task(cell.task).find_model(model)
+        spec = model.model_dump(mode="json", exclude={"name", "file", "weights", "float_accuracy"})
+        origin = {name: digests.file(path) for name, path in files.items()}
+        weights = model.weights if model.random_weights else None
+        key = digest_of([cls.kind, suite.tasks[cell.task].identity, spec, weights, origin])
+        return Step(cls, key, f"{cls.kind} {cell.model}", (), cell)
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Load the network and write down its facts."""
+        from zsqbench.synthesis import batch_norms
+
+        teacher = session.teacher(self)
+        facts = NetworkFacts(
+            digest=session.identity(self, teacher),
+            bn=len(batch_norms(teacher.module)),
+            classes=teacher.classes,
+            parameters=sum(parameter.numel() for parameter in teacher.module.parameters()),
+            random_weights=self.model.random_weights,
+            input_size=teacher.input_size,
+            architecture=teacher.architecture,
+        )
+        session.write(self, reporter, asdict(facts))
+
+    @classmethod
+    def facts(cls, store: Store, key: str) -> NetworkFacts | None:
+        """What an earlier run learned, if it did."""
+        if not store.has(cls.kind, key):
+            return None
+        try:
+            found = store.manifest(cls.kind, key)["content"]
+            return NetworkFacts(**found | {"input_size": tuple(found["input_size"])})
+        except (CorruptArtifactError, KeyError, TypeError):  # the latter two: written by another version of zsqbench
+            store.discard(key)
+            return None
+
+    @classmethod
+    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it
+        """Always: it is small, and every plan needs it."""
+        return True

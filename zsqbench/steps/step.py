@@ -1,0 +1,224 @@
+"""What all kinds of steps share: the node of a plan, the job that a worker is handed, and what came of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from zsqbench.methods import ModelSpec, Settings
+from zsqbench.reports.results import Result
+from zsqbench.store import Store
+from zsqbench.suite import Cell, Suite, Variant
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+    from zsqbench.steps.planning import CellPlanning, Data
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One unit of work: plain data in, one artifact out. Not changed once made; frozen would make planning slower."""
+
+    type: "type[Job]"
+    key: str
+    """Hash of all that the step reads."""
+    label: str
+    needs: tuple["Step", ...]
+    cell: Cell
+    """The first of the cells that need it: tells the worker which model, generator and scheme are meant."""
+    timing_key: str = ""
+    """Hash of the same without seed and scheme: steps with equal ones take about the same time. Empty: not estimated."""
+    seed: int | None = None
+    """None where the step does not use it."""
+    order_only: tuple["Step", ...] = ()
+    """Ordering-only dependencies: steps that have to end well before it starts, although it reads nothing of theirs."""
+    variant: Variant | None = None
+    """The method that the step calls, with the options that hold for its network."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its kind."""
+        return self.type.kind
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step."""
+
+    status: Literal["done", "failed", "blocked", "interrupted"]
+    seconds: float = 0.0
+    device: str = ""
+    error: str | None = None
+    """One line."""
+    traceback: str | None = None
+    """None where the error is the user's to mend."""
+    damaged: str | None = None
+    """Key of an artifact that this step needed and that is not what was written."""
+
+    @property
+    def cause(self) -> str:
+        """Why the step is not done."""
+        return self.error or self.status
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running step is."""
+
+    done: int = 0
+    total: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Last value of each curve."""
+
+
+class MethodCall(BaseModel):
+    """A method by name with all its options, as a worker makes it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, variant: Variant) -> Self:
+        """The call of a method of a suite."""
+        return cls(method=variant.method.name, options=variant.method.options())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `zsqbench show` says of an artifact."""
+
+    name: str
+    """The key under which `data` stands in JSON."""
+    data: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A calibration set, as MLflow lists it."""
+
+    name: str
+    key: str
+    folder: Path
+    images: int | None
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What MLflow is told of an artifact, besides its curves."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data, kept as JSON files of these names."""
+    dataset: Dataset | None = None
+    unreadable: str | None = None
+    """Why there is less than there should be, where a file was gone or damaged."""
+
+
+class Job(BaseModel, ABC):
+    """A kind of step; an instance is one such step as a worker is handed it: plain data, and how to run it.
+
+    The class methods are for the parent process and for commands, which load neither torch nor plugins for them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+    final: ClassVar[bool] = False
+    """A cell is done when its final steps are, and its row is made of what they left."""
+    background: ClassVar[bool] = False
+    """No cell waits for it and no row holds its key. It runs where no other step could, for people."""
+    exclusive: ClassVar[bool] = False
+    """It measures time: it runs while no other step does."""
+    axis: ClassVar[Literal["generator", "quantizer"] | None] = None
+    """The axis of the matrix whose method it calls, if it does."""
+
+    key: str
+    label: str
+    model: ModelSpec
+    task: MethodCall
+    settings: Settings
+    seed: int
+    needs: Mapping[str, str]
+    """The artifact of each step that it needs, by kind."""
+    resolve: str
+    """The step that learned what the network is."""
+    network: str | None
+    """What it learned: the network's identity, which the loaded network must have. None for that step itself."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, cell: "CellPlanning") -> Step | None:
+        """The step of this kind that a cell has, made by `cell.step`, or none. `cell.steps` has those of kinds before it."""
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: "Data | None") -> dict[str, Any]:  # noqa: ARG003 - for subclasses
+        """The fields of the job that its kind adds."""
+        return {}
+
+    @classmethod
+    def key_of(cls, identity: str, needs: tuple[Step, ...]) -> str:  # noqa: ARG003 - for subclasses
+        """The key of a step whose identity has this hash."""
+        return identity
+
+    @abstractmethod
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Do the step in a worker, and end with `session.write`."""
+
+    @classmethod
+    def of(cls, step: Step, suite: Suite, data: "Data | None", resolve: str, network: str | None) -> Self:
+        """The job of a step."""
+        cell = step.cell
+        return cls(
+            key=step.key,
+            label=step.label,
+            model=suite.models[cell.model],
+            task=MethodCall.of(suite.tasks[cell.task]),
+            # only what calls a method computes as the settings say; the others have no more of them in their keys
+            settings=cell.settings if cls.axis else Settings(threads=cell.settings.threads),
+            seed=step.seed or 0,
+            needs={need.kind: need.key for need in step.needs},
+            resolve=resolve,
+            network=network,
+            **cls.details(step, suite, data),
+        )
+
+    @classmethod
+    def leading_to(cls, step: Step) -> dict[str, Step]:  # noqa: ARG003 - for subclasses
+        """Steps before this one that a row tells of by a name of their own."""
+        return {}
+
+    @classmethod
+    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
+        """What a final step contributes to the row of a cell with these steps; dictionaries are merged.
+
+        Raises CorruptArtifactError where the artifact is damaged.
+        """
+        return {}
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:  # noqa: ARG003 - for subclasses
+        """What people are shown of the artifact that a row was made from, or none."""
+        return None
+
+    @classmethod
+    def track(cls, store: Store, row: Result) -> Tracked | None:  # noqa: ARG003 - for subclasses
+        """What MLflow is told of the artifact that a row was made from; none where there is nothing (yet)."""
+        return None
+
+    @classmethod
+    def is_expected(cls, row: Result) -> bool:  # noqa: ARG003 - for subclasses
+        """Whether a background step of this kind will leave something of a row that `track` tells nothing of yet."""
+        return False
+
+    @classmethod
+    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
+        """Whether `cache gc` leaves an artifact of this kind, where rows refer to the keys in `kept`."""
+        return key in kept

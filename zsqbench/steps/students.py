@@ -1,0 +1,127 @@
+"""What steps about a quantized network share: how a student is prepared, kept in a file, and rebuilt from it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import Pretrained, Quantizer, Settings
+from zsqbench.scheme import Scheme
+from zsqbench.steps.planning import Data
+from zsqbench.steps.step import Job, MethodCall, Step
+from zsqbench.store import Artifact
+from zsqbench.suite import Suite, Variant
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zsqbench.execution.session import Session
+
+MODEL = "model.safetensors"
+"""The student of a quantize step."""
+
+EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
+"""Those of epochs that it kept."""
+
+STRUCTURE = ("kind", "name", "role", "bits", "grid", "axis")
+"""What of a tensor's entry decides how its codes are read; ranges and sizes do not."""
+
+
+class StudentJob(Job):
+    """A step about a quantized network."""
+
+    quantizer: MethodCall
+    prepared_by: MethodCall
+    """The quantizer that prepares the student: the first of those that start from each other."""
+    scheme: Scheme
+    watched: tuple[str, ...]
+    """Folders that methods must not open files in."""
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
+        """Quantizer, scheme, and what must not be opened."""
+        variant = cast("Variant", step.variant)
+        return {
+            "quantizer": MethodCall.of(variant),
+            "prepared_by": MethodCall.of(variant.chain[-1]),
+            "scheme": suite.schemes[step.cell.scheme],
+            "watched": tuple(map(str, data.watched)) if data else (),
+        }
+
+    def method(self, session: "Session") -> Quantizer:
+        """The quantizer."""
+        return cast("Quantizer", session.method("quantizer", self.quantizer))
+
+    def prepare(self, session: "Session", teacher: Pretrained) -> "nn.Module":
+        """A student of the network."""
+        preparing = cast("Quantizer", session.method("quantizer", self.prepared_by))
+        return preparing.prepare(teacher, self.scheme)
+
+    def prepared(self, session: "Session") -> "nn.Module":
+        """A student to load an artifact into; always fp32 and contiguous."""
+        with session.method_call(self, self.method(session), self.watched, Settings()) as teacher:
+            return self.prepare(session, teacher)
+
+    def restored(self, session: "Session", student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
+        """The student with what an artifact of a quantize step holds, ready to run."""
+        return load_student(student, artifact, file).to(session.device).eval()
+
+
+def load_student(student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
+    """Load an artifact into a freshly prepared student.
+
+    Raises ZSQBenchError where the artifact quantizes other tensors than the student, or at other bits or on other
+    grids: codes would be read as what they are not.
+    """
+    from safetensors.torch import load_file
+
+    from zsqbench.quant import effective_map, restore
+
+    check_structure(artifact.content["tensors"], effective_map(student), artifact.key)
+    restore(student, load_file(artifact.folder / file))
+    return student
+
+
+def check_structure(kept: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Raise ZSQBenchError where the tensor map of an artifact is not that of the student that it is loaded into."""
+    ours, theirs = ({(entry["kind"], entry["name"]): entry for entry in entries} for entries in (expected, kept))
+    for place in dict.fromkeys([*ours, *theirs]):
+        here, there = _structure(ours.get(place)), _structure(theirs.get(place))
+        if here != there:
+            raise ZSQBenchError(
+                f"artifact {key[:12]} has {' '.join(place)} {there}, and the student has it {here}: it was made for "
+                "another scheme, network or quantizer"
+            )
+
+
+def _structure(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "not at all"
+    values = {name: entry.get(name) for name in STRUCTURE[2:]}
+    return json.dumps(values).strip("{}").replace('"', "")
+
+
+def save_student(student: "nn.Module", path: Path) -> None:
+    """Write the state of a finalized student."""
+    from safetensors.torch import save_file
+
+    save_file(state_of(student), path)
+
+
+def kept_epochs(folder: Path) -> dict[int, Path]:
+    """The files of students that a folder holds, by epoch, in order."""
+    found = ((EPOCH.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def state_of(student: "nn.Module") -> "dict[str, torch.Tensor]":
+    """The state of a finalized student, as its file holds it."""
+    return on_cpu(student.state_dict())
+
+
+def on_cpu(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Copies that share no memory."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
