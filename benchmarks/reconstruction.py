@@ -30,8 +30,8 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
-from zsqbench.quant.cache import Cache
-from zsqbench.quant.learning import Learning, in_float, push, quantized
+from zsqbench.quant.reconstruction.activation_cache import Cache
+from zsqbench.quant.reconstruction.learning import Learning, in_float, push, quantized
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 from zsqbench.zoo.resnet import CifarResNet

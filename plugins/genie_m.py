@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import ActivationQuantizer, Unit
-    from zsqbench.quant.calibrate import Observer
+    from zsqbench.quant.ranges.calibration import Observer
 
 
 class GenieM(zsqbench.ReconstructionQuantizer):

@@ -1,6 +1,32 @@
 """The quantization library: graphs and roles, BN folding, quantizers, ranges, calibration and artifacts."""
 
-from zsqbench.quant.affine import (
+from zsqbench.quant.corrections.bn_moments import Moments, input_moments, norm_moments
+from zsqbench.quant.corrections.equalization import (
+    ShiftedGrid,
+    absorbed_biases,
+    balancing_factors,
+    best_shifted_grid,
+    corrected_bias,
+    dead_channels,
+    equalization_factors,
+    equalize,
+    per_input,
+    second_moment_correction,
+    shifted_grid,
+)
+from zsqbench.quant.graph.bn_folding import fold_bn, folded
+from zsqbench.quant.graph.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs, rescale
+from zsqbench.quant.graph.tracing import (
+    activation_roles,
+    capture,
+    output_layers,
+    positions,
+    roles,
+    tensor_name,
+    weight_roles,
+)
+from zsqbench.quant.graph.units import Unit, describe_units, find_units
+from zsqbench.quant.grids.affine import (
     affine_parameters,
     covering_threshold,
     dequantize,
@@ -11,8 +37,8 @@ from zsqbench.quant.affine import (
     quantize,
     symmetric_parameters,
 )
-from zsqbench.quant.cache import GIB, Memory
-from zsqbench.quant.calibrate import (
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
+from zsqbench.quant.ranges.calibration import (
     MovingRanges,
     Ranges,
     calibrate_activations,
@@ -26,36 +52,8 @@ from zsqbench.quant.calibrate import (
     observed,
     switched,
 )
-from zsqbench.quant.distillation import alignment_loss, attention, kl_divergence
-from zsqbench.quant.equalize import (
-    ShiftedGrid,
-    absorbed_biases,
-    balancing_factors,
-    best_shifted_grid,
-    corrected_bias,
-    dead_channels,
-    equalization_factors,
-    equalize,
-    per_input,
-    second_moment_correction,
-    shifted_grid,
-)
-from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
-from zsqbench.quant.features import block_outputs, with_features
-from zsqbench.quant.finetuning import (
-    FineTuning,
-    Schedule,
-    TrainedActivation,
-    TrainedWeight,
-    span_weights,
-    student_state,
-)
-from zsqbench.quant.fold import fold_bn, folded
-from zsqbench.quant.graph import activation_roles, capture, output_layers, positions, roles, tensor_name, weight_roles
-from zsqbench.quant.histogram import Histogram, RunningHistogram
-from zsqbench.quant.learning import Recipe, Rounding, StepSizes, draw
-from zsqbench.quant.moments import Moments, input_moments, norm_moments
-from zsqbench.quant.observers import (
+from zsqbench.quant.ranges.histogram import Histogram, RunningHistogram
+from zsqbench.quant.ranges.observers import (
     MovingMinMax,
     RunningMinMax,
     include_zero,
@@ -66,8 +64,18 @@ from zsqbench.quant.observers import (
     range_search,
     shrink_search,
 )
-from zsqbench.quant.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs, rescale
-from zsqbench.quant.prepare import (
+from zsqbench.quant.ranges.thresholds import (
+    ExactThresholdSearch,
+    Threshold,
+    activation_threshold,
+    power_of_two_weight_thresholds,
+    symmetric_weight_thresholds,
+)
+from zsqbench.quant.reconstruction.activation_cache import GIB, Memory
+from zsqbench.quant.reconstruction.learning import Recipe, Rounding, StepSizes, draw
+from zsqbench.quant.reconstruction.reconstruction import Reconstruction, memory_errors
+from zsqbench.quant.reconstruction.rounding import Annealing
+from zsqbench.quant.student import (
     Grids,
     activation_quantizers,
     add_biases,
@@ -80,17 +88,17 @@ from zsqbench.quant.prepare import (
     take_over,
     weight_quantizers,
 )
-from zsqbench.quant.reconstruction import Reconstruction, memory_errors
-from zsqbench.quant.recording import Recorded
-from zsqbench.quant.rounding import Annealing
-from zsqbench.quant.thresholds import (
-    ExactThresholdSearch,
-    Threshold,
-    activation_threshold,
-    power_of_two_weight_thresholds,
-    symmetric_weight_thresholds,
+from zsqbench.quant.training.distillation import alignment_loss, attention, kl_divergence
+from zsqbench.quant.training.feature_alignment import block_outputs, with_features
+from zsqbench.quant.training.finetuning import (
+    FineTuning,
+    Schedule,
+    TrainedActivation,
+    TrainedWeight,
+    span_weights,
+    student_state,
 )
-from zsqbench.quant.units import Unit, describe_units, find_units
+from zsqbench.quant.training.recording import Recorded
 
 __all__ = [
     "GIB",

@@ -1,0 +1,1 @@
+"""Corrections in closed form: equalization, shift negative correction, bias correction, moments from BN statistics."""

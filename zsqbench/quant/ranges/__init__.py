@@ -1,0 +1,1 @@
+"""Where grids end: observers, histograms, threshold searches, calibration and moving ranges."""
