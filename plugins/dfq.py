@@ -239,8 +239,7 @@ def _bound(student: Any, pair: "Pair") -> "Tensor | None":
 def _norms(student: Any, teacher: "Pretrained") -> "Norms":
     """Beta and gamma of the batch normalisation that each layer took in. Raises ZSQBenchError where there is none."""
     from zsqbench.quant import norm_moments
-    from zsqbench.quant.graph.bn_folding import FOLDED
-    from zsqbench.quant.graph.tracing import is_batch_norm
+    from zsqbench.quant.graph import FOLDED, is_batch_norm
 
     folded = student.meta.get(FOLDED, {})
     if not folded and not any(is_batch_norm(node) for node in student.graph.nodes):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import ActivationQuantizer, Unit
-    from zsqbench.quant.ranges.calibration import Observer
+    from zsqbench.quant.ranges import Observer
 
 
 class GenieM(zsqbench.ReconstructionQuantizer):

@@ -302,14 +302,14 @@ def _producers(student: Any) -> "dict[str, fx.Node]":
 
 
 def _operators(student: Any) -> dict[str, str]:
-    from zsqbench.quant.graph.tracing import operator
+    from zsqbench.quant.graph import operator
 
     return {name: operator(node.all_input_nodes[0]) for name, node in _producers(student).items()}
 
 
 def _sole_reader(student: Any, name: str) -> str | None:
     """Path of the layer that alone reads a quantized activation, if there is one."""
-    from zsqbench.quant.graph.tracing import is_layer, readers
+    from zsqbench.quant.graph import is_layer, readers
 
     found = list(readers(_producers(student)[name]))
     return str(found[0].target) if len(found) == 1 and is_layer(found[0]) else None
@@ -361,7 +361,7 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", fact
     import torch
 
     from zsqbench.quant import activation_quantizers, second_moment_correction, switched
-    from zsqbench.quant.graph.bn_folding import FOLDED
+    from zsqbench.quant.graph import FOLDED
 
     folded, layers = student.meta.get(FOLDED, {}), _layers(student)
     paths = [path for path in folded if path in layers]

@@ -74,7 +74,7 @@ class Difference:
 def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tuple[int, int, int]) -> TensorMap:
     """The map of a module at a scheme; its weights do not matter. Raises ZSQBenchError where `prepare` does."""
     from zsqbench.quant import effective_map, prepare
-    from zsqbench.quant.graph.tracing import is_batch_norm
+    from zsqbench.quant.graph import is_batch_norm
 
     # at 8 bits, a scheme that quantizes nothing has all its tensors, too
     shown = scheme.model_copy(update={"weight_bits": 8, "activation_bits": 8}) if scheme.is_float else scheme

@@ -1,7 +1,12 @@
-"""The quantization library: graphs and roles, BN folding, quantizers, ranges, calibration and artifacts."""
+"""The quantization library: grids, graph, student, artifact, ranges, corrections, reconstruction, training.
 
-from zsqbench.quant.corrections.bn_moments import Moments, input_moments, norm_moments
-from zsqbench.quant.corrections.equalization import (
+That is the order to read it in, and each imports only those before it. Each is a package, or a module, whose first line
+says what is in it; what authors of methods need of all of them is here, too.
+"""
+
+from zsqbench.quant.artifact import effective_map, finalize, measured_map, restore, take_over
+from zsqbench.quant.corrections import (
+    Moments,
     ShiftedGrid,
     absorbed_biases,
     balancing_factors,
@@ -10,23 +15,37 @@ from zsqbench.quant.corrections.equalization import (
     dead_channels,
     equalization_factors,
     equalize,
+    input_moments,
+    norm_moments,
     per_input,
+    rescale,
     second_moment_correction,
     shifted_grid,
 )
-from zsqbench.quant.graph.bn_folding import fold_bn, folded
-from zsqbench.quant.graph.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs, rescale
-from zsqbench.quant.graph.tracing import (
+from zsqbench.quant.graph import (
+    BoundedReLU,
+    Pair,
+    Unit,
     activation_roles,
     capture,
+    describe_units,
+    drop_bounds,
+    find_units,
+    fold_bn,
+    folded,
+    free_bounds,
+    layer_pairs,
     output_layers,
     positions,
     roles,
     tensor_name,
     weight_roles,
 )
-from zsqbench.quant.graph.units import Unit, describe_units, find_units
-from zsqbench.quant.grids.affine import (
+from zsqbench.quant.grids import (
+    ActivationQuantizer,
+    QuantizedLayer,
+    TensorQuantizer,
+    WeightQuantizer,
     affine_parameters,
     covering_threshold,
     dequantize,
@@ -37,10 +56,16 @@ from zsqbench.quant.grids.affine import (
     quantize,
     symmetric_parameters,
 )
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
-from zsqbench.quant.ranges.calibration import (
+from zsqbench.quant.ranges import (
+    ExactThresholdSearch,
+    Histogram,
+    MovingMinMax,
     MovingRanges,
     Ranges,
+    RunningHistogram,
+    RunningMinMax,
+    Threshold,
+    activation_threshold,
     calibrate_activations,
     calibrate_activations_by,
     calibrate_activations_minmax,
@@ -49,56 +74,51 @@ from zsqbench.quant.ranges.calibration import (
     calibrate_float_activations,
     calibrate_weights,
     check_images,
-    observed,
-    switched,
-)
-from zsqbench.quant.ranges.histogram import Histogram, RunningHistogram
-from zsqbench.quant.ranges.observers import (
-    MovingMinMax,
-    RunningMinMax,
     include_zero,
     lp_search,
     minmax,
     mse80,
+    observed,
     percentile,
+    power_of_two_weight_thresholds,
     range_search,
     shrink_search,
-)
-from zsqbench.quant.ranges.thresholds import (
-    ExactThresholdSearch,
-    Threshold,
-    activation_threshold,
-    power_of_two_weight_thresholds,
+    switched,
     symmetric_weight_thresholds,
 )
-from zsqbench.quant.reconstruction.activation_cache import GIB, Memory
-from zsqbench.quant.reconstruction.learning import Recipe, Rounding, StepSizes, draw
-from zsqbench.quant.reconstruction.reconstruction import Reconstruction, memory_errors
-from zsqbench.quant.reconstruction.rounding import Annealing
+from zsqbench.quant.reconstruction import (
+    GIB,
+    Annealing,
+    Memory,
+    Recipe,
+    Reconstruction,
+    Rounding,
+    StepSizes,
+    draw,
+    memory_errors,
+)
 from zsqbench.quant.student import (
     Grids,
     activation_quantizers,
     add_biases,
-    effective_map,
-    finalize,
-    measured_map,
     prepare,
     quantized_layers,
-    restore,
-    take_over,
     weight_quantizers,
 )
-from zsqbench.quant.training.distillation import alignment_loss, attention, kl_divergence
-from zsqbench.quant.training.feature_alignment import block_outputs, with_features
-from zsqbench.quant.training.finetuning import (
+from zsqbench.quant.training import (
     FineTuning,
+    Recorded,
     Schedule,
     TrainedActivation,
     TrainedWeight,
+    alignment_loss,
+    attention,
+    block_outputs,
+    kl_divergence,
     span_weights,
     student_state,
+    with_features,
 )
-from zsqbench.quant.training.recording import Recorded
 
 __all__ = [
     "GIB",

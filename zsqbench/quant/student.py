@@ -1,4 +1,4 @@
-"""From a network and a scheme to a student with quantizers, and from a calibrated student to its artifact."""
+"""From a network and a scheme to a student: a copy with a quantizer at each tensor that the scheme quantizes."""
 
 import copy
 from collections.abc import Mapping
@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from zsqbench.quant.graph.bn_folding import fold_bn
-from zsqbench.quant.graph.tracing import (
-    activation_roles,
-    capture,
-    check_supported,
-    first_calls,
-    tensor_name,
-    weight_roles,
-)
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, plain, quantized_layer
+from zsqbench.quant.graph.operators import tensor_name
+from zsqbench.quant.graph.tensor_roles import activation_roles, check_supported, first_calls, weight_roles
+from zsqbench.quant.graph.tracing import capture
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, quantized_layer
 from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 
 QUANTIZERS = "activation_quantizers"
@@ -84,102 +79,16 @@ def activation_quantizers(student: nn.Module) -> list[tuple[str, ActivationQuant
     return _in_execution_order(student, "activation", quantizers)
 
 
-@torch.no_grad()
-def finalize(student: nn.Module) -> None:
-    """Turn weights into integers and drop all that only training needed, in place; its state dict is then the artifact.
-
-    A module without quantizers stays as it is. Raises RuntimeError, with the tensor's name, for a quantizer that was
-    left uncalibrated or has a scale that is not finite.
-    """
-    _check(student)
-    for _, layer in quantized_layers(student):
-        if not layer.is_finalized:
-            layer.keep(layer.weight_quantizer.codes(layer.weight))
-    _keep_plain_activation_quantizers(student)
-
-
-@torch.no_grad()
-def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the state of a finalized student into a freshly prepared one, strictly, in place.
-
-    Raises RuntimeError where entries are missing, left over or of another shape, or where a scale is no scale.
-    """
-    for _, layer in quantized_layers(student):
-        layer.keep(torch.zeros_like(layer.weight))
-    _keep_plain_activation_quantizers(student)
-    student.load_state_dict(state, strict=True)
-    _check(student)
-
-
-@torch.no_grad()
-def take_over(student: nn.Module, other: nn.Module) -> None:
-    """Give a prepared student the weights, all other state and the grids of a finalized one of its kind, in place.
-
-    Its float weights are then what the other's codes stand for, so that it computes the same.
-    """
-    state = dict(other.state_dict())
-    for path, layer in quantized_layers(other):
-        del state[f"{path}.weight_codes"]
-        state[f"{path}.weight"] = layer.quantized_weight()
-    student.load_state_dict(state)
-    for _, quantizer in _quantizers(student):
-        quantizer.enabled = True
-
-
-def effective_map(student: nn.Module) -> list[dict[str, Any]]:
-    """What a student quantizes, tensor by tensor: name, kind, role, bits, axis and grid; 32 bits for what stays float.
-
-    Weights first, then activations, each in execution order. Empty for a network that was not prepared.
-    """
-    grids = {(quantizer.kind, name): quantizer.grid for name, quantizer in _quantizers(student)}
-    return [{**entry, "grid": grids.get((entry["kind"], entry["name"]), "float")} for entry in _recorded_map(student)]
-
-
-def measured_map(student: nn.Module) -> list[dict[str, Any]]:
-    """`effective_map` with what calibration found: the range of each grid (its extremes over channels), and sizes.
-
-    `groups` is the number of grids of a tensor (channels, or 1) and `elements` the number of a weight's values.
-    """
-    quantizers = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
-    layers = dict(quantized_layers(student))
-    entries = []
-    for entry in effective_map(student):
-        quantizer, layer = quantizers.get((entry["kind"], entry["name"])), layers.get(entry["name"])
-        measured: dict[str, Any] = {"low": None, "high": None, "groups": None, "elements": None}
-        if quantizer is not None:
-            low, high = quantizer.range()
-            measured |= {"low": low.min().item(), "high": high.max().item(), "groups": low.numel()}
-        if entry["kind"] == "weight":
-            weight = layer.stored_weight() if layer is not None else student.get_submodule(entry["name"]).weight
-            measured["elements"] = cast("Tensor", weight).numel()
-        entries.append(entry | measured)
-    return entries
-
-
-def _quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer] | tuple[str, ActivationQuantizer]]:
-    return [*weight_quantizers(student), *activation_quantizers(student)]
-
-
-def _check(student: nn.Module) -> None:
-    for _, quantizer in _quantizers(student):
-        quantizer.check()
-
-
-def _keep_plain_activation_quantizers(student: nn.Module) -> None:
-    for path, module in list(student.named_modules()):
-        if isinstance(module, ActivationQuantizer):
-            student.set_submodule(path, plain(module))
+def recorded_map(student: nn.Module) -> list[dict[str, Any]]:
+    """What `prepare` noted of each tensor that a scheme has a role for; empty for a network that was not prepared."""
+    # `meta` of a GraphModule survives copies, and other modules have none
+    return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
 
 
 def _in_execution_order(student: nn.Module, kind: str, named: list[tuple[str, T]]) -> list[tuple[str, T]]:
-    names = [entry["name"] for entry in _recorded_map(student) if entry["kind"] == kind]
+    names = [entry["name"] for entry in recorded_map(student) if entry["kind"] == kind]
     order = {name: position for position, name in enumerate(names)}
     return sorted(named, key=lambda item: order.get(item[0], len(order)))
-
-
-def _recorded_map(student: nn.Module) -> list[dict[str, Any]]:
-    # `meta` of a GraphModule survives copies, and other modules have none
-    return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
 
 
 def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Grids) -> list[dict[str, Any]]:

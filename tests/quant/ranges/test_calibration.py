@@ -4,7 +4,6 @@ from networks import from_forward
 from torch import nn
 
 from zsqbench.quant import (
-    MovingRanges,
     activation_quantizers,
     calibrate_activations_minmax,
     calibrate_activations_mse,
@@ -99,17 +98,3 @@ def test_a_tensor_of_several_levels_has_one_quantizer_that_has_seen_them_all(cal
     quantizer = dict(activation_quantizers(student))["tower"]
     values = net(images)[0]
     assert float(quantizer.scale * 255) == pytest.approx(float(values.max() - values.min()), rel=0.1)
-
-
-def test_a_moving_range_counts_a_batch_once_however_often_a_layer_is_called():
-    net = from_forward(lambda net, x: (net.tower(4 * x), net.tower(x)), tower=nn.Conv2d(3, 2, 1))
-    student = prepare(net, parse_scheme("hw/w32a8"), SIZE)
-    ranges, batches = MovingRanges(student, 0.5), torch.randn(2, 4, *SIZE).unbind()
-    for images in batches:
-        ranges.update(images)
-    quantizer = dict(activation_quantizers(student))["tower"]
-    (state,) = [value for name, value in ranges.state().items() if name.endswith("tower")]
-    ends = [torch.stack([net.tower(4 * images).min(), net.tower(4 * images).max()]) for images in batches]
-    assert state[2] == 2
-    torch.testing.assert_close(state[:2].float(), 0.25 * ends[0] + 0.5 * ends[1], rtol=0.05, atol=0.05)
-    assert quantizer.enabled

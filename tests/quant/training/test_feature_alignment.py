@@ -1,11 +1,14 @@
+import numpy as np
 import pytest
 import torch
 import torchvision
 from networks import from_forward
 from torch import nn
+from torch.nn import functional
 
-from zsqbench.quant import block_outputs, prepare, with_features
-from zsqbench.quant.graph.tracing import capture, tensor_name
+from zsqbench.quant import alignment_loss, attention, block_outputs, prepare, with_features
+from zsqbench.quant.graph.operators import tensor_name
+from zsqbench.quant.graph.tracing import capture
 from zsqbench.scheme import parse_scheme
 from zsqbench.zoo.resnet import CifarResNet
 
@@ -77,3 +80,53 @@ def test_features_come_beside_the_output_and_modules_are_shared():
     assert torch.equal(outputs, module(images))
     assert torch.equal(features[[tensor_name(node) for node in nodes].index("layer2.0.conv2")], seen["bn2"])
     assert both.get_submodule("layer1.0.conv1") is captured.get_submodule("layer1.0.conv1")
+
+
+LAYERS = range(3)
+
+
+def vectors(golden):
+    stored = golden("hast_fa_kd_a")
+    return {name: torch.from_numpy(np.asarray(stored[name])) for name in stored}
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_released_attention_and_alignment_come_out_with_gradients(golden):
+    stored = vectors(golden)
+    ours = [stored[f"feat_student_{layer}"].requires_grad_() for layer in LAYERS]
+    theirs = [stored[f"feat_teacher_{layer}"] for layer in LAYERS]
+    loss = 1000 * alignment_loss(ours, theirs)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), stored["loss_FA"][0], rtol=1e-5, atol=0)
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            attention(ours[layer]).detach(), stored[f"att_student_{layer}"], rtol=1e-5, atol=1e-7
+        )
+        torch.testing.assert_close(ours[layer].grad, stored[f"grad_feat_student_{layer}"], rtol=1e-4, atol=1e-6)
+
+
+def test_attention_does_not_see_the_scale_of_features():
+    features = random(2, 3, 4, 4)
+    torch.testing.assert_close(attention(7 * features), attention(features))
+
+
+def test_the_papers_alignment_by_hand():
+    ours, theirs = [random(2, 3, 4, 4), random(2, 5, 2, 2)], [random(2, 3, 4, 4, seed=1), random(2, 5, 2, 2, seed=1)]
+    squares = [
+        (a.square().sum((2, 3)) - b.square().sum((2, 3))).square().sum() for a, b in zip(ours, theirs, strict=True)
+    ]
+    torch.testing.assert_close(alignment_loss(ours, theirs, "paper_attention"), sum(squares) / (2 * 2))
+
+
+def test_direct_alignment_compares_the_maps():
+    ours, theirs = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1)
+    torch.testing.assert_close(alignment_loss([ours], [theirs], "direct"), functional.mse_loss(ours, theirs))
+
+
+@pytest.mark.parametrize("form", ["attention", "paper_attention", "direct"])
+def test_equal_features_are_aligned(form):
+    features = [random(2, 3, 4, 4)]
+    assert alignment_loss(features, features, form) == 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant.graph.tracing import (
+from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     AVERAGE_POOLS,
     CONCATENATIONS,

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from zsqbench.quant.graph.tracing import is_batch_norm, is_layer, operator
+from zsqbench.quant.graph.operators import called_once, is_batch_norm, is_layer, operator
 
 FOLDED = "folded_batch_norms"
 """Key of a graph's `meta` under which `fold_bn` notes the path of the batch normalisation that each layer took in."""
@@ -59,9 +59,3 @@ def _can_fold(captured: fx.GraphModule, node: fx.Node) -> bool:
         return False
     channels_at_axis_1 = operator(before) == "conv2d" or len(before.meta["shape"]) == 2  # noqa: PLR2004
     return channels_at_axis_1 and called_once(captured, before) and called_once(captured, node)
-
-
-def called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the module that a node calls is called nowhere else."""
-    # a module has one path in a traced graph, even where the network holds it under several
-    return [other.target for other in captured.graph.nodes if other.op == "call_module"].count(node.target) == 1

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from zsqbench.quant.corrections.equalization import equalize
-from zsqbench.quant.graph.bn_folding import called_once
-from zsqbench.quant.graph.tracing import ACTIVATIONS, is_layer, operator, repeats_values, tensor_name
+from zsqbench.quant.graph.operators import ACTIVATIONS, called_once, is_layer, operator, repeats_values, tensor_name
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer
 
 # What may stand between, besides one activation function and the quantizer: it keeps channels apart, and zero zero.
@@ -80,21 +78,6 @@ def drop_bounds(student: fx.GraphModule) -> list[str]:
         _replace(student, activation, unbounded, "relu")
     student.recompile()
     return [pair.first for pair, _ in found]
-
-
-@torch.no_grad()
-def rescale(student: fx.GraphModule, pair: Pair, factors: Tensor) -> None:
-    """Multiply what the layers of a pair share by positive factors [C], in place; a bound between them is left alone.
-
-    The weights become parameters of their own, in case that other layers tie them.
-    """
-    first, second = cast("tuple[Any, Any]", tuple(map(student.get_submodule, (pair.first, pair.second))))
-    groups = getattr(second, "groups", 1)
-    result = equalize(first.weight, first.bias, second.weight, factors, next_groups=groups)
-    first.weight = nn.Parameter(result.weight, requires_grad=False)
-    second.weight = nn.Parameter(result.next_weight, requires_grad=False)
-    if result.bias is not None:
-        first.bias = nn.Parameter(result.bias, requires_grad=False)
 
 
 def _relu6_pairs(student: fx.GraphModule) -> list[tuple[Pair, fx.Node]]:

@@ -17,7 +17,8 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, fx, nn
 
-from zsqbench.quant.graph.tracing import ACTIVATIONS, PRODUCTS, comes_from, decoding, is_batch_norm, is_layer, operator
+from zsqbench.quant.graph.operators import ACTIVATIONS, PRODUCTS, comes_from, is_batch_norm, is_layer, operator
+from zsqbench.quant.graph.outputs import decoding
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
 
 MAX_LAYERS = 10

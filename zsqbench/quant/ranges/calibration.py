@@ -1,8 +1,7 @@
 """Setting the ranges of a student's quantizers from its weights and from calibration images."""
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer
-from zsqbench.quant.ranges.observers import MovingMinMax, RunningMinMax, include_zero, lp_search, minmax, percentile
+from zsqbench.quant.ranges.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
 from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
 Ranges = Literal["minmax", "mse", "percentile"]
@@ -20,8 +19,6 @@ Ranges = Literal["minmax", "mse", "percentile"]
 
 PERCENT = 99.9
 """The percentile that ranges end at where none is given."""
-
-_RANGE = "range."
 
 Observer = Callable[[Tensor], None]
 """Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
@@ -154,40 +151,6 @@ def calibrate_activations_by(
         calibrate_activations_percentile(student, first, percent)
     else:
         calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
-
-
-class MovingRanges:
-    """Sets the range of each activation quantizer to a moving average over batches of images, see `MovingMinMax`."""
-
-    def __init__(self, student: nn.Module, momentum: float = 0.9, *, compounding: bool = False) -> None:
-        self._student = student
-        self._averages = {
-            quantizer: MovingMinMax(momentum, compounding=compounding)
-            for _, quantizer in activation_quantizers(student)
-        }
-
-    def update(self, images: Tensor) -> None:
-        """Take note of a batch."""
-
-        def observer(quantizer: ActivationQuantizer) -> Observer:
-            before = self._averages[quantizer]
-
-            def see(values: Tensor) -> None:  # of a layer that is called again, all that it gave so far
-                self._averages[quantizer] = copy.copy(before)
-                quantizer.set_range(*self._averages[quantizer].update(values))
-
-            return see
-
-        calibrate_activations(self._student, [images], observer)
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        return {f"{_RANGE}{quantizer.name}": average.state() for quantizer, average in self._averages.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` said."""
-        for quantizer, average in self._averages.items():
-            quantizer.set_range(*average.load(state[f"{_RANGE}{quantizer.name}"]))
 
 
 @contextmanager

@@ -1,1 +1,31 @@
 """Training a student as a whole: fine-tuning, distillation, feature alignment, recorded GPU updates."""
+
+from zsqbench.quant.training.distillation import kl_divergence
+from zsqbench.quant.training.feature_alignment import Alignment, alignment_loss, attention, block_outputs, with_features
+from zsqbench.quant.training.finetuning import (
+    EpochKeeper,
+    FineTuning,
+    Schedule,
+    TrainedActivation,
+    TrainedWeight,
+    span_weights,
+    student_state,
+)
+from zsqbench.quant.training.recording import Recorded
+
+__all__ = [
+    "Alignment",
+    "EpochKeeper",
+    "FineTuning",
+    "Recorded",
+    "Schedule",
+    "TrainedActivation",
+    "TrainedWeight",
+    "alignment_loss",
+    "attention",
+    "block_outputs",
+    "kl_divergence",
+    "span_weights",
+    "student_state",
+    "with_features",
+]

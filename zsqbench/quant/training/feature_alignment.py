@@ -1,21 +1,21 @@
-"""Intermediate outputs of a network: which are compared between student and float network, and how they are read."""
+"""Feature alignment (HAST): which intermediate outputs of student and float network are compared, and how far apart."""
 
 from collections.abc import Sequence
+from typing import Literal
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
-from zsqbench.quant.graph.tracing import (
-    ACTIVATIONS,
-    comes_from,
-    is_batch_norm,
-    is_layer,
-    operator,
-    output_producers,
-    readers,
-)
+from zsqbench.quant.graph.operators import ACTIVATIONS, comes_from, is_batch_norm, is_layer, operator, readers
+from zsqbench.quant.graph.outputs import output_producers
 
 IMAGES = 4
 """Dimensions of a map."""
+
+Alignment = Literal["attention", "paper_attention", "direct"]
+"""What of two feature maps is compared: attention vectors as HAST's release computes them, as its paper defines them,
+or the maps themselves."""
 
 
 def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
@@ -49,6 +49,30 @@ def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Grap
     returned = graph.graph_copy(captured.graph, copies)
     graph.output((returned, tuple(copies[node] for node in nodes)) if nodes else returned)
     return fx.GraphModule(captured, graph)
+
+
+def attention(features: Tensor) -> Tensor:
+    """HAST's attention vector [N, C] of maps [N, C, H, W]: the mean square of each channel, normalised over channels.
+
+    That is what the release computes. Eq. 14 of the paper is the sum of squares, as it is.
+    """
+    return functional.normalize(features.float().square().mean((2, 3)), dim=1)
+
+
+def alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], form: Alignment = "attention") -> Tensor:
+    """How far feature maps [N, C, H, W] of a student are from those of its float network.
+
+    `attention`, as released: squared differences of normalised attention vectors, averaged over images and channels and
+    summed over layers. `paper_attention` (Eq. 13 and 14): squared distances of sums of squares, averaged over images
+    and layers. `direct`: squared differences of the maps, averaged over all values and summed over layers.
+    """
+    pairs = list(zip(student, teacher, strict=True))
+    if form == "attention":
+        return torch.stack([functional.mse_loss(attention(ours), attention(theirs)) for ours, theirs in pairs]).sum()
+    if form == "direct":
+        return torch.stack([functional.mse_loss(ours.float(), theirs.float()) for ours, theirs in pairs]).sum()
+    energies = [[each.float().square().sum((2, 3)) for each in pair] for pair in pairs]
+    return torch.stack([(ours - theirs).square().sum(1).mean() for ours, theirs in energies]).mean()
 
 
 def _additions(node: fx.Node) -> list[fx.Node]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsqbench.errors import DivergedError
-from zsqbench.quant.graph.tracing import RELUS, is_batch_norm, is_layer, operator
+from zsqbench.quant.graph.operators import RELUS, is_batch_norm, is_layer, operator
 from zsqbench.quant.grids.affine import affine_parameters, dequantize, fake_quantize_identity, rectify_and_quantize
 from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
 from zsqbench.quant.ranges.observers import minmax
