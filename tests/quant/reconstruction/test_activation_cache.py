@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant.reconstruction.activation_cache import Cache, Memory, batches
+from zsqbench.quant.reconstruction.activation_cache import ActivationCache, Memory, batches
 
 CPU = torch.device("cpu")
 
@@ -14,7 +14,7 @@ def values(*shape):
 
 
 def filled(stored, memory, size=4):
-    cache = Cache(len(stored), memory)
+    cache = ActivationCache(len(stored), memory)
     for part in batches(len(stored), size):
         cache.append(stored[part])
     return cache
@@ -59,21 +59,21 @@ def test_a_cache_that_nobody_holds_gives_its_memory_back():
 def test_images_that_are_there_take_no_more_memory():
     images = values(4, 3)
     memory = Memory(CPU)
-    assert torch.equal(Cache.of(images, memory).read(slice(1, 3)), images[1:3])
+    assert torch.equal(ActivationCache.of(images, memory).read(slice(1, 3)), images[1:3])
     assert memory.used["host"] == 0
 
 
 @pytest.mark.parametrize("index", [slice(0, 4), torch.tensor([0, 1, 2, 3])])
 def test_what_is_done_to_values_that_were_read_does_not_reach_the_cache(index):
     images = values(4, 3)
-    cache = Cache.of(images.clone(), Memory(CPU))
+    cache = ActivationCache.of(images.clone(), Memory(CPU))
     cache.read(index).zero_()
     assert torch.equal(cache.read(index), images)
 
 
 def test_reading_before_writing_is_an_error():
     with pytest.raises(RuntimeError, match="before it is written"):
-        Cache(3, Memory(CPU)).read(slice(0, 1))
+        ActivationCache(3, Memory(CPU)).read(slice(0, 1))
 
 
 def test_a_full_disk_names_the_options(monkeypatch):

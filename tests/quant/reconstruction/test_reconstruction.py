@@ -10,9 +10,9 @@ from torch import nn
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
     Memory,
-    Recipe,
     Reconstruction,
     Rounding,
+    Stage,
     StepSizes,
     affine_parameters,
     calibrate_activations,
@@ -23,14 +23,15 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
-from zsqbench.quant.reconstruction.learning import Learning, draw, keep_mask
+from zsqbench.quant.reconstruction.draws import draw, keep_mask
+from zsqbench.quant.reconstruction.learning import Learning
 from zsqbench.quant.student import activation_quantizers
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import context
 
 SIZE = (3, 8, 8)
-ROUND = Recipe(30, 8, rounding=Rounding(lr=0.02))
-STEPS = Recipe(20, 8, step_sizes=StepSizes(1e-3), quantize_activations=True, source="float", power=2.4)
+ROUND = Stage(30, 8, rounding=Rounding(lr=0.02))
+STEPS = Stage(20, 8, step_sizes=StepSizes(1e-3), quantize_activations=True, source="float", power=2.4)
 
 
 class Block(nn.Module):
@@ -61,14 +62,14 @@ def student_of(module, scheme="hw/w3a4"):
     return student
 
 
-def reconstructed(module=None, recipes=None, ctx=None, data=None, scheme="hw/w3a4", **options):
+def reconstructed(module=None, stages=None, ctx=None, data=None, scheme="hw/w3a4", **options):
     """A student that went through both stages, as BRECQ does it."""
     student = student_of(module or network(), scheme)
     data = images() if data is None else data
-    recipes = recipes or {"weights": ROUND, "activations": STEPS}
-    engine = Reconstruction(student, data, ctx or context(), recipes, **options)
+    stages = stages or {"weights": ROUND, "activations": STEPS}
+    engine = Reconstruction(student, data, ctx or context(), stages, **options)
     engine.run("weights")
-    if "activations" in recipes:
+    if "activations" in stages:
         calibrate_activations_mse(student, data)
         engine.run("activations")
     return student
@@ -112,7 +113,7 @@ def test_the_logged_loss_is_that_of_the_unit_on_all_images():
 
 def test_what_learning_made_worse_is_not_kept_and_noted():
     ctx, module = context(), network()
-    wild = Recipe(5, 8, rounding=Rounding(lr=50.0))
+    wild = Stage(5, 8, rounding=Rounding(lr=50.0))
     student = reconstructed(module, {"weights": wild}, ctx)
     assert torch.equal(codes(student, "0"), codes(student_of(module), "0"))
     assert any("what was there is kept" in note for note in ctx.reporter.notes)
@@ -125,8 +126,8 @@ def test_correlated_inputs_round_so_that_the_sum_stays():
     quantizer = dict(quantized_layers(student))["0"].weight_quantizer
     quantizer.set_parameters(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 4.0))
     single = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    recipe = Recipe(400, 8, rounding=Rounding(lr=0.05, regularizer=0.5))
-    Reconstruction(student, single.expand(-1, 2, -1, -1).contiguous(), context(), {"weights": recipe}).run("weights")
+    stage = Stage(400, 8, rounding=Rounding(lr=0.05, regularizer=0.5))
+    Reconstruction(student, single.expand(-1, 2, -1, -1).contiguous(), context(), {"weights": stage}).run("weights")
     weight = dict(quantized_layers(student))["0"].quantized_weight()
     assert sorted(weight.flatten().tolist()) == [0.0, 1.0]
 
@@ -159,10 +160,10 @@ def test_one_seed_gives_one_network_and_another_another():
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("recipe", [ROUND, Recipe(30, 8, rounding=Rounding(lr=0.02), fisher="diag")])
-def test_where_caches_are_kept_changes_nothing(recipe):
+@pytest.mark.parametrize("stage", [ROUND, Stage(30, 8, rounding=Rounding(lr=0.02), fisher="diag")])
+def test_where_caches_are_kept_changes_nothing(stage):
     results = [
-        state_of(reconstructed(recipes={"weights": recipe, "activations": STEPS}, memory=memory))
+        state_of(reconstructed(stages={"weights": stage, "activations": STEPS}, memory=memory))
         for memory in (None, Memory(torch.device("cpu"), host_bytes=0))
     ]
     assert same(*results)
@@ -218,7 +219,7 @@ def test_units_that_are_left_out_round_to_nearest_and_are_noted():
 
 def test_no_iterations_round_to_nearest():
     module = network()
-    nothing = {"weights": Recipe(0, 8, rounding=Rounding()), "activations": Recipe(0, 8, step_sizes=StepSizes())}
+    nothing = {"weights": Stage(0, 8, rounding=Rounding()), "activations": Stage(0, 8, step_sizes=StepSizes())}
     student = reconstructed(module, nothing)
     expected = student_of(module)
     calibrate_activations_mse(expected, images())
@@ -232,7 +233,7 @@ def test_the_units_are_noted():
 
 
 def test_dropped_quantization_is_drawn_in_learning_only():
-    joint = Recipe(
+    joint = Stage(
         10, 8, rounding=Rounding(), step_sizes=StepSizes(lsq=True), quantize_activations=True, source="mixed", drop=0.5
     )
     module, data = network(), images()
@@ -257,8 +258,8 @@ def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, elements, 
             found.append(stem.scale.grad.item())
 
         monkeypatch.setattr(Learning, "_adjust_gradients", look)
-        recipe = Recipe(1, 8, step_sizes=StepSizes(lsq=lsq), quantize_activations=True, source="float")
-        engine = Reconstruction(student, images(), context(), {"s": recipe}, skip=lambda unit: unit.name != "0")
+        stage = Stage(1, 8, step_sizes=StepSizes(lsq=lsq), quantize_activations=True, source="float")
+        engine = Reconstruction(student, images(), context(), {"s": stage}, skip=lambda unit: unit.name != "0")
         engine.run("s")
         monkeypatch.setattr(Learning, "_adjust_gradients", adjust)
     assert found[1] == pytest.approx(found[0] / (elements * (2**bits - 1)) ** 0.5, rel=1e-5)
@@ -297,8 +298,8 @@ def test_all_outputs_of_a_unit_are_reconstructed():
 
     layers = {name: nn.Conv2d(3, 3, 3) for name in ("trunk", "a", "b")}
     network, ctx = from_forward(forward, **layers), context()
-    recipe = Recipe(60, 8, rounding=ROUND.rounding)
-    student, nearest = reconstructed(network, {"weights": recipe}, ctx), student_of(network)
+    stage = Stage(60, 8, rounding=ROUND.rounding)
+    student, nearest = reconstructed(network, {"weights": stage}, ctx), student_of(network)
     assert list(losses(ctx, "weights")) == ["trunk", "a..b"]
     for path in "ab":
         assert not torch.equal(codes(student, path), codes(nearest, path))
@@ -323,7 +324,7 @@ def test_what_nobody_reads_is_left_alone():
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_compiled_units_learn_the_same():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().requires_grad_(False)
-    joint = Recipe(
+    joint = Stage(
         5, 8, rounding=Rounding(lr=0.02), step_sizes=StepSizes(), quantize_activations=True, source="mixed", drop=0.5
     )
     found = []
@@ -368,7 +369,7 @@ def test_a_layer_that_is_called_twice_is_learned_at_its_first_call():
 
 def test_a_layer_that_was_learned_is_not_learned_again_after_an_interruption():
     module, ctx = called_twice(), context()
-    joint = Recipe(10, 8, rounding=ROUND.rounding, step_sizes=StepSizes(), quantize_activations=True)
+    joint = Stage(10, 8, rounding=ROUND.rounding, step_sizes=StepSizes(), quantize_activations=True)
 
     def run(ctx):
         student = student_of(module)
@@ -384,13 +385,13 @@ def test_a_layer_that_was_learned_is_not_learned_again_after_an_interruption():
 
 def test_a_unit_without_calibrated_quantizers_has_nothing_to_learn():
     student = student_of(network())
-    steps = Recipe(5, 8, step_sizes=StepSizes(), source="float")
+    steps = Stage(5, 8, step_sizes=StepSizes(), source="float")
     Reconstruction(student, images(), context(), {"activations": steps}).run("activations")
     assert all(quantizer.scale == 0 for _, quantizer in activation_quantizers(student))
 
 
 def test_step_sizes_stay_above_zero_whatever_the_learning_rate():
-    wild = Recipe(4, 8, step_sizes=StepSizes(lr=100.0), quantize_activations=True, source="float")
+    wild = Stage(4, 8, step_sizes=StepSizes(lr=100.0), quantize_activations=True, source="float")
     student = student_of(network())
     calibrate_activations_mse(student, images())
     seen = []
@@ -440,7 +441,7 @@ def test_degenerate_layers_and_ranges_leave_finite_networks(spoil):
 def test_two_bits_on_a_depthwise_layer():
     module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1))
     ctx = context()
-    longer = {"weights": Recipe(200, 8, rounding=ROUND.rounding)}
+    longer = {"weights": Stage(200, 8, rounding=ROUND.rounding)}
     student = reconstructed(module.eval().requires_grad_(False), longer, ctx, scheme="hw/w2a4")
     depthwise = student.get_submodule("2").quantized_weight().flatten(1)
     assert max(len(channel.unique()) for channel in depthwise) <= 4
@@ -485,7 +486,7 @@ def test_another_runtime_error_stays_what_it_is():
 def test_fisher_needs_a_classifier():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval().requires_grad_(False)
     with pytest.raises(ZSQBenchError, match=r"needs a classifier.*mse"):
-        reconstructed(module, {"weights": Recipe(3, 8, rounding=Rounding(), fisher="diag")})
+        reconstructed(module, {"weights": Stage(3, 8, rounding=Rounding(), fisher="diag")})
 
 
 @pytest.mark.parametrize("mode", ["mse", "fisher_diag"])
@@ -509,14 +510,14 @@ def test_released_brecq_comes_out(golden, monkeypatch, mode):
     monkeypatch.setattr(
         "zsqbench.quant.reconstruction.learning.draw", lambda _, size, *__: (order[:size] for order in orders)
     )
-    recipes = {
-        "weights": Recipe(iterations, 4, rounding=Rounding(), fisher=None if mode == "mse" else "diag"),
-        "activations": Recipe(
+    stages = {
+        "weights": Stage(iterations, 4, rounding=Rounding(), fisher=None if mode == "mse" else "diag"),
+        "activations": Stage(
             iterations, 4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4
         ),
     }
     ctx = context()
-    engine = Reconstruction(student, take("cali"), ctx, recipes, skip=lambda unit: unit.name == "8")
+    engine = Reconstruction(student, take("cali"), ctx, stages, skip=lambda unit: unit.name == "8")
     engine.run("weights")
     for path, name in (("0", "conv0"), ("3", "conv3")):
         weight = dict(quantized_layers(student))[path].quantized_weight()

@@ -118,7 +118,7 @@ class _Propagation(fx.Interpreter):
     def _operator(self, n: fx.Node, given: list[Moments]) -> Moments:
         kind = operator(n)
         if is_batch_norm(n):
-            return self._normalised(n, *norm_moments(self.fetch_attr(str(n.target))))
+            return self._normalized(n, *norm_moments(self.fetch_attr(str(n.target))))
         if repeats_values(n) or kind in CONCATENATIONS | _AVERAGES:
             return self._moved(n)
         if kind in _FUNCTIONS and len(given) == 1:
@@ -135,7 +135,7 @@ class _Propagation(fx.Interpreter):
 
     def _layer(self, n: fx.Node, x: Moments) -> Moments:
         if str(n.target) in self._norms:
-            return self._normalised(n, *self._norms[str(n.target)])
+            return self._normalized(n, *self._norms[str(n.target)])
         layer: Any = self.fetch_attr(str(n.target))
         squared = {"weight": layer.weight.square()}
         if layer.bias is not None:
@@ -143,7 +143,7 @@ class _Propagation(fx.Interpreter):
         variance = torch.func.functional_call(layer, squared, x.variance)
         return Moments.normal(layer(x.mean).float(), variance.float(), self._sigmas)  # in float32 under autocast, too
 
-    def _normalised(self, n: fx.Node, mean: Tensor, deviation: Tensor) -> Moments:
+    def _normalized(self, n: fx.Node, mean: Tensor, deviation: Tensor) -> Moments:
         shape = n.meta["shape"]
         mean, deviation = along(mean, _CHANNELS, len(shape)), along(deviation, _CHANNELS, len(shape))
         return Moments.normal(mean, deviation.square(), self._sigmas).each(lambda values: values.expand(shape))

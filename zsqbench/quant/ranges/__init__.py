@@ -2,7 +2,7 @@
 
 from zsqbench.quant.ranges.calibration import (
     Observer,
-    Ranges,
+    RangeMethod,
     calibrate_activations,
     calibrate_activations_by,
     calibrate_activations_minmax,
@@ -44,7 +44,7 @@ __all__ = [
     "MovingMinMax",
     "MovingRanges",
     "Observer",
-    "Ranges",
+    "RangeMethod",
     "RunningHistogram",
     "RunningMinMax",
     "Threshold",

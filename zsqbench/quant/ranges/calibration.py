@@ -14,7 +14,7 @@ from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer
 from zsqbench.quant.ranges.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
 from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
-Ranges = Literal["minmax", "mse", "percentile"]
+RangeMethod = Literal["minmax", "mse", "percentile"]
 """How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
 
 PERCENT = 99.9
@@ -37,7 +37,7 @@ def check_images(images: Tensor, input_size: tuple[int, ...], subject: str = "th
 
 
 @torch.no_grad()
-def calibrate_weights(student: nn.Module, ranges: Ranges, percent: float = PERCENT) -> None:
+def calibrate_weights(student: nn.Module, ranges: RangeMethod, percent: float = PERCENT) -> None:
     """Set each weight quantizer from the weight itself, per output channel or whole as it is; zero is inside."""
     for _, layer in quantized_layers(student):
         quantizer, weight = layer.weight_quantizer, layer.weight
@@ -131,7 +131,7 @@ def calibrate_activations_percentile(student: nn.Module, images: Tensor, percent
 
 
 def calibrate_activations_by(
-    ranges: Ranges,
+    ranges: RangeMethod,
     student: nn.Module,
     images: Tensor,
     search_images: int,

@@ -15,7 +15,7 @@ from zsqbench.errors import OutOfResourcesError
 
 GIB = 2**30
 
-Place = Literal["device", "host", "disk"]
+Storage = Literal["device", "host", "disk"]
 
 
 @dataclass
@@ -30,16 +30,16 @@ class Memory:
     host_bytes: int = 8 * GIB
 
     def __post_init__(self) -> None:
-        self.used: dict[Place, int] = {"device": 0, "host": 0, "disk": 0}
+        self.used: dict[Storage, int] = {"device": 0, "host": 0, "disk": 0}
 
-    def place(self, size: int) -> Place:
+    def place(self, size: int) -> Storage:
         """Where so many bytes go."""
         if self.device.type != "cpu" and self.used["device"] + size <= self.device_bytes:
             return "device"
         return "host" if self.used["host"] + size <= self.host_bytes else "disk"
 
 
-class Cache:
+class ActivationCache:
     """One tensor [count, ...] that is written in parts and read by index; it takes no memory where it is on disk.
 
     The order of dimensions in memory (channels last or not) is that of the first part.
@@ -53,7 +53,7 @@ class Cache:
         self._channels_last = False
 
     @classmethod
-    def of(cls, images: Tensor, memory: Memory) -> "Cache":
+    def of(cls, images: Tensor, memory: Memory) -> "ActivationCache":
         """What is there already, where it is."""
         cache = cls(len(images), memory)
         cache._store = _Resident(images, memory.device)
@@ -92,11 +92,11 @@ def batches(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-Frontier = Mapping[str, Cache]
+LiveTensors = Mapping[str, ActivationCache]
 """The tensors that are live between two units, by the name of the graph node that makes them."""
 
 
-def _give_back(used: dict[Place, int], place: Place, size: int) -> None:
+def _give_back(used: dict[Storage, int], place: Storage, size: int) -> None:
     used[place] -= size
 
 
@@ -143,12 +143,12 @@ class _File:
         return into.view(self._dtype).view(len(rows), *self._shape).to(self._device)
 
 
-def _resident(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: Place) -> _Resident:
+def _resident(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: Storage) -> _Resident:
     where = device if place == "device" else torch.device("cpu")
     return _Resident(torch.empty(shape, dtype=dtype, device=where, pin_memory=where.type != device.type), device)
 
 
-def _file(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _: Place) -> _File:
+def _file(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _: Storage) -> _File:
     try:
         return _File(shape, dtype, device)
     except OSError as error:

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, fx
 
 from zsqbench.errors import OutOfResourcesError, ZSQBenchError
+from zsqbench.quant.context import LearningContext
 from zsqbench.quant.graph.units import Grain, Unit, describe_units, find_units
 from zsqbench.quant.grids.fake_quant import BYTE, ChosenCodes
 from zsqbench.quant.ranges.calibration import check_images
-from zsqbench.quant.reconstruction.activation_cache import GIB, Cache, Frontier, Memory
-from zsqbench.quant.reconstruction.learning import Context, Learning, Recipe, in_float, push, quantized
+from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory
+from zsqbench.quant.reconstruction.learning import Learning
+from zsqbench.quant.reconstruction.propagation import in_float, push, quantized
+from zsqbench.quant.reconstruction.stage import Stage
 from zsqbench.quant.student import activation_quantizers, quantized_layers
 
 
@@ -33,8 +36,8 @@ class Reconstruction:
         self,
         student: fx.GraphModule,
         images: Tensor,
-        ctx: Context,
-        recipes: Mapping[str, Recipe],
+        ctx: LearningContext,
+        stages: Mapping[str, Stage],
         *,
         grain: Grain = "block",
         skip: Callable[[Unit], bool] = lambda _: False,
@@ -46,85 +49,85 @@ class Reconstruction:
         Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
         """
         check_images(images, _input_size(student))
-        batch_size = max(recipe.batch_size for recipe in recipes.values())
+        batch_size = max(stage.batch_size for stage in stages.values())
         if len(images) < batch_size:
             raise ZSQBenchError(
                 f"{len(images)} calibration images are fewer than one batch: give at least {batch_size}, or lower "
                 f"batch_size ({batch_size})"
             )
-        self.student, self.images, self.ctx, self.recipes = student, images, ctx, recipes
+        self.student, self.images, self.ctx, self.stages = student, images, ctx, stages
         self.units = find_units(student, grain)
         self.memory = memory or Memory(ctx.device)
         self._skip = skip
         self._before_unit = before_unit
         self._resumed = ctx.resume() or {}
         self._settled: set[str] = set()  # layers that were learned, at their first call
-        self._total = sum(recipe.iterations * len(self._learners(recipe)) for recipe in recipes.values())
+        self._total = sum(stage.iterations * len(self._learners(stage)) for stage in stages.values())
         self._done = 0
         ctx.note(describe_units(self.units))
         skipped = [unit.name for unit in self.units if unit.kind != "passage" and skip(unit)]
         if skipped:
             ctx.note(f"left out of reconstruction: {', '.join(skipped)}")
 
-    def run(self, stage: str) -> None:
-        """Run a stage, named as in `recipes`. Raises ZSQBenchError where memory runs out or a loss is not finite."""
+    def run(self, name: str) -> None:
+        """Run a stage, named as in `stages`. Raises ZSQBenchError where memory runs out or a loss is not finite."""
         bounds = {
-            "batch_size": self.recipes[stage].batch_size,
+            "batch_size": self.stages[name].batch_size,
             "device_memory": self.memory.device_bytes / GIB,
             "host_memory": self.memory.host_bytes / GIB,
         }
         with memory_errors(self.ctx.device, bounds):
-            self._run(stage, self.recipes[stage])
+            self._run(name, self.stages[name])
 
-    def _run(self, stage: str, recipe: Recipe) -> None:
-        learners = self._learners(recipe)
+    def _run(self, name: str, stage: Stage) -> None:
+        learners = self._learners(stage)
         if not learners and self._before_unit is None:
             return
-        finished = self._resume(stage)
+        finished = self._resume(name)
         if finished == len(self.units):
-            self._advance(recipe.iterations * len(learners))
+            self._advance(stage.iterations * len(learners))
             return
-        plain: Frontier = {self.units[0].inputs[0]: Cache.of(self.images, self.memory)}
+        plain: LiveTensors = {self.units[0].inputs[0]: ActivationCache.of(self.images, self.memory)}
         inputs = plain
         for place, unit in enumerate(self.units):
-            needed = {name for later in self.units[place + 1 :] for name in later.inputs}
+            needed = {tensor for later in self.units[place + 1 :] for tensor in later.inputs}
             with in_float(unit):
-                following = push(unit, plain, needed.union(unit.targets), recipe.batch_size, self.memory)
+                following = push(unit, plain, needed.union(unit.targets), stage.batch_size, self.memory)
             if self._before_unit is not None and unit.kind != "passage" and place >= finished:
-                first = slice(0, recipe.batch_size)
-                self._before_unit(unit, [inputs[name].read(first) for name in unit.inputs])
-            reads_float = recipe.source == "float"
+                first = slice(0, stage.batch_size)
+                self._before_unit(unit, [inputs[tensor].read(first) for tensor in unit.inputs])
+            reads_float = stage.source == "float"
             if unit in learners and place >= finished:
                 to_push = set() if reads_float else needed
-                targets = {name: following[name] for name in unit.targets}
-                inputs = self._learn(stage, recipe, place, plain, inputs, targets, to_push)
+                targets = {tensor: following[tensor] for tensor in unit.targets}
+                inputs = self._learn(name, stage, place, plain, inputs, targets, to_push)
                 del targets  # before the next unit wants its place
-                self.ctx.checkpoint(self._state(stage, place + 1))
+                self.ctx.checkpoint(self._state(name, place + 1))
             else:
-                self._advance(recipe.iterations if unit in learners else 0)
+                self._advance(stage.iterations if unit in learners else 0)
                 if not reads_float:
-                    with quantized(unit, recipe):
-                        inputs = push(unit, inputs, needed, recipe.batch_size, self.memory)
-            plain = {name: cache for name, cache in following.items() if name in needed}
+                    with quantized(unit, stage):
+                        inputs = push(unit, inputs, needed, stage.batch_size, self.memory)
+            plain = {tensor: cache for tensor, cache in following.items() if tensor in needed}
             if reads_float:
                 inputs = plain
 
     def _learn(
         self,
-        stage: str,
-        recipe: Recipe,
+        name: str,
+        stage: Stage,
         place: int,
-        plain: Frontier,
-        inputs: Frontier,
-        targets: Frontier,
+        plain: LiveTensors,
+        inputs: LiveTensors,
+        targets: LiveTensors,
         needed: set[str],
-    ) -> Frontier:
+    ) -> LiveTensors:
         unit = self.units[place]
-        layers = [layer for path, layer in unit.layers if path not in self._settled] if recipe.rounding else []
-        curve = f"{stage}/{unit.name}"
+        layers = [layer for path, layer in unit.layers if path not in self._settled] if stage.rounding else []
+        curve = f"{name}/{unit.name}"
         learning = Learning(
             unit=unit,
-            recipe=recipe,
+            stage=stage,
             ctx=self.ctx,
             memory=self.memory,
             inputs=inputs,
@@ -137,18 +140,18 @@ class Reconstruction:
         )
         before, after, following = learning.run(needed)
         self.ctx.log(f"reconstruction/{curve}", before, 0)
-        self.ctx.log(f"reconstruction/{curve}", after, recipe.iterations)
-        if recipe.rounding:
+        self.ctx.log(f"reconstruction/{curve}", after, stage.iterations)
+        if stage.rounding:
             self._settled.update(path for path, _ in unit.layers)
         return following
 
-    def _learners(self, recipe: Recipe) -> list[Unit]:
+    def _learners(self, stage: Stage) -> list[Unit]:
         """The units that have something to learn, where a layer that several call is learned in the first."""
-        known = set(self._settled) if recipe.rounding else set()
+        known = set(self._settled) if stage.rounding else set()
         learners = []
-        for unit in self.units if recipe.iterations else ():
-            rounds = recipe.rounding and any(path not in known for path, _ in unit.layers)
-            if unit.outputs and not self._skip(unit) and (rounds or (recipe.step_sizes and unit.quantizers)):
+        for unit in self.units if stage.iterations else ():
+            rounds = stage.rounding and any(path not in known for path, _ in unit.layers)
+            if unit.outputs and not self._skip(unit) and (rounds or (stage.step_sizes and unit.quantizers)):
                 learners.append(unit)
             known.update(path for path, _ in unit.layers)
         return learners
@@ -157,11 +160,11 @@ class Reconstruction:
         self._done += iterations
         self.ctx.progress(self._done, self._total)
 
-    def _resume(self, stage: str) -> int:
+    def _resume(self, name: str) -> int:
         """Take over from the checkpoint what concerns this stage; returns how many units are finished."""
-        stages = list(self.recipes)
-        resumed = stages.index(self._resumed["stage"]) if self._resumed else -1
-        if stages.index(stage) > resumed:
+        order = list(self.stages)
+        resumed = order.index(self._resumed["stage"]) if self._resumed else -1
+        if order.index(name) > resumed:
             return 0
         self._settled = set(self._resumed["settled"])
         for path, layer in quantized_layers(self.student):
@@ -169,7 +172,7 @@ class Reconstruction:
                 scale = self._resumed[f"scale.{path}"].to(self.ctx.device)
                 layer.weight_quantizer.set_parameters(scale, layer.weight_quantizer.zero_point)
                 layer.choose(self._resumed[f"codes.{path}"].to(scale))
-        if stages.index(stage) < resumed:
+        if order.index(name) < resumed:
             return len(self.units)
         finished: int = self._resumed["units"]
         for quantizer in (quantizer for unit in self.units[:finished] for quantizer in unit.quantizers):
@@ -179,15 +182,15 @@ class Reconstruction:
                 quantizer.set_parameters(scale, zero_point)
         return finished
 
-    def _state(self, stage: str, units: int) -> dict[str, Any]:
-        state: dict[str, Any] = {"stage": stage, "units": units, "settled": sorted(self._settled)}
+    def _state(self, name: str, units: int) -> dict[str, Any]:
+        state: dict[str, Any] = {"stage": name, "units": units, "settled": sorted(self._settled)}
         for path, layer in quantized_layers(self.student):
             quantizer = layer.weight_quantizer
             if isinstance(quantizer, ChosenCodes):
                 state[f"codes.{path}"] = quantizer.chosen.to(torch.uint8 if quantizer.bits <= BYTE else torch.int32)
                 state[f"scale.{path}"] = quantizer.scale
-        for name, activation in activation_quantizers(self.student):
-            state |= {f"step.{name}": activation.scale, f"zero_point.{name}": activation.zero_point}
+        for tensor, activation in activation_quantizers(self.student):
+            state |= {f"step.{tensor}": activation.scale, f"zero_point.{tensor}": activation.zero_point}
         return state
 
 

@@ -1,9 +1,9 @@
 """Training a student as a whole: fine-tuning, distillation, feature alignment, recorded GPU updates."""
 
+from zsqbench.quant.training.cuda_graphs import RecordedFunction
 from zsqbench.quant.training.distillation import kl_divergence
 from zsqbench.quant.training.feature_alignment import Alignment, alignment_loss, attention, block_outputs, with_features
 from zsqbench.quant.training.finetuning import (
-    EpochKeeper,
     FineTuning,
     Schedule,
     TrainedActivation,
@@ -11,13 +11,11 @@ from zsqbench.quant.training.finetuning import (
     span_weights,
     student_state,
 )
-from zsqbench.quant.training.recording import Recorded
 
 __all__ = [
     "Alignment",
-    "EpochKeeper",
     "FineTuning",
-    "Recorded",
+    "RecordedFunction",
     "Schedule",
     "TrainedActivation",
     "TrainedWeight",

@@ -28,7 +28,7 @@ def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
     """
     outputs = output_producers(captured)
     given = [node for node in captured.graph.nodes if is_layer(node) and len(node.meta["shape"]) == IMAGES]
-    given = [node for node in map(_normalised, given) if node not in outputs]
+    given = [node for node in map(_normalized, given) if node not in outputs]
     depth = _layers_before(captured)
     ends = [node for node in given if not any(operator(reader) in ACTIVATIONS for reader in readers(node))]
     deepest: dict[fx.Node, fx.Node] = {}
@@ -79,7 +79,7 @@ def _additions(node: fx.Node) -> list[fx.Node]:
     return [reader for reader in readers(node) if operator(reader) == "add"]
 
 
-def _normalised(node: fx.Node) -> fx.Node:
+def _normalized(node: fx.Node) -> fx.Node:
     users = list(node.users)
     return users[0] if len(users) == 1 and is_batch_norm(users[0]) else node
 

@@ -7,20 +7,20 @@ what, is the method's; updates, schedule, checkpoints, curves and the watch over
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from zsqbench.errors import DivergedError
+from zsqbench.quant.context import TrainingContext
 from zsqbench.quant.graph.operators import RELUS, is_batch_norm, is_layer, operator
 from zsqbench.quant.grids.affine import affine_parameters, dequantize, fake_quantize_identity, rectify_and_quantize
 from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
 from zsqbench.quant.ranges.observers import minmax
-from zsqbench.quant.reconstruction.learning import Context
 from zsqbench.quant.student import quantized_layers
+from zsqbench.quant.training.cuda_graphs import RecordedFunction
 from zsqbench.quant.training.feature_alignment import with_features
-from zsqbench.quant.training.recording import Recorded
 
 POINTS = 1000
 """Points of a curve that are kept of a run."""
@@ -29,16 +29,6 @@ CEILINGS = {"relu": math.inf, "relu6": 6.0}
 """Where activation functions that a quantizer can do by the way end."""
 
 _STUDENT, _MOMENTUM = "student.", "momentum."
-
-
-class EpochKeeper(Context, Protocol):
-    """What else of a step's context fine-tuning uses."""
-
-    def note(self, line: str) -> None:
-        """Keep a line for people."""
-
-    def keep_epoch(self, epoch: int, student: nn.Module) -> None:
-        """Keep a copy of the student as it is after an epoch."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,7 @@ class FineTuning:
     def __init__(
         self,
         student: fx.GraphModule,
-        ctx: EpochKeeper,
+        ctx: TrainingContext,
         schedule: Schedule,
         state: Mapping[str, Any],
         *,
@@ -204,9 +194,9 @@ class FineTuning:
 
         `draw` returns what an update learns from, tensors of the same shapes each time, and scalars to log. `gradients`
         is given these tensors, puts gradients on `parameters` and returns scalars, too; all must be finite. On a GPU it
-        is recorded with the update (`Recorded`), unless there is an `adjust`, which may change gradients or learning
-        rates of the latent parameters before the update is made. `keep` says what else belongs into a checkpoint.
-        Raises DivergedError where a scalar or a weight is not finite.
+        is recorded with the update (`RecordedFunction`), unless there is an `adjust`, which may change gradients or
+        learning rates of the latent parameters before the update is made. `keep` says what else belongs into a
+        checkpoint. Raises DivergedError where a scalar or a weight is not finite.
         """
         schedule, total = self.schedule, self.schedule.updates
         every = max(1, total // POINTS)
@@ -224,7 +214,7 @@ class FineTuning:
             return curves
 
         device = self.parameters[0].device
-        make = learn if adjust is not None else Recorded(learn, device, self.ctx.note)
+        make = learn if adjust is not None else RecordedFunction(learn, device, self.ctx.note)
         for update in range(self._first, total):
             inputs, drawn = draw(update)
             curves = {**drawn, **make(schedule.lr_at(update), *inputs)}

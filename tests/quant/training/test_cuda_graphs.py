@@ -5,7 +5,14 @@ import pytest
 import torch
 from networks import same, state_of
 
-from zsqbench.quant import FineTuning, Recorded, Schedule, calibrate_activations_minmax, calibrate_weights, prepare
+from zsqbench.quant import (
+    FineTuning,
+    RecordedFunction,
+    Schedule,
+    calibrate_activations_minmax,
+    calibrate_weights,
+    prepare,
+)
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context, tiny_teacher
 
@@ -15,7 +22,7 @@ SIZE = (3, 8, 8)
 
 def test_on_a_cpu_it_is_the_function():
     calls = []
-    recorded = Recorded(lambda setting, x: calls.append(setting) or {"sum": setting * x.sum()}, CPU)
+    recorded = RecordedFunction(lambda setting, x: calls.append(setting) or {"sum": setting * x.sum()}, CPU)
     results = [float(recorded(setting, torch.full((2,), value))["sum"]) for setting, value in [(1, 3.0), (2, 5.0)] * 5]
     assert results == [6, 20] * 5
     assert calls == [1, 2] * 5
@@ -47,14 +54,14 @@ def test_what_cannot_be_recorded_is_called_on_and_nothing_is_recorded_after_it(m
         return {"double": 2 * x}
 
     recording, notes = [], []
-    monkeypatch.setattr(Recorded, "_possible", True)
+    monkeypatch.setattr(RecordedFunction, "_possible", True)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     for noted in (["steps are not recorded on the GPU: it waits"], []):
-        recorded = Recorded(function, torch.device("cuda"), notes.append)
+        recorded = RecordedFunction(function, torch.device("cuda"), notes.append)
         assert [float(recorded(0.0, torch.tensor(value))["double"]) for value in range(6)] == [0, 2, 4, 6, 8, 10]
         assert notes == noted
         notes.clear()
@@ -71,7 +78,7 @@ def test_on_a_gpu_it_is_played_back_and_recorded_anew_for_another_setting():
         assert nothing is None
         return {"total": total}
 
-    recorded, settings = Recorded(function, device), [1.0] * 10 + [0.5] * 10
+    recorded, settings = RecordedFunction(function, device), [1.0] * 10 + [0.5] * 10
     inputs = [torch.full((2,), 1.0 + step, device=device) for step in range(20)]
     results = [float(recorded(lr, x, None)["total"]) for lr, x in zip(settings, inputs, strict=True)]
     plain = [sum(lr * 2 * (1 + step) for step, lr in enumerate(settings[: last + 1])) for last in range(20)]
@@ -83,9 +90,9 @@ def test_on_a_gpu_it_is_played_back_and_recorded_anew_for_another_setting():
 
 @pytest.mark.gpu
 def test_what_waits_for_the_gpu_is_called_on_with_a_note(monkeypatch):
-    monkeypatch.setattr(Recorded, "_possible", True)  # and afterwards again
+    monkeypatch.setattr(RecordedFunction, "_possible", True)  # and afterwards again
     notes, device = [], torch.device("cuda")
-    recorded = Recorded(lambda _, x: {"double": x * 2 if x.sum() > 0 else x}, device, notes.append)
+    recorded = RecordedFunction(lambda _, x: {"double": x * 2 if x.sum() > 0 else x}, device, notes.append)
     assert [float(recorded(0.0, torch.full((), value, device=device))["double"]) for value in range(1, 9)] == [
         2 * value for value in range(1, 9)
     ]
@@ -102,7 +109,7 @@ def test_a_student_learns_the_same_with_and_without(precision, monkeypatch):
     teacher = tiny_teacher().module
     found, calls = [], []
     for warm_up in (3, 100):
-        monkeypatch.setattr("zsqbench.quant.training.recording.WARM_UP", warm_up)
+        monkeypatch.setattr("zsqbench.quant.training.cuda_graphs.WARM_UP", warm_up)
         student = prepare(copy.deepcopy(teacher), parse_scheme("hast/w3a3"), SIZE)
         calibrate_weights(student, "minmax")
         calibrate_activations_minmax(student, drawn)

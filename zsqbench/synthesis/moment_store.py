@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zsqbench.synthesis.moments import image_moments, merge
+from zsqbench.synthesis.channel_moments import image_moments, merge
 
 Scope = Literal["image", "batch", "all"] | int
 """Whose statistics are meant: each image's, the batch's, those of all images, of groups of this many images."""

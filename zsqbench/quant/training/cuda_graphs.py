@@ -12,7 +12,7 @@ WARM_UP = 3
 Results = Mapping[str, Tensor]
 
 
-class Recorded:
+class RecordedFunction:
     """A function of tensors, called often with tensors of the same shapes; on a GPU it is recorded and played back.
 
     The recording is the same work on the same memory, so that results are those of plain calls, bit for bit. It keeps
@@ -29,7 +29,7 @@ class Recorded:
         """`function` takes the setting and the tensors, of which some may be none."""
         self._function, self._note = function, note
         self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda" and Recorded._possible:
+        if device.type == "cuda" and RecordedFunction._possible:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._setting: float | None = None
         self._calls = 0
@@ -78,7 +78,7 @@ class Recorded:
             cause = error.__context__ or error  # the end of a recording that failed says that it did
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             self._note(f"steps are not recorded on the GPU: {reason}")
-            self._stream, self._inputs, Recorded._possible = None, [], False
+            self._stream, self._inputs, RecordedFunction._possible = None, [], False
             return None
         return graph
 

@@ -25,7 +25,7 @@ class Doubled(nn.Module):
         return spread.reshape(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
-def initialise(part: Any, rng: torch.Generator) -> None:
+def initialize(part: Any, rng: torch.Generator) -> None:
     """Give one module weights as torch's `reset_parameters` does, which takes its numbers from the global generator."""
     if isinstance(part, nn.Linear | nn.Conv2d):
         bound = part.weight[0].numel() ** -0.5

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from zsqbench.errors import ZSQBenchError
 
 
-class Features:
+class PenultimateFeatures:
     """Keeps the penultimate features of each forward pass while the block lasts.
 
     They are the input of the last `Linear` or 1 x 1 convolution that a pass calls, whichever that is:
-    `with Features(module) as features: module(images); features.last`. Enter it before a compiled module runs for the
-    first time, since torch.compile does not notice hooks that come later.
+    `with PenultimateFeatures(module) as features: module(images); features.last`. Enter it before a compiled module
+    runs for the first time, since torch.compile does not notice hooks that come later.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsqbench.synthesis import image_moments, moments
+from zsqbench.synthesis import channel_moments, image_moments
 
 
 def values(*shape, dtype=torch.float64, offset=0.0):
@@ -29,7 +29,7 @@ def test_a_norm_with_moments_is_the_norm_and_the_moments(affine):
         tensor.copy_(values(4, offset=number + 1).abs())
     x = values(5, 4, 3, 2).requires_grad_()
     expected = norm(x), *image_moments(x)
-    found = moments.norm_and_moments(x, norm)
+    found = channel_moments.norm_and_moments(x, norm)
     torch.testing.assert_close(found, expected)
     for parts in ([0], [1], [2], [0, 1, 2]):
         gradients = [
@@ -56,7 +56,7 @@ def test_maps_of_one_value_have_no_variance():
 def test_gradients_of_half_precision_are_rounded_once():
     x = values(2, 3, 8, 8, dtype=torch.bfloat16).requires_grad_()
     norm = nn.BatchNorm2d(3).eval().requires_grad_(False)
-    result, mean, variance = moments.norm_and_moments(x, norm)
+    result, mean, variance = channel_moments.norm_and_moments(x, norm)
     (gradient,) = torch.autograd.grad(result.float().sum() + mean.sum() + variance.sum(), x)
     y = x.detach().float().requires_grad_()
     (expected,) = torch.autograd.grad(norm(y).sum() + y.mean((2, 3)).sum() + y.var((2, 3), correction=0).sum(), y)
@@ -67,7 +67,7 @@ def test_gradients_of_half_precision_are_rounded_once():
 def test_calls_of_one_layer_with_maps_of_different_sizes_are_one_sample():
     maps = [values(2, 3, side, side, offset=side) for side in (4, 2, 1)]
     calls = [(*image_moments(each), each[0, 0].numel()) for each in maps]
-    mean, variance, count = moments.merge_calls(calls)
+    mean, variance, count = channel_moments.merge_calls(calls)
     expected, expected_mean = torch.var_mean(torch.cat([each.flatten(2) for each in maps], 2), 2, correction=0)
     torch.testing.assert_close((mean, variance), (expected_mean, expected))
     assert count == 21

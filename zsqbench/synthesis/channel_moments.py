@@ -26,10 +26,10 @@ def image_moments(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def norm_and_moments(values: Tensor, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What a batch normalisation in eval mode makes of values, and their `image_moments`; differentiable once."""
-    normalised, mean, variance = _NormAndMoments.apply(
+    normalized, mean, variance = _NormAndMoments.apply(
         values, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
     )
-    return normalised, mean, variance
+    return normalized, mean, variance
 
 
 def merge(mean: Tensor, variance: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -87,8 +87,8 @@ class _NormAndMoments(torch.autograd.Function):
         ctx.save_for_backward(values, mean, spread, weight)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        normalised = functional.batch_norm(values, centre, spread, weight, bias, training=False, eps=eps)
-        return normalised, mean, variance
+        normalized = functional.batch_norm(values, centre, spread, weight, bias, training=False, eps=eps)
+        return normalized, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None, None, None]:

@@ -11,9 +11,9 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from zsqbench.synthesis.moments import image_moments, merge
+from zsqbench.synthesis.channel_moments import image_moments, merge
+from zsqbench.synthesis.moment_store import MomentStore, Scope
 from zsqbench.synthesis.probes import HookPoint, Probes, Seen
-from zsqbench.synthesis.store import MomentStore, Scope
 
 Reduction = Literal["sum", "mean"]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from zsqbench.errors import DivergedError
-from zsqbench.synthesis.networks import part
+from zsqbench.synthesis.generator_networks import part
 
 
-class Reports(Protocol):
+class OptimizationContext(Protocol):
     """What of a step's context the loop uses."""
 
     def log(self, name: str, value: float | Tensor, step: int = 0) -> None:
@@ -193,11 +193,11 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
     return [min(batch_size, images - first) for first in range(0, images, batch_size)]
 
 
-def optimise(
+def optimize(
     order: Sequence[int],
     begin: Callable[[int, Tensor | None], Batch],
     losses: Callable[[Tensor, int], tuple[Tensor, Mapping[str, Tensor]]],
-    ctx: Reports,
+    ctx: OptimizationContext,
     state: Mapping[str, Any],
     *,
     at_once: bool = False,

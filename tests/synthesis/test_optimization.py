@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam, optimise
+from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam, optimize
 from zsqbench.testing import context
 
 
@@ -71,7 +71,7 @@ def test_batches_are_visited_in_the_given_order_each_with_its_own_optimiser():
     ctx = context()
     visited = []
     order = [1, 0, 0, 1, 2]
-    made = optimise(order, begin(), lambda p, step: (visited.append((step, p.item())), squared(p, step))[1], ctx, {})
+    made = optimize(order, begin(), lambda p, step: (visited.append((step, p.item())), squared(p, step))[1], ctx, {})
     assert [round(value, 3) for _, value in visited] == [2, 1, 0.5, 1.5, 3]
     assert [round(each.item(), 1) for each in made] == [0.0, 1.0, 2.5]
     assert [step for step, _ in ctx.reporter.curves["loss"]] == [0, 1, 2, 3, 4]
@@ -90,12 +90,12 @@ def test_a_run_that_was_interrupted_anywhere_goes_on_as_if_it_had_not_been(at_on
         return losses
 
     ctx = context()
-    made = optimise(order, begin(reset=True), noisy(ctx), ctx, {}, at_once=at_once)
+    made = optimize(order, begin(reset=True), noisy(ctx), ctx, {}, at_once=at_once)
     states = ctx.reporter.states
     assert [state["steps"] for state in states] == list(range(1, 9))
     for state in states:
         again = context(resume_from=state)
-        resumed = optimise(order, begin(reset=True), noisy(again), again, again.resume(), at_once=at_once)
+        resumed = optimize(order, begin(reset=True), noisy(again), again, again.resume(), at_once=at_once)
         assert all(torch.equal(*pair) for pair in zip(made, resumed, strict=True))
         rates = [value for _, value in again.reporter.curves.get("lr", [])]
         assert rates == [value for _, value in ctx.reporter.curves["lr"]][state["steps"] :]
@@ -103,7 +103,7 @@ def test_a_run_that_was_interrupted_anywhere_goes_on_as_if_it_had_not_been(at_on
 
 def test_finished_batches_keep_no_optimiser():
     ctx = context()
-    optimise([0, 0, 1, 1], begin(), squared, ctx, {})
+    optimize([0, 0, 1, 1], begin(), squared, ctx, {})
     assert "0.exp_avg" in ctx.reporter.states[0]
     assert not any(name.startswith("1.") for name in ctx.reporter.states[1])
     assert "0.exp_avg" not in ctx.reporter.states[2]
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_is_one_clear_error(broken, when):
         return loss, {"loss": loss}
 
     with pytest.raises(ZSQBenchError, match=rf"loss is -?{broken} at iteration {when + 1} of 10.*smaller 'lr'"):
-        optimise([0] * 5, begin(), losses, context(), {})
+        optimize([0] * 5, begin(), losses, context(), {})
 
 
 def test_a_step_of_many_batches_makes_them_all_first_if_asked():
@@ -129,7 +129,7 @@ def test_a_step_of_many_batches_makes_them_all_first_if_asked():
         return begin()(batch, pixels)
 
     seen = []
-    optimise([1, 0], note, lambda p, step: (seen.append(list(made)), squared(p, step))[1], context(), {}, at_once=True)
+    optimize([1, 0], note, lambda p, step: (seen.append(list(made)), squared(p, step))[1], context(), {}, at_once=True)
     assert seen == [[0, 1], [0, 1]]
 
 
@@ -155,9 +155,9 @@ def test_a_batch_may_make_its_images_anew_for_each_step_and_gives_the_last_ones_
 
     ctx = context()
     order = [0, 0, 1, 0]
-    made = optimise(order, Doubled, squared, ctx, {})
+    made = optimize(order, Doubled, squared, ctx, {})
     values = [each.item() for each in made]
     assert values == pytest.approx([0.0, 4.0], abs=0.1)  # after the last step they would be -0.8 and 3
     for state in ctx.reporter.states:
-        resumed = optimise(order, Doubled, squared, context(), state)
+        resumed = optimize(order, Doubled, squared, context(), state)
         assert [each.item() for each in resumed] == values
