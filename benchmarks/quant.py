@@ -12,7 +12,8 @@ from torchvision import models
 
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.plugins import load_plugins
-from zsqbench.quant import calibrate_weights, lp_search, observers, prepare
+from zsqbench.quant import calibrate_weights, lp_search, prepare
+from zsqbench.quant.ranges import observers
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 

@@ -19,9 +19,9 @@ from torchvision import models
 
 from zsqbench.quant import (
     Memory,
-    Recipe,
     Reconstruction,
     Rounding,
+    Stage,
     StepSizes,
     Unit,
     calibrate_activations_mse,
@@ -30,8 +30,9 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
-from zsqbench.quant.cache import Cache
-from zsqbench.quant.learning import Learning, in_float, push, quantized
+from zsqbench.quant.reconstruction.activation_cache import ActivationCache
+from zsqbench.quant.reconstruction.learning import Learning
+from zsqbench.quant.reconstruction.propagation import in_float, push, quantized
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 from zsqbench.zoo.resnet import CifarResNet
@@ -92,18 +93,18 @@ def bare_step(unit: Unit, inputs: list[Tensor], target: Tensor) -> Callable[[int
 
 
 def learning_step(
-    unit: Unit, recipe: Recipe, inputs: dict[str, Cache], target: Cache, layers: list[Any]
+    unit: Unit, stage: Stage, inputs: dict[str, ActivationCache], target: ActivationCache, layers: list[Any]
 ) -> Callable[[int], None]:
-    """Iterations of a recipe, regulariser included."""
+    """Iterations of a stage, regulariser included."""
     learning = Learning(
-        unit=unit, recipe=recipe, ctx=context(), memory=Memory(CPU), inputs=inputs, plain=inputs,
+        unit=unit, stage=stage, ctx=context(), memory=Memory(CPU), inputs=inputs, plain=inputs,
         targets={unit.targets[0]: target}, layers=layers, later=[], curve="", tick=lambda: None,
     )  # fmt: skip
     soft = learning._soften()  # noqa: SLF001
 
     def steps(count: int) -> None:
-        learning.recipe = dataclasses.replace(recipe, iterations=count)
-        with quantized(unit, recipe):
+        learning.stage = dataclasses.replace(stage, iterations=count)
+        with quantized(unit, stage):
             learning._optimize(soft, None)  # noqa: SLF001
 
     return steps
@@ -114,26 +115,26 @@ def steps(threads: int) -> None:
     torch.set_num_threads(threads)
     from zsqbench.quant import Annealing
 
-    weights = Recipe(4, rounding=Rounding(annealing=Annealing(warmup=0.0)))
-    activations = Recipe(4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4)
+    weights = Stage(4, rounding=Rounding(annealing=Annealing(warmup=0.0)))
+    activations = Stage(4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4)
     for name, network, size, count in networks():
         student, images = student_of(network, size), images_of(count, size)
         calibrate_activations_mse(student, images[:8])
         units = find_units(student)
-        frontier: dict[str, Cache] = {units[0].inputs[0]: Cache.of(images, Memory(CPU))}
+        live: dict[str, ActivationCache] = {units[0].inputs[0]: ActivationCache.of(images, Memory(CPU))}
         totals = {"bare": 0.0, "weights": 0.0, "activations": 0.0}
         for place, unit in enumerate(units):
             needed = {other for later in units[place + 1 :] for other in later.inputs} | set(unit.targets)
             with in_float(unit):
-                following = push(unit, frontier, needed, 32, Memory(CPU))
+                following = push(unit, live, needed, 32, Memory(CPU))
             if unit.layers:
-                batch = [frontier[source].read(slice(0, 32)) for source in unit.inputs]
+                batch = [live[source].read(slice(0, 32)) for source in unit.inputs]
                 target = following[unit.targets[0]]
                 layers = [layer for _, layer in unit.layers]
                 plain = [layer.weight_quantizer for layer in layers]
                 measured = {"bare": seconds_per_step(bare_step(unit, batch, target.read(slice(0, 32))))}
-                measured["activations"] = seconds_per_step(learning_step(unit, activations, frontier, target, []))
-                soft = learning_step(unit, weights, frontier, target, layers)
+                measured["activations"] = seconds_per_step(learning_step(unit, activations, live, target, []))
+                soft = learning_step(unit, weights, live, target, layers)
                 rounding = [layer.weight_quantizer for layer in layers]
                 measured["weights"] = seconds_per_step(soft)
                 times: dict[str, list[float]] = {kind: [] for kind in measured}
@@ -145,7 +146,7 @@ def steps(threads: int) -> None:
                         times[kind].append(measure())
                 for kind, taken in times.items():
                     totals[kind] += statistics.median(taken[1:])
-            frontier = following
+            live = following
         for kind, bound in (("weights", "1.3"), ("activations", "1.5")):
             ratio = totals[kind] / totals["bare"]
             what = f"a step of stage {kind}, {name}, batch 32, {threads} threads, all units"
@@ -160,7 +161,7 @@ def caching() -> None:
         layer.register_forward_pre_hook(
             lambda layer, _: calls.append(layer.weight_quantizer.enabled) if not torch.is_grad_enabled() else None  # noqa: B023
         )
-        engine = Reconstruction(student, images, context(), {"weights": Recipe(1, rounding=Rounding())})
+        engine = Reconstruction(student, images, context(), {"weights": Stage(1, rounding=Rounding())})
         started = time.perf_counter()
         engine.run("weights")
         took = time.perf_counter() - started
@@ -181,9 +182,7 @@ def _peak(count: int, budget: float) -> float:
     student = student_of(models.resnet50(weights=None), size)
     images = images_of(count, size)
     memory = Memory(CPU, host_bytes=int(budget * 2**30))
-    Reconstruction(student, images, context(), {"weights": Recipe(1, rounding=Rounding())}, memory=memory).run(
-        "weights"
-    )
+    Reconstruction(student, images, context(), {"weights": Stage(1, rounding=Rounding())}, memory=memory).run("weights")
     with open("/proc/self/status", encoding="utf-8") as status:  # noqa: PTH123 - a file of the kernel
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 

@@ -54,22 +54,22 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
     ) -> None:
         """Learn the rounding of each layer, then choose activation ranges. Raises ZSQBenchError without images."""
         from zsqbench.quant import (
-            Recipe,
             Reconstruction,
+            Stage,
             calibrate_activations_by,
             calibrate_weights,
             memory_errors,
         )
 
         images = self.images_of(data)
-        recipe = Recipe(
+        stage = Stage(
             self.chosen("iterations"),
             self.batch_size,
             rounding=self.rounding(annealing=self.chosen("annealing")),
             draws=self.chosen("draws"),
         )
         memory = self.memory(ctx.device)
-        engine = Reconstruction(student, images, ctx, {"weights": recipe}, grain="layer", memory=memory)
+        engine = Reconstruction(student, images, ctx, {"weights": stage}, grain="layer", memory=memory)
         calibrate_weights(student, "mse")
         engine.run("weights")
         with memory_errors(ctx.device, {"search_images": self.search_images}):

@@ -66,8 +66,8 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     ) -> None:
         """Learn rounding, then step sizes. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import (
-            Recipe,
             Reconstruction,
+            Stage,
             StepSizes,
             calibrate_activations_by,
             calibrate_weights,
@@ -77,14 +77,14 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
 
         images = self.images_of(data)
         _, _, fisher = self.chosen("loss").partition("fisher_")
-        weights = Recipe(
+        weights = Stage(
             self.weight_iterations,
             self.batch_size,
             rounding=self.rounding(),
             fisher=fisher or None,
             layer_draws=self.chosen("layer_draws"),
         )
-        activations = Recipe(
+        activations = Stage(
             self.activation_iterations,
             self.batch_size,
             step_sizes=StepSizes(self.chosen("activation_lr")),

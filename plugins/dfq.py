@@ -30,7 +30,7 @@ class DFQ(zsqbench.GridQuantizer):
     depthwise ones included) have the same largest |weight| in each channel between them; high-bias absorption, c =
     max(0, beta - 3 gamma); weights from end to end on one affine grid per tensor, activations on beta +- 6 gamma, cut
     off at the bounds of their function; and analytic bias correction, b -= (Q(W) - W) E[x]. For tensors that no batch
-    normalisation describes, `zsqbench.quant.moments` carries mean and variance along the graph.
+    normalisation describes, `zsqbench.quant.corrections.bn_moments` carries mean and variance along the graph.
 
     The paper's other bias correction, empirical, needs images and is not implemented. Nor are AIMET's released
     defaults, which use it.
@@ -239,8 +239,7 @@ def _bound(student: Any, pair: "Pair") -> "Tensor | None":
 def _norms(student: Any, teacher: "Pretrained") -> "Norms":
     """Beta and gamma of the batch normalisation that each layer took in. Raises ZSQBenchError where there is none."""
     from zsqbench.quant import norm_moments
-    from zsqbench.quant.fold import FOLDED
-    from zsqbench.quant.graph import is_batch_norm
+    from zsqbench.quant.graph import FOLDED, is_batch_norm
 
     folded = student.meta.get(FOLDED, {})
     if not folded and not any(is_batch_norm(node) for node in student.graph.nodes):

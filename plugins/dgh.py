@@ -107,16 +107,16 @@ class Dgh(zsqbench.Generator):
 
         import torch
 
-        from zsqbench.synthesis import DGH, BNLoss, RawOutputs, optimise
+        from zsqbench.synthesis import DGH, BNLoss, RawOutputs, optimize
 
         state = ctx.resume() or {}
         statistics = replace(DGH, scope=self.scope, moment_weight=self.std_weight)
         with BNLoss(teacher.module, statistics) as bn_loss, RawOutputs(teacher.module, teacher.output_layers) as raw:
             run = _Run(self, teacher, ctx, bn_loss, raw, state)
             order = [batch for batch, *_ in run.visits]
-            made = optimise(order, run.begin, run.losses, ctx, state, at_once=True, stepped=run.stepped, keep=run.keep)
+            made = optimize(order, run.begin, run.losses, ctx, state, at_once=True, stepped=run.stepped, keep=run.keep)
         with torch.no_grad():
-            images = torch.cat([run.pipeline.finalise(pixels.to(ctx.device)).cpu() for pixels in made])
+            images = torch.cat([run.pipeline.finalize(pixels.to(ctx.device)).cpu() for pixels in made])
         provenance = {"output_weight": run.output_weights[0], "memory_batches": len(run.sizes)}
         return zsqbench.CalibrationSet(images, provenance=provenance)
 
@@ -182,7 +182,7 @@ class _Run:
             pixels = initial_pixels(self.sizes[batch], self.options.room(self.teacher), self.teacher, self.ctx)
             if self.store is not None:
                 with torch.no_grad():
-                    self.store.put(batch, self.bn_loss(self.pipeline.finalise(pixels)).batch)
+                    self.store.put(batch, self.bn_loss(self.pipeline.finalize(pixels)).batch)
         options = self.options
         patience = options.iterations // 50 if options.patience is None else options.patience
         plateau = Plateau(options.lr, options.factor, patience, options.min_lr, reset=True)
@@ -206,7 +206,7 @@ class _Run:
             batch = self.visits[step][0]
             self.store.put(batch, self._batch_moments)
             with torch.no_grad():
-                self.store.put_input(batch, self.pipeline.finalise(pixels))
+                self.store.put_input(batch, self.pipeline.finalize(pixels))
 
     def keep(self) -> dict[str, Any]:
         """What a checkpoint holds besides pixels and optimisers."""

@@ -51,7 +51,7 @@ class Genie(zsqbench.Generator):
         """Train network after network; an interrupted run goes on where its last checkpoint was."""
         import torch
 
-        from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions, batch_sizes, optimise
+        from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions, batch_sizes, optimize
 
         sizes = batch_sizes(self.images, self.batch_size)
         make = ctx.compile(make_images)
@@ -79,7 +79,7 @@ class Genie(zsqbench.Generator):
                 return loss, {"bn_loss": loss}
 
             order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]
-            made = optimise(order, begin, losses, ctx, ctx.resume() or {})
+            made = optimize(order, begin, losses, ctx, ctx.resume() or {})
         return zsqbench.CalibrationSet(torch.cat([images.cpu() for images in made]))
 
     def generator_lr_at(self, iteration: int) -> float:
@@ -160,7 +160,7 @@ def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> 
     import torch
     from torch import nn
 
-    from zsqbench.synthesis import Doubled, initialise
+    from zsqbench.synthesis import Doubled, initialize
 
     channels, *sides = size
     height, width = (max(2, -(-side // 4)) for side in sides)  # of 1 x 1, one image alone would have no deviation
@@ -179,7 +179,7 @@ def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> 
         network = nn.Sequential(maps, nn.Sequential(nn.Tanh(), nn.BatchNorm2d(channels, affine=False)))
     network.to_empty(device=rng.device)
     for part in network.modules():
-        initialise(part, rng)
+        initialize(part, rng)
     return network
 
 

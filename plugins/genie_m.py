@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import ActivationQuantizer, Unit
-    from zsqbench.quant.calibrate import Observer
+    from zsqbench.quant.ranges import Observer
 
 
 class GenieM(zsqbench.ReconstructionQuantizer):
@@ -65,8 +65,8 @@ class GenieM(zsqbench.ReconstructionQuantizer):
     ) -> None:
         """Learn unit by unit. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import (
-            Recipe,
             Reconstruction,
+            Stage,
             StepSizes,
             quantized_layers,
             shrink_search,
@@ -76,7 +76,7 @@ class GenieM(zsqbench.ReconstructionQuantizer):
         for _, layer in quantized_layers(student):
             quantizer = layer.weight_quantizer
             quantizer.set_parameters(*shrink_search(layer.weight, quantizer.bits, quantizer.axis))
-        recipe = Recipe(
+        stage = Stage(
             self.iterations,
             self.batch_size,
             rounding=self.rounding(scale_lr=self.weight_scale_lr),
@@ -88,7 +88,7 @@ class GenieM(zsqbench.ReconstructionQuantizer):
         )
         memory = self.memory(ctx.device)
         engine = Reconstruction(
-            student, images, ctx, {"joint": recipe}, memory=memory, before_unit=_initialise_activations
+            student, images, ctx, {"joint": stage}, memory=memory, before_unit=_initialise_activations
         )
         engine.run("joint")
 

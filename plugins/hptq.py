@@ -361,7 +361,7 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", fact
     import torch
 
     from zsqbench.quant import activation_quantizers, second_moment_correction, switched
-    from zsqbench.quant.fold import FOLDED
+    from zsqbench.quant.graph import FOLDED
 
     folded, layers = student.meta.get(FOLDED, {}), _layers(student)
     paths = [path for path in folded if path in layers]

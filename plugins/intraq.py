@@ -57,11 +57,11 @@ class IntraQ(zsqbench.LabelledGenerator):
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
-        from zsqbench.synthesis import HAST, BNLoss, Features, class_logits
+        from zsqbench.synthesis import HAST, BNLoss, PenultimateFeatures, class_logits
 
         state = ctx.resume() or {}
         band = self.by_data_set("nearest", teacher), self.by_data_set("farthest", teacher)
-        with BNLoss(teacher.module, HAST) as bn_loss, Features(teacher.module) as features:
+        with BNLoss(teacher.module, HAST) as bn_loss, PenultimateFeatures(teacher.module) as features:
             centres = _Centres(teacher, features, ctx, state)
             targets: Tensor = state["targets"] if state else self._draw_targets(teacher, ctx)
             of_batches = targets.to(ctx.device).split(self.batch_size)

@@ -47,8 +47,8 @@ class QDrop(zsqbench.ReconstructionQuantizer):
     ) -> None:
         """Choose ranges, then learn unit by unit. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import (
-            Recipe,
             Reconstruction,
+            Stage,
             StepSizes,
             calibrate_float_activations,
             memory_errors,
@@ -61,7 +61,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
         def search(quantizer: "ActivationQuantizer", values: "Tensor") -> None:
             quantizer.set_parameters(*range_search(values, quantizer.bits))
 
-        recipe = Recipe(
+        stage = Stage(
             self.iterations,
             self.batch_size,
             rounding=self.rounding(),
@@ -71,7 +71,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
             drop=self.drop,
             draws="replacement",
         )
-        engine = Reconstruction(student, images, ctx, {"joint": recipe}, memory=self.memory(ctx.device))
+        engine = Reconstruction(student, images, ctx, {"joint": stage}, memory=self.memory(ctx.device))
         for _, layer in quantized_layers(student):
             quantizer = layer.weight_quantizer
             quantizer.set_parameters(*range_search(layer.weight, quantizer.bits, quantizer.axis))

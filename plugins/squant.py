@@ -184,7 +184,7 @@ def activation_end(values: "Tensor", bits: int, sigmas: float | None = None) -> 
     """Where the range of an activation ends that has these values, on both sides if some are negative."""
     import torch
 
-    from zsqbench.quant.observers import without_zeros
+    from zsqbench.quant.ranges import without_zeros
 
     low, high = values.aminmax()
     largest = torch.maximum(high, -low)

@@ -263,7 +263,7 @@ def test_without_the_pipeline_the_network_sees_the_clamped_pixels_themselves():
         pixels = 3 * torch.randn(2, *teacher.input_size, generator=torch.Generator().manual_seed(0))
         low, high = teacher.valid_range()
         assert torch.equal(run.pipeline.augment(pixels, flip=False, top=0, left=0), pixels.clamp(low, high))
-        assert torch.equal(run.pipeline.finalise(pixels), pixels.clamp(low, high))
+        assert torch.equal(run.pipeline.finalize(pixels), pixels.clamp(low, high))
     assert not torch.tensor(run.visits)[:, 1:].any()
 
 

@@ -10,8 +10,8 @@ from zsqbench.quant import (
     Annealing,
     Grids,
     Memory,
-    Recipe,
     Rounding,
+    Stage,
     StepSizes,
     activation_quantizers,
     effective_map,
@@ -20,10 +20,10 @@ from zsqbench.quant import (
     quantized_layers,
     shrink_search,
 )
-from zsqbench.quant.cache import Cache
-from zsqbench.quant.learning import Learning
-from zsqbench.quant.rounding import SoftRounding
-from zsqbench.quant.units import _units, find_units
+from zsqbench.quant.graph.units import _units, find_units
+from zsqbench.quant.reconstruction.activation_cache import ActivationCache
+from zsqbench.quant.reconstruction.learning import Learning
+from zsqbench.quant.reconstruction.rounding import SoftRounding
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
@@ -181,20 +181,20 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     size, iterations = int(stored["batch_size"]), int(stored["iters"])
     rows = iter(take("perms").view(len(stored["perms"]) * size, -1))
     numbers = iter(sorted(name for name in stored if name.startswith("rand_")))
-    monkeypatch.setattr("zsqbench.quant.learning.draw", lambda *_: rows)
-    monkeypatch.setattr("zsqbench.quant.learning.keep_mask", lambda *_: take(next(numbers)) < 0.5)
-    recipe = Recipe(
+    monkeypatch.setattr("zsqbench.quant.reconstruction.learning.draw", lambda *_: rows)
+    monkeypatch.setattr("zsqbench.quant.reconstruction.learning.keep_mask", lambda *_: take(next(numbers)) < 0.5)
+    stage = Stage(
         iterations, size, rounding=Rounding(1e-3, 1.0, Annealing(warmup=float(stored["annealing_warmup"])), 1e-4),
         step_sizes=StepSizes(4e-5), quantize_activations=True, source="mixed", drop=0.5,
     )  # fmt: skip
     memory = Memory(torch.device("cpu"))
-    caches = {name: Cache.of(take(name), memory) for name in ("x", "x_q", "y")}
+    caches = {name: ActivationCache.of(take(name), memory) for name in ("x", "x_q", "y")}
     (source,) = unit.inputs
     learned = {}
     harden = Learning._harden
     monkeypatch.setattr(Learning, "_harden", lambda self, soft: (learned.update(enumerate(soft)), harden(self, soft)))
     learning = Learning(
-        unit=unit, recipe=recipe, ctx=context(), memory=memory, inputs={source: caches["x_q"]},
+        unit=unit, stage=stage, ctx=context(), memory=memory, inputs={source: caches["x_q"]},
         plain={source: caches["x"]}, targets=dict.fromkeys(unit.targets, caches["y"]),
         layers=[layer for _, layer in unit.layers], later=[],
         curve="block", tick=lambda: None,

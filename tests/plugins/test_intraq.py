@@ -9,7 +9,7 @@ from torch import nn
 import zsqbench
 from zsqbench import ZSQBenchError
 from zsqbench.plugins import load_plugins
-from zsqbench.synthesis import HAST, BNLoss, Crops, Features, resized_crops
+from zsqbench.synthesis import HAST, BNLoss, Crops, PenultimateFeatures, resized_crops
 from zsqbench.testing import check_generator, context, tiny_teacher
 
 IntraQ = load_plugins().find("generator", "intraq").method
@@ -71,7 +71,7 @@ def test_the_losses_and_their_gradient_are_those_of_the_release(golden, resnet20
             stored = torch.from_numpy(vectors[f"stored_features_class{label}"])
             sums[label], counts[label] = stored.sum(0), len(stored)
     targets = torch.from_numpy(vectors["new_labels"]).gather(1, labels[:, None])[:, 0]
-    with BNLoss(resnet20, HAST) as bn_loss, Features(resnet20) as features:
+    with BNLoss(resnet20, HAST) as bn_loss, PenultimateFeatures(resnet20) as features:
         gap = bn_loss(seen, outputs=True)
         band = float(vectors["cosineMargin"]), float(vectors["cosineMargin_upper"])
         near, far = intraq.marginal_distances(features.last, labels, sums, counts, *band)

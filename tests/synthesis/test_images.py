@@ -30,7 +30,7 @@ def test_the_pipeline_is_that_of_dghs_code(golden, name):
     for result, expected in (
         (kernel, "kernel"),
         (blur(x, line), "smoothed"),
-        (pipeline.finalise(x), "finalized"),
+        (pipeline.finalize(x), "finalized"),
         (augmented, "manipulated_flip_crop"),
         (x.grad, "grad_x_of_weighted_sum"),
     ):
@@ -77,7 +77,7 @@ def test_finished_images_are_centre_crops_of_the_blurred_ones():
     low, high = torch.full((1, 1, 1, 1), -9.0), torch.full((1, 1, 1, 1), 9.0)
     pixels = torch.arange(36.0).view(1, 1, 6, 6) / 9
     pipeline = SmoothedCrops((4, 3), low, high, (1.0,))
-    assert torch.equal(pipeline.finalise(pixels), pixels[:, :, 1:5, 2:5])
+    assert torch.equal(pipeline.finalize(pixels), pixels[:, :, 1:5, 2:5])
     assert torch.equal(pipeline.augment(pixels, flip=True, top=2, left=0), pixels.flip(3)[:, :, 2:6, 0:3])
 
 

@@ -3,7 +3,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zsqbench.quant import capture, fold_bn, output_layers
-from zsqbench.quant.graph import is_batch_norm
+from zsqbench.quant.graph.operators import is_batch_norm
 from zsqbench.zoo import traindetector
 from zsqbench.zoo.models import SCENE_DETECTOR
 from zsqbench.zoo.scenedetector import MEAN, STD, SceneDetector, places, postprocess, preprocess

@@ -51,13 +51,13 @@ class PixelGenerator(Generator, ABC):
 
         `losses` gives for the pixels of a batch and a step what is minimised, and scalars to log; step s is of batch
         s // iterations. `state` is what `ctx.resume` returned, if anything. Pixels start as normal noise unless
-        `initial` makes others. `stepped` and `keep` are those of `zsqbench.synthesis.optimise`.
+        `initial` makes others. `stepped` and `keep` are those of `zsqbench.synthesis.optimize`.
 
         Raises DivergedError where a loss is not finite.
         """
         import torch
 
-        from zsqbench.synthesis import PixelBatch, Plateau, optimise
+        from zsqbench.synthesis import PixelBatch, Plateau, optimize
 
         sizes = self.batch_sizes()
 
@@ -69,7 +69,7 @@ class PixelGenerator(Generator, ABC):
             return PixelBatch(pixels.to(ctx.device), torch.optim.Adam, plateau, self.iterations)
 
         order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]
-        made = optimise(order, begin, losses, ctx, state, stepped=stepped, keep=keep)
+        made = optimize(order, begin, losses, ctx, state, stepped=stepped, keep=keep)
         return torch.cat([pixels.cpu() for pixels in made])
 
 

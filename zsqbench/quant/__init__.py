@@ -1,6 +1,51 @@
-"""The quantization library: graphs and roles, BN folding, quantizers, ranges, calibration and artifacts."""
+"""The quantization library: grids, graph, student, artifact, ranges, corrections, reconstruction, training.
 
-from zsqbench.quant.affine import (
+That is the order to read it in, and each imports only those before it. Each is a package, or a module, whose first line
+says what is in it; what authors of methods need of all of them is here, too.
+"""
+
+from zsqbench.quant.artifact import effective_map, finalize, measured_map, restore, take_over
+from zsqbench.quant.corrections import (
+    Moments,
+    ShiftedGrid,
+    absorbed_biases,
+    balancing_factors,
+    best_shifted_grid,
+    corrected_bias,
+    dead_channels,
+    equalization_factors,
+    equalize,
+    input_moments,
+    norm_moments,
+    per_input,
+    rescale,
+    second_moment_correction,
+    shifted_grid,
+)
+from zsqbench.quant.graph import (
+    BoundedReLU,
+    Pair,
+    Unit,
+    activation_roles,
+    capture,
+    describe_units,
+    drop_bounds,
+    find_units,
+    fold_bn,
+    folded,
+    free_bounds,
+    layer_pairs,
+    output_layers,
+    positions,
+    roles,
+    tensor_name,
+    weight_roles,
+)
+from zsqbench.quant.grids import (
+    ActivationQuantizer,
+    QuantizedLayer,
+    TensorQuantizer,
+    WeightQuantizer,
     affine_parameters,
     covering_threshold,
     dequantize,
@@ -11,10 +56,16 @@ from zsqbench.quant.affine import (
     quantize,
     symmetric_parameters,
 )
-from zsqbench.quant.cache import GIB, Memory
-from zsqbench.quant.calibrate import (
+from zsqbench.quant.ranges import (
+    ExactThresholdSearch,
+    Histogram,
+    MovingMinMax,
     MovingRanges,
-    Ranges,
+    RangeMethod,
+    RunningHistogram,
+    RunningMinMax,
+    Threshold,
+    activation_threshold,
     calibrate_activations,
     calibrate_activations_by,
     calibrate_activations_minmax,
@@ -23,74 +74,51 @@ from zsqbench.quant.calibrate import (
     calibrate_float_activations,
     calibrate_weights,
     check_images,
-    observed,
-    switched,
-)
-from zsqbench.quant.distillation import alignment_loss, attention, kl_divergence
-from zsqbench.quant.equalize import (
-    ShiftedGrid,
-    absorbed_biases,
-    balancing_factors,
-    best_shifted_grid,
-    corrected_bias,
-    dead_channels,
-    equalization_factors,
-    equalize,
-    per_input,
-    second_moment_correction,
-    shifted_grid,
-)
-from zsqbench.quant.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
-from zsqbench.quant.features import block_outputs, with_features
-from zsqbench.quant.finetuning import (
-    FineTuning,
-    Schedule,
-    TrainedActivation,
-    TrainedWeight,
-    span_weights,
-    student_state,
-)
-from zsqbench.quant.fold import fold_bn, folded
-from zsqbench.quant.graph import activation_roles, capture, output_layers, positions, roles, tensor_name, weight_roles
-from zsqbench.quant.histogram import Histogram, RunningHistogram
-from zsqbench.quant.learning import Recipe, Rounding, StepSizes, draw
-from zsqbench.quant.moments import Moments, input_moments, norm_moments
-from zsqbench.quant.observers import (
-    MovingMinMax,
-    RunningMinMax,
     include_zero,
     lp_search,
     minmax,
     mse80,
+    observed,
     percentile,
+    power_of_two_weight_thresholds,
     range_search,
     shrink_search,
+    switched,
+    symmetric_weight_thresholds,
 )
-from zsqbench.quant.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs, rescale
-from zsqbench.quant.prepare import (
+from zsqbench.quant.reconstruction import (
+    GIB,
+    Annealing,
+    Memory,
+    Reconstruction,
+    Rounding,
+    Stage,
+    StepSizes,
+    draw,
+    memory_errors,
+)
+from zsqbench.quant.student import (
     Grids,
     activation_quantizers,
     add_biases,
-    effective_map,
-    finalize,
-    measured_map,
     prepare,
     quantized_layers,
-    restore,
-    take_over,
     weight_quantizers,
 )
-from zsqbench.quant.reconstruction import Reconstruction, memory_errors
-from zsqbench.quant.recording import Recorded
-from zsqbench.quant.rounding import Annealing
-from zsqbench.quant.thresholds import (
-    ExactThresholdSearch,
-    Threshold,
-    activation_threshold,
-    power_of_two_weight_thresholds,
-    symmetric_weight_thresholds,
+from zsqbench.quant.training import (
+    FineTuning,
+    RecordedFunction,
+    Schedule,
+    TrainedActivation,
+    TrainedWeight,
+    alignment_loss,
+    attention,
+    block_outputs,
+    kl_divergence,
+    span_weights,
+    student_state,
+    with_features,
 )
-from zsqbench.quant.units import Unit, describe_units, find_units
 
 __all__ = [
     "GIB",
@@ -107,15 +135,15 @@ __all__ = [
     "MovingRanges",
     "Pair",
     "QuantizedLayer",
-    "Ranges",
-    "Recipe",
+    "RangeMethod",
     "Reconstruction",
-    "Recorded",
+    "RecordedFunction",
     "Rounding",
     "RunningHistogram",
     "RunningMinMax",
     "Schedule",
     "ShiftedGrid",
+    "Stage",
     "StepSizes",
     "TensorQuantizer",
     "Threshold",

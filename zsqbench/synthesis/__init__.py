@@ -1,6 +1,7 @@
 """The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
-from zsqbench.synthesis.bn import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
+from zsqbench.synthesis.bn_loss import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
+from zsqbench.synthesis.channel_moments import image_moments
 from zsqbench.synthesis.conditional import (
     ConditionalImages,
     ConditionalTraining,
@@ -10,7 +11,7 @@ from zsqbench.synthesis.conditional import (
     require_classes,
 )
 from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
-from zsqbench.synthesis.features import Features
+from zsqbench.synthesis.generator_networks import Doubled, initialize, load_training, part, training_state
 from zsqbench.synthesis.images import (
     Crops,
     SmoothedCrops,
@@ -20,9 +21,8 @@ from zsqbench.synthesis.images import (
     random_crops,
     resized_crops,
 )
-from zsqbench.synthesis.moments import image_moments
-from zsqbench.synthesis.networks import Doubled, initialise, load_training, part, training_state
-from zsqbench.synthesis.optimisation import Batch, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimise
+from zsqbench.synthesis.moment_store import MomentStore
+from zsqbench.synthesis.optimization import Batch, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimize
 from zsqbench.synthesis.outputs import (
     EASIEST,
     RawOutputs,
@@ -32,8 +32,8 @@ from zsqbench.synthesis.outputs import (
     inception_loss,
     stretching,
 )
+from zsqbench.synthesis.penultimate_features import PenultimateFeatures
 from zsqbench.synthesis.probes import Probes, Seen, batch_norms, follow_convolutions, frozen
-from zsqbench.synthesis.store import MomentStore
 from zsqbench.synthesis.swing import SwingConvolutions
 
 __all__ = [
@@ -52,8 +52,8 @@ __all__ = [
     "Crops",
     "Diagnostics",
     "Doubled",
-    "Features",
     "MomentStore",
+    "PenultimateFeatures",
     "PixelBatch",
     "Plateau",
     "Probes",
@@ -77,9 +77,9 @@ __all__ = [
     "gdfq_training",
     "image_moments",
     "inception_loss",
-    "initialise",
+    "initialize",
     "load_training",
-    "optimise",
+    "optimize",
     "part",
     "random_crops",
     "require_classes",

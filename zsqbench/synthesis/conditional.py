@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis.bn import BNLoss
-from zsqbench.synthesis.networks import initialise, load_training, training_state
+from zsqbench.synthesis.bn_loss import BNLoss
+from zsqbench.synthesis.generator_networks import initialize, load_training, training_state
 from zsqbench.synthesis.outputs import class_logits
 
 WIDE_EPS = 0.8
@@ -59,7 +59,7 @@ class ConditionalImages(nn.Module):
             self.finish = nn.BatchNorm2d(channels, affine=False)
         self.to_empty(device=rng.device)
         for part in self.modules():
-            initialise(part, rng)
+            initialize(part, rng)
 
     def forward(self, noise: Tensor, classes: Tensor, mixture: Tensor | None = None) -> Tensor:
         """Images [N, C, H, W] of noise [N, latent] and classes [N]; or, mixed, of [N, K, latent], [N, K], [N, K]."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis.features import Features
-from zsqbench.synthesis.moments import merge
+from zsqbench.synthesis.channel_moments import merge
 from zsqbench.synthesis.outputs import RawOutputs, difficulty
+from zsqbench.synthesis.penultimate_features import PenultimateFeatures
 from zsqbench.synthesis.probes import Probes, batch_norms, frozen
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class _Pass:
         module = teacher.module
         with ExitStack() as block:
             block.enter_context(torch.no_grad())
-            features = block.enter_context(Features(module))
+            features = block.enter_context(PenultimateFeatures(module))
             raw = block.enter_context(RawOutputs(module, teacher.output_layers))
             block.enter_context(frozen(module) if probes is None else probes)
             device = next(chain(module.parameters(), module.buffers()), images).device
@@ -257,7 +257,7 @@ def _logits(outputs: Any, images: int, classes: int | None) -> Tensor:
     return outputs.double().cpu()
 
 
-def _features(features: Features, images: int) -> Tensor:
+def _features(features: PenultimateFeatures, images: int) -> Tensor:
     last = features.last
     if len(last) != images:
         raise _AbsentError(f"layer {features.layer!r} reads {len(last)} rows for {images} images")

@@ -30,7 +30,7 @@ class SmoothedCrops:
             return self._cut(pixels, top, left)
         return self._cut(pixels, top, pixels.shape[3] - self.size[1] - left).flip(3)  # the blur is symmetric
 
-    def finalise(self, pixels: Tensor) -> Tensor:
+    def finalize(self, pixels: Tensor) -> Tensor:
         """The images as they are given away: blurred centre crops."""
         top, left = (round((whole - part) / 2) for whole, part in zip(pixels.shape[2:], self.size, strict=True))
         return self._cut(pixels, top, left)

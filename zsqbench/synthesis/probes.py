@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis.moments import image_moments, merge_calls, norm_and_moments
+from zsqbench.synthesis.channel_moments import image_moments, merge_calls, norm_and_moments
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 _PLAIN = {norm.forward for norm in BATCH_NORMS}

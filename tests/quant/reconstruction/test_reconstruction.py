@@ -1,0 +1,539 @@
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from networks import called_twice, from_forward, same, state_of
+from torch import nn
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant import (
+    Memory,
+    Reconstruction,
+    Rounding,
+    Stage,
+    StepSizes,
+    affine_parameters,
+    calibrate_activations,
+    calibrate_activations_mse,
+    calibrate_weights,
+    memory_errors,
+    mse80,
+    prepare,
+    quantized_layers,
+)
+from zsqbench.quant.reconstruction.draws import draw, keep_mask
+from zsqbench.quant.reconstruction.learning import Learning
+from zsqbench.quant.student import activation_quantizers
+from zsqbench.scheme import Placement, parse_scheme
+from zsqbench.testing import context
+
+SIZE = (3, 8, 8)
+ROUND = Stage(30, 8, rounding=Rounding(lr=0.02))
+STEPS = Stage(20, 8, step_sizes=StepSizes(1e-3), quantize_activations=True, source="float", power=2.4)
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return (self.conv2(self.conv1(x).relu()) + x).relu()
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Block(6), Block(6)]
+        module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    return module.eval().requires_grad_(False)
+
+
+def images(count=32, seed=1):
+    return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def student_of(module, scheme="hw/w3a4"):
+    student = prepare(module, parse_scheme(scheme), SIZE)
+    calibrate_weights(student, "mse")
+    return student
+
+
+def reconstructed(module=None, stages=None, ctx=None, data=None, scheme="hw/w3a4", **options):
+    """A student that went through both stages, as BRECQ does it."""
+    student = student_of(module or network(), scheme)
+    data = images() if data is None else data
+    stages = stages or {"weights": ROUND, "activations": STEPS}
+    engine = Reconstruction(student, data, ctx or context(), stages, **options)
+    engine.run("weights")
+    if "activations" in stages:
+        calibrate_activations_mse(student, data)
+        engine.run("activations")
+    return student
+
+
+def codes(student, path):
+    layer = student.get_submodule(path)
+    return layer.weight_quantizer.codes(layer.weight)
+
+
+def losses(ctx, stage):
+    curves = ctx.reporter.curves
+    names = [name for name in curves if name.startswith(f"reconstruction/{stage}/")]
+    return {name.rpartition("/")[2]: [value for _, value in curves[name]] for name in names}
+
+
+@pytest.mark.parametrize("stage", ["weights", "activations"])
+def test_no_unit_is_worse_than_before(stage):
+    ctx = context()
+    reconstructed(ctx=ctx)
+    found = losses(ctx, stage)
+    assert list(found) == ["0", "2", "3", "6"]
+    assert all(after <= before for before, after in found.values())
+
+
+def test_learning_lowers_the_loss_of_most_units():
+    ctx = context()
+    reconstructed(ctx=ctx)
+    pairs = [*losses(ctx, "weights").values(), *losses(ctx, "activations").values()]
+    assert sum(after < 0.97 * before for before, after in pairs) >= 6
+
+
+def test_the_logged_loss_is_that_of_the_unit_on_all_images():
+    ctx, module = context(), network()
+    student = reconstructed(module, {"weights": ROUND}, ctx)
+    with torch.no_grad():
+        output, expected = student.get_submodule("0")(images()).relu(), module[:2](images())
+    measured = (output - expected).square().sum(1).mean().item()
+    assert losses(ctx, "weights")["0"][1] == pytest.approx(measured, rel=1e-5)
+
+
+def test_what_learning_made_worse_is_not_kept_and_noted():
+    ctx, module = context(), network()
+    wild = Stage(5, 8, rounding=Rounding(lr=50.0))
+    student = reconstructed(module, {"weights": wild}, ctx)
+    assert torch.equal(codes(student, "0"), codes(student_of(module), "0"))
+    assert any("what was there is kept" in note for note in ctx.reporter.notes)
+
+
+def test_correlated_inputs_round_so_that_the_sum_stays():
+    module = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False)).requires_grad_(False)
+    module[0].weight.data = torch.tensor([0.55, 0.52]).view(1, 2, 1, 1)
+    student = prepare(module.eval(), parse_scheme("hw/w3a32"), (2, 4, 4))
+    quantizer = dict(quantized_layers(student))["0"].weight_quantizer
+    quantizer.set_parameters(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 4.0))
+    single = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    stage = Stage(400, 8, rounding=Rounding(lr=0.05, regularizer=0.5))
+    Reconstruction(student, single.expand(-1, 2, -1, -1).contiguous(), context(), {"weights": stage}).run("weights")
+    weight = dict(quantized_layers(student))["0"].quantized_weight()
+    assert sorted(weight.flatten().tolist()) == [0.0, 1.0]
+
+
+def test_the_second_stage_leaves_weights_and_zero_points_alone():
+    module, data = network(), images()
+    student = student_of(module)
+    engine = Reconstruction(student, data, context(), {"weights": ROUND, "activations": STEPS})
+    engine.run("weights")
+    calibrate_activations_mse(student, data)
+    before = state_of(student)
+    engine.run("activations")
+    after = state_of(student)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("activation_quantizers") and name.endswith(".scale") for name in changed)
+
+
+def test_the_float_weights_and_the_network_stay_as_they_are():
+    module = network()
+    before = copy.deepcopy(module.state_dict())
+    student = reconstructed(module)
+    assert same(before, module.state_dict())
+    assert torch.equal(student.get_submodule("0").weight, module[0].weight)
+
+
+def test_one_seed_gives_one_network_and_another_another():
+    first, again, other = (state_of(reconstructed(ctx=context(seed))) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("stage", [ROUND, Stage(30, 8, rounding=Rounding(lr=0.02), fisher="diag")])
+def test_where_caches_are_kept_changes_nothing(stage):
+    results = [
+        state_of(reconstructed(stages={"weights": stage, "activations": STEPS}, memory=memory))
+        for memory in (None, Memory(torch.device("cpu"), host_bytes=0))
+    ]
+    assert same(*results)
+
+
+def test_going_on_from_any_checkpoint_gives_the_same_network():
+    ctx = context()
+    expected = state_of(reconstructed(ctx=ctx))
+    assert len(ctx.reporter.states) == 8
+    for kept in ctx.reporter.states:
+        assert same(expected, state_of(reconstructed(ctx=context(resume_from=kept))))
+
+
+def test_going_on_learns_only_what_is_left():
+    ctx = context()
+    reconstructed(ctx=ctx)
+    resumed = context(resume_from=ctx.reporter.states[5])
+    reconstructed(ctx=resumed)
+    assert list(losses(resumed, "weights")) == []
+    assert list(losses(resumed, "activations")) == ["3", "6"]
+
+
+@pytest.mark.parametrize("kept", [None, 2])
+def test_progress_ends_at_the_total(monkeypatch, kept):
+    ctx = context()
+    reconstructed(ctx=ctx)
+    states, steps = ctx.reporter.states, []
+    ctx = context(resume_from=None if kept is None else states[kept])
+    monkeypatch.setattr(ctx.reporter, "progress", lambda *step: steps.append(step))
+    reconstructed(ctx=ctx)
+    assert steps[-1] == (4 * 30 + 4 * 20,) * 2
+
+
+def test_a_stage_takes_one_float_pass_and_two_quantized_ones():
+    module, data = network(), images()
+    student = student_of(module)
+    calls = []
+    layer = student.get_submodule("3.conv2")
+    layer.register_forward_pre_hook(lambda *_: calls.append((layer.weight_quantizer.enabled, torch.is_grad_enabled())))
+    Reconstruction(student, data, context(), {"weights": ROUND}).run("weights")
+    without_gradient = [enabled for enabled, gradient in calls if not gradient]
+    assert without_gradient.count(False) == len(data) // 8
+    assert without_gradient.count(True) == 2 * len(data) // 8
+
+
+def test_units_that_are_left_out_round_to_nearest_and_are_noted():
+    ctx, module = context(), network()
+    student = reconstructed(module, ctx=ctx, skip=lambda unit: unit.name == "0")
+    assert torch.equal(codes(student, "0"), codes(student_of(module), "0"))
+    assert "0" not in losses(ctx, "weights")
+    assert "left out of reconstruction: 0" in ctx.reporter.notes
+
+
+def test_no_iterations_round_to_nearest():
+    module = network()
+    nothing = {"weights": Stage(0, 8, rounding=Rounding()), "activations": Stage(0, 8, step_sizes=StepSizes())}
+    student = reconstructed(module, nothing)
+    expected = student_of(module)
+    calibrate_activations_mse(expected, images())
+    assert same(state_of(student), state_of(expected))
+
+
+def test_the_units_are_noted():
+    ctx = context()
+    reconstructed(ctx=ctx)
+    assert ctx.reporter.notes[0] == "4 units; 2 blocks (layers in each): 2 (2), 3 (2); 2 layers: 0, 6"
+
+
+def test_dropped_quantization_is_drawn_in_learning_only():
+    joint = Stage(
+        10, 8, rounding=Rounding(), step_sizes=StepSizes(lsq=True), quantize_activations=True, source="mixed", drop=0.5
+    )
+    module, data = network(), images()
+    student = student_of(module)
+    calibrate_activations_mse(student, data)
+    Reconstruction(student, data, context(), {"weights": joint}).run("weights")
+    with torch.no_grad():
+        assert torch.equal(student(data), student(data))
+
+
+@pytest.mark.parametrize(("elements", "bits"), [(8 * 6 * 8 * 8, 4)])
+def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, elements, bits):
+    found = []
+    for lsq in (False, True):
+        student = student_of(network(), f"hw/w3a{bits}")
+        calibrate_activations_mse(student, images())
+        stem = activation_quantizers(student)[0][1]
+        adjust = Learning._adjust_gradients
+
+        def look(self, *arguments, adjust=adjust, stem=stem):
+            adjust(self, *arguments)
+            found.append(stem.scale.grad.item())
+
+        monkeypatch.setattr(Learning, "_adjust_gradients", look)
+        stage = Stage(1, 8, step_sizes=StepSizes(lsq=lsq), quantize_activations=True, source="float")
+        engine = Reconstruction(student, images(), context(), {"s": stage}, skip=lambda unit: unit.name != "0")
+        engine.run("s")
+        monkeypatch.setattr(Learning, "_adjust_gradients", adjust)
+    assert found[1] == pytest.approx(found[0] / (elements * (2**bits - 1)) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_codes_lie_in_memory_as_their_weights_do(layout):
+    student = reconstructed(network().to(memory_format=layout))
+    layer = student.get_submodule("2.conv1")
+    assert layer.quantized_weight().stride() == layer.weight.stride()
+
+
+def test_an_operator_that_works_in_place_does_not_reach_images_or_caches():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.pool, self.act = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.SiLU(inplace=True)
+            self.last = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.last(self.act(self.pool(self.first(x.mul_(0.5)))))
+
+    module, data = InPlace().eval().requires_grad_(False), images()
+    states = [
+        state_of(reconstructed(module, data=data, memory=memory))
+        for memory in (None, Memory(torch.device("cpu"), host_bytes=0))
+    ]
+    assert torch.equal(data, images())
+    assert same(*states)
+
+
+def test_all_outputs_of_a_unit_are_reconstructed():
+    def forward(net, x):
+        x = net.trunk(x).relu()
+        return net.a(x), net.b(x)
+
+    layers = {name: nn.Conv2d(3, 3, 3) for name in ("trunk", "a", "b")}
+    network, ctx = from_forward(forward, **layers), context()
+    stage = Stage(60, 8, rounding=ROUND.rounding)
+    student, nearest = reconstructed(network, {"weights": stage}, ctx), student_of(network)
+    assert list(losses(ctx, "weights")) == ["trunk", "a..b"]
+    for path in "ab":
+        assert not torch.equal(codes(student, path), codes(nearest, path))
+
+
+def test_what_nobody_reads_is_left_alone():
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.aux = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 2, 3)
+
+        def forward(self, x):
+            self.aux(x)
+            return self.main(x).relu()
+
+    ctx = context()
+    reconstructed(Unread().eval().requires_grad_(False), {"weights": ROUND}, ctx)
+    assert list(losses(ctx, "weights")) == ["main"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_compiled_units_learn_the_same():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().requires_grad_(False)
+    joint = Stage(
+        5, 8, rounding=Rounding(lr=0.02), step_sizes=StepSizes(), quantize_activations=True, source="mixed", drop=0.5
+    )
+    found = []
+    for compiles in (False, True):
+        student = student_of(module)
+        calibrate_activations_mse(student, images())
+        ctx = context()
+        ctx.settings = ctx.settings.model_copy(update={"compile": compiles})
+        Reconstruction(student, images(), ctx, {"joint": joint}).run("joint")
+        found.append(losses(ctx, "joint")["0"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.2])
+def test_elements_are_kept_with_their_probability_and_independently(probability):
+    mask = keep_mask(torch.Size([201, 501]), probability, context())
+
+    assert mask.dtype == torch.bool
+    assert mask.float().mean().item() == pytest.approx(probability, abs=0.01)
+    flat = mask.flatten().float() - probability
+    for distance in (1, 2, 4, 8, 64):
+        assert (flat[:-distance] * flat[distance:]).mean().abs() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("how", "batches"),
+    [("permutation", 1), ("epoch", 2), ("replacement", 1)],
+)
+def test_draws_are_as_they_are_called(how, batches):
+    drawn = draw(9, 4, how, context(seed=1))
+    together = torch.cat([next(drawn) for _ in range(batches)])
+
+    assert len(together) == 4 * batches
+    assert (len(together.unique()) == len(together)) == (how != "replacement")
+
+
+def test_a_layer_that_is_called_twice_is_learned_at_its_first_call():
+    ctx = context()
+    reconstructed(called_twice(), {"weights": ROUND}, ctx)
+    assert list(losses(ctx, "weights")) == ["conv"]
+
+
+def test_a_layer_that_was_learned_is_not_learned_again_after_an_interruption():
+    module, ctx = called_twice(), context()
+    joint = Stage(10, 8, rounding=ROUND.rounding, step_sizes=StepSizes(), quantize_activations=True)
+
+    def run(ctx):
+        student = student_of(module)
+        calibrate_activations_mse(student, images())
+        Reconstruction(student, images(), ctx, {"joint": joint}).run("joint")
+        return state_of(student)
+
+    expected = run(ctx)
+    assert len(ctx.reporter.states) == 2
+    for state in ctx.reporter.states:
+        assert same(run(context(resume_from=state)), expected)
+
+
+def test_a_unit_without_calibrated_quantizers_has_nothing_to_learn():
+    student = student_of(network())
+    steps = Stage(5, 8, step_sizes=StepSizes(), source="float")
+    Reconstruction(student, images(), context(), {"activations": steps}).run("activations")
+    assert all(quantizer.scale == 0 for _, quantizer in activation_quantizers(student))
+
+
+def test_step_sizes_stay_above_zero_whatever_the_learning_rate():
+    wild = Stage(4, 8, step_sizes=StepSizes(lr=100.0), quantize_activations=True, source="float")
+    student = student_of(network())
+    calibrate_activations_mse(student, images())
+    seen = []
+    for _, quantizer in activation_quantizers(student):
+        quantizer.register_forward_pre_hook(lambda quantizer, _: seen.append(quantizer.scale.item()))
+    Reconstruction(student, images(), context(), {"activations": wild}).run("activations")
+    assert min(seen) > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(32, 1, 8, 8), r"has images of shape \(32, 1, 8, 8\); expected \('N', 3, 8, 8\)"),
+        (torch.zeros(32, 3, 9, 8), "of shape"),
+        (torch.zeros(32, 3, 8, 8, dtype=torch.float16), r"torch.float16 images; expected torch.float32"),
+        (torch.zeros(0, 3, 8, 8), r"images of shape \(0, 3, 8, 8\)"),
+        (torch.zeros(7, 3, 8, 8), "7 calibration images are fewer than one batch: give at least 8"),
+        (torch.full((8, 3, 8, 8), float("nan")), "NaN or infinite pixels in 8 of 8"),
+    ],
+)
+def test_images_that_cannot_be_are_one_clear_line(data, message):
+    with pytest.raises(ZSQBenchError, match=message):
+        Reconstruction(student_of(network()), data, context(), {"weights": ROUND})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda module: module[2].conv1.weight.data.zero_(),
+        lambda module: module[2].conv1.bias.data.fill_(-1e3),
+        lambda module: module[6].weight.data[0].zero_(),
+        lambda module: module[0].weight.data.fill_(0.3),
+    ],
+    ids=["constant output", "dead activations", "dead channel", "constant weight"],
+)
+def test_degenerate_layers_and_ranges_leave_finite_networks(spoil):
+    module = network()
+    spoil(module)
+    student = reconstructed(module)
+    state = state_of(student)
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    with torch.no_grad():
+        assert student(images()).isfinite().all()
+
+
+def test_two_bits_on_a_depthwise_layer():
+    module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    ctx = context()
+    longer = {"weights": Stage(200, 8, rounding=ROUND.rounding)}
+    student = reconstructed(module.eval().requires_grad_(False), longer, ctx, scheme="hw/w2a4")
+    depthwise = student.get_submodule("2").quantized_weight().flatten(1)
+    assert max(len(channel.unique()) for channel in depthwise) <= 4
+    before, after = losses(ctx, "weights")["0..4"]
+    assert after < before
+
+
+def test_a_network_that_is_not_finite_is_one_clear_line():
+    module = network()
+    module[2].conv1.weight.data[0] = float("inf")
+    student = prepare(module, parse_scheme("hw/w3a4"), SIZE)
+    for _, layer in quantized_layers(student):
+        layer.weight_quantizer.set_range(torch.full((len(layer.weight),), -1.0), torch.full((len(layer.weight),), 1.0))
+    with pytest.raises(ZSQBenchError, match="weights/2: the loss is not finite"):
+        Reconstruction(student, images(), context(), {"weights": ROUND}).run("weights")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_running_out_of_memory_names_the_options(monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    engine = Reconstruction(student_of(network()), images(), context(), {"weights": ROUND})
+    monkeypatch.setattr("zsqbench.quant.reconstruction.reconstruction.push", full)
+    with pytest.raises(
+        ZSQBenchError, match=r"ran out of memory: lower .* batch_size \(8\), device_memory \(4\), host_mem"
+    ):
+        engine.run("weights")
+
+
+def test_another_runtime_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="something else"), memory_errors(torch.device("cpu"), {"batch_size": 8}):
+        raise RuntimeError("something else")
+
+
+def test_fisher_needs_a_classifier():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval().requires_grad_(False)
+    with pytest.raises(ZSQBenchError, match=r"needs a classifier.*mse"):
+        reconstructed(module, {"weights": Stage(3, 8, rounding=Rounding(), fisher="diag")})
+
+
+@pytest.mark.parametrize("mode", ["mse", "fisher_diag"])
+def test_released_brecq_comes_out(golden, monkeypatch, mode):
+    stored = golden(f"brecq_e2e_{mode}_a")
+    take = lambda name: torch.from_numpy(np.asarray(stored[name]))  # noqa: E731
+    bits, iterations = int(stored["w_bits"]), int(stored["iters"])
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    module.load_state_dict({name[4:]: take(name) for name in stored if name.startswith("net.")}, strict=False)
+    placement = Placement(input="float", addend="float", pooled="float", logits="float")
+    scheme = parse_scheme(f"own/w{bits}a{int(stored['a_bits'])}", {"own": placement})
+    student = prepare(module.eval().requires_grad_(False), scheme, SIZE)
+    for _, layer in quantized_layers(student):  # BRECQ does not widen ranges to hold zero
+        layer.weight_quantizer.set_parameters(*affine_parameters(*mse80(layer.weight, bits, 0), bits))
+
+    orders = iter(take("perms"))
+    monkeypatch.setattr(
+        "zsqbench.quant.reconstruction.learning.draw", lambda _, size, *__: (order[:size] for order in orders)
+    )
+    stages = {
+        "weights": Stage(iterations, 4, rounding=Rounding(), fisher=None if mode == "mse" else "diag"),
+        "activations": Stage(
+            iterations, 4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4
+        ),
+    }
+    ctx = context()
+    engine = Reconstruction(student, take("cali"), ctx, stages, skip=lambda unit: unit.name == "8")
+    engine.run("weights")
+    for path, name in (("0", "conv0"), ("3", "conv3")):
+        weight = dict(quantized_layers(student))[path].quantized_weight()
+        torch.testing.assert_close(weight, take(f"{name}_hard_w"), rtol=0, atol=1e-6)
+
+    def search(quantizer):
+        return lambda seen: quantizer.set_parameters(*affine_parameters(*mse80(seen, quantizer.bits), quantizer.bits))
+
+    calibrate_activations(student, [take("cali")], search)
+    engine.run("activations")
+    for name, unit in (("conv0", "0"), ("conv3", "3")):
+        curve = [value for _, value in ctx.reporter.curves[f"activations/{unit}"]]
+        np.testing.assert_allclose(curve, stored[f"{name}_act_losses"], rtol=1e-4)
+    is_undone = any("is kept" in note for note in ctx.reporter.notes)
+    assert is_undone == (mode == "mse")  # there a step size ends worse than it began, and the release keeps it
+    if not is_undone:
+        for (_, quantizer), name in zip(activation_quantizers(student), ("conv0", "conv3"), strict=True):
+            torch.testing.assert_close(quantizer.scale, take(f"{name}_act_delta_final"), rtol=1e-4, atol=0)
+        torch.testing.assert_close(student(take("cali")), take("logits_quant"), rtol=0, atol=1e-4)

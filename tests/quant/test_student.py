@@ -1,0 +1,135 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from zsqbench.quant import (
+    ActivationQuantizer,
+    activation_quantizers,
+    effective_map,
+    finalize,
+    prepare,
+    quantized_layers,
+    weight_quantizers,
+)
+from zsqbench.scheme import FLOAT, Placement, parse_scheme
+from zsqbench.zoo.resnet import CifarResNet
+
+SIZE = (3, 8, 8)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    module = CifarResNet(8, width=4).eval().requires_grad_(False)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return module
+
+
+@pytest.fixture
+def images():
+    return torch.randn(8, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "activations", "weights"),
+    [
+        (lambda: models.resnet18(weights=None), (3, 64, 64), 18, 21),
+        (lambda: models.resnet50(weights=None), (3, 64, 64), 50, 54),
+        (lambda: models.mobilenet_v2(weights=None), (3, 64, 64), 53, 53),
+        (lambda: CifarResNet(20), (3, 32, 32), 20, 20),
+    ],
+)
+def test_hw_quantizes_what_dghs_release_quantizes(build, size, activations, weights):
+    student = prepare(build(), parse_scheme("hw/w4a4"), size)
+    assert len(activation_quantizers(student)) == activations
+    assert len(weight_quantizers(student)) == weights
+
+
+def test_the_student_computes_what_the_network_does_until_it_is_calibrated(network, images):
+    before = copy.deepcopy(network.state_dict())
+    unfolded = parse_scheme("bare/w4a4", {"bare": Placement(fold_bn=False)})
+    assert torch.equal(prepare(network, unfolded, SIZE)(images), network(images))
+    torch.testing.assert_close(prepare(network, parse_scheme("hw/w4a4"), SIZE)(images), network(images))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_float_scheme_copies_the_network(network, images):
+    student = prepare(network, FLOAT, SIZE)
+    assert student is not network
+    assert type(student) is type(network)
+    finalize(student)
+    assert torch.equal(student(images), network(images))
+    assert effective_map(student) == []
+
+
+def test_thirty_two_bits_put_no_quantizer(network):
+    student = prepare(network, parse_scheme("hw/w32a8"), SIZE)
+    assert not weight_quantizers(student)
+    student = prepare(network, parse_scheme("hw/w8a32"), SIZE)
+    assert not activation_quantizers(student)
+    assert {entry["bits"] for entry in effective_map(student) if entry["kind"] == "activation"} == {32}
+
+
+def test_first_and_last_weights_have_roles_of_their_own(network):
+    placement = Placement(first_weight=8, last_weight=6, logits="float")
+    student = prepare(network, parse_scheme("own/w3a4", {"own": placement}), SIZE)
+    quantizers = weight_quantizers(student)
+    assert [quantizer.bits for _, quantizer in quantizers] == [8, *[3] * 6, 6]
+    assert [quantizer.role for _, quantizer in quantizers] == ["first_weight", *["weight"] * 6, "last_weight"]
+    assert "linear" not in dict(activation_quantizers(student))
+
+
+def test_quantizers_know_name_role_bits_and_axis_in_execution_order(network):
+    student = prepare(network, parse_scheme("hw/w4a5"), SIZE)
+    name, quantizer = activation_quantizers(student)[1]
+    assert (name, quantizer.role, quantizer.bits, quantizer.axis) == ("layer1.0.relu1", "relu", 5, None)
+    name, quantizer = weight_quantizers(student)[-1]
+    assert (name, quantizer.role, quantizer.bits, quantizer.axis) == ("linear", "last_weight", 4, 0)
+    assert quantizer.scale.shape == (10, 1)
+
+
+def test_layers_of_every_geometry_work(images):
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1, dilation=1, groups=3, padding_mode="reflect"),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, (1, 3), padding="same", bias=False),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    student = prepare(network, parse_scheme("hw/w4a4"), SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(student(images), network(images))
+    assert [type(layer).__name__ for _, layer in quantized_layers(student)] == [
+        "QuantizedConv2d", "QuantizedConv2d", "QuantizedLinear"
+    ]  # fmt: skip
+
+
+def test_a_module_called_twice_has_a_quantizer_for_each_call(images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, x):
+            return self.conv(self.relu(self.conv(x))).relu()
+
+    student = prepare(Twice(), parse_scheme("hw/w4a4"), SIZE)
+    assert [name for name, _ in activation_quantizers(student)] == ["relu", "relu_1"]
+    assert [name for name, _ in weight_quantizers(student)] == ["conv"]
+
+
+def test_a_printed_student_shows_what_each_quantizer_does(network):
+    student = prepare(network, parse_scheme("hw/w4a5"), SIZE)
+    assert "ActivationQuantizer(logits, bits=5, grid=affine, axis=None)" in repr(student)
+
+
+def test_autocast_does_not_coarsen_the_grid():
+    quantizer = ActivationQuantizer("x", "activation", 8, axis=None, shape=())
+    quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))
+    assert quantizer(torch.rand(9, dtype=torch.bfloat16)).dtype == torch.float32

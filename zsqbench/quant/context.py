@@ -1,0 +1,41 @@
+"""What learning uses of a step's context: random numbers, curves, progress, checkpoints."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LearningContext(Protocol):
+    """What reconstruction uses."""
+
+    device: torch.device
+    rng: torch.Generator
+
+    def log(self, name: str, value: float | Tensor, step: int = 0) -> None:
+        """Add a point to a curve."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far it is."""
+
+    def note(self, line: str) -> None:
+        """Keep a line for people."""
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Offer a state."""
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state that was kept last."""
+
+    def compile(self, function: F) -> F:
+        """Compile where the settings say so."""
+
+
+class TrainingContext(LearningContext, Protocol):
+    """What fine-tuning uses."""
+
+    def keep_epoch(self, epoch: int, student: nn.Module) -> None:
+        """Keep a copy of the student as it is after an epoch."""

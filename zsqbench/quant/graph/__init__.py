@@ -1,0 +1,74 @@
+"""A network as a graph: tracing, operators, roles of tensors, BN folding, pairs of layers, units."""
+
+from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn, folded
+from zsqbench.quant.graph.operators import (
+    ACTIVATIONS,
+    AVERAGE_POOLS,
+    BATCH_NORMS,
+    CONCATENATIONS,
+    LAYERS,
+    MULTIPLICATIONS,
+    PRODUCTS,
+    RELUS,
+    called_once,
+    comes_from,
+    is_batch_norm,
+    is_layer,
+    operator,
+    readers,
+    repeats_values,
+    tensor_name,
+)
+from zsqbench.quant.graph.outputs import decoding, output_layers, output_producers
+from zsqbench.quant.graph.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs
+from zsqbench.quant.graph.tensor_roles import (
+    activation_roles,
+    check_supported,
+    first_calls,
+    positions,
+    roles,
+    weight_roles,
+)
+from zsqbench.quant.graph.tracing import capture
+from zsqbench.quant.graph.units import Grain, Unit, describe_units, find_units
+
+__all__ = [
+    "ACTIVATIONS",
+    "AVERAGE_POOLS",
+    "BATCH_NORMS",
+    "CONCATENATIONS",
+    "FOLDED",
+    "LAYERS",
+    "MULTIPLICATIONS",
+    "PRODUCTS",
+    "RELUS",
+    "BoundedReLU",
+    "Grain",
+    "Pair",
+    "Unit",
+    "activation_roles",
+    "called_once",
+    "capture",
+    "check_supported",
+    "comes_from",
+    "decoding",
+    "describe_units",
+    "drop_bounds",
+    "find_units",
+    "first_calls",
+    "fold_bn",
+    "folded",
+    "free_bounds",
+    "is_batch_norm",
+    "is_layer",
+    "layer_pairs",
+    "operator",
+    "output_layers",
+    "output_producers",
+    "positions",
+    "readers",
+    "repeats_values",
+    "roles",
+    "tensor_name",
+    "weight_roles",
+]

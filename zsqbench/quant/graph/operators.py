@@ -1,0 +1,163 @@
+"""Nodes of a traced network: what operator each is, how its tensor is called, what reads it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Operators by a name that the module, function and method forms share, without case and underscores:
+# nn.ReLU6, F.relu6 -> relu6; nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d -> adaptiveavgpool2d; x.add_(), += -> add.
+LAYERS = _names("conv2d linear")
+BATCH_NORMS = _names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
+RELUS = _names("relu relu6")
+ACTIVATIONS = RELUS | _names(
+    "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu selu sigmoid silu "
+    "softplus softsign tanh"
+)
+AVERAGE_POOLS = _names("adaptiveavgpool2d avgpool2d")
+MULTIPLICATIONS = _names("mul multiply")
+PRODUCTS = MULTIPLICATIONS | _names("matmul mm bmm einsum")
+CONCATENATIONS = _names("cat concat concatenate stack hstack vstack")
+
+# Between the last layers and what the network returns these are left to software, as a detector's decoding is.
+ENDINGS = CONCATENATIONS | _names("logsigmoid logsoftmax sigmoid softmax")
+
+# These hand on values that are already there, or that every grid with a zero holds: no tensor of their own.
+PASS_THROUGH = _names(
+    "adaptivemaxpool2d alphadropout amax amin broadcastto channelshuffle chunk circularpad2d clone contiguous detach "
+    "dropblock2d dropout dropout1d dropout2d expand expandas flatten flip float getitem identity indexselect "
+    "maxpool1d maxpool2d movedim narrow permute pixelshuffle pixelunshuffle ravel reflectionpad2d repeat "
+    "replicationpad2d reshape reshapeas roll split squeeze stochasticdepth swapaxes swapdims tile to transpose unbind "
+    "unflatten unfold unsqueeze upsamplingnearest2d view viewas zeropad2d"
+)
+
+# A parameter of several dimensions that enters one of these is no matrix of weights.
+ELEMENTWISE = PASS_THROUGH | CONCATENATIONS | MULTIPLICATIONS | _names("add sub truediv div layernorm prelu")
+
+REPARAMETRIZED = "reparametrized"
+"""How the operator of a layer begins whose weight is computed from other parameters, as by weight_norm."""
+
+_IMAGE_DIMENSIONS = 4
+_SPATIAL = frozenset({2, 3})
+
+
+def tensor_name(node: fx.Node) -> str:
+    """The readable name of the tensor that a node of a captured graph makes, which no other tensor has.
+
+    What a batch normalisation makes of a layer's output bears the layer's name, so folding it changes no name.
+    """
+    if is_batch_norm(node) and is_layer(node.all_input_nodes[0]) and feeds_one_batch_norm(node.all_input_nodes[0]):
+        node = node.all_input_nodes[0]
+    return str(node.meta["tensor_name"])
+
+
+def operator(node: fx.Node) -> str:
+    """The operator of a node of a captured graph, named as in `LAYERS` and `ACTIVATIONS`."""
+    return str(node.meta["operator"])
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether the node calls a convolution or linear layer."""
+    return node.op == "call_module" and operator(node) in LAYERS
+
+
+def is_batch_norm(node: fx.Node) -> bool:
+    """Whether the node calls a batch normalisation."""
+    return node.op == "call_module" and operator(node) in BATCH_NORMS
+
+
+def repeats_values(node: fx.Node) -> bool:
+    """Whether a node only moves the values of its input, or adds zeros."""
+    if operator(node) == "pad":
+        return _argument(node, "value", 3) in (None, 0)
+    if operator(node) == "interpolate":
+        return str(_argument(node, "mode", 3) or "nearest").startswith("nearest")
+    if operator(node) in CONCATENATIONS:
+        return len(node.all_input_nodes) == 1
+    if operator(node) == "add":  # 0 + x is how Python's sum begins
+        return count_activations(node) == 1 and any(type(value) in (int, float) and value == 0 for value in node.args)
+    return operator(node) in PASS_THROUGH
+
+
+def adds_tensors(node: fx.Node) -> bool:
+    """Whether a node adds two tensors that the network computes; x + x does, x + 1 does not."""
+    return operator(node) == "add" and count_activations(node) > 1
+
+
+def multiplies_tensors(node: fx.Node) -> bool:
+    """Whether a node multiplies two tensors that the network computes, element by element."""
+    return operator(node) in MULTIPLICATIONS and count_activations(node) > 1
+
+
+def pools(node: fx.Node) -> bool:
+    """Whether a node averages over height and width, in whatever form it is written."""
+    if operator(node) != "mean":
+        return operator(node) in AVERAGE_POOLS
+    source = node.all_input_nodes[0]
+    rank = len(source.meta["shape"])
+    given: Any = node.kwargs.get("axis", _argument(node, "dim", 1))
+    if given is None:
+        return False
+    dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given)}
+    if rank == _IMAGE_DIMENSIONS:
+        return dims <= _SPATIAL
+    # the rest of an image: its rows, of which the mean was taken, or its places one after the other
+    image = without_moves(source)
+    return rank == _IMAGE_DIMENSIONS - 1 and dims == {2} and (len(image.meta["shape"]) > rank or pools(image))
+
+
+def readers(node: fx.Node) -> Iterator[fx.Node]:
+    """What computes with the values of a node, directly or after they were only moved."""
+    for user in node.users:
+        if user.op == "output":
+            continue
+        if repeats_values(user):
+            yield from readers(user)
+        elif user.meta["carries_values"]:  # and not, for instance, only its shape
+            yield user
+
+
+def without_moves(node: fx.Node) -> fx.Node:
+    """The node itself or, where it only moves values, the one that made them."""
+    while repeats_values(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def comes_from(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a node is computed from another one."""
+    found, pending = {node}, [node]
+    while pending:
+        sources = [source for source in pending.pop().all_input_nodes if source not in found]
+        found.update(sources)
+        pending += sources
+    return other in found
+
+
+def called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the module that a node calls is called nowhere else."""
+    # a module has one path in a traced graph, even where the network holds it under several
+    return [other.target for other in captured.graph.nodes if other.op == "call_module"].count(node.target) == 1
+
+
+def feeds_one_batch_norm(node: fx.Node) -> bool:
+    """Whether a batch normalisation is the only reader of a node."""
+    users = list(node.users)
+    return len(users) == 1 and is_batch_norm(users[0])
+
+
+def count_activations(node: fx.Node) -> int:
+    """How many of the arguments are tensors that the network computes; x + x has two."""
+    values = (*node.args, *node.kwargs.values())
+    return sum(
+        isinstance(value, fx.Node) and value.op != "get_attr" and bool(value.meta["carries_values"]) for value in values
+    )
+
+
+def _argument(node: fx.Node, name: str, index: int) -> Any:
+    return node.kwargs.get(name, node.args[index] if len(node.args) > index else None)

@@ -1,0 +1,66 @@
+"""The raw outputs of a network: what it computes before a sigmoid, softmax or concatenation decodes it."""
+
+from torch import fx
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.graph.operators import (
+    ACTIVATIONS,
+    ENDINGS,
+    is_batch_norm,
+    is_layer,
+    operator,
+    repeats_values,
+    tensor_name,
+    without_moves,
+)
+
+
+def output_layers(captured: fx.GraphModule) -> list[str]:
+    """The paths of the modules that give the network's raw outputs, in execution order, each once.
+
+    That is the last layer on the way to each output, or the batch normalisation behind it, before any activation.
+    Raises ZSQBenchError where an output comes from no layer.
+    """
+    paths: dict[str, None] = {}
+    outputs = output_producers(captured)
+    for node in captured.graph.nodes:
+        if node not in outputs:
+            continue
+        maker = without_moves(node.all_input_nodes[0]) if operator(node) in ACTIVATIONS else node
+        if not (is_layer(maker) or is_batch_norm(maker)):
+            raise ZSQBenchError(
+                f"the output {tensor_name(node)!r} ({operator(node)}) comes from no convolution or linear layer; what "
+                "decodes outputs belongs into postprocess"
+            )
+        paths[str(maker.target)] = None
+    return list(paths)
+
+
+def output_producers(captured: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values the network returns, before any sigmoid, softmax or concatenation: its raw outputs."""
+    return raw_outputs(captured)[0]
+
+
+def decoding(captured: fx.GraphModule) -> set[fx.Node]:
+    """What lies between the raw outputs and the end of the network, values that are only moved there included."""
+    return raw_outputs(captured)[1]
+
+
+def raw_outputs(captured: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Both: the producers of the outputs, and what decodes them."""
+    outputs: set[fx.Node] = set()
+    after: set[fx.Node] = set()
+    pending = list(captured.graph.output_node().all_input_nodes)
+    while pending:
+        node = pending.pop()
+        moves = repeats_values(node)
+        if (moves or operator(node) in ENDINGS) and all(_is_end(user, after) for user in node.users):
+            after.add(node)
+            pending += [source for source in node.all_input_nodes if source.meta["carries_values"]]
+        else:
+            outputs.add(without_moves(node) if moves else node)
+    return outputs - after, after
+
+
+def _is_end(user: fx.Node, after: set[fx.Node]) -> bool:
+    return user.op == "output" or user in after or not user.meta["carries_values"]

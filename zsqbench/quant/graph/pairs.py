@@ -1,0 +1,115 @@
+"""Pairs of layers that alone share the channels of one tensor, for methods that rescale them (equalization)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from zsqbench.quant.graph.operators import ACTIVATIONS, called_once, is_layer, operator, repeats_values, tensor_name
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer
+
+# What may stand between, besides one activation function and the quantizer: it keeps channels apart, and zero zero.
+_BETWEEN = frozenset({"clone", "contiguous", "detach", "dropout", "dropout2d", "identity", "pad", "zeropad2d"})
+BOUNDS = "bounds"
+"""Name of the submodule that holds the bounded activation functions that `free_bounds` puts in."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer, the activation function and the quantizer behind it, and the layer that alone reads the result."""
+
+    first: str
+    """Path of the layer whose output channels are shared."""
+    second: str
+    """Path of the layer whose input channels they are."""
+    activation: fx.Node | None
+    quantizer: ActivationQuantizer | None
+    padded: bool
+    """Whether the second layer also reads zeros from around the tensor."""
+
+    @property
+    def operator(self) -> str:
+        """The activation function between, as in `zsqbench.quant.graph.ACTIVATIONS`; `identity` where there is none."""
+        return "identity" if self.activation is None else operator(self.activation)
+
+
+class BoundedReLU(nn.Module):
+    """ReLU6 whose bound is a buffer, so that equalization can move it; one, or one for each channel."""
+
+    bound: Tensor
+
+    def __init__(self, bound: float = 6.0, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.register_buffer("bound", torch.full(shape, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X cut off at zero and at the bound."""
+        return torch.minimum(functional.relu(x), self.bound)
+
+
+def layer_pairs(student: fx.GraphModule) -> list[Pair]:
+    """The pairs of a prepared student, in execution order, of layers that are called once each."""
+    starts = [node for node in student.graph.nodes if is_layer(node) and called_once(student, node)]
+    return [pair for node in starts for pair in _pair_from(student, node)]
+
+
+def free_bounds(student: fx.GraphModule, *, per_channel: bool = False) -> None:
+    """Replace each ReLU6 between the layers of a pair by a `BoundedReLU`, in place."""
+    for pair, activation in _relu6_pairs(student):
+        path = f"{BOUNDS}.{tensor_name(activation)}"
+        weight: Any = student.get_submodule(pair.first).weight
+        shape = (len(weight),) + (1,) * (weight.dim() - 2) if per_channel else ()  # channels of a linear layer are last
+        student.add_submodule(path, BoundedReLU(shape=shape).to(weight.device))
+        with student.graph.inserting_after(activation):
+            bounded = student.graph.call_module(path, tuple(activation.all_input_nodes))
+        _replace(student, activation, bounded, "relu6")
+    student.recompile()
+
+
+def drop_bounds(student: fx.GraphModule) -> list[str]:
+    """Replace each ReLU6 between the layers of a pair by ReLU, in place; returns the paths of the first layers."""
+    found = _relu6_pairs(student)
+    for _, activation in found:
+        with student.graph.inserting_after(activation):
+            unbounded = student.graph.call_function(functional.relu, tuple(activation.all_input_nodes))
+        _replace(student, activation, unbounded, "relu")
+    student.recompile()
+    return [pair.first for pair, _ in found]
+
+
+def _relu6_pairs(student: fx.GraphModule) -> list[tuple[Pair, fx.Node]]:
+    pairs = layer_pairs(student)
+    return [(pair, pair.activation) for pair in pairs if pair.activation is not None and pair.operator == "relu6"]
+
+
+def _replace(student: fx.GraphModule, node: fx.Node, by: fx.Node, kind: str) -> None:
+    by.meta |= node.meta | {"operator": kind}
+    node.replace_all_uses_with(by)
+    student.graph.erase_node(node)
+
+
+def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
+    node, activation, quantizer, padded = first, None, None, False
+    while len(node.users) == 1:
+        (node,) = node.users
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            quantizer = module
+        elif is_layer(node):
+            if called_once(student, node) and operator(node) == operator(first):
+                padded = padded or _pads(module)
+                yield Pair(str(first.target), str(node.target), activation, quantizer, padded)
+            return
+        elif operator(node) in ACTIVATIONS and activation is None and len(node.all_input_nodes) == 1:
+            activation = node
+        elif operator(node) in _BETWEEN and repeats_values(node):
+            padded = padded or "pad" in operator(node)
+        else:
+            return
+
+
+def _pads(layer: Any) -> bool:
+    return getattr(layer, "padding_mode", None) == "zeros" and layer.padding not in ("valid", (0, 0))

@@ -1,0 +1,202 @@
+"""The role that each tensor of a network plays in a scheme.
+
+`roles` and `positions` give each new value fields of `zsqbench.scheme.Placement`, and `weight_roles` and
+`activation_roles` say which of them counts at a placement.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.graph.operators import (
+    ACTIVATIONS,
+    BATCH_NORMS,
+    CONCATENATIONS,
+    ELEMENTWISE,
+    LAYERS,
+    PRODUCTS,
+    RELUS,
+    REPARAMETRIZED,
+    adds_tensors,
+    comes_from,
+    count_activations,
+    feeds_one_batch_norm,
+    is_batch_norm,
+    is_layer,
+    multiplies_tensors,
+    operator,
+    pools,
+    readers,
+    repeats_values,
+    tensor_name,
+    without_moves,
+)
+from zsqbench.quant.graph.outputs import output_producers, raw_outputs
+from zsqbench.scheme import Placement
+
+
+def roles(captured: fx.GraphModule) -> dict[fx.Node, str]:
+    """The role of each tensor by what makes and reads it, in execution order: one of `ACTIVATION_ROLES`.
+
+    Left out are what hardware never stores (the output of a layer or an addition that only activation functions
+    read), what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout), and what
+    comes after the network's raw outputs.
+    """
+    outputs, after = raw_outputs(captured)
+    found = {}
+    for node in captured.graph.nodes:
+        if _is_new_value(node) and node not in after and not _is_fused(node, outputs):
+            found[node] = "logits" if node in outputs else _role(node)
+    return found
+
+
+def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
+    """Which of `POSITIONS` a tensor is at besides, for those that are at any; never an output of the network."""
+    first = next(iter(_layers(captured).values()), None)
+    read_last = {_without_pooling(node.all_input_nodes[0]) for node in _last_layers(captured)}
+    found: dict[fx.Node, tuple[str, ...]] = {}
+    for node, role in roles(captured).items():
+        if role != "logits":
+            maker = _maker(node)
+            places = {
+                "stem": maker is first,
+                "features": node in read_last and is_layer(maker),
+                "feature_sum": node in read_last and adds_tensors(maker),
+            }
+            found[node] = tuple(position for position, is_here in places.items() if is_here)
+    return {node: at for node, at in found.items() if at}
+
+
+def weight_roles(captured: fx.GraphModule) -> dict[str, str]:
+    """The role of each weight by the path of its layer, in execution order: one of `WEIGHT_ROLES`."""
+    paths, last = list(_layers(captured)), {str(node.target) for node in _last_layers(captured)}
+    ends = dict.fromkeys(paths[:1], "first_weight") | dict.fromkeys(last, "last_weight")
+    return {path: ends.get(path, "weight") for path in paths}
+
+
+def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.Node, str]:
+    """The role of each tensor, in execution order, or its position where the placement gives that a width."""
+    at = positions(captured)
+    return {node: placement.role(role, at.get(node, ())) for node, role in roles(captured).items()}
+
+
+def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.Node, fx.Node]:
+    """For each of these tensors that a layer makes in another than its first call, the one of its first call.
+
+    A head that is shared over pyramid levels has one tensor behind each of its layers, whatever the level. Not so where
+    one call reads what the other gave, as in a network that goes through a layer again, or where roles differ.
+    """
+    first: dict[tuple[str, ...], fx.Node] = {}
+    found = {}
+    for node, role in of.items():
+        maker = _maker(node)
+        if maker.op == "call_module" and any(True for _ in captured.get_submodule(str(maker.target)).parameters()):
+            made = (role, str(maker.target), *(operator(each) for each in _way(maker, node)))
+            if first.setdefault(made, node) is not node and not comes_from(node, first[made]):
+                found[node] = first[made]
+    return found
+
+
+def check_supported(captured: fx.GraphModule) -> None:
+    """Raise ZSQBenchError where the network holds a weight that no quantizer reaches.
+
+    To leave it float in silence would falsify a table.
+    """
+    for node in captured.graph.nodes:
+        if _holds_matrix(captured, node) or _multiplies_by_parameter(node):
+            kind = operator(node).removeprefix(REPARAMETRIZED)
+            rewrite = "; write it as one of these, or take a scheme that leaves weights alone, such as hw/w32a8"
+            hint = "; make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations or the like"
+            raise ZSQBenchError(
+                f"the weight of {tensor_name(node)!r} ({kind}) cannot be quantized: only those of nn.Conv2d and "
+                f"nn.Linear modules can{rewrite if kind == operator(node) else hint}"
+            )
+
+
+def _way(maker: fx.Node, node: fx.Node) -> Iterator[fx.Node]:
+    """A tensor and what lies between it and the operator whose result it is, backwards."""
+    while node is not maker:
+        yield node
+        node = node.all_input_nodes[0]
+
+
+def _layers(captured: fx.GraphModule) -> dict[str, fx.Node]:
+    """The first call of each layer by its path, in execution order."""
+    first: dict[str, fx.Node] = {}
+    for node in captured.graph.nodes:
+        if is_layer(node):
+            first.setdefault(str(node.target), node)
+    return first
+
+
+def _last_layers(captured: fx.GraphModule) -> list[fx.Node]:
+    """Calls of the layers that the outputs come from: of a classifier one, of a detector those of each head."""
+    calls = [node for node in captured.graph.nodes if is_layer(node)]
+    makers = {_maker(node) for node in output_producers(captured)}
+    return [node for node in calls if node in makers] or calls[-1:]
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The operator whose result a tensor is, seen through activation function and batch normalisation."""
+    maker = node
+    if operator(maker) in ACTIVATIONS:
+        maker = without_moves(maker.all_input_nodes[0])
+    if is_batch_norm(maker):
+        maker = without_moves(maker.all_input_nodes[0])
+    return maker
+
+
+def _without_pooling(node: fx.Node) -> fx.Node:
+    while repeats_values(node) or pools(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _holds_matrix(captured: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module" or operator(node) in LAYERS | BATCH_NORMS | ELEMENTWISE:
+        return False
+    return any(parameter.dim() > 1 for parameter in captured.get_submodule(str(node.target)).parameters())
+
+
+def _multiplies_by_parameter(node: fx.Node) -> bool:
+    matrices = [
+        source for source in node.all_input_nodes if source.op == "get_attr" and len(source.meta["shape"] or ()) > 1
+    ]
+    return node.op != "output" and bool(matrices) and operator(node) not in ELEMENTWISE
+
+
+def _is_new_value(node: fx.Node) -> bool:
+    return node.meta["shape"] is not None and node.op not in ("get_attr", "output") and not repeats_values(node)
+
+
+def _is_fused(node: fx.Node, outputs: set[fx.Node]) -> bool:
+    """Whether the node and its reader are computed as one, so that there is no tensor between them."""
+    if is_layer(node) and feeds_one_batch_norm(node):
+        return True
+    if node in outputs or not (is_layer(node) or is_batch_norm(node) or operator(node) == "add"):
+        return False
+    read_by = list(readers(node))
+    return bool(read_by) and all(operator(reader) in ACTIVATIONS for reader in read_by)
+
+
+def _role(node: fx.Node) -> str:
+    kind = operator(node)
+    read_by = list(readers(node))
+    if node.op == "placeholder":
+        role = "input"
+    elif kind in RELUS:
+        role = "relu"
+    elif kind in ACTIVATIONS:
+        role = "gate" if read_by and all(multiplies_tensors(reader) for reader in read_by) else "activation"
+    elif is_layer(node) or (is_batch_norm(node) and is_layer(node.all_input_nodes[0])):
+        role = "addend" if read_by and all(adds_tensors(reader) for reader in read_by) else "linear"
+    elif adds_tensors(node):
+        role = "sum"
+    elif kind in PRODUCTS and count_activations(node) > 1:
+        role = "product"
+    elif kind in CONCATENATIONS:
+        role = "concat"
+    else:
+        role = "pooled" if pools(node) else "other"
+    return role

@@ -1,0 +1,245 @@
+"""Modules that simulate integer arithmetic: quantizers of tensors, and the layers whose weights pass through one.
+
+A learned method puts its own rounding in by assigning a subclass to `layer.weight_quantizer` (AdaRound), or by
+replacing an activation quantizer (LSQ). What `finalize` keeps of either is scale, zero point and integer weights.
+"""
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zsqbench.quant.grids.affine import (
+    dequantize,
+    fake_quantize,
+    grid_parameters,
+    levels,
+    quantize,
+    symmetric_parameters,
+)
+from zsqbench.scheme import Grid
+
+Q = TypeVar("Q", bound="TensorQuantizer")
+
+HALVES = (torch.float16, torch.bfloat16)
+BYTE = 8
+
+
+class TensorQuantizer(nn.Module):
+    """Rounds one tensor of a network to a grid. Neutral (the identity) until it is calibrated.
+
+    `scale` and `zero_point` are of shape [] per tensor, or broadcast along `axis`. A scale of zero says "not yet".
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    kind: str
+
+    def __init__(
+        self, name: str, role: str, bits: int, *, grid: Grid = "affine", axis: int | None, shape: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.role = role
+        self.bits = bits
+        self.grid: Grid = grid
+        self.axis = axis
+        self.enabled = False
+        """Whether it quantizes; calibration switches it on, and any pass may switch it off for a while."""
+        self.clips_first = False
+        """Where its gradient ends, see `fake_quantize`."""
+        self.register_buffer("scale", torch.zeros(shape))
+        self.register_buffer("zero_point", torch.zeros(shape))
+
+    def description(self) -> dict[str, Any]:
+        """The arguments of a quantizer of the same tensor with the same kind of grid."""
+        shape = tuple(self.scale.shape)
+        names = ("name", "role", "bits", "grid", "axis")
+        return {name: getattr(self, name) for name in names} | {"shape": shape}
+
+    def adopt(self, other: "TensorQuantizer") -> None:
+        """Take the grid of another quantizer, on its device, and start to quantize."""
+        self.to(other.scale.device)
+        self.set_parameters(other.scale.detach(), other.zero_point.detach())
+
+    def is_signed(self, low: Tensor) -> bool:
+        """Whether a symmetric grid for values from `low` on has to be signed."""
+        return bool((low < 0).any())
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Take the finest grid that spans these ranges (scalars, or one per channel), and start to quantize."""
+        self.set_parameters(*grid_parameters(low, high, self.bits, self.grid, self.is_signed(low)))
+
+    def set_threshold(self, threshold: Tensor, *, signed: bool) -> None:
+        """Take the symmetric grid of a threshold (a scalar, or one per channel), and start to quantize."""
+        self.set_parameters(*symmetric_parameters(threshold, self.bits, signed))
+
+    def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Take scales and zero points (scalars, or one per channel), and start to quantize."""
+        self.scale.copy_(scale.view_as(self.scale))
+        self.zero_point.copy_(zero_point.view_as(self.zero_point))
+        self.enabled = True
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of the grid, of the shape of the scale."""
+        return ((0 - self.zero_point) * self.scale, (levels(self.bits) - self.zero_point) * self.scale)
+
+    def threshold(self) -> Tensor:
+        """The threshold t of a symmetric grid: its end below zero, or one step above its end where it has no sign."""
+        steps: Tensor = 2**self.bits - self.zero_point
+        return steps * self.scale
+
+    def check(self) -> None:
+        """Raise RuntimeError where it was never calibrated, or is not on a finite grid of its kind."""
+        what = f"the {self.kind} quantizer of {self.name!r}"
+        if not (torch.isfinite(self.scale).all() and torch.isfinite(self.zero_point).all()):
+            raise RuntimeError(f"{what} has a scale or zero point that is not finite")
+        if not (self.scale > 0).all():
+            raise RuntimeError(f"{what} was not calibrated")
+        if self.grid == "power_of_two" and not (torch.frexp(self.scale).mantissa == 0.5).all():  # noqa: PLR2004
+            raise RuntimeError(f"{what} has a scale that is no power of two, which its grid demands")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X on the grid, of the same shape."""
+        if not self.enabled:
+            return x
+        if x.dtype in HALVES:  # codes need more precision than autocast's activations have
+            x = x.float()
+        return fake_quantize(x, self.scale, self.zero_point, self.bits, clips_first=self.clips_first)
+
+    def extra_repr(self) -> str:
+        """What `print(student)` shows."""
+        return f"{self.role}, bits={self.bits}, grid={self.grid}, axis={self.axis}"
+
+
+class WeightQuantizer(TensorQuantizer):
+    """Rounds a weight to the nearest point of its grid."""
+
+    kind = "weight"
+
+    def is_signed(self, low: Tensor) -> bool:  # noqa: ARG002
+        """Weights have both signs."""
+        return True
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers that the finalized layer keeps, in floating point. Override it together with `forward`."""
+        return quantize(weight, self.scale, self.zero_point, self.bits)
+
+
+class ChosenCodes(WeightQuantizer):
+    """A weight whose codes a method chose (up or down, by a loss) on the grid of another quantizer."""
+
+    chosen: Tensor
+    values: Tensor
+
+    def __init__(self, quantizer: WeightQuantizer, codes: Tensor) -> None:
+        super().__init__(**quantizer.description())
+        self.adopt(quantizer)
+        self.register_buffer("chosen", codes.detach())
+        self.register_buffer("values", dequantize(self.chosen, self.scale, self.zero_point))
+
+    def codes(self, weight: Tensor) -> Tensor:  # noqa: ARG002
+        """The codes that were chosen."""
+        return self.chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the codes stand for, of the shape of x."""
+        return self.values if self.enabled else x
+
+
+class ActivationQuantizer(TensorQuantizer):
+    """Rounds an activation to the nearest point of its grid."""
+
+    kind = "activation"
+
+
+def plain(quantizer: Q) -> Q:
+    """A quantizer that rounds to nearest on another one's grid, without anything that only training needs."""
+    kind = WeightQuantizer if isinstance(quantizer, WeightQuantizer) else ActivationQuantizer
+    copy = kind(**quantizer.description())
+    copy.adopt(quantizer)
+    return cast("Q", copy)
+
+
+class QuantizedLayer(nn.Module):
+    """A layer whose weight passes through `weight_quantizer`; once finalized, its weight is integers."""
+
+    weight: Tensor
+    weight_quantizer: WeightQuantizer
+    weight_codes: Tensor
+
+    @property
+    def is_finalized(self) -> bool:
+        """Whether the float weight is gone."""
+        return "weight_codes" in self._buffers
+
+    def stored_weight(self) -> Tensor:
+        """The codes of a finalized layer, else the float weight."""
+        return self.weight_codes if self.is_finalized else self.weight
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer uses it, in floating point."""
+        quantizer = self.weight_quantizer
+        if self.is_finalized:
+            return dequantize(self.weight_codes, quantizer.scale, quantizer.zero_point)
+        return cast("Tensor", quantizer(self.weight))
+
+    def choose(self, codes: Tensor) -> None:
+        """Use these codes 0 .. 2^b - 1 on the grid as it is now, instead of rounding to nearest; float weights stay."""
+        # in the weight's order in memory, on which it depends how a convolution sums
+        self.weight_quantizer = ChosenCodes(self.weight_quantizer, torch.empty_like(self.weight).copy_(codes))
+
+    def keep(self, codes: Tensor) -> None:
+        """Replace the float weight by codes of its shape, kept as uint8 up to 8 bits and as int32 above."""
+        dtype = torch.uint8 if self.weight_quantizer.bits <= BYTE else torch.int32
+        self.register_buffer("weight_codes", codes.to(dtype))
+        self.register_parameter("weight", None)
+        self.weight_quantizer = plain(self.weight_quantizer)
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """A convolution with a quantized weight [out, in / groups, height, width]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [N, C, H, W] with the quantized weight."""
+        return cast("Tensor", self._conv_forward(x, self.quantized_weight(), self.bias))
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A linear layer with a quantized weight [out, in]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in] with the quantized weight."""
+        return functional.linear(x, self.quantized_weight(), self.bias)
+
+
+def quantized_layer(
+    layer: nn.Conv2d | nn.Linear, name: str, role: str, bits: int, *, grid: Grid = "affine", per_channel: bool = True
+) -> QuantizedLayer:
+    """The layer with a weight quantizer, not calibrated, per output channel (axis 0) or for the whole weight.
+
+    It takes over the bias, and a copy of the weight: a weight that two layers tie is quantized for each.
+    """
+    quantized = _empty_copy(layer)
+    quantized.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+    quantized.bias = layer.bias
+    shape = (len(layer.weight),) + (1,) * (layer.weight.dim() - 1) if per_channel else ()
+    quantizer = WeightQuantizer(name, role, bits, grid=grid, axis=0 if per_channel else None, shape=shape)
+    quantized.weight_quantizer = quantizer.to(layer.weight.device)
+    return quantized.train(layer.training)
+
+
+def _empty_copy(layer: nn.Conv2d | nn.Linear) -> QuantizedConv2d | QuantizedLinear:
+    if isinstance(layer, nn.Linear):
+        return QuantizedLinear(layer.in_features, layer.out_features, device="meta")
+    # torch annotates its own attributes more widely than its own arguments
+    geometry: tuple[Any, Any, Any, Any] = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return QuantizedConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        *geometry,
+        groups=layer.groups,
+        padding_mode=layer.padding_mode,
+        device="meta",
+    )

@@ -1,0 +1,180 @@
+"""Setting the ranges of a student's quantizers from its weights and from calibration images."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer
+from zsqbench.quant.ranges.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
+from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
+
+RangeMethod = Literal["minmax", "mse", "percentile"]
+"""How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
+
+PERCENT = 99.9
+"""The percentile that ranges end at where none is given."""
+
+Observer = Callable[[Tensor], None]
+"""Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
+
+
+def check_images(images: Tensor, input_size: tuple[int, ...], subject: str = "the calibration set has") -> None:
+    """Raise ZSQBenchError, with this subject, unless these are finite float32 images [N, *input_size], at least one."""
+    expected = ("N", *input_size)
+    if tuple(images.shape[1:]) != tuple(input_size) or not len(images):
+        raise ZSQBenchError(f"{subject} images of shape {tuple(images.shape)}; expected {expected}")
+    if images.dtype != torch.float32:
+        raise ZSQBenchError(f"{subject} {images.dtype} images; expected torch.float32")
+    broken = int((~images.isfinite()).flatten(1).any(1).sum())
+    if broken:
+        raise ZSQBenchError(f"{subject} NaN or infinite pixels in {broken} of {len(images)} images")
+
+
+@torch.no_grad()
+def calibrate_weights(student: nn.Module, ranges: RangeMethod, percent: float = PERCENT) -> None:
+    """Set each weight quantizer from the weight itself, per output channel or whole as it is; zero is inside."""
+    for _, layer in quantized_layers(student):
+        quantizer, weight = layer.weight_quantizer, layer.weight
+        if ranges == "mse":
+            quantizer.set_parameters(*lp_search(weight, quantizer.bits, quantizer.axis, grid=quantizer.grid))
+        elif ranges == "percentile":
+            quantizer.set_range(*include_zero(*percentile(weight, percent, quantizer.axis)))
+        else:
+            quantizer.set_range(*include_zero(*minmax(weight, quantizer.axis)))
+
+
+@torch.no_grad()
+def calibrate_activations(
+    student: nn.Module, batches: Iterable[Tensor], observer: Callable[[ActivationQuantizer], Observer]
+) -> None:
+    """Show each activation quantizer what it is about to round, in a forward pass of each batch.
+
+    `observer(quantizer)` is called once for each, and returns what is shown the tensors (in float32) and sets it.
+    A quantizer rounds as soon as it is set, so that the next one sees quantized inputs. One that is called several
+    times in a pass, as those of a head that is shared over pyramid levels are, is shown all that it was given so far.
+    """
+    calls = Counter(node.target for node in student.graph.nodes) if isinstance(student, fx.GraphModule) else Counter()
+    given: dict[ActivationQuantizer, list[Tensor]] = {}
+
+    def gathering(quantizer: ActivationQuantizer, see: Observer) -> Observer:
+        def show(values: Tensor) -> None:
+            given.setdefault(quantizer, []).append(values.flatten())
+            see(torch.cat(given[quantizer]))
+
+        return show
+
+    with ExitStack() as hooks:
+        for _, quantizer in activation_quantizers(student):
+            see = observer(quantizer)
+            several = calls[f"{QUANTIZERS}.{quantizer.name}"] > 1
+            hooks.enter_context(observed(quantizer, gathering(quantizer, see) if several else see))
+        for images in batches:
+            given.clear()
+            student(images.clone())  # a network may work in place on what it is given
+
+
+@torch.no_grad()
+def calibrate_float_activations(
+    student: nn.Module, images: Tensor, observer: Callable[[ActivationQuantizer], Observer]
+) -> None:
+    """The same in one forward pass of the float network: no quantizer rounds before all are set."""
+    quantizers = [quantizer for _, quantizer in activation_quantizers(student)]
+
+    def sets(quantizer: ActivationQuantizer) -> Observer:
+        see = observer(quantizer)
+
+        def show(values: Tensor) -> None:
+            see(values)
+            quantizer.enabled = False
+
+        return show
+
+    with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=False):
+        calibrate_activations(student, [images], sets)
+    for quantizer in quantizers:
+        quantizer.enabled = True
+
+
+def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the range of each activation quantizer to the running min-max over batches of images, as in ZeroQ."""
+
+    def observer(quantizer: ActivationQuantizer) -> Observer:
+        running = RunningMinMax()
+        return lambda values: quantizer.set_range(*running.update(values))
+
+    calibrate_activations(student, batches, observer)
+
+
+def calibrate_activations_mse(student: nn.Module, images: Tensor) -> None:
+    """Set each activation quantizer by the search `lp_search`, in one forward pass of all the images, as BRECQ does."""
+
+    def search(quantizer: ActivationQuantizer, values: Tensor) -> None:
+        signed = quantizer.is_signed(values.min())
+        quantizer.set_parameters(*lp_search(values, quantizer.bits, grid=quantizer.grid, signed=signed))
+
+    calibrate_activations(student, [images], lambda quantizer: partial(search, quantizer))
+
+
+def calibrate_activations_percentile(student: nn.Module, images: Tensor, percent: float = PERCENT) -> None:
+    """Set the range of each activation quantizer to percentiles, in one forward pass of all the images."""
+
+    def observer(quantizer: ActivationQuantizer) -> Observer:
+        return lambda values: quantizer.set_range(*include_zero(*percentile(values, percent)))
+
+    calibrate_activations(student, [images], observer)
+
+
+def calibrate_activations_by(
+    ranges: RangeMethod,
+    student: nn.Module,
+    images: Tensor,
+    search_images: int,
+    *,
+    percent: float = PERCENT,
+    batch_size: int = 64,
+) -> None:
+    """Set each activation quantizer: searches on the first `search_images`, min-max on all, in batches.
+
+    The images may be on another device than the student.
+    """
+    device = next(student.parameters(), images).device
+    first = images[:search_images].to(device)
+    if ranges == "mse":
+        calibrate_activations_mse(student, first)
+    elif ranges == "percentile":
+        calibrate_activations_percentile(student, first, percent)
+    else:
+        calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
+
+
+@contextmanager
+def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterator[None]:
+    """Switch quantizers on or off, until the block ends."""
+    before = [(quantizer, quantizer.enabled) for quantizer in quantizers]
+    try:
+        for quantizer, _ in before:
+            quantizer.enabled = enabled
+        yield
+    finally:
+        for quantizer, was_enabled in before:
+            quantizer.enabled = was_enabled
+
+
+@contextmanager
+def observed(module: nn.Module, observer: Callable[[Tensor], object]) -> Iterator[None]:
+    """Show what a module is given, in float32, before each of its calls, until the block ends."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        observer(inputs[0].float())  # and nothing returned: it would take the input's place
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,213 @@
+"""Reconstruction: learning rounding and step sizes unit by unit, so that each gives what the float network's gives.
+
+The engine under AdaRound, BRECQ, QDrop and GENIE-M. Inputs and targets of a unit are cached, and pushed on to the next
+one by running this unit alone: a stage costs one pass of the images through the float network and two through the
+quantized network, however deep it is, the losses before and after included; and another of each unit where learning is
+undone. The loss fisher also runs, for each unit, the network behind it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from zsqbench.errors import OutOfResourcesError, ZSQBenchError
+from zsqbench.quant.context import LearningContext
+from zsqbench.quant.graph.units import Grain, Unit, describe_units, find_units
+from zsqbench.quant.grids.fake_quant import BYTE, ChosenCodes
+from zsqbench.quant.ranges.calibration import check_images
+from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory
+from zsqbench.quant.reconstruction.learning import Learning
+from zsqbench.quant.reconstruction.propagation import in_float, push, quantized
+from zsqbench.quant.reconstruction.stage import Stage
+from zsqbench.quant.student import activation_quantizers, quantized_layers
+
+
+class Reconstruction:
+    """Runs the stages of a method on a prepared student whose weight quantizers are calibrated.
+
+    A unit that learning made worse than it was before, on the calibration images and by the loss of its stage, keeps
+    what it had. Goes on from a checkpoint after the last finished unit as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        student: fx.GraphModule,
+        images: Tensor,
+        ctx: LearningContext,
+        stages: Mapping[str, Stage],
+        *,
+        grain: Grain = "block",
+        skip: Callable[[Unit], bool] = lambda _: False,
+        memory: Memory | None = None,
+        before_unit: Callable[[Unit, Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        """`before_unit` is called with each unit, before it learns, and a first batch of its inputs.
+
+        Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
+        """
+        check_images(images, _input_size(student))
+        batch_size = max(stage.batch_size for stage in stages.values())
+        if len(images) < batch_size:
+            raise ZSQBenchError(
+                f"{len(images)} calibration images are fewer than one batch: give at least {batch_size}, or lower "
+                f"batch_size ({batch_size})"
+            )
+        self.student, self.images, self.ctx, self.stages = student, images, ctx, stages
+        self.units = find_units(student, grain)
+        self.memory = memory or Memory(ctx.device)
+        self._skip = skip
+        self._before_unit = before_unit
+        self._resumed = ctx.resume() or {}
+        self._settled: set[str] = set()  # layers that were learned, at their first call
+        self._total = sum(stage.iterations * len(self._learners(stage)) for stage in stages.values())
+        self._done = 0
+        ctx.note(describe_units(self.units))
+        skipped = [unit.name for unit in self.units if unit.kind != "passage" and skip(unit)]
+        if skipped:
+            ctx.note(f"left out of reconstruction: {', '.join(skipped)}")
+
+    def run(self, name: str) -> None:
+        """Run a stage, named as in `stages`. Raises ZSQBenchError where memory runs out or a loss is not finite."""
+        bounds = {
+            "batch_size": self.stages[name].batch_size,
+            "device_memory": self.memory.device_bytes / GIB,
+            "host_memory": self.memory.host_bytes / GIB,
+        }
+        with memory_errors(self.ctx.device, bounds):
+            self._run(name, self.stages[name])
+
+    def _run(self, name: str, stage: Stage) -> None:
+        learners = self._learners(stage)
+        if not learners and self._before_unit is None:
+            return
+        finished = self._resume(name)
+        if finished == len(self.units):
+            self._advance(stage.iterations * len(learners))
+            return
+        plain: LiveTensors = {self.units[0].inputs[0]: ActivationCache.of(self.images, self.memory)}
+        inputs = plain
+        for place, unit in enumerate(self.units):
+            needed = {tensor for later in self.units[place + 1 :] for tensor in later.inputs}
+            with in_float(unit):
+                following = push(unit, plain, needed.union(unit.targets), stage.batch_size, self.memory)
+            if self._before_unit is not None and unit.kind != "passage" and place >= finished:
+                first = slice(0, stage.batch_size)
+                self._before_unit(unit, [inputs[tensor].read(first) for tensor in unit.inputs])
+            reads_float = stage.source == "float"
+            if unit in learners and place >= finished:
+                to_push = set() if reads_float else needed
+                targets = {tensor: following[tensor] for tensor in unit.targets}
+                inputs = self._learn(name, stage, place, plain, inputs, targets, to_push)
+                del targets  # before the next unit wants its place
+                self.ctx.checkpoint(self._state(name, place + 1))
+            else:
+                self._advance(stage.iterations if unit in learners else 0)
+                if not reads_float:
+                    with quantized(unit, stage):
+                        inputs = push(unit, inputs, needed, stage.batch_size, self.memory)
+            plain = {tensor: cache for tensor, cache in following.items() if tensor in needed}
+            if reads_float:
+                inputs = plain
+
+    def _learn(
+        self,
+        name: str,
+        stage: Stage,
+        place: int,
+        plain: LiveTensors,
+        inputs: LiveTensors,
+        targets: LiveTensors,
+        needed: set[str],
+    ) -> LiveTensors:
+        unit = self.units[place]
+        layers = [layer for path, layer in unit.layers if path not in self._settled] if stage.rounding else []
+        curve = f"{name}/{unit.name}"
+        learning = Learning(
+            unit=unit,
+            stage=stage,
+            ctx=self.ctx,
+            memory=self.memory,
+            inputs=inputs,
+            plain=plain,
+            targets=targets,
+            layers=layers,
+            later=self.units[place + 1 :],
+            curve=curve,
+            tick=lambda: self._advance(1),
+        )
+        before, after, following = learning.run(needed)
+        self.ctx.log(f"reconstruction/{curve}", before, 0)
+        self.ctx.log(f"reconstruction/{curve}", after, stage.iterations)
+        if stage.rounding:
+            self._settled.update(path for path, _ in unit.layers)
+        return following
+
+    def _learners(self, stage: Stage) -> list[Unit]:
+        """The units that have something to learn, where a layer that several call is learned in the first."""
+        known = set(self._settled) if stage.rounding else set()
+        learners = []
+        for unit in self.units if stage.iterations else ():
+            rounds = stage.rounding and any(path not in known for path, _ in unit.layers)
+            if unit.outputs and not self._skip(unit) and (rounds or (stage.step_sizes and unit.quantizers)):
+                learners.append(unit)
+            known.update(path for path, _ in unit.layers)
+        return learners
+
+    def _advance(self, iterations: int) -> None:
+        self._done += iterations
+        self.ctx.progress(self._done, self._total)
+
+    def _resume(self, name: str) -> int:
+        """Take over from the checkpoint what concerns this stage; returns how many units are finished."""
+        order = list(self.stages)
+        resumed = order.index(self._resumed["stage"]) if self._resumed else -1
+        if order.index(name) > resumed:
+            return 0
+        self._settled = set(self._resumed["settled"])
+        for path, layer in quantized_layers(self.student):
+            if f"codes.{path}" in self._resumed:
+                scale = self._resumed[f"scale.{path}"].to(self.ctx.device)
+                layer.weight_quantizer.set_parameters(scale, layer.weight_quantizer.zero_point)
+                layer.choose(self._resumed[f"codes.{path}"].to(scale))
+        if order.index(name) < resumed:
+            return len(self.units)
+        finished: int = self._resumed["units"]
+        for quantizer in (quantizer for unit in self.units[:finished] for quantizer in unit.quantizers):
+            scale = self._resumed[f"step.{quantizer.name}"].to(self.ctx.device)
+            zero_point = self._resumed[f"zero_point.{quantizer.name}"].to(self.ctx.device)
+            if (scale > 0).all():  # and not neutral, before activations are calibrated
+                quantizer.set_parameters(scale, zero_point)
+        return finished
+
+    def _state(self, name: str, units: int) -> dict[str, Any]:
+        state: dict[str, Any] = {"stage": name, "units": units, "settled": sorted(self._settled)}
+        for path, layer in quantized_layers(self.student):
+            quantizer = layer.weight_quantizer
+            if isinstance(quantizer, ChosenCodes):
+                state[f"codes.{path}"] = quantizer.chosen.to(torch.uint8 if quantizer.bits <= BYTE else torch.int32)
+                state[f"scale.{path}"] = quantizer.scale
+        for tensor, activation in activation_quantizers(self.student):
+            state |= {f"step.{tensor}": activation.scale, f"zero_point.{tensor}": activation.zero_point}
+        return state
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device, options: Mapping[str, float]) -> Iterator[None]:
+    """Turn running out of memory into an OutOfResourcesError that names the options to lower, with their values."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch.OutOfMemoryError is a RuntimeError; of host and pinned memory torch says it in words only
+        said = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+        if not (said or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+            raise
+        named = ", ".join(f"{name} ({value:g})" for name, value in options.items())
+        raise OutOfResourcesError(f"{device} ran out of memory: lower one of the options {named}") from error
+
+
+def _input_size(student: fx.GraphModule) -> tuple[int, ...]:
+    image = next(node for node in student.graph.nodes if node.op == "placeholder")
+    return tuple(image.meta["shape"][1:])

@@ -1,0 +1,53 @@
+"""The settings of a stage of reconstruction: what is learned, from what, and how."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zsqbench.quant.reconstruction.losses import Fisher
+from zsqbench.quant.reconstruction.rounding import Annealing
+
+Draws = Literal["permutation", "epoch", "replacement"]
+"""How images of a batch are drawn: the first of a new permutation, in turn through a permutation, or independently."""
+
+InputSource = Literal["quantized", "float", "mixed"]
+"""What a unit reads while it learns: outputs of the quantized units before it, of the float ones, or of both."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights learn whether to round up or down."""
+
+    lr: float = 1e-3
+    regularizer: float = 0.01
+    annealing: Annealing = field(default_factory=Annealing)
+    scale_lr: float | None = None
+    """Learn the weights' scales, too, with this rate, annealed by a cosine (GENIE-M)."""
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """How activations learn their step sizes; rates are annealed by a cosine to zero."""
+
+    lr: float = 4e-4
+    lsq: bool = False
+    """Multiply gradients by 1 / sqrt(elements * largest code), as LSQ does."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is learned in a stage of reconstruction, and how."""
+
+    iterations: int
+    batch_size: int = 32
+    rounding: Rounding | None = None
+    step_sizes: StepSizes | None = None
+    quantize_activations: bool = False
+    source: InputSource = "quantized"
+    drop: float = 0.0
+    """Probability of an element to stay float: behind each activation quantizer and, where `mixed`, of the input."""
+    power: float = 2.0
+    """p of the loss sum |y' - y|^p over channels, averaged over images and places."""
+    fisher: Fisher | None = None
+    draws: Draws = "permutation"
+    layer_draws: Draws | None = None
+    """The same for units of one layer, where that differs."""

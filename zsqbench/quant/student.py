@@ -1,0 +1,128 @@
+"""From a network and a scheme to a student: a copy with a quantizer at each tensor that the scheme quantizes."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import fx, nn
+
+from zsqbench.quant.graph.bn_folding import fold_bn
+from zsqbench.quant.graph.operators import tensor_name
+from zsqbench.quant.graph.tensor_roles import activation_roles, check_supported, first_calls, weight_roles
+from zsqbench.quant.graph.tracing import capture
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, quantized_layer
+from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
+
+QUANTIZERS = "activation_quantizers"
+"""Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
+
+_MAP = "effective_map"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The kinds of grid that a quantizer rounds to."""
+
+    weights: Grid = "affine"
+    activations: Grid = "affine"
+    per_channel: bool = True
+    """Whether each output channel of a weight has a grid of its own; activations have one per tensor."""
+
+
+def prepare(
+    module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int], grids: Grids | None = None
+) -> nn.Module:
+    """Copy a network and put a quantizer at each tensor that the scheme quantizes; the original stays as it is.
+
+    The student computes what the network does (up to the rounding of BN folding) until its quantizers are calibrated.
+    Its structure depends on network, scheme and grids alone. Raises ZSQBenchError for a network that cannot be traced.
+    """
+    if scheme.is_float:
+        return copy.deepcopy(module)
+    student = capture(module, input_size)
+    if scheme.placement.fold_bn:
+        fold_bn(student)
+    if scheme.quantizes_weights:
+        check_supported(student)
+    grids = grids or Grids()
+    activations = activation_roles(student, scheme.placement)
+    student.meta[_MAP] = _insert_weight_quantizers(student, scheme, grids)
+    student.meta[_MAP] += _insert_activation_quantizers(student, activations, scheme, grids.activations)
+    student.recompile()
+    return student
+
+
+def add_biases(student: nn.Module) -> None:
+    """Give each layer with a quantized weight a bias of zeros where it has none, for methods that correct biases."""
+    for _, layer in quantized_layers(student):
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
+
+
+def quantized_layers(student: nn.Module) -> list[tuple[str, QuantizedLayer]]:
+    """Path and module of each layer with a quantized weight, in execution order."""
+    layers = [(name, module) for name, module in student.named_modules() if isinstance(module, QuantizedLayer)]
+    return _in_execution_order(student, "weight", layers)
+
+
+def weight_quantizers(student: nn.Module) -> list[tuple[str, WeightQuantizer]]:
+    """Name (the path of the layer) and quantizer of each quantized weight, in execution order."""
+    return [(name, layer.weight_quantizer) for name, layer in quantized_layers(student)]
+
+
+def activation_quantizers(student: nn.Module) -> list[tuple[str, ActivationQuantizer]]:
+    """Name of the tensor and quantizer of each quantized activation, in execution order."""
+    quantizers = [(module.name, module) for module in student.modules() if isinstance(module, ActivationQuantizer)]
+    return _in_execution_order(student, "activation", quantizers)
+
+
+def recorded_map(student: nn.Module) -> list[dict[str, Any]]:
+    """What `prepare` noted of each tensor that a scheme has a role for; empty for a network that was not prepared."""
+    # `meta` of a GraphModule survives copies, and other modules have none
+    return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
+
+
+def _in_execution_order(student: nn.Module, kind: str, named: list[tuple[str, T]]) -> list[tuple[str, T]]:
+    names = [entry["name"] for entry in recorded_map(student) if entry["kind"] == kind]
+    order = {name: position for position, name in enumerate(names)}
+    return sorted(named, key=lambda item: order.get(item[0], len(order)))
+
+
+def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Grids) -> list[dict[str, Any]]:
+    entries = []
+    for path, role in weight_roles(student).items():
+        bits = scheme.bits(role)
+        entries.append(_entry(path, "weight", role, bits, axis=0 if grids.per_channel else None))
+        if bits != FLOAT_BITS:
+            layer = cast("nn.Conv2d | nn.Linear", student.get_submodule(path))
+            quantized = quantized_layer(layer, path, role, bits, grid=grids.weights, per_channel=grids.per_channel)
+            student.set_submodule(path, quantized)
+    return entries
+
+
+def _insert_activation_quantizers(
+    student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme, grid: Grid
+) -> list[dict[str, Any]]:
+    device = next(student.parameters(), torch.empty(0)).device
+    entries, repeated = [], first_calls(student, activations)
+    for node, role in activations.items():
+        name, bits = tensor_name(repeated.get(node, node)), scheme.bits(role)
+        if node not in repeated:
+            entries.append(_entry(name, "activation", role, bits, axis=None))
+        if bits != FLOAT_BITS:
+            if node not in repeated:
+                quantizer = ActivationQuantizer(name, role, bits, grid=grid, axis=None, shape=()).to(device)
+                student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
+            with student.graph.inserting_after(node):
+                quantized = student.graph.call_module(f"{QUANTIZERS}.{name}", (node,))
+            node.replace_all_uses_with(quantized)
+            quantized.args = (node,)  # the replacement took this use along with the others
+            quantized.meta |= node.meta | {"operator": "identity"}  # what it gives is the same tensor, on a grid
+    return entries
+
+
+def _entry(name: str, kind: str, role: str, bits: int, axis: int | None) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "role": role, "bits": bits, "axis": axis if bits != FLOAT_BITS else None}

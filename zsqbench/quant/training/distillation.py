@@ -1,0 +1,21 @@
+"""Knowledge distillation: the loss of a student's logits against its float network's."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float, reduction: Literal["batchmean", "mean"] = "batchmean"
+) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [N, classes], in float32 at least.
+
+    `batchmean` sums over classes, as IntraQ and HAST do; `mean` averages over them, too, as GDFQ, Qimera and AIT do.
+    """
+    student, teacher = (logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in (student, teacher))
+    expected = functional.log_softmax(teacher / temperature, 1)
+    found = functional.log_softmax(student / temperature, 1)
+    divergence = functional.kl_div(found, expected, reduction="batchmean", log_target=True)
+    return temperature**2 * (divergence if reduction == "batchmean" else divergence / student.shape[1])

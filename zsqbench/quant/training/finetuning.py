@@ -1,0 +1,305 @@
+"""Fine-tuning a student as a whole: latent float weights that are rounded once for each update, by gradient descent.
+
+The engine under `ste`, `hast` and the methods that train a generator beside the student. What is minimised, and on
+what, is the method's; updates, schedule, checkpoints, curves and the watch over the loss are here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from zsqbench.errors import DivergedError
+from zsqbench.quant.context import TrainingContext
+from zsqbench.quant.graph.operators import RELUS, is_batch_norm, is_layer, operator
+from zsqbench.quant.grids.affine import affine_parameters, dequantize, fake_quantize_identity, rectify_and_quantize
+from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from zsqbench.quant.ranges.observers import minmax
+from zsqbench.quant.student import quantized_layers
+from zsqbench.quant.training.cuda_graphs import RecordedFunction
+from zsqbench.quant.training.feature_alignment import with_features
+
+POINTS = 1000
+"""Points of a curve that are kept of a run."""
+
+CEILINGS = {"relu": math.inf, "relu6": 6.0}
+"""Where activation functions that a quantizer can do by the way end."""
+
+_STUDENT, _MOMENTUM = "student.", "momentum."
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many updates there are, and how large they are: SGD with Nesterov's momentum."""
+
+    epochs: int
+    updates_per_epoch: int
+    lr: float
+    milestones: Sequence[int] = ()
+    """Epochs after which the learning rate is multiplied by `factor`."""
+    factor: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    keep_every: int = 0
+    """Keep the student after every so many epochs, and after the last; 0 for never."""
+
+    @property
+    def updates(self) -> int:
+        """All of them."""
+        return self.epochs * self.updates_per_epoch
+
+    def passed(self, update: int) -> int:
+        """How many milestones lie before an update."""
+        return sum(milestone <= update // self.updates_per_epoch for milestone in self.milestones)
+
+    def lr_at(self, update: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        return self.lr * self.factor ** self.passed(update)
+
+
+class TrainedWeight(WeightQuantizer):
+    """A weight while it is trained: `renew` rounds the latent weight, and passes give their gradients to the result.
+
+    The gradient passes rounding and clamping unchanged, so that of the latent weight is that of `values`. The grid
+    spans the latent weight as it is at each update, without zero where all of a channel has one sign; or stays as it is
+    (`follows` false).
+    """
+
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor, *, follows: bool) -> None:
+        super().__init__(**quantizer.description())
+        self.adopt(quantizer)
+        self.follows = follows
+        self.values = weight.detach().clone().requires_grad_()
+        """The weight on its grid, a leaf of the graph."""
+
+    @torch.no_grad()
+    def renew(self, weight: Tensor) -> None:
+        """Round the latent weight as it is now."""
+        if self.follows:
+            _span(self, weight)
+        self.values.copy_(dequantize(self.codes(weight), self.scale, self.zero_point))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the latent weight was rounded to last."""
+        return self.values if self.enabled else x
+
+
+class TrainedActivation(ActivationQuantizer):
+    """An activation in training: its gradient passes rounding and clamping unchanged, and its grid stays.
+
+    Where it `rectifies` up to a number (infinity, or 6), it does what ReLU (or ReLU6) before it would, too, and in the
+    place of what it is given: an activation less in memory, which on a CPU costs more than its arithmetic.
+    """
+
+    rectifies: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X on the grid, of the same shape."""
+        if self.rectifies is not None and self.enabled:
+            return rectify_and_quantize(x, self.scale, self.zero_point, self.bits, self.rectifies)
+        if self.rectifies is not None:
+            x = x.clamp(0, self.rectifies)
+        if not self.enabled:
+            return x
+        return fake_quantize_identity(x.float() if x.dtype in HALVES else x, self.scale, self.zero_point, self.bits)
+
+
+class FineTuning:
+    """Trains all parameters of a prepared student update by update, on activation ranges that are set or in `state`.
+
+    Weights and biases of layers, and gains and offsets of batch normalisations where they are not folded, learn alike;
+    running statistics stay. The student is in eval mode throughout. Use it as a context manager: afterwards nothing
+    requires a gradient, and weights are what the last update left.
+    """
+
+    def __init__(
+        self,
+        student: fx.GraphModule,
+        ctx: TrainingContext,
+        schedule: Schedule,
+        state: Mapping[str, Any],
+        *,
+        follow_weights: bool = True,
+        features: Sequence[str] = (),
+        rates: str = "'lr'",
+    ) -> None:
+        """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay.
+
+        `features` are names of nodes of the student's graph, for what `network` returns; `rates` names the options that
+        an error suggests to lower.
+        """
+        self.student, self.ctx, self.schedule, self._rates = student.eval(), ctx, schedule, rates
+        self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
+        """Each layer with a quantized weight, and what rounds that."""
+        for _, layer in quantized_layers(student):
+            quantizer = TrainedWeight(layer.weight_quantizer, layer.weight, follows=follow_weights)
+            layer.weight_quantizer = quantizer
+            self.weights.append((layer, quantizer))
+        for path, module in list(student.named_modules()):
+            if isinstance(module, ActivationQuantizer):
+                trained = TrainedActivation(**module.description())
+                trained.adopt(module)
+                student.set_submodule(path, trained)
+        self.network = _training_network(student, features)
+        """Computes what the student does, to be differentiated: its output, and with features a tuple of both."""
+        self._latent = dict(student.named_parameters())
+        working = {id(layer.weight): quantizer.values for layer, quantizer in self.weights}
+        self.parameters: list[Tensor] = [working.get(id(latent), latent) for latent in self._latent.values()]
+        """What the student computes with, and what gradients are to be put on: rounded weights, and all else."""
+        self._renew = ctx.compile(self._renew_eagerly)
+        self._first = state.get("updates", 0)
+        if state:
+            kept = {name.removeprefix(_STUDENT): value for name, value in state.items() if name.startswith(_STUDENT)}
+            student.load_state_dict(kept)
+        self.optimizer = torch.optim.SGD(
+            list(self._latent.values()),
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            nesterov=schedule.momentum > 0,
+        )
+        for name, latent in self._latent.items():
+            if _MOMENTUM + name in state:
+                self.optimizer.state[latent] = {"momentum_buffer": state[_MOMENTUM + name].to(latent)}
+
+    def __enter__(self) -> Self:
+        for latent in self._latent.values():
+            latent.requires_grad_(True)
+        self._renew()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for latent in self._latent.values():
+            latent.requires_grad_(False)
+            latent.grad = None
+        for _layer, rounded in self.weights:
+            rounded.values = rounded.values.detach()
+
+    def _renew_eagerly(self) -> None:
+        for layer, quantizer in self.weights:
+            quantizer.renew(layer.weight)
+
+    def run(
+        self,
+        draw: Callable[[int], tuple[Sequence[Tensor | None], Mapping[str, Tensor]]],
+        gradients: Callable[..., Mapping[str, Tensor]],
+        *,
+        adjust: Callable[[int], None] | None = None,
+        keep: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        """Make all updates that are left.
+
+        `draw` returns what an update learns from, tensors of the same shapes each time, and scalars to log. `gradients`
+        is given these tensors, puts gradients on `parameters` and returns scalars, too; all must be finite. On a GPU it
+        is recorded with the update (`RecordedFunction`), unless there is an `adjust`, which may change gradients or
+        learning rates of the latent parameters before the update is made. `keep` says what else belongs into a
+        checkpoint. Raises DivergedError where a scalar or a weight is not finite.
+        """
+        schedule, total = self.schedule, self.schedule.updates
+        every = max(1, total // POINTS)
+        good = self._copy(self._first)
+
+        def learn(lr: float, *inputs: Tensor | None) -> Mapping[str, Tensor]:
+            for parameter in self.parameters:
+                parameter.grad = None
+            curves = gradients(*inputs)
+            self._hand_over(lr)
+            if adjust is not None:
+                adjust(update)
+            self.optimizer.step()
+            self._renew()
+            return curves
+
+        device = self.parameters[0].device
+        make = learn if adjust is not None else RecordedFunction(learn, device, self.ctx.note)
+        for update in range(self._first, total):
+            inputs, drawn = draw(update)
+            curves = {**drawn, **make(schedule.lr_at(update), *inputs)}
+            is_last_of_epoch = (update + 1) % schedule.updates_per_epoch == 0
+            self.ctx.progress(update + 1, total)
+            if (update + 1) % every and not is_last_of_epoch and update:
+                continue  # reading a loss holds up a GPU, and to offer a checkpoint takes its time
+            self._log(curves, update, good)
+            if is_last_of_epoch:
+                good = self._copy(update + 1)
+                self._keep_epoch((update + 1) // schedule.updates_per_epoch)
+            self.ctx.checkpoint({**self._state(update + 1), **keep()})
+
+    def _hand_over(self, lr: float) -> None:
+        for layer, quantizer in self.weights:
+            layer.weight.grad = quantizer.values.grad
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _log(self, curves: Mapping[str, Tensor], update: int, good: Mapping[str, Any]) -> None:
+        values = {name: value.detach() for name, value in curves.items()}
+        odd = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if odd is not None or not self._is_finite():
+            what = "a weight is not finite" if odd is None else f"{odd} is {float(values[odd])}"
+            raise DivergedError(
+                f"{what} at update {update + 1} of {self.schedule.updates}, with a learning rate of "
+                f"{self.schedule.lr_at(update):g}; try a smaller {self._rates}, or precision fp32 if it is bf16. The "
+                f"state of update {good['updates']} is the last good one",
+                good,
+            )
+        for name, value in values.items():
+            self.ctx.log(name, value, update + 1)
+        self.ctx.log("lr", self.schedule.lr_at(update), update + 1)
+
+    def _is_finite(self) -> bool:
+        return bool(torch.stack([latent.detach().isfinite().all() for latent in self._latent.values()]).all())
+
+    def _keep_epoch(self, epoch: int) -> None:
+        every = self.schedule.keep_every
+        if every and (epoch % every == 0 or epoch == self.schedule.epochs):
+            self.ctx.keep_epoch(epoch, self.student)
+
+    def _state(self, updates: int) -> dict[str, Any]:
+        states = ((name, self.optimizer.state[latent]) for name, latent in self._latent.items())
+        momentum = {_MOMENTUM + name: state["momentum_buffer"] for name, state in states if "momentum_buffer" in state}
+        return {"updates": updates, **student_state(self.student), **momentum}
+
+    def _copy(self, updates: int) -> dict[str, Any]:
+        state = self._state(updates)
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.GraphModule:
+    """The student with its modules, in which quantizers rectify what ReLU did before them, and with these outputs.
+
+    Only where nothing else reads what ReLU is given or gives, and no gradient is computed from the former.
+    """
+    network = with_features(student, [node for node in student.graph.nodes if node.name in features])
+    for node in list(network.graph.nodes):
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, TrainedActivation):
+            continue
+        relu = node.all_input_nodes[0]
+        source = relu.all_input_nodes[0] if operator(relu) in RELUS else None
+        if source is None or len(relu.users) > 1 or len(source.users) > 1:
+            continue
+        if is_layer(source) or is_batch_norm(source) or operator(source) == "add":
+            module.rectifies = CEILINGS[operator(relu)]
+            node.args = (source,)
+            network.graph.erase_node(relu)
+    network.recompile()
+    return network
+
+
+@torch.no_grad()
+def span_weights(student: nn.Module) -> None:
+    """Set each weight's grid from its smallest to its largest value, as training does: zero need not be inside."""
+    for _, layer in quantized_layers(student):
+        _span(layer.weight_quantizer, layer.weight)
+
+
+def _span(quantizer: WeightQuantizer, weight: Tensor) -> None:
+    quantizer.set_parameters(*affine_parameters(*minmax(weight, quantizer.axis), quantizer.bits))
+
+
+def student_state(student: nn.Module) -> dict[str, Tensor]:
+    """A student's entries in a checkpoint."""
+    return {_STUDENT + name: value for name, value in student.state_dict().items()}
