@@ -30,6 +30,7 @@ from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import nn
 
 TOP = 5
@@ -139,19 +140,29 @@ class Classification(zsqbench.Task):
                 "a class's index is its folder's position, so both must be the same"
             )
         samples = found.evaluation.samples()
-        hits, predictions = [], []
+        hits, predictions, truth = [], [], []
         for batch in _batched(samples, self.batch_size):
-            images, labels = _tensors(batch, pretrained)
+            images, labels = _tensors(batch, pretrained, _DECODED)
             with torch.no_grad():
                 logits = module(images.to(ctx.device)).float().cpu()
             hits.append(_hits(logits, labels))
             predictions.append(_predictions(logits))
+            truth.append(labels)
             ctx.progress(sum(len(hit) for hit in hits), len(samples))
         first, five = torch.cat(hits).unbind(dim=1)
         metrics = {"top1": _percent(first), "correct": int(first.sum()), "samples": len(samples)}
         if len(found.classes) > TOP:
             metrics["top5"] = _percent(five)
-        return zsqbench.Evaluation(metrics, first.tolist(), torch.cat(predictions).tolist())
+        labels, guessed = torch.cat(truth).tolist(), torch.cat(predictions).tolist()
+        return zsqbench.Evaluation(metrics, first.tolist(), labels=labels, predictions=guessed)
+
+    def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
+        """Resize, crop and normalise one image, as evaluation does."""
+
+        def preprocess(image: "Image") -> "torch.Tensor":
+            return _tensors([Sample(id(image), -1, lambda: image)], pretrained, PixelCache(0))[0]
+
+        return preprocess
 
     def calibration_images(
         self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
@@ -164,7 +175,7 @@ class Classification(zsqbench.Task):
         if not samples:
             raise ZSQBenchError(f"{self._title()} has no images to calibrate on: {self._how_to_calibrate()}")
         chosen = draw(range(len(samples)), count, seed)
-        images, labels = _tensors([samples[index] for index in chosen], pretrained)
+        images, labels = _tensors([samples[index] for index in chosen], pretrained, _DECODED)
         provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
         return zsqbench.CalibrationSet(images, labels, provenance)
 
@@ -370,12 +381,14 @@ def _batched(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]
     return (samples[start : start + size] for start in range(0, len(samples), size))
 
 
-def _tensors(samples: Sequence[Sample], pretrained: zsqbench.Pretrained) -> "tuple[torch.Tensor, torch.Tensor]":
+def _tensors(
+    samples: Sequence[Sample], pretrained: zsqbench.Pretrained, cache: PixelCache
+) -> "tuple[torch.Tensor, torch.Tensor]":
     """Images in the network's normalised space, float32 [N, C, H, W], and labels, int64 [N]."""
     import torch
 
     geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
-    images = pixels(samples, geometry, _DECODED)
+    images = pixels(samples, geometry, cache)
     labels = torch.tensor([sample.label for sample in samples])
     return normalise(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
 

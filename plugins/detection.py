@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -161,6 +161,11 @@ class CocoDetection(zsqbench.Task):
             raise ZSQBenchError(f"{found.instances.path} annotates no box of the {len(evaluated)} evaluated images")
         kept = {name: torch.from_numpy(values) for name, values in vars(detections).items()}
         return zsqbench.Evaluation({**figures, "samples": len(evaluated)}, tensors=kept)
+
+    def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
+        """The detector's own preprocessing."""
+        detector = cast("Detector", pretrained.decoding)
+        return lambda image: detector.preprocess(image)[None]
 
     def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
         """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""

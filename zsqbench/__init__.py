@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zsqbench.api import load_images, load_student, plan, results, run
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -54,6 +55,11 @@ __all__ = [
     "TrainingQuantizer",
     "ZSQBenchError",
     "hookimpl",
+    "load_images",
+    "load_student",
+    "plan",
+    "results",
+    "run",
 ]
 
 _HOMES = {
@@ -66,6 +72,7 @@ _HOMES = {
     "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
+    **dict.fromkeys(("load_images", "load_student", "plan", "results", "run"), "zsqbench.api"),
 }
 
 

@@ -134,7 +134,7 @@ class Store:
             found = manifest.get("schema", "none") if isinstance(manifest, dict) else "none"
             raise CorruptArtifactError(
                 key,
-                f"its schema is {found}, and this zsqbench reads {SCHEMA}; `zsqbench cache gc` removes what no row needs",
+                f"its schema is {found}, and this zsqbench reads {SCHEMA}",
             )
         if digest_of({name: value for name, value in manifest.items() if name != "checksum"}) != manifest["checksum"]:
             raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")

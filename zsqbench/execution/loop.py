@@ -152,7 +152,7 @@ class Loop:
     def _make_again(self, step: Step, damaged: str) -> bool:
         """Put a damaged artifact aside, and its step and this one back into the queue.
 
-        Not for a background step alone: a set may have taken hours, and whoever needs it for more finds the damage, too.
+        Not for a background step alone: a set may have taken hours, and whoever needs it for more finds the damage.
         """
         source = next((need for need in step.needs if need.key == damaged), None)
         if source is None or (step.type.background and damaged not in self._made_again):

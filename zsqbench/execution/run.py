@@ -107,7 +107,7 @@ class Run:
         return self.plan(cells, assumed | known), pending
 
     def execute(self, cells: Sequence[Cell], engine: Engine) -> RunReport:
-        """Run these cells, whatever of them is not there yet, and write rows and table. Ctrl-C ends it with what is done.
+        """Run what is not there yet of these cells, and write rows and table. Ctrl-C ends it with what is done.
 
         The hook `suite_finished` fires once, however it ends.
         """

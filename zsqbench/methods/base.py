@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 if TYPE_CHECKING:
     from zsqbench.methods.data import Pretrained
+
+if TYPE_CHECKING:
+    from zsqbench.scheme import Scheme
 
 Kind = Literal["generator", "quantizer", "task", "engine"]
 
@@ -78,7 +81,7 @@ class Method(BaseModel):
         value = getattr(self, option, None)
         return self.presets[getattr(self, "preset", "")][option] if value is None else value
 
-    def resolved(self, network: "Network", scheme: "Scheme | None" = None) -> "Self":
+    def resolved(self, network: Network, scheme: "Scheme | None" = None) -> Self:  # noqa: ARG002
         """A copy in which each option that the suite left to the method has the value that holds."""
         return self
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from zsqbench.scheme import Scheme
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED_AT_MOST = 64

@@ -1,11 +1,12 @@
 """The base of all tasks, the files that they read, and what they measure."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.methods.base import Kind, Method
 from zsqbench.methods.modelspec import ModelSpec
 
@@ -59,6 +60,13 @@ class Task(Method, ABC):
     def evaluate(self, module: "nn.Module", pretrained: "Pretrained", ctx: "TaskContext") -> "Evaluation":
         """Measure a network (the float one, or a quantized copy) on the evaluation data."""
 
+    def preprocessor(self, pretrained: "Pretrained") -> "Callable[[Image], torch.Tensor]":  # noqa: ARG002
+        """What makes a PIL image a tensor [1, C, H, W] for a network, as evaluation does; on the CPU.
+
+        For those who use a network outside of the harness. Raises ZSQBenchError where the task does not say.
+        """
+        raise ZSQBenchError(f"task {self.name} does not say how one image is preprocessed; give it a preprocessor()")
+
     def picture(
         self,
         module: "nn.Module",  # noqa: ARG002
@@ -81,6 +89,8 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     per_sample: Sequence[bool] = ()
+    labels: Sequence[int] = ()
+    """The truth of each sample, such as the index of its class; kept once, with the float network's measurement."""
     predictions: Sequence[int] = ()
     """What was predicted of each sample, such as the index of a class; below 0 where nothing was. With them, the
     harness says on how many samples a quantized network agrees with the float one."""

@@ -1,4 +1,4 @@
-"""What a task measured of a network, in the store: metrics in the manifest, and one file with what it found of each sample.
+"""What a task measured of a network, in the store: metrics in the manifest, and a file with what it found of samples.
 
 Shared by the steps that measure: baseline and evaluate write it, oracle measures alike.
 """

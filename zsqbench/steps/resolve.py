@@ -23,7 +23,7 @@ class Resolve(Job):
     kind: ClassVar[str] = "resolve"
 
     @classmethod
-    def plan(cls, cell: CellPlanning) -> None:  # noqa: ARG003 - cells are planned once it is done
+    def plan(cls, cell: CellPlanning) -> None:
         """No cell has it as a step of its own."""
 
     @classmethod

@@ -31,7 +31,7 @@ class Step:
     cell: Cell
     """The first of the cells that need it: tells the worker which model, generator and scheme are meant."""
     timing_key: str = ""
-    """Hash of the same without seed and scheme: steps with equal ones take about the same time. Empty: not estimated."""
+    """Hash of the same without seed and scheme: steps with equal ones take about the same time. Empty: unknown."""
     seed: int | None = None
     """None where the step does not use it."""
     order_only: tuple["Step", ...] = ()
@@ -156,7 +156,10 @@ class Job(BaseModel, ABC):
     @classmethod
     @abstractmethod
     def plan(cls, cell: "CellPlanning") -> Step | None:
-        """The step of this kind that a cell has, made by `cell.step`, or none. `cell.steps` has those of kinds before it."""
+        """The step of this kind that a cell has, made by `cell.step`, or none.
+
+        `cell.steps` has those of the kinds before it.
+        """
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: "Data | None") -> dict[str, Any]:  # noqa: ARG003 - for subclasses

@@ -75,7 +75,7 @@ class Variant:
             "origin": self.plugin.origin,
             "options": self.method.options(),
             "changed": (self.given or self.method).changed_options(),
-            "control": self.method.control,
+            "control": getattr(self.method, "control", None),
         } | ({"start": self.start.describe()} if self.start else {})
 
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 
 from zsqbench.errors import one_line
-from zsqbench.execution.session import check_calibration_set
 from zsqbench.methods import CalibrationSet, Generator, Pretrained, TaskContext
+from zsqbench.steps.generate import check_calibration_set
 from zsqbench.testing.context import ForgetfulReporter, MemoryReporter, context
 from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
 from zsqbench.testing.observation import observe

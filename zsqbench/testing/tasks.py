@@ -6,8 +6,8 @@ from typing import cast
 import torch
 
 from zsqbench.errors import one_line
-from zsqbench.execution.session import check_calibration_set
 from zsqbench.methods import Evaluation, ModelSpec, Pretrained, Task, TaskContext
+from zsqbench.steps.generate import check_calibration_set
 from zsqbench.testing.context import context
 from zsqbench.testing.report import Report
 from zsqbench.testing.shared import check_options
