@@ -6,7 +6,7 @@ import time
 import pytest
 
 from zsqbench.execution.engines import InProcess, Pool, WorkerPool, _Here
-from zsqbench.execution.plan import Outcome
+from zsqbench.steps import Outcome
 
 LIMIT = 60
 

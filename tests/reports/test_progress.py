@@ -2,11 +2,12 @@ import io
 
 import pytest
 
-from zsqbench.execution.plan import Outcome, Plan, PlannedCell, Progress, Step
+from zsqbench.execution.plan import Plan, PlannedCell
 from zsqbench.methods import Settings
 from zsqbench.reports import progress as module
 from zsqbench.reports.progress import ProgressDisplay
 from zsqbench.reports.results import Result
+from zsqbench.steps import Outcome, Progress, Step
 from zsqbench.store import Store
 from zsqbench.suite import Cell, Suite
 
