@@ -91,6 +91,7 @@ class Classification(zsqbench.Task):
             calibration=found.calibration.files,
             split={name: value for name, value in split.items() if self.holdout or name == "classes"},
             folders=found.folders,
+            absent=found.absent,
         )
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
@@ -171,7 +172,10 @@ class Classification(zsqbench.Task):
 
         Raises ZSQBenchError where there is no such part.
         """
-        samples = self._find(ctx.data_root).calibration.samples()
+        found = self._find(ctx.data_root)
+        samples = found.calibration.samples()
+        if found.absent is not None:
+            raise ZSQBenchError(found.absent)
         if not samples:
             raise ZSQBenchError(f"{self._title()} has no images to calibrate on: {self._how_to_calibrate()}")
         chosen = draw(range(len(samples)), count, seed)
@@ -200,7 +204,16 @@ class Classification(zsqbench.Task):
             raise ZSQBenchError(f"{root} holds no images: expected {root}/CLASS/*.jpg, one folder for each class")
         if calibration is not None:
             other = _list_calibration(calibration, root, classes, files)
-            return _Found(_of_files(files, classes), _of_files(other, classes), classes, (root, calibration))
+            absent = (
+                None if other else f"the calibration folder {calibration} holds no images: expected CLASS/*.jpg in it"
+            )
+            return _Found(
+                _of_files(files, classes),
+                _of_files(other, classes),
+                classes,
+                (root, calibration),
+                None if other else absent,
+            )
         if self.holdout >= len(files):
             raise ZSQBenchError(
                 f"holdout: {self.holdout} leaves nothing to evaluate of the {len(files)} images of {root}"
@@ -268,6 +281,8 @@ class _Found:
     calibration: _Part
     classes: tuple[str, ...]
     folders: tuple[Path, ...]
+    absent: str | None = None
+    """Why there is nothing to calibrate on, where the task names a folder for that."""
 
 
 def _find_digits() -> _Found:
@@ -321,8 +336,6 @@ def _list_calibration(
     folder: Path, root: Path, classes: Sequence[str], evaluated: Iterable[LabelledFile]
 ) -> list[LabelledFile]:
     files = list_classes(folder)
-    if not files:
-        raise ZSQBenchError(f"the calibration folder {folder} holds no images: expected {folder}/CLASS/*.jpg")
     _check_classes(files, classes, folder)
     shared = {file.path for file in files} & {file.path for file in evaluated}
     if shared or overlap(folder, root):

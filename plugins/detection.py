@@ -87,7 +87,7 @@ class CocoDetection(zsqbench.Task):
             return zsqbench.DataFiles({annotations.name: annotations}, {}, folders=folders)
         evaluated = {annotations.name: annotations} | {image.name: path for image, path in found.evaluated}
         split = {"holdout": self.holdout, "split_seed": self.split_seed} if self.holdout else {}
-        return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders)
+        return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders, found.absent)
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
         """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
@@ -189,7 +189,10 @@ class CocoDetection(zsqbench.Task):
         """
         import torch
 
-        paths = self._find(ctx).calibration
+        found = self._find(ctx)
+        paths = found.calibration
+        if found.absent is not None:
+            raise ZSQBenchError(found.absent)
         if not paths:
             raise ZSQBenchError(
                 f"{self.root} has no images to calibrate on: set the task's 'calibration' (another folder) or "
@@ -207,17 +210,18 @@ class CocoDetection(zsqbench.Task):
             raise ZSQBenchError(f"{self.root} needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT")
         root = data_root / self.root
         elsewhere = None if self.calibration is None else data_root / self.calibration
-        for what, path in (("folder", root / self.images), ("file", root / self.annotations), ("folder", elsewhere)):
-            if path is not None and not path.exists():
-                raise ZSQBenchError(
-                    f"there is no {what} {path} for task {self.name}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
-                )
+        for what, path in (("folder", root / self.images), ("file", root / self.annotations)):
+            if not path.exists():
+                raise ZSQBenchError(self._absent(what, path))
         if elsewhere is not None and overlap(elsewhere, root / self.images):
             raise ZSQBenchError(
                 f"calibration folder {elsewhere} and evaluated folder {root / self.images} overlap; nothing may be in "
                 "both"
             )
         return root, root / self.annotations, elsewhere
+
+    def _absent(self, what: str, path: Path) -> str:
+        return f"there is no {what} {path} for task {self.name}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
 
     def _find(self, ctx: zsqbench.TaskContext) -> "_Found":
         return _find_scenes(ctx.folder) if self.data == "scenes" else self._find_coco(ctx.data_root)
@@ -237,6 +241,8 @@ class CocoDetection(zsqbench.Task):
         held_out = set(draw(list(there), self.holdout, self.split_seed))
         evaluated = tuple((image, there[image.name]) for image in instances.images if image.name not in held_out)
         calibration = {name: path for name, path in there.items() if name in held_out}
+        if elsewhere is not None and not elsewhere.exists():
+            return _Found(instances, evaluated, {}, self._absent("folder", elsewhere))
         if elsewhere is not None:
             calibration = _list_images(elsewhere)
         shared = {path.resolve() for path in calibration.values()} & {path.resolve() for _, path in evaluated}
@@ -272,6 +278,8 @@ class _Found:
     instances: Instances
     evaluated: tuple[tuple[ImageFile, Path], ...]
     calibration: Mapping[str, Path]
+    absent: str | None = None
+    """Why there is nothing to calibrate on, where the task names a folder for that."""
 
 
 def _find_scenes(folder: Path | None) -> _Found:

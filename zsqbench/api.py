@@ -150,10 +150,9 @@ def open_run(
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
     from zsqbench.suite import find_suite, load_suite
-    from zsqbench.suite import select as select_cells
 
     root = None if data_root is None else Path(data_root)
-    loaded = load_suite(find_suite(str(suite)), [Path(file) for file in plugins], without, overrides, root)
+    loaded = load_suite(find_suite(str(suite)), [Path(file) for file in plugins], without, overrides, root, select)
     sources = {plugin.origin: plugin.source for plugin in loaded.catalog.plugins}
     files = tuple(loaded.plugin_files)
     config = WorkerConfig(
@@ -164,7 +163,7 @@ def open_run(
         tuple(without),
         device,
     )
-    return Run(loaded, config, Path(results)), select_cells(loaded.cells, select)
+    return Run(loaded, config, Path(results)), loaded.selected
 
 
 def rows_of(suite: str | Path, results: Path, select: str | None = None) -> "list[Result]":
@@ -204,7 +203,7 @@ def _open_row(
     row = find_row(rows_of(suite, Path(results)), cell)
     if row.status != "done":
         raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
-    return open_run(suite, home, results, data_root, device=device)[0], row
+    return open_run(suite, home, results, data_root, row.cell, device=device)[0], row
 
 
 def _manifest(this: "Run", row: "Result", kind: str) -> dict[str, Any]:

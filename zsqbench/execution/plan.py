@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result, Status
 from zsqbench.steps import KINDS, CellPlanning, Data, NetworkFacts, Outcome, Resolve, Step, StepMaker
 from zsqbench.store import FileDigests, Store
@@ -105,10 +106,16 @@ def resolve_steps(suite: Suite, cells: Iterable[Cell], digests: FileDigests) -> 
     return steps
 
 
-def find_data(suite: Suite, cells: Iterable[Cell], data_root: Path | None, digests: FileDigests) -> dict[str, Data]:
+def find_data(suite: Suite, cells: Sequence[Cell], data_root: Path | None, digests: FileDigests) -> dict[str, Data]:
     """The data of each task that a cell needs. Raises ZSQBenchError where it is absent or empty."""
-    labels = dict.fromkeys(cell.task for cell in cells if cell.reason is None)
-    return {label: Data.of(suite.task(label).find_data(data_root), digests) for label in labels}
+    runnable = [cell for cell in cells if cell.reason is None]
+    labels = dict.fromkeys(cell.task for cell in runnable)
+    data = {label: Data.of(suite.task(label).find_data(data_root), digests) for label in labels}
+    for cell in runnable:
+        generator, absent = suite.generator(cell), data[cell.task].files.absent
+        if absent is not None and generator is not None and generator.uses_real_data:
+            raise ZSQBenchError(absent)
+    return data
 
 
 def make_plan(

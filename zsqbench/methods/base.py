@@ -20,6 +20,8 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
     folders = (info.context or {}).get("folders", ())
     candidates = [Path(folder) / path.expanduser() for folder in folders] or [path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None and not (info.context or {}).get("files_exist", True):
+        return candidates[0]  # nothing that is selected reads it, or it is looked for again
     if found is None:
         raise ValueError(f"there is no file {' nor '.join(str(candidate) for candidate in dict.fromkeys(candidates))}")
     return found.resolve()

@@ -31,6 +31,9 @@ class DataFiles:
     split: Mapping[str, Any] = field(default_factory=dict)
     folders: Sequence[Path] = ()
     """Folders that no method may open files in."""
+    absent: str | None = None
+    """Why there are no images to calibrate on, where the task was told of some: an error for cells that are given real
+    images, and for no others."""
 
 
 class Task(Method, ABC):

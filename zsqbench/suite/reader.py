@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
-from zsqbench.methods import Generator, Kind, ModelSpec, Quantizer, Settings, Task
+from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, load_plugins
 from zsqbench.reports.published import Place, read_source
 from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
 from zsqbench.suite.schema import SuiteFile
+from zsqbench.suite.selection import select
 from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, Suite, Variant
-from zsqbench.suite.validation import _existing, parse, shape
+from zsqbench.suite.validation import existing_part, parse, shape
 from zsqbench.suite.yamlfile import Location, YamlFile
 
 
@@ -25,12 +26,13 @@ def load_suite(
     without: Sequence[str] = (),
     overrides: Sequence[str] = (),
     data_root: Path | None = None,
+    expression: str | None = None,
 ) -> Suite:
     """Read, check and expand a suite file.
 
-    `overrides` are `a.b=value` texts that replace values of the file. Files that the suite names are looked for beside
-    it, then below the data root. Raises ZSQBenchError (one line, with file and
-    line number) for anything that cannot be meant.
+    `overrides` are `a.b=value` texts that replace values of the file, `expression` selects cells (`-k`). Files that
+    selected cells need are looked for beside the suite, then below the data root. Raises ZSQBenchError (one line, with
+    file and line number) for anything that cannot be meant.
     """
     source = YamlFile(path)
     if not isinstance(source.data, dict):
@@ -46,7 +48,7 @@ def load_suite(
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
-    return _Reader(source, file, catalog, [*plugin_files, *own], folders).suite()
+    return _Reader(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
 
 
 class _Reader:
@@ -72,6 +74,8 @@ class _Reader:
         }
         self.models = {name: self._model(name, given) for name, given in file.models.items()}
         self.schemes: dict[str, Scheme] = {}
+        self._in_matrix: dict[str, Location] = {}
+        """Where each model stands first in the matrix."""
         self.variants: dict[Kind, dict[str, Variant]] = {"task": {}, "generator": {}, "quantizer": {}}
         sections: dict[Kind, dict[str, dict[str, Any]]]
         sections = {"task": file.tasks, "generator": file.generators, "quantizer": file.quantizers}
@@ -81,8 +85,10 @@ class _Reader:
         for label in file.quantizers:
             self._link(label, ("quantizers", label))
 
-    def suite(self) -> Suite:
+    def suite(self, expression: str | None) -> Suite:
         cells = self._exclude(self._distinct(self._expand()))
+        selected = select(cells, expression)
+        self._find_files(selected, whole=expression is None)
         suite = Suite(
             name=self.file.name,
             description=self.file.description,
@@ -94,6 +100,7 @@ class _Reader:
             models=self.models,
             schemes=self.schemes,
             cells=cells,
+            selected=selected,
             plugin_files=[file.resolve() for file in self.plugin_files],
             notes=self.notes,
             placements=self.placements,
@@ -121,7 +128,7 @@ class _Reader:
         return found
 
     def _place(self, *location: str | int) -> str:
-        return self.source.where(_existing(self.source.data, location))
+        return self.source.where(existing_part(self.source.data, location))
 
     def _expand(self) -> Iterator[tuple[int, Cell]]:
         for index, block in enumerate(self.file.matrix):
@@ -130,8 +137,8 @@ class _Reader:
             for axis in AXES[:-1]:
                 for label in getattr(block, axis):
                     self._resolve(axis, label, (*where, axis))
-            for task, model in itertools.product(block.task, block.model):
-                self._find_model(task, model, (*where, "model"))
+            for model in block.model:
+                self._in_matrix.setdefault(model, (*where, "model"))
             for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
                 yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings)
 
@@ -188,12 +195,24 @@ class _Reader:
                 self.notes.append(f"{self.source.where(('exclude', index))}: this exclusion matches no cell")
         return kept
 
-    def _find_model(self, task: str, model: str, where: Location) -> None:
+    def _find_files(self, cells: Sequence[Cell], *, whole: bool) -> None:
+        """Look for the files that these cells need; where they are the whole suite, for all that it names."""
+        for kind, section in (("generator", self.file.generators), ("quantizer", self.file.quantizers)):
+            labels = {getattr(cell, kind) for cell in cells}
+            for label in (label for label in section if whole or label in labels):
+                self._options(cast("Kind", kind), label, section[label], (f"{kind}s", label), files_exist=True)
+        models = {cell.model for cell in cells}
+        for model in (model for model in self.file.models if whole or model in models):
+            self._model(model, self.file.models[model], files_exist=True)
+        for task, model in dict.fromkeys((cell.task, cell.model) for cell in cells):
+            self._find_model(task, model)
+
+    def _find_model(self, task: str, model: str) -> None:
         """Let the task say now that it does not know a model."""
         try:
             cast("Task", self.variants["task"][task].method).find_model(self.models[model])
         except ZSQBenchError as error:
-            place = self.source.where(("models", model) if model in self.file.models else where)
+            place = self.source.where(("models", model) if model in self.file.models else self._in_matrix[model])
             raise ZSQBenchError(f"{place}: {error}") from error
 
     def _resolve(self, axis: str, label: str, where: Location) -> None:
@@ -240,15 +259,23 @@ class _Reader:
         if name == label and (kind, name) not in self.catalog.provided and (close := did_you_mean(name, named)):
             raise ZSQBenchError(f"{place}: unknown {kind} {name!r}{close}")
         provided = self.catalog.find(kind, name, place)
-        options = {key: value for key, value in given.items() if key != "method"}
-        method = parse(provided.method, options, self.source, where, folders=self.folders, what=f"option of {name}")
-        return Variant(label, method, provided.plugin)
+        return Variant(label, self._options(kind, label, given, where), provided.plugin)
 
-    def _model(self, name: str, given: Mapping[str, Any]) -> ModelSpec:
+    def _options(
+        self, kind: Kind, label: str, given: Mapping[str, Any], where: Location, *, files_exist: bool = False
+    ) -> Method:
+        """A method with the options that the suite sets; the files that it names need not be there yet."""
+        name = given.get("method", label)
+        method = self.catalog.find(kind, name).method
+        options = {key: value for key, value in given.items() if key != "method"}
+        what = f"option of {name}"
+        return parse(method, options, self.source, where, self.folders, what, files_exist=files_exist)
+
+    def _model(self, name: str, given: Mapping[str, Any], *, files_exist: bool = False) -> ModelSpec:
         if "name" in given:
             raise ZSQBenchError(f"{self.source.where(('models', name, 'name'))}: the name of a model is its key")
         data = {"name": name, **given}
-        return parse(ModelSpec, data, self.source, ("models", name), folders=self.folders)
+        return parse(ModelSpec, data, self.source, ("models", name), self.folders, files_exist=files_exist)
 
     def _placement(self, name: str, given: Mapping[str, Any]) -> Placement:
         where = ("schemes", name)

@@ -122,6 +122,8 @@ class Suite:
     models: Mapping[str, ModelSpec]
     schemes: Mapping[str, Scheme]
     cells: Sequence[Cell]
+    selected: Sequence[Cell]
+    """Those that the expression selects, of which alone the files were looked for."""
     plugin_files: Sequence[Path] = ()
     notes: Sequence[str] = field(default_factory=list)
     """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
@@ -155,24 +157,29 @@ class Suite:
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
-        generator = self._parts["generator", cell.generator] if cell.generator else None
-        parts = [self._parts["task", cell.task], self._parts["model", cell.model], generator]
-        parts += [self._parts["quantizer", cell.quantizer], self._parts["scheme", cell.scheme]]
-        return digest_of([*parts, cell.seed, cell.settings.model_dump(mode="json")])
+        parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
+        generator = self._part("generator", cell.generator) if cell.generator else None
+        return digest_of([*parts, generator, cell.seed, cell.settings.model_dump(mode="json")])
+
+    def _part(self, axis: str, label: str) -> str:
+        """What a name of the suite contributes to the definition of its cells; thousands share it."""
+        if (axis, label) not in self._parts:
+            self._parts[axis, label] = digest_of(self._describe(axis, label))
+        return self._parts[axis, label]
 
     @cached_property
     def _parts(self) -> dict[tuple[str, str], str]:
-        """What each name of the suite contributes to the definition of its cells."""
-        parts: dict[tuple[str, str], Any] = {
-            # Incidental options, too: they say which data is meant, and a definition is known before the data is read.
-            ("task", label): [variant.identity, variant.method.options()]
-            for label, variant in self.tasks.items()
-        }
-        parts |= {("generator", label): variant.identity for label, variant in self.generators.items()}
-        parts |= {("quantizer", label): variant.identity for label, variant in self.quantizers.items()}
-        parts |= {("model", label): _without_folders(model) for label, model in self.models.items()}
-        parts |= {("scheme", label): scheme.model_dump(mode="json") for label, scheme in self.schemes.items()}
-        return {name: digest_of(part) for name, part in parts.items()}
+        return {}
+
+    def _describe(self, axis: str, label: str) -> Any:
+        if axis == "task":
+            # All options: they say which data is meant, and a definition is known before the data is read.
+            return [self.tasks[label].identity, self.tasks[label].method.options()]
+        if axis == "model":
+            return _without_folders(self.models[label])
+        if axis == "scheme":
+            return self.schemes[label].model_dump(mode="json")
+        return (self.generators if axis == "generator" else self.quantizers)[label].identity
 
 
 def _without_folders(model: ModelSpec) -> dict[str, Any]:

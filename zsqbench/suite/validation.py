@@ -20,10 +20,16 @@ def parse(
     where: Location,
     folders: Sequence[Path] = (),
     what: str = "key",
+    *,
+    files_exist: bool = True,
 ) -> Model:
-    """Validate as JSON in strict mode: a number is not text, text is not a number, but text is a path."""
+    """Validate as JSON in strict mode: a number is not text, text is not a number, but text is a path.
+
+    Files are looked for in `folders`; `files_exist` says whether one that is absent is an error.
+    """
+    context = {"folders": folders, "files_exist": files_exist}
     try:
-        return model.model_validate_json(json.dumps(data), strict=True, context={"folders": folders})
+        return model.model_validate_json(json.dumps(data), strict=True, context=context)
     except ValidationError as error:
         raise ZSQBenchError("\n".join(_explain(model, data, error, source, where, what))) from error
 
@@ -44,7 +50,7 @@ def _explain(
     lines: dict[str, list[str]] = {}
     for item in error.errors():
         around, last = item["loc"][:-1], item["loc"][-1] if item["loc"] else ""
-        location = _existing(data, item["loc"])
+        location = existing_part(data, item["loc"])
         place, path = source.where((*where, *location)), ".".join(map(str, (*where, *location)))
         if item["type"] == "extra_forbidden":
             lines[f"{place}: {unknown(what, str(last), _fields_at(model, around))}"] = []
@@ -63,7 +69,7 @@ def _explain(
     return [line % " or ".join(dict.fromkeys(messages)) if messages else line for line, messages in lines.items()]
 
 
-def _existing(data: Any, location: Location) -> Location:
+def existing_part(data: Any, location: Location) -> Location:
     """The part of a location that is in the data.
 
     pydantic adds the names of the types that it tried, and an index where a single value stands for a list of it.
