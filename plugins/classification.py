@@ -204,16 +204,9 @@ class Classification(zsqbench.Task):
             raise ZSQBenchError(f"{root} holds no images: expected {root}/CLASS/*.jpg, one folder for each class")
         if calibration is not None:
             other = _list_calibration(calibration, root, classes, files)
-            absent = (
-                None if other else f"the calibration folder {calibration} holds no images: expected CLASS/*.jpg in it"
-            )
-            return _Found(
-                _of_files(files, classes),
-                _of_files(other, classes),
-                classes,
-                (root, calibration),
-                None if other else absent,
-            )
+            absent = f"the calibration folder {calibration} holds no images: expected {calibration}/CLASS/*.jpg"
+            parts = (_of_files(files, classes), _of_files(other, classes))
+            return _Found(*parts, classes, (root, calibration), None if other else absent)
         if self.holdout >= len(files):
             raise ZSQBenchError(
                 f"holdout: {self.holdout} leaves nothing to evaluate of the {len(files)} images of {root}"

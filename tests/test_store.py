@@ -8,7 +8,8 @@ import pytest
 
 from zsqbench import store as store_module
 from zsqbench.errors import CorruptArtifactError
-from zsqbench.store import FileDigests, Store, digest_of, file_digest, write_atomically
+from zsqbench.hashing import digest_of, file_digest
+from zsqbench.store import FileDigests, Store, write_atomically
 
 
 def fill(folder):

@@ -1,7 +1,6 @@
 """The store: content-addressed artifacts on disk, each a folder that is complete or absent."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zsqbench.errors import CorruptArtifactError
+from zsqbench.hashing import digest_of, file_digest
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -19,18 +19,6 @@ SCHEMA = 2
 
 FAILURE = "failure.txt"
 """Why a background step failed, beside where its checkpoint would be."""
-
-
-def digest_of(value: Any) -> str:
-    """Hash of plain data; equal data has an equal hash, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -132,8 +133,10 @@ def test_another_folder_can_be_calibrated_on(root):
     assert len(task.calibration_images(4, 0, task.load(model(root), ctx), ctx)) == 1
     with pytest.raises(ZSQBenchError, match="overlap; nothing may be in both"):
         CocoDetection(calibration="coco/val2017").find_data(root)
+    absent = CocoDetection(calibration="elsewhere")
+    assert (absent.find_data(root).absent or "").startswith("there is no folder")
     with pytest.raises(ZSQBenchError, match="there is no folder"):
-        CocoDetection(calibration="elsewhere").find_data(root)
+        absent.calibration_images(4, 0, absent.load(model(root), ctx), ctx)
     (root / "train/b.png").symlink_to(root / "coco/val2017/3.png")
     with pytest.raises(ZSQBenchError, match=r"3\.png is evaluated and among the images to calibrate on"):
         evaluated(root, calibration="train")
@@ -306,7 +309,7 @@ matrix:
     real = rows["real"]
     assert real["metric"] == "mAP"
     assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5
-    assert real["data"] == {"evaluated": 200, "calibrated": 8}
+    assert real["data"] == {"evaluated": 200, "digest": ANY, "images": 8, "calibrated": 8}
     assert "COCO's mean average precision (IoU 0.5 to 0.95) in percent, 200 samples evaluated" in said.out
     folder = bench.home / "store" / "evaluate" / real["keys"]["evaluate"]
     assert {"picture.png", "samples.safetensors"} <= {path.name for path in folder.iterdir()}

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 from zsqbench.errors import DivergedError, OutOfResourcesError, ZSQBenchError
 from zsqbench.execution.isolation import forbid_opening, peak_memory
 from zsqbench.execution.reporter import Reporter
+from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Kind, Method, Pretrained, Settings, StepContext, Task, TaskContext
 from zsqbench.plugins import Catalog, load_plugins
 from zsqbench.reports.results import environment
 from zsqbench.steps.step import Job, MethodCall
-from zsqbench.store import Store, digest_of, file_digest
+from zsqbench.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -116,9 +117,13 @@ class Session:
 
     @staticmethod
     def identity(job: Job, pretrained: Pretrained) -> str:
-        """What the network is, for the keys of the steps that use it: weights, preprocessing, origin of its code."""
-        origin = file_digest(job.model.file) if job.model.file else job.model.base
-        return digest_of([pretrained.digest(), origin, job.model.build])
+        """What the network is, for the keys of steps: its weights, its preprocessing, the code that defines it."""
+        from zsqbench.zoo.usermodules import digests
+
+        if job.model.file is None:
+            return digest_of([pretrained.digest(), job.model.base])
+        imported = sorted(digest for _, digest in digests(job.model.file))
+        return digest_of([pretrained.digest(), file_digest(job.model.file), job.model.build, imported])
 
     def _load(self, job: Job) -> Pretrained:
         reporter = Reporter(self.store.partial(job.key), self._rng(0))

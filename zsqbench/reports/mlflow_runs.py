@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zsqbench.errors import CorruptArtifactError
+from zsqbench.hashing import digest_of
 from zsqbench.reports.results import Result, environment
 from zsqbench.steps import KINDS, Tracked
 from zsqbench.steps.step import Dataset
-from zsqbench.store import Store, digest_of
+from zsqbench.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zsqbench.hashing import digest_of
 from zsqbench.methods import DataFiles
 from zsqbench.steps.step import Step
-from zsqbench.store import FileDigests, digest_of
+from zsqbench.store import FileDigests
 from zsqbench.suite import Cell, Suite, Variant
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class NetworkFacts:
     input_size: tuple[int, ...] = ()
     architecture: str | None = None
     """Name of the published definition that it is, if it is one."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """Path and content hash of each file of a user's own that its definition imports."""
 
 
 @dataclass(frozen=True)

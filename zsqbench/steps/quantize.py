@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from zsqbench.hashing import digest_of
 from zsqbench.reports import bitwidths
 from zsqbench.reports.results import Result
 from zsqbench.scheme import FLOAT_BITS
@@ -13,7 +14,7 @@ from zsqbench.steps.generate import Generate
 from zsqbench.steps.planning import CellPlanning
 from zsqbench.steps.step import Shown, Step
 from zsqbench.steps.students import MODEL, StudentJob, save_student
-from zsqbench.store import Store, digest_of
+from zsqbench.store import Store
 from zsqbench.suite import NO_GENERATOR, Variant
 from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
 

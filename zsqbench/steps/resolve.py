@@ -1,12 +1,14 @@
 """The resolve step loads a network once, to learn what it is and what methods may demand of it."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from zsqbench.errors import CorruptArtifactError
+from zsqbench.hashing import digest_of, file_digest
 from zsqbench.steps.planning import CellPlanning, NetworkFacts
 from zsqbench.steps.step import Job, Step
-from zsqbench.store import FileDigests, Store, digest_of
+from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Resolve(Job):
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Load the network and write down its facts."""
         from zsqbench.synthesis import batch_norms
+        from zsqbench.zoo.usermodules import digests
 
         teacher = session.teacher(self)
         facts = NetworkFacts(
@@ -50,6 +53,7 @@ class Resolve(Job):
             random_weights=self.model.random_weights,
             input_size=teacher.input_size,
             architecture=teacher.architecture,
+            modules=digests(self.model.file) if self.model.file else (),
         )
         session.write(self, reporter, asdict(facts))
 
@@ -60,10 +64,15 @@ class Resolve(Job):
             return None
         try:
             found = store.manifest(cls.kind, key)["content"]
-            return NetworkFacts(**found | {"input_size": tuple(found["input_size"])})
+            modules = tuple((path, digest) for path, digest in found["modules"])
+            facts = NetworkFacts(**found | {"input_size": tuple(found["input_size"]), "modules": modules})
         except (CorruptArtifactError, KeyError, TypeError):  # the latter two: written by another version of zsqbench
             store.discard(key)
             return None
+        if all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
+            return facts
+        store.discard(key)  # the network may be another one now
+        return None
 
     @classmethod
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it

@@ -6,11 +6,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Generator, Method, ModelSpec, Network, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, Plugin
 from zsqbench.reports.published import Place
 from zsqbench.scheme import Placement, Scheme
-from zsqbench.store import digest_of, file_digest
 
 AXES = ("task", "model", "generator", "quantizer", "scheme", "seed")
 

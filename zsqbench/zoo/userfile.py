@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.usermodules import digests, forget_changed
 from zsqbench.zoo.weights import build_network
 
 
@@ -32,7 +33,9 @@ class UserFile:
             raise ZSQBenchError(
                 f"model file {self._file} has no function {function!r} that builds the network; name it with 'build'"
             )
-        return build_network(lambda: _network(self._file, function, make), weights)
+        network = build_network(lambda: _network(self._file, function, make), weights)
+        _LOADED[self._file] = digests(self._file)
+        return network
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function of the file, whose own errors are the user's. Raises ZSQBenchError where there is none."""
@@ -70,7 +73,12 @@ def _call(file: Path, function: str, call: Callable[[], Any]) -> Any:
         _fail(f"model file {file} fails in {function}()", file, error)
 
 
+_LOADED: dict[Path, tuple[tuple[str, str], ...]] = {}
+"""The modules of a user's own that each file imported when it was loaded last in this process."""
+
+
 def _import(file: Path) -> ModuleType:
+    forget_changed(_LOADED.get(file, ()))
     # A name of its own for each file, so that two users' net.py are two modules.
     name = f"zsqbench_model_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
