@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from zsqbench.synthesis import (
     BNLoss,
     ConditionalImages,
     ConditionalTraining,
+    GeneratorBatch,
     class_weights,
+    gdfq_loss,
     require_classes,
 )
 from zsqbench.testing import tiny_teacher
@@ -27,7 +31,7 @@ def maker(conditioning="product", size=SIZE, latent=6, **options):
 
 def training(bn_loss, seed=0, **options):
     generator = rng(seed)
-    made = ConditionalImages(6, 10, SIZE, "embedding" if options else "product", generator)
+    made = ConditionalImages(6, 10, SIZE, "embedding" if "mixed" in options else "product", generator)
     return ConditionalTraining(made, bn_loss, 4, 10, generator, **options)
 
 
@@ -98,6 +102,62 @@ def test_a_step_trains_towards_classes_and_statistics():
     assert not images.requires_grad
     torch.testing.assert_close(logits, teacher.module(images), rtol=1e-4, atol=1e-5)
     assert sum(gaps[-10:]) < sum(gaps[:10])
+
+
+class CornerStudent(nn.Module):
+    """Ten logits, each of which is the first pixel of an image, times a gain that could learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.gain * images[:, :1, 0, 0].expand(-1, 10)
+
+
+def test_a_loss_may_compare_the_student_with_the_network():
+    student, seen = CornerStudent(), []
+
+    def loss(batch):
+        seen.append((batch.logits - batch.student_logits()).detach())
+        return batch.student_logits().mean(), {"corner": batch.student_logits().mean()}
+
+    teacher = tiny_teacher()
+    with BNLoss(teacher.module, HAST) as bn_loss:
+        trainer = training(bn_loss, loss=loss)
+        steps = [trainer.step(student=student) for _ in range(60)]
+    images, _, logits, curves = steps[0]
+    torch.testing.assert_close(seen[0], logits - 2 * images[:, :1, 0, 0], rtol=1e-5, atol=1e-6)
+    assert curves["corner"].item() == pytest.approx(2 * images[:, 0, 0, 0].mean().item(), rel=1e-5)
+    # the gradient that lowers the pixel reaches the generator through the student alone, and the student not at all
+    assert steps[-1][0][:, 0, 0, 0].mean() < images[:, 0, 0, 0].mean() - 1
+    assert student.gain.grad is None
+
+
+def test_a_student_runs_only_for_a_loss_that_asks_for_it():
+    student = CornerStudent()
+    with BNLoss(tiny_teacher().module, HAST) as bn_loss:
+        alone, beside = training(bn_loss), training(bn_loss)
+        for _ in range(2):
+            assert torch.equal(alone.step()[0], beside.step(student=student)[0])
+    assert student.calls == 0
+
+
+def test_a_loss_that_asks_for_a_student_needs_one():
+    with BNLoss(tiny_teacher().module, HAST) as bn_loss, pytest.raises(RuntimeError, match="got no student"):
+        training(bn_loss, loss=lambda batch: (batch.student_logits().mean(), {})).step()
+
+
+def test_gdfqs_loss_by_hand():
+    logits, labels = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[1.0, 0.0]])
+    loss, curves = gdfq_loss(GeneratorBatch(labels, logits, torch.tensor(2.0), lambda: 1 / 0))
+    assert loss.item() == pytest.approx(math.log(4) + 0.2)
+    assert {name: value.item() for name, value in curves.items()} == {
+        "generator_ce": pytest.approx(math.log(4)),
+        "generator_bn": 2.0,
+    }
 
 
 def test_mixed_labels_sum_to_one_over_the_classes_of_an_image():

@@ -1,6 +1,7 @@
 """Generators of images of classes that are trained beside a student: GDFQ's, and Qimera's on top of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -108,12 +109,38 @@ class _Norm(nn.Module):
             nn.init.zeros_(self.offsets)
 
 
+@dataclass(frozen=True)
+class GeneratorBatch:
+    """A batch of images as the loss of a generator sees it; all is differentiable to the images."""
+
+    labels: Tensor
+    """The classes that were asked for, as probabilities [N, classes]."""
+    logits: Tensor
+    """What the float network makes of the images, [N, classes]."""
+    bn_gap: Tensor
+    """How far the batch is from the network's BN statistics; a scalar."""
+    student_logits: Callable[[], Tensor]
+    """What the student makes of the images, [N, classes], computed when it is called.
+
+    Raises RuntimeError where the step was given no student.
+    """
+
+
+GeneratorLoss = Callable[[GeneratorBatch], tuple[Tensor, Mapping[str, Tensor]]]
+"""What a generator minimizes, a scalar, and scalars to log."""
+
+
+def gdfq_loss(batch: GeneratorBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """GDFQ's: the float network's cross-entropy towards the classes plus 0.1 times the distance from its statistics."""
+    ce = functional.cross_entropy(batch.logits, batch.labels)
+    return ce + BN_WEIGHT * batch.bn_gap, {"generator_ce": ce, "generator_bn": batch.bn_gap}
+
+
 class ConditionalTraining:
     """Trains a generator of images of classes against a network, and gives what it makes meanwhile.
 
-    Each step draws noise and classes, and minimises the cross-entropy of the network towards the classes plus 0.1 times
-    the distance from its BN statistics (mean and variance of the batch). With `mixed`, Qimera's: in this part of the
-    steps, images are of several classes at once, and so are their labels.
+    Each step draws noise and classes, and minimises a loss: GDFQ's, or one of your own. With `mixed`, Qimera's: in this
+    part of the steps, images are of several classes at once, and so are their labels.
     """
 
     def __init__(
@@ -127,15 +154,23 @@ class ConditionalTraining:
         lr: float = 1e-3,
         mixed: float = 0.0,
         mixed_classes: int = 2,
+        loss: GeneratorLoss = gdfq_loss,
     ) -> None:
+        self._loss = loss
         self.maker, self._bn_loss, self._rng = maker.train(), bn_loss, rng
         self._shape, self._classes = (batch_size, maker.latent), classes
         self._mixed, self._mixed_classes = mixed, mixed_classes
         self._optimizer = torch.optim.Adam(maker.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
         self.lr = lr
 
-    def step(self, lr: float | None = None) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """One update: images [N, C, H, W], labels [N, classes], the network's logits there, and scalars to log."""
+    def step(
+        self, lr: float | None = None, student: Callable[[Tensor], Any] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """One update: images [N, C, H, W], labels [N, classes], the network's logits there, and scalars to log.
+
+        `student` is what the loss may compare with the network, as AdaSG's and AdaDFQ's do: a function of images that
+        returns logits. It runs only if the loss asks for it, and its parameters get no gradient.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr if lr is None else lr
         noise, classes, mixture, labels = self._draw()
@@ -143,12 +178,19 @@ class ConditionalTraining:
             images = self.maker(noise, classes, mixture)
             gap = self._bn_loss(images, outputs=True)
             logits = class_logits(gap.seen.outputs, labels)
-            ce = functional.cross_entropy(logits, labels)
+
+            def student_logits() -> Tensor:
+                if student is None:
+                    raise RuntimeError(
+                        "the generator's loss asks for the student's logits, and its step got no student"
+                    )
+                return class_logits(student(images), labels)
+
+            loss, curves = self._loss(GeneratorBatch(labels, logits, gap.total, student_logits))
             self._optimizer.zero_grad()
-            (ce + BN_WEIGHT * gap.total).backward()  # type: ignore[no-untyped-call]
+            loss.backward(inputs=list(self.maker.parameters()))  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        curves = {"generator_ce": ce.detach(), "generator_bn": gap.total.detach()}
-        return images.detach(), labels, logits.detach(), curves
+        return images.detach(), labels, logits.detach(), {name: value.detach() for name, value in curves.items()}
 
     def images(self, steps: int) -> Iterator[Tensor]:
         """The images of so many steps."""
@@ -187,10 +229,11 @@ def gdfq_training(
     lr: float = 1e-3,
     *,
     small: bool,
+    loss: GeneratorLoss = gdfq_loss,
 ) -> ConditionalTraining:
     """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones."""
     maker = ConditionalImages(GDFQ_LATENT, classes, size, "product" if small else "norm", rng)
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr, loss=loss)
 
 
 def require_classes(classes: int | None, method: str) -> int:
