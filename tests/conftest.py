@@ -346,7 +346,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of data, golden vectors and papers beside the checkout."""
+    """The folder of images and networks that are too big for the repository, beside the checkout."""
     folder = CHECKOUT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"there is no folder {folder}")
@@ -355,13 +355,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Mapping[str, Any]]:
-    """Vectors computed by the original implementations, by the name of their file."""
-    folder = CHECKOUT.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"there are no golden vectors in {folder}")
+    """Vectors computed by the original implementations, by the name of their file in tests/golden."""
     import numpy as np
 
-    return lambda name: np.load(folder / f"{name}.npz")
+    return lambda name: np.load(CHECKOUT / "tests" / "golden" / f"{name}.npz")
 
 
 @pytest.fixture

@@ -1,13 +1,8 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import fx
 
 from zsqbench.zoo.resnet import CifarResNet, Subsample
-from zsqbench.zoo.weights import read_weights
-
-WEIGHTS = Path(__file__).resolve().parents[2] / "../shared/data/models/resnet20_cifar10.safetensors"
 
 
 @pytest.mark.parametrize(("depth", "convolutions"), [(20, 19), (32, 31), (44, 43), (56, 55)])
@@ -34,8 +29,7 @@ def test_width_channels_and_classes_are_parameters():
     assert CifarResNet(20, width=3, in_channels=1, classes=7)(torch.randn(2, 1, 8, 8)).shape == (2, 7)
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the shared CIFAR-10 weights are not here")
-def test_the_published_cifar10_weights_have_exactly_these_names():
-    published = {name for name in read_weights(WEIGHTS) if not name.endswith("num_batches_tracked")}
-    own = {name for name in CifarResNet(20).state_dict() if not name.endswith("num_batches_tracked")}
-    assert published == own
+def test_the_published_cifar10_weights_have_exactly_these_names_and_shapes(golden):
+    published = {name: weight.shape for name, weight in golden("resnet20_weights").items()}
+    own = {name: tuple(weight.shape) for name, weight in CifarResNet(20).state_dict().items()}
+    assert published == {name: shape for name, shape in own.items() if not name.endswith("num_batches_tracked")}
