@@ -200,3 +200,12 @@ def test_a_scale_that_is_no_power_of_two_is_found(network):
     activation_quantizers(student)[0][1].scale.mul_(1.5)
     with pytest.raises(RuntimeError, match="'input' has a scale that is no power of two"):
         finalize(student)
+
+
+def test_the_effective_map_says_what_live_quantizers_do_not_what_the_scheme_says(network):
+    student = prepare(network, parse_scheme("hw/w2a8"), SIZE)
+    layers = quantized_layers(student)
+    for _, layer in layers[:1]:
+        layer.weight_quantizer.bits = 8
+    entries = {(entry["kind"], entry["name"]): entry for entry in effective_map(student)}
+    assert [entries["weight", name]["bits"] for name, _ in layers[:2]] == [8, 2]

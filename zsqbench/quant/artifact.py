@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, WeightQuantizer, plain
 from zsqbench.quant.student import activation_quantizers, quantized_layers, recorded_map, weight_quantizers
+from zsqbench.scheme import FLOAT_BITS
 
 
 @torch.no_grad()
@@ -55,10 +56,23 @@ def take_over(student: nn.Module, other: nn.Module) -> None:
 def effective_map(student: nn.Module) -> list[dict[str, Any]]:
     """What a student quantizes, tensor by tensor: name, kind, role, bits, axis and grid; 32 bits for what stays float.
 
-    Weights first, then activations, each in execution order. Empty for a network that was not prepared.
+    Bits, axes and grids are those of the quantizers that are there, whatever the scheme says. Weights first, then
+    activations, each in execution order; a tensor that `prepare` gave no place comes last. Empty for a network without
+    quantizers that was not prepared.
     """
-    grids = {(quantizer.kind, name): quantizer.grid for name, quantizer in _quantizers(student)}
-    return [{**entry, "grid": grids.get((entry["kind"], entry["name"]), "float")} for entry in recorded_map(student)]
+    live = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
+    recorded = {(entry["kind"], entry["name"]): entry["role"] for entry in recorded_map(student)}
+    roles = recorded | {place: quantizer.role for place, quantizer in live.items()}
+    return [
+        {"name": name, "kind": kind, "role": role, **_grid_of(live.get((kind, name)))}
+        for (kind, name), role in roles.items()
+    ]
+
+
+def _grid_of(quantizer: WeightQuantizer | ActivationQuantizer | None) -> dict[str, Any]:
+    if quantizer is None:
+        return {"bits": FLOAT_BITS, "axis": None, "grid": "float"}
+    return {"bits": quantizer.bits, "axis": quantizer.axis, "grid": quantizer.grid}
 
 
 def measured_map(student: nn.Module) -> list[dict[str, Any]]:
