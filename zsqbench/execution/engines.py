@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -95,11 +96,12 @@ class WorkerPool(Executor):
             self._stop(slot, kill=cancel_futures, wait=wait)
 
     def _submit(self, slot: int, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
-        try:
-            return self._worker(slot).submit(fn, *args, **kwargs)
-        except BrokenProcessPool:  # it died while it waited
-            self._stop(slot, kill=True, wait=False)
-            return self._worker(slot).submit(fn, *args, **kwargs)
+        with _main_module_hidden():
+            try:
+                return self._worker(slot).submit(fn, *args, **kwargs)
+            except BrokenProcessPool:  # it died while it waited
+                self._stop(slot, kill=True, wait=False)
+                return self._worker(slot).submit(fn, *args, **kwargs)
 
     def _worker(self, slot: int) -> ProcessPoolExecutor:
         with self._lock:
@@ -131,6 +133,22 @@ class WorkerPool(Executor):
                 with contextlib.suppress(OSError):
                     process.kill()
         worker.shutdown(wait=wait, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """A process that starts meanwhile does not import the script that runs the suite: it needs zsqbench alone.
+
+    Otherwise a script that calls `zsqbench.run` would run again in each worker, unless it were guarded.
+    """
+    names, here = ("__file__", "__spec__"), vars(sys.modules["__main__"])
+    kept = {name: here[name] for name in names if name in here}
+    here.pop("__file__", None)
+    here["__spec__"] = None
+    try:
+        yield
+    finally:
+        here |= kept
 
 
 def _start_worker(threads: int, gpu: str | None) -> None:
