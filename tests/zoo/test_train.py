@@ -4,11 +4,11 @@ from torch import nn
 
 from zsqbench.zoo import digits, train
 from zsqbench.zoo.models import load_named
-from zsqbench.zoo.train import RECIPES, Recipe, augment
+from zsqbench.zoo.train import RECIPES, ClassifierTraining, augment
 
 
 def test_training_is_the_same_each_time():
-    short = Recipe(noise=0.5, weight_decay=1e-4, spread=1.0, epochs=1, batch=256)
+    short = ClassifierTraining(noise=0.5, weight_decay=1e-4, spread=1.0, epochs=1, batch=256)
     one, two = (train.train("mobilenetv2", short).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -45,7 +45,7 @@ def test_the_data_file_is_what_the_script_writes(tmp_path, monkeypatch):
 
 
 def test_the_script_writes_weights_that_load(tmp_path, monkeypatch):
-    short = Recipe(noise=0.5, weight_decay=1e-4, spread=0.0, epochs=1, batch=448)
+    short = ClassifierTraining(noise=0.5, weight_decay=1e-4, spread=0.0, epochs=1, batch=448)
     monkeypatch.setattr(train, "RECIPES", {"mobilenetv2": short})
     monkeypatch.setattr(train.models, "shipped_weights", lambda name: tmp_path / f"{name}.safetensors")
     train.main()

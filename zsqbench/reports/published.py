@@ -15,7 +15,7 @@ from zsqbench.scheme import FLOAT
 SOURCES = "sources.yaml"
 """Says of each source what it is called and how it is cited; its values are in SOURCE.csv."""
 
-Place = tuple[str, str, str, str, str]
+ValueKey = tuple[str, str, str, str, str]
 """Model, generator, quantizer, scheme, as suites call them, and metric."""
 
 
@@ -36,12 +36,12 @@ class Value(BaseModel):
     note: str
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ValueKey:
         """Where it stands."""
         return self.model, self.generator, self.quantizer, self.scheme, self.metric
 
     @property
-    def float_place(self) -> Place:
+    def float_place(self) -> ValueKey:
         """Where the float network stands."""
         return self.model, "none", "fp32", FLOAT.name, self.metric
 
@@ -59,12 +59,12 @@ class Source:
         """The tables that values are kept of, in their order."""
         return list(dict.fromkeys(value.table for value in self.values))
 
-    def find(self, tables: Iterable[str]) -> dict[Place, dict[str, Any]]:
+    def find(self, tables: Iterable[str]) -> dict[ValueKey, dict[str, Any]]:
         """What these tables say, as a result row holds it; where two say something of a cell, the first counts.
 
         The float network is that of the table, or else the first of the source.
         """
-        found: dict[Place, dict[str, Any]] = {}
+        found: dict[ValueKey, dict[str, Any]] = {}
         everywhere = {value.place: value for value in reversed(self.values)}
         for table in tables:
             values = {value.place: value for value in self.values if value.table == table}

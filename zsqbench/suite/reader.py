@@ -11,7 +11,7 @@ from typing import Any, cast
 from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
 from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, load_plugins
-from zsqbench.reports.published import Place, read_source
+from zsqbench.reports.published import ValueKey, read_source
 from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
 from zsqbench.suite.schema import SuiteFile
 from zsqbench.suite.selection import select
@@ -48,10 +48,10 @@ def load_suite(
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
-    return _Reader(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    return _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
 
 
-class _Reader:
+class _SuiteBuilder:
     """Turns a parsed file into a suite: resolves each name once, then expands the matrix."""
 
     def __init__(
@@ -111,8 +111,8 @@ class _Reader:
             self.notes.append(f"{place}: these tables say nothing of a cell; parts of a cell must be called as there")
         return suite
 
-    def _published(self) -> dict[Place, dict[str, Any]]:
-        found: dict[Place, dict[str, Any]] = {}
+    def _published(self) -> dict[ValueKey, dict[str, Any]]:
+        found: dict[ValueKey, dict[str, Any]] = {}
         for index, reference in enumerate(self.file.published):
             places = {key: self._place("published", index, key) for key in ("source", "table")}
             try:

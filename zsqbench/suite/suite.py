@@ -9,7 +9,7 @@ from typing import Any, cast
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Generator, Method, ModelSpec, Network, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, Plugin
-from zsqbench.reports.published import Place
+from zsqbench.reports.published import ValueKey
 from zsqbench.scheme import Placement, Scheme
 
 AXES = ("task", "model", "generator", "quantizer", "scheme", "seed")
@@ -129,7 +129,7 @@ class Suite:
     """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
     placements: Mapping[str, Placement] = field(default_factory=dict)
     """The shipped placements and the suite's own, whether its matrix uses them or not."""
-    published: Mapping[Place, Mapping[str, Any]] = field(default_factory=dict)
+    published: Mapping[ValueKey, Mapping[str, Any]] = field(default_factory=dict)
     """What the tables that it names say, by the names of a cell's parts and the metric."""
 
     def generator(self, cell: Cell) -> Generator | None:

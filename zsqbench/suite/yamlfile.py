@@ -34,7 +34,7 @@ class YamlFile:
             raise ZSQBenchError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ZSQBenchError(f"{path} is not a text file in UTF-8 (byte {error.start})") from error
-        self.data = _Reader(str(path), lambda line: f"{path}:{line}", self._places).read(text, ())
+        self.data = _PlainLoader(str(path), lambda line: f"{path}:{line}", self._places).read(text, ())
 
     def where(self, location: Location) -> str:
         """`file:line` of a value (or `--set ...`, where it was overridden), or of the closest value around it."""
@@ -58,7 +58,7 @@ class YamlFile:
         for old in [known for known in self._places if known[: len(location)] == location]:
             del self._places[old]
         self._places[location] = place
-        holder[key_or_index] = _Reader(place, lambda _: place, self._places).read(value, location)
+        holder[key_or_index] = _PlainLoader(place, lambda _: place, self._places).read(value, location)
 
 
 def _enter(holder: Any, location: Location, key: str, place: str) -> tuple[Any, Location]:
@@ -80,7 +80,7 @@ def _key(holder: Any, location: Location, key: str, place: str) -> str | int:
     raise ZSQBenchError(f"{place}: {'.'.join(map(str, location))} is a single value, there is no {key!r} in it")
 
 
-class _Reader:
+class _PlainLoader:
     """Turns YAML text into plain data and notes the place of each value."""
 
     def __init__(self, source: str, place: Callable[[int], str], places: dict[Location, str]) -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClassifierTraining:
     """How one network is trained: SGD with Nesterov momentum under a one-cycle schedule."""
 
     noise: float
@@ -44,9 +44,9 @@ class Recipe:
     seed: int = 0
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "resnet20": Recipe(noise=0.7, weight_decay=5e-4, spread=1.2, epochs=150),
-    "mobilenetv2": Recipe(noise=0.6, weight_decay=1e-4, spread=0.0, epochs=120),
+RECIPES: Mapping[str, ClassifierTraining] = {
+    "resnet20": ClassifierTraining(noise=0.7, weight_decay=5e-4, spread=1.2, epochs=150),
+    "mobilenetv2": ClassifierTraining(noise=0.6, weight_decay=1e-4, spread=0.0, epochs=120),
 }
 
 ROTATION, ZOOM, SHEAR, SHIFT = math.radians(20), 0.2, 0.2, 1.5
@@ -67,7 +67,7 @@ def write_digits() -> None:
     save_arrays(tensors, digits.FILE)
 
 
-def train(name: str, recipe: Recipe) -> nn.Module:
+def train(name: str, recipe: ClassifierTraining) -> nn.Module:
     """Train an embedded network from scratch, on the train part alone; the weights are seeded, the last ones count."""
     network = models.load_named(name, "none").module.train().requires_grad_()
     rng = torch.Generator().manual_seed(recipe.seed)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DetectorTraining:
     """How the detector is trained: AdamW under a one-cycle schedule."""
 
     steps: int = 4000
@@ -51,7 +51,7 @@ class Recipe:
     seed: int = 0
 
 
-RECIPE = Recipe()
+RECIPE = DetectorTraining()
 
 LOGGED = 100
 """Steps from one line to the next."""
@@ -63,7 +63,7 @@ RADIUS = 1.5 * STRIDE
 """Places of a digit lie in its box, and less than so many pixels from its centre in both directions."""
 
 
-def train(recipe: Recipe) -> nn.Module:
+def train(recipe: DetectorTraining) -> nn.Module:
     """Train from scratch on scenes of the digits' train part; they and the weights are seeded, the last ones count."""
     network = build_network(SceneDetector, "none").train().requires_grad_()
     scenes, rng = np.random.Generator(np.random.PCG64(recipe.seed)), torch.Generator().manual_seed(recipe.seed)
