@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
+        Auto,
         CalibrationSet,
         DataFiles,
         Engine,
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
         GridQuantizer,
         InputFile,
         ModelSpec,
+        Network,
         Pretrained,
         Quantizer,
         ReconstructionQuantizer,
         StepContext,
         Task,
         TaskContext,
+        auto,
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
     from zsqbench.methods.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from zsqbench.scheme import Scheme
 
 __all__ = [
+    "Auto",
     "CalibrationSet",
     "CoTrainedQuantizer",
     "DataFiles",
@@ -42,6 +46,7 @@ __all__ = [
     "InputFile",
     "LabelledGenerator",
     "ModelSpec",
+    "Network",
     "PixelGenerator",
     "Pretrained",
     "Quantizer",
@@ -53,6 +58,7 @@ __all__ = [
     "TaskContext",
     "TrainingQuantizer",
     "ZSQBenchError",
+    "auto",
     "hookimpl",
 ]
 

@@ -297,11 +297,11 @@ class _Planner:
         self, cell: Cell, model: str, quantizer: Variant, images: tuple[Step, ...], after: tuple[Step, ...]
     ) -> Step:
         """The quantize step of a cell, or of what that starts from; which needs no images where it reads none."""
-        needs = () if quantizer.quantizer.data_free else images
+        needs = images if quantizer.quantizer.needs_images else ()
         if quantizer.start is not None:
             needs += (self._quantize(cell, model, quantizer.start, images, after),)
         parts = (model, quantizer.digest, self.settings(cell.settings))
-        maker = NO_GENERATOR if quantizer.quantizer.data_free else cell.generator or NO_GENERATOR
+        maker = (cell.generator or NO_GENERATOR) if quantizer.quantizer.needs_images else NO_GENERATOR
         label = f"{cell.model} {maker} {quantizer.label} {cell.scheme}"
         seed, scheme = cell.seed if quantizer.method.seeded else None, self.scheme(cell.scheme)
         return self._step("quantize", cell, parts, label, seed, scheme, needs, after, quantizer)

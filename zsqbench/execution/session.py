@@ -182,6 +182,7 @@ class Session:
         from zsqbench.quant import effective_map, finalize, measured_map
 
         quantizer, ctx = self._quantizer(job["quantizer"]), self._context(job, reporter)
+        ctx.scheme = Scheme.model_validate(job["scheme"])
         data = None
         if "generate" in job["needs"]:
             folder = self.store.read("generate", job["needs"]["generate"])
@@ -190,7 +191,7 @@ class Session:
             folder = self.store.read("quantize", job["needs"]["quantize"])
             ctx.start = self._restored(self._prepared(job), folder / MODEL)
         with self._method_call(job, quantizer) as teacher:
-            student = self._quantizer(job["prepared_by"]).prepare(teacher, Scheme.model_validate(job["scheme"]))
+            student = self._quantizer(job["prepared_by"]).prepare(teacher, ctx.scheme)
             quantizer.quantize(student, teacher, data, ctx)
         finalize(student)
         state = state_of(student)

@@ -3,7 +3,18 @@
 The bases of families (pixels, training, cotraining) are imported from their modules.
 """
 
-from zsqbench.methods.base import ByDataSet, InputFile, Kind, Method, data_set
+from zsqbench.methods.base import (
+    DATA_SETS,
+    Auto,
+    ByDataSet,
+    InputFile,
+    Kind,
+    Method,
+    Network,
+    NetworkFacts,
+    auto,
+    data_set,
+)
 from zsqbench.methods.context import StepContext, TaskContext
 from zsqbench.methods.data import CalibrationSet, Pretrained
 from zsqbench.methods.engine import Engine
@@ -14,6 +25,8 @@ from zsqbench.methods.settings import Settings
 from zsqbench.methods.task import DataFiles, Evaluation, Task
 
 __all__ = [
+    "DATA_SETS",
+    "Auto",
     "ByDataSet",
     "CalibrationSet",
     "DataFiles",
@@ -25,6 +38,8 @@ __all__ = [
     "Kind",
     "Method",
     "ModelSpec",
+    "Network",
+    "NetworkFacts",
     "Pretrained",
     "Quantizer",
     "ReconstructionQuantizer",
@@ -32,5 +47,6 @@ __all__ = [
     "StepContext",
     "Task",
     "TaskContext",
+    "auto",
     "data_set",
 ]

@@ -49,7 +49,9 @@ class Variant:
         A quantizer that it starts from is there as what it is, not as what the suite calls it.
         """
         files = self.method.input_files()
-        options = {k: v for k, v in self.method.options().items() if k not in files and k not in self.method.incidental}
+        options = {
+            k: v for k, v in self.method.options().items() if k not in files and k not in self.method.execution_options
+        }
         if self.start is not None:
             options["start"] = self.start.identity
         return {
@@ -151,7 +153,7 @@ class Suite:
     def _parts(self) -> dict[tuple[str, str], str]:
         """What each name of the suite contributes to the definition of its cells."""
         parts: dict[tuple[str, str], Any] = {
-            # Incidental options, too: they say which data is meant, and a definition is known before the data is read.
+            # Execution options, too: they say which data is meant, and a definition is known before the data is read.
             ("task", label): [variant.identity, variant.method.options()]
             for label, variant in self.tasks.items()
         }
