@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
+from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +39,11 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    iterations: int | None = Field(None, ge=0, description="iterations for each layer")
-    annealing: Literal["linear", "cosine"] | None = Field(None, description="how beta falls from 20 to 2")
+    iterations: Auto[int] = auto(ge=0, description="iterations for each layer")
+    annealing: Auto[Literal["linear", "cosine"]] = auto(description="how beta falls from 20 to 2")
+    draws: Auto[Literal["permutation", "epoch", "replacement"]] = auto(
+        description="images of an iteration: the first of a new permutation, the next of one, or any, independently"
+    )
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
         "mse", description="how activation ranges are chosen"
     )
@@ -48,7 +52,7 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
     def quantize(
         self,
         student: "nn.Module",
-        teacher: "Pretrained",  # noqa: ARG002
+        teacher: "Pretrained",
         data: "CalibrationSet | None",
         ctx: "StepContext",
     ) -> None:
@@ -61,12 +65,12 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
             memory_errors,
         )
 
-        images = self.images_of(data)
+        self, images = self.resolved(teacher, ctx.scheme), self.images_of(data)
         stage = Stage(
-            self.chosen("iterations"),
+            self.iterations,
             self.batch_size,
-            rounding=self.rounding(annealing=self.chosen("annealing")),
-            draws=self.chosen("draws"),
+            rounding=self.rounding(annealing=self.annealing),
+            draws=self.draws,
         )
         memory = self.memory(ctx.device)
         engine = Reconstruction(student, images, ctx, {"weights": stage}, grain="layer", memory=memory)

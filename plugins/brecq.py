@@ -5,15 +5,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
-from zsqbench.scheme import Scheme
+from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import Unit
-
-_STEM_IS_KEPT = "brecq_keeps_stem"
 
 
 class BRECQ(zsqbench.ReconstructionQuantizer):
@@ -44,23 +40,21 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    loss: Literal["mse", "fisher_diag", "fisher_full"] | None = Field(None, description="what stage 1 minimizes")
+    loss: Auto[Literal["mse", "fisher_diag", "fisher_full"]] = auto(description="what stage 1 minimizes")
     units: Literal["block", "layer"] = Field("block", description="what is reconstructed at a time")
     weight_iterations: int = Field(20_000, ge=0, description="iterations of stage 1 for each unit")
     activation_iterations: int = Field(5000, ge=0, description="iterations of stage 2 for each unit")
-    activation_lr: float | None = Field(None, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    search_images: int | None = Field(None, gt=0, description="images that activation ranges are chosen on")
-
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
-        """Put affine quantizers in place."""
-        student: Any = super().prepare(teacher, scheme)
-        student.meta[_STEM_IS_KEPT] = isinstance(scheme.placement.first_weight, int)
-        return student
+    activation_lr: Auto[float] = auto(gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
+    search_images: Auto[int] = auto(gt=0, description="images that activation ranges are chosen on")
+    layer_draws: Auto[Literal["permutation", "epoch", "replacement"]] = auto(
+        description="images of an iteration on a single layer: the first of a new permutation, as on blocks, the next "
+        "of one, or any, independently"
+    )
 
     def quantize(
         self,
         student: Any,
-        teacher: "Pretrained",  # noqa: ARG002
+        teacher: "Pretrained",
         data: "CalibrationSet | None",
         ctx: "StepContext",
     ) -> None:
@@ -75,37 +69,37 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
             quantized_layers,
         )
 
-        images = self.images_of(data)
-        _, _, fisher = self.chosen("loss").partition("fisher_")
+        self, images, scheme = self.resolved(teacher, ctx.scheme), self.images_of(data), self.scheme_of(ctx)
+        _, _, fisher = self.loss.partition("fisher_")
         weights = Stage(
             self.weight_iterations,
             self.batch_size,
             rounding=self.rounding(),
             fisher=fisher or None,
-            layer_draws=self.chosen("layer_draws"),
+            layer_draws=self.layer_draws,
         )
         activations = Stage(
             self.activation_iterations,
             self.batch_size,
-            step_sizes=StepSizes(self.chosen("activation_lr")),
+            step_sizes=StepSizes(self.activation_lr),
             quantize_activations=True,
             source="float",
             power=2.4,
-            layer_draws=self.chosen("layer_draws"),
+            layer_draws=self.layer_draws,
         )
+        keeps_stem = isinstance(scheme.placement.first_weight, int)
         stem = next((path for path, _ in quantized_layers(student)), None)
 
         def is_kept(unit: "Unit") -> bool:
-            return student.meta[_STEM_IS_KEPT] and [path for path, _ in unit.layers] == [stem]
+            return keeps_stem and [path for path, _ in unit.layers] == [stem]
 
         stages = {"weights": weights, "activations": activations}
         memory = self.memory(ctx.device)
         engine = Reconstruction(student, images, ctx, stages, grain=self.units, skip=is_kept, memory=memory)
         calibrate_weights(student, "mse")
         engine.run("weights")
-        search_images = self.chosen("search_images")
-        with memory_errors(ctx.device, {"search_images": search_images}):
-            calibrate_activations_by("mse", student, images, search_images)
+        with memory_errors(ctx.device, {"search_images": self.search_images}):
+            calibrate_activations_by("mse", student, images, self.search_images)
         engine.run("activations")
 
 

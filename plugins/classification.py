@@ -58,7 +58,7 @@ class Classification(zsqbench.Task):
     name: ClassVar[str] = "classification"
     metric: ClassVar[str] = "top1"
     # What these lead to, files and split, is in the identity by content.
-    incidental: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
+    execution_options: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
 
     data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="what is classified")
     root: Path | None = Field(None, description="its folder under the data root; by default its name")

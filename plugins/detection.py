@@ -32,7 +32,7 @@ PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
 """Images of a picture, and which of their boxes: so many at most, with this score at least."""
 
 
-class CocoDetection(zsqbench.Task):
+class COCODetection(zsqbench.Task):
     """Mean average precision of a detector, in percent. What is evaluated is never handed out for calibration.
 
     `coco` is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default; categories keep
@@ -47,7 +47,7 @@ class CocoDetection(zsqbench.Task):
     name: ClassVar[str] = "coco_detection"
     metric: ClassVar[str] = "mAP"
     # What these lead to, files and split, is in the identity by content.
-    incidental: ClassVar[frozenset[str]] = frozenset(
+    execution_options: ClassVar[frozenset[str]] = frozenset(
         {"root", "images", "annotations", "calibration", "holdout", "split_seed"}
     )
 
@@ -61,7 +61,7 @@ class CocoDetection(zsqbench.Task):
     batch_size: int = Field(8, gt=0, description="images evaluated at a time, where they have the same size")
 
     @model_validator(mode="after")
-    def _calibrates_on_one_thing(self) -> "CocoDetection":
+    def _calibrates_on_one_thing(self) -> "COCODetection":
         if self.calibration is not None and self.holdout:
             raise ValueError("give 'calibration' (another folder) or 'holdout' (a part of this one), not both")
         fields = type(self).model_fields
@@ -367,4 +367,4 @@ def _some(numbers: set[int]) -> str:
 @zsqbench.hookimpl
 def register_tasks() -> list[type[zsqbench.Task]]:
     """Provide `coco_detection`."""
-    return [CocoDetection]
+    return [COCODetection]

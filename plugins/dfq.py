@@ -50,7 +50,7 @@ class DFQ(zsqbench.GridQuantizer):
 
     name = "dfq"
     seeded = False
-    data_free = True
+    needs_images = False
     needs_bn = True
 
     equalization: bool = Field(True, description="rescale channels so that consecutive layers have equal ranges")

@@ -1,10 +1,13 @@
 """DGH: Data Generation for Hardware-friendly post-training quantization (Dikstein et al., WACV 2025)."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 import zsqbench
+from zsqbench.methods import Auto, Network, auto
+from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +34,7 @@ PUBLISHED_BATCHES = 8
 """Memory batches of the release: 1,024 images, 128 at a time."""
 
 
-class Dgh(zsqbench.Generator):
+class DGH(zsqbench.Generator):
     """Images that together have the statistics of every BN layer, seen through flips, blur and crops, outputs spread.
 
     Three parts, each with its switch: statistics of all images (`scope`; Eq. 5), although only a memory batch is in the
@@ -75,24 +78,25 @@ class Dgh(zsqbench.Generator):
         "all", description="whose statistics are matched: of all images, each batch, each image, or groups of a number"
     )
     image_pipeline: bool = Field(True, description="flip, blur and crop images on their way to the network")
-    output_weight: float | None = Field(
-        None, ge=0, description="weight of the output loss for 8 batches, see above; 0 for none; none for the published"
+    output_weight: Auto[float] = auto(
+        ge=0,
+        description="weight of the output loss for 8 batches, 0 for none; by default the published one of the network",
     )
     std_weight: float = Field(10.0, ge=0, description="weight of deviations against means")
     slack: float = Field(0.5, ge=0, description="how far features may be from normal before the output loss minds")
-    extra_pixels: int | None = Field(
-        None, ge=0, description="height and width beyond the image's, for crops; none for 32 in 224, in proportion"
+    extra_pixels: Auto[int] = auto(
+        ge=0, description="height and width beyond the image's, for crops; by default 32 for 224, in proportion"
     )
     filter_size: int = Field(3, gt=0, description="side of the blur, odd")
     filter_sigma: float = Field(1.25, gt=0, description="standard deviation of the blur, in pixels")
     factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
-    patience: int | None = Field(
-        None, ge=0, description="steps without a better loss that make a plateau; none for iterations / 50"
+    patience: Auto[int] = auto(
+        ge=0, description="steps without a better loss that make a plateau; by default iterations / 50"
     )
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
 
     @model_validator(mode="after")
-    def _fits(self) -> "Dgh":
+    def _fits(self) -> "DGH":
         if isinstance(self.scope, int) and self.batch_size % self.scope and self.scope % self.batch_size:
             raise ValueError(
                 f"scope {self.scope} does not fit batch_size {self.batch_size}: one must be a multiple of the other"
@@ -101,16 +105,25 @@ class Dgh(zsqbench.Generator):
             raise ValueError(f"filter_size {self.filter_size} is even; a blur needs a central pixel")
         return self
 
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:  # noqa: ARG002 - needs no scheme
+        """The published weight of this architecture, and what follows from image size and iterations."""
+        return {
+            "output_weight": published_weight(network.architecture),
+            "extra_pixels": round(32 * max(network.input_size[1:]) / 224) if self.image_pipeline else 0,
+            "patience": self.iterations // 50,
+        }
+
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise all batches in turns; an interrupted run goes on where its last checkpoint was."""
         from dataclasses import replace
 
         import torch
 
-        from zsqbench.synthesis import DGH, BNLoss, RawOutputs, optimize
+        from zsqbench import synthesis
+        from zsqbench.synthesis import BNLoss, RawOutputs, optimize
 
-        state = ctx.resume() or {}
-        statistics = replace(DGH, scope=self.scope, moment_weight=self.std_weight)
+        self, state = self.resolved(teacher), ctx.resume() or {}
+        statistics = replace(synthesis.DGH, scope=self.scope, moment_weight=self.std_weight)
         with BNLoss(teacher.module, statistics) as bn_loss, RawOutputs(teacher.module, teacher.output_layers) as raw:
             run = _Run(self, teacher, ctx, bn_loss, raw, state)
             order = [batch for batch, *_ in run.visits]
@@ -120,20 +133,21 @@ class Dgh(zsqbench.Generator):
         provenance = {"output_weight": run.output_weights[0], "memory_batches": len(run.sizes)}
         return zsqbench.CalibrationSet(images, provenance=provenance)
 
-    def effective_output_weight(self, teacher: "Pretrained", share: float) -> float:
+    def output_weight_of(self, share: float) -> float:
         """The weight of the output loss of a batch that has this share of the images that are matched together."""
-        weight = self.output_weight
-        if weight is None:
-            library, _, name = (teacher.architecture or "").partition("/")
-            name = name.partition(".")[0] if library == "timm" else name  # timm/resnet18.a1_in1k: weights by their tag
-            weight = PUBLISHED_WEIGHTS.get(name, USUAL_WEIGHT)
-        return weight * PUBLISHED_BATCHES * share
+        return self.output_weight * PUBLISHED_BATCHES * share
 
-    def room(self, teacher: "Pretrained") -> int:
+    @property
+    def room(self) -> int:
         """Height and width of the optimised pixels beyond the image's."""
-        if not self.image_pipeline:
-            return 0
-        return round(32 * max(teacher.input_size[1:]) / 224) if self.extra_pixels is None else self.extra_pixels
+        return self.extra_pixels if self.image_pipeline else 0
+
+
+def published_weight(architecture: str | None) -> float:
+    """The weight of the output loss that the release has for an architecture, or the usual one."""
+    library, _, name = (architecture or "").partition("/")
+    name = name.partition(".")[0] if library == "timm" else name  # timm/resnet18.a1_in1k: weights by their tag
+    return PUBLISHED_WEIGHTS.get(name, USUAL_WEIGHT)
 
 
 class _Run:
@@ -141,7 +155,7 @@ class _Run:
 
     def __init__(
         self,
-        options: Dgh,
+        options: DGH,
         teacher: "Pretrained",
         ctx: "StepContext",
         bn_loss: "BNLoss",
@@ -162,11 +176,11 @@ class _Run:
         shares = [
             1.0 if self.store is None else self.store.share(batch, options.scope) for batch in range(len(self.sizes))
         ]
-        self.output_weights = [options.effective_output_weight(teacher, share) for share in shares]
+        self.output_weights = [options.output_weight_of(share) for share in shares]
         drawn = state.get("visits")
         if drawn is None:
             flips = 0.5 if options.image_pipeline else 0.0
-            drawn = draw_visits(options.iterations, len(self.sizes), options.room(teacher), flips, ctx)
+            drawn = draw_visits(options.iterations, len(self.sizes), options.room, flips, ctx)
         self._drawn: Tensor = drawn
         self.visits: list[list[int]] = drawn.tolist()
         self._measure = ctx.compile(self._measure_eagerly)
@@ -179,13 +193,12 @@ class _Run:
         from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam
 
         if pixels is None:
-            pixels = initial_pixels(self.sizes[batch], self.options.room(self.teacher), self.teacher, self.ctx)
+            pixels = initial_pixels(self.sizes[batch], self.options.room, self.teacher, self.ctx)
             if self.store is not None:
                 with torch.no_grad():
                     self.store.put(batch, self.bn_loss(self.pipeline.finalize(pixels)).batch)
         options = self.options
-        patience = options.iterations // 50 if options.patience is None else options.patience
-        plateau = Plateau(options.lr, options.factor, patience, options.min_lr, reset=True)
+        plateau = Plateau(options.lr, options.factor, options.patience, options.min_lr, reset=True)
         return PixelBatch(pixels.to(self.ctx.device), RectifiedAdam, plateau, options.iterations)
 
     def losses(self, pixels: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
@@ -256,7 +269,7 @@ def draw_visits(iterations: int, batches: int, room: int, flips: float, ctx: "St
     return torch.cat([order[:, :, None], (draws[:, :, 1:2] < flips).long(), corners], 2).flatten(0, 1)
 
 
-def _pipeline(options: Dgh, teacher: "Pretrained", ctx: "StepContext") -> "SmoothedCrops":
+def _pipeline(options: DGH, teacher: "Pretrained", ctx: "StepContext") -> "SmoothedCrops":
     from zsqbench.synthesis import SmoothedCrops, gaussian_line
 
     low, high = (bound.to(ctx.device) for bound in teacher.valid_range())
@@ -268,4 +281,4 @@ def _pipeline(options: Dgh, teacher: "Pretrained", ctx: "StepContext") -> "Smoot
 @zsqbench.hookimpl
 def register_generators() -> list[type[zsqbench.Generator]]:
     """Provide `dgh`."""
-    return [Dgh]
+    return [DGH]

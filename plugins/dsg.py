@@ -1,10 +1,11 @@
 """DSG: Diversifying Sample Generation for Accurate Data-Free Quantization (Zhang et al., CVPR 2021)."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 import zsqbench
+from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ PRIOR_SHIFT = 30
 """Pixels that the images are rolled by at most before the release takes their smoothness."""
 
 
-class Dsg(zsqbench.PixelGenerator):
+class DSG(zsqbench.PixelGenerator):
     """ZeroQ's images, diversified: gaps within a margin are free, and each image emphasises a layer of its own.
 
     Slack distribution alignment: each image's mean and deviation at a layer may be off by the layer's margin, which is
@@ -40,7 +41,7 @@ class Dsg(zsqbench.PixelGenerator):
 
     name = "dsg"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"emphasised": None, "extended": False},
+        "paper": {"emphasised": "all", "extended": False},
         "released": {"emphasised": 20, "extended": True},
     }
 
@@ -53,6 +54,10 @@ class Dsg(zsqbench.PixelGenerator):
     margin: float = Field(0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise that is free")
     margin_images: int = Field(1024, gt=0, description="images of Gaussian noise that margins are measured on")
     enhancement: bool = Field(True, description="let each image emphasise a layer")
+    emphasised: Auto[Literal["all"] | Annotated[int, Field(gt=0)]] = auto(
+        description="how many images, from the first on, emphasise a layer, image i layer i; all: every one, in turns"
+    )
+    extended: Auto[bool] = auto(description="add what the repository of 2023 adds to the loss; needs a classifier")
     pairing: Literal["conv_output", "bn_input"] = Field(
         "conv_output",
         description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs",
@@ -66,10 +71,12 @@ class Dsg(zsqbench.PixelGenerator):
 
         from zsqbench.synthesis import ZEROQ, BNLoss
 
-        extended = self.chosen("extended")
+        self, state = self.resolved(teacher), ctx.resume() or {}
+        extended = self.extended
         if extended and teacher.classes is None:
-            raise zsqbench.ZSQBenchError("preset released of generator 'dsg' needs a classifier; preset paper does not")
-        state = ctx.resume() or {}
+            raise zsqbench.ZSQBenchError(
+                "generator 'dsg' needs a classifier where it is extended, as its preset released is"
+            )
         with BNLoss(teacher.module, replace(ZEROQ, hook_point=self.pairing)) as bn_loss:
             kept = _with_margins(bn_loss, state, self.margin, self.margin_images, teacher, ctx)
             layers = len(bn_loss.probes.norms)
@@ -101,16 +108,16 @@ class Dsg(zsqbench.PixelGenerator):
 
         factors = torch.ones(self.images, layers)
         if self.enhancement:
-            emphasised = self.chosen("emphasised")
-            count = self.images if emphasised is None else min(self.images, emphasised)
-            period = layers if emphasised is None else emphasised
+            count, period = self.images, layers
+            if self.emphasised != "all":
+                count, period = min(self.images, self.emphasised), self.emphasised
             for image in range(count):
                 if image % period < layers:
                     factors[image, image % period] = 2
         return factors
 
 
-class DsgIL(zsqbench.InceptionGenerator):
+class DSGIL(zsqbench.InceptionGenerator):
     """DSG with an inception loss: HAST's pipeline, whose statistics of the batch have DSG's margins.
 
     The baseline "DSG+IL" of HAST's and IntraQ's tables. No released code is it, so this is a reconstruction: `zeroq_il`
@@ -203,4 +210,4 @@ def _spectrum(images: "Tensor") -> "tuple[Tensor, Tensor]":
 @zsqbench.hookimpl
 def register_generators() -> list[type[zsqbench.Generator]]:
     """Provide `dsg` and `dsg_il`."""
-    return [Dsg, DsgIL]
+    return [DSG, DSGIL]

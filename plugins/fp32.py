@@ -16,7 +16,7 @@ class FP32(zsqbench.Quantizer):
 
     name = "fp32"
     seeded = False
-    data_free = True
+    needs_images = False
 
     def rejects(self, scheme: "Scheme") -> str | None:
         """Every scheme but `float`."""

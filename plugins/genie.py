@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
 
-class Genie(zsqbench.Generator):
+class GENIE(zsqbench.Generator):
     """Images of a small network that is trained, anew for each batch, together with the latent vectors that it reads.
 
     They match mean and standard deviation of each batch at every BN layer, by squared distances averaged over channels
@@ -51,7 +51,8 @@ class Genie(zsqbench.Generator):
         """Train network after network; an interrupted run goes on where its last checkpoint was."""
         import torch
 
-        from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions, batch_sizes, optimize
+        from zsqbench import synthesis
+        from zsqbench.synthesis import BNLoss, SwingConvolutions, batch_sizes, optimize
 
         sizes = batch_sizes(self.images, self.batch_size)
         make = ctx.compile(make_images)
@@ -66,7 +67,7 @@ class Genie(zsqbench.Generator):
             return _Batch(self, latents, network, lambda latents: make(network, latents, teacher.input_size))
 
         with ExitStack() as resources:
-            bn_loss = resources.enter_context(BNLoss(teacher.module, GENIE))
+            bn_loss = resources.enter_context(BNLoss(teacher.module, synthesis.GENIE))
             measure = ctx.compile(lambda images: bn_loss(images).total)
             if self.swing:
                 swing = resources.enter_context(SwingConvolutions(teacher.module, lambda count: offsets(count, ctx)))
@@ -91,7 +92,7 @@ class _Batch:
     """Latents and the network that makes images of them, each with an optimiser and a schedule."""
 
     def __init__(
-        self, options: Genie, latents: "Tensor", network: "nn.Sequential", make: "Callable[[Tensor], Tensor]"
+        self, options: GENIE, latents: "Tensor", network: "nn.Sequential", make: "Callable[[Tensor], Tensor]"
     ) -> None:
         import torch
 
@@ -193,4 +194,4 @@ def offsets(count: int, ctx: "StepContext") -> "Tensor":
 @zsqbench.hookimpl
 def register_generators() -> list[type[zsqbench.Generator]]:
     """Provide `genie`."""
-    return [Genie]
+    return [GENIE]

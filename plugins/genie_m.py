@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zsqbench.quant.ranges import Observer
 
 
-class GenieM(zsqbench.ReconstructionQuantizer):
+class GENIEM(zsqbench.ReconstructionQuantizer):
     """QDrop with the scales of weights learned, too: floor(W / s) stays what it was at first, while s is trained.
 
     W~ = s (clip(floor(W / s0) + h(V) + z, 0, 2^b - 1) - z), with s and V learned together, and the step sizes of
@@ -126,4 +126,4 @@ def _initialise(quantizer: "ActivationQuantizer") -> "Observer":
 @zsqbench.hookimpl
 def register_quantizers() -> list[type[zsqbench.Quantizer]]:
     """Provide `genie_m`."""
-    return [GenieM]
+    return [GENIEM]

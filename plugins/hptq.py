@@ -1,10 +1,12 @@
 """HPTQ: Hardware-Friendly Post Training Quantization (Habi et al., 2021), and its code, Sony's MCT."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 import zsqbench
+from zsqbench.methods import Auto, Network, auto
 from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
@@ -68,8 +70,8 @@ class HPTQ(zsqbench.Quantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    weights: Literal["power_of_two", "symmetric"] | None = Field(
-        None, description="thresholds of weights; none: what the scheme demands, else the preset's"
+    weights: Auto[Literal["power_of_two", "symmetric"]] = auto(
+        description="thresholds of weights; none: what the scheme demands, else the preset's"
     )
     activation_error: Literal["mse", "mae", "lp", "kl", "no_clipping"] = Field(
         "mse", description="what activation thresholds minimize, or that they cover all values"
@@ -82,19 +84,26 @@ class HPTQ(zsqbench.Quantizer):
         "histogram",
         description="whether errors are summed over a histogram, or over all values in a second pass",
     )
-    z_threshold: float | None = Field(None, gt=0, description="z-score of activations that count as outliers")
-    bounded: Literal["range", "search"] | None = Field(
-        None, description="thresholds of bounded functions (ReLU6, sigmoid, ...): from their range, or searched"
+    z_threshold: float | None = Field(
+        None, gt=0, description="z-score of activations that count as outliers; none: no value does"
     )
-    shift_negative: bool | None = Field(None, description="shift barely negative activations into an unsigned grid")
-    shift_ratio: float | None = Field(None, gt=0, le=1, description="largest |min| / threshold that is shifted")
+    bounded: Auto[Literal["range", "search"]] = auto(
+        description="thresholds of bounded functions (ReLU6, sigmoid, ...): from their range, or searched"
+    )
+    shift_negative: Auto[bool] = auto(description="shift barely negative activations into an unsigned grid")
+    shift_ratio: Auto[float] = auto(gt=0, le=1, description="largest |min| / threshold that is shifted")
     shift_search: bool = Field(False, description="search threshold and shift by squared error on the histogram")
-    equalization: bool | None = Field(None, description="let each channel between two layers fill the threshold")
+    equalization: Auto[bool] = auto(description="let each channel between two layers fill the threshold")
     bias_correction: bool = Field(True, description="correct biases by the mean error of the quantized weights")
     second_moment_correction: bool = Field(
         False, description="restore mean and variance that batch normalisation gave each layer's output"
     )
     batch_size: int = Field(64, gt=0, description="images of a forward pass")
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The preset's values, but the grid of weights that the scheme demands."""
+        found = super().automatic(network, scheme)
+        return {**found, "weights": None if scheme is None else scheme.placement.grid or found["weights"]}
 
     def rejects(self, scheme: Scheme) -> str | None:
         """Another grid than powers of two, or errors that cannot be had."""
@@ -109,10 +118,10 @@ class HPTQ(zsqbench.Quantizer):
         """Put quantizers in place, and what corrections need: biases, and bounds that can be moved."""
         from zsqbench.quant import Grids, add_biases, free_bounds, prepare
 
-        weights: Grid = self.weights or scheme.placement.grid or self.chosen("weights")
-        student: Any = prepare(teacher.module, scheme, teacher.input_size, Grids(weights, "power_of_two"))
+        self = self.resolved(teacher, scheme)
+        student: Any = prepare(teacher.module, scheme, teacher.input_size, Grids(self.weights, "power_of_two"))
         add_biases(student)
-        if self.chosen("equalization"):
+        if self.equalization:
             free_bounds(student)
         return student
 
@@ -122,11 +131,12 @@ class HPTQ(zsqbench.Quantizer):
         """Set thresholds and correct weights and biases. Raises ZSQBenchError without images."""
         import torch
 
+        self = self.resolved(teacher, ctx.scheme)
         batches = self.images_of(data).to(ctx.device).split(self.batch_size)
         with torch.no_grad():
             means, shifts = self._calibrate_activations(student, batches)
             factors: dict[str, Tensor] = {}
-            if self.chosen("equalization"):
+            if self.equalization:
                 factors, changed = _equalize(student, batches, means)
                 means |= changed
             restored: set[str] = set()
@@ -163,7 +173,7 @@ class HPTQ(zsqbench.Quantizer):
             histogram = histograms[name].histogram
             if histogram is None:
                 raise zsqbench.ZSQBenchError(f"the forward pass does not reach the activation {name!r}")
-            bound = BOUNDS.get(made_by[name]) if self.chosen("bounded") == "range" else None
+            bound = BOUNDS.get(made_by[name]) if self.bounded == "range" else None
             if bound is not None:
                 threshold = power_of_two(quantizer.scale.new_tensor(bound))
                 quantizer.set_threshold(threshold, signed=histogram.is_signed)
@@ -187,7 +197,7 @@ class HPTQ(zsqbench.Quantizer):
             if name in found:
                 quantizer.set_threshold(found[name].threshold.to(quantizer.scale), signed=found[name].signed)
         values = {path: mean.value() for path, mean in means.items()}
-        shifts = self._shift_negative(student, histograms) if self.chosen("shift_negative") else {}
+        shifts = self._shift_negative(student, histograms) if self.shift_negative else {}
         return values, {path: values[path].new_full(values[path].shape, shift) for path, shift in shifts.items()}
 
     def _shift_negative(self, student: Any, histograms: Any) -> dict[str, float]:
@@ -203,11 +213,10 @@ class HPTQ(zsqbench.Quantizer):
             if layer is None:
                 continue
             threshold, histogram = -quantizer.range()[0].item(), histograms[name].histogram
-            ratio = self.chosen("shift_ratio")
             if self.shift_search:
-                shifted = best_shifted_grid(histogram, threshold, quantizer.bits, ratio)
+                shifted = best_shifted_grid(histogram, threshold, quantizer.bits, self.shift_ratio)
             else:
-                shifted = shifted_grid(histogram.low, threshold, quantizer.bits, ratio)
+                shifted = shifted_grid(histogram.low, threshold, quantizer.bits, self.shift_ratio)
             if shifted is not None:
                 like = quantizer.scale
                 quantizer.set_parameters(like.new_tensor(shifted.scale), like.new_tensor(shifted.zero_point))

@@ -58,7 +58,7 @@ class SQuant(zsqbench.Quantizer):
 
     name = "squant"
     seeded = False
-    data_free = True
+    needs_images = False
 
     mode: Mode = Field(
         "full",

@@ -96,7 +96,7 @@ class DataFree(ToyQuantizer):
 
     name = "datafree"
     seeded = False
-    data_free = True
+    needs_images = False
 
 
 class ToyTask(zsqbench.Task):
@@ -105,7 +105,7 @@ class ToyTask(zsqbench.Task):
     name = "toytask"
     version = version_of("task")
     metric = "top1"
-    incidental: ClassVar = frozenset({"batch_size"})
+    execution_options: ClassVar = frozenset({"batch_size"})
     batch_size: int = 20
     samples: int = Field(20, gt=0, description="how many images are evaluated")
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
+        Auto,
         CalibrationSet,
         DataFiles,
         Engine,
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
         GridQuantizer,
         InputFile,
         ModelSpec,
+        Network,
         Pretrained,
         Quantizer,
         ReconstructionQuantizer,
         StepContext,
         Task,
         TaskContext,
+        auto,
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
     from zsqbench.methods.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from zsqbench.scheme import Scheme
 
 __all__ = [
+    "Auto",
     "CalibrationSet",
     "CoTrainedQuantizer",
     "DataFiles",
@@ -43,6 +47,7 @@ __all__ = [
     "InputFile",
     "LabelledGenerator",
     "ModelSpec",
+    "Network",
     "PixelGenerator",
     "Pretrained",
     "Quantizer",
@@ -54,6 +59,7 @@ __all__ = [
     "TaskContext",
     "TrainingQuantizer",
     "ZSQBenchError",
+    "auto",
     "hookimpl",
     "load_images",
     "load_student",

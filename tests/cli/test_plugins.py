@@ -22,6 +22,65 @@ def test_plugins_are_listed_as_json(bench):
     assert {("engine", "pool"), ("generator", "toy"), ("quantizer", "toyq"), ("task", "toytask")} <= names
 
 
+PRESETS = """
+from zsqbench import Auto, auto
+from zsqbench.methods import ByDataSet
+
+class Large(Toy):
+    name = "large"
+    presets = {"paper": {"scale": 2}, "released": {"scale": 3, "shift": "none"}}
+    preset: str = "paper"
+    scale: Auto[float] = auto(gt=0, description="standard deviation")
+    shift: Auto[str] = auto(description="of what")
+
+class Published(ByDataSet, Large):
+    name = "published"
+    presets = {
+        "paper": {"cifar10": {"scale": 1}, "cifar100": {"scale": 1}, "imagenet": {"scale": 2}},
+        "released": dict.fromkeys(("cifar10", "cifar100", "imagenet"), {"scale": 3}),
+    }
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("large", ["option    paper    released", "scale     2.0      3.0", "shift     null     none"]),
+        (
+            "published",
+            [
+                "option    paper cifar10/cifar100    paper imagenet    released",
+                f"scale     1.0{' ' * 23}2.0{' ' * 15}3.0",
+            ],
+        ),
+    ],
+)
+def test_what_presets_and_data_sets_give_is_a_table(bench, name, table):
+    bench.add_plugin(PRESETS)
+    arguments = ["--plugin", bench.folder / "toy.py", "--plugin", bench.folder / "extra.py"]
+    said = bench.zsqbench("plugins", "list", name, *arguments)
+    title, *lines = said.out.splitlines()[-1 - len(table) :]
+    assert title == "    Where these are not given, by preset and for a network of each data set:"
+    assert [line.removeprefix(" " * 8) for line in lines] == table
+
+
+def test_what_presets_and_data_sets_give_is_there_as_json(bench):
+    bench.add_plugin(PRESETS)
+    arguments = ["--plugin", bench.folder / "toy.py", "--plugin", bench.folder / "extra.py", "--format", "json"]
+    (listed,) = json.loads(bench.zsqbench("plugins", "list", "published", *arguments).out)["methods"]
+    assert len(listed["filled_in"]) == 6
+    assert listed["filled_in"][2] == {"preset": "paper", "data_set": "imagenet", "options": {"scale": 2.0}}
+
+
+def test_a_quantizer_is_listed_at_a_scheme(bench):
+    lines = bench.zsqbench("plugins", "list", "rtn").out.splitlines()[-3:]
+    assert lines == [
+        "    Where these are not given, by preset and for a network of each data set, at scheme hw/w4a4:",
+        "        option    value",
+        "        grid      affine",
+    ]
+
+
 def test_a_broken_plugin_is_listed_with_its_error(bench, broken):
     said = bench.zsqbench("plugins", "list", "--plugin", broken)
     assert (0, f"broken plugin broken  ({broken}): RuntimeError: no luck") == (said.code, said.out.splitlines()[-1])

@@ -72,7 +72,7 @@ CHANGES = {
     "evaluation data": (write("data/eval.txt", "9"), SAMPLES, SAMPLES),
     "calibration data": (write("data/train.txt", "9"), set(), FROM_GENERATE),
     "task option": (replace("method: toytask", "method: toytask, samples: 10"), SAMPLES, SAMPLES | FROM_GENERATE),
-    "incidental option": (replace("method: toytask", "method: toytask, batch_size: 3"), set(), set()),
+    "execution option": (replace("method: toytask", "method: toytask, batch_size: 3"), set(), set()),
     "task version": (write("task.version", "2"), SAMPLES, SAMPLES | FROM_GENERATE),
     "generator option": (replace("method: toy}", "method: toy, images: 5}"), FROM_GENERATE, set()),
     "generator version": (write("generator.version", "2"), FROM_GENERATE, set()),

@@ -142,7 +142,7 @@ def test_it_starts_from_any_quantizer_in_the_network_that_that_one_prepared(opti
     teacher, methods = tiny_teacher(), load_plugins()
     first = methods.find("quantizer", options["method"]).method(**{k: v for k, v in options.items() if k != "method"})
     start = first.prepare(teacher, parse_scheme(scheme))
-    first.quantize(start, teacher, None if first.data_free else data(), context())
+    first.quantize(start, teacher, data() if first.needs_images else None, context())
     finalize(start)
     ctx = context()
     ctx.start = start

@@ -57,11 +57,12 @@ def test_activations_are_calibrated_with_rounded_weights():
     assert logits.range()[1].item() == pytest.approx(seen.max().item(), rel=0.02)
 
 
-def test_presets_differ_in_iterations_and_annealing():
-    paper, released = AdaRound(preset="paper"), AdaRound()
-    assert [paper.chosen("iterations"), released.chosen("iterations")] == [10_000, 20_000]
-    assert [paper.chosen("annealing"), released.chosen("annealing")] == ["cosine", "linear"]
-    assert AdaRound(preset="paper", iterations=3).chosen("iterations") == 3
+def test_presets_differ_in_iterations_annealing_and_draws():
+    paper, released = (AdaRound(preset=preset).resolved(tiny_teacher()) for preset in ("paper", "released"))
+    assert [paper.iterations, released.iterations] == [10_000, 20_000]
+    assert [paper.annealing, released.annealing] == ["cosine", "linear"]
+    assert [paper.draws, released.draws] == ["permutation", "epoch"]
+    assert AdaRound(preset="paper", iterations=3).resolved(tiny_teacher()).iterations == 3
 
 
 def test_a_grid_that_the_scheme_does_not_allow_is_rejected():
@@ -77,5 +78,5 @@ def test_it_needs_images():
 
 
 def test_memory_for_caches_is_no_part_of_its_identity():
-    assert {"device_memory", "host_memory"} <= AdaRound.incidental
-    assert "batch_size" not in AdaRound.incidental
+    assert {"device_memory", "host_memory"} <= AdaRound.execution_options
+    assert "batch_size" not in AdaRound.execution_options

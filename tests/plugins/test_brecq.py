@@ -15,7 +15,9 @@ def quantized(quantizer, scheme="hw/w3a4", ctx=None):
     teacher = tiny_teacher()
     student = quantizer.prepare(teacher, parse_scheme(scheme))
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
-    quantizer.quantize(student, teacher, CalibrationSet(images), ctx or context())
+    ctx = ctx or context()
+    ctx.scheme = parse_scheme(scheme)
+    quantizer.quantize(student, teacher, CalibrationSet(images), ctx)
     return student
 
 
@@ -70,10 +72,13 @@ def test_float_weights_have_no_first_stage():
 
 
 def test_the_presets_are_those_of_dgh_and_of_the_paper():
-    options = ("loss", "activation_lr", "search_images")
-    assert [BRECQ().chosen(name) for name in options] == ["mse", 4e-4, 512]
-    assert [BRECQ(preset="paper").chosen(name) for name in options] == ["fisher_diag", 4e-5, 64]
-    assert BRECQ(preset="paper", loss="mse").chosen("loss") == "mse"
+    def values(**options):
+        found = BRECQ(**options).resolved(tiny_teacher())
+        return found.loss, found.activation_lr, found.search_images, found.layer_draws
+
+    assert values() == ("mse", 4e-4, 512, "epoch")
+    assert values(preset="paper") == ("fisher_diag", 4e-5, 64, "permutation")
+    assert values(preset="paper", loss="mse")[0] == "mse"
 
 
 def test_going_on_from_a_checkpoint_gives_the_same_network():
@@ -82,6 +87,13 @@ def test_going_on_from_a_checkpoint_gives_the_same_network():
     for state in ctx.reporter.states[::2]:
         found = quantized(BRECQ(**SHORT), ctx=context(resume_from=state)).state_dict()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_it_needs_to_know_the_scheme():
+    teacher = tiny_teacher()
+    student = BRECQ().prepare(teacher, parse_scheme("hw/w4a4"))
+    with pytest.raises(ZSQBenchError, match="needs the student's scheme"):
+        BRECQ().quantize(student, teacher, CalibrationSet(torch.zeros(32, *teacher.input_size)), context())
 
 
 def test_pot_is_not_its_grid():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from zsqbench_plugins.detection import CocoDetection
+from zsqbench_plugins.detection import COCODetection
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
@@ -83,13 +83,13 @@ def model(root, **fields):
 
 
 def evaluated(root, **options):
-    task, ctx = CocoDetection(**options), context(data_root=root)
+    task, ctx = COCODetection(**options), context(data_root=root)
     pretrained = task.load(model(root), ctx)
     return task.evaluate(pretrained.module, pretrained, ctx)
 
 
 def test_it_is_a_task(root):
-    check_task(CocoDetection(holdout=2), model(root), root)
+    check_task(COCODetection(holdout=2), model(root), root)
 
 
 def test_it_has_the_figures_of_coco_and_keeps_all_boxes(root):
@@ -107,14 +107,14 @@ def test_the_size_of_a_batch_changes_nothing(root):
 
 
 def test_raw_outputs_are_those_of_the_last_layers(root):
-    pretrained = CocoDetection().load(model(root), context())
+    pretrained = COCODetection().load(model(root), context())
     assert pretrained.outputs == pretrained.output_layers == ("score", "box")
     assert pretrained.classes is None
     assert pretrained.input_size == (3, 16, 16)
 
 
 def test_what_is_held_out_is_calibrated_on_and_not_evaluated(root):
-    task, ctx = CocoDetection(holdout=2), context(data_root=root)
+    task, ctx = COCODetection(holdout=2), context(data_root=root)
     files = task.find_data(root)
     assert len(files.calibration) == 2
     assert not files.calibration.keys() & files.evaluation.keys()
@@ -128,12 +128,12 @@ def test_what_is_held_out_is_calibrated_on_and_not_evaluated(root):
 def test_another_folder_can_be_calibrated_on(root):
     (root / "train").mkdir()
     Image.new("RGB", (30, 20)).save(root / "train/a.jpg")
-    task, ctx = CocoDetection(calibration="train"), context(data_root=root)
+    task, ctx = COCODetection(calibration="train"), context(data_root=root)
     assert list(task.find_data(root).calibration) == ["a.jpg"]
     assert len(task.calibration_images(4, 0, task.load(model(root), ctx), ctx)) == 1
     with pytest.raises(ZSQBenchError, match="overlap; nothing may be in both"):
-        CocoDetection(calibration="coco/val2017").find_data(root)
-    absent = CocoDetection(calibration="elsewhere")
+        COCODetection(calibration="coco/val2017").find_data(root)
+    absent = COCODetection(calibration="elsewhere")
     assert (absent.find_data(root).absent or "").startswith("there is no folder")
     with pytest.raises(ZSQBenchError, match="there is no folder"):
         absent.calibration_images(4, 0, absent.load(model(root), ctx), ctx)
@@ -143,7 +143,7 @@ def test_another_folder_can_be_calibrated_on(root):
 
 
 def test_boxes_that_are_not_finite_are_none(root):
-    task, ctx = CocoDetection(), context(data_root=root)
+    task, ctx = COCODetection(), context(data_root=root)
     pretrained = task.load(model(root), ctx)
 
     def broken(raw, images):
@@ -162,7 +162,7 @@ def test_images_of_any_mode_are_colours(root):
 
 
 def test_no_boxes_at_all_are_a_result(root):
-    task, ctx = CocoDetection(), context(data_root=root)
+    task, ctx = COCODetection(), context(data_root=root)
     pretrained = task.load(model(root), ctx)
 
     def nothing(raw, images):
@@ -173,7 +173,7 @@ def test_no_boxes_at_all_are_a_result(root):
 
 
 def test_a_picture_has_both_networks_side_by_side(root):
-    task, ctx = CocoDetection(), context(data_root=root)
+    task, ctx = COCODetection(), context(data_root=root)
     pretrained = task.load(model(root), ctx)
     pixels = np.asarray(task.picture(pretrained.module, pretrained, ctx))
     assert pixels.shape[1] == 2 * 321
@@ -197,7 +197,7 @@ def test_a_picture_has_both_networks_side_by_side(root):
 )
 def test_damaged_data_is_found_without_harm_and_one_clear_line_when_it_is_evaluated(root, change, complaint):
     change(root)
-    assert "instances_val2017.json" in CocoDetection().find_data(root).evaluation
+    assert "instances_val2017.json" in COCODetection().find_data(root).evaluation
     with pytest.raises(ZSQBenchError, match=complaint):
         evaluated(root)
 
@@ -229,7 +229,7 @@ def test_a_file_that_is_no_detector_is_one_clear_line(root, old, new, complaint)
     assert old in DETECTOR
     (root / "net.py").write_text(DETECTOR.replace(old, new))
     with pytest.raises(ZSQBenchError, match=complaint):
-        CocoDetection().load(model(root), context())
+        COCODetection().load(model(root), context())
 
 
 @pytest.mark.parametrize(
@@ -245,24 +245,24 @@ def test_fields_that_would_have_no_effect_are_one_clear_line(root, fields, ignor
         root, **({} if fields["base"] is None else {"file": None, "weights": None, "input_size": None}) | fields
     )
     with pytest.raises(ZSQBenchError, match=f"brings its own preprocessing: '{ignored}' has no effect"):
-        CocoDetection().find_model(named)
+        COCODetection().find_model(named)
 
 
 def test_what_is_absent_is_said_before_anything_runs(root):
     with pytest.raises(ZSQBenchError, match="needs a data root"):
-        CocoDetection().find_data(None)
+        COCODetection().find_data(None)
     with pytest.raises(ZSQBenchError, match="there is no folder"):
-        CocoDetection(root="elsewhere").find_data(root)
+        COCODetection(root="elsewhere").find_data(root)
     with pytest.raises(ZSQBenchError, match="is no detector that is known"):
-        CocoDetection().find_model(zsqbench.ModelSpec(name="x", base="resnet20"))
+        COCODetection().find_model(zsqbench.ModelSpec(name="x", base="resnet20"))
     with pytest.raises(ValueError, match="not both"):
-        CocoDetection(calibration="a", holdout=1)
+        COCODetection(calibration="a", holdout=1)
 
 
 def test_a_real_detector_has_its_published_figures(shared):
     data = shared / "data"
     given = {"file": data / "models/fastestdet.py", "weights": str(data / "models/fastestdet.safetensors")}
-    task, ctx = CocoDetection(), context(data_root=data)
+    task, ctx = COCODetection(), context(data_root=data)
     pretrained = task.load(model(data, **given, input_size=(3, 352, 352), channels="bgr"), ctx)
     assert pretrained.outputs == ("objectness.4", "box.4", "category.4")
     found = task.evaluate(pretrained.module, pretrained, ctx).metrics
@@ -274,13 +274,13 @@ def test_images_may_be_made_in_another_size_than_a_detector_takes_real_ones(root
     spec = zsqbench.ModelSpec(
         name="retinanet", base="torchvision/retinanet_resnet50_fpn", weights="none", input_size=(3, 64, 64)
     )
-    pretrained = CocoDetection().load(spec, context(data_root=root))
+    pretrained = COCODetection().load(spec, context(data_root=root))
     assert pretrained.input_size == (3, 64, 64)
     assert len(pretrained.outputs) == 2
 
 
 def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path):
-    task, ctx = CocoDetection(data="scenes"), context(folder=tmp_path)
+    task, ctx = COCODetection(data="scenes"), context(folder=tmp_path)
     files = task.find_data(None)
     assert files.evaluation
     assert files.calibration
@@ -289,7 +289,7 @@ def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path
     assert not {path for _, path in found.evaluated} & set(found.calibration.values())
     assert all(tmp_path in path.parents for path in found.calibration.values())
     with pytest.raises(ValueError, match="data: scenes is embedded, with a part to calibrate on, and has no 'holdout'"):
-        CocoDetection(data="scenes", holdout=3)
+        COCODetection(data="scenes", holdout=3)
 
 
 def test_detection_runs_from_suite_to_table_and_picture(bench):

@@ -7,13 +7,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from zsqbench import ModelSpec, Pretrained, ZSQBenchError
+from zsqbench import ModelSpec, Pretrained, ZSQBenchError, synthesis
 from zsqbench.plugins import load_plugins
-from zsqbench.synthesis import DGH, BNLoss, RawOutputs
+from zsqbench.synthesis import BNLoss, RawOutputs
 from zsqbench.testing import check_generator, context, tiny_teacher
 
-Dgh = load_plugins().find("generator", "dgh").method
-dgh = sys.modules[Dgh.__module__]
+DGH = load_plugins().find("generator", "dgh").method
+dgh = sys.modules[DGH.__module__]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -28,7 +28,7 @@ def relative(result, expected):
 
 
 def run_of(options, teacher, ctx, bn_loss):
-    return dgh._Run(options, teacher, ctx, bn_loss, RawOutputs(teacher.module), {})
+    return dgh._Run(options.resolved(teacher), teacher, ctx, bn_loss, RawOutputs(teacher.module), {})
 
 
 @pytest.mark.parametrize(("dtype", "suffix", "tolerance"), [(torch.float64, "_f64", 1e-6), (torch.float32, "", 1e-5)])
@@ -43,8 +43,8 @@ def test_the_loss_of_a_batch_among_others_is_that_of_the_release(
     monkeypatch.setattr(dgh, "draw_visits", lambda *_: torch.tensor([[chosen, 0, top, left]]))
     upcoming = iter(batches)
     monkeypatch.setattr(dgh, "initial_pixels", lambda *_: next(upcoming))
-    options = Dgh(images=count * size, batch_size=size, extra_pixels=8, output_weight=count / 8)
-    with BNLoss(resnet20.module.to(dtype), DGH) as bn_loss:
+    options = DGH(images=count * size, batch_size=size, extra_pixels=8, output_weight=count / 8)
+    with BNLoss(resnet20.module.to(dtype), synthesis.DGH) as bn_loss:
         run = run_of(options, resnet20, context(), bn_loss)
         pixels = [run.begin(batch, None).pixels for batch in range(count)][chosen]
         columns = bn_loss_columns(vectors)
@@ -86,7 +86,7 @@ def test_whole_runs_are_those_of_the_release(golden, resnet20, monkeypatch, dtyp
     monkeypatch.setattr(dgh, "draw_visits", lambda *_: visits)
     upcoming = iter(batches)
     monkeypatch.setattr(dgh, "initial_pixels", lambda *_: next(upcoming))
-    options = Dgh(
+    options = DGH(
         images=count * size,
         batch_size=size,
         iterations=int(vectors["n_iter"]),
@@ -128,7 +128,7 @@ def test_whole_runs_are_those_of_the_release(golden, resnet20, monkeypatch, dtyp
 )
 def test_dgh_keeps_the_contract_of_generators_also_when_interrupted(options):
     made = check_generator(
-        Dgh(**({"images": 5, "batch_size": 2, "iterations": 4, "patience": 0} | options)), tiny_teacher()
+        DGH(**({"images": 5, "batch_size": 2, "iterations": 4, "patience": 0} | options)), tiny_teacher()
     )
     low, high = tiny_teacher().valid_range()
     assert (made.images >= low).all()
@@ -136,7 +136,7 @@ def test_dgh_keeps_the_contract_of_generators_also_when_interrupted(options):
 
 
 def test_the_defaults_are_those_of_the_release():
-    assert Dgh().options() == {
+    assert DGH().options() == {
         "images": 1024,
         "batch_size": 128,
         "iterations": 1000,
@@ -169,9 +169,10 @@ def test_the_defaults_are_those_of_the_release():
 )
 def test_the_output_weight_is_the_published_one_and_keeps_its_balance_with_any_number_of_batches(architecture, weight):
     teacher = replace(tiny_teacher(), architecture=architecture)
-    assert Dgh().effective_output_weight(teacher, share=1 / 8) == weight
-    assert Dgh().effective_output_weight(teacher, share=1 / 2) == 4 * weight
-    assert Dgh(output_weight=0.5).effective_output_weight(teacher, share=1 / 16) == 0.25
+    assert DGH().resolved(teacher).output_weight == weight
+    assert DGH().resolved(teacher).output_weight_of(share=1 / 8) == weight
+    assert DGH().resolved(teacher).output_weight_of(share=1 / 2) == 4 * weight
+    assert DGH(output_weight=0.5).resolved(teacher).output_weight_of(share=1 / 16) == 0.25
 
 
 def test_a_network_of_a_library_says_which_it_is_and_that_is_part_of_its_identity():
@@ -196,30 +197,36 @@ def test_a_network_of_a_library_says_which_it_is_and_that_is_part_of_its_identit
     ],
 )
 def test_the_balance_counts_the_batches_that_are_matched_together(options, weights):
-    teacher, options = tiny_teacher(), Dgh(iterations=1, output_weight=1.0, **options)
-    with BNLoss(teacher.module, replace(DGH, scope=options.scope)) as bn_loss:
+    teacher, options = tiny_teacher(), DGH(iterations=1, output_weight=1.0, **options)
+    with BNLoss(teacher.module, replace(synthesis.DGH, scope=options.scope)) as bn_loss:
         assert run_of(options, teacher, context(), bn_loss).output_weights == pytest.approx(weights)
 
 
 def test_the_effective_output_weight_is_noted_with_the_images():
-    made = Dgh(images=4, batch_size=1, iterations=1).generate(tiny_teacher(), context())
+    made = DGH(images=4, batch_size=1, iterations=1).generate(tiny_teacher(), context())
     assert made.provenance == {"output_weight": 2e-5, "memory_batches": 4}
 
 
 def test_the_room_for_crops_is_in_proportion_to_the_image():
     sizes = [replace(tiny_teacher(), input_size=(3, side, side)) for side in (224, 32, 8)]
-    assert [Dgh().room(teacher) for teacher in sizes] == [32, 5, 1]
-    assert Dgh(extra_pixels=9).room(sizes[0]) == 9
-    assert Dgh(extra_pixels=9, image_pipeline=False).room(sizes[0]) == 0
+    assert [DGH().resolved(teacher).room for teacher in sizes] == [32, 5, 1]
+    assert DGH(extra_pixels=9).resolved(sizes[0]).room == 9
+    assert DGH(image_pipeline=False).resolved(sizes[0]).extra_pixels == 0
+    assert DGH(extra_pixels=9, image_pipeline=False).resolved(sizes[0]).room == 0
+
+
+def test_a_plateau_is_a_fiftieth_of_the_iterations_unless_its_length_is_given():
+    assert DGH(iterations=200).resolved(tiny_teacher()).patience == 4
+    assert DGH(iterations=200, patience=7).resolved(tiny_teacher()).patience == 7
 
 
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValidationError, match="scope 3 does not fit batch_size 8: one must be a multiple"):
-        Dgh(scope=3, batch_size=8)
+        DGH(scope=3, batch_size=8)
     with pytest.raises(ValidationError, match="filter_size 4 is even"):
-        Dgh(filter_size=4)
-    assert Dgh(scope=4, batch_size=8)
-    assert Dgh(scope=16, batch_size=8)
+        DGH(filter_size=4)
+    assert DGH(scope=4, batch_size=8)
+    assert DGH(scope=16, batch_size=8)
 
 
 def test_a_visit_of_each_batch_in_each_iteration_and_every_crop_and_flip_is_drawn():
@@ -235,7 +242,7 @@ def test_a_visit_of_each_batch_in_each_iteration_and_every_crop_and_flip_is_draw
 
 def batch_statistics_of(teacher, images):
     """The gap of these images from the stored statistics, as one batch."""
-    with BNLoss(teacher.module, replace(DGH, scope="batch")) as loss:
+    with BNLoss(teacher.module, replace(synthesis.DGH, scope="batch")) as loss:
         return loss(images).total.item()
 
 
@@ -243,7 +250,7 @@ def test_all_images_together_have_the_statistics_where_batches_alone_need_not():
     teacher = tiny_teacher()
     options = {"images": 8, "batch_size": 2, "iterations": 30, "output_weight": 0, "image_pipeline": False, "lr": 0.5}
     made = {
-        scope: Dgh(scope=scope, **options).generate(teacher, context()).images for scope in ("all", "batch", "image")
+        scope: DGH(scope=scope, **options).generate(teacher, context()).images for scope in ("all", "batch", "image")
     }
     together = {scope: batch_statistics_of(teacher, images) for scope, images in made.items()}
     alone = {
@@ -257,8 +264,8 @@ def test_all_images_together_have_the_statistics_where_batches_alone_need_not():
 
 def test_without_the_pipeline_the_network_sees_the_clamped_pixels_themselves():
     teacher = tiny_teacher()
-    options = Dgh(images=2, iterations=1, image_pipeline=False)
-    with BNLoss(teacher.module, DGH) as bn_loss:
+    options = DGH(images=2, iterations=1, image_pipeline=False)
+    with BNLoss(teacher.module, synthesis.DGH) as bn_loss:
         run = run_of(options, teacher, context(), bn_loss)
         pixels = 3 * torch.randn(2, *teacher.input_size, generator=torch.Generator().manual_seed(0))
         low, high = teacher.valid_range()
@@ -272,7 +279,7 @@ def test_the_output_loss_stretches_the_outputs():
     spread = {}
     for weight in (0.0, 1.0):
         ctx = context()
-        images = Dgh(images=8, iterations=60, lr=1.0, output_weight=weight).generate(teacher, ctx).images
+        images = DGH(images=8, iterations=60, lr=1.0, output_weight=weight).generate(teacher, ctx).images
         outputs = teacher.module(images)
         spread[weight] = (outputs.amax(1) - outputs.amin(1)).mean()
         assert ("output_loss" in ctx.reporter.curves) == (weight > 0)
@@ -281,15 +288,15 @@ def test_the_output_loss_stretches_the_outputs():
 
 def test_the_loss_falls():
     ctx = context()
-    Dgh(images=8, batch_size=4, iterations=60, lr=1.0).generate(tiny_teacher(), ctx)
+    DGH(images=8, batch_size=4, iterations=60, lr=1.0).generate(tiny_teacher(), ctx)
     curve = [value for _, value in ctx.reporter.curves["bn_loss"]]
     assert curve[-1] < curve[0] / 3
 
 
 def test_a_smaller_last_batch_counts_by_its_images():
     teacher = tiny_teacher()
-    options = Dgh(images=5, batch_size=4, image_pipeline=False, output_weight=0)
-    with BNLoss(teacher.module, DGH) as bn_loss:
+    options = DGH(images=5, batch_size=4, image_pipeline=False, output_weight=0)
+    with BNLoss(teacher.module, synthesis.DGH) as bn_loss:
         run = run_of(options, teacher, context(), bn_loss)
         batches = [run.begin(batch, None).pixels for batch in range(2)]
         visit = next(number for number, (batch, *_) in enumerate(run.visits) if batch == 1)
@@ -316,38 +323,38 @@ class TwoOutputs(nn.Module):
 
 def test_any_outputs_repeated_norms_and_maps_of_one_pixel_are_no_obstacle():
     teacher = replace(tiny_teacher(), module=TwoOutputs().eval().requires_grad_(False), classes=None)
-    made = check_generator(Dgh(images=3, batch_size=2, iterations=3), teacher)
+    made = check_generator(DGH(images=3, batch_size=2, iterations=3), teacher)
     assert made.images.isfinite().all()
 
 
 def test_a_network_whose_maps_are_all_of_one_pixel_has_no_constraint():
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Unflatten(1, (4, 1, 1)), nn.BatchNorm2d(4)).eval()
     teacher = replace(tiny_teacher(), module=module.requires_grad_(False))
-    check_generator(Dgh(images=3, batch_size=2, iterations=3), teacher)
+    check_generator(DGH(images=3, batch_size=2, iterations=3), teacher)
 
 
 def test_a_loss_that_becomes_nan_is_one_clear_error():
     teacher = tiny_teacher()
     teacher.module.stem[0].weight[0] = float("inf")
     with pytest.raises(ZSQBenchError, match=r"loss is (nan|inf) at iteration 1 of 5"):
-        Dgh(images=2, iterations=5).generate(teacher, context())
+        DGH(images=2, iterations=5).generate(teacher, context())
 
 
 def test_a_network_without_batch_normalisation_is_one_clear_error():
     teacher = replace(tiny_teacher(), module=nn.Sequential(nn.Conv2d(3, 4, 1)))
     with pytest.raises(ZSQBenchError, match="has no batch normalisation"):
-        Dgh(images=2, iterations=1).generate(teacher, context())
-    assert Dgh.needs_bn
+        DGH(images=2, iterations=1).generate(teacher, context())
+    assert DGH.needs_bn
 
 
 def test_images_stay_exact_under_autocast():
     teacher = tiny_teacher()
     with torch.autocast("cpu", torch.bfloat16):
         ctx = context()
-        made = Dgh(images=4, batch_size=2, iterations=3).generate(teacher, ctx)
+        made = DGH(images=4, batch_size=2, iterations=3).generate(teacher, ctx)
     assert made.images.dtype == torch.float32
     assert made.images.unique().numel() > made.images.bfloat16().unique().numel()
     curve = [value for _, value in ctx.reporter.curves["bn_loss"]]
     ctx = context()
-    Dgh(images=4, batch_size=2, iterations=3).generate(teacher, ctx)
+    DGH(images=4, batch_size=2, iterations=3).generate(teacher, ctx)
     assert curve[0] == pytest.approx(ctx.reporter.curves["bn_loss"][0][1], rel=0.02)

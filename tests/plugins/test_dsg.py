@@ -11,25 +11,25 @@ from zsqbench.synthesis import HAST, ZEROQ, BNLoss
 from zsqbench.testing import check_generator, context, tiny_teacher
 
 catalog = load_plugins()
-Dsg, DsgIL, ZeroQIL = (catalog.find("generator", name).method for name in ("dsg", "dsg_il", "zeroq_il"))
-dsg = sys.modules[Dsg.__module__]
+DSG, DSGIL, ZeroQIL = (catalog.find("generator", name).method for name in ("dsg", "dsg_il", "zeroq_il"))
+dsg = sys.modules[DSG.__module__]
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_dsg_keeps_the_contract_of_generators_also_when_interrupted(preset):
     made = check_generator(
-        Dsg(preset=preset, images=5, batch_size=3, iterations=4, patience=0, margin_images=8), tiny_teacher()
+        DSG(preset=preset, images=5, batch_size=3, iterations=4, patience=0, margin_images=8), tiny_teacher()
     )
     assert (made.labels is None) == (preset == "paper")
 
 
 def test_dsg_il_keeps_the_contract_of_generators_also_when_interrupted():
-    made = check_generator(DsgIL(images=5, batch_size=2, iterations=4, patience=0, margin_images=8), tiny_teacher())
+    made = check_generator(DSGIL(images=5, batch_size=2, iterations=4, patience=0, margin_images=8), tiny_teacher())
     assert made.labels.shape == (5,)
 
 
 def test_the_defaults_of_dsg_are_those_of_the_release_where_it_has_some():
-    assert Dsg().options() == {
+    assert DSG().options() == {
         "preset": "paper",
         "images": 64,
         "batch_size": 64,
@@ -41,22 +41,28 @@ def test_the_defaults_of_dsg_are_those_of_the_release_where_it_has_some():
         "margin": 0.9,
         "margin_images": 1024,
         "enhancement": True,
+        "emphasised": None,
+        "extended": None,
         "pairing": "conv_output",
     }
 
 
+def emphasis(layers, **options):
+    return DSG(**options).resolved(tiny_teacher()).emphasis(layers)
+
+
 def test_an_image_emphasises_the_layer_of_its_number():
-    factors = Dsg(images=5).emphasis(3)
+    factors = emphasis(3, images=5)
     assert factors.tolist() == [[2, 1, 1], [1, 2, 1], [1, 1, 2], [2, 1, 1], [1, 2, 1]]
-    assert torch.equal(Dsg(images=4, enhancement=False).emphasis(3), torch.ones(4, 3))
+    assert torch.equal(emphasis(3, images=4, enhancement=False), torch.ones(4, 3))
 
 
 def test_the_release_emphasises_twenty_layers_of_as_many_images():
-    factors = Dsg(preset="released", images=30).emphasis(25)
+    factors = emphasis(25, preset="released", images=30)
     assert torch.equal(factors[:20, :20], torch.ones(20, 20) + torch.eye(20))
     assert torch.equal(factors[20:], torch.ones(10, 25))
     assert torch.equal(factors[:, 20:], torch.ones(30, 5))
-    assert torch.equal(Dsg(preset="released", images=4).emphasis(2), torch.tensor([[2.0, 1], [1, 2], [1, 1], [1, 1]]))
+    assert torch.equal(emphasis(2, preset="released", images=4), torch.tensor([[2.0, 1], [1, 2], [1, 1], [1, 1]]))
 
 
 def first_loss(method):
@@ -70,13 +76,13 @@ def test_without_margins_the_loss_is_zeroqs_and_an_emphasis_adds_to_it(monkeypat
     teacher = tiny_teacher()
     with BNLoss(teacher.module, ZEROQ) as bn_loss:
         expected = bn_loss(context().rand(3, *teacher.input_size)).total.item()
-    assert first_loss(Dsg(images=3, iterations=1, enhancement=False)) == pytest.approx(expected, rel=1e-5)
-    assert first_loss(Dsg(images=3, iterations=1)) > 1.1 * expected
+    assert first_loss(DSG(images=3, iterations=1, enhancement=False)) == pytest.approx(expected, rel=1e-5)
+    assert first_loss(DSG(images=3, iterations=1)) > 1.1 * expected
 
 
 def test_margins_make_the_loss_smaller():
     losses = [
-        first_loss(Dsg(images=3, iterations=1, margin=margin, margin_images=8, enhancement=False))
+        first_loss(DSG(images=3, iterations=1, margin=margin, margin_images=8, enhancement=False))
         for margin in (0.1, 0.5, 0.9)
     ]
     assert losses[0] > losses[1] > losses[2]
@@ -98,9 +104,9 @@ def test_margins_let_gaussian_noise_as_it_is():
 def test_dsg_il_without_margins_is_zeroq_il(monkeypatch):
     teacher, options = tiny_teacher(), {"images": 4, "batch_size": 4, "iterations": 3}
     plain = ZeroQIL(**options).generate(teacher, context())
-    assert not torch.equal(plain.images, DsgIL(**options, margin_images=2).generate(teacher, context()).images)
+    assert not torch.equal(plain.images, DSGIL(**options, margin_images=2).generate(teacher, context()).images)
     monkeypatch.setattr(dsg, "_with_margins", lambda *_: {})
-    assert torch.equal(plain.images, DsgIL(**options).generate(teacher, context()).images)
+    assert torch.equal(plain.images, DSGIL(**options).generate(teacher, context()).images)
 
 
 def test_the_correlation_loss_of_the_noise_itself_is_that_of_its_directions():
@@ -118,6 +124,6 @@ def test_total_variation_by_hand():
 
 def test_all_of_the_released_code_needs_a_classifier():
     teacher = replace(tiny_teacher(), classes=None)
-    Dsg(images=2, iterations=1, margin_images=2).generate(teacher, context())
-    with pytest.raises(ZSQBenchError, match="preset released of generator 'dsg' needs a classifier; preset paper does"):
-        Dsg(preset="released", images=2, iterations=1).generate(teacher, context())
+    DSG(images=2, iterations=1, margin_images=2).generate(teacher, context())
+    with pytest.raises(ZSQBenchError, match="generator 'dsg' needs a classifier where it is extended, as its preset"):
+        DSG(preset="released", images=2, iterations=1).generate(teacher, context())

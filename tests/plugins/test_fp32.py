@@ -23,4 +23,4 @@ def test_the_copy_gives_the_same_bits():
 def test_it_runs_at_scheme_float_only():
     assert FP32().rejects(FLOAT) is None
     assert "float only" in FP32().rejects(parse_scheme("hw/w8a8"))
-    assert FP32.data_free
+    assert not FP32.needs_images

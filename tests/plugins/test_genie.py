@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from zsqbench import Pretrained, ZSQBenchError
+from zsqbench import Pretrained, ZSQBenchError, synthesis
 from zsqbench.plugins import load_plugins
-from zsqbench.synthesis import GENIE, BNLoss, SwingConvolutions
+from zsqbench.synthesis import BNLoss, SwingConvolutions
 from zsqbench.testing import check_generator, context, tiny_teacher
 from zsqbench.zoo.resnet import CifarResNet
 
-Genie = load_plugins().find("generator", "genie").method
-genie = sys.modules[Genie.__module__]
+GENIE = load_plugins().find("generator", "genie").method
+genie = sys.modules[GENIE.__module__]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class Given(nn.Module):
 def run(teacher=None, **options):
     """The images of a few steps, and all that was reported."""
     ctx = context()
-    made = Genie(**({"images": 4, "iterations": 3} | options)).generate(teacher or tiny_teacher(), ctx)
+    made = GENIE(**({"images": 4, "iterations": 3} | options)).generate(teacher or tiny_teacher(), ctx)
     return made.images, ctx.reporter
 
 
@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_release(golden, resnet20, mo
     ids=str,
 )
 def test_genie_keeps_the_contract_of_generators_also_when_interrupted(options, size):
-    generator = Genie(**({"images": 5, "batch_size": 2, "iterations": 4, "patience": 0} | options))
+    generator = GENIE(**({"images": 5, "batch_size": 2, "iterations": 4, "patience": 0} | options))
     check_generator(generator, tiny_teacher(size))
 
 
@@ -82,7 +82,7 @@ def test_a_run_that_was_interrupted_after_any_step_goes_on_as_if_it_had_not_been
     assert "0.network.0.2.running_mean" in reporter.states[0]
     for done, state in enumerate(reporter.states, 1):
         ctx = context(resume_from=state)
-        resumed = Genie(**options).generate(tiny_teacher(), ctx).images
+        resumed = GENIE(**options).generate(tiny_teacher(), ctx).images
         assert torch.equal(resumed, made)
         for name, curve in reporter.curves.items():
             assert ctx.reporter.curves.get(name, []) == curve[done:]
@@ -90,7 +90,7 @@ def test_a_run_that_was_interrupted_after_any_step_goes_on_as_if_it_had_not_been
 
 
 def test_the_defaults_are_those_of_the_release():
-    assert Genie().options() == {
+    assert GENIE().options() == {
         "images": 1024,
         "batch_size": 128,
         "iterations": 4000,
@@ -129,7 +129,10 @@ def test_a_whole_run_is_what_the_algorithm_gives_with_the_schedulers_of_torch():
     for_network = torch.optim.Adam(network.parameters(), lr=0.01)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(for_latents, patience=1, min_lr=0.02)
     decay = torch.optim.lr_scheduler.ExponentialLR(for_network, 0.95)
-    with BNLoss(teacher.module, GENIE) as bn_loss, SwingConvolutions(teacher.module, lambda n: genie.offsets(n, ctx)):
+    with (
+        BNLoss(teacher.module, synthesis.GENIE) as bn_loss,
+        SwingConvolutions(teacher.module, lambda n: genie.offsets(n, ctx)),
+    ):
         for iteration in range(12):
             for_latents.zero_grad()
             for_network.zero_grad()
@@ -148,7 +151,7 @@ def test_a_whole_run_is_what_the_algorithm_gives_with_the_schedulers_of_torch():
 
 
 def test_the_learning_rate_of_the_network_falls_after_each_hundred_iterations():
-    rates = [Genie().generator_lr_at(iteration) for iteration in (0, 99, 100, 199, 200)]
+    rates = [GENIE().generator_lr_at(iteration) for iteration in (0, 99, 100, 199, 200)]
     assert rates == pytest.approx([0.01, 0.01, 0.0095, 0.0095, 0.009025], rel=1e-12)
 
 
@@ -228,7 +231,7 @@ def test_a_network_without_batch_normalisation_is_one_clear_error():
     teacher = replace(tiny_teacher(), module=nn.Sequential(nn.Conv2d(3, 4, 1)))
     with pytest.raises(ZSQBenchError, match="has no batch normalisation"):
         run(teacher)
-    assert Genie.needs_bn
+    assert GENIE.needs_bn
 
 
 def test_images_stay_exact_under_autocast():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zsqbench_plugins.genie_m import GenieM, _initialise_activations
+from zsqbench_plugins.genie_m import GENIEM, _initialise_activations
 
 from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
@@ -33,17 +33,17 @@ SHORT = {"iterations": 6, "batch_size": 8}
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hast/w3a3"])
 @pytest.mark.parametrize("fold", [False, True])
 def test_it_is_a_quantizer(scheme, fold):
-    check_quantizer(GenieM(**SHORT, fold=fold), scheme, tiny_teacher())
+    check_quantizer(GENIEM(**SHORT, fold=fold), scheme, tiny_teacher())
 
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_batch_normalisation_is_folded_on_request_only(fold):
-    student = GenieM(fold=fold).prepare(tiny_teacher(), parse_scheme("hw/w4a4"))
+    student = GENIEM(fold=fold).prepare(tiny_teacher(), parse_scheme("hw/w4a4"))
     assert any(isinstance(module, nn.BatchNorm2d) for module in student.modules()) != fold
 
 
 def test_activations_are_symmetric_and_weights_affine():
-    student = GenieM().prepare(tiny_teacher(), parse_scheme("hw/w4a4"))
+    student = GENIEM().prepare(tiny_teacher(), parse_scheme("hw/w4a4"))
     assert {(entry["kind"], entry["grid"]) for entry in effective_map(student) if entry["bits"] == 4} == {
         ("weight", "affine"),
         ("activation", "symmetric"),
@@ -52,7 +52,7 @@ def test_activations_are_symmetric_and_weights_affine():
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_signed_activations_have_one_more_code_below_zero(bits):
-    student = check_quantizer(GenieM(**SHORT), f"hw_strict/w4a{bits}", tiny_teacher())
+    student = check_quantizer(GENIEM(**SHORT), f"hw_strict/w4a{bits}", tiny_teacher())
     zero_points = {quantizer.zero_point.item() for _, quantizer in activation_quantizers(student)}
     assert zero_points == {0.0, 2.0 ** (bits - 1)}
 
@@ -61,17 +61,17 @@ def test_signed_activations_have_one_more_code_below_zero(bits):
 def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
     teacher = tiny_teacher()
     teacher.module.stem[0].weight.data[0] *= factor
-    student = check_quantizer(GenieM(iterations=50, batch_size=8), teacher=teacher)
+    student = check_quantizer(GENIEM(iterations=50, batch_size=8), teacher=teacher)
     assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))
 
 
 def test_without_iterations_activations_are_initialised_and_weights_round_to_nearest():
-    student = check_quantizer(GenieM(iterations=0, batch_size=8), teacher=tiny_teacher())
+    student = check_quantizer(GENIEM(iterations=0, batch_size=8), teacher=tiny_teacher())
     assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))
 
 
 def test_weights_lie_on_the_grid_of_the_learned_scale():
-    teacher, quantizer = tiny_teacher(), GenieM(iterations=40, batch_size=8, weight_scale_lr=1e-2)
+    teacher, quantizer = tiny_teacher(), GENIEM(iterations=40, batch_size=8, weight_scale_lr=1e-2)
     student = quantizer.prepare(teacher, parse_scheme("hw/w3a4"))
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
     quantizer.quantize(student, teacher, CalibrationSet(images), context())
@@ -88,7 +88,7 @@ def test_weights_lie_on_the_grid_of_the_learned_scale():
 
 
 def test_going_on_from_a_checkpoint_gives_the_same_network():
-    teacher, quantizer = tiny_teacher(), GenieM(**SHORT, weight_scale_lr=1e-2)
+    teacher, quantizer = tiny_teacher(), GENIEM(**SHORT, weight_scale_lr=1e-2)
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
 
     def quantized(ctx):
@@ -107,9 +107,9 @@ def test_going_on_from_a_checkpoint_gives_the_same_network():
 
 def test_it_needs_images():
     teacher = tiny_teacher()
-    student = GenieM().prepare(teacher, parse_scheme("hw/w4a4"))
+    student = GENIEM().prepare(teacher, parse_scheme("hw/w4a4"))
     with pytest.raises(ZSQBenchError, match="needs calibration images"):
-        GenieM().quantize(student, teacher, None, context())
+        GENIEM().quantize(student, teacher, None, context())
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -198,7 +198,7 @@ def test_seeds_count_where_what_a_quantizer_starts_from_is_seeded(starting):
 def test_what_a_quantizer_starts_from_has_to_be_possible_too(starting, quantizers, block, reason):
     plugin = (
         "class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n\n"
-        "class Free(ToyQuantizer):\n    name = 'free'\n    data_free = True\n    start: str | None = None\n"
+        "class Free(ToyQuantizer):\n    name = 'free'\n    needs_images = False\n    start: str | None = None\n"
     )
     suite = starting(quantizers, ", ".join(filter(None, [block, "quantizer: fine"])), plugin)
     assert [cell.reason for cell in suite.cells] == [reason]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 from torch import nn
 
 import zsqbench
@@ -275,7 +276,7 @@ def test_tensors_that_stay_alive_are_found():
 def test_memory_is_not_checked_where_the_number_of_images_is_fixed():
     class Fixed(zsqbench.Generator):
         name = "fixed"
-        images: int = zsqbench.methods.Field(4, ge=4, le=4)
+        images: int = Field(4, ge=4, le=4)
         generate = noise
 
     report = Report(Fixed())
@@ -311,6 +312,37 @@ def test_options_that_do_not_survive_json_are_found():
         generate = noise
 
     assert "do not survive JSON" in failures(Lossy())[shared.OPTIONS]
+
+
+def filling_in(automatic):
+    """A generator that fills in what this function gives."""
+
+    class Automatic(zsqbench.Generator):
+        name = "automatic"
+        first: zsqbench.Auto[float] = zsqbench.auto(gt=0, description="one option")
+        second: zsqbench.Auto[float] = zsqbench.auto(gt=0, description="another")
+        generate = noise
+
+    Automatic.automatic = lambda self, network, _: automatic(self, network)
+    return Automatic(images=4)
+
+
+def test_options_that_are_filled_in_pass():
+    sound = filling_in(lambda _, network: {"first": network.classes, "second": max(network.input_size)})
+    assert shared.FILLED_IN not in failures(sound)
+
+
+def test_a_value_that_an_option_does_not_take_is_found():
+    found = failures(filling_in(lambda *_: {"first": 0.0}))[shared.FILLED_IN]
+    assert "fills in first: 0.0 for this network" in found
+    assert found.endswith("greater than 0; give these options, too (for a network of cifar10)")
+
+
+def test_an_option_that_is_filled_in_the_second_time_only_is_found():
+    late = filling_in(lambda self, _: {"first": 1.0, "second": self.first})
+    assert failures(late)[shared.FILLED_IN] == (
+        "fills in other options when it does so again (for a network of cifar10)"
+    )
 
 
 def test_a_generator_that_leaves_no_hooks_passes():

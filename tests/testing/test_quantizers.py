@@ -176,7 +176,7 @@ def test_stumbling_over_another_number_of_images_is_found():
 def test_a_quantizer_that_reads_no_images_is_handed_none():
     class DataFree(zsqbench.Quantizer):
         name = "free"
-        data_free = True
+        needs_images = False
 
         def quantize(self, student, teacher, data, ctx):
             assert data is None

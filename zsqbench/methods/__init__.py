@@ -3,7 +3,18 @@
 The bases of families (pixels, training, cotraining) are imported from their modules.
 """
 
-from zsqbench.methods.base import ByDataSet, InputFile, Kind, Method, Network, data_set
+from zsqbench.methods.base import (
+    DATA_SETS,
+    Auto,
+    ByDataSet,
+    InputFile,
+    Kind,
+    Method,
+    Network,
+    NetworkTraits,
+    auto,
+    data_set,
+)
 from zsqbench.methods.context import StepContext, TaskContext
 from zsqbench.methods.data import CalibrationSet, Pretrained
 from zsqbench.methods.engine import Engine
@@ -14,6 +25,8 @@ from zsqbench.methods.settings import Settings
 from zsqbench.methods.task import DataFiles, Evaluation, Task
 
 __all__ = [
+    "DATA_SETS",
+    "Auto",
     "ByDataSet",
     "CalibrationSet",
     "DataFiles",
@@ -26,6 +39,7 @@ __all__ = [
     "Method",
     "ModelSpec",
     "Network",
+    "NetworkTraits",
     "Pretrained",
     "Quantizer",
     "ReconstructionQuantizer",
@@ -33,5 +47,6 @@ __all__ = [
     "StepContext",
     "Task",
     "TaskContext",
+    "auto",
     "data_set",
 ]

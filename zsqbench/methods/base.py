@@ -1,16 +1,17 @@
 """What all methods have in common: options that a suite sets, a version, and values that papers give for data sets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
-if TYPE_CHECKING:
-    from zsqbench.methods.data import Pretrained
+from zsqbench.errors import ZSQBenchError
+from zsqbench.scheme import Scheme
 
-if TYPE_CHECKING:
-    from zsqbench.scheme import Scheme
+T = TypeVar("T")
 
 Kind = Literal["generator", "quantizer", "task", "engine"]
 
@@ -41,20 +42,50 @@ def _names_file(annotation: object) -> bool:
     return _IS_FILE in getattr(annotation, "__metadata__", ()) or any(map(_names_file, get_args(annotation)))
 
 
+class _Automatic:
+    """Marks an option that may be None until the method gives it a value."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.nullable_schema(handler(source))
+
+
+_IS_AUTOMATIC = _Automatic()
+
+Auto = Annotated[T, _IS_AUTOMATIC]
+"""The type of an option that a suite may leave to the method: None until `Method.resolved` gives it a value.
+
+It is declared with `auto`: `lr: Auto[float] = auto(gt=0, description="learning rate")`.
+"""
+
+
+def auto(*, description: str, **constraints: Any) -> Any:
+    """An `Auto` option, left to the method unless the suite gives it; constraints are those of pydantic's `Field`."""
+    return Field(None, description=description, **constraints)
+
+
 class Network(Protocol):
-    """What the values of options may depend on of a network."""
+    """What of a network options may depend on: a `Pretrained` has it, and so have facts that are kept of one."""
 
     @property
-    def input_size(self) -> tuple[int, ...]:
+    def input_size(self) -> Sequence[int]:
         """Channels, height, width."""
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, of a classifier."""
+        """Number of classes; none where it is no classifier."""
 
     @property
     def architecture(self) -> str | None:
-        """Name of the published definition that it is, if it is one."""
+        """Name of the published definition, such as torchvision/resnet18; none for a network of one's own."""
+
+
+@dataclass(frozen=True)
+class NetworkTraits:
+    """A `Network` that is not at hand."""
+
+    input_size: tuple[int, ...]
+    classes: int | None = None
+    architecture: str | None = None
 
 
 class Method(BaseModel):
@@ -73,19 +104,42 @@ class Method(BaseModel):
     """Whether it reads batch-normalisation statistics: cells with a network without them are impossible."""
     needs_classes: ClassVar[bool] = False
     """Whether it needs a classifier."""
-    incidental: ClassVar[frozenset[str]] = frozenset()
+    control: ClassVar[Literal["negative", "positive", "float"] | None] = None
+    """Which control of an experiment it is, if it is one: rows and tables mark it, and it never competes."""
+    execution_options: ClassVar[frozenset[str]] = frozenset()
     """Options that cannot change a result (where data is, how it is batched): not part of the identity."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What is chosen for options that are not given, by the values of an option `preset`."""
+    """Values of `Auto` options, by the values of an option `preset`; of a method without one, under an empty name."""
 
-    def chosen(self, option: str) -> Any:
-        """The value of an option, given or the preset's; of what is no option, the preset's."""
-        value = getattr(self, option, None)
-        return self.presets[getattr(self, "preset", "")][option] if value is None else value
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:  # noqa: ARG002 - for overrides
+        """Values for options that the suite leaves open: those of the preset. Override it to let them depend on more.
 
-    def resolved(self, network: Network, scheme: "Scheme | None" = None) -> Self:  # noqa: ARG002
-        """A copy in which each option that the suite left to the method has the value that holds."""
-        return self
+        A function of options, network and scheme alone; without a scheme, what depends on it is left out.
+        """
+        return self.presets.get(getattr(self, "preset", ""), {})
+
+    def resolved(self, network: Network, scheme: Scheme | None = None) -> Self:
+        """A copy in which each option that the suite left open has the value that holds for this network and scheme.
+
+        What is None even then means what its description says. It is a function of options, network and scheme alone,
+        and takes no torch; doing it again changes nothing. Raises ZSQBenchError where the values do not go together.
+        """
+        values = {
+            name: value
+            for name, value in self.automatic(network, scheme).items()
+            if value is not None and getattr(self, name) is None
+        }
+        if not values:
+            return self
+        try:
+            return self.model_validate(self.model_copy(update=values).model_dump(by_alias=True))
+        except ValidationError as error:
+            complaints = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
+            filled = ", ".join(f"{name}: {value}" for name, value in values.items())
+            raise ZSQBenchError(
+                f"{self.kind} {self.name!r} fills in {filled} for this network, with which its other options do not go "
+                f"together: {complaints}; give these options, too"
+            ) from error
 
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""
@@ -107,6 +161,13 @@ class Method(BaseModel):
 SMALL = 64
 """Images with fewer pixels than this a side are taken for those of CIFAR, where papers give values for data sets."""
 
+DATA_SETS: Mapping[str, Network] = {
+    "cifar10": NetworkTraits((3, 32, 32), 10),
+    "cifar100": NetworkTraits((3, 32, 32), 100),
+    "imagenet": NetworkTraits((3, 224, 224), 1000),
+}
+"""The data sets that papers give values for, and a network as they have it for each."""
+
 
 class ByDataSet(Method):
     """A method whose `presets` hold values by data set, too: papers give them so.
@@ -117,19 +178,22 @@ class ByDataSet(Method):
 
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
-    def by_data_set(self, option: str, teacher: "Pretrained") -> Any:
-        """The value of an option: given, or the preset's for the data set that is most like the teacher's."""
-        value = getattr(self, option)
-        return self.values_by_data_set(teacher)[option] if value is None else value
-
-    def values_by_data_set(self, teacher: "Pretrained") -> Mapping[str, Any]:
-        """All values of the preset for this data set, by option."""
-        values: Mapping[str, Any] = self.presets[getattr(self, "preset", "")][data_set(teacher)]
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The values of the preset for the data set that is most like the network's."""
+        values: Mapping[str, Any] = super().automatic(network, scheme).get(data_set(network), {})
         return values
 
+    def by_data_set(self, option: str, network: Network) -> Any:
+        """The value of an option for this network."""
+        return getattr(self.resolved(network), option)
 
-def data_set(teacher: "Pretrained") -> str:
+    def values_by_data_set(self, network: Network) -> Mapping[str, Any]:
+        """All values of the preset for this data set, by option."""
+        return self.automatic(network, None)
+
+
+def data_set(network: Network) -> str:
     """The data set of papers that is most like the one that a network was trained on: cifar10, cifar100 or imagenet."""
-    if max(teacher.input_size[1:]) >= SMALL:
+    if max(network.input_size[1:]) >= SMALL:
         return "imagenet"
-    return "cifar10" if (teacher.classes or 0) <= 10 else "cifar100"  # noqa: PLR2004 - as the names say
+    return "cifar10" if (network.classes or 0) <= 10 else "cifar100"  # noqa: PLR2004 - as the names say

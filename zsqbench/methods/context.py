@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods.data import CalibrationSet
 from zsqbench.methods.settings import Settings
+from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +56,10 @@ class StepContext:
     reporter: ReportsProgress
     real_images: CalibrationSet | None = None
     """Real images, for a generator with `uses_real_data` only."""
+    scheme: Scheme | None = None
+    """The scheme that the student was prepared for, for a quantizer only."""
     start: "nn.Module | None" = None
     """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
-    scheme: "Scheme | None" = None
-    """The scheme, for a quantizer only."""
     read: int | None = None
     """How many images of the calibration set were read, as far as `images_read` was told."""
 

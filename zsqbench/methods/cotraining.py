@@ -58,7 +58,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
     first (`warmup`, or `range_updates` if that is longer), and activation ranges are averages over what it makes then.
     """
 
-    data_free: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = False
     needs_bn: ClassVar[bool] = True
 
     range_updates: int = Field(

@@ -1,12 +1,13 @@
 """The bases of quantizers: of all, of those that take any grid, and of those that learn rounding unit by unit."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods.base import Kind, Method
+from zsqbench.methods.base import Auto, Kind, Method, Network, auto
 from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ class Quantizer(Method, ABC):
     kind: ClassVar[Kind] = "quantizer"
     needs_labels: ClassVar[bool] = False
     """Whether it needs a calibration set with labels."""
-    data_free: ClassVar[bool] = False
-    """Whether it reads no calibration images: its cells have `generator: none`."""
+    needs_images: ClassVar[bool] = True
+    """Whether it reads calibration images; the cells of one that does not have `generator: none`."""
     grids: ClassVar[tuple[Grid, ...]] = ("affine",)
     """The grids that it can use, of which a scheme may demand one (`pot` does)."""
 
@@ -58,6 +59,12 @@ class Quantizer(Method, ABC):
             raise ZSQBenchError(f"quantizer {self.name!r} needs calibration images: its generator cannot be none")
         return data.images
 
+    def scheme_of(self, ctx: "StepContext") -> Scheme:
+        """The scheme that the student was prepared for. Raises ZSQBenchError where the context has none."""
+        if ctx.scheme is None:
+            raise ZSQBenchError(f"quantizer {self.name!r} needs the student's scheme: its context has no ctx.scheme")
+        return ctx.scheme
+
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
         """Return a copy of the network with quantizers in place, as a function of network, scheme and options alone.
 
@@ -79,8 +86,13 @@ class GridQuantizer(Quantizer, ABC):
 
     grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
 
-    grid: Grid | None = Field(None, description="kind of grid; none: what the scheme demands, else affine")
+    grid: Auto[Grid] = auto(description="kind of grid; none: what the scheme demands, else affine")
     per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The grid that the scheme demands, besides what the preset says."""
+        found = super().automatic(network, scheme)
+        return found if scheme is None else {**found, "grid": scheme.placement.grid or "affine"}
 
     def rejects(self, scheme: Scheme) -> str | None:
         """A grid of its own that is not the one that the scheme demands."""
@@ -93,8 +105,8 @@ class GridQuantizer(Quantizer, ABC):
         """Put quantizers of this kind of grid in place."""
         from zsqbench.quant import Grids, prepare
 
-        grid = self.grid or scheme.placement.grid or "affine"
-        return prepare(teacher.module, scheme, teacher.input_size, Grids(grid, grid, self.per_channel))
+        self = self.resolved(teacher, scheme)
+        return prepare(teacher.module, scheme, teacher.input_size, Grids(self.grid, self.grid, self.per_channel))
 
 
 class ReconstructionQuantizer(Quantizer, ABC):
@@ -103,7 +115,7 @@ class ReconstructionQuantizer(Quantizer, ABC):
     Where activations are cached changes no value, so the bounds on that are no part of the identity.
     """
 
-    incidental: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
+    execution_options: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")
     rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")

@@ -42,7 +42,7 @@ class Quantize(StudentJob):
 
     @classmethod
     def _plan(cls, cell: CellPlanning, variant: Variant) -> Step:
-        images = (cell.steps[Generate.kind],) if not variant.quantizer.data_free and cell.cell.generator else ()
+        images = (cell.steps[Generate.kind],) if variant.quantizer.needs_images and cell.cell.generator else ()
         start = (cls._plan(cell, variant.start),) if variant.start is not None else ()
         parts = (cell.facts.digest, variant.digest, cell.settings, QUANT_VERSION, SYNTHESIS_VERSION)
         made_by = cell.cell.generator if images else NO_GENERATOR

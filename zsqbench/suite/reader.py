@@ -297,7 +297,7 @@ def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme)
     if reason := _misfit(generator, quantizer.quantizer, scheme):
         return reason
     for start in quantizer.chain[1:]:
-        images = None if start.quantizer.data_free else generator
+        images = generator if start.quantizer.needs_images else None
         if reason := _misfit(images, start.quantizer, scheme):
             return f"{quantizer.label} starts from {start.label}, and {reason}"
     return None
@@ -307,9 +307,9 @@ def _misfit(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -
     """Why a quantizer cannot go with a generator and a scheme, or none."""
     if reason := quantizer.rejects(scheme):
         return f"{quantizer.name} rejects {scheme.name}: {reason}"
-    if generator is None and not quantizer.data_free:
+    if generator is None and quantizer.needs_images:
         return f"{quantizer.name} needs calibration images, and the generator is none"
-    if generator is not None and quantizer.data_free:
+    if generator is not None and not quantizer.needs_images:
         return f"{quantizer.name} reads no calibration images: its generator is none"
     if generator is not None and quantizer.needs_labels and not generator.gives_labels:
         return f"{quantizer.name} needs labels, and {generator.name} gives none"

@@ -56,7 +56,9 @@ class Variant:
         A quantizer that it starts from is there as what it is, not as what the suite calls it.
         """
         files = self.method.input_files()
-        options = {k: v for k, v in self.method.options().items() if k not in files and k not in self.method.incidental}
+        options = {
+            k: v for k, v in self.method.options().items() if k not in files and k not in self.method.execution_options
+        }
         if self.start is not None:
             options["start"] = self.start.identity
         return {
@@ -75,7 +77,7 @@ class Variant:
             "origin": self.plugin.origin,
             "options": self.method.options(),
             "changed": (self.given or self.method).changed_options(),
-            "control": getattr(self.method, "control", None),
+            "control": self.method.control,
         } | ({"start": self.start.describe()} if self.start else {})
 
 

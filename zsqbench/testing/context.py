@@ -9,6 +9,7 @@ import torch
 
 from zsqbench.methods import Settings, TaskContext
 from zsqbench.quant import finalize
+from zsqbench.scheme import Scheme
 
 
 class MemoryReporter:
@@ -74,8 +75,14 @@ def context(
     resume_from: Mapping[str, Any] | None = None,
     data_root: Path | None = None,
     folder: Path | None = None,
+    scheme: Scheme | None = None,
 ) -> TaskContext:
-    """A context on the CPU, as a worker would give it; its reporter keeps everything in memory."""
+    """A context on the CPU, as a worker would give it; its reporter keeps everything in memory.
+
+    A quantizer is given the scheme that the student was prepared for.
+    """
     rng = torch.Generator().manual_seed(seed)
     reporter = MemoryReporter(resume_from, rng)
-    return TaskContext(torch.device("cpu"), seed, rng, Settings(), reporter, data_root=data_root, folder=folder)
+    return TaskContext(
+        torch.device("cpu"), seed, rng, Settings(), reporter, scheme=scheme, data_root=data_root, folder=folder
+    )

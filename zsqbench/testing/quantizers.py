@@ -106,7 +106,9 @@ class _Trial:
     def _check_artifact(self, student: nn.Module) -> None:
         images = _data(self.teacher, IMAGES, labels=False).images
         try:
-            loaded = cast("Quantizer", self.report.method).prepare(self.teacher, parse_scheme(self.scheme))
+            scheme = parse_scheme(self.scheme)
+            quantizer = cast("Quantizer", self.report.method).resolved(self.teacher, scheme)
+            loaded = quantizer.prepare(self.teacher, scheme)
             restore(loaded, student.state_dict())
             with torch.no_grad():
                 expected, found = student.eval()(images), loaded.eval()(images)
@@ -127,9 +129,10 @@ def _quantize(
     report: Report, scheme: str, teacher: Pretrained, images: int, labels: bool, ctx: StepContext
 ) -> nn.Module:
     """Prepare, quantize and finish, as a worker does."""
-    quantizer = cast("Quantizer", report.method)
-    student = quantizer.prepare(teacher, parse_scheme(scheme))
-    quantizer.quantize(student, teacher, None if quantizer.data_free else _data(teacher, images, labels), ctx)
+    ctx.scheme = parse_scheme(scheme)
+    quantizer = cast("Quantizer", report.method).resolved(teacher, ctx.scheme)
+    student = quantizer.prepare(teacher, ctx.scheme)
+    quantizer.quantize(student, teacher, _data(teacher, images, labels) if quantizer.needs_images else None, ctx)
     finalize(student)
     return student
 
@@ -151,7 +154,7 @@ def _check_without_bn(report: Report, scheme: str, labels: bool) -> None:
 
 def _check_labels(report: Report, scheme: str, teacher: Pretrained) -> None:
     quantizer = cast("Quantizer", report.method)
-    if quantizer.data_free:
+    if not quantizer.needs_images:
         report.skip(LABELS, "it reads no images")
         return
     for labels in {True, quantizer.needs_labels}:

@@ -7,10 +7,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.methods import DATA_SETS, Method
+from zsqbench.scheme import parse_scheme
 from zsqbench.testing.memory import measure_memory
 from zsqbench.testing.report import Report
 
 OPTIONS = "options survive the way to a worker, as JSON"
+FILLED_IN = "options that it fills in for a network are values that it takes, and stay when it does so again"
 WITHOUT_BN = "a network without BN: one clear line from a method that declares needs_bn, and no problem for others"
 BF16 = "works under bfloat16 autocast, which suites may ask for"
 MEMORY = "memory grows no faster than the images, and is given back"
@@ -22,10 +25,26 @@ KEPT = 64 * 1024
 
 
 def check_options(report: Report) -> None:
-    """Options must survive the way to a worker."""
-    method = report.method
-    rebuilt = type(method).model_validate_json(json.dumps(method.options()), strict=True)
-    report.require(OPTIONS, rebuilt == method, "has options that do not survive JSON")
+    """Options must survive the way to a worker, as they are and as they are filled in for the networks of papers."""
+    method, scheme = report.method, parse_scheme("hw/w4a4")
+    report.require(OPTIONS, _rebuilt(method) == method, "has options that do not survive JSON")
+    for name, network in DATA_SETS.items():
+        where = f" (for a network of {name})"
+        try:
+            filled_in = method.resolved(network, scheme)
+            again, rebuilt = filled_in.resolved(network, scheme), _rebuilt(filled_in)
+        except Exception as error:
+            if report.strict:
+                raise
+            report.require(FILLED_IN, False, f"raised {one_line(error)}", where)
+            continue
+        report.require(FILLED_IN, again == filled_in, "fills in other options when it does so again", where)
+        report.require(FILLED_IN, rebuilt == filled_in, "fills in options that do not survive JSON", where)
+
+
+def _rebuilt(method: Method) -> Method:
+    """The method as a worker builds it."""
+    return type(method).model_validate_json(json.dumps(method.options()), strict=True)
 
 
 def check_needs_bn(report: Report, call: Callable[[], Any]) -> None:

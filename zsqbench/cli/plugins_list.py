@@ -1,0 +1,148 @@
+"""`zsqbench plugins list`: what is installed, the options, and what methods fill in for those that are not given."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zsqbench.cli.options import format_option, plugin_options
+
+if TYPE_CHECKING:
+    from zsqbench.methods import Method
+    from zsqbench.plugins import Provided
+
+SCHEME = "hw/w4a4"
+"""The scheme that values are shown for, where they depend on it."""
+
+
+@click.command("list")
+@click.argument("name", required=False)
+@plugin_options
+@format_option
+def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[str], form: str) -> int:
+    """List plugins and methods: where they come from, their options, defaults and what these mean.
+
+    With a NAME, of a method or a plugin, also what each preset gives for each data set of the papers.
+    """
+    from zsqbench.errors import ZSQBenchError, unknown
+    from zsqbench.plugins import load_plugins
+
+    catalog = load_plugins(plugins, without)
+    provided = [entry for _, entry in sorted(catalog.provided.items())]
+    listed = [entry for entry in provided if name in (None, entry.method.name, entry.plugin.name)]
+    if name is not None and not listed and not any(plugin.name == name for plugin in catalog.plugins):
+        raise ZSQBenchError(unknown("method or plugin", name, {entry.method.name for entry in provided}))
+    methods = [_describe(entry, detailed=name is not None) for entry in listed]
+    broken = [plugin for plugin in catalog.plugins if plugin.error and name in (None, plugin.name)]
+    if form == "json":
+        failures = [{"name": plugin.name, "origin": plugin.origin, "error": plugin.error} for plugin in broken]
+        click.echo(json.dumps({"methods": methods, "broken": failures, "clashes": catalog.clashes}, indent=1))
+        return 0
+    for method in methods:
+        click.echo("\n".join(_lines(method)))
+    for plugin in broken:
+        click.echo(f"broken plugin {plugin.name}  ({plugin.origin}): {plugin.error}")
+        if name is not None and plugin.traceback:
+            click.echo(plugin.traceback)
+    for clash in catalog.clashes:
+        click.echo(f"clash: {clash}")
+    return 0
+
+
+def _describe(provided: "Provided", *, detailed: bool) -> dict[str, Any]:
+    """A method with its options, as plain data; in detail also what it fills in for them."""
+    method = provided.method
+    properties = method.model_json_schema()["properties"] if method.model_fields else {}
+    options = [
+        {
+            "name": option,
+            "type": _type_name(properties[option]),
+            "default": None if info.is_required() else properties[option].get("default"),
+            "required": info.is_required(),
+            "description": info.description or "",
+        }
+        for option, info in ((info.alias or field, info) for field, info in method.model_fields.items())
+    ]
+    summary = (method.__doc__ or "").strip().splitlines()
+    return {
+        "kind": method.kind,
+        "name": method.name,
+        "version": method.version,
+        "plugin": provided.plugin.name,
+        "origin": provided.plugin.origin,
+        "summary": summary[0] if summary else "",
+        "options": options,
+    } | ({"filled_in": list(_filled_in(method))} if detailed else {})
+
+
+def _filled_in(method: "type[Method]") -> Iterator[dict[str, Any]]:
+    """The options that a method fills in where they are not given: for each preset, on a network of each data set."""
+    from zsqbench.methods import DATA_SETS
+    from zsqbench.scheme import parse_scheme
+
+    if any(info.is_required() for info in method.model_fields.values()):
+        return  # and there is no method to ask
+    for preset in method.presets or [""]:
+        given = method.model_validate({"preset": preset} if preset else {})
+        for name, network in DATA_SETS.items():
+            found = given.resolved(network, parse_scheme(SCHEME)).options()
+            options = {option: found[option] for option, value in given.options().items() if value != found[option]}
+            if options:
+                yield {"preset": preset or None, "data_set": name, "options": options}
+
+
+def _lines(method: Mapping[str, Any]) -> Iterator[str]:
+    """A method for people."""
+    yield f"{method['kind']} {method['name']}  (version {method['version']}, {method['origin']})"
+    yield f"    {method['summary']}"
+    for option in method["options"]:
+        default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
+        yield f"    {option['name']}: {option['type']}, {default}  {option['description']}".rstrip()
+    if method.get("filled_in"):
+        at = f", at scheme {SCHEME}" if method["kind"] == "quantizer" else ""
+        yield f"    Where these are not given, by preset and for a network of each data set{at}:"
+        yield from (f"        {line}" for line in _table(method["filled_in"]))
+
+
+def _table(filled_in: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each option, and a column for each preset and data set; data sets with the same values share one."""
+    from tabulate import tabulate
+
+    from zsqbench.methods import DATA_SETS
+
+    columns: list[tuple[str | None, list[str], Mapping[str, Any]]] = []
+    for found in filled_in:
+        same = [sets for preset, sets, options in columns if (preset, options) == (found["preset"], found["options"])]
+        if same:
+            same[0].append(found["data_set"])
+        else:
+            columns.append((found["preset"], [found["data_set"]], found["options"]))
+    titles = [
+        " ".join(filter(None, (preset, "/".join(sets) if len(sets) < len(DATA_SETS) else ""))) or "value"
+        for preset, sets, _ in columns
+    ]
+    names = dict.fromkeys(name for _, _, options in columns for name in options)
+    rows = [[name, *(_as_text(options.get(name)) for _, _, options in columns)] for name in names]
+    table = tabulate(rows, ["option", *titles], tablefmt="plain", disable_numparse=True)
+    return [line.rstrip() for line in table.splitlines()]
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """The type of an option, as a reader of YAML would say it."""
+    if "enum" in schema:
+        return " | ".join(str(value) for value in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(_type_name(part) for part in schema["anyOf"]))
+    if schema.get("format") == "path":
+        return "path"
+    names = {"string": "text", "null": "none", "array": "list"}
+    kind = str(schema.get("type", "any"))
+    return names.get(kind, kind)
