@@ -303,6 +303,11 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
         return sorted((self.home / "store" / kind).iterdir())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option of test_numbers.py."""
+    parser.addoption("--refresh-numbers", action="store_true", help="write tests/numbers.json anew")
+
+
 class BlankFigure:
     """In place of plots, which take half a second for each calibration set; workers of the pool draw all the same."""
 
