@@ -5,6 +5,7 @@ that the project set itself. Evaluation is measured on the embedded scenes, agai
 the network's passes, decoding and COCOeval, one after the other; what it adds is bookkeeping. A step of DGH is measured
 against a bare step, a forward pass and a backward pass to the input of the same network with frozen weights, on the
 embedded detector and on torchvision's SSDLite with random weights. All are taken in turns, medians of several.
+`--quick` runs everything once, a step on the embedded detector alone, to see that it runs: its figures mean nothing.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from synthesis import STEPS, generator_steps, medians
+from synthesis import EFFORT, QUICK, generator_steps, medians
 
 import zsqbench
 from zsqbench.methods import Settings
@@ -28,8 +29,6 @@ from zsqbench.zoo.images import open_image
 
 EVALUATION_BOUND = 1.1
 STEP_BOUND = 1.2
-EVALUATIONS = 3
-"""In a row, of each way in turns."""
 
 DETECTION = load_plugins().find("task", "coco_detection").method
 
@@ -37,7 +36,7 @@ DETECTION = load_plugins().find("task", "coco_detection").method
 def evaluation(pretrained: zsqbench.Pretrained, folder: Path) -> Iterator[float]:
     """Seconds of the task's evaluation."""
     task, ctx = DETECTION(data="scenes"), context(folder=folder)
-    for _ in range(EVALUATIONS):
+    for _ in range(EFFORT["cpu"]):
         started = time.perf_counter()
         with torch.no_grad():
             task.evaluate(pretrained.module, pretrained, ctx)
@@ -48,7 +47,7 @@ def by_hand(pretrained: zsqbench.Pretrained, folder: Path) -> Iterator[float]:
     """Seconds of what it cannot do without, in the same batches."""
     task, ctx = DETECTION(data="scenes"), context(folder=folder)
     found = task._find(ctx)  # noqa: SLF001 - to read the same files
-    for _ in range(EVALUATIONS):
+    for _ in range(EFFORT["cpu"]):
         yield _evaluate_by_hand(task.batch_size, found, pretrained)
 
 
@@ -67,7 +66,7 @@ def _evaluate_by_hand(size: int, found: Any, pretrained: zsqbench.Pretrained) ->
 def bare_steps(pretrained: zsqbench.Pretrained, batch: int) -> Iterator[float]:
     """Seconds of passes through the network alone."""
     images = torch.randn(batch, *pretrained.input_size).requires_grad_()
-    for step in range(STEPS["cpu"] + 2):
+    for step in range(EFFORT["cpu"] + 2):
         started = time.perf_counter()
         images.grad = None
         torch.stack([output.square().mean() for output in flat_outputs(pretrained.module(images))]).sum().backward()
@@ -85,11 +84,18 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        EFFORT.update(QUICK)
+    torch.set_num_threads(1 if arguments.quick else arguments.threads)
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     )
-    models = {"scenedetector": {}, "torchvision/ssdlite320_mobilenet_v3_large": {"weights": "none"}}
+    models, batches = {"scenedetector": {}}, [2 if arguments.quick else 32]
+    if not arguments.quick:
+        models["torchvision/ssdlite320_mobilenet_v3_large"] = {"weights": "none"}
+        batches.append(8)
     loaded = {}
     for name, fields in models.items():
         spec = zsqbench.ModelSpec(name=name, base=name, **fields)
@@ -100,7 +106,7 @@ def main() -> None:
         ways = {"by hand": lambda: by_hand(own, Path(folder)), "task": lambda: evaluation(own, Path(folder))}
         times = medians(ways)
         show("evaluation of 200 scenes", times["task"] / times["by hand"], times["by hand"], EVALUATION_BOUND)
-    for (name, pretrained), batch in zip(loaded.items(), (32, 8), strict=True):
+    for (name, pretrained), batch in zip(loaded.items(), batches, strict=True):
         ways = {
             "bare": lambda pretrained=pretrained, batch=batch: bare_steps(pretrained, batch),
             "dgh": lambda pretrained=pretrained, batch=batch: generator_steps("dgh", pretrained, batch, Settings()),

@@ -8,7 +8,8 @@ parameters, and the optimiser's step. Augmentation is measured by itself.
 
 `--settings` measures settings that are to be fast, against what the releases of IntraQ and HAST do in an update in
 float32 (`released_updates`), which is written anew here: their code itself took 0.81 and 2.29 seconds for an update of
-a ResNet-20 on two cores with AMX, on another day. All are taken in turns, medians of several.
+a ResNet-20 on two cores with AMX, on another day. All are taken in turns, medians of several. `--quick` runs everything
+once on a tiny network, to see that it runs: its figures mean nothing.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from synthesis import FAST, Stopwatch, device_of, medians, pretrained, under
+from synthesis import EFFORT, FAST, QUICK, Stopwatch, device_of, medians, pretrained, under
 from torch import nn
 from torch.nn import functional
 from torchvision import transforms
@@ -39,14 +40,10 @@ FASTER = {"ste": (1.2, 3.0), "hast": (1.5, 3.0)}
 
 BITS = 4
 SCHEME = f"hast/w{BITS}a{BITS}"
-UPDATES = {"cpu": 3, "cuda": 30}
 
 
 class Silent(Stopwatch):
-    """A stopwatch that takes notes and epochs, too, and forgets them."""
-
-    def note(self, line: str) -> None:
-        """Forget it."""
+    """A stopwatch that takes epochs, too, and forgets them."""
 
     def keep_epoch(self, epoch: int, student: object) -> None:
         """Forget it."""
@@ -55,7 +52,7 @@ class Silent(Stopwatch):
 def updates(name: str, teacher: zsqbench.Pretrained, batch: int, settings: Settings) -> Iterator[float]:
     """Seconds of a quantizer's updates after the first two."""
     watch, device = Silent(), device_of(teacher)
-    count = UPDATES[device.type] + 2
+    count = EFFORT[device.type] + 2
     options = {"epochs": 1, "updates_per_epoch": count, "batch_size": batch, "range_updates": 1}
     method = load_plugins().find("quantizer", name).method(**options)
     rng = torch.Generator(device).manual_seed(0)
@@ -79,7 +76,7 @@ def bare_updates(name: str, teacher: zsqbench.Pretrained, batch: int, settings: 
     images = torch.randn(batch, *teacher.input_size, device=device)
     teach, learn = (torch.compile(each) if settings.compile else each for each in (network, student))
     with autocast:
-        for update in range(UPDATES[device.type] + 2):
+        for update in range(EFFORT[device.type] + 2):
             started = time.perf_counter()
             optimizer.zero_grad()
             if name == "ste":
@@ -186,7 +183,7 @@ def released_updates(name: str, teacher: zsqbench.Pretrained, batch: int) -> Ite
             return total + functional.cross_entropy(logits, labels)
         return total + 1000 * alignment_loss(features[student], features[network])
 
-    for update in range(UPDATES[device.type] + 2):
+    for update in range(EFFORT[device.type] + 2):
         started = time.perf_counter()
         images = torch.stack([augment(image) for image in drawn])
         if name == "ste":
@@ -213,7 +210,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 def augmentations(batch: int, size: tuple[int, int, int], device: torch.device) -> Iterator[float]:
     """Seconds of cropping and flipping a batch."""
     images, rng = torch.randn(batch, *size, device=device), torch.Generator(device).manual_seed(0)
-    for _ in range(UPDATES[device.type] + 2):
+    for _ in range(EFFORT[device.type] + 2):
         started = time.perf_counter()
         resized_crops(images, random_crops(images.shape, 0.5, rng))
         if device.type == "cuda":
@@ -277,17 +274,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FASTER, default=list(FASTER), help="methods")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        EFFORT.update(QUICK)
+    threads = 1 if arguments.quick else arguments.threads
     on_gpu = arguments.device == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    print(f"{where}, torch {torch.__version__}, {arguments.threads} thread(s)")
-    torch.set_num_threads(arguments.threads)
+    print(f"{where}, torch {torch.__version__}, {threads} thread(s)")
+    torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # as in a worker: fp32 is fp32
-    teacher = pretrained(CifarResNet(20).to(arguments.device), 32)
+    width, batch, side = (2, 4, 8) if arguments.quick else (16, 256, 32)
+    teacher = pretrained(CifarResNet(20, width=width).to(arguments.device), side)
+    what = f"ResNet-20, {batch} x {side} px"
     if arguments.settings:
-        measure_settings("ResNet-20, 256 x 32 px", teacher, 256, arguments.only)
+        measure_settings(what, teacher, batch, arguments.only)
     else:
-        measure("ResNet-20, 256 x 32 px", teacher, 256, arguments.only, compiled=arguments.compiled)
+        measure(what, teacher, batch, arguments.only, compiled=arguments.compiled)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 Run `python benchmarks/harness.py` on an otherwise idle machine; it prints one line for each figure, with the bound that
 the project set itself. Everything runs in a temporary folder with a method that does nothing, except the comparison of
-workers, which runs ZeroQ on the embedded networks with one thread each.
+workers, which runs ZeroQ on the embedded networks with one thread each. `--quick` measures each once, on few cells, and
+compares workers on round to nearest, to see that it runs: its figures mean nothing.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -110,26 +112,34 @@ def show(what: str, figure: float, unit: str, bound: float, *, at_least: bool = 
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    quick = parser.parse_args().quick
+    seeds, times = (2, 1) if quick else (40, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        show("--help", statistics.median(zsqbench("--help", folder=folder) for _ in range(5)), "s", 0.3)
+        show("--help", statistics.median(zsqbench("--help", folder=folder) for _ in range(times)), "s", 0.3)
 
-        big, small = suite(folder, "big", seeds=100, options=20), suite(folder, "small", seeds=1)
-        planning = [min(zsqbench("plan", each, folder=folder) for _ in range(3)) for each in (small, big)]
-        show("planning 10,000 cells, beyond start-up", planning[1] - planning[0], "s", 1)
+        big, small = suite(folder, "big", seeds=100, options=1 if quick else 20), suite(folder, "small", seeds=1)
+        planning = [min(zsqbench("plan", each, folder=folder) for _ in range(times)) for each in (small, big)]
+        cells = "500 cells" if quick else "10,000 cells"
+        show(f"planning {cells}, beyond start-up", planning[1] - planning[0], "s", 1)
 
         quiet = ("--workers", "0", "--quiet", "--no-plugin", "mlflow")
-        large = suite(folder, "large", seeds=40)
+        large = suite(folder, "large", seeds=seeds)
         cold_small, cold_large = (zsqbench("run", each, *quiet, folder=folder) for each in (small, large))
-        steps = 5 * 2 * 39 + 39  # quantize and evaluate of each further cell, generate of each further seed
+        steps = 11 * (seeds - 1)  # of each further seed: generate, and quantize and evaluate of five cells
         show("a step with a warm worker, small model", 1000 * (cold_large - cold_small) / steps, "ms", 20)
 
         warm = [zsqbench("run", each, *quiet, folder=folder) for each in (small, large)]
-        show("a cached cell", 1000 * (warm[1] - warm[0]) / (200 - 5), "ms", 2)
+        show("a cached cell", 1000 * (warm[1] - warm[0]) / (5 * (seeds - 1)), "ms", 2)
 
-        job = ("run", "hw_friendly", "-k", "zeroq and w4a4", "--no-plugin", "mlflow", "--quiet")
+        what, cells = (
+            ("rtn", "resnet20 and noise and rtn and pot") if quick else ("ZeroQ on two networks", "zeroq and w4a4")
+        )
+        job = ("run", "hw_friendly", "-k", cells, "--no-plugin", "mlflow", "--quiet")
         seconds = [zsqbench(*job, "--workers", str(n), "--home", f"home{n}", folder=folder) for n in (1, 2)]
-        show("one worker against two, ZeroQ on two networks", seconds[0] / seconds[1], "x", 1.6, at_least=True)
+        show(f"one worker against two, {what}", seconds[0] / seconds[1], "x", 1.6, at_least=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Measure reconstruction: `python benchmarks/reconstruction.py`. Ratios of one run; seconds are of this machine.
 
 Weights are seeded random numbers of realistic spread: shapes decide the time. `--images` sets the calibration set of
-the memory figures, each of which is measured in a process of its own.
+the memory figures, each of which is measured in a process of its own. `--quick` runs everything once on a tiny network,
+to see that it runs: its figures mean nothing.
 """
 
 import argparse
@@ -46,9 +47,12 @@ def show(what: str, measured: str, bound: str) -> None:
     print(f"{what:<78} {measured:>26}   {bound}", flush=True)
 
 
-def networks() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], int]]:
+def networks(*, quick: bool) -> Iterator[tuple[str, nn.Module, tuple[int, int, int], int]]:
     """Name, network, input size, and how many images are enough."""
     torch.manual_seed(0)
+    if quick:
+        yield "ResNet-8 of width 2, 8 px", CifarResNet(depth=8, width=2), (3, 8, 8), 32
+        return
     yield "ResNet-20, 32 px", CifarResNet(depth=20, classes=10), (3, 32, 32), 64
     yield "ResNet-18, 224 px", models.resnet18(weights=None), (3, 224, 224), 32
     yield "MobileNetV2, 224 px", models.mobilenet_v2(weights=None), (3, 224, 224), 32
@@ -110,14 +114,14 @@ def learning_step(
     return steps
 
 
-def steps(threads: int) -> None:
+def steps(*, quick: bool) -> None:
     """A step of either stage against a bare step, summed over all units of a network."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     from zsqbench.quant import Annealing
 
     weights = Stage(4, rounding=Rounding(annealing=Annealing(warmup=0.0)))
     activations = Stage(4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4)
-    for name, network, size, count in networks():
+    for name, network, size, count in networks(quick=quick):
         student, images = student_of(network, size), images_of(count, size)
         calibrate_activations_mse(student, images[:8])
         units = find_units(student)
@@ -138,7 +142,7 @@ def steps(threads: int) -> None:
                 rounding = [layer.weight_quantizer for layer in layers]
                 measured["weights"] = seconds_per_step(soft)
                 times: dict[str, list[float]] = {kind: [] for kind in measured}
-                for _ in range(ROUNDS + 1):
+                for _ in range(2 if quick else ROUNDS + 1):
                     for kind, measure in measured.items():
                         for layer, quantizer in zip(layers, rounding if kind == "weights" else plain, strict=True):
                             layer.weight_quantizer = quantizer
@@ -149,13 +153,13 @@ def steps(threads: int) -> None:
             live = following
         for kind, bound in (("weights", "1.3"), ("activations", "1.5")):
             ratio = totals[kind] / totals["bare"]
-            what = f"a step of stage {kind}, {name}, batch 32, {threads} threads, all units"
+            what = f"a step of stage {kind}, {name}, batch 32, 1 thread, all units"
             show(what, f"{ratio:.2f} x {totals['bare'] * 1000:.0f} ms", f"at most {bound} x bare")
 
 
-def caching() -> None:
+def caching(*, quick: bool) -> None:
     """What a stage takes beyond its iterations, in passes over the images through the float network."""
-    for name, network, size, count in networks():
+    for name, network, size, count in networks(quick=quick):
         student, images = student_of(network, size), images_of(count, size)
         layer, calls = quantized_layers(student)[0][1], []
         layer.register_forward_pre_hook(
@@ -170,16 +174,16 @@ def caching() -> None:
         show(f"passes of a stage, {name} ({took:.1f} s in all)", passes, "at most 2.5 and 2.5")
 
 
-def peak(count: int, budget: float) -> float:
-    """Peak memory in GiB of reconstructing ResNet-50 on so many images with so many GiB of caches."""
+def peak(count: int, budget: float, *, quick: bool) -> float:
+    """Peak memory in GiB of reconstructing a network on so many images with so many GiB of caches."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (count, budget))
+        return pool.apply(_peak, (count, budget, quick))
 
 
-def _peak(count: int, budget: float) -> float:
-    size = (3, 224, 224)
+def _peak(count: int, budget: float, quick: bool) -> float:
+    size = (3, 8, 8) if quick else (3, 224, 224)
     torch.manual_seed(0)
-    student = student_of(models.resnet50(weights=None), size)
+    student = student_of(CifarResNet(depth=8, width=2) if quick else models.resnet50(weights=None), size)
     images = images_of(count, size)
     memory = Memory(CPU, host_bytes=int(budget * 2**30))
     Reconstruction(student, images, context(), {"weights": Stage(1, rounding=Rounding())}, memory=memory).run("weights")
@@ -187,26 +191,29 @@ def _peak(count: int, budget: float) -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 
 
-def memory(counts: list[int]) -> None:
+def memory(counts: list[int], *, quick: bool) -> None:
     """Peak memory with caches in files."""
     for count in counts:
-        images = count * 3 * 224 * 224 * 4 / 2**30
-        show(
-            f"peak memory, ResNet-50, {count} images of {images:.2f} GiB, caches of 1 GiB",
-            f"{peak(count, 1.0):.2f} GiB",
-            "",
-        )
+        network, side = ("ResNet-8 of width 2", 8) if quick else ("ResNet-50", 224)
+        what = f"peak memory, {network}, {count} images of {count * 3 * side**2 * 4 / 2**30:.2f} GiB, caches of 1 GiB"
+        show(what, f"{peak(count, 1.0, quick=quick):.2f} GiB", "")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--only", choices=["steps", "caching", "memory"])
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
     options = parser.parse_args()
     print(f"torch {torch.__version__}")
     if options.only in (None, "steps"):
-        steps(1)
+        steps(quick=options.quick)
     if options.only in (None, "caching"):
-        caching()
+        caching(quick=options.quick)
     if options.only in (None, "memory"):
-        memory(options.images)
+        memory([32] if options.quick else options.images, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,8 @@ optimiser. All are taken in turns, medians of several.
 
 `--settings` measures settings that are to be fast instead, against the bare step in float32: bf16, channels_last and
 compile, alone and together. Bounds for those are for CPUs with AMX and for GPUs. `--only NAME...` takes some methods,
-`--device cuda` measures on a GPU.
+`--device cuda` measures on a GPU. `--quick` runs everything once on a tiny network, to see that it runs: its figures
+mean nothing.
 """
 
 import argparse
@@ -49,9 +50,11 @@ FAST_BOUNDS = {"zeroq": 0.42, "hast": 0.43, "dgh": 0.44, "intraq": 0.46, "genie"
 """What a step costs at most in bf16, channels_last and compiled, in bare steps in float32: a fifth of the releases'."""
 
 FAST = {"precision": "bf16", "layout": "channels_last", "compile": True}
-REPETITIONS = 5
-STEPS = {"cpu": 3, "cuda": 30}
-"""How many steps are timed in one go, after two that are not."""
+EFFORT = {"repetitions": 5, "cpu": 3, "cuda": 30}
+"""How often each way is measured, and how many steps are timed in one go on a device, after two that are not."""
+
+QUICK = {"repetitions": 1, "cpu": 1, "cuda": 1}
+"""The same with --quick."""
 
 
 class Stopwatch:
@@ -66,6 +69,9 @@ class Stopwatch:
     def progress(self, done: int, total: int) -> None:  # noqa: ARG002
         """Note the time."""
         self.times.append(time.perf_counter())
+
+    def note(self, line: str) -> None:
+        """Forget it."""
 
     def checkpoint(self, state: object) -> None:
         """Forget it."""
@@ -92,7 +98,7 @@ def device_of(teacher: zsqbench.Pretrained) -> torch.device:
 def generator_steps(name: str, teacher: zsqbench.Pretrained, batch: int, settings: Settings) -> Iterator[float]:
     """Seconds of a generator's steps after the first two, which are longer by what they prepare and compile."""
     watch, device = Stopwatch(), device_of(teacher)
-    steps = STEPS[device.type]
+    steps = EFFORT[device.type]
     options = {"images": batch, "batch_size": batch, "iterations": steps + 2}
     if name == "dgh":  # so that it has statistics of other images to keep
         options |= {"images": 2 * batch, "iterations": 1 + steps // 2 + 1}
@@ -115,7 +121,7 @@ def bare_steps(
     start = torch.randn(batch, *shape, device=device).requires_grad_()
     run = torch.compile(network) if settings.compile else network
     with autocast:
-        for step in range(STEPS[device.type] + 2):
+        for step in range(EFFORT[device.type] + 2):
             started = time.perf_counter()
             network.zero_grad()
             start.grad = None
@@ -135,7 +141,7 @@ def image_maker(teacher: zsqbench.Pretrained) -> nn.Module:
 def medians(ways: dict[str, Callable[[], Iterator[float]]]) -> dict[str, float]:
     """Seconds of each way, all taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(REPETITIONS):
+    for _ in range(EFFORT["repetitions"]):
         for name, way in ways.items():
             seconds[name] += way()
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -184,40 +190,50 @@ def pretrained(module: nn.Module, side: int) -> zsqbench.Pretrained:
     return zsqbench.Pretrained(frozen, (3, side, side), (0.5,) * 3, (0.25,) * 3, classes=10 if side < 64 else 1000)
 
 
-def memory() -> None:
+def memory(batch: int, counts: tuple[int, ...]) -> None:
     """Print how DGH's memory grows with the number of batches, apart from images, their optimiser and moments.
 
     Each count runs in a process of its own, whose peak is read when it is done.
     """
-    few, batch, side = 2, 64, 32
+    few, side = 2, 32
     extra = round(32 * side / 224)
     channels = sum(norm.num_features for norm in CifarResNet(20).modules() if isinstance(norm, nn.BatchNorm2d)) + 3
     # pixels, two moments of RAdam, finished images (twice, while they are put together), mean and variance of channels
     kept = 4 * batch * 3 * ((side + extra) ** 2 * 3 + 2 * side**2) + 8 * channels
-    least = peak_of(few)
+    least = peak_of(few, batch)
     print(f"dgh    peak memory of {few:2} batches of {batch}: {least / 2**20:.0f} MB")
-    for count in (8, 32):
-        grown, known = (peak_of(count) - least) / 2**20, (count - few) * kept / 2**20
+    for count in counts:
+        grown, known = (peak_of(count, batch) - least) / 2**20, (count - few) * kept / 2**20
         print(f"dgh    {count:2} batches: {grown:+.0f} MB, of which images, optimiser and moments are {known:.0f}")
 
 
-def peak_of(batches: int) -> int:
-    """Bytes of resident memory at most, of a process that generates this many batches."""
+def peak_of(batches: int, batch: int) -> int:
+    """Bytes of resident memory at most, of a process that generates this many batches of so many images."""
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import synthesis, torch; torch.set_num_threads(1);"
-        "synthesis.generate_batches(int(sys.argv[2]));"
+        "synthesis.generate_batches(int(sys.argv[2]), int(sys.argv[3]));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(batches)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(batches), str(batch)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def generate_batches(count: int) -> None:
-    """DGH on a ResNet-20, two steps for each batch of 64."""
-    dgh = load_plugins().find("generator", "dgh").method(images=64 * count, batch_size=64, iterations=2)
+def generate_batches(count: int, batch: int) -> None:
+    """DGH on a ResNet-20, two steps for each batch."""
+    dgh = load_plugins().find("generator", "dgh").method(images=batch * count, batch_size=batch, iterations=2)
     rng = torch.Generator().manual_seed(0)
     ctx = zsqbench.StepContext(torch.device("cpu"), 0, rng, Settings(), Stopwatch())
     dgh.generate(pretrained(CifarResNet(20), 32), ctx)
+
+
+def networks(*, small: bool, quick: bool) -> Iterator[tuple[str, Callable[[], nn.Module], int, int]]:
+    """What generators are measured on: name, network, images and their side."""
+    if quick:
+        yield "ResNet-20 of width 2, 4 x 8 px", lambda: CifarResNet(20, width=2), 4, 8
+        return
+    yield "ResNet-20, 256 x 32 px", lambda: CifarResNet(20), 256, 32
+    if not small:
+        yield "ResNet-18, 16 x 224 px", torchvision.models.resnet18, 16, 224
 
 
 def main() -> None:
@@ -229,19 +245,19 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--small", action="store_true", help="leave the ResNet-18 out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        EFFORT.update(QUICK)
     on_gpu = arguments.device == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     print(f"{where}, torch {torch.__version__}")
     torch.backends.cudnn.allow_tf32 = False  # as in a worker: fp32 is fp32
     if not (arguments.settings or arguments.compiled or on_gpu):
-        memory()
-    networks = [("ResNet-20, 256 x 32 px", lambda: CifarResNet(20), 256, 32)]
-    if not arguments.small:
-        networks.append(("ResNet-18, 16 x 224 px", torchvision.models.resnet18, 16, 224))
-    for threads in [1] if on_gpu else arguments.threads:
+        memory(*((4, ()) if arguments.quick else (64, (8, 32))))
+    for threads in [1] if on_gpu or arguments.quick else arguments.threads:
         torch.set_num_threads(threads)
-        for what, make, batch, side in networks:
+        for what, make, batch, side in networks(small=arguments.small, quick=arguments.quick):
             said, module = what if on_gpu else f"{what}, {threads} thread(s)", make().to(arguments.device)
             if arguments.settings:
                 measure_settings(said, module, batch, side, arguments.only)

@@ -47,33 +47,8 @@ tiny = lru_cache(tiny_teacher)
 
 
 def effective(method, option, network, scheme):
-    """What a run takes for an option, or for what a preset decides besides.
-
-    How one that is left out becomes a value is known to this function and COMPUTED alone.
-    """
-    value = getattr(method, option, None)
-    if value is not None:
-        return value
-    if option in COMPUTED and (found := COMPUTED[option](method, network, scheme)) is not None:
-        return found
-    if hasattr(method, "values_by_data_set"):
-        return method.values_by_data_set(network).get(option)
-    return method.presets.get(getattr(method, "preset", ""), {}).get(option)
-
-
-def grid_of_weights(method, _, scheme):
-    return quantized_layers(method.prepare(tiny(), scheme))[0][1].weight_quantizer.grid
-
-
-COMPUTED = {
-    "grid": grid_of_weights,
-    "weights": grid_of_weights,
-    "pairing": lambda method, *_: observe(method, "cifar10")["BNStatistics"]["hook_point"],
-    "patience": lambda method, *_: observe(method, "cifar10")["PixelBatch"]["plateau"]["patience"],
-    "range_updates": lambda method, *_: observe(method, "cifar10")["range_updates"],
-    "extra_pixels": lambda method, network, _: method.room(network),
-    "output_weight": lambda method, network, _: method.effective_output_weight(network, share=1 / 8),
-}
+    """What a run takes for an option."""
+    return getattr(method.resolved(network, scheme), option)
 
 
 class Begun(Exception):  # noqa: N818 - no error
@@ -183,7 +158,7 @@ def quantize(method, teacher, ctx):
     count = 64 if isinstance(method, zsqbench.ReconstructionQuantizer) else 256  # as many as all searches take; a batch
     images = torch.randn(count, *teacher.input_size, generator=torch.Generator().manual_seed(0))
     student = method.prepare(teacher, parse_scheme("hw_strict/w4a4"))
-    method.quantize(student, teacher, None if method.data_free else CalibrationSet(images), ctx)
+    method.quantize(student, teacher, CalibrationSet(images) if method.needs_images else None, ctx)
     layer, (_, of_input) = quantized_layers(student)[0][1], activation_quantizers(student)[0]
     of_weight = layer.weight_quantizer
     return {"input": search_of(images, of_input), "weights": search_of(layer.weight, of_weight, of_weight.axis)}
@@ -223,11 +198,7 @@ def test_every_shipped_generator_and_quantizer_stands_in_the_table():
 def test_every_option_stands_in_the_table(name):
     method = METHODS[name]
     options = {option for option, field in method.model_fields.items() if not field.is_required()}
-    by_preset = method.presets.values()
-    if hasattr(method, "values_by_data_set"):
-        by_preset = [values for data_sets in by_preset for values in data_sets.values()]
-    decided = {option for values in by_preset for option in values}
-    assert set(ROWS[name]) == options | decided
+    assert set(ROWS[name]) == options
 
 
 def test_what_is_left_out_is_as_published(case):
