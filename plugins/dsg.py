@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.labelled import InceptionGenerator
 
 import zsqbench
 
@@ -110,7 +111,7 @@ class Dsg(zsqbench.PixelGenerator):
         return factors
 
 
-class DsgIL(zsqbench.InceptionGenerator):
+class DsgIL(InceptionGenerator):
     """DSG with an inception loss: HAST's pipeline, whose statistics of the batch have DSG's margins.
 
     The baseline "DSG+IL" of HAST's and IntraQ's tables. No released code is it, so this is a reconstruction: `zeroq_il`

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TaskContext,
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
-    from zsqbench.methods.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
+    from zsqbench.methods.pixels import PixelGenerator
     from zsqbench.methods.training import SetTrainingQuantizer, TrainingQuantizer
     from zsqbench.scheme import Scheme
 
@@ -38,9 +38,7 @@ __all__ = [
     "Evaluation",
     "Generator",
     "GridQuantizer",
-    "InceptionGenerator",
     "InputFile",
-    "LabelledGenerator",
     "ModelSpec",
     "PixelGenerator",
     "Pretrained",
@@ -58,8 +56,6 @@ __all__ = [
 
 _HOMES = {
     "CoTrainedQuantizer": "zsqbench.methods.cotraining",
-    "InceptionGenerator": "zsqbench.methods.pixels",
-    "LabelledGenerator": "zsqbench.methods.pixels",
     "PixelGenerator": "zsqbench.methods.pixels",
     "Scheme": "zsqbench.scheme",
     "SetTrainingQuantizer": "zsqbench.methods.training",
