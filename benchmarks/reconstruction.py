@@ -100,7 +100,7 @@ def learning_step(
         unit=unit, stage=stage, ctx=context(), memory=Memory(CPU), inputs=inputs, plain=inputs,
         targets={unit.targets[0]: target}, layers=layers, later=[], curve="", tick=lambda: None,
     )  # fmt: skip
-    soft = learning._soften()  # noqa: SLF001
+    soft = learning._begin()  # noqa: SLF001
 
     def steps(count: int) -> None:
         learning.stage = dataclasses.replace(stage, iterations=count)

@@ -12,11 +12,10 @@ from zsqbench.methods import data_set
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
-    from zsqbench_plugins.shared.conditional import ConditionalTraining
 
     from zsqbench import Pretrained, StepContext
     from zsqbench.quant import FineTuning
-    from zsqbench.synthesis import BNLoss
+    from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 BISECTIONS = 5
 TOLERANCE = 0.01
@@ -55,7 +54,7 @@ class AIT(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """The host's generator."""
-        from zsqbench_plugins.shared.conditional import gdfq_training, qimera_training
+        from zsqbench_plugins.shared.gdfq_generator import gdfq_training, qimera_training
 
         size = self.by_data_set("batch_size", teacher)
         if self.host == "gdfq":

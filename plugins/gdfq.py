@@ -8,10 +8,8 @@ from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL
 import zsqbench
 
 if TYPE_CHECKING:
-    from zsqbench_plugins.shared.conditional import ConditionalTraining
-
     from zsqbench import Pretrained, StepContext
-    from zsqbench.synthesis import BNLoss
+    from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 
 class GDFQ(zsqbench.CoTrainedQuantizer):
@@ -34,7 +32,7 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """GDFQ's generator."""
-        from zsqbench_plugins.shared.conditional import gdfq_training
+        from zsqbench_plugins.shared.gdfq_generator import gdfq_training
 
         size = self.by_data_set("batch_size", teacher)
         return gdfq_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, method=self.name)

@@ -9,10 +9,8 @@ from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 import zsqbench
 
 if TYPE_CHECKING:
-    from zsqbench_plugins.shared.conditional import ConditionalTraining
-
     from zsqbench import Pretrained, StepContext
-    from zsqbench.synthesis import BNLoss
+    from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 
 class Qimera(zsqbench.CoTrainedQuantizer):
@@ -44,7 +42,7 @@ class Qimera(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """A generator that reads embeddings of classes."""
-        from zsqbench_plugins.shared.conditional import qimera_training
+        from zsqbench_plugins.shared.gdfq_generator import qimera_training
 
         size = self.by_data_set("batch_size", teacher)
         mixture = {name: self.by_data_set(name, teacher) for name in ("mixed", "mixed_classes", "latent", "embeddings")}

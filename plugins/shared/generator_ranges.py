@@ -42,7 +42,7 @@ class GeneratorRangesQuantizer(zsqbench.SetTrainingQuantizer, ABC):
         if self.range_source == "calibration":
             yield from super().batches_for_ranges(teacher, ctx, draw, size)
             return
-        from zsqbench_plugins.shared.conditional import gdfq_training
+        from zsqbench_plugins.shared.gdfq_generator import gdfq_training
 
         from zsqbench.synthesis import HAST, BNLoss
 

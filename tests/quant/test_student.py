@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from networks import from_forward
+from torch import fx, nn
 from torchvision import models
 
 from zsqbench.quant import (
@@ -61,11 +62,20 @@ def test_the_student_computes_what_the_network_does_until_it_is_calibrated(netwo
 
 def test_the_float_scheme_copies_the_network(network, images):
     student = prepare(network, FLOAT, SIZE)
-    assert student is not network
-    assert type(student) is type(network)
+    assert isinstance(student, fx.GraphModule)
+    assert student.training is network.training is False
     finalize(student)
     assert torch.equal(student(images), network(images))
     assert effective_map(student) == []
+    next(student.parameters()).data.zero_()
+    assert next(network.parameters()).any()
+
+
+def test_the_float_scheme_asks_for_no_network_that_can_be_traced():
+    network = from_forward(lambda _, x: x * 2 if x.sum() > 0 else x)
+    student, images = prepare(network, FLOAT, SIZE), torch.ones(1, *SIZE)
+    assert torch.equal(student(images), images * 2)
+    assert torch.equal(copy.deepcopy(student)(-images), -images)
 
 
 def test_thirty_two_bits_put_no_quantizer(network):

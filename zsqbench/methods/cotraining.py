@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,32 +14,19 @@ if TYPE_CHECKING:
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning, MovingRanges
-    from zsqbench.synthesis import BNLoss
+    from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 POINTS = 1000
 """Points of a curve of warming up that are kept."""
 
 
-class GeneratorTraining(Protocol):
-    """A generator of images of classes, and how it is trained."""
-
-    def step(self, lr: float | None = None) -> "tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]":
-        """One update: images [N, C, H, W], labels [N, classes], the float network's logits there, scalars to log."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said."""
-
-
 class CoTrainedQuantizer(TrainingQuantizer, ABC):
     """A quantizer that reads no images: a generator is trained beside the student, which learns from its images.
 
-    Each update is one of the generator, which learns from the float network, and one of the student, on the same
-    images. The student minimises CE + alpha T^2 KL, the latter averaged over images and classes. The generator is alone
-    at first (`warmup`, or `range_updates` if that is longer), and activation ranges are averages over what it makes
-    then.
+    Each update is one of the generator, whose loss may look at the float network and at the student, and one of the
+    student, on the same images. The student minimises CE + alpha T^2 KL, the latter averaged over images and classes.
+    The generator is alone at first (`warmup`, or `range_updates` if that is longer), and activation ranges are averages
+    over what it makes then.
     """
 
     data_free: ClassVar[bool] = True
@@ -53,7 +40,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
     ce_weight: float = Field(1.0, ge=0, description="weight of the student's cross-entropy")
 
     @abstractmethod
-    def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "GeneratorTraining":
+    def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """The generator, and how it is trained. Raises ZSQBenchError for a network that it cannot be trained on."""
 
     def quantize(
@@ -79,7 +66,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
             def draw(engine: "FineTuning", update: int) -> "tuple[Sequence[Tensor], Mapping[str, Tensor]]":
                 cut = self.lr_factor ** engine.schedule.passed(update)
-                *made, curves = training.step(self.generator_lr * cut)
+                *made, curves = training.step(self.generator_lr * cut, engine.network)
                 return made, curves
 
             def begin(engine: "FineTuning") -> "Callable[..., Mapping[str, Tensor]]":
@@ -94,7 +81,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
     def _warm_up(
         self,
-        training: "GeneratorTraining",
+        training: "ConditionalTraining",
         ranges: "MovingRanges",
         updates: int,
         ctx: "StepContext",

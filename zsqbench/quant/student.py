@@ -34,14 +34,15 @@ class Grids:
 
 def prepare(
     module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int], grids: Grids | None = None
-) -> nn.Module:
+) -> fx.GraphModule:
     """Copy a network and put a quantizer at each tensor that the scheme quantizes; the original stays as it is.
 
     The student computes what the network does (up to the rounding of BN folding) until its quantizers are calibrated.
-    Its structure depends on network, scheme and grids alone. Raises ZSQBenchError for a network that cannot be traced.
+    Its structure depends on network, scheme and grids alone. Raises ZSQBenchError for a network that cannot be traced,
+    unless the scheme is float: the student is then a graph of one node, which calls the network as a whole.
     """
     if scheme.is_float:
-        return copy.deepcopy(module)
+        return _untraced(copy.deepcopy(module))
     student = capture(module, input_size)
     if scheme.placement.fold_bn:
         fold_bn(student)
@@ -83,6 +84,14 @@ def recorded_map(student: nn.Module) -> list[dict[str, Any]]:
     """What `prepare` noted of each tensor that a scheme has a role for; empty for a network that was not prepared."""
     # `meta` of a GraphModule survives copies, and other modules have none
     return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
+
+
+def _untraced(network: nn.Module) -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.call_module("network", (graph.placeholder("images"),)))
+    student = fx.GraphModule({"network": network}, graph, type(network).__name__)
+    student.training = network.training
+    return student
 
 
 def _in_execution_order(student: nn.Module, kind: str, named: list[tuple[str, T]]) -> list[tuple[str, T]]:

@@ -2,6 +2,12 @@
 
 from zsqbench.synthesis.bn_loss import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
 from zsqbench.synthesis.channel_moments import image_moments
+from zsqbench.synthesis.conditional import (
+    ConditionalGenerator,
+    ConditionalTraining,
+    GeneratorBatch,
+    GeneratorLoss,
+)
 from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
 from zsqbench.synthesis.generator_networks import Doubled, initialize, load_training, part, training_state
 from zsqbench.synthesis.images import (
@@ -38,9 +44,13 @@ __all__ = [
     "BNLoss",
     "BNStatistics",
     "Batch",
+    "ConditionalGenerator",
+    "ConditionalTraining",
     "Crops",
     "Diagnostics",
     "Doubled",
+    "GeneratorBatch",
+    "GeneratorLoss",
     "MomentStore",
     "PenultimateFeatures",
     "PixelBatch",

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from zsqbench_plugins.shared.conditional import ConditionalTraining
 from zsqbench_plugins.ste import STE
 
 from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import MovingRanges, activation_quantizers
 from zsqbench.scheme import parse_scheme
+from zsqbench.synthesis import ConditionalTraining
 from zsqbench.testing import context, tiny_teacher
 
 SHORT = {"epochs": 0, "updates_per_epoch": 3, "batch_size": 8, "range_batch_size": 4}

@@ -1,149 +1,128 @@
-import math
+"""A parametrization of one's own, as FlexRound's (Lee et al., ICML 2023), goes through the reconstruction."""
 
-import numpy as np
 import pytest
 import torch
+from networks import same, state_of
+from torch import nn
 
-from zsqbench.quant import Annealing, affine_parameters, mse80
-from zsqbench.quant.grids.fake_quant import WeightQuantizer
-from zsqbench.quant.reconstruction.losses import reconstruction_loss
-from zsqbench.quant.reconstruction.rounding import SoftRounding, rectified_sigmoid
+from zsqbench.quant import Reconstruction, Stage, finalize, prepare, quantized_layers
+from zsqbench.quant.grids.affine import levels
+from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGroup
+from zsqbench.scheme import parse_scheme
+from zsqbench.testing import context
 
-
-def weight(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def soft_rounding(values, bits=3, scale=None, zero_point=None, **options):
-    shape = (len(values),) + (1,) * (values.dim() - 1)
-    quantizer = WeightQuantizer("w", "weight", bits, axis=0, shape=shape)
-    if scale is None:
-        scale, zero_point = affine_parameters(*mse80(values, bits, 0, zero=True), bits)
-    quantizer.set_parameters(scale, zero_point)
-    return SoftRounding(quantizer, values, **options)
+BITS, ZERO_POINT = 3, 4.0
 
 
-def test_the_soft_weight_starts_as_the_weight_itself():
-    values = weight(4, 3, 3, 3)
-    low, high = values.flatten(1).aminmax(dim=1)
-    rounding = soft_rounding(values, 4, *affine_parameters(low * 1.2, high * 1.2, 4))
-    torch.testing.assert_close(rounding(values), values, rtol=0, atol=1e-5)
+class Division(LearnedRounding):
+    """FlexRound without its scales of channels: W^ = s (clip(round(W / (s S)) + z) - z), S = exp(logs) of W's shape."""
+
+    def __init__(self, quantizer, weight, lr, scale_lr=None):
+        super().__init__(quantizer)
+        self.logs = nn.Parameter(torch.zeros_like(weight))
+        self.rates = lr, scale_lr
+        if scale_lr:
+            self.scale.requires_grad_()
+
+    def parameter_groups(self):
+        lr, scale_lr = self.rates
+        return [ParameterGroup([self.logs], lr)] + [ParameterGroup([self.scale], scale_lr, is_annealed=True)] * bool(
+            scale_lr
+        )
+
+    def codes(self, weight):
+        steps = weight / (self.scale * self.logs.exp())
+        rounded = steps.round().detach() + self.zero_point
+        inside = (rounded >= 0) & (rounded <= levels(self.bits))
+        return rounded.clamp(0, levels(self.bits)) + inside * (steps - steps.detach())
+
+    def forward(self, weight):
+        return self.scale * (self.codes(weight) - self.zero_point)
 
 
-def test_hard_codes_are_floor_or_ceiling():
-    values = weight(6, 5, 3, 3)
-    rounding = soft_rounding(values)
-    rounding.logits.data.normal_(generator=torch.Generator().manual_seed(1))
-    floor = (values / rounding.scale).floor() + rounding.zero_point
-    up = rounding.hard_codes() - floor.clamp(0, 7)
-    assert set(up.unique().tolist()) <= {0.0, 1.0}
+def convolution(*values):
+    """A student of one output, a sum of inputs with these weights, that rounds them to -4 .. 3."""
+    module = nn.Sequential(nn.Conv2d(len(values), 1, 1, bias=False)).eval().requires_grad_(False)
+    module[0].weight.data = torch.tensor(values).view(1, -1, 1, 1)
+    student = prepare(module, parse_scheme("hw/w3a32"), (len(values), 2, 2))
+    quantizer = dict(quantized_layers(student))["0"].weight_quantizer
+    quantizer.set_parameters(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), ZERO_POINT))
+    return student
 
 
-def test_hard_codes_follow_the_sign_of_the_logits():
-    values = torch.tensor([[0.3, 0.4], [1.3, -0.4]])
-    rounding = soft_rounding(values, 3, torch.ones(2, 1), torch.full((2, 1), 4.0))
-    rounding.logits.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    assert (rounding.hard_codes() - 4).tolist() == [[1, 0], [1, 0]]
+def learn(student, stage, ctx=None):
+    """Reconstruct a student on images of ones."""
+    channels = student.get_submodule("0").in_channels
+    Reconstruction(student, torch.ones(4, channels, 2, 2), ctx or context(), {"weights": stage}).run("weights")
 
 
-def test_what_lies_beyond_the_grid_is_not_learned():
-    values = torch.tensor([[9.4, -9.4, 0.4]])
-    rounding = soft_rounding(values, 3, torch.ones(1, 1), torch.full((1, 1), 4.0))
-    rounding(values).sum().backward()
-    assert rounding.logits.grad[0, :2].tolist() == [0, 0]
-    assert rounding.hard_codes()[0, :2].tolist() == [7, 0]
+def values_of(student):
+    return student.get_submodule("0").quantized_weight().flatten().tolist()
 
 
-def test_the_gradient_is_that_of_the_formula():
-    values = weight(5, 4, 3, 3)
-    upstream = weight(5, 4, 3, 3, seed=1)
-    rounding = soft_rounding(values)
-    rounding.logits.data.normal_(generator=torch.Generator().manual_seed(2)).mul_(3)
-    (rounding(values) * upstream).sum().backward()
-    logits = rounding.logits.detach().clone().requires_grad_()
-    floor = (values / rounding.scale).floor()
-    codes = (floor + rectified_sigmoid(logits) + rounding.zero_point).clamp(0, 7)
-    (((codes - rounding.zero_point) * rounding.scale) * upstream).sum().backward()
-    torch.testing.assert_close(rounding.logits.grad, logits.grad)
+def test_what_is_divided_is_rounded_so_that_the_sum_stays():
+    student, ctx = convolution(0.55, 0.52), context()
+    learn(student, Stage(6, 4, rounding=lambda *layer: Division(*layer, lr=0.01)), ctx)
+    # Rounded up, both give 2 instead of 1.07. S grows by about 1 % a step; beyond 1.04 the smaller weight is 0, and the
+    # larger one would be from 1.1 on.
+    assert values_of(student) == [1, 0]
+    (_, before), (_, after) = ctx.reporter.curves["reconstruction/weights/0"]
+    assert (before, after) == (pytest.approx(0.93**2, rel=1e-5), pytest.approx(0.07**2, rel=1e-4))
 
 
-def regularizer(logits, beta):
-    return (1 - (2 * rectified_sigmoid(logits) - 1).abs().pow(beta)).sum()
+def test_a_weight_may_land_several_points_away_and_is_kept_though_it_is_worse_where_the_stage_says_so():
+    # d loss / d log S = 2 (1 - 1.4) * (-1.4) > 0, so Adam's first step is log S = -0.7, and 1.4 / exp(-0.7) = 2.8
+    for keep_better, value in ((False, 3), (True, 1)):
+        student, ctx = convolution(1.4), context()
+        stage = Stage(1, 4, rounding=lambda *layer: Division(*layer, lr=0.7), keep_better=keep_better)
+        learn(student, stage, ctx)
+        assert values_of(student) == [value]
+        assert any("what was there is kept" in note for note in ctx.reporter.notes) is keep_better
 
 
-@pytest.mark.parametrize("beta", [20.0, 7.5, 2.0])
-def test_the_regularizers_gradient_is_that_of_its_value(beta):
-    rounding = soft_rounding(weight(5, 4, 3, 3))
-    rounding.logits.data.normal_(generator=torch.Generator().manual_seed(2)).mul_(2)
-    logits = rounding.logits.detach().clone().requires_grad_()
-    (0.01 * regularizer(logits, beta)).backward()
-    rounding.add_regularizer_gradient(0.01, beta)
-    torch.testing.assert_close(rounding.logits.grad, logits.grad, rtol=1e-4, atol=1e-7)
+def test_a_scale_that_was_learned_is_in_the_artifact():
+    student = convolution(1.4)
+    learn(student, Stage(1, 4, rounding=lambda *layer: Division(*layer, lr=1e-6, scale_lr=0.1), keep_better=False))
+    finalize(student)
+    layer = student.get_submodule("0")
+    # d loss / d s = 2 (1 - 1.4) * (1 - 1.4) > 0, so s is 0.9 after a step, and 1.4 / 0.9 rounds to 2
+    assert layer.weight_quantizer.scale.item() == pytest.approx(0.9)
+    assert layer.weight_codes.item() == 2 + ZERO_POINT
 
 
-def test_the_regularizer_leaves_alone_what_is_decided():
-    rounding = soft_rounding(weight(2, 2))
-    rounding.logits.data = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
-    rounding.add_regularizer_gradient(1.0, 2.0)
-    assert rounding.logits.grad.abs().max() == 0
+def test_regulariser_and_bounds_are_called_at_each_step_and_gradients_of_the_former_count():
+    seen, kept = [], []
+
+    class Pulled(Division):
+        def regularize(self, iteration, iterations):
+            seen.append((iteration, iterations))
+            self.logs.grad.fill_(-1.0)
+
+        def constrain(self):
+            assert not torch.is_grad_enabled()
+            self.logs.clamp_(max=0.25)
+
+    student = convolution(1.4)
+    layer = dict(quantized_layers(student))["0"]
+    learn(student, Stage(3, 4, rounding=lambda *each: kept.append(Pulled(*each, lr=0.1)) or kept[-1]))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert kept[0].logs.item() == 0.25
+    assert layer.weight_quantizer is not kept[0]
 
 
-def test_beta_is_absent_in_the_warm_up_then_falls_on_a_line():
-    annealing = Annealing()
-    assert [annealing(step, 1000) for step in (1, 199, 200, 600, 1000)] == [None, None, 20, 11, 2]
+def test_it_goes_on_from_a_checkpoint():
+    def run(ctx):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval().requires_grad_(False)
+        student = prepare(module, parse_scheme("hw/w3a32"), (2, 2, 2))
+        for _, layer in quantized_layers(student):
+            layer.weight_quantizer.set_range(*layer.weight.flatten(1).aminmax(dim=1))
+        stage = Stage(5, 4, rounding=lambda *each: Division(*each, lr=0.05, scale_lr=0.01), keep_better=False)
+        images = torch.randn(8, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+        Reconstruction(student, images, ctx, {"weights": stage}).run("weights")
+        return state_of(student)
 
-
-def test_beta_can_fall_by_a_cosine():
-    annealing = Annealing(shape="cosine")
-    assert annealing(400, 1000) == pytest.approx(2 + 9 * (1 + math.cos(math.pi / 4)))
-
-
-def test_a_learned_scale_leaves_the_floor_as_it_was():
-    values = weight(3, 4, 3, 3)
-    rounding = soft_rounding(values, learn_scale=True)
-    before = rounding.hard_codes()
-    with torch.no_grad():
-        rounding.scale.mul_(1.7)
-    assert torch.equal(rounding.hard_codes(), before)
-    rounding(values).sum().backward()
-    assert rounding.scale.grad.shape == (3, 1, 1, 1)
-
-
-@pytest.mark.parametrize("bits", [3, 4])
-def test_released_rounding_and_losses_come_out(golden, bits):
-    stored = golden("brecq_adaround_a")
-    take = lambda name: torch.from_numpy(np.asarray(stored[name]))  # noqa: E731
-    values, key = take("w"), f"b{bits}_"
-    rounding = soft_rounding(values, bits, take(f"{key}delta"), take(f"{key}zero"))
-    torch.testing.assert_close(rounding(values), take(f"{key}soft_w_init"), rtol=0, atol=1e-5)
-    rounding.logits.data = take(f"{key}alpha").clone()
-    torch.testing.assert_close(rounding(values), take(f"{key}soft_w"), rtol=0, atol=1e-5)
-    hard = (rounding.hard_codes() - rounding.zero_point) * rounding.scale
-    torch.testing.assert_close(hard, take(f"{key}hard_w"), rtol=0, atol=1e-5)
-    compared = 0
-    for mode, fisher in (("mse", None), ("fisher_diag", "diag"), ("fisher_full", "full")):
-        for count, warmup in ((100, 0.2), (900, 0.2), (1, 0)):
-            name = f"{key}{mode}_cnt{count}_wu{warmup}"
-            if f"{name}_total" not in stored:
-                continue
-            rounding.logits.grad = None
-            output = torch.conv2d(take("x"), rounding(values), take("bias"), padding=1)
-            loss = reconstruction_loss(output, take("target"), 2.0, fisher, take("fisher_grad"))
-            loss.backward()
-            beta = Annealing(warmup=warmup)(count, 1000)
-            total = loss.item()
-            if beta is not None:
-                rounding.add_regularizer_gradient(0.01, beta)
-                total += 0.01 * regularizer(rounding.logits, beta).item()
-            assert total == pytest.approx(float(stored[f"{name}_total"]), rel=1e-5)
-            torch.testing.assert_close(rounding.logits.grad, take(f"{name}_grad_alpha"), rtol=1e-4, atol=1e-6)
-            compared += 1
-    assert compared >= 6
-
-
-def test_the_released_temperature_comes_out(golden):
-    stored = golden("brecq_tempdecay_a")
-    for name, warmup, start in (("start0.2_20_2", 0.2, 20), ("start0.2_10_2", 0.2, 10), ("start0_20_2", 0, 20)):
-        annealing = Annealing(start=start, warmup=warmup)
-        for step, expected in zip(stored["t"], stored[f"b_tmax1000_{name}"], strict=True):
-            assert (annealing(int(step), 1000) or start) == pytest.approx(expected, abs=1e-12)
+    ctx = context()
+    expected = run(ctx)
+    assert len(ctx.reporter.states) == 2
+    assert same(run(context(resume_from=ctx.reporter.states[0])), expected)

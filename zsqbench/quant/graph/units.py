@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from itertools import chain, takewhile
-from typing import Any, Literal, cast
+from typing import Literal
 
 from torch import Tensor, fx, nn
 
@@ -389,4 +389,4 @@ def _submodule(
     for node in group:
         copy(node)
     graph.output(tuple(copied[node] for node in outputs))
-    return fx.GraphModule(cast("Any", student), graph)
+    return fx.GraphModule(student, graph)

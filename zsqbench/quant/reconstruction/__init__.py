@@ -1,11 +1,12 @@
-"""Learning rounding and step sizes unit by unit: the engine under AdaRound, BRECQ, QDrop and GENIE-M."""
+"""Learning rounding and step sizes unit by unit, by AdaRound or a parametrization and a loss of your own."""
 
 from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory
 from zsqbench.quant.reconstruction.draws import draw
-from zsqbench.quant.reconstruction.losses import Fisher, reconstruction_loss
+from zsqbench.quant.reconstruction.losses import Fisher, UnitBatch, UnitLoss, reconstruction_loss
 from zsqbench.quant.reconstruction.reconstruction import Reconstruction, memory_errors
-from zsqbench.quant.reconstruction.rounding import Annealing, SoftRounding
-from zsqbench.quant.reconstruction.stage import Draws, InputSource, Rounding, Stage, StepSizes
+from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGroup, RoundingMethod
+from zsqbench.quant.reconstruction.soft_rounding import Annealing, Rounding, SoftRounding
+from zsqbench.quant.reconstruction.stage import Draws, InputSource, Stage, StepSizes
 
 __all__ = [
     "GIB",
@@ -14,13 +15,18 @@ __all__ = [
     "Draws",
     "Fisher",
     "InputSource",
+    "LearnedRounding",
     "LiveTensors",
     "Memory",
+    "ParameterGroup",
     "Reconstruction",
     "Rounding",
+    "RoundingMethod",
     "SoftRounding",
     "Stage",
     "StepSizes",
+    "UnitBatch",
+    "UnitLoss",
     "draw",
     "memory_errors",
     "reconstruction_loss",

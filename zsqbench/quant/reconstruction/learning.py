@@ -4,30 +4,27 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.context import LearningContext
 from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import levels
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
-from zsqbench.quant.ranges.calibration import switched
-from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory, batches
+from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory
 from zsqbench.quant.reconstruction.draws import draw, keep_mask
-from zsqbench.quant.reconstruction.losses import reconstruction_loss
-from zsqbench.quant.reconstruction.propagation import in_float, push, quantized, quantizers_of
-from zsqbench.quant.reconstruction.rounding import SoftRounding
+from zsqbench.quant.reconstruction.losses import UnitBatch, reconstruction_loss
+from zsqbench.quant.reconstruction.prediction import Prediction
+from zsqbench.quant.reconstruction.propagation import push, quantized
+from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
 from zsqbench.quant.reconstruction.stage import Draws, Stage
 
 POINTS = 200
 """Points of a curve that are kept for each unit."""
-
-SMALLEST_STEP = 1e-3
-"""A learned scale stays above this part of what it was at first: Adam could take it through zero."""
 
 
 @dataclass
@@ -53,22 +50,22 @@ class Learning:
     """Called after each iteration."""
 
     def run(self, needed: set[str]) -> tuple[float, float, dict[str, ActivationCache]]:
-        """Learn, and keep what was learned unless it is worse.
+        """Learn, and keep what was learned unless it is worse and the stage keeps what is better.
 
         Returns the loss before and after, and what is live and needed behind the unit.
         """
         rounded = [layer.weight_quantizer for layer in self.layers]
         steps = [quantizer.scale.clone() for quantizer in self._learned_quantizers()]
         with quantized(self.unit, self.stage):
-            soft = self._soften()
-            weights = self._fisher_weights() if self.stage.fisher else None
+            learned = self._begin()
+            weights = self._prediction.fisher_weights(self.targets) if self.stage.fisher else None
             self._use(rounded)
             before, _ = self._loss(weights, set())
-            self._use(soft)
-            self._optimize(soft, weights)
-            self._harden(soft)
+            self._use(learned)
+            self._optimize(learned, weights)
+            self._harden(learned)
             after, following = self._loss(weights, needed)
-            if not after <= before:
+            if self.stage.keep_better and not after <= before:
                 self._use(rounded)
                 for quantizer, step in zip(self._learned_quantizers(), steps, strict=True):
                     quantizer.set_parameters(step, quantizer.zero_point)
@@ -87,11 +84,16 @@ class Learning:
         for layer, quantizer in zip(self.layers, quantizers, strict=True):
             layer.weight_quantizer = quantizer
 
-    def _soften(self) -> list[SoftRounding]:
-        learn_scale = self.stage.rounding is not None and self.stage.rounding.scale_lr is not None
-        soft = [SoftRounding(layer.weight_quantizer, layer.weight, learn_scale=learn_scale) for layer in self.layers]
-        self._use(soft)
-        return soft
+    def _begin(self) -> list[LearnedRounding]:
+        rounding = self.stage.rounding
+        learned = [rounding(layer.weight_quantizer, layer.weight) for layer in self.layers] if rounding else []
+        self._use(learned)
+        return learned
+
+    @cached_property
+    def _prediction(self) -> Prediction:
+        name = "the loss fisher" if self.stage.fisher else "this loss"
+        return Prediction(self.unit, self.later, self.inputs, self.plain, self.stage.batch_size, self.memory, name)
 
     @property
     def _count(self) -> int:
@@ -111,7 +113,9 @@ class Learning:
         return total / self._count, following
 
     def _distance(self, outputs: Mapping[str, Tensor], index: Tensor | slice, weights: LiveTensors | None) -> Tensor:
-        """The loss of a batch, summed over the outputs that are reconstructed."""
+        """The loss of a batch, summed over the outputs that are reconstructed; or the stage's own."""
+        if self.stage.loss is not None:
+            return self.stage.loss(self._batch(outputs, index))
         losses = []
         for name, target in self.targets.items():
             weight = None if weights is None else weights[name].read(index)
@@ -119,12 +123,22 @@ class Learning:
             losses.append(loss)
         return torch.stack(losses).sum()
 
-    def _optimize(self, soft: Sequence[SoftRounding], weights: LiveTensors | None) -> None:
+    def _batch(self, outputs: Mapping[str, Tensor], index: Tensor | slice) -> UnitBatch:
+        """What a loss of one's own is given; slices of all images are read as they are, and drawn indices as drawn."""
+        is_mixed = self.stage.source == "mixed" and isinstance(index, Tensor)
+
+        def predict() -> Tensor:
+            given = self.unit.run(*self._read(self.inputs, index)) if is_mixed else outputs
+            return self._prediction.quantized(index, given)
+
+        targets = {name: target.read(index) for name, target in self.targets.items()}
+        return UnitBatch(outputs, targets, predict, lambda: self._prediction.in_float(index))
+
+    def _optimize(self, learned: Sequence[LearnedRounding], weights: LiveTensors | None) -> None:
         stage, iterations = self.stage, self.stage.iterations
         steps = [quantizer.scale for quantizer in self._learned_quantizers()]
-        scales = [*steps, *(rounding.scale for rounding in soft if rounding.scale.requires_grad)]
-        lowest = [SMALLEST_STEP * scale.detach() for scale in scales]
-        groups = self._parameters(soft, steps)
+        lowest = [SMALLEST_STEP * step.detach() for step in steps]
+        groups = self._groups(learned, steps)
         if not groups:  # its quantizers are not calibrated, or its layers were learned in another unit
             for _ in range(iterations):
                 self.tick()
@@ -142,40 +156,38 @@ class Learning:
                 loss = self._distance(outputs, index, weights)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                self._adjust_gradients(soft, sizes, iteration)
+                self._adjust_gradients(learned, sizes, iteration)
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"]((iteration - 1) / iterations)
                 optimizer.step()
                 sizes.clear()
                 with torch.no_grad():
-                    for scale, floor in zip(scales, lowest, strict=True):
-                        torch.maximum(scale, floor, out=scale)
+                    for step, floor in zip(steps, lowest, strict=True):
+                        torch.maximum(step, floor, out=step)
+                    for rounding in learned:
+                        rounding.constrain()
                 if iteration % every == 0:
                     self.ctx.log(self.curve, loss, iteration)
                 self.tick()
-        learned = [parameter for group in groups for parameter in group["params"]]
-        if not all(bool(parameter.isfinite().all()) for parameter in learned):
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
             raise self._diverged()
 
-    def _parameters(self, soft: Sequence[SoftRounding], steps: Sequence[Tensor]) -> list[dict[str, Any]]:
-        rounding, step_sizes = self.stage.rounding, self.stage.step_sizes
-        groups = []
-        if rounding and soft:
-            groups.append(_group([quantizer.logits for quantizer in soft], rounding.lr, is_annealed=False))
-            if rounding.scale_lr is not None:
-                groups.append(_group([quantizer.scale for quantizer in soft], rounding.scale_lr, is_annealed=True))
-        if step_sizes and steps:
-            groups.append(_group(steps, step_sizes.lr, is_annealed=True))
-        return groups
+    def _groups(self, learned: Sequence[LearnedRounding], steps: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Groups for the optimiser, those of one rate together."""
+        groups = [group for rounding in learned for group in rounding.parameter_groups()]
+        if self.stage.step_sizes and steps:
+            groups.append(ParameterGroup(steps, self.stage.step_sizes.lr, is_annealed=True))
+        merged: dict[tuple[float, bool], list[Tensor]] = {}
+        for group in groups:
+            merged.setdefault((group.lr, group.is_annealed), []).extend(group.tensors)
+        return [_group(tensors, lr, is_annealed=annealed) for (lr, annealed), tensors in merged.items()]
 
     def _adjust_gradients(
-        self, soft: Sequence[SoftRounding], sizes: Mapping[TensorQuantizer, int], iteration: int
+        self, learned: Sequence[LearnedRounding], sizes: Mapping[TensorQuantizer, int], iteration: int
     ) -> None:
-        rounding = self.stage.rounding
-        beta = rounding.annealing(iteration, self.stage.iterations) if rounding else None
-        if rounding and beta is not None:
-            for quantizer in soft:
-                quantizer.add_regularizer_gradient(rounding.regularizer, beta)
+        for rounding in learned:
+            rounding.regularize(iteration, self.stage.iterations)
         for step, size in sizes.items():
             if step.scale.grad is not None:
                 step.scale.grad.div_(math.sqrt(size * levels(step.bits)))
@@ -210,45 +222,10 @@ class Learning:
     def _draws(self) -> Draws:
         return (self.stage.layer_draws if self.unit.kind == "layer" else None) or self.stage.draws
 
-    def _harden(self, soft: Sequence[SoftRounding]) -> None:
-        for layer, rounding in zip(self.layers, soft, strict=True):
-            rounding.scale.requires_grad_(False)
-            layer.choose(rounding.hard_codes())
-
-    def _fisher_weights(self) -> dict[str, ActivationCache]:
-        """|g| + 1 for each element of the unit's outputs, g being the gradient there of KL(float || quantized logits).
-
-        The network is quantized up to and including this unit, whose weights are still soft, and float behind it.
-        """
-        caches = {name: ActivationCache(self._count, self.memory) for name in self.targets}
-        own = {layer.weight_quantizer for _, layer in self.unit.layers}  # a later unit may call one of these layers
-        later = [quantizer for unit in self.later for quantizer in quantizers_of(unit) if quantizer not in own]
-        with switched(later, enabled=False):
-            for part in batches(self._count, self.stage.batch_size):
-                with torch.no_grad():
-                    values = self._following(self.inputs, part)
-                    with in_float(self.unit):
-                        expected = self._logits(self._following(self.plain, part))
-                outputs = {name: values[name].float().requires_grad_() for name in caches}
-                logits = self._logits(values | outputs)
-                divergence = functional.kl_div(logits.log_softmax(1), expected.softmax(1), reduction="batchmean")
-                gradients = torch.autograd.grad(divergence, list(outputs.values()))
-                for cache, gradient in zip(caches.values(), gradients, strict=True):
-                    cache.append(gradient.abs().add_(1))
-        return caches
-
-    def _following(self, live: LiveTensors, part: slice) -> dict[str, Tensor]:
-        values = {name: cache.read(part) for name, cache in live.items()}
-        return values | self.unit.run(*(values[name] for name in self.unit.inputs))
-
-    def _logits(self, values: dict[str, Tensor]) -> Tensor:
-        last = self.unit
-        for last in self.later:
-            values = values | last.run(*(values[name] for name in last.inputs))
-        logits = values[last.targets[0]]
-        if logits.dim() != 2 or len(last.outputs) != 1:  # noqa: PLR2004 - images and classes
-            raise ZSQBenchError("the loss fisher needs a classifier, with one output [N, classes]; take the loss mse")
-        return logits.float()
+    @torch.no_grad()
+    def _harden(self, learned: Sequence[LearnedRounding]) -> None:
+        for layer, rounding in zip(self.layers, learned, strict=True):
+            layer.choose(rounding.codes(layer.weight))
 
     def _diverged(self) -> ZSQBenchError:
         return ZSQBenchError(

@@ -1,5 +1,7 @@
 """What reconstruction minimizes: the distance between the output of a quantized unit and of the float one."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -36,6 +38,36 @@ def reconstruction_loss(
         return weighted.square().sum() / places
     whole = weighted.flatten(1).sum(1).view(-1, *[1] * (weighted.dim() - 1))
     return (whole * weighted).mean() / 100
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """A batch of images as a loss sees it: what a unit gives for them, and what the network predicts with that.
+
+    Predictions are those of a classifier, in float32, and computed when they are asked for; ZSQBenchError is raised
+    where the network is none.
+    """
+
+    outputs: Mapping[str, Tensor]
+    """What the quantized unit gives, by name of the tensor; differentiable while the unit learns."""
+    targets: Mapping[str, Tensor]
+    """What the unit of the float network gives, by the same names."""
+    prediction: Callable[[], Tensor]
+    """The logits [N, classes] of the network that is quantized up to and including this unit and float behind it.
+
+    They are differentiable, too. Where the unit learns from mixed inputs, it is run on the quantized ones for this.
+    """
+    float_prediction: Callable[[], Tensor]
+    """The logits [N, classes] of the float network."""
+
+    def distance(self, power: float = _SQUARE) -> Tensor:
+        """The `reconstruction_loss` of outputs and targets, summed over them: BRECQ's and QDrop's."""
+        losses = [reconstruction_loss(self.outputs[name], target, power) for name, target in self.targets.items()]
+        return torch.stack(losses).sum()
+
+
+UnitLoss = Callable[[UnitBatch], Tensor]
+"""What is minimized for a unit: a scalar, a mean over images, differentiable to the batch's outputs or prediction."""
 
 
 class _PowerSum(torch.autograd.Function):

@@ -1,116 +1,52 @@
-"""Learning for each weight whether it is rounded up or down: AdaRound's relaxation, and GENIE's with learned scales."""
+"""The contract of what learns how a weight is rounded: AdaRound's parametrization (`SoftRounding`), or one of your own.
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+A stage of reconstruction makes one for each layer, puts it in the place of the layer's weight quantizer, trains its
+parameters with Adam, and keeps the codes and the scale that it ends with.
+"""
 
-import torch
-from torch import Tensor, nn
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from zsqbench.quant.grids.affine import levels
+from torch import Tensor
+
 from zsqbench.quant.grids.fake_quant import WeightQuantizer
 
-GAMMA, ZETA = -0.1, 1.1
-"""The sigmoid is stretched to these ends and clipped to [0, 1], so that it reaches both."""
+SMALLEST_STEP = 1e-3
+"""A learned scale stays above this part of what it was at first: Adam could take it through zero."""
 
 
-@dataclass(frozen=True)
-class Annealing:
-    """beta of the regulariser: none during the warm-up, then from start to end."""
+class ParameterGroup(NamedTuple):
+    """Tensors that learn with one rate."""
 
-    start: float = 20.0
-    end: float = 2.0
-    warmup: float = 0.2
-    """Part of the iterations."""
-    shape: Literal["linear", "cosine"] = "linear"
-
-    def __call__(self, step: int, iterations: int) -> float | None:
-        """Beta at a step, counted from 1; none during the warm-up."""
-        first = self.warmup * iterations
-        if step < first:
-            return None
-        done = (step - first) / max(iterations - first, 1e-9)
-        left = max(0.0, 1 - done) if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.end + (self.start - self.end) * left
+    tensors: Sequence[Tensor]
+    lr: float
+    is_annealed: bool = False
+    """Whether the rate falls to zero by a cosine; otherwise it stays."""
 
 
-class SoftRounding(WeightQuantizer):
-    """A weight whose rounding is being learned: W~ = s (clip(floor(W / s) + h(V) + z, 0, 2^b - 1) - z).
+class LearnedRounding(WeightQuantizer, ABC):
+    """A weight while its rounding is learned, on the grid that another quantizer found.
 
-    h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), and V starts where W~ = W (AdaRound, Nagel et al., ICML 2020).
-    `logits` is V. With `learn_scale` the scale outside of the floor is trained too, and floor(W / s) stays what it was
-    at the start (GENIE, Jeon et al., CVPR 2023).
+    Override `forward`, the weight that the layer computes with meanwhile, of the shape of the float weight that it is
+    given and differentiable to the parameters; and `codes`, the integers 0 .. 2^b - 1 at the end, of the same shape, on
+    the grid of `scale` and `zero_point` as they are then. `scale` may learn; `zero_point` must stay as it is.
     """
 
-    def __init__(self, quantizer: WeightQuantizer, weight: Tensor, *, learn_scale: bool = False) -> None:
+    def __init__(self, quantizer: WeightQuantizer) -> None:
         super().__init__(**quantizer.description())
         self.adopt(quantizer)
-        ratio = weight.detach() / self.scale
-        below = ratio.floor()
-        fraction = (ratio - below).sub_(GAMMA)
-        self.logits = nn.Parameter(-torch.log((ZETA - GAMMA) / fraction - 1))
-        base = below.add_(self.zero_point)
-        # h decides nothing where even the floor, or the ceiling, is beyond the grid
-        self._open = (base >= 0) & (base < levels(self.bits))
-        self._base = base.clamp_(0, levels(self.bits))
-        if learn_scale:
-            self.scale.requires_grad_()
-        else:
-            self._step = self._open * self.scale
-            self._lower = (self._base - self.zero_point) * self.scale
 
-    def hard_codes(self) -> Tensor:
-        """The codes that the logits stand for: the floor, and one more where V >= 0."""
-        return self._base + (self._open & (self.logits.detach() >= 0))
+    @abstractmethod
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """What learns, as tensors that require a gradient."""
 
-    def codes(self, weight: Tensor) -> Tensor:  # noqa: ARG002
-        """The same."""
-        return self.hard_codes()
+    def regularize(self, iteration: int, iterations: int) -> None:
+        """Add the gradient of a regulariser to those of the parameters, at an iteration counted from 1."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The soft weight, of the shape of x."""
-        if not self.enabled:
-            return x
-        if self.scale.requires_grad:
-            moved = (self._base - self.zero_point) + self._open * rectified_sigmoid(self.logits)
-            return moved * self.scale
-        soft: Tensor = _SoftWeight.apply(self.logits, self._lower, self._step)
-        return soft
-
-    @torch.no_grad()
-    def add_regularizer_gradient(self, weight: float, beta: float) -> None:
-        """Add weight times the gradient of sum(1 - |2 h(V) - 1|^beta), which ends at h of 0 or 1, in closed form."""
-        soft = torch.sigmoid(self.logits)
-        slope = soft * (1 - soft)
-        centred = soft.mul_(2 * (ZETA - GAMMA)).add_(2 * GAMMA - 1)  # 2 h - 1, before h is clipped
-        slope.mul_(centred.abs() <= 1)
-        # |t|^(beta - 1) as 2^((beta - 1) log2 |t|): a third of the time of pow
-        power = centred.abs().log2_().mul_(beta - 1).exp2_().copysign_(centred)
-        power.mul_(slope).mul_(-2 * beta * (ZETA - GAMMA) * weight)
-        if self.logits.grad is None:
-            self.logits.grad = power
-        else:
-            self.logits.grad.add_(power)
+    def constrain(self) -> None:
+        """Bring parameters back to where they may be, after each step of the optimiser; without gradients."""
 
 
-def rectified_sigmoid(logits: Tensor) -> Tensor:
-    """h(V) in [0, 1]."""
-    return (torch.sigmoid(logits) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
-class _SoftWeight(torch.autograd.Function):
-    """lower + step * h(V), with what the backward pass needs kept as one tensor and used in place."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, lower: Tensor, step: Tensor) -> Tensor:
-        sigmoid = torch.sigmoid(logits)
-        ctx.save_for_backward(sigmoid, step)
-        soft = (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
-        return soft.mul_(step).add_(lower)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        sigmoid, step = ctx.saved_tensors
-        stretched = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
-        gradient = (1 - sigmoid).mul_(sigmoid).mul_(ZETA - GAMMA).mul_(step).mul_(gradients[0])
-        return gradient.mul_((stretched >= 0) & (stretched <= 1)), None, None
+RoundingMethod = Callable[[WeightQuantizer, Tensor], LearnedRounding]
+"""Makes what learns the rounding of a weight, from the quantizer that the weight has and the float weight."""

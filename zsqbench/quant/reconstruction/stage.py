@@ -1,27 +1,16 @@
 """The settings of a stage of reconstruction: what is learned, from what, and how."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from zsqbench.quant.reconstruction.losses import Fisher
-from zsqbench.quant.reconstruction.rounding import Annealing
+from zsqbench.quant.reconstruction.losses import Fisher, UnitLoss
+from zsqbench.quant.reconstruction.rounding import RoundingMethod
 
 Draws = Literal["permutation", "epoch", "replacement"]
 """How images of a batch are drawn: the first of a new permutation, in turn through a permutation, or independently."""
 
 InputSource = Literal["quantized", "float", "mixed"]
 """What a unit reads while it learns: outputs of the quantized units before it, of the float ones, or of both."""
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How weights learn whether to round up or down."""
-
-    lr: float = 1e-3
-    regularizer: float = 0.01
-    annealing: Annealing = field(default_factory=Annealing)
-    scale_lr: float | None = None
-    """Learn the weights' scales, too, with this rate, annealed by a cosine (GENIE-M)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,8 @@ class Stage:
 
     iterations: int
     batch_size: int = 32
-    rounding: Rounding | None = None
+    rounding: RoundingMethod | None = None
+    """How the rounding of weights is learned, if it is: `Rounding` (AdaRound), or a parametrization of your own."""
     step_sizes: StepSizes | None = None
     quantize_activations: bool = False
     source: InputSource = "quantized"
@@ -48,6 +38,10 @@ class Stage:
     power: float = 2.0
     """p of the loss sum |y' - y|^p over channels, averaged over images and places."""
     fisher: Fisher | None = None
+    loss: UnitLoss | None = None
+    """A loss of your own in the place of that of `power` and `fisher`."""
+    keep_better: bool = True
+    """Keep what a unit had before where learning made the loss worse on all calibration images."""
     draws: Draws = "permutation"
     layer_draws: Draws | None = None
     """The same for units of one layer, where that differs."""

@@ -1,6 +1,6 @@
-"""Generators of images of classes that are trained beside a student: GDFQ's, and Qimera's on top of it."""
+"""GDFQ's generator of images of classes, and Qimera's on top of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from zsqbench import Pretrained, ZSQBenchError
 from zsqbench.methods import data_set
-from zsqbench.synthesis import BNLoss, class_logits, initialize, load_training, training_state
+from zsqbench.synthesis import BNLoss, ConditionalGenerator, ConditionalTraining, GeneratorBatch, initialize
 
 WIDE_EPS = 0.8
 """Of the inner normalisations: their second argument in the release, meant for something else."""
@@ -25,8 +25,8 @@ Conditioning = Literal["product", "norm", "embedding"]
 its embedding plus the noise, normalised (Qimera)."""
 
 
-class ConditionalImages(nn.Module):
-    """A network that makes images of classes of latent vectors, in train mode: GDFQ's, with Qimera's input as a choice.
+class ConditionalImages(ConditionalGenerator):
+    """GDFQ's network, in train mode, with Qimera's input as a choice.
 
     Its weights are drawn from `rng`, on whose device it is. Images are the corner of what it makes, a multiple of 4
     pixels a side, normalised to mean 0 and deviation 1 for each channel.
@@ -108,74 +108,31 @@ class _Norm(nn.Module):
             nn.init.zeros_(self.offsets)
 
 
-class ConditionalTraining:
-    """Trains a generator of images of classes against a network, and gives what it makes meanwhile.
+def gdfq_loss(batch: GeneratorBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """GDFQ's: the float network's cross-entropy towards the classes plus 0.1 times the distance from its statistics."""
+    ce = functional.cross_entropy(batch.logits, batch.labels)
+    return ce + BN_WEIGHT * batch.bn_gap, {"generator_ce": ce, "generator_bn": batch.bn_gap}
 
-    Each step draws noise and classes, and minimises the cross-entropy of the network towards the classes plus 0.1 times
-    the distance from its BN statistics (mean and variance of the batch). With `mixed`, Qimera's: in this part of the
-    steps, images are of several classes at once, and so are their labels.
-    """
 
-    def __init__(
-        self,
-        maker: ConditionalImages,
-        bn_loss: BNLoss,
-        batch_size: int,
-        classes: int,
-        rng: torch.Generator,
-        *,
-        lr: float = 1e-3,
-        mixed: float = 0.0,
-        mixed_classes: int = 2,
-    ) -> None:
-        self.maker, self._bn_loss, self._rng = maker.train(), bn_loss, rng
-        self._shape, self._classes = (batch_size, maker.latent), classes
+class QimeraTraining(ConditionalTraining):
+    """Training of a generator that makes images of several classes at once in a part of the steps; labels are alike."""
+
+    def __init__(self, *arguments: Any, mixed: float, mixed_classes: int, **options: Any) -> None:
+        """`mixed` is this part, `mixed_classes` the number of classes; all else is as in ConditionalTraining."""
+        super().__init__(*arguments, **options)
         self._mixed, self._mixed_classes = mixed, mixed_classes
-        self._optimizer = torch.optim.Adam(maker.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
-        self.lr = lr
 
-    def step(self, lr: float | None = None) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """One update: images [N, C, H, W], labels [N, classes], the network's logits there, and scalars to log."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr if lr is None else lr
-        noise, classes, mixture, labels = self._draw()
-        with torch.enable_grad():  # whoever asks for images need not differentiate
-            images = self.maker(noise, classes, mixture)
-            gap = self._bn_loss(images, outputs=True)
-            logits = class_logits(gap.seen.outputs, labels)
-            ce = functional.cross_entropy(logits, labels)
-            self._optimizer.zero_grad()
-            (ce + BN_WEIGHT * gap.total).backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        curves = {"generator_ce": ce.detach(), "generator_bn": gap.total.detach()}
-        return images.detach(), labels, logits.detach(), curves
-
-    def images(self, steps: int) -> Iterator[Tensor]:
-        """The images of so many steps."""
-        for _ in range(steps):
-            yield self.step()[0]
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return training_state(self.maker, self._optimizer)
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said."""
-        load_training(self.maker, self._optimizer, state)
-
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Noise, classes, how these are mixed if they are, and labels."""
-        device, rng = self._rng.device, self._rng
-        batch, latent = self._shape
-        several = self._mixed and torch.rand((), generator=rng, device=device).item() < self._mixed
-        shape = (batch, self._mixed_classes) if several else (batch,)
-        noise = torch.randn(*shape, latent, generator=rng, device=device)
-        classes = torch.randint(self._classes, shape, generator=rng, device=device)
-        if not several:
-            return noise, classes, None, functional.one_hot(classes, self._classes).float()
+    def draw(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """As before; or noise [N, K, latent], classes [N, K] and how these are mixed, [N, K]; and labels."""
+        device, rng = self.rng.device, self.rng
+        if not (self._mixed and torch.rand((), generator=rng, device=device).item() < self._mixed):
+            return super().draw()
+        shape = self.batch_size, self._mixed_classes
+        noise = torch.randn(*shape, self.maker.latent, generator=rng, device=device)
+        classes = torch.randint(self.classes, shape, generator=rng, device=device)
         mixture = torch.randn(shape, generator=rng, device=device).softmax(1)
-        labels = (functional.one_hot(classes, self._classes) * mixture[..., None]).sum(1)
-        return noise, classes, mixture, labels
+        labels = (functional.one_hot(classes, self.classes) * mixture[..., None]).sum(1)
+        return (noise, classes, mixture), labels
 
 
 def gdfq_training(
@@ -188,7 +145,7 @@ def gdfq_training(
     classes = require_classes(teacher.classes, method)
     conditioning: Conditioning = "norm" if data_set(teacher) == "imagenet" else "product"
     maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, rng)
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr)
 
 
 def qimera_training(
@@ -210,7 +167,7 @@ def qimera_training(
     latent = mixture["latent"] if fixed is None else fixed.shape[1]
     maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", rng, fixed)
     mixed = {name: mixture[name] for name in ("mixed", "mixed_classes")}
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr, **mixed)
+    return QimeraTraining(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr, **mixed)
 
 
 def require_classes(classes: int | None, method: str) -> int:
