@@ -4,14 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 
 import zsqbench
 from zsqbench.methods import data_set
-from zsqbench.methods.cotraining import (
-    COTRAINED_IMAGENET_PROTOCOL,
-    COTRAINED_PROTOCOL,
-    MIXTURES,
-)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +42,9 @@ class AIT(zsqbench.CoTrainedQuantizer):
     name = "ait"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "": {
-            "cifar10": {**COTRAINED_PROTOCOL, "weight_decay": 0.0, "threshold": 1e-3},
-            "cifar100": {**COTRAINED_PROTOCOL, "weight_decay": 0.0, "threshold": 1e-3},
-            "imagenet": {**COTRAINED_IMAGENET_PROTOCOL, "lr": 1e-4, "weight_decay": 0.0, "threshold": 1e-4},
+            "cifar10": {**GDFQ_PROTOCOL["cifar10"], "weight_decay": 0.0, "threshold": 1e-3},
+            "cifar100": {**GDFQ_PROTOCOL["cifar100"], "weight_decay": 0.0, "threshold": 1e-3},
+            "imagenet": {**GDFQ_PROTOCOL["imagenet"], "lr": 1e-4, "weight_decay": 0.0, "threshold": 1e-4},
         }
     }
 
@@ -58,10 +54,13 @@ class AIT(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """The host's generator."""
+        from zsqbench_plugins.shared.gdfq_generator import gdfq_training, qimera_training
+
+        size = self.by_data_set("batch_size", teacher)
         if self.host == "gdfq":
-            return self.gdfq(teacher, ctx, bn_loss)
-        mixture = MIXTURES[data_set(teacher)]
-        return self.qimera(teacher, ctx, bn_loss, mixture)
+            return gdfq_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, method=self.name)
+        mixture = QIMERA_MIXTURES[data_set(teacher)]
+        return qimera_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, mixture, method=self.name)
 
     def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None] | None:
         """What makes the part of a step that goes beyond the learning rate."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.labelled import InceptionGenerator
 
 import zsqbench
 from zsqbench.methods import Auto, auto
@@ -117,7 +118,7 @@ class DSG(zsqbench.PixelGenerator):
         return factors
 
 
-class DSGIL(zsqbench.InceptionGenerator):
+class DSGIL(InceptionGenerator):
     """DSG with an inception loss: HAST's pipeline, whose statistics of the batch have DSG's margins.
 
     The baseline "DSG+IL" of HAST's and IntraQ's tables. No released code is it, so this is a reconstruction: `zeroq_il`

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from zsqbench_plugins.shared.generator_ranges import GeneratorRangesQuantizer
+from zsqbench_plugins.shared.labelled import InceptionGenerator
+from zsqbench_plugins.shared.protocols import HAST_PROTOCOL
 
 import zsqbench
-from zsqbench.methods.training import IMAGENET_PROTOCOL, PROTOCOL
 
 if TYPE_CHECKING:
     from torch import Tensor, fx, nn
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 _GAMMA = {"cifar10": 2.0, "cifar100": 2.0, "imagenet": 0.5}
 
 
-class ZeroQIL(zsqbench.InceptionGenerator):
+class ZeroQIL(InceptionGenerator):
     """ZeroQ in batch form with an inception loss: statistics of the batch, and cross-entropy towards random labels.
 
     The baseline "ZeroQ+IL" of HAST's and IntraQ's tables (HAST, Eq. 3 to 5), and not the method `zeroq`, which matches
@@ -43,7 +45,7 @@ class ZeroQIL(zsqbench.InceptionGenerator):
             return self.synthesise(teacher, ctx, self.towards_classes(bn_loss, teacher, ctx), ctx.resume() or {})
 
 
-class Hast(zsqbench.InceptionGenerator):
+class Hast(InceptionGenerator):
     """Images that are hard to classify: `zeroq_il`, where each sample's class loss counts by its difficulty to a power.
 
     Difficulty is one minus the probability of the label (Eq. 7), and its power `gamma` weighs the cross-entropy (Eq. 8
@@ -57,7 +59,7 @@ class Hast(zsqbench.InceptionGenerator):
     name = "hast"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, float]]]] = {
         preset: {name: {**values, "gamma": _GAMMA[name]} for name, values in data_sets.items()}
-        for preset, data_sets in zsqbench.InceptionGenerator.presets.items()
+        for preset, data_sets in InceptionGenerator.presets.items()
     }
 
     gamma: float | None = Field(None, ge=0, description="power of a sample's difficulty that weighs its class loss")
@@ -73,13 +75,13 @@ class Hast(zsqbench.InceptionGenerator):
 
 _RELEASED = {"alignment_weight": 1000.0, "epsilon": 0.01}
 _PAPER = {
-    "cifar10": {**PROTOCOL, "alignment_weight": 1000.0, "epsilon": 0.01},
-    "cifar100": {**PROTOCOL, "alignment_weight": 2000.0, "epsilon": 0.02},
-    "imagenet": {**IMAGENET_PROTOCOL, "alignment_weight": 4000.0, "epsilon": 0.01},
+    "cifar10": {**HAST_PROTOCOL["cifar10"], "alignment_weight": 1000.0, "epsilon": 0.01},
+    "cifar100": {**HAST_PROTOCOL["cifar100"], "alignment_weight": 2000.0, "epsilon": 0.02},
+    "imagenet": {**HAST_PROTOCOL["imagenet"], "alignment_weight": 4000.0, "epsilon": 0.01},
 }
 
 
-class HastTraining(zsqbench.SetTrainingQuantizer):
+class HastTraining(GeneratorRangesQuantizer):
     """A student that learns on images and on harder versions of them, with features aligned with the float network's.
 
     Each image is moved by `epsilon`, in normalised pixels, along the sign of the gradient of what the student is

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
+from zsqbench_plugins.shared.labelled import LabelledGenerator
 
 import zsqbench
 
@@ -18,7 +19,7 @@ _CIFAR = {
 }
 
 
-class IntraQ(zsqbench.LabelledGenerator):
+class IntraQ(LabelledGenerator):
     """Images of random classes that differ within a class: random crops, soft targets, a band around class centres.
 
     Statistics are HAST's and those of its batches, weight 1. Beside them, each with weight 1:

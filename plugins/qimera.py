@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 
 import zsqbench
-from zsqbench.methods.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES
 
 if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext
@@ -30,11 +30,7 @@ class Qimera(zsqbench.CoTrainedQuantizer):
 
     name = "qimera"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "": {
-            "cifar10": {**COTRAINED_PROTOCOL, **MIXTURES["cifar10"]},
-            "cifar100": {**COTRAINED_PROTOCOL, **MIXTURES["cifar100"]},
-            "imagenet": {**COTRAINED_IMAGENET_PROTOCOL, **MIXTURES["imagenet"]},
-        }
+        "": {name: {**GDFQ_PROTOCOL[name], **mixture} for name, mixture in QIMERA_MIXTURES.items()}
     }
 
     mixed: float | None = Field(None, ge=0, le=1, description="part of the batches whose images are of several classes")
@@ -46,8 +42,11 @@ class Qimera(zsqbench.CoTrainedQuantizer):
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """A generator that reads embeddings of classes."""
-        mixture = {name: self.by_data_set(name, teacher) for name in MIXTURES["cifar10"]}
-        return self.qimera(teacher, ctx, bn_loss, mixture)
+        from zsqbench_plugins.shared.gdfq_generator import qimera_training
+
+        size = self.by_data_set("batch_size", teacher)
+        mixture = {name: self.by_data_set(name, teacher) for name in ("mixed", "mixed_classes", "latent", "embeddings")}
+        return qimera_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, mixture, method=self.name)
 
 
 @zsqbench.hookimpl

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.generator_ranges import GeneratorRangesQuantizer
+from zsqbench_plugins.shared.protocols import HAST_PROTOCOL, INTRAQ_PROTOCOL
 
 import zsqbench
-from zsqbench.methods.training import IMAGENET_PROTOCOL, INTRAQ_PROTOCOL, PROTOCOL
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from zsqbench.quant import FineTuning
 
 
-class STE(zsqbench.SetTrainingQuantizer):
+class STE(GeneratorRangesQuantizer):
     """A student that learns from its float network and from labels, through rounding that gradients do not see.
 
     CE + alpha T^2 KL(float || student) (HAST, Eq. 1, 2 and 6), weights on the grid between the smallest and largest
@@ -37,8 +38,8 @@ class STE(zsqbench.SetTrainingQuantizer):
 
     name = "ste"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "paper": {"cifar10": PROTOCOL, "cifar100": PROTOCOL, "imagenet": IMAGENET_PROTOCOL},
-        "released": {"cifar10": INTRAQ_PROTOCOL, "cifar100": INTRAQ_PROTOCOL, "imagenet": IMAGENET_PROTOCOL},
+        "paper": HAST_PROTOCOL,
+        "released": INTRAQ_PROTOCOL,
     }
 
     preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")

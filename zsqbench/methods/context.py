@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zsqbench.scheme import Scheme
 
 F = TypeVar("F", bound=Callable[..., Any])
 

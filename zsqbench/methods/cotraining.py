@@ -1,4 +1,4 @@
-"""Bases of quantizers that train a generator beside the student, and the generators of GDFQ and Qimera."""
+"""The base of quantizers that train a generator beside the student."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zsqbench.errors import DivergedError
-from zsqbench.methods import data_set
-from zsqbench.methods.training import RELEASED_RANGE_UPDATES, TrainingQuantizer
+from zsqbench.methods.training import TrainingQuantizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,34 +16,6 @@ if TYPE_CHECKING:
     from zsqbench.quant import FineTuning, MovingRanges
     from zsqbench.synthesis import BNLoss, ConditionalTraining
 
-COTRAINED_PROTOCOL: Mapping[str, Any] = {
-    "epochs": 396,
-    "batch_size": 200,
-    "lr": 1e-4,
-    "milestones": [96, 196, 296],
-    "weight_decay": 1e-4,
-    "alpha": 1.0,
-    "warmup": 800,
-}
-"""How GDFQ's code trains on CIFAR: 400 epochs, in the first four of which the generator is alone."""
-
-COTRAINED_IMAGENET_PROTOCOL: Mapping[str, Any] = {
-    **COTRAINED_PROTOCOL,
-    "epochs": 350,
-    "batch_size": 16,
-    "lr": 1e-6,
-    "milestones": [50, 150, 250],
-    "warmup": 10_000,
-}
-"""The same on ImageNet, where it is alone in 50."""
-
-MIXTURES: Mapping[str, Mapping[str, Any]] = {
-    "cifar10": {"mixed": 0.4, "mixed_classes": 2, "latent": 64, "embeddings": "random"},
-    "cifar100": {"mixed": 0.4, "mixed_classes": 10, "latent": 64, "embeddings": "network"},
-    "imagenet": {"mixed": 0.4, "mixed_classes": 500, "latent": 512, "embeddings": "random"},
-}
-"""Qimera's images of several classes, by its scripts for CIFAR and ResNet-18."""
-
 POINTS = 1000
 """Points of a curve of warming up that are kept."""
 
@@ -52,18 +23,16 @@ POINTS = 1000
 class CoTrainedQuantizer(TrainingQuantizer, ABC):
     """A quantizer that reads no images: a generator is trained beside the student, which learns from its images.
 
-    Each update is one of the generator and one of the student, on the same images. The generator minimises the float
-    network's cross-entropy towards the classes that it was asked for, plus 0.1 times the distance from its BN
-    statistics; the student CE + alpha T^2 KL, the latter averaged over images and classes. The generator is alone at
-    first (`warmup`, or `range_updates` if that is longer), and activation ranges are averages over what it makes then.
+    Each update is one of the generator, whose loss may look at the float network and at the student, and one of the
+    student, on the same images. The student minimises CE + alpha T^2 KL, the latter averaged over images and classes.
+    The generator is alone at first (`warmup`, or `range_updates` if that is longer), and activation ranges are averages
+    over what it makes then.
     """
 
     needs_images: ClassVar[bool] = False
     needs_bn: ClassVar[bool] = True
 
-    range_updates: int = Field(
-        RELEASED_RANGE_UPDATES, gt=0, description="updates of the generator, of whose images ranges are averages"
-    )
+    range_updates: int = Field(800, gt=0, description="updates of the generator, of whose images ranges are averages")
     generator_lr: float = Field(
         1e-3, gt=0, description="learning rate of the generator (Adam), cut as the student's is"
     )
@@ -97,7 +66,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
             def draw(engine: "FineTuning", update: int) -> "tuple[Sequence[Tensor], Mapping[str, Tensor]]":
                 cut = self.lr_factor ** engine.schedule.passed(update)
-                *made, curves = training.step(self.generator_lr * cut)
+                *made, curves = training.step(self.generator_lr * cut, engine.network)
                 return made, curves
 
             def begin(engine: "FineTuning") -> "Callable[..., Mapping[str, Tensor]]":
@@ -163,24 +132,3 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
             return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
 
         return gradients
-
-    def gdfq(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
-        """GDFQ's generator, and how it is trained."""
-        from zsqbench.synthesis import gdfq_training, require_classes
-
-        classes, size = require_classes(teacher.classes, self.name), self.by_data_set("batch_size", teacher)
-        small = data_set(teacher) != "imagenet"
-        return gdfq_training(bn_loss, classes, teacher.input_size, size, ctx.rng, self.generator_lr, small=small)
-
-    def qimera(
-        self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss", mixture: Mapping[str, Any]
-    ) -> "ConditionalTraining":
-        """Qimera's generator, which reads embeddings of classes, and how it is trained; `mixture` is as in MIXTURES."""
-        from zsqbench.synthesis import ConditionalImages, ConditionalTraining, class_weights, require_classes
-
-        classes, size = require_classes(teacher.classes, self.name), self.by_data_set("batch_size", teacher)
-        fixed = class_weights(teacher.module, classes) if mixture["embeddings"] == "network" else None
-        latent = mixture["latent"] if fixed is None else fixed.shape[1]
-        maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", ctx.rng, fixed)
-        mixed = {name: mixture[name] for name in ("mixed", "mixed_classes")}
-        return ConditionalTraining(maker, bn_loss, size, classes, ctx.rng, lr=self.generator_lr, **mixed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import ByDataSet, Quantizer, data_set
+from zsqbench.methods import ByDataSet, Quantizer
 from zsqbench.scheme import FLOAT_BITS, Scheme
 
 if TYPE_CHECKING:
@@ -16,30 +16,11 @@ if TYPE_CHECKING:
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning, MovingRanges
 
-PROTOCOL: Mapping[str, Any] = {
-    "epochs": 147,
-    "batch_size": 256,
-    "lr": 1e-5,
-    "milestones": [16, 36, 56],
-    "weight_decay": 1e-4,
-    "alpha": 20.0,
-}
-"""How students of HAST's tables are trained on CIFAR, by the settings that come with its code."""
-
-INTRAQ_PROTOCOL: Mapping[str, Any] = {**PROTOCOL, "lr": 1e-4}
-"""The same of IntraQ's code."""
-
-IMAGENET_PROTOCOL: Mapping[str, Any] = {**PROTOCOL, "batch_size": 16, "lr": 1e-6, "milestones": [96]}
-"""Of both, on ImageNet."""
-
-RELEASED_RANGE_UPDATES = 800
-"""Batches that ranges are averaged over in the releases, while a generator learns."""
-
 SET_RANGE_UPDATES = 200
 """Batches of a calibration set: an average that forgets a tenth with each batch knows no more after 800."""
 
 SMALLEST_CROP = 0.5
-"""Of the area of an image, in the augmentation of IntraQ and HAST."""
+"""Part of the area of an image that a crop has at least where images are augmented."""
 
 
 class TrainingQuantizer(ByDataSet, Quantizer, ABC):
@@ -170,14 +151,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
     """
 
     augment: bool = Field(True, description="crop images to half of their area at least, resize and flip them")
-    range_source: Literal["calibration", "generator"] = Field(
-        "calibration", description="whose images ranges are of: the set's, or a generator's that is trained meanwhile"
-    )
-    range_updates: int | None = Field(
-        None,
-        gt=0,
-        description="batches that ranges are averaged over; none for 200, and 800 of a generator, as released",
-    )
+    range_updates: int | None = Field(None, gt=0, description="batches that ranges are averaged over; none for 200")
     range_batch_size: int = Field(16, gt=0, description="images of each batch that ranges are averaged over")
     start: str | None = Field(None, description="another quantizer of the suite, whose result is where training begins")
 
@@ -210,7 +184,8 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
             take_over(student, ctx.start)
         elif not state:
             ranges = self.ranges(student)
-            for drawn in self._batches_for_ranges(teacher, batches, ctx):
+            few = min(self.range_batch_size, len(images))
+            for drawn in self.batches_for_ranges(teacher, ctx, lambda count: batches.draw(count)[0], few):
                 ranges.update(drawn)
 
         self.train(
@@ -225,18 +200,16 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
             keep=batches.state,
         )
 
-    def _batches_for_ranges(self, teacher: "Pretrained", batches: "_Batches", ctx: "StepContext") -> "Iterator[Tensor]":
-        from zsqbench.synthesis import HAST, BNLoss, gdfq_training, require_classes
-
-        size = min(self.range_batch_size, len(batches.images))
-        if self.range_source == "calibration":
-            for _ in range(self.range_updates or SET_RANGE_UPDATES):
-                yield batches.draw(size)[0]
-            return
-        with BNLoss(teacher.module, HAST) as bn_loss:
-            classes, small = require_classes(teacher.classes, self.name), data_set(teacher) != "imagenet"
-            training = gdfq_training(bn_loss, classes, teacher.input_size, size, ctx.rng, small=small)
-            yield from training.images(self.range_updates or RELEASED_RANGE_UPDATES)
+    def batches_for_ranges(
+        self,
+        teacher: "Pretrained",  # noqa: ARG002 - for those that train a generator against it
+        ctx: "StepContext",  # noqa: ARG002 - likewise
+        draw: "Callable[[int], Tensor]",
+        size: int,
+    ) -> "Iterator[Tensor]":
+        """Batches [size, C, H, W] that activation ranges are averaged over: of the set, as `draw` gives them."""
+        for _ in range(self.range_updates or SET_RANGE_UPDATES):
+            yield draw(size)
 
 
 class _Batches:

@@ -3,15 +3,10 @@
 from zsqbench.synthesis.bn_loss import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
 from zsqbench.synthesis.channel_moments import image_moments
 from zsqbench.synthesis.conditional import (
-    ConditionalImages,
+    ConditionalGenerator,
     ConditionalTraining,
-    Conditioning,
     GeneratorBatch,
     GeneratorLoss,
-    class_weights,
-    gdfq_loss,
-    gdfq_training,
-    require_classes,
 )
 from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
 from zsqbench.synthesis.generator_networks import Doubled, initialize, load_training, part, training_state
@@ -49,9 +44,8 @@ __all__ = [
     "BNLoss",
     "BNStatistics",
     "Batch",
-    "ConditionalImages",
+    "ConditionalGenerator",
     "ConditionalTraining",
-    "Conditioning",
     "Crops",
     "Diagnostics",
     "Doubled",
@@ -72,15 +66,12 @@ __all__ = [
     "blur",
     "clamp_straight_through",
     "class_logits",
-    "class_weights",
     "diagnose",
     "difficulty",
     "flat_outputs",
     "follow_convolutions",
     "frozen",
     "gaussian_line",
-    "gdfq_loss",
-    "gdfq_training",
     "image_moments",
     "inception_loss",
     "initialize",
@@ -88,7 +79,6 @@ __all__ = [
     "optimize",
     "part",
     "random_crops",
-    "require_classes",
     "resized_crops",
     "stretching",
     "training_state",

@@ -1,0 +1,191 @@
+"""GDFQ's generator of images of classes, and Qimera's on top of it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zsqbench import Pretrained, ZSQBenchError
+from zsqbench.methods import data_set
+from zsqbench.synthesis import BNLoss, ConditionalGenerator, ConditionalTraining, GeneratorBatch, initialize
+
+WIDE_EPS = 0.8
+"""Of the inner normalisations: their second argument in the release, meant for something else."""
+
+BN_WEIGHT = 0.1
+"""Of the distance from BN statistics, against the cross-entropy towards classes."""
+
+GDFQ_LATENT = 100
+"""Numbers in a latent vector of GDFQ's generator."""
+
+Conditioning = Literal["product", "norm", "embedding"]
+"""Where the class enters: its embedding times the noise (GDFQ, CIFAR), gains and offsets of norms (GDFQ, ImageNet), or
+its embedding plus the noise, normalised (Qimera)."""
+
+
+class ConditionalImages(ConditionalGenerator):
+    """GDFQ's network, in train mode, with Qimera's input as a choice.
+
+    Its weights are drawn from `rng`, on whose device it is. Images are the corner of what it makes, a multiple of 4
+    pixels a side, normalised to mean 0 and deviation 1 for each channel.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        classes: int,
+        size: tuple[int, int, int],
+        conditioning: Conditioning,
+        rng: torch.Generator,
+        embeddings: Tensor | None = None,
+    ) -> None:
+        """`embeddings` [classes, latent] are those of the classes, which then do not learn."""
+        super().__init__()
+        self.conditioning, self.size, self.latent = conditioning, size, latent
+        channels, *sides = size
+        self._start = tuple(max(2, -(-side // 4)) for side in sides)
+        self._frozen = embeddings
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(classes, latent) if conditioning != "norm" and embeddings is None else None
+            self.first = nn.Linear(latent, 128 * self._start[0] * self._start[1])
+            by_class = classes if conditioning == "norm" else None
+            self.norms = nn.ModuleList(
+                _Norm(width, eps, by_class) for width, eps in ((128, 1e-5), (128, WIDE_EPS), (64, WIDE_EPS))
+            )
+            self.convolutions = nn.ModuleList(nn.Conv2d(*each, 3, padding=1) for each in ((128, 128), (128, 64)))
+            self.last = nn.Conv2d(64, channels, 3, padding=1)
+            self.finish = nn.BatchNorm2d(channels, affine=False)
+        self.to_empty(device=rng.device)
+        for part in self.modules():
+            initialize(part, rng)
+
+    def forward(self, noise: Tensor, classes: Tensor, mixture: Tensor | None = None) -> Tensor:
+        """Images [N, C, H, W] of noise [N, latent] and classes [N]; or, mixed, of [N, K, latent], [N, K], [N, K]."""
+        maps = self.first(self._latents(noise, classes, mixture)).view(-1, 128, *self._start)
+        maps = self.norms[0](maps, classes)
+        for norm, convolution in zip(self.norms[1:], self.convolutions, strict=True):
+            maps = convolution(functional.interpolate(maps, scale_factor=2))
+            maps = functional.leaky_relu(norm(maps, classes), 0.2)
+        images: Tensor = self.finish(torch.tanh(self.last(maps)).float())
+        return images[..., : self.size[1], : self.size[2]]
+
+    def _latents(self, noise: Tensor, classes: Tensor, mixture: Tensor | None) -> Tensor:
+        if self.conditioning == "norm":
+            return noise
+        embedded = self._frozen[classes] if self.embedding is None else self.embedding(classes)  # type: ignore[index]
+        if self.conditioning == "product":
+            return embedded * noise
+        latents: Tensor = embedded + noise
+        if mixture is None:
+            return functional.layer_norm(latents, latents.shape[1:])
+        # each of the K places over images and dimensions, as in the release
+        deviation, mean = torch.std_mean(latents, (0, 2), correction=0, keepdim=True)
+        return ((latents - mean) / (deviation.square() + 1e-5).sqrt() * mixture[..., None]).sum(1)
+
+
+class _Norm(nn.Module):
+    """A batch normalisation of the batch itself, with gains and offsets of the class where there are classes."""
+
+    def __init__(self, width: int, eps: float, classes: int | None) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width, eps=eps, affine=classes is None)
+        self.gains = nn.Parameter(torch.ones(classes, width)) if classes else None
+        self.offsets = nn.Parameter(torch.zeros(classes, width)) if classes else None
+
+    def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
+        """Maps [N, C, H, W] of classes [N]."""
+        maps = self.norm(maps)
+        if self.gains is None or self.offsets is None:
+            return maps
+        return maps * self.gains[classes][..., None, None] + self.offsets[classes][..., None, None]
+
+    def reset_parameters(self) -> None:
+        """Let all classes be alike."""
+        if self.gains is not None and self.offsets is not None:
+            nn.init.ones_(self.gains)
+            nn.init.zeros_(self.offsets)
+
+
+def gdfq_loss(batch: GeneratorBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """GDFQ's: the float network's cross-entropy towards the classes plus 0.1 times the distance from its statistics."""
+    ce = functional.cross_entropy(batch.logits, batch.labels)
+    return ce + BN_WEIGHT * batch.bn_gap, {"generator_ce": ce, "generator_bn": batch.bn_gap}
+
+
+class QimeraTraining(ConditionalTraining):
+    """Training of a generator that makes images of several classes at once in a part of the steps; labels are alike."""
+
+    def __init__(self, *arguments: Any, mixed: float, mixed_classes: int, **options: Any) -> None:
+        """`mixed` is this part, `mixed_classes` the number of classes; all else is as in ConditionalTraining."""
+        super().__init__(*arguments, **options)
+        self._mixed, self._mixed_classes = mixed, mixed_classes
+
+    def draw(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """As before; or noise [N, K, latent], classes [N, K] and how these are mixed, [N, K]; and labels."""
+        device, rng = self.rng.device, self.rng
+        if not (self._mixed and torch.rand((), generator=rng, device=device).item() < self._mixed):
+            return super().draw()
+        shape = self.batch_size, self._mixed_classes
+        noise = torch.randn(*shape, self.maker.latent, generator=rng, device=device)
+        classes = torch.randint(self.classes, shape, generator=rng, device=device)
+        mixture = torch.randn(shape, generator=rng, device=device).softmax(1)
+        labels = (functional.one_hot(classes, self.classes) * mixture[..., None]).sum(1)
+        return (noise, classes, mixture), labels
+
+
+def gdfq_training(
+    bn_loss: BNLoss, teacher: Pretrained, batch_size: int, rng: torch.Generator, lr: float = 1e-3, *, method: str
+) -> ConditionalTraining:
+    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones.
+
+    Raises ZSQBenchError, in the name of a method, where the network is no classifier.
+    """
+    classes = require_classes(teacher.classes, method)
+    conditioning: Conditioning = "norm" if data_set(teacher) == "imagenet" else "product"
+    maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, rng)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr)
+
+
+def qimera_training(
+    bn_loss: BNLoss,
+    teacher: Pretrained,
+    batch_size: int,
+    rng: torch.Generator,
+    lr: float,
+    mixture: Mapping[str, Any],
+    *,
+    method: str,
+) -> ConditionalTraining:
+    """Qimera's generator, which reads embeddings of classes, and how it is trained; `mixture` is as in QIMERA_MIXTURES.
+
+    Raises ZSQBenchError, in the name of a method, where the network is no classifier, or has no weights of classes.
+    """
+    classes = require_classes(teacher.classes, method)
+    fixed = class_weights(teacher.module, classes) if mixture["embeddings"] == "network" else None
+    latent = mixture["latent"] if fixed is None else fixed.shape[1]
+    maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", rng, fixed)
+    mixed = {name: mixture[name] for name in ("mixed", "mixed_classes")}
+    return QimeraTraining(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr, **mixed)
+
+
+def require_classes(classes: int | None, method: str) -> int:
+    """The number of classes. Raises ZSQBenchError where the network is no classifier."""
+    if classes is None:
+        raise ZSQBenchError(f"{method} trains a generator of images of classes, and the network has none")
+    return classes
+
+
+def class_weights(module: nn.Module, classes: int) -> Tensor:
+    """The weights [classes, features] of a network's last linear layer, as embeddings of classes.
+
+    Raises ZSQBenchError where there is none with so many outputs.
+    """
+    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
+    if not linear:
+        raise ZSQBenchError(
+            f"{type(module).__name__} has no linear layer with {classes} outputs whose weights stand for "
+            "classes; take embeddings: random"
+        )
+    return linear[-1].weight.detach().clone()
