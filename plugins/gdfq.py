@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL
+
 import zsqbench
-from zsqbench.methods.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL
 
 if TYPE_CHECKING:
+    from zsqbench_plugins.shared.conditional import ConditionalTraining
+
     from zsqbench import Pretrained, StepContext
-    from zsqbench.synthesis import BNLoss, ConditionalTraining
+    from zsqbench.synthesis import BNLoss
 
 
 class GDFQ(zsqbench.CoTrainedQuantizer):
@@ -27,17 +30,13 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
     """
 
     name = "gdfq"
-    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "": {
-            "cifar10": COTRAINED_PROTOCOL,
-            "cifar100": COTRAINED_PROTOCOL,
-            "imagenet": COTRAINED_IMAGENET_PROTOCOL,
-        }
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {"": GDFQ_PROTOCOL}
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """GDFQ's generator."""
-        return self.gdfq(teacher, ctx, bn_loss)
+        from zsqbench_plugins.shared.conditional import gdfq_training
+
+        return gdfq_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, method=self.name)
 
 
 @zsqbench.hookimpl

@@ -1,19 +1,21 @@
 """Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples (Choi et al., NeurIPS 2021)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from zsqbench_plugins.shared.mixtures import MixtureQuantizer
+from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 
 import zsqbench
-from zsqbench.methods.cotraining import COTRAINED_IMAGENET_PROTOCOL, COTRAINED_PROTOCOL, MIXTURES
 
 if TYPE_CHECKING:
+    from zsqbench_plugins.shared.conditional import ConditionalTraining
+
     from zsqbench import Pretrained, StepContext
-    from zsqbench.synthesis import BNLoss, ConditionalTraining
+    from zsqbench.synthesis import BNLoss
 
 
-class Qimera(zsqbench.CoTrainedQuantizer):
+class Qimera(MixtureQuantizer):
     """GDFQ with images of several classes at once, in part of the updates: they lie where classes meet.
 
     The generator reads embeddings of classes plus noise, normalised. In `mixed` of the batches they are those of
@@ -30,24 +32,12 @@ class Qimera(zsqbench.CoTrainedQuantizer):
 
     name = "qimera"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "": {
-            "cifar10": {**COTRAINED_PROTOCOL, **MIXTURES["cifar10"]},
-            "cifar100": {**COTRAINED_PROTOCOL, **MIXTURES["cifar100"]},
-            "imagenet": {**COTRAINED_IMAGENET_PROTOCOL, **MIXTURES["imagenet"]},
-        }
+        "": {name: {**GDFQ_PROTOCOL[name], **mixture} for name, mixture in QIMERA_MIXTURES.items()}
     }
-
-    mixed: float | None = Field(None, ge=0, le=1, description="part of the batches whose images are of several classes")
-    mixed_classes: int | None = Field(None, gt=0, description="how many classes such an image is of")
-    latent: int | None = Field(None, gt=0, description="length of an embedding; that of the network's, if it is that")
-    embeddings: Literal["random", "network"] | None = Field(
-        None, description="of classes: random ones that learn, or the weights of the network's last layer"
-    )
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """A generator that reads embeddings of classes."""
-        mixture = {name: self.by_data_set(name, teacher) for name in MIXTURES["cifar10"]}
-        return self.qimera(teacher, ctx, bn_loss, mixture)
+        return self.qimera(teacher, ctx, bn_loss)
 
 
 @zsqbench.hookimpl

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.generator_ranges import GeneratorRangesQuantizer
+from zsqbench_plugins.shared.protocols import HAST_PROTOCOL, INTRAQ_PROTOCOL
 
 import zsqbench
-from zsqbench.methods.training import IMAGENET_PROTOCOL, INTRAQ_PROTOCOL, PROTOCOL
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from zsqbench.quant import FineTuning
 
 
-class STE(zsqbench.SetTrainingQuantizer):
+class STE(GeneratorRangesQuantizer):
     """A student that learns from its float network and from labels, through rounding that gradients do not see.
 
     CE + alpha T^2 KL(float || student) (HAST, Eq. 1, 2 and 6), weights on the grid between the smallest and largest
@@ -37,8 +38,8 @@ class STE(zsqbench.SetTrainingQuantizer):
 
     name = "ste"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "paper": {"cifar10": PROTOCOL, "cifar100": PROTOCOL, "imagenet": IMAGENET_PROTOCOL},
-        "released": {"cifar10": INTRAQ_PROTOCOL, "cifar100": INTRAQ_PROTOCOL, "imagenet": IMAGENET_PROTOCOL},
+        "paper": HAST_PROTOCOL,
+        "released": INTRAQ_PROTOCOL,
     }
 
     preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")
@@ -51,6 +52,7 @@ class STE(zsqbench.SetTrainingQuantizer):
         self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set ranges, then train. Raises ZSQBenchError for a set without labels where it is to have them."""
+        self = self.resolved(teacher, ctx.scheme)
         if self.labels == "set" and self.ce_weight and data is not None and data.labels is None:
             raise zsqbench.ZSQBenchError(
                 "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
@@ -69,8 +71,6 @@ class STE(zsqbench.SetTrainingQuantizer):
         from zsqbench.quant import kl_divergence
         from zsqbench.synthesis import class_logits
 
-        alpha = self.by_data_set("alpha", teacher)
-
         def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
             with torch.no_grad():
                 expected = class_logits(teacher.module(images), images)
@@ -84,7 +84,7 @@ class STE(zsqbench.SetTrainingQuantizer):
 
         def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
             kl, ce, agreement = compiled(images, labels)
-            loss = alpha * kl + self.ce_weight * ce
+            loss = self.alpha * kl + self.ce_weight * ce
             loss.backward()
             return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
 

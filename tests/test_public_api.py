@@ -1,8 +1,12 @@
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import zsqbench
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", zsqbench.__all__)
@@ -13,6 +17,14 @@ def test_every_public_name_is_there(name):
 def test_a_name_that_there_is_not_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'zsqbench' has no attribute 'Quantiser'"):
         _ = zsqbench.Quantiser
+
+
+def test_every_package_is_installed():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    places = {name.replace(".", "/"): name for name in table["packages"]}
+    folders = [*(ROOT / "zsqbench").rglob("__init__.py"), *(ROOT / "plugins").rglob("__init__.py")]
+    found = {str(path.parent.relative_to(ROOT)).replace("plugins", "zsqbench_plugins", 1) for path in folders}
+    assert found <= set(places)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         auto,
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
-    from zsqbench.methods.pixels import InceptionGenerator, LabelledGenerator, PixelGenerator
+    from zsqbench.methods.pixels import PixelGenerator
     from zsqbench.methods.training import SetTrainingQuantizer, TrainingQuantizer
     from zsqbench.scheme import Scheme
 
@@ -42,9 +42,7 @@ __all__ = [
     "Evaluation",
     "Generator",
     "GridQuantizer",
-    "InceptionGenerator",
     "InputFile",
-    "LabelledGenerator",
     "ModelSpec",
     "Network",
     "PixelGenerator",
@@ -64,8 +62,6 @@ __all__ = [
 
 _HOMES = {
     "CoTrainedQuantizer": "zsqbench.methods.cotraining",
-    "InceptionGenerator": "zsqbench.methods.pixels",
-    "LabelledGenerator": "zsqbench.methods.pixels",
     "PixelGenerator": "zsqbench.methods.pixels",
     "Scheme": "zsqbench.scheme",
     "SetTrainingQuantizer": "zsqbench.methods.training",

@@ -8,8 +8,6 @@ from zsqbench_plugins.ste import STE
 
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.errors import DivergedError, ZSQBenchError
-from zsqbench.methods.cotraining import COTRAINED_PROTOCOL
-from zsqbench.methods.training import IMAGENET_PROTOCOL, PROTOCOL
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import activation_quantizers, finalize, quantized_layers
 from zsqbench.scheme import parse_scheme
@@ -31,20 +29,6 @@ def quantized(ctx=None, teacher=None, images=None, scheme="hast/w3a3", **options
     return student
 
 
-@pytest.mark.parametrize(
-    ("size", "classes", "expected"), [(32, 10, PROTOCOL), (32, 100, PROTOCOL), (224, 1000, IMAGENET_PROTOCOL)]
-)
-def test_values_go_by_data_set(size, classes, expected):
-    teacher = Pretrained(nn.Identity(), (3, size, size), (0.0,) * 3, (1.0,) * 3, classes=classes)
-    assert {name: STE().by_data_set(name, teacher) for name in expected} == expected
-    assert STE(lr=3.0).by_data_set("lr", teacher) == 3
-
-
-def test_the_published_schedule_has_29400_updates():
-    assert STE().updates_per_epoch * PROTOCOL["epochs"] == 29_400
-    assert COTRAINED_PROTOCOL["epochs"] * 200 + COTRAINED_PROTOCOL["warmup"] == 400 * 200
-
-
 def test_ranges_are_moving_averages_over_batches_of_the_set():
     images = data(4)  # one batch of all, again and again
     student = quantized(images=images, epochs=0, batch_size=4, augment=False)
@@ -62,21 +46,6 @@ def test_compounding_ranges_are_far_too_wide_after_a_few_batches():
         for correction in ("unbiased", "compounding")
     )
     assert wide > 20 * narrow
-
-
-def test_ranges_of_a_generator_are_not_those_of_the_set():
-    scales = [
-        torch.stack([q.scale for _, q in activation_quantizers(quantized(epochs=0, range_source=source))])
-        for source in ("calibration", "generator")
-    ]
-    assert not torch.allclose(*scales)
-
-
-def test_the_generator_needs_a_classifier():
-    teacher = tiny_teacher()
-    teacher = Pretrained(**(vars(teacher) | {"classes": None}))
-    with pytest.raises(ZSQBenchError, match="trains a generator of images of classes, and the network has none"):
-        quantized(teacher=teacher, range_source="generator")
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -2,14 +2,6 @@
 
 from zsqbench.synthesis.bn_loss import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
 from zsqbench.synthesis.channel_moments import image_moments
-from zsqbench.synthesis.conditional import (
-    ConditionalImages,
-    ConditionalTraining,
-    Conditioning,
-    class_weights,
-    gdfq_training,
-    require_classes,
-)
 from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
 from zsqbench.synthesis.generator_networks import Doubled, initialize, load_training, part, training_state
 from zsqbench.synthesis.images import (
@@ -46,9 +38,6 @@ __all__ = [
     "BNLoss",
     "BNStatistics",
     "Batch",
-    "ConditionalImages",
-    "ConditionalTraining",
-    "Conditioning",
     "Crops",
     "Diagnostics",
     "Doubled",
@@ -67,14 +56,12 @@ __all__ = [
     "blur",
     "clamp_straight_through",
     "class_logits",
-    "class_weights",
     "diagnose",
     "difficulty",
     "flat_outputs",
     "follow_convolutions",
     "frozen",
     "gaussian_line",
-    "gdfq_training",
     "image_moments",
     "inception_loss",
     "initialize",
@@ -82,7 +69,6 @@ __all__ = [
     "optimize",
     "part",
     "random_crops",
-    "require_classes",
     "resized_crops",
     "stretching",
     "training_state",

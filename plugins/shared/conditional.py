@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis.bn_loss import BNLoss
-from zsqbench.synthesis.generator_networks import initialize, load_training, training_state
-from zsqbench.synthesis.outputs import class_logits
+from zsqbench import Pretrained, ZSQBenchError
+from zsqbench.methods import data_set
+from zsqbench.synthesis import BNLoss, class_logits, initialize, load_training, training_state
 
 WIDE_EPS = 0.8
 """Of the inner normalisations: their second argument in the release, meant for something else."""
 
 BN_WEIGHT = 0.1
+"""Of the distance from BN statistics, against the cross-entropy towards classes."""
 
 GDFQ_LATENT = 100
 """Numbers in a latent vector of GDFQ's generator."""
@@ -179,18 +179,38 @@ class ConditionalTraining:
 
 
 def gdfq_training(
+    bn_loss: BNLoss, teacher: Pretrained, batch_size: int, rng: torch.Generator, lr: float = 1e-3, *, method: str
+) -> ConditionalTraining:
+    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones.
+
+    Raises ZSQBenchError, in the name of a method, where the network is no classifier.
+    """
+    classes = require_classes(teacher.classes, method)
+    conditioning: Conditioning = "norm" if data_set(teacher) == "imagenet" else "product"
+    maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, rng)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr)
+
+
+def qimera_training(
     bn_loss: BNLoss,
-    classes: int,
-    size: tuple[int, int, int],
+    teacher: Pretrained,
     batch_size: int,
     rng: torch.Generator,
-    lr: float = 1e-3,
+    lr: float,
+    mixture: Mapping[str, Any],
     *,
-    small: bool,
+    method: str,
 ) -> ConditionalTraining:
-    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones."""
-    maker = ConditionalImages(GDFQ_LATENT, classes, size, "product" if small else "norm", rng)
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr)
+    """Qimera's generator, which reads embeddings of classes, and how it is trained; `mixture` is as in QIMERA_MIXTURES.
+
+    Raises ZSQBenchError, in the name of a method, where the network is no classifier, or has no weights of classes.
+    """
+    classes = require_classes(teacher.classes, method)
+    fixed = class_weights(teacher.module, classes) if mixture["embeddings"] == "network" else None
+    latent = mixture["latent"] if fixed is None else fixed.shape[1]
+    maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", rng, fixed)
+    mixed = {name: mixture[name] for name in ("mixed", "mixed_classes")}
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, lr=lr, **mixed)
 
 
 def require_classes(classes: int | None, method: str) -> int:

@@ -1,17 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-
-from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import (
-    HAST,
-    BNLoss,
+from zsqbench_plugins.shared.conditional import (
     ConditionalImages,
     ConditionalTraining,
     class_weights,
-    require_classes,
+    gdfq_training,
+    qimera_training,
 )
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.synthesis import HAST, BNLoss
 from zsqbench.testing import tiny_teacher
 
 SIZE = (3, 8, 8)
@@ -140,7 +142,30 @@ def test_weights_of_classes_are_those_of_the_last_linear_layer():
         class_weights(module, 7)
 
 
+@pytest.mark.parametrize(("side", "conditioning"), [(8, "product"), (63, "product"), (64, "norm")])
+def test_gdfqs_generator_goes_by_the_size_of_images(side, conditioning):
+    teacher = tiny_teacher((3, side, side))
+    with BNLoss(teacher.module, HAST) as bn_loss:
+        made = gdfq_training(bn_loss, teacher, 4, rng(), method="gdfq").maker
+    assert (made.conditioning, made.latent, made.size) == (conditioning, 100, (3, side, side))
+
+
+@pytest.mark.parametrize(("embeddings", "latent"), [("random", 7), ("network", 8)])
+def test_qimeras_generator_reads_embeddings_that_learn_or_weights_of_the_network(embeddings, latent):
+    teacher = tiny_teacher()
+    mixture = {"mixed": 1.0, "mixed_classes": 3, "latent": 7, "embeddings": embeddings}
+    with BNLoss(teacher.module, HAST) as bn_loss:
+        trainer = qimera_training(bn_loss, teacher, 4, rng(), 1e-3, mixture, method="qimera")
+        _, labels, _, _ = trainer.step()
+    assert (trainer.maker.conditioning, trainer.maker.latent) == ("embedding", latent)
+    assert (trainer.maker.embedding is None) == (embeddings == "network")
+    assert ((labels > 0).sum(1) > 1).any()
+
+
 def test_a_network_without_classes_is_one_clear_line():
-    assert require_classes(10, "gdfq") == 10
-    with pytest.raises(ZSQBenchError, match="gdfq trains a generator of images of classes, and the network has none"):
-        require_classes(None, "gdfq")
+    teacher = replace(tiny_teacher(), classes=None)
+    with (
+        BNLoss(teacher.module, HAST) as bn_loss,
+        pytest.raises(ZSQBenchError, match="gdfq trains a generator of images of classes, and the network has none"),
+    ):
+        gdfq_training(bn_loss, teacher, 4, rng(), method="gdfq")

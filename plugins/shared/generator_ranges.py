@@ -1,0 +1,56 @@
+"""Activation ranges of GDFQ's generator, as the releases of IntraQ and HAST take them."""
+
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+import zsqbench
+from zsqbench.methods import Auto, Network, auto
+from zsqbench.scheme import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zsqbench import Pretrained, StepContext
+
+RELEASED_RANGE_UPDATES = 800
+"""Batches that ranges are averaged over in the releases, while a generator learns."""
+
+
+class GeneratorRangesQuantizer(zsqbench.SetTrainingQuantizer, ABC):
+    """One that trains on a calibration set, and learns activation ranges from it or from a generator's images.
+
+    The releases of IntraQ and HAST train GDFQ's generator for that, whose images are of no other use there.
+    """
+
+    range_source: Literal["calibration", "generator"] = Field(
+        "calibration", description="whose images ranges are of: the set's, or a generator's that is trained meanwhile"
+    )
+    range_updates: Auto[int] = auto(
+        gt=0, description="batches that ranges are averaged over; by default 200, and 800 of a generator, as released"
+    )
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The preset's values, and as many batches as the source of ranges takes."""
+        found = super().automatic(network, scheme)
+        return {**found, "range_updates": RELEASED_RANGE_UPDATES} if self.range_source == "generator" else found
+
+    def batches_for_ranges(
+        self, teacher: "Pretrained", ctx: "StepContext", draw: "Callable[[int], Tensor]", size: int
+    ) -> "Iterator[Tensor]":
+        """Batches of the set, or those that the generator learns with.
+
+        Raises ZSQBenchError where it is trained against a network that is no classifier.
+        """
+        if self.range_source == "calibration":
+            yield from super().batches_for_ranges(teacher, ctx, draw, size)
+            return
+        from zsqbench_plugins.shared.conditional import gdfq_training
+
+        from zsqbench.synthesis import HAST, BNLoss
+
+        with BNLoss(teacher.module, HAST) as bn_loss:
+            training = gdfq_training(bn_loss, teacher, size, ctx.rng, method=self.name)
+            yield from training.images(self.range_updates)

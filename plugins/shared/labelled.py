@@ -1,0 +1,129 @@
+"""Generators of images of classes that are drawn at random: IntraQ's pipeline, and HAST's on top of it."""
+
+from abc import ABC
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+import zsqbench
+from zsqbench.methods import Auto, ByDataSet, auto
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+    from zsqbench.synthesis import BNLoss
+
+
+class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
+    """A generator of images of classes that are drawn at random, seen through random crops on their way to the network.
+
+    In part of the iterations each image of a batch is cropped, resized and flipped or not, by itself (IntraQ calls it
+    local object reinforcement); what is given away are the pixels.
+    """
+
+    needs_classes = True
+    gives_labels = True
+    preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
+    crop_probability: Auto[float] = auto(
+        ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
+    )
+    crop_scale: Auto[float] = auto(gt=0, le=1, description="smallest part of its area that a crop of it has")
+
+    def synthesize(
+        self,
+        teacher: "Pretrained",
+        ctx: "StepContext",
+        losses: "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]",
+        state: Mapping[str, Any],
+        *,
+        stepped: "Callable[[Tensor, Tensor, int], None]" = lambda *_: None,
+        keep: Callable[[], Mapping[str, Any]] = dict,
+    ) -> "CalibrationSet":
+        """Images with their labels.
+
+        `losses` gives for images as the network sees them, their labels [n] and the number of their batch what is
+        minimised, and scalars to log. `stepped` is called with pixels, labels and step after each step.
+
+        Raises ZSQBenchError for a network that is no classifier, and DivergedError where a loss is not finite.
+        """
+        import torch
+
+        from zsqbench.synthesis import random_crops, resized_crops
+
+        if teacher.classes is None:
+            raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
+        drawn = state or self._draw(teacher.classes, ctx)
+        labels: Tensor = drawn["labels"]
+        of_batches = torch.split(labels.to(ctx.device), self.batch_size)
+        cropped: list[bool] = drawn["cropped"].tolist()
+
+        def of_crops(pixels: "Tensor", step: int) -> "tuple[Tensor, Mapping[str, Tensor]]":
+            batch = step // self.iterations
+            if cropped[step]:
+                pixels = resized_crops(pixels, random_crops(pixels.shape, self.crop_scale, ctx.rng))
+            return losses(pixels, of_batches[batch], batch)
+
+        images = self.optimize(
+            teacher,
+            ctx,
+            of_crops,
+            state,
+            stepped=lambda pixels, step: stepped(pixels, of_batches[step // self.iterations], step),
+            keep=lambda: {"labels": labels, "cropped": drawn["cropped"], **keep()},
+        )
+        chosen = {name: getattr(self, name) for name in self.automatic(teacher, None)}
+        return zsqbench.CalibrationSet(images, labels.cpu(), provenance={"preset": self.preset, **chosen})
+
+    def _draw(self, classes: int, ctx: "StepContext") -> "dict[str, torch.Tensor]":
+        """What is random in all batches and does not need a step: so that no step waits for a GPU's numbers."""
+        import torch
+
+        labels = torch.randint(classes, (self.images,), generator=ctx.rng, device=ctx.device)
+        steps = len(self.batch_sizes()) * self.iterations
+        return {"labels": labels, "cropped": ctx.rand(steps).cpu() < self.crop_probability}
+
+
+_CIFAR = {"beta": 10.0, "crop_probability": 0.0, "crop_scale": 0.4}
+_IMAGENET = {"beta": 0.1, "crop_probability": 0.5, "crop_scale": 0.4}
+_RELEASED = {"cifar10": _CIFAR, "cifar100": _CIFAR, "imagenet": _IMAGENET}
+_AS_INTRAQ = {"crop_probability": 0.5, "crop_scale": 0.5}
+
+
+class InceptionGenerator(LabelledGenerator, ABC):
+    """A generator with BN statistics and an inception loss, the pipeline of HAST's code, with its values.
+
+    The default preset is `released`: beta 10 for CIFAR, without crops, and 0.1 for ImageNet, with crops of 40 % of the
+    area at least in half of the iterations. `paper` crops as in IntraQ, as HAST's paper says: 50 % at least, for all
+    data sets. The paper takes beta from IntraQ, too, which has none, so it is the code's in both.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, float]]]] = {
+        "released": _RELEASED,
+        "paper": {name: {**values, **_AS_INTRAQ} for name, values in _RELEASED.items()},
+    }
+
+    beta: Auto[float] = auto(ge=0, description="weight of the inception loss")
+
+    def towards_classes(
+        self, bn_loss: "BNLoss", ctx: "StepContext", gamma: float = 0.0
+    ) -> "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]":
+        """What `synthesize` needs: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
+        from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
+
+        def measure(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+            gap = bn_loss(images, outputs=True)
+            logits = class_logits(gap.seen.outputs, labels)
+            return gap.total, inception_loss(logits, labels, gamma), difficulty(logits.detach(), labels)
+
+        compiled = ctx.compile(measure)
+
+        def losses(images: "Tensor", labels: "Tensor", _: int) -> "tuple[Tensor, dict[str, Tensor]]":
+            bn, inception, hardness = compiled(images, labels)
+            saturated = (hardness <= EASIEST).sum()
+            curves = {"bn_loss": bn, "inception_loss": inception, "difficulty": hardness.mean(), "saturated": saturated}
+            return bn + self.beta * inception, curves
+
+        return losses
