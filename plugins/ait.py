@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.mixtures import MIXTURE_OPTIONS, MixtureQuantizer
 from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 
 import zsqbench
-from zsqbench.methods import data_set
+from zsqbench.methods import Auto, Network, auto
+from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,7 @@ LARGEST_FACTOR = 2.0**40
 """A step that changes no integer even then would change none at all: the weight has no gradient to speak of."""
 
 
-class AIT(zsqbench.CoTrainedQuantizer):
+class AIT(MixtureQuantizer):
     """GDFQ or Qimera with a student that learns from the float network alone, and whose steps change integers.
 
     No cross-entropy. And gradient inundation: the step of each weight tensor is enlarged until a share of its integers
@@ -42,32 +44,40 @@ class AIT(zsqbench.CoTrainedQuantizer):
     name = "ait"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "": {
-            "cifar10": {**GDFQ_PROTOCOL["cifar10"], "weight_decay": 0.0, "threshold": 1e-3},
-            "cifar100": {**GDFQ_PROTOCOL["cifar100"], "weight_decay": 0.0, "threshold": 1e-3},
-            "imagenet": {**GDFQ_PROTOCOL["imagenet"], "lr": 1e-4, "weight_decay": 0.0, "threshold": 1e-4},
+            name: {**GDFQ_PROTOCOL[name], **QIMERA_MIXTURES[name], "weight_decay": 0.0, **own}
+            for name, own in {
+                "cifar10": {"threshold": 1e-3},
+                "cifar100": {"threshold": 1e-3},
+                "imagenet": {"lr": 1e-4, "threshold": 1e-4},
+            }.items()
         }
     }
 
     ce_weight: float = Field(0.0, ge=0, description="weight of the student's cross-entropy")
     host: Literal["gdfq", "qimera"] = Field("gdfq", description="whose generator makes the images")
-    threshold: float | None = Field(None, ge=0, lt=1, description="share of a tensor's integers that a step changes")
+    threshold: Auto[float] = auto(ge=0, lt=1, description="share of a tensor's integers that a step changes")
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The values for the data set, without those of Qimera's generator where GDFQ is the host."""
+        found = super().automatic(network, scheme)
+        if self.host == "qimera":
+            return found
+        return {name: value for name, value in found.items() if name not in MIXTURE_OPTIONS}
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """The host's generator."""
-        from zsqbench_plugins.shared.gdfq_generator import gdfq_training, qimera_training
+        from zsqbench_plugins.shared.gdfq_generator import gdfq_training
 
-        size = self.by_data_set("batch_size", teacher)
-        if self.host == "gdfq":
-            return gdfq_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, method=self.name)
-        mixture = QIMERA_MIXTURES[data_set(teacher)]
-        return qimera_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, mixture, method=self.name)
+        if self.host == "qimera":
+            return self.qimera(teacher, ctx, bn_loss)
+        return gdfq_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, method=self.name)
 
-    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None] | None:
+    def adjustment(self, engine: "FineTuning") -> Callable[[int], None] | None:
         """What makes the part of a step that goes beyond the learning rate."""
         import torch
 
         weights = [layer.weight for layer, _ in engine.weights]
-        threshold, schedule = self.by_data_set("threshold", teacher), engine.schedule
+        threshold, schedule = self.threshold, engine.schedule
         if not threshold or not weights:
             return None
         packed = _Packed(weights, [quantizer.bits for _, quantizer in engine.weights])

@@ -100,7 +100,7 @@ class DSG(zsqbench.PixelGenerator):
                 parts = {"bn_loss": loss, **_extension(pixels, outputs, of_batches[batch], layers, ctx)}
                 return torch.stack(list(parts.values())).sum(), parts
 
-            images = self.optimise(teacher, ctx, losses, state, initial=_uniform, keep=lambda: kept)
+            images = self.optimize(teacher, ctx, losses, state, initial=_uniform, keep=lambda: kept)
         return zsqbench.CalibrationSet(images, kept["labels"].cpu() if extended else None)
 
     def emphasis(self, layers: int) -> "Tensor":
@@ -137,11 +137,11 @@ class DSGIL(InceptionGenerator):
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
         from zsqbench.synthesis import HAST, BNLoss
 
-        state = ctx.resume() or {}
+        self, state = self.resolved(teacher), ctx.resume() or {}
         with BNLoss(teacher.module, HAST) as bn_loss:
             kept = _with_margins(bn_loss, state, self.margin, self.margin_images, teacher, ctx)
-            losses = self.towards_classes(bn_loss, teacher, ctx)
-            return self.synthesise(teacher, ctx, losses, state, keep=lambda: kept)
+            losses = self.towards_classes(bn_loss, ctx)
+            return self.synthesize(teacher, ctx, losses, state, keep=lambda: kept)
 
 
 def _with_margins(

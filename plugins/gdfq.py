@@ -34,8 +34,7 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
         """GDFQ's generator."""
         from zsqbench_plugins.shared.gdfq_generator import gdfq_training
 
-        size = self.by_data_set("batch_size", teacher)
-        return gdfq_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, method=self.name)
+        return gdfq_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, method=self.name)
 
 
 @zsqbench.hookimpl

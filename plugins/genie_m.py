@@ -88,30 +88,30 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
         )
         memory = self.memory(ctx.device)
         engine = Reconstruction(
-            student, images, ctx, {"joint": stage}, memory=memory, before_unit=_initialise_activations
+            student, images, ctx, {"joint": stage}, memory=memory, before_unit=_initialize_activations
         )
         engine.run("joint")
 
 
-def _initialise_activations(unit: "Unit", inputs: "Sequence[Tensor]") -> None:
+def _initialize_activations(unit: "Unit", inputs: "Sequence[Tensor]") -> None:
     import torch
 
     from zsqbench.quant import observed
 
     with ExitStack() as hooks, torch.no_grad():
         for quantizer in unit.quantizers:
-            hooks.enter_context(observed(quantizer, _initialise(quantizer)))
+            hooks.enter_context(observed(quantizer, _initialize(quantizer)))
         unit.run(*inputs)
 
 
-def _initialise(quantizer: "ActivationQuantizer") -> "Observer":
+def _initialize(quantizer: "ActivationQuantizer") -> "Observer":
     import torch
 
     from zsqbench.quant import shrink_search
 
     given: list[Tensor] = []
 
-    def initialise(values: "Tensor") -> None:
+    def initialize(values: "Tensor") -> None:
         given.append(values)
         if len(given) > 1:  # a head that levels share has one range, of all of them
             values = torch.cat([each.flatten() for each in given])
@@ -120,7 +120,7 @@ def _initialise(quantizer: "ActivationQuantizer") -> "Observer":
         # the search's own zero point is a rounded tie, for which the released code takes the exact one afterwards
         quantizer.set_parameters(scale, scale.new_tensor(2.0 ** (quantizer.bits - 1) if signed else 0.0))
 
-    return initialise
+    return initialize
 
 
 @zsqbench.hookimpl

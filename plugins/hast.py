@@ -9,6 +9,7 @@ from zsqbench_plugins.shared.labelled import InceptionGenerator
 from zsqbench_plugins.shared.protocols import HAST_PROTOCOL
 
 import zsqbench
+from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
     from torch import Tensor, fx, nn
@@ -39,13 +40,15 @@ class ZeroQIL(InceptionGenerator):
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
-        from zsqbench.synthesis import HAST, BNLoss
+        from zsqbench import synthesis
+        from zsqbench.synthesis import BNLoss
 
-        with BNLoss(teacher.module, HAST) as bn_loss:
-            return self.synthesise(teacher, ctx, self.towards_classes(bn_loss, teacher, ctx), ctx.resume() or {})
+        self = self.resolved(teacher)
+        with BNLoss(teacher.module, synthesis.HAST) as bn_loss:
+            return self.synthesize(teacher, ctx, self.towards_classes(bn_loss, ctx), ctx.resume() or {})
 
 
-class Hast(InceptionGenerator):
+class HAST(InceptionGenerator):
     """Images that are hard to classify: `zeroq_il`, where each sample's class loss counts by its difficulty to a power.
 
     Difficulty is one minus the probability of the label (Eq. 7), and its power `gamma` weighs the cross-entropy (Eq. 8
@@ -62,15 +65,17 @@ class Hast(InceptionGenerator):
         for preset, data_sets in InceptionGenerator.presets.items()
     }
 
-    gamma: float | None = Field(None, ge=0, description="power of a sample's difficulty that weighs its class loss")
+    gamma: Auto[float] = auto(ge=0, description="power of a sample's difficulty that weighs its class loss")
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
-        from zsqbench.synthesis import HAST, BNLoss
+        from zsqbench import synthesis
+        from zsqbench.synthesis import BNLoss
 
-        with BNLoss(teacher.module, HAST) as bn_loss:
-            losses = self.towards_classes(bn_loss, teacher, ctx, self.by_data_set("gamma", teacher))
-            return self.synthesise(teacher, ctx, losses, ctx.resume() or {})
+        self = self.resolved(teacher)
+        with BNLoss(teacher.module, synthesis.HAST) as bn_loss:
+            losses = self.towards_classes(bn_loss, ctx, self.gamma)
+            return self.synthesize(teacher, ctx, losses, ctx.resume() or {})
 
 
 _RELEASED = {"alignment_weight": 1000.0, "epsilon": 0.01}
@@ -81,7 +86,7 @@ _PAPER = {
 }
 
 
-class HastTraining(GeneratorRangesQuantizer):
+class HASTTraining(GeneratorRangesQuantizer):
     """A student that learns on images and on harder versions of them, with features aligned with the float network's.
 
     Each image is moved by `epsilon`, in normalised pixels, along the sign of the gradient of what the student is
@@ -111,17 +116,17 @@ class HastTraining(GeneratorRangesQuantizer):
     promotion: Literal["kl_fa", "kl", "fa", "none"] = Field(
         "kl_fa", description="what harder images have more of: distillation loss, misaligned features, or both"
     )
-    epsilon: float | None = Field(None, ge=0, description="how far a pixel is moved for that, in normalised pixels")
+    epsilon: Auto[float] = auto(ge=0, description="how far a pixel is moved for that, in normalised pixels")
     alignment: Literal["attention", "paper_attention", "direct", "none"] = Field(
         "attention",
         description="what of features is aligned: normalised attention, as released; the paper's; themselves",
     )
-    alignment_weight: float | None = Field(None, ge=0, description="weight of the alignment (lambda)")
+    alignment_weight: Auto[float] = auto(ge=0, description="weight of the alignment (lambda)")
     original_weight: float = Field(1.0, ge=0, description="weight of the losses on the images as they are")
     promoted_weight: float = Field(1.0, ge=0, description="weight of the losses on the harder ones")
 
     @model_validator(mode="after")
-    def _has_what_it_promotes(self) -> "HastTraining":
+    def _has_what_it_promotes(self) -> "HASTTraining":
         if self.promotion == "fa" and self.alignment == "none":
             raise ValueError("promotion fa is of features, and alignment none aligns none")
         if not self.original_weight and (not self.promoted_weight or self.promotion == "none"):
@@ -136,6 +141,7 @@ class HastTraining(GeneratorRangesQuantizer):
 
         from zsqbench.quant import block_outputs, with_features
 
+        self = self.resolved(teacher, ctx.scheme)
         network: Any = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
         nodes = block_outputs(network) if self.alignment != "none" else []
         if self.alignment != "none" and not nodes:
@@ -145,15 +151,12 @@ class HastTraining(GeneratorRangesQuantizer):
         names = [node.name for node in nodes]
         ctx.note(f"{len(names)} layers are aligned: {', '.join(str(node.target) for node in nodes)}")
         taught = with_features(network, nodes)
-        self.train_on(
-            student, teacher, data, ctx, lambda engine: self._gradients(engine, taught, teacher, ctx), features=names
-        )
+        self.train_on(student, teacher, data, ctx, lambda engine: self._gradients(engine, taught, ctx), features=names)
 
     def _gradients(
         self,
         engine: "FineTuning",
         network: "fx.GraphModule",
-        teacher: "Pretrained",
         ctx: "StepContext",
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
         import torch
@@ -161,8 +164,7 @@ class HastTraining(GeneratorRangesQuantizer):
         from zsqbench.quant import alignment_loss, kl_divergence
         from zsqbench.synthesis import class_logits
 
-        alpha, weight = self.by_data_set("alpha", teacher), self.by_data_set("alignment_weight", teacher)
-        epsilon = self.by_data_set("epsilon", teacher)
+        alpha, weight, epsilon = self.alpha, self.alignment_weight, self.epsilon
 
         def split(returned: Any) -> "tuple[Any, tuple[Tensor, ...]]":
             return returned if isinstance(returned, tuple) else (returned, ())
@@ -228,10 +230,10 @@ class HastTraining(GeneratorRangesQuantizer):
 @zsqbench.hookimpl
 def register_quantizers() -> list[type[zsqbench.Quantizer]]:
     """Provide the quantizer `hast`."""
-    return [HastTraining]
+    return [HASTTraining]
 
 
 @zsqbench.hookimpl
 def register_generators() -> list[type[zsqbench.Generator]]:
     """Provide `zeroq_il` and `hast`."""
-    return [ZeroQIL, Hast]
+    return [ZeroQIL, HAST]

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from zsqbench_plugins.shared.labelled import LabelledGenerator
 
 import zsqbench
+from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +47,9 @@ class IntraQ(LabelledGenerator):
         "paper": {**_CIFAR, "imagenet": {**_CROPS, "target": 0.9, "nearest": 0.3, "farthest": 0.8}},
     }
 
-    target: float | None = Field(None, ge=0, le=1, description="lowest target for the probability of a label")
-    nearest: float | None = Field(None, ge=0, le=2, description="cosine distance from the class centre, at least")
-    farthest: float | None = Field(None, ge=0, le=2, description="cosine distance from the class centre, at most")
+    target: Auto[float] = auto(ge=0, le=1, description="lowest target for the probability of a label")
+    nearest: Auto[float] = auto(ge=0, le=2, description="cosine distance from the class centre, at least")
+    farthest: Auto[float] = auto(ge=0, le=2, description="cosine distance from the class centre, at most")
 
     @model_validator(mode="after")
     def _is_a_band(self) -> "IntraQ":
@@ -60,11 +61,11 @@ class IntraQ(LabelledGenerator):
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
         from zsqbench.synthesis import HAST, BNLoss, PenultimateFeatures, class_logits
 
-        state = ctx.resume() or {}
-        band = self.by_data_set("nearest", teacher), self.by_data_set("farthest", teacher)
+        self, state = self.resolved(teacher), ctx.resume() or {}
+        band = self.nearest, self.farthest
         with BNLoss(teacher.module, HAST) as bn_loss, PenultimateFeatures(teacher.module) as features:
             centres = _Centres(teacher, features, ctx, state)
-            targets: Tensor = state["targets"] if state else self._draw_targets(teacher, ctx)
+            targets: Tensor = state["targets"] if state else self._draw_targets(ctx)
             of_batches = targets.to(ctx.device).split(self.batch_size)
 
             def measure(
@@ -90,7 +91,7 @@ class IntraQ(LabelledGenerator):
                 if (step + 1) % self.iterations == 0:
                     centres.add(pixels, labels)
 
-            return self.synthesise(
+            return self.synthesize(
                 teacher,
                 ctx,
                 losses,
@@ -99,12 +100,11 @@ class IntraQ(LabelledGenerator):
                 keep=lambda: {"targets": targets, "sums": centres.sums, "counts": centres.counts},
             )
 
-    def _draw_targets(self, teacher: "Pretrained", ctx: "StepContext") -> "Tensor":
+    def _draw_targets(self, ctx: "StepContext") -> "Tensor":
         import torch
 
-        lowest = self.by_data_set("target", teacher)
         hard, soft = ctx.rand(2, self.images)
-        return torch.where(hard < 0.5, 1.0, lowest + (1 - lowest) * soft)  # noqa: PLR2004 - half of them
+        return torch.where(hard < 0.5, 1.0, self.target + (1 - self.target) * soft)  # noqa: PLR2004 - half of them
 
 
 class _Centres:

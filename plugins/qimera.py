@@ -1,9 +1,9 @@
 """Qimera: Data-free Quantization with Synthetic Boundary Supporting Samples (Choi et al., NeurIPS 2021)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from zsqbench_plugins.shared.mixtures import MixtureQuantizer
 from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 
 import zsqbench
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 
-class Qimera(zsqbench.CoTrainedQuantizer):
+class Qimera(MixtureQuantizer):
     """GDFQ with images of several classes at once, in part of the updates: they lie where classes meet.
 
     The generator reads embeddings of classes plus noise, normalised. In `mixed` of the batches they are those of
@@ -33,20 +33,9 @@ class Qimera(zsqbench.CoTrainedQuantizer):
         "": {name: {**GDFQ_PROTOCOL[name], **mixture} for name, mixture in QIMERA_MIXTURES.items()}
     }
 
-    mixed: float | None = Field(None, ge=0, le=1, description="part of the batches whose images are of several classes")
-    mixed_classes: int | None = Field(None, gt=0, description="how many classes such an image is of")
-    latent: int | None = Field(None, gt=0, description="length of an embedding; that of the network's, if it is that")
-    embeddings: Literal["random", "network"] | None = Field(
-        None, description="of classes: random ones that learn, or the weights of the network's last layer"
-    )
-
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """A generator that reads embeddings of classes."""
-        from zsqbench_plugins.shared.gdfq_generator import qimera_training
-
-        size = self.by_data_set("batch_size", teacher)
-        mixture = {name: self.by_data_set(name, teacher) for name in ("mixed", "mixed_classes", "latent", "embeddings")}
-        return qimera_training(bn_loss, teacher, size, ctx.rng, self.generator_lr, mixture, method=self.name)
+        return self.qimera(teacher, ctx, bn_loss)
 
 
 @zsqbench.hookimpl

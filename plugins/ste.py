@@ -52,6 +52,7 @@ class STE(GeneratorRangesQuantizer):
         self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set ranges, then train. Raises ZSQBenchError for a set without labels where it is to have them."""
+        self = self.resolved(teacher, ctx.scheme)
         if self.labels == "set" and self.ce_weight and data is not None and data.labels is None:
             raise zsqbench.ZSQBenchError(
                 "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
@@ -70,8 +71,6 @@ class STE(GeneratorRangesQuantizer):
         from zsqbench.quant import kl_divergence
         from zsqbench.synthesis import class_logits
 
-        alpha = self.by_data_set("alpha", teacher)
-
         def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
             with torch.no_grad():
                 expected = class_logits(teacher.module(images), images)
@@ -85,7 +84,7 @@ class STE(GeneratorRangesQuantizer):
 
         def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
             kl, ce, agreement = compiled(images, labels)
-            loss = alpha * kl + self.ce_weight * ce
+            loss = self.alpha * kl + self.ce_weight * ce
             loss.backward()
             return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
 

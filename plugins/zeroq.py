@@ -57,7 +57,7 @@ class ZeroQ(zsqbench.PixelGenerator):
                 loss = measure(pixels)
                 return loss, {"bn_loss": loss}
 
-            return zsqbench.CalibrationSet(self.optimise(teacher, ctx, losses, state, initial=initial_pixels))
+            return zsqbench.CalibrationSet(self.optimize(teacher, ctx, losses, state, initial=initial_pixels))
 
 
 def initial_pixels(shape: tuple[int, ...], ctx: "StepContext") -> "Tensor":

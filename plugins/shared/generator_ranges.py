@@ -1,12 +1,14 @@
 """Activation ranges of GDFQ's generator, as the releases of IntraQ and HAST take them."""
 
 from abc import ABC
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 import zsqbench
+from zsqbench.methods import Auto, Network, auto
+from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +28,14 @@ class GeneratorRangesQuantizer(zsqbench.SetTrainingQuantizer, ABC):
     range_source: Literal["calibration", "generator"] = Field(
         "calibration", description="whose images ranges are of: the set's, or a generator's that is trained meanwhile"
     )
-    range_updates: int | None = Field(
-        None,
-        gt=0,
-        description="batches that ranges are averaged over; none for 200, and 800 of a generator, as released",
+    range_updates: Auto[int] = auto(
+        gt=0, description="batches that ranges are averaged over; by default 200, and 800 of a generator, as released"
     )
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The preset's values, and as many batches as the source of ranges takes."""
+        found = super().automatic(network, scheme)
+        return {**found, "range_updates": RELEASED_RANGE_UPDATES} if self.range_source == "generator" else found
 
     def batches_for_ranges(
         self, teacher: "Pretrained", ctx: "StepContext", draw: "Callable[[int], Tensor]", size: int
@@ -48,4 +53,4 @@ class GeneratorRangesQuantizer(zsqbench.SetTrainingQuantizer, ABC):
 
         with BNLoss(teacher.module, HAST) as bn_loss:
             training = gdfq_training(bn_loss, teacher, size, ctx.rng, method=self.name)
-            yield from training.images(self.range_updates or RELEASED_RANGE_UPDATES)
+            yield from training.images(self.range_updates)

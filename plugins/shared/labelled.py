@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import zsqbench
-from zsqbench.methods import ByDataSet
+from zsqbench.methods import Auto, ByDataSet, auto
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,12 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
     needs_classes = True
     gives_labels = True
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    crop_probability: float | None = Field(
-        None, ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
+    crop_probability: Auto[float] = auto(
+        ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
     )
-    crop_scale: float | None = Field(None, gt=0, le=1, description="smallest part of its area that a crop of it has")
+    crop_scale: Auto[float] = auto(gt=0, le=1, description="smallest part of its area that a crop of it has")
 
-    def synthesise(
+    def synthesize(
         self,
         teacher: "Pretrained",
         ctx: "StepContext",
@@ -55,8 +55,7 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
 
         if teacher.classes is None:
             raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
-        scale = self.by_data_set("crop_scale", teacher)
-        drawn = state or self._draw(teacher.classes, self.by_data_set("crop_probability", teacher), ctx)
+        drawn = state or self._draw(teacher.classes, ctx)
         labels: Tensor = drawn["labels"]
         of_batches = torch.split(labels.to(ctx.device), self.batch_size)
         cropped: list[bool] = drawn["cropped"].tolist()
@@ -64,10 +63,10 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
         def of_crops(pixels: "Tensor", step: int) -> "tuple[Tensor, Mapping[str, Tensor]]":
             batch = step // self.iterations
             if cropped[step]:
-                pixels = resized_crops(pixels, random_crops(pixels.shape, scale, ctx.rng))
+                pixels = resized_crops(pixels, random_crops(pixels.shape, self.crop_scale, ctx.rng))
             return losses(pixels, of_batches[batch], batch)
 
-        images = self.optimise(
+        images = self.optimize(
             teacher,
             ctx,
             of_crops,
@@ -75,16 +74,16 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
             stepped=lambda pixels, step: stepped(pixels, of_batches[step // self.iterations], step),
             keep=lambda: {"labels": labels, "cropped": drawn["cropped"], **keep()},
         )
-        chosen = {name: self.by_data_set(name, teacher) for name in self.values_by_data_set(teacher)}
+        chosen = {name: getattr(self, name) for name in self.automatic(teacher, None)}
         return zsqbench.CalibrationSet(images, labels.cpu(), provenance={"preset": self.preset, **chosen})
 
-    def _draw(self, classes: int, cropped: float, ctx: "StepContext") -> "dict[str, torch.Tensor]":
+    def _draw(self, classes: int, ctx: "StepContext") -> "dict[str, torch.Tensor]":
         """What is random in all batches and does not need a step: so that no step waits for a GPU's numbers."""
         import torch
 
         labels = torch.randint(classes, (self.images,), generator=ctx.rng, device=ctx.device)
         steps = len(self.batch_sizes()) * self.iterations
-        return {"labels": labels, "cropped": ctx.rand(steps).cpu() < cropped}
+        return {"labels": labels, "cropped": ctx.rand(steps).cpu() < self.crop_probability}
 
 
 _CIFAR = {"beta": 10.0, "crop_probability": 0.0, "crop_scale": 0.4}
@@ -106,15 +105,13 @@ class InceptionGenerator(LabelledGenerator, ABC):
         "paper": {name: {**values, **_AS_INTRAQ} for name, values in _RELEASED.items()},
     }
 
-    beta: float | None = Field(None, ge=0, description="weight of the inception loss")
+    beta: Auto[float] = auto(ge=0, description="weight of the inception loss")
 
     def towards_classes(
-        self, bn_loss: "BNLoss", teacher: "Pretrained", ctx: "StepContext", gamma: float = 0.0
+        self, bn_loss: "BNLoss", ctx: "StepContext", gamma: float = 0.0
     ) -> "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]":
-        """What `synthesise` needs: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
+        """What `synthesize` needs: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
         from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
-
-        beta = self.by_data_set("beta", teacher)
 
         def measure(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
             gap = bn_loss(images, outputs=True)
@@ -127,6 +124,6 @@ class InceptionGenerator(LabelledGenerator, ABC):
             bn, inception, hardness = compiled(images, labels)
             saturated = (hardness <= EASIEST).sum()
             curves = {"bn_loss": bn, "inception_loss": inception, "difficulty": hardness.mean(), "saturated": saturated}
-            return bn + beta * inception, curves
+            return bn + self.beta * inception, curves
 
         return losses

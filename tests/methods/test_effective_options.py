@@ -32,17 +32,19 @@ LEFT_OPEN = {
     ("quantizer", "squant", "sigmas"): "none: by each tensor's bits",
     ("quantizer", "ste", "labels"): "none: the set's where it has any",
     ("quantizer", "ste", "start"): "another quantizer of the suite",
-    ("quantizer", "ste", "range_updates"): "none for 200",
-    ("quantizer", "hast", "range_updates"): "none for 200",
+    **{
+        ("quantizer", "ait", name): "for Qimera's generator only"
+        for name in ("mixed", "mixed_classes", "latent", "embeddings")
+    },
     ("quantizer", "hast", "start"): "another quantizer of the suite",
 }
 """The options that no preset, network and scheme decides, and what their description says None means."""
 
 
-def build(method, preset):
+def build(kind, preset, **options):
     """The method with its defaults; of `file`, whose path is required, with a file that there is."""
-    required = {"path": __file__} if method.model_fields.get("path") else {}
-    return method(**required, **({"preset": preset} if preset else {}))
+    required = {"path": __file__} if kind.name == "file" else {}
+    return kind(**required, **({"preset": preset} if preset else {}), **options)
 
 
 CASES = [
@@ -92,15 +94,16 @@ def test_what_is_filled_in_is_filled_in_once_and_survives_the_way_to_a_worker(ki
 @pytest.mark.parametrize(("kind", "preset"), [case for case in CASES if case.values[0].presets])
 def test_another_value_in_a_preset_table_gives_other_options(kind, preset, monkeypatch):
     goes_by_data_set, values = issubclass(kind, ByDataSet), kind.presets[preset]
+    given = {"host": "qimera"} if kind.name == "ait" else {}
     for data_set, network in DATA_SETS.items():
         table = values[data_set] if goes_by_data_set else values
-        before = build(kind, preset).resolved(network, SCHEMES[0]).options()
+        before = build(kind, preset, **given).resolved(network, SCHEMES[0]).options()
         for option, value in table.items():
             changed = {**table, option: other_than(kind, option, value)}
             with monkeypatch.context() as patched:
                 new = {**values, data_set: changed} if goes_by_data_set else changed
                 patched.setattr(kind, "presets", {**kind.presets, preset: new})
-                after = build(kind, preset).resolved(network, SCHEMES[0]).options()
+                after = build(kind, preset, **given).resolved(network, SCHEMES[0]).options()
             assert {name for name in before if before[name] != after[name]} == {option}
 
 

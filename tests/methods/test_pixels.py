@@ -18,7 +18,7 @@ class Gray(zsqbench.PixelGenerator):
             loss = (pixels - step // self.iterations).square().mean()
             return loss, {"distance": loss}
 
-        return zsqbench.CalibrationSet(self.optimise(teacher, ctx, losses, ctx.resume() or {}, **options))
+        return zsqbench.CalibrationSet(self.optimize(teacher, ctx, losses, ctx.resume() or {}, **options))
 
 
 def test_pixels_are_optimised_batch_after_batch():
@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_a_number_stops_it_and_keeps_the_curves():
                 loss = pixels.square().mean() / (0.0 if len(ctx.reporter.curves.get("loss", ())) == 2 else 1.0)
                 return loss, {"loss": loss}
 
-            return self.optimise(teacher, ctx, losses, {})
+            return self.optimize(teacher, ctx, losses, {})
 
     ctx = context()
     with pytest.raises(

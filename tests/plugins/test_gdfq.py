@@ -59,9 +59,9 @@ def test_a_generator_that_diverges_is_one_clear_line(epochs):
 
 def test_published_values_go_by_data_set():
     teacher = tiny_teacher()
-    assert GDFQ().by_data_set("batch_size", teacher) == 200
-    assert Qimera().by_data_set("mixed_classes", teacher) == 2
-    assert Qimera(mixed_classes=4).by_data_set("mixed_classes", teacher) == 4
+    assert GDFQ().resolved(teacher).batch_size == 200
+    assert Qimera().resolved(teacher).mixed_classes == 2
+    assert Qimera(mixed_classes=4).resolved(teacher).mixed_classes == 4
 
 
 @pytest.mark.parametrize("options", [{"embeddings": "network"}, {"mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zsqbench_plugins.genie_m import GENIEM, _initialise_activations
+from zsqbench_plugins.genie_m import GENIEM, _initialize_activations
 
 from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
@@ -174,7 +174,7 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     whole = [node for node in student.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
     (unit,) = _units(student, [whole])
     assert len(find_units(student)) == 2  # the release calls this a block; a chain of layers is none here
-    _initialise_activations(unit, [take("x")])
+    _initialize_activations(unit, [take("x")])
     for (_, quantizer), name in zip(activation_quantizers(student), ("0", "2"), strict=True):
         torch.testing.assert_close(quantizer.scale.flatten(), take(f"a_scale_init_{name}").flatten(), rtol=1e-6, atol=0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from zsqbench import CalibrationSet, Pretrained, ZSQBenchError
+from zsqbench import CalibrationSet, Pretrained, ZSQBenchError, synthesis
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import (
     FineTuning,
@@ -18,15 +18,15 @@ from zsqbench.quant import (
     with_features,
 )
 from zsqbench.scheme import parse_scheme
-from zsqbench.synthesis import HAST, BNLoss, inception_loss
+from zsqbench.synthesis import BNLoss, inception_loss
 from zsqbench.testing import check_generator, check_quantizer, context, tiny_teacher
 
 catalog = load_plugins()
-ZeroQIL, Hast = (catalog.find("generator", name).method for name in ("zeroq_il", "hast"))
+ZeroQIL, HAST = (catalog.find("generator", name).method for name in ("zeroq_il", "hast"))
 Training = catalog.find("quantizer", "hast").method
 
 
-@pytest.mark.parametrize("method", [ZeroQIL, Hast])
+@pytest.mark.parametrize("method", [ZeroQIL, HAST])
 @pytest.mark.parametrize("crop_probability", [0, 0.5])
 def test_they_keep_the_contract_of_generators_also_when_interrupted(method, crop_probability):
     made = check_generator(
@@ -51,7 +51,7 @@ def test_the_defaults_are_those_of_the_release():
         "crop_scale": None,
     }
     assert ZeroQIL().options() == shared
-    assert Hast().options() == shared | {"gamma": None}
+    assert HAST().options() == shared | {"gamma": None}
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_the_defaults_are_those_of_the_release():
 )
 def test_what_is_not_given_is_published_for_a_data_set_like_the_networks(side, classes, preset, expected):
     teacher = replace(tiny_teacher(), input_size=(3, side, side), classes=classes)
-    assert {name: Hast(preset=preset).by_data_set(name, teacher) for name in expected} == expected
-    assert Hast(gamma=1, beta=3).by_data_set("beta", teacher) == 3
+    assert expected.items() <= HAST(preset=preset).resolved(teacher).options().items()
+    assert HAST(gamma=1, beta=3).resolved(teacher).beta == 3
 
 
 def test_hast_without_gamma_is_zeroq_il():
     teacher = tiny_teacher()
     options = {"images": 4, "batch_size": 4, "iterations": 5, "crop_probability": 0.5}
     plain = ZeroQIL(**options).generate(teacher, context())
-    assert torch.equal(plain.images, Hast(**options, gamma=0).generate(teacher, context()).images)
-    assert not torch.equal(plain.images, Hast(**options, gamma=2).generate(teacher, context()).images)
+    assert torch.equal(plain.images, HAST(**options, gamma=0).generate(teacher, context()).images)
+    assert not torch.equal(plain.images, HAST(**options, gamma=2).generate(teacher, context()).images)
 
 
 def test_labels_do_not_matter_without_the_inception_loss():
@@ -92,7 +92,7 @@ def test_the_first_loss_and_its_gradient_are_those_of_the_release(golden, resnet
     vectors = golden("bns_hast_intraq_a")
     images = torch.from_numpy(vectors["images"]).requires_grad_()
     labels = torch.from_numpy(vectors["labels"])
-    with BNLoss(resnet20, HAST) as bn_loss:
+    with BNLoss(resnet20, synthesis.HAST) as bn_loss:
         gap = bn_loss(images, outputs=True)
         inception = beta * inception_loss(gap.seen.outputs, labels, gamma)
         total = gap.total + inception
@@ -111,14 +111,14 @@ def test_finished_images_are_harder_with_a_larger_gamma():
     ends = {}
     for gamma in (0, 2):
         ctx = context()
-        Hast(images=16, iterations=60, beta=10, gamma=gamma, crop_probability=0).generate(teacher, ctx)
+        HAST(images=16, iterations=60, beta=10, gamma=gamma, crop_probability=0).generate(teacher, ctx)
         ends[gamma] = ctx.reporter.curves["difficulty"][-1][1]
     assert ends[2] > ends[0]
 
 
 def test_it_logs_its_losses_and_how_often_difficulty_is_nothing():
     ctx = context()
-    made = Hast(images=2, iterations=3).generate(tiny_teacher(), ctx)
+    made = HAST(images=2, iterations=3).generate(tiny_teacher(), ctx)
     assert set(ctx.reporter.curves) == {"bn_loss", "inception_loss", "difficulty", "saturated", "lr"}
     assert made.provenance == {
         "preset": "released",
@@ -131,7 +131,7 @@ def test_it_logs_its_losses_and_how_often_difficulty_is_nothing():
 
 def test_images_of_one_class_are_made():
     teacher = tiny_teacher(classes=1)
-    made = Hast(images=2, iterations=3, gamma=0.5).generate(teacher, context())
+    made = HAST(images=2, iterations=3, gamma=0.5).generate(teacher, context())
     assert made.images.isfinite().all()
     assert made.labels.tolist() == [0, 0]
 
@@ -139,9 +139,9 @@ def test_images_of_one_class_are_made():
 def test_a_network_that_is_no_classifier_is_one_clear_error():
     teacher = replace(tiny_teacher(), classes=None)
     with pytest.raises(ZSQBenchError, match="generator 'hast' makes images of classes, and the network has none"):
-        Hast(images=2, iterations=1).generate(teacher, context())
-    assert Hast.needs_classes
-    assert Hast.needs_bn
+        HAST(images=2, iterations=1).generate(teacher, context())
+    assert HAST.needs_classes
+    assert HAST.needs_bn
 
 
 TRAINING = {"epochs": 2, "updates_per_epoch": 3, "batch_size": 8, "range_updates": 5, "range_batch_size": 4}
@@ -190,8 +190,8 @@ def test_each_form_of_alignment_goes_with_each_promotion(alignment, promotion):
 def test_lambda_and_epsilon_go_by_data_set_and_in_the_released_parser_do_not(size, classes, paper, released):
     teacher = replace(tiny_teacher(), input_size=(3, size, size), classes=classes)
     for preset, expected in (("paper", paper), ("released", released)):
-        training = Training(preset=preset)
-        assert tuple(training.by_data_set(name, teacher) for name in ("alignment_weight", "epsilon")) == expected
+        training = Training(preset=preset).resolved(teacher)
+        assert (training.alignment_weight, training.epsilon) == expected
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -200,7 +200,7 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
         name: torch.from_numpy(np.asarray(value)) for name, value in golden(f"hast_finetune_w{bits}a{bits}_a").items()
     }
     teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
-    training = Training(preset="released")
+    training = Training(preset="released").resolved(teacher)
     student = training.prepare(teacher, parse_scheme(f"hast/w{bits}a{bits}"))
     network = copy.deepcopy(student)
     calibrate_weights(student, "minmax")
@@ -209,7 +209,7 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     nodes = block_outputs(network)
     with FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
         network = with_features(network, nodes)
-        curves = training._gradients(engine, network, teacher, context())(stored["images"], None)
+        curves = training._gradients(engine, network, context())(stored["images"], None)
         parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     losses = {

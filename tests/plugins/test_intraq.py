@@ -6,7 +6,6 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-import zsqbench
 from zsqbench import ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import HAST, BNLoss, Crops, PenultimateFeatures, resized_crops
@@ -50,9 +49,14 @@ def test_the_defaults_are_those_of_the_release():
 )
 def test_what_is_not_given_is_published_for_a_data_set_like_the_networks(side, classes, preset, expected):
     teacher = replace(tiny_teacher(), input_size=(3, side, side), classes=classes)
-    method = IntraQ(preset=preset)
-    assert tuple(method.by_data_set(name, teacher) for name in ("target", "nearest", "farthest")) == expected
-    assert (method.by_data_set("crop_probability", teacher), method.by_data_set("crop_scale", teacher)) == (0.5, 0.5)
+    method = IntraQ(preset=preset).resolved(teacher)
+    assert (method.target, method.nearest, method.farthest) == expected
+    assert (method.crop_probability, method.crop_scale) == (0.5, 0.5)
+
+
+def test_a_limit_beyond_the_other_one_that_is_filled_in_is_one_clear_line():
+    with pytest.raises(ZSQBenchError, match=r"nearest 0\.9 is beyond farthest 0\.8; give these options, too"):
+        IntraQ(nearest=0.9).resolved(tiny_teacher())
 
 
 @pytest.mark.parametrize("name", ["intraq_cifar10_a", "intraq_cifar10_aug_a"])
@@ -104,10 +108,10 @@ def test_margins_of_the_whole_range_hold_nothing():
 
 
 def test_half_of_the_targets_are_one_and_the_others_above_the_lowest():
-    targets = IntraQ(images=2000, target=0.6)._draw_targets(tiny_teacher(), context())
+    targets = IntraQ(images=2000, target=0.6)._draw_targets(context())
     assert (targets == 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert 0.6 <= targets.min() < 0.62
-    assert torch.equal(IntraQ(images=50, target=1)._draw_targets(tiny_teacher(), context()), torch.ones(50))
+    assert torch.equal(IntraQ(images=50, target=1)._draw_targets(context()), torch.ones(50))
 
 
 def test_the_first_batch_has_no_centres_and_the_second_those_of_the_first():
@@ -123,9 +127,9 @@ def test_the_first_batch_has_no_centres_and_the_second_those_of_the_first():
 def test_the_loss_is_the_sum_of_its_parts_each_with_weight_one():
     teacher, ctx = tiny_teacher(), context()
     minimised = []
-    method = IntraQ(images=4, batch_size=2, iterations=2, nearest=1, farthest=1)
+    method = IntraQ(images=4, batch_size=2, iterations=2, nearest=1, farthest=1).resolved(teacher)
 
-    def synthesise(*arguments, **named):
+    def synthesize(*arguments, **named):
         losses = arguments[2]
 
         def noted(images, labels, batch):
@@ -133,9 +137,9 @@ def test_the_loss_is_the_sum_of_its_parts_each_with_weight_one():
             minimised.append((total.item(), sum(part.item() for part in parts.values())))
             return total, parts
 
-        return zsqbench.LabelledGenerator.synthesise(method, *arguments[:2], noted, *arguments[3:], **named)
+        return IntraQ.synthesize(method, *arguments[:2], noted, *arguments[3:], **named)
 
-    method.__dict__["synthesise"] = synthesise
+    method.__dict__["synthesize"] = synthesize
     method.generate(teacher, ctx)
     assert set(ctx.reporter.curves) == {"bn_loss", "soft_inception_loss", "nearest_loss", "farthest_loss", "lr"}
     assert len(minimised) == 4

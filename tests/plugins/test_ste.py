@@ -30,7 +30,7 @@ def test_it_is_a_quantizer(scheme):
 
 @pytest.mark.parametrize(("preset", "lr"), [("paper", 1e-5), ("released", 1e-4)])
 def test_presets_differ_in_the_learning_rate_on_cifar(preset, lr):
-    assert STE(preset=preset).by_data_set("lr", tiny_teacher()) == lr
+    assert STE(preset=preset).resolved(tiny_teacher()).lr == lr
 
 
 def test_the_loss_is_cross_entropy_and_the_divergence_with_alpha():

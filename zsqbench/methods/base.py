@@ -183,14 +183,6 @@ class ByDataSet(Method):
         values: Mapping[str, Any] = super().automatic(network, scheme).get(data_set(network), {})
         return values
 
-    def by_data_set(self, option: str, network: Network) -> Any:
-        """The value of an option for this network."""
-        return getattr(self.resolved(network), option)
-
-    def values_by_data_set(self, network: Network) -> Mapping[str, Any]:
-        """All values of the preset for this data set, by option."""
-        return self.automatic(network, None)
-
 
 def data_set(network: Network) -> str:
     """The data set of papers that is most like the one that a network was trained on: cifar10, cifar100 or imagenet."""

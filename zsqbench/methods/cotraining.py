@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zsqbench.errors import DivergedError
+from zsqbench.methods import Auto, auto
 from zsqbench.methods.training import TrainingQuantizer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
     generator_lr: float = Field(
         1e-3, gt=0, description="learning rate of the generator (Adam), cut as the student's is"
     )
-    warmup: int | None = Field(None, ge=0, description="updates of the generator before the student learns")
+    warmup: Auto[int] = auto(ge=0, description="updates of the generator before the student learns")
     ce_weight: float = Field(1.0, ge=0, description="weight of the student's cross-entropy")
 
     @abstractmethod
@@ -53,7 +54,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
         """Warm up, then train both."""
         from zsqbench.synthesis import HAST, BNLoss
 
-        state, warmup = ctx.resume() or {}, self.by_data_set("warmup", teacher)
+        self, state = self.resolved(teacher, ctx.scheme), ctx.resume() or {}
         numbers, ranges = ctx.rng.get_state(), self.ranges(student)
         with BNLoss(teacher.module, HAST) as bn_loss:
             training = self.generator_training(teacher, ctx, bn_loss)
@@ -61,7 +62,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
                 training.load(state)
                 ctx.rng.set_state(numbers)  # weights were drawn that are not needed
             if "updates" not in state:
-                self._warm_up(training, ranges, max(self.range_updates, warmup), ctx, state)
+                self._warm_up(training, ranges, max(self.range_updates, self.warmup), ctx, state)
                 state = {}
 
             def draw(engine: "FineTuning", update: int) -> "tuple[Sequence[Tensor], Mapping[str, Tensor]]":
@@ -70,9 +71,9 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
                 return made, curves
 
             def begin(engine: "FineTuning") -> "Callable[..., Mapping[str, Tensor]]":
-                return self._gradients(engine, teacher, ctx)
+                return self._gradients(engine, ctx)
 
-            self.train(student, teacher, ctx, state, draw, begin, keep=training.state)
+            self.train(student, ctx, state, draw, begin, keep=training.state)
 
     @property
     def rates(self) -> str:
@@ -107,15 +108,13 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
             ctx.checkpoint({"warmed": update + 1, **ranges.state(), **training.state()})
 
     def _gradients(
-        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
+        self, engine: "FineTuning", ctx: "StepContext"
     ) -> "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]":
         """What puts gradients on parameters, for images, labels [n, classes] and the float network's logits."""
         from torch.nn import functional
 
         from zsqbench.quant import kl_divergence
         from zsqbench.synthesis import class_logits
-
-        alpha = self.by_data_set("alpha", teacher)
 
         def compare(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
             logits = class_logits(engine.network(images), images)
@@ -127,8 +126,8 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
         def gradients(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "Mapping[str, Tensor]":
             kl, ce, agreement = compiled(images, labels, expected)
-            loss = alpha * kl + self.ce_weight * ce
-            loss.backward()
+            loss = self.alpha * kl + self.ce_weight * ce
+            loss.backward()  # type: ignore[no-untyped-call]
             return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
 
         return gradients

@@ -33,7 +33,7 @@ class PixelGenerator(Generator, ABC):
 
         return batch_sizes(self.images, self.batch_size)
 
-    def optimise(
+    def optimize(
         self,
         teacher: "Pretrained",
         ctx: "StepContext",

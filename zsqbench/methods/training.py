@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import ByDataSet, Quantizer
+from zsqbench.methods import Auto, ByDataSet, Network, Quantizer, auto
 from zsqbench.scheme import FLOAT_BITS, Scheme
 
 if TYPE_CHECKING:
@@ -35,16 +35,16 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     The result is the student of the last update.
     """
 
-    epochs: int | None = Field(None, ge=0, description="epochs of training, all of which count for the result")
+    epochs: Auto[int] = auto(ge=0, description="epochs of training, all of which count for the result")
     updates_per_epoch: int = Field(200, gt=0, description="updates of an epoch, however many images there are")
-    batch_size: int | None = Field(None, gt=0, description="images of an update")
-    lr: float | None = Field(None, ge=0, description="learning rate (SGD) at first")
-    milestones: list[int] | None = Field(None, description="epochs after which the learning rate is cut")
+    batch_size: Auto[int] = auto(gt=0, description="images of an update")
+    lr: Auto[float] = auto(ge=0, description="learning rate (SGD) at first")
+    milestones: Auto[list[int]] = auto(description="epochs after which the learning rate is cut")
     lr_factor: float = Field(0.1, gt=0, le=1, description="what it is multiplied by then")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's momentum")
-    weight_decay: float | None = Field(None, ge=0, description="weight decay of all that is trained")
+    weight_decay: Auto[float] = auto(ge=0, description="weight decay of all that is trained")
     temperature: float = Field(20.0, gt=0, description="T, by which logits are divided in the distillation loss")
-    alpha: float | None = Field(None, ge=0, description="weight of the distillation loss, which has a factor T^2, too")
+    alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss, which has a factor T^2, too")
     range_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the moving average that ranges are")
     range_correction: Literal["unbiased", "compounding"] = Field(
         "unbiased", description="how that average is freed of its start; compounding, as released, needs 200 batches"
@@ -83,7 +83,6 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     def train(
         self,
         student: "nn.Module",
-        teacher: "Pretrained",
         ctx: "StepContext",
         state: Mapping[str, Any],
         draw: "Callable[[FineTuning, int], tuple[Sequence[Tensor | None], Mapping[str, Tensor]]]",
@@ -108,13 +107,13 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             torch.compiler.reset()  # each student is compiled once, and a worker trains more than torch would keep
 
         schedule = Schedule(
-            epochs=self.by_data_set("epochs", teacher),
+            epochs=self.epochs,
             updates_per_epoch=self.updates_per_epoch,
-            lr=self.by_data_set("lr", teacher),
-            milestones=self.by_data_set("milestones", teacher),
+            lr=self.lr,
+            milestones=self.milestones,
             factor=self.lr_factor,
             momentum=self.momentum,
-            weight_decay=self.by_data_set("weight_decay", teacher),
+            weight_decay=self.weight_decay,
             keep_every=self.keep_every,
         )
         engine = FineTuning(
@@ -127,7 +126,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             rates=self.rates,
         )
         with engine:
-            adjust = self.adjustment(engine, teacher)
+            adjust = self.adjustment(engine)
             engine.run(lambda update: draw(engine, update), begin(engine), adjust=adjust, keep=keep)
 
     @property
@@ -135,7 +134,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         """The options that an error suggests to lower."""
         return "'lr'"
 
-    def adjustment(self, engine: "FineTuning", teacher: "Pretrained") -> Callable[[int], None] | None:  # noqa: ARG002
+    def adjustment(self, engine: "FineTuning") -> Callable[[int], None] | None:  # noqa: ARG002
         """What changes gradients or latent parameters between a backward pass and its update, if anything.
 
         Updates with such a change are not recorded on a GPU, so that it may look at what it computes.
@@ -151,9 +150,13 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
     """
 
     augment: bool = Field(True, description="crop images to half of their area at least, resize and flip them")
-    range_updates: int | None = Field(None, gt=0, description="batches that ranges are averaged over; none for 200")
+    range_updates: Auto[int] = auto(gt=0, description="batches that ranges are averaged over; 200 by default")
     range_batch_size: int = Field(16, gt=0, description="images of each batch that ranges are averaged over")
     start: str | None = Field(None, description="another quantizer of the suite, whose result is where training begins")
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The preset's values, and batches for ranges."""
+        return {"range_updates": SET_RANGE_UPDATES, **super().automatic(network, scheme)}
 
     def train_on(
         self,
@@ -172,11 +175,10 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         from zsqbench.quant import take_over
 
         images = self.images_of(data)
-        size = self.by_data_set("batch_size", teacher)
-        if len(images) < size:
+        if len(images) < self.batch_size:
             raise ZSQBenchError(
-                f"{len(images)} calibration images are fewer than one batch: give at least {size}, or lower batch_size "
-                f"({size})"
+                f"{len(images)} calibration images are fewer than one batch: give at least {self.batch_size}, or lower "
+                f"batch_size ({self.batch_size})"
             )
         state = ctx.resume() or {}
         batches = _Batches(images.to(ctx.device), data.labels if data else None, self.augment, ctx, state)
@@ -190,10 +192,9 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
 
         self.train(
             student,
-            teacher,
             ctx,
             state,
-            lambda *_: (batches.draw(size), {}),
+            lambda *_: (batches.draw(self.batch_size), {}),
             begin,
             follow_weights=ctx.start is None,
             features=features,
@@ -208,7 +209,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         size: int,
     ) -> "Iterator[Tensor]":
         """Batches [size, C, H, W] that activation ranges are averaged over: of the set, as `draw` gives them."""
-        for _ in range(self.range_updates or SET_RANGE_UPDATES):
+        for _ in range(self.range_updates):
             yield draw(size)
 
 

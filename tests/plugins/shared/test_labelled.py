@@ -30,7 +30,7 @@ class Dots(LabelledGenerator):
             loss = (images - labels[:, None, None, None]).square().mean()
             return loss, {"distance": loss}
 
-        return self.synthesise(teacher, ctx, losses, ctx.resume() or {})
+        return self.resolved(teacher).synthesize(teacher, ctx, losses, ctx.resume() or {})
 
 
 def test_batches_have_labels_of_their_own():
@@ -64,9 +64,9 @@ def test_what_is_given_away_are_the_pixels_and_not_their_crops():
 @pytest.mark.parametrize(("side", "classes", "expected"), [(32, 10, 0.0), (63, 11, 0.5), (64, 10, 0.5)])
 def test_values_that_are_not_given_are_those_for_the_likest_data_set(side, classes, expected):
     teacher = replace(tiny_teacher(), input_size=(3, side, side), classes=classes)
-    assert Dots().by_data_set("crop_probability", teacher) == expected
-    assert Dots(preset="paper").by_data_set("crop_probability", teacher) == 1
-    assert Dots(crop_probability=0.25).by_data_set("crop_probability", teacher) == 0.25
+    assert Dots().resolved(teacher).crop_probability == expected
+    assert Dots(preset="paper").resolved(teacher).crop_probability == 1
+    assert Dots(crop_probability=0.25).resolved(teacher).crop_probability == 0.25
 
 
 @pytest.mark.parametrize(

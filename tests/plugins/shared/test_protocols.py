@@ -13,8 +13,8 @@ from zsqbench import Pretrained
 def test_values_go_by_data_set(size, classes, name):
     teacher = Pretrained(nn.Identity(), (3, size, size), (0.0,) * 3, (1.0,) * 3, classes=classes)
     for method, protocol in ((STE, HAST_PROTOCOL), (GDFQ, GDFQ_PROTOCOL)):
-        assert {option: method().by_data_set(option, teacher) for option in protocol[name]} == protocol[name]
-    assert STE(lr=3.0).by_data_set("lr", teacher) == 3
+        assert protocol[name].items() <= method().resolved(teacher).options().items()
+    assert STE(lr=3.0).resolved(teacher).lr == 3
 
 
 def test_the_published_schedules_have_29400_updates_and_400_epochs():

@@ -1,0 +1,40 @@
+"""The options of Qimera's generator, whose images may be of several classes at once."""
+
+from abc import ABC
+from typing import TYPE_CHECKING, Literal
+
+import zsqbench
+from zsqbench.methods import Auto, auto
+
+if TYPE_CHECKING:
+    from zsqbench_plugins.shared.conditional import ConditionalTraining
+
+    from zsqbench import Pretrained, StepContext
+    from zsqbench.synthesis import BNLoss
+
+MIXTURE_OPTIONS = ("mixed", "mixed_classes", "latent", "embeddings")
+
+
+class MixtureQuantizer(zsqbench.CoTrainedQuantizer, ABC):
+    """One that trains Qimera's generator beside the student, or can."""
+
+    mixed: Auto[float] = auto(
+        ge=0, le=1, description="part of the batches whose images are of several classes; for Qimera's generator only"
+    )
+    mixed_classes: Auto[int] = auto(
+        gt=0, description="how many classes such an image is of; for Qimera's generator only"
+    )
+    latent: Auto[int] = auto(
+        gt=0, description="length of an embedding, unless it is the network's; for Qimera's generator only"
+    )
+    embeddings: Auto[Literal["random", "network"]] = auto(
+        description="of classes: random ones that learn, or the weights of the network's last layer; for Qimera's "
+        "generator only"
+    )
+
+    def qimera(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
+        """Qimera's generator, and how it is trained. Raises ZSQBenchError for a network that is no classifier."""
+        from zsqbench_plugins.shared.conditional import qimera_training
+
+        mixture = {name: getattr(self, name) for name in MIXTURE_OPTIONS}
+        return qimera_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, mixture, method=self.name)
