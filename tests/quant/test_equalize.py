@@ -297,6 +297,11 @@ def test_second_moments_become_those_of_the_batch_norm():
     assert torch.allclose(corrected.std(0, unbiased=False), gamma.abs())
 
 
+def test_a_channel_of_little_variance_gets_its_deviation_too():
+    scale, _ = second_moment_correction(*map(torch.tensor, ([0.0], [1e-6], [0.0], [1.0])))
+    assert scale.item() == pytest.approx(1000)
+
+
 def test_a_channel_without_variance_gets_its_mean_only():
     mean, variance = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 4.0, 1e-12])
     beta, gamma = torch.tensor([3.0, 3.0, 3.0]), torch.tensor([1.0, 0.0, 1.0])
