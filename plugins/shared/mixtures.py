@@ -7,10 +7,8 @@ import zsqbench
 from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
-    from zsqbench_plugins.shared.conditional import ConditionalTraining
-
     from zsqbench import Pretrained, StepContext
-    from zsqbench.synthesis import BNLoss
+    from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 MIXTURE_OPTIONS = ("mixed", "mixed_classes", "latent", "embeddings")
 
@@ -34,7 +32,7 @@ class MixtureQuantizer(zsqbench.CoTrainedQuantizer, ABC):
 
     def qimera(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """Qimera's generator, and how it is trained. Raises ZSQBenchError for a network that is no classifier."""
-        from zsqbench_plugins.shared.conditional import qimera_training
+        from zsqbench_plugins.shared.gdfq_generator import qimera_training
 
         mixture = {name: getattr(self, name) for name in MIXTURE_OPTIONS}
         return qimera_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, mixture, method=self.name)

@@ -240,6 +240,13 @@ def test_a_visit_of_each_batch_in_each_iteration_and_every_crop_and_flip_is_draw
     assert not dgh.draw_visits(20, 2, 0, 0.0, context())[:, 1:].any()
 
 
+def test_half_of_the_batches_are_flipped():
+    teacher = tiny_teacher()
+    with BNLoss(teacher.module, DGH) as bn_loss:
+        visits = run_of(Dgh(images=2, iterations=2000), teacher, context(), bn_loss).visits
+    assert torch.tensor(visits)[:, 1].float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
 def batch_statistics_of(teacher, images):
     """The gap of these images from the stored statistics, as one batch."""
     with BNLoss(teacher.module, replace(synthesis.DGH, scope="batch")) as loss:

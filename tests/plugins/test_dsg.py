@@ -117,6 +117,35 @@ def test_the_correlation_loss_of_the_noise_itself_is_that_of_its_directions():
     assert dsg.correlation_loss(noise, noise).item() == pytest.approx(weights.sum().item(), rel=1e-4)
 
 
+def test_the_correlation_loss_by_hand():
+    noise, images = (context(seed).randn(6, 3, 4, 4).double() for seed in (0, 1))
+    spectra = []
+    for each in (images, noise):
+        lines = each.flatten(1) / each.flatten(1).norm(dim=1, keepdim=True)
+        spectra.append(torch.linalg.eigh(lines @ lines.T))
+    (values, vectors), (expected, directions) = spectra
+    weights = (expected - expected.min()) / (expected.max() - expected.min())
+    by_hand = 1e-4 * (values - expected).square().mean() + (weights * (vectors * directions).sum(0)).sum().abs()
+    assert dsg.correlation_loss(images, noise).item() == pytest.approx(by_hand.item(), rel=1e-9)
+
+
+def test_what_the_release_adds_is_weighted_as_there():
+    pixels, logits, labels = context(1).randn(4, 3, 8, 8), context(2).randn(4, 10), torch.arange(4)
+    found = dsg._extension(pixels, logits, labels, 5, context())
+    ctx = context()
+    shift = int(61 * ctx.rand(1)) - 30
+    rolled = pixels.roll((shift, shift), (2, 3))
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {
+            "correlation_loss": dsg.correlation_loss(pixels, ctx.randn(4, 3, 8, 8)).item() / 5,
+            "inception_loss": 2 * functional.cross_entropy(logits, labels).item(),
+            "variation_loss": 0.01 * dsg.total_variation(rolled).item(),
+            "norm_loss": 0.01 * pixels.square().sum((1, 2, 3)).sqrt().mean().item(),
+        },
+        rel=1e-5,
+    )
+
+
 def test_total_variation_by_hand():
     images = torch.tensor([[[[0.0, 3.0], [4.0, 0.0]]]])
     assert dsg.total_variation(images).item() == pytest.approx(5 + 5 + 0 + 1)  # right, down, and both diagonals

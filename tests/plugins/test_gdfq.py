@@ -6,6 +6,7 @@ from zsqbench_plugins.qimera import Qimera
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.scheme import parse_scheme
+from zsqbench.synthesis import ConditionalTraining
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
 SHORT = {"epochs": 2, "updates_per_epoch": 3, "batch_size": 8, "range_updates": 3, "warmup": 5, "lr": 0.01}
@@ -32,6 +33,34 @@ def test_the_student_learns_from_labels_and_a_divergence_averaged_over_classes()
     for loss, kl, ce in zip(curves["loss"], curves["kl"], curves["ce"], strict=True):
         assert loss == pytest.approx(kl + ce, rel=1e-5)
     assert {"generator_ce", "generator_bn", "agreement"} <= curves.keys()
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What each update of a generator was given and gave."""
+    noted, step = [], ConditionalTraining.step
+
+    def noting(training, lr):
+        noted.append((lr, step(training, lr)))
+        return noted[-1][1]
+
+    monkeypatch.setattr(ConditionalTraining, "step", noting)
+    return noted
+
+
+def test_the_divergence_is_averaged_over_images_and_classes(steps):
+    ctx = context()
+    short = {**SHORT, "epochs": 1, "updates_per_epoch": 1, "lr": 0.0, "weight_decay": 0.0}
+    student = quantized(GDFQ(**short), ctx)
+    images, _, expected, _ = steps[-1][1]
+    wanted, found = (expected / 20).softmax(1), (student(images) / 20).softmax(1)
+    divergence = 20**2 * (wanted * (wanted / found).log()).mean()
+    assert ctx.reporter.curves["kl"][0][1] == pytest.approx(divergence.item(), rel=0.05)  # float32
+
+
+def test_the_rate_of_the_generator_is_cut_with_the_students(steps):
+    quantized(GDFQ(**SHORT, milestones=[1]))
+    assert [lr for lr, _ in steps] == pytest.approx([1e-3] * (5 + 3) + [1e-4] * 3)
 
 
 def test_the_generator_is_alone_at_first():

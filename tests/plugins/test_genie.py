@@ -200,6 +200,7 @@ def test_the_network_is_that_of_the_release_with_the_weights_that_torch_would_dr
     assert maps(torch.zeros(2, 256)).shape == (2, 3, 32, 32)
     assert (finish[1].affine, finish.training) == (False, True)
     assert torch.equal(maps[2].weight, torch.ones(128))
+    assert [layer.negative_slope for layer in maps if isinstance(layer, nn.LeakyReLU)] == [0.2]
 
 
 def test_offsets_are_all_nine():

@@ -50,6 +50,11 @@ def test_activations_are_symmetric_and_weights_affine():
     }
 
 
+def test_activations_are_clipped_before_they_are_rounded():
+    student = GENIEM().prepare(tiny_teacher(), parse_scheme("hw_strict/w4a4"))
+    assert all(quantizer.clips_first for _, quantizer in activation_quantizers(student))
+
+
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_signed_activations_have_one_more_code_below_zero(bits):
     student = check_quantizer(GENIEM(**SHORT), f"hw_strict/w4a{bits}", tiny_teacher())

@@ -17,7 +17,7 @@ def decode(image, **geometry):
     return pixels([Sample("key", 0, lambda: image)], Geometry(**full), PixelCache(0))[0]
 
 
-@pytest.mark.parametrize("size", [(50, 40), (40, 50), (33, 33), (20, 90)])
+@pytest.mark.parametrize("size", [(50, 40), (40, 50), (33, 33), (20, 90), (64, 43), (55, 36)])
 @pytest.mark.parametrize(("resize", "crop"), [(36, 32), (32, 32), (20, 32), (None, 32)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_resize_and_crop_are_torchvisions(size, resize, crop, interpolation):

@@ -147,3 +147,30 @@ def test_a_network_without_classes_is_one_clear_line():
         pytest.raises(ZSQBenchError, match="gdfq trains a generator of images of classes, and the network has none"),
     ):
         gdfq_training(bn_loss, teacher, 4, rng(), method="gdfq")
+
+
+def test_images_are_what_the_layers_of_the_release_make():
+    made, noise = maker("norm"), torch.randn(8, 6, generator=rng(1))
+
+    def normalised(maps, eps):
+        return functional.batch_norm(maps, None, None, training=True, eps=eps)
+
+    maps = normalised(made.first(noise).view(8, 128, 2, 2), 1e-5)
+    for convolution in made.convolutions:
+        maps = convolution(maps.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        maps = normalised(maps, 0.8)
+        maps = torch.where(maps < 0, 0.2 * maps, maps)
+    expected = normalised(made.last(maps).tanh(), 1e-5)
+    torch.testing.assert_close(made(noise, torch.arange(8) % 5), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_minimises_the_cross_entropy_plus_a_tenth_of_the_gap_from_the_statistics():
+    with BNLoss(tiny_teacher().module, HAST) as bn_loss:
+        trainer, by_hand = training(bn_loss), training(bn_loss)
+        trainer.step(lr=0.0)
+        noise, classes, _, labels = by_hand._draw()
+        gap = bn_loss(by_hand.maker(noise, classes), outputs=True)
+        (functional.cross_entropy(gap.seen.outputs, labels) + 0.1 * gap.total).backward()
+    for found, expected in zip(trainer.maker.parameters(), by_hand.maker.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+    assert trainer._optimizer.defaults["betas"] == (0.5, 0.999)

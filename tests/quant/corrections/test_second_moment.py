@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from zsqbench.quant.corrections.second_moment import second_moment_correction
@@ -13,6 +14,11 @@ def test_second_moments_become_those_of_the_batch_norm():
     corrected = y * scale + shift
     assert torch.allclose(corrected.mean(0), beta)
     assert torch.allclose(corrected.std(0, unbiased=False), gamma.abs())
+
+
+def test_a_channel_of_little_variance_gets_its_deviation_too():
+    scale, _ = second_moment_correction(*map(torch.tensor, ([0.0], [1e-6], [0.0], [1.0])))
+    assert scale.item() == pytest.approx(1000)
 
 
 def test_a_channel_without_variance_gets_its_mean_only():

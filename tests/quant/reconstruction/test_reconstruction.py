@@ -516,9 +516,14 @@ def test_released_brecq_comes_out(golden, monkeypatch, mode):
             iterations, 4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4
         ),
     }
+    weigh, found = Learning._fisher_weights, []
+    monkeypatch.setattr(Learning, "_fisher_weights", lambda learning: found.append(weigh(learning)) or found[-1])
     ctx = context()
     engine = Reconstruction(student, take("cali"), ctx, stages, skip=lambda unit: unit.name == "8")
     engine.run("weights")
+    for caches, name in zip(found, ("conv0", "conv3") if mode == "fisher_diag" else (), strict=True):
+        (cache,) = caches.values()
+        torch.testing.assert_close(cache.read(slice(0, 12)), take(f"{name}_cached_grad"), rtol=1e-6, atol=1e-6)
     for path, name in (("0", "conv0"), ("3", "conv3")):
         weight = dict(quantized_layers(student))[path].quantized_weight()
         torch.testing.assert_close(weight, take(f"{name}_hard_w"), rtol=0, atol=1e-6)
