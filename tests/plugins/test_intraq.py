@@ -5,8 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from zsqbench_plugins.shared.labelled import LabelledGenerator
 
-import zsqbench
 from zsqbench import ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import HAST, BNLoss, Crops, PenultimateFeatures, resized_crops
@@ -133,7 +133,7 @@ def test_the_loss_is_the_sum_of_its_parts_each_with_weight_one():
             minimised.append((total.item(), sum(part.item() for part in parts.values())))
             return total, parts
 
-        return zsqbench.LabelledGenerator.synthesise(method, *arguments[:2], noted, *arguments[3:], **named)
+        return LabelledGenerator.synthesise(method, *arguments[:2], noted, *arguments[3:], **named)
 
     method.__dict__["synthesise"] = synthesise
     method.generate(teacher, ctx)
