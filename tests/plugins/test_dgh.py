@@ -242,8 +242,8 @@ def test_a_visit_of_each_batch_in_each_iteration_and_every_crop_and_flip_is_draw
 
 def test_half_of_the_batches_are_flipped():
     teacher = tiny_teacher()
-    with BNLoss(teacher.module, DGH) as bn_loss:
-        visits = run_of(Dgh(images=2, iterations=2000), teacher, context(), bn_loss).visits
+    with BNLoss(teacher.module, synthesis.DGH) as bn_loss:
+        visits = run_of(DGH(images=2, iterations=2000), teacher, context(), bn_loss).visits
     assert torch.tensor(visits)[:, 1].float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
