@@ -77,7 +77,7 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
         calibrate_weights(student, "mse")
         engine.run("weights")
         with memory_errors(ctx.device, {"search_images": self.search_images}):
-            calibrate_activations_by(self.activation_range, student, images, self.search_images)
+            ctx.images_read(calibrate_activations_by(self.activation_range, student, images, self.search_images))
 
 
 @zsqbench.hookimpl

@@ -99,7 +99,7 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
         calibrate_weights(student, "mse")
         engine.run("weights")
         with memory_errors(ctx.device, {"search_images": self.search_images}):
-            calibrate_activations_by("mse", student, images, self.search_images)
+            ctx.images_read(calibrate_activations_by("mse", student, images, self.search_images))
         engine.run("activations")
 
 

@@ -15,6 +15,7 @@ class FP32(zsqbench.Quantizer):
     """Quantizes nothing, at scheme `float` only."""
 
     name = "fp32"
+    control = "float"
     seeded = False
     needs_images = False
 

@@ -18,6 +18,7 @@ class Noise(zsqbench.Generator):
     """
 
     name = "noise"
+    control = "negative"
 
     clamp: bool = Field(True, description="keep pixels within the values that an image can have")
 

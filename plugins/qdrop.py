@@ -78,6 +78,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
         with memory_errors(ctx.device, {"search_images": self.search_images}):
             first = images[: self.search_images].to(ctx.device)
             calibrate_float_activations(student, first, lambda quantizer: partial(search, quantizer))
+        ctx.images_read(len(first))
         engine.run("joint")
 
 

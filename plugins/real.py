@@ -15,6 +15,7 @@ class Real(zsqbench.Generator):
     """
 
     name = "real"
+    control = "positive"
     uses_real_data = True
     gives_labels = True
 

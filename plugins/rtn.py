@@ -41,14 +41,14 @@ class RTN(zsqbench.GridQuantizer):
         student: "nn.Module",
         teacher: "Pretrained",  # noqa: ARG002
         data: "CalibrationSet | None",
-        ctx: "StepContext",  # noqa: ARG002
+        ctx: "StepContext",
     ) -> None:
         """Set the ranges of all quantizers. Raises ZSQBenchError without calibration images."""
         from zsqbench.quant import calibrate_activations_by, calibrate_weights
 
         images = self.images_of(data)
         calibrate_weights(student, self.weight_range, self.percent)
-        calibrate_activations_by(
+        read = calibrate_activations_by(
             self.activation_range,
             student,
             images,
@@ -56,6 +56,7 @@ class RTN(zsqbench.GridQuantizer):
             percent=self.percent,
             batch_size=self.batch_size,
         )
+        ctx.images_read(read)
 
 
 @zsqbench.hookimpl

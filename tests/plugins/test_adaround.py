@@ -77,6 +77,13 @@ def test_it_needs_images():
         AdaRound().quantize(student, teacher, None, context())
 
 
+@pytest.mark.parametrize(("iterations", "read"), [(2, 16), (0, 12)])
+def test_what_it_does_not_learn_on_is_read_as_far_as_ranges_are_searched(iterations, read):
+    ctx = context()
+    quantized(AdaRound(iterations=iterations, batch_size=8, search_images=12), ctx=ctx)
+    assert ctx.read == read
+
+
 def test_memory_for_caches_is_no_part_of_its_identity():
     assert {"device_memory", "host_memory"} <= AdaRound.execution_options
     assert "batch_size" not in AdaRound.execution_options

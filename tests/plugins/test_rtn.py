@@ -17,6 +17,24 @@ def test_rtn_keeps_the_contract_of_quantizers(ranges, scheme):
     check_quantizer(RTN(weight_range=ranges, activation_range=ranges), scheme, tiny_teacher())
 
 
+@pytest.mark.parametrize(
+    ("options", "scheme", "count", "read"),
+    [
+        ({}, "hw/w4a4", 80, 64),
+        ({}, "hw/w4a4", 20, 20),
+        ({"search_images": 16}, "hw/w4a4", 20, 16),
+        ({"search_images": 16, "activation_range": "percentile"}, "hw/w4a4", 20, 16),
+        ({"search_images": 16, "activation_range": "minmax"}, "hw/w4a4", 20, 20),
+        ({}, "hw/w4a32", 20, 0),
+    ],
+)
+def test_it_says_how_many_images_it_reads(options, scheme, count, read):
+    teacher, ctx = tiny_teacher(), context()
+    student = RTN(**options).prepare(teacher, parse_scheme(scheme))
+    RTN(**options).quantize(student, teacher, CalibrationSet(torch.zeros(count, *teacher.input_size)), ctx)
+    assert ctx.read == read
+
+
 def deviation(quantizer, scheme):
     """Largest error of the logits, relative to the largest logit."""
     teacher = tiny_teacher()

@@ -17,3 +17,11 @@ def test_a_forgetful_reporter_keeps_no_epoch():
     reporter = ForgetfulReporter()
     reporter.keep_epoch(1, nn.Linear(2, 2))
     assert reporter.epochs == {}
+
+
+def test_the_largest_number_of_images_read_counts():
+    ctx = context()
+    assert ctx.read is None
+    for count, largest in ((0, 0), (8, 8), (4, 8), (9, 9)):
+        ctx.images_read(count)
+        assert ctx.read == largest

@@ -10,6 +10,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import calibrate_activations_minmax, calibrate_weights, quantized_layers
 from zsqbench.testing import check_quantizer, observation, quantizers, shared, tiny_teacher
 from zsqbench.testing.quantizers import examine_quantizer
+from zsqbench.testing.reading import READ
 from zsqbench.testing.report import Report
 
 PLAIN = {"plain BN": tiny_teacher()}
@@ -168,7 +169,7 @@ def test_stumbling_over_another_number_of_images_is_found():
     def act(_, data):
         assert len(data) == quantizers.IMAGES
 
-    assert failures(quantizer(act), None).keys() == {shared.MEMORY}
+    assert failures(quantizer(act), None).keys() == {READ, shared.MEMORY}
     with pytest.raises(AssertionError, match="assert"):
         check_quantizer(quantizer(act))
 
@@ -184,6 +185,71 @@ def test_a_quantizer_that_reads_no_images_is_handed_none():
             calibrate_activations_minmax(student, [torch.zeros(1, *teacher.input_size)])
 
     assert failures(DataFree(), None) == {}
+
+
+def reading(choose, **flags):
+    """Round to nearest on some of the images."""
+
+    class Reading(zsqbench.Quantizer):
+        name = "reading"
+
+        def quantize(self, student, teacher, data, ctx):
+            calibrate_weights(student, "minmax")
+            calibrate_activations_minmax(student, [choose(data.images, ctx)])
+
+    for name, value in flags.items():
+        setattr(Reading, name, value)
+    return Reading()
+
+
+def first(count, said=None):
+    def choose(images, ctx):
+        if said is not None:
+            ctx.images_read(said)
+        return images[:count]
+
+    return choose
+
+
+def full_batches(images, ctx):
+    return images[: len(images) // 8 * 8]
+
+
+def half_at_random(images, ctx):
+    return images[torch.randperm(len(images), generator=ctx.rng)[: len(images) // 2]]
+
+
+def none_of_them(images, ctx):
+    ctx.images_read(0)
+    return torch.ones_like(images[:1])
+
+
+@pytest.mark.parametrize("choose", [first(8, said=8), half_at_random, none_of_them])
+def test_a_quantizer_that_says_how_many_images_it_reads_passes(choose):
+    assert failures(reading(choose), None) == {}
+
+
+@pytest.mark.parametrize(
+    ("choose", "reason"),
+    [
+        (first(8), "said that it read 32 of 32 images, and another one in place of the last of these changed nothing"),
+        (first(8, said=9), "said that it read 9 of 32 images, and another one in place of the last of these changed"),
+        (first(8, said=7), "said that it read 7 of 32 images, and others in place of the rest changed the network"),
+        (first(32), "said that it read 33 of 33 images, and another one in place of the last of these changed nothing"),
+        (full_batches, "said that it read 33 of 33 images, and another one in place of the last of these changed"),
+        (first(8, said=40), "said that it read 40 of 32 images"),
+    ],
+)
+def test_saying_another_number_of_images_than_are_read_is_found(choose, reason):
+    found = failures(reading(choose), None)
+    assert (found.keys(), found[READ].startswith(reason)) == ({READ}, True)
+
+
+def test_images_that_are_drawn_at_random_need_a_seed_that_counts():
+    def same_half(images, ctx):
+        return images[::2]
+
+    assert "changed nothing" in failures(reading(same_half, seeded=False), None)[READ]
 
 
 def test_the_strict_check_raises_with_one_sentence():

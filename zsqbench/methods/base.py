@@ -105,7 +105,9 @@ class Method(BaseModel):
     needs_classes: ClassVar[bool] = False
     """Whether it needs a classifier."""
     control: ClassVar[Literal["negative", "positive", "float"] | None] = None
-    """Which control of an experiment it is, if it is one: rows and tables mark it, and it never competes."""
+    """Which control of an experiment it is, if any: what every method must beat (negative), a reference that has more
+    than methods have, such as real images (positive), or the network left in floating point (float). A control is
+    marked and does not compete."""
     execution_options: ClassVar[frozenset[str]] = frozenset()
     """Options that cannot change a result (where data is, how it is batched): not part of the identity."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

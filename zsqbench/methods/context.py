@@ -57,6 +57,8 @@ class StepContext:
     """Real images, for a generator with `uses_real_data` only."""
     scheme: Scheme | None = None
     """The scheme that the student was prepared for, for a quantizer only."""
+    read: int | None = None
+    """How many images of the calibration set were read, as far as `images_read` was told; none: the whole set."""
     start: "nn.Module | None" = None
     """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
     read: int | None = None
@@ -91,6 +93,14 @@ class StepContext:
         A line is kept once, however often it is said.
         """
         self.reporter.note(line)
+
+    def images_read(self, count: int) -> None:
+        """Say that only the first `count` images of the calibration set were read; the largest number counts.
+
+        For a quantizer that leaves some out, such as those that fill no batch, or that are more than it searches on. A
+        random draw from the set is one from all of it. Whoever says nothing has read the whole set.
+        """
+        self.read = max(count, self.read or 0)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Offer a state (tensors, numbers, strings, by name) to resume from; it is written every few seconds at most.

@@ -24,6 +24,9 @@ class LearningContext(Protocol):
     def note(self, line: str) -> None:
         """Keep a line for people."""
 
+    def images_read(self, count: int) -> None:
+        """Say how many images of the calibration set were read."""
+
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Offer a state."""
 

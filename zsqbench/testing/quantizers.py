@@ -15,6 +15,7 @@ from zsqbench.scheme import parse_scheme
 from zsqbench.testing.context import ForgetfulReporter, context
 from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
 from zsqbench.testing.observation import observe
+from zsqbench.testing.reading import READ, check_reading
 from zsqbench.testing.report import Report
 from zsqbench.testing.shared import BF16, WITHOUT_BN, check_memory, check_needs_bn, check_options
 
@@ -35,7 +36,7 @@ def check_quantizer(
     Checked: what is quantized depends on network and scheme alone; the same data gives the same network; the artifact,
     loaded into a freshly prepared network, gives the same outputs bit for bit; outputs are finite; teacher, gradient
     mode, global random state and the like are left as they were; no file is read but those that options name. Without
-    a teacher also: a network without BN, labels, bfloat16, and memory.
+    a teacher also: a network without BN, labels, bfloat16, how many images it says that it reads, and memory.
     """
     report = Report(quantizer, strict=True)
     student = examine_quantizer(report, scheme, None if teacher is None else {"this network": teacher}, labels)
@@ -60,6 +61,7 @@ def examine_quantizer(
         _Trial(report, scheme, plain, "plain BN", labels).run(
             BF16, torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
         )
+        _check_reading(report, scheme, labels)
         _check_memory(report, scheme, labels)
     return students[0]
 
@@ -83,7 +85,7 @@ class _Trial:
 
         def call(copied: Pretrained) -> nn.Module:
             with surroundings or nullcontext():
-                return _quantize(self.report, self.scheme, copied, IMAGES, self.labels, context())
+                return _quantize(self.report, self.scheme, copied, _data(copied, IMAGES, self.labels), context())
 
         called = observe(self.report, check, self.teacher, call, self.where)
         student: nn.Module | None = called.result
@@ -125,14 +127,12 @@ class _Trial:
         self.report.require(check, condition, complaint, self.where)
 
 
-def _quantize(
-    report: Report, scheme: str, teacher: Pretrained, images: int, labels: bool, ctx: StepContext
-) -> nn.Module:
+def _quantize(report: Report, scheme: str, teacher: Pretrained, data: CalibrationSet, ctx: StepContext) -> nn.Module:
     """Prepare, quantize and finish, as a worker does."""
     ctx.scheme = parse_scheme(scheme)
     quantizer = cast("Quantizer", report.method).resolved(teacher, ctx.scheme)
     student = quantizer.prepare(teacher, ctx.scheme)
-    quantizer.quantize(student, teacher, _data(teacher, images, labels) if quantizer.needs_images else None, ctx)
+    quantizer.quantize(student, teacher, data if quantizer.needs_images else None, ctx)
     finalize(student)
     return student
 
@@ -146,7 +146,7 @@ def _data(teacher: Pretrained, images: int, labels: bool) -> CalibrationSet:
 def _check_without_bn(report: Report, scheme: str, labels: bool) -> None:
     teacher = tiny_teacher_without_bn()
     if report.method.needs_bn:
-        check_needs_bn(report, lambda: _quantize(report, scheme, teacher, IMAGES, labels, context()))
+        check_needs_bn(report, lambda: _quantize(report, scheme, teacher, _data(teacher, IMAGES, labels), context()))
     else:
         where = "a network without BN, and it does not declare needs_bn"
         _Trial(report, scheme, teacher, where, labels).run(WITHOUT_BN)
@@ -162,10 +162,24 @@ def _check_labels(report: Report, scheme: str, teacher: Pretrained) -> None:
         _Trial(report, scheme, teacher, network, labels).run(LABELS)
 
 
+def _check_reading(report: Report, scheme: str, labels: bool) -> None:
+    if not cast("Quantizer", report.method).needs_images:
+        report.skip(READ, "it reads no images")
+        return
+    for count in (IMAGES, IMAGES + 1):  # the one more fills no batch
+        check_reading(
+            report,
+            lambda data, ctx: _quantize(report, scheme, tiny_teacher(), data, ctx),
+            _data(tiny_teacher(), count, labels),
+            f" (on plain BN, {scheme})",
+        )
+
+
 def _check_memory(report: Report, scheme: str, labels: bool) -> None:
     def call(images: int) -> nn.Module:
         ctx = context()
         ctx.reporter = ForgetfulReporter(rng=ctx.rng)
-        return _quantize(report, scheme, tiny_teacher(), images, labels, ctx)
+        teacher = tiny_teacher()
+        return _quantize(report, scheme, teacher, _data(teacher, images, labels), ctx)
 
     check_memory(report, call, MEASURED_IMAGES)

@@ -305,6 +305,24 @@ def test_all_outputs_of_a_unit_are_reconstructed():
         assert not torch.equal(codes(student, path), codes(nearest, path))
 
 
+def test_a_stage_says_how_many_images_it_reads_also_where_it_was_finished_before():
+    ctx = context()
+    reconstructed(stages={"weights": ROUND}, ctx=ctx, data=images(19))
+    assert ctx.read == 19
+    resumed = context(resume_from=ctx.reporter.states[-1])
+    reconstructed(stages={"weights": ROUND}, ctx=resumed, data=images(19))
+    assert resumed.read == 19
+    unlearned = context()
+    reconstructed(stages={"weights": Stage(0, 8, rounding=ROUND.rounding)}, ctx=unlearned, data=images(19))
+    assert unlearned.read is None
+
+
+def test_a_stage_that_learns_nothing_reads_the_batch_that_it_shows():
+    ctx, stage = context(), Stage(0, 8, rounding=ROUND.rounding)
+    reconstructed(stages={"weights": stage}, ctx=ctx, data=images(19), before_unit=lambda *_: None)
+    assert ctx.read == 8
+
+
 def test_what_nobody_reads_is_left_alone():
     class Unread(nn.Module):
         def __init__(self):

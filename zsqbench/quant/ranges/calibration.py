@@ -138,11 +138,13 @@ def calibrate_activations_by(
     *,
     percent: float = PERCENT,
     batch_size: int = 64,
-) -> None:
+) -> int:
     """Set each activation quantizer: searches on the first `search_images`, min-max on all, in batches.
 
-    The images may be on another device than the student.
+    The images may be on another device than the student. Returns how many of them were read.
     """
+    if not activation_quantizers(student):
+        return 0
     device = next(student.parameters(), images).device
     first = images[:search_images].to(device)
     if ranges == "mse":
@@ -151,6 +153,7 @@ def calibrate_activations_by(
         calibrate_activations_percentile(student, first, percent)
     else:
         calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
+    return len(images if ranges == "minmax" else first)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class Reconstruction:
         learners = self._learners(stage)
         if not learners and self._before_unit is None:
             return
+        self.ctx.images_read(len(self.images) if learners else stage.batch_size)
         finished = self._resume(name)
         if finished == len(self.units):
             self._advance(stage.iterations * len(learners))
