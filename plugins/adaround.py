@@ -7,7 +7,7 @@ from pydantic import Field
 import zsqbench
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
@@ -47,7 +47,7 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
 
     def quantize(
         self,
-        student: "nn.Module",
+        student: "fx.GraphModule",
         teacher: "Pretrained",  # noqa: ARG002
         data: "CalibrationSet | None",
         ctx: "StepContext",

@@ -8,7 +8,7 @@ import zsqbench
 from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import Unit
@@ -51,15 +51,15 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     activation_lr: float | None = Field(None, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
     search_images: int | None = Field(None, gt=0, description="images that activation ranges are chosen on")
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put affine quantizers in place."""
-        student: Any = super().prepare(teacher, scheme)
+        student = super().prepare(teacher, scheme)
         student.meta[_STEM_IS_KEPT] = isinstance(scheme.placement.first_weight, int)
         return student
 
     def quantize(
         self,
-        student: Any,
+        student: "fx.GraphModule",
         teacher: "Pretrained",  # noqa: ARG002
         data: "CalibrationSet | None",
         ctx: "StepContext",

@@ -67,7 +67,11 @@ class Genie(zsqbench.Generator):
 
         with ExitStack() as resources:
             bn_loss = resources.enter_context(BNLoss(teacher.module, GENIE))
-            measure = ctx.compile(lambda images: bn_loss(images).total)
+
+            def measure(images: "Tensor") -> "Tensor":
+                return bn_loss(images).total
+
+            compiled = ctx.compile(measure)
             if self.swing:
                 swing = resources.enter_context(SwingConvolutions(teacher.module, lambda count: offsets(count, ctx)))
 
@@ -75,7 +79,7 @@ class Genie(zsqbench.Generator):
                 if self.swing:
                     swing.draw()
                 ctx.log("generator_lr", self.generator_lr_at(step % self.iterations), step)
-                loss = measure(images)
+                loss = compiled(images)
                 return loss, {"bn_loss": loss}
 
             order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]

@@ -105,12 +105,12 @@ class HPTQ(zsqbench.Quantizer):
             return "activation_error kl and z_threshold need a histogram, and its option statistics is exact"
         return super().rejects(scheme)
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put quantizers in place, and what corrections need: biases, and bounds that can be moved."""
         from zsqbench.quant import Grids, add_biases, free_bounds, prepare
 
         weights: Grid = self.weights or scheme.placement.grid or self.chosen("weights")
-        student: Any = prepare(teacher.module, scheme, teacher.input_size, Grids(weights, "power_of_two"))
+        student = prepare(teacher.module, scheme, teacher.input_size, Grids(weights, "power_of_two"))
         add_biases(student)
         if self.chosen("equalization"):
             free_bounds(student)
@@ -122,7 +122,7 @@ class HPTQ(zsqbench.Quantizer):
         """Set thresholds and correct weights and biases. Raises ZSQBenchError without images."""
         import torch
 
-        batches = self.images_of(data).to(ctx.device).split(self.batch_size)
+        batches = torch.split(self.images_of(data).to(ctx.device), self.batch_size)
         with torch.no_grad():
             means, shifts = self._calibrate_activations(student, batches)
             factors: dict[str, Tensor] = {}
@@ -229,8 +229,10 @@ class _RunningMean:
     """The mean over batches of a layer's input, for each of its input channels."""
 
     def __init__(self, layer: "nn.Module") -> None:
+        import torch
+
         self.layer = layer
-        self.total: Any = 0.0
+        self.total = torch.zeros((), dtype=torch.float64)
         self.count = 0
 
     def update(self, values: "Tensor") -> None:

@@ -11,7 +11,7 @@ from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import fx
 
     from zsqbench.methods.context import StepContext
     from zsqbench.methods.data import CalibrationSet, Pretrained
@@ -58,7 +58,7 @@ class Quantizer(Method, ABC):
             raise ZSQBenchError(f"quantizer {self.name!r} needs calibration images: its generator cannot be none")
         return data.images
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Return a copy of the network with quantizers in place, as a function of network, scheme and options alone.
 
         What data decides is a buffer with a neutral value: evaluation calls this again and loads the artifact into it.
@@ -69,7 +69,7 @@ class Quantizer(Method, ABC):
 
     @abstractmethod
     def quantize(
-        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set the student's quantizers (and weights), in place. The teacher must stay as it is."""
 
@@ -89,7 +89,7 @@ class GridQuantizer(Quantizer, ABC):
             return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
         return super().rejects(scheme)
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put quantizers of this kind of grid in place."""
         from zsqbench.quant import Grids, prepare
 
