@@ -8,7 +8,7 @@ import zsqbench
 from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
@@ -51,7 +51,7 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
 
     def quantize(
         self,
-        student: "nn.Module",
+        student: "fx.GraphModule",
         teacher: "Pretrained",
         data: "CalibrationSet | None",
         ctx: "StepContext",

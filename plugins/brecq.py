@@ -8,8 +8,13 @@ import zsqbench
 from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import Unit
+
+FISHER: dict[str, Literal["diag", "full"] | None] = {"mse": None, "fisher_diag": "diag", "fisher_full": "full"}
+"""The part of the Fisher information that weighs errors, by the option `loss`."""
 
 
 class BRECQ(zsqbench.ReconstructionQuantizer):
@@ -53,7 +58,7 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
 
     def quantize(
         self,
-        student: Any,
+        student: "fx.GraphModule",
         teacher: "Pretrained",
         data: "CalibrationSet | None",
         ctx: "StepContext",
@@ -70,12 +75,11 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
         )
 
         self, images, scheme = self.resolved(teacher, ctx.scheme), self.images_of(data), self.scheme_of(ctx)
-        _, _, fisher = self.loss.partition("fisher_")
         weights = Stage(
             self.weight_iterations,
             self.batch_size,
             rounding=self.rounding(),
-            fisher=fisher or None,
+            fisher=FISHER[self.loss],
             layer_draws=self.layer_draws,
         )
         activations = Stage(

@@ -154,8 +154,8 @@ class Classification(zsqbench.Task):
         metrics = {"top1": _percent(first), "correct": int(first.sum()), "samples": len(samples)}
         if len(found.classes) > TOP:
             metrics["top5"] = _percent(five)
-        labels, guessed = torch.cat(truth).tolist(), torch.cat(predictions).tolist()
-        return zsqbench.Evaluation(metrics, first.tolist(), labels=labels, predictions=guessed)
+        true, guessed = torch.cat(truth).tolist(), torch.cat(predictions).tolist()
+        return zsqbench.Evaluation(metrics, first.tolist(), labels=true, predictions=guessed)
 
     def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
         """Resize, crop and normalise one image, as evaluation does."""

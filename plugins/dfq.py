@@ -8,7 +8,7 @@ import zsqbench
 from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, fx, nn
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import Moments, Pair
@@ -73,11 +73,11 @@ class DFQ(zsqbench.GridQuantizer):
             return "it needs batch normalisation folded into the layers, and the scheme leaves it unfolded"
         return super().rejects(scheme)
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put quantizers in place, and what the method needs: biases, and no bound that cannot be moved."""
         from zsqbench.quant import add_biases, drop_bounds, free_bounds
 
-        student: Any = super().prepare(teacher, scheme)
+        student = super().prepare(teacher, scheme)
         add_biases(student)
         if not scheme.quantizes_weights or not (self.equalization or self.absorption):
             return student
@@ -186,7 +186,8 @@ def _share_above(mean: "Tensor", deviation: "Tensor", amounts: "Tensor") -> "Ten
     """How many of a channel's normally distributed values are expected to be at least this; one of 0 / 0."""
     import torch
 
-    return torch.special.ndtr(((mean - amounts) / deviation).nan_to_num(nan=torch.inf, posinf=torch.inf))
+    share: Tensor = torch.special.ndtr(((mean - amounts) / deviation).nan_to_num(nan=torch.inf, posinf=torch.inf))
+    return share
 
 
 def _pairs(student: Any) -> "list[Pair]":
@@ -259,7 +260,7 @@ def _correct_biases(student: Any, moments: "dict[nn.Module, list[Moments]]") -> 
         channels = -1 if layer.weight.dim() == 2 else 1  # noqa: PLR2004 - of a linear layer
         means = [values.mean.movedim(channels, 0).flatten(1).mean(1) for values in moments[layer]]
         mean, groups = torch.stack(means).mean(0), getattr(layer, "groups", 1)
-        bias = corrected_bias(layer.bias, layer.weight, layer.quantized_weight(), mean, groups=groups)
+        bias = corrected_bias(layer.get_parameter("bias"), layer.weight, layer.quantized_weight(), mean, groups=groups)
         layer.bias = torch.nn.Parameter(bias, requires_grad=False)
 
 

@@ -235,7 +235,8 @@ class _Run:
         from zsqbench.synthesis import stretching
 
         seen = gap.seen
-        moments, target = (), ()
+        moments: tuple[Tensor, ...] = ()
+        target: tuple[Tensor, ...] = ()
         with_maps = [index for index in seen.order if seen.counts[index] > 1]
         if with_maps:
             mean, variance, count = seen.layer(with_maps[-1])

@@ -196,7 +196,8 @@ def total_variation(images: "Tensor") -> "Tensor":
     """Norms of the differences of neighbours, added up over four directions, of the batch as a whole (TV_l2)."""
     right, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
     falling, rising = images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:]
-    return right.norm() + down.norm() + falling.norm() + rising.norm()
+    norms: Tensor = right.norm() + down.norm() + falling.norm() + rising.norm()
+    return norms
 
 
 def _spectrum(images: "Tensor") -> "tuple[Tensor, Tensor]":

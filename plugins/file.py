@@ -20,7 +20,9 @@ class File(zsqbench.Generator):
     seeded = False
 
     path: zsqbench.InputFile = Field(description="safetensors file with images, and labels perhaps")
-    images: int | None = Field(None, gt=0, description="how many of the images, from the first on; all by default")
+    images: int | None = Field(  # type: ignore[assignment] # no other generator leaves their number to a file
+        None, gt=0, description="how many of the images, from the first on; all by default"
+    )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":  # noqa: ARG002
         """Read the images. Raises ZSQBenchError where they do not fit the network or are too few."""

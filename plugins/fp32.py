@@ -1,12 +1,11 @@
 """The network as it is: a control of the harness itself, which must reproduce the baseline exactly."""
 
-import copy
 from typing import TYPE_CHECKING
 
 import zsqbench
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx
 
     from zsqbench import CalibrationSet, Pretrained, Scheme, StepContext
 
@@ -23,12 +22,8 @@ class FP32(zsqbench.Quantizer):
         """Every scheme but `float`."""
         return None if scheme.is_float else "it leaves the network in floating point, so it runs at scheme float only"
 
-    def prepare(self, teacher: "Pretrained", scheme: "Scheme") -> "nn.Module":  # noqa: ARG002
-        """Copy the network."""
-        return copy.deepcopy(teacher.module)
-
     def quantize(
-        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Do nothing."""
 

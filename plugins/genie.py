@@ -68,7 +68,11 @@ class GENIE(zsqbench.Generator):
 
         with ExitStack() as resources:
             bn_loss = resources.enter_context(BNLoss(teacher.module, synthesis.GENIE))
-            measure = ctx.compile(lambda images: bn_loss(images).total)
+
+            def measure(images: "Tensor") -> "Tensor":
+                return bn_loss(images).total
+
+            compiled = ctx.compile(measure)
             if self.swing:
                 swing = resources.enter_context(SwingConvolutions(teacher.module, lambda count: offsets(count, ctx)))
 
@@ -76,7 +80,7 @@ class GENIE(zsqbench.Generator):
                 if self.swing:
                     swing.draw()
                 ctx.log("generator_lr", self.generator_lr_at(step % self.iterations), step)
-                loss = measure(images)
+                loss = compiled(images)
                 return loss, {"bn_loss": loss}
 
             order = [batch for batch in range(len(sizes)) for _ in range(self.iterations)]

@@ -11,7 +11,7 @@ from zsqbench.scheme import Scheme
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, fx, nn
+    from torch import Tensor, fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import ActivationQuantizer, Unit
@@ -44,7 +44,7 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
     drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
     fold: bool = Field(False, description="fold batch normalisation, if the scheme folds it")
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put affine quantizers of weights and symmetric ones of activations in place."""
         from zsqbench.quant import Grids, activation_quantizers, prepare
 

@@ -12,7 +12,7 @@ import zsqbench
 from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import Tensor, fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning
@@ -134,7 +134,7 @@ class HASTTraining(GeneratorRangesQuantizer):
         return self
 
     def quantize(
-        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set ranges, then train."""
         import copy
@@ -142,7 +142,7 @@ class HASTTraining(GeneratorRangesQuantizer):
         from zsqbench.quant import block_outputs, with_features
 
         self = self.resolved(teacher, ctx.scheme)
-        network: Any = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
+        network = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
         nodes = block_outputs(network) if self.alignment != "none" else []
         if self.alignment != "none" and not nodes:
             raise zsqbench.ZSQBenchError(
@@ -196,14 +196,14 @@ class HASTTraining(GeneratorRangesQuantizer):
             curves = {"kl": kl, "fa": fa, "agreement": agreement}
             loss = self.original_weight * (kl + fa)
             if not promotes:
-                loss.backward()
+                torch.autograd.backward(loss)
                 return {"loss": loss, **curves}
             harder = images.detach() + epsilon * self._differentiate(engine, images, kl, fa).sign()
             with torch.no_grad():
                 taught = teach(harder)
             promoted_kl, promoted_fa, _ = compare(harder, *taught)
             promoted = self.promoted_weight * (promoted_kl + promoted_fa)
-            promoted.backward()
+            torch.autograd.backward(promoted)
             return {"loss": loss + promoted, **curves, "promoted_kl": promoted_kl, "promoted_fa": promoted_fa}
 
         return gradients

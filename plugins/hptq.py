@@ -114,12 +114,12 @@ class HPTQ(zsqbench.Quantizer):
             return "activation_error kl and z_threshold need a histogram, and its option statistics is exact"
         return super().rejects(scheme)
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put quantizers in place, and what corrections need: biases, and bounds that can be moved."""
         from zsqbench.quant import Grids, add_biases, free_bounds, prepare
 
         self = self.resolved(teacher, scheme)
-        student: Any = prepare(teacher.module, scheme, teacher.input_size, Grids(self.weights, "power_of_two"))
+        student = prepare(teacher.module, scheme, teacher.input_size, Grids(self.weights, "power_of_two"))
         add_biases(student)
         if self.equalization:
             free_bounds(student)
@@ -132,7 +132,7 @@ class HPTQ(zsqbench.Quantizer):
         import torch
 
         self = self.resolved(teacher, ctx.scheme)
-        batches = self.images_of(data).to(ctx.device).split(self.batch_size)
+        batches = torch.split(self.images_of(data).to(ctx.device), self.batch_size)
         with torch.no_grad():
             means, shifts = self._calibrate_activations(student, batches)
             factors: dict[str, Tensor] = {}
@@ -238,8 +238,10 @@ class _RunningMean:
     """The mean over batches of a layer's input, for each of its input channels."""
 
     def __init__(self, layer: "nn.Module") -> None:
+        import torch
+
         self.layer = layer
-        self.total: Any = 0.0
+        self.total = torch.zeros((), dtype=torch.float64)
         self.count = 0
 
     def update(self, values: "Tensor") -> None:

@@ -59,6 +59,8 @@ class IntraQ(LabelledGenerator):
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        import torch
+
         from zsqbench.synthesis import HAST, BNLoss, PenultimateFeatures, class_logits
 
         self, state = self.resolved(teacher), ctx.resume() or {}
@@ -66,7 +68,7 @@ class IntraQ(LabelledGenerator):
         with BNLoss(teacher.module, HAST) as bn_loss, PenultimateFeatures(teacher.module) as features:
             centres = _Centres(teacher, features, ctx, state)
             targets: Tensor = state["targets"] if state else self._draw_targets(ctx)
-            of_batches = targets.to(ctx.device).split(self.batch_size)
+            of_batches = torch.split(targets.to(ctx.device), self.batch_size)
 
             def measure(
                 images: "Tensor", labels: "Tensor", targets: "Tensor", sums: "Tensor", counts: "Tensor"
@@ -85,7 +87,8 @@ class IntraQ(LabelledGenerator):
 
             def losses(images: "Tensor", labels: "Tensor", batch: int) -> "tuple[Tensor, dict[str, Tensor]]":
                 parts = compiled(images, labels, of_batches[batch], centres.sums, centres.counts)
-                return sum(parts.values()), parts
+                first, *others = parts.values()
+                return sum(others, first), parts
 
             def stepped(pixels: "Tensor", labels: "Tensor", step: int) -> None:
                 if (step + 1) % self.iterations == 0:

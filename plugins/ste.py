@@ -10,7 +10,7 @@ from zsqbench_plugins.shared.protocols import HAST_PROTOCOL, INTRAQ_PROTOCOL
 import zsqbench
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning
@@ -49,7 +49,7 @@ class STE(GeneratorRangesQuantizer):
     )
 
     def quantize(
-        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set ranges, then train. Raises ZSQBenchError for a set without labels where it is to have them."""
         self = self.resolved(teacher, ctx.scheme)
@@ -85,7 +85,7 @@ class STE(GeneratorRangesQuantizer):
         def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
             kl, ce, agreement = compiled(images, labels)
             loss = self.alpha * kl + self.ce_weight * ce
-            loss.backward()
+            torch.autograd.backward(loss)
             return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
 
         return gradients

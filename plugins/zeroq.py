@@ -51,10 +51,14 @@ class ZeroQ(zsqbench.PixelGenerator):
             pairing = "conv_output" if follow_convolutions(teacher.module) else "bn_input"
             ctx.note(f"BN statistics are compared with {pairing}")
         with BNLoss(teacher.module, replace(ZEROQ, hook_point=pairing)) as bn_loss:
-            measure = ctx.compile(lambda pixels: bn_loss(pixels).total)
+
+            def measure(pixels: "Tensor") -> "Tensor":
+                return bn_loss(pixels).total
+
+            compiled = ctx.compile(measure)
 
             def losses(pixels: "Tensor", _: int) -> "tuple[Tensor, dict[str, Tensor]]":
-                loss = measure(pixels)
+                loss = compiled(pixels)
                 return loss, {"bn_loss": loss}
 
             return zsqbench.CalibrationSet(self.optimize(teacher, ctx, losses, state, initial=initial_pixels))

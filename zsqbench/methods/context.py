@@ -61,8 +61,6 @@ class StepContext:
     """How many images of the calibration set were read, as far as `images_read` was told; none: the whole set."""
     start: "nn.Module | None" = None
     """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
-    read: int | None = None
-    """How many images of the calibration set were read, as far as `images_read` was told."""
 
     def randn(self, *shape: int) -> "torch.Tensor":
         """Standard normal numbers on the device, from `rng`."""

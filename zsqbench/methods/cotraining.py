@@ -11,7 +11,7 @@ from zsqbench.methods import Auto, auto
 from zsqbench.methods.training import TrainingQuantizer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, fx
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning, MovingRanges
@@ -46,7 +46,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
 
     def quantize(
         self,
-        student: "nn.Module",
+        student: "fx.GraphModule",
         teacher: "Pretrained",
         data: "CalibrationSet | None",  # noqa: ARG002
         ctx: "StepContext",

@@ -12,7 +12,7 @@ from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import fx
 
     from zsqbench.methods.context import StepContext
     from zsqbench.methods.data import CalibrationSet, Pretrained
@@ -65,7 +65,7 @@ class Quantizer(Method, ABC):
             raise ZSQBenchError(f"quantizer {self.name!r} needs the student's scheme: its context has no ctx.scheme")
         return ctx.scheme
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Return a copy of the network with quantizers in place, as a function of network, scheme and options alone.
 
         What data decides is a buffer with a neutral value: evaluation calls this again and loads the artifact into it.
@@ -76,7 +76,7 @@ class Quantizer(Method, ABC):
 
     @abstractmethod
     def quantize(
-        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set the student's quantizers (and weights), in place. The teacher must stay as it is."""
 
@@ -101,7 +101,7 @@ class GridQuantizer(Quantizer, ABC):
             return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
         return super().rejects(scheme)
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put quantizers of this kind of grid in place."""
         from zsqbench.quant import Grids, prepare
 

@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from zsqbench.methods import Auto, ByDataSet, Network, Quantizer, auto
 from zsqbench.scheme import FLOAT_BITS, Scheme
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import Tensor, fx
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import FineTuning, MovingRanges
@@ -61,7 +61,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         """Whether students of some epochs are kept."""
         return self.keep_every > 0
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "nn.Module":
+    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put affine quantizers in place. Raises ZSQBenchError where no activation is one that the scheme quantizes."""
         from zsqbench.quant import activation_quantizers
 
@@ -73,7 +73,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             )
         return student
 
-    def ranges(self, student: "nn.Module") -> "MovingRanges":
+    def ranges(self, student: "fx.GraphModule") -> "MovingRanges":
         """Set weights to their smallest and largest value; activations follow, as a moving average over batches."""
         from zsqbench.quant import MovingRanges, span_weights
 
@@ -82,7 +82,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     def train(
         self,
-        student: "nn.Module",
+        student: "fx.GraphModule",
         ctx: "StepContext",
         state: Mapping[str, Any],
         draw: "Callable[[FineTuning, int], tuple[Sequence[Tensor | None], Mapping[str, Tensor]]]",
@@ -117,7 +117,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             keep_every=self.keep_every,
         )
         engine = FineTuning(
-            cast("fx.GraphModule", student),
+            student,
             ctx,
             schedule,
             state,
@@ -160,7 +160,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
 
     def train_on(
         self,
-        student: "nn.Module",
+        student: "fx.GraphModule",
         teacher: "Pretrained",
         data: "CalibrationSet | None",
         ctx: "StepContext",

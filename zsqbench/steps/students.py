@@ -16,7 +16,7 @@ from zsqbench.suite import Suite, Variant
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import fx, nn
 
     from zsqbench.execution.session import Session
 
@@ -55,12 +55,12 @@ class StudentJob(Job):
         """The quantizer."""
         return cast("Quantizer", session.method("quantizer", self.quantizer))
 
-    def prepare(self, session: "Session", teacher: Pretrained) -> "nn.Module":
+    def prepare(self, session: "Session", teacher: Pretrained) -> "fx.GraphModule":
         """A student of the network."""
         preparing = cast("Quantizer", session.method("quantizer", self.prepared_by))
         return preparing.prepare(teacher, self.scheme)
 
-    def prepared(self, session: "Session") -> "nn.Module":
+    def prepared(self, session: "Session") -> "fx.GraphModule":
         """A student to load an artifact into; always fp32 and contiguous."""
         with session.method_call(self, self.method(session), self.watched, Settings()) as teacher:
             return self.prepare(session, teacher)

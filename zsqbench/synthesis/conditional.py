@@ -89,7 +89,7 @@ class ConditionalTraining:
             ask = None if student is None else lambda: class_logits(student(images), labels)
             loss, curves = self._loss(GeneratorBatch(labels, logits, gap.total, ask))
             self._optimizer.zero_grad()
-            loss.backward(inputs=list(self.maker.parameters()))  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss, inputs=list(self.maker.parameters()))
         self._optimizer.step()
         return images.detach(), labels, logits.detach(), {name: value.detach() for name, value in curves.items()}
 
