@@ -191,7 +191,7 @@ def test_the_tutorial_plans_the_cells_and_steps_that_it_says(bench):
     write_tutorial(bench.folder)
     said = bench.zsqbench("plan", bench.folder / "my_suite.yaml", "--format", "json", *bench.places())
     plan = json.loads(said.out)
-    one_by_one = sum(len(cell["steps"]) + (cell["diagnose"] is not None) for cell in plan["cells"])
+    one_by_one = sum(len(cell["steps"]) + len(cell["background"]) for cell in plan["cells"])
     assert f"{len(plan['cells'])} cells, which need {len(plan['steps'])} steps and not {one_by_one}" in text_of(
         TUTORIAL
     )

@@ -120,11 +120,9 @@ class Store:
             raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
             found = manifest.get("schema", "none") if isinstance(manifest, dict) else "none"
-            raise CorruptArtifactError(
-                key,
-                f"its schema is {found}, and this zsqbench reads {SCHEMA}",
-            )
-        if digest_of({name: value for name, value in manifest.items() if name != "checksum"}) != manifest["checksum"]:
+            raise CorruptArtifactError(key, f"its schema is {found}, and this zsqbench reads {SCHEMA}")
+        content = {name: value for name, value in manifest.items() if name != "checksum"}
+        if digest_of(content) != manifest.get("checksum"):
             raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
         return manifest
 

@@ -14,9 +14,9 @@ def test_a_plan_tells_cells_and_shared_steps(bench):
         "7 steps, where the cells one by one would take 10:",
         "  baseline  1 to do",
         "  generate  1 to do",
+        "  diagnose  1 to do",
         "  quantize  2 to do",
         "  evaluate  2 to do",
-        "  diagnose  1 to do",
         "pending: a has not been loaded yet, so nothing of it is known to be cached",
         "time: unknown: no step like these 7 has run yet",
     ]
@@ -55,7 +55,7 @@ def test_a_plan_runs_nothing_and_writes_no_rows(bench):
 def test_a_plan_as_json_says_the_same(bench):
     plan = bench.plan("-k", "w4a4:1")
     cell = plan["cells"][0]
-    assert (["toytask:a:toy:toyq:hw/w4a4:1"], ["a"], {*cell["steps"].values(), cell["diagnose"]}) == (
+    assert (["toytask:a:toy:toyq:hw/w4a4:1"], ["a"], {*cell["steps"].values(), *cell["background"].values()}) == (
         [cell["cell"] for cell in plan["cells"]],
         plan["pending"],
         {step["key"] for step in plan["steps"]},

@@ -92,9 +92,10 @@ def test_show_says_that_the_artifact_is_not_here(bench):
 def test_show_says_that_the_artifact_is_damaged(bench):
     bench.matrix("quantizer: rtn")
     bench.run()
-    (bench.artifacts("quantize")[0] / "tensors.json").write_text("[]")
+    manifest = bench.artifacts("quantize")[0] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"first_weight"', '"weight"'))
     said = bench.zsqbench("show", bench.file, "rtn", *bench.places())
-    assert (said.code, "is damaged (the content of tensors.json has changed)" in said.err) == (2, True)
+    assert (said.code, "is damaged (the content of manifest.json has changed)" in said.err) == (2, True)
 
 
 def test_show_tells_no_tensors_of_a_cell_that_never_ran(bench):
@@ -140,7 +141,7 @@ def test_show_as_json_has_all(bench):
     said = bench.zsqbench("show", bench.file, "rtn", "--format", "json", *bench.places())
     shown = json.loads(said.out)
     assert (shown["row"]["status"], shown["calibration_set"]["set"]["images"]) == ("done", 4)
-    assert set(shown["calibration_set"]["files"]) == {"diagnostics.json", "diagnostics.png", "images.png"}
+    assert set(shown["calibration_set"]["files"]) == {"diagnostics.png", "images.png"}
     assert [entry["name"] for entry in shown["quantized"]["tensors"]][:2] == ["0", "4"]
 
 
@@ -192,7 +193,7 @@ def test_show_tells_no_oracle_where_none_was_asked_for(bench):
 def test_show_says_that_diagnostics_are_damaged(bench):
     bench.matrix("")
     bench.run()
-    (bench.artifacts("diagnose")[0] / "diagnostics.json").write_text("{}")
+    (bench.artifacts("diagnose")[0] / "images.png").write_bytes(b"another")
     _, (line,), _ = show_all(bench)
     assert line.startswith("calibration set: its diagnostics cannot be read: ")
 

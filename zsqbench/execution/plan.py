@@ -14,7 +14,7 @@ Facts = Mapping[tuple[str, str], NetworkFacts | Outcome]
 """What is known of each (task, model), or why it could not be loaded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedCell:
     """A cell with the steps that it needs, or the reason why it has none."""
 
@@ -159,9 +159,10 @@ def _impossible(planning: CellPlanning) -> str | None:
     """Why a cell's methods cannot work with its network and data, or none."""
     suite, cell, facts, data = planning.suite, planning.cell, planning.facts, planning.data
     generator = suite.generator(cell)
-    methods = [link.method for link in suite.quantizers[cell.quantizer].chain]
-    for method in methods if generator is None else [generator, *methods]:
-        for path in method.input_files().values():
+    made_by = (suite.generators[cell.generator],) if cell.generator else ()
+    for variant in (*made_by, *suite.quantizers[cell.quantizer].chain):
+        method = variant.method
+        for path in variant.input_files.values():
             if any(path.is_relative_to(folder) for folder in data.watched):
                 return f"{method.name} reads {path}, which is in the data of task {cell.task}"
         if method.needs_bn and not facts.bn:

@@ -1,9 +1,9 @@
 """The making of steps: what a kind may know of the cell that it plans for, and that equal steps are one."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,33 +64,16 @@ class StepMaker:
         self.suite = suite
         self.scheme = cache(lambda label: digest_of(suite.schemes[label].model_dump(mode="json", exclude={"name"})))
         self.settings = cache(lambda settings: digest_of(settings.model_dump(mode="json")))
+        self.methods = cache(self._methods)
         self.resolved = cache(self._resolved)
-        self._made: dict[tuple[object, ...], Step] = {}
-        self._timing_key = cache(hash_of)
+        self.timing_key = cache(hash_of)
+        self.by_identity: dict[tuple[str, ...], Step] = {}
 
-    def step(
-        self,
-        job: "type[Job]",
-        cell: Cell,
-        label: str,
-        parts: tuple[str, ...],
-        *,
-        seed: int | None,
-        scheme: str | None,
-        needs: tuple[Step, ...],
-        order_only: tuple[Step, ...],
-        variant: Variant | None,
-    ) -> Step:
-        """The step with this identity. Steps that differ in seed and scheme alone share a timing key."""
-        scheme_digest = "" if scheme is None else self.scheme(scheme)
-        identity = (job.kind, *parts, str(seed), scheme_digest, *(need.key for need in needs))
-        step = self._made.get(identity)
-        if step is None:
-            key = job.key_of(hash_of(identity), needs)
-            timing_key = self._timing_key((job.kind, *parts, *(need.timing_key for need in needs)))
-            step = Step(job, key, f"{job.kind} {label}", needs, cell, timing_key, seed, order_only, variant)
-            self._made[identity] = self.steps[key] = step
-        return step
+    def _methods(
+        self, task: str, generator: str | None, quantizer: str, scheme: str, network: NetworkFacts
+    ) -> Mapping[str, Variant]:
+        methods = {"task": self.suite.tasks[task], "quantizer": self.resolved("quantizer", quantizer, network, scheme)}
+        return methods | ({"generator": self.resolved("generator", generator, network, None)} if generator else {})
 
     def _resolved(self, kind: str, label: str, network: NetworkFacts, scheme: str | None) -> Variant:
         variants = self.suite.generators if kind == "generator" else self.suite.quantizers
@@ -113,23 +96,21 @@ class CellPlanning:
         """The suite that the cell is of."""
         return self.maker.suite
 
+    @cached_property
+    def methods(self) -> Mapping[str, Variant]:
+        """Task, quantizer and generator, with the options that hold for the network and, for quantizers, the scheme."""
+        cell = self.cell
+        return self.maker.methods(cell.task, cell.generator, cell.quantizer, cell.scheme, self.facts)
+
     @property
     def generator(self) -> Variant | None:
-        """The generator with the options that hold for the network, if the cell has one."""
-        if self.cell.generator is None:
-            return None
-        return self.maker.resolved("generator", self.cell.generator, self.facts, None)
+        """The generator with the options that hold, if the cell has one."""
+        return self.methods.get("generator")
 
     @property
     def quantizer(self) -> Variant:
-        """The quantizer with the options that hold for network and scheme; so are those that it starts from."""
-        return self.maker.resolved("quantizer", self.cell.quantizer, self.facts, self.cell.scheme)
-
-    @property
-    def methods(self) -> dict[str, Variant]:
-        """Task, quantizer and generator, with the options that hold."""
-        methods = {"task": self.suite.tasks[self.cell.task], "quantizer": self.quantizer}
-        return methods | ({"generator": self.generator} if self.generator else {})
+        """The quantizer with the options that hold; so are those that it starts from."""
+        return self.methods["quantizer"]
 
     @property
     def task(self) -> str:
@@ -154,27 +135,31 @@ class CellPlanning:
         *,
         seed: int | None = None,
         scheme: str | None = None,
-        needs: Sequence[Step] = (),
-        order_only: Sequence[Step] = (),
+        needs: tuple[Step, ...] = (),
+        order_only: tuple[Step, ...] = (),
         variant: Variant | None = None,
     ) -> Step:
         """The step of a kind that reads the network, these parts and what the steps that it needs have made.
 
-        `seed` and `scheme` are those that it uses.
+        `seed` and `scheme` are those that it uses. Steps that differ in them alone share a timing key.
         """
-        return self.maker.step(
-            job,
-            self.cell,
-            label,
-            parts,
-            seed=seed,
-            scheme=scheme,
-            needs=tuple(needs),
-            order_only=tuple(order_only),
-            variant=variant,
+        maker = self.maker
+        identity = (
+            job.kind,
+            *parts,
+            str(seed),
+            "" if scheme is None else maker.scheme(scheme),
+            *[need.key for need in needs],
         )
+        step = maker.by_identity.get(identity)
+        if step is None:
+            key = job.key_of(hash_of(identity), needs)
+            timing_key = maker.timing_key((job.kind, *parts, *[need.timing_key for need in needs]))
+            step = Step(job, key, f"{job.kind} {label}", needs, self.cell, timing_key, seed, order_only, variant)
+            maker.by_identity[identity] = maker.steps[key] = step
+        return step
 
 
-def hash_of(parts: tuple[object, ...]) -> str:
+def hash_of(parts: tuple[str, ...]) -> str:
     """Hash of words and hashes, none of which holds a line break."""
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -128,7 +128,8 @@ class Job(BaseModel, ABC):
     The class methods are for the parent process and for commands, which load neither torch nor plugins for them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # planning makes no job, so it does not wait for pydantic to build their validators
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     kind: ClassVar[str]
     final: ClassVar[bool] = False

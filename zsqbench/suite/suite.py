@@ -45,6 +45,11 @@ class Variant:
         return (self, *(self.start.chain if self.start else ()))
 
     @cached_property
+    def input_files(self) -> Mapping[str, Path]:
+        """The files that its method reads, by option."""
+        return self.method.input_files()
+
+    @cached_property
     def digest(self) -> str:
         """Hash of its identity."""
         return digest_of(self.identity)
@@ -55,7 +60,7 @@ class Variant:
 
         A quantizer that it starts from is there as what it is, not as what the suite calls it.
         """
-        files = self.method.input_files()
+        files = self.input_files
         options = {
             k: v for k, v in self.method.options().items() if k not in files and k not in self.method.execution_options
         }
