@@ -14,6 +14,7 @@ import pytest
 
 from zsqbench.cli import main
 from zsqbench.execution import worker
+from zsqbench.store import Artifact, Store
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -270,6 +271,10 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
         plan: dict[str, Any] = json.loads(said.out)
         return plan
 
+    def planned(self, kind: str, *arguments: object) -> dict[str, dict[str, Any]]:
+        """The steps of a kind in `zsqbench plan --format json`, by their label."""
+        return {step["label"]: step for step in self.plan(*arguments)["steps"] if step["kind"] == kind}
+
     def error(self, *arguments: object) -> str:
         """The one line that `zsqbench plan` says of a suite that it refuses, without `error: ` and the folder."""
         said = self.zsqbench("plan", self.file, "--no-plugin", "mlflow", *self.places(), *arguments)
@@ -287,6 +292,11 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
         lines = (self.results / "toysuite.jsonl").read_text(encoding="utf-8").splitlines()
         return {row["cell"]: row for row in map(json.loads, lines)}
 
+    def row(self) -> dict[str, Any]:
+        """The only row."""
+        (row,) = self.rows().values()
+        return row
+
     def statuses(self) -> dict[str, str]:
         """How each cell ended."""
         return {cell: row["status"] for cell, row in self.rows().items()}
@@ -301,6 +311,11 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
     def artifacts(self, kind: str) -> list[Path]:
         """Folders of the artifacts of a kind."""
         return sorted((self.home / "store" / kind).iterdir())
+
+    def artifact(self, kind: str) -> Artifact:
+        """The only artifact of a kind, verified."""
+        (folder,) = self.artifacts(kind)
+        return Store(self.home).read(kind, folder.name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

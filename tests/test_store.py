@@ -5,6 +5,7 @@ import os
 import threading
 
 import pytest
+from faults import flip, no_space, rewrite_manifest
 
 from zsqbench import store as store_module
 from zsqbench.errors import CorruptArtifactError
@@ -69,10 +70,7 @@ def test_a_crash_while_an_artifact_is_filled_leaves_nothing(store, error):
 
 
 def test_a_disk_that_is_full_when_the_manifest_is_written_leaves_nothing(store, monkeypatch):
-    def full(path, text):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(store_module, "write_atomically", full)
+    monkeypatch.setattr(store_module, "write_atomically", no_space)
     with pytest.raises(OSError, match="No space left"):
         store.write("generate", "key", {}, fill)
     assert (store.has("generate", "key"), list((store.home / "store" / "generate").iterdir())) == (False, [])
@@ -127,12 +125,6 @@ def test_a_flipped_byte_in_a_file_is_found(store, name):
         store.read("generate", "key")
 
 
-def flip(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_flipped_byte_anywhere_in_the_manifest_is_found(store):
     store.write("generate", "key", {"seconds": 1.5, "label": "x"}, fill)
     manifest = store.folder("generate", "key") / "manifest.json"
@@ -161,10 +153,7 @@ def test_a_manifest_that_is_none_is_a_damaged_artifact(store, content):
 @pytest.mark.parametrize("schema", [1, 3, "2", None])
 def test_a_manifest_of_another_schema_is_a_damaged_artifact(store, schema):
     store.write("generate", "key", {}, fill)
-    path = store.folder("generate", "key") / "manifest.json"
-    content = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
-    content["schema"] = schema
-    path.write_text(json.dumps({"checksum": digest_of(content), **content}))
+    rewrite_manifest(store.folder("generate", "key"), schema=schema)
     with pytest.raises(CorruptArtifactError, match=f"its schema is {schema}, and this zsqbench reads 2"):
         store.read("generate", "key")
 
@@ -227,10 +216,7 @@ def test_a_text_is_the_old_or_the_new_one_when_the_disk_is_full(tmp_path, monkey
     path = tmp_path / "file"
     write_atomically(path, "old")
 
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert ("old", [path]) == (path.read_text(), list(tmp_path.iterdir()))

@@ -92,10 +92,10 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     per_sample: Sequence[bool] = ()
-    labels: Sequence[int] = ()
-    """The truth of each sample, such as the index of its class; kept once, with the float network's measurement."""
     predictions: Sequence[int] = ()
     """What was predicted of each sample, such as the index of a class; below 0 where nothing was. With them, the
     harness says on how many samples a quantized network agrees with the float one."""
+    labels: Sequence[int] = ()
+    """The truth of each sample, such as the index of its class; kept once, with the float network's measurement."""
     tensors: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     """What else there is of each sample, such as boxes, so that any statistic can be computed later."""

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from zsqbench.steps.step import Job
 
 SAMPLES = "samples.safetensors"
-"""Holds `correct` (bits, packed), `predictions` and `labels` where the task tells them, and `task.NAME` of its own."""
+"""Holds `correct` (bits, packed), `predictions` where the task tells them, and `task.NAME` of its own.
+
+That of the float network holds `labels`, too."""
 
 CORRECT, PREDICTIONS, LABELS, OWN = "correct", "predictions", "labels", "task."
 
@@ -45,9 +47,11 @@ def measure(
     if task.metric not in evaluation.metrics:
         measured = ", ".join(evaluation.metrics) or "nothing"
         raise ZSQBenchError(f"task {task.name} did not measure {task.metric!r}; it measured {measured}")
-    predicted, samples = len(evaluation.predictions), len(evaluation.per_sample)
-    if predicted and samples and predicted != samples:
-        raise ZSQBenchError(f"task {task.name} gave {predicted} predictions of {samples} samples")
+    samples = len(evaluation.per_sample)
+    for what in (PREDICTIONS, LABELS):
+        count = len(getattr(evaluation, what))
+        if count and samples and count != samples:
+            raise ZSQBenchError(f"task {task.name} gave {count} {what} of {samples} samples")
     return evaluation
 
 

@@ -1,6 +1,7 @@
 """The resolve step loads a network once, to learn what it is and what methods may demand of it."""
 
-from dataclasses import asdict
+import contextlib
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -62,16 +63,14 @@ class Resolve(Job):
         """What an earlier run learned, if it did."""
         if not store.has(cls.kind, key):
             return None
-        try:
+        with contextlib.suppress(CorruptArtifactError):
             found = store.manifest(cls.kind, key)["content"]
-            modules = tuple((path, digest) for path, digest in found["modules"])
-            facts = NetworkFacts(**found | {"input_size": tuple(found["input_size"]), "modules": modules})
-        except (CorruptArtifactError, KeyError, TypeError):  # the latter two: written by another version of zsqbench
-            store.discard(key)
-            return None
-        if all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
-            return facts
-        store.discard(key)  # the network may be another one now
+            if found.keys() == {each.name for each in fields(NetworkFacts)}:  # else another version wrote it
+                modules = tuple((path, digest) for path, digest in found["modules"])
+                # where a module changed, the network may be another one now
+                if all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
+                    return NetworkFacts(**found | {"input_size": tuple(found["input_size"]), "modules": modules})
+        store.discard(key)
         return None
 
     @classmethod

@@ -1,0 +1,127 @@
+import shutil
+
+from faults import bad_generator
+
+from zsqbench.execution import reporter as reporting
+
+
+def test_a_curve_keeps_the_values_that_a_tensor_had(bench):
+    bench.add_plugin("""
+class Counts(Toy):
+    name = "counts"
+
+    def generate(self, teacher, ctx):
+        import torch
+        value = torch.zeros(())
+        for step in range(3):
+            value.add_(1)
+            ctx.log("value", value, step)
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: counts")
+    bench.run()
+    assert bench.artifact("generate").curves["value"] == [(0, 1.0), (1, 2.0), (2, 3.0)]
+
+
+def test_curves_are_kept_with_the_artifact(bench):
+    bench.matrix("")
+    bench.run()
+    assert bench.artifact("generate").curves == {"loss": [(0, 0.5)]}
+
+
+def test_notes_are_kept_with_the_artifact_each_line_once(bench):
+    bad_generator(bench, "for line in ('two units', 'undone in 4', 'two units'): ctx.note(line)")
+    bench.matrix("generator: bad")
+    bench.run()
+    assert bench.artifact("generate").notes == ["two units", "undone in 4"]
+
+
+def test_curves_and_notes_of_a_step_take_no_file_of_their_own(bench):
+    bad_generator(bench, "ctx.log('loss', 1, 0); ctx.note('a line')")
+    bench.matrix("generator: bad")
+    bench.run()
+    (folder,) = bench.artifacts("generate")
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "calibration.safetensors"}
+
+
+def test_a_finished_step_leaves_nothing_partial(bench):
+    bad_generator(bench, "ctx.reporter._keep({'x': x, 'i': 3}); ctx.progress(1, 2)")
+    bench.matrix("generator: bad")
+    bench.run()
+    assert (bench.row()["status"], list((bench.home / "partial").iterdir())) == ("done", [])
+
+
+def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monkeypatch):
+    monkeypatch.setattr(reporting, "CHECKPOINT_SECONDS", 0.0)
+    body = """state = ctx.resume() or {"i": 0, "x": x * 0}
+        for i in range(state["i"], 4):
+            if i == 2 and not (HERE / "again").exists():
+                (HERE / "again").touch()
+                raise KeyboardInterrupt
+            state["x"] = state["x"] + ctx.randn(*x.shape)
+            ctx.log("i", i, i)
+            ctx.note(f"half {i // 2}")
+            ctx.checkpoint({"i": i + 1, "x": state["x"]})
+        x = state["x"]"""
+    bad_generator(bench, body)
+    bench.matrix("generator: bad")
+    assert bench.run().code == 130
+    bench.run()
+    resumed = bench.artifact("generate")
+    bench.run_anew("whole")
+    whole = bench.artifact("generate")
+    assert resumed.notes == ["half 0", "half 1"]
+    assert list(resumed.curves["i"]) == [(i, i) for i in range(4)]
+    assert [getattr(whole, what) for what in ("content", "curves", "notes")] == [
+        getattr(resumed, what) for what in ("content", "curves", "notes")
+    ]
+    assert whole.manifest["files"] == resumed.manifest["files"]
+
+
+def test_a_checkpoint_that_is_damaged_is_no_checkpoint(bench):
+    bad_generator(bench, "assert ctx.resume() is None")
+    bench.matrix("generator: bad")
+    bench.run()
+    partial = bench.home / "partial" / bench.artifact("generate").key
+    for content in (b"", b"rubbish"):
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / "checkpoint.safetensors").write_bytes(content)
+        for folder in bench.artifacts("generate") + bench.artifacts("quantize") + bench.artifacts("evaluate"):
+            shutil.rmtree(folder)
+        bench.results.joinpath("toysuite.jsonl").unlink()
+        bench.run()
+        assert bench.row()["status"] == "done", bench.row().get("traceback")
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_no_checkpoint(tmp_path):
+    """A generator on a GPU has a state of 16 bytes."""
+    import torch
+
+    class Elsewhere:
+        def get_state(self):
+            return torch.zeros(16, dtype=torch.uint8)
+
+    reporting.Reporter(tmp_path, Elsewhere())._keep({"i": 1})
+    reporter = reporting.Reporter(tmp_path, torch.Generator().manual_seed(0))
+    expected = reporter.rng.get_state()
+    assert reporter.resume() is None
+    assert torch.equal(reporter.rng.get_state(), expected)
+    assert reporter.notes == ["the step began anew: its checkpoint has random numbers of another kind of device"]
+
+
+def test_a_checkpoint_that_takes_long_is_kept_seldom(tmp_path, monkeypatch):
+    import torch
+
+    now, kept = [0.0], []
+
+    def keep(self, state):
+        kept.append(state["step"])
+        now[0] += 2.0
+
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(reporting.Reporter, "_keep", keep)
+    reporter = reporting.Reporter(tmp_path, torch.Generator())
+    for step in range(100):
+        now[0] += 1.0
+        reporter.checkpoint({"step": step})
+    assert kept == [4, 44, 84]  # the first after five seconds, then each after twenty times what the last took

@@ -1,0 +1,208 @@
+import pytest
+
+
+def test_equal_steps_of_two_cells_run_once(bench):
+    bench.matrix("quantizer: [toyq, unseeded]")
+    bench.run()
+    steps = [call for call in bench.calls() if not call.startswith("load")]
+    assert steps == ["evaluate", "generate 0", "quantize 0", "evaluate", "quantize 0", "evaluate"]
+
+
+def test_a_variant_that_says_the_same_is_the_same_step(bench):
+    bench.matrix("generator: [toy, same]", head="generators: {same: {method: toy, images: 4}}")
+    bench.run()
+    assert (bench.calls().count("generate 0"), list(bench.statuses().values())) == (1, ["done", "done"])
+
+
+def test_a_second_run_runs_nothing_and_leaves_the_rows_as_they_are(bench):
+    bench.run()
+    rows = (bench.results / "toysuite.jsonl").read_bytes()
+    bench.calls()
+    said = bench.run()
+    assert (0, [], rows) == (said.code, bench.calls(), (bench.results / "toysuite.jsonl").read_bytes())
+
+
+def test_a_second_run_of_excluded_impossible_and_failed_cells_leaves_the_rows_as_they_are(bench):
+    head = "exclude: [{scheme: hw/w2a2, because: shown once}]"
+    bench.add_plugin(
+        "class Bad(Toy):\n    name = 'bad'\n    def generate(self, teacher, ctx): raise ValueError('no')\n"
+    )
+    bench.matrix("generator: [toy, bad], scheme: [hw/w4a4, hw/w2a2, float]", head=head)
+    bench.run()
+    first = (bench.results / "toysuite.jsonl").read_text()
+    bench.run()
+    assert first.splitlines() == (bench.results / "toysuite.jsonl").read_text().splitlines()
+
+
+def test_a_run_into_another_folder_of_results_takes_everything_from_the_store(bench):
+    bench.run()
+    bench.calls()
+    bench.run("--results", bench.folder / "elsewhere")
+    assert bench.calls() == []
+
+
+def test_a_new_cell_runs_only_what_is_new(bench):
+    bench.matrix("seed: 0")
+    bench.run()
+    bench.calls()
+    bench.matrix("seed: [0, 1]")
+    bench.run()
+    steps = [call for call in bench.calls() if not call.startswith("load")]
+    assert steps == ["generate 1", "quantize 1", "evaluate"]
+
+
+def test_rows_stand_in_the_order_of_the_suite(bench):
+    bench.matrix("seed: 1")
+    bench.run()
+    bench.matrix("seed: [0, 1, 2]")
+    bench.run()
+    assert [row["seed"] for row in bench.rows().values()] == [0, 1, 2]
+
+
+def test_rows_of_cells_that_are_not_selected_are_kept(bench):
+    bench.run()
+    bench.run("-k", "w4a4:1")
+    assert list(bench.statuses().values()) == ["done", "done"]
+
+
+def test_rows_of_cells_that_the_suite_no_longer_has_go(bench):
+    bench.run()
+    bench.matrix("seed: 1")
+    bench.run()
+    assert list(bench.rows()) == ["toytask:a:toy:toyq:hw/w4a4:1"]
+
+
+def test_rows_that_another_run_wrote_meanwhile_are_kept(bench):
+    bench.run()
+    whole = (bench.results / "toysuite.jsonl").read_text()
+    other = whole.splitlines()[1]
+    (bench.results / "toysuite.jsonl").unlink()
+    bench.add_plugin(f"""
+@zsqbench.hookimpl
+def suite_started(suite, plan):
+    results = Path({str(bench.results)!r})
+    results.mkdir(exist_ok=True)
+    with (results / "toysuite.jsonl").open("a") as file:
+        file.write({other!r} + "\\n")
+""")
+    bench.run("-k", "w4a4:0", "--plugin", bench.folder / "extra.py")
+    assert sorted(bench.rows()) == ["toytask:a:toy:toyq:hw/w4a4:0", "toytask:a:toy:toyq:hw/w4a4:1"]
+
+
+def test_data_that_is_not_there_is_told_before_anything_runs(bench):
+    said = bench.run("--data-root", bench.folder / "nowhere")
+    expected = f"error: task toytask: there is no folder {bench.folder}/nowhere/data\n"
+    assert (2, expected, []) == (said.code, said.err, bench.calls())
+
+
+ONCE = """
+def interrupt():
+    if not (HERE / "was").exists():
+        (HERE / "was").touch()
+        raise KeyboardInterrupt
+"""
+
+
+INTERRUPTED = {
+    "while a model is loaded": ("task", "class T(ToyTask): {}", "load(self, model, ctx)"),
+    "in a task": ("task", "class T(ToyTask): {}", "evaluate(self, module, pretrained, ctx)"),
+    "in a generator": ("generator", "class G(Toy): {}", "generate(self, teacher, ctx)"),
+    "in a quantizer": ("quantizer", "class Q(ToyQuantizer): {}", "quantize(self, student, teacher, data, ctx)"),
+    "before the first step": ("scheme", "", "suite_started()"),
+    "after a step": ("scheme", "", "step_finished(step)"),
+    "after a cell": ("scheme", "", "cell_finished()"),
+}
+"""Where, the axis that a method of this name stands on, and what it does differently."""
+
+
+def interrupting_plugin(base, signature):
+    """A plugin in which the first call of one function ends in an interruption."""
+    if not base:
+        step = "step.kind == 'quantize' and " if "step" in signature.partition("(")[2] else ""
+        return f"{ONCE}\n@zsqbench.hookimpl\ndef {signature}: {step}interrupt()\n"
+    name, _, arguments = signature.partition("(self, ")
+    body = f"\n    name = 'i'\n    def {signature}:\n        interrupt()\n        return super().{name}({arguments}\n"
+    return ONCE + base.format(body)
+
+
+@pytest.fixture(params=INTERRUPTED)
+def interrupted(bench, request):
+    """A run that was interrupted, and what it said."""
+    axis, base, signature = INTERRUPTED[request.param]
+    bench.add_plugin(interrupting_plugin(base, signature))
+    names = {"task": "[toytask, i]", "generator": "[toy, i]", "quantizer": "[toyq, i]", "scheme": "[hw/w4a4, hw/w8a8]"}
+    bench.matrix(f"{axis}: {names[axis]}, seed: [0, 1]")
+    return bench, bench.run()
+
+
+def test_an_interrupted_run_ends_with_130_and_valid_rows(interrupted):
+    bench, said = interrupted
+    assert (said.code, {"done", "interrupted"} >= set(bench.statuses().values())) == (130, True), said.err
+
+
+def test_an_interrupted_run_has_a_row_for_every_cell_and_shows_its_table(interrupted):
+    bench, said = interrupted
+    assert (len(bench.rows()), said.out.startswith("# toysuite")) == (4, True), said.err
+
+
+def test_running_again_finishes_an_interrupted_run(interrupted):
+    bench, _ = interrupted
+    assert (bench.run().code, list(bench.statuses().values())) == (0, ["done"] * 4)
+
+
+def test_an_interruption_while_a_model_is_loaded_again_keeps_the_rows_of_finished_cells(bench):
+    bench.add_plugin("""
+class I(ToyTask):
+    name = "i"
+    def load(self, model, ctx):
+        if (HERE / "now").exists():
+            raise KeyboardInterrupt
+        return super().load(model, ctx)
+""")
+    bench.matrix("task: i")
+    bench.run()
+    bench.write("now", "")
+    said = bench.run("--home", bench.folder / "an-empty-store")
+    assert (said.code, list(bench.statuses().values())) == (130, ["done"])
+
+
+def test_an_interruption_in_an_empty_store_keeps_the_rows_of_finished_cells(bench):
+    bench.add_plugin("""
+class I(Toy):
+    name = "i"
+
+    def generate(self, teacher, ctx):
+        if (HERE / "now").exists():
+            raise KeyboardInterrupt
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: i, seed: [0, 1]")
+    bench.run()
+    bench.write("now", "")
+    said = bench.run("--home", bench.folder / "an-empty-store")
+    assert (said.code, list(bench.statuses().values())) == (130, ["done", "done"])
+
+
+def test_rows_of_cells_that_are_not_selected_stay_when_a_value_is_overridden(bench):
+    bench.matrix("seed: [0, 1]")
+    bench.run()
+    bench.run("-k", ":1", "--set", "generators.toy.images=3")
+    assert list(bench.statuses().values()) == ["done", "done"]
+
+
+def test_a_results_folder_that_is_none_ends_the_run_in_one_line(bench):
+    bench.write("results", "a file where the folder should be")
+    said = bench.run()
+    last = said.err.splitlines()[-1]
+    assert (said.code, last.startswith(f"error: cannot read {bench.results}/toysuite.jsonl: ")) == (2, True), said.err
+
+
+def test_a_table_that_cannot_be_written_is_still_printed(bench):
+    (bench.results / "toysuite.md").mkdir(parents=True)
+    said = bench.run()
+    assert (said.code, said.out.startswith("# toysuite")) == (2, True), said.err
+
+
+def test_a_home_that_is_a_file_is_refused_in_one_line(bench):
+    said = bench.run("--home", bench.file)
+    assert (said.code, len(said.err.splitlines())) == (2, 1), said.err

@@ -1,0 +1,46 @@
+import pytest
+
+import zsqbench
+from zsqbench.execution.timings import Timings
+
+
+def test_a_plan_of_one_more_seed_estimates_the_time_from_the_others(bench):
+    bench.run()
+    bench.matrix("seed: [0, 1, 2]")
+    to_do = [step for step in bench.plan()["steps"] if step["state"] == "to do"]
+    assert {step["kind"]: step["seconds"] is not None for step in to_do} == {
+        "generate": True,
+        "quantize": True,
+        "evaluate": True,
+        "diagnose": True,
+    }
+
+
+def test_a_plan_of_another_option_does_not_know_the_time(bench):
+    bench.run()
+    bench.matrix("generator: more", head="generators: {more: {method: toy, images: 5}}")
+    to_do = [step["seconds"] for step in bench.plan()["steps"] if step["state"] == "to do"]
+    assert to_do == [None] * 4
+
+
+def test_the_estimate_is_the_median_of_steps_that_differ_in_seed_alone(bench, tmp_path):
+    plan = zsqbench.plan(bench.file, home=tmp_path, results=bench.results)
+    first, second = [step for step in plan.steps.values() if step.kind == "generate"]
+    for seconds in (1.0, 2.0, 9.0):
+        Timings(plan.store).add(first, seconds)
+    assert Timings(plan.store).estimate(second) == 2.0
+
+
+@pytest.mark.parametrize("damage", ['["key", 1.', "5", "null", "[]"])
+def test_a_damaged_line_of_the_timings_is_left_out(tmp_path, bench, damage):
+    plan = zsqbench.plan(bench.file, home=tmp_path, results=bench.results)
+    step = next(iter(plan.steps.values()))
+    (tmp_path / "timings.jsonl").write_text(damage + "\n")
+    Timings(plan.store).add(step, 3.0)
+    assert Timings(plan.store).estimate(step) == 3.0
+
+
+def test_times_that_cannot_be_kept_stop_no_run(bench):
+    (bench.home / "timings.jsonl").mkdir(parents=True)
+    said = bench.run()
+    assert (said.code, list(bench.statuses().values())) == (0, ["done", "done"]), said.err

@@ -1,0 +1,128 @@
+import shutil
+
+from faults import flip
+
+import zsqbench
+
+
+def breaks(monkeypatch, error=ZeroDivisionError):
+    def diagnose(*_):
+        raise error
+
+    monkeypatch.setattr("zsqbench.synthesis.diagnose", diagnose)
+
+
+def test_a_calibration_set_has_diagnostics_and_pictures(bench):
+    bench.matrix("quantizer: [toyq, unseeded]")
+    bench.run()
+    found = bench.artifact("diagnose")
+    assert {path.name for path in found.folder.iterdir()} == {"manifest.json", "diagnostics.png", "images.png"}
+    assert (found.content["set"]["images"], found.content["real"]["images"]) == (4, 4)
+    assert found.manifest["label"] == "diagnose a toy seed 0"
+
+
+def test_a_task_without_other_images_than_it_evaluates_has_none_to_compare_with(bench):
+    (bench.folder / "data" / "train.txt").unlink()
+    bench.matrix("")
+    bench.run()
+    data = bench.artifact("diagnose").content
+    assert (data["real"], data["absent"]["real"]) == (None, "task toytask has no images that it does not evaluate")
+
+
+def test_diagnostics_that_fail_fail_no_cell_and_are_tried_again(bench, monkeypatch):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        first = bench.run()
+    assert (first.code, list(bench.statuses().values())) == (0, ["done", "done"])
+    assert last_line(first.err).endswith("; so did 1 others; results do not depend on it")
+    rows = (bench.results / "toysuite.jsonl").read_bytes()
+    second = bench.run()
+    assert (second.code, len(bench.artifacts("diagnose")), "warning" in second.err) == (0, 2, False)
+    assert rows == (bench.results / "toysuite.jsonl").read_bytes()
+    assert not list((bench.home / "partial").iterdir())
+
+
+def last_line(text):
+    return text.rstrip().splitlines()[-1]
+
+
+def test_diagnostics_are_in_no_row(bench):
+    bench.run()
+    assert "diagnose" not in (bench.results / "toysuite.jsonl").read_text()
+
+
+def test_a_set_that_could_not_be_made_is_not_said_to_lack_diagnostics(bench):
+    bench.add_plugin("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise RuntimeError('no')\n")
+    bench.matrix("generator: bad")
+    assert "warning" not in bench.run().err
+
+
+def test_an_interruption_while_diagnosing_keeps_the_cells_and_the_next_run_goes_on(bench, monkeypatch):
+    with monkeypatch.context() as patch:
+        breaks(patch, KeyboardInterrupt)
+        first = bench.run()
+    assert (first.code, list(bench.statuses().values())) == (130, ["done", "done"])
+    bench.calls()
+    assert (bench.run().code, len(bench.artifacts("diagnose")), bench.calls()) == (0, 2, ["load a"])
+
+
+def test_a_damaged_set_is_not_made_again_for_its_diagnostics(bench):
+    bench.matrix("")
+    bench.run()
+    flip(bench.artifacts("generate")[0] / "calibration.safetensors")
+    (folder,) = bench.artifacts("diagnose")
+    folder.rename(bench.folder / "aside")
+    bench.calls()
+    said = bench.run()
+    assert (said.code, bench.calls(), "warning: diagnose a toy seed 0 failed" in said.err) == (0, [], True)
+
+
+def test_diagnostics_of_a_damaged_set_wait_for_the_new_one(bench):
+    bench.matrix("")
+    bench.run()
+    flip(bench.artifacts("generate")[0] / "calibration.safetensors")
+    for kind in ("diagnose", "quantize", "evaluate"):
+        bench.artifacts(kind)[0].rename(bench.folder / kind)
+    said = bench.run()
+    assert (said.code, len(bench.artifacts("diagnose")), "warning" in said.err) == (0, 1, False)
+
+
+def test_cells_come_before_diagnostics(bench):
+    bench.matrix("seed: [0, 1]", "seed: [0, 1], quantizer: unseeded")
+    steps = [line.split("] ")[1].split()[0] for line in bench.run().err.splitlines() if line.startswith("[")]
+    assert steps[-2:] == ["diagnose", "diagnose"]
+    assert steps.count("diagnose") == 2
+
+
+def test_a_set_is_diagnosed_once_however_many_cells_use_it(bench):
+    bench.matrix("quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8]")
+    assert list(bench.planned("diagnose")) == ["diagnose a toy seed 0"]
+
+
+def test_a_cell_without_a_set_has_no_diagnostics(bench):
+    bench.matrix("generator: none, quantizer: datafree")
+    assert bench.planned("diagnose") == {}
+
+
+def test_no_set_is_made_for_its_diagnostics_alone(bench):
+    bench.run()
+    for kind in ("generate", "diagnose"):
+        shutil.rmtree(bench.artifacts(kind)[0])
+    states = sorted(step["state"] for step in bench.planned("diagnose").values())
+    assert (len(bench.artifacts("generate")), states) == (1, ["cached", "not needed"])
+    assert bench.run().code == 0
+    assert len(bench.artifacts("generate")) == 1
+
+
+def test_what_only_diagnostics_are_missing_of_is_diagnosed_by_the_next_run(bench):
+    bench.run()
+    shutil.rmtree(bench.home / "store" / "diagnose")
+    bench.calls()
+    bench.run()
+    assert (len(bench.artifacts("diagnose")), bench.calls()) == (2, ["load a"])
+
+
+def test_diagnostics_come_last(bench):
+    bench.matrix("quantizer: [toyq, unseeded], seed: [0, 1]")
+    plan = zsqbench.plan(bench.file, home=bench.home, results=bench.results)
+    assert [step.kind == "diagnose" for step in plan.to_do().values()] == [False] * 11 + [True] * 2

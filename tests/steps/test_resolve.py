@@ -1,0 +1,66 @@
+import pytest
+from faults import rewrite_manifest
+
+from zsqbench.execution import worker
+
+
+def test_a_network_that_changes_after_it_was_resolved_is_refused_and_taken_anew_by_the_next_run(bench):
+    bench.add_plugin("""
+class Drifts(ToyTask):
+    name = "drifts"
+
+    def load(self, model, ctx):
+        pretrained = super().load(model, ctx)
+        if (HERE / "now").exists():
+            pretrained.module[0].weight.data.mul_(2)
+        return pretrained
+""")
+    bench.matrix("task: drifts, scheme: hw/w4a4")
+    bench.run()
+    bench.write("now", "")
+    bench.matrix("task: drifts, scheme: hw/w8a8")
+    worker._session.cache_clear()  # a new process
+    bench.run()
+    refused = bench.row()
+    bench.run()
+    assert ("changed after it was resolved" in refused["reason"], bench.row()["status"]) == (True, "done")
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_facts_that_another_version_wrote_are_made_again(bench, missing):
+    bench.matrix("")
+    bench.run()
+    resolved = bench.artifact("resolve")
+    other = {name: value for name, value in resolved.content.items() if name != "bn"} if missing else resolved.content
+    rewrite_manifest(resolved.folder, content=other | ({} if missing else {"flops": 3}))
+    bench.calls()
+    assert (bench.run().code, bench.artifact("resolve").content, bench.calls()) == (0, resolved.content, ["load a"])
+
+
+def test_what_a_network_is_stands_in_the_manifest_alone(bench):
+    bench.matrix("")
+    bench.run()
+    resolved = bench.artifact("resolve")
+    facts = {name: resolved.content[name] for name in ("bn", "classes", "parameters", "random_weights", "input_size")}
+    parameters = 4 * 27 + 4 + 2 * 4 + 10 * 144 + 10
+    expected = {"bn": 1, "classes": 10, "parameters": parameters, "random_weights": False, "input_size": [3, 8, 8]}
+    assert (facts, resolved.manifest["files"]) == (expected, {})
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_cells_only(bench):
+    bench.add_plugin("""
+class Breaks(ToyTask):
+    name = "breaks"
+    def load(self, model, ctx):
+        if model.base == "b":
+            raise OSError("truncated weights")
+        return super().load(model, ctx)
+""")
+    bench.matrix("task: breaks, model: [b, a]")
+    said = bench.run()
+    row = bench.rows()["breaks:b:toy:toyq:hw/w4a4:0"]
+    assert (
+        said.code,
+        sorted(bench.statuses().values()),
+        "OSError: truncated weights" in row["reason"],
+    ) == (1, ["done", "failed"], True)
