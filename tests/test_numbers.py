@@ -20,7 +20,9 @@ from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
 FILE = Path(__file__).with_name("numbers.json")
 SCHEMES = ("hw/w4a4", "hast/w4a4", "pot/w8a8", "float")
 TOLERANCE = 2e-3
-"""Relative, of numbers of the order of one. The lowest and the newest torch that are allowed differ by less."""
+"""Relative, of numbers of the order of one. Those of torch 2.5 and 2.14 differ by less."""
+LOOSE = {"ait": 1e-2}
+"""Where they differ by more: `ait` searches what to change of a step, and a last digit decides."""
 
 ROUNDING = {"rounding_lr": 0.03}
 """So that roundings change in a few iterations."""
@@ -66,6 +68,13 @@ def of_generator(kind, tmp_path):
     return [made.mean(), made.std(), made[0].abs().mean(), made[0, 0, 0, 0], made[-1, -1, -1, -1]]
 
 
+def projection(codes):
+    """Of codes on one direction, so that a single weight that rounds otherwise is seen."""
+    import torch
+
+    return (codes.flatten() * torch.arange(codes.numel()).sin()).sum() / codes.numel() ** 0.5
+
+
 def of_quantizer(kind):
     import torch
 
@@ -78,7 +87,7 @@ def of_quantizer(kind):
     finalize(student)
     state = {name: tensor.double() for name, tensor in student.state_dict().items() if tensor.numel()}
     scales = [tensor.mean() for name, tensor in state.items() if name.endswith("scale")]
-    codes = [tensor.mean() / 256 for name, tensor in state.items() if name.endswith("weight_codes")]
+    codes = [projection(tensor) for name, tensor in state.items() if name.endswith("weight_codes")]
     with torch.no_grad():
         logits = student(images(teacher).images).double()
     assert len(scales) == sum(entry["bits"] != 32 for entry in effective_map(student))
@@ -101,8 +110,9 @@ def check(kind, made, request):
     assert place in KNOWN, f"{FILE.name} has no numbers of {place}: refresh it"
     held = {name: KNOWN[place][name] for name in ("version", "library")}
     assert versions(kind) == held, f"a version of {place} was raised: refresh {FILE.name}"
+    tolerance = LOOSE.get(kind.name, TOLERANCE)
     raised = f"{place} makes other numbers: raise its `version` (or that of the library, see versions.py), then refresh"
-    assert entry["numbers"] == pytest.approx(KNOWN[place]["numbers"], rel=TOLERANCE, abs=TOLERANCE), raised
+    assert entry["numbers"] == pytest.approx(KNOWN[place]["numbers"], rel=tolerance, abs=tolerance), raised
 
 
 @pytest.mark.parametrize("name", shipped("generator"))

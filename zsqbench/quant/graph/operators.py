@@ -122,6 +122,12 @@ def readers(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
+def output_node(graph: fx.Graph) -> fx.Node:
+    """The node that returns; torch 2.5 has no method of graphs for it."""
+    node: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return node
+
+
 def without_moves(node: fx.Node) -> fx.Node:
     """The node itself or, where it only moves values, the one that made them."""
     while repeats_values(node):

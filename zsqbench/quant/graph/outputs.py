@@ -9,6 +9,7 @@ from zsqbench.quant.graph.operators import (
     is_batch_norm,
     is_layer,
     operator,
+    output_node,
     repeats_values,
     tensor_name,
     without_moves,
@@ -50,7 +51,7 @@ def raw_outputs(captured: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
     """Both: the producers of the outputs, and what decodes them."""
     outputs: set[fx.Node] = set()
     after: set[fx.Node] = set()
-    pending = list(captured.graph.output_node().all_input_nodes)
+    pending = list(output_node(captured.graph).all_input_nodes)
     while pending:
         node = pending.pop()
         moves = repeats_values(node)

@@ -17,7 +17,15 @@ from typing import Literal
 
 from torch import Tensor, fx, nn
 
-from zsqbench.quant.graph.operators import ACTIVATIONS, PRODUCTS, comes_from, is_batch_norm, is_layer, operator
+from zsqbench.quant.graph.operators import (
+    ACTIVATIONS,
+    PRODUCTS,
+    comes_from,
+    is_batch_norm,
+    is_layer,
+    operator,
+    output_node,
+)
 from zsqbench.quant.graph.outputs import decoding
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
 
@@ -336,7 +344,7 @@ def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
     taken: Counter[str] = Counter()
     read = [{root: None for node in group for root in _roots(node) if root not in group} for group in groups]
     for place, group in enumerate(groups):
-        needed = {*student.graph.output_node().all_input_nodes, *chain.from_iterable(read[place + 1 :])}
+        needed = {*output_node(student.graph).all_input_nodes, *chain.from_iterable(read[place + 1 :])}
         outputs = [node for node in group if node in needed]
         calls = [node for node in group if node.op == "call_module"]
         modules = [(str(node.target), student.get_submodule(str(node.target))) for node in calls]
