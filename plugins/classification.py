@@ -1,10 +1,7 @@
 """Image classification: the embedded digits, CIFAR, and image folders such as ImageNet's; top-1 accuracy."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,18 +9,16 @@ from pydantic import Field, model_validator
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
-from zsqbench.zoo import cifar, digits, models
+from zsqbench.zoo import digits, models
+from zsqbench.zoo.image_data import CIFAR_CLASSES, ImageData, find_cifar, find_digits, list_calibration, of_files
 from zsqbench.zoo.images import (
     Geometry,
-    LabelledFile,
     PixelCache,
     Sample,
     class_folders,
     draw,
     list_classes,
     normalise,
-    open_image,
-    overlap,
     pixels,
 )
 from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
@@ -39,7 +34,7 @@ TOP = 5
 FED_AS: Mapping[str, Feeding] = {"digits": models.DIGITS, "cifar10": models.CIFAR10, "cifar100": models.CIFAR100}
 """Mean and deviation for networks whose weights the user brings, where the suite does not say them."""
 
-CLASSES: Mapping[str, int] = {"digits": digits.CLASSES, "cifar10": 10, "cifar100": 100}
+CLASSES: Mapping[str, int] = {"digits": digits.CLASSES, **CIFAR_CLASSES}
 
 # A worker measures many networks on the same images, and decoding 1,000 JPEGs takes longer than running a small network
 # on them. What is kept is a function of the file and the preprocessing alone, so no step can tell.
@@ -183,9 +178,9 @@ class Classification(zsqbench.Task):
         provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
         return zsqbench.CalibrationSet(images, labels, provenance)
 
-    def _find(self, data_root: Path | None) -> "_Found":
+    def _find(self, data_root: Path | None) -> "ImageData":
         if self.data == "digits":
-            return _find_digits()
+            return find_digits()
         if data_root is None:
             raise ZSQBenchError(f"{self._title()} needs a data root: give --data-root or set ZSQBENCH_DATA_ROOT")
         root = data_root / (self.root or self.data)
@@ -195,18 +190,18 @@ class Classification(zsqbench.Task):
             )
         if self.data == "imagefolder":
             return self._find_folder(root, None if self.calibration is None else data_root / self.calibration)
-        return _find_cifar(self.data, root)
+        return find_cifar(self.data, root)
 
-    def _find_folder(self, root: Path, calibration: Path | None) -> "_Found":
+    def _find_folder(self, root: Path, calibration: Path | None) -> "ImageData":
         classes = tuple(folder.name for folder in class_folders(root))
         files = list_classes(root)
         if not files:
             raise ZSQBenchError(f"{root} holds no images: expected {root}/CLASS/*.jpg, one folder for each class")
         if calibration is not None:
-            other = _list_calibration(calibration, root, classes, files)
+            other = list_calibration(calibration, root, classes, files)
             absent = f"the calibration folder {calibration} holds no images: expected {calibration}/CLASS/*.jpg"
-            parts = (_of_files(files, classes), _of_files(other, classes))
-            return _Found(*parts, classes, (root, calibration), None if other else absent)
+            parts = (of_files(files, classes), of_files(other, classes))
+            return ImageData(*parts, classes, (root, calibration), None if other else absent)
         if self.holdout >= len(files):
             raise ZSQBenchError(
                 f"holdout: {self.holdout} leaves nothing to evaluate of the {len(files)} images of {root}"
@@ -214,7 +209,7 @@ class Classification(zsqbench.Task):
         held_out = set(draw([file.name for file in files], self.holdout, self.split_seed))
         kept = [file for file in files if file.name not in held_out]
         drawn = [file for file in files if file.name in held_out]
-        return _Found(_of_files(kept, classes), _of_files(drawn, classes), classes, (root,))
+        return ImageData(of_files(kept, classes), of_files(drawn, classes), classes, (root,))
 
     def _title(self) -> str:
         return self.data if self.root is None else f"{self.data} {self.root}"
@@ -256,131 +251,6 @@ class Classification(zsqbench.Task):
                 f"and std positive ones; found {list(feeding.mean)} and {list(feeding.std)}"
             )
         return feeding
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The files of a part of the data by stable name, and its samples in the order of evaluation."""
-
-    files: Mapping[str, Path]
-    samples: Callable[[], list[Sample]]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Both parts of a data set, the names of its classes, and where it lies."""
-
-    evaluation: _Part
-    calibration: _Part
-    classes: tuple[str, ...]
-    folders: tuple[Path, ...]
-    absent: str | None = None
-    """Why there is nothing to calibrate on, where the task names a folder for that."""
-
-
-def _find_digits() -> _Found:
-    def part(name: Literal["train", "test"]) -> _Part:
-        return _Part({digits.FILE.name: digits.FILE}, lambda: _digit_samples(name))
-
-    classes = tuple(str(digit) for digit in range(digits.CLASSES))
-    # The file, not its folder: the networks lie beside it, and methods may import from there.
-    return _Found(part("test"), part("train"), classes, (digits.FILE,))
-
-
-def _digit_samples(part: Literal["train", "test"]) -> list[Sample]:
-    images, labels = digits.load_digits(part)
-    grey = images.squeeze(1).mul(255).round().byte().numpy()
-    return _array_samples(digits.FILE, part, grey, labels.tolist())
-
-
-def _find_cifar(data: str, root: Path) -> _Found:
-    """Class folders where there is a folder `test`, else the python batches, as they are or in the archive's folder."""
-    classes = tuple(str(index) for index in range(CLASSES[data]))
-    if (root / "test").is_dir():
-        classes = tuple(folder.name for folder in class_folders(root / "test"))
-        evaluation, calibration = (_list_cifar(root, part, classes) for part in ("test", "train"))
-        shared = {file.path.resolve() for file in evaluation} & {file.path.resolve() for file in calibration}
-        if shared:
-            raise ZSQBenchError(
-                f"{root}: train and test share {len(shared)} files, such as {min(shared)}; keep them apart"
-            )
-        if evaluation:
-            return _Found(_of_files(evaluation, classes), _of_files(calibration, classes), classes, (root,))
-    for folder in (root, root / cifar.ARCHIVE_FOLDERS[data]):
-        there = {
-            part: [folder / name for name in names if (folder / name).is_file()]
-            for part, names in cifar.BATCHES[data].items()
-        }
-        if there["test"]:
-            return _Found(_of_batches(there["test"]), _of_batches(there["train"]), classes, (root,))
-    raise ZSQBenchError(
-        f"{root} holds no {data}: expected {root}/test/CLASS/*.png and {root}/train/CLASS/*.png, or the python batches "
-        f"({', '.join(itertools.chain(*cifar.BATCHES[data].values()))})"
-    )
-
-
-def _list_cifar(root: Path, part: str, classes: Sequence[str]) -> list[LabelledFile]:
-    files = [dataclasses.replace(file, name=f"{part}/{file.name}") for file in list_classes(root / part)]
-    _check_classes(files, classes, root / part)
-    return files
-
-
-def _list_calibration(
-    folder: Path, root: Path, classes: Sequence[str], evaluated: Iterable[LabelledFile]
-) -> list[LabelledFile]:
-    files = list_classes(folder)
-    _check_classes(files, classes, folder)
-    shared = {file.path for file in files} & {file.path for file in evaluated}
-    if shared or overlap(folder, root):
-        raise ZSQBenchError(f"calibration folder {folder} and evaluated folder {root} overlap; nothing may be in both")
-    return files
-
-
-def _check_classes(files: Iterable[LabelledFile], classes: Sequence[str], folder: Path) -> None:
-    strange = sorted({file.class_name for file in files} - set(classes))
-    if strange:
-        raise ZSQBenchError(
-            f"class {strange[0]!r} of {folder} is not among the {len(classes)} classes that are evaluated"
-        )
-
-
-def _of_files(files: Sequence[LabelledFile], classes: Sequence[str]) -> _Part:
-    index = {name: position for position, name in enumerate(classes)}
-
-    def samples() -> list[Sample]:
-        return [
-            Sample((str(file.path), *_stamp(file.path)), index[file.class_name], partial(open_image, file.path))
-            for file in files
-        ]
-
-    return _Part({file.name: file.path for file in files}, samples)
-
-
-def _of_batches(batches: Sequence[Path]) -> _Part:
-    def samples() -> list[Sample]:
-        return [s for path in batches for s in _array_samples(path, "", *cifar.read_batch(path))]
-
-    return _Part({path.name: path for path in batches}, samples)
-
-
-def _array_samples(path: Path, part: str, images: Any, labels: Sequence[int]) -> list[Sample]:
-    """Samples of a uint8 array [N, H, W] or [N, H, W, 3]."""
-    from PIL.Image import fromarray
-
-    stamp = _stamp(path)
-    return [
-        Sample((str(path), part, index, *stamp), label, partial(fromarray, array))
-        for index, (array, label) in enumerate(zip(images, labels, strict=True))
-    ]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written anew."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ZSQBenchError(f"image {path} cannot be read: {error.strerror}") from error
-    return status.st_mtime_ns, status.st_size
 
 
 def _batched(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]:

@@ -144,6 +144,10 @@ def _plan_cell(maker: StepMaker, cell: Cell, data: Mapping[str, Data], facts: Fa
             cell, methods=maker.suite.methods(cell), status=status, reason=known.error, traceback=known.traceback
         )
     planning = CellPlanning(maker, cell, known, data[cell.task])
+    try:
+        planning.methods  # noqa: B018 - options of one method may not go together for this network
+    except ZSQBenchError as error:
+        return PlannedCell(cell, methods=maker.suite.methods(cell), status="impossible", reason=str(error))
     reason = _impossible(planning)
     if reason is not None:
         return PlannedCell(cell, methods=planning.methods, status="impossible", reason=reason)

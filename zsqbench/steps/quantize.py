@@ -91,11 +91,18 @@ class Quantize(StudentJob):
 
         content = {
             "images": None if data is None else len(data),
-            "images_read": None if data is None else (len(data) if ctx.read is None else ctx.read),
+            "images_read": None if data is None else self._images_read(session.store, len(data), ctx.read),
             "summary": _summary(effective_map(student)),
             "tensors": measured_map(student),
         }
         session.write(self, reporter, content, fill)
+
+    def _images_read(self, store: Store, images: int, reported: int | None) -> int:
+        """How many images of the set were read: the most that it, or what it starts from, reported, or else all."""
+        own = images if reported is None else reported
+        if self.kind not in self.needs:
+            return own
+        return max(own, store.manifest(self.kind, self.needs[self.kind])["content"]["images_read"] or 0)
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
