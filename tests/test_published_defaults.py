@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from zsqbench_plugins.shared.gdfq_generator import ConditionalImages, QimeraTraining
 
 import zsqbench
 from zsqbench import CalibrationSet
@@ -30,7 +31,7 @@ from zsqbench.quant import (
     shrink_search,
 )
 from zsqbench.scheme import parse_scheme
-from zsqbench.synthesis import BNLoss, ConditionalImages, ConditionalTraining, PixelBatch
+from zsqbench.synthesis import BNLoss, ConditionalTraining, PixelBatch
 from zsqbench.testing import MemoryReporter, context, tiny_teacher
 from zsqbench.zoo import models
 from zsqbench.zoo.images import Geometry, PixelCache, Sample, pixels
@@ -115,6 +116,7 @@ def watch(patch, found):
     before(Reconstruction, recipes)
     before(ConditionalImages, conditional_images)
     before(ConditionalTraining, conditional_training)
+    before(QimeraTraining, lambda *_, mixed, mixed_classes, **__: {"mixtures": [mixed, mixed_classes]})
 
 
 def pixel_batch(values, optimizer, plateau, iterations, **_):
@@ -128,15 +130,20 @@ def pixel_batch(values, optimizer, plateau, iterations, **_):
 
 
 def recipes(student, images, ctx, stages, *, grain="block", **_):
-    return {"grain": grain, "stages": {name: dataclasses.asdict(stage) for name, stage in stages.items()}}
+    found = {name: dataclasses.asdict(stage) for name, stage in stages.items()}
+    for (
+        stage
+    ) in found.values():  # these are ours: no loss of the method's own, and what learning made worse is not kept
+        assert (stage.pop("loss"), stage.pop("keep_better")) == (None, True)
+    return {"grain": grain, "stages": found}
 
 
 def conditional_images(latent, classes, size, conditioning, *_):
     return {"ConditionalImages": {"latent": latent, "conditioning": conditioning}}
 
 
-def conditional_training(maker, bn_loss, batch_size, classes, rng, *, mixed=0.0, **options):
-    return {"ConditionalTraining": {"batch_size": batch_size, "mixed": mixed, **options}}
+def conditional_training(maker, bn_loss, batch_size, classes, rng, *, loss, **options):
+    return {"ConditionalTraining": {"batch_size": batch_size, "loss": loss.__name__, **options}}
 
 
 SEARCHES = {
@@ -157,7 +164,8 @@ def quantize(method, teacher, ctx):
     """Quantizes; of methods that reconstruct, returns by which searches the first weight and the input got grids."""
     count = 64 if isinstance(method, zsqbench.ReconstructionQuantizer) else 256  # as many as all searches take; a batch
     images = torch.randn(count, *teacher.input_size, generator=torch.Generator().manual_seed(0))
-    student = method.prepare(teacher, parse_scheme("hw_strict/w4a4"))
+    ctx.scheme = parse_scheme("hw_strict/w4a4")
+    student = method.prepare(teacher, ctx.scheme)
     method.quantize(student, teacher, CalibrationSet(images) if method.needs_images else None, ctx)
     layer, (_, of_input) = quantized_layers(student)[0][1], activation_quantizers(student)[0]
     of_weight = layer.weight_quantizer
