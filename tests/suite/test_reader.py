@@ -1,12 +1,5 @@
 import pytest
 
-
-@pytest.fixture
-def cells(bench, load):
-    bench.matrix("model: [a, b], scheme: [hw/w4a4, hw/w8a8], seed: [0, 1]")
-    return load().cells
-
-
 STARTS = "class Starts(ToyQuantizer):\n    name = 'starts'\n    seeded = False\n    start: str | None = None\n"
 
 
