@@ -1,12 +1,7 @@
-import json
-
 import pytest
 
-from zsqbench.reports.diagnosis import Diagnosis, Undiagnosed, diagnose_key, render
-from zsqbench.reports.results import Result
-from zsqbench.store import Store
+from zsqbench.reports.diagnosis import Diagnosis, Undiagnosed, render
 
-SET = "a" * 64
 NOTHING = {"bn_gaps": None, "output_ranges": None, "difficulty": None, "class_balance": None, "diversity": None}
 REASONS = dict.fromkeys(("bn_gaps", "output_ranges", "difficulty", "class_balance", "diversity"), "no reason")
 
@@ -24,43 +19,6 @@ def gaps(*values):
     return [{"layer": f"bn{number}", "gap": value} for number, value in enumerate(values)]
 
 
-def row(task="classification"):
-    fields = dict.fromkeys(("suite", "cell", "definition", "task", "model", "quantizer", "scheme"), "x")
-    methods = {"task": {"method": task, "options": {}}}
-    return Result(**fields, generator="g", seed=0, status="done", keys={"generate": SET}, methods=methods)
-
-
-def write(store, identity, content, task="classification", version="1"):
-    job = {"task": {"method": task, "options": {}}, "version": version}
-
-    def fill(folder):
-        (folder / "diagnostics.json").write_text(json.dumps(content))
-
-    store.write("diagnose", diagnose_key(SET, identity * 64), {"job": job}, fill)
-
-
-def test_diagnostics_are_those_of_the_rows_own_task(tmp_path):
-    store = Store(tmp_path)
-    for identity, task in (("1", "other"), ("2", "classification"), ("3", "another")):
-        write(store, identity, data(part(images=int(identity))), task)
-    assert Diagnosis.find(store, row()).data["set"]["images"] == 2
-
-
-def test_diagnostics_are_the_newest(tmp_path):
-    store = Store(tmp_path)
-    for identity, version in (("1", "9"), ("2", "10"), ("3", "2")):
-        write(store, identity, data(part(images=int(identity))), version=version)
-    assert Diagnosis.find(store, row()).data["set"]["images"] == 2
-
-
-def test_diagnostics_of_another_set_are_not_taken(tmp_path):
-    store = Store(tmp_path)
-    store.write("diagnose", "b" * 64, {}, lambda folder: (folder / "diagnostics.json").write_text("{}"))
-    found = Diagnosis.find(store, row())
-    assert isinstance(found, Undiagnosed)
-    assert found.why.startswith("no diagnostics in ")
-
-
 def test_numbers_are_those_that_there_are():
     real = part(bn_gaps=gaps(0.5, 0.5))
     found = Diagnosis(data(part(bn_gaps=gaps(1.0, 3.0, None)), real, [0.5, None]), {})
@@ -74,8 +32,12 @@ def test_numbers_are_those_that_there_are():
 
 
 def rendered(content):
-    paths = {name: name for name in ("diagnostics.json", "diagnostics.png", "images.png")}
+    paths = {name: name for name in ("diagnostics.png", "images.png")}
     return render(Diagnosis(content, paths)).splitlines()
+
+
+def test_why_there_are_none_is_told():
+    assert render(Undiagnosed("nobody looked")) == "calibration set: nobody looked"
 
 
 def test_what_is_absent_is_told_with_its_reason():

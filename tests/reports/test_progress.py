@@ -7,12 +7,12 @@ from zsqbench.methods import Settings
 from zsqbench.reports import progress as module
 from zsqbench.reports.progress import ProgressDisplay
 from zsqbench.reports.results import Result
-from zsqbench.steps import Outcome, Progress, Step
+from zsqbench.steps import KINDS, Outcome, Progress, Step
 from zsqbench.store import Store
 from zsqbench.suite import Cell, Suite
 
 CELL = Cell("t", "m", "g", "q", "hw/w4a4", 0, Settings())
-STEPS = {kind: Step(kind, f"key-{kind}", f"{kind} m", (), CELL, "kin") for kind in ("baseline", "evaluate")}
+STEPS = {kind: Step(KINDS[kind], f"key-{kind}", f"{kind} m", (), CELL) for kind in ("baseline", "evaluate")}
 
 
 class Terminal(io.StringIO):
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 
 def plan(tmp_path):
-    suite = Suite("s", "", tmp_path, None, {}, {}, {}, {}, {}, [CELL])
+    suite = Suite("s", "", tmp_path, None, {}, {}, {}, {}, {}, [CELL], [CELL])
     cells = [PlannedCell(CELL, STEPS)]
     return suite, Plan(suite, Store(tmp_path), cells, {step.key: step for step in STEPS.values()}, set())
 
@@ -58,9 +58,15 @@ def test_a_failed_step_is_a_line_with_its_reason(display, capsys):
     assert capsys.readouterr().err == "[1/2] baseline m: failed: ValueError: no\n"
 
 
-def test_loading_a_model_does_not_count(display, capsys):
-    display.step_finished(Step("resolve", "k", "resolve m", (), CELL, ""), Outcome("done", 2.0))
-    assert capsys.readouterr().err == "resolve m: 2.0 s\n"
+def test_loading_a_model_comes_before_the_plan_and_does_not_count(tmp_path, capsys):
+    display = ProgressDisplay()
+    for _ in range(2):  # the second time, a run came before
+        display.step_finished(Step(KINDS["resolve"], "k", "resolve m", (), CELL), Outcome("done", 2.0))
+        assert capsys.readouterr().err == "resolve m: 2.0 s\n"
+        display.suite_started(*plan(tmp_path))
+        display.step_finished(STEPS["baseline"], Outcome("done", 1.0))
+        display.suite_finished()
+        assert capsys.readouterr().err.splitlines()[-1] == "[1/2] baseline m: 1.0 s"
 
 
 def test_a_cell_is_a_line_with_its_value(display, capsys):

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from zsqbench.reports.results import Result, ResultFile, environment
+from zsqbench.errors import ZSQBenchError
+from zsqbench.reports.results import SCHEMA, Result, ResultFile, environment
 
 
 def result(cell="cell", **changes):
@@ -89,6 +90,50 @@ def test_a_row_with_keys_of_a_later_version_is_read(rows):
     row = json.loads(rows.path.read_text())
     rows.path.write_text(json.dumps(row | {"new_in_2030": 1}) + "\n")
     assert {"cell": result()} == rows.read()
+
+
+def test_a_row_is_read_however_it_was_written_by_others(rows):
+    rows.append(result())
+    row = json.loads(rows.path.read_text())
+    rows.path.write_text(json.dumps(dict(reversed(row.items()))) + "\n")
+    assert rows.read() == rows.usable() == {"cell": result()}
+
+
+OLD = (
+    '{"suite":"s","cell":"cell","definition":"d","task":"t","model":"m","generator":null,"quantizer":"q","scheme":"hw",'
+)
+OLD += '"seed":null,"status":"done","metric":"top1","metrics":{"top1":50.0},"data":{"evaluated":900,"calibrated":64}}\n'
+"""A row of the first schema, which had no number."""
+
+
+@pytest.mark.parametrize(("changes", "schema"), [({}, 1), ({"schema": 1}, 1), ({"schema": 3}, 3)])
+def test_rows_of_another_schema_are_one_line_with_what_to_do(rows, changes, schema):
+    rows.append(result("new"))
+    rows.path.write_text(rows.path.read_text() + json.dumps(json.loads(OLD) | changes) + "\n")
+    expected = (
+        f"{rows.path} has rows of schema {schema}, and this zsqbench reads {SCHEMA}; run the suite again, which "
+        "measures what is missing and replaces them"
+    )
+    with pytest.raises(ZSQBenchError) as error:
+        rows.read()
+    assert str(error.value) == expected
+
+
+def test_rows_of_another_schema_are_left_out_by_a_run_which_says_so_in_one_line(rows, caplog):
+    rows.append(result("new"))
+    later = json.dumps(json.loads(OLD) | {"schema": 7})
+    rows.path.write_text(f"{OLD}{rows.path.read_text()}{OLD}{later}\n")
+    assert list(rows.usable()) == ["new"]
+    (record,) = caplog.records
+    expected = f"{rows.path} has rows of schema 1, 7, and this zsqbench reads {SCHEMA}: their cells are measured again"
+    assert (record.levelname, record.getMessage()) == ("WARNING", expected)
+
+
+@pytest.mark.parametrize("line", ["[1]", "null", '"text"', '{"schema":"2"}', '{"cell":"c"}', OLD[:-20], "\x00"])
+def test_a_line_that_is_no_row_has_no_schema(rows, line):
+    rows.append(result())
+    rows.path.write_text(rows.path.read_text() + line + "\n")
+    assert list(rows.read()) == ["cell"]
 
 
 def test_each_row_is_one_line_of_json(rows):

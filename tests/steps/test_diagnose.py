@@ -1,8 +1,13 @@
 import shutil
+from types import SimpleNamespace
 
 from faults import flip
 
 import zsqbench
+from zsqbench.reports.diagnosis import Undiagnosed
+from zsqbench.reports.results import Result
+from zsqbench.steps.diagnose import Diagnose
+from zsqbench.store import Store
 
 
 def breaks(monkeypatch, error=ZeroDivisionError):
@@ -126,3 +131,53 @@ def test_diagnostics_come_last(bench):
     bench.matrix("quantizer: [toyq, unseeded], seed: [0, 1]")
     plan = zsqbench.plan(bench.file, home=bench.home, results=bench.results)
     assert [step.kind == "diagnose" for step in plan.to_do().values()] == [False] * 11 + [True] * 2
+
+
+SET = "a" * 64
+
+
+def row(task="classification", **changes):
+    fields = dict.fromkeys(("suite", "cell", "definition", "task", "model", "quantizer", "scheme"), "x")
+    methods = {"task": {"method": task, "options": {}}}
+    fields |= {"generator": "g", "seed": 0, "status": "done", "keys": {"generate": SET}, "methods": methods}
+    return Result(**fields | changes)
+
+
+def write(store, identity, task="classification", version="1"):
+    """Diagnostics of the set that say how they are called."""
+    key = Diagnose.key_of(identity * 64, (SimpleNamespace(key=SET),))
+    job = {"task": {"method": task, "options": {}}}
+    store.write("diagnose", key, {"job": job, "content": {"version": version, "called": identity}})
+    return key
+
+
+def test_diagnostics_are_those_of_the_rows_own_task(tmp_path):
+    store = Store(tmp_path)
+    for identity, task in (("1", "other"), ("2", "classification"), ("3", "another")):
+        write(store, identity, task)
+    assert Diagnose.find(store, row()).data["called"] == "2"
+
+
+def test_diagnostics_are_the_newest(tmp_path):
+    store = Store(tmp_path)
+    for identity, version in (("1", "9"), ("2", "10"), ("3", "2")):
+        write(store, identity, version=version)
+    assert Diagnose.find(store, row()).data["called"] == "2"
+
+
+def test_diagnostics_of_another_set_are_not_taken(tmp_path):
+    store = Store(tmp_path)
+    store.write("diagnose", "b" * 64, {"content": {}})
+    found = Diagnose.find(store, row())
+    assert isinstance(found, Undiagnosed)
+    assert found.why.startswith("no diagnostics in ")
+
+
+def test_diagnostics_are_kept_as_long_as_their_set(tmp_path):
+    key = write(Store(tmp_path), "1")
+    assert Diagnose.is_kept(key, frozenset({SET}))
+    assert not Diagnose.is_kept(key, frozenset({"b" * 64}))
+
+
+def test_diagnostics_are_expected_of_a_row_that_has_a_set():
+    assert [Diagnose.is_expected(row(keys=keys)) for keys in ({"generate": SET}, {"quantize": SET})] == [True, False]

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import BESIDE, Column, Row, Table
+from zsqbench.reports.table import BESIDE, Column, ColumnKind, Row, Table
 from zsqbench.reports.tabulation import build_table
 
 Form = Literal["md", "csv", "html", "latex", "json"]
@@ -161,7 +161,7 @@ def _records(table: Table) -> list[dict[str, Any]]:
         }
         for row in table.rows
         for column in table.columns
-        if column.kind == "measured" and (entry := table.entries.get((row, column))) is not None
+        if column.kind is ColumnKind.MEASURED and (entry := table.entries.get((row, column))) is not None
     ]
 
 

@@ -150,12 +150,13 @@ class ResultFile:
         except OSError as error:
             raise ZSQBenchError(f"cannot read {self.path}: {error.strerror}") from error
         for line in content.split(b"\n"):
-            if not line.startswith(_BEGIN):
-                others |= _other_schema(line)
-                continue
-            with contextlib.suppress(ValidationError):
-                row = Result.model_validate_json(line)
-                rows[row.cell] = row
+            schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
+            if schema == SCHEMA:
+                with contextlib.suppress(ValidationError):
+                    row = Result.model_validate_json(line)
+                    rows[row.cell] = row
+            elif schema is not None:
+                others.add(schema)
         return rows, sorted(others)
 
     def append(self, result: Result) -> None:
@@ -175,23 +176,23 @@ class ResultFile:
 
 
 _BEGIN = f'{{"schema":{SCHEMA},'.encode()
-"""What each line begins with."""
+"""What each line begins with that this version wrote, so that it is parsed once."""
 
 
 def _line(result: Result) -> str:
     return _BEGIN.decode() + result.model_dump_json(exclude_defaults=True)[1:] + "\n"
 
 
-def _other_schema(line: bytes) -> set[int]:
-    """The schema of a line that is a row of another version: the first had no number."""
+def _schema_of(line: bytes) -> int | None:
+    """The schema of a row, of which the first had no number; None for a line that is none."""
     try:
         data = json.loads(line)
     except ValueError:
-        return set()
+        return None
     if not isinstance(data, dict) or not {"suite", "cell", "status"} <= data.keys():
-        return set()
+        return None
     schema = data.get("schema", 1)
-    return {schema} - {SCHEMA} if isinstance(schema, int) else set()
+    return schema if isinstance(schema, int) else None
 
 
 def package_version(package: str) -> str:

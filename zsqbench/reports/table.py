@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum, auto
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
@@ -23,11 +24,16 @@ CONTROLS: Mapping[str, Control] = {
 """How a table calls the controls that methods declare to be."""
 
 
-ColumnKind = Literal["measured", "oracle", "published"]
+class ColumnKind(StrEnum):
+    """What the figures of a column are: results, the best epochs by the evaluated images, or what papers say."""
+
+    MEASURED = auto()
+    ORACLE = auto()
+    PUBLISHED = auto()
 
 
-BESIDE: tuple[ColumnKind, ...] = ("oracle", "published")
-"""The columns that may stand beside one of results, in their order."""
+BESIDE = (ColumnKind.ORACLE, ColumnKind.PUBLISHED)
+"""The columns that may stand beside one of results, in their order. They compete with none."""
 
 
 T = TypeVar("T")
@@ -100,8 +106,7 @@ class Column:
     task: str
     model: str
     scheme: str
-    kind: ColumnKind = "measured"
-    """Beside results: the best epoch by the evaluated images (oracle), and what papers say (published)."""
+    kind: ColumnKind = ColumnKind.MEASURED
 
     @classmethod
     def of(cls, result: Result) -> "Column":
@@ -159,7 +164,7 @@ class Table:
     @cached_property
     def means(self) -> dict[tuple[Row, Column], float]:
         """Means of results at the precision that is shown: methods that look equal are equal."""
-        results = {place: entry.mean for place, entry in self.entries.items() if place[1].kind == "measured"}
+        results = {place: entry.mean for place, entry in self.entries.items() if place[1].kind is ColumnKind.MEASURED}
         return {place: round(mean, 2) for place, mean in results.items() if mean is not None}
 
     @cached_property
@@ -225,14 +230,14 @@ class Table:
             in controls,
             "float control: nothing is quantized, so it must reproduce the float network": "float control" in controls,
             "random weights: the network was never trained, its weights are seeded random numbers": self.random_models,
-            ORACLE: any(column.kind == "oracle" for column in self.columns),
+            ORACLE: any(column.kind is ColumnKind.ORACLE for column in self.columns),
         }
         return [*self.measured, *(text for text, occurs in marks.items() if occurs), *self.published]
 
     def head(self, column: Column) -> tuple[str, str, str]:
         """Task, model and scheme as the table shows them."""
         mark = " (random weights)" if column.model in self.random_models else ""
-        kind = "" if column.kind == "measured" else f" ({column.kind})"
+        kind = "" if column.kind is ColumnKind.MEASURED else f" ({column.kind})"
         return column.task, column.model + mark, column.scheme + kind
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import BESIDE, SEVERITY, Column, Entry, Row, Table, listed, unique
+from zsqbench.reports.table import BESIDE, SEVERITY, Column, ColumnKind, Entry, Row, Table, listed, unique
 from zsqbench.reports.tablenotes import caption_of, measured_on, sources_of
 
 
@@ -76,7 +76,7 @@ def _floats(results: Sequence[Result]) -> dict[Column, float]:
         if result.float_value is not None:
             floats.setdefault(Column.of(result), result.float_value)
         if "float" in result.published:
-            floats.setdefault(replace(Column.of(result), kind="published"), result.published["float"])
+            floats.setdefault(replace(Column.of(result), kind=ColumnKind.PUBLISHED), result.published["float"])
     return floats
 
 

@@ -1,0 +1,269 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from faults import flip
+from tracked import DIAGNOSE, GENERATE, fill, fill_diagnosis, invoke, row, runs
+
+from zsqbench.reports.mlflow_runs import CURVE_POINTS, BackgroundStep, Details, Experiment, Invocation, identity
+from zsqbench.reports.tracking import sync
+from zsqbench.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def logged(store):
+    """Parent and cells of one invocation, by status."""
+    table = store.home / "demo.md"
+    table.write_text("# demo")
+    new = [
+        row(),
+        row("failed cell", status="failed", metrics={}, reason="quantize: out of memory", traceback="Traceback: here"),
+        row("excluded cell", status="excluded", metrics={}, keys={}, reason="shown once"),
+        row("interrupted cell", status="interrupted", metrics={}),
+    ]
+    invoke(store, new, cached=[row("cached cell")], table=str(table))
+    (parent,), children = runs(store)
+    client = Experiment.open("demo", store).client
+    by_status = {run.data.tags["zsqbench.status"]: run for run in children}
+    return SimpleNamespace(client=client, parent=parent, children=children, **by_status)
+
+
+def artifacts(logged, run):
+    return {file.path for file in logged.client.list_artifacts(run.info.run_id)}
+
+
+def test_one_parent_run_holds_a_run_for_each_new_cell(logged):
+    assert [run.info.run_name for run in logged.children] == [row().cell, "failed cell", "excluded cell"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in logged.children} == {logged.parent.info.run_id}
+
+
+def test_the_parent_run_says_which_suite_and_version_it_is_and_how_cells_ended(logged):
+    assert logged.parent.data.tags["zsqbench.suite"] == "demo"
+    assert "zsqbench.version" in logged.parent.data.tags
+    assert logged.parent.data.metrics == {
+        "cells.done": 2,
+        "cells.failed": 1,
+        "cells.excluded": 1,
+        "cells.interrupted": 1,
+    }
+
+
+def test_the_table_is_an_artifact_of_the_parent_run(logged):
+    assert artifacts(logged, logged.parent) == {"demo.md"}
+
+
+def test_an_interrupted_invocation_ends_as_killed(logged):
+    assert logged.parent.info.status == "KILLED"
+
+
+def test_params_are_flat_options(logged):
+    assert logged.done.data.params == {
+        "task": "digits",
+        "model": "resnet20",
+        "generator": "zeroq",
+        "quantizer": "rtn",
+        "scheme": "hw/w4a4",
+        "seed": "0",
+        "generator.method": "zeroq",
+        "generator.version": "2",
+        "generator.iterations": "500",
+        "generator.loss.bn": "1.0",
+        "quantizer.method": "rtn",
+        "quantizer.version": "1",
+        "quantizer.search": "lp",
+        "quantizer.fold": "true",
+        "settings.precision": "fp32",
+    }
+
+
+def test_metrics_are_final_values_and_the_ends_of_curves(logged):
+    assert logged.done.data.metrics == {
+        "top1": 91.5,
+        "float.top1": 98.0,
+        "drop": 6.5,
+        "seconds.generate": 2.5,
+        "seconds.quantize": 0.5,
+        "peak_memory.generate": 1024,
+        "generate/loss": 1.0,
+        "quantize/mse": 0.5,
+        "calibration/bn_gap": 0.25,
+        "calibration/bn_gap_worst": 0.3,
+        "calibration/difficulty": 0.5,
+        "calibration/pixels_outside": 0.0,
+    }
+
+
+def test_the_oracle_is_logged_beside_the_result_with_its_curve(tmp_path, store):
+    other = Store(tmp_path)
+    other.write("oracle", "c" * 64, {"content": {}, "curves": {"top1": [(4, 90.0)]}, "notes": []})
+    oracle = {"epoch": 8, "metrics": {"top1": 92.5}, "of": 3}
+
+    Invocation(replace(Experiment.open("oracle", store), store=other), "parent").log(
+        row(oracle=oracle, keys={"oracle": "c" * 64})
+    )
+
+    (run,) = runs(store, "oracle")[1]
+    found = {name: value for name, value in run.data.metrics.items() if "oracle" in name or name == "top1"}
+    assert found == {"top1": 91.5, "oracle.top1": 92.5, "oracle.epoch": 8, "oracle.of": 3, "oracle/top1": 90.0}
+
+
+def test_params_say_what_a_quantizer_starts_from(store):
+    start = {"method": "brecq", "version": 3, "options": {"weight_iterations": 100}}
+    method = {"method": "ste", "version": 1, "options": {"start": "short"}, "start": start}
+
+    invoke(store, [row(methods={"quantizer": method})], name="starts")
+
+    (run,) = runs(store, "starts")[1]
+    found = {name: value for name, value in run.data.params.items() if name.startswith("quantizer.start")}
+    assert found == {
+        "quantizer.start": "short",
+        "quantizer.start.method": "brecq",
+        "quantizer.start.version": "3",
+        "quantizer.start.weight_iterations": "100",
+    }
+
+
+def test_curves_keep_their_steps(logged):
+    history = logged.client.get_metric_history(logged.done.info.run_id, "generate/loss")
+
+    assert sorted((point.step, point.value) for point in history) == [(0, 3.0), (10, 1.0)]
+
+
+def test_tags_say_what_the_row_is(logged):
+    tags = {name.removeprefix("zsqbench."): value for name, value in logged.done.data.tags.items()}
+
+    assert tags["cell"] == row().cell
+    assert tags["definition"] == "some hash"
+    assert json.loads(tags["keys"]) == row().keys
+    assert (tags["data_free"], tags["random_weights"]) == ("true", "false")
+
+
+def test_the_run_lasts_as_long_as_its_steps(logged):
+    assert logged.done.info.end_time - logged.done.info.start_time == 3000
+
+
+def test_the_calibration_set_is_a_dataset_input(logged):
+    (given,) = logged.done.inputs.dataset_inputs
+
+    assert (given.dataset.name, given.dataset.digest) == ("zeroq", GENERATE[:36])
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "calibration")]
+
+
+def test_diagnostics_and_their_pictures_are_artifacts(logged):
+    assert artifacts(logged, logged.done) == {"diagnostics.json", "diagnostics.png", "images.png"}
+
+
+def test_a_failed_cell_has_its_reason_and_traceback(logged, tmp_path):
+    path = logged.client.download_artifacts(logged.failed.info.run_id, "traceback.txt", str(tmp_path))
+
+    assert logged.failed.info.status == "FAILED"
+    assert logged.failed.data.tags["zsqbench.reason"] == "quantize: out of memory"
+    assert Path(path).read_text() == "Traceback: here"
+
+
+def test_an_excluded_cell_has_its_reason_and_nothing_from_the_store(logged):
+    assert logged.excluded.data.tags["zsqbench.reason"] == "shown once"
+    assert artifacts(logged, logged.excluded) == set()
+    assert not logged.excluded.inputs.dataset_inputs
+
+
+def test_sync_finds_nothing_missing_after_a_run(logged, store):
+    assert sync([row(), row("interrupted cell", status="interrupted")], "demo", store) == 0
+
+
+def test_a_run_that_was_never_ended_does_not_count_as_logged(store):
+    experiment = Experiment.open("half", store)
+    experiment.client.create_run(experiment.id, tags={"zsqbench.row": identity(row())})
+
+    assert sync([row()], "half", store) == 1
+
+
+def test_all_pages_of_runs_are_read():
+    class Page(list):
+        def __init__(self, name, following):
+            super().__init__([SimpleNamespace(data=SimpleNamespace(tags={"zsqbench.row": name}))])
+            self.token = following
+
+    pages = {None: Page("a", "more"), "more": Page("b", None)}
+    client = SimpleNamespace(search_runs=lambda *_, page_token, **__: pages[page_token])
+
+    assert Experiment(client, "1", "demo", None).identities() == {"a", "b"}
+
+
+def test_a_row_is_another_one_when_its_status_or_its_artifacts_change():
+    rows = [row(), row(seconds={}), row(status="failed"), row(keys={}), row(definition="other")]
+
+    assert len({identity(result) for result in rows}) == 4
+
+
+def test_mlflow_limits_are_kept(store):
+    options = {f"option {number} (odd)": "x" * 7000 for number in range(120)}
+    methods = {"generator": {"method": "zeroq", "options": options | {"empty": {}}}}
+    metrics = {"../odd//name%": 1.0, "n" * 300: 2.0, "nan": float("nan")}
+
+    invoke(store, [row(methods=methods, metrics=metrics, reason="r" * 9000)], name="limits")
+
+    (run,) = runs(store, "limits")[1]
+    assert len(run.data.params["generator.option 0 _odd_"]) == 6000
+    assert run.data.params["generator.empty"] == "{}"
+    assert len(run.data.params) == 129
+    assert run.data.metrics["_/odd/_/name_"] == 1.0
+    assert run.data.metrics["n" * 250] == 2.0
+
+
+def test_long_curves_are_thinned_and_keep_the_last_value_of_a_step(tmp_path):
+    store = Store(tmp_path)
+    fill(store, loss=[*((step, float(step)) for step in range(2000)), (1999, 7.0)])
+
+    points = [point for point in Details.read(row(), store).points if point.name == "generate/loss"]
+
+    assert (len(points), points[0].step, points[-1].step, points[-1].value) == (CURVE_POINTS, 0, 1999, 7.0)
+
+
+def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
+    damaged = Store(tmp_path)
+    fill(damaged)
+    flip(damaged.folder("generate", GENERATE) / "calibration.safetensors")
+    (damaged.folder("diagnose", DIAGNOSE) / "images.png").write_bytes(b"damaged")
+    experiment = Experiment.open("damaged", store)
+
+    Invocation(replace(experiment, store=damaged), "parent").log(row())
+
+    (run,) = runs(store, "damaged")[1]
+    assert run.data.metrics["quantize/mse"] == 0.5
+    assert re.fullmatch(
+        r"generate: .*calibration.safetensors has changed.*; its diagnostics cannot be read: .*images.png has .*",
+        run.data.tags["zsqbench.unreadable"],
+    )
+
+
+def test_artifacts_that_are_gone_are_no_reason_not_to_log(tmp_path):
+    details = Details.read(row(), Store(tmp_path))
+
+    assert (details.points, details.unreadable, details.awaited) == ((), (), ("diagnose",))
+    assert [tracked.dataset.key for tracked in details.tracked.values()] == [GENERATE]
+
+
+def test_diagnostics_that_come_after_their_cells_are_logged_to_them(tmp_path, store):
+    late = Store(tmp_path)
+    fill(late, diagnosed=False)
+    experiment = replace(Experiment.open("late", store), store=late)
+    invocation = experiment.start("run")
+    invocation.log(row())
+    (before,) = runs(store, "late")[1]
+    fill_diagnosis(late)
+
+    news = BackgroundStep("diagnose", frozenset({GENERATE}))
+    invocation.log_background(BackgroundStep("diagnose", frozenset({"e" * 64})))
+    invocation.log_background(news)
+    invocation.log_background(news)
+
+    (after,) = runs(store, "late")[1]
+    assert ("calibration/bn_gap" in before.data.metrics, after.data.metrics["calibration/bn_gap"]) == (False, 0.25)
+    files = {file.path for file in experiment.client.list_artifacts(after.info.run_id)}
+    assert files == {"diagnostics.json", "diagnostics.png", "images.png"}

@@ -1,0 +1,243 @@
+import pytest
+from rows import (
+    BELOW_CONTROL,
+    NAN_IMAGES,
+    below_control,
+    markdown_cells,
+    method,
+    oracle,
+    published,
+    records,
+    row,
+    with_quantizer,
+)
+
+from zsqbench.reports.leaderboard import leaderboard
+
+
+def test_a_mean_over_the_seeds_that_survived_is_not_bold():
+    survivor = [row(95.0, seed=0), row(seed=1, **NAN_IMAGES)]
+    assert "**95.00" not in leaderboard([*survivor, row(90.0, generator="dgh")], "md")
+
+
+def test_the_best_data_free_method_is_bold_and_controls_do_not_compete():
+    results = [
+        row(91.0),
+        row(90.0, generator="dgh"),
+        row(99.0, generator="real", data_free=False),
+        row(99.0, generator="noise", quantizer="ste"),
+    ]
+
+    assert [line[-1].startswith("**") for line in markdown_cells(results)[1:]] == [False, True, False, False, False]
+
+
+def test_methods_that_look_equal_are_both_best():
+    assert [record["best"] for record in records([row(91.001), row(91.004, generator="dgh")])] == [True, True]
+
+
+def test_a_method_below_noise_is_not_bold_and_has_a_footnote():
+    results = [row(95.0, generator="noise"), row(91.0), row(96.0, generator="dgh")]
+
+    assert [line[-1] for line in markdown_cells(results)[2:]] == [
+        "95.00 (-3.00)",
+        "91.00 (-7.00) [1]",
+        "**96.00 (-2.00)**",
+    ]
+
+
+def test_nothing_is_bold_in_a_column_where_noise_is_ahead():
+    results = [row(95.0, generator="noise"), row(91.0), row(scheme="hw/w8a8")]
+
+    assert [record["best"] for record in records(results)] == [False, False, True]
+
+
+def test_the_best_above_its_own_noise_is_bold_where_a_higher_number_is_below_its_own():
+    results = [
+        row(95.0, generator="noise"),
+        row(94.0),
+        row(80.0, generator="noise", quantizer="ste", methods=with_quantizer("ste")),
+        row(90.0, quantizer="ste", methods={"quantizer": method("ste")}),
+    ]
+
+    assert [record["best"] for record in records(results)] == [False, False, False, True]
+
+
+def test_all_that_is_below_noise_shares_one_footnote_after_the_reasons():
+    noise = [row(95.0, generator="noise"), row(95.0, generator="noise", scheme="hw/w8a8")]
+    results = [*noise, row(91.0), row(scheme="hw/w8a8"), row(92.0, generator="dgh"), row(**NAN_IMAGES, seed=1)]
+
+    text = leaderboard(results, "md")
+
+    assert [line[2:] for line in markdown_cells(results)[3:]] == [
+        ["91.00 (-7.00) [1] [2]", "91.00 (-7.00) [2]"],
+        ["92.00 (-6.00) [2]", ""],
+    ]
+    assert text.endswith(f"- [1] 1 of 2 seeds failed: generate: images are NaN\n- [2] {BELOW_CONTROL}")
+
+
+def test_what_looks_equal_to_noise_is_not_below_it():
+    assert below_control([row(91.004, generator="noise"), row(91.001)]) == [False, False]
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"quantizer": "ste"},
+        {"methods": with_quantizer("rtn", clip="minmax")},
+        {"settings": {"precision": "bf16"}},
+        {"scheme": "hw/w8a8"},
+        {"model": "vgg"},
+        {"task": "cifar10"},
+    ],
+)
+def test_noise_is_the_control_of_nothing_but_the_same_quantizer_options_settings_and_column(noise):
+    assert below_control([row(generator="dgh"), row(99.0, generator="noise", **noise)])[0] is None
+
+
+def test_noise_of_any_name_and_budget_is_a_control_and_the_best_counts():
+    few = {"generator": method("noise", "negative", images=8), "quantizer": method("rtn")}
+    results = [row(95.0, generator="noise"), row(80.0, generator="few", methods=few), row(91.0)]
+
+    assert below_control(results) == [False, False, True]
+
+
+@pytest.mark.parametrize("failed", ["noise", "zeroq"])
+def test_what_has_no_number_is_not_compared_to_noise(failed):
+    results = [row(**({"generator": name} | (NAN_IMAGES if name == failed else {}))) for name in ("noise", "zeroq")]
+
+    assert below_control(results)[1] is None
+
+
+def test_real_images_below_noise_have_the_footnote_too():
+    results = [row(95.0, generator="noise"), row(generator="real", data_free=False)]
+
+    assert markdown_cells(results)[3][-1] == "91.00 (-7.00) [1]"
+
+
+def test_the_note_on_bold_is_silent_about_noise_where_there_is_none():
+    assert (
+        "\n- bold: the best data-free method of a column; controls do not compete\n"
+        in leaderboard([row()], "md") + "\n"
+    )
+
+
+def test_nothing_is_best_where_nothing_is_quantized():
+    assert not records([row(98.0, quantizer="fp32", scheme="float")])[0]["best"]
+
+
+def test_controls_are_marked_in_their_row():
+    labels = [line[0] for line in markdown_cells([row(generator="noise"), row(generator="real", data_free=False)])[2:]]
+
+    assert labels == ["noise (negative control)", "real (real data, not data-free)"]
+
+
+def test_a_control_is_known_by_its_method_whatever_the_suite_calls_it():
+    methods = {"generator": method("noise", "negative", images=64)}
+
+    assert markdown_cells([row(generator="few", methods=methods)])[2][0] == "few (noise, 64 images, negative control)"
+
+
+def test_a_strangers_method_is_the_control_that_it_declares_to_be():
+    results = [
+        row(95.0, generator="static", methods={"generator": method("static", "negative"), "quantizer": method("rtn")}),
+        row(91.0),
+        row(97.0, generator="photos", methods={"generator": method("photos", "positive")}),
+    ]
+    assert [line[0] for line in markdown_cells(results)[2:]] == [
+        "static (negative control)",
+        "zeroq",
+        "photos (real data, not data-free)",
+    ]
+    assert below_control(results) == [False, True, False]
+
+
+def test_the_float_quantizer_is_marked_as_a_control_whatever_the_suite_calls_it():
+    changes = {"generator": None, "quantizer": "whole", "scheme": "float"}
+    results = [row(98.0, methods={"quantizer": method("fp32", "float")}, **changes)]
+
+    assert markdown_cells(results)[2][:2] == ["none", "whole (fp32, float control)"]
+    assert "- float control: nothing is quantized, so it must reproduce the float network" in leaderboard(results, "md")
+    assert records(results)[0]["control"] == "float control"
+
+
+def test_options_that_are_not_default_are_named_in_the_row():
+    changed = {"images": 128, "lr": 0.1, "preset": "paper", "flip": False, "smooth_loss": True, "betas": [0.5, 0.9]}
+    methods = {"generator": {"method": "dgh", "changed": changed}}
+
+    label = markdown_cells([row(generator="dgh", methods=methods)])[2][0]
+
+    assert label == "dgh (128 images, lr 0.1, preset paper, no flip, smooth loss, betas [0.5, 0.9])"
+
+
+def test_an_input_file_is_named_without_the_folder_that_differs_between_machines():
+    methods = {"generator": method("file", path="/home/me/images.safetensors")}
+
+    assert markdown_cells([row(generator="file", methods=methods)])[2][0] == "file (path images.safetensors)"
+
+
+def test_one_label_with_two_budgets_makes_two_rows():
+    short = {"generator": method("zeroq", images=8)}
+
+    assert [line[0] for line in markdown_cells([row(), row(methods=short)])[2:]] == ["zeroq", "zeroq (8 images)"]
+
+
+def test_settings_that_are_not_default_make_a_row_of_their_own():
+    rows = markdown_cells([row(settings={"precision": "fp32"}), row(settings={"precision": "bf16", "threads": 4})])
+
+    assert [line[2] for line in rows] == ["settings", "", "", "precision bf16, 4 threads"]
+
+
+def test_a_quantizer_that_reads_no_images_has_no_generator():
+    assert markdown_cells([row(generator=None, quantizer="squant", methods={})])[2][:2] == ["none", "squant"]
+
+
+def test_a_model_with_random_weights_is_marked_in_every_column_even_where_a_cell_did_not_run():
+    results = [row(status="excluded", metrics={}), row(scheme="hw/w8a8", model_facts={"random_weights": True})]
+
+    assert markdown_cells(results)[0][2:] == [
+        "digits resnet20 (random weights) hw/w4a4",
+        "digits resnet20 (random weights) hw/w8a8",
+    ]
+
+
+def test_the_oracle_does_not_compete_and_is_not_compared_with_noise():
+    results = [
+        row(90.0, generator="noise", oracle=oracle(99.0)),
+        row(91.0, oracle=oracle(91.5)),
+        row(92.0, generator="dgh"),
+    ]
+
+    text = leaderboard(results, "md")
+
+    assert [line[-2:] for line in markdown_cells(results)[1:]] == [
+        ["98.00", ""],
+        ["90.00 (-8.00)", "99.00 (+1.00)"],
+        ["91.00 (-7.00)", "91.50 (-6.50)"],
+        ["**92.00 (-6.00)**", ""],
+    ]
+    assert BELOW_CONTROL not in text.partition("- bold")[2].partition("\n")[2]
+
+
+def test_a_column_of_the_oracle_says_what_it_is():
+    note = "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do"
+
+    assert note in leaderboard([row(oracle=oracle(92.0))], "md")
+    assert "oracle" not in leaderboard([row()], "md")
+
+
+def test_a_published_value_does_not_compete():
+    assert [
+        record["best"] for record in records([row(90.0, published=published(99.0)), row(91.0, generator="dgh")])
+    ] == [
+        False,
+        True,
+    ]
+
+
+def test_a_row_says_what_its_quantizer_starts_from():
+    start = {"method": "brecq", "changed": {"weight_iterations": 100}}
+    methods = {"quantizer": {"method": "ste", "changed": {"start": "short", "lr": 0.1}, "start": start}}
+
+    label = markdown_cells([row(quantizer="ste", methods=methods)])[2][1]
+
+    assert label == "ste (start short (brecq, 100 weight iterations), lr 0.1)"

@@ -1,0 +1,70 @@
+"""Result rows, and what tables made of them hold, for tests of several files."""
+
+import json
+
+from zsqbench.reports.leaderboard import leaderboard
+from zsqbench.reports.results import Result
+
+BELOW_CONTROL = "below the negative control"
+NAN_IMAGES = {"status": "failed", "metrics": {}, "reason": "generate: images are NaN"}
+
+
+def method(name, control=None, **changed):
+    """What a row says of a method."""
+    return {"method": name, "changed": changed, "control": control}
+
+
+NOISE = method("noise", "negative")
+
+
+def row(value=91.0, **changes):
+    """A result of digits with this value; images that are called noise are a negative control."""
+    generator = changes.get("generator", "zeroq")
+    fields = {
+        "suite": "demo",
+        "cell": "some cell",
+        "definition": "some hash",
+        "task": "digits",
+        "model": "resnet20",
+        "generator": generator,
+        "quantizer": "rtn",
+        "scheme": "hw/w4a4",
+        "seed": 0,
+        "status": "done",
+        "metric": "top1",
+        "metrics": {"top1": value},
+        "float_metrics": {"top1": 98.0},
+        "methods": {"generator": NOISE if generator == "noise" else method(generator), "quantizer": method("rtn")},
+        "data": {"evaluated": 902, "calibrated": 1024},
+    }
+    return Result(**fields | changes)
+
+
+def markdown_cells(results):
+    """The table as lists of texts: heads, then rows."""
+    lines = [line for line in leaderboard(results, "md").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+
+
+def records(results):
+    return json.loads(leaderboard(results, "json"))["records"]
+
+
+def below_control(results):
+    return [record["below_control"] for record in records(results)]
+
+
+def with_quantizer(name, **changed):
+    """The method descriptions of a row whose images are noise."""
+    return {"generator": NOISE, "quantizer": method(name, **changed)}
+
+
+CITATION = "Someone: Something, CVPR 2020"
+
+
+def oracle(value, epoch=8):
+    return {"epoch": epoch, "metrics": {"top1": value}, "of": 3}
+
+
+def published(value, **changes):
+    return {"value": value, "source": "Some, Table 1", "citation": CITATION, **changes}
