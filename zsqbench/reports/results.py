@@ -3,10 +3,9 @@
 import contextlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,7 +118,7 @@ class ResultFile:
 
         Raises ZSQBenchError where there is a file that cannot be read, or whose rows have another schema.
         """
-        rows, others = self._read()
+        rows, others = self.read_all()
         if others:
             raise ZSQBenchError(
                 f"{self.path} has rows of schema {', '.join(map(str, others))}, and this zsqbench reads {SCHEMA}; run "
@@ -127,20 +126,11 @@ class ResultFile:
             )
         return rows
 
-    def usable(self) -> dict[str, Result]:
-        """The rows that this version reads; those of another schema are left out, to be measured again."""
-        rows, others = self._read()
-        if others:
-            logging.getLogger("zsqbench").warning(
-                "%s has rows of schema %s, and this zsqbench reads %s: their cells are measured again",
-                self.path,
-                ", ".join(map(str, others)),
-                SCHEMA,
-            )
-        return rows
+    def read_all(self) -> tuple[dict[str, Result], list[int]]:
+        """Rows by cell of the schema that this version reads, and the schemas of the other rows.
 
-    def _read(self) -> tuple[dict[str, Result], list[int]]:
-        """Rows by cell, and the schemas of rows that are of another version."""
+        Raises ZSQBenchError where there is a file that cannot be read.
+        """
         rows: dict[str, Result] = {}
         others: set[int] = set()
         try:
@@ -193,6 +183,23 @@ def _schema_of(line: bytes) -> int | None:
         return None
     schema = data.get("schema", 1)
     return schema if isinstance(schema, int) else None
+
+
+def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a row says of a method as `generator.method`, `generator.iterations`, and below `start` of its start."""
+    yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
+    yield from flat(prefix, method.get("options", {}))
+    if "start" in method:
+        yield from flat_method(f"{prefix}.start", method["start"])
+
+
+def flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Values by names that say where they stand, such as `settings.precision`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(f"{prefix}.{name}", value)
+        else:
+            yield f"{prefix}.{name}", value
 
 
 def package_version(package: str) -> str:
