@@ -2,13 +2,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from faults import flip, rewrite_manifest
 
 import zsqbench
+from zsqbench.execution.loop import Loop
+from zsqbench.methods import Engine, Settings
+from zsqbench.steps import Job, Outcome, Step
+from zsqbench.store import Store
+from zsqbench.suite import Cell
 
 
 def test_a_failing_quantizer_blocks_only_its_own_cells(bench):
@@ -119,6 +128,141 @@ def test_the_next_run_makes_again_what_verify_put_aside(bench, kind):
     bench.zsqbench("cache", "verify", "--home", bench.home)
     again = bench.run()
     assert (0, [folder]) == (again.code, bench.artifacts(kind))
+
+
+# --- exclusive and background steps: a fake engine, and steps that only meet each other -----------------------------
+
+
+class Plain(Job):
+    kind: ClassVar[str] = "plain"
+
+    @classmethod
+    def of(cls, step, *_):
+        return step
+
+
+class Timed(Plain):
+    kind: ClassVar[str] = "timed"
+    exclusive: ClassVar[bool] = True
+
+
+class Aside(Plain):
+    kind: ClassVar[str] = "aside"
+    background: ClassVar[bool] = True
+
+
+class Meetings(ThreadPoolExecutor):
+    """Notes which steps run at the same time. A step that has `partners` ends when as many others run beside it."""
+
+    def __init__(self, slots, partners, outcomes):
+        super().__init__(slots)
+        self._changed = threading.Condition()
+        self._partners, self._outcomes = partners, outcomes
+        self.running, self.met, self.order = set(), {}, []
+
+    def submit(self, fn, config, step):
+        return super().submit(self._meet, step.key)
+
+    def _meet(self, name):
+        with self._changed:
+            self.order.append(name)
+            self.running.add(name)
+            for other in self.running:
+                self.met.setdefault(other, set()).update(self.running - {other})
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: len(self.met[name]) >= self._partners.get(name, 0), 20)
+        time.sleep(0.02)  # in which whatever else is started would be met
+        with self._changed:
+            self.running.discard(name)
+        return self._outcomes.get(name, Outcome("done"))
+
+
+class FakeEngine(Engine):
+    name: ClassVar[str] = "fake"
+
+    def slots(self):
+        return 3
+
+    def start(self):
+        return self._meetings
+
+    def meet(self, partners=None, outcomes=None):
+        """What is started is this."""
+        object.__setattr__(self, "_meetings", Meetings(3, partners or {}, outcomes or {}))
+        return self
+
+
+def loop_of(tmp_path, engine):
+    """A loop over steps that are no part of a suite, and the hooks that it fires."""
+    heard = []
+    run = SimpleNamespace(
+        store=Store(tmp_path),
+        config=None,
+        suite=None,
+        data={},
+        resolve={("t", "m"): SimpleNamespace(key="resolve")},
+        notify=lambda hook, **arguments: heard.append((hook, arguments["step"].key)),
+    )
+    return Loop(run, engine), heard
+
+
+def step(name, *needs, job=Plain):
+    return Step(job, name, name, needs, Cell("t", "m", "g", "q", "hw/w4a4", 0, Settings()))
+
+
+def test_an_exclusive_step_runs_while_nothing_else_does(tmp_path):
+    engine = FakeEngine().meet({"a": 2, "b": 2, "c": 2})
+    loop, _ = loop_of(tmp_path, engine)
+    a, b, c = (step(name) for name in "abc")
+    timed = [step("first timed", job=Timed), step("second timed", a, job=Timed)]
+    loop.run([*timed, a, b, c, step("later", b), step("aside", c, job=Aside)])
+    loop.close()
+    met = engine.start().met
+    assert {name: loop.outcomes[name].status for name in met} == dict.fromkeys(met, "done")
+    assert (len(met), met["first timed"], met["second timed"]) == (7, set(), set())
+    assert met["a"] >= {"b", "c"}  # the others did meet
+
+
+def test_an_exclusive_step_runs_before_background_steps_and_after_what_is_ready(tmp_path):
+    engine = FakeEngine().meet()
+    loop, _ = loop_of(tmp_path, engine)
+    loop.run([step("aside", job=Aside), step("timed", job=Timed), step("a"), step("b")])
+    loop.close()
+    assert engine.start().order[2:] == ["timed", "aside"]
+
+
+def test_a_background_step_that_fails_blocks_nothing_and_its_reason_is_kept(tmp_path):
+    engine = FakeEngine().meet(outcomes={"aside": Outcome("failed", error="nobody cares", traceback="a long story")})
+    loop, heard = loop_of(tmp_path, engine)
+    settled = []
+    loop.run([step("aside", job=Aside), step("a"), step("b", step("a"))], settled.extend)
+    loop.close()
+    assert {name: outcome.status for name, outcome in loop.outcomes.items()} == {
+        "a": "done",
+        "b": "done",
+        "aside": "failed",
+    }
+    assert loop.background_failures() == {"aside": "nobody cares"}
+    assert Store(tmp_path).failures("aside") == ["a long story"]
+    assert sorted(each.key for each in settled) == sorted(key for _, key in heard) == ["a", "aside", "b"]
+
+
+def test_a_step_that_fails_is_settled_with_all_that_it_blocks(tmp_path):
+    engine = FakeEngine().meet(outcomes={"a": Outcome("failed", error="no")})
+    loop, heard = loop_of(tmp_path, engine)
+    a = step("a")
+    b = step("b", a)
+    loop.run([a, b, step("c", b), step("timed", b, job=Timed)])
+    loop.close()
+    assert {name: (outcome.status, outcome.cause) for name, outcome in loop.outcomes.items()} == {
+        "a": ("failed", "no"),
+        **dict.fromkeys(("b", "c", "timed"), ("blocked", "no")),
+    }
+    assert {key for _, key in heard} == {"a", "b", "c", "timed"}
+    assert loop.background_failures() == {}
+
+
+# --- the pool: real processes ---------------------------------------------------------------------------------------
 
 
 def test_the_pool_survives_whatever_a_method_does_to_its_worker(bench):
