@@ -1,6 +1,5 @@
 """What steps about a quantized network share: how a student is prepared, kept in a file, and rebuilt from it."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +24,6 @@ MODEL = "model.safetensors"
 
 EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
 """Those of epochs that it kept."""
-
-STRUCTURE = ("kind", "name", "role", "bits", "grid", "axis")
-"""What of a tensor's entry decides how its codes are read; ranges and sizes do not."""
 
 
 class StudentJob(Job):
@@ -92,16 +88,17 @@ def check_structure(kept: Sequence[Mapping[str, Any]], expected: Sequence[Mappin
         here, there = _structure(ours.get(place)), _structure(theirs.get(place))
         if here != there:
             raise ZSQBenchError(
-                f"artifact {key[:12]} has {' '.join(place)} {there}, and the student has it {here}: it was made for "
-                "another scheme, network or quantizer"
+                f"artifact {key[:12]} does not fit its student: {' '.join(place)} is {there} in the artifact, and "
+                f"{here} in the student; if what prepares the student was changed, raise its version"
             )
 
 
 def _structure(entry: Mapping[str, Any] | None) -> str:
+    """What of a tensor decides how its codes are read; ranges and sizes do not."""
     if entry is None:
-        return "not at all"
-    values = {name: entry.get(name) for name in STRUCTURE[2:]}
-    return json.dumps(values).strip("{}").replace('"', "")
+        return "absent"
+    role, bits, grid, axis = (entry.get(name) for name in ("role", "bits", "grid", "axis"))
+    return f"{role} at {bits} bits ({grid}, {'per tensor' if axis is None else f'axis {axis}'})"
 
 
 def save_student(student: "nn.Module", path: Path) -> None:
