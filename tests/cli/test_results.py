@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from zsqbench.reports.results import SCHEMA
+
 
 def show(bench, cell=""):
     """The row of a cell, and the lines after it and after its calibration set."""
@@ -243,3 +245,54 @@ def test_a_leaderboard_has_a_form_for_every_reader(bench, form):
     bench.run()
     said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results, "--format", form)
     assert (said.code, "toyq" in said.out) == (0, True), said.err
+
+
+@pytest.fixture
+def old(bench):
+    """A bench whose rows are of the first schema, which had no number, but for the last one."""
+    bench.matrix("seed: [0, 1, 2]")
+    bench.run()
+    lines = (bench.results / "toysuite.jsonl").read_text().splitlines()
+    changed = [{name: value for name, value in json.loads(line).items() if name != "schema"} for line in lines[:2]]
+    (bench.results / "toysuite.jsonl").write_text("\n".join([*map(json.dumps, changed), lines[2]]) + "\n")
+    return bench
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "show", "mlflow sync"])
+def test_rows_of_another_schema_are_one_line_with_what_to_do(old, command):
+    cell = ["w4a4:2"] if command == "show" else []
+    places = ["--results", old.results, *(["--home", old.home] if command != "leaderboard" else [])]
+    said = old.zsqbench(*command.split(), old.file, *cell, *places)
+    expected = (
+        f"error: {old.results}/toysuite.jsonl has rows of schema 1, and this zsqbench reads {SCHEMA}; run the suite "
+        "again, which measures what is missing and replaces them\n"
+    )
+    assert (said.code, said.out, said.err) == (2, "", expected)
+
+
+def test_a_run_measures_the_cells_of_rows_of_another_schema_again_and_replaces_them(old, caplog):
+    shutil.rmtree(old.home / "store" / "evaluate")
+    old.calls()
+    said = old.run()
+    (warning,) = caplog.records
+    assert (said.code, old.calls()) == (0, ["load a", *["evaluate"] * 3]), said.err
+    assert warning.getMessage().endswith("this zsqbench reads 2: their cells are measured again")
+    assert [(row["schema"], row["seed"], row["status"]) for row in old.rows().values()] == [
+        (SCHEMA, seed, "done") for seed in range(3)
+    ]
+    assert (old.run().code, len(caplog.records), old.calls()) == (0, 1, [])
+
+
+def test_a_row_of_another_schema_goes_where_nothing_is_to_be_measured(old):
+    old.run()
+    path = old.results / "toysuite.jsonl"
+    rows = path.read_text()
+    row = {name: value for name, value in json.loads(rows.splitlines()[0]).items() if name != "schema"}
+    path.write_text(json.dumps(row | {"cell": "a cell that the suite does not have"}) + "\n" + rows)
+    assert (old.run().code, path.read_text()) == (0, rows)
+
+
+def test_a_run_of_some_cells_leaves_no_row_of_another_schema(old):
+    said = old.run("-k", "w4a4:0")
+    assert (said.code, [row["seed"] for row in old.rows().values()]) == (0, [0, 2]), said.err
+    assert old.zsqbench("leaderboard", old.file, "--results", old.results).code == 0

@@ -12,7 +12,7 @@ from zsqbench.execution.plan import Facts, Plan, PlannedCell, find_data, make_pl
 from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.methods import Engine
-from zsqbench.reports.results import Result, ResultFile
+from zsqbench.reports.results import SCHEMA, Result, ResultFile
 from zsqbench.steps import Data, NetworkFacts, Outcome, Resolve, Step
 from zsqbench.store import FileDigests, Store, write_atomically
 from zsqbench.suite import Cell, Suite
@@ -60,6 +60,8 @@ class Run:
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
     """For each (task, model), the step that loads the model to learn its identity."""
+    other_rows: bool = field(init=False, default=False)
+    """Whether there are rows of another schema, to be replaced."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)
@@ -93,8 +95,20 @@ class Run:
         return {pair: facts for pair, facts in found.items() if facts is not None}
 
     def plan(self, cells: Sequence[Cell], facts: Facts) -> Plan:
-        """Plan cells with what is known of their models; `find` comes before."""
-        return make_plan(self.suite, cells, self.data, facts, self.store, self.rows.usable())
+        """Plan cells with what is known of their models; `find` comes before.
+
+        Rows of another schema are no rows: that is a warning, and a run replaces them.
+        """
+        rows, others = self.rows.read_all()
+        self.other_rows = bool(others)
+        if others:
+            logging.getLogger("zsqbench").warning(
+                "%s has rows of schema %s, and this zsqbench reads %s: their cells are measured again",
+                self.rows.path,
+                ", ".join(map(str, others)),
+                SCHEMA,
+            )
+        return make_plan(self.suite, cells, self.data, facts, self.store, rows)
 
     def provisional_plan(self, cells: Sequence[Cell]) -> tuple[Plan, list[str]]:
         """A plan without running anything, and the models that no run has loaded yet: these have no identity so far."""
@@ -170,10 +184,10 @@ class Run:
     def _keep_rows(self, plan: Plan, results: Sequence[Result]) -> None:
         """Rewrite the row file in the order of the suite; only rows of cells that the suite no longer has, go."""
         new = {result.cell: result for result in results}
-        if all(plan.rows.get(name) is result for name, result in new.items()) and len(new) == len(plan.rows):
+        as_before = all(plan.rows.get(name) is result for name, result in new.items()) and len(new) == len(plan.rows)
+        if as_before and not self.other_rows:
             return
-        there = self.rows.usable()  # again: another run of the suite may have added some
-        rows = there | new
+        rows = self.rows.read_all()[0] | new  # again: another run of the suite may have added some
         ordered = [rows[cell.name] for cell in self.suite.cells if cell.name in rows]
         write_rows(self.rows, lambda rows: rows.rewrite(ordered))
 
@@ -181,7 +195,7 @@ class Run:
         """The leaderboard of all rows, and why it could not be written, if so."""
         from zsqbench.reports.leaderboard import leaderboard  # with pandas, which planning does not need
 
-        table = leaderboard(list(self.rows.read().values()), "md")
+        table = leaderboard(list(self.rows.read_all()[0].values()), "md")
         try:
             write_atomically(self.table, table + "\n")
         except OSError as error:

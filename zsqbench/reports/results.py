@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 from collections.abc import Iterable
@@ -119,7 +118,7 @@ class ResultFile:
 
         Raises ZSQBenchError where there is a file that cannot be read, or whose rows have another schema.
         """
-        rows, others = self._read()
+        rows, others = self.read_all()
         if others:
             raise ZSQBenchError(
                 f"{self.path} has rows of schema {', '.join(map(str, others))}, and this zsqbench reads {SCHEMA}; run "
@@ -127,20 +126,11 @@ class ResultFile:
             )
         return rows
 
-    def usable(self) -> dict[str, Result]:
-        """The rows that this version reads; those of another schema are left out, to be measured again."""
-        rows, others = self._read()
-        if others:
-            logging.getLogger("zsqbench").warning(
-                "%s has rows of schema %s, and this zsqbench reads %s: their cells are measured again",
-                self.path,
-                ", ".join(map(str, others)),
-                SCHEMA,
-            )
-        return rows
+    def read_all(self) -> tuple[dict[str, Result], list[int]]:
+        """Rows by cell of the schema that this version reads, and the schemas of the other rows.
 
-    def _read(self) -> tuple[dict[str, Result], list[int]]:
-        """Rows by cell, and the schemas of rows that are of another version."""
+        Raises ZSQBenchError where there is a file that cannot be read.
+        """
         rows: dict[str, Result] = {}
         others: set[int] = set()
         try:
