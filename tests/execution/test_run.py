@@ -206,3 +206,28 @@ def test_a_table_that_cannot_be_written_is_still_printed(bench):
 def test_a_home_that_is_a_file_is_refused_in_one_line(bench):
     said = bench.run("--home", bench.file)
     assert (said.code, len(said.err.splitlines())) == (2, 1), said.err
+
+
+def entries(folder):
+    """How many files and folders are below a folder: what a cluster's quota counts."""
+    return sum(1 for _ in folder.rglob("*"))
+
+
+def test_a_cell_takes_six_files_and_folders_and_what_cells_share_is_there_once(bench):
+    """6 for each cell, 7 for each calibration set, 3 for each baseline, 2 for each network, 9 in all.
+
+    A cell: the folders of quantize and evaluate, a manifest in each, model and samples. A set: two folders, two
+    manifests, images, two pictures. A baseline: folder, manifest, samples. A network: folder, manifest. In all: the
+    store, a folder for each of six kinds, and what is remembered of files and times.
+    """
+    bench.matrix("model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8]")
+    bench.run()
+    cells, sets, networks = 16, 4, 2
+    assert list(bench.statuses().values()) == ["done"] * cells
+    assert entries(bench.home) == 6 * cells + 7 * sets + 3 * networks + 2 * networks + 9
+    bench.matrix(
+        "model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8, hw/w4a8]"
+    )
+    before = entries(bench.home)
+    bench.run()
+    assert entries(bench.home) - before == 6 * 8  # eight more cells, of the same sets
