@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run, RunReport
     from zsqbench.reports.results import Result
+    from zsqbench.store import Artifact
     from zsqbench.suite import Cell
 
 HOME = Path(".zsqbench")
@@ -84,6 +85,7 @@ def load_student(
     home: Path | str = HOME,
     results: Path | str = RESULTS,
     data_root: Path | str | None = None,
+    plugins: Sequence[Path | str] = (),
     device: str = "cpu",
 ) -> "tuple[nn.Module, Callable[[Image], torch.Tensor]]":
     """The quantized network of a cell in eval mode, and what makes a PIL image a tensor [1, C, H, W] for it.
@@ -91,15 +93,20 @@ def load_student(
     The student computes on the grids that the cell's accuracy was measured on. Raises ZSQBenchError for a cell that
     there is not, that is not done, or whose artifact is not in `home`.
     """
-    from zsqbench.execution.session import Session
+    from zsqbench.execution.session import Session, WorkerConfig
+    from zsqbench.steps.quantize import Quantize
+    from zsqbench.suite import find_suite, suite_plugins
 
-    this, row = _open_row(suite, cell, home, results, data_root, device)
-    session = Session(this.config)
-    from zsqbench.steps.evaluate import Evaluate
-
-    job = Evaluate.model_validate(_manifest(this, row, Evaluate.kind)["job"])
-    student, teacher = job.student(session), session.teacher(job)
-    return student, session.task(job).preprocessor(teacher)
+    row = find_row(rows_of(suite, Path(results)), cell)
+    if row.status != "done":
+        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
+    artifact = _artifact(home, row, Quantize.kind, "quantized network")
+    root = None if data_root is None else Path(data_root).resolve()
+    files = [*(Path(file).resolve() for file in plugins), *suite_plugins(find_suite(str(suite)))]
+    session = Session(WorkerConfig(Path(home).resolve(), root, tuple(files), device=device))
+    job = Quantize.model_validate(artifact.manifest["job"])
+    student = job.restored(session, job.prepared(session), artifact)
+    return student, session.task(job).preprocessor(session.teacher(job))
 
 
 def load_images(
@@ -114,15 +121,11 @@ def load_images(
     Raises ZSQBenchError for a cell that there is not, that has none, or whose artifact is not in `home`.
     """
     from zsqbench.steps.generate import Generate
-    from zsqbench.store import Store
 
-    row, store = find_row(rows_of(suite, Path(results)), cell), Store(Path(home).resolve())
-    key = row.keys.get(Generate.kind)
-    if key is None:
-        raise ZSQBenchError(f"cell {row.cell} has no calibration images: its generator is none")
-    if not store.has(Generate.kind, key):
-        raise ZSQBenchError(f"the calibration images of {row.cell} are not in {store.home}; run the suite there")
-    return Generate.images(store, key).images
+    row = find_row(rows_of(suite, Path(results)), cell)
+    if Generate.kind not in row.keys:
+        raise ZSQBenchError(f"cell {row.cell} has no calibration images")
+    return Generate.load(_artifact(home, row, Generate.kind, "calibration set")).images
 
 
 def execute(this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: str) -> "RunReport":
@@ -192,34 +195,25 @@ def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
     return found[0]
 
 
-def _open_row(
-    suite: str | Path,
-    cell: str,
-    home: Path | str,
-    results: Path | str,
-    data_root: Path | str | None,
-    device: str,
-) -> "tuple[Run, Result]":
-    row = find_row(rows_of(suite, Path(results)), cell)
-    if row.status != "done":
-        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
-    return open_run(suite, home, results, data_root, row.cell, device=device)[0], row
+def _artifact(home: Path | str, row: "Result", kind: str, what: str) -> "Artifact":
+    """What a row was made from, verified. Raises ZSQBenchError where it is not there, or damaged."""
+    from zsqbench.store import Store
 
-
-def _manifest(this: "Run", row: "Result", kind: str) -> dict[str, Any]:
+    store = Store(Path(home).resolve())
     key = row.keys[kind]
-    if not this.store.has(kind, key):
-        raise ZSQBenchError(f"the artifact of {row.cell} is not in {this.store.home}; run the suite there")
-    return this.store.manifest(kind, key)
+    if not store.has(kind, key):
+        raise ZSQBenchError(
+            f"the {what} of {row.cell} is not in {store.home}: it was made with another home, or removed; run the "
+            "suite with an empty home to make it again"
+        )
+    return store.read(kind, key)
 
 
 def _flat(row: "Result") -> Iterator[tuple[str, Any]]:
     """The fields of a row as columns; the options of each method stand below its axis."""
-    for name, value in row.model_dump(mode="json", exclude={"methods"}).items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", each) for key, each in value.items())
-        else:
-            yield name, value
+    from zsqbench.reports.results import flat, flat_method
+
+    for name, value in row.model_dump(exclude={"methods"}).items():
+        yield from flat(name, value) if isinstance(value, Mapping) else [(name, value)]
     for axis, method in row.methods.items():
-        yield from ((f"{axis}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
-        yield from ((f"{axis}.{key}", value) for key, value in method.get("options", {}).items())
+        yield from flat_method(axis, method)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of
-from zsqbench.reports.results import Result, environment
+from zsqbench.reports.results import Result, environment, flat, flat_method
 from zsqbench.steps import KINDS, Tracked
 from zsqbench.steps.step import Dataset
 from zsqbench.store import Store
@@ -274,25 +274,9 @@ def _params(result: Result) -> dict[str, str]:
     labels = {axis: getattr(result, axis) for axis in ("task", "model", "generator", "quantizer", "scheme", "seed")}
     values: dict[str, Any] = {axis: value for axis, value in labels.items() if value is not None}
     for axis, method in result.methods.items():
-        values |= dict(_of_method(axis, method))
-    values |= dict(_flat("settings", result.settings))
+        values |= dict(flat_method(axis, method))
+    values |= dict(flat("settings", result.settings))
     return {name: _value(value)[:PARAM_LENGTH] for name, value in values.items()}
-
-
-def _of_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A method, its options, and below `start` the method that it starts from."""
-    yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
-    yield from _flat(prefix, method.get("options", {}))
-    if "start" in method:
-        yield from _of_method(f"{prefix}.start", method["start"])
-
-
-def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(f"{prefix}.{name}", value)
-        else:
-            yield f"{prefix}.{name}", value
 
 
 def _value(value: Any) -> str:

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -183,6 +183,23 @@ def _schema_of(line: bytes) -> int | None:
         return None
     schema = data.get("schema", 1)
     return schema if isinstance(schema, int) else None
+
+
+def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a row says of a method as `generator.method`, `generator.iterations`, and below `start` of its start."""
+    yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
+    yield from flat(prefix, method.get("options", {}))
+    if "start" in method:
+        yield from flat_method(f"{prefix}.start", method["start"])
+
+
+def flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Values by names that say where they stand, such as `settings.precision`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(f"{prefix}.{name}", value)
+        else:
+            yield f"{prefix}.{name}", value
 
 
 def package_version(package: str) -> str:

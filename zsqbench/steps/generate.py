@@ -8,7 +8,7 @@ from zsqbench.reports.results import Result
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.step import Dataset, Job, MethodCall, Step, Tracked
-from zsqbench.store import Store
+from zsqbench.store import Artifact, Store
 from zsqbench.suite import Suite
 from zsqbench.versions import SYNTHESIS_VERSION
 
@@ -67,8 +67,13 @@ class Generate(Job):
 
     @classmethod
     def images(cls, store: Store, key: str) -> CalibrationSet:
-        """The calibration set. Raises CorruptArtifactError where it is damaged."""
-        return CalibrationSet.load(store.read(cls.kind, key).folder / IMAGES)
+        """The calibration set of this key. Raises CorruptArtifactError where it is damaged."""
+        return cls.load(store.read(cls.kind, key))
+
+    @staticmethod
+    def load(artifact: Artifact) -> CalibrationSet:
+        """The calibration set of an artifact."""
+        return CalibrationSet.load(artifact.folder / IMAGES)
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:

@@ -1,6 +1,6 @@
 """A suite: a YAML file of matrices, checked against what is installed and expanded into cells."""
 
-from zsqbench.suite.files import find_suite, shipped_suites, suite_name
+from zsqbench.suite.files import find_suite, shipped_suites, suite_name, suite_plugins
 from zsqbench.suite.reader import load_suite
 from zsqbench.suite.schema import SuiteFile
 from zsqbench.suite.selection import select
@@ -18,4 +18,5 @@ __all__ = [
     "select",
     "shipped_suites",
     "suite_name",
+    "suite_plugins",
 ]

@@ -33,6 +33,13 @@ def find_suite(text: str) -> Path:
     raise ZSQBenchError(f"there is no suite file {text}{close} shipped: {', '.join(shipped)}")
 
 
+def suite_plugins(path: Path) -> list[Path]:
+    """Only the plugin files that a suite file names, as absolute paths: all that a kept network needs of it."""
+    source = YamlFile(path)
+    named = source.data.get("plugins") if isinstance(source.data, dict) else None
+    return [(path.parent / str(file)).resolve() for file in (named if isinstance(named, list) else ())]
+
+
 def suite_name(path: Path) -> str:
     """Only the name in a suite file: all that a leaderboard needs of it."""
     source = YamlFile(path)
