@@ -71,8 +71,8 @@ def cell_finished(suite: "Suite", result: "Result", cached: bool) -> None:
 
 @hookspec
 def suite_finished(suite: "Suite", results: "list[Result]", table: "str | None") -> None:
-    """Called in the parent process at the end, an interrupted run included, with a row for every cell of the plan.
+    """Called once in the parent process at the end of a run: done, interrupted, or ended by an error.
 
-    `table` is the path of the leaderboard that was written. Where an error ended the run, there are no results and the
-    table is none.
+    `results` has a row for every cell of the plan, or none where the run ended before all cells had one. `table` is the
+    path of the leaderboard that was written, or none.
     """

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 
@@ -206,6 +208,110 @@ def test_a_table_that_cannot_be_written_is_still_printed(bench):
 def test_a_home_that_is_a_file_is_refused_in_one_line(bench):
     said = bench.run("--home", bench.file)
     assert (said.code, len(said.err.splitlines())) == (2, 1), said.err
+
+
+# --- the end of a run -------------------------------------------------------------------------------------------------
+
+
+HEARS = """
+@zsqbench.hookimpl
+def suite_finished(results, table):
+    statuses = " ".join(result.status for result in results)
+    note(f"finished: {statuses or 'nothing'}, {Path(table).name if table else 'no table'}")
+"""
+
+INTERRUPTS = """
+class I(Toy{kind}):
+    name = "i"
+
+    def {call}(self, *arguments):
+        raise KeyboardInterrupt
+"""
+
+
+def breaks(error):
+    def broken(*_, **__):
+        raise error
+
+    return broken
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+ENDINGS = {
+    # What else is in the plugin, the axis that is given a method of it, what breaks, exit code, what is heard.
+    "done": ("", None, None, 0, "done, toysuite.md"),
+    "a failed cell": (
+        "class I(Toy):\n    name = 'i'\n    def generate(self, *all): raise ValueError('no')\n",
+        "generator",
+        None,
+        1,
+        "failed, toysuite.md",
+    ),
+    "Ctrl-C while a network is loaded": (
+        INTERRUPTS.format(kind="Task", call="load"),
+        "task",
+        None,
+        130,
+        "interrupted, toysuite.md",
+    ),
+    "Ctrl-C while a step runs": (
+        INTERRUPTS.format(kind="Quantizer", call="quantize"),
+        "quantizer",
+        None,
+        130,
+        "interrupted, toysuite.md",
+    ),
+    "Ctrl-C while it is planned": ("", None, ("plan.make_plan", KeyboardInterrupt), 130, "nothing, no table"),
+    "Ctrl-C while the table is made": ("", None, ("Run._write_table", KeyboardInterrupt), 130, "done, no table"),
+    "an error in the run loop": ("", None, ("Loop._fill_slots", RuntimeError("a bug")), 3, "nothing, no table"),
+    "an engine that does not end": ("", None, ("Loop.close", RuntimeError("a bug")), 3, "done, toysuite.md"),
+    "a full disk for rows": ("", None, ("ResultFile.append", NO_SPACE), 2, "nothing, no table"),
+    "a full disk for all rows": ("", None, ("ResultFile.rewrite", NO_SPACE), 2, "done, no table"),
+    "a full disk for the table": ("", None, ("write_atomically", NO_SPACE), 2, "done, no table"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_end_of_a_run_is_told_once_however_it_ends(bench, monkeypatch, ending):
+    source, axis, broken, code, heard = ENDINGS[ending]
+    bench.add_plugin(HEARS + source)
+    bench.matrix(f"{axis}: i" if axis else "")
+    if broken:
+        name, error = broken
+        monkeypatch.setattr(f"zsqbench.execution.run.{name.removeprefix('plan.')}", breaks(error))
+    said = bench.run()
+    finished = [call for call in bench.calls() if call.startswith("finished")]
+    assert (said.code, finished) == (code, [f"finished: {heard}"]), said.err
+
+
+def test_a_run_that_never_began_does_not_end(bench):
+    bench.add_plugin(HEARS)
+    bench.matrix("")
+    said = bench.run("--data-root", bench.folder / "nowhere")
+    assert (said.code, bench.calls()) == (2, [])
+
+
+def test_an_observer_that_fails_silences_no_other(bench, caplog):
+    bench.add_plugin(HEARS)
+    for name in ("aaa.py", "zzz.py"):
+        bench.write(
+            name,
+            """
+            import zsqbench
+
+            @zsqbench.hookimpl
+            def suite_finished(suite):
+                raise ValueError(suite.name)
+            """,
+        )
+    bench.matrix("")
+    bench.file.write_text(bench.file.read_text().replace("toy.py, extra.py", "aaa.py, toy.py, extra.py, zzz.py"))
+    said = bench.run()
+    assert (said.code, bench.calls()[-1]) == (0, "finished: done, toysuite.md")
+    assert [record.getMessage() for record in caplog.records] == [
+        "an observer failed in suite_finished: ValueError: toysuite"
+    ] * 2
 
 
 def entries(folder):

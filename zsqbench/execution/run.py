@@ -1,5 +1,6 @@
 """One invocation: find what a suite needs, plan it, run what is missing, write rows and the table."""
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,28 +127,28 @@ class Run:
         The hook `suite_finished` fires once, however it ends.
         """
         known = self.find(cells)
-        loop = Loop(self, engine)
         results: list[Result] = []
         written: str | None = None
         try:
-            loop.run(step for pair, step in self.resolve.items() if pair not in known)
-            facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
-            plan = self.plan(cells, facts)
-            results = self._run_plan(plan, loop, facts)
-            self._keep_rows(plan, results)
-            table, table_error = self._write_table()
-            written = None if table_error else str(self.table)
+            with contextlib.closing(Loop(self, engine)) as loop:
+                loop.run(step for pair, step in self.resolve.items() if pair not in known)
+                facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
+                plan = self.plan(cells, facts)
+                results = self._run_plan(plan, loop, facts)
+                self._keep_rows(plan, results)
+                table, table_error = self._write_table()
+                written = None if table_error else str(self.table)
         finally:
-            loop.close()
             self.notify("suite_finished", suite=self.suite, results=results, table=written)
         return RunReport(plan, results, loop.interrupted, loop.background_failures(), table, table_error)
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Fire an observer hook; an observer that fails is a warning, never a lost cell."""
-        try:
-            getattr(self.suite.catalog.hooks.hook, hook)(**arguments)
-        except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
-            logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
+        """Fire an observer hook; an observer that fails is a warning, never a lost cell, and the others are called."""
+        for observer in reversed(getattr(self.suite.catalog.hooks.hook, hook).get_hookimpls()):  # in pluggy's order
+            try:
+                observer.function(*(arguments[name] for name in observer.argnames))
+            except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
+                logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
 
     def _learned(self, step: Step, loop: Loop) -> NetworkFacts | Outcome:
         """What a resolve step of this run learned, or why it did not."""
