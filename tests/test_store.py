@@ -49,6 +49,15 @@ def test_an_artifact_tells_what_its_step_found_its_curves_and_its_notes(store):
     assert [path.name for path in artifact.folder.iterdir()] == ["manifest.json"]
 
 
+def test_a_look_at_an_artifact_reads_its_manifest_alone(store):
+    store.write("generate", "key", {"curves": {"loss": [(0, 0.5)]}}, fill)
+    flip(store.folder("generate", "key") / "b.bin")
+    assert store.look("generate", "key").curves == {"loss": [(0, 0.5)]}
+    flip(store.folder("generate", "key") / "manifest.json")
+    with pytest.raises(CorruptArtifactError):
+        store.look("generate", "key")
+
+
 def test_an_artifact_lists_its_files_with_their_checksums(store):
     store.write("generate", "key", {}, fill)
     folder = store.folder("generate", "key")

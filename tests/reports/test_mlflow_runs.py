@@ -225,10 +225,34 @@ def test_long_curves_are_thinned_and_keep_the_last_value_of_a_step(tmp_path):
     assert (len(points), points[0].step, points[-1].step, points[-1].value) == (CURVE_POINTS, 0, 1999, 7.0)
 
 
+def test_curves_of_all_steps_that_a_row_tells_of_are_logged(tmp_path):
+    store = Store(tmp_path)
+    keys = {
+        "baseline": "1" * 64,
+        "start.start": "2" * 64,
+        "start": "3" * 64,
+        "quantize": "4" * 64,
+        "evaluate": "5" * 64,
+    }
+    for name, key in keys.items():
+        kind = "quantize" if name.startswith("start") else name
+        store.write(kind, key, {"content": {}, "curves": {"loss": [(0, 1.0), (1, float(key[0]))]}, "notes": []})
+
+    found = {point.name: point.value for point in Details.read(row(keys=keys), store).points if point.step == 1}
+
+    assert found == {
+        "baseline/loss": 1.0,
+        "start.start/loss": 2.0,
+        "start/loss": 3.0,
+        "quantize/loss": 4.0,
+        "evaluate/loss": 5.0,
+    }
+
+
 def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
     damaged = Store(tmp_path)
     fill(damaged)
-    flip(damaged.folder("generate", GENERATE) / "calibration.safetensors")
+    flip(damaged.folder("generate", GENERATE) / "manifest.json")
     (damaged.folder("diagnose", DIAGNOSE) / "images.png").write_bytes(b"damaged")
     experiment = Experiment.open("damaged", store)
 
@@ -237,7 +261,7 @@ def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
     (run,) = runs(store, "damaged")[1]
     assert run.data.metrics["quantize/mse"] == 0.5
     assert re.fullmatch(
-        r"generate: .*calibration.safetensors has changed.*; its diagnostics cannot be read: .*images.png has .*",
+        r"generate: CorruptArtifactError: .*manifest.json.*; its diagnostics cannot be read: .*images.png has .*",
         run.data.tags["zsqbench.unreadable"],
     )
 

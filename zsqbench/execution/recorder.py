@@ -23,6 +23,7 @@ class Recorder:
         self.outcomes = outcomes
         self._results: dict[str, Result] = {}
         self._environment = environment()
+        self._costs: dict[str, tuple[float, int]] = {}
         self._ending_with: dict[str, list[PlannedCell]] = {}
         for planned in plan.cells:
             for step in planned.final.values():
@@ -122,15 +123,21 @@ class Recorder:
 
     def _cost(self, planned: PlannedCell) -> dict[str, Any]:
         """Seconds and bytes of all steps that the row tells of."""
-        manifests = {}
-        for name, step in planned.named.items():
+        costs = {name: self._cost_of(step) for name, step in planned.named.items()}
+        known = {name: cost for name, cost in costs.items() if cost is not None}
+        return {
+            "seconds": {name: seconds for name, (seconds, _) in known.items()},
+            "peak_memory": {name: peak_memory for name, (_, peak_memory) in known.items()},
+        }
+
+    def _cost_of(self, step: Step) -> tuple[float, int] | None:
+        """Seconds and bytes of a step, of which many cells may tell: its manifest is read once."""
+        if step.key not in self._costs:
             # What was measured is known without them: images and network may be gone, or damaged.
             with contextlib.suppress(CorruptArtifactError):
-                manifests[name] = self.run.store.manifest(step.kind, step.key)
-        return {
-            "seconds": {name: round(manifest["seconds"], 3) for name, manifest in manifests.items()},
-            "peak_memory": {name: manifest["peak_memory"] for name, manifest in manifests.items()},
-        }
+                manifest = self.run.store.manifest(step.kind, step.key)
+                self._costs[step.key] = round(manifest["seconds"], 3), manifest["peak_memory"]
+        return self._costs.get(step.key)
 
 
 def write_rows(rows: ResultFile, write: Callable[[ResultFile], None]) -> None:

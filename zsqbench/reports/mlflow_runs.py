@@ -315,7 +315,7 @@ def _curves(name: str, key: str, store: Store) -> list[Point]:
     if kind is None:
         return []
     points = []
-    for curve, values in store.read(kind, key).curves.items():
+    for curve, values in store.look(kind, key).curves.items():
         latest = dict(values)  # MLflow keeps several values of one step, and draws them above each other
         points += [Point(f"{name}/{curve}", float(latest[step]), int(step)) for step in _thinned(list(latest))]
     return points
