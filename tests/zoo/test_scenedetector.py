@@ -8,7 +8,7 @@ from zsqbench.zoo import traindetector
 from zsqbench.zoo.models import SCENE_DETECTOR
 from zsqbench.zoo.scenedetector import MEAN, STD, SceneDetector, places, postprocess, preprocess
 from zsqbench.zoo.scenes import write_scenes
-from zsqbench.zoo.traindetector import ClassifierTraining, assign, detection_loss, figures
+from zsqbench.zoo.traindetector import DetectorTraining, assign, detection_loss, figures
 from zsqbench.zoo.weights import build_network
 
 
@@ -109,13 +109,13 @@ def test_the_loss_is_least_for_what_is_there():
 
 
 def test_training_is_the_same_each_time():
-    one, two = (traindetector.train(ClassifierTraining(steps=2, batch=2)).state_dict() for _ in range(2))
+    one, two = (traindetector.train(DetectorTraining(steps=2, batch=2)).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_script_writes_weights_that_load(tmp_path, monkeypatch):
     monkeypatch.setattr(traindetector, "SCENE_DETECTOR", tmp_path / "weights.safetensors")
-    monkeypatch.setattr(traindetector, "RECIPE", ClassifierTraining(steps=2, batch=2))
+    monkeypatch.setattr(traindetector, "RECIPE", DetectorTraining(steps=2, batch=2))
     monkeypatch.setattr(traindetector, "figures", lambda *_: {})
     traindetector.main()
     build_network(SceneDetector, tmp_path / "weights.safetensors")

@@ -25,6 +25,7 @@ from zsqbench.quant import (
 )
 from zsqbench.quant.reconstruction.draws import draw, keep_mask
 from zsqbench.quant.reconstruction.learning import Learning
+from zsqbench.quant.reconstruction.prediction import Prediction
 from zsqbench.quant.student import activation_quantizers
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import context
@@ -534,8 +535,8 @@ def test_released_brecq_comes_out(golden, monkeypatch, mode):
             iterations, 4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4
         ),
     }
-    weigh, found = Learning._fisher_weights, []
-    monkeypatch.setattr(Learning, "_fisher_weights", lambda learning: found.append(weigh(learning)) or found[-1])
+    weigh, found = Prediction.fisher_weights, []
+    monkeypatch.setattr(Prediction, "fisher_weights", lambda *given: found.append(weigh(*given)) or found[-1])
     ctx = context()
     engine = Reconstruction(student, take("cali"), ctx, stages, skip=lambda unit: unit.name == "8")
     engine.run("weights")
