@@ -40,8 +40,8 @@ def steps(monkeypatch):
     """What each update of a generator was given and gave."""
     noted, step = [], ConditionalTraining.step
 
-    def noting(training, lr):
-        noted.append((lr, step(training, lr)))
+    def noting(training, lr, *student):
+        noted.append((lr, step(training, lr, *student)))
         return noted[-1][1]
 
     monkeypatch.setattr(ConditionalTraining, "step", noting)
