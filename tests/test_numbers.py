@@ -90,7 +90,7 @@ def of_quantizer(kind):
     codes = [projection(tensor) for name, tensor in state.items() if name.endswith("weight_codes")]
     with torch.no_grad():
         logits = student(images(teacher).images).double()
-    assert len(scales) == sum(entry["bits"] != 32 for entry in effective_map(student))
+    assert len(scales) == sum(entry.bits != 32 for entry in effective_map(student))
     return [torch.stack(part).mean() for part in (scales, codes) if part] + [logits.mean(), logits.std(), logits[0, 0]]
 
 

@@ -5,6 +5,7 @@ A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. docs
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -199,3 +200,36 @@ def parse_scheme(text: str, placements: Mapping[str, Placement] = PLACEMENTS) ->
     return Scheme(
         name=text, placement=placements[name], weight_bits=widths["weight"], activation_bits=widths["activation"]
     )
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A weight, or a value that the network computes, with its role and its bits (32: float)."""
+
+    kind: str
+    """`weight` or `activation`."""
+    name: str
+    role: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class TensorOnGrid(MappedTensor):
+    """A tensor with the grid that decides how its codes are read."""
+
+    grid: Grid | Literal["float"] = "float"
+    axis: int | None = None
+    """Along which each index has a grid of its own; none: the tensor has one."""
+
+
+@dataclass(frozen=True)
+class MeasuredTensor(TensorOnGrid):
+    """A tensor with what calibration found."""
+
+    low: float | None = None
+    """Smallest value of its grids; none for a tensor that stays float."""
+    high: float | None = None
+    groups: int | None = None
+    """Number of grids; none for a tensor that stays float."""
+    elements: int | None = None
+    """Number of values of a weight; none for an activation."""

@@ -44,7 +44,7 @@ def test_batch_normalisation_is_folded_on_request_only(fold):
 
 def test_activations_are_symmetric_and_weights_affine():
     student = GENIEM().prepare(tiny_teacher(), parse_scheme("hw/w4a4"))
-    assert {(entry["kind"], entry["grid"]) for entry in effective_map(student) if entry["bits"] == 4} == {
+    assert {(entry.kind, entry.grid) for entry in effective_map(student) if entry.bits == 4} == {
         ("weight", "affine"),
         ("activation", "symmetric"),
     }

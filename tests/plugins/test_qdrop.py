@@ -51,7 +51,7 @@ def test_pot_is_not_its_grid():
 
 def test_the_schemes_widths_are_kept():
     student = check_quantizer(QDrop(**SHORT), "academic/w2a4", tiny_teacher())
-    widths = [entry["bits"] for entry in effective_map(student) if entry["kind"] == "weight"]
+    widths = [entry.bits for entry in effective_map(student) if entry.kind == "weight"]
     assert (widths[0], widths[-1]) == (8, 8)
     assert set(widths[1:-1]) <= {2}
 

@@ -18,7 +18,7 @@ from zsqbench.quant import (
     quantized_layers,
     restore,
 )
-from zsqbench.scheme import parse_scheme
+from zsqbench.scheme import TensorOnGrid, parse_scheme
 from zsqbench.zoo.resnet import CifarResNet
 
 SIZE = (3, 8, 8)
@@ -49,13 +49,9 @@ def calibrated(network, scheme, images):
 
 def test_the_effective_map_is_a_full_account(network):
     entries = effective_map(prepare(network, parse_scheme("hw/w4a5"), SIZE))
-    assert entries[0] == {
-        "name": "conv1", "kind": "weight", "role": "first_weight", "bits": 4, "axis": 0, "grid": "affine"
-    }  # fmt: skip
-    assert entries[8] == {
-        "name": "input", "kind": "activation", "role": "input", "bits": 32, "axis": None, "grid": "float"
-    }  # fmt: skip
-    assert [entry["name"] for entry in entries if entry["kind"] == "activation" and entry["bits"] == 32] == [
+    assert entries[0] == TensorOnGrid("weight", "conv1", "first_weight", 4, "affine", axis=0)
+    assert entries[8] == TensorOnGrid("activation", "input", "input", 32, "float", axis=None)
+    assert [entry.name for entry in entries if entry.kind == "activation" and entry.bits == 32] == [
         "input", "layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2", "pool"
     ]  # fmt: skip
 
@@ -170,8 +166,8 @@ def test_every_grid_is_kept_through_finalize_and_restore(network, grid, per_chan
     restore(again, student.state_dict())
     assert torch.equal(again(images), expected)
     measured = measured_map(again)
-    assert {entry["grid"] for entry in measured} == {grid}
-    assert {entry["axis"] for entry in measured if entry["kind"] == "weight"} == {0 if per_channel else None}
+    assert {entry.grid for entry in measured} == {grid}
+    assert {entry.axis for entry in measured if entry.kind == "weight"} == {0 if per_channel else None}
     assert effective_map(again) == effective_map(prepare(network, scheme, SIZE, grids))
 
 
@@ -181,16 +177,16 @@ def test_the_measured_map_holds_ranges_and_sizes(network):
     calibrate_activations_minmax(student, [torch.randn(4, *SIZE)])
     weights = {name: layer.weight.clone() for name, layer in quantized_layers(student)}
     finalize(student)
-    entries = {(entry["kind"], entry["name"]): entry for entry in measured_map(student)}
+    entries = {(entry.kind, entry.name): entry for entry in measured_map(student)}
     stem = entries["weight", "conv1"]
-    assert stem["elements"] == weights["conv1"].numel()
-    assert stem["groups"] == len(weights["conv1"])
-    assert stem["low"] <= weights["conv1"].min() + 0.1
-    assert stem["high"] >= weights["conv1"].max() - 0.1
+    assert stem.elements == weights["conv1"].numel()
+    assert stem.groups == len(weights["conv1"])
+    assert stem.low <= weights["conv1"].min() + 0.1
+    assert stem.high >= weights["conv1"].max() - 0.1
     image = entries["activation", "input"]
-    assert (image["grid"], image["low"], image["groups"], image["elements"]) == ("float", None, None, None)
-    assert str(entries["activation", "relu"]["low"]) == "0.0"  # and not -0.0
-    assert entries["activation", "relu"]["groups"] == 1
+    assert (image.grid, image.low, image.groups, image.elements) == ("float", None, None, None)
+    assert str(entries["activation", "relu"].low) == "0.0"  # and not -0.0
+    assert entries["activation", "relu"].groups == 1
 
 
 def test_a_scale_that_is_no_power_of_two_is_found(network):
@@ -207,5 +203,5 @@ def test_the_effective_map_says_what_live_quantizers_do_not_what_the_scheme_says
     layers = quantized_layers(student)
     for _, layer in layers[:1]:
         layer.weight_quantizer.bits = 8
-    entries = {(entry["kind"], entry["name"]): entry for entry in effective_map(student)}
-    assert [entries["weight", name]["bits"] for name, _ in layers[:2]] == [8, 2]
+    entries = {(entry.kind, entry.name): entry for entry in effective_map(student)}
+    assert [entries["weight", name].bits for name, _ in layers[:2]] == [8, 2]

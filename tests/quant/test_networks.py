@@ -211,7 +211,7 @@ def test_quantizers_come_in_execution_order_though_a_tensor_may_have_the_name_of
 
 def test_folding_changes_no_name_of_a_tensor():
     folded, unfolded = (
-        [(entry["kind"], entry["name"]) for entry in effective_map(prepare(network("resnet18"), scheme, SIZE))]
+        [(entry.kind, entry.name) for entry in effective_map(prepare(network("resnet18"), scheme, SIZE))]
         for scheme in map(parse_scheme, ("hw/w4a4", "hast/w4a4"))
     )
     assert folded == unfolded

@@ -83,7 +83,7 @@ def test_thirty_two_bits_put_no_quantizer(network):
     assert not weight_quantizers(student)
     student = prepare(network, parse_scheme("hw/w8a32"), SIZE)
     assert not activation_quantizers(student)
-    assert {entry["bits"] for entry in effective_map(student) if entry["kind"] == "activation"} == {32}
+    assert {entry.bits for entry in effective_map(student) if entry.kind == "activation"} == {32}
 
 
 def test_first_and_last_weights_have_roles_of_their_own(network):

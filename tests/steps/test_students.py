@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from zsqbench.quant import (
     prepare,
 )
 from zsqbench.scheme import parse_scheme
-from zsqbench.steps.students import MODEL, check_structure, load_student, save_student
+from zsqbench.steps.students import MODEL, check_structure, load_artifact, save_student
 from zsqbench.store import Artifact
 
 KEY = "0123456789abcdef"
@@ -41,13 +42,15 @@ def made(tmp_path):
     calibrate_activations_minmax(student, [IMAGES])
     finalize(student)
     save_student(student, tmp_path / MODEL)
-    return student, Artifact("quantize", KEY, tmp_path, {"content": {"tensors": measured_map(student)}})
+    return student, Artifact(
+        "quantize", KEY, tmp_path, {"content": {"tensors": [asdict(tensor) for tensor in measured_map(student)]}}
+    )
 
 
 def test_an_artifact_gives_back_the_network_that_was_quantized(made):
     student, artifact = made
     with torch.no_grad():
-        assert torch.equal(load_student(prepared(), artifact)(IMAGES), student(IMAGES))
+        assert torch.equal(load_artifact(prepared(), artifact)(IMAGES), student(IMAGES))
 
 
 OTHERS = {
@@ -101,7 +104,7 @@ OTHERS = {
 def test_an_artifact_that_does_not_fit_is_refused_in_one_line(made, what):
     changes, place, there, here = OTHERS[what]
     with pytest.raises(ZSQBenchError) as error:
-        load_student(prepared(**changes), made[1])
+        load_artifact(prepared(**changes), made[1])
     assert str(error.value) == (
         f"artifact {KEY[:12]} does not fit its student: {place} is {there} in the artifact, and {here} in the student; "
         "if what prepares the student was changed, raise its version"
@@ -111,16 +114,16 @@ def test_an_artifact_that_does_not_fit_is_refused_in_one_line(made, what):
 @pytest.mark.parametrize(("name", "value"), [("role", "add"), ("bits", 8), ("grid", "symmetric"), ("axis", 1)])
 @pytest.mark.parametrize("place", [0, -1])
 def test_whatever_decides_how_codes_are_read_is_compared(made, name, value, place):
-    tensors = [dict(entry) for entry in made[1].content["tensors"]]
-    tensors[place][name] = value
-    where = f"{tensors[place]['kind']} {tensors[place]['name']}"
+    tensors = measured_map(made[0])
+    tensors[place] = replace(tensors[place], **{name: value})
+    where = f"{tensors[place].kind} {tensors[place].name}"
     with pytest.raises(ZSQBenchError, match=f"does not fit its student: {where} is "):
         check_structure(tensors, effective_map(prepared()), KEY)
 
 
 def test_a_tensor_that_is_missing_or_left_over_is_named(made):
-    tensors, expected = made[1].content["tensors"], effective_map(prepared())
-    name = f"{tensors[-1]['kind']} {tensors[-1]['name']}"
+    tensors, expected = measured_map(made[0]), effective_map(prepared())
+    name = f"{tensors[-1].kind} {tensors[-1].name}"
     with pytest.raises(ZSQBenchError, match=f"{name} is absent in the artifact, and logits at 4 bits"):
         check_structure(tensors[:-1], expected, KEY)
     with pytest.raises(
@@ -130,8 +133,7 @@ def test_a_tensor_that_is_missing_or_left_over_is_named(made):
 
 
 def test_ranges_and_sizes_are_no_part_of_the_structure(made):
-    artifact = made[1]
-    tensors = [entry | {"low": -9.0, "high": 9.0, "groups": 7, "elements": 5} for entry in artifact.content["tensors"]]
+    tensors = [replace(tensor, low=-9.0, high=9.0, groups=7, elements=5) for tensor in measured_map(made[0])]
     check_structure(tensors, effective_map(prepared()), KEY)
 
 

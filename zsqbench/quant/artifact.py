@@ -1,14 +1,15 @@
 """From a calibrated student to its artifact, whose weights are integers, and back; and what a student quantizes."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, WeightQuantizer, plain
-from zsqbench.quant.student import activation_quantizers, quantized_layers, recorded_map, weight_quantizers
-from zsqbench.scheme import FLOAT_BITS
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer, WeightQuantizer, plain
+from zsqbench.quant.student import activation_quantizers, quantized_layers, tensor_roles, weight_quantizers
+from zsqbench.scheme import FLOAT_BITS, MeasuredTensor, TensorOnGrid
 
 
 @torch.no_grad()
@@ -53,46 +54,39 @@ def take_over(student: nn.Module, other: nn.Module) -> None:
         quantizer.enabled = True
 
 
-def effective_map(student: nn.Module) -> list[dict[str, Any]]:
-    """What a student quantizes, tensor by tensor: name, kind, role, bits, axis and grid; 32 bits for what stays float.
+def effective_map(student: nn.Module) -> list[TensorOnGrid]:
+    """The tensors of a student, each with its role, bits and grid; 32 bits for one that stays float.
 
-    Bits, axes and grids are those of the quantizers that are there, whatever the scheme says. Weights first, then
+    Bits, axes and grids are those of the quantizers that are there, whatever the scheme says. Weights come first, then
     activations, each in execution order; a tensor that `prepare` gave no place comes last. Empty for a network without
     quantizers that was not prepared.
     """
     live = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
-    recorded = {(entry["kind"], entry["name"]): entry["role"] for entry in recorded_map(student)}
-    roles = recorded | {place: quantizer.role for place, quantizer in live.items()}
-    return [
-        {"name": name, "kind": kind, "role": role, **_grid_of(live.get((kind, name)))}
-        for (kind, name), role in roles.items()
-    ]
+    roles = tensor_roles(student) | {place: quantizer.role for place, quantizer in live.items()}
+    return [_on_grid(kind, name, role, live.get((kind, name))) for (kind, name), role in roles.items()]
 
 
-def _grid_of(quantizer: WeightQuantizer | ActivationQuantizer | None) -> dict[str, Any]:
+def _on_grid(kind: str, name: str, role: str, quantizer: TensorQuantizer | None) -> TensorOnGrid:
     if quantizer is None:
-        return {"bits": FLOAT_BITS, "axis": None, "grid": "float"}
-    return {"bits": quantizer.bits, "axis": quantizer.axis, "grid": quantizer.grid}
+        return TensorOnGrid(kind, name, role, FLOAT_BITS)
+    return TensorOnGrid(kind, name, role, quantizer.bits, quantizer.grid, quantizer.axis)
 
 
-def measured_map(student: nn.Module) -> list[dict[str, Any]]:
-    """`effective_map` with what calibration found: the range of each grid (its extremes over channels), and sizes.
-
-    `groups` is the number of grids of a tensor (channels, or 1) and `elements` the number of a weight's values.
-    """
+def measured_map(student: nn.Module) -> list[MeasuredTensor]:
+    """`effective_map` with what calibration found: the range of each grid (its extremes over channels), and sizes."""
     quantizers = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
     layers = dict(quantized_layers(student))
     entries = []
-    for entry in effective_map(student):
-        quantizer, layer = quantizers.get((entry["kind"], entry["name"])), layers.get(entry["name"])
-        measured: dict[str, Any] = {"low": None, "high": None, "groups": None, "elements": None}
+    for tensor in effective_map(student):
+        quantizer, layer, elements = quantizers.get((tensor.kind, tensor.name)), layers.get(tensor.name), None
+        if tensor.kind == "weight":
+            weight = layer.stored_weight() if layer is not None else student.get_submodule(tensor.name).weight
+            elements = cast("Tensor", weight).numel()
+        measured = MeasuredTensor(**vars(tensor), elements=elements)
         if quantizer is not None:
             low, high = quantizer.range()
-            measured |= {"low": low.min().item(), "high": high.max().item(), "groups": low.numel()}
-        if entry["kind"] == "weight":
-            weight = layer.stored_weight() if layer is not None else student.get_submodule(entry["name"]).weight
-            measured["elements"] = cast("Tensor", weight).numel()
-        entries.append(entry | measured)
+            measured = replace(measured, low=low.min().item(), high=high.max().item(), groups=low.numel())
+        entries.append(measured)
     return entries
 
 

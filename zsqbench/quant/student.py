@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import fx, nn
@@ -18,8 +18,11 @@ from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 QUANTIZERS = "activation_quantizers"
 """Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
 
-_MAP = "effective_map"
+_ROLES = "roles"
 T = TypeVar("T")
+
+Roles = dict[tuple[str, str], str]
+"""The role of each tensor, by its kind (`weight` or `activation`) and name."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def prepare(
         check_supported(student)
     grids = grids or Grids()
     activations = activation_roles(student, scheme.placement)
-    student.meta[_MAP] = _insert_weight_quantizers(student, scheme, grids)
-    student.meta[_MAP] += _insert_activation_quantizers(student, activations, scheme, grids.activations)
+    student.meta[_ROLES] = _insert_weight_quantizers(student, scheme, grids)
+    student.meta[_ROLES] |= _insert_activation_quantizers(student, activations, scheme, grids.activations)
     student.recompile()
     return student
 
@@ -80,10 +83,10 @@ def activation_quantizers(student: nn.Module) -> list[tuple[str, ActivationQuant
     return _in_execution_order(student, "activation", quantizers)
 
 
-def recorded_map(student: nn.Module) -> list[dict[str, Any]]:
-    """What `prepare` noted of each tensor that a scheme has a role for; empty for a network that was not prepared."""
+def tensor_roles(student: nn.Module) -> Roles:
+    """The role of each tensor that a scheme can quantize, in execution order; none where nothing was prepared."""
     # `meta` of a GraphModule survives copies, and other modules have none
-    return cast("list[dict[str, Any]]", getattr(student, "meta", {}).get(_MAP, []))
+    return cast("Roles", getattr(student, "meta", {}).get(_ROLES, {}))
 
 
 def _untraced(network: nn.Module) -> fx.GraphModule:
@@ -95,32 +98,32 @@ def _untraced(network: nn.Module) -> fx.GraphModule:
 
 
 def _in_execution_order(student: nn.Module, kind: str, named: list[tuple[str, T]]) -> list[tuple[str, T]]:
-    names = [entry["name"] for entry in recorded_map(student) if entry["kind"] == kind]
-    order = {name: position for position, name in enumerate(names)}
-    return sorted(named, key=lambda item: order.get(item[0], len(order)))
+    order = {place: position for position, place in enumerate(tensor_roles(student))}
+    return sorted(named, key=lambda item: order.get((kind, item[0]), len(order)))
 
 
-def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Grids) -> list[dict[str, Any]]:
-    entries = []
+def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Grids) -> Roles:
+    roles: Roles = {}
     for path, role in weight_roles(student).items():
         bits = scheme.bits(role)
-        entries.append(_entry(path, "weight", role, bits, axis=0 if grids.per_channel else None))
+        roles["weight", path] = role
         if bits != FLOAT_BITS:
             layer = cast("nn.Conv2d | nn.Linear", student.get_submodule(path))
             quantized = quantized_layer(layer, path, role, bits, grid=grids.weights, per_channel=grids.per_channel)
             student.set_submodule(path, quantized)
-    return entries
+    return roles
 
 
 def _insert_activation_quantizers(
     student: fx.GraphModule, activations: Mapping[fx.Node, str], scheme: Scheme, grid: Grid
-) -> list[dict[str, Any]]:
+) -> Roles:
     device = next(student.parameters(), torch.empty(0)).device
-    entries, repeated = [], first_calls(student, activations)
+    roles: Roles = {}
+    repeated = first_calls(student, activations)
     for node, role in activations.items():
         name, bits = tensor_name(repeated.get(node, node)), scheme.bits(role)
         if node not in repeated:
-            entries.append(_entry(name, "activation", role, bits, axis=None))
+            roles["activation", name] = role
         if bits != FLOAT_BITS:
             if node not in repeated:
                 quantizer = ActivationQuantizer(name, role, bits, grid=grid, axis=None, shape=()).to(device)
@@ -130,8 +133,4 @@ def _insert_activation_quantizers(
             node.replace_all_uses_with(quantized)
             quantized.args = (node,)  # the replacement took this use along with the others
             quantized.meta |= node.meta | {"operator": "identity"}  # what it gives is the same tensor, on a grid
-    return entries
-
-
-def _entry(name: str, kind: str, role: str, bits: int, axis: int | None) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "role": role, "bits": bits, "axis": axis if bits != FLOAT_BITS else None}
+    return roles

@@ -1,6 +1,6 @@
 """The map of a network at a scheme: which tensor has how many bits. Made, compared and printed, without calibration.
 
-What a quantize step left beside its network, the measured map and the losses of reconstruction, is printed here, too.
+The measured map of a quantized network and the losses of reconstruction are printed here, too.
 """
 
 from collections import Counter
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
+from zsqbench.scheme import FLOAT_BITS, Grid, MappedTensor, MeasuredTensor, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,17 +17,6 @@ SCALE_BYTES = 4
 _BYTE = 8
 _QUANTIZERS_CHOICE = "the quantizer's choice"
 _RECONSTRUCTION = "reconstruction/"
-
-
-@dataclass(frozen=True)
-class MappedTensor:
-    """A weight, or a value that the network computes, with its role and its bits (32: float)."""
-
-    kind: str
-    """`weight` or `activation`."""
-    name: str
-    role: str
-    bits: int
 
 
 @dataclass(frozen=True)
@@ -78,10 +67,10 @@ def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tupl
 
     # at 8 bits, a scheme that quantizes nothing has all its tensors, too
     shown = scheme.model_copy(update={"weight_bits": 8, "activation_bits": 8}) if scheme.is_float else scheme
-    student: Any = prepare(module, shown, input_size)
+    student = prepare(module, shown, input_size)
     tensors = tuple(
-        MappedTensor(entry["kind"], entry["name"], entry["role"], FLOAT_BITS if scheme.is_float else entry["bits"])
-        for entry in effective_map(student)
+        MappedTensor(tensor.kind, tensor.name, tensor.role, FLOAT_BITS if scheme.is_float else tensor.bits)
+        for tensor in effective_map(student)
     )
     kept = len({str(node.target) for node in student.graph.nodes if is_batch_norm(node)})
     return TensorMap(model, scheme.name, scheme.placement.fold_bn, kept, scheme.placement.grid, tensors)
@@ -128,24 +117,24 @@ def render_difference(found: Difference) -> str:
     return "\n".join(lines)
 
 
-def render_measured(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What a quantize step left in `tensors.json`: each tensor with its grid and range, and the size of the weights."""
+def render_measured(tensors: Sequence[MeasuredTensor]) -> str:
+    """The tensors of a quantized network as a table with grids and ranges, and the size of the weights."""
     rows = [
         (
-            str(entry["kind"]),
-            str(entry["name"]),
-            str(entry["role"]),
-            _bits(entry["bits"]),
-            "" if entry["bits"] == FLOAT_BITS else str(entry["grid"]),
-            "" if entry["bits"] == FLOAT_BITS else "tensor" if entry.get("axis") is None else "channel",
-            "" if entry.get("low") is None else f"{entry['low']:.4g} .. {entry['high']:.4g}",
+            tensor.kind,
+            tensor.name,
+            tensor.role,
+            _bits(tensor.bits),
+            "" if tensor.bits == FLOAT_BITS else tensor.grid,
+            "" if tensor.bits == FLOAT_BITS else "tensor" if tensor.axis is None else "channel",
+            "" if tensor.low is None else f"{tensor.low:.4g} .. {tensor.high:.4g}",
         )
-        for entry in entries
+        for tensor in tensors
     ]
     lines = _table([("kind", "tensor", "role", "bits", "grid", "per", "range"), *rows])
-    weights = [entry for entry in entries if entry["kind"] == "weight"]
-    if weights and all(entry.get("elements") for entry in weights):
-        packed, unpacked = packed_bytes(weights), 4 * sum(entry["elements"] for entry in weights)
+    weights = [tensor for tensor in tensors if tensor.kind == "weight"]
+    if weights:
+        packed, unpacked = packed_bytes(weights), 4 * sum(weight.elements or 0 for weight in weights)
         lines += [
             "",
             f"weights: {packed:,} bytes, {unpacked:,} in float32 ({unpacked / packed:.1f} times as many)",
@@ -170,13 +159,13 @@ def render_reconstruction(curves: Mapping[str, Sequence[Sequence[float]]]) -> st
     return "\n".join(_table([("stage", "unit", "loss before", "after", "ratio"), *rows])) if rows else ""
 
 
-def packed_bytes(weights: Iterable[Mapping[str, Any]]) -> int:
+def packed_bytes(weights: Iterable[MeasuredTensor]) -> int:
     """The size of weights, packed at their bits, with their scales, and zero points where the grid is affine."""
     total = 0
     for weight in weights:
-        bits, groups = weight["bits"], weight.get("groups") or 0
-        zero_points = groups if weight["grid"] == "affine" else 0
-        total += -(-bits * (weight["elements"] + zero_points) // _BYTE) + SCALE_BYTES * groups
+        groups, elements = weight.groups or 0, weight.elements or 0
+        zero_points = groups if weight.grid == "affine" else 0
+        total += -(-weight.bits * (elements + zero_points) // _BYTE) + SCALE_BYTES * groups
     return total
 
 

@@ -1,14 +1,15 @@
 """The quantize step turns a network and a calibration set into a quantized network."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zsqbench.hashing import digest_of
 from zsqbench.reports import bitwidths
 from zsqbench.reports.results import Result
-from zsqbench.scheme import FLOAT_BITS
+from zsqbench.scheme import FLOAT_BITS, MeasuredTensor, TensorOnGrid
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.generate import Generate
 from zsqbench.steps.planning import CellPlanning
@@ -93,7 +94,7 @@ class Quantize(StudentJob):
             "images": None if data is None else len(data),
             "images_read": None if data is None else self._images_read(session.store, len(data), ctx.read),
             "summary": _summary(effective_map(student)),
-            "tensors": measured_map(student),
+            "tensors": [asdict(tensor) for tensor in measured_map(student)],
         }
         session.write(self, reporter, content, fill)
 
@@ -114,21 +115,21 @@ class Quantize(StudentJob):
             absent = "this cell was run on another machine, or its artifact was removed"
             return Shown("quantized", None, f"what was quantized is not in {store.home}: {absent}")
         found = store.read(cls.kind, key)
-        entries = found.content["tensors"]
+        tensors = [MeasuredTensor(**entry) for entry in found.content["tensors"]]
         nothing = "nothing was quantized, or the quantizer left no map of it"
         parts = [
-            bitwidths.render_measured(entries) if entries else nothing,
+            bitwidths.render_measured(tensors) if tensors else nothing,
             bitwidths.render_reconstruction(found.curves),
             "\n".join(found.notes),
         ]
-        data = {"tensors": entries, "curves": found.curves, "notes": found.notes}
+        data = {"tensors": found.content["tensors"], "curves": found.curves, "notes": found.notes}
         return Shown("quantized", data, "\n\n".join(filter(None, parts)))
 
 
-def _summary(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a row holds of a tensor map: hashes of it with and without grids, and how many tensors are quantized."""
-    kinds = [tensor["kind"] for tensor in tensors if tensor["bits"] != FLOAT_BITS]
+def _summary(tensors: Sequence[TensorOnGrid]) -> dict[str, str | int]:
+    """A tensor map as a row holds it: hashes with and without grids, and how many tensors are quantized."""
+    kinds = [tensor.kind for tensor in tensors if tensor.bits != FLOAT_BITS]
     counts = {f"quantized_{kind}s": kinds.count(kind) for kind in ("weight", "activation")}
     # a column of a table compares bits: grids are a method's own choice
-    bits = [[tensor[name] for name in ("kind", "name", "role", "bits")] for tensor in tensors]
-    return {"hash": digest_of(list(tensors)), "bits": digest_of(bits), **counts}
+    bits = [[tensor.kind, tensor.name, tensor.role, tensor.bits] for tensor in tensors]
+    return {"hash": digest_of([asdict(tensor) for tensor in tensors]), "bits": digest_of(bits), **counts}

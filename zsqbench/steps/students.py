@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Pretrained, Quantizer, Settings
-from zsqbench.scheme import Scheme
+from zsqbench.scheme import MeasuredTensor, Scheme, TensorOnGrid
 from zsqbench.steps.planning import Data
 from zsqbench.steps.step import Job, MethodCall, Step
 from zsqbench.store import Artifact
@@ -63,10 +63,10 @@ class StudentJob(Job):
 
     def restored(self, session: "Session", student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
         """The student with what an artifact of a quantize step holds, ready to run."""
-        return load_student(student, artifact, file).to(session.device).eval()
+        return load_artifact(student, artifact, file).to(session.device).eval()
 
 
-def load_student(student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
+def load_artifact(student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
     """Load an artifact into a freshly prepared student.
 
     Raises ZSQBenchError where the artifact quantizes other tensors than the student, or at other bits or on other
@@ -76,14 +76,15 @@ def load_student(student: "nn.Module", artifact: Artifact, file: str = MODEL) ->
 
     from zsqbench.quant import effective_map, restore
 
-    check_structure(artifact.content["tensors"], effective_map(student), artifact.key)
+    kept = [MeasuredTensor(**entry) for entry in artifact.content["tensors"]]
+    check_structure(kept, effective_map(student), artifact.key)
     restore(student, load_file(artifact.folder / file))
     return student
 
 
-def check_structure(kept: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], key: str) -> None:
+def check_structure(kept: Sequence[TensorOnGrid], expected: Sequence[TensorOnGrid], key: str) -> None:
     """Raise ZSQBenchError where the tensor map of an artifact is not that of the student that it is loaded into."""
-    ours, theirs = ({(entry["kind"], entry["name"]): entry for entry in entries} for entries in (expected, kept))
+    ours, theirs = ({(each.kind, each.name): each for each in tensors} for tensors in (expected, kept))
     for place in dict.fromkeys([*ours, *theirs]):
         here, there = _structure(ours.get(place)), _structure(theirs.get(place))
         if here != there:
@@ -93,12 +94,12 @@ def check_structure(kept: Sequence[Mapping[str, Any]], expected: Sequence[Mappin
             )
 
 
-def _structure(entry: Mapping[str, Any] | None) -> str:
-    """What of a tensor decides how its codes are read; ranges and sizes do not."""
-    if entry is None:
+def _structure(tensor: TensorOnGrid | None) -> str:
+    """Role, bits and grid, which decide how codes are read; ranges and sizes do not."""
+    if tensor is None:
         return "absent"
-    role, bits, grid, axis = (entry.get(name) for name in ("role", "bits", "grid", "axis"))
-    return f"{role} at {bits} bits ({grid}, {'per tensor' if axis is None else f'axis {axis}'})"
+    per = "per tensor" if tensor.axis is None else f"axis {tensor.axis}"
+    return f"{tensor.role} at {tensor.bits} bits ({tensor.grid}, {per})"
 
 
 def save_student(student: "nn.Module", path: Path) -> None:
