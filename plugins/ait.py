@@ -142,7 +142,7 @@ class _Packed:
         return counts.new_zeros(len(self.sizes)).index_add_(0, self.layer, counts) / self.sizes
 
     def moves(self) -> "Tensor":
-        """Whether any weight of a layer is to change: bool [layers]."""
+        """True for a layer of which any weight is to change: bool [layers]."""
         rows = self.steps.abs().sum(1)
         return rows.new_zeros(len(self.sizes)).index_add_(0, self.layer, rows) > 0
 

@@ -48,7 +48,7 @@ tiny = lru_cache(tiny_teacher)
 
 
 def effective(method, option, network, scheme):
-    """What a run takes for an option."""
+    """The value that a run takes for an option."""
     return getattr(method.resolved(network, scheme), option)
 
 
@@ -116,7 +116,7 @@ def watch(patch, found):
     before(Reconstruction, recipes)
     before(ConditionalImages, conditional_images)
     before(ConditionalTraining, conditional_training)
-    before(QimeraTraining, lambda *_, mixed, mixed_classes, **__: {"mixtures": [mixed, mixed_classes]})
+    before(QimeraTraining, lambda *arguments, **_: {"mixtures": [arguments[6].mixed, arguments[6].mixed_classes]})
 
 
 def pixel_batch(values, optimizer, plateau, iterations, **_):

@@ -1,7 +1,8 @@
 """GDFQ's generator of images of classes, and Qimera's on top of it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -114,20 +115,43 @@ def gdfq_loss(batch: GeneratorBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
     return ce + BN_WEIGHT * batch.bn_gap, {"generator_ce": ce, "generator_bn": batch.bn_gap}
 
 
-class QimeraTraining(ConditionalTraining):
-    """Training of a generator that makes images of several classes at once in a part of the steps; labels are alike."""
+@dataclass(frozen=True)
+class Mixture:
+    """How Qimera's generator makes images of several classes."""
 
-    def __init__(self, *arguments: Any, mixed: float, mixed_classes: int, **options: Any) -> None:
-        """`mixed` is this part, `mixed_classes` the number of classes; all else is as in ConditionalTraining."""
-        super().__init__(*arguments, **options)
-        self._mixed, self._mixed_classes = mixed, mixed_classes
+    mixed: float
+    """Part of the batches whose images are of several classes, 0 to 1."""
+    mixed_classes: int
+    """Number of classes that such an image is of."""
+    latent: int
+    """Length of an embedding that learns."""
+    embeddings: Literal["random", "network"]
+    """Of classes: random ones that learn, or the weights of the network's last layer."""
+
+
+class QimeraTraining(ConditionalTraining):
+    """Trains GDFQ's generator on images of several classes, too; their labels are mixed as the images are."""
+
+    def __init__(
+        self,
+        maker: ConditionalImages,
+        bn_loss: BNLoss,
+        batch_size: int,
+        classes: int,
+        rng: torch.Generator,
+        mixture: Mixture,
+        lr: float = 1e-3,
+    ) -> None:
+        super().__init__(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr)
+        self._mixture = mixture
 
     def draw(self) -> tuple[tuple[Tensor, ...], Tensor]:
         """As before; or noise [N, K, latent], classes [N, K] and how these are mixed, [N, K]; and labels."""
         device, rng = self.rng.device, self.rng
-        if not (self._mixed and torch.rand((), generator=rng, device=device).item() < self._mixed):
+        mixed = self._mixture.mixed
+        if not (mixed and torch.rand((), generator=rng, device=device).item() < mixed):
             return super().draw()
-        shape = self.batch_size, self._mixed_classes
+        shape = self.batch_size, self._mixture.mixed_classes
         noise = torch.randn(*shape, self.maker.latent, generator=rng, device=device)
         classes = torch.randint(self.classes, shape, generator=rng, device=device)
         mixture = torch.randn(shape, generator=rng, device=device).softmax(1)
@@ -154,20 +178,19 @@ def qimera_training(
     batch_size: int,
     rng: torch.Generator,
     lr: float,
-    mixture: Mapping[str, Any],
+    mixture: Mixture,
     *,
     method: str,
 ) -> ConditionalTraining:
-    """Qimera's generator, which reads embeddings of classes, and how it is trained; `mixture` is as in QIMERA_MIXTURES.
+    """Qimera's generator, which reads embeddings of classes, and how it is trained.
 
     Raises ZSQBenchError, in the name of a method, where the network is no classifier, or has no weights of classes.
     """
     classes = require_classes(teacher.classes, method)
-    fixed = class_weights(teacher.module, classes) if mixture["embeddings"] == "network" else None
-    latent = mixture["latent"] if fixed is None else fixed.shape[1]
+    fixed = class_weights(teacher.module, classes) if mixture.embeddings == "network" else None
+    latent = mixture.latent if fixed is None else fixed.shape[1]
     maker = ConditionalImages(latent, classes, teacher.input_size, "embedding", rng, fixed)
-    mixed = {name: mixture[name] for name in ("mixed", "mixed_classes")}
-    return QimeraTraining(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr, **mixed)
+    return QimeraTraining(maker, bn_loss, batch_size, classes, rng, mixture, lr)
 
 
 def require_classes(classes: int | None, method: str) -> int:

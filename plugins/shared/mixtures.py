@@ -32,7 +32,7 @@ class MixtureQuantizer(zsqbench.CoTrainedQuantizer, ABC):
 
     def qimera(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """Qimera's generator, and how it is trained. Raises ZSQBenchError for a network that is no classifier."""
-        from zsqbench_plugins.shared.gdfq_generator import qimera_training
+        from zsqbench_plugins.shared.gdfq_generator import Mixture, qimera_training
 
-        mixture = {name: getattr(self, name) for name in MIXTURE_OPTIONS}
+        mixture = Mixture(self.mixed, self.mixed_classes, self.latent, self.embeddings)
         return qimera_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, mixture, method=self.name)

@@ -37,7 +37,7 @@ def test_the_student_learns_from_labels_and_a_divergence_averaged_over_classes()
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What each update of a generator was given and gave."""
+    """The arguments and the results of each update of a generator."""
     noted, step = [], ConditionalTraining.step
 
     def noting(training, lr, *student):

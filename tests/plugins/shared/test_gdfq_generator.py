@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 from zsqbench_plugins.shared.gdfq_generator import (
     ConditionalImages,
+    Mixture,
     QimeraTraining,
     class_weights,
     gdfq_loss,
@@ -32,7 +33,7 @@ def maker(conditioning="product", size=SIZE, latent=6, **options):
 def training(bn_loss, **options):
     generator = rng()
     made = ConditionalImages(6, 10, SIZE, "embedding", generator)
-    return QimeraTraining(made, bn_loss, 4, 10, generator, loss=gdfq_loss, **options)
+    return QimeraTraining(made, bn_loss, 4, 10, generator, Mixture(latent=made.latent, embeddings="random", **options))
 
 
 @pytest.mark.parametrize("conditioning", ["product", "norm", "embedding"])
@@ -131,7 +132,7 @@ def test_gdfqs_generator_goes_by_the_size_of_images(side, conditioning):
 @pytest.mark.parametrize(("embeddings", "latent"), [("random", 7), ("network", 8)])
 def test_qimeras_generator_reads_embeddings_that_learn_or_weights_of_the_network(embeddings, latent):
     teacher = tiny_teacher()
-    mixture = {"mixed": 1.0, "mixed_classes": 3, "latent": 7, "embeddings": embeddings}
+    mixture = Mixture(mixed=1.0, mixed_classes=3, latent=7, embeddings=embeddings)
     with BNLoss(teacher.module, HAST) as bn_loss:
         trainer = qimera_training(bn_loss, teacher, 4, rng(), 1e-3, mixture, method="qimera")
         _, labels, _, _ = trainer.step()
