@@ -159,7 +159,7 @@ def test_results_may_be_selected(ran):
 
 
 def first_predictions(student, preprocess, count):
-    """What a network says of the first of the evaluated digits, each of them alone."""
+    """The logits of a network for the first of the evaluated digits, each of them alone."""
     import torch
 
     from zsqbench.zoo.image_data import find_digits

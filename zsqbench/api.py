@@ -5,7 +5,7 @@ Each function takes what its command takes, by the same names; `suite` is a file
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from zsqbench.errors import ZSQBenchError, unknown
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run, RunReport
+    from zsqbench.methods import Engine
     from zsqbench.reports.results import Result
     from zsqbench.store import Artifact
     from zsqbench.suite import Cell
@@ -59,7 +60,7 @@ def plan(
     plugins: Sequence[Path | str] = (),
     without: Sequence[str] = (),
 ) -> "Plan":
-    """What a run of a suite would do: cells, the steps that they share, what is cached. Nothing is run.
+    """Plan what a run of a suite would do: cells, the steps that they share, what is cached. Nothing is run.
 
     A network that no run has loaded yet stands with a provisional identity. Raises ZSQBenchError as `run` does.
     """
@@ -134,7 +135,8 @@ def execute(this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: s
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
     threads = max((cell.settings.threads for cell in cells), default=1)
-    chosen: Any = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
+    found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
+    chosen = cast("type[Engine]", found)
     return this.execute(cells, chosen(workers=workers or None, threads=threads))
 
 
@@ -196,7 +198,7 @@ def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
 
 
 def _artifact(home: Path | str, row: "Result", kind: str, what: str) -> "Artifact":
-    """What a row was made from, verified. Raises ZSQBenchError where it is not there, or damaged."""
+    """The artifact that a row was made from, verified. Raises ZSQBenchError where it is not there, or damaged."""
     from zsqbench.store import Store
 
     store = Store(Path(home).resolve())

@@ -1,7 +1,8 @@
 """`zsqbench plugins list`: what is installed, the options, and what methods fill in for those that are not given."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 SCHEME = "hw/w4a4"
 """The scheme that values are shown for, where they depend on it."""
+
+
+@dataclass(frozen=True)
+class FilledIn:
+    """The options that a method fills in where they are not given, for a preset and a network of a data set."""
+
+    preset: str | None
+    data_set: str
+    options: Mapping[str, Any]
 
 
 @click.command("list")
@@ -74,11 +84,11 @@ def _describe(provided: "Provided", *, detailed: bool) -> dict[str, Any]:
         "origin": provided.plugin.origin,
         "summary": summary[0] if summary else "",
         "options": options,
-    } | ({"filled_in": list(_filled_in(method))} if detailed else {})
+    } | ({"filled_in": [asdict(found) for found in _filled_in(method)]} if detailed else {})
 
 
-def _filled_in(method: "type[Method]") -> Iterator[dict[str, Any]]:
-    """The options that a method fills in where they are not given: for each preset, on a network of each data set."""
+def _filled_in(method: "type[Method]") -> Iterator[FilledIn]:
+    """For each preset and each data set the options that a method fills in, where it fills in any."""
     from zsqbench.methods import DATA_SETS
     from zsqbench.scheme import parse_scheme
 
@@ -90,7 +100,7 @@ def _filled_in(method: "type[Method]") -> Iterator[dict[str, Any]]:
             found = given.resolved(network, parse_scheme(SCHEME)).options()
             options = {option: found[option] for option, value in given.options().items() if value != found[option]}
             if options:
-                yield {"preset": preset or None, "data_set": name, "options": options}
+                yield FilledIn(preset or None, name, options)
 
 
 def _lines(method: Mapping[str, Any]) -> Iterator[str]:
@@ -103,10 +113,10 @@ def _lines(method: Mapping[str, Any]) -> Iterator[str]:
     if method.get("filled_in"):
         at = f", at scheme {SCHEME}" if method["kind"] == "quantizer" else ""
         yield f"    Where these are not given, by preset and for a network of each data set{at}:"
-        yield from (f"        {line}" for line in _table(method["filled_in"]))
+        yield from (f"        {line}" for line in _table(FilledIn(**found) for found in method["filled_in"]))
 
 
-def _table(filled_in: Sequence[Mapping[str, Any]]) -> list[str]:
+def _table(filled_in: Iterable[FilledIn]) -> list[str]:
     """A line for each option, and a column for each preset and data set; data sets with the same values share one."""
     from tabulate import tabulate
 
@@ -114,11 +124,11 @@ def _table(filled_in: Sequence[Mapping[str, Any]]) -> list[str]:
 
     columns: list[tuple[str | None, list[str], Mapping[str, Any]]] = []
     for found in filled_in:
-        same = [sets for preset, sets, options in columns if (preset, options) == (found["preset"], found["options"])]
+        same = [sets for preset, sets, options in columns if (preset, options) == (found.preset, found.options)]
         if same:
-            same[0].append(found["data_set"])
+            same[0].append(found.data_set)
         else:
-            columns.append((found["preset"], [found["data_set"]], found["options"]))
+            columns.append((found.preset, [found.data_set], found.options))
     titles = [
         " ".join(filter(None, (preset, "/".join(sets) if len(sets) < len(DATA_SETS) else ""))) or "value"
         for preset, sets, _ in columns

@@ -11,7 +11,7 @@ from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
 
 Facts = Mapping[tuple[str, str], NetworkFacts | Outcome]
-"""What is known of each (task, model), or why it could not be loaded."""
+"""Facts of each (task, model), or why it could not be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
     """Result rows of earlier runs, by cell."""
 
     def is_finished(self, planned: PlannedCell) -> bool:
-        """Whether the row of an earlier run still says what a run would say, and what it was measured from is there."""
+        """True if the row of an earlier run still says what a run would say, and what it was measured from is there."""
         row = self.rows.get(planned.cell.name)
         return (
             row is not None
@@ -145,18 +145,18 @@ def _plan_cell(maker: StepMaker, cell: Cell, data: Mapping[str, Data], facts: Fa
         )
     planning = CellPlanning(maker, cell, known, data[cell.task])
     try:
-        planning.methods  # noqa: B018 - options of one method may not go together for this network
+        methods = planning.methods  # whose options may not go together for this network
     except ZSQBenchError as error:
         return PlannedCell(cell, methods=maker.suite.methods(cell), status="impossible", reason=str(error))
     reason = _impossible(planning)
     if reason is not None:
-        return PlannedCell(cell, methods=planning.methods, status="impossible", reason=reason)
+        return PlannedCell(cell, methods=methods, status="impossible", reason=reason)
     background: dict[str, Step] = {}
     for kind, job in KINDS.items():
         step = job.plan(planning)
         if step is not None:
             (background if job.background else planning.steps)[kind] = step
-    return PlannedCell(cell, planning.steps, background, planning.methods)
+    return PlannedCell(cell, planning.steps, background, methods)
 
 
 def _impossible(planning: CellPlanning) -> str | None:

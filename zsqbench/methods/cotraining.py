@@ -111,6 +111,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
         self, engine: "FineTuning", ctx: "StepContext"
     ) -> "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]":
         """What puts gradients on parameters, for images, labels [n, classes] and the float network's logits."""
+        import torch
         from torch.nn import functional
 
         from zsqbench.quant import kl_divergence
@@ -127,7 +128,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
         def gradients(images: "Tensor", labels: "Tensor", expected: "Tensor") -> "Mapping[str, Tensor]":
             kl, ce, agreement = compiled(images, labels, expected)
             loss = self.alpha * kl + self.ce_weight * ce
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
 
         return gradients
