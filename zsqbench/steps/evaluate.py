@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PICTURE = "picture.png"
 
 CARRIED = ("images", "images_read", "summary")
-"""What a row needs of the quantize step, whose artifact may be removed to save space."""
+"""The row needs these of the quantize step, whose artifact may be removed to save space."""
 
 
 class Evaluate(StudentJob):
@@ -52,7 +52,8 @@ class Evaluate(StudentJob):
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Rebuild the network, measure it, and let the task draw what it likes to."""
-        student, teacher = self.student(session), session.teacher(self)
+        quantized = session.store.read(Quantize.kind, self.needs[Quantize.kind])
+        student, teacher = self.restored(session, self.prepared(session), quantized), session.teacher(self)
         evaluation = evaluations.measure(session, self, reporter, student, teacher)
         picture = self._picture(session, reporter, student, teacher)
 
@@ -61,19 +62,13 @@ class Evaluate(StudentJob):
             if picture is not None:
                 picture.save(folder / PICTURE)
 
-        quantized = session.store.manifest(Quantize.kind, self.needs[Quantize.kind])["content"]
-        carried = {name: quantized[name] for name in CARRIED}
+        carried = {name: quantized.content[name] for name in CARRIED}
         session.write(self, reporter, evaluations.content(evaluation, self.data) | carried, fill)
-
-    def student(self, session: "Session") -> "nn.Module":
-        """The quantized network, ready to run."""
-        artifact = session.store.read(Quantize.kind, self.needs[Quantize.kind])
-        return self.restored(session, self.prepared(session), artifact)
 
     def _picture(
         self, session: "Session", reporter: "Reporter", student: "nn.Module", teacher: Pretrained
     ) -> "Image | None":
-        """What the task draws; that it cannot is no reason to lose what it measured."""
+        """The picture that the task draws. An error there is no reason to lose what it measured."""
         import torch
 
         try:
@@ -85,7 +80,7 @@ class Evaluate(StudentJob):
 
     @classmethod
     def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
-        """What was measured, on which machine, which samples were right, and what was quantized."""
+        """The metrics, the machine, which samples were right, and what was quantized."""
         artifact = store.read(cls.kind, steps[cls.kind].key)
         samples, found = evaluations.read_samples(artifact), artifact.content
         float_samples = evaluations.read_samples(store.read(Baseline.kind, steps[Baseline.kind].key))
@@ -104,7 +99,7 @@ class Evaluate(StudentJob):
 
     @classmethod
     def _find_picture(cls, store: Store, row: Result) -> Path | None:
-        """What the task drew of the float and the quantized network, where it did and the artifact is here."""
+        """The picture that the task drew of both networks, where it did and the artifact is here."""
         key = row.keys.get(cls.kind)
         picture = None if key is None else store.folder(cls.kind, key) / PICTURE
         return picture if picture is not None and picture.is_file() else None
@@ -123,6 +118,6 @@ class Evaluate(StudentJob):
 
 
 def label(cell: Cell) -> str:
-    """What steps about a quantized network of a cell are called."""
+    """The label of steps about a quantized network of a cell."""
     ending = "" if cell.seed is None else f" seed {cell.seed}"
     return f"{cell.model} {cell.generator or NO_GENERATOR} {cell.quantizer} {cell.scheme}{ending}"
