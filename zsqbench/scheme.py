@@ -161,13 +161,13 @@ class Scheme(BaseModel):
 
     @property
     def is_float(self) -> bool:
-        """Whether this scheme quantizes nothing at all."""
+        """True if this scheme quantizes nothing at all."""
         positions = tuple(name for name in POSITIONS if getattr(self.placement, name) is not None)
         return not self.quantizes_weights and all(self.bits(r) == FLOAT_BITS for r in ACTIVATION_ROLES + positions)
 
     @property
     def quantizes_weights(self) -> bool:
-        """Whether any weight is quantized."""
+        """True if any weight is quantized."""
         return any(self.bits(role) != FLOAT_BITS for role in WEIGHT_ROLES)
 
 

@@ -141,14 +141,17 @@ def test_a_strangers_method_is_the_control_that_it_declares_to_be():
     results = [
         row(95.0, generator="static", methods={"generator": method("static", "negative"), "quantizer": method("rtn")}),
         row(91.0),
-        row(97.0, generator="photos", methods={"generator": method("photos", "positive")}),
+        row(97.0, generator="photos", methods={"generator": method("photos", "positive")}, data_free=False),
+        row(96.0, generator="oracle", methods={"generator": method("oracle", "positive")}),
     ]
     assert [line[0] for line in markdown_cells(results)[2:]] == [
         "static (negative control)",
         "zeroq",
         "photos (real data, not data-free)",
+        "oracle (positive control)",
     ]
-    assert below_control(results) == [False, True, False]
+    assert below_control(results) == [False, True, False, False]
+    assert "- positive control: a reference that has more than methods have\n" in leaderboard(results, "md")
 
 
 def test_the_float_quantizer_is_marked_as_a_control_whatever_the_suite_calls_it():

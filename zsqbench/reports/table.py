@@ -13,19 +13,19 @@ from zsqbench.methods import Settings
 from zsqbench.reports.results import Result
 from zsqbench.scheme import FLOAT
 
-Control = Literal["negative control", "real data, not data-free", "float control"]
+Control = Literal["negative control", "positive control", "real data, not data-free", "float control"]
 
 
 CONTROLS: Mapping[str, Control] = {
     "float": "float control",
-    "positive": "real data, not data-free",
+    "positive": "positive control",
     "negative": "negative control",
 }
 """How a table calls the controls that methods declare to be."""
 
 
 class ColumnKind(StrEnum):
-    """What the figures of a column are: results, the best epochs by the evaluated images, or what papers say."""
+    """The figures of a column are results, the best epochs by the evaluated images, or what papers say."""
 
     MEASURED = auto()
     ORACLE = auto()
@@ -44,14 +44,14 @@ SEVERITY = ("failed", "interrupted", "impossible", "excluded")
 
 
 BELOW_CONTROL = "below the negative control"
-"""The footnote of a method that is worse than noise with the same quantizer."""
+"""The footnote of a method that is worse than a negative control, such as noise, with the same quantizer."""
 
 
 ORACLE = (
     "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do; it is what "
     "released trainers print, and no result"
 )
-"""What a column of this kind is."""
+"""The note that says what a column of this kind is."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Row:
         generator = result.methods.get("generator", {})
         kinds = [method.get("control") for method in (result.methods.get("quantizer", {}), generator)]
         control: Control | None = next((CONTROLS[kind] for kind in kinds if kind), None)
-        if control is None and not result.data_free:
-            control = CONTROLS["positive"]
+        if control in (None, "positive control") and not result.data_free:
+            control = "real data, not data-free"
         return cls(
             generator=result.generator or "none",
             generator_details=details_of(result.generator, generator),
@@ -169,7 +169,7 @@ class Table:
 
     @cached_property
     def below_control(self) -> dict[tuple[Row, Column], bool]:
-        """Whether a method is worse than noise with the same quantizer, the best such noise where there are several.
+        """True where a method is worse than its negative control, the best one where there are several.
 
         It has no place where either of them has no mean.
         """
@@ -188,7 +188,7 @@ class Table:
     def best(self) -> frozenset[tuple[Row, Column]]:
         """Where no data-free method is better.
 
-        Controls do not compete, nor does what is worse than noise, nor a mean over the seeds that survived.
+        Controls do not compete, nor does what is below the negative control, nor a mean over the seeds that survived.
         """
         means = {
             (row, column): mean
@@ -208,7 +208,7 @@ class Table:
         return {text: number for number, text in enumerate(texts, start=1)}
 
     def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
-        """Why seeds of a cell did not run, and whether it is worse than noise; or what a paper adds to its value."""
+        """Why seeds of a cell did not run, and that it is below its control; or what a paper adds to its value."""
         entry = self.entries.get((row, column))
         below = (BELOW_CONTROL,) if self.below_control.get((row, column)) else ()
         return (*entry.reasons, *below) if entry else ()
@@ -225,7 +225,8 @@ class Table:
         controls = {row.control for row in self.rows}
         marks = {
             self.bold: self.best,
-            "negative control: Gaussian noise in place of generated images": "negative control" in controls,
+            "negative control: what every method must beat": "negative control" in controls,
+            "positive control: a reference that has more than methods have": "positive control" in controls,
             "real data, not data-free: positive control, calibrated on real images": "real data, not data-free"
             in controls,
             "float control: nothing is quantized, so it must reproduce the float network": "float control" in controls,

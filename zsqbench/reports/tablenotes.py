@@ -1,4 +1,4 @@
-"""What stands below a table: what was measured, on what, and what a reader must not compare."""
+"""The notes below a table say what was measured, on what, and what a reader must not compare."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -34,12 +34,12 @@ def seeds_of(results: Sequence[Result]) -> str:
 
 
 def metrics_of(results: Sequence[Result]) -> str:
-    """What was measured."""
+    """The note on what was measured."""
     return listed(METRICS.get(result.metric, result.metric) for result in results if result.metric) or "no metric"
 
 
 def caption_of(results: Sequence[Result]) -> str:
-    """What a reader has to know who sees nothing but the table."""
+    """The notes for a reader who sees nothing but the table."""
     tasks, schemes = (listed(getattr(result, axis) for result in results) for axis in ("task", "scheme"))
     return (
         f"Suite {listed(result.suite for result in results)}: {metrics_of(results)} on {tasks} at {schemes}; "
