@@ -116,6 +116,12 @@ def test_a_hook_that_is_like_none_is_refused_in_whole_clauses(load):
     assert "unknown hook 'zzz'; known: cell_finished, " in plugin.error
 
 
+@pytest.mark.parametrize("option", ["wrapper", "hookwrapper"])
+def test_a_hook_that_wraps_those_of_others_is_refused(load, option):
+    _, plugin = load(f"import zsqbench\n@zsqbench.hookimpl({option}=True)\ndef step_finished(step):\n    yield")
+    assert plugin.error.endswith("step_finished wraps the hooks of other plugins; write it without `wrapper`")
+
+
 def test_a_hook_with_an_argument_that_is_not_given_is_refused(load):
     _, plugin = load("import zsqbench\n@zsqbench.hookimpl\ndef step_finished(stepp): ...")
     assert "stepp" in plugin.error

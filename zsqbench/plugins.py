@@ -112,7 +112,7 @@ def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
     label = f"{plugin.origin}:{plugin.name}"
     try:
         module = load()
-        _check_hook_names(module)
+        _check_hooks(module)
         catalog.hooks.register(module, name=label)
         catalog.hooks.check_pending()
         classes = [entry for kind in BASES for entry in _registered(catalog.hooks, module, kind)]
@@ -131,8 +131,11 @@ def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
             catalog.clashes.append(f"{claim}; rename one, or leave one out with --no-plugin")
 
 
-def _check_hook_names(module: object) -> None:
-    """Refuse a hook that is misspelt or lacks its mark; pluggy would say little of the one and nothing of the other."""
+def _check_hooks(module: object) -> None:
+    """Refuse a hook that is misspelt, lacks its mark, or wraps those of others.
+
+    pluggy would say little of the first and nothing of the second; a run calls each observer apart from the others.
+    """
     known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
     for name in dir(module):
         value = getattr(module, name)
@@ -142,6 +145,8 @@ def _check_hook_names(module: object) -> None:
                 raise ZSQBenchError(f"{name} is not marked as a hook; put @zsqbench.hookimpl above it")
         elif (options["specname"] or name) not in known and not options["optionalhook"]:
             raise ZSQBenchError(unknown("hook", options["specname"] or name, known))
+        elif options["wrapper"] or options["hookwrapper"]:
+            raise ZSQBenchError(f"{name} wraps the hooks of other plugins; write it without `wrapper`")
 
 
 def _registered(manager: pluggy.PluginManager, module: object, kind: Kind) -> Iterator[type[Method]]:
