@@ -227,7 +227,7 @@ def generate_batches(count: int, batch: int) -> None:
 
 
 def networks(*, small: bool, quick: bool) -> Iterator[tuple[str, Callable[[], nn.Module], int, int]]:
-    """What generators are measured on: name, network, images and their side."""
+    """Generators are measured on these: name, network, images and their side."""
     if quick:
         yield "ResNet-20 of width 2, 4 x 8 px", lambda: CifarResNet(20, width=2), 4, 8
         return

@@ -270,7 +270,7 @@ def _tensors(
 
 
 def _hits(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-    """Whether the class is the first guess, and whether it is among the first five: bool [N, 2]."""
+    """Hits of the first guess, and of the first five: bool [N, 2]."""
     import torch
 
     finite = logits.isfinite().all(dim=1)
@@ -294,7 +294,7 @@ def _base(model: zsqbench.ModelSpec) -> str:
 
 
 def _comes_bare(base: str) -> bool:
-    """Whether this is a definition without weights of its own."""
+    """True if this is a definition without weights of its own."""
     return base in DEFINITIONS and DEFINITIONS[base].weights is None
 
 

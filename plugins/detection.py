@@ -223,10 +223,10 @@ class COCODetection(zsqbench.Task):
     def _absent(self, what: str, path: Path) -> str:
         return f"there is no {what} {path} for task {self.name}; is --data-root (or ZSQBENCH_DATA_ROOT) right?"
 
-    def _find(self, ctx: zsqbench.TaskContext) -> "_Found":
+    def _find(self, ctx: zsqbench.TaskContext) -> "_FoundImages":
         return _find_scenes(ctx.folder) if self.data == "scenes" else self._find_coco(ctx.data_root)
 
-    def _find_coco(self, data_root: Path | None) -> "_Found":
+    def _find_coco(self, data_root: Path | None) -> "_FoundImages":
         root, annotations, elsewhere = self._places(data_root)
         instances = _instances(annotations)
         folder = root / self.images
@@ -242,16 +242,16 @@ class COCODetection(zsqbench.Task):
         evaluated = tuple((image, there[image.name]) for image in instances.images if image.name not in held_out)
         calibration = {name: path for name, path in there.items() if name in held_out}
         if elsewhere is not None and not elsewhere.exists():
-            return _Found(instances, evaluated, {}, self._absent("folder", elsewhere))
+            return _FoundImages(instances, evaluated, {}, self._absent("folder", elsewhere))
         if elsewhere is not None:
             calibration = _list_images(elsewhere)
         shared = {path.resolve() for path in calibration.values()} & {path.resolve() for _, path in evaluated}
         if shared:
             raise ZSQBenchError(f"{min(shared)} is evaluated and among the images to calibrate on; nothing may be both")
-        return _Found(instances, evaluated, calibration)
+        return _FoundImages(instances, evaluated, calibration)
 
     def _batches(
-        self, found: "_Found", detector: "Detector"
+        self, found: "_FoundImages", detector: "Detector"
     ) -> "Iterator[list[tuple[ImageFile, Image, torch.Tensor]]]":
         """Images that come one after the other and have the same size as tensors, so many at most."""
         batch: list[tuple[ImageFile, Image, torch.Tensor]] = []
@@ -272,8 +272,8 @@ class COCODetection(zsqbench.Task):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is evaluated, with its file, and what is not, by name."""
+class _FoundImages:
+    """The images that are evaluated, each with its file, and those that are not, by name."""
 
     instances: Instances
     evaluated: tuple[tuple[ImageFile, Path], ...]
@@ -282,14 +282,14 @@ class _Found:
     """Why there is nothing to calibrate on, where the task names a folder for that."""
 
 
-def _find_scenes(folder: Path | None) -> _Found:
+def _find_scenes(folder: Path | None) -> _FoundImages:
     """The embedded data, which is written where it is not there yet."""
     root = (folder or Path(tempfile.gettempdir()) / "zsqbench") / f"scenes-{scenes.VERSION}"
     if not root.is_dir():
         scenes.write_scenes(root)
     instances = _instances(root / "annotations" / "instances_val.json")
     evaluated = tuple((image, root / "val" / image.name) for image in instances.images)
-    return _Found(instances, evaluated, _list_images(root / "train"))
+    return _FoundImages(instances, evaluated, _list_images(root / "train"))
 
 
 def _instances(path: Path) -> Instances:

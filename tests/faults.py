@@ -1,4 +1,4 @@
-"""What goes wrong in tests of several files: files that are damaged, disks that are full, methods that misbehave."""
+"""Faults for tests of several files: files that are damaged, disks that are full, methods that misbehave."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ def flip(path, position=None):
 
 
 def no_space(*_, **__):
-    """What writing to a full disk raises."""
+    """The error that writing to a full disk raises."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -42,7 +42,7 @@ def state_of(student):
 
 
 def same(first, second):
-    """Whether two states are equal bit for bit."""
+    """True if two states are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 

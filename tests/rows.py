@@ -10,7 +10,7 @@ NAN_IMAGES = {"status": "failed", "metrics": {}, "reason": "generate: images are
 
 
 def method(name, control=None, **changed):
-    """What a row says of a method."""
+    """The fields of a row about a method."""
     return {"method": name, "changed": changed, "control": control}
 
 

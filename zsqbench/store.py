@@ -37,7 +37,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a step left: a folder with a manifest, and the files that it names."""
+    """A step leaves an artifact: a folder with a manifest, and the files that it names."""
 
     kind: str
     key: str
@@ -46,7 +46,7 @@ class Artifact:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What its step found, as plain data."""
+        """The findings of its step, as plain data."""
         content: dict[str, Any] = self.manifest["content"]
         return content
 
@@ -84,7 +84,7 @@ class Store:
             return set()
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the artifact is there. That it is undamaged shows when it is read."""
+        """True if the artifact is there. That it is undamaged shows when it is read."""
         return self.folder(kind, key).is_dir()
 
     def write(

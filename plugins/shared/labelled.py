@@ -110,7 +110,7 @@ class InceptionGenerator(LabelledGenerator, ABC):
     def towards_classes(
         self, bn_loss: "BNLoss", ctx: "StepContext", gamma: float = 0.0
     ) -> "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]":
-        """What `synthesize` needs: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
+        """The loss for `synthesize`: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
         from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
 
         def measure(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":

@@ -187,7 +187,7 @@ class FakeEngine(Engine):
         return self._meetings
 
     def meet(self, partners=None, outcomes=None):
-        """What is started is this."""
+        """The steps that are started are these."""
         object.__setattr__(self, "_meetings", Meetings(3, partners or {}, outcomes or {}))
         return self
 

@@ -239,7 +239,7 @@ def breaks(error):
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 ENDINGS = {
-    # What else is in the plugin, the axis that is given a method of it, what breaks, exit code, what is heard.
+    # The rest of the plugin, the axis that is given a method of it, the error, the exit code, the hooks that are heard.
     "done": ("", None, None, 0, "done, toysuite.md"),
     "a failed cell": (
         "class I(Toy):\n    name = 'i'\n    def generate(self, *all): raise ValueError('no')\n",

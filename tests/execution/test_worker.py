@@ -14,7 +14,7 @@ from zsqbench.store import Store
 
 @pytest.fixture
 def outcome(monkeypatch, tmp_path):
-    """What comes of a step that does this."""
+    """The outcome of a step that does this."""
 
     def outcome(does):
         import torch

@@ -1,4 +1,4 @@
-"""What quantizers that train a generator have in common."""
+"""The behaviour that quantizers which train a generator have in common."""
 
 import torch
 from zsqbench_plugins.gdfq import GDFQ

@@ -1,4 +1,4 @@
-"""What methods fill in for options that a suite leaves open: a value for each, by preset, network and scheme alone."""
+"""Methods fill in options that a suite leaves open: a value for each, by preset, network and scheme alone."""
 
 import itertools
 from dataclasses import replace

@@ -54,7 +54,7 @@ def test_an_artifact_gives_back_the_network_that_was_quantized(made):
 
 
 OTHERS = {
-    # What the student is prepared with, the tensor that differs, what it is in the artifact and in the student.
+    # The options of the student, the tensor that differs, its form in the artifact and in the student.
     "more bits of activations": (
         {"scheme": "hw/w4a8"},
         "activation 1",

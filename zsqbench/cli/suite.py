@@ -1,4 +1,4 @@
-"""What commands say of a suite, and `schema`, the form of its file."""
+"""The commands that tell of a suite, and `schema`, the form of its file."""
 
 import json
 from typing import TYPE_CHECKING

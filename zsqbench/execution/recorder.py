@@ -114,7 +114,7 @@ class Recorder:
         return {"status": "interrupted", "reason": "the run was interrupted"}
 
     def _contributed(self, planned: PlannedCell, steps: Iterable[Step]) -> dict[str, Any]:
-        """What these steps contribute to the row; of what several say, the last counts."""
+        """The fields of the row that these steps fill; where several fill one, the last counts."""
         row: dict[str, Any] = {}
         for step in steps:
             for name, value in step.type.row(self.run.store, planned.steps).items():

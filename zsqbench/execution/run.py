@@ -36,7 +36,7 @@ class RunReport:
 
     @property
     def failed(self) -> bool:
-        """Whether a cell ended otherwise than the suite file lets expect."""
+        """True if a cell ended otherwise than the suite file lets expect."""
         return any(
             result.status in {"failed", "interrupted"}
             or (result.status == "impossible" and planned.cell.reason is None)
@@ -45,7 +45,7 @@ class RunReport:
 
     @property
     def nothing_ran(self) -> bool:
-        """Whether no cell of the plan could run at all."""
+        """True if no cell of the plan could run at all."""
         return not any(planned.steps for planned in self.plan.cells)
 
 
@@ -62,7 +62,7 @@ class Run:
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
     """For each (task, model), the step that loads the model to learn its identity."""
     other_rows: bool = field(init=False, default=False)
-    """Whether there are rows of another schema, to be replaced."""
+    """True if there are rows of another schema, to be replaced."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)
@@ -151,7 +151,7 @@ class Run:
                 logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
 
     def _learned(self, step: Step, loop: Loop) -> NetworkFacts | Outcome:
-        """What a resolve step of this run learned, or why it did not."""
+        """The facts that a resolve step of this run learned, or why it did not."""
         return Resolve.facts(self.store, step.key) or loop.outcomes[step.key]
 
     def _run_plan(self, plan: Plan, loop: Loop, facts: Facts) -> list[Result]:

@@ -1,4 +1,4 @@
-"""What a worker keeps from step to step, and what steps share: plugins, networks, contexts, the store."""
+"""A worker keeps a session from step to step: plugins, networks, contexts, the store."""
 
 import contextlib
 import copy
@@ -117,7 +117,7 @@ class Session:
 
     @staticmethod
     def identity(job: Job, pretrained: Pretrained) -> str:
-        """What the network is, for the keys of steps: its weights, its preprocessing, the code that defines it."""
+        """Identity of the network, for the keys of steps: its weights, its preprocessing, the code that defines it."""
         from zsqbench.zoo.usermodules import digests
 
         if job.model.file is None:
@@ -152,11 +152,11 @@ class Session:
             raise ZSQBenchError(f"{method.kind} {method.name} changed the teacher's weights or buffers; it must not")
 
     def context(self, job: Job, reporter: Reporter) -> StepContext:
-        """What a method may use besides its arguments."""
+        """The context that a method gets besides its arguments."""
         return StepContext(self.device, job.seed, reporter.rng, job.settings, reporter)
 
     def task_context(self, job: Job, reporter: Reporter) -> TaskContext:
-        """What a task may use: where the data is, too."""
+        """The context that a task gets, which also says where the data is."""
         context = vars(self.context(job, reporter))
         return TaskContext(**context, data_root=self.config.data_root, folder=self.config.home / DATA)
 

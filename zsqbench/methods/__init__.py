@@ -1,4 +1,4 @@
-"""What a plugin provides: generators, quantizers, tasks and engines, the bases of families of them, and their data.
+"""A plugin provides methods: generators, quantizers, tasks and engines, the bases of families of them, and their data.
 
 The bases of families (pixels, training, cotraining) are imported from their modules.
 """

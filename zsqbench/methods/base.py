@@ -1,4 +1,4 @@
-"""What all methods have in common: options that a suite sets, a version, and values that papers give for data sets."""
+"""All methods have options that a suite sets, a version, and values that papers give for data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ Its content is part of the identity, its place is not.
 
 
 def _names_file(annotation: object) -> bool:
-    """Whether a type is `InputFile`, or holds it, as `InputFile | None` does."""
+    """True if a type is `InputFile`, or holds it, as `InputFile | None` does."""
     return _IS_FILE in getattr(annotation, "__metadata__", ()) or any(map(_names_file, get_args(annotation)))
 
 
@@ -64,7 +64,7 @@ def auto(*, description: str, **constraints: Any) -> Any:
 
 
 class Network(Protocol):
-    """What of a network options may depend on: a `Pretrained` has it, and so have facts that are kept of one."""
+    """Options may depend on this part of a network: a `Pretrained` has it, and so have facts that are kept of one."""
 
     @property
     def input_size(self) -> Sequence[int]:
@@ -99,11 +99,11 @@ class Method(BaseModel):
     version: ClassVar[int] = 1
     """Raise it whenever results change: artifacts of another version are not used again."""
     seeded: ClassVar[bool] = True
-    """Whether the seed changes the result; where nothing in a cell is seeded, its seeds collapse into one."""
+    """True if the seed changes the result; where nothing in a cell is seeded, its seeds collapse into one."""
     needs_bn: ClassVar[bool] = False
-    """Whether it reads batch-normalisation statistics: cells with a network without them are impossible."""
+    """True if it reads batch-normalisation statistics: cells with a network without them are impossible."""
     needs_classes: ClassVar[bool] = False
-    """Whether it needs a classifier."""
+    """True if it needs a classifier."""
     control: ClassVar[Literal["negative", "positive", "float"] | None] = None
     """Which control of an experiment it is, if any: what every method must beat (negative), a reference that has more
     than methods have, such as real images (positive), or the network left in floating point (float). A control is
@@ -123,8 +123,9 @@ class Method(BaseModel):
     def resolved(self, network: Network, scheme: Scheme | None = None) -> Self:
         """A copy in which each option that the suite left open has the value that holds for this network and scheme.
 
-        What is None even then means what its description says. It is a function of options, network and scheme alone,
-        and takes no torch; doing it again changes nothing. Raises ZSQBenchError where the values do not go together.
+        An option that is None even then means what its description says. The copy depends on options, network and
+        scheme alone; resolving it again changes nothing, and needs no torch. Raises ZSQBenchError where the values do
+        not go together.
         """
         values = {
             name: value

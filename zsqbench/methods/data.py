@@ -1,4 +1,4 @@
-"""What methods exchange: a trained network, and images to calibrate on."""
+"""Methods exchange a trained network, and images to calibrate on."""
 
 import hashlib
 import json

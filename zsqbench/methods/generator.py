@@ -17,9 +17,9 @@ class Generator(Method, ABC):
 
     kind: ClassVar[Kind] = "generator"
     uses_real_data: ClassVar[bool] = False
-    """Whether it is handed real images (`ctx.real_images`); its rows are marked as not data-free."""
+    """True if it is handed real images (`ctx.real_images`); its rows are marked as not data-free."""
     gives_labels: ClassVar[bool] = False
-    """Whether its calibration sets carry labels."""
+    """True if its calibration sets carry labels."""
 
     images: int = Field(1024, gt=0, description="size of the calibration set")
 

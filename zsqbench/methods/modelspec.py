@@ -57,5 +57,5 @@ class ModelSpec(BaseModel):
 
     @property
     def random_weights(self) -> bool:
-        """Whether the weights are seeded random numbers; rows of such a model are marked."""
+        """True if the weights are seeded random numbers; rows of such a model are marked."""
         return self.weights == "none"

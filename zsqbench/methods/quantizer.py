@@ -24,9 +24,9 @@ class Quantizer(Method, ABC):
 
     kind: ClassVar[Kind] = "quantizer"
     needs_labels: ClassVar[bool] = False
-    """Whether it needs a calibration set with labels."""
+    """True if it needs a calibration set with labels."""
     needs_images: ClassVar[bool] = True
-    """Whether it reads calibration images; the cells of one that does not have `generator: none`."""
+    """True if it reads calibration images; the cells of one that does not have `generator: none`."""
     grids: ClassVar[tuple[Grid, ...]] = ("affine",)
     """The grids that it can use, of which a scheme may demand one (`pot` does)."""
 
@@ -41,7 +41,7 @@ class Quantizer(Method, ABC):
 
     @property
     def keeps_epochs(self) -> bool:
-        """Whether it will call `ctx.keep_epoch`: the harness then also measures what it kept, for the oracle."""
+        """True if it will call `ctx.keep_epoch`: the harness then also measures what it kept, for the oracle."""
         return False
 
     def rejects(self, scheme: Scheme) -> str | None:

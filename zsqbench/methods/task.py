@@ -64,7 +64,7 @@ class Task(Method, ABC):
         """Measure a network (the float one, or a quantized copy) on the evaluation data."""
 
     def preprocessor(self, pretrained: "Pretrained") -> "Callable[[Image], torch.Tensor]":  # noqa: ARG002
-        """What makes a PIL image a tensor [1, C, H, W] for a network, as evaluation does; on the CPU.
+        """A function that makes a PIL image a tensor [1, C, H, W] for a network, as evaluation does; on the CPU.
 
         For those who use a network outside of the harness. Raises ZSQBenchError where the task does not say.
         """

@@ -58,7 +58,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     @property
     def keeps_epochs(self) -> bool:
-        """Whether students of some epochs are kept."""
+        """True if students of some epochs are kept."""
         return self.keep_every > 0
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":

@@ -1,6 +1,6 @@
 """The quantization library: grids, graph, student, artifact, ranges, corrections, reconstruction, training.
 
-That is the order to read it in, and each imports only those before it. Each is a package, or a module, whose first line
+Read them in this order: each imports only those before it. Each is a package, or a module, whose first line
 says what is in it; what authors of methods need of all of them is here, too.
 """
 

@@ -1,4 +1,4 @@
-"""What learning uses of a step's context: random numbers, curves, progress, checkpoints."""
+"""Learning uses a part of a step's context: random numbers, curves, progress, checkpoints."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class LearningContext(Protocol):
-    """What reconstruction uses."""
+    """The part that reconstruction uses."""
 
     device: torch.device
     rng: torch.Generator
@@ -38,7 +38,7 @@ class LearningContext(Protocol):
 
 
 class TrainingContext(LearningContext, Protocol):
-    """What fine-tuning uses."""
+    """The part that fine-tuning uses."""
 
     def keep_epoch(self, epoch: int, student: nn.Module) -> None:
         """Keep a copy of the student as it is after an epoch."""

@@ -32,7 +32,7 @@ class Grids:
     weights: Grid = "affine"
     activations: Grid = "affine"
     per_channel: bool = True
-    """Whether each output channel of a weight has a grid of its own; activations have one per tensor."""
+    """True if each output channel of a weight has a grid of its own; activations have one per tensor."""
 
 
 def prepare(

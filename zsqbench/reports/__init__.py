@@ -1,1 +1,1 @@
-"""What a run tells people: rows, tables, tensor maps, diagnostics, pictures, progress, and the copy in MLflow."""
+"""A run reports to people in rows, tables, tensor maps, diagnostics, pictures, progress, and the copy in MLflow."""

@@ -1,4 +1,4 @@
-"""What is known of a calibration set, told in a few numbers and a small table. Without torch."""
+"""The diagnosis of a calibration set in a few numbers and a small table. Nothing here needs torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Undiagnosed:
 
     why: str
     damaged: bool = False
-    """Whether there were some."""
+    """True if there were some."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Diagnosis:
     """The diagnostics of a cell's calibration set."""
 
     data: Mapping[str, Any]
-    """What `zsqbench.synthesis.diagnose` found, as plain data."""
+    """The findings of `zsqbench.synthesis.diagnose`, as plain data."""
     files: Mapping[str, Path]
     """Both pictures, by name."""
 

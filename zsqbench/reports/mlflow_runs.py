@@ -205,7 +205,7 @@ class Details:
 
     points: tuple[Point, ...] = ()
     tracked: Mapping[str, Tracked] = field(default_factory=dict)
-    """What is there, by kind of step."""
+    """Those that are there, by kind of step."""
     awaited: tuple[str, ...] = ()
     """The kinds of background steps that have not left anything yet."""
     unreadable: tuple[str, ...] = ()
@@ -345,6 +345,6 @@ def _dataset_input(dataset: Dataset) -> "DatasetInput":
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong in MLflow: its class and the first line that it says."""
+    """An error of MLflow as one line: its class and the first line that it says."""
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {textwrap.shorten(lines[0], 200)}"

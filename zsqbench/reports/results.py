@@ -166,7 +166,7 @@ class ResultFile:
 
 
 _BEGIN = f'{{"schema":{SCHEMA},'.encode()
-"""What each line begins with that this version wrote, so that it is parsed once."""
+"""Each line that this version wrote begins with this, so that it is parsed once."""
 
 
 def _line(result: Result) -> str:
@@ -186,7 +186,7 @@ def _schema_of(line: bytes) -> int | None:
 
 
 def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a row says of a method as `generator.method`, `generator.iterations`, and below `start` of its start."""
+    """The fields of a row about a method as `generator.method`, `generator.iterations`, and its start below `start`."""
     yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
     yield from flat(prefix, method.get("options", {}))
     if "start" in method:

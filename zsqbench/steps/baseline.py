@@ -65,6 +65,6 @@ class Baseline(Job):
 
     @classmethod
     def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
-        """What the float network reached."""
+        """The metrics of the float network."""
         found = store.read(cls.kind, steps[cls.kind].key).content
         return {"float_metrics": found["metrics"], "data": {"evaluated": found["samples"], "digest": found["data"]}}

@@ -36,7 +36,7 @@ class Diagnose(Job):
     background: ClassVar[bool] = True
 
     real: bool
-    """Whether the task has images that it does not evaluate."""
+    """True if the task has images that it does not evaluate."""
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
@@ -55,7 +55,7 @@ class Diagnose(Job):
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
-        """Whether there are real images to compare with."""
+        """True if there are real images to compare with."""
         return {"real": data is not None and data.calibration is not None}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
@@ -83,7 +83,7 @@ class Diagnose(Job):
 
     @classmethod
     def is_expected(cls, row: Result) -> bool:
-        """Whether there will be diagnostics, of a row that has a set."""
+        """True if there will be diagnostics, of a row that has a set."""
         return Generate.kind in row.keys
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a task measured of a network, in the store: metrics in the manifest, and a file with what it found of samples.
+"""The store keeps what a task measured of a network: metrics in the manifest, and a file of samples.
 
 Shared by the steps that measure: baseline and evaluate write it, oracle measures alike.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 SAMPLES = "samples.safetensors"
 """Holds `correct` (bits, packed), `predictions` where the task tells them, and `task.NAME` of its own.
 
-That of the float network holds `labels`, too."""
+The file of the float network holds `labels`, too."""
 
 CORRECT, PREDICTIONS, LABELS, OWN = "correct", "predictions", "labels", "task."
 
 
 def identity(cell: "CellPlanning") -> tuple[str, ...]:
-    """What a measurement depends on besides the network: task, data, threads, and what is kept of it."""
+    """Identity of a measurement besides the network: task, data, threads, and what is kept of it."""
     return cell.task, cell.data.evaluation, str(cell.cell.settings.threads), EVALUATION_VERSION
 
 
@@ -61,7 +61,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def content(evaluation: Evaluation, data: str) -> dict[str, Any]:
-    """What the manifest holds: metrics, how many samples there were, and the digest of the data."""
+    """The content of the manifest: metrics, how many samples there were, and the digest of the data."""
     metrics = numbers(evaluation.metrics)
     return {
         "metrics": metrics,
@@ -86,7 +86,7 @@ def write_samples(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":
-    """What `write_samples` wrote; empty where it wrote nothing."""
+    """Read what `write_samples` wrote; empty where it wrote nothing."""
     from safetensors.numpy import load_file
 
     path = artifact.folder / SAMPLES

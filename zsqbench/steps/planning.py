@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What loading a network told: its identity, and what methods may demand of it."""
+    """Facts that loading a network told: its identity, and what methods may demand of it."""
 
     digest: str
     bn: int = 0
@@ -82,7 +82,7 @@ class StepMaker:
 
 @dataclass(frozen=True)
 class CellPlanning:
-    """What kinds of steps may know of the cell that they plan for."""
+    """The cell that kinds of steps plan for, with all that they may know of it."""
 
     maker: StepMaker
     cell: Cell
@@ -124,7 +124,7 @@ class CellPlanning:
 
     @property
     def seed_ending(self) -> str:
-        """What a label ends with where the cell has a seed."""
+        """The end of a label where the cell has a seed."""
         return "" if self.cell.seed is None else f" seed {self.cell.seed}"
 
     def step(

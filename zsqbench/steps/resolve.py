@@ -60,7 +60,7 @@ class Resolve(Job):
 
     @classmethod
     def facts(cls, store: Store, key: str) -> NetworkFacts | None:
-        """What an earlier run learned, if it did."""
+        """The facts that an earlier run learned, if it did."""
         if not store.has(cls.kind, key):
             return None
         with contextlib.suppress(CorruptArtifactError):

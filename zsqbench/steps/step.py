@@ -1,4 +1,4 @@
-"""What all kinds of steps share: the node of a plan, the job that a worker is handed, and what came of it."""
+"""All kinds of steps share the node of a plan, the job that a worker is handed, and what came of it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step."""
+    """How a step ended."""
 
     status: Literal["done", "failed", "blocked", "interrupted"]
     seconds: float = 0.0
@@ -91,7 +91,7 @@ class MethodCall(BaseModel):
 
 @dataclass(frozen=True)
 class Shown:
-    """What `zsqbench show` says of an artifact."""
+    """The part of `zsqbench show` that tells of an artifact."""
 
     name: str
     """The key under which `data` stands in JSON."""
@@ -111,7 +111,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Tracked:
-    """What MLflow is told of an artifact, besides its curves."""
+    """All that MLflow is told of an artifact besides its curves."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     files: Sequence[Path] = ()
@@ -152,7 +152,7 @@ class Job(BaseModel, ABC):
     resolve: str
     """The step that learned what the network is."""
     network: str | None
-    """What it learned: the network's identity, which the loaded network must have. None for that step itself."""
+    """The network's identity, which the loaded network must have. None for the step that learns it."""
 
     @classmethod
     @abstractmethod
@@ -201,7 +201,7 @@ class Job(BaseModel, ABC):
 
     @classmethod
     def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
-        """What a final step contributes to the row of a cell with these steps; dictionaries are merged.
+        """The fields that a final step fills in the row of a cell with these steps; dictionaries are merged.
 
         Raises CorruptArtifactError where the artifact is damaged.
         """
@@ -209,20 +209,20 @@ class Job(BaseModel, ABC):
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:  # noqa: ARG003 - for subclasses
-        """What people are shown of the artifact that a row was made from, or none."""
+        """The view of the artifact that a row was made from, or none."""
         return None
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:  # noqa: ARG003 - for subclasses
-        """What MLflow is told of the artifact that a row was made from; none where there is nothing (yet)."""
+        """All that MLflow is told of the artifact that a row was made from; none where there is nothing (yet)."""
         return None
 
     @classmethod
     def is_expected(cls, row: Result) -> bool:  # noqa: ARG003 - for subclasses
-        """Whether a background step of this kind will leave something of a row that `track` tells nothing of yet."""
+        """True if a background step of this kind will leave something of a row that `track` tells nothing of yet."""
         return False
 
     @classmethod
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
-        """Whether `cache gc` leaves an artifact of this kind, where rows refer to the keys in `kept`."""
+        """True if `cache gc` leaves an artifact of this kind, where rows refer to the keys in `kept`."""
         return key in kept

@@ -1,4 +1,4 @@
-"""What steps about a quantized network share: how a student is prepared, kept in a file, and rebuilt from it."""
+"""Steps about a quantized network prepare a student, keep it in a file, and rebuild it from there."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -169,7 +169,7 @@ class Suite:
         return digest_of([*parts, generator, cell.seed, cell.settings.model_dump(mode="json")])
 
     def _part(self, axis: str, label: str) -> str:
-        """What a name of the suite contributes to the definition of its cells; thousands share it."""
+        """The part of the definition of cells that a name of the suite decides; thousands share it."""
         if (axis, label) not in self._parts:
             self._parts[axis, label] = digest_of(self._describe(axis, label))
         return self._parts[axis, label]

@@ -28,7 +28,7 @@ class BNStatistics:
     moment: Literal["std", "var"] = "std"
     """The second quantity that is compared."""
     unbiased: bool = False
-    """Whether the variance of the images is divided by n - 1."""
+    """True if the variance of the images is divided by n - 1."""
     eps_images: float = 0.0
     """Added to the variance of the images under the root."""
     eps_bn: float = 0.0
@@ -40,7 +40,7 @@ class BNStatistics:
     moment_weight: float = 1.0
     """Weight of the second quantity's terms."""
     input_term: Literal["none", "image", "scope"] = "none"
-    """Whether the input is held to mean 0 and variance 1 like a layer: not, per image, or in the layers' scope."""
+    """The input is held to mean 0 and variance 1 like a layer: not at all, per image, or in the layers' scope."""
     input_channel_reduce: Reduction | None = None
     """Reduction of the input term's channels, where it differs from the layers'."""
     hook_point: HookPoint = "bn_input"

@@ -100,7 +100,7 @@ class _NormAndMoments(torch.autograd.Function):
 
 
 def _for_maps(values: Tensor) -> bool:
-    """Whether they lie in memory map by map, on a CPU, whose kernels for that are fast; a compiler has its own."""
+    """True if they lie in memory map by map, on a CPU, whose kernels for that are fast; a compiler has its own."""
     return values.device.type == "cpu" and values.is_contiguous() and not torch.compiler.is_compiling()
 
 

@@ -32,16 +32,16 @@ class GeneratorBatch:
     labels: Tensor
     """The classes that were asked for, as probabilities [N, classes]."""
     logits: Tensor
-    """What the float network makes of the images, [N, classes]."""
+    """Logits of the float network for the images, [N, classes]."""
     bn_gap: Tensor
     """How far the batch is from the network's BN statistics; a scalar."""
     student_logits: Callable[[], Tensor] | None
-    """What the student makes of the images, [N, classes], computed when it is called; none where there is no student,
+    """Logits of the student for the images, [N, classes], computed when it is called; none where there is no student,
     as while the generator is alone at first."""
 
 
 GeneratorLoss = Callable[[GeneratorBatch], tuple[Tensor, Mapping[str, Tensor]]]
-"""What a generator minimizes, a scalar, and scalars to log."""
+"""The loss of a generator: the scalar that it minimizes, and scalars to log."""
 
 
 class ConditionalTraining:
@@ -66,7 +66,7 @@ class ConditionalTraining:
         self._optimizer = torch.optim.Adam(maker.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
 
     def draw(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What the generator reads, here noise [N, latent] and classes [N]; and labels [N, classes]."""
+        """Draw what the generator reads, here noise [N, latent] and classes [N]; and labels [N, classes]."""
         noise = torch.randn(self.batch_size, self.maker.latent, generator=self.rng, device=self.rng.device)
         classes = torch.randint(self.classes, (self.batch_size,), generator=self.rng, device=self.rng.device)
         return (noise, classes), functional.one_hot(classes, self.classes).float()

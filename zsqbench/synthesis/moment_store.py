@@ -44,7 +44,7 @@ class MomentStore:
             self.put(batch, (mean[0], variance[0]), self._inputs)
 
     def spans(self, scope: Scope) -> bool:
-        """Whether groups of this scope reach over more than one batch."""
+        """True if groups of this scope reach over more than one batch."""
         return scope == "all" if isinstance(scope, str) else scope > self.sizes[0]
 
     def share(self, batch: int, scope: Scope) -> float:

@@ -63,5 +63,5 @@ class PenultimateFeatures:
 
 
 def _mixes_channels(layer: nn.Module) -> bool:
-    """Whether it is a linear layer, also where that is written as a convolution."""
+    """True if it is a linear layer, also where that is written as a convolution."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))

@@ -187,7 +187,7 @@ class _Probed(nn.Module):
     """
 
     plain: ClassVar[bool]
-    """Whether its class does nothing but normalise: a subclass may do more, as those of timm with an activation do."""
+    """True if its class does nothing but normalise: a subclass may do more, as those of timm with an activation do."""
     probes: "tuple[tuple[Probes, int], ...]"
     own: "Callable[..., Tensor] | None"
     """A forward that a user put on it."""
@@ -230,7 +230,7 @@ def _size(values: Tensor) -> int:
 
 
 def follow_convolutions(module: nn.Module) -> bool:
-    """Whether each batch normalisation has the channels of the convolution with the same number in their order."""
+    """True if each batch normalisation has the channels of the convolution with the same number in their order."""
     norms = batch_norms(module).values()
     widths = [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     return len(widths) >= len(norms) and all(

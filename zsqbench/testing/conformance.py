@@ -38,7 +38,7 @@ class Conformance:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """True if nothing failed."""
         return all(finding.outcome != "FAILED" for finding in self.findings)
 
 

@@ -188,7 +188,7 @@ class _Hook:
 
 
 def _may_be_read(path: str, method: Method) -> bool:
-    """Whether a file is a module, part of Python and its libraries, of the system, or one that an option names."""
+    """True if a file is a module, part of Python and its libraries, of the system, or one that an option names."""
     if path.endswith(MODULES) or path in {os.path.realpath(file) for file in method.input_files().values()}:
         return True
     libraries = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), str(Path(torch.__file__).parent.parent)}

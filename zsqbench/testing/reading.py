@@ -23,7 +23,7 @@ Quantize = Callable[[CalibrationSet, TaskContext], torch.nn.Module]
 
 @dataclass(frozen=True)
 class _Reading:
-    """What came of a set of images."""
+    """The end that a set of images came to."""
 
     state: dict[str, Tensor]
     curves: dict[str, list[tuple[int, float]]]

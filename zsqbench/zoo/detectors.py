@@ -58,7 +58,7 @@ class Detector:
 
 
 def is_detector(name: str) -> bool:
-    """Whether a network's name is that of a detector, here or in torchvision."""
+    """True if a network's name is that of a detector, here or in torchvision."""
     return name == EMBEDDED_DETECTOR or (name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in SIDES)
 
 

@@ -135,7 +135,7 @@ def draw(names: Sequence[T], count: int, seed: int) -> list[T]:
 
 
 def overlap(one: Path, other: Path) -> bool:
-    """Whether one folder is the other one, or in it."""
+    """True if one folder is the other one, or in it."""
     one, other = one.resolve(), other.resolve()
     return one.is_relative_to(other) or other.is_relative_to(one)
 

@@ -53,7 +53,7 @@ def stage(**options):
 
 
 def channels(student):
-    """What each channel makes of ones."""
+    """The outputs of each channel for ones."""
     return student.get_submodule("0").quantized_weight().sum((1, 2, 3)).tolist()
 
 

@@ -62,17 +62,17 @@ def operator(node: fx.Node) -> str:
 
 
 def is_layer(node: fx.Node) -> bool:
-    """Whether the node calls a convolution or linear layer."""
+    """True if the node calls a convolution or linear layer."""
     return node.op == "call_module" and operator(node) in LAYERS
 
 
 def is_batch_norm(node: fx.Node) -> bool:
-    """Whether the node calls a batch normalisation."""
+    """True if the node calls a batch normalisation."""
     return node.op == "call_module" and operator(node) in BATCH_NORMS
 
 
 def repeats_values(node: fx.Node) -> bool:
-    """Whether a node only moves the values of its input, or adds zeros."""
+    """True if a node only moves the values of its input, or adds zeros."""
     if operator(node) == "pad":
         return _argument(node, "value", 3) in (None, 0)
     if operator(node) == "interpolate":
@@ -85,17 +85,17 @@ def repeats_values(node: fx.Node) -> bool:
 
 
 def adds_tensors(node: fx.Node) -> bool:
-    """Whether a node adds two tensors that the network computes; x + x does, x + 1 does not."""
+    """True if a node adds two tensors that the network computes; x + x does, x + 1 does not."""
     return operator(node) == "add" and count_activations(node) > 1
 
 
 def multiplies_tensors(node: fx.Node) -> bool:
-    """Whether a node multiplies two tensors that the network computes, element by element."""
+    """True if a node multiplies two tensors that the network computes, element by element."""
     return operator(node) in MULTIPLICATIONS and count_activations(node) > 1
 
 
 def pools(node: fx.Node) -> bool:
-    """Whether a node averages over height and width, in whatever form it is written."""
+    """True if a node averages over height and width, in whatever form it is written."""
     if operator(node) != "mean":
         return operator(node) in AVERAGE_POOLS
     source = node.all_input_nodes[0]
@@ -136,7 +136,7 @@ def without_moves(node: fx.Node) -> fx.Node:
 
 
 def comes_from(node: fx.Node, other: fx.Node) -> bool:
-    """Whether a node is computed from another one."""
+    """True if a node is computed from another one."""
     found, pending = {node}, [node]
     while pending:
         sources = [source for source in pending.pop().all_input_nodes if source not in found]
@@ -146,13 +146,13 @@ def comes_from(node: fx.Node, other: fx.Node) -> bool:
 
 
 def called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the module that a node calls is called nowhere else."""
+    """True if the module that a node calls is called nowhere else."""
     # a module has one path in a traced graph, even where the network holds it under several
     return [other.target for other in captured.graph.nodes if other.op == "call_module"].count(node.target) == 1
 
 
 def feeds_one_batch_norm(node: fx.Node) -> bool:
-    """Whether a batch normalisation is the only reader of a node."""
+    """True if a batch normalisation is the only reader of a node."""
     users = list(node.users)
     return len(users) == 1 and is_batch_norm(users[0])
 

@@ -28,7 +28,7 @@ class Pair:
     activation: fx.Node | None
     quantizer: ActivationQuantizer | None
     padded: bool
-    """Whether the second layer also reads zeros from around the tensor."""
+    """True if the second layer also reads zeros from around the tensor."""
 
     @property
     def operator(self) -> str:

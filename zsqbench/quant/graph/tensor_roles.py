@@ -171,7 +171,7 @@ def _is_new_value(node: fx.Node) -> bool:
 
 
 def _is_fused(node: fx.Node, outputs: set[fx.Node]) -> bool:
-    """Whether the node and its reader are computed as one, so that there is no tensor between them."""
+    """True if the node and its reader are computed as one, so that there is no tensor between them."""
     if is_layer(node) and feeds_one_batch_norm(node):
         return True
     if node in outputs or not (is_layer(node) or is_batch_norm(node) or operator(node) == "add"):

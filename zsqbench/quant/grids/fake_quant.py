@@ -46,7 +46,7 @@ class TensorQuantizer(nn.Module):
         self.grid: Grid = grid
         self.axis = axis
         self.enabled = False
-        """Whether it quantizes; calibration switches it on, and any pass may switch it off for a while."""
+        """True if it quantizes; calibration switches it on, and any pass may switch it off for a while."""
         self.clips_first = False
         """Where its gradient ends, see `fake_quantize`."""
         self.register_buffer("scale", torch.zeros(shape))
@@ -64,7 +64,7 @@ class TensorQuantizer(nn.Module):
         self.set_parameters(other.scale.detach(), other.zero_point.detach())
 
     def is_signed(self, low: Tensor) -> bool:
-        """Whether a symmetric grid for values from `low` on has to be signed."""
+        """True if a symmetric grid for values from `low` on has to be signed."""
         return bool((low < 0).any())
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -171,7 +171,7 @@ class QuantizedLayer(nn.Module):
 
     @property
     def is_finalized(self) -> bool:
-        """Whether the float weight is gone."""
+        """True if the float weight is gone."""
         return "weight_codes" in self._buffers
 
     def stored_weight(self) -> Tensor:

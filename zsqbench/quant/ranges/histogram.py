@@ -61,7 +61,7 @@ class Histogram:
 
     @property
     def is_signed(self) -> bool:
-        """Whether a bin that holds something starts below zero."""
+        """True if a bin that holds something starts below zero."""
         return bool((self.left_edges[self.counts > 0] < 0).any())
 
     @property

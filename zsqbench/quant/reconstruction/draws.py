@@ -1,4 +1,4 @@
-"""What reconstruction draws: the images of batches, and which values stay float."""
+"""Reconstruction draws the images of batches, and which values stay float."""
 
 from collections.abc import Iterator
 

@@ -124,7 +124,7 @@ class Learning:
         return torch.stack(losses).sum()
 
     def _batch(self, outputs: Mapping[str, Tensor], index: Tensor | slice) -> UnitBatch:
-        """What a loss of one's own is given; slices of all images are read as they are, and drawn indices as drawn."""
+        """The batch that a loss is given; slices of all images are read as they are, and drawn indices as drawn."""
         is_mixed = self.stage.source == "mixed" and isinstance(index, Tensor)
 
         def predict() -> Tensor:

@@ -49,9 +49,9 @@ class UnitBatch:
     """
 
     outputs: Mapping[str, Tensor]
-    """What the quantized unit gives, by name of the tensor; differentiable while the unit learns."""
+    """Outputs of the quantized unit, by name of the tensor; differentiable while the unit learns."""
     targets: Mapping[str, Tensor]
-    """What the unit of the float network gives, by the same names."""
+    """Outputs of the unit of the float network, by the same names."""
     prediction: Callable[[], Tensor]
     """The logits [N, classes] of the network that is quantized up to and including this unit and float behind it.
 
@@ -67,7 +67,7 @@ class UnitBatch:
 
 
 UnitLoss = Callable[[UnitBatch], Tensor]
-"""What is minimized for a unit: a scalar, a mean over images, differentiable to the batch's outputs or prediction."""
+"""The loss of a unit: a scalar, a mean over images, differentiable to the batch's outputs or prediction."""
 
 
 class _PowerSum(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What a network predicts that is quantized up to and including a unit, for losses that look beyond the unit."""
+"""The prediction of a network that is quantized up to and including a unit, for losses that look beyond the unit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ class Prediction:
     unit: Unit
     later: Sequence[Unit]
     inputs: LiveTensors
-    """What is live before the unit, in the quantized network."""
+    """The values that are live before the unit, in the quantized network."""
     plain: LiveTensors
     """The same in the float network."""
     batch_size: int
     memory: Memory
     loss: str
-    """What the loss is called that asks, for an error."""
+    """Name of the loss that asks, for an error."""
 
     def quantized(self, index: Tensor | slice, outputs: Mapping[str, Tensor]) -> Tensor:
         """The logits [N, classes] where the unit gave these outputs and all behind it is float; differentiable."""

@@ -22,7 +22,7 @@ class ParameterGroup(NamedTuple):
     tensors: Sequence[Tensor]
     lr: float
     is_annealed: bool = False
-    """Whether the rate falls to zero by a cosine; otherwise it stays."""
+    """True if the rate falls to zero by a cosine; otherwise it stays."""
 
 
 class LearnedRounding(WeightQuantizer, ABC):
@@ -39,7 +39,7 @@ class LearnedRounding(WeightQuantizer, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """What learns, as tensors that require a gradient."""
+        """The parameters that learn, as tensors that require a gradient."""
 
     def regularize(self, iteration: int, iterations: int) -> None:
         """Add the gradient of a regulariser to those of the parameters, at an iteration counted from 1."""

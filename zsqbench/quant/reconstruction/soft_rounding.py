@@ -47,7 +47,7 @@ class Rounding:
     """Learn the weights' scales, too, with this rate, annealed by a cosine (GENIE-M)."""
 
     def __call__(self, quantizer: WeightQuantizer, weight: Tensor) -> "SoftRounding":
-        """What learns the rounding of a weight."""
+        """The parameters that learn the rounding of a weight."""
         return SoftRounding(quantizer, weight, self)
 
 
