@@ -102,7 +102,7 @@ class DFQ(zsqbench.GridQuantizer):
         graph: Any = student
         pixels = [ends.to(ctx.device) for ends in teacher.valid_range()]
         with torch.no_grad():
-            norms = _norms(graph, teacher)
+            norms = _norms(graph)
             _note_unbounded(graph, norms, ctx)
             if self.equalization:
                 self._equalize(graph, norms, ctx)
@@ -237,7 +237,7 @@ def _bound(student: Any, pair: "Pair") -> "Tensor | None":
     return module.bound if isinstance(module, BoundedReLU) else None
 
 
-def _norms(student: Any, teacher: "Pretrained") -> "Norms":
+def _norms(student: Any) -> "Norms":
     """Beta and gamma of the batch normalisation that each layer took in. Raises ZSQBenchError where there is none."""
     from zsqbench.quant import norm_moments
     from zsqbench.quant.graph import FOLDED, is_batch_norm
@@ -247,7 +247,7 @@ def _norms(student: Any, teacher: "Pretrained") -> "Norms":
         raise zsqbench.ZSQBenchError(
             "quantizer 'dfq' reads ranges from batch normalisation, and the network has none; take rtn or hptq"
         )
-    return {path: norm_moments(teacher.module.get_submodule(norm)) for path, norm in folded.items()}
+    return {path: norm_moments(norm) for path, norm in folded.items()}
 
 
 def _correct_biases(student: Any, moments: "dict[nn.Module, list[Moments]]") -> None:

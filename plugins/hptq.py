@@ -142,7 +142,7 @@ class HPTQ(zsqbench.Quantizer):
             restored: set[str] = set()
             if self.second_moment_correction:
                 self._calibrate_weights(student)
-                restored = _restore_moments(student, teacher, batches[0], factors)
+                restored = _restore_moments(student, batches[0], factors)
                 means, shifts = self._calibrate_activations(student, batches)
             self._calibrate_weights(student)
             if not self.bias_correction:
@@ -364,7 +364,7 @@ def _equalize(
     return scaled, changed
 
 
-def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", factors: "dict[str, Tensor]") -> set[str]:
+def _restore_moments(student: Any, images: "Tensor", factors: "dict[str, Tensor]") -> set[str]:
     """Give each layer's output the mean and deviation of the norm that it took in, times its equalization factors.
 
     A layer sees inputs that are already corrected, as the re-inserted norms of MCT do. Returns the layers' paths.
@@ -379,7 +379,7 @@ def _restore_moments(student: Any, teacher: "Pretrained", images: "Tensor", fact
     found: dict[str, Any] = {}
 
     def correct(path: str) -> "Callable[..., Tensor]":
-        norm: Any = teacher.module.get_submodule(folded[path])
+        norm: Any = folded[path]
 
         def hook(_: Any, __: Any, output: "Tensor") -> "Tensor":
             dims = [0, *range(2, output.dim())]

@@ -5,7 +5,7 @@ A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. docs
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -233,3 +233,19 @@ class MeasuredTensor(TensorOnGrid):
     """Number of grids; none for a tensor that stays float."""
     elements: int | None = None
     """Number of values of a weight; none for an activation."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts of a network at a scheme, found before anything is quantized."""
+
+    blocker: str | None = None
+    """Why it cannot be quantized, in one line; none if it can."""
+    weights: int = 0
+    """Number of quantized weights."""
+    activations: int = 0
+    """Number of quantized activations."""
+    folded: tuple[str, ...] = ()
+    """Paths of the layers that took in a batch normalisation."""
+    unfolded: Mapping[str, str] = field(default_factory=dict)
+    """Why a batch normalisation stays, by its path."""

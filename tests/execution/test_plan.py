@@ -84,7 +84,7 @@ def test_a_model_that_could_not_be_loaded_fails_its_cells_only(bench):
     suite = load_suite(bench.file)
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     facts = {("toytask", "a"): NetworkFacts("digest"), ("toytask", "b"): Outcome("failed", error="no weights")}
-    plan = make_plan(suite, suite.cells, data, facts, Store(bench.home))
+    plan = make_plan(suite, suite.cells, data, facts, {}, Store(bench.home))
     assert [(len(planned.steps), planned.reason) for planned in plan.cells] == [(4, None), (0, "no weights")]
 
 
@@ -95,6 +95,6 @@ def test_ten_thousand_cells_are_planned_within_seconds(bench):
     data = {"toytask": Data(DataFiles({}, {}), "", None)}
     facts = {("toytask", model): NetworkFacts(f"digest of {model}") for model in ("a", "b")}
     started = time.process_time()
-    plan = make_plan(suite, suite.cells, data, facts, Store(bench.home))
+    plan = make_plan(suite, suite.cells, data, facts, {}, Store(bench.home))
     assert time.process_time() - started < 5  # 0.4 s where nothing else runs
     assert (len(plan.cells), len(plan.steps)) == (10_000, 2 + 2 * 5_000 + 10_000 + 10_000)

@@ -23,16 +23,16 @@ def plan(form: str, **options: Any) -> int:
     from zsqbench.api import open_run
 
     this, cells = open_run(**options)
-    planned, pending = this.provisional_plan(cells)
+    planned, pending, uninspected = this.provisional_plan(cells)
     if form == "json":
-        click.echo(json.dumps(_plan_as_data(this, planned, pending), indent=1))
+        click.echo(json.dumps(_plan_as_data(this, planned, pending, uninspected), indent=1))
     else:
         tell_notes(this.suite)
-        _print_plan(this, planned, pending)
+        _print_plan(this, planned, pending, uninspected)
     return 0
 
 
-def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str, Any]:
+def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> dict[str, Any]:
     from zsqbench.execution.timings import Timings
 
     timings = Timings(this.store)
@@ -64,6 +64,7 @@ def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str]) -> dict[str
         "cells": cells,
         "steps": steps,
         "pending": list(pending),
+        "uninspected": list(uninspected),
         "notes": list(this.suite.notes),
     }
 
@@ -76,8 +77,8 @@ def _state(planned: "PlannedCell", unfinished: Collection[int], to_do: Any) -> s
     return "to do" if any(step.key in to_do for step in planned.steps.values()) else "cached"
 
 
-def _print_plan(this: "Run", made: "Plan", pending: Sequence[str]) -> None:
-    data = _plan_as_data(this, made, pending)
+def _print_plan(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> None:
+    data = _plan_as_data(this, made, pending, uninspected)
     lines = [f"{data['suite']}: {len(data['cells'])} cells"]
     for cell in data["cells"]:
         reason = f"  ({cell['reason']})" if cell["reason"] else ""
@@ -91,6 +92,8 @@ def _print_plan(this: "Run", made: "Plan", pending: Sequence[str]) -> None:
         lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     for model in dict.fromkeys(pending):
         lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
+    if uninspected:
+        lines += [f"not yet known to be possible: what needs {', '.join(uninspected)}"]
     lines.append(f"time: {_time_estimate(data['steps'])}")
     click.echo("\n".join(lines))
 

@@ -6,12 +6,19 @@ from pathlib import Path
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result, Status
-from zsqbench.steps import KINDS, CellPlanning, Data, NetworkFacts, Outcome, Resolve, Step, StepMaker
+from zsqbench.scheme import Inspection
+from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, NetworkFacts, Outcome, Resolve, Step, StepMaker
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
 
 Facts = Mapping[tuple[str, str], NetworkFacts | Outcome]
 """Facts of each (task, model), or why it could not be loaded."""
+
+Student = tuple[str, str, str, str]
+"""Task, model, scheme and quantizer of a cell: they decide which step inspects its student."""
+
+Inspections = Mapping[Student, Inspection | Outcome]
+"""Facts of each student, or why it could not be inspected; those that are not inspected yet are absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,23 @@ def resolve_steps(suite: Suite, cells: Iterable[Cell], digests: FileDigests) -> 
     return steps
 
 
+def inspect_steps(suite: Suite, cells: Iterable[Cell], facts: Facts) -> dict[Student, Step]:
+    """For each student of these cells the step that inspects it, where its network could be loaded."""
+    steps: dict[Student, Step] = {}
+    for cell in cells:
+        student, known = student_of(cell), facts.get((cell.task, cell.model))
+        if cell.reason is None and isinstance(known, NetworkFacts) and student not in steps:
+            step = Inspect.plan_student(suite, cell, known)
+            if step is not None:
+                steps[student] = step
+    return steps
+
+
+def student_of(cell: Cell) -> Student:
+    """The student of a cell."""
+    return cell.task, cell.model, cell.scheme, cell.quantizer
+
+
 def find_data(suite: Suite, cells: Sequence[Cell], data_root: Path | None, digests: FileDigests) -> dict[str, Data]:
     """The data of each task that a cell needs. Raises ZSQBenchError where it is absent or empty."""
     runnable = [cell for cell in cells if cell.reason is None]
@@ -123,32 +147,40 @@ def make_plan(
     cells: Iterable[Cell],
     data: Mapping[str, Data],
     facts: Facts,
+    inspections: Inspections,
     store: Store,
     rows: Mapping[str, Result] | None = None,
 ) -> Plan:
-    """Plan these cells, with what is known of their networks."""
+    """Plan these cells, with what is known of their networks and students."""
     maker = StepMaker(suite)
-    planned = [_plan_cell(maker, cell, data, facts) for cell in cells]
+    planned = [_plan_cell(maker, cell, data, facts, inspections) for cell in cells]
     there = {key for kind in {step.kind for step in maker.steps.values()} for key in store.keys(kind)}
     return Plan(suite, store, planned, maker.steps, there & maker.steps.keys(), rows or {})
 
 
-def _plan_cell(maker: StepMaker, cell: Cell, data: Mapping[str, Data], facts: Facts) -> PlannedCell:
+def _plan_cell(
+    maker: StepMaker, cell: Cell, data: Mapping[str, Data], facts: Facts, inspections: Inspections
+) -> PlannedCell:
     if cell.reason is not None:
         status: Status = "excluded" if cell.excluded else "impossible"
         return PlannedCell(cell, methods=maker.suite.methods(cell), status=status, reason=cell.reason)
     known = facts[cell.task, cell.model]
-    if isinstance(known, Outcome):
-        status = "interrupted" if known.status == "interrupted" else "failed"
-        return PlannedCell(
-            cell, methods=maker.suite.methods(cell), status=status, reason=known.error, traceback=known.traceback
-        )
+    inspected = inspections.get(student_of(cell))
+    for ended in (known, inspected):
+        if isinstance(ended, Outcome):
+            status = "interrupted" if ended.status == "interrupted" else "failed"
+            return PlannedCell(
+                cell, methods=maker.suite.methods(cell), status=status, reason=ended.error, traceback=ended.traceback
+            )
+    assert isinstance(known, NetworkFacts)  # noqa: S101 - outcomes ended above
     planning = CellPlanning(maker, cell, known, data[cell.task])
     try:
         methods = planning.methods  # whose options may not go together for this network
     except ZSQBenchError as error:
         return PlannedCell(cell, methods=maker.suite.methods(cell), status="impossible", reason=str(error))
     reason = _impossible(planning)
+    if reason is None and isinstance(inspected, Inspection):
+        reason = inspected.blocker
     if reason is not None:
         return PlannedCell(cell, methods=methods, status="impossible", reason=reason)
     background: dict[str, Step] = {}

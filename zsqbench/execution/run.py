@@ -9,12 +9,21 @@ from typing import Any
 
 from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError, one_line
 from zsqbench.execution.loop import Loop
-from zsqbench.execution.plan import Facts, Plan, PlannedCell, find_data, make_plan, resolve_steps
+from zsqbench.execution.plan import (
+    Facts,
+    Inspections,
+    Plan,
+    PlannedCell,
+    find_data,
+    inspect_steps,
+    make_plan,
+    resolve_steps,
+)
 from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.methods import Engine
 from zsqbench.reports.results import SCHEMA, Result, ResultFile
-from zsqbench.steps import Data, NetworkFacts, Outcome, Resolve, Step
+from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
 from zsqbench.store import FileDigests, Store, write_atomically
 from zsqbench.suite import Cell, Suite
 
@@ -95,8 +104,8 @@ class Run:
         found = {pair: Resolve.facts(self.store, step.key) for pair, step in self.resolve.items()}
         return {pair: facts for pair, facts in found.items() if facts is not None}
 
-    def plan(self, cells: Sequence[Cell], facts: Facts) -> Plan:
-        """Plan cells with what is known of their models; `find` comes before.
+    def plan(self, cells: Sequence[Cell], facts: Facts, inspections: Inspections) -> Plan:
+        """Plan cells with what is known of their models and students; `find` comes before.
 
         Rows of another schema are no rows: that is a warning, and a run replaces them.
         """
@@ -109,17 +118,24 @@ class Run:
                 ", ".join(map(str, others)),
                 SCHEMA,
             )
-        return make_plan(self.suite, cells, self.data, facts, self.store, rows)
+        return make_plan(self.suite, cells, self.data, facts, inspections, self.store, rows)
 
-    def provisional_plan(self, cells: Sequence[Cell]) -> tuple[Plan, list[str]]:
-        """A plan without running anything, and the models that no run has loaded yet: these have no identity so far."""
+    def provisional_plan(self, cells: Sequence[Cell]) -> tuple[Plan, list[str], list[str]]:
+        """A plan without running anything; the models that no run has loaded yet, and the students not inspected yet.
+
+        The former have no identity so far, and cells of the latter may be found to be impossible.
+        """
         known = self.find(cells)
         pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
         assumed = {
             pair: NetworkFacts(f"pending {step.key}", bn=1, classes=1, input_size=(3, 1, 1))
             for pair, step in self.resolve.items()
         }
-        return self.plan(cells, assumed | known), pending
+        steps = inspect_steps(self.suite, cells, known)
+        found = {student: Inspect.facts(self.store, step.key) for student, step in steps.items()}
+        inspected = {student: facts for student, facts in found.items() if facts is not None}
+        uninspected = dict.fromkeys(steps[student].label for student in found.keys() - inspected.keys())
+        return self.plan(cells, assumed | known, inspected), pending, sorted(uninspected)
 
     def execute(self, cells: Sequence[Cell], engine: Engine) -> RunReport:
         """Run what is not there yet of these cells, and write rows and table. Ctrl-C ends it with what is done.
@@ -133,7 +149,7 @@ class Run:
             with contextlib.closing(Loop(self, engine)) as loop:
                 loop.run(step for pair, step in self.resolve.items() if pair not in known)
                 facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
-                plan = self.plan(cells, facts)
+                plan = self.plan(cells, facts, self._inspect(cells, facts, loop))
                 results = self._run_plan(plan, loop, facts)
                 self._keep_rows(plan, results)
                 table, table_error = self._write_table()
@@ -150,6 +166,17 @@ class Run:
             except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
                 logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
 
+    def _inspect(self, cells: Sequence[Cell], facts: Facts, loop: Loop) -> Inspections:
+        """Inspect the students of cells that no run has inspected yet."""
+        loop.facts = facts
+        steps = inspect_steps(self.suite, cells, facts)
+        different = {step.key: step for step in steps.values()}
+        if not loop.interrupted:
+            loop.run(step for step in different.values() if Inspect.facts(self.store, step.key) is None)
+        interrupted = Outcome("interrupted", error="the run was interrupted")
+        found = {key: Inspect.facts(self.store, key) or loop.outcomes.get(key, interrupted) for key in different}
+        return {student: found[step.key] for student, step in steps.items()}
+
     def _learned(self, step: Step, loop: Loop) -> NetworkFacts | Outcome:
         """The facts that a resolve step of this run learned, or why it did not."""
         return Resolve.facts(self.store, step.key) or loop.outcomes[step.key]
@@ -165,7 +192,6 @@ class Run:
                     recorder.record(planned)
             self._verify(plan, recorder.missing())
             if not loop.interrupted:
-                loop.facts = facts
                 loop.run(plan.to_do(recorder.missing()).values(), recorder.record_settled)
         except KeyboardInterrupt:
             loop.interrupt()

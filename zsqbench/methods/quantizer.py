@@ -27,6 +27,10 @@ class Quantizer(Method, ABC):
     """True if it needs a calibration set with labels."""
     needs_images: ClassVar[bool] = True
     """True if it reads calibration images; the cells of one that does not have `generator: none`."""
+    needs_graph: ClassVar[bool] = True
+    """True if its student is made of the network's graph: cells of a network that has none are impossible then."""
+    by_units: ClassVar[bool] = False
+    """True if it runs a student unit by unit; that this is the same is checked before anything is generated."""
     grids: ClassVar[tuple[Grid, ...]] = ("affine",)
     """The grids that it can use, of which a scheme may demand one (`pot` does)."""
 
@@ -115,6 +119,7 @@ class ReconstructionQuantizer(Quantizer, ABC):
     Where activations are cached changes no value, so the bounds on that are no part of the identity.
     """
 
+    by_units: ClassVar[bool] = True
     execution_options: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")

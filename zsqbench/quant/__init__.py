@@ -56,6 +56,7 @@ from zsqbench.quant.grids import (
     quantize,
     symmetric_parameters,
 )
+from zsqbench.quant.inspection import check_student, departure, images_for, inspect, unfolded
 from zsqbench.quant.ranges import (
     ExactThresholdSearch,
     Histogram,
@@ -171,9 +172,11 @@ __all__ = [
     "calibrate_weights",
     "capture",
     "check_images",
+    "check_student",
     "corrected_bias",
     "covering_threshold",
     "dead_channels",
+    "departure",
     "dequantize",
     "describe_units",
     "draw",
@@ -189,8 +192,10 @@ __all__ = [
     "folded",
     "free_bounds",
     "grid_parameters",
+    "images_for",
     "include_zero",
     "input_moments",
+    "inspect",
     "kl_divergence",
     "layer_pairs",
     "lp_search",
@@ -223,6 +228,7 @@ __all__ = [
     "symmetric_weight_thresholds",
     "take_over",
     "tensor_name",
+    "unfolded",
     "weight_quantizers",
     "weight_roles",
     "with_features",

@@ -8,6 +8,7 @@ from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.evaluate import Evaluate
 from zsqbench.steps.generate import Generate
+from zsqbench.steps.inspect import Inspect
 from zsqbench.steps.oracle import Oracle
 from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts, StepMaker
 from zsqbench.steps.quantize import Quantize
@@ -15,13 +16,14 @@ from zsqbench.steps.resolve import Resolve
 from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked
 
 KINDS: dict[str, type[Job]] = {
-    job.kind: job for job in (Resolve, Baseline, Generate, Diagnose, Quantize, Evaluate, Oracle)
+    job.kind: job for job in (Resolve, Inspect, Baseline, Generate, Diagnose, Quantize, Evaluate, Oracle)
 }
 
 __all__ = [
     "KINDS",
     "CellPlanning",
     "Data",
+    "Inspect",
     "Job",
     "MethodCall",
     "NetworkFacts",

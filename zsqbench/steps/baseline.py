@@ -36,8 +36,8 @@ class Baseline(Job):
 
     @classmethod
     def comes_before(cls, cell: CellPlanning) -> tuple[Step, ...]:
-        """The baseline, where the suite claims a float accuracy: nothing is made of a network that is another one."""
-        return () if cell.suite.models[cell.cell.model].float_accuracy is None else (cell.steps[cls.kind],)
+        """The baseline: nothing is made of a network that cannot be measured, or that is another one than claimed."""
+        return (cell.steps[cls.kind],)
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003

@@ -1,4 +1,6 @@
 import inspect
+import types
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_a_network_that_cannot_be_traced_is_one_clear_error_with_module_and_line
     line = inspect.getsourcelines(Branching)[1] + 2
     expected = (
         f"Sequential cannot be traced in module '1' at {__file__}:{line} "
-        "(symbolically traced variables cannot be used as inputs to control flow): "
+        "(a choice depends on the values in a tensor): "
         "what is computed may not depend on the values in tensors; take torch.where for a choice by value, "
     )
     with pytest.raises(ZSQBenchError) as caught:
@@ -112,10 +114,82 @@ def test_capturing_leaves_the_module_as_it_was():
 
 
 def test_a_network_with_two_inputs_is_refused_with_their_number():
-    with pytest.raises(ZSQBenchError, match="has 2 inputs; expected one, the images"):
+    with pytest.raises(
+        ZSQBenchError, match=r"TwoInputs has 2 inputs \(x, y\); expected one, the images; give the others"
+    ):
         capture(TwoInputs(), (3, 8, 8))
 
 
 class TwoInputs(nn.Module):
     def forward(self, x, y):
         return x + y
+
+
+class Optional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x, return_features=False, target=None):
+        x = self.conv(x)
+        return x if target is None and not return_features else (x, target)
+
+
+def test_optional_inputs_are_traced_at_their_defaults():
+    captured = capture(Optional(), (3, 8, 8))
+    assert [node.op for node in captured.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+def test_a_choice_by_sizes_is_made_by_the_sizes():
+    def forward(net, x):
+        assert x.shape[1] == 3, "colour images"
+        if x.dim() != 4 or x.size(-1) < 4:
+            raise ValueError("too small")
+        x = net.conv(x)
+        return x.mean((2, 3)) if x.shape[1] > 3 else x
+
+    network = from_forward(forward, conv=nn.Conv2d(3, 4, 1))
+    captured, images = capture(network, (3, 8, 8)), torch.randn(5, 3, 8, 8)
+    assert torch.equal(captured(images), network.eval()(images))
+
+
+def test_a_choice_by_the_number_of_images_is_refused():
+    network = from_forward(
+        lambda net, x: net.conv(x) if len(x.shape) == 4 and x.shape[0] == 2 else x, conv=nn.Conv2d(3, 3, 1)
+    )
+    with pytest.raises(ZSQBenchError, match="a choice depends on the number of images"):
+        capture(network, (3, 8, 8))
+
+
+def test_a_choice_by_a_parameter_is_made_by_its_value():
+    network = from_forward(lambda net, x: net.conv(x) if net.conv.weight.sum() > 0 else x, conv=nn.Conv2d(3, 3, 1))
+    nn.init.ones_(network.conv.weight)
+    assert "conv" in named_roles(network)
+
+
+@pytest.mark.parametrize("where", ["", "conv", "norm"])
+@pytest.mark.parametrize("kind", ["hook", "pre_hook", "forward", "call"])
+def test_hooks_and_methods_of_an_instance_are_part_of_the_graph(where, kind):
+    network = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), relu=nn.ReLU(), pool=nn.Flatten())
+    )
+    part = network.get_submodule(where)
+    if kind == "hook":
+        part.register_forward_hook(lambda _, __, output: output + 1)
+    elif kind == "pre_hook":
+        part.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+    elif kind == "forward":
+        part.forward = types.MethodType(lambda self, x: type(self).forward(self, x) + 1, part)
+    else:
+        part.__class__ = type("Own", (type(part),), {"__call__": lambda self, x: nn.Module.__call__(self, x) + 1})
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(capture(network, (3, 8, 8))(images), network.eval()(images))
+
+
+def test_a_view_in_channels_last_names_the_layout():
+    network = from_forward(lambda net, x: net.conv(x).view(x.shape[0], -1), conv=nn.Conv2d(3, 4, 3))
+    capture(network, (3, 8, 8))
+    with pytest.raises(
+        ZSQBenchError, match="'view' takes a view of a tensor that is not contiguous, as all are in layout"
+    ):
+        capture(network.to(memory_format=torch.channels_last), (3, 8, 8))

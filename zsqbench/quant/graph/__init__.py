@@ -1,6 +1,6 @@
 """A network as a graph: tracing, operators, roles of tensors, BN folding, pairs of layers, units."""
 
-from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn, folded
+from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn, folded, why_unfolded
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     AVERAGE_POOLS,
@@ -71,4 +71,5 @@ __all__ = [
     "roles",
     "tensor_name",
     "weight_roles",
+    "why_unfolded",
 ]

@@ -1,34 +1,57 @@
 """Folding batch normalisation into the layer before it, by the order of the graph, not of registration."""
 
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from zsqbench.quant.graph.operators import called_once, is_batch_norm, is_layer, operator
+from zsqbench.quant.graph.operators import (
+    MULTIPLICATIONS,
+    called_once,
+    is_batch_norm,
+    is_layer,
+    operator,
+    value_users,
+)
 
 FOLDED = "folded_batch_norms"
-"""Key of a graph's `meta` under which `fold_bn` notes the path of the batch normalisation that each layer took in."""
+"""Key of a graph's `meta` under which `fold_bn` keeps the batch normalisation that each layer took in, by its path."""
+
+_AFFINE = MULTIPLICATIONS | {"add", "div", "sub", "truediv"}
+_MATRIX = 2
 
 
 def fold_bn(captured: fx.GraphModule) -> None:
     """Fold each batch normalisation that is the only reader of a convolution or linear layer into it, in place.
 
-    Others stay: behind an addition or a concatenation, at a layer whose output is also read elsewhere or that is
-    called several times, or without running statistics.
+    So are gains and offsets that are constants, one for each channel or one for all: that is what a batch
+    normalisation is whose statistics never change. Others stay; `why_unfolded` says why.
     """
     for node in list(captured.graph.nodes):
-        if is_batch_norm(node) and _can_fold(captured, node):
-            layer_node = node.all_input_nodes[0]
-            layer = cast("nn.Conv2d | nn.Linear", captured.get_submodule(str(layer_node.target)))
-            weight, bias = folded(layer, captured.get_submodule(str(node.target)))
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-            node.replace_all_uses_with(layer_node)
-            captured.graph.erase_node(node)
-            captured.delete_submodule(str(node.target))
-            captured.meta.setdefault(FOLDED, {})[str(layer_node.target)] = str(node.target)
+        if is_batch_norm(node):
+            if why_unfolded(captured, node) is None:
+                _fold_norm(captured, node)
+        elif operator(node) in _AFFINE:
+            _fold_constant(captured, node)
     captured.recompile()
+
+
+def why_unfolded(captured: fx.GraphModule, node: fx.Node) -> str | None:
+    """Why a batch normalisation cannot be folded into the layer before it, or none."""
+    before = node.all_input_nodes[0]
+    norm: Any = captured.get_submodule(str(node.target))
+    if not is_layer(before):
+        return f"it reads {operator(before)}, and no convolution or linear layer"
+    matrix = len(before.meta["shape"]) == _MATRIX
+    obstacles = {
+        "it has no running statistics": norm.running_mean is None,
+        "the layer before it is read elsewhere, too": value_users(before) != [node],
+        "the layer before it is called several times": not called_once(captured, before),
+        "it is called several times": not called_once(captured, node),
+        "its channels are not those that the layer makes": operator(before) != "conv2d" and not matrix,
+    }
+    return next((text for text, is_there in obstacles.items() if is_there), None)
 
 
 @torch.no_grad()
@@ -52,10 +75,96 @@ def folded(layer: nn.Conv2d | nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:
     return weight.to(layer.weight.dtype), bias.to(layer.weight.dtype)
 
 
-def _can_fold(captured: fx.GraphModule, node: fx.Node) -> bool:
+def _fold_norm(captured: fx.GraphModule, node: fx.Node) -> None:
     before = node.all_input_nodes[0]
-    norm: Any = captured.get_submodule(str(node.target))
-    if not is_layer(before) or list(before.users) != [node] or norm.running_mean is None:
-        return False
-    channels_at_axis_1 = operator(before) == "conv2d" or len(before.meta["shape"]) == 2  # noqa: PLR2004
-    return channels_at_axis_1 and called_once(captured, before) and called_once(captured, node)
+    norm = captured.get_submodule(str(node.target))
+    _give(captured, node, *folded(_layer(captured, before), norm))
+    captured.delete_submodule(str(node.target))
+    captured.meta.setdefault(FOLDED, {})[str(before.target)] = norm
+
+
+@torch.no_grad()
+def _fold_constant(captured: fx.GraphModule, node: fx.Node) -> None:
+    """Fold a gain or an offset into the layer whose output it alone reads, and into the norm that this took in."""
+    found = _gain_and_offset(captured, node)
+    if found is None:
+        return
+    before, gain, offset = found
+    layer = _layer(captured, before)
+    one = nn.BatchNorm2d(len(gain), eps=0.0, dtype=torch.float64)
+    one.weight, one.bias = nn.Parameter(gain), nn.Parameter(offset)
+    weight, bias = folded(layer, one)
+    norms = captured.meta.get(FOLDED, {})
+    norm = norms.get(str(before.target))
+    if norm is not None:
+        norms[str(before.target)] = _moved(norm, gain, offset)
+    _give(captured, node, weight, bias)
+
+
+def _gain_and_offset(captured: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor, Tensor] | None:
+    """The layer that a node scales or moves by constants, with gain and offset [C] in float64, or none."""
+    if node.kwargs or len(node.args) != 2:  # noqa: PLR2004
+        return None
+    turned = not (isinstance(node.args[0], fx.Node) and is_layer(node.args[0]))
+    before, other = node.args[::-1] if turned else node.args
+    if not (isinstance(before, fx.Node) and is_layer(before) and called_once(captured, before)):
+        return None
+    constant = _per_channel(captured, before, other) if value_users(before) == [node] else None
+    return None if constant is None else _affine(operator(node), before, constant, turned=turned)
+
+
+def _affine(kind: str, before: fx.Node, constant: Tensor, *, turned: bool) -> tuple[fx.Node, Tensor, Tensor] | None:
+    """The same of an operator by name; `turned` if the constant comes first."""
+    one, zero = torch.ones_like(constant), torch.zeros_like(constant)
+    if kind in MULTIPLICATIONS:
+        return before, constant, zero
+    if kind == "add":
+        return before, one, constant
+    if kind == "sub":
+        return (before, -one, constant) if turned else (before, one, -constant)
+    return None if turned or not constant.all() else (before, 1 / constant, zero)
+
+
+def _per_channel(captured: fx.GraphModule, before: fx.Node, other: Any) -> Tensor | None:
+    """A constant as one number [C] for each output channel of a layer; None for anything else."""
+    if isinstance(other, fx.Node):
+        if other.op != "get_attr":
+            return None
+        other = attrgetter(str(other.target))(captured)
+    elif isinstance(other, bool) or not isinstance(other, int | float):
+        return None
+    values = torch.as_tensor(other).double()
+    rank = len(before.meta["shape"])
+    axis = rank - 1 if operator(before) == "linear" else 1
+    if values.dim() > rank:
+        return None
+    channels = before.meta["shape"][axis]
+    shape = (1,) * (rank - values.dim()) + tuple(values.shape)
+    broadcast = all(size in {1, channels if place == axis else 1} for place, size in enumerate(shape))
+    return values.flatten().expand(channels).clone() if broadcast and values.isfinite().all() else None
+
+
+def _moved(norm: Any, gain: Tensor, offset: Tensor) -> nn.Module:
+    """A copy of a norm whose output is scaled and moved."""
+    moved = nn.BatchNorm2d(len(gain), eps=norm.eps)
+    moved.running_mean, moved.running_var = norm.running_mean, norm.running_var
+    weight = gain if norm.weight is None else norm.weight * gain
+    bias = offset if norm.bias is None else norm.bias * gain + offset
+    dtype = norm.running_mean.dtype
+    moved.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    moved.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return moved
+
+
+def _give(captured: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor) -> None:
+    """Let the layer before a node do what the node does with this weight and bias."""
+    before = node.all_input_nodes[0]
+    layer = _layer(captured, before)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    node.replace_all_uses_with(before)
+    captured.graph.erase_node(node)
+
+
+def _layer(captured: fx.GraphModule, node: fx.Node) -> nn.Conv2d | nn.Linear:
+    return cast("nn.Conv2d | nn.Linear", captured.get_submodule(str(node.target)))

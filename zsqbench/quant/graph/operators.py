@@ -6,44 +6,58 @@ from typing import Any
 from torch import fx
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
 # Operators by a name that the module, function and method forms share, without case and underscores:
 # nn.ReLU6, F.relu6 -> relu6; nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d -> adaptiveavgpool2d; x.add_(), += -> add.
-LAYERS = _names("conv2d linear")
-BATCH_NORMS = _names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
-RELUS = _names("relu relu6")
-ACTIVATIONS = RELUS | _names(
+LAYERS = names("conv2d linear")
+BATCH_NORMS = names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
+MAX_POOLS = names("adaptivemaxpool2d amax maxpool1d maxpool2d")
+NO_OPERATIONS = names(
+    "alphadropout clone contiguous detach dropblock2d dropout dropout1d dropout2d float identity stochasticdepth"
+)
+"""In eval mode these give what they are given."""
+RELUS = names("relu relu6")
+ACTIVATIONS = RELUS | names(
     "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu selu sigmoid silu "
     "softplus softsign tanh"
 )
-AVERAGE_POOLS = _names("adaptiveavgpool2d avgpool2d")
-MULTIPLICATIONS = _names("mul multiply")
-PRODUCTS = MULTIPLICATIONS | _names("matmul mm bmm einsum")
-CONCATENATIONS = _names("cat concat concatenate stack hstack vstack")
+AVERAGE_POOLS = names("adaptiveavgpool2d avgpool2d")
+MULTIPLICATIONS = names("mul multiply")
+PRODUCTS = MULTIPLICATIONS | names("matmul mm bmm einsum")
+CONCATENATIONS = names("cat concat concatenate stack hstack vstack")
 
 # Between the last layers and what the network returns these are left to software, as a detector's decoding is.
-ENDINGS = CONCATENATIONS | _names("logsigmoid logsoftmax sigmoid softmax")
+ENDINGS = CONCATENATIONS | names("logsigmoid logsoftmax sigmoid softmax")
+
+PADDINGS = names("constantpad1d constantpad2d constantpad3d pad zeropad1d zeropad2d zeropad3d")
 
 # These hand on values that are already there, or that every grid with a zero holds: no tensor of their own.
-PASS_THROUGH = _names(
+PASS_THROUGH = names(
     "adaptivemaxpool2d alphadropout amax amin broadcastto channelshuffle chunk circularpad2d clone contiguous detach "
     "dropblock2d dropout dropout1d dropout2d expand expandas flatten flip float getitem identity indexselect "
     "maxpool1d maxpool2d movedim narrow permute pixelshuffle pixelunshuffle ravel reflectionpad2d repeat "
     "replicationpad2d reshape reshapeas roll split squeeze stochasticdepth swapaxes swapdims tile to transpose unbind "
-    "unflatten unfold unsqueeze upsamplingnearest2d view viewas zeropad2d"
+    "unflatten unfold unsqueeze upsamplingnearest2d view viewas"
 )
 
 # A parameter of several dimensions that enters one of these is no matrix of weights.
-ELEMENTWISE = PASS_THROUGH | CONCATENATIONS | MULTIPLICATIONS | _names("add sub truediv div layernorm prelu")
-
-REPARAMETRIZED = "reparametrized"
-"""How the operator of a layer begins whose weight is computed from other parameters, as by weight_norm."""
+ELEMENTWISE = PASS_THROUGH | CONCATENATIONS | MULTIPLICATIONS | names("add sub truediv div layernorm prelu")
 
 _IMAGE_DIMENSIONS = 4
 _SPATIAL = frozenset({2, 3})
+
+
+_ALIASES = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv", "imatmul": "matmul"}
+
+
+def call_name(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    name = getattr(node.target, "__name__", str(node.target)).strip("_")
+    return _ALIASES.get(name, name)
 
 
 def tensor_name(node: fx.Node) -> str:
@@ -73,8 +87,8 @@ def is_batch_norm(node: fx.Node) -> bool:
 
 def repeats_values(node: fx.Node) -> bool:
     """True if a node only moves the values of its input, or adds zeros."""
-    if operator(node) == "pad":
-        return _argument(node, "value", 3) in (None, 0)
+    if operator(node) in PADDINGS:
+        return _padding_value(node) in (None, 0) or _only_pooled(node)
     if operator(node) == "interpolate":
         return str(_argument(node, "mode", 3) or "nearest").startswith("nearest")
     if operator(node) in CONCATENATIONS:
@@ -151,9 +165,14 @@ def called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
     return [other.target for other in captured.graph.nodes if other.op == "call_module"].count(node.target) == 1
 
 
+def value_users(node: fx.Node) -> list[fx.Node]:
+    """All that reads the values of a node, and not only its shape; the network's output included."""
+    return [user for user in node.users if user.op == "output" or user.meta["carries_values"]]
+
+
 def feeds_one_batch_norm(node: fx.Node) -> bool:
-    """True if a batch normalisation is the only reader of a node."""
-    users = list(node.users)
+    """True if a batch normalisation is the only reader of a node's values."""
+    users = value_users(node)
     return len(users) == 1 and is_batch_norm(users[0])
 
 
@@ -162,6 +181,23 @@ def count_activations(node: fx.Node) -> int:
     values = (*node.args, *node.kwargs.values())
     return sum(
         isinstance(value, fx.Node) and value.op != "get_attr" and bool(value.meta["carries_values"]) for value in values
+    )
+
+
+def _padding_value(node: fx.Node) -> Any:
+    return node.meta["padding_value"] if node.op == "call_module" else _argument(node, "value", 3)
+
+
+def _only_pooled(node: fx.Node) -> bool:
+    """True if max-pooling is all that reads a padded tensor, however it is moved before: no grid need hold its border.
+
+    That is how -inf, or a large negative number, is written around a tensor.
+    """
+    users = value_users(node)
+    return bool(users) and all(
+        user.op != "output"
+        and (operator(user) in MAX_POOLS or (operator(user) in PASS_THROUGH | PADDINGS and _only_pooled(user)))
+        for user in users
     )
 
 

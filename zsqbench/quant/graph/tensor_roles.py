@@ -17,7 +17,6 @@ from zsqbench.quant.graph.operators import (
     LAYERS,
     PRODUCTS,
     RELUS,
-    REPARAMETRIZED,
     adds_tensors,
     comes_from,
     count_activations,
@@ -85,14 +84,15 @@ def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.
     """For each of these tensors that a layer makes in another than its first call, the one of its first call.
 
     A head that is shared over pyramid levels has one tensor behind each of its layers, whatever the level. Not so where
-    one call reads what the other gave, as in a network that goes through a layer again, or where roles differ.
+    one call reads what the other gave, as in a network that goes through a layer again, nor where roles differ, or the
+    norms behind the calls.
     """
     first: dict[tuple[str, ...], fx.Node] = {}
     found = {}
     for node, role in of.items():
         maker = _maker(node)
         if maker.op == "call_module" and any(True for _ in captured.get_submodule(str(maker.target)).parameters()):
-            made = (role, str(maker.target), *(operator(each) for each in _way(maker, node)))
+            made = (role, str(maker.target), *map(_computation, _way(maker, node)))
             if first.setdefault(made, node) is not node and not comes_from(node, first[made]):
                 found[node] = first[made]
     return found
@@ -105,12 +105,10 @@ def check_supported(captured: fx.GraphModule) -> None:
     """
     for node in captured.graph.nodes:
         if _holds_matrix(captured, node) or _multiplies_by_parameter(node):
-            kind = operator(node).removeprefix(REPARAMETRIZED)
-            rewrite = "; write it as one of these, or take a scheme that leaves weights alone, such as hw/w32a8"
-            hint = "; make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations or the like"
             raise ZSQBenchError(
-                f"the weight of {tensor_name(node)!r} ({kind}) cannot be quantized: only those of nn.Conv2d and "
-                f"nn.Linear modules can{rewrite if kind == operator(node) else hint}"
+                f"the weight of {tensor_name(node)!r} ({operator(node)}) cannot be quantized: only those of nn.Conv2d "
+                "and nn.Linear modules can; write it as one of these, or take a scheme that leaves weights alone, such "
+                "as hw/w32a8"
             )
 
 
@@ -119,6 +117,10 @@ def _way(maker: fx.Node, node: fx.Node) -> Iterator[fx.Node]:
     while node is not maker:
         yield node
         node = node.all_input_nodes[0]
+
+
+def _computation(node: fx.Node) -> str:
+    return str(node.target) if is_batch_norm(node) else operator(node)
 
 
 def _layers(captured: fx.GraphModule) -> dict[str, fx.Node]:

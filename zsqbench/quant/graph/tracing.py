@@ -1,9 +1,13 @@
 """Tracing a network into a graph of named tensors with shapes."""
 
 import copy
+import inspect
+import operator
 import os
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +16,87 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant.graph.operators import REPARAMETRIZED
+from zsqbench.quant.graph.constants import fold_constants
+from zsqbench.quant.graph.inplace import make_out_of_place
+from zsqbench.quant.graph.layers import functions_to_modules, join_norms
+from zsqbench.quant.graph.operators import call_name
 
-_ALIASES = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv", "imatmul": "matmul"}
 _HERE = str(Path(__file__))
 _TORCH = str(Path(torch.__file__).parent) + os.sep
+_TRACED = "zsqbench_traced"
+_SIZES = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "ndimension", "numel", "nelement"})
+"""Attributes and methods of a tensor that tell nothing of its values."""
+_BATCHES = 2, 3
+
+
+class _Sized:
+    """A placeholder whose length is known where sizes decide it."""
+
+    tracer: "_Tracer"
+    node: fx.Node
+
+    def __len__(self) -> int:
+        return self.tracer.length(self.node)
+
+
+class _Attribute(_Sized, fx.proxy.Attribute):
+    """A placeholder for an attribute of a value."""
+
+
+class _Proxy(_Sized, fx.Proxy):
+    """A placeholder for a value, with which `x += y` is what it is: a change of x."""
+
+    def __getattr__(self, k: str) -> Any:
+        return _Attribute(self, k)
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._change(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._change(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._change(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._change(operator.itruediv, other)
+
+    def _change(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that takes a torch module, however it is named, for one operator, and notes where each is called."""
+    """Takes an unchanged torch module, however it is named, for one operator, and notes where each is called.
 
-    def __init__(self) -> None:
-        super().__init__()
+    It enters the network as a caller does, so that hooks and an overridden `__call__` of the network itself are part of
+    the graph, and so are those of its modules. A choice by sizes is decided by the sizes.
+    """
+
+    traced_func_name = _TRACED
+
+    def __init__(self, input_size: tuple[int, int, int]) -> None:
+        super().__init__(param_shapes_constant=True)
         self.current_module = ""
+        self._input_size = input_size
+        self._known: list[dict[fx.Node, Any]] = [{} for _ in _BATCHES]
+        self._computes = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if m is self.root or _is_changed(m):
+            return False
         return _torch_class(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._computes else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self._computes:
+            return forward(*args, **kwargs)
         caller, self.current_module = self.current_module, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         self.current_module = caller  # not in a finally: where tracing fails, the path of the culprit is wanted
@@ -42,45 +107,145 @@ class _Tracer(fx.Tracer):
         node.meta["called_in"] = self.current_module
         return node
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if not _tells_sizes_only(obj.node):
+            raise fx.proxy.TraceError("a choice depends on the values in a tensor")
+        return bool(self._decide(obj.node, bool))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[index] for index in range(self.length(obj.node))])
+
+    def length(self, node: fx.Node) -> int:
+        """The length of a value, which sizes decide."""
+        return int(self._decide(node, len))
+
+    def _decide(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
+        """The answer that a value gives for any number of images. Raises TraceError where that matters."""
+        answers = {ask(self._value(node, batch)) for batch in range(len(_BATCHES))}
+        if len(answers) > 1:
+            raise fx.proxy.TraceError("a choice depends on the number of images")
+        return answers.pop()
+
+    def _value(self, node: fx.Node, batch: int) -> Any:
+        """The value of a node for a batch of black images; all before it are computed, too, each once."""
+        known = self._known[batch]
+        with self._computing():
+            for each in self.graph.nodes:
+                if each not in known:
+                    known[each] = self._compute(each, known, _BATCHES[batch])
+                if each is node:
+                    break
+        return known[node]
+
+    def _compute(self, node: fx.Node, known: dict[fx.Node, Any], images: int) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        if node.op == "placeholder":
+            return images_of_zeros(self.root, images, self._input_size)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.root)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator] # of a call_function it is one
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        self._computes = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._computes = False
+
 
 def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
     """Trace a copy of a module, in eval mode, into a graph whose tensors have names and shapes.
+
+    The graph is in a normal form, whatever way its code was written: nothing is changed in place, values that depend on
+    parameters alone are constants, and convolutions, linear layers and batch normalisations that are called as
+    functions of constants are modules.
 
     The name of a tensor, `tensor_name(node)`, is the path of the module that makes it, or `<path of the enclosing
     module>.<function>`; a second one of the same name gets the suffix `_1`. Raises ZSQBenchError for a module that
     cannot be traced, with the line of its code that is in the way, or that does not take images of `input_size`.
     """
+    _check_inputs(module)
     copied = copy.deepcopy(module).eval()
-    tracer = _Tracer()
+    captured = fx.GraphModule(copied, _trace(copied, input_size), type(module).__name__)
+    for node in captured.graph.nodes:
+        node.meta["operator"] = _operator(captured, node)
+        if node.op == "call_module":
+            node.meta["padding_value"] = getattr(captured.get_submodule(str(node.target)), "value", None)
+    make_out_of_place(captured)
+    fold_constants(captured)
+    functions_to_modules(captured)
+    _name_tensors(captured)
+    _note_shapes(captured, input_size)
+    join_norms(captured)
+    captured.recompile()
+    return captured
+
+
+def _check_inputs(module: nn.Module) -> None:
+    """Raise ZSQBenchError unless a module can be called with the images alone."""
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
+    if len(needed) > 1:
+        raise ZSQBenchError(
+            f"{type(module).__name__} has {len(needed)} inputs ({', '.join(needed)}); expected one, the images; give "
+            "the others a default, or wrap the network in a module that knows them"
+        )
+
+
+def images_of_zeros(module: nn.Module, images: int, input_size: tuple[int, int, int]) -> Tensor:
+    """Black images [images, C, H, W] on the device and in the precision of a module."""
+    example = next(module.parameters(), torch.empty(0))
+    return torch.zeros(images, *input_size, dtype=example.dtype, device=example.device)
+
+
+def _trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
+    tracer = _Tracer(input_size)
+    own = type(module)
+    # a class of its own, because a tracer starts from a function of the class, and `forward` is behind hooks
+    module.__class__ = types.new_class(own.__name__, (own,), {}, lambda names: names.update({_TRACED: _call}))
     try:
-        graph = tracer.trace(copied)
+        return tracer.trace(module)
     except Exception as error:
         # Anything: what the module's own code raises when it is handed a placeholder instead of a tensor.
         where = f" in module {tracer.current_module!r}" if tracer.current_module else ""
         raise ZSQBenchError(
-            f"{type(module).__name__} cannot be traced{where}{_place(error)} ({_first_line(error)}): what is computed "
+            f"{own.__name__} cannot be traced{where}{_place(error)} ({_first_line(error)}): what is computed "
             "may not depend on the values in tensors; take torch.where for a choice by value, make one by shape or "
             "setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
         ) from error
-    captured = fx.GraphModule(copied, graph, type(module).__name__)
-    for node in captured.graph.nodes:
-        node.meta["operator"] = _operator(captured, node)
-    _name_tensors(captured)
-    _note_shapes(captured, input_size)
-    return captured
+    finally:
+        module.__class__ = own
+
+
+def _call(self: nn.Module, images: Tensor) -> Any:
+    return self(images)
+
+
+def _tells_sizes_only(node: fx.Node) -> bool:
+    """True if a value depends on shapes, types and parameters, and on no value of an image."""
+    if node.op == "get_attr":
+        return True
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.args[1] if node.target is getattr else node.target
+    return name in _SIZES or all(_tells_sizes_only(source) for source in node.all_input_nodes)
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
-    name = _module_operator(captured.get_submodule(str(node.target))) if node.op == "call_module" else _function(node)
-    name = name.replace("_", "").lower()
-    return _ALIASES.get(name, name)
+    name = _module_operator(captured.get_submodule(str(node.target))) if node.op == "call_module" else call_name(node)
+    return name.replace("_", "").lower()
 
 
 def _module_operator(module: nn.Module) -> str:
     name = (_torch_class(module) or type(module)).__name__
-    if isinstance(module, nn.Conv2d | nn.Linear) and "weight" not in module._parameters:  # noqa: SLF001
-        return REPARAMETRIZED + name  # weight_norm and the like: the weight is computed from other parameters
-    if isinstance(module, nn.Upsample) and module.mode == "nearest":
+    if isinstance(module, nn.Upsample) and module.mode.startswith("nearest"):
         return "upsamplingnearest2d"
     return name
 
@@ -92,22 +257,27 @@ def _torch_class(module: nn.Module) -> type[nn.Module] | None:
     base: type[nn.Module] = next(known, nn.Module)
     if base is nn.Module or issubclass(base, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         return None
-    computes = ("forward", "_conv_forward")  # the second is nn.Conv2d's
-    return base if all(getattr(kind, name, None) is getattr(base, name, None) for name in computes) else None
+    return base if all(getattr(kind, name, None) is getattr(base, name, None) for name in _COMPUTES) else None
 
 
-def _function(node: fx.Node) -> str:
-    name = getattr(node.target, "__name__", str(node.target)).strip("_")
-    return _ALIASES.get(name, name)
+_COMPUTES = "forward", "_conv_forward", "__call__"
+"""Methods that say what a module computes; the second is nn.Conv2d's."""
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """True if a module computes something else than its class says: it has hooks, or methods of its own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 - torch has no public way to ask
+    # parametrized: its weight is computed from others
+    return bool(hooks) or any(name in vars(module) for name in _COMPUTES) or hasattr(module, "parametrizations")
 
 
 def _name_tensors(captured: fx.GraphModule) -> None:
     taken: set[str] = set()
     for node in captured.graph.nodes:
         if node.op == "placeholder":
-            name = "input" if not taken else str(node.target)
+            name = "input"
         elif node.op in ("call_function", "call_method"):
-            name = ".".join(filter(None, (node.meta["called_in"], _function(node))))
+            name = ".".join(filter(None, (node.meta["called_in"], call_name(node))))
         else:
             name = str(node.target)
         unique, count = name, 0
@@ -122,6 +292,7 @@ class _ShapeRecorder(fx.Interpreter):
     """Runs a graph and notes the shape of each floating-point tensor, and which nodes carry such tensors."""
 
     def run_node(self, n: fx.Node) -> Any:
+        self.current = n
         result = super().run_node(n)
         parts = result if isinstance(result, (tuple, list)) else [result]
         tensor = isinstance(result, Tensor) and result.is_floating_point()
@@ -131,18 +302,19 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def _note_shapes(captured: fx.GraphModule, input_size: tuple[int, int, int]) -> None:
-    example = next(captured.parameters(), torch.empty(0))
     # two images: a batch of one would let `squeeze` remove the batch dimension
-    images = torch.zeros(2, *input_size, dtype=example.dtype, device=example.device)
+    recorder = _ShapeRecorder(captured)
     try:
         with torch.no_grad():
-            _ShapeRecorder(captured).run(images)
+            recorder.run(images_of_zeros(captured, 2, input_size))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        inputs = sum(node.op == "placeholder" for node in captured.graph.nodes)
-        several = "" if inputs == 1 else f", and has {inputs} inputs; expected one, the images"
-        raise ZSQBenchError(
-            f"the network does not take images of size {input_size}{several} ({_first_line(error)})"
-        ) from error
+        line = _first_line(error)
+        if "view size is not compatible" in line:
+            raise ZSQBenchError(
+                f"{recorder.current.meta['tensor_name']!r} takes a view of a tensor that is not contiguous, as all are "
+                "in layout channels_last; take reshape in place of view, or layout: contiguous"
+            ) from error
+        raise ZSQBenchError(f"the network does not take images of size {input_size} ({line})") from error
 
 
 def _place(error: Exception) -> str:

@@ -1,0 +1,58 @@
+import torch
+from networks import from_forward
+from torch import nn
+from torch.nn import functional
+
+from zsqbench.quant.graph.constants import CONSTANTS
+from zsqbench.quant.graph.tracing import capture
+
+
+def computing(captured):
+    return [node.meta["operator"] for node in captured.graph.nodes if node.op.startswith("call")]
+
+
+def test_values_of_parameters_alone_are_computed_once():
+    def forward(net, x):
+        weights = functional.relu(net.fusion)
+        weights = weights / weights.sum()
+        y = net.conv(x)
+        return weights[0] * x + weights[1] * y
+
+    net = from_forward(forward, conv=nn.Conv2d(3, 3, 1), fusion=nn.Parameter(torch.tensor([0.5, 1.5]))).eval()
+    captured, images = capture(net, (3, 8, 8)), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+    assert computing(captured) == ["conv2d", "mul", "mul", "add"]
+    assert [value.item() for value in captured.get_submodule(CONSTANTS).buffers()] == [0.25, 0.75]
+
+
+def test_equal_expressions_share_one_buffer_and_numbers_are_arguments():
+    def forward(net, x):
+        size = net.table.shape[0] * 2
+        return (x * net.table.exp()).view(-1, size) + (x * net.table.exp()).reshape(-1, size)
+
+    net = from_forward(forward, table=nn.Parameter(torch.arange(8.0)))
+    captured, images = capture(net, (3, 8, 8)), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+    assert len(list(captured.get_submodule(CONSTANTS).buffers())) == 1
+
+
+def test_a_module_that_reads_constants_alone_is_one():
+    net = from_forward(
+        lambda net, x: x + net.position(net.table)[:, None, None],
+        position=nn.Sequential(nn.Linear(3, 3), nn.ReLU()),
+        table=nn.Parameter(torch.ones(3)),
+    ).eval()
+    captured, images = capture(net, (3, 8, 8)), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+    assert computing(captured) == ["add"]
+
+
+def test_assertions_are_no_part_of_the_graph():
+    def forward(net, x):
+        torch._assert(x.shape[1] == 3, "colour images")
+        return net.conv(x)
+
+    assert computing(capture(from_forward(forward, conv=nn.Conv2d(3, 4, 1)), (3, 8, 8))) in (
+        ["conv2d"],
+        ["getattr", "getitem", "eq", "conv2d"],
+    )

@@ -1,0 +1,81 @@
+"""The inspect step prepares a student of a network and checks that it is the network, before anything is made of it."""
+
+import contextlib
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zsqbench.errors import CorruptArtifactError
+from zsqbench.hashing import digest_of
+from zsqbench.scheme import Inspection, Scheme
+from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts
+from zsqbench.steps.step import Job, Step
+from zsqbench.store import Store
+from zsqbench.suite import Cell, Suite
+from zsqbench.versions import QUANT_VERSION
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+
+class Inspect(Job):
+    """Reads the network; leaves facts in the manifest: why it cannot be quantized, or what is folded and quantized.
+
+    It comes before the plan: cells that cannot run are impossible, and nothing is generated for them.
+    """
+
+    kind: ClassVar[str] = "inspect"
+
+    scheme: Scheme
+    by_units: bool
+    """True if units in sequence are compared, too."""
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> None:
+        """No cell has it as a step of its own."""
+
+    @classmethod
+    def plan_student(cls, suite: Suite, cell: Cell, facts: NetworkFacts) -> Step | None:
+        """The step that inspects the student of a cell; none where it has no graph of its network."""
+        scheme, quantizer = suite.schemes[cell.scheme], suite.quantizers[cell.quantizer].chain[-1].quantizer
+        if scheme.is_float or not quantizer.needs_graph:
+            return None
+        by_units = _by_units(suite, cell)
+        spec = scheme.model_dump(mode="json", exclude={"name"})
+        key = digest_of([cls.kind, facts.digest, spec, by_units, QUANT_VERSION])
+        label = f"{cls.kind} {cell.model} {cell.scheme}" + (" by units" if by_units else "")
+        return Step(cls, key, label, (), cell)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
+        """The scheme, and whether units are compared."""
+        return {"scheme": suite.schemes[step.cell.scheme], "by_units": _by_units(suite, step.cell)}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Prepare, compare, and write down what was found."""
+        from zsqbench.quant.inspection import inspect
+
+        teacher = session.teacher(self)
+        found = inspect(teacher.module, self.scheme, teacher.input_size, by_units=self.by_units)
+        session.write(self, reporter, asdict(found))
+
+    @classmethod
+    def facts(cls, store: Store, key: str) -> Inspection | None:
+        """The facts that an earlier run found, if it did."""
+        if not store.has(cls.kind, key):
+            return None
+        with contextlib.suppress(CorruptArtifactError):
+            found = store.manifest(cls.kind, key)["content"]
+            if found.keys() == {each.name for each in fields(Inspection)}:  # else another version wrote it
+                return Inspection(**found | {"folded": tuple(found["folded"])})
+        store.discard(key)
+        return None
+
+    @classmethod
+    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it
+        """Always: it is small, and every plan needs it."""
+        return True
+
+
+def _by_units(suite: Suite, cell: Cell) -> bool:
+    return any(variant.quantizer.by_units for variant in suite.quantizers[cell.quantizer].chain)
