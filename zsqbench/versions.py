@@ -15,6 +15,6 @@ where they change without a version.
 """
 
 SYNTHESIS_VERSION = "6"
-QUANT_VERSION = "6"
+QUANT_VERSION = "7"
 EVALUATION_VERSION = "3"
 DIAGNOSTICS_VERSION = "2"

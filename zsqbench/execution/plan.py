@@ -202,7 +202,8 @@ def _impossible(planning: CellPlanning) -> str | None:
             if any(path.is_relative_to(folder) for folder in data.watched):
                 return f"{method.name} reads {path}, which is in the data of task {cell.task}"
         if method.needs_bn and not facts.bn:
-            return f"{method.name} needs batch normalisation, and {cell.model} has none"
+            has = f"only {facts.other_bn}, which it cannot use" if facts.other_bn else "none"
+            return f"{method.name} needs batch normalisation, and {cell.model} has {has}"
         if method.needs_classes and facts.classes is None:
             return f"{method.name} needs a classifier, and {cell.model} is none"
     if generator is not None and generator.uses_real_data and data.calibration is None:

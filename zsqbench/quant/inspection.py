@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn, why_unfolded
+from zsqbench.quant.graph.bn_folding import FOLDED, UNFOLDED, fold_bn
 from zsqbench.quant.graph.operators import is_batch_norm, tensor_name
 from zsqbench.quant.graph.tracing import capture
 from zsqbench.quant.graph.units import Grain, Unit, find_units
@@ -41,10 +41,10 @@ def inspect(module: nn.Module, scheme: Scheme, input_size: InputSize, *, by_unit
     )
 
 
-def unfolded(captured: fx.GraphModule) -> dict[str, str]:
-    """Why each batch normalisation of a graph is a layer of its own, by its path."""
-    norms = [node for node in captured.graph.nodes if is_batch_norm(node)]
-    return {str(node.target): why_unfolded(captured, node) or "the scheme leaves it" for node in norms}
+def unfolded(student: fx.GraphModule) -> dict[str, str]:
+    """Why each batch normalisation of a student is a layer of its own, by its path."""
+    norms = dict.fromkeys(str(node.target) for node in student.graph.nodes if is_batch_norm(node))
+    return {path: student.meta.get(UNFOLDED, {}).get(path, "the scheme leaves it") for path in norms}
 
 
 def check_student(

@@ -23,7 +23,9 @@ class NetworkFacts:
 
     digest: str
     bn: int = 0
-    """Number of batch-normalisation layers."""
+    """Number of batch normalisations of images that store statistics."""
+    other_bn: str = ""
+    """The classes of batch normalisations that are none of these, such as BatchNorm1d."""
     classes: int | None = None
     parameters: int = 0
     random_weights: bool = False

@@ -46,9 +46,12 @@ class Resolve(Job):
         from zsqbench.zoo.usermodules import digests
 
         teacher = session.teacher(self)
+        norms = batch_norms(teacher.module)
+        others = {type(part).__name__ for name, part in teacher.module.named_modules() if name not in norms}
         facts = NetworkFacts(
             digest=session.identity(self, teacher),
-            bn=len(batch_norms(teacher.module)),
+            bn=len(norms),
+            other_bn=", ".join(sorted(name for name in others if "BatchNorm" in name)),
             classes=teacher.classes,
             parameters=sum(parameter.numel() for parameter in teacher.module.parameters()),
             random_weights=self.model.random_weights,

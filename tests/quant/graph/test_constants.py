@@ -56,3 +56,24 @@ def test_assertions_are_no_part_of_the_graph():
         ["conv2d"],
         ["getattr", "getitem", "eq", "conv2d"],
     )
+
+
+def test_a_tensor_that_the_size_of_images_decides_is_a_constant():
+    def forward(net, x):
+        x = net.conv(x)
+        mask = x.new_zeros(x.shape[-2:])
+        mask[2:, :] = 1
+        columns = torch.arange(x.shape[-1], device=x.device) / 8
+        ones = x.new_ones(x.shape[0], 1, 1, 1)
+        return (x + mask * 2 + columns) * ones
+
+    net = from_forward(forward, conv=nn.Conv2d(3, 4, 1)).eval()
+    captured, images = capture(net, (3, 8, 8)), torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+    assert [name for name in computing(captured) if name not in ("getattr", "getitem")] == [
+        "conv2d",
+        "add",
+        "add",
+        "ones",
+        "mul",
+    ]

@@ -47,6 +47,12 @@ def operator(net, x):
     return x + y
 
 
+def item(net, x):
+    x = net.conv(x)
+    x[:, :2] = x[:, 2:] * 2
+    return x + 1
+
+
 def other_names(net, x):
     x = net.conv(x)
     same = net.drop(x).contiguous()
@@ -66,6 +72,7 @@ FORMS = [
     function_with_underscore,
     method,
     operator,
+    item,
     other_names,
     of_the_images,
 ]

@@ -18,6 +18,9 @@ from zsqbench.quant.graph.operators import (
 FOLDED = "folded_batch_norms"
 """Key of a graph's `meta` under which `fold_bn` keeps the batch normalisation that each layer took in, by its path."""
 
+UNFOLDED = "unfolded_batch_norms"
+"""Key under which it keeps why each of the others stays, by its path."""
+
 _AFFINE = MULTIPLICATIONS | {"add", "div", "sub", "truediv"}
 _MATRIX = 2
 
@@ -30,8 +33,11 @@ def fold_bn(captured: fx.GraphModule) -> None:
     """
     for node in list(captured.graph.nodes):
         if is_batch_norm(node):
-            if why_unfolded(captured, node) is None:
+            obstacle = why_unfolded(captured, node)
+            if obstacle is None:
                 _fold_norm(captured, node)
+            else:
+                captured.meta.setdefault(UNFOLDED, {})[str(node.target)] = obstacle
         elif operator(node) in _AFFINE:
             _fold_constant(captured, node)
     captured.recompile()

@@ -1,37 +1,92 @@
-"""Constants of a graph: values that depend on parameters and buffers alone, and on no image."""
+"""Constants of a graph: values that depend on parameters, buffers and the size of images, and on no value of one."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from zsqbench.quant.graph.operators import call_name, names
+
 CONSTANTS = "constants"
 """Name of the submodule that holds the values that `fold_constants` computed."""
 
 
-def fold_constants(captured: fx.GraphModule) -> None:
+_SIZES = names("shape ndim dtype device size dim ndimension numel nelement")
+"""Attributes and methods of a tensor that tell nothing of its values."""
+_CREATIONS = names(
+    "arange empty eye full full_like linspace new_empty new_full new_ones new_tensor new_zeros ones ones_like zeros "
+    "zeros_like"
+)
+"""What makes a tensor, of which at most type and size are those of another."""
+
+
+def fold_constants(captured: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     """Compute once what depends on parameters and buffers alone, and keep the results as buffers, in place.
 
-    Equal expressions share one buffer. Assertions, which pass on all images or on none, go.
+    So is what depends on sizes, too, where it is the same for these batches of different length, such as the mask of
+    shifted windows. Equal expressions share one buffer. Assertions, which pass on all images or on none, go.
     """
     interpreter = fx.Interpreter(captured)
-    values: dict[fx.Node, Any] = {}
+    values = _made_by_sizes(captured, batches)
     for node in list(captured.graph.nodes):
         if node.op == "call_function" and node.target is torch._assert:  # noqa: SLF001 - that is its public name
             captured.graph.erase_node(node)
-        elif is_constant(node, values):
+        elif node not in values and _is_constant(node, values):
             values[node] = _value(interpreter, node, values)
     kept = _Kept(captured)
     for node, value in values.items():
         if node.op != "get_attr" and any(user not in values for user in node.users):
             kept.put(node, value)
-    for node in reversed(values):
-        if not node.users:
+    for node in reversed(captured.graph.nodes):
+        if node in values and not node.users:
             captured.graph.erase_node(node)
     captured.recompile()
 
 
-def is_constant(node: fx.Node, constants: Any) -> bool:
+def known_by_sizes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Those nodes whose values depend on sizes, types and parameters, and on no value of an image."""
+    known: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "get_attr":
+            known.add(node)
+        elif node.op in ("call_function", "call_method"):
+            name = node.args[1] if node.target is getattr else call_name(node)
+            inputs = node.all_input_nodes
+            if name in _SIZES | _CREATIONS or (inputs and known.issuperset(inputs)):
+                known.add(node)
+    return known
+
+
+class _ValuesBySizes(fx.Interpreter):
+    """Runs a graph and keeps the tensors that sizes decide."""
+
+    def __init__(self, captured: fx.GraphModule) -> None:
+        super().__init__(captured)
+        self._wanted = known_by_sizes(captured.graph.nodes)
+        self.values: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self._wanted and n.op != "get_attr" and isinstance(result, Tensor):
+            self.values[n] = result
+        return result
+
+
+@torch.no_grad()
+def _made_by_sizes(captured: fx.GraphModule, batches: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """The tensors that sizes decide and that are the same for all of these batches."""
+    known = known_by_sizes(captured.graph.nodes)
+    if not any(call_name(node) in _CREATIONS for node in known):
+        return {}
+    found = [_ValuesBySizes(captured) for _ in batches]
+    for interpreter, images in zip(found, batches, strict=True):
+        interpreter.run(images.clone())
+    first, *others = (interpreter.values for interpreter in found)
+    return {node: value for node, value in first.items() if all(torch.equal(value, other[node]) for other in others)}
+
+
+def _is_constant(node: fx.Node, constants: Any) -> bool:
     """True if a node reads parameters and buffers, or what is among these constants, and nothing else."""
     if node.op == "get_attr":
         return True

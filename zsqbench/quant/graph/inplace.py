@@ -12,11 +12,20 @@ from torch.nn import functional
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.operators import names
 
-_ARITHMETIC: dict[Any, Callable[..., Any]] = {
+
+def with_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of a tensor with other values at an index."""
+    changed = tensor.clone()
+    changed[index] = value
+    return changed
+
+
+_OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.setitem: with_item,
 }
 
 # These give the very tensor that they are given, and the second kind a view of it.
@@ -46,7 +55,7 @@ def _is_in_place(captured: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(captured.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_function":
-        return node.target in _ARITHMETIC or _inplace_argument(node) or _new_function(node) is not None
+        return node.target in _OPERATORS or _inplace_argument(node) or _new_function(node) is not None
     return node.op == "call_method" and _new_method(str(node.target)) is not None
 
 
@@ -55,8 +64,8 @@ def _as_new(captured: fx.GraphModule, node: fx.Node) -> None:
         captured.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
     elif node.op == "call_method":
         node.target = _new_method(str(node.target)) or node.target
-    elif node.target in _ARITHMETIC:
-        node.target = _ARITHMETIC[node.target]
+    elif node.target in _OPERATORS:
+        node.target = _OPERATORS[node.target]
     elif _inplace_argument(node):
         place = list(inspect.signature(node.target).parameters).index("inplace")  # type: ignore[arg-type]
         if "inplace" in node.kwargs:

@@ -185,16 +185,16 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _free_path(captured: fx.GraphModule, node: fx.Node) -> str:
-    """The path of the module that calls, if this is all that is left of it, else one below it."""
-    caller = node.meta["called_in"]
-    others = (
-        other
-        for other in captured.graph.nodes
-        if other is not node and other.op not in ("placeholder", "output") and _lies_in(other, caller)
-    )
+    """The path of the module that calls, if it gives what the node gives and nothing else lies there, else one below.
+
+    So a layer that pads or masks first has its own path.
+    """
+    caller = str(node.meta["called_in"])
     own = {source for source in node.all_input_nodes if all(_same_call(user, node) for user in source.users)}
-    if caller and all(other in own or _same_call(other, node) for other in others):
-        return str(caller)
+    held = (other for other in captured.graph.nodes if other.op in ("call_module", "get_attr") and other not in own)
+    is_free = not any(_lies_in(str(other.target), caller) for other in held)
+    if caller and is_free and not any(_lies_in(user.meta["called_in"], caller) for user in node.users):
+        return caller
     path = base = ".".join(filter(None, (caller, operator(node))))
     count = 0
     while _has(captured, path):
@@ -203,9 +203,8 @@ def _free_path(captured: fx.GraphModule, node: fx.Node) -> str:
     return path
 
 
-def _lies_in(node: fx.Node, path: str) -> bool:
-    places = [node.meta["called_in"]] + ([str(node.target)] if node.op in ("call_module", "get_attr") else [])
-    return any(place == path or place.startswith(f"{path}.") for place in places)
+def _lies_in(place: str, path: str) -> bool:
+    return place == path or place.startswith(f"{path}.")
 
 
 def _same_call(node: fx.Node, other: fx.Node) -> bool:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as symbolic_trace
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant.graph.constants import fold_constants
+from zsqbench.quant.graph.constants import fold_constants, known_by_sizes
 from zsqbench.quant.graph.inplace import make_out_of_place
 from zsqbench.quant.graph.layers import functions_to_modules, join_norms
 from zsqbench.quant.graph.operators import call_name
@@ -24,9 +25,9 @@ from zsqbench.quant.graph.operators import call_name
 _HERE = str(Path(__file__))
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _TRACED = "zsqbench_traced"
-_SIZES = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "ndimension", "numel", "nelement"})
-"""Attributes and methods of a tensor that tell nothing of its values."""
 _BATCHES = 2, 3
+_OPENED = "torchvision.models.swin_transformer"
+"""Its functions that hold weights are wrapped, so that a plain tracer takes each for one operator."""
 
 
 class _Sized:
@@ -60,6 +61,9 @@ class _Proxy(_Sized, fx.Proxy):
 
     def __itruediv__(self, other: Any) -> Any:
         return self._change(operator.itruediv, other)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def _change(self, function: Callable[..., Any], other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -108,7 +112,7 @@ class _Tracer(fx.Tracer):
         return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        if not _tells_sizes_only(obj.node):
+        if obj.node not in known_by_sizes(self.graph.nodes):
             raise fx.proxy.TraceError("a choice depends on the values in a tensor")
         return bool(self._decide(obj.node, bool))
 
@@ -178,7 +182,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
         if node.op == "call_module":
             node.meta["padding_value"] = getattr(captured.get_submodule(str(node.target)), "value", None)
     make_out_of_place(captured)
-    fold_constants(captured)
+    fold_constants(captured, [images_of_zeros(captured, images, input_size) for images in _BATCHES])
     functions_to_modules(captured)
     _name_tensors(captured)
     _note_shapes(captured, input_size)
@@ -210,6 +214,10 @@ def _trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     own = type(module)
     # a class of its own, because a tracer starts from a function of the class, and `forward` is behind hooks
     module.__class__ = types.new_class(own.__name__, (own,), {}, lambda names: names.update({_TRACED: _call}))
+    wrapped = symbolic_trace._wrapped_fns_to_patch  # noqa: SLF001 - there is no public way to look into a function
+    opened = {place: names for place, names in wrapped.items() if names.get("__name__") == _OPENED}
+    for place in opened:
+        del wrapped[place]
     try:
         return tracer.trace(module)
     except Exception as error:
@@ -222,20 +230,11 @@ def _trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
         ) from error
     finally:
         module.__class__ = own
+        wrapped.update(opened)
 
 
 def _call(self: nn.Module, images: Tensor) -> Any:
     return self(images)
-
-
-def _tells_sizes_only(node: fx.Node) -> bool:
-    """True if a value depends on shapes, types and parameters, and on no value of an image."""
-    if node.op == "get_attr":
-        return True
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.args[1] if node.target is getattr else node.target
-    return name in _SIZES or all(_tells_sizes_only(source) for source in node.all_input_nodes)
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
