@@ -335,13 +335,14 @@ class Standardized(nn.Conv2d):
     [
         (Standardized(3, 4, 1), "0.mean' .mean"),
         (nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 4, batch_first=True)), "0.1' .transformerencoder"),
-        (nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 1)), "0.1' .conv1d"),
+        (nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(3, 4, 1)), "0.1' .convtranspose1d"),
         (nn.Sequential(nn.Flatten(2), nn.LSTM(64, 4)), "0.1' .lstm"),
     ],
 )
 def test_a_weight_inside_another_operator_is_an_error(network, named):
     captured = capture(nn.Sequential(network), (3, 8, 8))
-    expected = f"the weight of '{named}.* cannot be quantized: only those of nn.Conv2d and nn.Linear modules can; write"
+    kinds = "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d and nn.Linear modules"
+    expected = f"the weight of '{named}.* cannot be quantized: only those of {kinds} can; write"
     with pytest.raises(ZSQBenchError, match=expected):
         check_supported(captured)
 
@@ -363,7 +364,7 @@ def test_weights_that_no_quantizer_reaches_are_an_error():
         def forward(self, x):
             return functional.conv2d(x, self.weight)
 
-    for network in (Functional(), nn.Sequential(nn.ConvTranspose2d(3, 4, 1))):
+    for network in (Functional(), nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 1))):
         with pytest.raises(ZSQBenchError, match=r"the weight of '.*' \(conv.*\) cannot be quantized"):
             check_supported(capture(network, (3, 8, 8)))
 

@@ -12,14 +12,14 @@ def _names(text: str) -> frozenset[str]:
 
 # Operators by a name that the module, function and method forms share, without case and underscores:
 # nn.ReLU6, F.relu6 -> relu6; nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d -> adaptiveavgpool2d; x.add_(), += -> add.
-LAYERS = _names("conv2d linear")
+LAYERS = _names("conv1d conv2d convtranspose2d linear")
 BATCH_NORMS = _names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
 RELUS = _names("relu relu6")
 ACTIVATIONS = RELUS | _names(
     "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu selu sigmoid silu "
     "softplus softsign tanh"
 )
-AVERAGE_POOLS = _names("adaptiveavgpool2d avgpool2d")
+AVERAGE_POOLS = _names("adaptiveavgpool1d adaptiveavgpool2d avgpool1d avgpool2d")
 MULTIPLICATIONS = _names("mul multiply")
 PRODUCTS = MULTIPLICATIONS | _names("matmul mm bmm einsum")
 CONCATENATIONS = _names("cat concat concatenate stack hstack vstack")
@@ -33,7 +33,8 @@ PASS_THROUGH = _names(
     "dropblock2d dropout dropout1d dropout2d expand expandas flatten flip float getitem identity indexselect "
     "maxpool1d maxpool2d movedim narrow permute pixelshuffle pixelunshuffle ravel reflectionpad2d repeat "
     "replicationpad2d reshape reshapeas roll split squeeze stochasticdepth swapaxes swapdims tile to transpose unbind "
-    "unflatten unfold unsqueeze upsamplingnearest2d view viewas zeropad2d"
+    "unflatten unfold unsqueeze upsamplingnearest2d view viewas zeropad2d "
+    "adaptivemaxpool1d circularpad1d reflectionpad1d replicationpad1d zeropad1d"
 )
 
 # A parameter of several dimensions that enters one of these is no matrix of weights.
@@ -106,9 +107,18 @@ def pools(node: fx.Node) -> bool:
     dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given)}
     if rank == _IMAGE_DIMENSIONS:
         return dims <= _SPATIAL
+    if rank != _IMAGE_DIMENSIONS - 1 or dims != {2}:
+        return False
     # the rest of an image: its rows, of which the mean was taken, or its places one after the other
     image = without_moves(source)
-    return rank == _IMAGE_DIMENSIONS - 1 and dims == {2} and (len(image.meta["shape"]) > rank or pools(image))
+    return len(image.meta["shape"]) > rank or pools(image) or _is_line(image)
+
+
+def _is_line(node: fx.Node) -> bool:
+    """True if a tensor is [N, C, L], made by a convolution along a line."""
+    while operator(node) in ACTIVATIONS or is_batch_norm(node):
+        node = without_moves(node.all_input_nodes[0])
+    return is_layer(node) and operator(node) == "conv1d"
 
 
 def readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -109,8 +109,8 @@ def check_supported(captured: fx.GraphModule) -> None:
             rewrite = "; write it as one of these, or take a scheme that leaves weights alone, such as hw/w32a8"
             hint = "; make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations or the like"
             raise ZSQBenchError(
-                f"the weight of {tensor_name(node)!r} ({kind}) cannot be quantized: only those of nn.Conv2d and "
-                f"nn.Linear modules can{rewrite if kind == operator(node) else hint}"
+                f"the weight of {tensor_name(node)!r} ({kind}) cannot be quantized: only those of nn.Conv1d, "
+                f"nn.Conv2d, nn.ConvTranspose2d and nn.Linear modules can{rewrite if kind == operator(node) else hint}"
             )
 
 

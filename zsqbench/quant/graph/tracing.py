@@ -13,8 +13,10 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.operators import REPARAMETRIZED
+from zsqbench.quant.graph.transposed import put_outputs_first
 
 _ALIASES = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv", "imatmul": "matmul"}
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _HERE = str(Path(__file__))
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 
@@ -67,6 +69,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
         node.meta["operator"] = _operator(captured, node)
     _name_tensors(captured)
     _note_shapes(captured, input_size)
+    put_outputs_first(captured)
     return captured
 
 
@@ -78,7 +81,7 @@ def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
 
 def _module_operator(module: nn.Module) -> str:
     name = (_torch_class(module) or type(module)).__name__
-    if isinstance(module, nn.Conv2d | nn.Linear) and "weight" not in module._parameters:  # noqa: SLF001
+    if isinstance(module, _WEIGHTED) and "weight" not in module._parameters:  # noqa: SLF001
         return REPARAMETRIZED + name  # weight_norm and the like: the weight is computed from other parameters
     if isinstance(module, nn.Upsample) and module.mode == "nearest":
         return "upsamplingnearest2d"
