@@ -82,7 +82,8 @@ def test_every_role_is_a_field_of_a_placement_and_each_tensor_has_the_one_that_f
         (nn.Hardswish(), "activation"),
         (functional.silu, "activation"),
         (torch.sigmoid, "activation"),
-        (lambda x: x.clamp(0, 6), "activation"),
+        (lambda x: x.clamp(0, 6), "relu"),
+        (lambda x: x.clamp(0, 5), "activation"),
         (nn.PReLU(), "activation"),
     ],
 )

@@ -16,8 +16,8 @@ LAYERS = _names("conv1d conv2d convtranspose2d linear")
 BATCH_NORMS = _names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
 RELUS = _names("relu relu6")
 ACTIVATIONS = RELUS | _names(
-    "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu selu sigmoid silu "
-    "softplus softsign tanh"
+    "celu clamp clampmax clampmin clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu rrelu "
+    "selu sigmoid silu softplus softsign tanh threshold"
 )
 AVERAGE_POOLS = _names("adaptiveavgpool1d adaptiveavgpool2d avgpool1d avgpool2d")
 MULTIPLICATIONS = _names("mul multiply")

@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.operators import REPARAMETRIZED
+from zsqbench.quant.graph.rectifiers import rectifier, rectify_maxima
 from zsqbench.quant.graph.transposed import put_outputs_first
 
 _ALIASES = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv", "imatmul": "matmul"}
@@ -70,13 +71,14 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
     _name_tensors(captured)
     _note_shapes(captured, input_size)
     put_outputs_first(captured)
+    rectify_maxima(captured)
     return captured
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
     name = _module_operator(captured.get_submodule(str(node.target))) if node.op == "call_module" else _function(node)
     name = name.replace("_", "").lower()
-    return _ALIASES.get(name, name)
+    return rectifier(captured, node, name) or _ALIASES.get(name, name)
 
 
 def _module_operator(module: nn.Module) -> str:
