@@ -147,7 +147,7 @@ class DFQ(zsqbench.GridQuantizer):
         from zsqbench.quant import absorbed_biases
 
         pairs = [pair for pair in _pairs(student) if pair.operator in ("relu", "relu6") and pair.first in norms]
-        pairs = [pair for pair in pairs if self.absorb_padded or not pair.padded]
+        pairs = [pair for pair in pairs if not pair.uneven and (self.absorb_padded or not pair.padded)]
         shares, channels = [], 0
         for pair in pairs:
             first, second = student.get_submodule(pair.first), student.get_submodule(pair.second)
@@ -201,7 +201,8 @@ def _pairs(student: Any) -> "list[Pair]":
 def _fold_constants(student: Any, pair: "Pair", norms: "Norms") -> int:
     """Move the channels for which a layer has no weights into the next bias; returns how many.
 
-    Where the next layer pads with zeros, it would see such a constant there, too: it stays, unless it is zero.
+    Where the next layer pads with zeros, it would see such a constant there, too, and a transposed convolution with a
+    stride makes no constant of one: it stays, unless it is zero.
     """
     import torch
 
@@ -214,7 +215,7 @@ def _fold_constants(student: Any, pair: "Pair", norms: "Norms") -> int:
     if bound is not None:
         values = torch.minimum(values, bound.flatten())
     dead = dead_channels(first.weight)
-    if pair.padded:
+    if pair.padded or pair.uneven:
         dead = dead & (values == 0)
     kept, groups = (~dead).to(values), getattr(second, "groups", 1)
     _, next_bias = absorbed_biases(first.bias, second.weight, second.bias, values * dead, next_groups=groups)
@@ -254,13 +255,15 @@ def _correct_biases(student: Any, moments: "dict[nn.Module, list[Moments]]") -> 
     """Take from each bias what the rounding of the weight makes of the expected inputs."""
     import torch
 
-    from zsqbench.quant import corrected_bias, quantized_layers
+    from zsqbench.quant import corrected_bias, kernel_share, quantized_layers
 
     for _, layer in quantized_layers(student):
         channels = -1 if layer.weight.dim() == 2 else 1  # noqa: PLR2004 - of a linear layer
         means = [values.mean.movedim(channels, 0).flatten(1).mean(1) for values in moments[layer]]
         mean, groups = torch.stack(means).mean(0), getattr(layer, "groups", 1)
-        bias = corrected_bias(layer.get_parameter("bias"), layer.weight, layer.quantized_weight(), mean, groups=groups)
+        weights = layer.weight, layer.quantized_weight()
+        share = kernel_share(layer)
+        bias = corrected_bias(layer.get_parameter("bias"), *weights, mean, groups=groups, kernel_share=share)
         layer.bias = torch.nn.Parameter(bias, requires_grad=False)
 
 

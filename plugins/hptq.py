@@ -409,13 +409,14 @@ def _restore_moments(student: Any, images: "Tensor", factors: "dict[str, Tensor]
 
 def _correct_biases(student: "nn.Module", means: "dict[str, Tensor]") -> None:
     """Take from each bias what the rounding of the weight makes of these mean inputs."""
-    from zsqbench.quant import corrected_bias
+    from zsqbench.quant import corrected_bias, kernel_share
 
     layers = _layers(student)
     for path, mean in means.items():
         layer = layers[path]
-        groups = getattr(layer, "groups", 1)
-        layer.bias.copy_(corrected_bias(layer.bias, layer.weight, layer.quantized_weight(), mean, groups=groups))
+        weights, groups = (layer.weight, layer.quantized_weight()), getattr(layer, "groups", 1)
+        share = kernel_share(layer)
+        layer.bias.copy_(corrected_bias(layer.bias, *weights, mean, groups=groups, kernel_share=share))
 
 
 @zsqbench.hookimpl

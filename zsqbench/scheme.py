@@ -219,7 +219,8 @@ class TensorOnGrid(MappedTensor):
 
     grid: Grid | Literal["float"] = "float"
     axis: int | None = None
-    """Along which each index has a grid of its own; none: the tensor has one."""
+    """Along which each output channel of torch's layer has a grid of its own (1 in a transposed convolution); none: the
+    tensor has one grid."""
 
 
 @dataclass(frozen=True)

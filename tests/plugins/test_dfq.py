@@ -324,3 +324,31 @@ def test_a_norm_that_cannot_be_folded_is_enough():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     check_quantizer(DFQ(), "hw_strict/w8a8", pretrained(network))
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_a_transposed_convolution_with_a_stride_takes_over_no_constants_and_is_equalized(kernel):
+    torch.manual_seed(0)
+    layers = [*block(3, 6, nn.ReLU()), nn.ConvTranspose2d(6, 4, kernel, 2), nn.BatchNorm2d(4), nn.ReLU()]
+    with torch.no_grad():
+        layers[1].bias += 100.0  # far above what is absorbed
+        layers[1].weight[0] = 0.0  # a dead channel, a constant above zero
+    network, images = nn.Sequential(*layers), noise(8, 3, 8, 8)
+    student, notes = quantized(DFQ(bias_correction=False), pretrained(network))
+    with all_off(student):
+        torch.testing.assert_close(student(images), network(images), rtol=1e-4, atol=1e-3)
+    assert notes[0].startswith("equalization: 1 pairs of layers")
+    assert notes[-1] == "absorption: a part of 0 of 0 channels before ReLU"
+
+
+def test_bias_correction_counts_a_part_of_the_kernel_of_a_transposed_convolution():
+    torch.manual_seed(0)
+    network = nn.Sequential(*block(3, 16, nn.ReLU()), nn.ConvTranspose2d(16, 8, 2, 2, groups=2), nn.ReLU())
+    norm = network[1]
+    values = (norm.bias + norm.weight.abs() * noise(50_000, 16)).relu().view(-1, 16, 1, 1)
+    inputs, errors = values.mean(0, keepdim=True).expand(1, 16, 3, 3), []
+    for corrected in (True, False):
+        student, _ = quantized(DFQ(**NOTHING | {"bias_correction": corrected}), pretrained(network), "hw/w3a8")
+        error = dict(quantized_layers(student))["3"](inputs) - network[3](inputs)
+        errors.append(error.mean((0, 2, 3)).abs().max().item())
+    assert errors[0] < 0.02 * errors[1]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from zsqbench.synthesis import Probes, image_moments
+from zsqbench.synthesis import Probes, follow_convolutions, image_moments
 
 
 class Activated(nn.BatchNorm2d):
@@ -144,3 +144,9 @@ def test_a_pass_that_takes_another_way_is_measured_to_its_end():
         seen = probes(images(), outputs=False)
     assert seen.counts == [16]
     torch.testing.assert_close(seen.mean, image_moments(images())[0])
+
+
+def test_transposed_convolutions_count_among_those_that_norms_follow():
+    layers = [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 5, 2), nn.BatchNorm2d(5)]
+    assert follow_convolutions(nn.Sequential(*layers, nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4)))
+    assert not follow_convolutions(nn.Sequential(*layers, nn.BatchNorm2d(5)))

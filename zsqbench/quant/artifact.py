@@ -57,19 +57,24 @@ def take_over(student: nn.Module, other: nn.Module) -> None:
 def effective_map(student: nn.Module) -> list[TensorOnGrid]:
     """The tensors of a student, each with its role, bits and grid; 32 bits for one that stays float.
 
-    Bits, axes and grids are those of the quantizers that are there, whatever the scheme says. Weights come first, then
+    Bits, axes and grids are those of the quantizers that are there, whatever the scheme says; an axis is that of the
+    weight as torch's layer has it, which is 1 in a transposed convolution. Weights come first, then
     activations, each in execution order; a tensor that `prepare` gave no place comes last. Empty for a network without
     quantizers that was not prepared.
     """
     live = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
     roles = tensor_roles(student) | {place: quantizer.role for place, quantizer in live.items()}
-    return [_on_grid(kind, name, role, live.get((kind, name))) for (kind, name), role in roles.items()]
+    axes = {("weight", path): layer.output_axis for path, layer in quantized_layers(student)}
+    return [_on_grid(*place, role, live.get(place), axes.get(place)) for place, role in roles.items()]
 
 
-def _on_grid(kind: str, name: str, role: str, quantizer: TensorQuantizer | None) -> TensorOnGrid:
+def _on_grid(
+    kind: str, name: str, role: str, quantizer: TensorQuantizer | None, output_axis: int | None
+) -> TensorOnGrid:
     if quantizer is None:
         return TensorOnGrid(kind, name, role, FLOAT_BITS)
-    return TensorOnGrid(kind, name, role, quantizer.bits, quantizer.grid, quantizer.axis)
+    axis = None if quantizer.axis is None else output_axis
+    return TensorOnGrid(kind, name, role, quantizer.bits, quantizer.grid, axis)
 
 
 def measured_map(student: nn.Module) -> list[MeasuredTensor]:

@@ -108,7 +108,7 @@ def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Gr
         bits = scheme.bits(role)
         roles["weight", path] = role
         if bits != FLOAT_BITS:
-            layer = cast("nn.Conv2d | nn.Linear", student.get_submodule(path))
+            layer = student.get_submodule(path)
             quantized = quantized_layer(layer, path, role, bits, grid=grids.weights, per_channel=grids.per_channel)
             student.set_submodule(path, quantized)
     return roles

@@ -232,17 +232,21 @@ def _size(values: Tensor) -> int:
 def follow_convolutions(module: nn.Module) -> bool:
     """True if each batch normalisation has the channels of the convolution with the same number in their order."""
     norms = batch_norms(module).values()
-    widths = [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    widths = [layer.out_channels for layer in _convolutions(module)]
     return len(widths) >= len(norms) and all(
         len(norm.running_mean) == width for norm, width in zip(norms, widths, strict=False)
     )
 
 
 def _paired_convolutions(module: nn.Module, norms: int) -> list[nn.Module]:
-    convolutions: list[nn.Module] = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    convolutions = _convolutions(module)
     if len(convolutions) < norms:
         raise ZSQBenchError(
             f"{type(module).__name__} has {norms} batch normalisations but {len(convolutions)} convolutions, "
             "which cannot be paired by their order"
         )
-    return convolutions[:norms]
+    return list(convolutions[:norms])
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zsqbench.quant.corrections.bias import absorbed_biases, corrected_bias
+from zsqbench.quant.corrections.bias import absorbed_biases, corrected_bias, kernel_share
+from zsqbench.quant.grids.transposed import TransposedConv2d
 
 
 def normal(*shape, seed=0):
@@ -40,6 +41,32 @@ def test_the_corrected_bias_keeps_the_mean_of_a_convolution(groups):
     bias = corrected_bias(layer.bias, layer.weight, quantized, x.mean((0, 2, 3)), groups=groups)
     y = functional.conv2d(x, quantized, bias, groups=groups)
     assert torch.allclose(y.mean((0, 2, 3)), layer(x).mean((0, 2, 3)), atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (4, (1, 2)), (1, 3)])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_the_corrected_bias_keeps_the_mean_of_a_transposed_convolution(groups, kernel, stride):
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(8, 16, kernel, stride, groups=groups, output_padding=max(0, 3 * (kernel == 1) - 1))
+    layer = TransposedConv2d.of(layer.double().requires_grad_(False))
+    x = normal(4, 8, 1, 1).expand(4, 8, 6, 6)
+    quantized = round_to(layer.weight, 0.1, -1, 1)
+    share = kernel_share(layer)
+    bias = corrected_bias(layer.bias, layer.weight, quantized, x.mean((0, 2, 3)), groups=groups, kernel_share=share)
+    expected = layer(x)
+    layer.weight.data, layer.bias.data = quantized, bias
+    # whole periods of places: along a stride of one those that the whole kernel reaches
+    inner = slice(3, 6) if kernel == 4 else slice(None)
+    wide = slice(2, 12) if kernel == 4 else slice(None)
+    means = [values[..., inner, wide].mean((0, 2, 3)) for values in (layer(x), expected)]
+    assert torch.allclose(*means, atol=1e-12)
+
+
+def test_a_place_reads_the_whole_kernel_but_of_a_transposed_convolution_with_a_stride():
+    assert kernel_share(nn.Conv2d(3, 3, 3, stride=2)) == 1
+    assert kernel_share(nn.Linear(3, 3)) == 1
+    assert kernel_share(nn.ConvTranspose2d(3, 3, 3)) == 1
+    assert kernel_share(nn.ConvTranspose2d(3, 3, 3, stride=(2, 3))) == 1 / 6
 
 
 def test_the_corrected_bias_keeps_the_mean_of_a_linear_layer():

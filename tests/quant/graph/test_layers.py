@@ -169,3 +169,19 @@ def test_a_weight_that_images_decide_stays_a_tensor():
         from_forward(forward, stem=nn.Conv2d(3, 3, 1), experts=nn.Parameter(torch.randn(4, 3, 1, 1))), (3, 8, 8)
     )
     assert list(weight_roles(captured)) == ["stem"]
+
+
+@pytest.mark.parametrize("function", ["conv1d", "conv2d", "conv_transpose2d"])
+def test_convolutions_of_every_kind_become_modules_with_their_geometry(function):
+    flat = function == "conv1d"
+    weight = torch.randn(4, 3, *([3] if flat else [3, 3]))
+    weight = weight.transpose(0, 1).contiguous() if "transpose" in function else weight
+
+    def forward(net, x):
+        x = x.flatten(2) if flat else x
+        return getattr(functional, function)(x, net.weight, net.bias, 2, 1)
+
+    net = from_forward(forward, weight=nn.Parameter(weight), bias=nn.Parameter(torch.randn(4)))
+    captured, images = capture(net, (3, 8, 8)), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+    assert list(weight_roles(captured)) == [function.replace("_", "")]

@@ -131,6 +131,8 @@ def test_what_a_pair_shares_is_rescaled_and_tied_weights_elsewhere_are_not():
         ([nn.ZeroPad2d(1)], nn.Conv2d(4, 2, 3), True),
         ([], nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), False),
         ([], nn.Conv2d(4, 2, 3, padding="valid"), False),
+        ([], nn.ConvTranspose2d(4, 2, 3), True),
+        ([], nn.ConvTranspose2d(4, 2, 1, 2), False),
         ([nn.Dropout()], nn.Conv2d(4, 2, 3), False),
     ],
 )
@@ -138,3 +140,34 @@ def test_a_pair_knows_whether_zeros_are_read_around_it(between, second, padded):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), *between, nn.ReLU(), second).eval()
     (pair,) = layer_pairs(prepare(network, parse_scheme("hw/w8a8"), SIZE))
     assert pair.padded == padded
+
+
+def test_lines_that_zeros_surround_are_padded():
+    layers = [nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3, padding=1)]
+    network = nn.Sequential(nn.Flatten(2), *layers).eval()
+    found = layer_pairs(prepare(network, parse_scheme("hw/w8a8"), SIZE))
+    assert [(pair.first, pair.second, pair.padded) for pair in found] == [("1", "3", False), ("3", "5", True)]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("scheme", ["hw/w8a8", "hw/w32a8"])
+def test_channels_to_and_from_transposed_convolutions_are_rescaled(groups, scheme):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 8, 3, 2, groups=groups), nn.Conv2d(8, 2, 1)]
+    network = nn.Sequential(*layers).eval().requires_grad_(False)
+    student = prepare(network, parse_scheme(scheme), SIZE)
+    into, out_of = layer_pairs(student)
+    assert (into.first, into.second, into.uneven) == ("0", "2", True)
+    assert (out_of.first, out_of.second, out_of.uneven) == ("2", "3", False)
+    rescale(student, into, torch.tensor([0.5, 1.0, 3.0, 4.0]))
+    rescale(student, out_of, torch.linspace(0.25, 4, 8))
+    images = torch.randn(4, *SIZE)
+    torch.testing.assert_close(student(images), network(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_function_with_slopes_of_its_own_parts_no_layers():
+    network = from_forward(
+        lambda net, x: net.second(functional.prelu(net.first(x), net.slope)),
+        first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(4, 4, 1), slope=nn.Parameter(torch.ones(4)),
+    )  # fmt: skip
+    assert pairs(network) == [("first", "prelu", "prelu", "second")]

@@ -82,7 +82,8 @@ def test_every_role_is_a_field_of_a_placement_and_each_tensor_has_the_one_that_f
         (nn.Hardswish(), "activation"),
         (functional.silu, "activation"),
         (torch.sigmoid, "activation"),
-        (lambda x: x.clamp(0, 6), "activation"),
+        (lambda x: x.clamp(0, 6), "relu"),
+        (lambda x: x.clamp(0, 5), "activation"),
         (nn.PReLU(), "activation"),
     ],
 )
@@ -327,13 +328,14 @@ def test_a_layer_used_twice_has_one_weight_and_two_tensors():
     ("network", "named"),
     [
         (nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 4, batch_first=True)), "0.1' .transformerencoder"),
-        (nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 1)), "0.1' .conv1d"),
+        (nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(3, 4, 1)), "0.1' .convtranspose1d"),
         (nn.Sequential(nn.Flatten(2), nn.LSTM(64, 4)), "0.1' .lstm"),
     ],
 )
 def test_a_weight_inside_another_operator_is_an_error(network, named):
     captured = capture(nn.Sequential(network), (3, 8, 8))
-    expected = f"the weight of '{named}.* cannot be quantized: only those of nn.Conv2d and nn.Linear modules can; write"
+    kinds = "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d and nn.Linear modules"
+    expected = f"the weight of '{named}.* cannot be quantized: only those of {kinds} can; write"
     with pytest.raises(ZSQBenchError, match=expected):
         check_supported(captured)
 

@@ -1,6 +1,6 @@
 """Corrections in closed form: equalization, shift negative correction, bias correction, moments from BN alone."""
 
-from zsqbench.quant.corrections.bias import absorbed_biases, corrected_bias
+from zsqbench.quant.corrections.bias import absorbed_biases, corrected_bias, kernel_share
 from zsqbench.quant.corrections.bn_moments import Moments, input_moments, norm_moments
 from zsqbench.quant.corrections.equalization import (
     Equalized,
@@ -27,6 +27,7 @@ __all__ = [
     "equalization_factors",
     "equalize",
     "input_moments",
+    "kernel_share",
     "norm_moments",
     "per_input",
     "rescale",

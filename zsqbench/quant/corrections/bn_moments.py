@@ -140,8 +140,15 @@ class _Propagation(fx.Interpreter):
         squared = {"weight": layer.weight.square()}
         if layer.bias is not None:
             squared["bias"] = torch.zeros_like(layer.bias)
-        variance = torch.func.functional_call(layer, squared, x.variance)
-        return Moments.normal(layer(x.mean).float(), variance.float(), self._sigmas)  # in float32 under autocast, too
+
+        def given(values: Tensor) -> Any:  # a transposed convolution may be given an output size, too
+            read = n.all_input_nodes[0]
+            return fx.node.map_arg((n.args, n.kwargs), lambda source: values if source is read else self.env[source])
+
+        variance = torch.func.functional_call(layer, squared, *given(x.variance))
+        args, kwargs = given(x.mean)
+        mean = layer(*args, **kwargs)
+        return Moments.normal(mean.float(), variance.float(), self._sigmas)  # in float32 under autocast, too
 
     def _normalized(self, n: fx.Node, mean: Tensor, deviation: Tensor) -> Moments:
         shape = n.meta["shape"]

@@ -14,6 +14,9 @@ from zsqbench.quant.graph.operators import (
     operator,
     value_users,
 )
+from zsqbench.quant.grids.transposed import TransposedConv2d
+
+Layer = nn.Conv1d | nn.Conv2d | TransposedConv2d | nn.Linear
 
 FOLDED = "folded_batch_norms"
 """Key of a graph's `meta` under which `fold_bn` keeps the batch normalisation that each layer took in, by its path."""
@@ -55,17 +58,17 @@ def why_unfolded(captured: fx.GraphModule, node: fx.Node) -> str | None:
         "the layer before it is read elsewhere, too": value_users(before) != [node],
         "the layer before it is called several times": not called_once(captured, before),
         "it is called several times": not called_once(captured, node),
-        "its channels are not those that the layer makes": operator(before) != "conv2d" and not matrix,
+        "its channels are not those that the layer makes": operator(before) == "linear" and not matrix,
     }
     return next((text for text, is_there in obstacles.items() if is_there), None)
 
 
 @torch.no_grad()
-def folded(layer: nn.Conv2d | nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:
+def folded(layer: Layer, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of the layer that does both: w s and (b - mean) s + beta, with s = gamma / sqrt(var + eps).
 
     `norm` is any of torch's batch normalisations, or torchvision's FrozenBatchNorm2d. Output channels are axis 0 of
-    the weight, in grouped and depthwise convolutions too. Computed in float64.
+    the weight, in grouped, depthwise and transposed (`TransposedConv2d`) convolutions too. Computed in float64.
     """
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
@@ -172,5 +175,5 @@ def _give(captured: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor)
     captured.graph.erase_node(node)
 
 
-def _layer(captured: fx.GraphModule, node: fx.Node) -> nn.Conv2d | nn.Linear:
-    return cast("nn.Conv2d | nn.Linear", captured.get_submodule(str(node.target)))
+def _layer(captured: fx.GraphModule, node: fx.Node) -> Layer:
+    return cast("Layer", captured.get_submodule(str(node.target)))

@@ -1,6 +1,7 @@
 """Layers and batch normalisations that a network calls as functions become modules, as those are that it calls so."""
 
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -95,23 +96,26 @@ class _Arguments:
         return self._given[self._names[0]], (type(module), *map(str, rest)), module.eval().requires_grad_(False)
 
 
-def _conv2d(arguments: _Arguments) -> Call | None:
+def _convolution(kind: type[nn.Conv1d | nn.Conv2d], arguments: _Arguments) -> Call | None:
     given = arguments.named(input=None, weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1)
     weight = given.tensor("weight") if given else None
     if given is None or weight is None:
         return None
-    groups = given["groups"]
-    module = nn.Conv2d(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        (weight.shape[2], weight.shape[3]),
-        _pair(given["stride"]),
-        given["padding"] if isinstance(given["padding"], str) else _pair(given["padding"]),
-        _pair(given["dilation"]),
-        groups,
-        bias=given["bias"] is not None,
-        device="meta",
+    groups, geometry = given["groups"], [given[name] for name in ("stride", "padding", "dilation")]
+    module = kind(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, groups, device="meta")
+    return given.call(_filled(module, weight, given.tensor("bias")))
+
+
+def _transposed(arguments: _Arguments) -> Call | None:
+    given = arguments.named(
+        input=None, weight=None, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
     )
+    weight = given.tensor("weight") if given else None
+    if given is None or weight is None:
+        return None
+    groups, geometry = given["groups"], [given[name] for name in ("stride", "padding", "output_padding")]
+    channels: Any = weight.shape[0], weight.shape[1] * groups, weight.shape[2:], *geometry
+    module = nn.ConvTranspose2d(*channels, groups=groups, dilation=given["dilation"], device="meta")
     return given.call(_filled(module, weight, given.tensor("bias")))
 
 
@@ -160,7 +164,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 _MAKERS: dict[str, Callable[[_Arguments], Call | None]] = {
-    "conv2d": _conv2d,
+    "conv1d": partial(_convolution, nn.Conv1d),
+    "conv2d": partial(_convolution, nn.Conv2d),
+    "convtranspose2d": _transposed,
     "linear": _linear,
     "matmul": _matmul,
     "mm": _matmul,
@@ -178,10 +184,6 @@ def _filled(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn
         parameter = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
         module.register_parameter(name, parameter)
     return module
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _free_path(captured: fx.GraphModule, node: fx.Node) -> str:

@@ -13,19 +13,19 @@ def names(text: str) -> frozenset[str]:
 
 # Operators by a name that the module, function and method forms share, without case and underscores:
 # nn.ReLU6, F.relu6 -> relu6; nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d -> adaptiveavgpool2d; x.add_(), += -> add.
-LAYERS = names("conv2d linear")
+LAYERS = names("conv1d conv2d convtranspose2d linear")
 BATCH_NORMS = names("batchnorm1d batchnorm2d syncbatchnorm frozenbatchnorm2d")
-MAX_POOLS = names("adaptivemaxpool2d amax maxpool1d maxpool2d")
+MAX_POOLS = names("adaptivemaxpool1d adaptivemaxpool2d amax maxpool1d maxpool2d")
 NO_OPERATIONS = names(
     "alphadropout clone contiguous detach dropblock2d dropout dropout1d dropout2d float identity stochasticdepth"
 )
 """In eval mode these give what they are given."""
 RELUS = names("relu relu6")
 ACTIVATIONS = RELUS | names(
-    "celu clamp clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu selu sigmoid silu "
-    "softplus softsign tanh"
+    "celu clamp clampmax clampmin clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu rrelu "
+    "selu sigmoid silu softplus softsign tanh threshold"
 )
-AVERAGE_POOLS = names("adaptiveavgpool2d avgpool2d")
+AVERAGE_POOLS = names("adaptiveavgpool1d adaptiveavgpool2d avgpool1d avgpool2d")
 MULTIPLICATIONS = names("mul multiply")
 PRODUCTS = MULTIPLICATIONS | names("matmul mm bmm einsum")
 CONCATENATIONS = names("cat concat concatenate stack hstack vstack")
@@ -41,7 +41,8 @@ PASS_THROUGH = names(
     "dropblock2d dropout dropout1d dropout2d expand expandas flatten flip float getitem identity indexselect "
     "maxpool1d maxpool2d movedim narrow permute pixelshuffle pixelunshuffle ravel reflectionpad2d repeat "
     "replicationpad2d reshape reshapeas roll split squeeze stochasticdepth swapaxes swapdims tile to transpose unbind "
-    "unflatten unfold unsqueeze upsamplingnearest2d view viewas"
+    "unflatten unfold unsqueeze upsamplingnearest2d view viewas "
+    "adaptivemaxpool1d circularpad1d reflectionpad1d replicationpad1d"
 )
 
 # A parameter of several dimensions that enters one of these is no matrix of weights.
@@ -120,9 +121,18 @@ def pools(node: fx.Node) -> bool:
     dims = {dim % rank for dim in ((given,) if isinstance(given, int) else given)}
     if rank == _IMAGE_DIMENSIONS:
         return dims <= _SPATIAL
+    if rank != _IMAGE_DIMENSIONS - 1 or dims != {2}:
+        return False
     # the rest of an image: its rows, of which the mean was taken, or its places one after the other
     image = without_moves(source)
-    return rank == _IMAGE_DIMENSIONS - 1 and dims == {2} and (len(image.meta["shape"]) > rank or pools(image))
+    return len(image.meta["shape"]) > rank or pools(image) or _is_line(image)
+
+
+def _is_line(node: fx.Node) -> bool:
+    """True if a tensor is [N, C, L], made by a convolution along a line."""
+    while operator(node) in ACTIVATIONS or is_batch_norm(node):
+        node = without_moves(node.all_input_nodes[0])
+    return is_layer(node) and operator(node) == "conv1d"
 
 
 def readers(node: fx.Node) -> Iterator[fx.Node]:

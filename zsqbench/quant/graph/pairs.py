@@ -12,7 +12,11 @@ from zsqbench.quant.graph.operators import ACTIVATIONS, called_once, is_layer, o
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer
 
 # What may stand between, besides one activation function and the quantizer: it keeps channels apart, and zero zero.
-_BETWEEN = frozenset({"clone", "contiguous", "detach", "dropout", "dropout2d", "identity", "pad", "zeropad2d"})
+_BETWEEN = frozenset(
+    ["clone", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "identity", "pad", "zeropad1d", "zeropad2d"],
+)
+_ON_IMAGES = frozenset({"conv2d", "convtranspose2d"})
+"""Layers whose channels stay channels from one to the next."""
 BOUNDS = "bounds"
 """Name of the submodule that holds the bounded activation functions that `free_bounds` puts in."""
 
@@ -29,6 +33,8 @@ class Pair:
     quantizer: ActivationQuantizer | None
     padded: bool
     """True if the second layer also reads zeros from around the tensor."""
+    uneven: bool
+    """True if the second layer makes no constant of a constant, as a transposed convolution with a stride does not."""
 
     @property
     def operator(self) -> str:
@@ -99,11 +105,12 @@ def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
         if isinstance(module, ActivationQuantizer):
             quantizer = module
         elif is_layer(node):
-            if called_once(student, node) and operator(node) == operator(first):
-                padded = padded or _pads(module)
-                yield Pair(str(first.target), str(node.target), activation, quantizer, padded)
+            alike = operator(node) == operator(first) or {operator(node), operator(first)} == _ON_IMAGES
+            if called_once(student, node) and alike:
+                padded, uneven = padded or _pads(module), _is_uneven(module)
+                yield Pair(str(first.target), str(node.target), activation, quantizer, padded, uneven)
             return
-        elif operator(node) in ACTIVATIONS and activation is None and len(node.all_input_nodes) == 1:
+        elif operator(node) in ACTIVATIONS and activation is None and _reads_one(node):
             activation = node
         elif operator(node) in _BETWEEN and repeats_values(node):
             padded = padded or "pad" in operator(node)
@@ -111,5 +118,18 @@ def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
             return
 
 
+def _reads_one(node: fx.Node) -> bool:
+    """True if a node computes with one tensor, besides parameters such as slopes."""
+    return sum(source.op != "get_attr" for source in node.all_input_nodes) == 1
+
+
 def _pads(layer: Any) -> bool:
-    return getattr(layer, "padding_mode", None) == "zeros" and layer.padding not in ("valid", (0, 0))
+    if isinstance(layer, nn.ConvTranspose2d):  # along borders a part of its kernel meets nothing
+        return max(layer.kernel_size) > 1
+    return (
+        getattr(layer, "padding_mode", None) == "zeros" and layer.padding != "valid" and any(map(bool, layer.padding))
+    )
+
+
+def _is_uneven(layer: Any) -> bool:
+    return isinstance(layer, nn.ConvTranspose2d) and max(layer.stride) > 1

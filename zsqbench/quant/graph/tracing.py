@@ -21,6 +21,8 @@ from zsqbench.quant.graph.constants import fold_constants, known_by_sizes
 from zsqbench.quant.graph.inplace import make_out_of_place
 from zsqbench.quant.graph.layers import functions_to_modules, join_norms
 from zsqbench.quant.graph.operators import call_name
+from zsqbench.quant.graph.rectifiers import rectifier, rectify_maxima
+from zsqbench.quant.graph.transposed import put_outputs_first
 
 _HERE = str(Path(__file__))
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -187,6 +189,8 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
     _name_tensors(captured)
     _note_shapes(captured, input_size)
     join_norms(captured)
+    put_outputs_first(captured)
+    rectify_maxima(captured)
     captured.recompile()
     return captured
 
@@ -239,7 +243,8 @@ def _call(self: nn.Module, images: Tensor) -> Any:
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
     name = _module_operator(captured.get_submodule(str(node.target))) if node.op == "call_module" else call_name(node)
-    return name.replace("_", "").lower()
+    name = name.replace("_", "").lower()
+    return rectifier(captured, node, name) or name
 
 
 def _module_operator(module: nn.Module) -> str:

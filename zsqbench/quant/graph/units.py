@@ -228,17 +228,17 @@ def _inverted_residuals(student: fx.GraphModule, groups: list[Group]) -> list[Gr
     return joined
 
 
-def _only_convolution(student: fx.GraphModule, group: Group) -> nn.Conv2d | None:
+def _only_convolution(student: fx.GraphModule, group: Group) -> nn.Conv1d | nn.Conv2d | None:
     layers = [node for node in group if is_layer(node)]
     if len(layers) != 1:
         return None
     layer = student.get_submodule(str(layers[0].target))
-    return layer if isinstance(layer, nn.Conv2d) else None
+    return layer if isinstance(layer, nn.Conv1d | nn.Conv2d) else None
 
 
 def _is_pointwise(student: fx.GraphModule, group: Group) -> bool:
     layer = _only_convolution(student, group)
-    return layer is not None and layer.kernel_size == (1, 1) and layer.groups == 1
+    return layer is not None and set(layer.kernel_size) == {1} and layer.groups == 1
 
 
 def _is_projection(student: fx.GraphModule, group: Group) -> bool:

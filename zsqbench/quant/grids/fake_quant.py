@@ -4,7 +4,8 @@ A learned method puts its own rounding in by assigning a subclass to `layer.weig
 replacing an activation quantizer (LSQ). What `finalize` keeps of either is scale, zero point and integer weights.
 """
 
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from zsqbench.quant.grids.affine import (
     quantize,
     symmetric_parameters,
 )
+from zsqbench.quant.grids.transposed import TransposedConv2d
 from zsqbench.scheme import Grid
 
 Q = TypeVar("Q", bound="TensorQuantizer")
@@ -163,8 +165,13 @@ def plain(quantizer: Q) -> Q:
 
 
 class QuantizedLayer(nn.Module):
-    """A layer whose weight passes through `weight_quantizer`; once finalized, its weight is integers."""
+    """A layer whose weight passes through `weight_quantizer`; once finalized, its weight is integers.
 
+    Output channels of weight and codes are on axis 0, in every kind of layer.
+    """
+
+    output_axis: ClassVar[int] = 0
+    """The axis of output channels in the weight of torch's layer, which tensor maps give."""
     weight: Tensor
     weight_quantizer: WeightQuantizer
     weight_codes: Tensor
@@ -198,12 +205,30 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer = plain(self.weight_quantizer)
 
 
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+    """A convolution along a line with a quantized weight [out, in / groups, length]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [N, C, L] with the quantized weight."""
+        return cast("Tensor", self._conv_forward(x, self.quantized_weight(), self.bias))
+
+
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A convolution with a quantized weight [out, in / groups, height, width]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [N, C, H, W] with the quantized weight."""
         return cast("Tensor", self._conv_forward(x, self.quantized_weight(), self.bias))
+
+
+class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
+    """A transposed convolution with a quantized weight [out, in / groups, height, width], as a convolution has it."""
+
+    output_axis = 1
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """What torch's layer makes of x [N, C, H, W] with the quantized weight."""
+        return self.convolve(x, self.quantized_weight(), output_size)
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):
@@ -215,31 +240,41 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
 
 
 def quantized_layer(
-    layer: nn.Conv2d | nn.Linear, name: str, role: str, bits: int, *, grid: Grid = "affine", per_channel: bool = True
+    layer: nn.Module, name: str, role: str, bits: int, *, grid: Grid = "affine", per_channel: bool = True
 ) -> QuantizedLayer:
     """The layer with a weight quantizer, not calibrated, per output channel (axis 0) or for the whole weight.
 
-    It takes over the bias, and a copy of the weight: a weight that two layers tie is quantized for each.
+    The layer is an nn.Linear, nn.Conv1d, nn.Conv2d or `TransposedConv2d`. The result takes over the bias, and a copy of
+    the weight: a weight that two layers tie is quantized for each.
     """
-    quantized = _empty_copy(layer)
-    quantized.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+    quantized, weight = _empty_copy(layer), cast("nn.Parameter", layer.weight)
+    quantized.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
     quantized.bias = layer.bias
-    shape = (len(layer.weight),) + (1,) * (layer.weight.dim() - 1) if per_channel else ()
+    shape = (len(weight),) + (1,) * (weight.dim() - 1) if per_channel else ()
     quantizer = WeightQuantizer(name, role, bits, grid=grid, axis=0 if per_channel else None, shape=shape)
-    quantized.weight_quantizer = quantizer.to(layer.weight.device)
+    quantized.weight_quantizer = quantizer.to(weight.device)
     return quantized.train(layer.training)
 
 
-def _empty_copy(layer: nn.Conv2d | nn.Linear) -> QuantizedConv2d | QuantizedLinear:
+def _empty_copy(layer: nn.Module) -> QuantizedLayer:
     if isinstance(layer, nn.Linear):
         return QuantizedLinear(layer.in_features, layer.out_features, device="meta")
+    if isinstance(layer, TransposedConv2d):
+        return QuantizedConvTranspose2d.like(layer)
+    convolution = cast("nn.Conv1d | nn.Conv2d", layer)
     # torch annotates its own attributes more widely than its own arguments
-    geometry: tuple[Any, Any, Any, Any] = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    return QuantizedConv2d(
-        layer.in_channels,
-        layer.out_channels,
+    geometry: tuple[Any, Any, Any, Any] = (
+        convolution.kernel_size,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+    )
+    kind = QuantizedConv1d if isinstance(layer, nn.Conv1d) else QuantizedConv2d
+    return kind(
+        convolution.in_channels,
+        convolution.out_channels,
         *geometry,
-        groups=layer.groups,
-        padding_mode=layer.padding_mode,
+        groups=convolution.groups,
+        padding_mode=convolution.padding_mode,
         device="meta",
     )

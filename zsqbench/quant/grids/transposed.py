@@ -1,0 +1,59 @@
+"""Transposed convolutions with the weight of a convolution, so that output channels are on axis 0 as everywhere."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class TransposedConv2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` whose weight is [out, in / groups, height, width], where torch's is [in, out / groups, ...].
+
+    Grids of channels, folding, equalization, corrections and learned rounding read it as any convolution's.
+    """
+
+    @classmethod
+    def like(cls, layer: nn.ConvTranspose2d) -> Self:
+        """A layer of the same geometry and mode, with the bias itself and, on no device, a weight to be replaced."""
+        plain: Any = layer  # torch annotates its own attributes more widely than its own arguments
+        copied = cls(
+            plain.in_channels,
+            plain.out_channels,
+            plain.kernel_size,
+            plain.stride,
+            plain.padding,
+            plain.output_padding,
+            groups=plain.groups,
+            dilation=plain.dilation,
+            device="meta",
+        )
+        copied.bias = layer.bias
+        return copied.train(layer.training)
+
+    @classmethod
+    def of(cls, layer: nn.ConvTranspose2d) -> Self:
+        """The layer in this layout; it shares the bias and copies the weight."""
+        weight = turned(layer.weight.detach(), layer.groups).clone()
+        copied = cls.like(layer)
+        copied.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+        return copied
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """What torch's layer makes of x [N, C, H, W]."""
+        return self.convolve(x, self.weight, output_size)
+
+    def convolve(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """The same with another weight [out, in / groups, height, width]."""
+        stride: Any = self.stride
+        padding: Any = self.padding
+        dilation: Any = self.dilation
+        kernel: Any = self.kernel_size
+        beyond: Any = self._output_padding(x, output_size, stride, padding, kernel, len(kernel), dilation)  # type: ignore[arg-type]
+        usual = turned(weight, self.groups)
+        return functional.conv_transpose2d(x, usual, self.bias, stride, padding, beyond, self.groups, dilation)
+
+
+def turned(weight: Tensor, groups: int) -> Tensor:
+    """[in, out / groups, ...] as [out, in / groups, ...], group by group, and the other way round."""
+    return weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).contiguous()
