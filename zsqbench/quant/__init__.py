@@ -39,6 +39,7 @@ from zsqbench.quant.graph import (
     positions,
     roles,
     tensor_name,
+    unpaired_layers,
     weight_roles,
 )
 from zsqbench.quant.grids import (
@@ -223,6 +224,7 @@ __all__ = [
     "symmetric_weight_thresholds",
     "take_over",
     "tensor_name",
+    "unpaired_layers",
     "weight_quantizers",
     "weight_roles",
     "with_features",
