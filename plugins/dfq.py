@@ -118,9 +118,15 @@ class DFQ(zsqbench.GridQuantizer):
             if self.absorption:
                 self._absorb(graph, norms, ctx)
             moments = input_moments(graph, Moments.uniform(*pixels), norms, self.sigmas)
-            for _, quantizer in activation_quantizers(graph):
+            for name, quantizer in activation_quantizers(graph):
                 calls = moments[quantizer]  # several where levels of a pyramid share the layer that makes the tensor
                 low, high = min(values.low.min() for values in calls), max(values.high.max() for values in calls)
+                if not (low.isfinite() and high.isfinite()):
+                    raise zsqbench.ZSQBenchError(
+                        f"the range of tensor {name!r} that follows from batch normalisation is not finite: from "
+                        f"{low.item():.3g} to {high.item():.3g}; take a quantizer that calibrates on images, such as "
+                        "rtn or hptq"
+                    )
                 quantizer.set_range(*include_zero(low, high))
             calibrate_weights(graph, "minmax")
             if self.bias_correction:

@@ -374,3 +374,19 @@ def test_channels_that_are_padded_between_two_layers_keep_their_scale():
 class ChannelPadding(nn.Module):
     def forward(self, x):
         return nn.functional.pad(x, (0, 0, 0, 0, 1, 2))
+
+
+def test_a_range_that_is_not_finite_is_one_line():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(*block(3, 6, nn.ReLU()))
+            self.last = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.last(self.first(x).mean((2, 3)) ** -1)
+
+    with pytest.raises(
+        ZSQBenchError, match=r"the range of tensor 'pow' .* is not finite: from .* to inf; take a quant"
+    ):
+        quantized(DFQ(), pretrained(Net()))
