@@ -97,21 +97,37 @@ class DFQ(zsqbench.GridQuantizer):
         """Rescale and quantize. Raises ZSQBenchError for a network whose ranges do not follow from its norms."""
         import torch
 
-        from zsqbench.quant import Moments, activation_quantizers, calibrate_weights, include_zero, input_moments
+        from zsqbench.quant import (
+            Moments,
+            activation_quantizers,
+            calibrate_weights,
+            include_zero,
+            input_moments,
+            unpaired_layers,
+        )
 
         graph: Any = student
         pixels = [ends.to(ctx.device) for ends in teacher.valid_range()]
         with torch.no_grad():
             norms = _norms(graph)
             _note_unbounded(graph, norms, ctx)
+            if (self.equalization or self.absorption) and (alone := unpaired_layers(graph)):
+                ctx.note(f"left out of equalization and absorption: {', '.join(alone)}")
             if self.equalization:
                 self._equalize(graph, norms, ctx)
             if self.absorption:
                 self._absorb(graph, norms, ctx)
             moments = input_moments(graph, Moments.uniform(*pixels), norms, self.sigmas)
-            for _, quantizer in activation_quantizers(graph):
-                (values,) = moments[quantizer]
-                quantizer.set_range(*include_zero(values.low.min(), values.high.max()))
+            for name, quantizer in activation_quantizers(graph):
+                calls = moments[quantizer]  # several where levels of a pyramid share the layer that makes the tensor
+                low, high = min(values.low.min() for values in calls), max(values.high.max() for values in calls)
+                if not (low.isfinite() and high.isfinite()):
+                    raise zsqbench.ZSQBenchError(
+                        f"the range of tensor {name!r} that follows from batch normalisation is not finite: from "
+                        f"{low.item():.3g} to {high.item():.3g}; take a quantizer that calibrates on images, such as "
+                        "rtn or hptq"
+                    )
+                quantizer.set_range(*include_zero(low, high))
             calibrate_weights(graph, "minmax")
             if self.bias_correction:
                 _correct_biases(graph, moments)

@@ -126,10 +126,12 @@ class HPTQ(zsqbench.Quantizer):
         return student
 
     def quantize(
-        self, student: "nn.Module", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
         """Set thresholds and correct weights and biases. Raises ZSQBenchError without images."""
         import torch
+
+        from zsqbench.quant import unpaired_layers
 
         self = self.resolved(teacher, ctx.scheme)
         batches = torch.split(self.images_of(data).to(ctx.device), self.batch_size)
@@ -137,6 +139,8 @@ class HPTQ(zsqbench.Quantizer):
             means, shifts = self._calibrate_activations(student, batches)
             factors: dict[str, Tensor] = {}
             if self.equalization:
+                if alone := unpaired_layers(student):
+                    ctx.note(f"left out of equalization: {', '.join(alone)}")
                 factors, changed = _equalize(student, batches, means)
                 means |= changed
             restored: set[str] = set()

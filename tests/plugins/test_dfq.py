@@ -352,3 +352,69 @@ def test_bias_correction_counts_a_part_of_the_kernel_of_a_transposed_convolution
         error = dict(quantized_layers(student))["3"](inputs) - network[3](inputs)
         errors.append(error.mean((0, 2, 3)).abs().max().item())
     assert errors[0] < 0.02 * errors[1]
+
+
+class Branches(nn.Module):
+    """Two branches that go through one layer, the second with inputs four times as large."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(*block(3, 6, nn.ReLU()))
+        self.shared, self.last = nn.Conv2d(6, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(self.shared(x).relu().mean((2, 3)) + self.shared(4 * x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"relu6": "per_channel"}, {"equalization": False}])
+def test_a_layer_that_two_branches_call_is_quantized_and_the_row_says_that_it_is_not_equalized(options):
+    torch.manual_seed(0)
+    teacher = pretrained(Branches())
+    _, notes = quantized(DFQ(**options), teacher)
+    assert "left out of equalization and absorption: shared (called 2 times)" in notes
+    check_quantizer(DFQ(**options), "hw/w8a8", teacher)
+
+
+def test_the_range_of_a_tensor_that_several_calls_make_holds_all_of_them():
+    torch.manual_seed(0)
+    network = Branches()
+    student, _ = quantized(DFQ(**NOTHING), pretrained(network), "hw/w8a16")
+    ranges = {name: quantizer.range()[1].item() for name, quantizer in activation_quantizers(student)}
+
+    network.forward = lambda x: network.last(network.shared(4 * network.stem(x)).relu().mean((2, 3)))
+    student, _ = quantized(DFQ(**NOTHING), pretrained(network), "hw/w8a16")
+    larger = {name: quantizer.range()[1].item() for name, quantizer in activation_quantizers(student)}
+    assert ranges["relu"] == larger["relu"]
+
+
+def test_channels_that_are_padded_between_two_layers_keep_their_scale():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *block(3, 6, nn.ReLU()), ChannelPadding(), *block(9, 4, nn.ReLU()), nn.Flatten(), nn.Linear(256, 5)
+    )
+    student, notes = quantized(DFQ(**NOTHING | {"equalization": True}), pretrained(network))
+    assert notes[0].endswith(": 0 to 4 (channels are padded between them)")
+    plain, _ = quantized(DFQ(**NOTHING), pretrained(network))
+    assert torch.equal(student.get_submodule("4").weight, plain.get_submodule("4").weight)
+
+
+class ChannelPadding(nn.Module):
+    def forward(self, x):
+        return nn.functional.pad(x, (0, 0, 0, 0, 1, 2))
+
+
+def test_a_range_that_is_not_finite_is_one_line():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(*block(3, 6, nn.ReLU()))
+            self.last = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.last(self.first(x).mean((2, 3)) ** -1)
+
+    with pytest.raises(
+        ZSQBenchError, match=r"the range of tensor 'pow' .* is not finite: from .* to inf; take a quant"
+    ):
+        quantized(DFQ(), pretrained(Net()))

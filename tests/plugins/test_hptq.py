@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
@@ -21,9 +22,9 @@ from zsqbench.zoo.resnet import CifarResNet
 HPTQ = load_plugins().find("quantizer", "hptq").method
 
 
-def quantized(quantizer, teacher, images, scheme="hw_strict/w8a8"):
+def quantized(quantizer, teacher, images, scheme="hw_strict/w8a8", ctx=None):
     student = quantizer.prepare(teacher, parse_scheme(scheme))
-    quantizer.quantize(student, teacher, CalibrationSet(images), context())
+    quantizer.quantize(student, teacher, CalibrationSet(images), ctx or context())
     return student
 
 
@@ -428,3 +429,22 @@ def test_a_z_threshold_that_leaves_nothing_is_refused():
     teacher = tiny_teacher()
     with pytest.raises(ZSQBenchError, match=r"z_threshold 1e-06 leaves nothing of activation 'input'"):
         quantized(HPTQ(z_threshold=1e-6), teacher, noise(8, *teacher.input_size))
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda net, x: net.a(functional.pad(net.a(x), (0, 0, 0, 0, 0, 0))), "a (called 2 times)"),
+        (lambda net, x: net.b(functional.pad(net.a(x), (0, 0, 0, 0, 1, 1))), "a to b (channels are padded"),
+    ],
+)
+def test_what_cannot_be_equalized_is_left_out_and_the_row_says_so(between, reason):
+    torch.manual_seed(0)
+    network = from_forward(between, a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(5, 3, 1))
+    teacher, ctx = pretrained(network), context()
+    quantizer = HPTQ(preset="paper", bias_correction=False)
+    student = quantized(quantizer, teacher, noise(8, 3, 8, 8), ctx=ctx)
+    assert any(line.startswith(f"left out of equalization: {reason}") for line in ctx.reporter.notes)
+    with all_off(student):
+        images = noise(4, 3, 8, 8)
+        torch.testing.assert_close(student(images), network(images))

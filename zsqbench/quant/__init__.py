@@ -40,6 +40,7 @@ from zsqbench.quant.graph import (
     positions,
     roles,
     tensor_name,
+    unpaired_layers,
     weight_roles,
 )
 from zsqbench.quant.grids import (
@@ -231,6 +232,7 @@ __all__ = [
     "take_over",
     "tensor_name",
     "unfolded",
+    "unpaired_layers",
     "weight_quantizers",
     "weight_roles",
     "with_features",

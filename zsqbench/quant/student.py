@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from zsqbench.quant.graph.bn_folding import fold_bn
+from zsqbench.quant.graph.gradients import keep_gradients_finite
 from zsqbench.quant.graph.operators import tensor_name
 from zsqbench.quant.graph.tensor_roles import activation_roles, check_supported, first_calls, weight_roles
 from zsqbench.quant.graph.tracing import capture
@@ -55,7 +56,7 @@ def prepare(
     activations = activation_roles(student, scheme.placement)
     student.meta[_ROLES] = _insert_weight_quantizers(student, scheme, grids)
     student.meta[_ROLES] |= _insert_activation_quantizers(student, activations, scheme, grids.activations)
-    student.recompile()
+    keep_gradients_finite(student)
     return student
 
 

@@ -255,3 +255,17 @@ def test_an_operator_without_a_rule_is_named_in_one_line(function, name):
     ) as error:
         propagated(network, {})
     assert "\n" not in str(error.value)
+
+
+def test_a_function_is_taken_of_no_values_beyond_what_a_tensor_lies_between():
+    layer, norm = normal(4)
+    network = from_forward(
+        lambda net, x: net.last(net.first(x).relu().mean((2, 3)).sqrt()), first=layer, last=nn.Linear(4, 2)
+    )
+    layers, _ = propagated(network, {"first": norm})
+    of_root = layers["last"].each(lambda values: values[0])
+    top = norm[0] + 6 * norm[1]
+    torch.testing.assert_close(of_root.low, torch.zeros(4))
+    torch.testing.assert_close(of_root.high, top.clamp(min=0).sqrt())
+    assert of_root.mean.isfinite().all()
+    assert (of_root.low <= of_root.mean).all()

@@ -4,7 +4,7 @@ from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
-from zsqbench.quant import BoundedReLU, drop_bounds, free_bounds, layer_pairs, prepare, rescale
+from zsqbench.quant import BoundedReLU, drop_bounds, free_bounds, layer_pairs, prepare, rescale, unpaired_layers
 from zsqbench.scheme import parse_scheme
 
 SIZE = (3, 8, 8)
@@ -171,3 +171,46 @@ def test_a_function_with_slopes_of_its_own_parts_no_layers():
         first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(4, 4, 1), slope=nn.Parameter(torch.ones(4)),
     )  # fmt: skip
     assert pairs(network) == [("first", "prelu", "prelu", "second")]
+
+
+def test_a_layer_that_two_branches_call_is_in_no_pair_and_is_named():
+    def forward(net, x):
+        return net.c(net.shared(net.a(x).relu()).relu()) + net.c(net.shared(net.b(x).relu()).relu())
+
+    layers = {name: nn.Conv2d(3, 3, 1) for name in ("a", "b", "shared", "c")}
+    student = prepare(from_forward(forward, **layers), parse_scheme("hw/w8a8"), SIZE)
+    assert layer_pairs(student) == []
+    assert unpaired_layers(student) == ["shared (called 2 times)", "c (called 2 times)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "pads"),
+    [
+        ("conv", 7, lambda x: functional.pad(x, (0, 0, 0, 0, 1, 2))),
+        ("conv", 4, lambda x: functional.pad(x, (1, 1, 1, 1, 1, -1))),  # as many channels, and other ones
+        ("conv", 8, lambda x: functional.pad(input=x, pad=[0, 0, 0, 0, 0, 4], mode="constant", value=0.0)),
+        ("linear", 6, lambda x: functional.pad(x, (1, 1))),
+        ("linear", 8, nn.ZeroPad2d((2, 2, 0, 0))),
+    ],
+)
+def test_layers_between_which_channels_are_padded_are_no_pair_and_are_named(kind, inputs, pads):
+    layer = nn.Linear if kind == "linear" else lambda *sizes: nn.Conv2d(*sizes, 1)
+    net = from_forward(
+        lambda net, x: net.second(net.pads(net.first(x)).relu()), first=layer(3, 4), second=layer(inputs, 2)
+    )
+    net.pads = pads
+    student = prepare(net, parse_scheme("hw/w8a8"), (8, 8, 3) if kind == "linear" else SIZE)
+    assert layer_pairs(student) == []
+    assert unpaired_layers(student) == ["first to second (channels are padded between them)"]
+
+
+@pytest.mark.parametrize("amounts", [(0, 1, 2, 0), (1, 1), (0, 0, 0, 0, 0, 0, 1, 0)])
+def test_padding_of_rows_columns_and_images_keeps_channels(amounts):
+    network = from_forward(
+        lambda net, x: net.second(functional.pad(net.first(x), amounts)),
+        first=nn.Conv2d(3, 4, 1),
+        second=nn.Conv2d(4, 2, 1),
+    )
+    student = prepare(network, parse_scheme("hw/w8a8"), SIZE)
+    assert [pair.second for pair in layer_pairs(student)] == ["second"]
+    assert unpaired_layers(student) == []

@@ -1,11 +1,13 @@
 import copy
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from networks import called_twice, from_forward, same, state_of
 from torch import nn
+from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
@@ -204,7 +206,9 @@ def test_a_stage_takes_one_float_pass_and_two_quantized_ones():
     calls = []
     layer = student.get_submodule("3.conv2")
     layer.register_forward_pre_hook(lambda *_: calls.append((layer.weight_quantizer.enabled, torch.is_grad_enabled())))
-    Reconstruction(student, data, context(), {"weights": ROUND}).run("weights")
+    engine = Reconstruction(student, data, context(), {"weights": ROUND})
+    calls.clear()  # of the few images of noise that show what passes between units
+    engine.run("weights")
     without_gradient = [enabled for enabled, gradient in calls if not gradient]
     assert without_gradient.count(False) == len(data) // 8
     assert without_gradient.count(True) == 2 * len(data) // 8
@@ -561,3 +565,56 @@ def test_released_brecq_comes_out(golden, monkeypatch, mode):
         for (_, quantizer), name in zip(activation_quantizers(student), ("conv0", "conv3"), strict=True):
             torch.testing.assert_close(quantizer.scale, take(f"{name}_act_delta_final"), rtol=1e-4, atol=0)
         torch.testing.assert_close(student(take("cali")), take("logits_quant"), rtol=0, atol=1e-4)
+
+
+def picked_by_index(net, x):
+    picked = functional.one_hot(net.first(x).mean((2, 3)).argmax(1), 4)
+    return net.last(net.second(x).relu().mean((2, 3)) * picked)
+
+
+def gated_by_mask(net, x):
+    return net.last((net.second(x) * (net.first(x) > 0)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("fisher", [None, "diag", "full"])
+@pytest.mark.parametrize("forward", [picked_by_index, gated_by_mask])
+def test_what_only_an_index_or_a_mask_is_taken_of_is_learned_with_any_loss(forward, fisher):
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 4, 1), "second": nn.Conv2d(3, 4, 1), "last": nn.Linear(4, 5)}
+    stages = {"weights": replace(ROUND, fisher=fisher), "activations": STEPS}
+    ctx = context()
+    student = reconstructed(from_forward(forward, **layers), stages, ctx, scheme="hw/w4a8", grain="layer")
+    assert student(images()).isfinite().all()
+    assert "reconstruction/weights/first" in ctx.reporter.curves
+
+
+def test_fisher_needs_one_output_also_where_outputs_are_of_several_units():
+    heads = {name: nn.Linear(8 * 8 * 3, 4) for name in "ab"}
+    network = from_forward(lambda net, x: (net.a(x.flatten(1)), net.b(2 * x.flatten(1))), **heads)
+    with pytest.raises(ZSQBenchError, match="needs a classifier, with one output"):
+        reconstructed(network, {"weights": replace(ROUND, fisher="diag")})
+
+
+def generalized_mean(net, x):
+    x = net.first(x).relu().clamp(min=1e-6)
+    return net.last(x.pow(net.p).mean((2, 3)).pow(1.0 / net.p))
+
+
+def root_mean_square(net, x):
+    return net.last((net.first(x).relu().square().mean((2, 3)) + 1e-8) ** 0.5)
+
+
+@pytest.mark.parametrize("forward", [generalized_mean, root_mean_square])
+@pytest.mark.parametrize("fisher", [None, "diag"])
+def test_roots_of_what_a_grid_rounds_to_zero_leave_learning_finite(forward, fisher):
+    torch.manual_seed(0)
+    net = from_forward(forward, first=nn.Conv2d(3, 6, 3), last=nn.Linear(6, 5))
+    net.p = nn.Parameter(torch.full((1,), 3.0), requires_grad=False)
+    net.first.bias.data[:2] = -9.0  # dead: ReLU gives zeros, and the network adds to them what no grid holds
+    activations = replace(STEPS, step_sizes=StepSizes(1e-5))
+    ctx = context()
+    stages = {"weights": replace(ROUND, fisher=fisher), "activations": activations}
+    student = reconstructed(net, stages, ctx, scheme="hw/w4a4")
+    assert student(images()).isfinite().all()
+    before, after = losses(ctx, "activations")["last"]
+    assert after < before

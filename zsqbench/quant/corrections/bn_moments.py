@@ -29,7 +29,7 @@ from zsqbench.quant.grids.affine import along
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer
 
 _SUMS = frozenset({"add", "sub"})
-_FUNCTIONS = ACTIVATIONS | MULTIPLICATIONS | _SUMS | {"abs", "div", "neg", "pow", "square", "truediv"}
+_FUNCTIONS = ACTIVATIONS | MULTIPLICATIONS | _SUMS | {"abs", "div", "neg", "pow", "sqrt", "square", "truediv"}
 _AVERAGES = AVERAGE_POOLS | {"mean", "interpolate"}
 _CHANNELS = 1
 _INTERVALS = 256
@@ -170,11 +170,15 @@ class _Propagation(fx.Interpreter):
         deviation = variance.sqrt()
 
         def function(values: Tensor) -> Tensor:
-            return cast("Tensor", self._call(n, lambda _: values))
+            result = cast("Tensor", self._call(n, lambda _: values.clone()))  # a clone, as it may work in place
+            if result.isfinite().all():
+                return result
+            inside = torch.minimum(torch.maximum(values, low), high)  # the root of an average has no values below zero
+            return cast("Tensor", self._call(n, lambda _: inside))
 
-        centre = function(mean.clone())  # clones, as the function may work in place
+        centre = function(mean)
         first = second = torch.zeros_like(centre)
-        ends = [function(low.clone())] * 2
+        ends = [function(low)] * 2
         for k, (z, weight) in enumerate(_NORMAL):
             difference = function(mean + z * deviation) - centre
             first, second = first + weight * difference, second + weight * difference.square()

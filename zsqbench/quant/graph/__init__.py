@@ -20,7 +20,7 @@ from zsqbench.quant.graph.operators import (
     tensor_name,
 )
 from zsqbench.quant.graph.outputs import decoding, output_layers, output_producers
-from zsqbench.quant.graph.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs
+from zsqbench.quant.graph.pairs import BoundedReLU, Pair, drop_bounds, free_bounds, layer_pairs, unpaired_layers
 from zsqbench.quant.graph.tensor_roles import (
     activation_roles,
     check_supported,
@@ -70,6 +70,7 @@ __all__ = [
     "repeats_values",
     "roles",
     "tensor_name",
+    "unpaired_layers",
     "weight_roles",
     "why_unfolded",
 ]

@@ -1,5 +1,6 @@
 """Pairs of layers that alone share the channels of one tensor, for methods that rescale them (equalization)."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ class Pair:
     """True if the second layer also reads zeros from around the tensor."""
     uneven: bool
     """True if the second layer makes no constant of a constant, as a transposed convolution with a stride does not."""
+    has_own_channels: bool = True
+    """True if the second layer reads the channels that the first one makes, and none that padding adds."""
 
     @property
     def operator(self) -> str:
@@ -58,8 +61,15 @@ class BoundedReLU(nn.Module):
 
 def layer_pairs(student: fx.GraphModule) -> list[Pair]:
     """The pairs of a prepared student, in execution order, of layers that are called once each."""
-    starts = [node for node in student.graph.nodes if is_layer(node) and called_once(student, node)]
-    return [pair for node in starts for pair in _pair_from(student, node)]
+    return [pair for pair in _candidates(student) if pair.has_own_channels]
+
+
+def unpaired_layers(student: fx.GraphModule) -> list[str]:
+    """Layers that are in no pair because several branches call them, or channels are padded behind them; with why."""
+    calls = Counter(str(node.target) for node in student.graph.nodes if is_layer(node))
+    shared = [f"{path} (called {count} times)" for path, count in calls.items() if count > 1]
+    others = [pair for pair in _candidates(student) if not pair.has_own_channels]
+    return shared + [f"{pair.first} to {pair.second} (channels are padded between them)" for pair in others]
 
 
 def free_bounds(student: fx.GraphModule, *, per_channel: bool = False) -> None:
@@ -97,8 +107,13 @@ def _replace(student: fx.GraphModule, node: fx.Node, by: fx.Node, kind: str) -> 
     student.graph.erase_node(node)
 
 
+def _candidates(student: fx.GraphModule) -> list[Pair]:
+    starts = [node for node in student.graph.nodes if is_layer(node) and called_once(student, node)]
+    return [pair for node in starts for pair in _pair_from(student, node)]
+
+
 def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
-    node, activation, quantizer, padded = first, None, None, False
+    node, activation, quantizer, padded, own_channels = first, None, None, False, True
     while len(node.users) == 1:
         (node,) = node.users
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -108,12 +123,13 @@ def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
             alike = operator(node) == operator(first) or {operator(node), operator(first)} == _ON_IMAGES
             if called_once(student, node) and alike:
                 padded, uneven = padded or _pads(module), _is_uneven(module)
-                yield Pair(str(first.target), str(node.target), activation, quantizer, padded, uneven)
+                yield Pair(str(first.target), str(node.target), activation, quantizer, padded, uneven, own_channels)
             return
         elif operator(node) in ACTIVATIONS and activation is None and _reads_one(node):
             activation = node
         elif operator(node) in _BETWEEN and repeats_values(node):
             padded = padded or "pad" in operator(node)
+            own_channels = own_channels and not _pads_channels(node, module, linear=operator(first) == "linear")
         else:
             return
 
@@ -133,3 +149,13 @@ def _pads(layer: Any) -> bool:
 
 def _is_uneven(layer: Any) -> bool:
     return isinstance(layer, nn.ConvTranspose2d) and max(layer.stride) > 1
+
+
+def _pads_channels(node: fx.Node, module: Any, *, linear: bool) -> bool:
+    """True if a node adds channels or takes some away; those that a linear layer makes are last."""
+    if "pad" not in operator(node):
+        return False
+    given = (*node.args[1:], *node.kwargs.values()) if module is None else (module.padding,)
+    amounts: Any = next(value for value in given if isinstance(value, (list, tuple)))  # from the last dimension on
+    start = 0 if linear else 2 * (len(node.meta["shape"]) - 2)
+    return any(amount != 0 for amount in amounts[start : start + 2])

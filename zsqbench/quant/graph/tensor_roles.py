@@ -106,9 +106,9 @@ def check_supported(captured: fx.GraphModule) -> None:
     for node in captured.graph.nodes:
         if _holds_matrix(captured, node) or _multiplies_by_parameter(node):
             raise ZSQBenchError(
-                f"the weight of {tensor_name(node)!r} ({operator(node)}) cannot be quantized: only those of nn.Conv1d, "
-                "nn.Conv2d, nn.ConvTranspose2d and nn.Linear modules can; write it as one of these, or take a scheme that "
-                "leaves weights alone, such as hw/w32a8"
+                f"the weight of {tensor_name(node)!r} ({operator(node)}) cannot be quantized: only those of "
+                "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d and nn.Linear modules can; write it as one of these, or take "
+                "a scheme that leaves weights alone, such as hw/w32a8"
             )
 
 

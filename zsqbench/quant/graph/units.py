@@ -1,10 +1,10 @@
 """A student cut into units, one after the other: the layers and blocks whose outputs are reconstructed.
 
-Every node that carries values is in one unit, so that running the units in order is running the network; what carries
-none (sizes, masks) is computed anew in each unit that reads it. Blocks are found
-from the graph alone: what branches and joins again (residual additions, squeeze-excite, Inception), what widens and
-narrows without a branch (inverted residuals whose stride leaves no addition), and, inside of what is too large for one
-unit, what gives one tensor to many readers (the layers of a dense block).
+Every node that carries values is in one unit, so that running the units in order is running the network, but for what
+nobody reads. `zsqbench.quant.graph.boundaries` says what passes between units. Blocks are found from the graph alone:
+what branches and joins again (residual additions, squeeze-excite, Inception), what widens and narrows without a branch
+(inverted residuals whose stride leaves no addition), and, inside of what is too large for one unit, what gives one
+tensor to many readers (the layers of a dense block).
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import Tensor, fx, nn
 
+from zsqbench.quant.graph.boundaries import computed, final_tensors, note_passing, passes, roots, values
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     PRODUCTS,
@@ -24,7 +25,6 @@ from zsqbench.quant.graph.operators import (
     is_batch_norm,
     is_layer,
     operator,
-    output_node,
 )
 from zsqbench.quant.graph.outputs import decoding
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
@@ -45,7 +45,7 @@ class Unit:
     """A passage holds nothing to quantize (pooling, reshaping): values only pass through it."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    """What later units, or the network's output, read."""
+    """What later units read, and what the network returns or computes a returned index from."""
     targets: tuple[str, ...]
     """The outputs that are reconstructed: those that no other one is computed from."""
     module: fx.GraphModule
@@ -64,6 +64,7 @@ def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
     A layer brings its batch normalisation, activation function and quantizer along. A quantizer that no layer precedes
     (of the image, of pooled features) belongs to the unit after it.
     """
+    note_passing(student)
     ending = {node for node in decoding(student) if _quantizer(student, node) is None}  # no unit is compared behind it
     groups = [kept for atom in _atoms(student) if (kept := [node for node in atom if node not in ending])]
     if grain == "block":
@@ -105,32 +106,13 @@ def _is_fused_into(student: fx.GraphModule, node: fx.Node, follower: fx.Node) ->
     if _quantizer(student, follower) is not None:
         return True
     followed = is_layer(node) or is_batch_norm(node) or operator(node) == "add"
-    activates = operator(follower) in ACTIVATIONS and _computed(follower) == [node]
+    activates = operator(follower) in ACTIVATIONS and computed(follower) == [node]
     return followed and (activates or (is_batch_norm(follower) and is_layer(node)))
 
 
 def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:
     module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
     return module if isinstance(module, ActivationQuantizer) else None
-
-
-def _computed(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that the network computes."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
-
-
-def _values(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node whose values it computes with."""
-    return [source for source in _computed(node) if source.meta["carries_values"]]
-
-
-def _roots(node: fx.Node) -> Iterator[fx.Node]:
-    """The same, and what the sizes and masks that it reads are taken from."""
-    for source in _computed(node):
-        if source.meta["carries_values"]:
-            yield source
-        else:
-            yield from _roots(source)
 
 
 def _value_users(node: fx.Node) -> list[fx.Node]:
@@ -143,31 +125,29 @@ def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
     place = {node: index for index, group in enumerate(groups) for node in group}
     last = {
         node: max((place.get(reader, len(groups)) for reader in _value_users(node)), default=-1)
-        for node in dict.fromkeys((*place, *(source for group in groups for n in group for source in _values(n))))
+        for node in dict.fromkeys((*place, *(source for group in groups for n in group for source in values(n))))
     }
     for index in range(len(groups)):
         yield [node for node, until in last.items() if place.get(node, -1) <= index < until]
 
 
 def _closed(groups: Sequence[Group]) -> list[Group]:
-    """Join groups between which something passes that is no tensor of images, such as a tuple of tensors."""
+    """Join groups from one that makes something that cannot pass, such as a tuple of tensors, to the last reader."""
+    place = {node: index for index, group in enumerate(groups) for node in group}
+    last = list(range(len(groups)))
+    for index, group in enumerate(groups):
+        for root in chain.from_iterable(map(roots, group)):
+            if root in place and not passes(root):
+                last[place[root]] = index
     closed: list[Group] = []
-    is_open = False
-    for group, live in zip(groups, _live(groups), strict=True):
-        if is_open:
+    until = -1
+    for index, group in enumerate(groups):
+        if index <= until:
             closed[-1] = closed[-1] + group
         else:
             closed.append(list(group))
-        is_open = any(not _is_batch(node) for node in live)
+        until = max(until, last[index])
     return closed
-
-
-def _is_batch(node: fx.Node) -> bool:
-    shape = node.meta["shape"]
-    return shape is not None and len(shape) > 0 and shape[0] == _BATCH
-
-
-_BATCH = 2  # images of the pass in which `capture` notes shapes
 
 
 def _blocks(student: fx.GraphModule, atoms: list[Group]) -> list[Group]:
@@ -260,7 +240,7 @@ def _widens(student: fx.GraphModule, group: Group) -> bool:
 
 def _is_gate(group: Group) -> bool:
     """Squeeze-excite: a branch that ends in the product with what it branched from."""
-    return any(operator(node) in PRODUCTS and len(_values(node)) > 1 for node in group)
+    return any(operator(node) in PRODUCTS and len(values(node)) > 1 for node in group)
 
 
 def _without_strays(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
@@ -313,7 +293,7 @@ def _in_order(groups: list[Group], positions: Mapping[fx.Node, int]) -> list[Gro
     place = {node: index for index, group in enumerate(groups) for node in group}
     sorter: TopologicalSorter[int] = TopologicalSorter(
         {
-            index: {place[source] for node in group for source in _roots(node) if source in place} - {index}
+            index: {place[source] for node in group for source in roots(node) if source in place} - {index}
             for index, group in enumerate(groups)
         }
     )
@@ -342,14 +322,17 @@ def _is_quantized(student: fx.GraphModule, node: fx.Node) -> bool:
 
 def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
     taken: Counter[str] = Counter()
-    read = [{root: None for node in group for root in _roots(node) if root not in group} for group in groups]
+    read = [{root: None for node in group for root in roots(node) if root not in group} for group in groups]
+    final = final_tensors(student)
     for place, group in enumerate(groups):
-        needed = {*output_node(student.graph).all_input_nodes, *chain.from_iterable(read[place + 1 :])}
+        needed = {*final, *chain.from_iterable(read[place + 1 :])}
         outputs = [node for node in group if node in needed]
         calls = [node for node in group if node.op == "call_module"]
         modules = [(str(node.target), student.get_submodule(str(node.target))) for node in calls]
         layers = {path: module for path, module in modules if isinstance(module, QuantizedLayer)}
         quantizers = [module for _, module in modules if isinstance(module, ActivationQuantizer)]
+        if not (outputs or layers or quantizers):  # an index is taken from it, and so computed where it is read
+            continue
         count = len({node.target for node in calls if is_layer(node)})
         name = _name([*dict.fromkeys(str(n.target) for n in calls if is_layer(n))] or [node.name for node in group])
         taken[name] += 1
@@ -369,7 +352,7 @@ def _last(group: Group, outputs: Sequence[fx.Node]) -> list[fx.Node]:
     """The outputs of a group that no other of its outputs is computed from."""
     used: dict[fx.Node, set[fx.Node]] = {}
     for node in group:
-        sources = [source for source in _roots(node) if source in used]
+        sources = [source for source in roots(node) if source in used]
         used[node] = {*sources, *chain.from_iterable(used[source] for source in sources)}
     return [node for node in outputs if not any(node in used[other] for other in outputs)]
 

@@ -57,7 +57,11 @@ class Prediction:
                 outputs = {name: values[name].float().requires_grad_() for name in caches}
                 logits = self._logits(values | outputs)
                 divergence = functional.kl_div(logits.log_softmax(1), expected.softmax(1), reduction="batchmean")
-                gradients = torch.autograd.grad(divergence, list(outputs.values()))
+                tensors = list(outputs.values())
+                if divergence.requires_grad:
+                    gradients = torch.autograd.grad(divergence, tensors, materialize_grads=True)
+                else:  # of all that is behind the unit only indices depend on it
+                    gradients = tuple(map(torch.zeros_like, tensors))
                 for cache, gradient in zip(caches.values(), gradients, strict=True):
                     cache.append(gradient.abs().add_(1))
         return caches
@@ -86,11 +90,12 @@ class Prediction:
         return values | self.unit.run(*(values[name] for name in self.unit.inputs))
 
     def _logits(self, values: dict[str, Tensor]) -> Tensor:
-        last = self.unit
-        for last in self.later:
-            values = values | last.run(*(values[name] for name in last.inputs))
-        logits = values[last.targets[0]]
-        if logits.dim() != 2 or len(last.outputs) != 1:  # noqa: PLR2004 - images and classes
+        for unit in self.later:
+            values = values | unit.run(*(values[name] for name in unit.inputs))
+        read = {name for unit in self.later for name in unit.inputs}
+        ends = [name for unit in (self.unit, *self.later) for name in unit.outputs if name not in read]
+        logits = values[ends[-1]]
+        if logits.dim() != 2 or len(ends) != 1:  # noqa: PLR2004 - images and classes
             raise ZSQBenchError(
                 f"{self.loss} needs a classifier, with one output [N, classes]; take a loss on the outputs of units, "
                 "such as mse"

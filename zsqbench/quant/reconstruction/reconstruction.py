@@ -48,7 +48,7 @@ class Reconstruction:
 
         Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
         """
-        check_images(images, _input_size(student))
+        check_images(images, _images(student).meta["shape"][1:])
         batch_size = max(stage.batch_size for stage in stages.values())
         if len(images) < batch_size:
             raise ZSQBenchError(
@@ -88,7 +88,7 @@ class Reconstruction:
         if finished == len(self.units):
             self._advance(stage.iterations * len(learners))
             return
-        plain: LiveTensors = {self.units[0].inputs[0]: ActivationCache.of(self.images, self.memory)}
+        plain: LiveTensors = {_images(self.student).name: ActivationCache.of(self.images, self.memory)}
         inputs = plain
         for place, unit in enumerate(self.units):
             needed = {tensor for later in self.units[place + 1 :] for tensor in later.inputs}
@@ -209,6 +209,6 @@ def memory_errors(device: torch.device, options: Mapping[str, float]) -> Iterato
         raise OutOfResourcesError(f"{device} ran out of memory: lower one of the options {named}") from error
 
 
-def _input_size(student: fx.GraphModule) -> tuple[int, ...]:
-    image = next(node for node in student.graph.nodes if node.op == "placeholder")
-    return tuple(image.meta["shape"][1:])
+def _images(student: fx.GraphModule) -> fx.Node:
+    node: fx.Node = next(node for node in student.graph.nodes if node.op == "placeholder")
+    return node

@@ -1,0 +1,81 @@
+"""What may pass from one unit of a student to the next, and from what else each node is computed.
+
+Caches hold tensors image by image. So what passes is a floating-point tensor of finite values with the images in its
+first dimension. Sizes, masks and indices are computed anew by each unit that reads them. Anything else (tuples, sums
+over all images, stacked branches, a border of -inf) stays inside of one unit.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from zsqbench.quant.graph.operators import output_node
+
+_PASSES = "passes"
+_CAPTURED = 2
+"""Images of the pass in which `capture` notes shapes."""
+_TRIED = 3
+"""Images of the trial: what has as many rows as images both times has one for each image."""
+
+
+def note_passing(student: fx.GraphModule) -> None:
+    """Run a student in eval mode on a few images of noise, and note for `passes` what each node gives."""
+    images = next(node for node in student.graph.nodes if node.op == "placeholder")
+    example = next(student.parameters(), torch.empty(0))
+    noise = torch.rand(_TRIED, *images.meta["shape"][1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # up to one standard deviation from the mean: no network takes the logarithm of a pixel below zero
+        _Trial(student).run((2 * noise - 1).to(example))
+
+
+def passes(node: fx.Node) -> bool:
+    """True if a node gives a tensor that caches can hold: floating-point, finite, images in the first dimension."""
+    return bool(node.meta[_PASSES])
+
+
+def computed(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that the network computes."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
+def values(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node whose values it computes with."""
+    return [source for source in computed(node) if source.meta["carries_values"]]
+
+
+def roots(node: fx.Node, *, for_index: bool = False) -> Iterator[fx.Node]:
+    """The same, and what the sizes, masks and indices that it reads are taken from.
+
+    An index that an operator gives beside values (topk, sort, max-pooling) is taken from the operator's own inputs.
+    """
+    for_index = for_index or not node.meta["carries_values"]
+    for source in computed(node):
+        is_tuple = source.meta["shape"] is None
+        if source.meta["carries_values"] and not (for_index and is_tuple):
+            yield source
+        else:
+            yield from roots(source, for_index=for_index)
+
+
+def final_tensors(student: fx.GraphModule) -> set[fx.Node]:
+    """The outputs of the network that pass; for an index or a tuple the tensors that it is computed from."""
+    seen: set[fx.Node] = set()
+    pending = computed(output_node(student.graph))
+    while pending:
+        node = pending.pop()
+        if node not in seen and not passes(node):
+            pending += computed(node)
+        seen.add(node)
+    return {node for node in seen if passes(node)}
+
+
+class _Trial(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        noted = n.meta["shape"]  # none where it is no floating-point tensor
+        shapes = [noted, tuple(result.shape)] if noted and isinstance(result, Tensor) else []
+        has_images = [shape[0] for shape in shapes] == [_CAPTURED, _TRIED] and shapes[0][1:] == shapes[1][1:]
+        n.meta[_PASSES] = has_images and bool(result.isfinite().all())
+        return result
