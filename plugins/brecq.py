@@ -6,6 +6,7 @@ from pydantic import Field
 
 import zsqbench
 from zsqbench.methods import Auto, auto
+from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import fx
@@ -28,8 +29,9 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     The default preset is `released`: DGH's port of BRECQ, which produced its Tables 1, 4 and 5. Its loss is the plain
     squared error, step sizes learn at 4e-4, and ranges are searched on 512 images. `paper` weights squared errors with
     the diagonal of the Fisher information (in the code's form, |dKL/dy| + 1), with 4e-5 and 64 images; that text could
-    not be looked up. A first layer with a width of its own (scheme `academic`) is left out of both stages, as in
-    BRECQ's code, and the last one is not. MobileNetV2 was run with `rounding_weight: 0.1`.
+    not be looked up. A first layer for which the placement has a number of bits (`academic`) is left out of both
+    stages, as in BRECQ's code, and the last one is not; one whose bits a pattern of tensor names sets is learned like
+    any other. MobileNetV2 was run with `rounding_weight: 0.1`.
 
     Deviations: a unit that learning made worse, on the calibration images and by its stage's loss, keeps what it had
     before, which a note says. Of calibration images that are no multiple of the batch the rest is not dropped. DGH's
@@ -71,7 +73,6 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
             calibrate_activations_by,
             calibrate_weights,
             memory_errors,
-            quantized_layers,
         )
 
         self, images, scheme = self.resolved(teacher, ctx.scheme), self.images_of(data), self.scheme_of(ctx)
@@ -91,11 +92,10 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
             power=2.4,
             layer_draws=self.layer_draws,
         )
-        keeps_stem = isinstance(scheme.placement.first_weight, int)
-        stem = next((path for path, _ in quantized_layers(student)), None)
+        stem = _stem_of_its_own(student, scheme)
 
         def is_kept(unit: "Unit") -> bool:
-            return keeps_stem and [path for path, _ in unit.layers] == [stem]
+            return [path for path, _ in unit.layers] == [stem]
 
         stages = {"weights": weights, "activations": activations}
         memory = self.memory(ctx.device)
@@ -105,6 +105,15 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
         with memory_errors(ctx.device, {"search_images": self.search_images}):
             ctx.images_read(calibrate_activations_by("mse", student, images, self.search_images))
         engine.run("activations")
+
+
+def _stem_of_its_own(student: "fx.GraphModule", scheme: Scheme) -> str | None:
+    """The first layer, where the placement has a number of bits for it and no pattern of tensor names sets others."""
+    from zsqbench.quant import weight_quantizers
+
+    stem = next((name for name, quantizer in weight_quantizers(student) if quantizer.role == "first_weight"), "")
+    fixed = isinstance(scheme.placement.first_weight, int) and scheme.placement.pattern_of("weight", stem) is None
+    return stem if fixed else None
 
 
 @zsqbench.hookimpl

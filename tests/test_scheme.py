@@ -61,7 +61,8 @@ def test_only_pot_demands_a_grid():
 
 
 def test_the_fields_of_a_placement_are_the_roles_and_positions():
-    assert list(Placement.model_fields) == ["fold_bn", "grid", *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS]
+    fields = ["fold_bn", "grid", *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS, "tensors"]
+    assert list(Placement.model_fields) == fields
 
 
 def test_a_position_goes_before_the_role_where_it_has_a_width():
@@ -84,10 +85,20 @@ def test_float_quantizes_nothing():
         ("hw/w32a32", True, False),
         ("academic/w32a32", False, True),  # its ends have 8 bits whatever the others have
         ("edge/w32a32", False, False),
+        ("eight/w32a32", False, True),
+        ("one_activation/w32a32", False, False),
+        ("as_said/w32a32", True, False),
+        ("as_said/w32a4", False, False),
     ],
 )
 def test_a_scheme_is_float_where_no_tensor_has_other_bits(name, is_float, quantizes_weights):
-    scheme = parse_scheme(name, {**PLACEMENTS, "edge": Placement(feature_sum=8)})
+    own = {
+        "edge": Placement(feature_sum=8),
+        "eight": Placement(tensors={"conv": 8}),
+        "one_activation": Placement(tensors={"conv": {"activation": 8}}),
+        "as_said": Placement(tensors={"conv": "w", "fc": "float"}),
+    }
+    scheme = parse_scheme(name, {**PLACEMENTS, **own})
     assert (scheme.is_float, scheme.quantizes_weights) == (is_float, quantizes_weights)
 
 
@@ -132,3 +143,101 @@ def test_a_placement_refuses_impossible_bits(bits):
 def test_a_placement_refuses_an_unknown_role():
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         Placement(frist_weight=8)
+
+
+def mixed(**tensors):
+    """hw/w4a5 with patterns of tensor names."""
+    placement = PLACEMENTS["hw"].model_copy(update={"tensors": Placement(tensors=tensors).tensors})
+    return parse_scheme("mixed/w4a5", {"mixed": placement})
+
+
+def bits(scheme, name):
+    """Bits of a weight and of an activation of this name."""
+    return scheme.bits_of("weight", name, "weight"), scheme.bits_of("activation", name, "relu")
+
+
+def test_a_pattern_gives_weights_and_activations_a_width_unless_it_says_which():
+    scheme = mixed(
+        **{
+            "both.*": 8,
+            "one.*": {"weight": 2},
+            "other.*": {"activation": "float"},
+            "each": {"weight": 6, "activation": 16},
+        }
+    )
+    assert [bits(scheme, name) for name in ("both.a", "one.a", "other.a", "each", "none")] == [
+        (8, 8), (2, 5), (4, 32), (6, 16), (4, 5)
+    ]  # fmt: skip
+
+
+def test_a_pattern_may_say_the_bits_of_the_scheme():
+    assert bits(mixed(swapped={"weight": "a", "activation": "w"}), "swapped") == (5, 4)
+
+
+def test_a_pattern_goes_before_what_the_placement_leaves_in_float():
+    assert mixed(conv=8).bits_of("activation", "conv", "addend") == 8
+
+
+def test_the_last_pattern_that_matches_counts_for_each_kind_apart():
+    scheme = mixed(**{"*": 8, "a.*": {"weight": 3}, "a.b": {"activation": 6}, "a.c": "float"})
+    assert [bits(scheme, name) for name in ("z", "a.z", "a.b", "a.c")] == [(8, 8), (3, 8), (3, 6), (32, 32)]
+    assert [scheme.placement.pattern_of(kind, "a.b") for kind in ("weight", "activation")] == ["a.*", "a.b"]
+    assert bits(mixed(**{"a.b": 2, "a.*": 8}), "a.b") == (8, 8)
+
+
+def test_patterns_are_written_down_in_their_order_and_read_again():
+    placement = Placement(tensors={"b.*": 8, "a": {"activation": "w"}})
+    data = placement.model_dump(mode="json")
+    assert data["tensors"] == [{"pattern": "b.*", "both": 8}, {"pattern": "a", "activation": "w"}]
+    assert list(Placement.model_validate(data).tensors.items()) == list(placement.tensors.items())
+
+
+def test_a_placement_without_patterns_is_written_down_as_its_roles():
+    assert [*Placement().model_dump()] == ["fold_bn", "grid", *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS]
+
+
+TENSORS = [("weight", "conv1"), ("weight", "layer3.0.conv1"), ("activation", "relu"), ("activation", "layer3.0.relu")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "widths", "expected"),
+    [
+        ("conv2", 8, "pattern 'conv2' matches no weight and no activation of the network; did you mean 'conv1'?"),
+        ("layr3.*", 8, "matches no weight and no activation of the network; did you mean 'layer3.*'?"),
+        ("layer3.0.*", {"weight": 8, "activation": 8}, None),
+        ("conv?", 8, None),
+        ("conv1", {"weight": 4, "activation": 8}, "'conv1' matches no activation of the network, weights only;"),
+        ("relu", {"weight": 4}, "'relu' matches no weight of the network, activations only;"),
+        ("Conv1", {"weight": 4}, "'Conv1' matches no weight of the network; did you mean 'conv1'?"),
+        ("zzz", 8, "'zzz' matches no weight and no activation of the network;"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_in_a_network_is_refused_with_a_suggestion(pattern, widths, expected):
+    scheme = mixed(**{pattern: widths})
+    if expected is None:
+        scheme.check_patterns(TENSORS)
+        return
+    with pytest.raises(ZSQBenchError) as error:
+        scheme.check_patterns(TENSORS)
+    assert str(error.value).startswith("scheme mixed/w4a5: the pattern ")
+    assert str(error.value).endswith(f"{expected} `zsqbench scheme hw/w4a4 MODEL` lists its tensors")
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        *((wrong, r"expected 'w' .* or 2 to 16 bits") for wrong in (1, 17, True, None, "8", [8, 8], {"weight": None})),
+        ({}, "expected a width, or a mapping of 'weight', 'activation' or these two to widths"),
+        ({"both": 8, "weight": 4}, "expected a width, or a mapping"),
+        ({"weigth": 8}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_pattern_without_a_width_is_refused(widths, expected):
+    with pytest.raises(ValueError, match=expected):
+        Placement(tensors={"conv": widths})
+
+
+@pytest.mark.parametrize("patterns", [8, "conv", ["conv"], [{"weight": 8}]])
+def test_patterns_are_keys(patterns):
+    with pytest.raises(ValueError, match="Input should be a valid"):
+        Placement(tensors=patterns)

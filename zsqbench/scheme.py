@@ -4,21 +4,18 @@ A scheme is a placement (`hw`) with bit-widths (`w4a4`), written `hw/w4a4`. docs
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
+from zsqbench.widths import MAX_BITS, MIN_BITS, PositionWidth, TensorPatterns, Width
 
 FLOAT_BITS = 32
 """The bit-width that means "left in floating point", as the field writes W32A32."""
-
-MIN_BITS = 2
-MAX_BITS = 16
-"""More integer bits than this do not survive the float32 arithmetic that simulates them."""
-
 
 WEIGHT_ROLES = ("first_weight", "weight", "last_weight")
 """Each weight plays one of these."""
@@ -43,14 +40,6 @@ POSITIONS = ("stem", "features", "feature_sum")
 """Where an activation may stand besides; a placement that gives a position a width overrides the role there."""
 
 
-def _bits(value: Any) -> Any:
-    if value in ("w", "a", "float"):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int) or not MIN_BITS <= value <= MAX_BITS:
-        raise ValueError(f"expected 'w' (weight bits), 'a' (activation bits), 'float' or {MIN_BITS} to {MAX_BITS} bits")
-    return value
-
-
 Grid = Literal["affine", "symmetric", "power_of_two"]
 """Where a quantizer's points lie: q = clamp(round(x / scale) + zero_point, 0, 2^b - 1), x' = scale (q - zero_point).
 
@@ -58,17 +47,9 @@ Grid = Literal["affine", "symmetric", "power_of_two"]
 with a threshold 2^k, so that rescaling is a shift.
 """
 
-Width = Annotated[Literal["w", "a", "float"] | int, BeforeValidator(_bits)]
-"""A tensor's width: the scheme's weight bits, its activation bits, a fixed number of bits, or float."""
-
-PositionWidth = Annotated[
-    Literal["w", "a", "float"] | int | None, BeforeValidator(lambda value: None if value is None else _bits(value))
-]
-"""The same, or none: the width of the role that the tensor has otherwise."""
-
 
 class Placement(BaseModel):
-    """Which tensors are quantized. Each field but the first two is a role that a tensor plays in the graph.
+    """Which tensors are quantized. Each field but `fold_bn`, `grid` and `tensors` is a role of a tensor in the graph.
 
     A tensor has one role. The operator between a layer and its activation function, or between an addition and the
     activation function that follows it, is not a tensor here: such pairs are computed as one on hardware.
@@ -108,10 +89,22 @@ class Placement(BaseModel):
     feature_sum: PositionWidth = Field(
         None, description="what the last layers read, seen through pooling, where an addition makes it"
     )
+    tensors: TensorPatterns = Field({}, description="widths by patterns of tensor names, which go before all roles")
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without patterns, a placement is hashed as what it says of roles alone."""
+        data: dict[str, Any] = serialize(self)
+        return data if self.tensors else {key: value for key, value in data.items() if key != "tensors"}
 
     def role(self, role: str, positions: Collection[str] = ()) -> str:
         """The role that counts for a tensor that plays `role` at `positions`: the first of these that has a width."""
         return next((position for position in positions if getattr(self, position) is not None), role)
+
+    def pattern_of(self, kind: str, name: str) -> str | None:
+        """The pattern that counts for a tensor: the last that matches its name and has a width for its kind, if any."""
+        names = [pattern for pattern, widths in self.tensors.items() if widths.of(kind) is not None]
+        return next((pattern for pattern in reversed(names) if fnmatchcase(name, pattern)), None)
 
 
 _ONLY_RELU: dict[str, Any] = {role: "float" for role in ACTIVATION_ROLES if role != "relu"}
@@ -155,20 +148,38 @@ class Scheme(BaseModel):
 
     def bits(self, role: str) -> int:
         """Bits of the tensors that play this role, as `Placement.role` names it; 32 means float."""
-        width: int | str = getattr(self.placement, role)
-        named = {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS}
-        return width if isinstance(width, int) else named[width]
+        return self._bits_at(getattr(self.placement, role))
+
+    def bits_of(self, kind: str, name: str, role: str) -> int:
+        """Bits of one tensor: what the pattern says that counts for it, or else its role."""
+        pattern = self.placement.pattern_of(kind, name)
+        return self.bits(role) if pattern is None else self._bits_at(self.placement.tensors[pattern].of(kind))
 
     @property
     def is_float(self) -> bool:
         """True if this scheme quantizes nothing at all."""
-        positions = tuple(name for name in POSITIONS if getattr(self.placement, name) is not None)
-        return not self.quantizes_weights and all(self.bits(r) == FLOAT_BITS for r in ACTIVATION_ROLES + positions)
+        return not self.quantizes_weights and not self._quantizes("activation", ACTIVATION_ROLES + POSITIONS)
 
     @property
     def quantizes_weights(self) -> bool:
         """True if any weight is quantized."""
-        return any(self.bits(role) != FLOAT_BITS for role in WEIGHT_ROLES)
+        return self._quantizes("weight", WEIGHT_ROLES)
+
+    def check_patterns(self, tensors: Collection[tuple[str, str]]) -> None:
+        """Raise ZSQBenchError for a pattern that matches none of a network's tensors, given by kind and name."""
+        for pattern, widths in self.placement.tensors.items():
+            if problem := widths.mismatch(pattern, tensors):
+                raise ZSQBenchError(f"scheme {self.name}: {problem} `zsqbench scheme hw/w4a4 MODEL` lists its tensors")
+
+    def _quantizes(self, kind: str, roles: Iterable[str]) -> bool:
+        widths = [getattr(self.placement, role) for role in roles]
+        widths += [pattern.of(kind) for pattern in self.placement.tensors.values()]
+        return any(self._bits_at(width) != FLOAT_BITS for width in widths if width is not None)
+
+    def _bits_at(self, width: Any) -> int:
+        """Bits of a `Width`."""
+        named = {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS}
+        return named[width] if isinstance(width, str) else int(width)
 
 
 FLOAT = Scheme(
@@ -211,6 +222,14 @@ class MappedTensor:
     name: str
     role: str
     bits: int
+
+
+@dataclass(frozen=True)
+class PlannedTensor(MappedTensor):
+    """A tensor as a scheme plans it."""
+
+    pattern: str | None = None
+    """The pattern of the scheme that gives it its bits; none: its role does."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ def test_a_scheme_is_shown_as_json(bench):
     one = json.loads(bench.zsqbench("scheme", "pot/w8a8", "resnet20", "--format", "json").out)
     assert (one["scheme"], one["grid"], len(one["tensors"])) == ("pot/w8a8", "power_of_two", 51)
     two = json.loads(bench.zsqbench("scheme", "hw/w4a4", "hast/w4a4", "resnet20", "--format", "json").out)
-    assert two["tensors"] == [{"kind": "activation", "name": "linear", "roles": ["logits"] * 2, "bits": [4, 32]}]
+    assert two["tensors"] == [
+        {"kind": "activation", "name": "linear", "roles": ["logits"] * 2, "patterns": [None, None], "bits": [4, 32]}
+    ]
 
 
 def test_a_published_network_is_not_downloaded_for_its_structure(bench, monkeypatch):
@@ -95,6 +97,49 @@ def test_a_suite_brings_models_and_schemes_of_its_own(bench):
     assert said.code == 0, said.err  # a named network that the suite does not use
 
 
+MIXED = 'schemes: {mixed: {base: hw, tensors: {"*": 8, "0": {weight: 6}, "4": {weight: 2, activation: float}}}}'
+
+
+def test_patterns_of_a_scheme_are_shown_with_what_they_set(bench):
+    bench.matrix("scheme: mixed/w4a4", head=MIXED)
+    said = bench.zsqbench("scheme", "mixed/w4a4", "a", "--suite", bench.file)
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[2:] == [
+        "kind        tensor  role          bits",
+        "weight      0       first_weight  6 by 0",
+        "weight      4       last_weight   2 by 4",
+        "activation  input   input         8 by *",
+        "activation  2       relu          8 by *",
+        "activation  4       logits        float by 4",
+        "",
+        "weights: 1 at 2 bits (1 last_weight); 1 at 6 bits (1 first_weight)",
+        "activations: 2 at 8 bits (1 input, 1 relu); 1 in float (1 logits)",
+        "bits by pattern: 2 by *, 1 by 0, 2 by 4",
+        "batch normalisation: folded",
+        "grid: the quantizer's choice",
+    ]
+    found = json.loads(bench.zsqbench("scheme", "mixed/w4a4", "a", "--suite", bench.file, "--format", "json").out)
+    assert found["patterns"] == ["*", "0", "4"]
+    assert [tensor["pattern"] for tensor in found["tensors"]] == ["0", "4", "*", "*", "4"]
+    said = bench.zsqbench("scheme", "mixed/w8a8", "hw/w8a8", "a", "--suite", bench.file)
+    assert said.out.splitlines()[3:7] == [
+        "weight      0       first_weight  6 by 0      8",
+        "weight      4       last_weight   2 by 4      8",
+        "activation  input   input         8 by *      float",
+        "activation  4       logits        float by 4  8",
+    ]
+
+
+def test_a_pattern_that_matches_nothing_is_one_line(bench):
+    bench.matrix("scheme: mixed/w4a4", head='schemes: {mixed: {base: hw, tensors: {"1": 8}}}')
+    said = bench.zsqbench("scheme", "mixed/w4a4", "a", "--suite", bench.file)
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "error: scheme mixed/w4a4: the pattern '1' matches no weight and no activation of the network; "
+        "`zsqbench scheme hw/w4a4 MODEL` lists its tensors\n"
+    )
+
+
 def test_the_task_of_a_suite_builds_its_models(bench):
     said = bench.zsqbench("scheme", "hw/w4a4", "a", "--suite", bench.file)
     assert (said.code, "activations: 2 at 4 bits (1 relu, 1 logits)" in said.out) == (0, True), said.err
@@ -142,6 +187,12 @@ def test_a_misspelt_model_of_a_suite_is_told_with_a_suggestion(bench):
         ("stem: 1", "schemes.mine.stem: expected 'w' (weight bits), 'a' (activation bits), 'float' or 2 to 16 bits"),
         ("relu: null", "schemes.mine.relu: expected 'w' (weight bits), 'a' (activation bits), 'float' or 2 to 16"),
         ("grid: pot", "schemes.mine.grid: expected 'affine', 'symmetric' or 'power_of_two', got \"pot\""),
+        ("tensors: {conv: 1}", "schemes.mine.tensors.conv: expected 'w' (weight bits), 'a' (activation bits), 'float'"),
+        ("tensors: {a.b: {weight: 1}}", "schemes.mine.tensors.a.b.weight: expected 'w' (weight bits), 'a' (activation"),
+        ("tensors: {conv: null}", "schemes.mine.tensors.conv: expected 'w' (weight bits), 'a' (activation bits), "),
+        ("tensors: {conv: {}}", "schemes.mine.tensors.conv: expected a width, or a mapping of 'weight', 'activation'"),
+        ("tensors: {conv: {weigth: 4}}", "unknown key 'weigth'; did you mean 'weight'? known: activation, "),
+        ("tensors: [conv]", "schemes.mine.tensors: expected a"),
     ],
 )
 def test_a_wrong_role_of_a_scheme_is_one_line_with_its_place(bench, key, expected):

@@ -10,7 +10,7 @@ from zsqbench import CalibrationSet, Pretrained
 from zsqbench.errors import DivergedError, ZSQBenchError
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import activation_quantizers, finalize, quantized_layers
-from zsqbench.scheme import parse_scheme
+from zsqbench.scheme import PLACEMENTS, Placement, parse_scheme
 from zsqbench.testing import context, tiny_teacher
 
 SHORT = {"epochs": 2, "updates_per_epoch": 3, "batch_size": 8, "lr": 0.01, "range_updates": 5, "range_batch_size": 4}
@@ -21,10 +21,14 @@ def data(count=16, *, labels=True, size=(3, 8, 8)):
     return CalibrationSet(torch.randn(count, *size, generator=rng), torch.arange(count) % 10 if labels else None)
 
 
-def quantized(ctx=None, teacher=None, images=None, scheme="hast/w3a3", **options):
+def quantized(ctx=None, teacher=None, images=None, scheme="hast/w3a3", tensors=None, **options):
     teacher = teacher or tiny_teacher()
     quantizer = STE(**{**SHORT, **options})
-    student = quantizer.prepare(teacher, parse_scheme(scheme))
+    own = {
+        name: Placement.model_validate(placement.model_dump() | {"tensors": tensors or {}})
+        for name, placement in PLACEMENTS.items()
+    }
+    student = quantizer.prepare(teacher, parse_scheme(scheme, own))
     quantizer.quantize(student, teacher, images or data(), ctx or context())
     return student
 
@@ -158,6 +162,14 @@ def test_a_network_without_relu_is_one_clear_line():
         quantized(teacher=teacher)
     assert quantized(teacher=teacher, scheme="hw/w3a3") is not None
     assert quantized(teacher=teacher, scheme="hast/w3a32") is not None
+    with pytest.raises(ZSQBenchError, match="Sequential has no ReLU"):
+        quantized(teacher=teacher, tensors={"4": {"weight": 8}})
+    assert [name for name, _ in activation_quantizers(quantized(teacher=teacher, tensors={"2": 8}))] == ["2"]
+
+
+def test_patterns_may_leave_all_activations_in_float():
+    student = quantized(scheme="hw/w3a3", tensors={"*": {"activation": "float"}})
+    assert (activation_quantizers(student), len(quantized_layers(student))) == ([], 4)
 
 
 def test_a_learning_rate_that_is_too_high_is_one_clear_line():

@@ -5,18 +5,18 @@ from zsqbench_plugins.brecq import BRECQ
 from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import activation_quantizers, quantized_layers
-from zsqbench.scheme import parse_scheme
+from zsqbench.scheme import PLACEMENTS, Placement, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
 SHORT = {"weight_iterations": 20, "activation_iterations": 10, "batch_size": 8, "rounding_lr": 0.02}
 
 
-def quantized(quantizer, scheme="hw/w3a4", ctx=None):
-    teacher = tiny_teacher()
-    student = quantizer.prepare(teacher, parse_scheme(scheme))
+def quantized(quantizer, scheme="hw/w3a4", ctx=None, placements=PLACEMENTS):
+    teacher, scheme = tiny_teacher(), parse_scheme(scheme, placements)
+    student = quantizer.prepare(teacher, scheme)
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
     ctx = ctx or context()
-    ctx.scheme = parse_scheme(scheme)
+    ctx.scheme = scheme
     quantizer.quantize(student, teacher, CalibrationSet(images), ctx)
     return student
 
@@ -49,6 +49,20 @@ def test_a_stem_of_its_own_width_is_left_out_of_both_stages(scheme, is_kept):
     stem = quantized_layers(student)[0][0]
     assert (stem not in units_of(ctx, "weights")) == is_kept
     assert (stem not in units_of(ctx, "activations")) == is_kept
+
+
+@pytest.mark.parametrize(
+    ("tensors", "learned"),
+    [
+        ({"stem.0": {"weight": 3}}, ["stem.0", "inner.0", "depthwise.0", "classifier"]),
+        ({"stem.0": {"weight": "float"}}, ["inner.0", "depthwise.0", "classifier"]),
+        ({"classifier": {"weight": 6}}, ["inner.0", "depthwise.0", "classifier"]),
+    ],
+)
+def test_a_stem_whose_bits_a_pattern_sets_is_learned_as_any_other_layer(tensors, learned):
+    ctx, own = context(), Placement.model_validate(PLACEMENTS["academic"].model_dump() | {"tensors": tensors})
+    quantized(BRECQ(**SHORT), "own/w2a4", ctx, {"own": own})
+    assert units_of(ctx, "weights") == learned
 
 
 def test_layers_can_be_the_units():

@@ -6,6 +6,7 @@ from networks import from_forward
 from torch import fx, nn
 from torchvision import models
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
     ActivationQuantizer,
     activation_quantizers,
@@ -143,3 +144,56 @@ def test_autocast_does_not_coarsen_the_grid():
     quantizer = ActivationQuantizer("x", "activation", 8, axis=None, shape=())
     quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))
     assert quantizer(torch.rand(9, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_pattern_of_tensor_names_gives_bits_of_its_own(network, images):
+    tensors = {"layer2.*": 8, "layer2.0.conv1": {"weight": "float"}, "linear": {"weight": 6, "activation": 16}}
+    scheme = parse_scheme("own/w3a4", {"own": Placement(addend="float", tensors=tensors)})
+    student = prepare(network, scheme, SIZE)
+    bits = {(tensor.kind, tensor.name): tensor.bits for tensor in effective_map(student)}
+    assert {place: width for place, width in bits.items() if "layer2" in place[1] or "linear" in place[1]} == {
+        ("weight", "layer2.0.conv1"): 32,
+        ("weight", "layer2.0.conv2"): 8,
+        ("weight", "linear"): 6,
+        ("activation", "layer2.0.relu1"): 8,
+        ("activation", "layer2.0.conv2"): 8,  # which the placement leaves in float
+        ("activation", "layer2.0.relu2"): 8,
+        ("activation", "linear"): 16,
+    }
+    others = [width for (kind, name), width in bits.items() if kind == "weight" and "layer2" not in name]
+    assert others == [3] * 5 + [6]
+    torch.testing.assert_close(student(images), network(images))
+
+
+@pytest.mark.parametrize("name", ["conv1", "layer1.0.bn1"])
+def test_what_is_fused_is_no_tensor_that_a_pattern_may_name(network, name):
+    scheme = parse_scheme("own/w4a4", {"own": Placement(tensors={name: {"activation": 8}})})
+    with pytest.raises(ZSQBenchError, match=f"scheme own/w4a4: the pattern '{name}' matches no activation of the net"):
+        prepare(network, scheme, SIZE)
+
+
+def test_a_pattern_is_refused_that_matches_nothing_in_the_network(network):
+    scheme = parse_scheme("own/w4a4", {"own": Placement(tensors={"layer1.*": 8, "layer9.*": 8})})
+    with pytest.raises(ZSQBenchError, match=r"'layer9\.\*' matches no weight and no activation .* did you mean 'layer"):
+        prepare(network, scheme, SIZE)
+
+
+def test_a_pattern_alone_may_quantize(network):
+    scheme = parse_scheme("own/w32a32", {"own": Placement(tensors={"linear": {"weight": 8}})})
+    assert [name for name, _ in weight_quantizers(prepare(network, scheme, SIZE))] == ["linear"]
+
+
+def test_a_pattern_is_about_all_calls_of_a_shared_head(images):
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return [self.out(self.conv(each)) for each in (x, x[:, :, ::2, ::2])]
+
+    scheme = parse_scheme("own/w4a4", {"own": Placement(tensors={"conv": {"activation": 9}})})
+    student = prepare(Head(), scheme, SIZE)
+    calls = [node for node in student.graph.nodes if str(node.target) == "activation_quantizers.conv"]
+    assert (len(calls), dict(activation_quantizers(student))["conv"].bits) == (2, 9)
+    assert len(student(images)) == 2

@@ -12,7 +12,7 @@ from zsqbench.reports.bitwidths import (
     render_reconstruction,
     tensor_map,
 )
-from zsqbench.scheme import PLACEMENTS, MappedTensor, MeasuredTensor, Placement, parse_scheme
+from zsqbench.scheme import PLACEMENTS, MeasuredTensor, Placement, PlannedTensor, parse_scheme
 
 SIZE = (3, 8, 8)
 
@@ -150,9 +150,12 @@ def test_schemes_may_differ_in_the_grid_alone(make):
 
 def test_maps_and_differences_are_plain_data(make):
     data = make("hw/w4a4").as_data()
-    assert data["tensors"][0] == {"kind": "weight", "name": "0", "role": "first_weight", "bits": 4}
+    assert data["tensors"][0] == {"kind": "weight", "name": "0", "role": "first_weight", "bits": 4, "pattern": None}
     data = difference(make("hw/w4a4"), make("academic/w4a4")).as_data()
-    assert data["tensors"][2] == {"kind": "activation", "name": "2", "roles": ["relu", "stem"], "bits": [4, 8]}
+    roles, patterns = ["relu", "stem"], [None, None]
+    assert data["tensors"][2] == {
+        "kind": "activation", "name": "2", "roles": roles, "patterns": patterns, "bits": [4, 8]
+    }  # fmt: skip
     assert {key: value for key, value in data.items() if key != "tensors"} == {
         "model": "net",
         "schemes": ["hw/w4a4", "academic/w4a4"],
@@ -222,7 +225,7 @@ def test_a_step_that_reconstructs_nothing_prints_nothing_of_it():
 
 
 def test_comparing_and_printing_need_no_torch(python):
-    made = TensorMap("net", "hw/w4a4", True, 0, None, (MappedTensor("weight", "conv", "weight", 4),))
+    made = TensorMap("net", "hw/w4a4", True, 0, None, (), (PlannedTensor("weight", "conv", "weight", 4),))
     done = python(
         f"""
         import sys

@@ -128,6 +128,17 @@ def test_a_placement_is_known_by_what_it_says_and_not_by_its_name(bench):
     assert (shipped == same, shipped == other) == (True, False)
 
 
+def test_patterns_of_tensor_names_are_in_the_keys_and_so_is_their_order(bench):
+    patterns = {"one": '"*": 8, "0": 4', "same": '"*": 8, "0": 4', "turned": '"0": 4, "*": 8', "none": ""}
+    head = "\n".join(["schemes:", *(f"  {name}: {{base: hw, tensors: {{{text}}}}}" for name, text in patterns.items())])
+    bench.matrix(f"scheme: [hw/w4a4, {', '.join(f'{name}/w4a4' for name in patterns)}], seed: 0", head=head)
+    bench.run()
+    shipped, one, same, turned, none = [row["keys"]["quantize"] for row in bench.rows().values()]
+    assert (one == same, shipped == none, len({shipped, one, turned})) == (True, True, 3)
+    definitions = {row["scheme"]: row["definition"] for row in bench.rows().values()}
+    assert definitions["one/w4a4"] != definitions["turned/w4a4"]
+
+
 def test_the_device_and_the_number_of_workers_are_in_no_key(identity):
     assert keys_of(identity, "--device", "cpu") == keys_of(identity, "--device", "auto")
 

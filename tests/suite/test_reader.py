@@ -201,6 +201,15 @@ def test_a_scheme_of_ones_own_changes_a_shipped_one(bench, load):
     assert (scheme.bits("logits"), scheme.bits("first_weight"), scheme.bits("weight")) == (32, 8, 4)
 
 
+def test_a_scheme_of_the_suite_may_name_tensors_of_which_the_last_pattern_counts(bench, load):
+    tensors = '{0.*: 8, "*": {weight: 3}, "4": {weight: w, activation: 16}}'
+    bench.matrix("scheme: mixed/w5a6", head=f"schemes: {{mixed: {{base: hw, logits: float, tensors: {tensors}}}}}")
+    scheme = load().schemes["mixed/w5a6"]
+    assert [*scheme.placement.tensors] == ["0.*", "*", "4"]
+    assert [scheme.bits_of("weight", name, "weight") for name in ("0.1", "4")] == [3, 5]
+    assert [scheme.bits_of("activation", name, "logits") for name in ("0.1", "4", "5")] == [8, 16, 32]
+
+
 def test_an_option_may_have_an_alias(bench):
     bench.add_plugin(
         "from pydantic import Field\n"

@@ -63,10 +63,12 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
         """Put affine quantizers in place. Raises ZSQBenchError where no activation is one that the scheme quantizes."""
-        from zsqbench.quant import activation_quantizers
+        from zsqbench.quant import activation_quantizers, effective_map
 
         student = super().prepare(teacher, scheme)
-        if scheme.activation_bits != FLOAT_BITS and not activation_quantizers(student):
+        roles = [tensor.role for tensor in effective_map(student) if tensor.kind == "activation"]
+        meant = any(scheme.bits(role) != FLOAT_BITS for role in roles)  # to be float, by patterns of tensor names
+        if scheme.activation_bits != FLOAT_BITS and not activation_quantizers(student) and not meant:
             raise ZSQBenchError(
                 f"scheme {scheme.name} quantizes what ReLU gives, and {type(teacher.module).__name__} has no ReLU: "
                 "take a scheme that quantizes other activations, such as hw, or leave activations float (a32)"

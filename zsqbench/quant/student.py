@@ -43,7 +43,8 @@ def prepare(
 
     The student computes what the network does (up to the rounding of BN folding) until its quantizers are calibrated.
     Its structure depends on network, scheme and grids alone. Raises ZSQBenchError for a network that cannot be traced,
-    unless the scheme is float: the student is then a graph of one node, which calls the network as a whole.
+    unless the scheme is float (the student is then a graph of one node, which calls the network as a whole), and for
+    one in which a pattern of the scheme matches no tensor.
     """
     if scheme.is_float:
         return _untraced(copy.deepcopy(module))
@@ -56,6 +57,7 @@ def prepare(
     activations = activation_roles(student, scheme.placement)
     student.meta[_ROLES] = _insert_weight_quantizers(student, scheme, grids)
     student.meta[_ROLES] |= _insert_activation_quantizers(student, activations, scheme, grids.activations)
+    scheme.check_patterns(student.meta[_ROLES])
     keep_gradients_finite(student)
     return student
 
@@ -106,7 +108,7 @@ def _in_execution_order(student: nn.Module, kind: str, named: list[tuple[str, T]
 def _insert_weight_quantizers(student: fx.GraphModule, scheme: Scheme, grids: Grids) -> Roles:
     roles: Roles = {}
     for path, role in weight_roles(student).items():
-        bits = scheme.bits(role)
+        bits = scheme.bits_of("weight", path, role)
         roles["weight", path] = role
         if bits != FLOAT_BITS:
             layer = student.get_submodule(path)
@@ -122,7 +124,8 @@ def _insert_activation_quantizers(
     roles: Roles = {}
     repeated = first_calls(student, activations)
     for node, role in activations.items():
-        name, bits = tensor_name(repeated.get(node, node)), scheme.bits(role)
+        name = tensor_name(repeated.get(node, node))
+        bits = scheme.bits_of("activation", name, role)
         if node not in repeated:
             roles["activation", name] = role
         if bits != FLOAT_BITS:

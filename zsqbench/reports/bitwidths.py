@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zsqbench.scheme import FLOAT_BITS, Grid, MappedTensor, MeasuredTensor, Scheme
+from zsqbench.scheme import FLOAT_BITS, Grid, MeasuredTensor, PlannedTensor, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,9 @@ class TensorMap:
     """Batch normalisations that stay: all, or those that no layer can take in."""
     grid: Grid | None
     """The grid that the scheme demands, if it does."""
-    tensors: tuple[MappedTensor, ...]
+    patterns: tuple[str, ...]
+    """The scheme's patterns of tensor names, of which the last that matches counts."""
+    tensors: tuple[PlannedTensor, ...]
 
     def as_data(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -42,7 +44,7 @@ class Difference:
     """Two maps of one network; `tensors` are the pairs that differ in their bits."""
 
     maps: tuple[TensorMap, TensorMap]
-    tensors: tuple[tuple[MappedTensor, MappedTensor], ...]
+    tensors: tuple[tuple[PlannedTensor, PlannedTensor], ...]
 
     def as_data(self) -> dict[str, Any]:
         """As plain data; lists of two have the value of the first scheme and that of the second."""
@@ -54,7 +56,13 @@ class Difference:
             "grid": [first.grid, second.grid],
             "compared": len(first.tensors),
             "tensors": [
-                {"kind": a.kind, "name": a.name, "roles": [a.role, b.role], "bits": [a.bits, b.bits]}
+                {
+                    "kind": a.kind,
+                    "name": a.name,
+                    "roles": [a.role, b.role],
+                    "patterns": [a.pattern, b.pattern],
+                    "bits": [a.bits, b.bits],
+                }
                 for a, b in self.tensors
             ],
         }
@@ -67,13 +75,19 @@ def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tupl
 
     # at 8 bits, a scheme that quantizes nothing has all its tensors, too
     shown = scheme.model_copy(update={"weight_bits": 8, "activation_bits": 8}) if scheme.is_float else scheme
-    student = prepare(module, shown, input_size)
+    student, placement = prepare(module, shown, input_size), scheme.placement
     tensors = tuple(
-        MappedTensor(tensor.kind, tensor.name, tensor.role, FLOAT_BITS if scheme.is_float else tensor.bits)
+        PlannedTensor(
+            tensor.kind,
+            tensor.name,
+            tensor.role,
+            FLOAT_BITS if scheme.is_float else tensor.bits,
+            placement.pattern_of(tensor.kind, tensor.name),
+        )
         for tensor in effective_map(student)
     )
     kept = len({str(node.target) for node in student.graph.nodes if is_batch_norm(node)})
-    return TensorMap(model, scheme.name, scheme.placement.fold_bn, kept, scheme.placement.grid, tensors)
+    return TensorMap(model, scheme.name, placement.fold_bn, kept, placement.grid, tuple(placement.tensors), tensors)
 
 
 def difference(first: TensorMap, second: TensorMap) -> Difference:
@@ -84,7 +98,7 @@ def difference(first: TensorMap, second: TensorMap) -> Difference:
 
 def render(made: TensorMap) -> str:
     """A map as an aligned table with a summary."""
-    rows = [(tensor.kind, tensor.name, tensor.role, _bits(tensor.bits)) for tensor in made.tensors]
+    rows = [(tensor.kind, tensor.name, tensor.role, _bits_by(tensor)) for tensor in made.tensors]
     lines = [f"{made.scheme} on {made.model}", "", *_table([("kind", "tensor", "role", "bits"), *rows]), ""]
     for kind in ("weight", "activation"):
         groups: dict[int, Counter[str]] = {}
@@ -93,6 +107,9 @@ def render(made: TensorMap) -> str:
                 groups.setdefault(tensor.bits, Counter())[tensor.role] += 1
         counts = [f"{roles.total()} {_at(bits)} ({_roles(roles)})" for bits, roles in sorted(groups.items())]
         lines.append(f"{kind}s: {'; '.join(counts) or 'none'}")
+    if made.patterns:
+        given = Counter(tensor.pattern for tensor in made.tensors)
+        lines.append(f"bits by pattern: {', '.join(f'{given[pattern]} by {pattern}' for pattern in made.patterns)}")
     lines.append(f"batch normalisation: {_norms(made)}")
     lines.append(f"grid: {made.grid or _QUANTIZERS_CHOICE}")
     return "\n".join(lines)
@@ -104,7 +121,7 @@ def render_difference(found: Difference) -> str:
     lines = [f"{first.scheme} and {second.scheme} on {first.model}", ""]
     if found.tensors:
         head = ("kind", "tensor", "role", first.scheme, second.scheme)
-        rows = [(a.kind, a.name, _pair(a.role, b.role), _bits(a.bits), _bits(b.bits)) for a, b in found.tensors]
+        rows = [(a.kind, a.name, _pair(a.role, b.role), _bits_by(a), _bits_by(b)) for a, b in found.tensors]
         lines += [*_table([head, *rows]), ""]
     kinds = Counter(tensor.kind for tensor in first.tensors)
     different = Counter(tensor.kind for tensor, _ in found.tensors)
@@ -176,6 +193,11 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _bits(bits: int) -> str:
     return "float" if bits == FLOAT_BITS else str(bits)
+
+
+def _bits_by(tensor: PlannedTensor) -> str:
+    """Its bits, with the pattern that gives them."""
+    return _bits(tensor.bits) + (f" by {tensor.pattern}" if tensor.pattern is not None else "")
 
 
 def _at(bits: int) -> str:
