@@ -47,6 +47,22 @@ def test_what_a_network_is_stands_in_the_manifest_alone(bench):
     assert (facts, resolved.manifest["files"]) == (expected, {})
 
 
+def test_what_a_task_notes_of_a_network_is_kept_and_stands_below_every_table(bench):
+    bench.add_plugin("""
+class Tells(ToyTask):
+    name = "tells"
+
+    def load(self, model, ctx):
+        ctx.note("half of it was taken")
+        return super().load(model, ctx)
+""")
+    bench.matrix("task: tells")
+    said = [bench.run().out, bench.run().out]
+    assert ["- a: half of it was taken\n" in text for text in said] == [True, True]
+    assert bench.artifact("resolve").content["notes"] == ["half of it was taken"]
+    assert bench.row()["model_facts"]["notes"] == ["half of it was taken"]
+
+
 def test_a_model_that_cannot_be_loaded_fails_its_cells_only(bench):
     bench.add_plugin("""
 class Breaks(ToyTask):
