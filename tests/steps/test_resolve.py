@@ -63,6 +63,14 @@ class Tells(ToyTask):
     assert bench.row()["model_facts"]["notes"] == ["half of it was taken"]
 
 
+def test_which_weights_of_a_file_are_meant_is_part_of_what_is_resolved(bench):
+    bench.write("w.pth", "1")
+    both = [f"{name}: {{base: a, weights: w.pth, checkpoint: {name}}}" for name in ("model", "ema")]
+    bench.matrix("model: [model, ema]", head=f"models: {{{', '.join(both)}}}")
+    bench.run()
+    assert (len(bench.artifacts("resolve")), bench.calls().count("load a")) == (2, 2)
+
+
 def test_a_model_that_cannot_be_loaded_fails_its_cells_only(bench):
     bench.add_plugin("""
 class Breaks(ToyTask):
