@@ -30,12 +30,14 @@ def finalize(student: nn.Module) -> None:
 def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the state of a finalized student into a freshly prepared one, strictly, in place.
 
+    Extra state of modules that is no tensor stays: preparing has copied it from the teacher.
     Raises RuntimeError where entries are missing, left over or of another shape, or where a scale is no scale.
     """
     for _, layer in quantized_layers(student):
         layer.keep(torch.zeros_like(layer.weight))
     _keep_plain_activation_quantizers(student)
-    student.load_state_dict(state, strict=True)
+    extra = {name: value for name, value in student.state_dict().items() if not isinstance(value, Tensor)}
+    student.load_state_dict({**extra, **state}, strict=True)
     _check(student)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
@@ -88,7 +89,8 @@ def _import(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as an import does: dataclasses and pickling in the file look themselves up
     try:
-        spec.loader.exec_module(module)
+        with torch.no_grad():  # as in build_network
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # as in _call
         del sys.modules[name]
         _fail(f"model file {file} cannot be imported", file, error)

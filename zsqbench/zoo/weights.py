@@ -7,24 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.zoo.checkpoints import SHOWN, is_extra_state, read_weights, some
+from zsqbench.zoo.loadable import bare, check_built, check_finite
 from zsqbench.zoo.models import Checkpoint, Weights
+from zsqbench.zoo.tensor_names import fitting
 
 _RANDOM_SEED = 0
-_AVERAGE_COUNTER = "n_averaged"
-"""What torch's AveragedModel, and so torchvision's references, add to the tensors of the network."""
 
 
 def build_network(build: Callable[[], nn.Module], weights: Weights) -> nn.Module:
     """Build a network and give it the weights of a file, or ("none") seeded random ones; eval mode, weights frozen.
 
-    The global random state stays as it was.
+    It is built without gradients, so that a tensor that it computes from parameters and keeps can be copied. The global
+    random state stays as it was. Raises ZSQBenchError for a network that cannot be quantized whatever its layers are,
+    such as a ScriptModule, and as `load_weights` does.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(_RANDOM_SEED)
-        module = build()
-    if weights != "none":
+        module = bare(build())
+    check_built(module)
+    if weights == "none":
+        check_finite(module)
+    else:
         load_weights(module, weights)
     return module.eval().requires_grad_(requires_grad=False)
 
@@ -32,46 +37,31 @@ def build_network(build: Callable[[], nn.Module], weights: Weights) -> nn.Module
 def load_weights(module: nn.Module, weights: Path | Checkpoint) -> None:
     """Load a file's weights into a network.
 
-    A prefix that all its names have and the network's have not is left out, which `Checkpoint.note` is told. Raises
+    `Checkpoint.note` is told what was left out of names, and which extra state of modules the file lacks. Raises
     ZSQBenchError where they are unreadable, do not fit exactly, or are no floating-point numbers or not finite.
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
     own = module.state_dict()
-    state = _without_prefix(read_weights(checkpoint), own, checkpoint)
+    state, left_out = fitting(read_weights(checkpoint), own)
+    if left_out:
+        checkpoint.note(f"names in {checkpoint.file.name} {left_out}, which was left out")
     _check_names(own, state, checkpoint.file)
     tensors = {name: tensor for name, tensor in state.items() if not is_extra_state(name)}
     _check_shapes(own, tensors, checkpoint.file)
     _check_values(own, tensors, {name for name, _ in module.named_buffers()}, checkpoint.file)
-    module.load_state_dict(state, strict=False)  # strict was checked above
-
-
-def _without_prefix(state: Mapping[str, Any], own: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The state under the names that fit the network best, as they are or without what all of them begin with.
-
-    torch.compile puts `_orig_mod.` in front, DataParallel `module.`, Lightning an attribute; they stack.
-    """
-    if not any(name.endswith(_AVERAGE_COUNTER) for name in own):
-        state = {name: value for name, value in state.items() if not name.endswith(_AVERAGE_COUNTER)}
-    candidates = [("", state)]
-    while head := _shared_head(candidates[-1][1]):
-        prefix, named = candidates[-1]
-        candidates.append((prefix + head, {name.removeprefix(head): value for name, value in named.items()}))
-    prefix, fitting = max(candidates, key=lambda each: len(each[1].keys() & own.keys()))  # the first of equals
-    if prefix:
-        checkpoint.note(f"all names in {checkpoint.file.name} begin with {prefix!r}, which was left out")
-    return fitting
-
-
-def _shared_head(state: Mapping[str, Any]) -> str:
-    """The part up to the first dot, where all names have the same."""
-    heads = {"".join(name.partition(".")[:2]) for name in state}
-    head = heads.pop() if len(heads) == 1 else ""
-    return head if head.endswith(".") else ""
+    kept = [name for name in own if is_extra_state(name) and name not in state]
+    if kept:
+        checkpoint.note(f"{checkpoint.file.name} lacks {some(kept)}, which stays as it was built")
+    try:
+        module.load_state_dict(state, strict=False)  # strict was checked above
+    except Exception as error:  # what a module's own set_extra_state or the like may raise
+        raise ZSQBenchError(f"weights {checkpoint.file} cannot be loaded: {one_line(error)}") from error
 
 
 def _check_names(own: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
-    # older checkpoints lack the counter, which is not used here
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    # older checkpoints lack the counter, which is not used here; and safetensors cannot hold extra state
+    optional = {name for name in own if name.endswith("num_batches_tracked") or is_extra_state(name)}
+    missing = [name for name in own if name not in state and name not in optional]
     extra = [name for name in state if name not in own]
     if missing or extra:
         faults = [f"{what} {some(names)}" for what, names in (("lacks", missing), ("also holds", extra)) if names]
