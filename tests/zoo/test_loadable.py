@@ -59,6 +59,10 @@ def load(folder, body, weights="none", told=None):
         ("return net(torch=torch)", r"cannot be copied, .*: attribute 'torch': TypeError: cannot pickle 'module'"),
         ("return nn.Sequential(net(lock=threading.Lock()))", r"attribute '0\.lock': TypeError"),
         ("return nn.Sequential(nn.Linear(2, 2, device='meta'))", r"without values, on device meta: 0\.weight, 0\.bias"),
+        (
+            "del Gain.gain; return nn.Sequential(Gain())",
+            "no state that can be kept: AttributeError: .*no attribute 'gain'",
+        ),
         ("made = Net(); made.fc.weight[1, 0] = float('nan'); return made", r"NaN or infinite .* in fc\.weight: "),
     ],
 )

@@ -25,7 +25,7 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def check_built(module: nn.Module) -> None:
-    """Raise ZSQBenchError for TorchScript, for tensors without shape or values, and for what cannot be copied.
+    """Raise ZSQBenchError for TorchScript, for tensors without shape or values, and for what cannot be kept or copied.
 
     Methods are given a copy of the network, and what traces it copies it, too.
     """
@@ -48,6 +48,10 @@ def check_built(module: nn.Module) -> None:
         raise ZSQBenchError(
             f"the network has tensors without values, on device meta: {some(empty)}; build it on the CPU"
         )
+    try:
+        module.state_dict()
+    except Exception as error:  # whatever a user's get_extra_state raises
+        raise ZSQBenchError(f"the network has no state that can be kept: {one_line(error)}") from error
     try:
         copy.deepcopy(module)
     except Exception as error:  # whatever a user's object raises when it is copied
