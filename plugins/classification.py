@@ -21,7 +21,7 @@ from zsqbench.zoo.images import (
     normalise,
     pixels,
 )
-from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
+from zsqbench.zoo.models import DEFINITIONS, Feeding, Network, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -102,9 +102,9 @@ class Classification(zsqbench.Task):
                 weights = models.shipped_weights(_base(model))
         return files | ({"weights": weights} if isinstance(weights, Path) else {})
 
-    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:  # noqa: ARG002
+    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
         """Build the network, give it its weights, and try it on empty images; ZSQBenchError where that fails."""
-        network = self._network(model)
+        network = self._network(model, model.weights_to_load(ctx.note))
         feeding = network.feeding
         classes = _count_outputs(network, model)
         return zsqbench.Pretrained(
@@ -219,15 +219,15 @@ class Classification(zsqbench.Task):
             return "set the task's 'calibration' (another folder) or 'holdout' (a number of images of this one)"
         return "its train part is absent"
 
-    def _network(self, model: zsqbench.ModelSpec) -> Network:
+    def _network(self, model: zsqbench.ModelSpec, weights: Weights | None) -> Network:
         if model.file is not None:
             from zsqbench.zoo.userfile import load_user_model
 
-            module = load_user_model(model.file, model.build, model.weights_from or "none")  # the spec demands weights
+            module = load_user_model(model.file, model.build, weights or "none")  # the spec demands weights
             return Network(module, self._feeding(model, None))
         base = _base(model)
         classes = model.classes or (CLASSES.get(self.data) if _comes_bare(base) else None)
-        network = models.load_named(base, model.weights_from, classes)
+        network = models.load_named(base, weights, classes)
         return Network(network.module, self._feeding(model, network.feeding))
 
     def _feeding(self, model: zsqbench.ModelSpec, own: Feeding | None) -> Feeding:

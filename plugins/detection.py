@@ -14,7 +14,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, scenes
 from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
 from zsqbench.zoo.images import EXTENSIONS, draw, open_image, overlap
-from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding
+from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -109,11 +109,11 @@ class COCODetection(zsqbench.Task):
             weights = SCENE_DETECTOR
         return files | ({"weights": weights} if isinstance(weights, Path) else {})
 
-    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:  # noqa: ARG002
+    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
         """Build the detector, and try it on a black image; ZSQBenchError where that fails or it cannot be traced."""
         from zsqbench.quant import capture, output_layers
 
-        detector = _detector(model)
+        detector = _detector(model, model.weights_to_load(ctx.note))
         feeding = detector.feeding
         _try(detector, model.name)
         layers = tuple(output_layers(capture(detector.module, feeding.input_size)))
@@ -310,11 +310,11 @@ def _list_images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _detector(model: zsqbench.ModelSpec) -> "Detector":
+def _detector(model: zsqbench.ModelSpec, weights: Weights | None) -> "Detector":
     from zsqbench.zoo.detectors import named_detector, user_detector
 
     if model.file is None:
-        return named_detector(model.base or "", model.weights_from, model.input_size)
+        return named_detector(model.base or "", weights, model.input_size)
     size = model.input_size or (3, 0, 0)  # the spec demands one
     feeding = Feeding(
         size,
@@ -323,7 +323,7 @@ def _detector(model: zsqbench.ModelSpec) -> "Detector":
         channels=model.channels or "rgb",
         value_range=model.value_range or (0.0, 1.0),
     )
-    return user_detector(model.file, model.build, model.weights_from or "none", feeding)
+    return user_detector(model.file, model.build, weights or "none", feeding)
 
 
 def _try(detector: "Detector", name: str) -> None:

@@ -293,6 +293,20 @@ def test_a_users_network_that_is_no_classifier_is_told(tmp_path, body, fields, c
     assert "\n" not in str(error.value)
 
 
+def test_the_average_in_a_checkpoint_is_another_network_and_both_are_told(tmp_path):
+    states = [{"1.weight": torch.full((4, 192), value), "1.bias": torch.zeros(4)} for value in (1.0, 2.0)]
+    torch.save(dict(zip(("model", "model_ema"), states, strict=True)), tmp_path / "both.pth")
+    loaded, notes = [], []
+    for taken in (None, "ema"):
+        spec = write_model(tmp_path, LINEAR, weights=str(tmp_path / "both.pth"), checkpoint=taken)
+        ctx = context()
+        ctx.reporter.note = notes.append
+        loaded.append(Classification(data="cifar10").load(spec, ctx))
+    assert [each.module[1].weight[0, 0].item() for each in loaded] == [1, 2]
+    assert loaded[0].digest() != loaded[1].digest()
+    assert ["weights were taken" in notes[0], "average was taken" in notes[1], len(notes)] == [True, True, 2]
+
+
 def test_a_variant_overrides_what_it_says_and_keeps_the_rest():
     task = Classification(data="imagefolder", root="x")
     variant = model(base="torchvision/squeezenet1_1", weights="none", resize=80, input_size=[3, 64, 64], channels="bgr")

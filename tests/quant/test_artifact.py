@@ -145,10 +145,10 @@ def test_an_artifact_of_another_structure_is_refused(network, images):
     student = calibrated(network, "hw/w4a4", images)
     finalize(student)
     state = student.state_dict()
-    with pytest.raises(RuntimeError, match="Unexpected key"):
+    with pytest.raises(RuntimeError, match=r"the student differ in \w+.*\.scale"):
         restore(prepare(network, parse_scheme("hw/w4a32"), SIZE), state)
     del state["conv1.weight_codes"]
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(RuntimeError, match=r"the student differ in conv1\.weight_codes$"):
         restore(prepare(network, parse_scheme("hw/w4a4"), SIZE), state)
 
 

@@ -95,3 +95,12 @@ def test_published_values_are_cited_once_with_their_tables():
 
     assert f"- published: Some, Table 1, Some, Table 2, as its authors measured it: {CITATION}\n" in text + "\n"
     assert text.count(CITATION) == 1
+
+
+def test_what_loading_a_network_told_is_said_once_for_each_network():
+    facts = {"notes": ["the average was taken"]}
+    results = [row(model_facts=facts), row(model_facts=facts, seed=1), row(model="b", model_facts=facts)]
+
+    text = leaderboard(results, "md")
+
+    assert text.count("- resnet20: the average was taken\n") == text.count("- b: the average was taken\n") == 1

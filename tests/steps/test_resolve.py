@@ -47,6 +47,30 @@ def test_what_a_network_is_stands_in_the_manifest_alone(bench):
     assert (facts, resolved.manifest["files"]) == (expected, {})
 
 
+def test_what_a_task_notes_of_a_network_is_kept_and_stands_below_every_table(bench):
+    bench.add_plugin("""
+class Tells(ToyTask):
+    name = "tells"
+
+    def load(self, model, ctx):
+        ctx.note("half of it was taken")
+        return super().load(model, ctx)
+""")
+    bench.matrix("task: tells")
+    said = [bench.run().out, bench.run().out]
+    assert ["- a: half of it was taken\n" in text for text in said] == [True, True]
+    assert bench.artifact("resolve").content["notes"] == ["half of it was taken"]
+    assert bench.row()["model_facts"]["notes"] == ["half of it was taken"]
+
+
+def test_which_weights_of_a_file_are_meant_is_part_of_what_is_resolved(bench):
+    bench.write("w.pth", "1")
+    both = [f"{name}: {{base: a, weights: w.pth, checkpoint: {name}}}" for name in ("model", "ema")]
+    bench.matrix("model: [model, ema]", head=f"models: {{{', '.join(both)}}}")
+    bench.run()
+    assert (len(bench.artifacts("resolve")), bench.calls().count("load a")) == (2, 2)
+
+
 def test_a_model_that_cannot_be_loaded_fails_its_cells_only(bench):
     bench.add_plugin("""
 class Breaks(ToyTask):

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from faults import rewrite_manifest
+from safetensors.torch import load_file
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
@@ -166,3 +167,34 @@ def test_a_network_without_quantizers_has_an_empty_map_and_is_loaded(bench):
     bench.run()
     reason = "weight 4 is weight at 4 bits (affine, axis 0) in the artifact, and absent in the student"
     assert reason in bench.row()["reason"]
+
+
+def test_extra_state_of_modules_is_no_part_of_an_artifact_and_stays_with_the_student(bench):
+    bench.add_plugin("""
+import torch
+
+class Gain(torch.nn.Module):
+    gain = 1.0
+
+    def get_extra_state(self):
+        return {"gain": self.gain, "tensors": [torch.ones(1) * self.gain]}
+
+    def set_extra_state(self, state):
+        self.gain = state["gain"]
+
+    def forward(self, x):
+        return x * self.gain
+
+class Extra(ToyTask):
+    name = "extra"
+
+    def load(self, model, ctx):
+        pretrained = super().load(model, ctx)
+        pretrained.module.insert(0, Gain())
+        pretrained.module[0].gain = 3.0
+        return pretrained
+""")
+    bench.matrix("task: extra")
+    said = bench.run()
+    kept = load_file(bench.artifact("quantize").folder / MODEL)
+    assert (said.code, bench.row()["status"], "0._extra_state" in kept, "1.weight" in kept) == (0, "done", False, True)

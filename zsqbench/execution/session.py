@@ -95,14 +95,15 @@ class Session:
         """The task of a step."""
         return cast("Task", self.method("task", job.task))
 
-    def teacher(self, job: Job) -> Pretrained:
+    def teacher(self, job: Job, reporter: Reporter | None = None) -> Pretrained:
         """The network; the last few are kept by what was asked for and by the identity that they had.
 
-        Raises ZSQBenchError where it is not the network that was resolved.
+        The reporter keeps what the task notes while it loads one. Raises ZSQBenchError where it is not the network that
+        was resolved.
         """
         asked = (job.model.model_dump_json(), job.task.model_dump_json())
         if job.network is None or (*asked, job.network) not in self.networks:
-            pretrained = self._load(job)
+            pretrained = self._load(job, reporter or Reporter(self.store.partial(job.key), self._rng(0)))
             identity = self.identity(job, pretrained)
             if job.network not in (None, identity):
                 self.store.discard(job.resolve)
@@ -125,8 +126,7 @@ class Session:
         imported = sorted(digest for _, digest in digests(job.model.file))
         return digest_of([pretrained.digest(), file_digest(job.model.file), job.model.build, imported])
 
-    def _load(self, job: Job) -> Pretrained:
-        reporter = Reporter(self.store.partial(job.key), self._rng(0))
+    def _load(self, job: Job, reporter: Reporter) -> Pretrained:
         pretrained = self.task(job).load(job.model, self.context(job, reporter))
         pretrained.module.eval().requires_grad_(False).to(self.device)
         return pretrained

@@ -48,8 +48,6 @@ class Pretrained:
 
     def digest(self) -> str:
         """Hash of weights, buffers and preprocessing: changes when anything that a method can read of it changes."""
-        import torch
-
         sha = hashlib.sha256()
         feeding = [
             self.input_size,
@@ -62,11 +60,35 @@ class Pretrained:
             *self.output_layers,
         ]
         sha.update(json.dumps([*feeding, dict(self.preprocessing)], sort_keys=True).encode())
-        for name, tensor in self.module.state_dict().items():
-            array = tensor.detach().contiguous().cpu()
-            sha.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-            sha.update(array.flatten().view(torch.uint8).numpy())
+        for name, value in self.module.state_dict().items():
+            _add(sha, name, value)
         return sha.hexdigest()
+
+
+def _add(sha: "hashlib._Hash", name: str, value: Any) -> None:
+    """Add a tensor to a hash, or the extra state of a module, which is any data."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        array = value.detach().contiguous().cpu()
+        sha.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        sha.update(array.flatten().view(torch.uint8).numpy().data)
+        return
+    try:
+        sha.update(f"{name} {json.dumps(value, default=_digest)}".encode())
+    except (TypeError, ValueError) as error:  # of json: keys that are none, and data that holds itself
+        raise ZSQBenchError(f"the extra state {name} of the network cannot be hashed: {error}") from error
+
+
+def _digest(value: Any) -> str:
+    """The hash of a tensor within extra state."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"it holds {type(value).__name__}, expected numbers, text, tensors, and lists and mappings")
+    sha = hashlib.sha256()
+    _add(sha, "", value)
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

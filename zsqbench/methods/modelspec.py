@@ -1,11 +1,13 @@
 """A network as a suite names it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from zsqbench.methods.base import InputFile, existing_file
+from zsqbench.zoo.models import Checkpoint, Weights
 
 
 def _weights(text: str, info: ValidationInfo) -> str:
@@ -23,6 +25,11 @@ class ModelSpec(BaseModel):
     build: str = Field("build", description="name of that function")
     weights: Annotated[str, AfterValidator(_weights)] | None = Field(
         None, description="safetensors or a weights-only checkpoint; 'none' for seeded random weights"
+    )
+    checkpoint: Literal["model", "ema"] | None = Field(
+        None,
+        description="which weights of a file that holds both: the model's own, or their exponential moving average; by "
+        "default the model's, or the average where there are no others",
     )
     classes: int | None = Field(None, gt=0, description="number of classes, where a shipped definition is built for it")
     input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
@@ -46,7 +53,14 @@ class ModelSpec(BaseModel):
             raise ValueError("a model from a 'file' needs 'weights': a path, or none for seeded random weights")
         if self.file is not None and self.input_size is None:
             raise ValueError("a model from a 'file' needs 'input_size': [channels, height, width]")
+        if self.checkpoint is not None and self.weights in (None, "none"):
+            raise ValueError("'checkpoint' says which weights of a file are taken, and 'weights' names no file")
         return self
+
+    def weights_to_load(self, note: Callable[[str], None]) -> Weights | None:
+        """The weights that the suite gives, if any; what is found in their file is told to `note`, as to `ctx.note`."""
+        source = self.weights_from
+        return Checkpoint(source, self.checkpoint, note) if isinstance(source, Path) else source
 
     @property
     def weights_from(self) -> Path | Literal["none"] | None:

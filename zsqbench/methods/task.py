@@ -57,7 +57,7 @@ class Task(Method, ABC):
 
     @abstractmethod
     def load(self, model: ModelSpec, ctx: "StepContext") -> "Pretrained":
-        """Load a network with its weights and its own preprocessing."""
+        """Load a network with its weights and its own preprocessing; tables show what `ctx.note` is told meanwhile."""
 
     @abstractmethod
     def evaluate(self, module: "nn.Module", pretrained: "Pretrained", ctx: "TaskContext") -> "Evaluation":

@@ -30,12 +30,16 @@ def finalize(student: nn.Module) -> None:
 def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the state of a finalized student into a freshly prepared one, strictly, in place.
 
+    Extra state of modules that it lacks stays: preparing has copied that from the teacher.
     Raises RuntimeError where entries are missing, left over or of another shape, or where a scale is no scale.
     """
     for _, layer in quantized_layers(student):
         layer.keep(torch.zeros_like(layer.weight))
     _keep_plain_activation_quantizers(student)
-    student.load_state_dict(state, strict=True)
+    keys = student.load_state_dict(state, strict=False)
+    differing = [name for name in (*keys.missing_keys, *keys.unexpected_keys) if not name.endswith("_extra_state")]
+    if differing:
+        raise RuntimeError(f"the state and the student differ in {', '.join(differing)}")
     _check(student)
 
 

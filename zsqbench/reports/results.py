@@ -60,7 +60,7 @@ class Result(BaseModel):
         description="task, generator, quantizer: method, version, origin, options (all, with the values that held), "
         "changed (those that the suite set, where they are not the default), control, start",
     )
-    model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, ...")
+    model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, notes, ...")
     data: dict[str, Any] = Field(
         {},
         description="evaluated (samples), digest (of the evaluated data), images (of the calibration set), calibrated "

@@ -55,6 +55,7 @@ def measured_on(results: Sequence[Result]) -> Iterable[str]:
         evaluated = listed(count for count in counts if count is not None)
         yield f"{task}: {metrics_of(of_task)}, {evaluated or 'no'} samples evaluated"
     yield f"{seeds_of(results)}; in parentheses the difference from the float network"
+    yield from unique(f"{each.model}: {note}" for each in results for note in each.model_facts.get("notes", ()))
     yield from _calibrated(results)
     yield from _speeds(results)
     yield from _disagreements(results)

@@ -34,6 +34,8 @@ class NetworkFacts:
     """Name of the published definition that it is, if it is one."""
     modules: tuple[tuple[str, str], ...] = ()
     """Path and content hash of each file of a user's own that its definition imports."""
+    notes: tuple[str, ...] = ()
+    """What people should know of it, such as which of a checkpoint's weights were taken; one line each."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Resolve(Job):
         from zsqbench.synthesis import batch_norms
         from zsqbench.zoo.usermodules import digests
 
-        teacher = session.teacher(self)
+        teacher = session.teacher(self, reporter)
         norms = batch_norms(teacher.module)
         others = {type(part).__name__ for name, part in teacher.module.named_modules() if name not in norms}
         facts = NetworkFacts(
@@ -58,6 +58,7 @@ class Resolve(Job):
             input_size=teacher.input_size,
             architecture=teacher.architecture,
             modules=digests(self.model.file) if self.model.file else (),
+            notes=tuple(reporter.notes),
         )
         session.write(self, reporter, asdict(facts))
 
@@ -72,7 +73,8 @@ class Resolve(Job):
                 modules = tuple((path, digest) for path, digest in found["modules"])
                 # where a module changed, the network may be another one now
                 if all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
-                    return NetworkFacts(**found | {"input_size": tuple(found["input_size"]), "modules": modules})
+                    tuples = {name: tuple(found[name]) for name in ("input_size", "notes")}
+                    return NetworkFacts(**found | tuples | {"modules": modules})
         store.discard(key)
         return None
 

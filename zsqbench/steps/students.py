@@ -116,8 +116,10 @@ def kept_epochs(folder: Path) -> dict[int, Path]:
 
 
 def state_of(student: "nn.Module") -> "dict[str, torch.Tensor]":
-    """The state of a finalized student, as its file holds it."""
-    return on_cpu(student.state_dict())
+    """The state of a finalized student, as its file holds it: without extra state of modules that is no tensor."""
+    import torch
+
+    return on_cpu({name: value for name, value in student.state_dict().items() if isinstance(value, torch.Tensor)})
 
 
 def on_cpu(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.zoo.libraries import download
-from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding
+from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding, Weights
 from zsqbench.zoo.scenes import SIDE
 from zsqbench.zoo.userfile import UserFile
 from zsqbench.zoo.weights import build_network
@@ -62,18 +62,14 @@ def is_detector(name: str) -> bool:
     return name == EMBEDDED_DETECTOR or (name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in SIDES)
 
 
-def named_detector(
-    name: str, weights: Path | Literal["none"] | None, size: tuple[int, int, int] | None = None
-) -> Detector:
+def named_detector(name: str, weights: Weights | None, size: tuple[int, int, int] | None = None) -> Detector:
     """`scenedetector` or `torchvision/NAME`, see `scene_detector` and `torchvision_detector`."""
     if name == EMBEDDED_DETECTOR:
         return scene_detector(weights)
     return torchvision_detector(name.removeprefix(TORCHVISION), weights, size)
 
 
-def torchvision_detector(
-    name: str, weights: Path | Literal["none"] | None, size: tuple[int, int, int] | None
-) -> Detector:
+def torchvision_detector(name: str, weights: Weights | None, size: tuple[int, int, int] | None) -> Detector:
     """A detector of torchvision with its published weights (none), those of a file, or ("none") seeded random ones.
 
     Raises ZSQBenchError for a name that is none, and weights that cannot be downloaded or do not fit.
@@ -99,7 +95,7 @@ def torchvision_detector(
     )
 
 
-def scene_detector(weights: Path | Literal["none"] | None) -> Detector:
+def scene_detector(weights: Weights | None) -> Detector:
     """The embedded one, with its own weights (none), those of a file, or ("none") seeded random ones."""
     from zsqbench.zoo import scenedetector as own
 
@@ -112,7 +108,7 @@ def scene_detector(weights: Path | Literal["none"] | None) -> Detector:
     )
 
 
-def user_detector(file: Path, build: str, weights: Path | Literal["none"], feeding: Feeding) -> Detector:
+def user_detector(file: Path, build: str, weights: Weights, feeding: Feeding) -> Detector:
     """A user's own: a file with `build` (by this name), `preprocess` and `postprocess`.
 
     Raises ZSQBenchError where one of them is missing or fails, or gives something else than it should.

@@ -3,20 +3,17 @@
 import importlib
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError, unknown
-from zsqbench.zoo.models import IMAGENET, Feeding, Network
+from zsqbench.zoo.models import IMAGENET, Feeding, Network, Weights
 from zsqbench.zoo.weights import build_network
 
-Weights = Path | Literal["none"] | None
 
-
-def load(name: str, weights: Weights, classes: int | None) -> Network:
+def load(name: str, weights: Weights | None, classes: int | None) -> Network:
     """Load LIBRARY/NAME with its published weights (none), those of a file, or ("none") seeded random ones.
 
     `classes` changes the classifier, for weights that are not the published ones. Raises ZSQBenchError for a library
@@ -27,7 +24,7 @@ def load(name: str, weights: Weights, classes: int | None) -> Network:
     return loader(own_name, weights, classes)
 
 
-def _torchvision(name: str, weights: Weights, classes: int | None) -> Network:
+def _torchvision(name: str, weights: Weights | None, classes: int | None) -> Network:
     from torchvision import models
 
     _check("torchvision", name, models.list_models(module=models))
@@ -53,7 +50,7 @@ def _torchvision(name: str, weights: Weights, classes: int | None) -> Network:
     )
 
 
-def _timm(name: str, weights: Weights, classes: int | None) -> Network:
+def _timm(name: str, weights: Weights | None, classes: int | None) -> Network:
     timm = _import("timm", f"timm/{name}")
     _check("timm", name, [*timm.list_models(), *timm.list_pretrained()])
     options = {} if classes is None else {"num_classes": classes}
@@ -79,7 +76,7 @@ def _timm(name: str, weights: Weights, classes: int | None) -> Network:
     )
 
 
-def _pytorchcv(name: str, weights: Weights, classes: int | None) -> Network:
+def _pytorchcv(name: str, weights: Weights | None, classes: int | None) -> Network:
     provider = _import("pytorchcv.model_provider", f"pytorchcv/{name}")
     _check("pytorchcv", name, provider._models)  # noqa: SLF001  # there is no public list
     options = {} if classes is None else {"num_classes": classes}
@@ -102,7 +99,7 @@ def _pytorchcv_feeding(name: str, module: nn.Module) -> Feeding:
 
 def _network(
     name: str,
-    weights: Weights,
+    weights: Weights | None,
     *,
     trained: Callable[[], nn.Module],
     untrained: Callable[[], nn.Module],

@@ -26,6 +26,24 @@ class Feeding:
     value_range: tuple[float, float] = (0.0, 1.0)
 
 
+def _untold(line: str) -> None:
+    """For whoever wants to know nothing of what was found in a file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file, which of its weights are meant, and who is told in one line each what was found in it."""
+
+    file: Path
+    taken: Literal["model", "ema"] | None = None
+    """The model's own or their moving average; none: the model's, or the average where the file has no others."""
+    note: Callable[[str], None] = _untold
+
+
+Weights = Path | Checkpoint | Literal["none"]
+"""Where the weights of a network are from: a file, or seeded random numbers."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A built network in eval mode with frozen weights, and how to feed it."""
@@ -115,7 +133,7 @@ def shipped_weights(name: str) -> Path:
     return definition.weights
 
 
-def load_named(name: str, weights: Path | Literal["none"] | None = None, classes: int | None = None) -> Network:
+def load_named(name: str, weights: Weights | None = None, classes: int | None = None) -> Network:
     """Build a named network with its own weights, those of a file, or ("none") seeded random ones.
 
     `classes` is for definitions that are built for any number of them. Raises ZSQBenchError for an unknown name,
@@ -129,9 +147,7 @@ def load_named(name: str, weights: Path | Literal["none"] | None = None, classes
     return libraries.load(name, weights, classes)
 
 
-def _load_definition(
-    name: str, definition: Definition, weights: Path | Literal["none"] | None, classes: int | None
-) -> Network:
+def _load_definition(name: str, definition: Definition, weights: Weights | None, classes: int | None) -> Network:
     from zsqbench.zoo import brecq
     from zsqbench.zoo.mobilenet import MobileNetV2
     from zsqbench.zoo.resnet import CifarResNet

@@ -7,11 +7,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.models import Weights
 from zsqbench.zoo.usermodules import digests, forget_changed
 from zsqbench.zoo.weights import build_network
 
@@ -23,7 +25,7 @@ class UserFile:
         self._file = file
         self._module = _import(file)
 
-    def build(self, function: str, weights: Path | Literal["none"]) -> nn.Module:
+    def build(self, function: str, weights: Weights) -> nn.Module:
         """The network that a function of the file returns, in eval mode with frozen weights.
 
         Raises ZSQBenchError where the function fails or returns something else, or there is none.
@@ -49,7 +51,7 @@ class UserFile:
         return call
 
 
-def load_user_model(file: Path, function: str, weights: Path | Literal["none"]) -> nn.Module:
+def load_user_model(file: Path, function: str, weights: Weights) -> nn.Module:
     """Build the network of a user's file, in eval mode with frozen weights.
 
     Raises ZSQBenchError where the file or the function fails, there is no such function, or it returns something else.
@@ -87,7 +89,8 @@ def _import(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as an import does: dataclasses and pickling in the file look themselves up
     try:
-        spec.loader.exec_module(module)
+        with torch.no_grad():  # as in build_network
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # as in _call
         del sys.modules[name]
         _fail(f"model file {file} cannot be imported", file, error)

@@ -1,51 +1,77 @@
-"""Reading a network's weights from safetensors or a weights-only checkpoint, with one clear line where that fails."""
+"""Building a network and giving it the weights of a file, which must be this network's and be numbers."""
 
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.zoo.checkpoints import SHOWN, is_extra_state, read_weights, some
+from zsqbench.zoo.loadable import bare, check_built, check_finite
+from zsqbench.zoo.models import Checkpoint, Weights
+from zsqbench.zoo.tensor_names import fitting
 
-SHOWN = 3
-"""How many of the names that do not fit are shown; the rest is counted."""
-
-_NESTS = ("state_dict", "model_state_dict", "model", "net")
 _RANDOM_SEED = 0
 
 
-def build_network(build: Callable[[], nn.Module], weights: Path | Literal["none"]) -> nn.Module:
+def build_network(build: Callable[[], nn.Module], weights: Weights) -> nn.Module:
     """Build a network and give it the weights of a file, or ("none") seeded random ones; eval mode, weights frozen.
 
-    The global random state stays as it was.
+    It is built without gradients, so that a tensor that it computes from parameters and keeps can be copied. The global
+    random state stays as it was. Raises ZSQBenchError for a network that cannot be quantized whatever its layers are,
+    such as a ScriptModule, and as `load_weights` does.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(_RANDOM_SEED)
-        module = build()
-    if weights != "none":
+        module = bare(build())
+    check_built(module)
+    if weights == "none":
+        check_finite(module)
+    else:
         load_weights(module, weights)
     return module.eval().requires_grad_(requires_grad=False)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a file's weights into a network. Raises ZSQBenchError where they are unreadable or do not fit exactly."""
-    state = read_weights(path)
+def load_weights(module: nn.Module, weights: Path | Checkpoint) -> None:
+    """Load a file's weights into a network.
+
+    `Checkpoint.note` is told what was left out of names, and which extra state of modules the file lacks. Raises
+    ZSQBenchError where they are unreadable, do not fit exactly, or are no floating-point numbers or not finite.
+    """
+    checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
     own = module.state_dict()
-    optional = {name for name in own if name.endswith("num_batches_tracked")}  # older checkpoints lack it; unused here
+    state, left_out = fitting(read_weights(checkpoint), own)
+    if left_out:
+        checkpoint.note(f"names in {checkpoint.file.name} {left_out}, which was left out")
+    _check_names(own, state, checkpoint.file)
+    tensors = {name: tensor for name, tensor in state.items() if not is_extra_state(name)}
+    _check_shapes(own, tensors, checkpoint.file)
+    _check_values(own, tensors, {name for name, _ in module.named_buffers()}, checkpoint.file)
+    kept = [name for name in own if is_extra_state(name) and name not in state]
+    if kept:
+        checkpoint.note(f"{checkpoint.file.name} lacks {some(kept)}, which stays as it was built")
+    try:
+        module.load_state_dict(state, strict=False)  # strict was checked above
+    except Exception as error:  # what a module's own set_extra_state or the like may raise
+        raise ZSQBenchError(f"weights {checkpoint.file} cannot be loaded: {one_line(error)}") from error
+
+
+def _check_names(own: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
+    # older checkpoints lack the counter, which is not used here; and safetensors cannot hold extra state
+    optional = {name for name in own if name.endswith("num_batches_tracked") or is_extra_state(name)}
     missing = [name for name in own if name not in state and name not in optional]
     extra = [name for name in state if name not in own]
     if missing or extra:
-        faults = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("also holds", extra)) if names]
+        faults = [f"{what} {some(names)}" for what, names in (("lacks", missing), ("also holds", extra)) if names]
         raise ZSQBenchError(
             f"weights {path} are not this network's: the file {' and '.join(faults)}; "
             f"it has {len(state)} tensors, the network {len(own)}; give the weights of this very definition"
         )
+
+
+def _check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:
         faults = [f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}" for name in wrong[:SHOWN]]
@@ -54,66 +80,33 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"weights {path} are of another shape than the network: {'; '.join(faults)}{more}: "
             "check its width and number of classes"
         )
-    module.load_state_dict(state, strict=False)  # strict was checked above
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without the `module.` that DataParallel puts in front.
+def _check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], buffers: set[str], path: Path) -> None:
+    """Raise ZSQBenchError for integers where the network has real numbers, and for values that are not finite.
 
-    Raises ZSQBenchError where it cannot be read or holds something else.
+    A buffer may be infinite where it is as the network is built: a mask is.
     """
-    if not path.is_file():
-        raise ZSQBenchError(f"there is no weights file {str(path)!r}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unwrap(_read_checkpoint(path), path)
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
+    used = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    other = [name for name, tensor in used.items() if own[name].is_floating_point() and not tensor.is_floating_point()]
+    if other:
+        kinds = [f"{name} ({_dtype(state[name])}, not {_dtype(own[name])})" for name in other]
         raise ZSQBenchError(
-            f"weights {path} ({path.stat().st_size} bytes) are damaged or not safetensors: {_one_line(error)}; "
-            "copy the file again"
-        ) from error
-
-
-def _read_checkpoint(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of protocols that it may not know; the error says enough
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+            f"weights {path} are no floating-point numbers in {some(kinds)}: if these are codes of a quantized "
+            "network, give its float weights"
+        )
+    broken = [name for name, tensor in used.items() if not _is_finite(own[name], tensor, is_buffer=name in buffers)]
+    if broken:
         raise ZSQBenchError(
-            f"weights {path} are a pickle that holds more than tensors, which is not run here, or are damaged; "
-            "save them as safetensors, or with torch.save(module.state_dict(), path)"
-        ) from error
-    except Exception as error:  # a truncated checkpoint raises whatever its last bytes make of it
-        raise ZSQBenchError(
-            f"weights {path} ({path.stat().st_size} bytes) are damaged or neither safetensors nor a checkpoint of "
-            f"torch.save: {_one_line(error)}; copy the file again"
-        ) from error
+            f"weights {path} are NaN or infinite in {some(broken)}: give those of an epoch before training diverged"
+        )
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping) and (nest := _nest(content)) is not None:
-        content = content[nest]
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return {str(name): tensor for name, tensor in content.items()}
-    found = f"a dictionary of {_some([str(key) for key in content])}" if isinstance(content, Mapping) else ""
-    raise ZSQBenchError(
-        f"weights {path} hold {found or type(content).__name__}, not tensors by name, neither at the top nor under "
-        f"{', '.join(_NESTS)}; save them with torch.save(module.state_dict(), path)"
-    )
+def _is_finite(own: Tensor, given: Tensor, *, is_buffer: bool) -> bool:
+    taken = given.to(own.dtype) if own.is_floating_point() else given
+    finite = taken.isfinite()
+    return bool((finite | ~own.isfinite() if is_buffer else finite).all())
 
 
-def _nest(content: Mapping[str, Any]) -> str | None:
-    return next((name for name in _NESTS if isinstance(content.get(name), Mapping)), None)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:SHOWN]) or "nothing"
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

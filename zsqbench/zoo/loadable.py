@@ -1,0 +1,83 @@
+"""What a network must be so that it can be hashed, copied and quantized, with one clear line where it is not."""
+
+import copy
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.zoo.checkpoints import some
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The network itself, without torch.compile or DataParallel around it or its children; they only run it."""
+    # asking for the class of compiled modules would import all of torch's compiler
+    inner = module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return bare(inner)
+    children = module._modules  # noqa: SLF001  # named_children() leaves out the second name of a child
+    for name, child in children.items():
+        if child is not None and (plain := bare(child)) is not child:
+            children[name] = plain
+    return module
+
+
+def check_built(module: nn.Module) -> None:
+    """Raise ZSQBenchError for TorchScript, for tensors without shape or values, and for what cannot be kept or copied.
+
+    Methods are given a copy of the network, and what traces it copies it, too.
+    """
+    scripted = next((path for path, child in module.named_modules() if isinstance(child, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        which = f"module {scripted!r} of the network" if scripted else "the network"
+        raise ZSQBenchError(
+            f"{which} is a ScriptModule, whose layers cannot be quantized; build it without torch.jit.script and "
+            "torch.jit.trace"
+        )
+    tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+    lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
+    if lazy:
+        raise ZSQBenchError(
+            f"the network has tensors without a shape: {some(lazy)}; Lazy modules learn their shapes from a first "
+            "batch: call the network on one where it is built, such as torch.zeros(1, 3, 224, 224)"
+        )
+    empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if empty:
+        raise ZSQBenchError(
+            f"the network has tensors without values, on device meta: {some(empty)}; build it on the CPU"
+        )
+    try:
+        module.state_dict()
+    except Exception as error:  # whatever a user's get_extra_state raises
+        raise ZSQBenchError(f"the network has no state that can be kept: {one_line(error)}") from error
+    try:
+        copy.deepcopy(module)
+    except Exception as error:  # whatever a user's object raises when it is copied
+        raise ZSQBenchError(
+            f"the network cannot be copied, which each method does: {_uncopied(module)}{one_line(error)}; make such an "
+            "object where it is used, or outside of the network"
+        ) from error
+
+
+def check_finite(module: nn.Module) -> None:
+    """Raise ZSQBenchError for parameters that are NaN or infinite."""
+    broken = [name for name, tensor in module.named_parameters() if not tensor.detach().isfinite().all()]
+    if broken:
+        raise ZSQBenchError(
+            f"the network is NaN or infinite as it was built, in {some(broken)}: initialise it, or give other weights"
+        )
+
+
+def _uncopied(module: nn.Module) -> str:
+    """The attribute that cannot be copied alone, if there is such a one."""
+    for path, child in module.named_modules():
+        for name, value in vars(child).items():
+            if name == "_modules":
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:  # noqa: BLE001  # as above
+                return f"attribute {f'{path}.{name}'.removeprefix('.')!r}: "
+    return ""
