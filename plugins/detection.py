@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from zsqbench.zoo.detectors import Detector, Found
 
-_RESIZING = frozenset({"resize", "crop", "classes"})
+_RESIZING = frozenset({"resize", "crop", "crop_mode", "classes"})
 _VALUES = frozenset({"mean", "std", "channels", "value_range"})
 _UNUSED = {"file": _RESIZING, TORCHVISION: _RESIZING | _VALUES, EMBEDDED_DETECTOR: _RESIZING | _VALUES | {"input_size"}}
 """Fields of a model that would have no effect, by where it comes from."""

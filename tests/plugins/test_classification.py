@@ -307,6 +307,63 @@ def test_resize_and_crop_can_be_turned_off():
     assert (loaded.preprocessing["resize"], loaded.preprocessing["crop"]) == (None, None)
 
 
+POOLED = "nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))"
+
+
+@pytest.mark.parametrize(
+    ("fields", "resize", "crop"),
+    [
+        ({"resize": 20}, 20, (16, 12)),
+        ({"resize": [20, 15]}, (20, 15), (16, 12)),
+        ({"resize": [20, 20], "crop": [16, 12], "crop_mode": "squash"}, 20, (16, 12)),
+        ({"resize": [16, 12], "crop": "none", "crop_mode": "squash"}, (16, 12), None),
+    ],
+)
+def test_heights_and_widths_of_a_suite_reach_the_images(tmp_path, fields, resize, crop):
+    fill(tmp_path / "x", size=31)
+    task = Classification(data="imagefolder", root="x", holdout=2)
+    spec = write_model(tmp_path, POOLED, input_size=[3, 16, 12], mean=[0.5] * 3, std=[0.5] * 3, **fields)
+    loaded = task.load(spec, context())
+    assert (loaded.preprocessing["resize"], loaded.preprocessing["crop"]) == (resize, crop)
+    assert task.calibration_images(2, 0, loaded, context(tmp_path)).images.shape == (2, 3, 16, 12)
+
+
+def test_the_crop_mode_of_a_suite_is_in_the_identity_and_the_usual_one_is_not(tmp_path):
+    task = Classification(data="cifar10")
+    usual, said, other = (
+        task.load(write_model(tmp_path, LINEAR, **fields), context())
+        for fields in ({}, {"crop_mode": "center"}, {"crop_mode": "squash"})
+    )
+    assert usual.digest() == said.digest() != other.digest()
+    assert "crop_mode" not in usual.preprocessing
+
+
+def test_a_border_has_the_mean_and_what_is_squashed_has_all_of_the_image(tmp_path):
+    (tmp_path / "x/a").mkdir(parents=True)
+    pixels = np.zeros((4, 16, 3), np.uint8)
+    pixels[:, 12:] = 255
+    Image.fromarray(pixels).save(tmp_path / "x/a/0.png")
+    Image.fromarray(pixels).save(tmp_path / "x/a/1.png")
+    task = Classification(data="imagefolder", root="x", holdout=1)
+    given = {"resize": 8, "mean": [0.2, 0.4, 0.6], "std": [1.0] * 3}
+    images = {}
+    for mode in ("center", "squash", "border"):
+        loaded = task.load(write_model(tmp_path, LINEAR, crop_mode=mode, **given), context())
+        images[mode] = task.calibration_images(1, 0, loaded, context(tmp_path)).images[0]
+    assert images["border"][:, :3].abs().max() < 1e-6  # 0.2, 0.4 and 0.6 are 51, 102 and 153 of 255
+    assert images["border"][0, 3:5, 7].tolist() == pytest.approx([0.8, 0.8])
+    assert images["squash"][0, :, 7].tolist() == pytest.approx([0.8] * 8)
+    assert images["center"].max() < 0.1  # the white end is cut off
+
+
+@pytest.mark.parametrize(
+    "fields", [{"resize": 0}, {"crop": -1}, {"resize": [8, 8, 8]}, {"crop": "center"}, {"crop_mode": "stretch"}]
+)
+def test_sizes_and_crop_modes_that_cannot_be_are_refused(tmp_path, fields):
+    with pytest.raises(ValidationError):
+        write_model(tmp_path, LINEAR, **fields)
+
+
 def test_a_shipped_definition_suits_the_data():
     loaded = Classification(data="cifar100").load(model(base="cifar_resnet20", weights="none"), context())
     assert (loaded.classes, loaded.mean, loaded.std) == (100, CIFAR100.mean, CIFAR100.std)

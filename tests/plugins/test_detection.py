@@ -238,6 +238,7 @@ def test_a_file_that_is_no_detector_is_one_clear_line(root, old, new, complaint)
         ({"base": "scenedetector", "input_size": (3, 64, 64)}, "input_size"),
         ({"base": "torchvision/fcos_resnet50_fpn", "mean": (0.5,) * 3}, "mean"),
         ({"base": None, "resize": 32}, "resize"),
+        ({"base": None, "crop_mode": "squash"}, "crop_mode"),
     ],
 )
 def test_fields_that_would_have_no_effect_are_one_clear_line(root, fields, ignored):

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.zoo.images import Geometry, PixelCache, Sample, list_classes, normalise, open_image, pixels
+from zsqbench.zoo.geometry import Geometry
+from zsqbench.zoo.images import PixelCache, Sample, list_classes, normalise, open_image, pixels
 
 
 def picture(width, height, mode="RGB"):
@@ -17,19 +18,6 @@ def decode(image, **geometry):
     return pixels([Sample("key", 0, lambda: image)], Geometry(**full), PixelCache(0))[0]
 
 
-@pytest.mark.parametrize("size", [(50, 40), (40, 50), (33, 33), (20, 90), (64, 43), (55, 36)])
-@pytest.mark.parametrize(("resize", "crop"), [(36, 32), (32, 32), (20, 32), (None, 32)])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_resize_and_crop_are_torchvisions(size, resize, crop, interpolation):
-    from torchvision.transforms import functional
-
-    image = picture(*size)
-    found = decode(image, input_size=(3, 32, 32), resize=resize, crop=crop, interpolation=interpolation)
-    if resize is not None:
-        image = functional.resize(image, [resize], functional.InterpolationMode(interpolation))
-    assert torch.equal(found, functional.pil_to_tensor(functional.center_crop(image, [crop])))
-
-
 def test_bgr_reverses_the_channels():
     image = picture(8, 8)
     rgb, bgr = (decode(image, input_size=(3, 8, 8), channels=order) for order in ("rgb", "bgr"))
@@ -39,11 +27,6 @@ def test_bgr_reverses_the_channels():
 def test_one_channel_is_grey_and_three_are_colour_whatever_the_file_holds():
     assert decode(picture(8, 8), input_size=(1, 8, 8)).shape == (1, 8, 8)
     assert decode(picture(8, 8, "L"), input_size=(3, 8, 8)).shape == (3, 8, 8)
-
-
-def test_an_image_of_another_size_is_told_with_what_to_set():
-    with pytest.raises(ZSQBenchError, match=r"9 x 8 pixels became 9 x 8 .* takes 8 x 8; set the model's resize"):
-        decode(picture(9, 8), input_size=(3, 8, 8))
 
 
 def test_black_and_white_become_the_value_range_before_mean_and_deviation():

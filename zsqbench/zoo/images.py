@@ -1,4 +1,4 @@
-"""Image folders, and pixels as a network wants them: decoded, resized, cropped, scaled, normalised; and kept."""
+"""Image folders, and pixels as a network wants them: decoded, brought to size, scaled, normalised; and kept."""
 
 import hashlib
 import os
@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.geometry import Geometry
 
 if TYPE_CHECKING:
     import torch
@@ -27,18 +28,6 @@ class LabelledFile:
     name: str
     path: Path
     class_name: str
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What happens to an image before it is numbers: shorter side to `resize`, central square of `crop`, if any."""
-
-    input_size: tuple[int, int, int]
-    """Channels (1 is grey, 3 is colour), height and width that must come out."""
-    resize: int | None
-    crop: int | None
-    interpolation: str
-    channels: Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)
@@ -149,46 +138,8 @@ def _decode(sample: Sample, geometry: Geometry) -> "torch.Tensor":
     import torch
 
     channels, height, width = geometry.input_size
-    image = sample.open().convert("L" if channels == 1 else "RGB")
-    given = image.size
-    if geometry.resize is not None:
-        image = _resize(image, geometry.resize, geometry.interpolation)
-    if geometry.crop is not None:
-        image = _crop(image, geometry.crop)
-    if image.size != (width, height):
-        raise ZSQBenchError(
-            f"an image of {given[0]} x {given[1]} pixels became {image.size[0]} x {image.size[1]} "
-            f"(resize: {geometry.resize or 'none'}, crop: {geometry.crop or 'none'}), but the network takes "
-            f"{width} x {height}; set the model's resize and crop"
-        )
+    image = geometry.apply(sample.open().convert("L" if channels == 1 else "RGB"))
     array = np.array(image).reshape(height, width, channels)
     if geometry.channels == "bgr":
         array = array[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def _resize(image: "Image", side: int, interpolation: str) -> "Image":
-    """Set the shorter side, as torchvision does: the longer one is rounded down."""
-    from PIL.Image import Resampling
-
-    shorter, longer = sorted(image.size)
-    other = int(side * longer / shorter)
-    size = (side, other) if image.size[0] == shorter else (other, side)
-    return image if size == image.size else image.resize(size, Resampling[interpolation.upper()])
-
-
-def _crop(image: "Image", side: int) -> "Image":
-    """The central square, as torchvision does: what lies outside of a smaller image is black."""
-    if min(image.size) < side:
-        image = _pad(image, side)
-    left, top = (round((length - side) / 2.0) for length in image.size)
-    return image.crop((left, top, left + side, top + side))
-
-
-def _pad(image: "Image", side: int) -> "Image":
-    """Black borders up to a size; an odd pixel goes to the right and the bottom."""
-    from PIL import ImageOps
-
-    missing = [max(side - length, 0) for length in image.size]
-    left, top = (length // 2 for length in missing)
-    return ImageOps.expand(image, (left, top, missing[0] - left, missing[1] - top), fill=0)
