@@ -12,6 +12,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, models
 from zsqbench.zoo.geometry import Geometry, Side, mean_colour, side
 from zsqbench.zoo.image_data import CIFAR_CLASSES, ImageData, find_cifar, find_digits, list_calibration, of_files
+from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit
 from zsqbench.zoo.images import PixelCache, Sample, class_folders, draw, list_classes, normalise, pixels
 from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
 
@@ -43,6 +44,7 @@ class Classification(zsqbench.Task):
     """
 
     name: ClassVar[str] = "classification"
+    version: ClassVar[int] = 2
     metric: ClassVar[str] = "top1"
     # What these lead to, files and split, is in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
@@ -132,6 +134,9 @@ class Classification(zsqbench.Task):
             predictions.append(_predictions(logits))
             truth.append(labels)
             ctx.progress(sum(len(hit) for hit in hits), len(samples))
+        turned = sum(sample.key in _DECODED.turned for sample in samples)
+        if turned:
+            ctx.note(NOT_TURNED.format(turned, len(samples)))
         first, five = torch.cat(hits).unbind(dim=1)
         metrics = {"top1": _percent(first), "correct": int(first.sum()), "samples": len(samples)}
         if len(found.classes) > TOP:
@@ -143,7 +148,7 @@ class Classification(zsqbench.Task):
         """Resize, crop and normalise one image, as evaluation does."""
 
         def preprocess(image: "Image") -> "torch.Tensor":
-            return _tensors([Sample(id(image), -1, lambda: image)], pretrained, PixelCache(0))[0]
+            return _tensors([Sample(id(image), -1, lambda: eight_bit(image))], pretrained, PixelCache(0))[0]
 
         return preprocess
 

@@ -13,7 +13,8 @@ import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, scenes
 from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
-from zsqbench.zoo.images import EXTENSIONS, draw, open_image, overlap
+from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit, is_turned, open_image
+from zsqbench.zoo.images import EXTENSIONS, draw, overlap
 from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class COCODetection(zsqbench.Task):
     """
 
     name: ClassVar[str] = "coco_detection"
+    version: ClassVar[int] = 2
     metric: ClassVar[str] = "mAP"
     # What these lead to, files and split, is in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset(
@@ -142,12 +144,16 @@ class COCODetection(zsqbench.Task):
         found, detector = self._find(ctx), cast("Detector", pretrained.decoding)
         evaluated = [image for image, _ in found.evaluated]
         rows: list[tuple[int, Found]] = []
+        turned = 0
         with torch.no_grad():
             for batch in self._batches(found, detector):
+                turned += sum(is_turned(image) for _, image, _ in batch)
                 raw = module(torch.stack([tensor for _, _, tensor in batch]).to(ctx.device))
                 boxes = detector.postprocess(_on_cpu(raw), [image for _, image, _ in batch])
                 rows += zip((entry.id for entry, _, _ in batch), boxes, strict=True)
                 ctx.progress(len(rows), len(evaluated))
+        if turned:
+            ctx.note(NOT_TURNED.format(turned, len(evaluated)))
         detections = Detections.of(rows)
         known = {category["id"] for category in found.instances.categories}
         seen = set(detections.categories.tolist())
@@ -165,7 +171,7 @@ class COCODetection(zsqbench.Task):
     def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
         """The detector's own preprocessing."""
         detector = cast("Detector", pretrained.decoding)
-        return lambda image: detector.preprocess(image)[None]
+        return lambda image: detector.preprocess(eight_bit(image))[None]
 
     def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
         """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""

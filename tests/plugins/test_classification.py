@@ -22,6 +22,12 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test d
 
 
 class Silent:
+    def __init__(self):
+        self.notes = []
+
+    def note(self, line):
+        self.notes.append(line)
+
     def log(self, name, value, step):
         pass
 
@@ -451,6 +457,41 @@ def test_an_image_that_is_written_anew_is_decoded_anew(tmp_path):
     after = task.calibration_images(1, 0, pretrained(), context(tmp_path)).images
     assert not torch.equal(before, after), name
     assert after.eq(-1).all()
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_images_that_exif_turns_are_noted_also_where_they_were_decoded_before(tmp_path, repeats):
+    fill(tmp_path / "x")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "x/b/1.png", exif=exif)
+    for _ in range(repeats):
+        ctx = context(tmp_path)
+        Classification(data="imagefolder", root="x").evaluate(Constant([0.0, 1.0]), pretrained(), ctx)
+    assert ctx.reporter.notes == [
+        "1 of 6 images have an EXIF orientation and are not turned, as torchvision and timm turn none"
+    ]
+
+
+def test_files_of_16_bits_are_evaluated_as_their_8_bit_twins_are(tmp_path):
+    rng, task = np.random.default_rng(0), Classification(data="imagefolder", root="x", holdout=3)
+    seen = []
+    for factor, kind in ((1, np.uint8), (257, np.uint16)):
+        root = tmp_path / str(factor)
+        (root / "x/a").mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for index in range(4):
+            grey = rng.integers(0, 256, (8, 8)).astype(kind) * kind(factor)
+            Image.fromarray(grey).save(root / f"x/a/{index}.png")
+        seen.append(task.calibration_images(3, 0, pretrained(), context(root)).images)
+    assert torch.equal(*seen)
+
+
+def test_the_preprocessor_takes_an_image_of_16_bits():
+    wide = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    preprocess = Classification(data="digits").preprocessor(pretrained())
+    assert preprocess(wide).eq(1).all()
+    assert preprocess(Image.fromarray(np.full((8, 8), 25700, np.uint16))).max() < 0
 
 
 def test_calibration_digits_are_a_seeded_choice_of_the_train_part():

@@ -161,6 +161,25 @@ def test_images_of_any_mode_are_colours(root):
     assert evaluated(root).metrics["samples"] == 6
 
 
+def test_images_that_exif_turns_are_noted_and_not_turned(root):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (20, 40)).save(root / "coco/val2017/3.png", exif=exif)
+    task, ctx = COCODetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    task.evaluate(pretrained.module, pretrained, ctx)
+    assert "1 of 6 images have an EXIF orientation and are not turned" in ctx.reporter.notes[0]
+
+
+def test_an_image_of_16_bits_is_seen_as_its_8_bit_twin(root):
+    task, ctx = COCODetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    images = [Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)]
+    one, other = (task.preprocessor(pretrained)(image) for image in images)
+    assert torch.equal(one, other)
+
+
 def test_no_boxes_at_all_are_a_result(root):
     task, ctx = COCODetection(), context(data_root=root)
     pretrained = task.load(model(root), ctx)

@@ -57,6 +57,7 @@ def measured_on(results: Sequence[Result]) -> Iterable[str]:
     yield f"{seeds_of(results)}; in parentheses the difference from the float network"
     yield from _calibrated(results)
     yield from _speeds(results)
+    yield from unique(f"{result.task} {result.model}: {note}" for result in results for note in result.notes)
     yield from _disagreements(results)
     yield from _different_bits(results)
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.geometry import Geometry
+from zsqbench.zoo.imagefiles import is_turned
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,8 @@ class PixelCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
+        self.turned: set[Hashable] = set()
+        """Keys of the images, as far as they were decoded, that EXIF turns and nobody else does."""
         self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
 
     def get(self, key: Hashable, make: "Callable[[], torch.Tensor]") -> "torch.Tensor":
@@ -87,7 +89,7 @@ def pixels(samples: Sequence[Sample], geometry: Geometry, cache: PixelCache) -> 
     """Decode, resize and crop: uint8 [N, C, H, W]. Raises ZSQBenchError for an image that cannot be read or used."""
     import torch
 
-    return torch.stack([cache.get((s.key, geometry), partial(_decode, s, geometry)) for s in samples])
+    return torch.stack([cache.get((s.key, geometry), partial(_decode, s, geometry, cache.turned)) for s in samples])
 
 
 def normalise(
@@ -99,19 +101,6 @@ def normalise(
     low, high = value_range
     means, deviations = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
     return (images.float().div(255).mul(high - low).add(low) - means) / deviations
-
-
-def open_image(path: Path) -> "Image":
-    """Decode a file. Raises ZSQBenchError, with its name, where that fails."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
-        detail = " ".join(str(error).split())
-        raise ZSQBenchError(f"image {path} cannot be read: {detail}; copy it again or remove it") from error
 
 
 def draw(names: Sequence[T], count: int, seed: int) -> list[T]:
@@ -133,13 +122,15 @@ def _real(entry: "os.DirEntry[str]", folder: Path) -> Path:
     return Path(entry).resolve() if entry.is_symlink() or folder.is_symlink() else Path(entry)
 
 
-def _decode(sample: Sample, geometry: Geometry) -> "torch.Tensor":
+def _decode(sample: Sample, geometry: Geometry, turned: set[Hashable]) -> "torch.Tensor":
     import numpy as np
     import torch
 
     channels, height, width = geometry.input_size
-    image = geometry.apply(sample.open().convert("L" if channels == 1 else "RGB"))
-    array = np.array(image).reshape(height, width, channels)
+    image = sample.open()
+    if is_turned(image):
+        turned.add(sample.key)
+    array = np.array(geometry.apply(image.convert("L" if channels == 1 else "RGB"))).reshape(height, width, channels)
     if geometry.channels == "bgr":
         array = array[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
