@@ -159,6 +159,24 @@ def test_the_split_is_a_function_of_its_seed(tmp_path):
     assert parts[0] == parts[1] != parts[2]
 
 
+def test_the_draw_of_a_flat_folder_is_what_it_always_was(tmp_path):
+    fill(tmp_path / "x", images=10)
+    found = Classification(data="imagefolder", root="x", holdout=4).find_data(tmp_path)
+    assert list(found.calibration) == ["a/6.png", "a/7.png", "b/0.png", "b/4.png"]
+
+
+def test_images_below_a_class_are_evaluated_and_held_out_by_their_own_names(tmp_path):
+    fill(tmp_path / "x", images=3)
+    fill(tmp_path / "x/a", classes=("left", "right"), images=3)  # the same file names in three folders
+    found = Classification(data="imagefolder", root="x", holdout=5).find_data(tmp_path)
+    names = [*found.calibration, *found.evaluation]
+    assert len(names) == len(set(names)) == 12
+    assert {"a/left/0.png", "a/right/0.png", "a/0.png"} <= set(names)
+    task = Classification(data="imagefolder", root="x")
+    metrics = task.evaluate(Constant([1.0, 0.0]), pretrained(), context(tmp_path)).metrics
+    assert (metrics["correct"], metrics["samples"]) == (9, 12)
+
+
 def test_a_holdout_of_everything_is_refused(tmp_path):
     fill(tmp_path / "x")
     with pytest.raises(ZSQBenchError, match="holdout: 6 leaves nothing to evaluate of the 6 images"):

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.geometry import Geometry
 from zsqbench.zoo.images import PixelCache, Sample, list_classes, normalise, pixels
 
@@ -37,6 +39,57 @@ def test_classes_are_listed_by_name_without_hidden_and_other_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [file.name for file in list_classes(tmp_path)] == ["a/x.jpg", "b/10.PNG", "b/2.png"]
+
+
+TREE = (
+    "b/2.png",
+    "b/10.PNG",
+    "a/x.jpg",
+    "a/sub/y.jpg",
+    "a/sub/deep/z.png",
+    "a/sub-2/y.jpg",
+    "a/sub.jpg",
+    "c/only/w.bmp",
+)
+
+
+@pytest.mark.parametrize("tree", [TREE[:3], TREE])
+def test_images_are_found_in_the_order_of_torchvision_at_any_depth(tmp_path, tree):
+    from torchvision.datasets import ImageFolder
+
+    for name in tree:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found, theirs = list_classes(tmp_path), ImageFolder(str(tmp_path))
+    assert [(str(file.path), file.class_name) for file in found] == [
+        (path, theirs.classes[label]) for path, label in theirs.samples
+    ]
+    assert {file.name for file in found} == set(tree)
+    assert len(found) == len(tree)
+
+
+def test_hidden_folders_in_a_class_are_passed_over(tmp_path):
+    for name in ("a/.thumbnails/x.png", "a/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.name for file in list_classes(tmp_path)] == ["a/y.png"]
+
+
+def test_what_lies_below_a_linked_folder_is_listed_as_what_it_means(tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere/deep/x.png").touch()
+    (tmp_path / "root/a").mkdir(parents=True)
+    (tmp_path / "root/a/link").symlink_to(tmp_path / "elsewhere")
+    (file,) = list_classes(tmp_path / "root")
+    assert file.name == "a/link/deep/x.png"
+    assert file.path == (tmp_path / "elsewhere/deep/x.png").resolve()
+
+
+def test_a_link_that_leads_back_is_one_clear_line(tmp_path):
+    (tmp_path / "a/sub").mkdir(parents=True)
+    (tmp_path / "a/sub/again").symlink_to(tmp_path / "a")
+    with pytest.raises(ZSQBenchError, match=r"a link leads back to .*/a, in which it lies; remove it"):
+        list_classes(tmp_path)
 
 
 def test_a_link_is_listed_as_the_file_that_it_means(tmp_path):

@@ -3,12 +3,13 @@
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.geometry import Geometry
 from zsqbench.zoo.imagefiles import is_turned
 
@@ -23,7 +24,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image file with the folder that it lies in: its name is CLASS/FILE, whatever the machine."""
+    """An image file with its class: its name is CLASS/FILE or CLASS/FOLDER/FILE, whatever the machine."""
 
     name: str
     path: Path
@@ -64,16 +65,18 @@ class PixelCache:
 
 
 def list_classes(root: Path) -> list[LabelledFile]:
-    """The image files of root/CLASS/*, sorted by class and file name; hidden files and other types are passed over.
+    """The image files of root/CLASS, at any depth; hidden files and folders and other types are passed over.
 
-    A folder without images is an empty class. Links are resolved, so that a file has one path only.
+    The order is that of torchvision's ImageFolder: by class, folder and file name. A folder without images is an empty
+    class. Links are resolved, so that a file has one path only. Raises ZSQBenchError for one that leads back.
     """
     root = root.resolve()
     return [
-        LabelledFile(f"{folder.name}/{entry.name}", _real(entry, folder), folder.name)
+        LabelledFile(f"{folder.name}/{name}", path, folder.name)
         for folder in class_folders(root)
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+        for name, path in sorted(
+            _images_below(folder.resolve() if folder.is_symlink() else folder), key=_as_torchvision
+        )
     ]
 
 
@@ -118,8 +121,24 @@ def overlap(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def _real(entry: "os.DirEntry[str]", folder: Path) -> Path:
-    return Path(entry).resolve() if entry.is_symlink() or folder.is_symlink() else Path(entry)
+def _images_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[str, Path]]:
+    """The images of a folder and of those in it: the path of each from here, and where it really is."""
+    if folder in above:
+        raise ZSQBenchError(f"a link leads back to {folder}, in which it lies; remove it")
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        real = Path(entry).resolve() if entry.is_symlink() else Path(entry)
+        if entry.is_dir():
+            yield from ((f"{entry.name}/{name}", path) for name, path in _images_below(real, above | {folder}))
+        elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+            yield entry.name, real
+
+
+def _as_torchvision(found: tuple[str, Path]) -> tuple[str, str]:
+    """Sort by folder, and in a folder by file: what is in a folder comes before what is in those below it."""
+    folder, _, file = found[0].rpartition("/")
+    return folder, file
 
 
 def _decode(sample: Sample, geometry: Geometry, turned: set[Hashable]) -> "torch.Tensor":
