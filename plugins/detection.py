@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, scenes
-from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
+from zsqbench.zoo.coco import LOW, BoxesAlone, Detections, coco_figures
 from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit, is_turned, open_image
 from zsqbench.zoo.images import EXTENSIONS, draw, overlap
+from zsqbench.zoo.instances import ImageFile, Instances
 from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding
 
 if TYPE_CHECKING:
@@ -162,9 +163,14 @@ class COCODetection(zsqbench.Task):
                 f"the detector's labels ({_some(seen)}) are no categories of {found.instances.path} ({_some(known)}): "
                 "postprocess must give their numbers as the data has them"
             )
-        figures = coco_figures(found.instances.of(evaluated), detections)
+        truth = found.instances.of(evaluated)
+        figures = coco_figures(truth, detections)
         if self.metric not in figures:
             raise ZSQBenchError(f"{found.instances.path} annotates no box of the {len(evaluated)} evaluated images")
+        for note in found.instances.notes:
+            ctx.note(note)
+        if figures["mAP50"] < LOW and (alone := BoxesAlone.of(truth, detections)).labels_are_chance:
+            ctx.note(_of_chance(alone, figures["mAP50"], found.instances.path))
         kept = {name: torch.from_numpy(values) for name, values in vars(detections).items()}
         return zsqbench.Evaluation({**figures, "samples": len(evaluated)}, tensors=kept)
 
@@ -357,6 +363,14 @@ def _shown(found: "Found", names: Mapping[int, str]) -> list[tuple[list[float], 
     best = [index for index in order.tolist() if found["scores"][index] >= SHOWN_SCORE]
     numbers = found["labels"].tolist()
     return [(found["boxes"][index].tolist(), names.get(numbers[index], str(numbers[index]))) for index in best]
+
+
+def _of_chance(alone: BoxesAlone, map50: float, path: Path) -> str:
+    return (
+        f"the detector's labels are chance: of the {alone.matched} boxes that it finds, {alone.right} have the right "
+        f"one, and mAP50 is {map50:.1f}, but {alone.map50:.1f} where labels do not count; they must be the numbers of "
+        f"categories as {path.name} has them (are they off by one?)"
+    )
 
 
 def _on_cpu(raw: Any) -> Any:
