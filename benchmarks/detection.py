@@ -25,7 +25,7 @@ from zsqbench.plugins import load_plugins
 from zsqbench.synthesis import flat_outputs
 from zsqbench.testing import context
 from zsqbench.zoo.coco import Detections, coco_figures
-from zsqbench.zoo.images import open_image
+from zsqbench.zoo.imagefiles import open_image
 
 EVALUATION_BOUND = 1.1
 STEP_BOUND = 1.2

@@ -10,17 +10,10 @@ from pydantic import Field, model_validator
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, models
+from zsqbench.zoo.geometry import Geometry, Side, mean_colour, side
 from zsqbench.zoo.image_data import CIFAR_CLASSES, ImageData, find_cifar, find_digits, list_calibration, of_files
-from zsqbench.zoo.images import (
-    Geometry,
-    PixelCache,
-    Sample,
-    class_folders,
-    draw,
-    list_classes,
-    normalise,
-    pixels,
-)
+from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit
+from zsqbench.zoo.images import PixelCache, Sample, class_folders, draw, list_classes, normalise, pixels
 from zsqbench.zoo.models import DEFINITIONS, Feeding, Network, Weights
 
 if TYPE_CHECKING:
@@ -51,6 +44,7 @@ class Classification(zsqbench.Task):
     """
 
     name: ClassVar[str] = "classification"
+    version: ClassVar[int] = 2
     metric: ClassVar[str] = "top1"
     # What these lead to, files and split, is in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
@@ -114,12 +108,7 @@ class Classification(zsqbench.Task):
             std=feeding.std,
             value_range=feeding.value_range,
             classes=classes,
-            preprocessing={
-                "resize": feeding.resize,
-                "crop": feeding.crop,
-                "interpolation": feeding.interpolation,
-                "channels": feeding.channels,
-            },
+            preprocessing=_preprocessing(feeding),
             architecture=model.base if "/" in _base(model) else None,
         )
 
@@ -145,6 +134,9 @@ class Classification(zsqbench.Task):
             predictions.append(_predictions(logits))
             truth.append(labels)
             ctx.progress(sum(len(hit) for hit in hits), len(samples))
+        turned = sum(sample.key in _DECODED.turned for sample in samples)
+        if turned:
+            ctx.note(NOT_TURNED.format(turned, len(samples)))
         first, five = torch.cat(hits).unbind(dim=1)
         metrics = {"top1": _percent(first), "correct": int(first.sum()), "samples": len(samples)}
         if len(found.classes) > TOP:
@@ -156,7 +148,7 @@ class Classification(zsqbench.Task):
         """Resize, crop and normalise one image, as evaluation does."""
 
         def preprocess(image: "Image") -> "torch.Tensor":
-            return _tensors([Sample(id(image), -1, lambda: image)], pretrained, PixelCache(0))[0]
+            return _tensors([Sample(id(image), -1, lambda: eight_bit(image))], pretrained, PixelCache(0))[0]
 
         return preprocess
 
@@ -263,10 +255,23 @@ def _tensors(
     """Images in the network's normalised space, float32 [N, C, H, W], and labels, int64 [N]."""
     import torch
 
-    geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
-    images = pixels(samples, geometry, cache)
+    images = pixels(samples, _geometry(pretrained), cache)
     labels = torch.tensor([sample.label for sample in samples])
     return normalise(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
+
+
+def _geometry(pretrained: zsqbench.Pretrained) -> Geometry:
+    geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
+    if geometry.crop_mode != "border":
+        return geometry
+    colour = mean_colour(pretrained.mean, pretrained.value_range, geometry.channels)
+    return dataclasses.replace(geometry, fill=colour)
+
+
+def _preprocessing(feeding: Feeding) -> dict[str, Any]:
+    """What `Pretrained` does not hold by name. The usual mode is left out: it is in the identity of no network."""
+    fields = {name: getattr(feeding, name) for name in ("resize", "crop", "interpolation", "channels")}
+    return fields if feeding.crop_mode == "center" else {**fields, "crop_mode": feeding.crop_mode}
 
 
 def _hits(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
@@ -299,19 +304,21 @@ def _comes_bare(base: str) -> bool:
 
 
 def _said(model: zsqbench.ModelSpec) -> dict[str, Any]:
-    fields = ("input_size", "mean", "std", "channels", "value_range")
+    fields = ("input_size", "mean", "std", "channels", "value_range", "crop_mode")
     return {name: getattr(model, name) for name in fields if getattr(model, name) is not None}
 
 
-def _resize_and_crop(model: zsqbench.ModelSpec, own: Feeding) -> tuple[int | None, int | None]:
+def _resize_and_crop(model: zsqbench.ModelSpec, own: Feeding) -> tuple[Side | None, Side | None]:
     """What the suite says; where it resizes or changes the input and names no crop, that to the network's input."""
 
-    def choose(said: int | Literal["none"] | None, default: int | None) -> int | None:
-        return default if said is None else None if said == "none" else said
+    def choose(said: Side | Literal["none"] | None, default: Side | None) -> Side | None:
+        if said is None or said == "none":
+            return default if said is None else None
+        return said if isinstance(said, int) else side(*said)
 
-    resized = isinstance(model.resize, int) or (model.input_size is not None and own.crop is not None)
-    side = (model.input_size or own.input_size)[1]
-    return choose(model.resize, own.resize), choose(model.crop, side if resized else own.crop)
+    resized = model.resize not in (None, "none") or (model.input_size is not None and own.crop is not None)
+    input_size = model.input_size or own.input_size
+    return choose(model.resize, own.resize), choose(model.crop, side(*input_size[1:]) if resized else own.crop)
 
 
 def _count_outputs(network: Network, model: zsqbench.ModelSpec) -> int:

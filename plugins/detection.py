@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, scenes
-from zsqbench.zoo.coco import Detections, ImageFile, Instances, coco_figures
-from zsqbench.zoo.images import EXTENSIONS, draw, open_image, overlap
+from zsqbench.zoo.coco import LOW, BoxesAlone, Detections, coco_figures
+from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit, is_turned, open_image
+from zsqbench.zoo.images import EXTENSIONS, draw, overlap
+from zsqbench.zoo.instances import ImageFile, Instances
 from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding, Weights
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from zsqbench.zoo.detectors import Detector, Found
 
-_RESIZING = frozenset({"resize", "crop", "classes"})
+_RESIZING = frozenset({"resize", "crop", "crop_mode", "classes"})
 _VALUES = frozenset({"mean", "std", "channels", "value_range"})
 _UNUSED = {"file": _RESIZING, TORCHVISION: _RESIZING | _VALUES, EMBEDDED_DETECTOR: _RESIZING | _VALUES | {"input_size"}}
 """Fields of a model that would have no effect, by where it comes from."""
@@ -45,6 +47,7 @@ class COCODetection(zsqbench.Task):
     """
 
     name: ClassVar[str] = "coco_detection"
+    version: ClassVar[int] = 2
     metric: ClassVar[str] = "mAP"
     # What these lead to, files and split, is in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset(
@@ -142,12 +145,16 @@ class COCODetection(zsqbench.Task):
         found, detector = self._find(ctx), cast("Detector", pretrained.decoding)
         evaluated = [image for image, _ in found.evaluated]
         rows: list[tuple[int, Found]] = []
+        turned = 0
         with torch.no_grad():
             for batch in self._batches(found, detector):
+                turned += sum(is_turned(image) for _, image, _ in batch)
                 raw = module(torch.stack([tensor for _, _, tensor in batch]).to(ctx.device))
                 boxes = detector.postprocess(_on_cpu(raw), [image for _, image, _ in batch])
                 rows += zip((entry.id for entry, _, _ in batch), boxes, strict=True)
                 ctx.progress(len(rows), len(evaluated))
+        if turned:
+            ctx.note(NOT_TURNED.format(turned, len(evaluated)))
         detections = Detections.of(rows)
         known = {category["id"] for category in found.instances.categories}
         seen = set(detections.categories.tolist())
@@ -156,16 +163,21 @@ class COCODetection(zsqbench.Task):
                 f"the detector's labels ({_some(seen)}) are no categories of {found.instances.path} ({_some(known)}): "
                 "postprocess must give their numbers as the data has them"
             )
-        figures = coco_figures(found.instances.of(evaluated), detections)
+        truth = found.instances.of(evaluated)
+        figures = coco_figures(truth, detections)
         if self.metric not in figures:
             raise ZSQBenchError(f"{found.instances.path} annotates no box of the {len(evaluated)} evaluated images")
+        for note in found.instances.notes:
+            ctx.note(note)
+        if figures["mAP50"] < LOW and (alone := BoxesAlone.of(truth, detections)).labels_are_chance:
+            ctx.note(_of_chance(alone, figures["mAP50"], found.instances.path))
         kept = {name: torch.from_numpy(values) for name, values in vars(detections).items()}
         return zsqbench.Evaluation({**figures, "samples": len(evaluated)}, tensors=kept)
 
     def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
         """The detector's own preprocessing."""
         detector = cast("Detector", pretrained.decoding)
-        return lambda image: detector.preprocess(image)[None]
+        return lambda image: detector.preprocess(eight_bit(image))[None]
 
     def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
         """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""
@@ -351,6 +363,14 @@ def _shown(found: "Found", names: Mapping[int, str]) -> list[tuple[list[float], 
     best = [index for index in order.tolist() if found["scores"][index] >= SHOWN_SCORE]
     numbers = found["labels"].tolist()
     return [(found["boxes"][index].tolist(), names.get(numbers[index], str(numbers[index]))) for index in best]
+
+
+def _of_chance(alone: BoxesAlone, map50: float, path: Path) -> str:
+    return (
+        f"the detector's labels are chance: of the {alone.matched} boxes that it finds, {alone.right} have the right "
+        f"one, and mAP50 is {map50:.1f}, but {alone.map50:.1f} where labels do not count; they must be the numbers of "
+        f"categories as {path.name} has them (are they off by one?)"
+    )
 
 
 def _on_cpu(raw: Any) -> Any:

@@ -34,7 +34,8 @@ from zsqbench.scheme import parse_scheme
 from zsqbench.synthesis import BNLoss, ConditionalTraining, PixelBatch
 from zsqbench.testing import MemoryReporter, context, tiny_teacher
 from zsqbench.zoo import models
-from zsqbench.zoo.images import Geometry, PixelCache, Sample, pixels
+from zsqbench.zoo.geometry import Geometry
+from zsqbench.zoo.images import PixelCache, Sample, pixels
 
 TABLE = yaml.safe_load(Path(__file__).with_name("published_defaults.yaml").read_text(encoding="utf-8"))
 METHODS = {f"{kind}s.{name}": found.method for (kind, name), found in load_plugins().provided.items()}

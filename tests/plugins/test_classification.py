@@ -22,6 +22,12 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test d
 
 
 class Silent:
+    def __init__(self):
+        self.notes = []
+
+    def note(self, line):
+        self.notes.append(line)
+
     def log(self, name, value, step):
         pass
 
@@ -151,6 +157,24 @@ def test_the_split_is_a_function_of_its_seed(tmp_path):
         for s in (0, 0, 1)
     ]
     assert parts[0] == parts[1] != parts[2]
+
+
+def test_the_draw_of_a_flat_folder_is_what_it_always_was(tmp_path):
+    fill(tmp_path / "x", images=10)
+    found = Classification(data="imagefolder", root="x", holdout=4).find_data(tmp_path)
+    assert list(found.calibration) == ["a/6.png", "a/7.png", "b/0.png", "b/4.png"]
+
+
+def test_images_below_a_class_are_evaluated_and_held_out_by_their_own_names(tmp_path):
+    fill(tmp_path / "x", images=3)
+    fill(tmp_path / "x/a", classes=("left", "right"), images=3)  # the same file names in three folders
+    found = Classification(data="imagefolder", root="x", holdout=5).find_data(tmp_path)
+    names = [*found.calibration, *found.evaluation]
+    assert len(names) == len(set(names)) == 12
+    assert {"a/left/0.png", "a/right/0.png", "a/0.png"} <= set(names)
+    task = Classification(data="imagefolder", root="x")
+    metrics = task.evaluate(Constant([1.0, 0.0]), pretrained(), context(tmp_path)).metrics
+    assert (metrics["correct"], metrics["samples"]) == (9, 12)
 
 
 def test_a_holdout_of_everything_is_refused(tmp_path):
@@ -321,6 +345,63 @@ def test_resize_and_crop_can_be_turned_off():
     assert (loaded.preprocessing["resize"], loaded.preprocessing["crop"]) == (None, None)
 
 
+POOLED = "nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))"
+
+
+@pytest.mark.parametrize(
+    ("fields", "resize", "crop"),
+    [
+        ({"resize": 20}, 20, (16, 12)),
+        ({"resize": [20, 15]}, (20, 15), (16, 12)),
+        ({"resize": [20, 20], "crop": [16, 12], "crop_mode": "squash"}, 20, (16, 12)),
+        ({"resize": [16, 12], "crop": "none", "crop_mode": "squash"}, (16, 12), None),
+    ],
+)
+def test_heights_and_widths_of_a_suite_reach_the_images(tmp_path, fields, resize, crop):
+    fill(tmp_path / "x", size=31)
+    task = Classification(data="imagefolder", root="x", holdout=2)
+    spec = write_model(tmp_path, POOLED, input_size=[3, 16, 12], mean=[0.5] * 3, std=[0.5] * 3, **fields)
+    loaded = task.load(spec, context())
+    assert (loaded.preprocessing["resize"], loaded.preprocessing["crop"]) == (resize, crop)
+    assert task.calibration_images(2, 0, loaded, context(tmp_path)).images.shape == (2, 3, 16, 12)
+
+
+def test_the_crop_mode_of_a_suite_is_in_the_identity_and_the_usual_one_is_not(tmp_path):
+    task = Classification(data="cifar10")
+    usual, said, other = (
+        task.load(write_model(tmp_path, LINEAR, **fields), context())
+        for fields in ({}, {"crop_mode": "center"}, {"crop_mode": "squash"})
+    )
+    assert usual.digest() == said.digest() != other.digest()
+    assert "crop_mode" not in usual.preprocessing
+
+
+def test_a_border_has_the_mean_and_what_is_squashed_has_all_of_the_image(tmp_path):
+    (tmp_path / "x/a").mkdir(parents=True)
+    pixels = np.zeros((4, 16, 3), np.uint8)
+    pixels[:, 12:] = 255
+    Image.fromarray(pixels).save(tmp_path / "x/a/0.png")
+    Image.fromarray(pixels).save(tmp_path / "x/a/1.png")
+    task = Classification(data="imagefolder", root="x", holdout=1)
+    given = {"resize": 8, "mean": [0.2, 0.4, 0.6], "std": [1.0] * 3}
+    images = {}
+    for mode in ("center", "squash", "border"):
+        loaded = task.load(write_model(tmp_path, LINEAR, crop_mode=mode, **given), context())
+        images[mode] = task.calibration_images(1, 0, loaded, context(tmp_path)).images[0]
+    assert images["border"][:, :3].abs().max() < 1e-6  # 0.2, 0.4 and 0.6 are 51, 102 and 153 of 255
+    assert images["border"][0, 3:5, 7].tolist() == pytest.approx([0.8, 0.8])
+    assert images["squash"][0, :, 7].tolist() == pytest.approx([0.8] * 8)
+    assert images["center"].max() < 0.1  # the white end is cut off
+
+
+@pytest.mark.parametrize(
+    "fields", [{"resize": 0}, {"crop": -1}, {"resize": [8, 8, 8]}, {"crop": "center"}, {"crop_mode": "stretch"}]
+)
+def test_sizes_and_crop_modes_that_cannot_be_are_refused(tmp_path, fields):
+    with pytest.raises(ValidationError):
+        write_model(tmp_path, LINEAR, **fields)
+
+
 def test_a_shipped_definition_suits_the_data():
     loaded = Classification(data="cifar100").load(model(base="cifar_resnet20", weights="none"), context())
     assert (loaded.classes, loaded.mean, loaded.std) == (100, CIFAR100.mean, CIFAR100.std)
@@ -408,6 +489,41 @@ def test_an_image_that_is_written_anew_is_decoded_anew(tmp_path):
     after = task.calibration_images(1, 0, pretrained(), context(tmp_path)).images
     assert not torch.equal(before, after), name
     assert after.eq(-1).all()
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_images_that_exif_turns_are_noted_also_where_they_were_decoded_before(tmp_path, repeats):
+    fill(tmp_path / "x")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "x/b/1.png", exif=exif)
+    for _ in range(repeats):
+        ctx = context(tmp_path)
+        Classification(data="imagefolder", root="x").evaluate(Constant([0.0, 1.0]), pretrained(), ctx)
+    assert ctx.reporter.notes == [
+        "1 of 6 images have an EXIF orientation and are not turned, as torchvision and timm turn none"
+    ]
+
+
+def test_files_of_16_bits_are_evaluated_as_their_8_bit_twins_are(tmp_path):
+    rng, task = np.random.default_rng(0), Classification(data="imagefolder", root="x", holdout=3)
+    seen = []
+    for factor, kind in ((1, np.uint8), (257, np.uint16)):
+        root = tmp_path / str(factor)
+        (root / "x/a").mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for index in range(4):
+            grey = rng.integers(0, 256, (8, 8)).astype(kind) * kind(factor)
+            Image.fromarray(grey).save(root / f"x/a/{index}.png")
+        seen.append(task.calibration_images(3, 0, pretrained(), context(root)).images)
+    assert torch.equal(*seen)
+
+
+def test_the_preprocessor_takes_an_image_of_16_bits():
+    wide = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    preprocess = Classification(data="digits").preprocessor(pretrained())
+    assert preprocess(wide).eq(1).all()
+    assert preprocess(Image.fromarray(np.full((8, 8), 25700, np.uint16))).max() < 0
 
 
 def test_calibration_digits_are_a_seeded_choice_of_the_train_part():

@@ -48,6 +48,9 @@ def postprocess(raw, sizes):
 '''
 
 
+SIDES = ("width", "height", "width", "height")
+
+
 @pytest.fixture
 def root(tmp_path):
     """Six images of different sizes, each with a box on the grid of the detector."""
@@ -161,6 +164,71 @@ def test_images_of_any_mode_are_colours(root):
     assert evaluated(root).metrics["samples"] == 6
 
 
+def test_images_that_exif_turns_are_noted_and_not_turned(root):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (20, 40)).save(root / "coco/val2017/3.png", exif=exif)
+    task, ctx = COCODetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    task.evaluate(pretrained.module, pretrained, ctx)
+    assert "1 of 6 images have an EXIF orientation and are not turned" in ctx.reporter.notes[0]
+
+
+def test_an_image_of_16_bits_is_seen_as_its_8_bit_twin(root):
+    task, ctx = COCODetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    images = [Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)]
+    one, other = (task.preprocessor(pretrained)(image) for image in images)
+    assert torch.equal(one, other)
+
+
+def test_boxes_a_few_pixels_outside_do_not_stop_a_run_and_are_noted(root):
+    content = stored(root)
+    content["annotations"][0]["bbox"] = [-4, 0, 20, 10]
+    write(root, content)
+    task, ctx = COCODetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+    assert task.evaluate(pretrained.module, pretrained, ctx).metrics["samples"] == 6
+    (note,) = ctx.reporter.notes
+    assert note.startswith("1 of 5 boxes of instances_val2017.json end outside of their images")
+
+
+@pytest.mark.parametrize(("labels", "notes"), [([2, 5], 0), ([5, 9], 1)])
+def test_labels_that_are_off_by_one_are_noted(root, labels, notes):
+    """A detector that finds each box: two in each of six images, with labels that are right or the next ones."""
+    content = stored(root)
+    boxes = [[0, 0, 0.4, 0.4], [0.5, 0.5, 0.5, 0.5]]
+    content["categories"] = [{"id": 2}, {"id": 5}, {"id": 9}]
+    content["annotations"] = [
+        {"id": 10 * image["id"] + place, "image_id": image["id"], "category_id": (2, 5)[place], "bbox": box}
+        for image in content["images"]
+        for place, box in enumerate([[s * image[d] for s, d in zip(each, SIDES, strict=True)] for each in boxes])
+    ]
+    write(root, content)
+    task, ctx = COCODetection(), context(data_root=root)
+    pretrained = task.load(model(root), ctx)
+
+    def found(raw, images):
+        corners = torch.tensor(boxes)
+        corners[:, 2:] += corners[:, :2]
+        return [
+            {"boxes": corners * torch.tensor([*image.size, *image.size]), "scores": torch.ones(2), "labels": labels}
+            for image in images
+        ]
+
+    labels = torch.tensor(labels)
+    pretrained = dataclasses.replace(pretrained, decoding=dataclasses.replace(pretrained.decoding, postprocess=found))
+    metrics = task.evaluate(pretrained.module, pretrained, ctx).metrics
+    assert (metrics["mAP50"] > 99) == (notes == 0)
+    assert len(ctx.reporter.notes) == notes
+    for note in ctx.reporter.notes:
+        assert (
+            "labels are chance: of the 12 boxes that it finds, 0 have the right one, and mAP50 is 0.0, but 10" in note
+        )
+        assert "the numbers of categories as instances_val2017.json has them (are they off by one?)" in note
+
+
 def test_no_boxes_at_all_are_a_result(root):
     task, ctx = COCODetection(), context(data_root=root)
     pretrained = task.load(model(root), ctx)
@@ -238,6 +306,7 @@ def test_a_file_that_is_no_detector_is_one_clear_line(root, old, new, complaint)
         ({"base": "scenedetector", "input_size": (3, 64, 64)}, "input_size"),
         ({"base": "torchvision/fcos_resnet50_fpn", "mean": (0.5,) * 3}, "mean"),
         ({"base": None, "resize": 32}, "resize"),
+        ({"base": None, "crop_mode": "squash"}, "crop_mode"),
     ],
 )
 def test_fields_that_would_have_no_effect_are_one_clear_line(root, fields, ignored):

@@ -74,6 +74,13 @@ def test_float_networks_that_differ_under_one_name_are_pointed_out():
     assert "digits resnet20: float accuracy differs between rows (97.0, 98.0); run the suite again" in text
 
 
+def test_what_a_task_noted_of_the_float_network_stands_below_the_table_once():
+    results = [row(notes=["boxes are odd"]), row(generator="dgh", notes=["boxes are odd"]), row(model="vgg")]
+
+    assert leaderboard(results, "md").count("digits resnet20: boxes are odd") == 1
+    assert "vgg: " not in leaderboard(results, "md")
+
+
 def test_a_suite_without_seeds_says_so():
     assert "unseeded; in parentheses" in leaderboard([row(seed=None)], "md")
 

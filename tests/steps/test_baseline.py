@@ -68,3 +68,29 @@ def test_a_failed_cell_still_has_what_the_float_network_reached(bench):
     bench.run()
     (row,) = bench.rows().values()
     assert list(row["float_metrics"]) == ["top1"]
+
+
+NOTING_TASK = """
+class Noting(ToyTask):
+    name = "noting"
+
+    def evaluate(self, module, pretrained, ctx):
+        ctx.note("the data is odd")
+        return super().evaluate(module, pretrained, ctx)
+"""
+
+
+def test_what_the_task_noted_of_the_float_network_is_in_the_row_and_below_the_table_also_from_the_store(bench):
+    bench.add_plugin(NOTING_TASK)
+    bench.matrix("task: noting")
+    for _ in range(2):
+        said = bench.run()
+        assert bench.row()["notes"] == ["the data is odd"]
+        assert "- noting a: the data is odd" in said.out
+        (bench.results / "toysuite.jsonl").unlink()
+
+
+def test_a_row_of_which_nothing_was_noted_has_no_notes(bench):
+    bench.matrix("")
+    bench.run()
+    assert "notes" not in bench.row()

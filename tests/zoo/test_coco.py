@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from zsqbench.errors import ZSQBenchError
-from zsqbench.zoo.coco import FIGURES, Detections, Instances, coco_figures
+from zsqbench.zoo.coco import FIGURES, BoxesAlone, Detections, coco_figures
+from zsqbench.zoo.instances import Instances
 
 
 def content(**changed):
@@ -75,33 +75,48 @@ def test_annotations_may_be_numbered_from_0(tmp_path):
     assert coco_figures(instances.of(instances.images), found)["mAP"] == pytest.approx(100)
 
 
-ANNOTATION = content()["annotations"][0]
+def many(shift):
+    """Ten images with two boxes each, of categories 3 and 4, and what a perfect detector with other labels finds."""
+    images = [{"id": number, "width": 20, "height": 10} for number in range(1, 11)]
+    boxes = [(image["id"], 3 + place, (1 + 9 * place, 2, 5, 6)) for image in images for place in (0, 1)]
+    annotations = [
+        {"id": number, "image_id": image, "category_id": category, "bbox": list(box), "area": 30, "iscrowd": 0}
+        for number, (image, category, box) in enumerate(boxes, start=1)
+    ]
+    truth = {"images": images, "annotations": annotations, "categories": [{"id": 3}, {"id": 4}, {"id": 5}]}
+    return truth, [(image, category + shift, box, 0.9) for image, category, box in boxes]
+
+
+@pytest.mark.parametrize(("shift", "right"), [(0, 20), (1, 0), (-1, 0)])
+def test_labels_that_are_all_off_by_one_are_chance_and_boxes_alone_are_as_good_as_ever(shift, right):
+    truth, rows = many(shift)
+    alone = BoxesAlone.of(truth, detections(*rows))
+    assert alone == BoxesAlone(pytest.approx(100), 20, right)
+    assert alone.labels_are_chance == (right == 0)
+
+
+def test_crowds_count_for_no_label():
+    truth, rows = many(1)
+    for annotation in truth["annotations"][:5]:
+        annotation["iscrowd"] = 1
+    assert BoxesAlone.of(truth, detections(*rows)).matched == 15
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("alone", "chance"),
     [
-        (json.dumps(content())[:100], r"instances.json \(100 bytes\) are no JSON: .* copy the file again"),
-        ("[]", "have no list 'images'; expected COCO's instances format"),
-        ({name: value for name, value in content().items() if name != "categories"}, "have no list 'categories'"),
-        (content(images=[]), "lists no images"),
-        (content(categories=[]), "lists no categories"),
-        (content(images=[{"id": 7}]), "needs numbers 'id', 'width' and 'height' and a 'file_name'"),
-        (content(images=[{"id": 7, "file_name": "../b.png", "width": 1, "height": 1}]), "leaves the folder"),
-        (content(images=2 * content()["images"]), "image 7 is there twice"),
-        (
-            content(annotations=[{"id": 1}]),
-            "annotation .* needs numbers 'id', 'image_id' and",
-        ),
-        (content(annotations=[ANNOTATION | {"image_id": 8}]), "annotation 1 is of image 8, which is not in the list"),
-        (content(annotations=[ANNOTATION | {"category_id": 4}]), "annotation 1 is of category 4, which is not in"),
-        (content(annotations=[ANNOTATION | {"bbox": [1, 2, 30, 6]}]), "outside of image 7, which is 20 x 10 pixels"),
-        (content(annotations=[ANNOTATION | {"bbox": [-5, 2, 6, 6]}]), "outside of image 7"),
-        (content(annotations=[ANNOTATION | {"bbox": [1, 2, -1, 6]}]), "outside of image 7"),
+        (BoxesAlone(35.2, 193, 142), False),
+        (BoxesAlone(33.2, 182, 9), True),  # a real detector, with numbers that are one too large
+        (BoxesAlone(50.0, 100, 10), True),
+        (BoxesAlone(50.0, 100, 11), False),
+        (BoxesAlone(50.0, 9, 0), False),  # too few to say so
+        (BoxesAlone(4.9, 100, 0), False),  # it does not find boxes either
     ],
 )
-def test_what_is_wrong_is_one_clear_line(tmp_path, text, complaint):
-    with pytest.raises(ZSQBenchError, match=complaint) as raised:
-        Instances.read(write(tmp_path, text))
-    assert "\n" not in str(raised.value)
-    assert "instances.json" in str(raised.value)
+def test_labels_are_chance_where_boxes_are_found_and_a_tenth_of_the_labels_is_right_at_most(alone, chance):
+    assert alone.labels_are_chance == chance
+
+
+def test_a_detector_that_finds_nothing_has_no_labels():
+    truth, _ = many(0)
+    assert BoxesAlone.of(truth, detections()) == BoxesAlone(0, 0, 0)

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.zoo.images import Geometry, PixelCache, Sample, list_classes, normalise, open_image, pixels
+from zsqbench.zoo.geometry import Geometry
+from zsqbench.zoo.images import PixelCache, Sample, list_classes, normalise, pixels
 
 
 def picture(width, height, mode="RGB"):
@@ -15,19 +16,6 @@ def picture(width, height, mode="RGB"):
 def decode(image, **geometry):
     full = {"resize": None, "crop": None, "interpolation": "bilinear", "channels": "rgb"} | geometry
     return pixels([Sample("key", 0, lambda: image)], Geometry(**full), PixelCache(0))[0]
-
-
-@pytest.mark.parametrize("size", [(50, 40), (40, 50), (33, 33), (20, 90), (64, 43), (55, 36)])
-@pytest.mark.parametrize(("resize", "crop"), [(36, 32), (32, 32), (20, 32), (None, 32)])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_resize_and_crop_are_torchvisions(size, resize, crop, interpolation):
-    from torchvision.transforms import functional
-
-    image = picture(*size)
-    found = decode(image, input_size=(3, 32, 32), resize=resize, crop=crop, interpolation=interpolation)
-    if resize is not None:
-        image = functional.resize(image, [resize], functional.InterpolationMode(interpolation))
-    assert torch.equal(found, functional.pil_to_tensor(functional.center_crop(image, [crop])))
 
 
 def test_bgr_reverses_the_channels():
@@ -41,27 +29,9 @@ def test_one_channel_is_grey_and_three_are_colour_whatever_the_file_holds():
     assert decode(picture(8, 8, "L"), input_size=(3, 8, 8)).shape == (3, 8, 8)
 
 
-def test_an_image_of_another_size_is_told_with_what_to_set():
-    with pytest.raises(ZSQBenchError, match=r"9 x 8 pixels became 9 x 8 .* takes 8 x 8; set the model's resize"):
-        decode(picture(9, 8), input_size=(3, 8, 8))
-
-
 def test_black_and_white_become_the_value_range_before_mean_and_deviation():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
     assert normalise(images, (1.0,), (2.0,), (-1.0, 1.0)).flatten().tolist() == [-1.0, 0.0]
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    (tmp_path / "x.jpg").write_bytes(b"not a picture")
-    with pytest.raises(ZSQBenchError, match=r"image .*x\.jpg cannot be read"):
-        open_image(tmp_path / "x.jpg")
-
-
-def test_a_truncated_image_is_named(tmp_path):
-    picture(64, 64).save(tmp_path / "x.png")
-    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:2000])
-    with pytest.raises(ZSQBenchError, match=r"image .*x\.png cannot be read"):
-        open_image(tmp_path / "x.png")
 
 
 def test_classes_are_listed_by_name_without_hidden_and_other_files(tmp_path):
@@ -71,12 +41,72 @@ def test_classes_are_listed_by_name_without_hidden_and_other_files(tmp_path):
     assert [file.name for file in list_classes(tmp_path)] == ["a/x.jpg", "b/10.PNG", "b/2.png"]
 
 
+TREE = (
+    "b/2.png",
+    "b/10.PNG",
+    "a/x.jpg",
+    "a/sub/y.jpg",
+    "a/sub/deep/z.png",
+    "a/sub-2/y.jpg",
+    "a/sub.jpg",
+    "c/only/w.bmp",
+)
+
+
+@pytest.mark.parametrize("tree", [TREE[:3], TREE])
+def test_images_are_found_in_the_order_of_torchvision_at_any_depth(tmp_path, tree):
+    from torchvision.datasets import ImageFolder
+
+    for name in tree:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found, theirs = list_classes(tmp_path), ImageFolder(str(tmp_path))
+    assert [(str(file.path), file.class_name) for file in found] == [
+        (path, theirs.classes[label]) for path, label in theirs.samples
+    ]
+    assert {file.name for file in found} == set(tree)
+    assert len(found) == len(tree)
+
+
+def test_hidden_folders_in_a_class_are_passed_over(tmp_path):
+    for name in ("a/.thumbnails/x.png", "a/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.name for file in list_classes(tmp_path)] == ["a/y.png"]
+
+
+def test_what_lies_below_a_linked_folder_is_listed_as_what_it_means(tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere/deep/x.png").touch()
+    (tmp_path / "root/a").mkdir(parents=True)
+    (tmp_path / "root/a/link").symlink_to(tmp_path / "elsewhere")
+    (file,) = list_classes(tmp_path / "root")
+    assert file.name == "a/link/deep/x.png"
+    assert file.path == (tmp_path / "elsewhere/deep/x.png").resolve()
+
+
+def test_a_link_that_leads_back_is_one_clear_line(tmp_path):
+    (tmp_path / "a/sub").mkdir(parents=True)
+    (tmp_path / "a/sub/again").symlink_to(tmp_path / "a")
+    with pytest.raises(ZSQBenchError, match=r"a link leads back to .*/a, in which it lies; remove it"):
+        list_classes(tmp_path)
+
+
 def test_a_link_is_listed_as_the_file_that_it_means(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real/x.png").touch()
     (tmp_path / "root").mkdir()
     (tmp_path / "root/a").symlink_to(tmp_path / "real")
     assert list_classes(tmp_path / "root")[0].path == (tmp_path / "real/x.png").resolve()
+
+
+def test_the_images_that_exif_turns_are_remembered_though_their_pixels_are_not():
+    plain, turned = picture(4, 4), picture(4, 4)
+    turned.getexif()[274] = 6
+    cache = PixelCache(0)
+    samples = [Sample("plain", 0, lambda: plain), Sample("turned", 0, lambda: turned)]
+    pixels(samples, Geometry((3, 4, 4), None, None, "bilinear", "rgb"), cache)
+    assert cache.turned == {"turned"}
 
 
 def test_the_cache_makes_each_image_once():

@@ -52,24 +52,47 @@ def test_a_library_that_is_not_installed_is_told_with_what_to_install(monkeypatc
         load_named(f"{library}/x")
 
 
-def test_timm_networks_are_fed_as_their_configuration_says(monkeypatch):
+def install_timm(monkeypatch, **changed):
+    """Put a timm in place that has one network, with this configuration."""
     config = {
         "input_size": (3, 224, 224),
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
         "crop_pct": 0.9,
         "interpolation": "bicubic",
+        "crop_mode": "center",
     }
     timm = ModuleType("timm")
     timm.list_models = lambda: ["tiny"]
     timm.list_pretrained = lambda: ["tiny.a1"]
     timm.create_model = lambda *_, **__: nn.Linear(1, 5)
-    timm.data = SimpleNamespace(resolve_data_config=lambda *_, **__: config)
+    timm.data = SimpleNamespace(resolve_data_config=lambda *_, **__: config | changed)
     monkeypatch.setitem(sys.modules, "timm", timm)
+
+
+def test_timm_networks_are_fed_as_their_configuration_says(monkeypatch):
+    install_timm(monkeypatch)
     feeding = load_named("timm/tiny.a1").feeding
     assert (feeding.resize, feeding.crop, feeding.interpolation) == (248, 224, "bicubic")
+    assert feeding.crop_mode == "center"
     with pytest.raises(ZSQBenchError, match="unknown timm model 'tinny'; did you mean 'tiny'"):
         load_named("timm/tinny")
+
+
+@pytest.mark.parametrize(
+    ("size", "percent", "resize", "crop"),
+    [
+        ((3, 224, 224), 1.0, 224, 224),
+        ((3, 384, 384), 0.95, 404, 384),
+        ((3, 1024, 768), 1.0, (1024, 768), (1024, 768)),
+        ((3, 256, 192), 0.875, (292, 219), (256, 192)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_timms_crop_modes_and_sizes_that_are_no_squares_are_its_own(monkeypatch, size, percent, resize, crop, mode):
+    install_timm(monkeypatch, input_size=size, crop_pct=percent, crop_mode=mode)
+    feeding = load_named("timm/tiny.a1").feeding
+    assert (feeding.input_size, feeding.resize, feeding.crop, feeding.crop_mode) == (size, resize, crop, mode)
 
 
 @pytest.mark.parametrize(("name", "resize", "crop"), [("net", 256, 224), ("net_cifar10", None, None)])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from zsqbench.zoo import scenes
-from zsqbench.zoo.coco import Instances
+from zsqbench.zoo.instances import Instances
 
 PARTS = ("val", "train")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, model_validator
 
 from zsqbench.methods.base import InputFile, existing_file
 from zsqbench.zoo.models import Checkpoint, Weights
@@ -12,6 +12,9 @@ from zsqbench.zoo.models import Checkpoint, Weights
 
 def _weights(text: str, info: ValidationInfo) -> str:
     return text if text == "none" else str(existing_file(Path(text), info))
+
+
+Side = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
 class ModelSpec(BaseModel):
@@ -33,8 +36,13 @@ class ModelSpec(BaseModel):
     )
     classes: int | None = Field(None, gt=0, description="number of classes, where a shipped definition is built for it")
     input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
-    resize: int | Literal["none"] | None = Field(None, description="length of the shorter side before the crop")
-    crop: int | Literal["none"] | None = Field(None, description="side of the central crop")
+    resize: Side | Literal["none"] | None = Field(
+        None, description="length of the shorter side before the crop, or height and width"
+    )
+    crop: Side | Literal["none"] | None = Field(None, description="side of the central crop, or height and width")
+    crop_mode: Literal["center", "squash", "border"] | None = Field(
+        None, description="keep the proportions and cut, give the image those of `resize`, or fit it in and fill"
+    )
     mean: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
     std: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order of the input channels")

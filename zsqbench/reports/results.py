@@ -66,6 +66,7 @@ class Result(BaseModel):
         description="evaluated (samples), digest (of the evaluated data), images (of the calibration set), calibrated "
         "(images of it that the quantizer read)",
     )
+    notes: list[Text] = Field([], description="what the task noted when it measured the float network")
     correct: str | None = Field(
         None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
     )

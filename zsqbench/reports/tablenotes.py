@@ -58,6 +58,7 @@ def measured_on(results: Sequence[Result]) -> Iterable[str]:
     yield from unique(f"{each.model}: {note}" for each in results for note in each.model_facts.get("notes", ()))
     yield from _calibrated(results)
     yield from _speeds(results)
+    yield from unique(f"{result.task} {result.model}: {note}" for result in results for note in result.notes)
     yield from _disagreements(results)
     yield from _different_bits(results)
 

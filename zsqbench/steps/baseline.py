@@ -65,6 +65,8 @@ class Baseline(Job):
 
     @classmethod
     def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
-        """The metrics of the float network."""
-        found = store.read(cls.kind, steps[cls.kind].key).content
-        return {"float_metrics": found["metrics"], "data": {"evaluated": found["samples"], "digest": found["data"]}}
+        """The metrics of the float network, and what the task noted of it and of the data."""
+        artifact = store.read(cls.kind, steps[cls.kind].key)
+        found = artifact.content
+        data = {"evaluated": found["samples"], "digest": found["data"]}
+        return {"float_metrics": found["metrics"], "data": data, "notes": artifact.notes}

@@ -1,14 +1,10 @@
-"""COCO-format detection data: the instances JSON, checked when it is read, and COCO's figures by pycocotools."""
+"""What a detector found, and COCO's figures of it by pycocotools."""
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from zsqbench.errors import ZSQBenchError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,60 +26,15 @@ FIGURES = (
 )
 """COCO's twelve, in its order: average precision over IoU thresholds 0.5 to 0.95, and recall at most detections."""
 
-SLACK = 1.0
-"""Pixels by which a box may end outside of its image: annotations are rounded."""
+LOW, FOUND, FEWEST, CHANCE = 10.0, 5.0, 10, 0.1
+"""When a detector's labels hit nothing but chance, see `BoxesAlone`.
 
-_LISTS = ("images", "annotations", "categories")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image of the data, in the order of its number."""
-
-    id: int
-    name: str
-    """Below the folder of the images."""
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Instances:
-    """What an instances JSON says, each list by ascending number. Images without annotations are there, too."""
-
-    path: Path
-    images: tuple[ImageFile, ...]
-    annotations: tuple[Mapping[str, Any], ...]
-    categories: tuple[Mapping[str, Any], ...]
-
-    @classmethod
-    def read(cls, path: Path) -> "Instances":
-        """Raises ZSQBenchError, in one line that names the entry, for a file that COCO's format does not allow."""
-        content = _load(path)
-        images = sorted((_image(path, entry) for entry in content["images"]), key=lambda image: image.id)
-        if not images:
-            raise ZSQBenchError(f"{path} lists no images; expected at least one under 'images'")
-        categories = sorted((_category(path, entry) for entry in content["categories"]), key=lambda each: each["id"])
-        if not categories:
-            raise ZSQBenchError(f"{path} lists no categories; expected at least one under 'categories'")
-        by_id = {image.id: image for image in images}
-        known = {category["id"] for category in categories}
-        _only_once(path, "image", [image.id for image in images])
-        _only_once(path, "category", [category["id"] for category in categories])
-        annotations = [_annotation(path, entry, by_id, known) for entry in content["annotations"]]
-        _only_once(path, "annotation", [annotation["id"] for annotation in annotations])
-        return cls(path, tuple(images), tuple(sorted(annotations, key=lambda each: each["id"])), tuple(categories))
-
-    def of(self, images: Sequence[ImageFile]) -> dict[str, Any]:
-        """The same as COCO's format has it, of some of the images."""
-        chosen = {image.id for image in images}
-        kept = (each for each in self.annotations if each["image_id"] in chosen)
-        return {
-            "images": [{"id": image.id, "width": image.width, "height": image.height} for image in images],
-            # numbered anew, for COCOeval takes number 0 for none, and copied, for it writes into them
-            "annotations": [{**each, "id": number} for number, each in enumerate(kept, start=1)],
-            "categories": list(self.categories),
-        }
+It takes another evaluation, so it is looked at only where mAP50 is below LOW percent. Without categories, mAP50 has to
+be FOUND percent at least, so that the detector does find things, and FEWEST boxes have to be found. Labels are chance
+where a tenth of them (CHANCE) at most is right, as labels at random are with ten categories. Of the 193 boxes that
+FastestDet finds in 50 images of COCO, 142 have the right label; 8 have it with numbers that are one too large, 6 with
+numbers that are one too small, and 1 with labels at random.
+"""
 
 
 @dataclass(frozen=True)
@@ -123,6 +74,44 @@ def coco_figures(truth: Mapping[str, Any], found: Detections) -> dict[str, float
 
     A figure of sizes or categories that the data has no box of is left out (COCOeval says -1).
     """
+    return _figures(_evaluated(truth, found, categories=True))
+
+
+@dataclass(frozen=True)
+class BoxesAlone:
+    """What a detector reaches where its labels do not count: boxes are matched to those of any category."""
+
+    map50: float
+    """Average precision at IoU 0.5, in percent."""
+    matched: int
+    """Boxes of the data that it found, at IoU 0.5."""
+    right: int
+    """Those of them whose category it said."""
+
+    @classmethod
+    def of(cls, truth: Mapping[str, Any], found: Detections) -> "BoxesAlone":
+        """By COCOeval without categories."""
+        evaluation = _evaluated(truth, found, categories=False)
+        figures = _figures(evaluation)
+        said, true = evaluation.cocoDt.anns, evaluation.cocoGt.anns
+        pairs = [
+            said[detection]["category_id"] == true[int(match)]["category_id"]
+            for image in evaluation.evalImgs[: len(evaluation.params.imgIds)]  # those of all sizes come first
+            if image is not None
+            for detection, match in zip(image["dtIds"], image["dtMatches"][0], strict=True)
+            if match and not true[int(match)]["iscrowd"]
+        ]
+        return cls(figures.get("mAP50", 0.0), len(pairs), sum(pairs))
+
+    @property
+    def labels_are_chance(self) -> bool:
+        """True where boxes are found, and labels are right no more often than by chance."""
+        enough = self.map50 >= FOUND and self.matched >= FEWEST
+        return enough and self.right <= CHANCE * self.matched
+
+
+def _evaluated(truth: Mapping[str, Any], found: Detections, *, categories: bool) -> Any:
+    """COCOeval for boxes, when it is done."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -134,9 +123,17 @@ def coco_figures(truth: Mapping[str, Any], found: Detections) -> dict[str, float
         results.dataset = {name: truth[name] for name in ("images", "categories")} | {"annotations": [*_as_coco(found)]}
         results.createIndex()
         evaluation = COCOeval(data, results, "bbox")
+        if not categories:
+            evaluation.params.useCats = 0
+            # labels that the data does not have are boxes, too
+            evaluation.params.catIds = sorted({*evaluation.params.catIds, *found.categories.tolist()})
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def _figures(evaluation: Any) -> dict[str, float]:
     values = (float(value) for value in evaluation.stats)
     return {name: 100 * value for name, value in zip(FIGURES, values, strict=True) if value >= 0}
 
@@ -155,82 +152,3 @@ def _as_coco(found: Detections) -> Iterator[dict[str, Any]]:
             "iscrowd": 0,
             "score": score,
         }
-
-
-def _load(path: Path) -> dict[str, list[Any]]:
-    try:
-        content: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ZSQBenchError(f"annotations {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        size = path.stat().st_size
-        raise ZSQBenchError(f"annotations {path} ({size} bytes) are no JSON: {error}; copy the file again") from error
-    for name in _LISTS:
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise ZSQBenchError(
-                f"annotations {path} have no list {name!r}; expected COCO's instances format, with {', '.join(_LISTS)}"
-            )
-    return content
-
-
-def _image(path: Path, entry: Any) -> ImageFile:
-    try:
-        image = ImageFile(int(entry["id"]), str(entry["file_name"]), int(entry["width"]), int(entry["height"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ZSQBenchError(
-            f"{path}: image {_short(entry)} needs numbers 'id', 'width' and 'height' and a 'file_name'"
-        ) from error
-    if Path(image.name).is_absolute() or ".." in Path(image.name).parts:
-        raise ZSQBenchError(f"{path}: file_name {image.name!r} of image {image.id} leaves the folder of the images")
-    return image
-
-
-def _category(path: Path, entry: Any) -> dict[str, Any]:
-    try:
-        return {"id": int(entry["id"]), "name": str(entry.get("name", entry["id"]))}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ZSQBenchError(f"{path}: category {_short(entry)} needs a number 'id'") from error
-
-
-def _annotation(path: Path, entry: Any, images: Mapping[int, ImageFile], categories: set[int]) -> dict[str, Any]:
-    try:
-        number, image, category = (int(entry[name]) for name in ("id", "image_id", "category_id"))
-        left, top, width, height = box = [float(value) for value in entry["bbox"]]
-        area, crowd = float(entry.get("area", width * height)), int(entry.get("iscrowd", 0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ZSQBenchError(
-            f"{path}: annotation {_short(entry)} needs numbers 'id', 'image_id' and 'category_id', and 'bbox' [left, "
-            "top, width, height]"
-        ) from error
-    if image not in images:
-        raise ZSQBenchError(f"{path}: annotation {number} is of image {image}, which is not in the list")
-    if category not in categories:
-        raise ZSQBenchError(f"{path}: annotation {number} is of category {category}, which is not in the list")
-    size = images[image]
-    inside = min(left, top) >= -SLACK and left + width <= size.width + SLACK and top + height <= size.height + SLACK
-    if not inside or not min(width, height) >= 0:
-        raise ZSQBenchError(
-            f"{path}: the box {box} of annotation {number} is outside of image {image}, which is {size.width} x "
-            f"{size.height} pixels; expected [left, top, width, height] in pixels"
-        )
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": area,
-        "iscrowd": crowd,
-    }
-
-
-def _only_once(path: Path, what: str, numbers: Sequence[int]) -> None:
-    seen: set[int] = set()
-    for number in numbers:
-        if number in seen:
-            raise ZSQBenchError(f"{path}: {what} {number} is there twice")
-        seen.add(number)
-
-
-def _short(entry: Any) -> str:
-    text = str(entry)
-    return text if len(text) <= 80 else f"{text[:80]}..."  # noqa: PLR2004 - a line has room for so much

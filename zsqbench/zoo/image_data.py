@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import cifar, digits
-from zsqbench.zoo.images import LabelledFile, Sample, class_folders, list_classes, open_image, overlap
+from zsqbench.zoo.imagefiles import open_image
+from zsqbench.zoo.images import LabelledFile, Sample, class_folders, list_classes, overlap
 
 CIFAR_CLASSES: Mapping[str, int] = {"cifar10": 10, "cifar100": 100}
 

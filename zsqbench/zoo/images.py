@@ -1,15 +1,17 @@
-"""Image folders, and pixels as a network wants them: decoded, resized, cropped, scaled, normalised; and kept."""
+"""Image folders, and pixels as a network wants them: decoded, brought to size, scaled, normalised; and kept."""
 
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.zoo.geometry import Geometry
+from zsqbench.zoo.imagefiles import is_turned
 
 if TYPE_CHECKING:
     import torch
@@ -22,23 +24,11 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image file with the folder that it lies in: its name is CLASS/FILE, whatever the machine."""
+    """An image file with its class: its name is CLASS/FILE or CLASS/FOLDER/FILE, whatever the machine."""
 
     name: str
     path: Path
     class_name: str
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What happens to an image before it is numbers: shorter side to `resize`, central square of `crop`, if any."""
-
-    input_size: tuple[int, int, int]
-    """Channels (1 is grey, 3 is colour), height and width that must come out."""
-    resize: int | None
-    crop: int | None
-    interpolation: str
-    channels: Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +47,8 @@ class PixelCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
+        self.turned: set[Hashable] = set()
+        """Keys of the images, as far as they were decoded, that EXIF turns and nobody else does."""
         self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
 
     def get(self, key: Hashable, make: "Callable[[], torch.Tensor]") -> "torch.Tensor":
@@ -73,16 +65,18 @@ class PixelCache:
 
 
 def list_classes(root: Path) -> list[LabelledFile]:
-    """The image files of root/CLASS/*, sorted by class and file name; hidden files and other types are passed over.
+    """The image files of root/CLASS, at any depth; hidden files and folders and other types are passed over.
 
-    A folder without images is an empty class. Links are resolved, so that a file has one path only.
+    The order is that of torchvision's ImageFolder: by class, folder and file name. A folder without images is an empty
+    class. Links are resolved, so that a file has one path only. Raises ZSQBenchError for one that leads back.
     """
     root = root.resolve()
     return [
-        LabelledFile(f"{folder.name}/{entry.name}", _real(entry, folder), folder.name)
+        LabelledFile(f"{folder.name}/{name}", path, folder.name)
         for folder in class_folders(root)
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+        for name, path in sorted(
+            _images_below(folder.resolve() if folder.is_symlink() else folder), key=_as_torchvision
+        )
     ]
 
 
@@ -98,7 +92,7 @@ def pixels(samples: Sequence[Sample], geometry: Geometry, cache: PixelCache) -> 
     """Decode, resize and crop: uint8 [N, C, H, W]. Raises ZSQBenchError for an image that cannot be read or used."""
     import torch
 
-    return torch.stack([cache.get((s.key, geometry), partial(_decode, s, geometry)) for s in samples])
+    return torch.stack([cache.get((s.key, geometry), partial(_decode, s, geometry, cache.turned)) for s in samples])
 
 
 def normalise(
@@ -110,19 +104,6 @@ def normalise(
     low, high = value_range
     means, deviations = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
     return (images.float().div(255).mul(high - low).add(low) - means) / deviations
-
-
-def open_image(path: Path) -> "Image":
-    """Decode a file. Raises ZSQBenchError, with its name, where that fails."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's formats raise
-        detail = " ".join(str(error).split())
-        raise ZSQBenchError(f"image {path} cannot be read: {detail}; copy it again or remove it") from error
 
 
 def draw(names: Sequence[T], count: int, seed: int) -> list[T]:
@@ -140,55 +121,35 @@ def overlap(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def _real(entry: "os.DirEntry[str]", folder: Path) -> Path:
-    return Path(entry).resolve() if entry.is_symlink() or folder.is_symlink() else Path(entry)
+def _images_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[str, Path]]:
+    """The images of a folder and of those in it: the path of each from here, and where it really is."""
+    if folder in above:
+        raise ZSQBenchError(f"a link leads back to {folder}, in which it lies; remove it")
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        real = Path(entry).resolve() if entry.is_symlink() else Path(entry)
+        if entry.is_dir():
+            yield from ((f"{entry.name}/{name}", path) for name, path in _images_below(real, above | {folder}))
+        elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+            yield entry.name, real
 
 
-def _decode(sample: Sample, geometry: Geometry) -> "torch.Tensor":
+def _as_torchvision(found: tuple[str, Path]) -> tuple[str, str]:
+    """Sort by folder, and in a folder by file: what is in a folder comes before what is in those below it."""
+    folder, _, file = found[0].rpartition("/")
+    return folder, file
+
+
+def _decode(sample: Sample, geometry: Geometry, turned: set[Hashable]) -> "torch.Tensor":
     import numpy as np
     import torch
 
     channels, height, width = geometry.input_size
-    image = sample.open().convert("L" if channels == 1 else "RGB")
-    given = image.size
-    if geometry.resize is not None:
-        image = _resize(image, geometry.resize, geometry.interpolation)
-    if geometry.crop is not None:
-        image = _crop(image, geometry.crop)
-    if image.size != (width, height):
-        raise ZSQBenchError(
-            f"an image of {given[0]} x {given[1]} pixels became {image.size[0]} x {image.size[1]} "
-            f"(resize: {geometry.resize or 'none'}, crop: {geometry.crop or 'none'}), but the network takes "
-            f"{width} x {height}; set the model's resize and crop"
-        )
-    array = np.array(image).reshape(height, width, channels)
+    image = sample.open()
+    if is_turned(image):
+        turned.add(sample.key)
+    array = np.array(geometry.apply(image.convert("L" if channels == 1 else "RGB"))).reshape(height, width, channels)
     if geometry.channels == "bgr":
         array = array[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def _resize(image: "Image", side: int, interpolation: str) -> "Image":
-    """Set the shorter side, as torchvision does: the longer one is rounded down."""
-    from PIL.Image import Resampling
-
-    shorter, longer = sorted(image.size)
-    other = int(side * longer / shorter)
-    size = (side, other) if image.size[0] == shorter else (other, side)
-    return image if size == image.size else image.resize(size, Resampling[interpolation.upper()])
-
-
-def _crop(image: "Image", side: int) -> "Image":
-    """The central square, as torchvision does: what lies outside of a smaller image is black."""
-    if min(image.size) < side:
-        image = _pad(image, side)
-    left, top = (round((length - side) / 2.0) for length in image.size)
-    return image.crop((left, top, left + side, top + side))
-
-
-def _pad(image: "Image", side: int) -> "Image":
-    """Black borders up to a size; an odd pixel goes to the right and the bottom."""
-    from PIL import ImageOps
-
-    missing = [max(side - length, 0) for length in image.size]
-    left, top = (length // 2 for length in missing)
-    return ImageOps.expand(image, (left, top, missing[0] - left, missing[1] - top), fill=0)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.zoo.geometry import side
 from zsqbench.zoo.models import IMAGENET, Feeding, Network, Weights
 from zsqbench.zoo.weights import build_network
 
@@ -57,14 +58,16 @@ def _timm(name: str, weights: Weights | None, classes: int | None) -> Network:
 
     def feeding(module: nn.Module) -> Feeding:
         config = timm.data.resolve_data_config({}, model=module)
-        size = tuple(config["input_size"])
+        channels, height, width = config["input_size"]
+        mode = config["crop_mode"]
         return Feeding(
-            size,
+            (channels, height, width),
             tuple(config["mean"]),
             tuple(config["std"]),
-            math.floor(size[1] / config["crop_pct"]),
-            size[1],
+            side(*(math.floor(length / config["crop_pct"]) for length in (height, width))),
+            side(height, width),
             config["interpolation"],
+            crop_mode=mode if mode in {"squash", "border"} else "center",  # as timm does
         )
 
     return _network(

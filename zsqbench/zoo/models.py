@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
+from zsqbench.zoo.geometry import CropMode, Side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,17 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Feeding:
-    """How a network wants its images: resize the shorter side, crop the centre, scale to `value_range`, normalise."""
+    """How a network wants its images: resize, crop the centre (see `Geometry`), scale to `value_range`, normalise."""
 
     input_size: tuple[int, int, int]
     """Channels, height, width."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: int | None = None
-    crop: int | None = None
+    resize: Side | None = None
+    crop: Side | None = None
     interpolation: str = "bilinear"
     channels: Literal["rgb", "bgr"] = "rgb"
     value_range: tuple[float, float] = (0.0, 1.0)
+    crop_mode: CropMode = "center"
 
 
 def _untold(line: str) -> None:

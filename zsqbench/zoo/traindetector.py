@@ -21,9 +21,10 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from zsqbench.zoo.coco import Detections, Instances, coco_figures
+from zsqbench.zoo.coco import Detections, coco_figures
 from zsqbench.zoo.digits import CLASSES
-from zsqbench.zoo.images import open_image
+from zsqbench.zoo.imagefiles import open_image
+from zsqbench.zoo.instances import Instances
 from zsqbench.zoo.models import SCENE_DETECTOR
 from zsqbench.zoo.scenedetector import MEAN, STD, STRIDE, SceneDetector, decode, places, postprocess, preprocess
 from zsqbench.zoo.scenes import DIGITS, render_scene, write_scenes
