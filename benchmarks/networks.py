@@ -29,7 +29,7 @@ from torchvision import models
 
 import zsqbench
 from zsqbench import quant
-from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.errors import ZSQBenchError, did_you_mean, one_line
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.scheme import parse_scheme
 
@@ -247,8 +247,8 @@ def code_digest() -> str:
 def describe(row: Row) -> str:
     """One line of what was found of a network."""
     start = f"{row['name']:44} {row.get('side', 0):3} px {row['seconds']:6.1f} s  "
-    if "schemes" not in row:
-        return f"{start}{refused(row)}"
+    if reason := refused(row):
+        return f"{start}{reason}"
     parts = [f"{scheme}: {_said(found, row)}" for scheme, found in row["schemes"].items()]
     if "control" in row:
         parts.append(f"control {row['control']['departure']:.1e} {'caught' if is_caught(row) else 'NOT CAUGHT'}")
@@ -256,8 +256,6 @@ def describe(row: Row) -> str:
 
 
 def _said(found: Row, row: Row) -> str:
-    if found["refusal"]:
-        return f"refused: {found['refusal']}"
     equal = "equal" if is_equal(found) else "DEPARTS"
     return (
         f"{equal} {found['departure']:.1e} ({found['dtype']}), {found['weights']} of {row['layers']} weights, "
@@ -266,12 +264,12 @@ def _said(found: Row, row: Row) -> str:
 
 
 def refused(row: Row) -> str:
-    """Why a network was not captured, built or run, or was refused by the first scheme; nothing where it was not."""
+    """Why a network could not be run, captured or prepared; nothing where all that was done."""
     if "error" in row:
         return f"cannot be run: {row['error']}"
     if row["capture"]:
         return f"not captured: {row['capture']}"
-    return next((found["refusal"] for found in row["schemes"].values() if found["refusal"]), "")
+    return next((f"refused: {found['refusal']}" for found in row["schemes"].values() if found["refusal"]), "")
 
 
 def is_equal(found: Row) -> bool:
@@ -355,7 +353,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     arguments = parser.parse_args()
     only = [f"torchvision/{name}" for name in QUICK] if arguments.quick else arguments.only
-    chosen = {name: build for name, build in networks().items() if not only or {name, name.partition("/")[2]} & {*only}}
+    known = {name: {name, name.partition("/")[2]} for name in networks()}
+    for name in only:
+        if not any(name in names for names in known.values()):
+            close = did_you_mean(name, [each for names in known.values() for each in names])
+            parser.error(f"unknown network {name!r}{close}; {len(known)} are known")
+    chosen = {name: build for name, build in networks().items() if not only or known[name] & {*only}}
     code = code_digest()
     done = {} if arguments.quick else read(arguments.lines, code)
     if arguments.table:
