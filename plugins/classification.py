@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 import zsqbench
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.zoo import digits, models
 from zsqbench.zoo.geometry import Geometry, Side, mean_colour, side
 from zsqbench.zoo.image_data import CIFAR_CLASSES, ImageData, find_cifar, find_digits, list_calibration, of_files
@@ -126,10 +126,10 @@ class Classification(zsqbench.Task):
             )
         samples = found.evaluation.samples()
         hits, predictions, truth = [], [], []
-        for batch in _batched(samples, self.batch_size):
+        for number, batch in enumerate(_batched(samples, self.batch_size), start=1):
             images, labels = _tensors(batch, pretrained, _DECODED)
             with torch.no_grad():
-                logits = module(images.to(ctx.device)).float().cpu()
+                logits = self._logits(module, images.to(ctx.device), pretrained, number, len(samples)).float().cpu()
             hits.append(_hits(logits, labels))
             predictions.append(_predictions(logits))
             truth.append(labels)
@@ -169,6 +169,39 @@ class Classification(zsqbench.Task):
         images, labels = _tensors([samples[index] for index in chosen], pretrained, _DECODED)
         provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
         return zsqbench.CalibrationSet(images, labels, provenance)
+
+    def _logits(
+        self, module: "nn.Module", images: "torch.Tensor", pretrained: zsqbench.Pretrained, number: int, samples: int
+    ) -> "torch.Tensor":
+        """What the network gives for a batch, [N, classes].
+
+        Raises ZSQBenchError where it gives something else, or fails on an image that is alone in its batch.
+        """
+        import torch
+
+        try:
+            logits: torch.Tensor = module(images)
+        except Exception as error:
+            if len(images) > 1 or isinstance(error, ZSQBenchError | torch.OutOfMemoryError | MemoryError):
+                raise
+            outcome = f"fails on it ({one_line(error)})"
+            raise ZSQBenchError(self._about_batch(number, 1, outcome, samples)) from error
+        expected = [len(images), pretrained.classes]
+        if list(logits.shape) != expected:
+            outcome = f"gives {list(logits.shape)} for it, expected {expected}"
+            raise ZSQBenchError(self._about_batch(number, len(images), outcome, samples))
+        return logits
+
+    def _about_batch(self, number: int, images: int, outcome: str, samples: int) -> str:
+        """The line on a batch that a network does not take, with what to do where an image is alone in it."""
+        if images > 1:
+            return f"batch {number} of {self._title()} has {images} images, and the network {outcome}"
+        sizes = range(self.batch_size + 1, self.batch_size + samples)
+        other = next((f", or set the task's batch_size to {size}" for size in sizes if samples % size != 1), "")
+        return (
+            f"batch {number} of {self._title()} has 1 image, and the network {outcome}: a squeeze() of it may take the "
+            f"batch's dimension, too; name the dimensions to squeeze{other}"
+        )
 
     def _find(self, data_root: Path | None) -> "ImageData":
         if self.data == "digits":

@@ -431,6 +431,64 @@ def test_the_result_does_not_depend_on_the_batch_size():
     assert results[0] == results[1] == results[2]
 
 
+class Squeezing(nn.Module):
+    """Two logits from the mean colour; `squeeze` is what stands between pooling and the linear layer."""
+
+    def __init__(self, squeeze):
+        super().__init__()
+        self.squeeze, self.linear = squeeze, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(self.squeeze(x.mean((2, 3), keepdim=True)))
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "outcome"),
+    [
+        (lambda x: x.squeeze(), r"gives \[2\] for it, expected \[1, 2\]"),
+        (lambda x: x.squeeze().transpose(1, 0).transpose(1, 0), r"fails on it \(IndexError: .*\)"),
+    ],
+)
+@pytest.mark.parametrize(("size", "number", "better"), [(5, 2, 6), (1, 1, 2), (3, None, None)])
+def test_a_batch_of_one_image_that_squeeze_breaks_is_one_clear_line(tmp_path, squeeze, outcome, size, number, better):
+    fill(tmp_path / "x")
+    task = Classification(data="imagefolder", root="x", batch_size=size)
+    arguments = Squeezing(squeeze), pretrained(), context(tmp_path)
+    if number is None:
+        assert task.evaluate(*arguments).metrics["samples"] == 6
+        return
+    said = (
+        rf"batch {number} of imagefolder x has 1 image, and the network {outcome}: a squeeze\(\) of it may take the .*"
+    )
+    with pytest.raises(
+        ZSQBenchError, match=rf"{said}; name the dimensions to squeeze, .* batch_size to {better}$"
+    ) as error:
+        task.evaluate(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_where_there_is_one_image_no_other_batch_size_is_proposed(tmp_path):
+    fill(tmp_path / "x", images=1)
+    task = Classification(data="imagefolder", root="x", holdout=1)
+    with pytest.raises(ZSQBenchError, match=r"name the dimensions to squeeze$"):
+        task.evaluate(Squeezing(lambda x: x.squeeze()), pretrained(), context(tmp_path))
+
+
+def test_a_batch_for_which_a_network_gives_no_row_for_each_image_is_named(tmp_path):
+    fill(tmp_path / "x")
+    task = Classification(data="imagefolder", root="x", batch_size=4)
+    with pytest.raises(ZSQBenchError, match=r"batch 1 .* has 4 images, and the network gives \[1, 2\] .* \[4, 2\]$"):
+        task.evaluate(Squeezing(lambda x: x.flatten(1)[:1]), pretrained(), context(tmp_path))
+
+
+def test_an_error_of_a_network_on_many_images_stays_what_it_is(tmp_path):
+    fill(tmp_path / "x")
+    with pytest.raises(ZeroDivisionError):
+        Classification(data="imagefolder", root="x").evaluate(
+            Squeezing(lambda x: x / (1 // 0)), pretrained(), context(tmp_path)
+        )
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_an_output_that_is_not_finite_is_wrong(tmp_path, bad):
     fill(tmp_path / "x")
