@@ -117,7 +117,7 @@ def watch(patch, found):
     before(Reconstruction, recipes)
     before(ConditionalImages, conditional_images)
     before(ConditionalTraining, conditional_training)
-    before(QimeraTraining, lambda *arguments, **_: {"mixtures": [arguments[6].mixed, arguments[6].mixed_classes]})
+    before(QimeraTraining, lambda *arguments, **_: {"mixtures": [arguments[5].mixed, arguments[5].mixed_classes]})
 
 
 def pixel_batch(values, optimizer, plateau, iterations, **_):

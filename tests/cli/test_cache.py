@@ -32,22 +32,22 @@ def test_a_sound_cache_is_verified(bench):
     bench.matrix("")
     bench.run()
     said = bench.zsqbench("cache", "verify", "--home", bench.home)
-    assert (said.code, said.out) == (0, "6 artifacts, 0 damaged\n")
+    assert (said.code, said.out) == (0, "7 artifacts, 0 damaged\n")
 
 
-@pytest.mark.parametrize("kind", ["resolve", "baseline", "generate", "diagnose", "quantize", "evaluate"])
+@pytest.mark.parametrize("kind", ["resolve", "inspect", "baseline", "generate", "diagnose", "quantize", "evaluate"])
 def test_verify_finds_a_flipped_byte_and_puts_the_artifact_aside(bench, kind):
     bench.matrix("")
     bench.run()
     (folder,) = bench.artifacts(kind)
-    file = min(sorted(folder.iterdir()), key=lambda path: path.name == "manifest.json")  # resolve has no other
+    file = min(sorted(folder.iterdir()), key=lambda path: path.name == "manifest.json")  # some have no other
     content = bytearray(file.read_bytes())
     place = content.find(b"seconds") if file.name == "manifest.json" else -1
     content[place] ^= 1
     file.write_bytes(content)
     said = bench.zsqbench("cache", "verify", "--home", bench.home)
     named = f"{kind} artifact {folder.name[:12]} is damaged (the content of {file.name} has changed)"
-    assert (said.code, named in said.out, last(said.out), folder.exists()) == (1, True, "6 artifacts, 1 damaged", False)
+    assert (said.code, named in said.out, last(said.out), folder.exists()) == (1, True, "7 artifacts, 1 damaged", False)
 
 
 def test_gc_says_what_would_go_and_removes_nothing(bench):

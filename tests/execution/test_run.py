@@ -320,20 +320,20 @@ def entries(folder):
 
 
 def test_a_cell_takes_six_files_and_folders_and_what_cells_share_is_there_once(bench):
-    """6 for each cell, 7 for each calibration set, 3 for each baseline, 2 for each network, 9 in all.
+    """6 for each cell, 7 for each calibration set, 3 for each baseline, 2 for each network and each student, 10 in all.
 
     A cell: the folders of quantize and evaluate, a manifest in each, model and samples. A set: two folders, two
-    manifests, images, two pictures. A baseline: folder, manifest, samples. A network: folder, manifest. In all: the
-    store, a folder for each of six kinds, and what is remembered of files and times.
+    manifests, images, two pictures. A baseline: folder, manifest, samples. A network, or its student: folder, manifest.
+    In all: the store, a folder for each of seven kinds, and what is remembered of files and times.
     """
     bench.matrix("model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8]")
     bench.run()
-    cells, sets, networks = 16, 4, 2
+    cells, sets, networks, students = 16, 4, 2, 4
     assert list(bench.statuses().values()) == ["done"] * cells
-    assert entries(bench.home) == 6 * cells + 7 * sets + 3 * networks + 2 * networks + 9
+    assert entries(bench.home) == 6 * cells + 7 * sets + 3 * networks + 2 * networks + 2 * students + 10
     bench.matrix(
         "model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8, hw/w4a8]"
     )
     before = entries(bench.home)
     bench.run()
-    assert entries(bench.home) - before == 6 * 8  # eight more cells, of the same sets
+    assert entries(bench.home) - before == 6 * 8 + 2 * 2  # eight more cells of two students, of the same sets

@@ -14,7 +14,6 @@ from zsqbench.zoo.geometry import side
 from zsqbench.zoo.models import IMAGENET, Feeding, Network, Weights
 from zsqbench.zoo.weights import build_network
 
-
 LITE_SIDES: Mapping[str, int] = {"lite0": 224, "lite1": 240, "lite2": 260}
 """Image sizes of the EfficientNet-Lites whose weights are packages of their own."""
 

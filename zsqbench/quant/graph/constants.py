@@ -1,6 +1,6 @@
 """Constants of a graph: values that depend on parameters, buffers and the size of images, and on no value of one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def fold_constants(captured: fx.GraphModule, batches: Sequence[Tensor]) -> None:
             captured.graph.erase_node(node)
         elif node not in values and _is_constant(node, values):
             values[node] = _value(interpreter, node, values)
-    kept = _Kept(captured)
+    kept = _Kept(captured, values)
     for node, value in values.items():
         if node.op != "get_attr" and any(user not in values for user in node.users):
             kept.put(node, value)
@@ -106,9 +106,11 @@ def _value(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any
 class _Kept:
     """The buffers that stand for computed values."""
 
-    def __init__(self, captured: fx.GraphModule) -> None:
-        self._captured = captured
-        self._paths: dict[str, str] = {}
+    def __init__(self, captured: fx.GraphModule, values: Mapping[fx.Node, Any]) -> None:
+        self._captured, self._values = captured, values
+        self._paths: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        self._known: dict[fx.Node, int] = {}
 
     def put(self, node: fx.Node, value: Any) -> None:
         """Let all that read a node read its value."""
@@ -116,7 +118,7 @@ class _Kept:
             for user in list(node.users):
                 _replace_argument(user, node, value)
             return
-        path = self._paths.setdefault(_expression(node), f"{CONSTANTS}.{node.name}")
+        path = self._paths.setdefault(self._number(node), f"{CONSTANTS}.{node.name}")
         if path == f"{CONSTANTS}.{node.name}":
             if not hasattr(self._captured, CONSTANTS):
                 self._captured.add_submodule(CONSTANTS, nn.Module())
@@ -126,11 +128,15 @@ class _Kept:
         constant.meta |= node.meta | {"operator": "constant"}
         node.replace_all_uses_with(constant)
 
-
-def _expression(node: fx.Node) -> str:
-    """A text that two nodes share if they compute the same from the same."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), _expression)
-    return f"{node.op} {node.target} {args} {kwargs}"
+    def _number(self, node: fx.Node) -> int:
+        """A number that two nodes share if they compute the same from the same constants."""
+        if node not in self._known:
+            expression = str(node.target) if node.op == "get_attr" else node.name
+            if node in self._values:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._number)
+                expression = f"{node.op} {node.target} {args} {kwargs}"
+            self._known[node] = self._numbers.setdefault(expression, len(self._numbers))
+        return self._known[node]
 
 
 def _replace_argument(user: fx.Node, node: fx.Node, value: Any) -> None:
