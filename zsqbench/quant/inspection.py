@@ -186,7 +186,7 @@ def _check_units(student: fx.GraphModule, images: Tensor) -> None:
             wrong = [name for name, value in outputs.items() if departure(value, expected[name]) > TOLERANCE]
             if wrong:
                 raise ZSQBenchError(
-                    f"the units of {student._get_name()} do not compute what it does: {unit.name!r} departs first "  # noqa: SLF001
+                    f"the units of {type(student).__name__} do not compute what it does: {unit.name!r} departs first "
                     f"({', '.join(wrong)}); take a quantizer that does not learn unit by unit"
                 )
 

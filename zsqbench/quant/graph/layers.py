@@ -101,8 +101,10 @@ def _convolution(kind: type[nn.Conv1d | nn.Conv2d], arguments: _Arguments) -> Ca
     weight = given.tensor("weight") if given else None
     if given is None or weight is None:
         return None
-    groups, geometry = given["groups"], [given[name] for name in ("stride", "padding", "dilation")]
-    module = kind(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], *geometry, groups, device="meta")
+    groups = given["groups"]
+    geometry: dict[str, Any] = {name: given[name] for name in ("stride", "padding", "dilation", "groups")}
+    kernel: Any = weight.shape[2:]
+    module = kind(weight.shape[1] * groups, weight.shape[0], kernel, **geometry, device="meta")
     return given.call(_filled(module, weight, given.tensor("bias")))
 
 
@@ -113,9 +115,9 @@ def _transposed(arguments: _Arguments) -> Call | None:
     weight = given.tensor("weight") if given else None
     if given is None or weight is None:
         return None
-    groups, geometry = given["groups"], [given[name] for name in ("stride", "padding", "output_padding")]
-    channels: Any = weight.shape[0], weight.shape[1] * groups, weight.shape[2:], *geometry
-    module = nn.ConvTranspose2d(*channels, groups=groups, dilation=given["dilation"], device="meta")
+    names = ("stride", "padding", "output_padding", "groups", "dilation")
+    geometry: dict[str, Any] = {name: given[name] for name in names} | {"kernel_size": weight.shape[2:]}
+    module = nn.ConvTranspose2d(weight.shape[0], weight.shape[1] * given["groups"], **geometry, device="meta")
     return given.call(_filled(module, weight, given.tensor("bias")))
 
 

@@ -35,11 +35,11 @@ _OPENED = "torchvision.models.swin_transformer"
 class _Sized:
     """A placeholder whose length is known where sizes decide it."""
 
-    tracer: "_Tracer"
+    tracer: Any
     node: fx.Node
 
     def __len__(self) -> int:
-        return self.tracer.length(self.node)
+        return int(self.tracer.length(self.node))
 
 
 class _Attribute(_Sized, fx.proxy.Attribute):
@@ -118,7 +118,7 @@ class _Tracer(fx.Tracer):
             raise fx.proxy.TraceError("a choice depends on the values in a tensor")
         return bool(self._decide(obj.node, bool))
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         return iter([obj[index] for index in range(self.length(obj.node))])
 
     def length(self, node: fx.Node) -> int:
