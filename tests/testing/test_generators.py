@@ -231,7 +231,7 @@ def test_needing_bn_without_a_word_is_found():
     ("act", "networks"),
     [
         (lambda teacher: teacher.module.stem[1].num_batches_tracked, {"works on FrozenBN"}),
-        (lambda teacher: teacher.module.depthwise, {"works on residual, concat and SiLU"}),
+        (lambda teacher: teacher.module.inner, {"works on transposed and 1-d convolutions"}),
     ],
 )
 def test_a_network_that_it_does_not_work_on_is_found(act, networks):

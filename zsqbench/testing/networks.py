@@ -51,6 +51,26 @@ class _BranchNet(nn.Module):
         return logits
 
 
+class _DecoderNet(nn.Module):
+    """An encoder, a transposed convolution back to the image's size, and a convolution along columns; a classifier."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.PReLU(8))
+        self.down = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.up = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, groups=2, bias=False)
+        self.up_norm = nn.BatchNorm2d(8)
+        self.line = nn.Sequential(nn.Conv1d(8, 4, 3, padding=1, bias=False), nn.BatchNorm1d(4))
+        self.classifier = nn.Linear(12, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        decoded = self.up_norm(self.up(self.down(features), output_size=images.shape[-2:])).clamp(min=0) + features
+        line = torch.maximum(self.line(decoded.amax(3)), decoded.new_zeros(()))
+        logits: Tensor = self.classifier(torch.cat([decoded.mean((2, 3)), line.mean(2)], 1))
+        return logits
+
+
 def tiny_teacher(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> Pretrained:
     """The network with plain BN: a residual sum, a depthwise convolution, ReLU and ReLU6."""
     return _pretrained(_TinyNet, input_size, classes)
@@ -64,6 +84,7 @@ def tiny_teachers(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 1
         "plain BN": tiny_teacher(input_size, classes),
         "FrozenBN": frozen,
         "residual, concat and SiLU": _pretrained(_BranchNet, input_size, classes),
+        "transposed and 1-d convolutions": _pretrained(_DecoderNet, input_size, classes),
     }
 
 
