@@ -52,3 +52,12 @@ def test_halves_are_compared_in_float32():
     output, target = pair(2, 3, 4, 4)
     loss = reconstruction_loss(output.bfloat16(), target)
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fisher", [None, "diag", "full"])
+def test_one_value_for_each_image_is_one_channel(fisher):
+    output, target = pair(5)
+    weights = torch.rand(5, generator=torch.Generator().manual_seed(1))
+    loss = reconstruction_loss(output, target, fisher=fisher, weights=weights)
+    expected = reconstruction_loss(output[:, None], target[:, None], fisher=fisher, weights=weights[:, None])
+    assert loss == expected > 0

@@ -22,8 +22,11 @@ def reconstruction_loss(
     """The sum over channels (dimension 1) of |output - target|^power, averaged over the others, as in BRECQ.
 
     With `fisher`, squared errors weighted by `weights`, of the output's shape: (e g)^2, reduced in the same way
-    (diag), or mean(sum(|e| |g|) |e| |g|) / 100, the inner sum over an image (full).
+    (diag), or mean(sum(|e| |g|) |e| |g|) / 100, the inner sum over an image (full). One value for each image, [N],
+    counts as one channel.
     """
+    if output.dim() == 1:
+        output, target, weights = output[:, None], target[:, None], None if weights is None else weights[:, None]
     output, target = output.float(), target.float()
     places = output.numel() // output.shape[1]
     if fisher is None:
