@@ -177,8 +177,8 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     for _, layer in quantized_layers(student):
         layer.weight_quantizer.set_parameters(*shrink_search(layer.weight, 4, 0))
     whole = [node for node in student.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
-    (unit,) = _units(student, [whole])
     assert len(find_units(student)) == 2  # the release calls this a block; a chain of layers is none here
+    (unit,) = _units(student, [whole])
     _initialize_activations(unit, [take("x")])
     for (_, quantizer), name in zip(activation_quantizers(student), ("0", "2"), strict=True):
         torch.testing.assert_close(quantizer.scale.flatten(), take(f"a_scale_init_{name}").flatten(), rtol=1e-6, atol=0)
