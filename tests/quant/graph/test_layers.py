@@ -34,6 +34,17 @@ class Same(nn.Conv2d):
         return functional.conv2d(x, self.weight, self.bias, self.stride)
 
 
+class StaticSame(nn.Conv2d):
+    """The same with a module that pads, which stays."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return functional.conv2d(self.static_padding(x), self.weight, self.bias, self.stride)
+
+
 class OwnLinear(nn.Linear):
     def forward(self, x):
         return functional.linear(x, self.weight, bias=self.bias)
@@ -116,9 +127,12 @@ def test_a_network_has_the_same_tensors_however_its_layers_are_written(form):
     assert found(folded(network(**FORMS[form]))) == found(folded(network()))
 
 
-def test_a_convolution_that_pads_by_sizes_is_a_convolution():
-    captured = capture(nn.Sequential(Same(3, 6, 3, stride=2), nn.ReLU()), (3, 8, 8))
-    assert found(captured) == ({"0": "last_weight"}, {"input": "input", "1": "logits"})
+@pytest.mark.parametrize(("kind", "name"), [(Same, "0"), (StaticSame, "0.conv2d")])
+def test_a_convolution_that_pads_first_is_a_convolution(kind, name):
+    net = nn.Sequential(kind(3, 6, 3, stride=2), nn.ReLU())
+    captured, images = capture(net, (3, 8, 8)), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+    assert found(captured) == ({name: "last_weight"}, {"input": "input", "1": "logits"})
 
 
 def test_a_product_with_a_constant_matrix_and_an_offset_is_a_linear_layer():

@@ -194,7 +194,8 @@ def _free_path(captured: fx.GraphModule, node: fx.Node) -> str:
     So a layer that pads or masks first has its own path.
     """
     caller = str(node.meta["called_in"])
-    own = {source for source in node.all_input_nodes if all(_same_call(user, node) for user in source.users)}
+    constants = [source for source in node.all_input_nodes if source.op == "get_attr"]
+    own = {source for source in constants if all(_same_call(user, node) for user in source.users)}
     held = (other for other in captured.graph.nodes if other.op in ("call_module", "get_attr") and other not in own)
     is_free = not any(_lies_in(str(other.target), caller) for other in held)
     if caller and is_free and not any(_lies_in(user.meta["called_in"], caller) for user in node.users):

@@ -2,167 +2,19 @@
 
 import copy
 import inspect
-import operator
-import os
-import traceback
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace as symbolic_trace
-from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant.graph.constants import fold_constants, known_by_sizes
+from zsqbench.quant.graph.constants import fold_constants
 from zsqbench.quant.graph.inplace import make_out_of_place
 from zsqbench.quant.graph.layers import functions_to_modules, join_norms
 from zsqbench.quant.graph.operators import call_name
 from zsqbench.quant.graph.rectifiers import rectifier, rectify_maxima
+from zsqbench.quant.graph.tracer import BATCHES, first_line, images_of_zeros, torch_class, trace
 from zsqbench.quant.graph.transposed import put_outputs_first
-
-_HERE = str(Path(__file__))
-_TORCH = str(Path(torch.__file__).parent) + os.sep
-_TRACED = "zsqbench_traced"
-_BATCHES = 2, 3
-_OPENED = "torchvision.models.swin_transformer"
-"""Its functions that hold weights are wrapped, so that a plain tracer takes each for one operator."""
-
-
-class _Sized:
-    """A placeholder whose length is known where sizes decide it."""
-
-    tracer: Any
-    node: fx.Node
-
-    def __len__(self) -> int:
-        return int(self.tracer.length(self.node))
-
-
-class _Attribute(_Sized, fx.proxy.Attribute):
-    """A placeholder for an attribute of a value."""
-
-
-class _Proxy(_Sized, fx.Proxy):
-    """A placeholder for a value, with which `x += y` is what it is: a change of x."""
-
-    def __getattr__(self, k: str) -> Any:
-        return _Attribute(self, k)
-
-    def __iadd__(self, other: Any) -> Any:
-        return self._change(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._change(operator.isub, other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._change(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._change(operator.itruediv, other)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def _change(self, function: Callable[..., Any], other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    """Takes an unchanged torch module, however it is named, for one operator, and notes where each is called.
-
-    It enters the network as a caller does, so that hooks and an overridden `__call__` of the network itself are part of
-    the graph, and so are those of its modules. A choice by sizes is decided by the sizes.
-    """
-
-    traced_func_name = _TRACED
-
-    def __init__(self, input_size: tuple[int, int, int]) -> None:
-        super().__init__(param_shapes_constant=True)
-        self.current_module = ""
-        self._input_size = input_size
-        self._known: list[dict[fx.Node, Any]] = [{} for _ in _BATCHES]
-        self._computes = False
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m is self.root or _is_changed(m):
-            return False
-        return _torch_class(m) is not None or super().is_leaf_module(m, module_qualified_name)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._computes else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if self._computes:
-            return forward(*args, **kwargs)
-        caller, self.current_module = self.current_module, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
-        self.current_module = caller  # not in a finally: where tracing fails, the path of the culprit is wanted
-        return result
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["called_in"] = self.current_module
-        return node
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        if obj.node not in known_by_sizes(self.graph.nodes):
-            raise fx.proxy.TraceError("a choice depends on the values in a tensor")
-        return bool(self._decide(obj.node, bool))
-
-    def iter(self, obj: Any) -> Iterator[Any]:
-        return iter([obj[index] for index in range(self.length(obj.node))])
-
-    def length(self, node: fx.Node) -> int:
-        """The length of a value, which sizes decide."""
-        return int(self._decide(node, len))
-
-    def _decide(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
-        """The answer that a value gives for any number of images. Raises TraceError where that matters."""
-        answers = {ask(self._value(node, batch)) for batch in range(len(_BATCHES))}
-        if len(answers) > 1:
-            raise fx.proxy.TraceError("a choice depends on the number of images")
-        return answers.pop()
-
-    def _value(self, node: fx.Node, batch: int) -> Any:
-        """The value of a node for a batch of black images; all before it are computed, too, each once."""
-        known = self._known[batch]
-        with self._computing():
-            for each in self.graph.nodes:
-                if each not in known:
-                    known[each] = self._compute(each, known, _BATCHES[batch])
-                if each is node:
-                    break
-        return known[node]
-
-    def _compute(self, node: fx.Node, known: dict[fx.Node, Any], images: int) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-        if node.op == "placeholder":
-            return images_of_zeros(self.root, images, self._input_size)
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.root)
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator] # of a call_function it is one
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        self._computes = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._computes = False
 
 
 def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
@@ -178,13 +30,13 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
     """
     _check_inputs(module)
     copied = copy.deepcopy(module).eval()
-    captured = fx.GraphModule(copied, _trace(copied, input_size), type(module).__name__)
+    captured = fx.GraphModule(copied, trace(copied, input_size), type(module).__name__)
     for node in captured.graph.nodes:
         node.meta["operator"] = _operator(captured, node)
         if node.op == "call_module":
             node.meta["padding_value"] = getattr(captured.get_submodule(str(node.target)), "value", None)
     make_out_of_place(captured)
-    fold_constants(captured, [images_of_zeros(captured, images, input_size) for images in _BATCHES])
+    fold_constants(captured, [images_of_zeros(captured, images, input_size) for images in BATCHES])
     functions_to_modules(captured)
     _name_tensors(captured)
     _note_shapes(captured, input_size)
@@ -207,40 +59,6 @@ def _check_inputs(module: nn.Module) -> None:
         )
 
 
-def images_of_zeros(module: nn.Module, images: int, input_size: tuple[int, int, int]) -> Tensor:
-    """Black images [images, C, H, W] on the device and in the precision of a module."""
-    example = next(module.parameters(), torch.empty(0))
-    return torch.zeros(images, *input_size, dtype=example.dtype, device=example.device)
-
-
-def _trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
-    tracer = _Tracer(input_size)
-    own = type(module)
-    # a class of its own, because a tracer starts from a function of the class, and `forward` is behind hooks
-    module.__class__ = types.new_class(own.__name__, (own,), {}, lambda names: names.update({_TRACED: _call}))
-    wrapped = symbolic_trace._wrapped_fns_to_patch  # noqa: SLF001 - there is no public way to look into a function
-    opened = {place: names for place, names in wrapped.items() if names.get("__name__") == _OPENED}
-    for place in opened:
-        del wrapped[place]
-    try:
-        return tracer.trace(module)
-    except Exception as error:
-        # Anything: what the module's own code raises when it is handed a placeholder instead of a tensor.
-        where = f" in module {tracer.current_module!r}" if tracer.current_module else ""
-        raise ZSQBenchError(
-            f"{own.__name__} cannot be traced{where}{_place(error)} ({_first_line(error)}): what is computed "
-            "may not depend on the values in tensors; take torch.where for a choice by value, make one by shape or "
-            "setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
-        ) from error
-    finally:
-        module.__class__ = own
-        wrapped.update(opened)
-
-
-def _call(self: nn.Module, images: Tensor) -> Any:
-    return self(images)
-
-
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
     name = _module_operator(captured.get_submodule(str(node.target))) if node.op == "call_module" else call_name(node)
     name = name.replace("_", "").lower()
@@ -248,31 +66,10 @@ def _operator(captured: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _module_operator(module: nn.Module) -> str:
-    name = (_torch_class(module) or type(module)).__name__
+    name = (torch_class(module) or type(module)).__name__
     if isinstance(module, nn.Upsample) and module.mode.startswith("nearest"):
         return "upsamplingnearest2d"
     return name
-
-
-def _torch_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch whose computation a module does: its own, or one that it inherits without changing it."""
-    kind = type(module)
-    known = (base for base in kind.__mro__ if base is FrozenBatchNorm2d or base.__module__.startswith("torch.nn.mod"))
-    base: type[nn.Module] = next(known, nn.Module)
-    if base is nn.Module or issubclass(base, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return None
-    return base if all(getattr(kind, name, None) is getattr(base, name, None) for name in _COMPUTES) else None
-
-
-_COMPUTES = "forward", "_conv_forward", "__call__"
-"""Methods that say what a module computes; the second is nn.Conv2d's."""
-
-
-def _is_changed(module: nn.Module) -> bool:
-    """True if a module computes something else than its class says: it has hooks, or methods of its own."""
-    hooks = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 - torch has no public way to ask
-    # parametrized: its weight is computed from others
-    return bool(hooks) or any(name in vars(module) for name in _COMPUTES) or hasattr(module, "parametrizations")
 
 
 def _name_tensors(captured: fx.GraphModule) -> None:
@@ -312,22 +109,10 @@ def _note_shapes(captured: fx.GraphModule, input_size: tuple[int, int, int]) -> 
         with torch.no_grad():
             recorder.run(images_of_zeros(captured, 2, input_size))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        line = _first_line(error)
+        line = first_line(error)
         if "view size is not compatible" in line:
             raise ZSQBenchError(
                 f"{recorder.current.meta['tensor_name']!r} takes a view of a tensor that is not contiguous, as all are "
                 "in layout channels_last; take reshape in place of view, or layout: contiguous"
             ) from error
         raise ZSQBenchError(f"the network does not take images of size {input_size} ({line})") from error
-
-
-def _place(error: Exception) -> str:
-    """The last line of the traceback that is not torch's: where the user's code asked for what cannot be traced."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f for f in frames if not f.filename.startswith(_TORCH) and f.filename != _HERE]
-    return f" at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
