@@ -47,6 +47,21 @@ def operator(net, x):
     return x + y
 
 
+def methods_that_overwrite(net, x):
+    x, y, z = net.conv(x), net.conv(x) * 2, net.conv(x) * 3
+    same = x
+    x.copy_(y)
+    y.zero_()
+    z.fill_(2)
+    return same + y + z
+
+
+def output_argument(net, x):
+    x, y = net.conv(x), net.conv(x)
+    torch.add(x, 1, out=y)
+    return x + y
+
+
 def item(net, x):
     x = net.conv(x)
     x[:, :2] = x[:, 2:] * 2
@@ -72,6 +87,8 @@ FORMS = [
     function_with_underscore,
     method,
     operator,
+    methods_that_overwrite,
+    output_argument,
     item,
     other_names,
     of_the_images,
@@ -121,3 +138,8 @@ def test_a_view_that_nobody_reads_later_may_change():
     net = network(lambda net, x: net.relu(net.conv(x).flatten(1)))
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(capture(net, (3, 8, 8))(images), net(images))
+
+
+def test_a_change_that_has_no_other_form_is_refused():
+    with pytest.raises(ZSQBenchError, match="'uniform' changes a tensor in place and has no other form"):
+        capture(network(lambda net, x: net.conv(x).uniform_()), (3, 8, 8))

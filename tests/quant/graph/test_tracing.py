@@ -193,3 +193,13 @@ def test_a_view_in_channels_last_names_the_layout():
         ZSQBenchError, match="'view' takes a view of a tensor that is not contiguous, as all are in layout"
     ):
         capture(network.to(memory_format=torch.channels_last), (3, 8, 8))
+
+
+def test_a_function_set_on_a_module_that_calls_that_very_module_is_refused_with_what_to_do():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    forward = network[0].forward
+    network[0].forward = lambda x: forward(x) + 1
+    with pytest.raises(
+        ZSQBenchError, match=r"calls that very module, .* set it with types.MethodType, or write a subclass"
+    ):
+        capture(network, (3, 8, 8))

@@ -20,13 +20,22 @@ def with_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
     return changed
 
 
-_OPERATORS: dict[Any, Callable[..., Any]] = {
+def with_values(tensor: Tensor, values: Tensor) -> Tensor:
+    """These values in the shape and the type of a tensor."""
+    return values.to(tensor.dtype).expand_as(tensor)
+
+
+_NEW: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
     operator.setitem: with_item,
+    "copy_": with_values,
+    "fill_": torch.full_like,
+    "zero_": torch.zeros_like,
 }
+"""Functions that make a new tensor, in place of operators and methods that change one."""
 
 # These give the very tensor that they are given, and the second kind a view of it.
 _SAME = names("alphadropout contiguous detach dropout dropout1d dropout2d float identity")
@@ -37,43 +46,53 @@ _VIEWS = names(
 
 
 def make_out_of_place(captured: fx.GraphModule) -> None:
-    """Let each operator that changes its input make a new tensor, which all later readers of the input read.
+    """Let each operator that changes a tensor make a new one, which all later readers of the former read.
 
-    Raises ZSQBenchError where a tensor changes through a view of it and is read afterwards.
+    Raises ZSQBenchError where a tensor changes through a view of it and is read afterwards, or where an operator has no
+    other form.
     """
     order = {node: place for place, node in enumerate(captured.graph.nodes)}
     for node in list(captured.graph.nodes):
-        if _is_in_place(captured, node):
-            changed = node.args[0] if node.args else next(iter(node.kwargs.values()))
+        changed = _changed(captured, node)
+        if changed is not None:
             _as_new(captured, node)
-            if isinstance(changed, fx.Node):
-                for alias in _aliases(changed, node, order):
-                    alias.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)  # type: ignore[misc]
+            for alias in _aliases(changed, node, order):
+                alias.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)  # type: ignore[misc]
 
 
-def _is_in_place(captured: fx.GraphModule, node: fx.Node) -> bool:
+def _changed(captured: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The tensor that a node changes, or none."""
+    into = node.kwargs.get("out")
+    if isinstance(into, fx.Node):
+        return into
     if node.op == "call_module":
-        return bool(getattr(captured.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_function":
-        return node.target in _OPERATORS or _inplace_argument(node) or _new_function(node) is not None
-    return node.op == "call_method" and _new_method(str(node.target)) is not None
+        changes = bool(getattr(captured.get_submodule(str(node.target)), "inplace", False))
+    elif node.op == "call_function":
+        changes = node.target in _NEW or _inplace_argument(node) or _new_function(node) is not None
+    else:
+        changes = node.op == "call_method" and _is_in_place(str(node.target))
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return first if changes and isinstance(first, fx.Node) else None
 
 
 def _as_new(captured: fx.GraphModule, node: fx.Node) -> None:
-    if node.op == "call_module":
+    if "out" in node.kwargs:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+    elif node.op == "call_module":
         captured.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
+    elif node.target in _NEW:
+        node.op, node.target = "call_function", _NEW[node.target]
     elif node.op == "call_method":
-        node.target = _new_method(str(node.target)) or node.target
-    elif node.target in _OPERATORS:
-        node.target = _OPERATORS[node.target]
-    elif _inplace_argument(node):
-        place = list(inspect.signature(node.target).parameters).index("inplace")  # type: ignore[arg-type]
-        if "inplace" in node.kwargs:
-            node.kwargs = {**node.kwargs, "inplace": False}
-        else:
-            node.args = (*node.args[:place], False, *node.args[place + 1 :])
-    else:
+        node.target = str(node.target).removesuffix("_")
+        if not hasattr(Tensor, node.target):
+            _refuse(node, "changes a tensor in place and has no other form; compute a new tensor")
+    elif not _inplace_argument(node):
         node.target = _new_function(node) or node.target
+    elif "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    else:
+        place = list(inspect.signature(node.target).parameters).index("inplace")  # type: ignore[arg-type]
+        node.args = (*node.args[:place], False, *node.args[place + 1 :])
 
 
 def _inplace_argument(node: fx.Node) -> bool:
@@ -92,17 +111,14 @@ def _new_function(node: fx.Node) -> Callable[..., Any] | None:
     name = getattr(node.target, "__name__", "")
     if not name.endswith("_") or name.endswith("__"):
         return None
-    for home in (torch, functional):
-        if getattr(home, name, None) is node.target:
-            return getattr(home, name.removesuffix("_"), None)
-    return None
+    homes = (home for home in (torch, functional) if getattr(home, name, None) is node.target)
+    return next((getattr(home, name.removesuffix("_"), None) for home in homes), None)
 
 
-def _new_method(name: str) -> str | None:
-    new = name.removesuffix("_")
-    return (
-        new if new != name and not name.endswith("__") and name != "requires_grad_" and hasattr(Tensor, new) else None
-    )
+def _is_in_place(method: str) -> bool:
+    """True if a method of tensors changes the tensor, as the underscore behind its name says."""
+    changes = method.endswith("_") and not method.endswith("__") and hasattr(Tensor, method)
+    return changes and method not in ("requires_grad_", "rename_")
 
 
 def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> Iterator[fx.Node]:
@@ -111,7 +127,7 @@ def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> Iter
     while names[-1].meta["operator"] in _SAME:
         names.append(names[-1].all_input_nodes[0])
     if names[-1].meta["operator"] in _VIEWS and _is_read_after(names[-1].all_input_nodes[0], node, order):
-        _refuse(node)
+        _refuse(node, _THROUGH_A_VIEW)
     pending = [names[-1]]
     while pending:
         name = pending.pop()
@@ -122,16 +138,18 @@ def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> Iter
             if user.meta["operator"] in _SAME:
                 pending.append(user)
             elif user.meta["operator"] in _VIEWS and _is_read_after(user, node, order):
-                _refuse(node)
+                _refuse(node, _THROUGH_A_VIEW)
 
 
 def _is_read_after(tensor: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
     return any(order[user] > order[node] for user in tensor.users)
 
 
-def _refuse(node: fx.Node) -> None:
+_THROUGH_A_VIEW = (
+    "changes a tensor in place of which a view is read afterwards; write it out of place (x = x + y in place of x += y)"
+)
+
+
+def _refuse(node: fx.Node, why: str) -> None:
     where = f" in module {node.meta['called_in']!r}" if node.meta["called_in"] else ""
-    raise ZSQBenchError(
-        f"{node.meta['operator']!r}{where} changes a tensor in place of which a view is read afterwards; "
-        "write it out of place (x = x + y in place of x += y)"
-    )
+    raise ZSQBenchError(f"{node.meta['operator']!r}{where} {why}")

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from zsqbench.quant.graph.operators import ACTIVATIONS, called_once, is_layer, operator, repeats_values, tensor_name
+from zsqbench.quant.graph.operators import (
+    ACTIVATIONS,
+    called_once,
+    is_layer,
+    operator,
+    repeats_values,
+    tensor_name,
+    value_users,
+)
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer
 
 # What may stand between, besides one activation function and the quantizer: it keeps channels apart, and zero zero.
@@ -114,8 +122,8 @@ def _candidates(student: fx.GraphModule) -> list[Pair]:
 
 def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
     node, activation, quantizer, padded, own_channels = first, None, None, False, True
-    while len(node.users) == 1:
-        (node,) = node.users
+    while len(users := value_users(node)) == 1:
+        (node,) = users
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ActivationQuantizer):
             quantizer = module

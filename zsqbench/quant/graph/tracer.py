@@ -22,6 +22,14 @@ _TORCH = str(Path(torch.__file__).parent) + os.sep
 _TRACED = "zsqbench_traced"
 BATCHES = 2, 3
 """Numbers of images that are tried where it matters if a value depends on them."""
+_BY_VALUE = (
+    "what is computed may not depend on the values in tensors; take torch.where for a choice by value, make one by "
+    "shape or setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
+)
+_FOREIGN = (
+    "a function that was set on a module calls that very module, and so another one than its copy has; set it with "
+    "types.MethodType, or write a subclass"
+)
 _OPENED = "torchvision.models.swin_transformer"
 """Its functions that hold weights are wrapped, so that a plain tracer takes each for one operator."""
 
@@ -42,9 +50,8 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
         # Anything: what the module's own code raises when it is handed a placeholder instead of a tensor.
         where = f" in module {tracer.current_module!r}" if tracer.current_module else ""
         raise ZSQBenchError(
-            f"{own.__name__} cannot be traced{where}{_place(error)} ({first_line(error)}): what is computed "
-            "may not depend on the values in tensors; take torch.where for a choice by value, make one by shape or "
-            "setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
+            f"{own.__name__} cannot be traced{where}{_place(error)} ({first_line(error)}): "
+            + (_FOREIGN if isinstance(error, NameError) else _BY_VALUE)
         ) from error
     finally:
         module.__class__ = own

@@ -25,6 +25,7 @@ from zsqbench.quant.graph.operators import (
     is_batch_norm,
     is_layer,
     operator,
+    value_users,
 )
 from zsqbench.quant.graph.outputs import decoding
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
@@ -93,7 +94,7 @@ def _atoms(student: fx.GraphModule) -> list[Group]:
         if node.op in ("placeholder", "get_attr", "output") or node in taken or not node.meta["carries_values"]:
             continue
         atom = [node]
-        while len(readers := _value_users(atom[-1])) == 1 and _is_fused_into(student, atom[-1], readers[0]):
+        while len(readers := value_users(atom[-1])) == 1 and _is_fused_into(student, atom[-1], readers[0]):
             atom.append(readers[0])
         taken.update(atom)
         atoms.append(atom)
@@ -115,16 +116,11 @@ def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | 
     return module if isinstance(module, ActivationQuantizer) else None
 
 
-def _value_users(node: fx.Node) -> list[fx.Node]:
-    """What reads the values of a node, the network's output included."""
-    return [user for user in node.users if user.op == "output" or user.meta["carries_values"]]
-
-
 def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
     """What is read later, behind each group."""
     place = {node: index for index, group in enumerate(groups) for node in group}
     last = {
-        node: max((place.get(reader, len(groups)) for reader in _value_users(node)), default=-1)
+        node: max((place.get(reader, len(groups)) for reader in value_users(node)), default=-1)
         for node in dict.fromkeys((*place, *(source for group in groups for n in group for source in values(n))))
     }
     for index in range(len(groups)):
@@ -175,7 +171,7 @@ def _hubs(atoms: list[Group]) -> list[Group]:
     parts: list[list[Group]] = [[]]
     for atom in atoms:
         parts[-1].append(atom)
-        if len(_value_users(atom[-1])) > 1 and _count_layers(parts[-1]):
+        if len(value_users(atom[-1])) > 1 and _count_layers(parts[-1]):
             parts.append([])
     groups: list[Group] = []
     for part in parts:

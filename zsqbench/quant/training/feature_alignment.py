@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from zsqbench.quant.graph.operators import ACTIVATIONS, comes_from, is_batch_norm, is_layer, operator, readers
+from zsqbench.quant.graph.operators import (
+    ACTIVATIONS,
+    comes_from,
+    is_batch_norm,
+    is_layer,
+    operator,
+    readers,
+    value_users,
+)
 from zsqbench.quant.graph.outputs import output_producers
 
 IMAGES = 4
@@ -80,7 +88,7 @@ def _additions(node: fx.Node) -> list[fx.Node]:
 
 
 def _normalized(node: fx.Node) -> fx.Node:
-    users = list(node.users)
+    users = value_users(node)
     return users[0] if len(users) == 1 and is_batch_norm(users[0]) else node
 
 
