@@ -8,7 +8,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result, Status
 from zsqbench.scheme import Inspection
 from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, NetworkFacts, Outcome, Resolve, Step, StepMaker
-from zsqbench.steps.needs import unmet_by_data, unmet_by_network
+from zsqbench.steps.needs import lack_of_images, lack_of_network
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
 
@@ -201,8 +201,10 @@ def _impossible(planning: CellPlanning) -> str | None:
         for path in variant.input_files.values():
             if any(path.is_relative_to(folder) for folder in data.watched):
                 return f"{method.name} reads {path}, which is in the data of task {cell.task}"
-        unmet = unmet_by_network(method, planning.facts, cell.model)
-        unmet = unmet or unmet_by_data(method, cell.task, has_images=data.calibration is not None)
-        if unmet is not None:
-            return unmet
+        lack = lack_of_network(method, planning.facts, cell.model)
+        if lack is not None:
+            return f"{method.name} {lack}"
+    generator = suite.generator(cell)
+    if generator is not None and generator.uses_real_data and data.calibration is None:
+        return f"{generator.name} {lack_of_images(cell.task)}"
     return None

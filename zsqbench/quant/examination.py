@@ -110,10 +110,10 @@ def examine(module: nn.Module, input_size: tuple[int, int, int]) -> Examination:
     weights = _count(parts.weights.values())
     return Examination(
         blocker=blocker or failure,
-        layers=Counter(map(_kind, layers)),
-        norms=Counter(map(_kind, norms.values())),
-        bounded=parts.bounded,
-        unbounded=parts.unbounded,
+        layers=dict(Counter(map(_kind, layers))),
+        norms=dict(Counter(map(_kind, norms.values()))),
+        bounded=dict(parts.bounded),
+        unbounded=dict(parts.unbounded),
         channels={path: len(weight) for path, weight in parts.weights.items()},
         dead={path: int(found.sum()) for path, found in dead.items() if found.any()},
         spread={path: _spread(weight, dead[path]) for path, weight in parts.weights.items()},

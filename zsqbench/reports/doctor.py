@@ -59,9 +59,9 @@ class Checkup:
             found.append("outputs on seeded normal noise are NaN or infinite, so that they have no range")
         if self.accuracy is not None:
             found.append(self.accuracy.blocker)
-        by_scheme = [f"{name}: {student.blocker}" for name, student in self.students.items() if student.blocker]
         if self.examination.blocker is None:
-            found += by_scheme
+            blocked = {name: student.blocker for name, student in self.students.items() if student.blocker}
+            found += [f"at {', '.join(schemes)}: {reason}" for reason, schemes in _by_reason(blocked)]
         return list(dict.fromkeys(text for text in found if text))
 
     @property
@@ -147,8 +147,11 @@ def _unfolded(students: Mapping[str, Inspection]) -> list[str]:
 
 def _methods(made: Checkup) -> list[str]:
     lines = _able("generators", made.generators)
+    alike: dict[tuple[tuple[str, str | None], ...], list[str]] = {}
     for scheme, quantizers in made.quantizers.items():
-        lines += _able(f"quantizers at {scheme}", quantizers)
+        alike.setdefault(tuple(quantizers.items()), []).append(scheme)
+    for found, schemes in alike.items():
+        lines += _able(f"quantizers at {', '.join(schemes)}", dict(found))
     return lines
 
 
