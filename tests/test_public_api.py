@@ -61,8 +61,9 @@ def test_help_imports_nothing_heavy(imported):
     assert set() == imported("--help")
 
 
-def test_help_of_a_command_imports_nothing_heavy(imported):
-    assert set() == imported("run", "--help")
+@pytest.mark.parametrize("command", ["run", "doctor"])
+def test_help_of_a_command_imports_nothing_heavy(imported, command):
+    assert set() == imported(command, "--help")
 
 
 def test_planning_imports_neither_torch_nor_mlflow(imported, bench):

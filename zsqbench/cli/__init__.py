@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from zsqbench.cli import cache, mlflow, plan, plugins, results, run, scheme, suite
+from zsqbench.cli import cache, doctor, mlflow, plan, plugins, results, run, scheme, suite
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_INTERRUPTED
 
 
@@ -54,8 +54,8 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
-    Exit codes: 0 all cells done, 1 some failed, 2 usage or configuration, 3 a bug, 4 a plugin that the suite needs did
-    not load, 5 nothing selected, 130 interrupted.
+    Exit codes: 0 all cells done, 1 some failed or a blocker was found, 2 usage or configuration, 3 a bug, 4 a plugin
+    that the suite needs did not load, 5 nothing selected, 130 interrupted.
     """
 
 
@@ -65,6 +65,7 @@ for command in (
     results.leaderboard,
     results.show,
     scheme.scheme,
+    doctor.doctor,
     suite.schema,
     plugins.plugins,
     cache.cache,

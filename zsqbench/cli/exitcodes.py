@@ -1,5 +1,6 @@
 """The exit codes that belong to no error; those of errors are in errors.py, and `zsqbench --help` names all."""
 
 EXIT_FAILED_CELLS = 1
+EXIT_BLOCKED = 1
 EXIT_INTERNAL = 3
 EXIT_INTERRUPTED = 130

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zsqbench.cli.networks import load_network
 from zsqbench.cli.options import data_root_option, format_option, plugin_options
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zsqbench.methods import Pretrained
     from zsqbench.scheme import Scheme
-    from zsqbench.suite import Suite
 
 
 @click.command("scheme")
@@ -55,37 +54,10 @@ def _structure(
     from zsqbench.errors import ZSQBenchError
     from zsqbench.scheme import PLACEMENTS, parse_scheme
     from zsqbench.suite import find_suite, load_suite
-    from zsqbench.zoo.detectors import is_detector, named_detector
-    from zsqbench.zoo.models import load_named
 
-    if suite is None:
-        if plugins or without:
-            raise ZSQBenchError("--plugin and --no-plugin are for the methods of a suite; name it with --suite")
-        parsed = [parse_scheme(text, PLACEMENTS) for text in schemes]
-        if Path(model).suffix == ".py":
-            raise ZSQBenchError(f"model {model!r} is a file: name it under 'models' in a suite, and give --suite")
-        network = named_detector(model, "none") if is_detector(model) else load_named(model, "none")
-        return parsed, network.module, network.feeding.input_size
-    loaded = load_suite(find_suite(suite), plugins, without, data_root=data_root)
-    parsed = [parse_scheme(text, loaded.placements) for text in schemes]
-    pretrained = _untrained(loaded, model, data_root)
+    if suite is None and (plugins or without):
+        raise ZSQBenchError("--plugin and --no-plugin are for the methods of a suite; name it with --suite")
+    loaded = load_suite(find_suite(suite), plugins, without, data_root=data_root) if suite else None
+    parsed = [parse_scheme(text, loaded.placements if loaded else PLACEMENTS) for text in schemes]
+    pretrained = load_network(model, loaded, data_root, "none").pretrained
     return parsed, pretrained.module, pretrained.input_size
-
-
-def _untrained(suite: "Suite", model: str, data_root: Path | None) -> "Pretrained":
-    """A network of a suite with random weights, as the task loads it that it is used with (or else the first task)."""
-    from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
-    from zsqbench.methods import ModelSpec
-    from zsqbench.testing import context
-
-    used = (cell.task for cell in suite.cells if cell.model == model)
-    task = suite.task(next(used, next(iter(suite.tasks))))
-    spec = suite.models.get(model) or ModelSpec(name=model, base=model)
-    spec = spec.model_copy(update={"weights": "none"})
-    try:
-        task.find_model(spec)
-    except ZSQBenchError as error:
-        if did_you_mean(model, suite.models):
-            raise ZSQBenchError(unknown("model", model, suite.models, str(suite.path))) from error
-        raise
-    return task.load(spec, context(data_root=data_root))

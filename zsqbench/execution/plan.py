@@ -8,6 +8,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result, Status
 from zsqbench.scheme import Inspection
 from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, NetworkFacts, Outcome, Resolve, Step, StepMaker
+from zsqbench.steps.needs import lack_of_images, lack_of_network
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
 
@@ -193,19 +194,17 @@ def _plan_cell(
 
 def _impossible(planning: CellPlanning) -> str | None:
     """Why a cell's methods cannot work with its network and data, or none."""
-    suite, cell, facts, data = planning.suite, planning.cell, planning.facts, planning.data
-    generator = suite.generator(cell)
+    suite, cell, data = planning.suite, planning.cell, planning.data
     made_by = (suite.generators[cell.generator],) if cell.generator else ()
     for variant in (*made_by, *suite.quantizers[cell.quantizer].chain):
         method = variant.method
         for path in variant.input_files.values():
             if any(path.is_relative_to(folder) for folder in data.watched):
                 return f"{method.name} reads {path}, which is in the data of task {cell.task}"
-        if method.needs_bn and not facts.bn:
-            has = f"only {facts.other_bn}, which it cannot use" if facts.other_bn else "none"
-            return f"{method.name} needs batch normalisation, and {cell.model} has {has}"
-        if method.needs_classes and facts.classes is None:
-            return f"{method.name} needs a classifier, and {cell.model} is none"
+        lack = lack_of_network(method, planning.facts, cell.model)
+        if lack is not None:
+            return f"{method.name} {lack}"
+    generator = suite.generator(cell)
     if generator is not None and generator.uses_real_data and data.calibration is None:
-        return f"{generator.name} needs real images, and task {cell.task} has none that it does not evaluate"
+        return f"{generator.name} {lack_of_images(cell.task)}"
     return None

@@ -23,6 +23,7 @@ from zsqbench.quant.corrections import (
     second_moment_correction,
     shifted_grid,
 )
+from zsqbench.quant.examination import Examination, Output, examine
 from zsqbench.quant.graph import (
     BoundedReLU,
     Pair,
@@ -129,6 +130,7 @@ __all__ = [
     "Annealing",
     "BoundedReLU",
     "ExactThresholdSearch",
+    "Examination",
     "FineTuning",
     "Grids",
     "Histogram",
@@ -136,6 +138,7 @@ __all__ = [
     "Moments",
     "MovingMinMax",
     "MovingRanges",
+    "Output",
     "Pair",
     "QuantizedLayer",
     "RangeMethod",
@@ -186,6 +189,7 @@ __all__ = [
     "effective_map",
     "equalization_factors",
     "equalize",
+    "examine",
     "fake_quantize",
     "fake_quantize_identity",
     "finalize",

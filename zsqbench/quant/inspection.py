@@ -82,6 +82,8 @@ def departure(found: Any, expected: Any) -> float:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
+    if torch.equal(found, expected):  # without copies in float64, which cost more than a layer
+        return 0.0
     found, expected = found.double(), expected.double()
     if not found.numel() or torch.equal(found.nan_to_num(), expected.nan_to_num()):
         return 0.0

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import ModelSpec
 from zsqbench.steps import evaluations
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.step import Job, Step
@@ -48,20 +49,9 @@ class Baseline(Job):
         """Measure, and compare with the accuracy that the suite claims."""
         teacher = session.teacher(self)
         evaluation = evaluations.measure(session, self, reporter, teacher.module, teacher)
-        self._check_float_accuracy(session.task(self).metric, evaluation.metrics)
+        check_float_accuracy(self.model, session.task(self).metric, evaluation.metrics)
         content = evaluations.content(evaluation, self.data)
         session.write(self, reporter, content, lambda folder: evaluations.write_samples(folder, evaluation))
-
-    def _check_float_accuracy(self, metric: str, metrics: Mapping[str, float]) -> None:
-        """Raise ZSQBenchError where the float network does not reach what the suite says of it."""
-        expected, measured = self.model.float_accuracy, float(metrics[metric])
-        # rounded, so that 71.08 and 70.98 are 0.1 apart; and NaN is near nothing
-        if expected is not None and not round(abs(measured - expected), 6) <= FLOAT_ACCURACY_TOLERANCE:
-            raise ZSQBenchError(
-                f"the float network {self.model.name} reaches {measured:.3f} % {metric}, and its float_accuracy is "
-                f"{expected}: check its weights, the evaluation data, and how images are resized, cropped and "
-                "normalised"
-            )
 
     @classmethod
     def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
@@ -70,3 +60,15 @@ class Baseline(Job):
         found = artifact.content
         data = {"evaluated": found["samples"], "digest": found["data"]}
         return {"float_metrics": found["metrics"], "data": data, "notes": artifact.notes}
+
+
+def check_float_accuracy(model: ModelSpec, metric: str, metrics: Mapping[str, float]) -> None:
+    """Raise ZSQBenchError where the float network does not reach what the suite says of it."""
+    expected, measured = model.float_accuracy, float(metrics[metric])
+    # rounded, so that 71.08 and 70.98 are 0.1 apart; and NaN is near nothing
+    if expected is not None and not round(abs(measured - expected), 6) <= FLOAT_ACCURACY_TOLERANCE:
+        raise ZSQBenchError(
+            f"the float network {model.name} reaches {measured:.3f} % {metric}, and its float_accuracy is "
+            f"{expected}: check its weights, the evaluation data, and how images are resized, cropped and "
+            "normalised"
+        )

@@ -1,12 +1,13 @@
 """The resolve step loads a network once, to learn what it is and what methods may demand of it."""
 
 import contextlib
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of, file_digest
+from zsqbench.methods import Pretrained
 from zsqbench.steps.planning import CellPlanning, NetworkFacts
 from zsqbench.steps.step import Job, Step
 from zsqbench.store import FileDigests, Store
@@ -42,21 +43,12 @@ class Resolve(Job):
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Load the network and write down its facts."""
-        from zsqbench.synthesis import batch_norms
         from zsqbench.zoo.usermodules import digests
 
         teacher = session.teacher(self, reporter)
-        norms = batch_norms(teacher.module)
-        others = {type(part).__name__ for name, part in teacher.module.named_modules() if name not in norms}
-        facts = NetworkFacts(
-            digest=session.identity(self, teacher),
-            bn=len(norms),
-            other_bn=", ".join(sorted(name for name in others if "BatchNorm" in name)),
-            classes=teacher.classes,
-            parameters=sum(parameter.numel() for parameter in teacher.module.parameters()),
+        facts = replace(
+            facts_of(teacher, session.identity(self, teacher)),
             random_weights=self.model.random_weights,
-            input_size=teacher.input_size,
-            architecture=teacher.architecture,
             modules=digests(self.model.file) if self.model.file else (),
             notes=tuple(reporter.notes),
         )
@@ -82,3 +74,20 @@ class Resolve(Job):
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it
         """Always: it is small, and every plan needs it."""
         return True
+
+
+def facts_of(teacher: Pretrained, digest: str) -> NetworkFacts:
+    """What methods may demand of a network, read from the network itself; `digest` is its identity."""
+    from zsqbench.synthesis import batch_norms
+
+    norms = batch_norms(teacher.module)
+    others = {type(part).__name__ for name, part in teacher.module.named_modules() if name not in norms}
+    return NetworkFacts(
+        digest=digest,
+        bn=len(norms),
+        other_bn=", ".join(sorted(name for name in others if "BatchNorm" in name)),
+        classes=teacher.classes,
+        parameters=sum(parameter.numel() for parameter in teacher.module.parameters()),
+        input_size=teacher.input_size,
+        architecture=teacher.architecture,
+    )

@@ -18,6 +18,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 _BOUNDED = {(0, None): "relu", (0, math.inf): "relu", (0, 6): "relu6"}
 _ZEROS = frozenset({"newzeros", "zeros", "zeroslike"})
+_LIMITED = frozenset({"hardsigmoid", "relu6", "sigmoid", "softsign", "tanh"})
 
 
 def rectifier(captured: fx.GraphModule, node: fx.Node, kind: str) -> str | None:
@@ -30,6 +31,14 @@ def rectifier(captured: fx.GraphModule, node: fx.Node, kind: str) -> str | None:
     if kind == "threshold":
         return "relu" if given == (0, 0) else None
     return _BOUNDED.get((given[0], given[1] if len(given) > 1 else None))
+
+
+def is_bounded(captured: fx.GraphModule, node: fx.Node, kind: str) -> bool:
+    """True if what an activation function of this kind gives has a least and a largest value, whatever it is given."""
+    if kind not in ("clamp", "clip", "hardtanh"):
+        return kind in _LIMITED
+    limits = _arguments(captured, node, kind)
+    return all(isinstance(limit, fx.Node) or (limit is not None and math.isfinite(limit)) for limit in limits)
 
 
 def rectify_maxima(captured: fx.GraphModule) -> None:

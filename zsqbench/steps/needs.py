@@ -1,0 +1,22 @@
+"""What methods need of a network and of a task's data, and why one cannot run where that is absent.
+
+Reasons are clauses that follow the name of a method.
+"""
+
+from zsqbench.methods import Method
+from zsqbench.steps.planning import NetworkFacts
+
+
+def lack_of_network(method: Method, facts: NetworkFacts, model: str) -> str | None:
+    """What a method needs of a network that this one does not have, or none."""
+    if method.needs_bn and not facts.bn:
+        has = f"only {facts.other_bn}, which it cannot use" if facts.other_bn else "none"
+        return f"needs batch normalisation, and {model} has {has}"
+    if method.needs_classes and facts.classes is None:
+        return f"needs a classifier, and {model} is none"
+    return None
+
+
+def lack_of_images(task: str) -> str:
+    """Why a generator cannot run that is handed real images, where a task has none for it."""
+    return f"needs real images, and task {task} has none that it does not evaluate"
