@@ -99,7 +99,7 @@ def student_of(forward, scheme="hw/w4a32"):
 def test_only_finite_tensors_of_images_pass_and_running_the_units_is_running_the_network(forward, grain):
     student, images = student_of(forward), torch.randn(5, *SIZE)
     units = find_units(student, grain)
-    values = {"x": images}
+    values = {"images": images}
     for unit in units:
         values |= unit.run(*(values[name] for name in unit.inputs))
     assert all(value.is_floating_point() and len(value) == 5 for value in values.values())
