@@ -13,7 +13,7 @@ from zsqbench.zoo import digits, models
 from zsqbench.zoo.geometry import Geometry, Side, mean_colour, side
 from zsqbench.zoo.image_data import CIFAR_CLASSES, ImageData, find_cifar, find_digits, list_calibration, of_files
 from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit
-from zsqbench.zoo.images import PixelCache, Sample, class_folders, draw, list_classes, normalise, pixels
+from zsqbench.zoo.images import PixelCache, Sample, class_folders, draw, list_classes, normalize, pixels
 from zsqbench.zoo.models import DEFINITIONS, Feeding, Network, Weights
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _tensors(
 
     images = pixels(samples, _geometry(pretrained), cache)
     labels = torch.tensor([sample.label for sample in samples])
-    return normalise(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
+    return normalize(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
 
 
 def _geometry(pretrained: zsqbench.Pretrained) -> Geometry:

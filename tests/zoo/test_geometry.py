@@ -9,7 +9,7 @@ from torchvision.transforms import functional
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.geometry import Geometry, mean_colour, side
-from zsqbench.zoo.images import PixelCache, Sample, normalise, pixels
+from zsqbench.zoo.images import PixelCache, Sample, normalize, pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [(50, 40), (40, 50), (33, 33), (20, 90), (64, 43), (9, 11)]
@@ -48,7 +48,7 @@ def test_each_crop_mode_is_timms_own_transform(mode):
         resize = side(*(math.floor(length / percent) for length in target))
         fields = {"resize": resize, "crop": side(*target), "interpolation": "bicubic", "crop_mode": mode, "fill": fill}
         ours = applied(picture(*size), (3, *target), **fields)
-        found = normalise(ours[None], MEAN, STD, (0.0, 1.0))[0]
+        found = normalize(ours[None], MEAN, STD, (0.0, 1.0))[0]
         assert torch.equal(found, theirs(picture(*size))), (size, target, percent)
 
 
@@ -98,7 +98,7 @@ def test_the_border_has_the_colour_that_becomes_zero_whatever_range_and_channel_
 def test_the_border_of_a_picture_is_about_zero_for_the_network(channels):
     fill = mean_colour(MEAN, (0.0, 1.0), channels)
     fields = {"resize": 8, "crop": 8, "crop_mode": "border", "fill": fill, "channels": channels}
-    found = normalise(applied(picture(8, 2), (3, 8, 8), **fields)[None], MEAN, STD, (0.0, 1.0))
+    found = normalize(applied(picture(8, 2), (3, 8, 8), **fields)[None], MEAN, STD, (0.0, 1.0))
     assert found[0, :, :3].abs().max() < 0.01
 
 

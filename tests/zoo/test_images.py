@@ -5,7 +5,7 @@ from PIL import Image
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.geometry import Geometry
-from zsqbench.zoo.images import PixelCache, Sample, list_classes, normalise, pixels
+from zsqbench.zoo.images import PixelCache, Sample, list_classes, normalize, pixels
 
 
 def picture(width, height, mode="RGB"):
@@ -31,7 +31,7 @@ def test_one_channel_is_grey_and_three_are_colour_whatever_the_file_holds():
 
 def test_black_and_white_become_the_value_range_before_mean_and_deviation():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
-    assert normalise(images, (1.0,), (2.0,), (-1.0, 1.0)).flatten().tolist() == [-1.0, 0.0]
+    assert normalize(images, (1.0,), (2.0,), (-1.0, 1.0)).flatten().tolist() == [-1.0, 0.0]
 
 
 def test_classes_are_listed_by_name_without_hidden_and_other_files(tmp_path):

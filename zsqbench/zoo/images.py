@@ -95,7 +95,7 @@ def pixels(samples: Sequence[Sample], geometry: Geometry, cache: PixelCache) -> 
     return torch.stack([cache.get((s.key, geometry), partial(_decode, s, geometry, cache.turned)) for s in samples])
 
 
-def normalise(
+def normalize(
     images: "torch.Tensor", mean: Sequence[float], std: Sequence[float], value_range: tuple[float, float]
 ) -> "torch.Tensor":
     """From uint8 [N, C, H, W] to the network's normalised float32 space."""

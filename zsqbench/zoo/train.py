@@ -84,7 +84,7 @@ def train(name: str, recipe: ClassifierTraining) -> nn.Module:
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images), generator=rng)
         for chosen in order[: steps * recipe.batch].view(steps, recipe.batch):
-            logits = network(normalise(augment(images[chosen], recipe.noise, rng)))
+            logits = network(normalize(augment(images[chosen], recipe.noise, rng)))
             loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ def resize(images: Tensor) -> Tensor:
     return functional.interpolate(images, size=models.DIGITS.input_size[1:], mode="bilinear")
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """From 0..1 to the networks' normalised space."""
     return (images - models.DIGITS.mean[0]) / models.DIGITS.std[0]
 
@@ -130,7 +130,7 @@ def accuracy(network: nn.Module) -> float:
     """Top-1 accuracy on the held-out part, in percent."""
     images, labels = load_digits("test")
     with torch.no_grad():
-        predicted = network(normalise(resize(images))).argmax(dim=1)
+        predicted = network(normalize(resize(images))).argmax(dim=1)
     return 100 * int((predicted == labels).sum()) / len(labels)
 
 

@@ -78,7 +78,7 @@ def train(recipe: DetectorTraining) -> nn.Module:
     for step in range(1, recipe.steps + 1):
         images, digits, boxes = assemble([render_scene(scenes, "train") for _ in range(recipe.batch)])
         strength = torch.rand(len(images), 1, 1, 1, generator=rng) * recipe.noise
-        raw = network(normalise(images + strength * torch.randn(images.shape, generator=rng)))
+        raw = network(normalize(images + strength * torch.randn(images.shape, generator=rng)))
         loss = detection_loss(raw, digits, boxes)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -99,7 +99,7 @@ def assemble(scenes: "list[Scene]") -> tuple[Tensor, Tensor, Tensor]:
     return images, digits, boxes
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """From 0..1 to the detector's normalised space."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
