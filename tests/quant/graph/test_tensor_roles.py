@@ -354,6 +354,22 @@ def test_weights_that_no_quantizer_reaches_are_an_error():
             check_supported(capture(network, (3, 8, 8)))
 
 
+def test_a_constant_that_is_a_vector_or_is_met_element_by_element_is_no_weight():
+    def forward(net, x):
+        x = torch.addcmul(net.offset.view(1, 1, 8, 1), net.gain.view(1, 1, 8, 1), net.conv(x))
+        x = torch.maximum(x * net.mask, net.floor)
+        return functional.bilinear(x.flatten(1), net.gain[None].expand(2, 8), net.kernel) if net.contracts else x
+
+    parts = {"conv": nn.Conv2d(3, 4, 1), **{name: nn.Parameter(torch.randn(8)) for name in ("offset", "gain")}}
+    parts |= {name: nn.Parameter(torch.randn(4, 8, 8)) for name in ("mask", "floor")}
+    network = from_forward(forward, **parts, kernel=nn.Parameter(torch.randn(5, 256, 8)))
+    network.contracts = False
+    check_supported(capture(network, (3, 8, 8)))
+    network.contracts = True
+    with pytest.raises(ZSQBenchError, match=r"the weight of 'bilinear' \(bilinear\) cannot be quantized"):
+        check_supported(capture(network, (3, 8, 8)))
+
+
 def test_only_means_over_height_and_width_pool():
     def forward(net, x):
         y = net.conv(x)

@@ -46,7 +46,12 @@ PASS_THROUGH = names(
 )
 
 # A parameter of several dimensions that enters one of these is no matrix of weights.
-ELEMENTWISE = PASS_THROUGH | CONCATENATIONS | MULTIPLICATIONS | names("add sub truediv div layernorm prelu")
+ELEMENTWISE = (
+    PASS_THROUGH
+    | CONCATENATIONS
+    | MULTIPLICATIONS
+    | names("add addcdiv addcmul div layernorm maskedfill maximum minimum prelu sub truediv where")
+)
 
 _IMAGE_DIMENSIONS = 4
 _SPATIAL = frozenset({2, 3})

@@ -162,10 +162,10 @@ def _holds_matrix(captured: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _multiplies_by_parameter(node: fx.Node) -> bool:
-    matrices = [
-        source for source in node.all_input_nodes if source.op == "get_attr" and len(source.meta["shape"] or ()) > 1
-    ]
-    return node.op != "output" and bool(matrices) and operator(node) not in ELEMENTWISE
+    shapes = [source.meta["shape"] or () for source in node.all_input_nodes if source.op == "get_attr"]
+    # a vector may lie along any axis
+    is_matrix = any(sum(size > 1 for size in shape) > 1 for shape in shapes)
+    return node.op != "output" and is_matrix and operator(node) not in ELEMENTWISE
 
 
 def _is_new_value(node: fx.Node) -> bool:
