@@ -1,6 +1,7 @@
 """One invocation: find what a suite needs, plan it, run what is missing, write rows and the table."""
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,6 +144,8 @@ class Run:
         The hook `suite_finished` fires once, however it ends.
         """
         known = self.find(cells)
+        # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
+        importlib.import_module("safetensors.numpy")
         results: list[Result] = []
         written: str | None = None
         try:
