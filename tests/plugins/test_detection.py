@@ -290,7 +290,7 @@ def test_labels_that_the_data_does_not_have_are_one_clear_line(root):
             r"preprocess\(\) of .* returned \(3, 8, 8\), and the model's input_size is \(3, 16,",
         ),
         ("x = self.stem(x)", "x = self.stem(x) if x.sum() > -1 else self.stem(x)", r"cannot be traced at .*net.py:\d+"),
-        ("self.box(x)], 1)", "self.box(x)], 1) * 2", "comes from no convolution or linear layer; what decodes"),
+        ("self.box(x)], 1)", "self.box(x)], 1) * 2", "linear layer that is a module; what decodes"),
     ],
 )
 def test_a_file_that_is_no_detector_is_one_clear_line(root, old, new, complaint):

@@ -58,6 +58,16 @@ def test_assertions_are_no_part_of_the_graph():
     )
 
 
+def test_a_tensor_that_is_filled_with_what_images_decide_is_no_constant():
+    def forward(net, x):
+        x = net.conv(x)
+        return x * x.new_full((1,), 2.0) + torch.zeros_like(x[:1, :1]).fill_(x.mean())
+
+    net = from_forward(forward, conv=nn.Conv2d(3, 4, 1)).eval()
+    captured, images = capture(net, (3, 8, 8)), torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(captured(images), net(images))
+
+
 def test_a_tensor_that_the_size_of_images_decides_is_a_constant():
     def forward(net, x):
         x = net.conv(x)

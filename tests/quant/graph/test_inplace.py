@@ -53,7 +53,9 @@ def methods_that_overwrite(net, x):
     x.copy_(y)
     y.zero_()
     z.fill_(2)
-    return same + y + z
+    w = net.drop(y + 1)
+    w.fill_(z.mean())
+    return same + y + z + w
 
 
 def output_argument(net, x):

@@ -4,9 +4,11 @@ from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn
 from zsqbench.quant.graph.layers import MADE
 from zsqbench.quant.graph.operators import tensor_name
+from zsqbench.quant.graph.outputs import output_layers
 from zsqbench.quant.graph.tensor_roles import roles, weight_roles
 from zsqbench.quant.graph.tracing import capture
 
@@ -172,6 +174,14 @@ def test_one_module_with_two_functions_has_a_layer_for_each():
     assert list(weight_roles(captured)) == ["conv2d", "conv2d_1"]
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(captured(images), net(images))
+
+
+def test_a_head_that_is_no_module_gives_no_outputs_to_hook():
+    net = from_forward(lambda net, x: functional.linear(x.flatten(1), net.head), head=nn.Parameter(torch.randn(5, 192)))
+    with pytest.raises(
+        ZSQBenchError, match=r"the output 'linear' .* comes from no convolution or linear layer that is"
+    ):
+        output_layers(capture(net, (3, 8, 8)))
 
 
 def test_a_weight_that_images_decide_stays_a_tensor():

@@ -14,11 +14,9 @@ CONSTANTS = "constants"
 
 _SIZES = names("shape ndim dtype device size dim ndimension numel nelement")
 """Attributes and methods of a tensor that tell nothing of its values."""
-_CREATIONS = names(
-    "arange empty eye full full_like linspace new_empty new_full new_ones new_tensor new_zeros ones ones_like zeros "
-    "zeros_like"
-)
-"""What makes a tensor, of which at most type and size are those of another."""
+_LIKE_ANOTHER = names("full_like new_full new_ones new_tensor new_zeros ones_like zeros_like")
+_CREATIONS = _LIKE_ANOTHER | names("arange eye full linspace ones zeros")
+"""These functions make a tensor; the first of them with type and size of another one."""
 
 
 def fold_constants(captured: fx.GraphModule, batches: Sequence[Tensor]) -> None:
@@ -53,7 +51,9 @@ def known_by_sizes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         elif node.op in ("call_function", "call_method"):
             name = node.args[1] if node.target is getattr else call_name(node)
             inputs = node.all_input_nodes
-            if name in _SIZES | _CREATIONS or (inputs and known.issuperset(inputs)):
+            # a tensor that gives its type and size alone comes first; a value to fill with has to be known, too
+            read = inputs[1:] if name in _LIKE_ANOTHER else inputs
+            if name in _SIZES or (known.issuperset(read) and (inputs or name in _CREATIONS)):
                 known.add(node)
     return known
 

@@ -20,9 +20,9 @@ def with_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
     return changed
 
 
-def with_values(tensor: Tensor, values: Tensor) -> Tensor:
-    """These values in the shape and the type of a tensor."""
-    return values.to(tensor.dtype).expand_as(tensor)
+def with_values(tensor: Tensor, values: Tensor | float) -> Tensor:
+    """These values, or this one everywhere, in the shape and the type of a tensor."""
+    return torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device).expand_as(tensor).contiguous()
 
 
 _NEW: dict[Any, Callable[..., Any]] = {
@@ -32,7 +32,7 @@ _NEW: dict[Any, Callable[..., Any]] = {
     operator.itruediv: operator.truediv,
     operator.setitem: with_item,
     "copy_": with_values,
-    "fill_": torch.full_like,
+    "fill_": with_values,
     "zero_": torch.zeros_like,
 }
 """Functions that make a new tensor, in place of operators and methods that change one."""

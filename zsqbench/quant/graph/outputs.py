@@ -3,6 +3,7 @@
 from torch import fx
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.graph.layers import MADE
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     ENDINGS,
@@ -28,10 +29,10 @@ def output_layers(captured: fx.GraphModule) -> list[str]:
         if node not in outputs:
             continue
         maker = without_moves(node.all_input_nodes[0]) if operator(node) in ACTIVATIONS else node
-        if not (is_layer(maker) or is_batch_norm(maker)):
+        if not (is_layer(maker) or is_batch_norm(maker)) or maker.meta.get(MADE):
             raise ZSQBenchError(
-                f"the output {tensor_name(node)!r} ({operator(node)}) comes from no convolution or linear layer; what "
-                "decodes outputs belongs into postprocess"
+                f"the output {tensor_name(node)!r} ({operator(node)}) comes from no convolution or linear layer that "
+                "is a module; what decodes outputs belongs into postprocess"
             )
         paths[str(maker.target)] = None
     return list(paths)
