@@ -283,7 +283,7 @@ def is_caught(row: Row) -> bool:
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """What is counted over all networks, a line for each library."""
+    """The counts over all networks, a line for each library."""
     lines = []
     for library in dict.fromkeys(row["name"].partition("/")[0] for row in rows):
         mine = [row for row in rows if row["name"].startswith(f"{library}/")]
@@ -382,7 +382,7 @@ def read(path: Path, code: str) -> dict[str, Row]:
 
 
 def one(name: str, build: Callable[[], nn.Module], code: str) -> Row:
-    """What is found of a network, or the one line of why it could not be built and run."""
+    """The row of a network, or the one line of why it could not be built and run."""
     started = time.perf_counter()
     row: Row = {"name": name, "code": code}
     with warnings.catch_warnings(action="ignore"):  # of libraries, about their own future

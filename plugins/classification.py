@@ -173,7 +173,7 @@ class Classification(zsqbench.Task):
     def _logits(
         self, module: "nn.Module", images: "torch.Tensor", pretrained: zsqbench.Pretrained, number: int, samples: int
     ) -> "torch.Tensor":
-        """What the network gives for a batch, [N, classes].
+        """The logits of a batch, [N, classes].
 
         Raises ZSQBenchError where it gives something else, or fails on an image that is alone in its batch.
         """
@@ -302,7 +302,7 @@ def _geometry(pretrained: zsqbench.Pretrained) -> Geometry:
 
 
 def _preprocessing(feeding: Feeding) -> dict[str, Any]:
-    """What `Pretrained` does not hold by name. The usual mode is left out: it is in the identity of no network."""
+    """The preprocessing that `Pretrained` has no field for. The usual crop mode is in the identity of no network."""
     fields = {name: getattr(feeding, name) for name in ("resize", "crop", "interpolation", "channels")}
     return fields if feeding.crop_mode == "center" else {**fields, "crop_mode": feeding.crop_mode}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zsqbench.suite import Suite, Variant
 
 SCHEMES = ("hw/w4a4", "hw_strict/w8a8", "pot/w8a8")
-"""What a network is tried at where no suite says it."""
+"""A network is tried at these where no suite names others."""
 
 Tell = Callable[[str], None]
 """Is told what is being done."""
@@ -126,7 +126,7 @@ def _places(scheme: "Scheme") -> str:
 
 
 def _facts(network: "LoadedNetwork", examination: "Examination") -> "NetworkFacts":
-    """What methods may demand; a network that no task loaded is a classifier if it returns one row for each image."""
+    """Facts that methods demand; a network that no task loaded is a classifier if it returns a row for each image."""
     from zsqbench.steps.resolve import facts_of
 
     facts = facts_of(network.pretrained, "")

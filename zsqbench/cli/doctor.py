@@ -60,7 +60,7 @@ def doctor(
 
 
 def _measure(network: LoadedNetwork, suite: "Suite", data_root: Path | None, tell: Tell) -> "Accuracy":
-    """What the float network reaches, or why that is not known."""
+    """The accuracy of the float network, or why that is not known."""
     import torch
 
     from zsqbench.errors import ZSQBenchError
@@ -87,6 +87,6 @@ def _measure(network: LoadedNetwork, suite: "Suite", data_root: Path | None, tel
 
 
 def _teller() -> Tell:
-    """What says on stderr what is being done, once it takes long."""
+    """A function that says on stderr what is being done, once it takes long."""
     started = time.monotonic()
     return lambda text: click.echo(text, err=True) if time.monotonic() - started > PATIENCE else None

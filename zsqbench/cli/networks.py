@@ -19,7 +19,7 @@ class LoadedNetwork:
     task: str | None = None
     """The task of the suite that loaded it."""
     notes: Sequence[str] = ()
-    """What was found in its weights; one line each."""
+    """Notes on its weights; one line each."""
 
 
 def load_network(

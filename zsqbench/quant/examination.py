@@ -86,7 +86,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What an examination looks at."""
+    """The parts that an examination looks at."""
 
     modules: Mapping[str, nn.Module]
     bounded: Counter[str]
@@ -138,7 +138,7 @@ def _parts_of_graph(captured: fx.GraphModule) -> _Parts:
 
 
 def _parts_of_modules(module: nn.Module) -> _Parts:
-    """What is known of a network without its graph."""
+    """All that is known of a network without its graph."""
     modules = dict(module.named_modules())
     layers: dict[str, Any] = {path: part for path, part in modules.items() if isinstance(part, _LAYERS)}
     weights = {path: _outputs_first(layer) for path, layer in layers.items()}
@@ -146,7 +146,7 @@ def _parts_of_modules(module: nn.Module) -> _Parts:
 
 
 def _run(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Output, ...], str | None]:
-    """What the network returns for seeded images, or why it does not."""
+    """The outputs of the network for seeded images, or why there are none."""
     images = images_for(module, input_size)
     try:
         given = module(images)

@@ -1,4 +1,4 @@
-"""What is known of a network before a run: `zsqbench doctor` as data and as text."""
+"""A network before a run: all that `zsqbench doctor` knows of it, as data and as text."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What the float network reaches on a task's evaluation data, or why that is not known."""
+    """The accuracy of the float network on a task's evaluation data, or why that is not known."""
 
     task: str
     metric: str
@@ -49,11 +49,11 @@ class Checkup:
     accuracy: Accuracy | None = None
     """None where no suite names a task."""
     notes: Sequence[str] = ()
-    """What was found in its weights; one line each."""
+    """Notes on its weights; one line each."""
 
     @property
     def blockers(self) -> list[str]:
-        """What has to be mended before a run; equal ones once."""
+        """All that has to be mended before a run; equal ones once."""
         found = [self.examination.blocker]
         if self.examination.not_finite:
             found.append("outputs on seeded normal noise are NaN or infinite, so that they have no range")
@@ -66,7 +66,7 @@ class Checkup:
 
     @property
     def warnings(self) -> list[str]:
-        """What costs accuracy, or makes a figure say less than it seems to; docs/doctor.md has each threshold."""
+        """All that costs accuracy, or makes a figure say less than it seems to; docs/doctor.md has each threshold."""
         found = self.examination
         warnings = []
         if found.dead:

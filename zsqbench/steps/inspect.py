@@ -1,14 +1,13 @@
 """The inspect step prepares a student of a network and checks that it is the network, before anything is made of it."""
 
-import contextlib
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of
 from zsqbench.scheme import Inspection, Scheme
-from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts
-from zsqbench.steps.step import Job, Step
+from zsqbench.steps.planning import Data, NetworkFacts
+from zsqbench.steps.preliminary import PreliminaryJob
+from zsqbench.steps.step import Step
 from zsqbench.store import Store
 from zsqbench.suite import Cell, Suite
 from zsqbench.versions import QUANT_VERSION
@@ -18,21 +17,18 @@ if TYPE_CHECKING:
     from zsqbench.execution.session import Session
 
 
-class Inspect(Job):
+class Inspect(PreliminaryJob):
     """Reads the network; leaves facts in the manifest: why it cannot be quantized, or what is folded and quantized.
 
     It comes before the plan: cells that cannot run are impossible, and nothing is generated for them.
     """
 
     kind: ClassVar[str] = "inspect"
+    facts_type: ClassVar[type] = Inspection
 
     scheme: Scheme
     by_units: bool
     """True if units in sequence are compared, too."""
-
-    @classmethod
-    def plan(cls, cell: CellPlanning) -> None:
-        """No cell has it as a step of its own."""
 
     @classmethod
     def plan_student(cls, suite: Suite, cell: Cell, facts: NetworkFacts) -> Step | None:
@@ -62,19 +58,8 @@ class Inspect(Job):
     @classmethod
     def facts(cls, store: Store, key: str) -> Inspection | None:
         """The facts that an earlier run found, if it did."""
-        if not store.has(cls.kind, key):
-            return None
-        with contextlib.suppress(CorruptArtifactError):
-            found = store.manifest(cls.kind, key)["content"]
-            if found.keys() == {each.name for each in fields(Inspection)}:  # else another version wrote it
-                return Inspection(**found | {"folded": tuple(found["folded"])})
-        store.discard(key)
-        return None
-
-    @classmethod
-    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it
-        """Always: it is small, and every plan needs it."""
-        return True
+        found = cls.stored(store, key)
+        return None if found is None else Inspection(**{**found, "folded": tuple(found["folded"])})
 
 
 def _by_units(suite: Suite, cell: Cell) -> bool:

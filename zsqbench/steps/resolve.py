@@ -1,15 +1,14 @@
 """The resolve step loads a network once, to learn what it is and what methods may demand of it."""
 
-import contextlib
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Pretrained
-from zsqbench.steps.planning import CellPlanning, NetworkFacts
-from zsqbench.steps.step import Job, Step
+from zsqbench.steps.planning import NetworkFacts
+from zsqbench.steps.preliminary import PreliminaryJob
+from zsqbench.steps.step import Step
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite
 
@@ -18,17 +17,14 @@ if TYPE_CHECKING:
     from zsqbench.execution.session import Session
 
 
-class Resolve(Job):
+class Resolve(PreliminaryJob):
     """Reads the network; leaves its facts in the manifest.
 
     It comes before the plan, for keys are made of what it learns: it is planned for a task's network, not for a cell.
     """
 
     kind: ClassVar[str] = "resolve"
-
-    @classmethod
-    def plan(cls, cell: CellPlanning) -> None:
-        """No cell has it as a step of its own."""
+    facts_type: ClassVar[type] = NetworkFacts
 
     @classmethod
     def plan_network(cls, suite: Suite, cell: Cell, digests: FileDigests) -> Step:
@@ -56,24 +52,16 @@ class Resolve(Job):
 
     @classmethod
     def facts(cls, store: Store, key: str) -> NetworkFacts | None:
-        """The facts that an earlier run learned, if it did."""
-        if not store.has(cls.kind, key):
+        """The facts that an earlier run learned, if it did, and no file that defines the network changed since."""
+        found = cls.stored(store, key)
+        if found is None:
             return None
-        with contextlib.suppress(CorruptArtifactError):
-            found = store.manifest(cls.kind, key)["content"]
-            if found.keys() == {each.name for each in fields(NetworkFacts)}:  # else another version wrote it
-                modules = tuple((path, digest) for path, digest in found["modules"])
-                # where a module changed, the network may be another one now
-                if all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
-                    tuples = {name: tuple(found[name]) for name in ("input_size", "notes")}
-                    return NetworkFacts(**found | tuples | {"modules": modules})
-        store.discard(key)
-        return None
-
-    @classmethod
-    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it
-        """Always: it is small, and every plan needs it."""
-        return True
+        modules = tuple((path, digest) for path, digest in found["modules"])
+        if not all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
+            store.discard(key)
+            return None
+        tuples = {name: tuple(found[name]) for name in ("input_size", "notes")}
+        return NetworkFacts(**{**found, **tuples, "modules": modules})
 
 
 def facts_of(teacher: Pretrained, digest: str) -> NetworkFacts:

@@ -1,6 +1,6 @@
-"""What may pass from one unit of a student to the next, and from what else each node is computed.
+"""Boundaries of units: values that may pass from one to the next, and the sources of each node.
 
-Caches hold tensors image by image. So what passes is a floating-point tensor of finite values with the images in its
+Caches hold tensors image by image. So only this passes: a floating-point tensor of finite values with the images in its
 first dimension. Sizes, masks and indices are computed anew by each unit that reads them. Anything else (tuples, sums
 over all images, stacked branches, a border of -inf) stays inside of one unit.
 """
