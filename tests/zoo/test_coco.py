@@ -1,24 +1,9 @@
-import json
-
 import numpy as np
 import pytest
+from annotations import content, write
 
 from zsqbench.zoo.coco import FIGURES, BoxesAlone, Detections, coco_figures
 from zsqbench.zoo.instances import Instances
-
-
-def content(**changed):
-    return {
-        "images": [{"id": 7, "file_name": "b.png", "width": 20, "height": 10}],
-        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 5, 6], "area": 30, "iscrowd": 0}],
-        "categories": [{"id": 3, "name": "cat"}],
-    } | changed
-
-
-def write(folder, text):
-    path = folder / "instances.json"
-    path.write_text(text if isinstance(text, str) else json.dumps(text))
-    return path
 
 
 def detections(*rows):
