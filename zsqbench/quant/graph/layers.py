@@ -1,6 +1,7 @@
 """Layers and batch normalisations that a network calls as functions become modules, as those are that it calls so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -12,6 +13,8 @@ from zsqbench.quant.graph.operators import NO_OPERATIONS, is_batch_norm, is_laye
 MADE = "made"
 """Key of a node's `meta`, true where it calls a module that the network itself does not have."""
 
+_MATRIX = 2
+
 
 def functions_to_modules(captured: fx.GraphModule) -> None:
     """Let modules do what convolutions, linear layers and batch normalisations do with constants, in place.
@@ -19,21 +22,20 @@ def functions_to_modules(captured: fx.GraphModule) -> None:
     Such a module has the path of the one that calls the function, if that does nothing else, and lies below it
     otherwise. Calls with the same constants share one. `x @ weight` is a linear layer, too.
     """
-    made: dict[Any, str] = {}
+    made: dict[tuple[str, ...], str] = {}
     for node in list(captured.graph.nodes):
         make = _MAKERS.get(operator(node)) if node.op in ("call_function", "call_method") else None
-        call = make(_Arguments(captured, node)) if make else None
-        if call is None:
+        by = make(captured, node) if make else None
+        if by is None:
             continue
-        source, identity, module = call
-        path = made.get(identity)
+        path = made.get(by.identity)
         if path is None:
-            path = made[identity] = _free_path(captured, node)
+            path = made[by.identity] = _free_path(captured, node)
             captured.delete_submodule(path)
-            captured.add_submodule(path, module)
+            captured.add_submodule(path, by.module)
         with captured.graph.inserting_before(node):
-            new = captured.graph.call_module(path, (source,))
-        new.meta |= node.meta | {"operator": type(module).__name__.lower(), MADE: path != node.meta["called_in"]}
+            new = captured.graph.call_module(path, (by.source,))
+        new.meta |= node.meta | {"operator": type(by.module).__name__.lower(), MADE: path != node.meta["called_in"]}
         node.replace_all_uses_with(new)
         captured.graph.erase_node(node)
     for node in list(captured.graph.nodes):
@@ -58,104 +60,111 @@ def join_norms(captured: fx.GraphModule) -> None:
                     captured.graph.erase_node(skipped)
 
 
-Call = tuple[fx.Node, Any, nn.Module]
-"""The input of a call, what tells it from others, and the module that does the same."""
+@dataclass(frozen=True)
+class Replacement:
+    """A module that does the same as a call of a function."""
+
+    source: fx.Node
+    """The input of the call."""
+    identity: tuple[str, ...]
+    """The module's class and the call's other arguments: calls with the same ones share a module."""
+    module: nn.Module
 
 
-class _Arguments:
-    """The arguments of a call, by the names and defaults of the function's signature."""
+@dataclass(frozen=True)
+class _Call:
+    """A call of a function on a value of the network, whose other arguments are constants."""
 
-    def __init__(self, captured: fx.GraphModule, node: fx.Node) -> None:
-        self._captured, self._node = captured, node
-        self._names: tuple[str, ...] = ()
+    captured: fx.GraphModule
+    source: fx.Node
+    given: Mapping[str, Any]
+    """The other arguments by name: constant tensors as nodes, and plain values."""
 
-    def named(self, **defaults: Any) -> "_Arguments | None":
-        """These arguments; None where there is one more, or one that is not constant besides the first."""
-        self._names = tuple(defaults)
-        if len(self._node.args) > len(defaults) or not self._node.kwargs.keys() <= defaults.keys():
+    @classmethod
+    def of(cls, captured: fx.GraphModule, node: fx.Node, **defaults: Any) -> "_Call | None":
+        """The call of a function with these arguments besides its input; none where it is another kind of call."""
+        names = ("input", *defaults)
+        if len(node.args) > len(names) or not node.kwargs.keys() <= {*names}:
             return None
-        given = dict(zip(defaults, self._node.args, strict=False)) | self._node.kwargs
-        self._given = defaults | given
-        others = [value for name, value in self._given.items() if name != self._names[0]]
-        constants = all(not isinstance(value, fx.Node) or value.op == "get_attr" for value in others)
-        source = self._given[self._names[0]]
-        return self if constants and isinstance(source, fx.Node) and source.op != "get_attr" else None
-
-    def __getitem__(self, name: str) -> Any:
-        return self._given[name]
+        given = defaults | dict(zip(names, node.args, strict=False)) | node.kwargs
+        source = given.pop("input", None)
+        constants = all(not isinstance(value, fx.Node) or value.op == "get_attr" for value in given.values())
+        is_value = isinstance(source, fx.Node) and source.op != "get_attr"
+        return cls(captured, source, given) if constants and is_value else None
 
     def tensor(self, name: str) -> Tensor | None:
         """The constant tensor of this name, if one is given."""
-        value = self._given[name]
-        found: Tensor | None = attrgetter(str(value.target))(self._captured) if isinstance(value, fx.Node) else value
+        value = self.given[name]
+        found: Tensor | None = attrgetter(str(value.target))(self.captured) if isinstance(value, fx.Node) else value
         return found
 
-    def call(self, module: nn.Module) -> Call:
-        """The call of a module in place of the function."""
-        rest = [value.target if isinstance(value, fx.Node) else value for value in list(self._given.values())[1:]]
-        return self._given[self._names[0]], (type(module), *map(str, rest)), module.eval().requires_grad_(False)
+    def by(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Replacement:
+        """A module in its place, with copies of this weight and bias."""
+        for name, value in (("weight", weight), ("bias", bias)):
+            parameter = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+            module.register_parameter(name, parameter)
+        values = [value.target if isinstance(value, fx.Node) else value for value in self.given.values()]
+        return Replacement(self.source, (type(module).__name__, *map(str, values)), module.eval())
 
 
-def _convolution(kind: type[nn.Conv1d | nn.Conv2d], arguments: _Arguments) -> Call | None:
-    given = arguments.named(input=None, weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1)
-    weight = given.tensor("weight") if given else None
-    if given is None or weight is None:
+def _convolution(kind: type[nn.Conv1d | nn.Conv2d], captured: fx.GraphModule, node: fx.Node) -> Replacement | None:
+    call = _Call.of(captured, node, weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1)
+    weight = call.tensor("weight") if call else None
+    if call is None or weight is None:
         return None
-    groups = given["groups"]
-    geometry: dict[str, Any] = {name: given[name] for name in ("stride", "padding", "dilation", "groups")}
     kernel: Any = weight.shape[2:]
-    module = kind(weight.shape[1] * groups, weight.shape[0], kernel, **geometry, device="meta")
-    return given.call(_filled(module, weight, given.tensor("bias")))
+    channels = weight.shape[1] * call.given["groups"], weight.shape[0]
+    module = kind(*channels, kernel, **_geometry(call), device="meta")
+    return call.by(module, weight, call.tensor("bias"))
 
 
-def _transposed(arguments: _Arguments) -> Call | None:
-    given = arguments.named(
-        input=None, weight=None, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-    )
-    weight = given.tensor("weight") if given else None
-    if given is None or weight is None:
+def _transposed(captured: fx.GraphModule, node: fx.Node) -> Replacement | None:
+    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    call = _Call.of(captured, node, weight=None, bias=None, **defaults)
+    weight = call.tensor("weight") if call else None
+    if call is None or weight is None:
         return None
-    names = ("stride", "padding", "output_padding", "groups", "dilation")
-    geometry: dict[str, Any] = {name: given[name] for name in names} | {"kernel_size": weight.shape[2:]}
-    module = nn.ConvTranspose2d(weight.shape[0], weight.shape[1] * given["groups"], **geometry, device="meta")
-    return given.call(_filled(module, weight, given.tensor("bias")))
+    kernel: Any = weight.shape[2:]
+    channels = weight.shape[0], weight.shape[1] * call.given["groups"]
+    module = nn.ConvTranspose2d(*channels, kernel, **_geometry(call), device="meta")
+    return call.by(module, weight, call.tensor("bias"))
 
 
-def _linear(arguments: _Arguments) -> Call | None:
-    given = arguments.named(input=None, weight=None, bias=None)
-    weight = given.tensor("weight") if given else None
-    if given is None or weight is None or weight.dim() != 2:  # noqa: PLR2004
+def _geometry(call: _Call) -> dict[str, Any]:
+    """The arguments of a convolution that its module has under the same names."""
+    return {name: value for name, value in call.given.items() if name not in ("weight", "bias")}
+
+
+def _linear(captured: fx.GraphModule, node: fx.Node) -> Replacement | None:
+    call = _Call.of(captured, node, weight=None, bias=None)
+    weight = call.tensor("weight") if call else None
+    return None if call is None or weight is None else _multiplying(call, weight, call.tensor("bias"))
+
+
+def _matmul(captured: fx.GraphModule, node: fx.Node) -> Replacement | None:
+    call = _Call.of(captured, node, other=None)
+    weight = call.tensor("other") if call else None
+    if call is None or weight is None or weight.dim() != _MATRIX:
         return None
-    return given.call(_as_linear(weight, given.tensor("bias")))
+    return _multiplying(call, weight.t().contiguous(), None)
 
 
-def _matmul(arguments: _Arguments) -> Call | None:
-    given = arguments.named(input=None, other=None)
-    weight = given.tensor("other") if given else None
-    if given is None or weight is None or weight.dim() != 2:  # noqa: PLR2004
+def _multiplying(call: _Call, weight: Tensor, bias: Tensor | None) -> Replacement | None:
+    if weight.dim() != _MATRIX:
         return None
-    return given.call(_as_linear(weight.t().contiguous(), None))
+    return call.by(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
 
 
-def _batch_norm(arguments: _Arguments) -> Call | None:
-    given = arguments.named(
-        input=None,
-        running_mean=None,
-        running_var=None,
-        weight=None,
-        bias=None,
-        training=False,
-        momentum=0.1,
-        eps=1e-5,
-        cudnn_enabled=True,
-    )
-    mean = given.tensor("running_mean") if given else None
-    if given is None or mean is None or given["training"]:
+def _batch_norm(captured: fx.GraphModule, node: fx.Node) -> Replacement | None:
+    defaults = {"training": False, "momentum": 0.1, "eps": 1e-5, "cudnn_enabled": True}
+    call = _Call.of(captured, node, running_mean=None, running_var=None, weight=None, bias=None, **defaults)
+    mean = call.tensor("running_mean") if call else None
+    if call is None or mean is None or call.given["training"]:
         return None
-    module = BatchNorm2d(len(mean), eps=given["eps"], device="meta")
-    module.running_mean, module.running_var = mean.detach().clone(), given.tensor("running_var")
+    module = BatchNorm2d(len(mean), eps=call.given["eps"], device="meta")
+    module.running_mean, module.running_var = mean.detach().clone(), call.tensor("running_var")
     module.num_batches_tracked = None
-    return given.call(_filled(module, given.tensor("weight"), given.tensor("bias")))
+    return call.by(module, call.tensor("weight"), call.tensor("bias"))
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -165,7 +174,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         pass
 
 
-_MAKERS: dict[str, Callable[[_Arguments], Call | None]] = {
+_MAKERS: dict[str, Callable[[fx.GraphModule, fx.Node], Replacement | None]] = {
     "conv1d": partial(_convolution, nn.Conv1d),
     "conv2d": partial(_convolution, nn.Conv2d),
     "convtranspose2d": _transposed,
@@ -174,18 +183,6 @@ _MAKERS: dict[str, Callable[[_Arguments], Call | None]] = {
     "mm": _matmul,
     "batchnorm": _batch_norm,
 }
-
-
-def _as_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    return _filled(module, weight, bias)
-
-
-def _filled(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
-    for name, value in (("weight", weight), ("bias", bias)):
-        parameter = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-        module.register_parameter(name, parameter)
-    return module
 
 
 def _free_path(captured: fx.GraphModule, node: fx.Node) -> str:
