@@ -98,7 +98,10 @@ def test_all_tensors_of_an_output_are_compared():
     assert departure({"x": [a, b]}, {"x": [a, b]}) == 0
     assert departure({"x": [a, b]}, {"x": [a, a]}) == pytest.approx(0.25)
     assert departure((a,), (a, b)) == departure(a, a[:1]) == departure(a, a * torch.inf) == float("inf")
-    assert departure(torch.tensor([torch.nan]), torch.tensor([torch.nan])) == 0
+    assert departure(torch.tensor([torch.nan, torch.inf]), torch.tensor([torch.nan, torch.inf])) == 0
+    assert departure(torch.tensor([torch.nan, 1.0]), torch.tensor([0.0, 1.0])) == float("inf")
+    assert departure(torch.tensor([torch.nan, 1.0]), torch.tensor([torch.nan, 2.0])) == pytest.approx(0.5)
+    assert departure(torch.tensor([3]), torch.tensor([4])) == pytest.approx(0.25)
 
 
 def test_a_departure_through_units_names_the_unit(monkeypatch):
