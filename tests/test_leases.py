@@ -1,0 +1,78 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zsqbench.leases import SECONDS, Leases
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from zsqbench.leases import Leases
+leases = Leases(Path(sys.argv[1]))
+print(leases.take("key"), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_lease_has_one_holder(tmp_path):
+    one, other = Leases(tmp_path), Leases(tmp_path)
+    assert one.take("key")
+    assert one.take("key")
+    assert not other.take("key")
+    assert other.take("another key")
+    one.release("key")
+    assert other.take("key")
+
+
+def test_a_lease_of_another_process_is_taken_over_once_it_is_dead(tmp_path, holder):
+    leases = Leases(tmp_path)
+    assert not leases.take("key")
+    holder.kill()
+    holder.wait()
+    assert leases.take("key")
+
+
+def test_a_lease_is_held_for_a_while_only(tmp_path):
+    leases = Leases(tmp_path)
+    with leases.hold("key") as taken:
+        assert taken
+        with Leases(tmp_path).hold("key") as also:
+            assert not also
+        assert leases.alive() == ["key"]
+    assert leases.alive() == []
+
+
+def test_those_alive_are_told_by_how_their_names_begin(tmp_path, holder):
+    leases = Leases(tmp_path)
+    leases.take("run-1")
+    assert leases.alive() == ["key", "run-1"]
+    assert leases.alive("run-") == ["run-1"]
+    old = time.time() - 2 * SECONDS
+    os.utime(tmp_path / "leases" / "key.lease", (old, old))
+    assert leases.alive() == ["run-1"]
+
+
+def test_all_are_given_back_at_the_end(tmp_path):
+    leases = Leases(tmp_path)
+    leases.take("one")
+    leases.take("other")
+    leases.release_all()
+    assert list((tmp_path / "leases").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_grants_each_lease():
+    assert Leases(Path("/proc")).take("key")
