@@ -70,7 +70,7 @@ def test_all_are_given_back_at_the_end(tmp_path):
     leases = Leases(tmp_path)
     leases.take("one")
     leases.take("other")
-    leases.release_all()
+    leases.close()
     assert list((tmp_path / "leases").iterdir()) == []
 
 

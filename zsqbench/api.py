@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run, RunReport
+    from zsqbench.execution.session import Isolation
     from zsqbench.methods import Engine
     from zsqbench.reports.results import Result
     from zsqbench.store import Artifact
@@ -39,14 +40,20 @@ def run(
     workers: int | None = None,
     engine: str = "pool",
     device: str = "auto",
+    isolation: "Isolation" = "auto",
+    step_timeout: float | None = None,
+    memory: float | None = None,
 ) -> "RunReport":
     """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
 
     `select` is an expression over names of cells (`-k`), `overrides` are texts `a.b=value` (`--set`), `workers` is the
-    number of steps at the same time (0: in this process). Raises ZSQBenchError for what cannot be meant.
+    number of steps at the same time (0: in this process). `isolation` says which steps get a fresh process: those of
+    methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
+    seconds and has precedence over the suite's, `memory` in GiB for a worker. Raises ZSQBenchError for what cannot be
+    meant.
     """
-    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device)
-    return execute(this, cells, workers, engine)
+    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device, isolation)
+    return execute(this, cells, workers, engine, step_timeout, memory)
 
 
 def plan(
@@ -129,15 +136,34 @@ def load_images(
     return Generate.load(_artifact(home, row, Generate.kind, "calibration set")).images
 
 
-def execute(this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: str) -> "RunReport":
+def execute(
+    this: "Run",
+    cells: "Sequence[Cell]",
+    workers: int | None,
+    engine: str,
+    step_timeout: float | None = None,
+    memory: float | None = None,
+) -> "RunReport":
     """Run cells on an engine; see `run`."""
+    if workers == 0:
+        asked = {
+            "--isolation step": this.config.isolation == "step",
+            "--step-timeout": step_timeout,
+            "--memory": memory,
+        }
+        if given := [name for name, value in asked.items() if value]:
+            raise ZSQBenchError(f"{given[0]} needs worker processes, and --workers 0 runs steps in this one")
     device = this.config.device
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
     threads = max((cell.settings.threads for cell in cells), default=1)
     found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     chosen = cast("type[Engine]", found)
-    return this.execute(cells, chosen(workers=workers or None, threads=threads))
+    limits = {
+        "step_timeout": step_timeout or this.suite.step_timeout,
+        "memory": None if memory is None else int(memory * 2**30),
+    }
+    return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
 
 
 def open_run(
@@ -150,6 +176,7 @@ def open_run(
     plugins: Sequence[Path | str] = (),
     without: Sequence[str] = (),
     device: str = "auto",
+    isolation: "Isolation" = "auto",
 ) -> "tuple[Run, Sequence[Cell]]":
     """Load a suite and select its cells; see `run` for the arguments."""
     from zsqbench.execution.run import Run
@@ -167,6 +194,7 @@ def open_run(
         tuple(sources.get(str(file)) for file in files),
         tuple(without),
         device,
+        isolation,
     )
     return Run(loaded, config, Path(results)), loaded.selected
 

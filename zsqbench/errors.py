@@ -23,6 +23,10 @@ class NothingSelectedError(ZSQBenchError):
     exit_code = 5
 
 
+class OutdatedError(ZSQBenchError):
+    """A file is not what it was when the run began; another run takes it as it is."""
+
+
 class OutOfResourcesError(ZSQBenchError):
     """Memory or a disk is full: a step's checkpoint stays, to go on from when there is more, or with less."""
 

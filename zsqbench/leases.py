@@ -59,7 +59,7 @@ class Leases:
             with contextlib.suppress(OSError):  # the folder may be gone
                 lease.release(force=True)
 
-    def release_all(self) -> None:
+    def close(self) -> None:
         """Give back all leases."""
         for name in list(self._held):
             self.release(name)

@@ -8,6 +8,7 @@ import tomllib
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +78,13 @@ class Catalog:
             raise ZSQBenchError("; ".join(self.clashes))
 
 
-def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = ()) -> Catalog:
+@cache
+def shipped_plugins() -> Catalog:
+    """The plugins that are shipped with zsqbench, loaded once in a process; no other is imported for them."""
+    return load_plugins(only_shipped=True)
+
+
+def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, only_shipped: bool = False) -> Catalog:
     """Load all installed plugins and these files, except the plugins named in `without`.
 
     A plugin that fails to load is noted in the catalog and stops nothing here. Raises ZSQBenchError where a name in
@@ -89,6 +96,8 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = ()) -> Cat
     seen = set()
     for origin, entry_point in _entry_points():
         seen.add(entry_point.name)
+        if only_shipped and origin.split()[0].rstrip(",") != "zsqbench":
+            continue
         if entry_point.name not in without:
             _add(catalog, Plugin(entry_point.name, origin), entry_point.load)
     for name in without:

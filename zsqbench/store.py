@@ -169,6 +169,9 @@ class Store:
         asides = [self.home / "partial", self.home / "damaged"]
         return [*sorted((self.home / "store").glob("*/.*")), *(path for path in asides if path.is_dir())]
 
+    def clear_temporary(self) -> None:
+        """Remove what killed writers left."""
+
     def artifacts(self) -> Iterator[tuple[str, str]]:
         """(kind, key) of all artifacts, sorted."""
         root = self.home / "store"

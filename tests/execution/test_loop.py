@@ -14,6 +14,7 @@ from faults import flip, rewrite_manifest
 
 import zsqbench
 from zsqbench.execution.loop import Loop
+from zsqbench.leases import Leases
 from zsqbench.methods import Engine, Settings
 from zsqbench.steps import Job, Outcome, Step
 from zsqbench.store import Store
@@ -203,7 +204,7 @@ def loop_of(tmp_path, engine):
         resolve={("t", "m"): SimpleNamespace(key="resolve")},
         notify=lambda hook, **arguments: heard.append((hook, arguments["step"].key)),
     )
-    return Loop(run, engine), heard
+    return Loop(run, engine, Leases(tmp_path)), heard
 
 
 def step(name, *needs, job=Plain):
@@ -283,7 +284,7 @@ class Raises(Toy):
     bench.matrix("generator: [toy, exits, dies, raises, toyreal]")
     said = bench.run(workers=2)
     reasons = {row["generator"]: (row["status"], row.get("reason")) for row in bench.rows().values()}
-    died = "generate: the worker process died (killed, out of memory, or it called exit)"
+    died = "generate: the worker process died: the step ended it with exit code 3"
     expected = {
         "toy": ("done", None),
         "exits": ("failed", "generate: SystemExit: 0"),

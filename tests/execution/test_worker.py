@@ -19,7 +19,7 @@ def outcome(monkeypatch, tmp_path):
     def outcome(does):
         import torch
 
-        session = SimpleNamespace(device=torch.device("cpu"), run=does)
+        session = SimpleNamespace(device=torch.device("cpu"), run=does, loaded_others=False)
         monkeypatch.setattr(worker, "_session", lambda _: session)
         return worker.run_step(WorkerConfig(tmp_path), SimpleNamespace(key="0" * 64, settings=Settings()))
 

@@ -5,6 +5,7 @@ is in suite.py.
 """
 
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from zsqbench.cli import cache, doctor, mlflow, plan, plugins, results, run, scheme, suite
-from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_INTERRUPTED
+from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as interruption:
         click.echo("interrupted", err=True)
-        code = EXIT_INTERRUPTED
+        code = EXIT_SIGNAL + getattr(interruption, "number", signal.SIGINT)
     except ZSQBenchError as error:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
@@ -55,7 +56,8 @@ def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
     Exit codes: 0 all cells done, 1 some failed or a blocker was found, 2 usage or configuration, 3 a bug, 4 a plugin
-    that the suite needs did not load, 5 nothing selected, 130 interrupted.
+    that the suite needs did not load, 5 nothing selected, 130 interrupted
+    (143 by SIGTERM, 129 by SIGHUP).
     """
 
 

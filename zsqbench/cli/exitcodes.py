@@ -3,4 +3,5 @@
 EXIT_FAILED_CELLS = 1
 EXIT_BLOCKED = 1
 EXIT_INTERNAL = 3
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128
+"""Plus the number of the signal that ended a command: 130 for SIGINT (Ctrl-C), 143 for SIGTERM, 129 for SIGHUP."""

@@ -1,31 +1,24 @@
 """The engines that come with zsqbench: a pool of long-lived worker processes, and this process for a debugger."""
 
+import atexit
 import contextlib
-import ctypes
-import multiprocessing
 import os
 import queue
-import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+from zsqbench.execution.processes import Guard, Worker, WorkerDiedError
 from zsqbench.hookspecs import hookimpl
 from zsqbench.methods import Engine
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's `mallopt`."""
-
 
 class Pool(Engine):
-    """Spawned worker processes on this machine, one step at a time each, one GPU each where there are GPUs.
+    """Worker processes on this machine, one step at a time each, one GPU each where there are GPUs.
 
-    Every worker is a process of its own pool: when one dies, or a step fails in it, that one alone is replaced, so that
-    a step never changes another and a death has one culprit.
+    When one dies, or a step fails in it, that one alone is replaced, so that a death has one culprit.
     """
 
     name: ClassVar[str] = "pool"
@@ -36,7 +29,7 @@ class Pool(Engine):
 
     def start(self) -> Executor:
         """Start the workers as they are needed."""
-        return WorkerPool(self.slots(), self.threads)
+        return WorkerPool(self.slots(), self.threads, step_timeout=self.step_timeout, memory=self.memory)
 
 
 class InProcess(Engine):
@@ -64,122 +57,78 @@ class _Here(Executor):
 
 
 class WorkerPool(Executor):
-    """An executor of single-process executors; a process is replaced after a failed step."""
+    """An executor of workers; one is replaced after a step that failed in it, or that may have changed it."""
 
     replaces_workers = True
     """Says to the run loop that a dead worker is no reason to start the executor anew."""
 
-    def __init__(self, workers: int, threads: int) -> None:
+    def __init__(
+        self, workers: int, threads: int, *, step_timeout: float | None = None, memory: int | None = None
+    ) -> None:
         self._threads = threads
+        self._memory = memory
+        self._step_timeout = step_timeout
+        self._workers: list[Worker | None] = [None] * workers
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._workers: list[ProcessPoolExecutor | None] = [None] * workers
+        self._callers = ThreadPoolExecutor(workers, "worker")
+        self._guard: Guard | None = None
         self._lock = threading.Lock()
         self._closed = False
         for slot in range(workers):
             self._free.put(slot)
+        atexit.register(self.shutdown, cancel_futures=True)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run in the next free worker; waits for one where more is submitted than there are workers."""
-        slot = self._free.get()
-        try:
-            future = self._submit(slot, fn, *args, **kwargs)
-        except BaseException:
-            self._free.put(slot)
-            raise
-        future.add_done_callback(lambda done: self._finished(slot, done))
-        return future
+        return self._callers.submit(self._call, fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers; with `cancel_futures`, at once, in the middle of what they do."""
+        """End the workers and all that they started; with `cancel_futures`, in the middle of what they do."""
         self._closed = True
-        for slot in range(len(self._workers)):
-            self._stop(slot, kill=cancel_futures, wait=wait)
+        atexit.unregister(self.shutdown)
+        self._callers.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
+        with ThreadPoolExecutor(len(self._workers)) as enders:
+            for slot in range(len(self._workers)):
+                enders.submit(self._end, slot, at_once=cancel_futures)
+        if self._guard is not None:
+            self._guard.close()
 
-    def _submit(self, slot: int, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> "Future[Any]":
-        with _main_module_hidden():
-            try:
-                return self._worker(slot).submit(fn, *args, **kwargs)
-            except BrokenProcessPool:  # it died while it waited
-                self._stop(slot, kill=True, wait=False)
-                return self._worker(slot).submit(fn, *args, **kwargs)
+    def _call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        slot = self._free.get()
+        reusable = False
+        try:
+            value = self._worker(slot).call(self._step_timeout, fn, *args, **kwargs)
+            reusable = getattr(value, "status", None) != "failed" and not getattr(value, "spent", False)
+            return value
+        finally:
+            if not reusable:
+                self._end(slot, at_once=True)
+            self._free.put(slot)
 
-    def _worker(self, slot: int) -> ProcessPoolExecutor:
+    def _worker(self, slot: int) -> Worker:
+        """The worker of a slot, which is a new one where there is none, or where it died while it waited."""
+        worker = self._workers[slot]
+        if worker is not None and worker.is_alive():
+            return worker
+        self._end(slot, at_once=True)
+        gpus = _gpus()
         with self._lock:
-            worker = self._workers[slot] or self._start(slot)
-            self._workers[slot] = worker
+            if self._closed:
+                raise WorkerDiedError("the workers are ended")
+            if self._guard is None:
+                self._guard = Guard()
+            gpu = gpus[slot % len(gpus)] if gpus else None
+            worker = self._workers[slot] = Worker(self._threads, gpu, self._memory)
+            self._guard.watch(worker.pid)
         return worker
 
-    def _start(self, slot: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        gpus = _gpus()
-        gpu = gpus[slot % len(gpus)] if gpus else None
-        return ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(self._threads, gpu))
-
-    def _finished(self, slot: int, future: "Future[Any]") -> None:
-        healthy = not future.cancelled() and future.exception() is None
-        if healthy:
-            healthy = getattr(future.result(), "status", None) != "failed"
-        if not healthy and not self._closed:
-            self._stop(slot, kill=True, wait=False)
-        self._free.put(slot)
-
-    def _stop(self, slot: int, *, kill: bool, wait: bool) -> None:
+    def _end(self, slot: int, *, at_once: bool) -> None:
         with self._lock:
             worker, self._workers[slot] = self._workers[slot], None
-        if worker is None:
-            return
-        if kill:
-            for process in list((worker._processes or {}).values()):  # noqa: SLF001 - public only from Python 3.14 on
-                with contextlib.suppress(OSError):
-                    process.kill()
-        worker.shutdown(wait=wait, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """A process that starts meanwhile does not import the script that runs the suite: it needs zsqbench alone.
-
-    Otherwise a script that calls `zsqbench.run` would run again in each worker, unless it were guarded.
-    """
-    names, here = ("__file__", "__spec__"), vars(sys.modules["__main__"])
-    kept = {name: here[name] for name in names if name in here}
-    here.pop("__file__", None)
-    here["__spec__"] = None
-    try:
-        yield
-    finally:
-        here |= kept
-
-
-def _start_worker(threads: int, gpu: str | None) -> None:
-    """Prepare a fresh process before it imports torch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    _keep_freed_memory()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what tensors give back for those of the next step, up to a gigabyte, instead of the system.
-
-    Each page that comes anew is a fault and is filled with zeros: a training step of a ResNet-20, 256 images, made
-    50,000 faults and took a tenth longer. Larger tensors than 32 MB, which is as far as glibc goes, are as before.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-        change = ctypes.CDLL(None).mallopt
-        for parameter, value in ((_TRIM_THRESHOLD, 2**30), (_MMAP_THRESHOLD, 2**25)):
-            change(parameter, value)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the parent is killed; it would wait for the next step for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        if worker is not None:
+            worker.end(at_once=at_once)
+            if self._guard is not None:
+                self._guard.leave(worker.pid)
 
 
 def _cores() -> int:

@@ -1,15 +1,19 @@
 """The one run loop: ready steps go to free slots."""
 
 import contextlib
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from zsqbench.errors import one_line
+from zsqbench.errors import CorruptArtifactError, one_line
 from zsqbench.execution.stepqueue import Queue
 from zsqbench.execution.timings import Timings
 from zsqbench.execution.worker import read_progress, run_step
+from zsqbench.leases import Leases
 from zsqbench.methods import Engine
 from zsqbench.steps import NetworkFacts, Outcome, Progress, Step
 
@@ -23,48 +27,63 @@ ATTEMPTS = 2
 
 
 class Loop:
-    """Keeps ready steps and free slots; one submission per free slot."""
+    """Keeps ready steps and free slots; one submission per free slot.
 
-    def __init__(self, run: "Run", engine: Engine) -> None:
+    A step that another run on this home does meanwhile is waited for, and its artifact is taken.
+    """
+
+    def __init__(self, run: "Run", engine: Engine, leases: Leases) -> None:
         self.run_ = run
         self.engine = engine
+        self.leases = leases
         self.timings = Timings(run.store)
         self.facts: Facts = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.interrupted = False
+        self.signal: int | None = None
+        """The signal that interrupted it, if any."""
         self._queue = Queue(self.outcomes)
         self._running: dict[Future[Outcome], Step] = {}
+        self._elsewhere: dict[str, Step] = {}
+        """Steps that other runs do."""
         self._attempts: Counter[str] = Counter()
         self._made_again: set[str] = set()
         self._settled: list[Step] = []
         self._all_settled: list[Step] = []
         self._executor: Executor | None = None
-        self._shown: dict[str, Progress] = {}
+        self._shown: dict[str, tuple[Progress, float, int]] = {}
+        """What each running step told last, and when, and the minutes of silence that were shown since."""
 
     def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
         """Run steps, each after what it needs; call `after` with those that are settled, whenever some are.
 
-        Ctrl-C ends it: what is not settled then is interrupted.
+        Ctrl-C, or another signal that asks for the end, ends it: what is not settled then is interrupted.
         """
         try:
             self._queue.add(steps)
-            while self._queue or self._running:
+            while self._queue or self._running or self._elsewhere:
+                self._look_elsewhere()
                 self._fill_slots()
-                done, _ = wait(self._running, POLL_SECONDS, FIRST_COMPLETED)
+                done = self._wait()
                 for future in done:
                     self._finish(self._running.pop(future), future)
                 self._fill_slots()  # before rows are written, so that no slot waits for that
                 if not done:
                     self._show_progress()
                 after(self._take_settled())
-        except KeyboardInterrupt:
-            self.interrupt()
+        except KeyboardInterrupt as interruption:
+            self.interrupt(interruption)
 
-    def interrupt(self) -> None:
+    @property
+    def interrupted(self) -> bool:
+        """True if a signal ended it."""
+        return self.signal is not None
+
+    def interrupt(self, interruption: KeyboardInterrupt) -> None:
         """Stop at once."""
-        self.interrupted = True
-        for step in [*self._running.values(), *self._queue.steps()]:
+        self.signal = getattr(interruption, "number", signal.SIGINT)
+        for step in [*self._running.values(), *self._elsewhere.values(), *self._queue.steps()]:
             self.outcomes[step.key] = Outcome("interrupted", error="the run was interrupted")
+            self.leases.release(step.key)
         self.close(kill=True)
 
     def close(self, *, kill: bool = False) -> None:
@@ -83,6 +102,32 @@ class Loop:
         settled, self._settled = self._settled, []
         return settled
 
+    def _wait(self) -> set["Future[Outcome]"]:
+        """The steps that came to their end within a while."""
+        if not self._running:
+            time.sleep(POLL_SECONDS if self._elsewhere else 0)
+            return set()
+        return wait(self._running, POLL_SECONDS, FIRST_COMPLETED).done
+
+    def _look_elsewhere(self) -> None:
+        """Take what other runs have done meanwhile, and do what they have given up."""
+        for step in list(self._elsewhere.values()):
+            if self._is_done_elsewhere(step):
+                self._settle(self._elsewhere.pop(step.key), Outcome("done"))
+            elif self.leases.take(step.key):
+                self.leases.release(step.key)  # it is taken again with its slot
+                self._queue.add([self._elsewhere.pop(step.key)])
+
+    def _is_done_elsewhere(self, step: Step) -> bool:
+        if not self.run_.store.has(step.kind, step.key):
+            return False
+        try:
+            self.run_.store.manifest(step.kind, step.key)
+        except CorruptArtifactError:
+            self.run_.store.discard(step.key)
+            return False
+        return True
+
     def _fill_slots(self) -> None:
         while self._queue and len(self._running) < self.engine.slots():
             if any(step.type.exclusive for step in self._running.values()):
@@ -90,6 +135,13 @@ class Loop:
             step = self._queue.take(idle=not self._running)
             if step is None:
                 return
+            if not self.leases.take(step.key):
+                self._elsewhere[step.key] = step
+                self.run_.notify("step_progress", step=step, progress=Progress(note="another run does it"))
+                continue
+            if self._is_done_elsewhere(step):  # since this run was planned
+                self._settle(step, Outcome("done"))
+                continue
             try:
                 self._running[self._submit(step)] = step
             except KeyboardInterrupt:  # an engine that runs steps where they are submitted
@@ -113,8 +165,8 @@ class Loop:
     def _finish(self, step: Step, future: "Future[Outcome]") -> None:
         try:
             outcome = future.result()
-        except BrokenExecutor:
-            outcome = Outcome("failed", error="the worker process died (killed, out of memory, or it called exit)")
+        except BrokenExecutor as error:
+            outcome = Outcome("failed", error=str(error) or "the worker process died")
             self._restart_if_broken()
             if self._try_again(step):
                 return
@@ -132,6 +184,7 @@ class Loop:
             self.close(kill=True)
 
     def _settle(self, step: Step, outcome: Outcome) -> None:
+        self.leases.release(step.key)
         self.outcomes[step.key] = outcome
         if step.type.background and outcome.status == "failed":
             with contextlib.suppress(OSError):  # it is told at the end of the run, too
@@ -171,8 +224,16 @@ class Loop:
         return missing
 
     def _show_progress(self) -> None:
+        """Tell observers what running steps have told, and of which steps nothing was heard for long."""
         for step in self._running.values():
-            progress = read_progress(self.run_.store, step.key)
-            if progress is not None and progress != self._shown.get(step.key):
-                self._shown[step.key] = progress
+            now = time.monotonic()
+            before, since, minutes = self._shown.setdefault(step.key, (Progress(), now, 0))
+            progress = read_progress(self.run_.store, step.key) or Progress()
+            silent = int((now - since) // 60)
+            if progress != before:
+                self._shown[step.key] = progress, now, 0
                 self.run_.notify("step_progress", step=step, progress=progress)
+            elif silent > minutes:
+                self._shown[step.key] = before, since, silent
+                told = replace(progress, note=f"nothing heard for {silent} min")
+                self.run_.notify("step_progress", step=step, progress=told)

@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import logging
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from zsqbench.execution.plan import (
 )
 from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import WorkerConfig
+from zsqbench.execution.signals import Signals
+from zsqbench.leases import RUN, Leases
 from zsqbench.methods import Engine
 from zsqbench.reports.results import SCHEMA, Result, ResultFile
 from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
@@ -36,13 +40,21 @@ class RunReport:
     plan: Plan
     results: list[Result]
     """One for each cell of the plan, in its order."""
-    interrupted: bool
+    signal: int | None
+    """The signal that interrupted the run, if one did."""
+    outdated: str | None
+    """Why running again would do more, where a file changed after the run began."""
     background_failures: Mapping[str, str]
     """Why background steps failed, by their label; no cell depends on them."""
     table: str
     """The leaderboard of all rows of the suite, in Markdown."""
     table_error: str | None
     """Why it could not be written beside the rows."""
+
+    @property
+    def interrupted(self) -> bool:
+        """True if a signal ended the run before it was done."""
+        return self.signal is not None
 
     @property
     def failed(self) -> bool:
@@ -139,27 +151,38 @@ class Run:
         return self.plan(cells, assumed | known, inspected), pending, sorted(uninspected)
 
     def execute(self, cells: Sequence[Cell], engine: Engine) -> RunReport:
-        """Run what is not there yet of these cells, and write rows and table. Ctrl-C ends it with what is done.
+        """Run what is not there yet of these cells, and write rows and table. A signal ends it with what is done.
 
         The hook `suite_finished` fires once, however it ends.
         """
+        signals, leases = Signals(), Leases(self.config.home)
+        with signals.handled(), contextlib.closing(leases):
+            if not leases.alive(RUN):
+                self.store.clear_temporary()
+            leases.take(f"{RUN}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            return self._execute(cells, Loop(self, engine, leases), signals)
+
+    def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:
         known = self.find(cells)
         # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
         importlib.import_module("safetensors.numpy")
         results: list[Result] = []
         written: str | None = None
         try:
-            with contextlib.closing(Loop(self, engine)) as loop:
+            with contextlib.closing(loop):
                 loop.run(step for pair, step in self.resolve.items() if pair not in known)
                 facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
                 plan = self.plan(cells, facts, self._inspect(cells, facts, loop))
                 results = self._run_plan(plan, loop, facts)
-                self._keep_rows(plan, results)
-                table, table_error = self._write_table()
+                with signals.deferred():
+                    self._keep_rows(plan, results)
+                    table, table_error = self._write_table()
                 written = None if table_error else str(self.table)
         finally:
             self.notify("suite_finished", suite=self.suite, results=results, table=written)
-        return RunReport(plan, results, loop.interrupted, loop.background_failures(), table, table_error)
+        outdated = next((outcome.error for outcome in loop.outcomes.values() if outcome.outdated), None)
+        number = loop.signal or signals.received
+        return RunReport(plan, results, number, outdated, loop.background_failures(), table, table_error)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Fire an observer hook; an observer that fails is a warning, never a lost cell, and the others are called."""
@@ -196,8 +219,8 @@ class Run:
             self._verify(plan, recorder.missing())
             if not loop.interrupted:
                 loop.run(plan.to_do(recorder.missing()).values(), recorder.record_settled)
-        except KeyboardInterrupt:
-            loop.interrupt()
+        except KeyboardInterrupt as interruption:
+            loop.interrupt(interruption)
         for planned in recorder.missing():
             recorder.record(planned)
         return recorder.results()

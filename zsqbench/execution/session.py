@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from zsqbench.errors import DivergedError, OutOfResourcesError, ZSQBenchError
+from zsqbench.errors import DivergedError, OutdatedError, OutOfResourcesError, ZSQBenchError
 from zsqbench.execution.isolation import forbid_opening, peak_memory
 from zsqbench.execution.reporter import Reporter
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Kind, Method, Pretrained, Settings, StepContext, Task, TaskContext
-from zsqbench.plugins import Catalog, load_plugins
+from zsqbench.plugins import Catalog, load_plugins, shipped_plugins
 from zsqbench.reports.results import environment
 from zsqbench.steps.step import Job, MethodCall
 from zsqbench.store import Store
@@ -28,6 +28,9 @@ NETWORKS = 4
 
 DATA = "data"
 """The folder of the home that tasks keep what they make in."""
+
+Isolation = Literal["auto", "step", "worker"]
+"""Which steps get a process of their own: those of methods that are not shipped with zsqbench, all, or none."""
 
 this_environment = cache(environment)
 
@@ -43,6 +46,7 @@ class WorkerConfig:
     """Their hashes when the suite was loaded: what runs must be what the keys are made of."""
     without: tuple[str, ...] = ()
     device: str = "auto"
+    isolation: Isolation = "auto"
 
 
 class Session:
@@ -51,11 +55,19 @@ class Session:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self.store = Store(config.home)
-        self.catalog: Catalog = load_plugins(config.plugin_files, config.without)
-        for file, source in zip(config.plugin_files, config.plugin_sources, strict=False):
-            if source not in {plugin.source for plugin in self.catalog.plugins}:
-                raise ZSQBenchError(f"plugin file {file} was changed during the run; run again")
+        self.loaded_others = False
+        """True once plugins that are not shipped with zsqbench were imported in this process."""
         self.networks: dict[tuple[str, str, str], Pretrained] = {}
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """All plugins. Those of others are imported with it. Raises OutdatedError where a file changed."""
+        self.loaded_others = True
+        catalog = load_plugins(self.config.plugin_files, self.config.without)
+        for file, source in zip(self.config.plugin_files, self.config.plugin_sources, strict=False):
+            if source not in {plugin.source for plugin in catalog.plugins}:
+                raise OutdatedError(f"plugin file {file} was changed during the run; run again")
+        return catalog
 
     @cached_property
     def device(self) -> "torch.device":
@@ -88,8 +100,10 @@ class Session:
 
     def method(self, kind: Kind, call: MethodCall) -> Method:
         """A method with its options."""
-        method = self.catalog.find(kind, call.method).method
-        return method.model_validate_json(json.dumps(call.options), strict=True)
+        found = shipped_plugins().provided.get((kind, call.method))
+        if found is None or found.plugin.name in self.config.without:
+            found = self.catalog.find(kind, call.method)
+        return found.method.model_validate_json(json.dumps(call.options), strict=True)
 
     def task(self, job: Job) -> Task:
         """The task of a step."""
@@ -107,7 +121,7 @@ class Session:
             identity = self.identity(job, pretrained)
             if job.network not in (None, identity):
                 self.store.discard(job.resolve)
-                raise ZSQBenchError(
+                raise OutdatedError(
                     f"network {job.model.name} changed after it was resolved; run again to take it as it is now"
                 )
             if len(self.networks) >= NETWORKS:

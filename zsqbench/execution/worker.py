@@ -6,7 +6,7 @@ import time
 import traceback
 from functools import lru_cache
 
-from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
+from zsqbench.errors import CorruptArtifactError, OutdatedError, ZSQBenchError, one_line
 from zsqbench.execution.isolation import clean_state
 from zsqbench.execution.session import Session, WorkerConfig
 from zsqbench.steps.step import Job, Outcome, Progress
@@ -33,8 +33,9 @@ def run_step(config: WorkerConfig, job: Job) -> Outcome:
             error=one_line(error),
             traceback=None if isinstance(error, ZSQBenchError) else "".join(traceback.format_exception(error)),
             damaged=error.key if isinstance(error, CorruptArtifactError) else None,
+            outdated=isinstance(error, OutdatedError),
         )
-    return Outcome("done", time.perf_counter() - started, device)
+    return Outcome("done", time.perf_counter() - started, device, spent=_is_spent(config))
 
 
 def read_progress(store: Store, key: str) -> Progress | None:
@@ -43,6 +44,13 @@ def read_progress(store: Store, key: str) -> Progress | None:
         return Progress(**json.loads((store.partial(key) / "progress.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
+
+
+def _is_spent(config: WorkerConfig) -> bool:
+    """True if no other step may run in this process: a method that is not shipped with zsqbench ran in it."""
+    if config.isolation == "auto":
+        return _session(config).loaded_others
+    return config.isolation == "step"
 
 
 @lru_cache(maxsize=1)

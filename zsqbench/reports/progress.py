@@ -48,13 +48,13 @@ class ProgressDisplay:
     @hookimpl
     def step_progress(self, step: "Step", progress: "Progress") -> None:
         """Show iterations and the last losses of a running step."""
-        values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
+        values = "  ".join([*(f"{name} {value:.4g}" for name, value in progress.values.items()), progress.note]).strip()
         if self._bars is not None:
             if step.key not in self._tasks:
                 self._tasks[step.key] = self._bars.add_task(step.label, total=progress.total or None, values="")
             task, total = self._tasks[step.key], progress.total or None
             self._bars.update(task, completed=progress.done, total=total, values=values)
-        elif time.monotonic() - self._last_line.setdefault(step.key, time.monotonic()) >= LINE_SECONDS:
+        elif progress.note or time.monotonic() - self._last_line.setdefault(step.key, time.monotonic()) >= LINE_SECONDS:
             self._last_line[step.key] = time.monotonic()
             print(f"  {step.label}: {progress.done} of {progress.total}  {values}", file=sys.stderr)
 

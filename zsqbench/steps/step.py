@@ -58,6 +58,10 @@ class Outcome:
     """None where the error is the user's to mend."""
     damaged: str | None = None
     """Key of an artifact that this step needed and that is not what was written."""
+    outdated: bool = False
+    """True if a file changed after the run began: running again takes it as it is."""
+    spent: bool = False
+    """True if what ran may have changed its process for others: an engine must not use that process again."""
 
     @property
     def cause(self) -> str:
@@ -73,6 +77,8 @@ class Progress:
     total: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     """Last value of each curve."""
+    note: str = ""
+    """One more thing to know, such as that nothing was heard of the step for long."""
 
 
 class MethodCall(BaseModel):

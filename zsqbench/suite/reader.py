@@ -105,6 +105,7 @@ class _SuiteBuilder:
             notes=self.notes,
             placements=self.placements,
             published=self._published(),
+            step_timeout=self.file.step_timeout,
         )
         if suite.published and not any(map(suite.published_of, cells)):
             place = self.source.where(("published",))

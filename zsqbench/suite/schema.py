@@ -77,5 +77,6 @@ class SuiteFile(BaseModel):
     schemes: dict[str, dict[str, Any]] = Field({}, description="a name for a shipped placement with changes")
     matrix: list[Block] = Field(min_length=1, description="each block is a full product, the suite is their union")
     exclude: list[Exclusion] = []
+    step_timeout: float | None = Field(None, gt=0, description="seconds that one step may take")
     plugins: list[str] = Field([], description="single-file plugins, relative to the suite")
     published: References = Field([], description="tables of papers whose values stand beside the measured ones")

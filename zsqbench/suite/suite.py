@@ -138,6 +138,8 @@ class Suite:
     """The shipped placements and the suite's own, whether its matrix uses them or not."""
     published: Mapping[ValueKey, Mapping[str, Any]] = field(default_factory=dict)
     """What the tables that it names say, by the names of a cell's parts and the metric."""
+    step_timeout: float | None = None
+    """Seconds that one step may take; without a limit if None."""
 
     def generator(self, cell: Cell) -> Generator | None:
         """The generator of a cell."""

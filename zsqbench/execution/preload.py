@@ -1,0 +1,11 @@
+"""All that the server of worker processes imports before it forks the first: what each of them would import anyway.
+
+It loads no plugin of others: what these do when they are imported reaches only the processes that need them.
+"""
+
+import torch  # noqa: F401
+
+from zsqbench.execution import worker  # noqa: F401
+from zsqbench.plugins import shipped_plugins
+
+shipped_plugins()

@@ -1,0 +1,269 @@
+"""Worker processes: how one is started, called, and ended with all that it started."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.execution import endings
+from zsqbench.execution.endings import end_tree, tree
+
+PATIENCE = 5.0
+"""Seconds that a worker has to end itself before it is ended."""
+
+_PRELOADED = ["zsqbench.execution.preload"]
+_BEFORE_TORCH = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+"""Variables that libraries read when they are loaded. Each step sets how many threads torch takes."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+
+_SET_CHILD_SUBREAPER = 36
+"""Linux's `prctl`: orphans below this process become its children, and no one else's."""
+
+_starting = threading.RLock()
+"""multiprocessing keeps its list of children and the server of processes without a lock."""
+
+
+class WorkerDiedError(BrokenExecutor):
+    """A worker ended in the middle of a call."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """All that a worker is told before its first call: plain data."""
+
+    environment: Mapping[str, str]
+    threads: int
+    gpu: str | None = None
+    memory: int | None = None
+    """Bytes that the process may take; without a limit if None."""
+
+
+class Worker:
+    """The parent's side of a worker: a process that runs one call at a time.
+
+    Workers are forked by a server that has imported torch and the shipped plugins and has run nothing, so a fresh
+    process costs a few hundredths of a second. Each is the leader of a session of its own: Ctrl-C in a terminal does
+    not reach it, and what it starts is found below it when it ends.
+    """
+
+    def __init__(self, threads: int, gpu: str | None = None, memory: int | None = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        preparation = Preparation(dict(os.environ), threads, gpu, memory)
+        with _starting, _main_module_hidden(), _environment(_BEFORE_TORCH):
+            multiprocessing.forkserver.set_forkserver_preload(_PRELOADED)
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, preparation))
+            self._process.start()
+            theirs.close()
+        self.pid: int = self._process.pid or 0
+
+    def is_alive(self) -> bool:
+        """True if the process has not ended."""
+        return not wait([self._process.sentinel], 0)
+
+    def call(self, seconds: float | None, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The value of a function that runs in the process, or what it raised.
+
+        Raises WorkerDiedError where the process ends meanwhile, and ZSQBenchError where it takes longer than `seconds`.
+        """
+        try:
+            self._connection.send((fn, args, kwargs))
+            ended = wait([self._connection, self._process.sentinel], seconds)
+            if not ended:
+                raise ZSQBenchError(
+                    f"it ran for longer than {seconds:g} s, the limit for a step (--step-timeout, or step_timeout in "
+                    "the suite); what it kept as a checkpoint stays, so a run with a higher limit goes on from there"
+                )
+            if not self._connection.poll():  # a child that lives on may hold the other end
+                raise WorkerDiedError(self._ending())
+            returned, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerDiedError(self._ending()) from error
+        if not returned:
+            raise value
+        return value
+
+    def end(self, *, at_once: bool) -> None:
+        """End the process, and all that it started: threads, handlers at exit and children have `PATIENCE` seconds."""
+        started = [] if at_once else tree(self.pid)
+        if not at_once:
+            with contextlib.suppress(OSError):
+                self._connection.send(None)
+            wait([self._process.sentinel], PATIENCE)
+        end_tree(self.pid, started)
+        wait([self._process.sentinel], PATIENCE)
+        self._connection.close()
+
+    def _ending(self) -> str:
+        wait([self._process.sentinel], PATIENCE)
+        with _starting:
+            code = self._process.exitcode
+        if code is None:
+            return "the worker process does not answer"
+        if code >= 0:
+            return f"the worker process died: the step ended it with exit code {code}"
+        name = signal.Signals(-code).name if -code in {int(known) for known in signal.Signals} else "unknown"
+        memory = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
+        return f"the worker process died of signal {-code} ({name}){memory}"
+
+
+class Guard:
+    """A small process that ends the workers, and what they started, when this process ends in whatever way."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, endings.__file__]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
+        self._lock = threading.Lock()
+
+    def watch(self, pid: int) -> None:
+        """Look after a worker."""
+        self._tell("watch", pid)
+
+    def leave(self, pid: int) -> None:
+        """Look after a worker no longer: it has ended."""
+        self._tell("leave", pid)
+
+    def close(self) -> None:
+        """End what is still watched, and the guard itself."""
+        with self._lock, contextlib.suppress(OSError):
+            self._stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+
+    def _tell(self, what: str, pid: int) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):  # it was killed, or is closed
+            self._stdin.write(f"{what} {pid}\n")
+            self._stdin.flush()
+
+    @property
+    def _stdin(self) -> Any:
+        return self._process.stdin
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """A process that starts meanwhile does not import the script that runs the suite: it needs zsqbench alone.
+
+    Otherwise a script that calls `zsqbench.run` would run again in each worker, unless it were guarded.
+    """
+    names, here = ("__file__", "__spec__"), vars(sys.modules["__main__"])
+    kept = {name: here[name] for name in names if name in here}
+    here.pop("__file__", None)
+    here["__spec__"] = None
+    try:
+        yield
+    finally:
+        here |= kept
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that a process gets which starts meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(connection: Connection, preparation: Preparation) -> None:
+    """The main function of a worker: run what is sent, until nothing more comes.
+
+    It leaves without waiting for threads and without calling handlers at exit, which a method may have left behind.
+    """
+    _prepare(preparation)
+    while (call := _receive(connection)) is not None:
+        fn, args, kwargs = call
+        try:
+            answer: tuple[bool, Any] = True, fn(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the parent is told
+            answer = False, error
+        try:
+            connection.send(answer)
+        except OSError:
+            break  # the parent has gone
+        except Exception as error:  # noqa: BLE001 - what cannot be pickled
+            connection.send((False, RuntimeError(one_line(error))))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a method may have replaced or closed it
+            stream.flush()
+    os._exit(0)
+
+
+def _receive(connection: Connection) -> Any:
+    """The next call, or none where the parent has gone, or wants no more."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return None
+    except Exception as error:  # noqa: BLE001 - what cannot be imported here
+        return _raise, (RuntimeError(one_line(error)),), {}
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _prepare(preparation: Preparation) -> None:
+    """Make a fresh process what a step expects."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ.clear()
+    os.environ.update(preparation.environment)
+    for variable in _BEFORE_TORCH:
+        os.environ[variable] = str(preparation.threads)  # for what a method starts
+    if preparation.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = preparation.gpu
+    if preparation.memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (preparation.memory, preparation.memory))
+    _call_libc("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _keep_freed_memory()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors give back for those of the next step, up to a gigabyte, instead of the system.
+
+    Each page that comes anew is a fault and is filled with zeros: a training step of a ResNet-20, 256 images, made
+    50,000 faults and took a tenth longer. Larger tensors than 32 MB, which is as far as glibc goes, are as before.
+    """
+    for parameter, value in ((_TRIM_THRESHOLD, 2**30), (_MMAP_THRESHOLD, 2**25)):
+        _call_libc("mallopt", parameter, value)
+
+
+def _call_libc(name: str, *arguments: int) -> None:
+    """Call a function of the system's C library, where it has one of this name."""
+    with contextlib.suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL(None), name)(*arguments)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the parent is killed; it would wait for the next step for ever.
+
+    The guard ends it, together with what it started. This is for the case that the guard was killed, too.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        time.sleep(PATIENCE)
+        os.killpg(0, signal.SIGKILL)
