@@ -13,6 +13,7 @@ import pytest
 from faults import flip, rewrite_manifest
 
 import zsqbench
+from zsqbench.execution.engines import Pool
 from zsqbench.execution.loop import Loop
 from zsqbench.leases import Leases
 from zsqbench.methods import Engine, Settings
@@ -306,39 +307,132 @@ def test_the_pool_makes_the_artifacts_that_one_process_makes(bench):
     ]
 
 
-def test_control_c_ends_the_pool_at_once_with_valid_rows(bench):
-    bench.add_plugin("""
+class Started:
+    """A run of the suite in a process of its own, one step of which has begun and does not end."""
+
+    def __init__(self, bench, block, *arguments, more=""):
+        self.bench = bench
+        bench.add_plugin(
+            """
 import time
 class Slow(Toy):
     name = "slow"
     def generate(self, teacher, ctx):
+        note("slow")
         (HERE / "started").touch()
-        time.sleep(60)
-""")
-    bench.matrix("generator: [toy, slow]")
-    bench.write(
-        "start.py",
-        """
-        import signal, sys
-        from zsqbench.cli import main
-        if __name__ == "__main__":
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it as ignored
-            main(sys.argv[1:])
-        """,
-    )
-    arguments = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places()]
-    process = subprocess.Popen(
-        [sys.executable, bench.folder / "start.py", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(Path(zsqbench.__file__).parent.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 80
-    while not (bench.folder / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (bench.folder / "started").exists(), out + err
-    assert process.returncode == 130, out + err
-    assert list(bench.statuses().values()) == ["done", "interrupted"], out + err
+        time.sleep(600)
+"""
+            + more
+        )
+        bench.matrix(block)
+        bench.write(
+            "start.py",
+            """
+            import signal, sys
+            from zsqbench.cli import main
+            if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
+                main(sys.argv[1:])
+            """,
+        )
+        command = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places(), *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, bench.folder / "start.py", *map(str, command)],
+            env=os.environ | {"PYTHONPATH": str(Path(zsqbench.__file__).parent.parent)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, *names):
+        deadline = time.monotonic() + 40
+        while not all((self.bench.folder / name).exists() for name in names) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not all((self.bench.folder / name).exists() for name in names):
+            self.process.kill()
+            pytest.fail("".join(self.process.communicate()))
+
+    def end(self):
+        """Exit code, and all that it said."""
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out + err
+
+
+ENDINGS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_signal_ends_the_pool_at_once_with_valid_rows_and_a_table(bench, name):
+    run = Started(bench, "generator: [toy, slow]")
+    run.wait_for("started")
+    run.process.send_signal(signal.Signals[name])
+    code, said = run.end()
+    assert code == ENDINGS[name], said
+    assert list(bench.statuses().values()) == ["done", "interrupted"], said
+    assert "interrupted" in (bench.results / "toysuite.md").read_text()
+
+
+HANGS_AT_THE_END = """
+import time
+@zsqbench.hookimpl
+def suite_finished(table):
+    (HERE / "finishing").touch()
+    time.sleep(600)
+"""
+
+
+def test_a_signal_while_observers_take_their_leave_keeps_the_table_and_a_second_ends_it_at_once(bench):
+    run = Started(bench, "generator: [toy, slow]", more=HANGS_AT_THE_END)
+    run.wait_for("started")
+    run.process.send_signal(signal.SIGTERM)
+    run.wait_for("finishing")
+    assert "interrupted" in (bench.results / "toysuite.md").read_text()
+    run.process.send_signal(signal.SIGINT)
+    assert run.end()[0] == 130
+
+
+def test_a_step_that_takes_too_long_is_a_failed_cell_and_the_others_go_on(bench):
+    code, said = Started(bench, "generator: [slow, toy]", "--step-timeout", 5).end()
+    failed, done = bench.rows().values()
+    assert (code, failed["status"], done["status"]) == (1, "failed", "done"), said
+    assert failed["reason"].startswith("generate: it ran for longer than 5 s, the limit for a step")
+
+
+def test_the_limit_of_a_suite_holds_unless_the_command_gives_another(bench, monkeypatch):
+    limits = set()
+    monkeypatch.setattr(Pool, "start", lambda pool: limits.add((pool.step_timeout, pool.memory)) or 1 / 0)
+    bench.matrix("", head="step_timeout: 90")
+    bench.run(workers=1)
+    bench.run("--step-timeout", 7, "--memory", 0.5, workers=1)
+    assert limits == {(90.0, None), (7.0, 2**29)}
+
+
+@pytest.mark.parametrize("option", [("--step-timeout", 5), ("--memory", 1), ("--isolation", "step")])
+def test_limits_of_workers_are_refused_where_there_are_none(bench, option):
+    said = bench.run(*option)
+    text = "needs worker processes, and --workers 0 runs steps in this one"
+    assert (said.code, text in said.err, len(said.err.splitlines())) == (2, True, 1)
+
+
+def test_what_another_run_on_this_home_does_is_waited_for_and_taken(bench):
+    first = Started(bench, "generator: slow")
+    first.wait_for("started")
+    (bench.folder / "started").unlink()
+    second = Started(bench, "generator: slow", "--results", bench.folder / "others")
+    time.sleep(3)
+    assert (bench.calls().count("slow"), (bench.folder / "started").exists()) == (1, False)
+    first.process.kill()
+    first.end()
+    second.wait_for("started")  # it takes over what the dead run had begun
+    second.process.send_signal(signal.SIGINT)
+    assert second.end()[0] == 130
+
+
+def test_two_runs_on_one_home_do_each_step_once(bench):
+    runs = [Started(bench, "seed: [0, 1, 2, 3]", "--results", bench.folder / name) for name in ("one", "other")]
+    assert [run.end()[0] for run in runs] == [0, 0]
+    calls = bench.calls()
+    assert {call: calls.count(call) for call in calls if call.startswith(("generate", "quantize"))} == {
+        f"{kind} {seed}": 1 for kind in ("generate", "quantize") for seed in range(4)
+    }
+    assert list((bench.home / "leases").iterdir()) == []

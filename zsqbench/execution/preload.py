@@ -3,8 +3,12 @@
 It loads no plugin of others: what these do when they are imported reaches only the processes that need them.
 """
 
+import safetensors.torch  # noqa: F401
 import torch  # noqa: F401
+import torchvision  # noqa: F401 - with what it imports, it takes as long as torch
 
+import zsqbench.quant
+import zsqbench.synthesis  # noqa: F401
 from zsqbench.execution import worker  # noqa: F401
 from zsqbench.plugins import shipped_plugins
 

@@ -86,8 +86,8 @@ class Worker:
             ended = wait([self._connection, self._process.sentinel], seconds)
             if not ended:
                 raise ZSQBenchError(
-                    f"it ran for longer than {seconds:g} s, the limit for a step (--step-timeout, or step_timeout in "
-                    "the suite); what it kept as a checkpoint stays, so a run with a higher limit goes on from there"
+                    f"it ran for longer than {seconds:g} s, the limit for a step; a run with a higher limit "
+                    "(--step-timeout, or step_timeout in the suite) goes on from its last checkpoint"
                 )
             if not self._connection.poll():  # a child that lives on may hold the other end
                 raise WorkerDiedError(self._ending())

@@ -1,0 +1,68 @@
+"""What a method does to its process reaches no other cell, and no run waits for it for ever."""
+
+import misbehaving
+import psutil
+import pytest
+import yaml
+
+import zsqbench
+
+COMPARED = ("metrics", "float_metrics", "correct", "tensors", "keys")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run cells of a shipped quantizer and these generators, one after the other in one worker."""
+    folder = tmp_path_factory.mktemp("reliability")
+
+    def run(name, generators, **options):
+        suite = {
+            "name": name,
+            "plugins": [misbehaving.__file__],
+            "tasks": {"digits": {"method": "classification", "data": "digits"}},
+            "generators": {"short": {"method": "noise", "images": 16}},
+            "matrix": [
+                {"task": "digits", "model": "resnet20", "generator": generator, "quantizer": "rtn", "scheme": "hw/w4a4"}
+                for generator in [*generators, "short"]
+            ],
+        }
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(suite))
+        places = {"home": folder / name, "results": folder, "without": ["mlflow", "progress"]}
+        rows = {row.generator: row for row in zsqbench.run(file, workers=1, **places, **options).results}
+        return rows, {field: getattr(rows["short"], field) for field in COMPARED}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(run):
+    """The row of a shipped method that runs alone."""
+    return run("alone", [])[1]
+
+
+def names(faults):
+    return [fault.__name__ for fault in faults]
+
+
+def test_a_step_that_ends_well_changes_no_other_step(run, alone):
+    rows, beside = run("changes", names(misbehaving.CHANGES))
+    assert [row.status for row in rows.values()] == ["done"] * len(rows)
+    assert beside == alone
+
+
+def test_the_changes_are_real(run, alone):
+    """Else the test above would hold for a plugin that does nothing."""
+    _, beside = run("shared", ["patches_argmax"], isolation="worker")
+    assert beside["metrics"] != alone["metrics"]
+    assert beside["keys"] == alone["keys"]
+
+
+def test_a_run_ends_whatever_its_steps_leave_behind(run, alone):
+    before = set(psutil.Process().children(recursive=True))
+    rows, beside = run("left", [*names(misbehaving.LEFT_BEHIND), "overflows_the_stack"])
+    assert [row.status for row in rows.values()] == ["done"] * 4 + ["failed", "done"]
+    assert "signal 11 (SIGSEGV)" in rows["overflows_the_stack"].reason
+    assert beside == alone
+    left = [process.name() for process in set(psutil.Process().children(recursive=True)) - before]
+    assert [name for name in left if "sleep" in name] == []
