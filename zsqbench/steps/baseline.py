@@ -59,7 +59,7 @@ class Baseline(Job):
         artifact = store.read(cls.kind, steps[cls.kind].key)
         found = artifact.content
         with artifact.reading():
-            data = {"evaluated": found["samples"], "digest": found["data"]}
+            data = {"evaluated": int(found["samples"]), "digest": str(found["data"])}
             return {"float_metrics": evaluations.numbers(found["metrics"]), "data": data, "notes": artifact.notes}
 
 

@@ -89,13 +89,13 @@ class Evaluate(StudentJob):
             return {
                 "metrics": evaluations.numbers(found["metrics"]) | evaluations.agreement(float_samples, samples),
                 "data": {
-                    "evaluated": found["samples"],
-                    "digest": found["data"],
-                    "images": found["images"],
-                    "calibrated": found["images_read"],
+                    "evaluated": int(found["samples"]),
+                    "digest": str(found["data"]),
+                    "images": _count(found["images"]),
+                    "calibrated": _count(found["images_read"]),
                 },
                 "correct": evaluations.packed(samples),
-                "tensors": dict(found["summary"]),
+                "tensors": {name: _number_or_text(value) for name, value in found["summary"].items()},
                 "environment": artifact.field("environment", dict),
             }
 
@@ -117,6 +117,14 @@ class Evaluate(StudentJob):
         """The picture."""
         picture = cls._find_picture(store, row)
         return None if picture is None else Tracked(files=[picture])
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _number_or_text(value: Any) -> int | str:
+    return value if isinstance(value, int) else str(value)
 
 
 def label(cell: Cell) -> str:
