@@ -66,6 +66,25 @@ def test_those_alive_are_told_by_how_their_names_begin(tmp_path, holder):
     assert leases.alive() == ["run-1"]
 
 
+def test_files_of_the_dead_are_stale(tmp_path):
+    leases = Leases(tmp_path)
+    assert leases.stale() == []
+    leases.take("run-1")
+    left = [tmp_path / "leases" / name for name in ("key.lease", "tmp12345678")]
+    for file in (*left, tmp_path / "leases" / "folder" / "file"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.utime(file, (1, 1))
+    assert (leases.stale(), leases.alive()) == (left, ["run-1"])
+
+
+def test_a_lease_that_is_given_back_during_a_look_is_not_alive(tmp_path, monkeypatch):
+    leases = Leases(tmp_path)
+    leases.take("run-1")
+    monkeypatch.setattr(Path, "glob", lambda self, _: [self / "run-0.lease", self / "run-1.lease"])
+    assert leases.alive() == ["run-1"]
+
+
 def test_all_are_given_back_at_the_end(tmp_path):
     leases = Leases(tmp_path)
     leases.take("one")

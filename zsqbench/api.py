@@ -112,7 +112,8 @@ def load_student(
     root = None if data_root is None else Path(data_root).resolve()
     files = [*(Path(file).resolve() for file in plugins), *suite_plugins(find_suite(str(suite)))]
     session = Session(WorkerConfig(Path(home).resolve(), root, tuple(files), device=device))
-    job = Quantize.model_validate(artifact.manifest["job"])
+    with artifact.reading():
+        job = Quantize.model_validate(artifact.field("job", dict))
     student = job.restored(session, job.prepared(session), artifact)
     return student, session.task(job).preprocessor(session.teacher(job))
 

@@ -48,7 +48,7 @@ class CorruptArtifactError(ZSQBenchError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"artifact {self.key[:12]} is damaged ({self.detail}); it is made again when it is needed"
+        return in_one_line(f"artifact {self.key[:12]} is damaged ({self.detail}); it is made again when it is needed")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -65,9 +65,14 @@ def unknown(what: str, given: str, known: Iterable[str], where: str = "") -> str
     return f"unknown {what} {given!r}{place}{suggestion} known: {', '.join(names) or 'none'}"
 
 
+def in_one_line(text: str) -> str:
+    """A text, which may be from a file or its name, as one line that can be printed."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
 def one_line(error: BaseException) -> str:
     """An error in one line: what a user's mistake says, or the type and text of any other."""
-    text = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+    text = in_one_line(str(error))
     if isinstance(error, ZSQBenchError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

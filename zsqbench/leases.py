@@ -1,8 +1,9 @@
 """One holder at a time for a name, among all processes that share a home folder, on network file systems, too."""
 
 import contextlib
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,17 +77,30 @@ class Leases:
 
     def alive(self, prefix: str = "") -> list[str]:
         """Names that living processes hold, this one included, sorted."""
-        files = [file for file in self.folder.glob(f"{prefix}*.lease") if file.is_file()]
-        if not files:
-            return []
+        return sorted(file.stem for file, age in self._ages(f"{prefix}*.lease").items() if age < SECONDS)
+
+    def stale(self) -> list[Path]:
+        """Files that dead holders left, sorted."""
+        return sorted(file for file, age in self._ages("*").items() if age >= SECONDS)
+
+    def _ages(self, pattern: str) -> dict[Path, float]:
+        """Seconds since each of these files was refreshed."""
+        times: dict[Path, float] = {}
+        for file in self.folder.glob(pattern):
+            with contextlib.suppress(OSError):  # it may be released meanwhile
+                status = file.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    times[file] = status.st_mtime
+        now = self._now(times.values()) if times else 0.0
+        return {file: now - refreshed for file, refreshed in times.items()}
+
+    def _now(self, times: Iterable[float]) -> float:
+        """The time by the clock of the file system, which may be another one than this host's."""
         try:
-            with tempfile.NamedTemporaryFile(
-                dir=self.folder
-            ) as clock:  # the clock of the file system, not of this host
-                now = Path(clock.name).stat().st_mtime
+            with tempfile.NamedTemporaryFile(dir=self.folder) as clock:
+                return Path(clock.name).stat().st_mtime
         except OSError:
-            now = max(file.stat().st_mtime for file in files)
-        return sorted(file.stem for file in files if now - file.stat().st_mtime < SECONDS)
+            return max(times)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.lease"

@@ -1,17 +1,24 @@
 """The store: content-addressed artifacts on disk, each a folder that is complete or absent."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from zsqbench.errors import CorruptArtifactError
+from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
 from zsqbench.hashing import digest_of, file_digest
+
+T = TypeVar("T")
+
+KEY = re.compile(r"[0-9a-f]{64}")
+"""The names of artifacts, and all digests, look like this. Whatever else lies in the store is none of ours."""
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -20,11 +27,22 @@ SCHEMA = 2
 FAILURE = "failure.txt"
 """Why a background step failed, beside where its checkpoint would be."""
 
+TEMPORARY = re.compile(r"\.(?P<of>.+)\.[0-9a-f]{8}")
+"""The names of what is being written, until it is complete."""
+
+ATTEMPTS = 3
+"""How often an artifact is moved into its place, while others move theirs, or what stands there is put aside."""
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name for what is not complete yet, or any more."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is either the old one or the new one, whatever happens meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -33,6 +51,14 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The plain data of a file. Raises OSError or ValueError where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @dataclass(frozen=True)
@@ -45,20 +71,69 @@ class Artifact:
     manifest: Mapping[str, Any]
 
     @property
+    def label(self) -> str:
+        """The step in words."""
+        return self.field("label", str)
+
+    @property
     def content(self) -> dict[str, Any]:
         """The findings of its step, as plain data."""
-        content: dict[str, Any] = self.manifest["content"]
-        return content
+        return self.field("content", dict)
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """The curves that were logged: points of step and value, by name."""
-        return {name: [(step, value) for step, value in points] for name, points in self.manifest["curves"].items()}
+        with self.reading():
+            curves = self.field("curves", dict)
+            return {name: [_point(*point) for point in points] for name, points in curves.items()}
 
     @property
     def notes(self) -> list[str]:
         """Lines for people."""
-        return list(self.manifest["notes"])
+        return [str(line) for line in self.field("notes", list)]
+
+    @property
+    def seconds(self) -> float:
+        """How long its step took."""
+        return self.field("seconds", float)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that its step took."""
+        return self.field("peak_memory", int)
+
+    def file(self, name: str) -> Path:
+        """A file that the manifest tells of. Raises CorruptArtifactError where it does not."""
+        if name not in self.field("files", dict):
+            raise CorruptArtifactError(self.key, f"there is no {name} in it")
+        return self.folder / name
+
+    def field(self, name: str, expected: type[T]) -> T:
+        """A field of the manifest. Raises CorruptArtifactError where it is not there, or of another type."""
+        value = self.manifest.get(name)
+        if not isinstance(value, expected):
+            found = type(value).__name__ if name in self.manifest else "not there"
+            raise CorruptArtifactError(self.key, f"{name} in {MANIFEST} is {found}, expected {expected.__name__}")
+        return value
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """See `reading`."""
+        return reading(self.key)
+
+
+@contextlib.contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Raise CorruptArtifactError where the manifest of an artifact is not of the shape that is read meanwhile."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CorruptArtifactError(key, f"{MANIFEST} is not of its kind: {one_line(error)}") from error
+
+
+def _point(step: Any, value: Any) -> tuple[int, float]:
+    """A point of a curve. Raises TypeError, ValueError or OverflowError for what is none."""
+    int(step)
+    return step, float(value)
 
 
 @dataclass(frozen=True)
@@ -75,17 +150,28 @@ class Store:
         """Where a running step keeps its progress and checkpoint; gone when the step is done."""
         return self.home / "partial" / key
 
+    def kinds(self) -> list[str]:
+        """Names of the folders of artifacts, sorted."""
+        return sorted(entry.name for entry in entries(self.home / "store") if _is_kind(entry))
+
     def keys(self, kind: str) -> set[str]:
         """Keys of all artifacts of a kind, in one look."""
-        try:
-            with os.scandir(self.home / "store" / kind) as entries:
-                return {entry.name for entry in entries if not entry.name.startswith(".")}
-        except FileNotFoundError:
-            return set()
+        return {entry.name for entry in entries(self.home / "store" / kind) if _is_artifact(entry)}
+
+    def artifacts(self) -> Iterator[tuple[str, str]]:
+        """(kind, key) of all artifacts, sorted."""
+        for kind in self.kinds():
+            for key in sorted(self.keys(kind)):
+                yield kind, key
 
     def has(self, kind: str, key: str) -> bool:
         """True if the artifact is there. That it is undamaged shows when it is read."""
-        return self.folder(kind, key).is_dir()
+        folder = self.folder(kind, key)
+        return KEY.fullmatch(key) is not None and folder.is_dir() and not folder.is_symlink()
+
+    def kind_of(self, key: str) -> str | None:
+        """The kind of the artifact that has this key, if it is there."""
+        return next((kind for kind in self.kinds() if self.has(kind, key)), None)
 
     def write(
         self, kind: str, key: str, manifest: Mapping[str, Any], fill: Callable[[Path], None] = lambda _: None
@@ -96,26 +182,52 @@ class Store:
         artifact stays.
         """
         place = self.folder(kind, key)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
+        self._make_folder(kind)
+        temporary = temporary_beside(place)
         temporary.mkdir()
         try:
             fill(temporary)
             files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
             plain = json.loads(json.dumps({"schema": SCHEMA, **manifest, "files": files}))
             write_atomically(temporary / MANIFEST, json.dumps({"checksum": digest_of(plain), **plain}))
+            self._move_in(temporary, kind, key)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _make_folder(self, kind: str) -> None:
+        """Make the folder of a kind; a file in its place is put aside."""
+        folder = self.home / "store" / kind
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            self._put_aside(folder, kind)
+            folder.mkdir(exist_ok=True)
+
+    def _move_in(self, temporary: Path, kind: str, key: str) -> None:
+        """Move a complete artifact into its place, unless there is one; what else stands there is put aside."""
+        place = self.folder(kind, key)
+        for attempt in range(ATTEMPTS):
             try:
                 temporary.rename(place)
             except OSError:
-                if not place.is_dir():
+                if self._is_sound(kind, key):
+                    return  # another process was faster
+                if attempt == ATTEMPTS - 1:
                     raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                self._put_aside(place, f"{kind}-{key}")
+            else:
+                return
+
+    def _is_sound(self, kind: str, key: str) -> bool:
+        """True if an artifact is there, by its manifest; its other files are not looked at."""
+        with contextlib.suppress(CorruptArtifactError):
+            return self.has(kind, key) and bool(self.manifest(kind, key))
+        return False
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """The manifest of an artifact. Raises CorruptArtifactError where it is not what was written."""
         try:
-            manifest: dict[str, Any] = json.loads((self.folder(kind, key) / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(self.folder(kind, key) / MANIFEST)
         except (OSError, ValueError) as error:
             raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -133,19 +245,16 @@ class Store:
     def read(self, kind: str, key: str) -> Artifact:
         """An artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
         artifact = self.look(kind, key)
-        for name, expected in artifact.manifest["files"].items():
+        for name, expected in artifact.field("files", dict).items():
+            if Path(name).name != name:
+                raise CorruptArtifactError(key, f"{name!a} in {MANIFEST} is no name of a file beside it")
             try:
                 found = file_digest(artifact.folder / name)
-            except OSError as error:
-                raise CorruptArtifactError(key, f"{name}: {error.strerror}") from error
+            except (OSError, ValueError) as error:
+                raise CorruptArtifactError(key, f"{name}: {getattr(error, 'strerror', error)}") from error
             if found != expected:
                 raise CorruptArtifactError(key, f"the content of {name} has changed")
         return artifact
-
-    def kind_of(self, key: str) -> str | None:
-        """The kind of the artifact that has this key, if it is there."""
-        kinds = (self.home / "store").glob("*/")
-        return next((folder.name for folder in kinds if (folder / key).is_dir()), None)
 
     def note_failure(self, key: str, error: str) -> None:
         """Remember why a background step failed. The step itself clears it when it is done."""
@@ -153,31 +262,73 @@ class Store:
 
     def failures(self, key_begins: str) -> list[str]:
         """Why background steps failed, by how their keys begin, sorted by key."""
-        notes = sorted(path for path in (self.home / "partial").glob(f"{key_begins}*/{FAILURE}") if path.is_file())
-        return [note.read_text(encoding="utf-8").strip() for note in notes]
+        keys = sorted(entry.name for entry in entries(self.home / "partial") if entry.name.startswith(key_begins))
+        found = []
+        for key in keys:
+            with contextlib.suppress(OSError):  # most have none
+                note = (self.partial(key) / FAILURE).read_text(encoding="utf-8", errors="replace")
+                found.append(note.strip())
+        return found
 
     def discard(self, key: str) -> None:
         """Take a damaged artifact out of use; it is moved aside, so that a look at it stays possible."""
-        for kind, found in self.artifacts():
-            if found == key:
-                aside = self.home / "damaged" / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                self.folder(kind, key).rename(aside)
+        for kind in self.kinds():
+            if self.has(kind, key):
+                self._put_aside(self.folder(kind, key), f"{kind}-{key}")
 
-    def leftovers(self) -> list[Path]:
-        """What killed writers, interrupted steps and damaged artifacts left; nothing that a run would miss."""
-        asides = [self.home / "partial", self.home / "damaged"]
-        return [*sorted((self.home / "store").glob("*/.*")), *(path for path in asides if path.is_dir())]
+    def unfinished(self) -> list[Path]:
+        """Folders that artifacts are written into, until they are moved into their place; their writer may be dead."""
+        return self._others(_is_unfinished)
 
-    def clear_temporary(self) -> None:
-        """Remove what killed writers left."""
-
-    def artifacts(self) -> Iterator[tuple[str, str]]:
-        """(kind, key) of all artifacts, sorted."""
+    def strays(self) -> list[Path]:
+        """What lies in the store and is neither an artifact nor on the way to be one, sorted; nobody touches it."""
         root = self.home / "store"
-        for kind in sorted(path.name for path in root.iterdir()) if root.is_dir() else ():
-            for key in sorted(self.keys(kind)):
-                yield kind, key
+        beside = [root / entry.name for entry in entries(root) if not _is_kind(entry)]
+        return sorted(beside + self._others(lambda entry: not _is_artifact(entry) and not _is_unfinished(entry)))
+
+    def _others(self, wanted: Callable[["os.DirEntry[str]"], bool]) -> list[Path]:
+        """What lies beside the artifacts."""
+        return [Path(entry) for kind in self.kinds() for entry in entries(self.home / "store" / kind) if wanted(entry)]
+
+    def _put_aside(self, path: Path, name: str) -> None:
+        """Move what stands in the way of an artifact, unless another process does. Raises ZSQBenchError."""
+        aside = self.home / "damaged" / f"{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(aside)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno == errno.EXDEV:  # the folder of its kind is on another disk
+                shutil.move(path, aside)
+                return
+            why = f"{path} is in the way, and cannot be put aside into {aside.parent}: {error.strerror}"
+            raise ZSQBenchError(f"{why}; move it away") from error
+
+
+def entries(folder: Path) -> "list[os.DirEntry[str]]":
+    """What is in a folder; nothing where there is none. Raises ZSQBenchError where that cannot be seen."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ZSQBenchError(f"cannot read {folder}: {error.strerror}") from error
+
+
+def _is_artifact(entry: "os.DirEntry[str]") -> bool:
+    return KEY.fullmatch(entry.name) is not None and entry.is_dir(follow_symlinks=False)
+
+
+def _is_unfinished(entry: "os.DirEntry[str]") -> bool:
+    match = TEMPORARY.fullmatch(entry.name)
+    return match is not None and KEY.fullmatch(match["of"]) is not None and entry.is_dir(follow_symlinks=False)
+
+
+def _is_kind(entry: "os.DirEntry[str]") -> bool:
+    """True for the folder of a kind, which may be a link to another disk."""
+    return not entry.name.startswith(".") and Path(entry).is_dir()  # entry.is_dir raises where a link leads to itself
 
 
 class FileDigests:
@@ -185,12 +336,13 @@ class FileDigests:
 
     def __init__(self, store: Store) -> None:
         self._path = store.home / "digests.json"
-        self._known: dict[str, list[Any]] = {}
         self._changed = False
-        with contextlib.suppress(OSError, ValueError):  # a memory that cannot be read is only slower
-            remembered = json.loads(self._path.read_text(encoding="utf-8"))
-            if isinstance(remembered, dict):
-                self._known = {path: entry for path, entry in remembered.items() if isinstance(entry, list)}
+        try:
+            remembered = read_json(self._path)
+        except (OSError, ValueError):
+            remembered = None  # a memory that cannot be read is only slower
+        known = remembered.items() if isinstance(remembered, dict) else ()
+        self._known = {path: entry for path, entry in known if _is_remembered(entry)}
 
     def file(self, path: Path) -> str:
         """sha256 of a file's content, from memory where size and time are unchanged."""
@@ -211,5 +363,13 @@ class FileDigests:
     def save(self) -> None:
         """Keep what was learnt."""
         if self._changed:
-            write_atomically(self._path, json.dumps(self._known))
+            with contextlib.suppress(IsADirectoryError):  # somebody's folder of this name: all is hashed each time
+                write_atomically(self._path, json.dumps(self._known))
             self._changed = False
+
+
+def _is_remembered(entry: Any) -> bool:
+    """True for size, time and digest of a file."""
+    if not isinstance(entry, list) or [type(part) for part in entry] != [int, int, str]:
+        return False
+    return KEY.fullmatch(entry[-1]) is not None

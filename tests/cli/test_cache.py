@@ -1,6 +1,10 @@
+import errno
+import os
 import shutil
 
 import pytest
+
+from zsqbench.leases import Leases
 
 
 def last(text):
@@ -55,7 +59,10 @@ def test_gc_says_what_would_go_and_removes_nothing(bench):
     bench.matrix("seed: 0")
     bench.run()
     said = bench.zsqbench("cache", "gc", *bench.places())
-    assert (last(said.out), len(bench.artifacts("generate"))) == ("4 artifacts would go; --yes removes them", 2)
+    assert (last(said.out), len(bench.artifacts("generate"))) == (
+        "4 artifacts and 0 leftovers, 0.02 MB, would go; --yes removes them",
+        2,
+    )
 
 
 def test_gc_removes_what_no_row_refers_to(bench):
@@ -65,7 +72,7 @@ def test_gc_removes_what_no_row_refers_to(bench):
     said = bench.zsqbench("cache", "gc", "--yes", *bench.places())
     bench.calls()
     again = bench.run()
-    assert (last(said.out), again.code, bench.calls()) == ("4 artifacts removed", 0, [])
+    assert (last(said.out), again.code, bench.calls()) == ("4 artifacts and 0 leftovers, 0.02 MB, removed", 0, [])
 
 
 def test_gc_keeps_what_a_result_started_from_and_its_oracle(bench):
@@ -84,18 +91,114 @@ class Fine(ToyQuantizer):
     bench.matrix("quantizer: fine")
     assert bench.run().code == 0
     said = bench.zsqbench("cache", "gc", *bench.places())
-    assert last(said.out) == "0 artifacts would go; --yes removes them"
+    assert last(said.out) == "0 artifacts and 0 leftovers, 0.00 MB, would go; --yes removes them"
     assert [len(bench.artifacts(kind)) for kind in ("quantize", "oracle")] == [2, 1]
 
 
-def test_gc_removes_what_a_killed_writer_left(bench):
+KEY = "0" * 64
+
+
+def make(path, content="left", old=True):
+    """A file of a home folder that nobody has written to for a while."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    if old:
+        os.utime(path, (1, 1))
+    return path
+
+
+def leave(home):
+    """What killed writers, interrupted steps and damaged artifacts leave; with what each of them holds, 4 bytes."""
+    return [
+        make(home / ".digests.json.0123abcd"),
+        make(home / "store" / "generate" / f".{KEY}.0123abcd" / "file").parent,
+        make(home / "leases" / "run-1.lease"),
+        make(home / "partial" / KEY / "checkpoint.safetensors").parent,
+        make(home / "damaged" / f"generate-{KEY}-0123abcd" / "manifest.json").parent,
+    ]
+
+
+def test_gc_lists_what_it_would_remove_with_sizes(bench):
     bench.matrix("")
     bench.run()
-    left = [bench.home / "store" / "generate" / ".abc.12345678", bench.home / "partial" / "abc"]
-    for folder in left:
-        folder.mkdir(parents=True)
-    bench.zsqbench("cache", "gc", "--yes", *bench.places())
-    assert [folder.exists() for folder in left] == [False, False]
+    left = leave(bench.home)
+    said = bench.zsqbench("cache", "gc", *bench.places())
+    *lines, total = said.out.splitlines()
+    assert all(path.exists() for path in left)
+    expected = [f"would remove      0.00 MB {path.relative_to(bench.home)}" for path in left]
+    assert expected == [line.partition(" (")[0] for line in lines]
+    assert total == "0 artifacts and 5 leftovers, 0.00 MB, would go; --yes removes them"
+
+
+def test_gc_removes_what_it_has_listed(bench):
+    bench.matrix("")
+    bench.run()
+    left = leave(bench.home)
+    listed = bench.zsqbench("cache", "gc", *bench.places()).out.splitlines()
+    removed = bench.zsqbench("cache", "gc", "--yes", *bench.places()).out.splitlines()
+    assert [line.replace("would remove", "removed") for line in listed[:-1]] == removed[:-1]
+    assert [path.exists() for path in left] == [False] * len(left)
+    assert last(bench.zsqbench("cache", "gc", *bench.places()).out).startswith("0 artifacts and 0 leftovers")
+
+
+def test_what_gc_cannot_remove_is_said(bench, monkeypatch):
+    bench.matrix("")
+    bench.run()
+    leave(bench.home)
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    said = bench.zsqbench("cache", "gc", "--yes", *bench.places())
+    assert (said.code, said.err.count("cannot remove ")) == (1, 3)
+    assert last(said.out) == "0 artifacts and 5 leftovers, 0.00 MB, were to be removed, and 3 of them could not be"
+
+
+STRAYS = [".DS_Store", "README", "generate/.DS_Store", "generate/notes.txt", f"generate/{KEY}", "generate/a folder/x"]
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_what_is_no_artifact_is_named_and_left_alone(bench, stray):
+    bench.matrix("")
+    bench.run()
+    make(bench.home / "store" / stray, "not ours")
+    named = f"not of zsqbench, and left alone: store/{stray.removesuffix('/x')}"
+    for command in (["ls"], ["verify"], ["gc", "--results", bench.results, "--yes"]):
+        said = bench.zsqbench("cache", *command, "--home", bench.home)
+        assert (said.code, named in said.out.splitlines()) == (0, True), said
+    assert bench.run().code == 0
+    assert (bench.home / "store" / stray).read_text() == "not ours"
+
+
+def test_many_things_that_are_no_artifacts_are_counted_and_some_named(bench):
+    for name in ("a", "b\n", "c\udcff", "d", "e"):
+        make(bench.home / "store" / name)
+    said = bench.zsqbench("cache", "ls", "--home", bench.home)
+    assert said.out == "not of zsqbench, and left alone: store/a, store/b, store/c\\udcff and 2 more\n"
+
+
+def test_a_file_in_place_of_a_kind_of_artifacts_stops_nothing(bench):
+    bench.matrix("")
+    bench.run()
+    shutil.rmtree(bench.home / "store" / "diagnose")
+    make(bench.home / "store" / "diagnose", "not ours")
+    assert bench.zsqbench("cache", "ls", "--home", bench.home).code == 0
+    said = bench.run()
+    assert (said.code, len(bench.artifacts("diagnose"))) == (0, 1), said.err
+
+
+@pytest.mark.parametrize("command", [["gc"], ["gc", "--yes"], ["verify"]])
+@pytest.mark.parametrize("lease", ["run-1234", KEY])
+def test_nothing_is_removed_while_a_run_is_at_work(bench, command, lease):
+    bench.run()
+    left = leave(bench.home)
+    results = ["--results", bench.results] if "gc" in command else []
+    with Leases(bench.home).hold(lease):
+        said = bench.zsqbench("cache", *command, "--home", bench.home, *results)
+    assert (said.code, said.out, all(path.exists() for path in left)) == (2, "", True)
+    assert said.err.startswith(f"error: a run is at work in {bench.home} ({lease}) and may need what would be removed;")
+    assert len(said.err.splitlines()) == 1
 
 
 def test_gc_does_not_guess_at_a_suite_without_rows(bench):

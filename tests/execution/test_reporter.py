@@ -1,5 +1,6 @@
 import shutil
 
+import pytest
 from faults import bad_generator
 
 from zsqbench.execution import reporter as reporting
@@ -91,6 +92,29 @@ def test_a_checkpoint_that_is_damaged_is_no_checkpoint(bench):
         bench.results.joinpath("toysuite.jsonl").unlink()
         bench.run()
         assert bench.row()["status"] == "done", bench.row().get("traceback")
+
+
+@pytest.mark.parametrize("flipped", [b'"rng"', b'"notes"', b'"curves"', b'"state"', b"{}", b"[]"])
+def test_a_checkpoint_with_a_damaged_note_is_no_checkpoint(tmp_path, flipped):
+    import torch
+
+    reporter = reporting.Reporter(tmp_path, torch.Generator().manual_seed(0))
+    reporter._keep({"step": 1})
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes().replace(flipped, b"x" * len(flipped)))
+    assert reporter.resume() is None
+    (note,) = reporter.notes
+    assert note.startswith("the step began anew: its checkpoint is damaged (")
+
+
+def test_a_folder_beside_a_checkpoint_stays(tmp_path):
+    import torch
+
+    reporter = reporting.Reporter(tmp_path, torch.Generator())
+    reporter._keep({})
+    (tmp_path / "folder").mkdir()
+    reporter.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_checkpoint_of_another_kind_of_device_is_no_checkpoint(tmp_path):

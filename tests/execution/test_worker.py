@@ -80,3 +80,13 @@ def test_progress_is_what_a_step_said_last(tmp_path):
     assert worker.read_progress(store, "key") == Progress(3, 9, {"loss": 0.5})
     file.write_text('{"done": 3, "tot')
     assert worker.read_progress(store, "key") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", '{"done": "x"}', '{"values": [1]}', '{"values": {"loss": []}}', "\udcff", "[" * 100_000]
+)
+def test_progress_that_is_none_is_not_shown(tmp_path, text):
+    store = Store(tmp_path)
+    store.partial("key").mkdir(parents=True)
+    (store.partial("key") / "progress.json").write_text(text, errors="surrogateescape")
+    assert worker.read_progress(store, "key") is None

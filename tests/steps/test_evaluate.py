@@ -1,4 +1,10 @@
 import pytest
+from faults import rewrite_manifest
+
+import zsqbench
+from zsqbench.errors import CorruptArtifactError
+from zsqbench.steps.evaluate import Evaluate
+from zsqbench.store import Store
 
 
 @pytest.mark.parametrize(
@@ -24,3 +30,14 @@ class Drawing(ToyTask):
     assert bench.row()["status"] == "done", bench.row()["reason"]
     evaluated = bench.artifact("evaluate")
     assert ({path.name for path in evaluated.folder.glob("*.png")}, evaluated.notes) == (files, note)
+
+
+@pytest.mark.parametrize("change", [{"samples": [1]}, {"images_read": "x"}, {"images": {}}, {"summary": ["x"]}])
+def test_measurements_of_another_shape_are_damage(bench, change):
+    bench.matrix("")
+    bench.run()
+    found = bench.artifact("evaluate")
+    rewrite_manifest(found.folder, content=found.content | change)
+    plan = zsqbench.plan(bench.file, home=bench.home, results=bench.results)
+    with pytest.raises(CorruptArtifactError):
+        Evaluate.row(Store(bench.home), plan.cells[0].steps)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from faults import rewrite_manifest
 from tracked import runs
 
 import zsqbench
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.reports.mlflow_runs import DEFAULTS
 from zsqbench.steps import KINDS, Job, Shown, Tracked
 from zsqbench.steps.generate import Generate
@@ -112,10 +113,10 @@ def test_the_cache_lists_it_verifies_it_and_removes_it_with_the_last_row(toy):
     found = toy.artifact("toy")
     (line,) = [line for line in listed if line.startswith("toy ")]
     assert (found.key[:12] in line, line.split("MB  ")[1]) == (True, "toy of generate a toy seed 0")
-    assert "would remove toy" not in toy.zsqbench("cache", "gc", *toy.places()).out
+    assert "store/toy/" not in toy.zsqbench("cache", "gc", *toy.places()).out
     toy.matrix("seed: 1")
     toy.run()
-    assert f"removed toy {found.key[:12]}" in toy.zsqbench("cache", "gc", "--yes", *toy.places()).out
+    assert f"store/toy/{found.key} (no row refers to it)" in toy.zsqbench("cache", "gc", "--yes", *toy.places()).out
     assert len(toy.artifacts("toy")) == 1
 
 
@@ -187,3 +188,50 @@ def test_kinds_are_named_in_their_room_and_nowhere_else():
         if "steps" not in path.relative_to(root).parts and (names := names_of_kinds(path.read_text()))
     }
     assert found == {}
+
+
+KEEPS_EPOCHS = """
+class Fine(ToyQuantizer):
+    name = "fine"
+
+    @property
+    def keeps_epochs(self):
+        return True
+
+    def quantize(self, student, teacher, data, ctx):
+        ctx.keep_epoch(1, student)
+"""
+
+SHAPES = [[], {"metrics": ["x"], "best": ["x"], "tensors": ["x"], "set": ["x"]}]
+
+
+@pytest.mark.parametrize("content", SHAPES)
+def test_an_artifact_of_another_shape_is_damage_and_no_bug(bench, content):
+    bench.add_plugin(KEEPS_EPOCHS)
+    bench.matrix("quantizer: fine")
+    assert bench.run().code == 0
+    plan, store = zsqbench.plan(bench.file, home=bench.home, results=bench.results), Store(bench.home)
+    (steps,) = [planned.steps for planned in plan.cells]
+    for folder in (bench.home / "store").glob("*/*"):
+        rewrite_manifest(folder, content=content, environment=[], job=[], curves=[], label=[])
+    for kind in ("baseline", "evaluate", "oracle"):
+        with pytest.raises(CorruptArtifactError):
+            KINDS[kind].row(store, steps)
+    with pytest.raises(CorruptArtifactError):
+        zsqbench.load_student(bench.file, "fine", home=bench.home, results=bench.results)
+    shown = bench.zsqbench("show", bench.file, "fine", *bench.places())
+    assert (shown.code, len(shown.err.splitlines())) == (2, 1), shown.err
+    listed = bench.zsqbench("cache", "ls", "--home", bench.home)
+    assert (listed.code, listed.out.count("label in manifest.json is list, expected str")) == (0, 8), listed
+    assert (
+        KINDS["diagnose"].track(store, next(iter(plan.rows.values()))).unreadable.startswith("its diagnostics cannot")
+    )
+
+
+def test_diagnostics_of_another_shape_are_shown_as_damaged(bench):
+    bench.matrix("")
+    bench.run()
+    found = bench.artifact("diagnose")
+    rewrite_manifest(found.folder, content=found.content | {"set": ["x"]})
+    said = bench.zsqbench("show", bench.file, "toyq", *bench.places())
+    assert (said.code, "its diagnostics cannot be read: artifact" in said.out) == (0, True), said.err

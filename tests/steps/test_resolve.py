@@ -26,6 +26,29 @@ class Drifts(ToyTask):
     assert ("changed after it was resolved" in refused["reason"], bench.row()["status"]) == (True, "done")
 
 
+WRONG = [
+    ("bn", "many"),
+    ("bn", None),
+    ("digest", 5),
+    ("modules", [1]),
+    ("modules", 5),
+    ("notes", "x"),
+    ("input_size", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_facts_of_another_type_are_made_again(bench, name, value):
+    bench.matrix("")
+    bench.run()
+    found = bench.artifact("resolve")
+    rewrite_manifest(found.folder, content=found.content | {name: value})
+    bench.calls()
+    assert bench.plan()["pending"] == ["a"]
+    assert (bench.run().code, bench.calls()) == (0, ["load a"])
+    assert bench.artifact("resolve").content == found.content
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_facts_that_another_version_wrote_are_made_again(bench, missing):
     bench.matrix("")

@@ -43,9 +43,8 @@ def made(tmp_path):
     calibrate_activations_minmax(student, [IMAGES])
     finalize(student)
     save_student(student, tmp_path / MODEL)
-    return student, Artifact(
-        "quantize", KEY, tmp_path, {"content": {"tensors": [asdict(tensor) for tensor in measured_map(student)]}}
-    )
+    content = {"tensors": [asdict(tensor) for tensor in measured_map(student)]}
+    return student, Artifact("quantize", KEY, tmp_path, {"content": content, "files": {MODEL: "its digest"}})
 
 
 def test_an_artifact_gives_back_the_network_that_was_quantized(made):

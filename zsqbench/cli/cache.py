@@ -1,11 +1,20 @@
 """`zsqbench cache`: look at the store of artifacts, verify it, and clear it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS
 from zsqbench.cli.options import home_option, results_option
+
+if TYPE_CHECKING:
+    from zsqbench.leftovers import Leftover
+    from zsqbench.store import Store
+
+NAMED = 3
+"""How many strays are named."""
 
 
 @click.group()
@@ -17,17 +26,18 @@ def cache() -> None:
 @home_option
 def cache_ls(home: Path) -> int:
     """List the artifacts."""
-    from zsqbench.errors import CorruptArtifactError
+    from zsqbench.errors import CorruptArtifactError, in_one_line
+    from zsqbench.leftovers import size_of
     from zsqbench.store import Store
 
     store = Store(home)
     for kind, key in store.artifacts():
-        size = sum(path.stat().st_size for path in store.folder(kind, key).iterdir())
         try:
-            label = store.manifest(kind, key)["label"]
+            label = in_one_line(store.look(kind, key).label)
         except CorruptArtifactError as error:
             label = str(error)
-        click.echo(f"{kind:9} {key[:12]} {size / 1e6:9.2f} MB  {label}")
+        click.echo(f"{kind:9} {key[:12]} {_megabytes(size_of(store.folder(kind, key)))}  {label}")
+    _tell_strays(store)
     return 0
 
 
@@ -36,8 +46,10 @@ def cache_ls(home: Path) -> int:
 def cache_verify(home: Path) -> int:
     """Check every artifact against its checksums and put damaged ones aside; the next run makes them again."""
     from zsqbench.errors import CorruptArtifactError
+    from zsqbench.leftovers import check_nobody_works
     from zsqbench.store import Store
 
+    check_nobody_works(home)
     store = Store(home)
     count = damaged = 0
     for kind, key in list(store.artifacts()):
@@ -48,6 +60,7 @@ def cache_verify(home: Path) -> int:
             damaged += 1
             store.discard(key)
             click.echo(f"{kind} {error}")
+    _tell_strays(store)
     click.echo(f"{count} artifacts, {damaged} damaged")
     return EXIT_FAILED_CELLS if damaged else 0
 
@@ -58,9 +71,8 @@ def cache_verify(home: Path) -> int:
 @click.option("--yes", is_flag=True, help="Remove; without it, only say what would go.")
 def cache_gc(home: Path, results: Path, yes: bool) -> int:
     """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
-    import shutil
-
     from zsqbench.errors import ZSQBenchError
+    from zsqbench.leftovers import Leftover, Leftovers, check_nobody_works
     from zsqbench.reports.results import ResultFile
     from zsqbench.steps import KINDS
     from zsqbench.store import Store
@@ -72,12 +84,49 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
             f"there are no rows in {results}, so every artifact would go; name the folder with --results"
         )
     kept = frozenset(key for row in rows for key in row.keys.values())
-    gone = [(kind, key) for kind, key in store.artifacts() if kind not in KINDS or not KINDS[kind].is_kept(key, kept)]
-    for kind, key in gone:
-        click.echo(f"{'removed' if yes else 'would remove'} {kind} {key[:12]}")
-        if yes:
-            shutil.rmtree(store.folder(kind, key))
-    for path in store.leftovers() if yes else ():
-        shutil.rmtree(path)
-    click.echo(f"{len(gone)} artifacts {'removed' if yes else 'would go; --yes removes them'}")
+    unused = [(kind, key) for kind, key in store.artifacts() if kind not in KINDS or not KINDS[kind].is_kept(key, kept)]
+    artifacts = [Leftover(store.folder(kind, key), "no row refers to it") for kind, key in unused]
+    leftovers = Leftovers(home).all()
+    check_nobody_works(home)  # what was found before, is nobody's
+    size, failed = _clear(home, artifacts + leftovers, yes)
+    _tell_strays(store)
+    counts = f"{len(artifacts)} artifacts and {len(leftovers)} leftovers, {_megabytes(size).strip()},"
+    if failed:
+        click.echo(f"{counts} were to be removed, and {failed} of them could not be")
+        return EXIT_FAILED_CELLS
+    click.echo(f"{counts} {'removed' if yes else 'would go; --yes removes them'}")
     return 0
+
+
+def _clear(home: Path, found: "Sequence[Leftover]", yes: bool) -> tuple[int, int]:
+    """List what would be removed, or remove and list it; returns the bytes, and how many could not be removed."""
+    from zsqbench.errors import in_one_line
+    from zsqbench.leftovers import remove, size_of
+
+    total = failed = 0
+    for leftover in found:
+        place, size = in_one_line(str(leftover.path.relative_to(home))), size_of(leftover.path)
+        try:
+            if yes:
+                remove(leftover.path)
+        except OSError as error:
+            failed += 1
+            click.echo(f"cannot remove {place}: {error.strerror}", err=True)
+            continue
+        total += size
+        click.echo(f"{'removed' if yes else 'would remove'} {_megabytes(size)} {place} ({leftover.what})")
+    return total, failed
+
+
+def _tell_strays(store: "Store") -> None:
+    """Say in one line what lies in the store and is none of zsqbench's."""
+    from zsqbench.errors import in_one_line
+
+    strays = [in_one_line(str(path.relative_to(store.home))) for path in store.strays()]
+    if strays:
+        others = f" and {len(strays) - NAMED} more" if len(strays) > NAMED else ""
+        click.echo(f"not of zsqbench, and left alone: {', '.join(strays[:NAMED])}{others}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:9.2f} MB"

@@ -135,8 +135,8 @@ class Recorder:
         if step.key not in self._costs:
             # What was measured is known without them: images and network may be gone, or damaged.
             with contextlib.suppress(CorruptArtifactError):
-                manifest = self.run.store.manifest(step.kind, step.key)
-                self._costs[step.key] = round(manifest["seconds"], 3), manifest["peak_memory"]
+                artifact = self.run.store.look(step.kind, step.key)
+                self._costs[step.key] = round(artifact.seconds, 3), artifact.peak_memory
         return self._costs.get(step.key)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsqbench.errors import OutOfResourcesError
+from zsqbench.errors import OutOfResourcesError, one_line
 from zsqbench.steps.students import kept_epochs, on_cpu, state_of
 from zsqbench.store import write_atomically
 
@@ -92,18 +92,22 @@ class Reporter:
         try:
             with safe_open(self.folder / "checkpoint.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                note = file.metadata()
-        except (OSError, SafetensorError):
+                kept = {name: json.loads(text) for name, text in file.metadata().items()}
+            curves = {name: [tuple(point) for point in points] for name, points in kept["curves"].items()}
+            rng, notes = tensors.pop("rng"), list(kept["notes"])
+            state: dict[str, Any] = tensors | kept["state"]
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+            self.note(f"the step began anew: its checkpoint is damaged ({one_line(error)})")
             return None
         try:
-            self.rng.set_state(tensors.pop("rng"))
+            self.rng.set_state(rng)
         except RuntimeError:
             self.note("the step began anew: its checkpoint has random numbers of another kind of device")
             return None
-        self.curves = {name: [tuple(point) for point in points] for name, points in json.loads(note["curves"]).items()}
-        self.notes = json.loads(note["notes"])
-        state: dict[str, Any] = json.loads(note["state"])
-        return tensors | state
+        self.curves, self.notes = curves, notes
+        return state
 
     def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
         """Keep the student as the result would be if training ended with this epoch."""
@@ -160,7 +164,8 @@ class Reporter:
         """Remove what only a running step needs."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
-                path.unlink(missing_ok=True)
+                if not path.is_dir():  # which is somebody else's
+                    path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 

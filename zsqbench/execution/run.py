@@ -26,6 +26,7 @@ from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.execution.signals import Signals
 from zsqbench.leases import RUN, Leases
+from zsqbench.leftovers import Leftovers
 from zsqbench.methods import Engine
 from zsqbench.reports.results import SCHEMA, Result, ResultFile
 from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
@@ -157,9 +158,9 @@ class Run:
         """
         signals, leases = Signals(), Leases(self.config.home)
         with signals.handled(), contextlib.closing(leases):
-            if not leases.alive(RUN):
-                self.store.clear_temporary()
-            leases.take(f"{RUN}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            name = f"{RUN}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            leases.take(name)
+            Leftovers(self.config.home).clear_temporary([name])
             return self._execute(cells, Loop(self, engine, leases), signals)
 
     def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:

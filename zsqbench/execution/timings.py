@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import logging
+import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,21 +30,47 @@ class Timings:
 
     @cached_property
     def _seconds(self) -> dict[str, list[float]]:
+        """Seconds by timing key. Lines that are no times of steps are ignored, with one warning."""
         seconds: dict[str, list[float]] = {}
-        for timing_key, value in self._lines():
+        ignored = 0
+        for line in self._lines():
+            try:
+                timing_key, value = _parse(line)
+            except (ValueError, OverflowError, RecursionError):
+                ignored += 1
+                continue
             seconds.setdefault(timing_key, []).append(value)
+        if ignored:
+            logging.getLogger("zsqbench").warning(
+                "estimates ignore %d line%s of %s that hold no time of a step; delete them, or the file",
+                ignored,
+                "" if ignored == 1 else "s",
+                self._path,
+            )
         return seconds
 
-    def _lines(self) -> Iterator[tuple[str, float]]:
-        if not self._path.is_file():
-            return
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                timing_key, value = json.loads(line)
-                yield timing_key, float(value)
-            except (ValueError, TypeError):
-                continue  # cut off by a crash
+    def _lines(self) -> list[bytes]:
+        try:
+            return self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            logging.getLogger("zsqbench").warning(
+                "nothing is estimated: cannot read %s: %s", self._path, error.strerror
+            )
+            return []
 
     def estimate(self, step: Step) -> float | None:
         """Median seconds of the steps that differed in seed or scheme only, or none."""
         return statistics.median(self._seconds[step.timing_key]) if step.timing_key in self._seconds else None
+
+
+def _parse(line: bytes) -> tuple[str, float]:
+    """A timing key and seconds. Raises ValueError, OverflowError or RecursionError for a line that is none of these."""
+    entry = json.loads(line.decode())
+    if not isinstance(entry, list) or [type(part) for part in entry] not in ([str, float], [str, int]):
+        raise ValueError("expected a timing key and seconds")
+    seconds = float(entry[1])
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError("expected seconds")
+    return entry[0], seconds

@@ -1,16 +1,19 @@
 """Run one step: plain data in, an artifact in the store and an Outcome out. The same in every engine."""
 
-import json
 import multiprocessing
 import time
 import traceback
 from functools import lru_cache
+
+from pydantic import TypeAdapter
 
 from zsqbench.errors import CorruptArtifactError, OutdatedError, ZSQBenchError, one_line
 from zsqbench.execution.isolation import clean_state
 from zsqbench.execution.session import Session, WorkerConfig
 from zsqbench.steps.step import Job, Outcome, Progress
 from zsqbench.store import Store
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 def run_step(config: WorkerConfig, job: Job) -> Outcome:
@@ -41,8 +44,8 @@ def run_step(config: WorkerConfig, job: Job) -> Outcome:
 def read_progress(store: Store, key: str) -> Progress | None:
     """What a running step last said, or none."""
     try:
-        return Progress(**json.loads((store.partial(key) / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return _PROGRESS.validate_json((store.partial(key) / "progress.json").read_bytes())
+    except (OSError, ValueError):  # it may have ended meanwhile; and a plugin may write anything there
         return None
 
 

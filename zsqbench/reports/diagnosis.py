@@ -27,6 +27,8 @@ class Diagnosis:
     """The findings of `zsqbench.synthesis.diagnose`, as plain data."""
     files: Mapping[str, Path]
     """Both pictures, by name."""
+    key: str = ""
+    """The artifact that has both."""
 
     def numbers(self) -> dict[str, float]:
         """A handful of numbers by name, those that there are."""

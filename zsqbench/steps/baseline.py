@@ -58,8 +58,9 @@ class Baseline(Job):
         """The metrics of the float network, and what the task noted of it and of the data."""
         artifact = store.read(cls.kind, steps[cls.kind].key)
         found = artifact.content
-        data = {"evaluated": found["samples"], "digest": found["data"]}
-        return {"float_metrics": found["metrics"], "data": data, "notes": artifact.notes}
+        with artifact.reading():
+            data = {"evaluated": int(found["samples"]), "digest": str(found["data"])}
+            return {"float_metrics": evaluations.numbers(found["metrics"]), "data": data, "notes": artifact.notes}
 
 
 def check_float_accuracy(model: ModelSpec, metric: str, metrics: Mapping[str, float]) -> None:

@@ -1,7 +1,8 @@
 """The diagnose step looks at a calibration set, beside real images that are not evaluated; it tells only people."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.diagnosis import FILES, IMAGES, PLOTS, Diagnosis, Undiagnosed, render
@@ -9,13 +10,15 @@ from zsqbench.reports.results import Result
 from zsqbench.steps.generate import Generate
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.step import Job, Shown, Step, Tracked
-from zsqbench.store import Artifact, Store
+from zsqbench.store import Artifact, Store, reading
 from zsqbench.suite import Suite
 from zsqbench.versions import DIAGNOSTICS_VERSION
 
 if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
+
+T = TypeVar("T")
 
 REAL_IMAGES = 256
 """Most real images that a calibration set is compared with; a smaller set is compared with as many as it has."""
@@ -96,34 +99,49 @@ class Diagnose(Job):
             found = [
                 store.read(cls.kind, key) for key in sorted(store.keys(cls.kind)) if key[:_OF_SET] == images[:_OF_SET]
             ]
+            if found:
+                best = max(found, key=lambda artifact: _fits(artifact, row))
+                return Diagnosis(best.content, {name: best.folder / name for name in FILES}, best.key)
         except CorruptArtifactError as error:
-            return Undiagnosed(f"its diagnostics cannot be read: {error}", damaged=True)
-        if found:
-            best = max(found, key=lambda artifact: _fits(artifact, row))
-            return Diagnosis(best.content, {name: best.folder / name for name in FILES})
+            return _unreadable(error)
         failures = store.failures(images[:_OF_SET])
         if failures:
             return Undiagnosed(f"diagnosing it failed, the next run tries again: {failures[-1]}")
         return Undiagnosed(f"no diagnostics in {store.home}; a run of the suite makes them where its images are there")
 
     @classmethod
-    def show(cls, store: Store, row: Result) -> Shown | None:
-        """The diagnostics as a small table, or why there are none."""
+    def _tell(cls, store: Store, row: Result, what: Callable[[Diagnosis], T]) -> tuple[Diagnosis, T] | Undiagnosed:
+        """The diagnostics of a row with what is told of them, or why there are none."""
         found = cls.find(store, row)
         if isinstance(found, Undiagnosed):
-            data: dict[str, Any] = {"absent": found.why}
+            return found
+        try:
+            with reading(found.key):
+                return found, what(found)
+        except CorruptArtifactError as error:
+            return _unreadable(error)
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """The diagnostics as a small table, or why there are none."""
+        told = cls._tell(store, row, render)
+        if isinstance(told, Undiagnosed):
+            data: dict[str, Any] = {"absent": told.why}
+            text = render(told)
         else:
+            found, text = told
             data = {**found.data, "files": {name: str(path) for name, path in found.files.items()}}
-        return Shown("calibration_set", data, render(found) if cls.is_expected(row) else "")
+        return Shown("calibration_set", data, text if cls.is_expected(row) else "")
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:
         """Numbers, and both pictures."""
-        found = cls.find(store, row)
-        if isinstance(found, Undiagnosed):
-            return Tracked(unreadable=found.why) if found.damaged else None
-        numbers = {f"calibration/{name}": value for name, value in found.numbers().items()}
-        return Tracked(numbers, list(found.files.values()), {"diagnostics.json": dict(found.data)})
+        told = cls._tell(store, row, Diagnosis.numbers)
+        if isinstance(told, Undiagnosed):
+            return Tracked(unreadable=told.why) if told.damaged else None
+        found, numbers = told
+        named = {f"calibration/{name}": value for name, value in numbers.items()}
+        return Tracked(named, list(found.files.values()), {"diagnostics.json": dict(found.data)})
 
     @classmethod
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
@@ -131,7 +149,13 @@ class Diagnose(Job):
         return key[:_OF_SET] in {other[:_OF_SET] for other in kept}
 
 
+def _unreadable(error: CorruptArtifactError) -> Undiagnosed:
+    return Undiagnosed(f"its diagnostics cannot be read: {error}", damaged=True)
+
+
 def _fits(artifact: Artifact, row: Result) -> tuple[bool, int]:
     """Two tasks may share a set, and versions may lie side by side: the row's own task and the newest come first."""
-    task, own = artifact.manifest["job"]["task"], row.methods.get("task", {})
-    return all(task[name] == own.get(name) for name in ("method", "options")), int(artifact.content["version"])
+    own = row.methods.get("task", {})
+    with artifact.reading():
+        task, version = artifact.manifest["job"]["task"], int(artifact.content["version"])
+        return all(task[name] == own.get(name) for name in ("method", "options")), version

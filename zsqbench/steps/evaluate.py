@@ -62,7 +62,8 @@ class Evaluate(StudentJob):
             if picture is not None:
                 picture.save(folder / PICTURE)
 
-        carried = {name: quantized.content[name] for name in CARRIED}
+        with quantized.reading():
+            carried = {name: quantized.content[name] for name in CARRIED}
         session.write(self, reporter, evaluations.content(evaluation, self.data) | carried, fill)
 
     def _picture(
@@ -84,18 +85,19 @@ class Evaluate(StudentJob):
         artifact = store.read(cls.kind, steps[cls.kind].key)
         samples, found = evaluations.read_samples(artifact), artifact.content
         float_samples = evaluations.read_samples(store.read(Baseline.kind, steps[Baseline.kind].key))
-        return {
-            "metrics": found["metrics"] | evaluations.agreement(float_samples, samples),
-            "data": {
-                "evaluated": found["samples"],
-                "digest": found["data"],
-                "images": found["images"],
-                "calibrated": found["images_read"],
-            },
-            "correct": evaluations.packed(samples),
-            "tensors": found["summary"],
-            "environment": artifact.manifest["environment"],
-        }
+        with artifact.reading():
+            return {
+                "metrics": evaluations.numbers(found["metrics"]) | evaluations.agreement(float_samples, samples),
+                "data": {
+                    "evaluated": int(found["samples"]),
+                    "digest": str(found["data"]),
+                    "images": _count(found["images"]),
+                    "calibrated": _count(found["images_read"]),
+                },
+                "correct": evaluations.packed(samples),
+                "tensors": {name: _number_or_text(value) for name, value in found["summary"].items()},
+                "environment": artifact.field("environment", dict),
+            }
 
     @classmethod
     def _find_picture(cls, store: Store, row: Result) -> Path | None:
@@ -115,6 +117,14 @@ class Evaluate(StudentJob):
         """The picture."""
         picture = cls._find_picture(store, row)
         return None if picture is None else Tracked(files=[picture])
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _number_or_text(value: Any) -> int | str:
+    return value if isinstance(value, int) else str(value)
 
 
 def label(cell: Cell) -> str:

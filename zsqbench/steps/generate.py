@@ -73,7 +73,7 @@ class Generate(Job):
     @staticmethod
     def load(artifact: Artifact) -> CalibrationSet:
         """The calibration set of an artifact."""
-        return CalibrationSet.load(artifact.folder / IMAGES)
+        return CalibrationSet.load(artifact.file(IMAGES))
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:

@@ -58,8 +58,8 @@ class Inspect(PreliminaryJob):
     @classmethod
     def facts(cls, store: Store, key: str) -> Inspection | None:
         """The facts that an earlier run found, if it did."""
-        found = cls.stored(store, key)
-        return None if found is None else Inspection(**{**found, "folded": tuple(found["folded"])})
+        found: Inspection | None = cls.stored(store, key)
+        return found
 
 
 def _by_units(suite: Suite, cell: Cell) -> bool:

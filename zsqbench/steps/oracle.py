@@ -58,8 +58,11 @@ class Oracle(StudentJob):
     @classmethod
     def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
         """The best of the kept epochs."""
-        found = store.read(cls.kind, steps[cls.kind].key).content
-        return {"oracle": {**found["best"], "of": len(found["epochs"])}}
+        artifact = store.read(cls.kind, steps[cls.kind].key)
+        with artifact.reading():
+            best, epochs = artifact.content["best"], artifact.content["epochs"]
+            metrics = evaluations.numbers(best["metrics"])
+            return {"oracle": {"epoch": int(best["epoch"]), "metrics": metrics, "of": len(epochs)}}
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:

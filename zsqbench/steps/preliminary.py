@@ -1,14 +1,18 @@
 """Preliminary steps come before the plan, which is made of the facts that they leave."""
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.steps.planning import CellPlanning
 from zsqbench.steps.step import Job
 from zsqbench.store import Store
+
+_reader = cache(TypeAdapter)
 
 
 class PreliminaryJob(Job):
@@ -22,14 +26,15 @@ class PreliminaryJob(Job):
         """None: it is planned for a network, before the cells are."""
 
     @classmethod
-    def stored(cls, store: Store, key: str) -> Mapping[str, Any] | None:
-        """The fields that an earlier run left, or none; what is damaged or of another version is put aside."""
+    def stored(cls, store: Store, key: str) -> Any:
+        """The facts that an earlier run left, or none; what is damaged or of another version is put aside."""
         if not store.has(cls.kind, key):
             return None
         with contextlib.suppress(CorruptArtifactError):
-            found: Mapping[str, Any] = store.manifest(cls.kind, key)["content"]
-            if found.keys() == {each.name for each in fields(cls.facts_type)}:
-                return found
+            artifact = store.look(cls.kind, key)
+            with artifact.reading():
+                if artifact.content.keys() == {each.name for each in fields(cls.facts_type)}:
+                    return _reader(cls.facts_type).validate_python(artifact.content)
         store.discard(key)
         return None
 

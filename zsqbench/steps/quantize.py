@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from zsqbench.hashing import digest_of
 from zsqbench.reports import bitwidths
 from zsqbench.reports.results import Result
-from zsqbench.scheme import FLOAT_BITS, MeasuredTensor, TensorOnGrid
+from zsqbench.scheme import FLOAT_BITS, TensorOnGrid
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.generate import Generate
 from zsqbench.steps.planning import CellPlanning
 from zsqbench.steps.step import Shown, Step
-from zsqbench.steps.students import MODEL, StudentJob, save_student
+from zsqbench.steps.students import MODEL, StudentJob, measured_tensors, save_student
 from zsqbench.store import Store
 from zsqbench.suite import NO_GENERATOR, Variant
 from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
@@ -103,7 +103,9 @@ class Quantize(StudentJob):
         own = images if reported is None else reported
         if self.kind not in self.needs:
             return own
-        return max(own, store.manifest(self.kind, self.needs[self.kind])["content"]["images_read"] or 0)
+        start = store.look(self.kind, self.needs[self.kind])
+        with start.reading():
+            return max(own, start.content["images_read"] or 0)
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
@@ -115,13 +117,14 @@ class Quantize(StudentJob):
             absent = "this cell was run on another machine, or its artifact was removed"
             return Shown("quantized", None, f"what was quantized is not in {store.home}: {absent}")
         found = store.read(cls.kind, key)
-        tensors = [MeasuredTensor(**entry) for entry in found.content["tensors"]]
+        tensors = measured_tensors(found)
         nothing = "nothing was quantized, or the quantizer left no map of it"
-        parts = [
-            bitwidths.render_measured(tensors) if tensors else nothing,
-            bitwidths.render_reconstruction(found.curves),
-            "\n".join(found.notes),
-        ]
+        with found.reading():
+            parts = [
+                bitwidths.render_measured(tensors) if tensors else nothing,
+                bitwidths.render_reconstruction(found.curves),
+                "\n".join(found.notes),
+            ]
         data = {"tensors": found.content["tensors"], "curves": found.curves, "notes": found.notes}
         return Shown("quantized", data, "\n\n".join(filter(None, parts)))
 

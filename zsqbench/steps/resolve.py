@@ -53,15 +53,13 @@ class Resolve(PreliminaryJob):
     @classmethod
     def facts(cls, store: Store, key: str) -> NetworkFacts | None:
         """The facts that an earlier run learned, if it did, and no file that defines the network changed since."""
-        found = cls.stored(store, key)
+        found: NetworkFacts | None = cls.stored(store, key)
         if found is None:
             return None
-        modules = tuple((path, digest) for path, digest in found["modules"])
-        if not all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in modules):
+        if not all(Path(path).is_file() and file_digest(Path(path)) == digest for path, digest in found.modules):
             store.discard(key)
             return None
-        tuples = {name: tuple(found[name]) for name in ("input_size", "notes")}
-        return NetworkFacts(**{**found, **tuples, "modules": modules})
+        return found
 
 
 def facts_of(teacher: Pretrained, digest: str) -> NetworkFacts:

@@ -76,10 +76,15 @@ def load_artifact(student: "nn.Module", artifact: Artifact, file: str = MODEL) -
 
     from zsqbench.quant import effective_map, restore
 
-    kept = [MeasuredTensor(**entry) for entry in artifact.content["tensors"]]
-    check_structure(kept, effective_map(student), artifact.key)
-    restore(student, load_file(artifact.folder / file))
+    check_structure(measured_tensors(artifact), effective_map(student), artifact.key)
+    restore(student, load_file(artifact.file(file)))
     return student
+
+
+def measured_tensors(artifact: Artifact) -> list[MeasuredTensor]:
+    """The tensor map of an artifact."""
+    with artifact.reading():
+        return [MeasuredTensor(**entry) for entry in artifact.content["tensors"]]
 
 
 def check_structure(kept: Sequence[TensorOnGrid], expected: Sequence[TensorOnGrid], key: str) -> None:
