@@ -7,7 +7,7 @@ import pytest
 
 import zsqbench
 from zsqbench import ZSQBenchError
-from zsqbench.reports.results import ResultFile
+from zsqbench.reports.resultfile import ResultFile
 from zsqbench.steps.evaluations import read_samples
 from zsqbench.store import Store
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zsqbench.reports.results import SCHEMA
+from zsqbench.reports.resultfile import SCHEMA
 
 
 def show(bench, cell=""):

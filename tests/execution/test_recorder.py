@@ -1,6 +1,6 @@
 import os
 
-from zsqbench.reports.results import SCHEMA
+from zsqbench.reports.resultfile import SCHEMA
 
 
 def test_a_row_holds_what_is_needed_to_read_it_alone(bench):

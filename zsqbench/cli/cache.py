@@ -61,7 +61,7 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
     import shutil
 
     from zsqbench.errors import ZSQBenchError
-    from zsqbench.reports.results import ResultFile
+    from zsqbench.reports.resultfile import ResultFile
     from zsqbench.steps import KINDS
     from zsqbench.store import Store
 

@@ -1,7 +1,6 @@
 """The oracle step measures the students of all kept epochs, after training and without telling the method."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,9 +55,9 @@ class Oracle(StudentJob):
         session.write(self, reporter, {"metric": metric, "best": best_epoch(measured, metric), "epochs": measured})
 
     @classmethod
-    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
+    def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
         """The best of the kept epochs."""
-        found = store.read(cls.kind, steps[cls.kind].key).content
+        found = store.read(cls.kind, keys[cls.kind]).content
         return {"oracle": {**found["best"], "of": len(found["epochs"])}}
 
     @classmethod
@@ -76,5 +75,5 @@ class Oracle(StudentJob):
 
 
 def best_epoch(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
-    """The first of the epochs that no other is better than; NaN is no accuracy."""
-    return max(measured, key=lambda one: -math.inf if math.isnan(one["metrics"][metric]) else one["metrics"][metric])
+    """The first of the epochs that no other is better than."""
+    return max(measured, key=lambda one: float(one["metrics"][metric]))

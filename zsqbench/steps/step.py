@@ -200,8 +200,8 @@ class Job(BaseModel, ABC):
         return {}
 
     @classmethod
-    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
-        """The fields that a final step fills in the row of a cell with these steps; dictionaries are merged.
+    def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
+        """The fields that a final step fills in the row of a cell with these artifacts; dictionaries are merged.
 
         Raises CorruptArtifactError where the artifact is damaged.
         """
