@@ -62,8 +62,9 @@ class Recorder:
         before = self.plan.rows.get(planned.cell.name)
         if before is not None:
             # a clock that was set back makes no row the older one
-            result = result.model_copy(update={"finished": max(result.age, before.age)})
-            if not result.counts_over(before) or result == before.model_copy(update={"finished": result.finished}):
+            finished = before.finished if result.says_the_same(before) else max(result.ended, before.ended)
+            result = result.model_copy(update={"finished": finished})
+            if result == before or not result.counts_over(before):
                 self.keep(planned)
                 return
         self._results[planned.cell.name] = result
@@ -161,7 +162,7 @@ class Recorder:
         return self._costs.get(step.key)
 
 
-def write_rows(rows: ResultFile, write: Callable[[ResultFile], None]) -> None:
+def write_rows(rows: ResultFile, write: Callable[[ResultFile], object]) -> None:
     """Write to a row file. Raises ZSQBenchError, which says that nothing is lost, where that fails."""
     try:
         write(rows)

@@ -24,7 +24,7 @@ from zsqbench.execution.plan import (
 from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.methods import Engine
-from zsqbench.reports.evidence import contradiction
+from zsqbench.reports.evidence import Evidence
 from zsqbench.reports.resultfile import SCHEMA, Contents, ResultFile
 from zsqbench.reports.results import Result
 from zsqbench.reports.suiterows import CONTRADICTED, SuiteRows, believed, counted, told
@@ -140,11 +140,12 @@ class Run:
 
     def _disproved(self, plan: Plan) -> list[str]:
         """The cells whose row is not what its artifacts say, or whose artifacts are damaged: they are not finished."""
+        evidence = Evidence(self.store)
         differences: dict[str, str] = {}
         damaged: list[str] = []
         for name in (planned.cell.name for planned in plan.cells if plan.is_finished(planned)):
             try:
-                difference = contradiction(plan.rows[name], self.store)
+                difference = evidence.contradiction(plan.rows[name])
             except CorruptArtifactError:
                 damaged.append(name)
             else:

@@ -1,44 +1,61 @@
 """A row's numbers beside those of the artifacts that it was made from, where these are at hand."""
 
 import math
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Any
 
 from zsqbench.reports.results import Result, flat_all
 from zsqbench.steps import KINDS
-from zsqbench.store import Store
+from zsqbench.store import Artifact, Store
 
 MEASURED = ("metrics", "float_metrics", "oracle", "correct")
 """The fields of a row that say what was measured."""
 
 
-def is_at_hand(row: Result, store: Store) -> bool:
-    """True if a row is done, and the artifacts of all that was measured for it are in the store."""
-    return row.status == "done" and all(store.has(kind, row.keys[kind]) for kind in _final(row))
+class Evidence:
+    """The artifacts in a store that say what was measured for a row."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = _ReadOnce(store.home)
+
+    def is_at_hand(self, row: Result) -> bool:
+        """True if a row is done, and the artifacts of all that was measured for it are in the store."""
+        return row.status == "done" and all(self.store.has(kind, row.keys[kind]) for kind in _final(row))
+
+    def contradiction(self, row: Result) -> str | None:
+        """The first number of a row that its artifacts, which are at hand, say otherwise, with both values, or none.
+
+        Raises CorruptArtifactError where an artifact is damaged.
+        """
+        found: dict[str, Any] = {}
+        for kind in _final(row):
+            found |= {name: said for name, said in KINDS[kind].row(self.store, row.keys).items() if name in MEASURED}
+        said, measured = dict(flat_all({name: getattr(row, name) for name in found})), dict(flat_all(found))
+        for name in measured | said:
+            if not _equal(said.get(name), measured.get(name)):
+                return f"{name} is {_short(said.get(name))}, and {_short(measured.get(name))} in its artifact"
+        return None
+
+    def is_source(self, row: Result) -> bool:
+        """True if a row was made from these artifacts, and not from those of another machine, which have the same keys.
+
+        Numbers may differ between machines. Seconds always do.
+        """
+        manifests = {kind: self.store.manifest(kind, row.keys[kind]) for kind in _final(row)}
+        return all(row.seconds.get(kind) == round(manifest["seconds"], 3) for kind, manifest in manifests.items())
 
 
-def contradiction(row: Result, store: Store) -> str | None:
-    """The first number of a row that its artifacts say otherwise, with both values, or none.
+class _ReadOnce(Store):
+    """A store that reads once what many rows share, the measurement of a float network."""
 
-    The artifacts are at hand. Raises CorruptArtifactError where one is damaged.
-    """
-    found: dict[str, Any] = {}
-    for kind in _final(row):
-        found |= {name: value for name, value in KINDS[kind].row(store, row.keys).items() if name in MEASURED}
-    said, measured = (dict(flat_all(each)) for each in ({name: getattr(row, name) for name in found}, found))
-    for name in measured | said:
-        if not _equal(said.get(name), measured.get(name)):
-            return f"{name} is {_short(said.get(name))}, and {_short(measured.get(name))} in its artifact"
-    return None
+    @cached_property
+    def _read(self) -> Callable[[str, str], Artifact]:
+        return lru_cache(maxsize=32)(super().read)
 
-
-def is_source(row: Result, store: Store) -> bool:
-    """True if a row was made from the artifacts that are at hand, and not from equal ones of another machine.
-
-    Numbers may differ between machines. Seconds always do.
-    """
-    return all(
-        row.seconds.get(kind) == round(store.manifest(kind, row.keys[kind])["seconds"], 3) for kind in _final(row)
-    )
+    def read(self, kind: str, key: str) -> Artifact:
+        """An artifact whose files were verified."""
+        return self._read(kind, key)
 
 
 def _final(row: Result) -> list[str]:

@@ -33,14 +33,16 @@ class Oracle(TypedDict, total=False):
     of: int
 
 
-Published = with_config(ConfigDict(extra="allow"))(
-    TypedDict(
-        "Published",
-        {"value": FiniteFloat, "std": FiniteFloat, "float": FiniteFloat, "source": str, "citation": str, "note": str},
-        total=False,
-    )
-)
-"""What a paper says of a cell."""
+@with_config(ConfigDict(extra="allow"))
+class Published(TypedDict, total=False):
+    """What a paper says of a cell, and what it says of the float network."""
+
+    value: FiniteFloat
+    std: FiniteFloat
+    float: FiniteFloat
+    source: str
+    citation: str
+    note: str
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -132,21 +134,26 @@ class Result(BaseModel):
         """
         if self.is_cut_short(other):
             return False
-        return other.is_cut_short(self) or self.age >= other.age
+        return other.is_cut_short(self) or self.ended >= other.ended
 
     def is_cut_short(self, other: "Result") -> bool:
         """True if this is the row of a run that was interrupted before it could say what the other one says."""
         same = self.definition == other.definition and self.keys in ({}, other.keys)
         return self.status == "interrupted" and other.status == "done" and same
 
+    def says_the_same(self, other: "Result") -> bool:
+        """True if both rows stand for the same in a file, whenever they finished."""
+        first, second = (row.model_dump_json(exclude={"finished"}) for row in (self, other))
+        return first == second
+
     @property
-    def age(self) -> datetime:
+    def ended(self) -> datetime:
         """When it finished; long ago where it does not say."""
         return self.finished or LONG_AGO
 
     def refused(self, reason: str) -> Self:
         """The row of a failed cell in place of this one: none of what it says was measured is there."""
-        nothing = {"metrics": {}, "float_metrics": {}, "oracle": {}, "correct": None}
+        nothing: dict[str, Any] = {"metrics": {}, "float_metrics": {}, "oracle": {}, "correct": None}
         return self.model_copy(update={"status": "failed", "reason": reason, **nothing})
 
     def checked(self) -> Self:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from zsqbench.errors import CorruptArtifactError
-from zsqbench.reports.evidence import contradiction, is_at_hand, is_source
+from zsqbench.reports.evidence import Evidence
 from zsqbench.reports.resultfile import Contents
 from zsqbench.reports.results import Result
 from zsqbench.store import Store
@@ -58,12 +58,13 @@ def believed(rows: Sequence[Result], store: Store) -> list[Result]:
 
     Without these artifacts at hand a row is taken as it is. A warning names what differs.
     """
+    evidence = Evidence(store)
     differences: dict[str, str] = {}
     damaged: list[str] = []
-    for row in (row for row in rows if is_at_hand(row, store)):
+    for row in filter(evidence.is_at_hand, rows):
         try:
-            difference = contradiction(row, store)
-            if difference is not None and is_source(row, store):
+            difference = evidence.contradiction(row)
+            if difference is not None and evidence.is_source(row):
                 differences[row.cell] = difference
         except CorruptArtifactError:
             damaged.append(row.cell)

@@ -51,7 +51,7 @@ def measure(
     for name, value in numbers(evaluation.metrics).items():
         if not math.isfinite(value):
             raise ZSQBenchError(
-                f"task {task.name} measured {value} as {name}; expected a finite number, so that rows can be compared"
+                f"task {task.name} measured {value} as {name}; expected a finite number, as a table shows it"
             )
     samples = len(evaluation.per_sample)
     for what in (PREDICTIONS, LABELS):
