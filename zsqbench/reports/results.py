@@ -55,6 +55,35 @@ class Counts(TypedDict, total=False):
     calibrated: int | None
 
 
+@with_config(ConfigDict(extra="allow"))
+class Described(TypedDict, total=False):
+    """A method: `options` are all, with the values that held, `changed` those that the suite set otherwise."""
+
+    method: str
+    version: int
+    origin: str
+    options: dict[str, Any]
+    changed: dict[str, Any]
+    control: Literal["float", "positive", "negative"] | None
+    start: "Described"
+
+
+@with_config(ConfigDict(extra="allow"))
+class Facts(TypedDict, total=False):
+    """What is known of a network: digest, parameters, classes, and more."""
+
+    random_weights: bool
+    notes: list[str]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Tensors(TypedDict, total=False):
+    """The effective tensor map: its hash, the hash of its bits alone, and counts of quantized tensors."""
+
+    hash: str
+    bits: str
+
+
 class Result(BaseModel):
     """What became of one cell, self-contained."""
 
@@ -79,21 +108,15 @@ class Result(BaseModel):
     float_metrics: dict[str, float] = {}
     oracle: Oracle = {}
     published: Published = {}
-    methods: dict[str, dict[str, Any]] = Field(
-        {},
-        description="task, generator, quantizer: method, version, origin, options (all, with the values that held), "
-        "changed (those that the suite set, where they are not the default), control, start",
-    )
-    model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, notes, ...")
+    methods: dict[str, Described] = Field({}, description="task, generator and quantizer")
+    model_facts: Facts = {}
     data: Counts = {}
     notes: list[Text] = Field([], description="what the task noted when it measured the float network")
     correct: str | None = Field(
         None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
     )
     data_free: bool = Field(True, description="false where the generator was given real images")
-    tensors: dict[str, Any] = Field(
-        {}, description="of the effective tensor map: hash, hash of its bits alone, and counts of quantized tensors"
-    )
+    tensors: Tensors = {}
     keys: dict[str, str] = Field({}, description="artifact of each step, and of the quantize step that it starts from")
     seconds: dict[str, FiniteFloat] = {}
     peak_memory: dict[str, int] = Field({}, description="bytes, per step")

@@ -63,15 +63,15 @@ class Oracle(StudentJob):
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
         """The best of the kept epochs beside the last; in JSON, what each reaches, where that artifact is here."""
-        if not row.oracle:
+        best, last = row.oracle_value, row.value
+        if best is None or last is None:
             return None
-        best, epoch, kept = row.oracle_value, row.oracle["epoch"], row.oracle["of"]
         text = (
-            f"oracle: {best:.2f} {row.metric} after epoch {epoch}, the best of {kept} kept epochs by the evaluated "
-            f"images themselves; the result is the last epoch's {row.value:.2f}"
+            f"oracle: {best:.2f} {row.metric} after epoch {row.oracle['epoch']}, the best of {row.oracle['of']} kept "
+            f"epochs by the evaluated images themselves; the result is the last epoch's {last:.2f}"
         )
-        key = row.keys[cls.kind]
-        return Shown(cls.kind, store.read(cls.kind, key).content if store.has(cls.kind, key) else None, text)
+        key = row.keys.get(cls.kind, "")
+        return Shown(cls.kind, store.read(cls.kind, key).content if key and store.has(cls.kind, key) else None, text)
 
 
 def best_epoch(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
