@@ -34,7 +34,8 @@ def row(value=91.0, **changes):
         "metric": "top1",
         "metrics": {"top1": value},
         "float_metrics": {"top1": 98.0},
-        "methods": {"generator": NOISE if generator == "noise" else method(generator), "quantizer": method("rtn")},
+        "methods": {"quantizer": method("rtn")}
+        | ({"generator": NOISE if generator == "noise" else method(generator)} if generator else {}),
         "data": {"evaluated": 902, "calibrated": 1024},
     }
     return Result(**fields | changes)

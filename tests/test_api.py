@@ -137,6 +137,20 @@ class Fine(ToyQuantizer):
     assert (row["oracle.epoch"], row["oracle.metrics.top1"], row["seconds.start"] > 0) == (1, row["metrics.top1"], True)
 
 
+def test_results_show_a_row_that_a_hand_changed_as_failed_where_its_artifact_is_at_hand(ran, bench):
+    path = ran["results"] / "toysuite.jsonl"
+    path.write_text(path.read_text().replace('"top1":', '"top1":9', 1))
+    frame = zsqbench.results(**ran, home=bench.home)
+    assert list(frame["status"]) == ["failed", "done"]
+    assert list(zsqbench.results(**ran, home=bench.folder / "elsewhere")["status"]) == ["done", "done"]
+
+
+def test_results_are_those_of_the_cells_that_the_suite_has_with_these_overrides(ran):
+    frame = zsqbench.results(**ran, overrides=["matrix.0.quantizer=q"])
+    assert list(frame["quantizer"]) == ["q"]
+    assert "matrix.9" in complaint(zsqbench.results, **ran, overrides=["matrix.9.quantizer=q"])
+
+
 def test_results_may_be_selected(ran):
     assert list(zsqbench.results(**ran, select="not :q:")["quantizer"]) == ["toyq"]
 

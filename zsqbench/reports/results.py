@@ -49,7 +49,7 @@ class Published(TypedDict, total=False):
 class Counts(TypedDict, total=False):
     """Evaluated samples and the digest of their data; images of the calibration set, and those that were read."""
 
-    evaluated: int
+    evaluated: int | None
     digest: str
     images: int | None
     calibrated: int | None
