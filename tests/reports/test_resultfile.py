@@ -114,7 +114,7 @@ def test_a_row_with_a_metric_that_is_no_number_is_that_of_a_failed_cell(rows, fi
     rows.append(result(**{field: value}))
     rows.path.write_text(rows.path.read_text().replace("7.5", given))
     (row,) = rows.contents().rows
-    name = "oracle.top1" if field == "oracle" else f"{field}.top1"
+    name = "oracle.metrics.top1" if field == "oracle" else f"{field}.top1"
     assert (row.status, row.reason) == ("failed", f"{name} is {read}, which is no measurement")
     assert (row.value, row.float_value, row.oracle_value) == (None, None, None)
 

@@ -9,7 +9,7 @@ from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.execution.plan import Facts, Plan, PlannedCell
 from zsqbench.reports.resultfile import ResultFile
 from zsqbench.reports.results import Result, environment
-from zsqbench.steps import NetworkFacts, Outcome, Step
+from zsqbench.steps import NetworkFacts, Outcome, Step, contributed
 
 if TYPE_CHECKING:
     from zsqbench.execution.run import Run
@@ -136,12 +136,8 @@ class Recorder:
         return {}
 
     def _contributed(self, planned: PlannedCell, steps: Iterable[Step]) -> dict[str, Any]:
-        """The fields of the row that these steps fill; where several fill one, the last counts."""
-        row: dict[str, Any] = {}
-        for step in steps:
-            for name, value in step.type.row(self.run.store, planned.keys).items():
-                row[name] = row[name] | value if isinstance(row.get(name), dict) else value
-        return row
+        """The fields of the row that these steps fill."""
+        return contributed((step.type for step in steps), self.run.store, planned.keys)
 
     def _cost(self, planned: PlannedCell) -> dict[str, Any]:
         """Seconds and bytes of all steps that the row tells of."""

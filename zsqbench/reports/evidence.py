@@ -5,12 +5,9 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
 
-from zsqbench.reports.results import Result, flat_all
-from zsqbench.steps import KINDS
+from zsqbench.reports.results import Measured, Result, flat_all
+from zsqbench.steps import KINDS, contributed
 from zsqbench.store import Artifact, Store
-
-MEASURED = ("metrics", "float_metrics", "oracle", "correct")
-"""The fields of a row that say what was measured."""
 
 
 class Evidence:
@@ -28,9 +25,8 @@ class Evidence:
 
         Raises CorruptArtifactError where an artifact is damaged.
         """
-        found: dict[str, Any] = {}
-        for kind in _final(row):
-            found |= {name: said for name, said in KINDS[kind].row(self.store, row.keys).items() if name in MEASURED}
+        made = contributed((KINDS[kind] for kind in _final(row)), self.store, row.keys)
+        found = {name: made[name] for name in Measured._fields if name in made}
         said, measured = dict(flat_all({name: getattr(row, name) for name in found})), dict(flat_all(found))
         for name in measured | said:
             if not _equal(said.get(name), measured.get(name)):

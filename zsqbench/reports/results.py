@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, with_config
 from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
@@ -82,6 +82,18 @@ class Tensors(TypedDict, total=False):
 
     hash: str
     bits: str
+
+
+class Measured(NamedTuple):
+    """The fields of a row that say what was measured."""
+
+    metrics: dict[str, float]
+    float_metrics: dict[str, float]
+    oracle: Oracle
+    correct: str | None
+
+
+NOTHING = Measured({}, {}, {}, None)
 
 
 class Result(BaseModel):
@@ -174,16 +186,19 @@ class Result(BaseModel):
         """When it finished; long ago where it does not say."""
         return self.finished or LONG_AGO
 
+    @property
+    def measured(self) -> Measured:
+        """All that was measured."""
+        return Measured(self.metrics, self.float_metrics, self.oracle, self.correct)
+
     def refused(self, reason: str) -> Self:
         """The row of a failed cell in place of this one: none of what it says was measured is there."""
-        nothing: dict[str, Any] = {"metrics": {}, "float_metrics": {}, "oracle": {}, "correct": None}
-        return self.model_copy(update={"status": "failed", "reason": reason, **nothing})
+        return self.model_copy(update={"status": "failed", "reason": reason, **NOTHING._asdict()})
 
     def checked(self) -> Self:
         """The row, or that of a failed cell where a metric is NaN or infinite: no table can show it."""
-        said = {"metrics": self.metrics, "float_metrics": self.float_metrics, "oracle": self.oracle.get("metrics", {})}
-        for name, value in flat_all(said):
-            if not math.isfinite(value):
+        for name, value in flat_all(self.measured._asdict()):
+            if isinstance(value, float) and not math.isfinite(value):
                 return self.refused(f"{name} is {value}, which is no measurement")
         return self
 
