@@ -34,10 +34,31 @@ def row(value=91.0, **changes):
         "metric": "top1",
         "metrics": {"top1": value},
         "float_metrics": {"top1": 98.0},
-        "methods": {"generator": NOISE if generator == "noise" else method(generator), "quantizer": method("rtn")},
+        "methods": {"quantizer": method("rtn")}
+        | ({"generator": NOISE if generator == "noise" else method(generator)} if generator else {}),
         "data": {"evaluated": 902, "calibrated": 1024},
     }
     return Result(**fields | changes)
+
+
+def result(cell="cell", **changes):
+    """A row of a cell that is called like this, done and without methods."""
+    values = {
+        "suite": "s",
+        "cell": cell,
+        "definition": "d",
+        "task": "t",
+        "model": "m",
+        "generator": None,
+        "quantizer": "q",
+        "scheme": "hw/w4a4",
+        "seed": None,
+        "status": "done",
+        "metric": "top1",
+        "metrics": {"top1": 50.0},
+        "float_metrics": {"top1": 60.0},
+    }
+    return Result(**values | changes)
 
 
 def markdown_cells(results):

@@ -7,7 +7,7 @@ import pytest
 
 import zsqbench
 from zsqbench import ZSQBenchError
-from zsqbench.reports.results import ResultFile
+from zsqbench.reports.resultfile import ResultFile
 from zsqbench.steps.evaluations import read_samples
 from zsqbench.store import Store
 
@@ -45,7 +45,7 @@ def test_a_run_says_what_became_of_each_cell_and_finishes_everything_itself(smok
     assert [(result.cell, result.status) for result in report.results] == [(CELL, "done")]
     assert (report.failed, report.interrupted, report.background_failures) == (False, False, {})
     assert (places["results"] / "smoke.md").read_text() == f"{report.table}\n"
-    assert list(ResultFile(places["results"] / "smoke.jsonl").read()) == [CELL]
+    assert list(ResultFile(places["results"] / "smoke.jsonl").read()) == [("smoke", CELL)]
 
 
 def test_a_run_takes_what_its_command_takes(bench):
@@ -137,18 +137,18 @@ class Fine(ToyQuantizer):
     assert (row["oracle.epoch"], row["oracle.metrics.top1"], row["seconds.start"] > 0) == (1, row["metrics.top1"], True)
 
 
-def test_a_metric_that_is_no_number_stays_one(bench):
-    bench.add_plugin("""
-class NoNumber(ToyTask):
-    name = "nonumber"
+def test_results_show_a_row_that_a_hand_changed_as_failed_where_its_artifact_is_at_hand(ran, bench):
+    path = ran["results"] / "toysuite.jsonl"
+    path.write_text(path.read_text().replace('"top1":', '"top1":9', 1))
+    frame = zsqbench.results(**ran, home=bench.home)
+    assert list(frame["status"]) == ["failed", "done"]
+    assert list(zsqbench.results(**ran, home=bench.folder / "elsewhere")["status"]) == ["done", "done"]
 
-    def evaluate(self, module, pretrained, ctx):
-        return zsqbench.Evaluation({"top1": 50.0, "loss": float("nan")}, [True])
-""")
-    bench.matrix("task: nonumber")
-    bench.run()
-    frame = zsqbench.results(bench.file, results=bench.results)
-    assert (frame["metrics.loss"].dtype, frame["metrics.loss"].isna().all()) == ("float64", True)
+
+def test_results_are_those_of_the_cells_that_the_suite_has_with_these_overrides(ran):
+    frame = zsqbench.results(**ran, overrides=["matrix.0.quantizer=q"])
+    assert list(frame["quantizer"]) == ["q"]
+    assert "matrix.9" in complaint(zsqbench.results, **ran, overrides=["matrix.9.quantizer=q"])
 
 
 def test_results_may_be_selected(ran):

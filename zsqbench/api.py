@@ -3,7 +3,7 @@
 Each function takes what its command takes, by the same names; `suite` is a file, or the name of a shipped one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,15 +75,23 @@ def plan(
     return this.provisional_plan(cells)[0]
 
 
-def results(suite: str | Path, *, results: Path | str = RESULTS, select: str | None = None) -> "pd.DataFrame":
+def results(
+    suite: str | Path,
+    *,
+    results: Path | str = RESULTS,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    home: Path | str = HOME,
+) -> "pd.DataFrame":
     """The rows of a suite: one for each cell, with a column for each field.
 
     What a field holds by name stands in columns of its own, such as `metrics.top1`, `quantizer.lr` (the value that
-    held, given or not) and `seconds.generate`. Raises ZSQBenchError where there are no rows.
+    held, given or not) and `seconds.generate`. A row that differs from the artifacts that it was made from, where
+    `home` has them, is that of a failed cell. Raises ZSQBenchError where there are no rows.
     """
     import pandas as pd
 
-    return pd.DataFrame([dict(_flat(row)) for row in rows_of(suite, Path(results), select)])
+    return pd.DataFrame([dict(_flat(row)) for row in rows_of(suite, Path(results), select, overrides, Path(home))])
 
 
 def load_student(
@@ -200,20 +208,53 @@ def open_run(
     return Run(loaded, config, Path(results)), loaded.selected
 
 
-def rows_of(suite: str | Path, results: Path, select: str | None = None) -> "list[Result]":
-    """The rows of a suite, which need no plugin. Raises ZSQBenchError where there are none."""
-    from zsqbench.reports.results import ResultFile
+def rows_of(
+    suite: str | Path,
+    results: Path,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    home: Path | None = None,
+) -> "list[Result]":
+    """The rows of the cells that a suite has, which needs no plugin; what is left out is told in warnings.
+
+    Where the store of a home has the artifacts that a row was made from, and they say otherwise, its cell is one that
+    failed. Raises ZSQBenchError where there are no rows.
+    """
+    from zsqbench.reports.resultfile import ResultFile
+    from zsqbench.reports.suiterows import SuiteRows, believed
+    from zsqbench.store import Store
     from zsqbench.suite import find_suite, suite_name
     from zsqbench.suite import select as select_cells
 
-    name = suite_name(find_suite(str(suite)))
-    rows = list(ResultFile(results / f"{name}.jsonl").read().values())
-    if not rows:
+    path = find_suite(str(suite))
+    name = suite_name(path)
+    file = ResultFile(results / f"{name}.jsonl")
+    contents = file.contents()
+    file.refuse_others(contents)
+    found = SuiteRows.of(contents, name, _declared(path, overrides))
+    found.warn(file.path, contents)
+    if not found.own:
         raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
-    selected = select_cells(rows, select)
+    selected = select_cells(found.own, select)
     if not selected:
-        raise ZSQBenchError(f"none of the {len(rows)} rows of {name} matches -k {select!r}")
-    return selected
+        raise ZSQBenchError(f"none of the {len(found.own)} rows of {name} matches -k {select!r}")
+    return selected if home is None else believed(selected, Store(home))
+
+
+def _declared(path: Path, overrides: Sequence[str]) -> "Callable[[Result], bool]":
+    """Whether a suite file has the cell of a row. A file that is wrong elsewhere hides no rows: that is a warning."""
+    import logging
+
+    from zsqbench.suite import DeclaredCells
+
+    try:
+        return DeclaredCells.read(path, overrides).have
+    except ZSQBenchError as error:
+        if overrides:
+            raise
+        text = "all rows of the suite are taken, for which cells it has cannot be told: %s"
+        logging.getLogger("zsqbench").warning(text, error)
+        return lambda _: True
 
 
 def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
@@ -242,9 +283,8 @@ def _artifact(home: Path | str, row: "Result", kind: str, what: str) -> "Artifac
 
 def _flat(row: "Result") -> Iterator[tuple[str, Any]]:
     """The fields of a row as columns; the options of each method stand below its axis."""
-    from zsqbench.reports.results import flat, flat_method
+    from zsqbench.reports.results import flat_all, flat_method
 
-    for name, value in row.model_dump(exclude={"methods"}).items():
-        yield from flat(name, value) if isinstance(value, Mapping) else [(name, value)]
+    yield from flat_all(row.model_dump(exclude={"methods"}))
     for axis, method in row.methods.items():
         yield from flat_method(axis, method)

@@ -1,10 +1,11 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from zsqbench.reports.results import SCHEMA
+from zsqbench.reports.resultfile import SCHEMA
 
 
 def show(bench, cell=""):
@@ -296,3 +297,140 @@ def test_a_run_of_some_cells_leaves_no_row_of_another_schema(old):
     said = old.run("-k", "w4a4:0")
     assert (said.code, [row["seed"] for row in old.rows().values()]) == (0, [0, 2]), said.err
     assert old.zsqbench("leaderboard", old.file, "--results", old.results).code == 0
+
+
+# --- rows that do not count -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(bench):
+    """A bench with two rows, as plain data."""
+    bench.run()
+    return bench, list(bench.rows().values())
+
+
+def put(bench, *rows):
+    """Let the file hold these rows, or lines."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (bench.results / "toysuite.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def means(bench, *options):
+    """What the leaderboard says of the two cells."""
+    said = bench.zsqbench("leaderboard", bench.file, *bench.places(), "--format", "json", *options)
+    assert said.code == 0, said.err
+    return [(record["mean"], record["seeds"], record["status"]) for record in json.loads(said.out)["records"]]
+
+
+SEVEN = {"cell": "toytask:a:toy:toyq:hw/w4a4:7", "seed": 7, "metrics": {"top1": 99.0}}
+NOT_COUNTED = {
+    "an older row that stands last": ({"finished": "2020-01-01T00:00:00Z", "metrics": {"top1": 99.0}}, "w4a4:0"),
+    "a row of before there were times": ({"finished": None, "metrics": {"top1": 99.0}}, "w4a4:0"),
+    "a row of another suite": (SEVEN | {"suite": "other"}, "row of other suites: other"),
+    "a row of a cell that is gone": (SEVEN, "row of cells that the suite does not have: toytask:a:toy:toyq:hw/w4a4:7"),
+    "a row that is called otherwise": ({"cell": SEVEN["cell"]}, "row of cells that the suite does not have: toytask"),
+    "a row that was cut off": ('{"schema":2,"suite":"toysuite",', "line without a row, which a run removes: line 3"),
+    "the mark of a merge": ("<<<<<<< HEAD", "line without a row, which a run removes: line 3"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_COUNTED)
+def test_a_row_that_does_not_count_is_named_and_is_in_no_table(two, what, caplog):
+    bench, rows = two
+    change, named = NOT_COUNTED[what]
+    put(bench, *rows, change if isinstance(change, str) else rows[0] | change)
+    assert means(bench) == [(60.0, 2, "done")]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{bench.results}/toysuite.jsonl: left out 1 ")
+    assert named in warning
+
+
+def test_rows_of_a_suite_that_cannot_be_meant_are_shown_with_a_warning(two, caplog):
+    bench, _ = two
+    bench.file.write_text(bench.file.read_text().replace("seed: [0, 1]", "sed: 0"))
+    assert means(bench) == [(60.0, 2, "done")]
+    (warning,) = caplog.messages
+    assert warning.startswith("all rows of the suite are taken, for which cells it has cannot be told: ")
+
+
+def test_rows_are_shown_without_the_plugins_of_the_suite(two):
+    bench, _ = two
+    (bench.folder / "toy.py").unlink()
+    assert means(bench) == [(60.0, 2, "done")]
+
+
+def test_rows_of_an_overridden_suite_are_shown_with_the_same_override(bench, caplog):
+    override = ("--set", "matrix.0.seed=[0, 1, 2]")
+    assert bench.run(*override).code == 0
+    assert means(bench, *override) == [(60.0, 3, "done")]
+    assert not caplog.messages
+    assert means(bench) == [(60.0, 2, "done")]
+    assert "row of cells that the suite does not have: toytask:a:toy:toyq:hw/w4a4:2" in caplog.messages[0]
+
+
+EDITED = {"metrics": {"top1": 99.5}, "float_metrics": {"top1": 12.5}, "correct": "////"}
+
+
+@pytest.mark.parametrize("field", EDITED)
+def test_a_row_that_a_hand_changed_is_shown_as_failed_with_both_values(two, field, caplog):
+    bench, rows = two
+    put(bench, rows[0] | {field: EDITED[field]}, rows[1])
+    said = bench.zsqbench("leaderboard", bench.file, *bench.places())
+    (warning,) = caplog.messages
+    told = re.fullmatch(
+        r"left out 1 row contradicted by artifacts: toytask:a:toy:toyq:hw/w4a4:0 \((.*)\); a run writes what these say",
+        warning,
+    )
+    assert told
+    assert told[1].startswith(f"{field if field == 'correct' else f'{field}.top1'} is {EDITED[field]}"[:12])
+    assert "60.00 (+0.00) [1]" in said.out
+    assert f"1 of 2 seeds failed: its row was changed after it was measured: {told[1]}; run the suite again" in said.out
+
+
+def test_show_says_that_a_hand_changed_a_row(two, caplog):
+    bench, rows = two
+    put(bench, rows[0] | {"metrics": {"top1": 99.5}}, rows[1])
+    said = bench.zsqbench("show", bench.file, "w4a4:0", "--format", "json", *bench.places())
+    row = json.loads(said.out)["row"]
+    assert (row["status"], row["metrics"], len(caplog.messages)) == ("failed", {}, 1)
+    assert "metrics.top1 is 99.5, and 60.0 in its artifact" in row["reason"]
+
+
+def test_a_row_is_taken_as_it_is_where_its_artifact_is_not_at_hand(two, caplog):
+    bench, rows = two
+    put(bench, rows[0] | {"metrics": {"top1": 99.5}}, rows[1])
+    shutil.rmtree(bench.home)
+    assert (means(bench), caplog.messages) == ([(79.75, 2, "done")], [])
+
+
+def test_a_row_that_another_machine_made_is_taken_as_it_is(two, caplog):
+    bench, rows = two
+    elsewhere = rows[0] | {"metrics": {"top1": 55.0}, "seconds": dict.fromkeys(rows[0]["seconds"], 77.0)}
+    put(bench, elsewhere, rows[1])
+    assert (means(bench), caplog.messages) == ([(57.5, 2, "done")], [])
+
+
+def test_a_row_whose_artifact_is_damaged_is_taken_as_it_is_with_a_warning(two, caplog):
+    bench, rows = two
+    (bench.home / "store" / "evaluate" / rows[0]["keys"]["evaluate"] / "manifest.json").write_text("{")
+    assert means(bench) == [(60.0, 2, "done")]
+    assert caplog.messages == [
+        "could not compare 1 row with artifacts that are damaged: toytask:a:toy:toyq:hw/w4a4:0",
+    ]
+
+
+NO_NUMBERS = [("metrics", "NaN"), ("metrics", "-Infinity"), ("float_metrics", "Infinity"), ("seconds", "NaN")]
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "show", "plan", "run"])
+@pytest.mark.parametrize(("field", "number"), NO_NUMBERS)
+def test_a_number_that_is_none_in_a_row_ends_no_command_in_a_traceback(two, command, field, number):
+    bench, rows = two
+    changed = rows[0] | {field: dict.fromkeys(rows[0][field], 7.125)}
+    put(bench, json.dumps(changed).replace("7.125", number), rows[1])
+    cell = ["w4a4:1"] if command == "show" else []
+    without = ["--no-plugin", "mlflow"] if command in ("plan", "run") else []
+    said = bench.zsqbench(command, bench.file, *cell, *bench.places(), *without)
+    assert (said.code, "Traceback" in said.err) == (0, False), said.err
+    if command == "run":
+        assert means(bench) == [(60.0, 2, "done")]

@@ -1,6 +1,11 @@
+import json
 import os
+from datetime import UTC, datetime
 
-from zsqbench.reports.results import SCHEMA
+import pytest
+from faults import rewrite_manifest
+
+from zsqbench.reports.resultfile import SCHEMA
 
 
 def test_a_row_holds_what_is_needed_to_read_it_alone(bench):
@@ -78,3 +83,78 @@ def test_a_row_that_was_cut_off_is_written_again_from_the_store(bench):
     bench.calls()
     said = bench.run()
     assert (said.code, bench.calls(), list(bench.statuses().values())) == (0, [], ["done", "done"])
+
+
+def test_a_row_says_when_its_cell_finished(bench):
+    before = datetime.now(UTC)
+    bench.run()
+    times = [datetime.fromisoformat(row["finished"]) for row in bench.rows().values()]
+    assert before < times[0] < times[1] < datetime.now(UTC)
+
+
+def test_a_row_that_is_kept_or_made_again_with_the_same_end_keeps_its_time(bench):
+    bench.add_plugin("class Bad(Toy):\n    name = 'bad'\n    def generate(self, *all): raise ValueError('no')\n")
+    bench.matrix("generator: [toy, bad], scheme: [hw/w4a4, float]")
+    bench.run()
+    times = [row["finished"] for row in bench.rows().values()]
+    bench.run()
+    assert (len(times), [row["finished"] for row in bench.rows().values()]) == (4, times)
+
+
+def test_a_clock_that_was_set_back_makes_no_row_the_older_one(bench):
+    bench.matrix("")
+    bench.run()
+    path = bench.results / "toysuite.jsonl"
+    path.write_text(json.dumps(bench.row() | {"definition": "another", "finished": "2999-01-01T00:00:00Z"}) + "\n")
+    bench.run()
+    assert bench.row()["finished"] == "2999-01-01T00:00:00Z"
+    assert bench.row()["definition"] != "another"
+
+
+DAMAGES = """
+class Damages(ToyQuantizer):
+    name = "damages"
+
+    def quantize(self, student, teacher, data, ctx):
+        for path in (HERE / "home" / "store" / "KIND").glob("*/manifest.json"):
+            DAMAGE
+        super().quantize(student, teacher, data, ctx)
+"""
+
+DAMAGE = {
+    "damaged": ("path.write_text('{}')", "its schema is none, and this zsqbench reads 2"),
+    "deleted": ("import shutil; shutil.rmtree(path.parent)", "manifest.json: "),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("kind", ["baseline", "evaluate"])
+def test_a_measurement_that_a_plugin_damages_fails_its_cells_while_the_others_go_on(bench, kind, how):
+    code, detail = DAMAGE[how]
+    bench.add_plugin(DAMAGES.replace("KIND", kind).replace("DAMAGE", code))
+    bench.matrix("")
+    bench.run()
+    bench.matrix("quantizer: [toyq, damages, unseeded]", "quantizer: toyq, model: b")
+    (bench.results / "toysuite.jsonl").unlink()
+    said = bench.run()
+    rows = {row["quantizer"] + row["model"]: row for row in bench.rows().values()}
+    assert (said.code, rows["toyqb"]["status"]) == (1, "done"), said.err
+    failed = [row for row in rows.values() if row["status"] == "failed"]
+    assert failed
+    for row in failed:
+        begin, end = f"{kind}: its artifact was damaged during the run ({detail}", "); run again"
+        assert row["reason"].startswith(begin), row["reason"]
+        assert row["reason"].endswith(end), row["reason"]
+    again = bench.run("-k", "not damages")
+    others = {row["status"] for row in bench.rows().values() if row["quantizer"] != "damages"}
+    assert (again.code, others) == (0, {"done"}), again.err
+
+
+def test_a_measurement_of_before_that_is_no_number_fails_its_cell(bench):
+    bench.matrix("")
+    bench.run()
+    artifact = bench.artifact("evaluate")
+    rewrite_manifest(artifact.folder, content=artifact.content | {"metrics": {"top1": float("nan")}})
+    (bench.results / "toysuite.jsonl").unlink()
+    said, row = bench.run(), bench.row()
+    assert (said.code, row["status"], row["reason"]) == (1, "failed", "metrics.top1 is nan, which is no measurement")

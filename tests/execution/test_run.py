@@ -1,4 +1,6 @@
 import errno
+import json
+import shutil
 
 import pytest
 
@@ -337,3 +339,129 @@ def test_a_cell_takes_six_files_and_folders_and_what_cells_share_is_there_once(b
     before = entries(bench.home)
     bench.run()
     assert entries(bench.home) - before == 6 * 8 + 2 * 2  # eight more cells of two students, of the same sets
+
+
+# --- the rows of a run ------------------------------------------------------------------------------------------------
+
+
+def file_of(bench):
+    return bench.results / "toysuite.jsonl"
+
+
+def test_a_row_that_a_hand_changed_is_made_again_from_its_artifact_with_a_warning(bench, caplog):
+    bench.run()
+    rows = file_of(bench).read_text()
+    file_of(bench).write_text(rows.replace('"top1":60.0', '"top1":99.5', 1))
+    bench.calls()
+    said = bench.run()
+    (warning,) = caplog.messages
+    assert (said.code, bench.calls()) == (0, [])
+    cell = "toytask:a:toy:toyq:hw/w4a4:0 (metrics.top1 is 99.5, and 60.0 in its artifact)"
+    assert warning == f"left out 1 row contradicted by artifacts: {cell}; a run writes what these say"
+    assert [row["metrics"]["top1"] for row in bench.rows().values()] == [60.0, 60.0]
+    assert "99.5" not in said.out
+    bench.run()
+    assert len(caplog.messages) == 1
+
+
+def test_a_row_that_a_hand_changed_is_no_number_in_the_table_of_a_run_of_other_cells(bench, caplog):
+    bench.run()
+    rows = file_of(bench).read_text()
+    file_of(bench).write_text(rows.replace('"top1":60.0', '"top1":99.5', 1))
+    said = bench.run("-k", ":1")
+    assert (said.code, "60.00 (+0.00) [1]" in said.out, "99.50" in said.out) == (0, True, False)
+    assert len(caplog.messages) == 1
+
+
+def test_a_finished_cell_whose_measurement_is_damaged_is_measured_again(bench):
+    bench.matrix("")
+    bench.run()
+    (bench.artifact("evaluate").folder / "manifest.json").write_text("{")
+    bench.calls()
+    assert (bench.run().code, "evaluate" in bench.calls(), bench.artifact("evaluate").content["samples"]) == (
+        0,
+        True,
+        20,
+    )
+
+
+def test_lines_that_are_no_rows_go_with_a_warning_and_every_row_stays(bench, caplog):
+    bench.run()
+    rows = file_of(bench).read_text()
+    first, second = rows.splitlines()
+    file_of(bench).write_text(f"<<<<<<< HEAD\n{first}\n=======\n{second}\n>>>>>>> other\n{second[:100]}")
+    assert (bench.run().code, file_of(bench).read_text()) == (0, rows)
+    assert caplog.messages == [
+        f"{file_of(bench)}: left out 4 lines without a row, which a run removes: line 1, line 3, line 5 and 1 other"
+    ]
+
+
+def test_a_row_that_finished_earlier_goes_and_the_later_one_stays(bench, caplog):
+    bench.run()
+    rows = file_of(bench).read_text()
+    stale = json.loads(rows.splitlines()[0]) | {"finished": "2020-01-01T00:00:00Z", "metrics": {"top1": 1.0}}
+    file_of(bench).write_text(rows + json.dumps(stale) + "\n")
+    bench.calls()
+    assert (bench.run().code, bench.calls(), file_of(bench).read_text(), len(caplog.messages)) == (0, [], rows, 1)
+
+
+def test_rows_of_another_suite_stay_in_the_file_and_out_of_the_table(bench, caplog):
+    bench.run()
+    rows = file_of(bench).read_text()
+    other = json.loads(rows.splitlines()[0]) | {"suite": "other", "metrics": {"top1": 1.0}}
+    file_of(bench).write_text(json.dumps(other) + "\n" + rows)
+    said = bench.run()
+    lines = [json.loads(line) for line in file_of(bench).read_text().splitlines()]
+    assert (said.code, [line["suite"] for line in lines], lines[2]["metrics"]) == (
+        0,
+        ["toysuite", "toysuite", "other"],
+        {"top1": 1.0},
+    )
+    assert "60.00 ± 0.00" in said.out
+    assert caplog.messages == [f"{file_of(bench)}: left out 1 row of other suites: other"]
+
+
+def test_a_row_of_another_suite_is_no_finished_cell(bench):
+    bench.run()
+    file_of(bench).write_text(file_of(bench).read_text().replace('"suite":"toysuite"', '"suite":"other"'))
+    assert (bench.run().code, len(file_of(bench).read_text().splitlines())) == (0, 4)
+
+
+def test_rows_of_cells_that_an_override_takes_from_the_suite_stay_in_the_file_and_out_of_the_table(bench):
+    bench.run()
+    said = bench.run("--set", "matrix.0.seed=7")
+    assert [row["seed"] for row in bench.rows().values()] == [7, 0, 1]
+    assert (said.code, "- seed 7;" in said.out) == (0, True)
+    bench.run()
+    assert [row["seed"] for row in bench.rows().values()] == [0, 1]
+
+
+ENDS = {"fails": ("raise ValueError('no')", 1), "is interrupted": ("raise KeyboardInterrupt", 130)}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_row_that_another_run_finished_while_this_one_could_not_is_kept(bench, ends):
+    how, code = ENDS[ends]
+    bench.add_plugin(f"""
+class Sometimes(Toy):
+    name = "sometimes"
+
+    def generate(self, teacher, ctx):
+        if (HERE / "now").exists():
+            {how}
+        return super().generate(teacher, ctx)
+
+@zsqbench.hookimpl
+def cell_finished(result):
+    if (HERE / "now").exists():
+        with (HERE / "results" / "toysuite.jsonl").open("a") as file:
+            file.write((HERE / "now").read_text())
+""")
+    bench.matrix("generator: sometimes")
+    bench.run()
+    bench.write("now", json.dumps(bench.row() | {"finished": "2999-01-01T00:00:00Z"}) + "\n")
+    file_of(bench).unlink()
+    for kind in ("generate", "quantize", "evaluate"):
+        shutil.rmtree(bench.home / "store" / kind)
+    said = bench.run()
+    assert (said.code, bench.row()["status"]) == (code, "done"), said.err

@@ -4,18 +4,38 @@ import pytest
 
 from zsqbench.steps.evaluations import read_samples
 
-
-def test_a_task_that_measures_no_number_does_not_lose_its_row(bench):
-    bench.add_plugin("""
+NO_NUMBER = """
 class NoNumber(ToyTask):
     name = "nonumber"
 
     def evaluate(self, module, pretrained, ctx):
-        return zsqbench.Evaluation({"top1": 50.0, "loss": float("nan")}, [True])
-""")
-    bench.matrix("task: nonumber")
-    said = bench.run()
-    assert (0, "50.00" in said.out) == (said.code, True), said
+        call = (HERE / "calls.txt").read_text().count("evaluate")
+        metrics = super().evaluate(module, pretrained, ctx).metrics
+        return zsqbench.Evaluation(metrics | ({METRIC: float(VALUE)} if call == CALL else {}), [True])
+
+class Keeps(ToyQuantizer):
+    name = "keeps"
+
+    @property
+    def keeps_epochs(self):
+        return True
+
+    def quantize(self, student, teacher, data, ctx):
+        ctx.keep_epoch(1, student)
+"""
+"""In one of its calls, this task measures what is no number."""
+
+
+@pytest.mark.parametrize(("call", "step"), [(0, "baseline"), (1, "evaluate"), (2, "oracle")])
+@pytest.mark.parametrize(("metric", "value"), [("top1", "nan"), ("loss", "inf"), ("top1", "-inf")])
+def test_a_metric_that_is_no_finite_number_fails_its_cell_and_leaves_no_artifact(bench, call, step, metric, value):
+    source = NO_NUMBER.replace("CALL", str(call)).replace("METRIC", repr(metric)).replace("VALUE", repr(value))
+    bench.add_plugin(source)
+    bench.matrix("task: nonumber, quantizer: keeps")
+    said, row = bench.run(), bench.row()
+    reason = f"{step}: task nonumber measured {value} as {metric}; expected a finite number, as a table shows it"
+    assert (said.code, row["status"], row["reason"], row.get("traceback")) == (1, "failed", reason, None)
+    assert (bench.home / "store" / step).exists() is False
 
 
 def test_a_task_that_does_not_measure_its_metric_fails_its_cells(bench):

@@ -37,8 +37,8 @@ class Toy(Job):
         session.write(self, reporter, {"mean": mean}, lambda folder: (folder / "toy.txt").write_text("a toy"))
 
     @classmethod
-    def row(cls, store, steps):
-        return {"metrics": {"toy": store.read(cls.kind, steps[cls.kind].key).content["mean"]}}
+    def row(cls, store, keys):
+        return {"metrics": {"toy": store.read(cls.kind, keys[cls.kind]).content["mean"]}}
 
     @classmethod
     def show(cls, store, row):

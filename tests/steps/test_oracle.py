@@ -1,7 +1,6 @@
 from faults import no_space
 
 from zsqbench.execution import reporter as reporting
-from zsqbench.steps.oracle import best_epoch
 
 KEEPS = """
 class Keeps(ToyQuantizer):
@@ -63,12 +62,6 @@ def test_the_first_of_equal_epochs_is_the_best(bench):
     keeps(bench, "keep_every: 5")
     assert [one["metrics"]["top1"] for one in of_oracle(bench)["epochs"]] == [0.0, 0.0]
     assert bench.row()["oracle"]["epoch"] == 5
-
-
-def test_an_epoch_without_a_number_is_not_the_best():
-    epochs = [{"epoch": n, "metrics": {"top1": value}} for n, value in enumerate([float("nan"), 3.0, 4.0], start=1)]
-    assert best_epoch(epochs, "top1")["epoch"] == 3
-    assert best_epoch(epochs[:1], "top1")["epoch"] == 1
 
 
 def test_a_quantizer_that_was_not_asked_keeps_nothing_and_has_no_oracle(bench):

@@ -73,7 +73,7 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
     """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
     from zsqbench.errors import ZSQBenchError
     from zsqbench.leftovers import Leftover, Leftovers, check_nobody_works
-    from zsqbench.reports.results import ResultFile
+    from zsqbench.reports.resultfile import ResultFile
     from zsqbench.steps import KINDS
     from zsqbench.store import Store
 

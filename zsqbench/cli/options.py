@@ -43,10 +43,13 @@ format_option = click.option("--format", "form", type=click.Choice(["text", "jso
 select_option = click.option(
     "-k", "select", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."
 )
+overrides_option = click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."
+)
 suite_options = _options(
     click.argument("suite"),
     select_option,
-    click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."),
+    overrides_option,
     data_root_option,
     home_option,
     results_option,

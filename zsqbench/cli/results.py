@@ -1,27 +1,30 @@
 """`zsqbench leaderboard` and `zsqbench show`: looks at results, which need no plugin."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from zsqbench.cli.options import format_option, home_option, results_option, select_option
+from zsqbench.cli.options import format_option, home_option, overrides_option, results_option, select_option
 
 
 @click.command()
 @click.argument("suite")
 @select_option
+@overrides_option
+@home_option
 @results_option
 @click.option(
     "--format", "form", type=click.Choice(["md", "csv", "html", "latex", "json"]), default="md", show_default=True
 )
-def leaderboard(suite: str, select: str | None, results: Path, form: Any) -> int:
+def leaderboard(suite: str, select: str | None, overrides: Sequence[str], home: Path, results: Path, form: Any) -> int:
     """Print the table of SUITE from the rows of its runs."""
     from zsqbench.api import rows_of
     from zsqbench.reports.leaderboard import leaderboard as make
 
-    click.echo(make(rows_of(suite, results, select), form))
+    click.echo(make(rows_of(suite, results, select, overrides, home), form))
     return 0
 
 
@@ -29,16 +32,19 @@ def leaderboard(suite: str, select: str | None, results: Path, form: Any) -> int
 @click.argument("suite")
 @click.argument("cell", required=False, default="")
 @select_option
+@overrides_option
 @home_option
 @results_option
 @format_option
-def show(suite: str, cell: str, select: str | None, home: Path, results: Path, form: str) -> int:
+def show(
+    suite: str, cell: str, select: str | None, overrides: Sequence[str], home: Path, results: Path, form: str
+) -> int:
     """Show what is known of a CELL of SUITE, or of the one that -k selects: its row, and what each step left."""
     from zsqbench.api import find_row, rows_of
     from zsqbench.steps import KINDS
     from zsqbench.store import Store
 
-    row, store = find_row(rows_of(suite, results, select), cell), Store(home)
+    row, store = find_row(rows_of(suite, results, select, overrides, home), cell), Store(home)
     shown = [found for job in KINDS.values() if (found := job.show(store, row)) is not None]
     if form == "json":
         data = {"row": row.model_dump(mode="json")} | {found.name: found.data for found in shown}

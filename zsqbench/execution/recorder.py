@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.execution.plan import Facts, Plan, PlannedCell
-from zsqbench.reports.results import Result, ResultFile, environment
-from zsqbench.steps import NetworkFacts, Outcome, Step
+from zsqbench.reports.resultfile import ResultFile
+from zsqbench.reports.results import Result, environment
+from zsqbench.steps import NetworkFacts, Outcome, Step, contributed
 
 if TYPE_CHECKING:
     from zsqbench.execution.run import Run
@@ -24,6 +26,8 @@ class Recorder:
         self._results: dict[str, Result] = {}
         self._environment = environment()
         self._costs: dict[str, tuple[float, int]] = {}
+        self._damaged: dict[str, str] = {}
+        """Why measurements could not be read, by their key."""
         self._ending_with: dict[str, list[PlannedCell]] = {}
         for planned in plan.cells:
             for step in planned.final.values():
@@ -56,9 +60,11 @@ class Recorder:
         """Write the row of a cell, unless an earlier row says the same or, after an interruption, more."""
         result = self._result(planned)
         before = self.plan.rows.get(planned.cell.name)
-        if before is not None and before.definition == result.definition:
-            as_before = not planned.steps or before.keys == result.keys
-            if result == before or (result.status == "interrupted" and before.status == "done" and as_before):
+        if before is not None:
+            # a clock that was set back makes no row the older one
+            finished = before.finished if result.says_the_same(before) else max(result.ended, before.ended)
+            result = result.model_copy(update={"finished": finished})
+            if result == before or not result.counts_over(before):
                 self.keep(planned)
                 return
         self._results[planned.cell.name] = result
@@ -93,33 +99,45 @@ class Recorder:
             data_free=generator is None or not generator.uses_real_data,
             published=suite.published_of(cell),
             keys=planned.keys,
+            finished=datetime.now(UTC),
             **{"environment": self._environment} | self._ending(planned),
-        )
+        ).checked()
 
     def _ending(self, planned: PlannedCell) -> dict[str, Any]:
         """How it ended: what was measured, or what went wrong first."""
         if not planned.steps:
             return {"status": planned.status, "reason": planned.reason, "traceback": planned.traceback}
         if all(map(self._is_measured, planned.final.values())):
-            return {"status": "done"} | self._contributed(planned, planned.final.values()) | self._cost(planned)
+            try:
+                return {"status": "done"} | self._contributed(planned, planned.final.values()) | self._cost(planned)
+            except CorruptArtifactError as error:
+                return self._of_float(planned) | self._damage(planned, error)
         for name, step in planned.named.items():
             outcome = self.outcomes.get(step.key)
             if outcome is not None and outcome.status in {"failed", "interrupted"}:
                 label = f" {step.variant.label}" if name != step.kind and step.variant else ""
                 reason = f"{name}{label}: {outcome.error}"
                 ending = {"status": outcome.status, "reason": reason, "traceback": outcome.traceback}
-                # what the float network reached is known all the same
-                known = [step for step in planned.final.values() if not step.needs and self._is_measured(step)]
-                return ending | self._contributed(planned, known)
+                return ending | self._of_float(planned)
         return {"status": "interrupted", "reason": "the run was interrupted"}
 
+    def _damage(self, planned: PlannedCell, error: CorruptArtifactError) -> dict[str, Any]:
+        """The ending of a cell whose measurement was damaged after it was made; it is put aside, to be made again."""
+        self.run.store.discard(error.key)
+        detail = self._damaged.setdefault(error.key, error.detail)  # further cells only find that it is gone
+        kind = next(step.kind for step in planned.steps.values() if step.key == error.key)
+        return {"status": "failed", "reason": f"{kind}: its artifact was damaged during the run ({detail}); run again"}
+
+    def _of_float(self, planned: PlannedCell) -> dict[str, Any]:
+        """What the float network reached, which is known of a failed cell all the same."""
+        known = [step for step in planned.final.values() if not step.needs and self._is_measured(step)]
+        with contextlib.suppress(CorruptArtifactError):  # the cell has failed already
+            return self._contributed(planned, known)
+        return {}
+
     def _contributed(self, planned: PlannedCell, steps: Iterable[Step]) -> dict[str, Any]:
-        """The fields of the row that these steps fill; where several fill one, the last counts."""
-        row: dict[str, Any] = {}
-        for step in steps:
-            for name, value in step.type.row(self.run.store, planned.steps).items():
-                row[name] = row[name] | value if isinstance(row.get(name), dict) else value
-        return row
+        """The fields of the row that these steps fill."""
+        return contributed((step.type for step in steps), self.run.store, planned.keys)
 
     def _cost(self, planned: PlannedCell) -> dict[str, Any]:
         """Seconds and bytes of all steps that the row tells of."""
@@ -140,7 +158,7 @@ class Recorder:
         return self._costs.get(step.key)
 
 
-def write_rows(rows: ResultFile, write: Callable[[ResultFile], None]) -> None:
+def write_rows(rows: ResultFile, write: Callable[[ResultFile], object]) -> None:
     """Write to a row file. Raises ZSQBenchError, which says that nothing is lost, where that fails."""
     try:
         write(rows)

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ from zsqbench.execution.signals import Signals
 from zsqbench.leases import RUN, Leases
 from zsqbench.leftovers import Leftovers
 from zsqbench.methods import Engine
-from zsqbench.reports.results import SCHEMA, Result, ResultFile
+from zsqbench.reports.evidence import Evidence
+from zsqbench.reports.resultfile import SCHEMA, Contents, ResultFile
+from zsqbench.reports.results import Result
+from zsqbench.reports.suiterows import CONTRADICTED, SuiteRows, believed, counted, told
 from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
 from zsqbench.store import FileDigests, Store, write_atomically
-from zsqbench.suite import Cell, Suite
+from zsqbench.suite import Cell, DeclaredCells, Suite, cell_of
+
+log = logging.getLogger("zsqbench")
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,6 @@ class Run:
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
     """For each (task, model), the step that loads the model to learn its identity."""
-    other_rows: bool = field(init=False, default=False)
-    """True if there are rows of another schema, to be replaced."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)
@@ -121,18 +125,48 @@ class Run:
     def plan(self, cells: Sequence[Cell], facts: Facts, inspections: Inspections) -> Plan:
         """Plan cells with what is known of their models and students; `find` comes before.
 
-        Rows of another schema are no rows: that is a warning, and a run replaces them.
+        Rows of another schema are no rows: that is a warning, and a run replaces them. So are all others that do not
+        count.
         """
-        rows, others = self.rows.read_all()
-        self.other_rows = bool(others)
-        if others:
-            logging.getLogger("zsqbench").warning(
+        contents = self.rows.contents()
+        if contents.schemas:
+            log.warning(
                 "%s has rows of schema %s, and this zsqbench reads %s: their cells are measured again",
                 self.rows.path,
-                ", ".join(map(str, others)),
+                ", ".join(map(str, contents.schemas)),
                 SCHEMA,
             )
-        return make_plan(self.suite, cells, self.data, facts, inspections, self.store, rows)
+        rows = self._rows_in(contents)
+        rows.warn(self.rows.path, contents)
+        by_cell = {row.cell: row for row in rows.own}
+        plan = make_plan(self.suite, cells, self.data, facts, inspections, self.store, by_cell)
+        for name in self._disproved(plan):
+            del by_cell[name]
+        return plan
+
+    def _rows_in(self, contents: Contents) -> SuiteRows:
+        return SuiteRows.of(contents, self.suite.name, lambda row: row.cell in self._names and cell_of(row) is not None)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(cell.name for cell in self.suite.cells)
+
+    def _disproved(self, plan: Plan) -> list[str]:
+        """The cells whose row is not what its artifacts say, or whose artifacts are damaged: they are not finished."""
+        evidence = Evidence(self.store)
+        differences: dict[str, str] = {}
+        damaged: list[str] = []
+        for name in (planned.cell.name for planned in plan.cells if plan.is_finished(planned)):
+            try:
+                difference = evidence.contradiction(plan.rows[name])
+            except CorruptArtifactError:
+                damaged.append(name)
+            else:
+                if difference is not None:
+                    differences[name] = difference
+        if differences:
+            log.warning(CONTRADICTED, counted(len(differences), "row"), told(differences))
+        return [*differences, *damaged]
 
     def provisional_plan(self, cells: Sequence[Cell]) -> tuple[Plan, list[str], list[str]]:
         """A plan without running anything; the models that no run has loaded yet, and the students not inspected yet.
@@ -176,8 +210,8 @@ class Run:
                 plan = self.plan(cells, facts, self._inspect(cells, facts, loop))
                 results = self._run_plan(plan, loop, facts)
                 with signals.deferred():
-                    self._keep_rows(plan, results)
-                    table, table_error = self._write_table()
+                    rows = self._keep_rows(results)
+                    table, table_error = self._write_table(results, rows)
                 written = None if table_error else str(self.table)
         finally:
             self.notify("suite_finished", suite=self.suite, results=results, table=written)
@@ -191,7 +225,7 @@ class Run:
             try:
                 observer.function(*(arguments[name] for name in observer.argnames))
             except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
-                logging.getLogger("zsqbench").warning("an observer failed in %s: %s", hook, one_line(error))
+                log.warning("an observer failed in %s: %s", hook, one_line(error))
 
     def _inspect(self, cells: Sequence[Cell], facts: Facts, loop: Loop) -> Inspections:
         """Inspect the students of cells that no run has inspected yet."""
@@ -235,23 +269,49 @@ class Run:
                 self.store.discard(key)
                 plan.cached.discard(key)
 
-    def _keep_rows(self, plan: Plan, results: Sequence[Result]) -> None:
-        """Rewrite the row file in the order of the suite; only rows of cells that the suite no longer has, go."""
-        new = {result.cell: result for result in results}
-        as_before = all(plan.rows.get(name) is result for name, result in new.items()) and len(new) == len(plan.rows)
-        if as_before and not self.other_rows:
-            return
-        rows = self.rows.read_all()[0] | new  # again: another run of the suite may have added some
-        ordered = [rows[cell.name] for cell in self.suite.cells if cell.name in rows]
-        write_rows(self.rows, lambda rows: rows.rewrite(ordered))
+    def _keep_rows(self, results: Sequence[Result]) -> list[Result]:
+        """Rewrite the row file in the order of the suite; returns the rows of its cells.
 
-    def _write_table(self) -> tuple[str, str | None]:
-        """The leaderboard of all rows, and why it could not be written, if so."""
+        Only rows of cells that the suite no longer has, go. Those that it has without overrides stay, and so do rows of
+        another suite.
+        """
+        new = {result.cell: result for result in results}
+        own: list[Result] = []
+
+        def arrange(contents: Contents) -> list[Result]:
+            rows = self._rows_in(contents)
+            found = {row.cell: row for row in rows.own}
+            latest = found | {name: _later(result, found.get(name)) for name, result in new.items()}
+            own[:] = [latest[cell.name] for cell in self.suite.cells if cell.name in latest]
+            return [*own, *(row for row in rows.gone if self._is_declared(row)), *rows.foreign]
+
+        write_rows(self.rows, lambda file: file.rewrite(arrange))
+        return own
+
+    def _is_declared(self, row: Result) -> bool:
+        """True if the suite file has a cell that this run gave other values."""
+        return bool(self.suite.overrides) and self._declared.have(row)
+
+    @cached_property
+    def _declared(self) -> DeclaredCells:
+        return DeclaredCells.read(self.suite.path)
+
+    def _write_table(self, results: Sequence[Result], rows: Sequence[Result]) -> tuple[str, str | None]:
+        """The leaderboard of all rows of the suite, and why it could not be written, if so."""
         from zsqbench.reports.leaderboard import leaderboard  # with pandas, which planning does not need
 
-        table = leaderboard(list(self.rows.read_all()[0].values()), "md")
+        new = {result.cell for result in results}
+        others = {row.cell: row for row in believed([row for row in rows if row.cell not in new], self.store)}
+        table = leaderboard([others.get(row.cell, row) for row in rows], "md")
         try:
             write_atomically(self.table, table + "\n")
         except OSError as error:
             return table, f"cannot write {self.table}: {error.strerror}"
         return table, None
+
+
+def _later(result: Result, found: Result | None) -> Result:
+    """The row of this run, or that of another run which did meanwhile what this one could not."""
+    if found is None or found.definition != result.definition or result.status == "done":
+        return result
+    return found if found.status == "done" and found.counts_over(result) else result

@@ -1,21 +1,17 @@
 """Result rows: one JSON object per cell in results/<suite>.jsonl, the truth that tables and MLflow are made from."""
 
-import contextlib
 import importlib.metadata
-import json
+import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, with_config
+from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
 
-from zsqbench.errors import ZSQBenchError
-from zsqbench.store import write_atomically
-
-SCHEMA = 2
-"""Of a row: raise it when a reader of another version would misunderstand a field, or lack one that it needs."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 Status = Literal["done", "failed", "impossible", "excluded", "interrupted"]
 
@@ -26,6 +22,78 @@ def _unicode(text: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_unicode)]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Oracle(TypedDict, total=False):
+    """The best of the kept epochs by the evaluated images: which, what it reached, and of how many it is the best."""
+
+    epoch: int
+    metrics: dict[str, float]
+    of: int
+
+
+@with_config(ConfigDict(extra="allow"))
+class Published(TypedDict, total=False):
+    """What a paper says of a cell, and what it says of the float network."""
+
+    value: FiniteFloat
+    std: FiniteFloat
+    float: FiniteFloat
+    source: str
+    citation: str
+    note: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class Counts(TypedDict, total=False):
+    """Evaluated samples and the digest of their data; images of the calibration set, and those that were read."""
+
+    evaluated: int | None
+    digest: str
+    images: int | None
+    calibrated: int | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class Described(TypedDict, total=False):
+    """A method: `options` are all, with the values that held, `changed` those that the suite set otherwise."""
+
+    method: str
+    version: int
+    origin: str
+    options: dict[str, Any]
+    changed: dict[str, Any]
+    control: Literal["float", "positive", "negative"] | None
+    start: "Described"
+
+
+@with_config(ConfigDict(extra="allow"))
+class Facts(TypedDict, total=False):
+    """What is known of a network: digest, parameters, classes, and more."""
+
+    random_weights: bool
+    notes: list[str]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Tensors(TypedDict, total=False):
+    """The effective tensor map: its hash, the hash of its bits alone, and counts of quantized tensors."""
+
+    hash: str
+    bits: str
+
+
+class Measured(NamedTuple):
+    """The fields of a row that say what was measured."""
+
+    metrics: dict[str, float]
+    float_metrics: dict[str, float]
+    oracle: Oracle
+    correct: str | None
+
+
+NOTHING = Measured({}, {}, {}, None)
 
 
 class Result(BaseModel):
@@ -45,37 +113,24 @@ class Result(BaseModel):
     settings: dict[str, Any] = {}
     status: Status
     reason: Text | None = Field(None, description="one line, for every status but done")
+    finished: AwareDatetime | None = Field(None, description="when the cell came to this end; older rows do not say it")
     traceback: Text | None = None
     metric: str | None = Field(None, description="the metric that tables show; higher is better")
     metrics: dict[str, float] = {}
     float_metrics: dict[str, float] = {}
-    oracle: dict[str, Any] = Field(
-        {}, description="the best of the kept epochs by the evaluated images: epoch, metrics, and of how many"
-    )
-    published: dict[str, Any] = Field(
-        {}, description="what a paper says of this cell: value, std, float, source, citation, note"
-    )
-    methods: dict[str, dict[str, Any]] = Field(
-        {},
-        description="task, generator, quantizer: method, version, origin, options (all, with the values that held), "
-        "changed (those that the suite set, where they are not the default), control, start",
-    )
-    model_facts: dict[str, Any] = Field({}, description="digest, parameters, bn, classes, random_weights, notes, ...")
-    data: dict[str, Any] = Field(
-        {},
-        description="evaluated (samples), digest (of the evaluated data), images (of the calibration set), calibrated "
-        "(images of it that the quantizer read)",
-    )
+    oracle: Oracle = {}
+    published: Published = {}
+    methods: dict[str, Described] = Field({}, description="task, generator and quantizer")
+    model_facts: Facts = {}
+    data: Counts = {}
     notes: list[Text] = Field([], description="what the task noted when it measured the float network")
     correct: str | None = Field(
         None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
     )
     data_free: bool = Field(True, description="false where the generator was given real images")
-    tensors: dict[str, Any] = Field(
-        {}, description="of the effective tensor map: hash, hash of its bits alone, and counts of quantized tensors"
-    )
+    tensors: Tensors = {}
     keys: dict[str, str] = Field({}, description="artifact of each step, and of the quantize step that it starts from")
-    seconds: dict[str, float] = {}
+    seconds: dict[str, FiniteFloat] = {}
     peak_memory: dict[str, int] = Field({}, description="bytes, per step")
     environment: dict[str, Any] = {}
 
@@ -107,83 +162,45 @@ class Result(BaseModel):
             return None
         return self.float_value - self.value
 
+    def counts_over(self, other: "Result") -> bool:
+        """True if this row, and not the other one of its cell, counts: the one that finished last.
 
-class ResultFile:
-    """results/<suite>.jsonl: rows are appended as cells finish, the last row of a cell counts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Result]:
-        """Rows by cell. A line that is no row (cut off by a crash or a full disk) is left out.
-
-        Raises ZSQBenchError where there is a file that cannot be read, or whose rows have another schema.
+        Of two that do not say when, or finished at once, it is this one. An interruption undoes nothing that is done.
         """
-        rows, others = self.read_all()
-        if others:
-            raise ZSQBenchError(
-                f"{self.path} has rows of schema {', '.join(map(str, others))}, and this zsqbench reads {SCHEMA}; run "
-                "the suite again, which measures what is missing and replaces them"
-            )
-        return rows
+        if self.is_cut_short(other):
+            return False
+        return other.is_cut_short(self) or self.ended >= other.ended
 
-    def read_all(self) -> tuple[dict[str, Result], list[int]]:
-        """Rows by cell of the schema that this version reads, and the schemas of the other rows.
+    def is_cut_short(self, other: "Result") -> bool:
+        """True if this is the row of a run that was interrupted before it could say what the other one says."""
+        same = self.definition == other.definition and self.keys in ({}, other.keys)
+        return self.status == "interrupted" and other.status == "done" and same
 
-        Raises ZSQBenchError where there is a file that cannot be read.
-        """
-        rows: dict[str, Result] = {}
-        others: set[int] = set()
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return rows, []
-        except OSError as error:
-            raise ZSQBenchError(f"cannot read {self.path}: {error.strerror}") from error
-        for line in content.split(b"\n"):
-            schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
-            if schema == SCHEMA:
-                with contextlib.suppress(ValidationError):
-                    row = Result.model_validate_json(line)
-                    rows[row.cell] = row
-            elif schema is not None:
-                others.add(schema)
-        return rows, sorted(others)
+    def says_the_same(self, other: "Result") -> bool:
+        """True if both rows stand for the same in a file, whenever they finished."""
+        first, second = (row.model_dump_json(exclude={"finished"}) for row in (self, other))
+        return first == second
 
-    def append(self, result: Result) -> None:
-        """Add a row so that it survives what comes next."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = _line(result)
-        with self.path.open("ab+") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # the line before was cut off
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+    @property
+    def ended(self) -> datetime:
+        """When it finished; long ago where it does not say."""
+        return self.finished or LONG_AGO
 
-    def rewrite(self, results: Iterable[Result]) -> None:
-        """Replace the file by these rows, in this order."""
-        write_atomically(self.path, "".join(map(_line, results)))
+    @property
+    def measured(self) -> Measured:
+        """All that was measured."""
+        return Measured(self.metrics, self.float_metrics, self.oracle, self.correct)
 
+    def refused(self, reason: str) -> Self:
+        """The row of a failed cell in place of this one: none of what it says was measured is there."""
+        return self.model_copy(update={"status": "failed", "reason": reason, **NOTHING._asdict()})
 
-_BEGIN = f'{{"schema":{SCHEMA},'.encode()
-"""Each line that this version wrote begins with this, so that it is parsed once."""
-
-
-def _line(result: Result) -> str:
-    return _BEGIN.decode() + result.model_dump_json(exclude_defaults=True)[1:] + "\n"
-
-
-def _schema_of(line: bytes) -> int | None:
-    """The schema of a row, of which the first had no number; None for a line that is none."""
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(data, dict) or not {"suite", "cell", "status"} <= data.keys():
-        return None
-    schema = data.get("schema", 1)
-    return schema if isinstance(schema, int) else None
+    def checked(self) -> Self:
+        """The row, or that of a failed cell where a metric is NaN or infinite: no table can show it."""
+        for name, value in flat_all(self.measured._asdict()):
+            if isinstance(value, float) and not math.isfinite(value):
+                return self.refused(f"{name} is {value}, which is no measurement")
+        return self
 
 
 def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -192,6 +209,12 @@ def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, A
     yield from flat(prefix, method.get("options", {}))
     if "start" in method:
         yield from flat_method(f"{prefix}.start", method["start"])
+
+
+def flat_all(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Values, and those inside of values by names that say where they stand, such as `metrics.top1`."""
+    for name, value in values.items():
+        yield from flat(name, value) if isinstance(value, Mapping) else [(name, value)]
 
 
 def flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

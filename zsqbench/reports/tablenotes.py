@@ -67,8 +67,8 @@ def _calibrated(results: Sequence[Result]) -> Iterable[str]:
     """How many images were read; a generator is named with its quantizers where these read different numbers."""
     counts: dict[str, dict[str, int]] = {}
     for result in results:
-        if result.generator and result.data.get("calibrated"):
-            counts.setdefault(result.generator, {})[result.quantizer] = result.data["calibrated"]
+        if result.generator and (count := result.data.get("calibrated")):
+            counts.setdefault(result.generator, {})[result.quantizer] = count
     users: dict[int, list[str]] = {}
     for generator, by_quantizer in counts.items():
         differ = len(set(by_quantizer.values())) > 1

@@ -13,7 +13,7 @@ from zsqbench.steps.oracle import Oracle
 from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts, StepMaker
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.resolve import Resolve
-from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked
+from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked, contributed
 
 KINDS: dict[str, type[Job]] = {
     job.kind: job for job in (Resolve, Inspect, Baseline, Generate, Diagnose, Quantize, Evaluate, Oracle)
@@ -34,4 +34,5 @@ __all__ = [
     "Step",
     "StepMaker",
     "Tracked",
+    "contributed",
 ]

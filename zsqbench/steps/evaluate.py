@@ -80,11 +80,11 @@ class Evaluate(StudentJob):
             return None
 
     @classmethod
-    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
+    def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
         """The metrics, the machine, which samples were right, and what was quantized."""
-        artifact = store.read(cls.kind, steps[cls.kind].key)
+        artifact = store.read(cls.kind, keys[cls.kind])
         samples, found = evaluations.read_samples(artifact), artifact.content
-        float_samples = evaluations.read_samples(store.read(Baseline.kind, steps[Baseline.kind].key))
+        float_samples = evaluations.read_samples(store.read(Baseline.kind, keys[Baseline.kind]))
         with artifact.reading():
             return {
                 "metrics": evaluations.numbers(found["metrics"]) | evaluations.agreement(float_samples, samples),

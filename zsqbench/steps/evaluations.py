@@ -4,6 +4,7 @@ Shared by the steps that measure: baseline and evaluate write it, oracle measure
 """
 
 import base64
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,11 @@ def measure(
     if task.metric not in evaluation.metrics:
         measured = ", ".join(evaluation.metrics) or "nothing"
         raise ZSQBenchError(f"task {task.name} did not measure {task.metric!r}; it measured {measured}")
+    for name, value in numbers(evaluation.metrics).items():
+        if not math.isfinite(value):
+            raise ZSQBenchError(
+                f"task {task.name} measured {value} as {name}; expected a finite number, as a table shows it"
+            )
     samples = len(evaluation.per_sample)
     for what in (PREDICTIONS, LABELS):
         count = len(getattr(evaluation, what))

@@ -1,7 +1,6 @@
 """The oracle step measures the students of all kept epochs, after training and without telling the method."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,9 +55,9 @@ class Oracle(StudentJob):
         session.write(self, reporter, {"metric": metric, "best": best_epoch(measured, metric), "epochs": measured})
 
     @classmethod
-    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:
+    def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
         """The best of the kept epochs."""
-        artifact = store.read(cls.kind, steps[cls.kind].key)
+        artifact = store.read(cls.kind, keys[cls.kind])
         with artifact.reading():
             best, epochs = artifact.content["best"], artifact.content["epochs"]
             metrics = evaluations.numbers(best["metrics"])
@@ -67,17 +66,17 @@ class Oracle(StudentJob):
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
         """The best of the kept epochs beside the last; in JSON, what each reaches, where that artifact is here."""
-        if not row.oracle:
+        best, last = row.oracle_value, row.value
+        if best is None or last is None:
             return None
-        best, epoch, kept = row.oracle_value, row.oracle["epoch"], row.oracle["of"]
         text = (
-            f"oracle: {best:.2f} {row.metric} after epoch {epoch}, the best of {kept} kept epochs by the evaluated "
-            f"images themselves; the result is the last epoch's {row.value:.2f}"
+            f"oracle: {best:.2f} {row.metric} after epoch {row.oracle['epoch']}, the best of {row.oracle['of']} kept "
+            f"epochs by the evaluated images themselves; the result is the last epoch's {last:.2f}"
         )
-        key = row.keys[cls.kind]
-        return Shown(cls.kind, store.read(cls.kind, key).content if store.has(cls.kind, key) else None, text)
+        key = row.keys.get(cls.kind, "")
+        return Shown(cls.kind, store.read(cls.kind, key).content if key and store.has(cls.kind, key) else None, text)
 
 
 def best_epoch(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
-    """The first of the epochs that no other is better than; NaN is no accuracy."""
-    return max(measured, key=lambda one: -math.inf if math.isnan(one["metrics"][metric]) else one["metrics"][metric])
+    """The first of the epochs that no other is better than."""
+    return max(measured, key=lambda one: float(one["metrics"][metric]))

@@ -1,7 +1,7 @@
 """All kinds of steps share the node of a plan, the job that a worker is handed, and what came of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -206,8 +206,8 @@ class Job(BaseModel, ABC):
         return {}
 
     @classmethod
-    def row(cls, store: Store, steps: Mapping[str, Step]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
-        """The fields that a final step fills in the row of a cell with these steps; dictionaries are merged.
+    def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
+        """The fields that a final step fills in the row of a cell with these artifacts; dictionaries are merged.
 
         Raises CorruptArtifactError where the artifact is damaged.
         """
@@ -232,3 +232,12 @@ class Job(BaseModel, ABC):
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
         """True if `cache gc` leaves an artifact of this kind, where rows refer to the keys in `kept`."""
         return key in kept
+
+
+def contributed(kinds: Iterable[type[Job]], store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that steps of these kinds fill in the row of a cell; where several fill one, the last counts."""
+    row: dict[str, Any] = {}
+    for kind in kinds:
+        for name, value in kind.row(store, keys).items():
+            row[name] = row[name] | value if isinstance(row.get(name), dict) else value
+    return row

@@ -1,5 +1,6 @@
 """A suite: a YAML file of matrices, checked against what is installed and expanded into cells."""
 
+from zsqbench.suite.declared import DeclaredCells, cell_of
 from zsqbench.suite.files import find_suite, shipped_suites, suite_name, suite_plugins
 from zsqbench.suite.reader import load_suite
 from zsqbench.suite.schema import SuiteFile
@@ -10,9 +11,11 @@ __all__ = [
     "AXES",
     "NO_GENERATOR",
     "Cell",
+    "DeclaredCells",
     "Suite",
     "SuiteFile",
     "Variant",
+    "cell_of",
     "find_suite",
     "load_suite",
     "select",

@@ -1,9 +1,12 @@
-"""Where suite files are: a path, or the name of a shipped suite."""
+"""Where suite files are: a path, or the name of a shipped suite; and what they say, before names have a meaning."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
-from zsqbench.suite.validation import shape
+from zsqbench.methods import Settings
+from zsqbench.suite.schema import SuiteFile
+from zsqbench.suite.validation import parse, shape
 from zsqbench.suite.yamlfile import YamlFile
 
 
@@ -31,6 +34,22 @@ def find_suite(text: str) -> Path:
         raise ZSQBenchError(f"suite {text} is a folder; name a YAML file in it")
     close = did_you_mean(text, shipped) or did_you_mean(path.stem, shipped) or ";"
     raise ZSQBenchError(f"there is no suite file {text}{close} shipped: {', '.join(shipped)}")
+
+
+def parse_suite(path: Path, overrides: Sequence[str] = ()) -> tuple[YamlFile, SuiteFile]:
+    """The keys of a suite file, some of them overridden by texts `a.b=value`, and where they stand."""
+    source = YamlFile(path)
+    if not isinstance(source.data, dict):
+        raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {shape(source.data)}")
+    for override in overrides:
+        source.override(override)
+    return source, parse(SuiteFile, source.data, source, ())
+
+
+def settings_of(source: YamlFile, file: SuiteFile, block: int) -> Settings:
+    """The settings of all cells of a block of the matrix: those of the suite, with the changes of the block."""
+    suite = parse(Settings, file.settings, source, ("settings",)).model_dump()
+    return parse(Settings, suite | file.matrix[block].settings, source, ("matrix", block, "settings"))
 
 
 def suite_plugins(path: Path) -> list[Path]:

@@ -13,10 +13,11 @@ from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Sett
 from zsqbench.plugins import Catalog, load_plugins
 from zsqbench.reports.published import ValueKey, read_source
 from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
+from zsqbench.suite.files import parse_suite, settings_of
 from zsqbench.suite.schema import SuiteFile
 from zsqbench.suite.selection import select
 from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, Suite, Variant
-from zsqbench.suite.validation import existing_part, parse, shape
+from zsqbench.suite.validation import existing_part, parse
 from zsqbench.suite.yamlfile import Location, YamlFile
 
 
@@ -34,12 +35,7 @@ def load_suite(
     selected cells need are looked for beside the suite, then below the data root. Raises ZSQBenchError (one line, with
     file and line number) for anything that cannot be meant.
     """
-    source = YamlFile(path)
-    if not isinstance(source.data, dict):
-        raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {shape(source.data)}")
-    for override in overrides:
-        source.override(override)
-    file = parse(SuiteFile, source.data, source, ())
+    source, file = parse_suite(path, overrides)
     own = [path.parent / plugin for plugin in file.plugins]
     for index, plugin in enumerate(own):
         if not plugin.is_file():
@@ -48,7 +44,8 @@ def load_suite(
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
-    return _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    return replace(suite, overrides=tuple(overrides))
 
 
 class _SuiteBuilder:
@@ -68,7 +65,6 @@ class _SuiteBuilder:
         self.catalog = catalog
         self.plugin_files = plugin_files
         self.notes: list[str] = []
-        self.settings = self._settings(file.settings, ("settings",))
         self.placements = dict(PLACEMENTS) | {
             name: self._placement(name, given) for name, given in file.schemes.items()
         }
@@ -134,7 +130,7 @@ class _SuiteBuilder:
     def _expand(self) -> Iterator[tuple[int, Cell]]:
         for index, block in enumerate(self.file.matrix):
             where: Location = ("matrix", index)
-            settings = self._settings(self.settings.model_dump() | block.settings, (*where, "settings"))
+            settings = settings_of(self.source, self.file, index)
             for axis in AXES[:-1]:
                 for label in getattr(block, axis):
                     self._resolve(axis, label, (*where, axis))
@@ -288,9 +284,6 @@ class _SuiteBuilder:
             raise ZSQBenchError(f"{self.source.where((*where, 'base'))}: {text}")
         changes = {key: value for key, value in given.items() if key != "base"}
         return parse(Placement, PLACEMENTS[base].model_dump() | changes, self.source, where)
-
-    def _settings(self, given: Mapping[str, Any], where: Location) -> Settings:
-        return parse(Settings, given, self.source, where)
 
 
 def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme) -> str | None:

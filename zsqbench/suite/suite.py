@@ -136,6 +136,8 @@ class Suite:
     """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
     placements: Mapping[str, Placement] = field(default_factory=dict)
     """The shipped placements and the suite's own, whether its matrix uses them or not."""
+    overrides: Sequence[str] = ()
+    """Values of the file that were given otherwise (`--set`)."""
     published: Mapping[ValueKey, Mapping[str, Any]] = field(default_factory=dict)
     """What the tables that it names say, by the names of a cell's parts and the metric."""
     step_timeout: float | None = None

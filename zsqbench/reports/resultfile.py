@@ -1,0 +1,185 @@
+"""The file of a suite's rows: what is in it, line by line, and how several processes write to it."""
+
+import codecs
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.reports.results import Result
+from zsqbench.store import write_atomically
+
+SCHEMA = 2
+"""Of a row: raise it when a reader of another version would misunderstand a field, or lack one that it needs."""
+
+PATIENCE = 5.0
+"""Seconds to wait for another writer, who needs milliseconds; one that was stopped holds up no run for longer."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file of rows holds, and which of its lines count for nothing."""
+
+    rows: list[Result] = field(default_factory=list)
+    """The one that counts of each cell of each suite, in the order in which the cells come first."""
+    older: list[Result] = field(default_factory=list)
+    """Other rows of the same cells."""
+    unreadable: list[int] = field(default_factory=list)
+    """Numbers of the lines that are no rows: cut off by a crash or a full disk, or edited."""
+    schemas: list[int] = field(default_factory=list)
+    """Schemas of rows that another version wrote."""
+
+    def are(self, rows: Sequence[Result]) -> bool:
+        """True if the file holds these rows in this order, and nothing else."""
+        return self.rows == list(rows) and not (self.older or self.unreadable or self.schemas)
+
+
+class ResultFile:
+    """results/<suite>.jsonl: rows are appended as cells finish, and of those of one cell the latest counts.
+
+    Processes that append and rewrite at once lose no row of each other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[tuple[str, str], Result]:
+        """Rows by suite and cell.
+
+        Raises ZSQBenchError where there is a file that cannot be read, or whose rows have another schema.
+        """
+        contents = self.contents()
+        self.refuse_others(contents)
+        return {(row.suite, row.cell): row for row in contents.rows}
+
+    def refuse_others(self, contents: Contents) -> None:
+        """Raise ZSQBenchError where there are rows of another schema."""
+        if contents.schemas:
+            raise ZSQBenchError(
+                f"{self.path} has rows of schema {', '.join(map(str, contents.schemas))}, and this zsqbench reads "
+                f"{SCHEMA}; run the suite again, which measures what is missing and replaces them"
+            )
+
+    def contents(self) -> Contents:
+        """All that is in the file; nothing where there is none. Raises ZSQBenchError where it cannot be read."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return Contents()
+        except OSError as error:
+            raise ZSQBenchError(f"cannot read {self.path}: {error.strerror}") from error
+        found: dict[tuple[str, str], list[Result]] = {}
+        unreadable: list[int] = []
+        schemas: set[int] = set()
+        for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+            schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
+            row = _row(line) if schema == SCHEMA else None
+            if row is not None:
+                found.setdefault((row.suite, row.cell), []).append(row)
+            elif schema not in (None, SCHEMA):
+                schemas.add(schema)
+            elif line.strip():
+                unreadable.append(number)
+        rows, older = _counted(found.values())
+        return Contents(rows, older, unreadable, sorted(schemas))
+
+    def append(self, result: Result) -> None:
+        """Add a row so that it survives what comes next."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = _line(result)
+        with self._alone() as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = "\n" + line  # the line before was cut off
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewrite(self, arrange: Callable[[Contents], Sequence[Result]]) -> Sequence[Result]:
+        """Let the file hold the rows that are made of its contents; returns them. It stays as it is where it does."""
+        contents = self.contents()
+        rows = arrange(contents)
+        if contents.are(rows):
+            return rows
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            rows = arrange(self.contents())  # again: another run may have added some
+            write_atomically(self.path, "".join(map(_line, rows)))
+        return rows
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[BinaryIO]:
+        """The file, open to append to; no other process writes to it meanwhile."""
+        while True:
+            with self.path.open("ab+") as file:
+                _lock(file)
+                if _is_at(self.path, file):  # another process may have put a new one in its place before it let go
+                    yield file
+                    return
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait until no other process writes to a file. A file system without locks is taken as it is."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:
+            return None
+    return None
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+_BEGIN = f'{{"schema":{SCHEMA},'.encode()
+"""Each line that this version wrote begins with this, so that it is parsed once."""
+
+
+def _line(result: Result) -> str:
+    return _BEGIN.decode() + result.model_dump_json(exclude_defaults=True)[1:] + "\n"
+
+
+def _row(line: bytes) -> Result | None:
+    try:
+        return Result.model_validate_json(line).checked()
+    except ValidationError:
+        return None
+
+
+def _schema_of(line: bytes) -> int | None:
+    """The schema of a row, of which the first had no number; None for a line that is none."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or not {"suite", "cell", "status"} <= data.keys():
+        return None
+    schema = data.get("schema", 1)
+    return schema if isinstance(schema, int) else None
+
+
+def _counted(cells: Iterable[Sequence[Result]]) -> tuple[list[Result], list[Result]]:
+    """Of the rows of each cell the one that counts, and all others."""
+    rows: list[Result] = []
+    older: list[Result] = []
+    for of_cell in cells:
+        by_age = sorted(of_cell, key=lambda row: row.ended)  # rows that finished at once stay in the order of the file
+        counts = reduce(lambda best, row: row if row.counts_over(best) else best, by_age)
+        rows.append(counts)
+        older += [row for row in of_cell if row is not counts]
+    return rows, older

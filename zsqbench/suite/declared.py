@@ -1,0 +1,55 @@
+"""Which cells a suite file has, as far as the file tells it without the plugins that it needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from zsqbench.methods import Settings
+from zsqbench.reports.results import Result
+from zsqbench.suite.files import parse_suite, settings_of
+from zsqbench.suite.schema import Block
+from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell
+
+
+@dataclass(frozen=True)
+class DeclaredCells:
+    """The cells of a suite file. Which of them use no seed, only their methods know: a row may have each cell without.
+
+    What is excluded or impossible is a cell, too.
+    """
+
+    blocks: Sequence[tuple[Mapping[str, frozenset[Any]], Settings]]
+    """Of each block, the values that a cell may have on each axis, and its settings."""
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Raises ZSQBenchError where the file, or an override `a.b=value`, cannot be meant."""
+        source, file = parse_suite(path, overrides)
+        return cls([(_values(block), settings_of(source, file, index)) for index, block in enumerate(file.matrix)])
+
+    def have(self, row: Result) -> bool:
+        """True if a row tells of one of them."""
+        cell = cell_of(row)
+        return cell is not None and any(
+            cell.settings == settings and all(getattr(cell, axis) in values[axis] for axis in AXES)
+            for values, settings in self.blocks
+        )
+
+
+def cell_of(row: Result) -> Cell | None:
+    """The cell that a row tells of; none where its name and its fields say different things."""
+    try:
+        settings = Settings.model_validate(row.settings)
+    except ValidationError:
+        return None
+    cell = Cell(**{axis: getattr(row, axis) for axis in AXES}, settings=settings)
+    return cell if cell.name == row.cell else None
+
+
+def _values(block: Block) -> dict[str, frozenset[Any]]:
+    values = {axis: frozenset(getattr(block, axis)) for axis in AXES}
+    generators = frozenset(None if name == NO_GENERATOR else name for name in block.generator)
+    return values | {"generator": generators, "seed": values["seed"] | {None}}
