@@ -79,12 +79,19 @@ class Catalog:
         provided = self.provided.get((kind, name))
         if provided is not None:
             return provided
-        text = unknown(kind, name, self.names(kind), where)
-        broken = [plugin for plugin in self.plugins if plugin.error]
-        if not broken:
-            raise ZSQBenchError(text)
-        failures = "; ".join(f"plugin {plugin.name!r} ({plugin.origin}): {plugin.error}" for plugin in broken)
-        raise PluginUnavailableError(f"{text}; these failed to load: {failures}")
+        raise self.lack(unknown(kind, name, self.names(kind), where))
+
+    @property
+    def broken(self) -> list[Plugin]:
+        """The plugins that did not load."""
+        return [plugin for plugin in self.plugins if plugin.error]
+
+    def lack(self, text: str) -> ZSQBenchError:
+        """The error that something is not there, which says, too, which plugins might have had it."""
+        if not self.broken:
+            return ZSQBenchError(text)
+        failures = "; ".join(f"plugin {plugin.name!r} ({plugin.origin}): {plugin.error}" for plugin in self.broken)
+        return PluginUnavailableError(f"{text}; these failed to load: {failures}")
 
     def check(self) -> None:
         """Raise ZSQBenchError where two plugins claim one name."""

@@ -2,6 +2,7 @@
 
 import fnmatch
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -48,7 +49,12 @@ def load_suite(
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
-    return _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    for plugin in catalog.broken:  # which none of its methods needs
+        logging.getLogger("zsqbench").warning(
+            "plugin %s (%s) did not load: %s", plugin.name, plugin.origin, plugin.error
+        )
+    return suite
 
 
 class _SuiteBuilder:
