@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -79,16 +80,24 @@ def _follow(copy: "ForkProcess", receiver: Connection) -> tuple[int | None, bool
                     return doing, True
                 doing = message
         except (EOFError, OSError):
-            copy.join(END_SECONDS)
+            _wait_for_end(copy)
             return doing, False
         if ended:
             return doing, False
 
 
+def _wait_for_end(copy: "ForkProcess") -> None:
+    """Give a copy that closed its connection the time to end; `join` would wait for ever for another program."""
+    deadline = time.monotonic() + END_SECONDS
+    while copy.exitcode is None and time.monotonic() < deadline:
+        time.sleep(END_SECONDS / 200)
+
+
 def _end(copy: "ForkProcess") -> None:
     """End a copy, and what it started."""
+    assert copy.pid is not None  # noqa: S101 - it was started
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(copy.pid or 0, signal.SIGKILL)
+        os.killpg(copy.pid, signal.SIGKILL)
     copy.kill()
     copy.join()
     copy.close()
