@@ -353,7 +353,8 @@ def test_no_observer_changes_rows_table_or_exit_code(bench, does):
         )
     )
     bench.calls()
-    said = bench.run_anew("observed", "--plugin", bench.folder / "extra.py")
+    bench.matrix("seed: [0, 1]")
+    said = bench.run_anew("observed")
     assert (said.code, bench.calls().count("heard")) == (0, 1 + 11 + 2 + 1), said.err
     assert measured(bench.rows()) == measured(rows)
     assert (bench.results / "toysuite.md").read_text() == table

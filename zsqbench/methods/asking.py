@@ -22,4 +22,6 @@ def asking(method: "Method | type[Method]", what: str) -> Iterator[None]:
     except BaseException as error:  # a stranger's method may raise anything, or exit
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
-        raise MethodFaultError(f"{method.kind} {method.name!r} failed in {what} ({place}): {one_line(error)}") from error
+        raise MethodFaultError(
+            f"{method.kind} {method.name!r} failed in {what} ({place}): {one_line(error)}"
+        ) from error

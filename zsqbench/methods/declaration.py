@@ -57,7 +57,7 @@ def _check_attributes(method: type[Method], kind: Kind) -> None:
             raise ZSQBenchError(f"{method.__name__} has no {name}; give it a class attribute {name} = ...")
         value = getattr(method, name)
         try:
-            _adapter(annotation).validate_python(value, strict=get_origin(annotation) not in (frozenset, tuple))
+            _adapter(annotation).validate_python(value, strict=annotation in (bool, int, str))
         except ValidationError as error:
             raise ZSQBenchError(f"{method.__name__}.{name} is {_short(value)}: {_message(error)}") from error
     if method.kind != kind:
@@ -77,7 +77,7 @@ def _declared(method: type[Method]) -> dict[str, Any]:
         for parent in reversed(method.__mro__[1:])
         if parent.__module__.startswith("zsqbench.")
         for name, annotation in inspect.get_annotations(parent).items()
-        if get_origin(annotation) is ClassVar
+        if cast("object", get_origin(annotation)) is ClassVar
     }
 
 
@@ -142,7 +142,8 @@ def _plain(method: type[Method], name: str, value: Any) -> Any:
     """A default as plain data, which keys are made of and workers are handed."""
     field = next(field for field, info in method.model_fields.items() if name in (field, info.alias))
     try:
-        dumped = method.model_construct(**{name: value}).model_dump(mode="json", include={field})[field]
+        others = dict.fromkeys(other for other, _ in _named_options(method))
+        dumped = method.model_construct(**others | {name: value}).model_dump(mode="json", include={field})[field]
         return json.loads(json.dumps(dumped), parse_constant=_number)
     except Exception as error:
         raise ZSQBenchError(
@@ -192,7 +193,7 @@ def _check_types(method: type[Method]) -> None:
 
 def _check_type(method: type[Method], name: str, info: FieldInfo) -> None:
     try:
-        TypeAdapter(info.annotation).json_schema()
+        TypeAdapter(cast("Any", info.annotation)).json_schema()
     except Exception as error:
         raise ZSQBenchError(
             f"no suite can give option {name!r} of {method.__name__}, whose type is {_type(info.annotation)}: "
@@ -206,9 +207,12 @@ def _check_automatic(method: type[Method]) -> None:
         return  # there is no method to ask
     if "preset" in method.model_fields:
         for preset in method.presets:
-            _refuse_invalid(method, {"preset": preset}, "presets has a name that option")
-    for preset in method.presets if "preset" in method.model_fields else [None]:
-        asked = method() if preset is None else method(preset=preset)  # type: ignore[call-arg]
+            _refuse_invalid(method, {"preset": preset}, "a name in presets, which option")
+    for given in [{"preset": preset} for preset in method.presets] if "preset" in method.model_fields else [{}]:
+        try:
+            asked = method.model_validate(given)
+        except ValidationError:
+            continue  # some of its options do not go together unless they are given
         for network in DATA_SETS.values():
             try:
                 values = asked.automatic(network, parse_scheme(SCHEME))

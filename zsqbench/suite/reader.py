@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
+from zsqbench.errors import MethodFaultError, ZSQBenchError, did_you_mean, unknown
 from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
 from zsqbench.methods.asking import asking
 from zsqbench.plugins import Catalog, load_plugins
@@ -51,9 +51,9 @@ def load_suite(
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
     suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
-    for plugin in catalog.broken:  # which none of its methods needs
+    for broken in catalog.broken:  # which none of its methods needs
         logging.getLogger("zsqbench").warning(
-            "plugin %s (%s) did not load: %s", plugin.name, plugin.origin, plugin.error
+            "plugin %s (%s) did not load: %s", broken.name, broken.origin, broken.error
         )
     return suite
 
@@ -220,6 +220,8 @@ class _SuiteBuilder:
             method = cast("Task", self.variants["task"][task].method)
             with asking(method, "find_model"):
                 method.find_model(self.models[model])
+        except MethodFaultError:
+            raise
         except ZSQBenchError as error:
             place = self.source.where(("models", model) if model in self.file.models else self._in_matrix[model])
             raise ZSQBenchError(f"{place}: {error}") from error
