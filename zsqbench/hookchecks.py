@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from zsqbench import hookspecs
@@ -10,7 +11,7 @@ from zsqbench.errors import ZSQBenchError, unknown
 
 def check_hooks(module: object) -> None:
     """Raise ZSQBenchError, in one line, for the first hook of a plugin that is wrong."""
-    known = {name: value for name, value in vars(hookspecs).items() if _is_hook(value, "spec")}
+    known = _arguments()
     for name in dir(module):
         value = getattr(module, name)
         options = getattr(value, f"{hookspecs.PROJECT}_impl", None)
@@ -20,9 +21,19 @@ def check_hooks(module: object) -> None:
             continue
         hook = options["specname"] or name
         if hook in known:
-            _check_function(name, value, options, list(inspect.signature(known[hook]).parameters))
+            _check_function(name, value, options, known[hook])
         elif not options["optionalhook"]:
             raise ZSQBenchError(unknown("hook", hook, known))
+
+
+@cache
+def _arguments() -> dict[str, list[str]]:
+    """The hooks that there are, and what each is called with."""
+    return {
+        name: list(inspect.signature(value).parameters)
+        for name, value in vars(hookspecs).items()
+        if _is_hook(value, "spec")
+    }
 
 
 def _is_hook(value: object, kind: str) -> bool:

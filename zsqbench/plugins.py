@@ -21,8 +21,6 @@ from zsqbench.containment import contain
 from zsqbench.errors import PluginUnavailableError, ZSQBenchError, one_line, unknown
 from zsqbench.hookchecks import check_hooks
 from zsqbench.methods import Engine, Generator, Kind, Method, Quantizer, Task
-from zsqbench.methods.declaration import check_declaration
-from zsqbench.probe import can_probe, find_fatal
 
 BASES: dict[Kind, type[Method]] = {"generator": Generator, "quantizer": Quantizer, "task": Task, "engine": Engine}
 SHIPPED = "zsqbench_plugins"
@@ -130,6 +128,8 @@ def _from_files(files: Sequence[Path]) -> list[tuple[Plugin, Load]]:
 
 def _add_strangers(catalog: Catalog, found: Sequence[tuple[Plugin, Load]]) -> None:
     """Add plugins of others, except those that would end this process."""
+    from zsqbench.probe import can_probe, find_fatal  # which commands without such plugins do not wait for
+
     tries = [partial(_add, catalog, plugin, load) for plugin, load in found]
     fatal = find_fatal(tries) if tries and can_probe() else {}
     for index, (plugin, load) in enumerate(found):
@@ -199,6 +199,8 @@ def _registered(manager: pluggy.PluginManager, plugin: Plugin, kind: Kind) -> It
             if missing := getattr(method, "__abstractmethods__", None):
                 raise ZSQBenchError(f"{method.__name__} does not define {', '.join(sorted(missing))}")
             if not plugin.shipped:
+                from zsqbench.methods.declaration import check_declaration
+
                 check_declaration(method, kind)
             yield method
 
