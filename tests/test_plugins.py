@@ -1,5 +1,10 @@
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +24,10 @@ class Mine(zsqbench.Generator):
 def register_generators():
     return [Mine]
 """
+
+
+IN_EARNEST = "import multiprocessing as m, signal\nif m.parent_process() is None:"
+"""Not in the copy of the process in which a plugin is tried first."""
 
 
 @pytest.fixture
@@ -94,11 +103,62 @@ def test_the_hash_of_a_single_file_is_that_of_its_source(load):
         ("def broken(:", "SyntaxError: invalid syntax (my_method.py, line 1)"),
         ("raise SystemExit('a script')", "SystemExit: a script"),
         ("raise RuntimeError", "RuntimeError"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("import asyncio\nraise asyncio.CancelledError('no')", "CancelledError: no"),
+        ("class Mine(BaseException): pass\nraise Mine(1)", "Mine: 1"),
+        ("class Mine(Exception):\n    def __str__(self): return 1\nraise Mine", "Mine"),
+        ("import os; os._exit(0)", "its import ended the process with exit code 0"),
+        ("import os; os._exit(3)", "its import ended the process with exit code 3"),
+        ("import ctypes; ctypes.string_at(0)", "its import ended the process with signal 11 (SIGSEGV)"),
     ],
 )
 def test_a_plugin_that_fails_at_import_is_noted_with_one_line(load, source, error):
     _, plugin = load(source)
     assert error == plugin.error
+
+
+def test_a_hook_that_ends_the_process_is_noted_as_an_import_that_does(load):
+    _, plugin = load(GENERATOR.replace("return [Mine]", "import os; os._exit(0)"))
+    assert plugin.error == "its import ended the process with exit code 0"
+
+
+def test_a_plugin_that_ends_the_process_does_not_stop_the_others(tmp_path):
+    (tmp_path / "good.py").write_text(GENERATOR)
+    (tmp_path / "fatal.py").write_text("import os; os._exit(0)")
+    (tmp_path / "other.py").write_text(GENERATOR.replace("mine", "other"))
+    names = load_plugins([tmp_path / f"{name}.py" for name in ("good", "fatal", "other")]).names("generator")
+    assert {"mine", "other"} <= set(names)
+
+
+def test_a_plugin_is_heard_once(load, capfd):
+    load(GENERATOR + "print('hello')")
+    assert capfd.readouterr().out == "hello\n"
+
+
+def test_a_ctrl_c_while_a_plugin_is_imported_is_one(load):
+    with pytest.raises(KeyboardInterrupt):
+        load(f"{IN_EARNEST}\n  try: signal.raise_signal(signal.SIGINT)\n  except BaseException: pass")
+
+
+def test_a_plugin_that_hangs_is_ended_by_ctrl_c(tmp_path):
+    """In the copy of the process that tries it, whose end is waited for."""
+    (tmp_path / "hangs.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'here')!r}).touch()\nwhile True: pass"
+    )
+    command = [sys.executable, "-m", "zsqbench", "plugins", "list", "--plugin", str(tmp_path / "hangs.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not (tmp_path / "here").exists():
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=20)
+    assert (running.returncode, err.strip()) == (130, "interrupted")
+
+
+def test_a_plugin_does_not_move_the_command_to_another_folder(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load("import os; os.chdir('/')")
+    assert Path.cwd() == tmp_path
 
 
 def test_a_plugin_that_fails_keeps_its_traceback(load):
@@ -122,9 +182,42 @@ def test_a_hook_that_wraps_those_of_others_is_refused(load, option):
     assert plugin.error.endswith("step_finished wraps the hooks of other plugins; write it without `wrapper`")
 
 
-def test_a_hook_with_an_argument_that_is_not_given_is_refused(load):
-    _, plugin = load("import zsqbench\n@zsqbench.hookimpl\ndef step_finished(stepp): ...")
-    assert "stepp" in plugin.error
+NEVER_CALLED_SO = {
+    "def cell_finished(resul): ...": (
+        "has an unknown argument 'resul'; did you mean 'result'? known: cached, result, suite"
+    ),
+    "def cell_finished(*, result): ...": (
+        "takes 'result' by keyword alone, and hooks are called without; write it without `*`"
+    ),
+    "def cell_finished(result, cached=True): ...": (
+        "has a default for 'cached', which it would always get; write 'cached' without"
+    ),
+    "def cell_finished(**all): ...": (
+        "takes '**all', which would be empty; name what it needs of: suite, result, cached"
+    ),
+    "async def cell_finished(result): ...": "is async, and nothing waits for it; write it with `def`",
+    "def cell_finished(result): yield": (
+        "has a `yield`, so that it does not run when it is called; return a list instead"
+    ),
+    "def register_tasks(self): ...": "takes 'self'; provide an object, not its class",
+}
+
+
+@pytest.mark.parametrize("source", NEVER_CALLED_SO)
+def test_a_hook_that_would_not_be_called_as_it_says_is_refused(load, source):
+    _, plugin = load(f"import zsqbench\n@zsqbench.hookimpl\n{source}")
+    name = re.search(r"def (\w+)", source)[1]
+    assert plugin.error == f"{name} {NEVER_CALLED_SO[source]}"
+
+
+def test_a_hook_may_have_defaults_for_arguments_of_its_own(load):
+    _, plugin = load("import zsqbench\n@zsqbench.hookimpl\ndef cell_finished(result, _seen=[]): ...")
+    assert plugin.error is None
+
+
+def test_a_hook_that_is_no_function_is_refused(load):
+    _, plugin = load("import functools, zsqbench\ncell_finished = zsqbench.hookimpl(functools.partial(print))")
+    assert plugin.error == "cell_finished is marked as a hook and is no function, but a partial"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +287,13 @@ def test_two_claims_to_one_name_are_an_error_that_names_both(tmp_path):
     assert expected == str(error.value)
 
 
+def test_two_classes_of_one_plugin_with_one_name_are_refused(load):
+    _, plugin = load(
+        GENERATOR.replace("return [Mine]", "return [Mine, type('Other', (Mine,), {'__module__': __name__})]")
+    )
+    assert plugin.error == "Mine and Other are both a generator named 'mine'; rename one"
+
+
 def test_one_name_for_two_kinds_is_no_clash(load):
     quantizer = """
 class Q(zsqbench.Quantizer):
@@ -226,6 +326,20 @@ def test_an_unknown_plugin_to_leave_out_is_refused_with_a_suggestion():
 
 def test_a_plugin_that_is_left_out_is_not_imported():
     assert "mlflow" not in [plugin.name for plugin in load_plugins(without=["mlflow"]).plugins]
+
+
+def test_the_shipped_plugins_are_marked(load):
+    catalog, plugin = load(GENERATOR)
+    shipped = {entry.name for entry in catalog.plugins if entry.shipped}
+    assert ({"engines", "noise", "mlflow"} <= shipped, plugin.shipped) == (True, False)
+
+
+def test_the_shipped_plugins_can_be_loaded_alone(installed, tmp_path):
+    installed("stranger-alone", [("their", "stranger_alone")], stranger_alone="raise RuntimeError")
+    (tmp_path / "mine.py").write_text(GENERATOR)
+    catalog = load_plugins([tmp_path / "mine.py"], ["their", "progress"], only_shipped=True)
+    assert all(plugin.shipped for plugin in catalog.plugins)
+    assert {"noise", "progress"} & {plugin.name for plugin in catalog.plugins} == {"noise"}
 
 
 def test_a_module_of_an_installed_distribution_is_a_plugin(installed):

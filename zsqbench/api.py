@@ -194,14 +194,18 @@ def open_run(
 
     root = None if data_root is None else Path(data_root)
     loaded = load_suite(find_suite(str(suite)), [Path(file) for file in plugins], without, overrides, root, select)
-    sources = {plugin.origin: plugin.source for plugin in loaded.catalog.plugins}
-    files = tuple(loaded.plugin_files)
+    working = [plugin for plugin in loaded.catalog.plugins if not plugin.error]
+    sources = {plugin.origin: plugin.source for plugin in working}
+    files = tuple(file for file in loaded.plugin_files if str(file) in sources)
+    # what does not load here is not tried in workers, which it may end
+    broken = {plugin.name for plugin in loaded.catalog.broken if plugin.source is None}
+    lost = broken - {plugin.name for plugin in working}
     config = WorkerConfig(
         Path(home).resolve(),
         None if root is None else root.resolve(),
         files,
-        tuple(sources.get(str(file)) for file in files),
-        tuple(without),
+        tuple(sources[str(file)] for file in files),
+        (*without, *sorted(lost)),
         device,
         isolation,
     )

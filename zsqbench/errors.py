@@ -17,6 +17,12 @@ class PluginUnavailableError(ZSQBenchError):
     exit_code = 4
 
 
+class MethodFaultError(ZSQBenchError):
+    """A method of a plugin failed at what it is asked while a suite is planned: a fault of the plugin's."""
+
+    exit_code = 4
+
+
 class NothingSelectedError(ZSQBenchError):
     """A filter or an exclusion left no cell to run."""
 
@@ -72,7 +78,10 @@ def in_one_line(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error in one line: what a user's mistake says, or the type and text of any other."""
-    text = in_one_line(str(error))
+    try:
+        text = in_one_line(str(error))
+    except Exception:  # noqa: BLE001 - an error of a stranger's, which cannot even say what it is
+        text = ""
     if isinstance(error, ZSQBenchError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,22 +6,27 @@ import importlib.util
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import pluggy
 
 from zsqbench import hookspecs
+from zsqbench.containment import contain
 from zsqbench.errors import PluginUnavailableError, ZSQBenchError, one_line, unknown
+from zsqbench.hookchecks import check_hooks
 from zsqbench.methods import Engine, Generator, Kind, Method, Quantizer, Task
 
 BASES: dict[Kind, type[Method]] = {"generator": Generator, "quantizer": Quantizer, "task": Task, "engine": Engine}
 SHIPPED = "zsqbench_plugins"
+
+Load = Callable[[], Any]
+"""Imports a plugin and returns its module, or an object with its hooks."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,13 @@ class Plugin:
     traceback: str | None = None
     source: str | None = None
     """Hash of a single file; the identity of a distribution's methods is their version."""
+    shipped: bool = False
+    """True if it comes with zsqbench."""
+
+    @property
+    def label(self) -> str:
+        """What tells it from all others."""
+        return f"{self.origin}:{self.name}"
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,19 @@ class Catalog:
         provided = self.provided.get((kind, name))
         if provided is not None:
             return provided
-        text = unknown(kind, name, self.names(kind), where)
-        broken = [plugin for plugin in self.plugins if plugin.error]
-        if not broken:
-            raise ZSQBenchError(text)
-        failures = "; ".join(f"plugin {plugin.name!r} ({plugin.origin}): {plugin.error}" for plugin in broken)
-        raise PluginUnavailableError(f"{text}; these failed to load: {failures}")
+        raise self.lack(unknown(kind, name, self.names(kind), where))
+
+    @property
+    def broken(self) -> list[Plugin]:
+        """The plugins that did not load."""
+        return [plugin for plugin in self.plugins if plugin.error]
+
+    def lack(self, text: str) -> ZSQBenchError:
+        """The error that something is not there, which says, too, which plugins might have had it."""
+        if not self.broken:
+            return ZSQBenchError(text)
+        failures = "; ".join(f"plugin {plugin.name!r} ({plugin.origin}): {plugin.error}" for plugin in self.broken)
+        return PluginUnavailableError(f"{text}; these failed to load: {failures}")
 
     def check(self) -> None:
         """Raise ZSQBenchError where two plugins claim one name."""
@@ -85,28 +104,45 @@ def shipped_plugins() -> Catalog:
 
 
 def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, only_shipped: bool = False) -> Catalog:
-    """Load all installed plugins and these files, except the plugins named in `without`.
+    """Load all installed plugins and these files, except the plugins named in `without`; or the shipped ones alone.
 
-    A plugin that fails to load is noted in the catalog and stops nothing here. Raises ZSQBenchError where a name in
-    `without` is no plugin.
+    A plugin that fails to load, in whatever way, is noted in the catalog and stops nothing here. Those that are not
+    shipped are tried first in a copy of this process, where there can be one: see `zsqbench.probe`. Raises
+    ZSQBenchError where a name in `without` is no plugin.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     catalog = Catalog(manager)
-    seen = set()
-    for origin, entry_point in _entry_points():
-        seen.add(entry_point.name)
-        if only_shipped and origin.split()[0].rstrip(",") != "zsqbench":
-            continue
-        if entry_point.name not in without:
-            _add(catalog, Plugin(entry_point.name, origin), entry_point.load)
+    found = [(plugin, entry_point.load) for plugin, entry_point in _entry_points()]
+    names = {plugin.name for plugin, _ in found}
     for name in without:
-        if name not in seen:
-            raise ZSQBenchError(unknown("plugin", name, seen, "--no-plugin"))
-    for path in dict.fromkeys(file.resolve() for file in files):
-        source = _source(path)
-        _add(catalog, Plugin(path.stem, str(path), source=source), lambda path=path: _import_file(path))
+        if name not in names:
+            raise ZSQBenchError(unknown("plugin", name, names, "--no-plugin"))
+    found = [(plugin, load) for plugin, load in found if plugin.name not in without]
+    for plugin, load in found:
+        if plugin.shipped:
+            _add(catalog, plugin, load)
+    if not only_shipped:
+        _add_strangers(catalog, [entry for entry in found if not entry[0].shipped] + _from_files(files))
     return catalog
+
+
+def _from_files(files: Sequence[Path]) -> list[tuple[Plugin, Load]]:
+    paths = dict.fromkeys(file.resolve() for file in files)
+    return [(Plugin(path.stem, str(path), source=_source(path)), partial(_import_file, path)) for path in paths]
+
+
+def _add_strangers(catalog: Catalog, found: Sequence[tuple[Plugin, Load]]) -> None:
+    """Add plugins of others, except those that would end this process."""
+    from zsqbench.probe import can_probe, find_fatal  # which commands without such plugins do not wait for
+
+    tries = [partial(_add, catalog, plugin, load) for plugin, load in found]
+    fatal = find_fatal(tries) if tries and can_probe() else {}
+    for index, (plugin, load) in enumerate(found):
+        if index in fatal:
+            catalog.plugins.append(replace(plugin, error=f"its import {fatal[index]}"))
+        else:
+            _add(catalog, plugin, load)
 
 
 def _source(path: Path) -> str:
@@ -116,20 +152,22 @@ def _source(path: Path) -> str:
         raise ZSQBenchError(f"cannot read plugin file {path}: {error.strerror}") from error
 
 
-def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
+def _add(catalog: Catalog, plugin: Plugin, load: Load) -> None:
     """Register one plugin; on any failure leave no trace of it but the failure."""
-    label = f"{plugin.origin}:{plugin.name}"
-    try:
+    classes: list[type[Method]] = []
+    with contain() as contained:
         module = load()
-        _check_hooks(module)
-        catalog.hooks.register(module, name=label)
+        check_hooks(module)
+        catalog.hooks.register(module, name=plugin.label)
         catalog.hooks.check_pending()
-        classes = [entry for kind in BASES for entry in _registered(catalog.hooks, module, kind)]
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's module raises is its failure
-        if catalog.hooks.has_plugin(label):
-            catalog.hooks.unregister(name=label)
-        trace = "".join(traceback.format_exception(error))
-        catalog.plugins.append(Plugin(plugin.name, plugin.origin, one_line(error), trace, plugin.source))
+        for kind in BASES:
+            classes += _registered(catalog.hooks, plugin, kind)
+        _check_distinct(classes)
+    if contained.error is not None:
+        if catalog.hooks.has_plugin(plugin.label):
+            catalog.hooks.unregister(name=plugin.label)
+        trace = "".join(traceback.format_exception(contained.error))
+        catalog.plugins.append(replace(plugin, error=one_line(contained.error), traceback=trace))
         return
     catalog.plugins.append(plugin)
     for method in classes:
@@ -140,30 +178,23 @@ def _add(catalog: Catalog, plugin: Plugin, load: Any) -> None:
             catalog.clashes.append(f"{claim}; rename one, or leave one out with --no-plugin")
 
 
-def _check_hooks(module: object) -> None:
-    """Refuse a hook that is misspelt, lacks its mark, or wraps those of others.
-
-    pluggy would say little of the first and nothing of the second; a run calls each observer apart from the others.
-    """
-    known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
-    for name in dir(module):
-        value = getattr(module, name)
-        options = getattr(value, f"{hookspecs.PROJECT}_impl", None)
-        if options is None:
-            if name in known and callable(value) and not hasattr(value, f"{hookspecs.PROJECT}_spec"):
-                raise ZSQBenchError(f"{name} is not marked as a hook; put @zsqbench.hookimpl above it")
-        elif (options["specname"] or name) not in known and not options["optionalhook"]:
-            raise ZSQBenchError(unknown("hook", options["specname"] or name, known))
-        elif options["wrapper"] or options["hookwrapper"]:
-            raise ZSQBenchError(f"{name} wraps the hooks of other plugins; write it without `wrapper`")
+def _check_distinct(classes: Sequence[type[Method]]) -> None:
+    """Refuse two classes of one plugin that have one name."""
+    named: dict[tuple[Kind, str], type[Method]] = {}
+    for method in classes:
+        other = named.setdefault((method.kind, method.name), method)
+        if other is not method:
+            raise ZSQBenchError(
+                f"{other.__name__} and {method.__name__} are both a {method.kind} named {method.name!r}; rename one"
+            )
 
 
-def _registered(manager: pluggy.PluginManager, module: object, kind: Kind) -> Iterator[type[Method]]:
-    """The classes of a kind that this plugin returns, checked."""
+def _registered(manager: pluggy.PluginManager, plugin: Plugin, kind: Kind) -> Iterator[type[Method]]:
+    """The classes of a kind that this plugin returns, checked; those of zsqbench's own are checked by its tests."""
     hook = getattr(manager.hook, f"register_{kind}s")
     base = BASES[kind]
     for implementation in hook.get_hookimpls():
-        if implementation.plugin is not module:
+        if implementation.plugin_name != plugin.label:
             continue
         returned = implementation.function()
         if not isinstance(returned, list | tuple):
@@ -171,11 +202,12 @@ def _registered(manager: pluggy.PluginManager, module: object, kind: Kind) -> It
         for method in returned:
             if not (isinstance(method, type) and issubclass(method, base)):
                 raise ZSQBenchError(f"register_{kind}s returned {method!r}; expected subclasses of {base.__name__}")
-            if not (isinstance(getattr(method, "name", None), str) and method.name):
-                raise ZSQBenchError(f"{method.__name__} has no name; give it a class attribute name = '...'")
-            if getattr(method, "__abstractmethods__", None):
-                missing = ", ".join(sorted(cast("Any", method).__abstractmethods__))
-                raise ZSQBenchError(f"{method.__name__} does not define {missing}")
+            if missing := getattr(method, "__abstractmethods__", None):
+                raise ZSQBenchError(f"{method.__name__} does not define {', '.join(sorted(missing))}")
+            if not plugin.shipped:
+                from zsqbench.methods.declaration import check_declaration
+
+                check_declaration(method, kind)
             yield method
 
 
@@ -195,8 +227,8 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
-    """(origin, entry point) of all plugins, zsqbench's own first, then by distribution and name.
+def _entry_points() -> Iterator[tuple[Plugin, EntryPoint]]:
+    """All installed plugins with their entry points, zsqbench's own first, then by distribution and name.
 
     pluggy's own loader is not used: it drops the second of two distributions that use one entry-point name, silently,
     and stops at the first plugin that fails.
@@ -215,8 +247,9 @@ def _entry_points() -> Iterator[tuple[str, EntryPoint]]:
             found.setdefault((project, entry_point.name), (f"{project} {distribution.version}", entry_point))
     for entry_point in adopted:
         found["zsqbench", entry_point.name] = ("zsqbench, uninstalled checkout", entry_point)
-    for key in sorted(found, key=lambda key: (key[0] != "zsqbench", key)):
-        yield found[key]
+    for project, name in sorted(found, key=lambda key: (key[0] != "zsqbench", key)):
+        origin, entry_point = found[project, name]
+        yield Plugin(name, origin, shipped=project == "zsqbench"), entry_point
 
 
 def _adopt_checkout() -> list[EntryPoint]:

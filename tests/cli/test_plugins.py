@@ -146,3 +146,82 @@ def test_a_new_method_runs_as_its_writer_is_told(bench, monkeypatch, kind):
     *_, run = bench.zsqbench("plugins", "new", kind, "brand_new").out.splitlines()
     planned = bench.zsqbench("plan", *run.split()[2:], "--format", "json")
     assert (planned.code, "brand_new" in planned.out) == (0, True), planned.err
+
+
+FATAL = "import os; os._exit(0)"
+
+
+@pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "raise GeneratorExit", FATAL])
+def test_a_command_that_does_not_need_a_broken_plugin_names_it_and_goes_on(bench, caplog, source):
+    broken = bench.write("broken.py", source)
+    said = bench.plan("--plugin", broken)
+    (warning,) = caplog.records
+    assert (bool(said["steps"]), warning.getMessage().startswith(f"plugin broken ({broken}) did not load: ")) == (
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "raise GeneratorExit", FATAL])
+@pytest.mark.parametrize("command", [["plugins", "list", "mine"], ["plugins", "check", "mine"], ["plan"]])
+def test_a_command_that_needs_a_broken_plugin_ends_with_4_and_its_reason(bench, command, source):
+    broken = bench.write("broken.py", source)
+    bench.matrix("generator: mine")
+    arguments = [*command, bench.file] if command == ["plan"] else command
+    said = bench.zsqbench(*arguments, "--plugin", broken)
+    assert (said.code, len(said.err.splitlines())) == (4, 1)
+    assert f"these failed to load: plugin 'broken' ({broken}): " in said.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["leaderboard", "toy.yaml"],
+        ["show", "toy.yaml", "w4a4:0"],
+        ["cache", "ls"],
+        ["cache", "verify"],
+        ["cache", "gc"],
+        pytest.param(
+            ["mlflow", "sync", "toy.yaml"],
+            marks=pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
+        ),
+        ["schema"],
+        ["--version"],
+        ["--help"],
+    ],
+)
+def test_a_command_about_what_is_there_loads_no_plugin(bench, monkeypatch, command):
+    bench.run()
+    monkeypatch.chdir(bench.folder)
+    monkeypatch.setenv("ZSQBENCH_HOME", str(bench.home))
+
+    def refuse(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("zsqbench.plugins.load_plugins", refuse)
+    monkeypatch.setattr("zsqbench.suite.reader.load_plugins", refuse)
+    said = bench.zsqbench(*command)
+    assert said.code == 0, said.err
+
+
+FAULTS = {
+    "rejects": ("ToyQuantizer", "def rejects(self, scheme):", "quantizer"),
+    "starts_from": ("ToyQuantizer", "@property\n    def starts_from(self):", "quantizer"),
+    "keeps_epochs": ("ToyQuantizer", "@property\n    def keeps_epochs(self):", "quantizer"),
+    "find_data": ("ToyTask", "def find_data(self, data_root):", "task"),
+    "find_model": ("ToyTask", "def find_model(self, model):", "task"),
+}
+
+
+@pytest.mark.parametrize("fault", ["raise KeyError('no')", "sys.exit(0)"])
+@pytest.mark.parametrize("asked", FAULTS)
+def test_a_method_that_fails_while_it_is_planned_is_one_line(bench, asked, fault):
+    base, signature, axis = FAULTS[asked]
+    bench.add_plugin(f"class F({base}):\n    name = 'f'\n    {signature}\n        {fault}\n")
+    bench.matrix(f"{axis}: f")
+    said = bench.run()
+    error = "KeyError: 'no'" if "Key" in fault else "SystemExit: 0"
+    last = said.err.splitlines()[-1]
+    assert (said.code, "Traceback" in said.err) == (4, False), said.err
+    assert last.startswith(f"error: {axis} 'f' failed in {asked} (extra.py, line ")
+    assert last.endswith(error)

@@ -100,10 +100,12 @@ def test_data_that_is_not_there_is_told_before_anything_runs(bench):
 
 
 ONCE = """
+import signal
+
 def interrupt():
     if not (HERE / "was").exists():
         (HERE / "was").touch()
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 """
 
 
@@ -312,8 +314,78 @@ def test_an_observer_that_fails_silences_no_other(bench, caplog):
     said = bench.run()
     assert (said.code, bench.calls()[-1]) == (0, "finished: done, toysuite.md")
     assert [record.getMessage() for record in caplog.records] == [
-        "an observer failed in suite_finished: ValueError: toysuite"
-    ] * 2
+        f"the observer suite_finished of plugin {name} failed: ValueError: toysuite" for name in ("zzz", "aaa")
+    ]
+
+
+OBSERVERS = {
+    "exits": "sys.exit(0)",
+    "raises KeyboardInterrupt": "raise KeyboardInterrupt",
+    "raises what is no Exception": "raise GeneratorExit",
+    "goes to another folder": "os.chdir('/')",
+    "swallows nothing": "raise ValueError",
+    "changes what it is handed": """
+        for value in handed:
+            for name in ("metrics", "float_metrics", "keys", "cells", "steps", "cached", "rows", "tasks", "quantizers"):
+                if hasattr(getattr(value, name, None), "clear"):
+                    getattr(value, name).clear()
+            if hasattr(value, "label"):
+                value.key = "0" * 64
+            if isinstance(value, list):
+                value.clear()""",
+}
+"""What an observer does, whatever is told to it."""
+
+
+@pytest.mark.parametrize("does", OBSERVERS)
+def test_no_observer_changes_rows_table_or_exit_code(bench, does):
+    bench.run_anew("alone")
+    rows, table = bench.rows(), (bench.results / "toysuite.md").read_text()
+    arguments = {
+        "suite_started": "suite, plan",
+        "step_finished": "step, outcome",
+        "cell_finished": "suite, result, cached",
+        "suite_finished": "suite, results, table",
+    }
+    bench.add_plugin(
+        f"def act(*handed):\n        {OBSERVERS[does]}\n"
+        + "".join(
+            f"\n@zsqbench.hookimpl\ndef {hook}({names}):\n    note('heard')\n    act({names})\n"
+            for hook, names in arguments.items()
+        )
+    )
+    bench.calls()
+    bench.matrix("seed: [0, 1]")
+    said = bench.run_anew("observed")
+    assert (said.code, bench.calls().count("heard")) == (0, 1 + 11 + 2 + 1), said.err
+    assert measured(bench.rows()) == measured(rows)
+    assert (bench.results / "toysuite.md").read_text() == table
+
+
+def measured(rows):
+    """Rows without what a clock says."""
+    return {cell: {**row, "seconds": None, "peak_memory": None} for cell, row in rows.items()}
+
+
+def test_an_observer_that_swallows_a_ctrl_c_does_not_keep_it_from_the_run(bench):
+    bench.add_plugin("""
+import signal
+@zsqbench.hookimpl
+def cell_finished():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        pass
+""")
+    bench.matrix("seed: [0, 1]")
+    assert (bench.run().code, list(bench.statuses().values())) == (130, ["done", "interrupted"])
+
+
+def test_a_plugin_that_ends_the_process_at_import_is_left_out_in_workers_too(bench):
+    fatal = bench.write("fatal.py", "import os; os._exit(0)")
+    bench.matrix("")
+    said = bench.run("--plugin", fatal, workers=1)
+    assert (said.code, list(bench.statuses().values())) == (0, ["done"]), said.err
 
 
 def entries(folder):

@@ -56,8 +56,8 @@ def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
     Exit codes: 0 all cells done, 1 some failed or a blocker was found, 2 usage or configuration, 3 a bug, 4 a plugin
-    that the suite needs did not load, 5 nothing selected, 130 interrupted
-    (143 by SIGTERM, 129 by SIGHUP).
+    that the suite needs did not load, or failed in planning, 5 nothing selected, 130 interrupted (143 by SIGTERM, 129
+    by SIGHUP).
     """
 
 

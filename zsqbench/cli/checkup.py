@@ -156,12 +156,15 @@ def _variants(kind: "Kind", suite: "Suite | None", catalog: "Catalog") -> "dict[
 def _no_images(network: "LoadedNetwork", suite: "Suite | None", data_root: Path | None) -> str | None:
     """Why there are no real images to calibrate on, or none; without a task there may be some."""
     from zsqbench.errors import ZSQBenchError
+    from zsqbench.methods.asking import asking
     from zsqbench.steps.needs import lack_of_images
 
     if suite is None:
         return None
     try:
-        files = suite.task(str(network.task)).find_data(data_root)
+        task = suite.task(str(network.task))
+        with asking(task, "find_data"):
+            files = task.find_data(data_root)
     except ZSQBenchError as error:
         return str(error)
     return None if files.calibration else lack_of_images(str(network.task))

@@ -63,8 +63,8 @@ def _methods_to_check(given: str, files: Sequence[Path], without: Sequence[str])
     catalog = load_plugins(files, without)
     catalog.check()
     origin = str(Path(given).resolve()) if Path(given).suffix == ".py" else None
-    for plugin in catalog.plugins:
-        if plugin.error and (plugin.origin == origin or (origin is None and plugin.name == given)):
+    for plugin in catalog.broken:
+        if plugin.origin == origin or (origin is None and plugin.name == given):
             listing = f"--plugin {given}" if origin else given
             raise ZSQBenchError(
                 f"plugin {plugin.name} did not load: {plugin.error}; "
@@ -79,7 +79,7 @@ def _methods_to_check(given: str, files: Sequence[Path], without: Sequence[str])
     if not found and origin:
         raise ZSQBenchError(f"{given} provides no generator, quantizer or task; return its classes from a hook")
     if not found:
-        raise ZSQBenchError(unknown("method", given, {name for _, name in provided}))
+        raise catalog.lack(unknown("method", given, {name for _, name in provided}))
     return found
 
 

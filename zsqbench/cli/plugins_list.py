@@ -36,16 +36,16 @@ def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[st
 
     With a NAME, of a method or a plugin, also what each preset gives for each data set of the papers.
     """
-    from zsqbench.errors import ZSQBenchError, unknown
+    from zsqbench.errors import unknown
     from zsqbench.plugins import load_plugins
 
     catalog = load_plugins(plugins, without)
     provided = [entry for _, entry in sorted(catalog.provided.items())]
     listed = [entry for entry in provided if name in (None, entry.method.name, entry.plugin.name)]
     if name is not None and not listed and not any(plugin.name == name for plugin in catalog.plugins):
-        raise ZSQBenchError(unknown("method or plugin", name, {entry.method.name for entry in provided}))
+        raise catalog.lack(unknown("method or plugin", name, {entry.method.name for entry in provided}))
     methods = [_describe(entry, detailed=name is not None) for entry in listed]
-    broken = [plugin for plugin in catalog.plugins if plugin.error and name in (None, plugin.name)]
+    broken = [plugin for plugin in catalog.broken if name in (None, plugin.name)]
     if form == "json":
         failures = [{"name": plugin.name, "origin": plugin.origin, "error": plugin.error} for plugin in broken]
         click.echo(json.dumps({"methods": methods, "broken": failures, "clashes": catalog.clashes}, indent=1))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result, Status
 from zsqbench.scheme import Inspection
 from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, NetworkFacts, Outcome, Resolve, Step, StepMaker
@@ -135,7 +136,11 @@ def find_data(suite: Suite, cells: Sequence[Cell], data_root: Path | None, diges
     """The data of each task that a cell needs. Raises ZSQBenchError where it is absent or empty."""
     runnable = [cell for cell in cells if cell.reason is None]
     labels = dict.fromkeys(cell.task for cell in runnable)
-    data = {label: Data.of(suite.task(label).find_data(data_root), digests) for label in labels}
+    data = {}
+    for label in labels:
+        task = suite.task(label)
+        with asking(task, "find_data"):
+            data[label] = Data.of(task.find_data(data_root), digests)
     for cell in runnable:
         generator, absent = suite.generator(cell), data[cell.task].files.absent
         if absent is not None and generator is not None and generator.uses_real_data:

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError, one_line
+from zsqbench.errors import CorruptArtifactError, NothingSelectedError, ZSQBenchError
 from zsqbench.execution.loop import Loop
+from zsqbench.execution.observers import Observers
 from zsqbench.execution.plan import (
     Facts,
     Inspections,
@@ -90,9 +91,11 @@ class Run:
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
     """For each (task, model), the step that loads the model to learn its identity."""
+    observers: Observers = field(init=False)
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)
+        self.observers = Observers(self.suite)
 
     @property
     def rows(self) -> ResultFile:
@@ -220,12 +223,8 @@ class Run:
         return RunReport(plan, results, number, outdated, loop.background_failures(), table, table_error)
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Fire an observer hook; an observer that fails is a warning, never a lost cell, and the others are called."""
-        for observer in reversed(getattr(self.suite.catalog.hooks.hook, hook).get_hookimpls()):  # in pluggy's order
-            try:
-                observer.function(*(arguments[name] for name in observer.argnames))
-            except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
-                log.warning("an observer failed in %s: %s", hook, one_line(error))
+        """Fire an observer hook."""
+        self.observers.notify(hook, **arguments)
 
     def _inspect(self, cells: Sequence[Cell], facts: Facts, loop: Loop) -> Inspections:
         """Inspect the students of cells that no run has inspected yet."""

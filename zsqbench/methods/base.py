@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic_core import CoreSchema, core_schema
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods.asking import asking
 from zsqbench.scheme import Scheme
 
 T = TypeVar("T")
@@ -127,11 +128,12 @@ class Method(BaseModel):
         scheme alone; resolving it again changes nothing, and needs no torch. Raises ZSQBenchError where the values do
         not go together.
         """
-        values = {
-            name: value
-            for name, value in self.automatic(network, scheme).items()
-            if value is not None and getattr(self, name) is None
-        }
+        with asking(self, "automatic"):
+            values = {
+                name: value
+                for name, value in self.automatic(network, scheme).items()
+                if value is not None and getattr(self, name) is None
+            }
         if not values:
             return self
         try:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import label
@@ -29,7 +30,9 @@ class Oracle(StudentJob):
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each quantized network, where the quantizer keeps epochs."""
         variant = cell.quantizer
-        if not variant.quantizer.keeps_epochs:
+        with asking(variant.method, "keeps_epochs"):
+            keeps_epochs = variant.quantizer.keeps_epochs
+        if not keeps_epochs:
             return None
         needs = (cell.steps[Quantize.kind],)
         return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=variant)

@@ -2,14 +2,16 @@
 
 import fnmatch
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from zsqbench.errors import ZSQBenchError, did_you_mean, unknown
+from zsqbench.errors import MethodFaultError, ZSQBenchError, did_you_mean, unknown
 from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
+from zsqbench.methods.asking import asking
 from zsqbench.plugins import Catalog, load_plugins
 from zsqbench.reports.published import ValueKey, read_source
 from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
@@ -45,6 +47,10 @@ def load_suite(
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
     suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    for broken in catalog.broken:  # which none of its methods needs
+        logging.getLogger("zsqbench").warning(
+            "plugin %s (%s) did not load: %s", broken.name, broken.origin, broken.error
+        )
     return replace(suite, overrides=tuple(overrides))
 
 
@@ -207,7 +213,11 @@ class _SuiteBuilder:
     def _find_model(self, task: str, model: str) -> None:
         """Let the task say now that it does not know a model."""
         try:
-            cast("Task", self.variants["task"][task].method).find_model(self.models[model])
+            method = cast("Task", self.variants["task"][task].method)
+            with asking(method, "find_model"):
+                method.find_model(self.models[model])
+        except MethodFaultError:
+            raise
         except ZSQBenchError as error:
             place = self.source.where(("models", model) if model in self.file.models else self._in_matrix[model])
             raise ZSQBenchError(f"{place}: {error}") from error
@@ -235,7 +245,8 @@ class _SuiteBuilder:
         """Give a quantizer the one that it starts from, and that one its own; `before` are those that lead here."""
         quantizers, place = self.variants["quantizer"], self.source.where((*where, "start"))
         variant = quantizers[label]
-        start = variant.quantizer.starts_from
+        with asking(variant.method, "starts_from"):
+            start = variant.quantizer.starts_from
         if start is None or variant.start is not None:
             return variant
         way = (*before, label)
@@ -266,7 +277,8 @@ class _SuiteBuilder:
         method = self.catalog.find(kind, name).method
         options = {key: value for key, value in given.items() if key != "method"}
         what = f"option of {name}"
-        return parse(method, options, self.source, where, self.folders, what, files_exist=files_exist)
+        with asking(method, "the check of its options"):
+            return parse(method, options, self.source, where, self.folders, what, files_exist=files_exist)
 
     def _model(self, name: str, given: Mapping[str, Any], *, files_exist: bool = False) -> ModelSpec:
         if "name" in given:
@@ -299,7 +311,9 @@ def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme)
 
 def _misfit(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -> str | None:
     """Why a quantizer cannot go with a generator and a scheme, or none."""
-    if reason := quantizer.rejects(scheme):
+    with asking(quantizer, "rejects"):
+        reason = quantizer.rejects(scheme)
+    if reason:
         return f"{quantizer.name} rejects {scheme.name}: {reason}"
     if generator is None and quantizer.needs_images:
         return f"{quantizer.name} needs calibration images, and the generator is none"
