@@ -103,7 +103,7 @@ def test_the_oracle_is_logged_beside_the_result_with_its_curve(tmp_path, store):
     other.write("oracle", "c" * 64, {"content": {}, "curves": {"top1": [(4, 90.0)]}, "notes": []})
     oracle = {"epoch": 8, "metrics": {"top1": 92.5}, "of": 3}
 
-    Invocation(replace(Experiment.open("oracle", store), store=other), "parent").log(
+    Invocation(replace(Experiment.open("oracle", store), store=other), "run").log(
         row(oracle=oracle, keys={"oracle": "c" * 64})
     )
 
@@ -256,7 +256,7 @@ def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
     (damaged.folder("diagnose", DIAGNOSE) / "images.png").write_bytes(b"damaged")
     experiment = Experiment.open("damaged", store)
 
-    Invocation(replace(experiment, store=damaged), "parent").log(row())
+    Invocation(replace(experiment, store=damaged), "run").log(row())
 
     (run,) = runs(store, "damaged")[1]
     assert run.data.metrics["quantize/mse"] == 0.5
@@ -277,7 +277,7 @@ def test_diagnostics_that_come_after_their_cells_are_logged_to_them(tmp_path, st
     late = Store(tmp_path)
     fill(late, diagnosed=False)
     experiment = replace(Experiment.open("late", store), store=late)
-    invocation = experiment.start("run")
+    invocation = Invocation(experiment, "run")
     invocation.log(row())
     (before,) = runs(store, "late")[1]
     fill_diagnosis(late)
