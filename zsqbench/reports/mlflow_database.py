@@ -121,7 +121,7 @@ class Database:
             with self._connection() as connection:
                 (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if said != "ok":
-                return str(said)
+                return str(said).splitlines()[-1]
             self._try_copy()
         except Exception as error:
             if is_damage(error):
