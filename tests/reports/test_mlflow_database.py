@@ -5,6 +5,8 @@ import pytest
 
 from zsqbench.reports.mlflow_database import Database, tracking_uri
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
 
 @pytest.fixture
 def database(tmp_path):

@@ -12,6 +12,7 @@ from zsqbench.reports.mlflow_runs import (
     CURVE_POINTS,
     BackgroundStep,
     Details,
+    Ending,
     Experiment,
     Invocation,
     _batches,
@@ -313,6 +314,19 @@ def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
         r"generate: CorruptArtifactError: .*manifest.json.*; its diagnostics cannot be read: .*images.png has .*",
         run.data.tags["zsqbench.unreadable"],
     )
+
+
+def test_diagnostics_that_another_run_made_are_logged_at_the_end(tmp_path, store):
+    late = Store(tmp_path)
+    fill(late, diagnosed=False)
+    invocation = Invocation(replace(Experiment.open("of another", store), store=late), "run")
+    invocation.log(row())
+    fill_diagnosis(late)
+
+    invocation.finish(Ending([row()]))
+
+    (cell,) = runs(store, "of another")[1]
+    assert cell.data.metrics["calibration/bn_gap"] == 0.25
 
 
 def test_artifacts_that_are_gone_are_no_reason_not_to_log(tmp_path):

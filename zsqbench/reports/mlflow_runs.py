@@ -219,6 +219,8 @@ class Invocation:
         """End the parent run, if there is one, with how many cells there are of each status, and the table."""
         if self.run_id is None:
             return
+        for kind in list(self.awaiting):  # another run may have done the step
+            self.log_background(BackgroundStep(kind, frozenset()))
         client = self.experiment.client
         counts = Counter(result.status for result in ending.results)
         with self.experiment.turns.take():
