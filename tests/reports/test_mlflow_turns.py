@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from zsqbench.reports import mlflow_turns
@@ -45,6 +48,15 @@ def test_an_invocation_is_alive_until_it_ends(tmp_path):
     one.end("run")
 
     assert (alive, other.is_alive("run")) == (True, False)
+
+
+def test_an_invocation_of_a_killed_process_is_dead_at_once(tmp_path):
+    script = "import sys, os, pathlib; from zsqbench.reports.mlflow_turns import Turns\n"
+    script += "turns = Turns.of(pathlib.Path(sys.argv[1])); turns.begin('run'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=False)
+    left = [file.name for file in (tmp_path / "leases").iterdir()]
+
+    assert (left, Turns.of(tmp_path).is_alive("run")) == (["mlflow-run.lease"], False)
 
 
 def test_homes_are_told_apart(tmp_path):

@@ -62,8 +62,11 @@ class Turns:
         self.leases.release(_name(run_id))
 
     def is_alive(self, run_id: str) -> bool:
-        """Whether a process has begun an invocation, and lives."""
-        return _name(run_id) in self.leases.alive("mlflow-")
+        """Whether another process has begun an invocation, and lives. A dead one of this computer is known at once."""
+        taken = self.leases.take(_name(run_id))
+        if taken:
+            self.leases.release(_name(run_id))
+        return not taken and _name(run_id) in self.leases.alive("mlflow-")
 
 
 def _name(run_id: str) -> str:
