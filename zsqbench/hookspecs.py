@@ -65,7 +65,8 @@ def step_finished(step: "Step", outcome: "Outcome") -> None:
 def cell_finished(suite: "Suite", result: "Result", cached: bool) -> None:
     """Called in the parent process when a cell's row has been written, in the order in which cells finish.
 
-    `cached` is true where every step was already there and the row was, too. MLflow logs the others.
+    `cached` is true where every step was already there and the row was, too. MLflow logs the others, and those of
+    the former that it does not hold.
     """
 
 

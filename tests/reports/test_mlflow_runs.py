@@ -8,7 +8,16 @@ import pytest
 from faults import flip
 from tracked import DIAGNOSE, GENERATE, fill, fill_diagnosis, invoke, row, runs
 
-from zsqbench.reports.mlflow_runs import CURVE_POINTS, BackgroundStep, Details, Experiment, Invocation, identity
+from zsqbench.reports.mlflow_runs import (
+    CURVE_POINTS,
+    BackgroundStep,
+    Details,
+    Ending,
+    Experiment,
+    Invocation,
+    _batches,
+    identity,
+)
 from zsqbench.reports.tracking import sync
 from zsqbench.store import Store
 
@@ -26,7 +35,7 @@ def logged(store):
         row("excluded cell", status="excluded", metrics={}, keys={}, reason="shown once"),
         row("interrupted cell", status="interrupted", metrics={}),
     ]
-    invoke(store, new, cached=[row("cached cell")], table=str(table))
+    invoke(store, new, table=str(table))
     (parent,), children = runs(store)
     client = Experiment.open("demo", store).client
     by_status = {run.data.tags["zsqbench.status"]: run for run in children}
@@ -46,7 +55,7 @@ def test_the_parent_run_says_which_suite_and_version_it_is_and_how_cells_ended(l
     assert logged.parent.data.tags["zsqbench.suite"] == "demo"
     assert "zsqbench.version" in logged.parent.data.tags
     assert logged.parent.data.metrics == {
-        "cells.done": 2,
+        "cells.done": 1,
         "cells.failed": 1,
         "cells.excluded": 1,
         "cells.interrupted": 1,
@@ -103,7 +112,7 @@ def test_the_oracle_is_logged_beside_the_result_with_its_curve(tmp_path, store):
     other.write("oracle", "c" * 64, {"content": {}, "curves": {"top1": [(4, 90.0)]}, "notes": []})
     oracle = {"epoch": 8, "metrics": {"top1": 92.5}, "of": 3}
 
-    Invocation(replace(Experiment.open("oracle", store), store=other), "parent").log(
+    Invocation(replace(Experiment.open("oracle", store), store=other), "run").log(
         row(oracle=oracle, keys={"oracle": "c" * 64})
     )
 
@@ -183,16 +192,57 @@ def test_a_run_that_was_never_ended_does_not_count_as_logged(store):
     assert sync([row()], "half", store) == 1
 
 
-def test_all_pages_of_runs_are_read():
+def test_all_pages_of_runs_are_read(store, monkeypatch):
     class Page(list):
         def __init__(self, name, following):
-            super().__init__([SimpleNamespace(data=SimpleNamespace(tags={"zsqbench.row": name}))])
+            tags, info = {"zsqbench.row": name}, SimpleNamespace(run_id="1", status="FINISHED")
+            super().__init__([SimpleNamespace(data=SimpleNamespace(tags=tags), info=info)])
             self.token = following
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     pages = {None: Page("a", "more"), "more": Page("b", None)}
     client = SimpleNamespace(search_runs=lambda *_, page_token, **__: pages[page_token])
 
-    assert Experiment(client, "1", "demo", None).identities() == {"a", "b"}
+    assert Experiment(client, "1", "demo", store, None).identities() == {"a", "b"}
+
+
+def test_mlflow_answers_as_its_database_does(store, monkeypatch):
+    invoke(store, [row("one"), row("two")], name="asked")
+    experiment = Experiment.open("asked", store)
+    experiment.client.create_run(experiment.id, tags={"zsqbench.row": "begun"})
+    asked = [experiment.logged(), experiment.logged(identity(row("two")))]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///file:that only MLflow reads")
+    answers = [experiment.logged(), experiment.logged(identity(row("two")))]
+
+    assert [len(found) for found in asked] == [3, 1]
+    assert [set(found) for found in answers] == [set(found) for found in asked]
+
+
+def test_the_values_of_a_cell_are_logged_in_one_call_where_the_limits_allow_it(store, monkeypatch):
+    experiment = Experiment.open("one call", store)
+    calls = []
+    log_batch = experiment.client.log_batch
+    monkeypatch.setattr(experiment.client, "log_batch", lambda *a, **k: (calls.append(k), log_batch(*a, **k)))
+
+    Invocation(experiment, "run").log(row())
+
+    (call,) = calls
+    assert {"top1", "generate/loss", "calibration/difficulty"} <= {metric.key for metric in call["metrics"]}
+    assert "quantizer.method" in {param.key for param in call["params"]}
+
+
+def test_a_call_has_at_most_a_thousand_values_and_a_hundred_of_them_params():
+    sizes = [(len(params), len(metrics)) for params, metrics in _batches(list(range(150)), list(range(2500)))]
+
+    assert sizes == [(100, 900), (50, 950), (0, 650)]
+
+
+def test_the_name_of_a_run_is_cut_to_what_every_backend_takes(store):
+    invoke(store, [row("c" * 300)], name="long names")
+
+    (run,) = runs(store, "long names")[1]
+    assert (run.info.run_name, run.data.tags["zsqbench.cell"]) == ("c" * 250, "c" * 300)
 
 
 def test_a_row_is_another_one_when_its_status_or_its_artifacts_change():
@@ -256,7 +306,7 @@ def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
     (damaged.folder("diagnose", DIAGNOSE) / "images.png").write_bytes(b"damaged")
     experiment = Experiment.open("damaged", store)
 
-    Invocation(replace(experiment, store=damaged), "parent").log(row())
+    Invocation(replace(experiment, store=damaged), "run").log(row())
 
     (run,) = runs(store, "damaged")[1]
     assert run.data.metrics["quantize/mse"] == 0.5
@@ -264,6 +314,19 @@ def test_a_damaged_artifact_is_named_and_costs_nothing_else(tmp_path, store):
         r"generate: CorruptArtifactError: .*manifest.json.*; its diagnostics cannot be read: .*images.png has .*",
         run.data.tags["zsqbench.unreadable"],
     )
+
+
+def test_diagnostics_that_another_run_made_are_logged_at_the_end(tmp_path, store):
+    late = Store(tmp_path)
+    fill(late, diagnosed=False)
+    invocation = Invocation(replace(Experiment.open("of another", store), store=late), "run")
+    invocation.log(row())
+    fill_diagnosis(late)
+
+    invocation.finish(Ending([row()]))
+
+    (cell,) = runs(store, "of another")[1]
+    assert cell.data.metrics["calibration/bn_gap"] == 0.25
 
 
 def test_artifacts_that_are_gone_are_no_reason_not_to_log(tmp_path):
@@ -277,7 +340,7 @@ def test_diagnostics_that_come_after_their_cells_are_logged_to_them(tmp_path, st
     late = Store(tmp_path)
     fill(late, diagnosed=False)
     experiment = replace(Experiment.open("late", store), store=late)
-    invocation = experiment.start("run")
+    invocation = Invocation(experiment, "run")
     invocation.log(row())
     (before,) = runs(store, "late")[1]
     fill_diagnosis(late)

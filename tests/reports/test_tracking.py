@@ -1,4 +1,5 @@
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -8,9 +9,10 @@ import pytest
 from tracked import GENERATE, fill, fill_diagnosis, invoke, row, runs
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports import mlflow_runs, tracking
-from zsqbench.reports.mlflow_runs import Experiment
-from zsqbench.reports.tracking import Tracker, sync
+from zsqbench.leases import Leases
+from zsqbench.reports import mlflow_runs, mlflow_turns, tracking
+from zsqbench.reports.mlflow_runs import Details, Ending, Experiment, Invocation, identity
+from zsqbench.reports.tracking import Tracker, make_database, move_aside, sync
 from zsqbench.steps import KINDS
 from zsqbench.store import Store
 
@@ -26,20 +28,174 @@ def test_an_excluded_cell_is_logged_once_however_often_the_suite_runs(store):
     assert [run.info.run_name for run in runs(store, "often")[1]].count("excluded cell") == 1
 
 
-def test_a_cell_that_fails_again_is_logged_again(store):
-    failed = row(status="failed", reason="out of memory")
-
-    invoke(store, [failed], name="again")
-    invoke(store, [failed], name="again")
+def test_a_cell_that_fails_again_in_the_same_way_is_logged_once(store):
+    invoke(store, [row(status="failed", reason="out of memory")], name="again")
+    invoke(store, [row(status="failed", reason="out of memory", traceback="of the second time")], name="again")
+    invoke(store, [row(status="failed", reason="another")], name="again")
 
     parents, children = runs(store, "again")
     assert (len(parents), len(children)) == (2, 2)
 
 
-def test_nothing_new_means_no_run_at_all(store):
-    invoke(store, [row(status="excluded", reason="shown once")], cached=[row()], name="nothing new")
+def test_nothing_that_is_not_held_means_no_run_at_all(store):
+    rows = [row(status="excluded", reason="shown once"), row()]
+    invoke(store, rows, name="nothing new")
 
-    assert runs(store, "nothing new") == ([], [])
+    invoke(store, rows[:1], cached=rows[1:], name="nothing new")
+
+    assert len(runs(store, "nothing new")[0]) == 1
+
+
+@pytest.mark.parametrize("new", [[], [row("new")]])
+def test_a_run_logs_what_an_earlier_one_could_not(store, new):
+    name = f"catch up {len(new)}"
+    invoke(store, [row("one")], name=name)
+
+    invoke(store, new, cached=[row("one"), row("two"), row("three")], name=name)
+
+    logged = ["one", "two", "three", *(result.cell for result in new)]
+    assert [run.info.run_name for run in runs(store, name)[1]] == logged
+    assert sync([row("one"), row("two"), row("three"), *new], name, store) == 0
+
+
+def test_a_server_is_not_asked_where_nothing_is_new(store, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
+    monkeypatch.setattr(Experiment, "open", lambda *_: pytest.fail("asked"))
+
+    invoke(store, [], cached=[row()])
+
+    assert caplog.text == ""
+
+
+def test_two_writers_log_a_cell_once(store, monkeypatch):
+    """Both find it missing at first; the second logs it between the first one's look and its turn."""
+    read = Details.read
+    others = iter([lambda: invoke(store, [row("both")], name="two writers")])
+
+    def slow(result, store):
+        next(others, lambda: None)()
+        return read(result, store)
+
+    monkeypatch.setattr(Details, "read", slow)
+
+    invoke(store, [row("both")], name="two writers")
+
+    assert [run.info.run_name for run in runs(store, "two writers")[1]] == ["both"]
+
+
+def test_what_a_killed_logger_left_of_a_cell_is_deleted_and_logged_anew(store, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr("mlflow.MlflowClient.set_terminated", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            sync([row()], "killed", store)
+    assert [run.info.status for found in runs(store, "killed") for run in found] == ["RUNNING", "RUNNING"]
+
+    assert sync([row()], "killed", store) == 1
+
+    parents, (cell,) = runs(store, "killed")
+    assert ([run.info.status for run in parents], cell.info.status) == (["KILLED", "FINISHED"], "FINISHED")
+
+
+def test_a_run_that_another_home_is_logging_is_left_alone(store):
+    experiment = Experiment.open("other home", store)
+    tags = {"zsqbench.row": identity(row()), "zsqbench.home": "another", "mlflow.parentRunId": "another"}
+    experiment.client.create_run(experiment.id, tags=tags)
+
+    invoke(store, [row()], name="other home")
+
+    assert sorted(run.info.status for run in runs(store, "other home")[1]) == ["FINISHED", "RUNNING"]
+
+
+def test_a_parent_run_of_a_living_process_is_not_ended(store):
+    alive = Invocation(Experiment.open("alive", store), "run")
+    alive.log(row("one"))
+    invoke(store, [row("two")], name="alive")
+
+    assert [run.info.status for run in runs(store, "alive")[0]] == ["RUNNING", "FINISHED"]
+    alive.finish(Ending([row("one")]))
+
+
+def test_a_run_waits_for_its_turn_and_then_gives_up_with_one_warning(store, monkeypatch, caplog):
+    monkeypatch.setattr(mlflow_turns, "PATIENCE", 0.05)
+    with Leases(store.home).hold("mlflow"):
+        invoke(store, [row()], name="turns")
+        with pytest.raises(ZSQBenchError, match="other processes logged for 0 s"):
+            sync([row()], "turns", store)
+
+    assert "MLflow logging stopped (TimeoutError: other processes logged" in caplog.text
+    assert caplog.text.count("MLflow") == 1
+    assert sync([row()], "turns", store) == 1
+
+
+@pytest.mark.parametrize("name", ["a?b%41c#d", "ä b"])
+def test_database_and_artifacts_land_in_a_home_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    odd = Store(tmp_path / name)
+    fill(odd)
+
+    invoke(odd, [row()])
+
+    assert sync([row()], "demo", odd) == 0
+    (cell,) = runs(odd)[1]
+    assert cell.data.metrics["top1"] == 91.5
+    assert [file.name for file in (odd.home / "mlartifacts" / cell.info.run_id).rglob("*.json")] == ["diagnostics.json"]
+    assert (odd.home / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_damaged_database_is_moved_aside_on_demand_and_all_rows_are_logged_anew(tmp_path, caplog):
+    home = Store(tmp_path)
+    (tmp_path / "mlflow.db").write_text("damaged" * 1000)
+
+    invoke(home, [], cached=[row()])
+
+    damage = f"{tmp_path}/mlflow.db is damaged: file is not a database"
+    cure = "`zsqbench mlflow sync demo --move-aside` moves it to mlflow.db.damaged-DATE and logs all rows into a new"
+    assert caplog.messages == [f"MLflow logging stopped ({damage}); results are not affected, {cure} one"]
+    with pytest.raises(ZSQBenchError, match=re.escape(f"{damage}; {cure}")):
+        sync([row()], "demo", home)
+    said = move_aside("demo", home)
+    (moved,) = [path.name for path in tmp_path.glob("mlflow.db*")]
+    assert re.fullmatch(r"mlflow\.db\.damaged-[\dT-]+", moved)
+    assert said == f"{tmp_path}/mlflow.db is damaged (file is not a database); it is {moved} now"
+    assert (sync([row()], "demo", home), len(runs(home)[1])) == (1, 1)
+
+
+def test_a_sound_database_is_not_moved(store):
+    sync([row()], "sound", store)
+
+    with pytest.raises(
+        ZSQBenchError, match=r"nothing to move aside: .* is sound, and its experiment sound not deleted"
+    ):
+        move_aside("sound", store)
+
+    assert len(runs(store, "sound")[1]) == 1
+
+
+def test_a_deleted_experiment_can_be_restored_or_replaced(store, caplog):
+    sync([row()], "deleted", store)
+    experiment = Experiment.open("deleted", store)
+    experiment.client.delete_experiment(experiment.id)
+
+    invoke(store, [], cached=[row()], name="deleted")
+
+    (message,) = caplog.messages
+    assert f"the experiment deleted (id {experiment.id}) was deleted in MLflow" in message
+    assert f"mlflow experiments restore --experiment-id {experiment.id}` restores it" in message
+    assert "`zsqbench mlflow sync deleted --move-aside` gives it another name" in message
+    assert move_aside("deleted", store).startswith("the deleted experiment deleted is called 'deleted deleted 2")
+    assert sync([row()], "deleted", store) == 1
+    assert len(runs(store, "deleted")[1]) == 1
+
+
+def test_the_database_is_looked_at_before_the_page_is_opened(store, tmp_path):
+    (tmp_path / "mlflow.db").write_text("damaged" * 1000)
+
+    make_database(store.home)
+    with pytest.raises(
+        ZSQBenchError, match=r"mlflow.db is damaged: .*; `zsqbench mlflow sync SUITE --move-aside` moves"
+    ):
+        make_database(tmp_path)
 
 
 def test_the_first_use_of_a_database_is_silent_and_a_cached_run_imports_neither_mlflow_nor_torch(tmp_path):
@@ -57,18 +213,15 @@ row = Result(suite="demo", cell="c", definition="d", task="t", model="m", genera
 plugin.suite_started(suite, plan)
 plugin.cell_finished(row, True)
 plugin.suite_finished([row], None)
-assert not {"mlflow", "torch"} & set(sys.modules)
-plugin.suite_started(suite, plan)
-plugin.cell_finished(row, False)
-plugin.suite_finished([row], None)
-assert "mlflow" in sys.modules
+assert "torch" not in sys.modules
+print("mlflow" in sys.modules)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / "mlflow.db").is_file()
+    assert (first.returncode, first.stdout, first.stderr) == (0, "True\n", "")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "False\n", "")
 
 
 def test_mlflow_failing_is_one_warning_and_sync_repairs_it(store, tmp_path, monkeypatch, caplog):
@@ -127,13 +280,17 @@ def test_what_is_left_in_the_queue_when_waiting_ends_is_not_logged(store, monkey
     begun, answer, logged = threading.Event(), threading.Event(), []
 
     class Slow:
+        def __init__(self, *_):
+            pass
+
         def log(self, result):
             logged.append(result.cell)
             begun.set()
             answer.wait()
 
     monkeypatch.setattr(tracking, "PATIENCE", 0.05)
-    monkeypatch.setattr(Experiment, "open", lambda *_: SimpleNamespace(start=lambda _: Slow()))
+    monkeypatch.setattr(Experiment, "open", lambda *_: None)
+    monkeypatch.setattr(tracking, "Invocation", Slow)
 
     invoke(store, [row("one"), row("two")])
     (writer,) = [thread for thread in threading.enumerate() if thread.name == "mlflow"]

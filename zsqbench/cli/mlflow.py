@@ -19,14 +19,23 @@ def mlflow() -> None:
 @select_option
 @home_option
 @results_option
-def mlflow_sync(suite: str, select: str | None, home: Path, results: Path) -> int:
+@click.option(
+    "--move-aside",
+    "aside",
+    is_flag=True,
+    help="Before, move a damaged mlflow.db aside, or give a deleted experiment of SUITE another name.",
+)
+def mlflow_sync(suite: str, select: str | None, home: Path, results: Path, aside: bool) -> int:
     """Log the rows of SUITE that MLflow does not have."""
     from zsqbench.api import rows_of
-    from zsqbench.reports.tracking import sync
+    from zsqbench.reports.tracking import move_aside, sync
     from zsqbench.store import Store
 
     rows = rows_of(suite, results, select)
-    count = sync(rows, rows[0].suite, Store(home))
+    name, store = rows[0].suite, Store(home)
+    if aside:
+        click.echo(move_aside(name, store))
+    count = sync(rows, name, store)
     click.echo(f"{count} of {len(rows)} cells were missing and are logged now")
     return 0
 
@@ -39,11 +48,13 @@ def mlflow_ui(home: Path, arguments: Sequence[str]) -> int:
     import os
     import subprocess
 
-    from zsqbench.reports.mlflow_runs import tracking_uri
+    from zsqbench.reports.mlflow_database import tracking_uri
+    from zsqbench.reports.tracking import make_database
 
     uri = tracking_uri(home)
     if uri.startswith("http"):
         click.echo(f"the results are on the MLflow server {uri}")
         return 0
+    make_database(home)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *arguments]
     return subprocess.run(command, check=False, env=os.environ).returncode  # noqa: S603 - our own command

@@ -10,12 +10,9 @@ if TYPE_CHECKING:
 
 
 def tell_notes(suite: "Suite") -> None:
-    """Say what a reader of the suite file may want to know, and which plugins did not load."""
+    """Say what a reader of the suite file may want to know."""
     for note in suite.notes:
         click.echo(f"note: {note}", err=True)
-    for plugin in suite.catalog.plugins:
-        if plugin.error:
-            click.echo(f"warning: plugin {plugin.name} ({plugin.origin}) did not load: {plugin.error}", err=True)
 
 
 @click.command("schema")

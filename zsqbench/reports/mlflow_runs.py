@@ -1,60 +1,44 @@
 """Rows as runs of MLflow: an experiment for a suite, a run for an invocation, runs below it for cells."""
 
-import contextlib
 import json
-import logging
-import os
 import re
-import sqlite3
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of
+from zsqbench.reports.mlflow_database import Database, Logged, client_of, load_mlflow, tracking_uri
+from zsqbench.reports.mlflow_turns import Turns
 from zsqbench.reports.results import Result, environment, flat, flat_method
 from zsqbench.steps import KINDS, Tracked
 from zsqbench.steps.step import Dataset
 from zsqbench.store import Store
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
+    from pathlib import Path
 
-T = TypeVar("T")
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric, Param
 
 
 # MLflow's limits, mlflow/utils/validation.py
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000  # 8000 since MLflow 3
-NAME_LENGTH = 250
+NAME_LENGTH = 250  # of a run's name, too: a server's database may have no more room
 DIGEST_LENGTH = 36
 PARAMS_PER_BATCH = 100
-METRICS_PER_BATCH = 1000
+VALUES_PER_BATCH = 1000
 CURVE_POINTS = 320
 """Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
-
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 take four minutes where a server is down
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-}
-"""Environment variables of MLflow that hold where the user has not set them."""
 
 
 def identity(result: Result) -> str:
     """Hash that says whether MLflow holds a row: what the cell is, what was made for it, and what became of it."""
     return digest_of([result.cell, result.definition, result.keys, result.status, result.reason])
-
-
-def tracking_uri(home: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a database below the home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home / 'mlflow.db').resolve().as_posix()}"
 
 
 UNRUN = ("impossible", "excluded")
@@ -66,7 +50,7 @@ class Ending:
     """What the parent run is told at the end."""
 
     results: Sequence[Result]
-    table: Path | None = None
+    table: "Path | None" = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +61,14 @@ class BackgroundStep:
     needs: frozenset[str]
 
 
+class DeletedExperimentError(Exception):
+    """The experiment of a suite was deleted in MLflow, which keeps it, and its name, until it is restored."""
+
+    def __init__(self, name: str, experiment_id: str) -> None:
+        super().__init__(f"the experiment {name} (id {experiment_id}) was deleted in MLflow")
+        self.experiment_id = experiment_id
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A suite's experiment in MLflow."""
@@ -85,72 +77,107 @@ class Experiment:
     id: str
     suite_name: str
     store: Store
+    turns: Turns
 
     @classmethod
-    def open(cls, suite_name: str, store: Store) -> "Experiment":
+    def open(cls, suite_name: str, store: Store, turns: Turns | None = None) -> "Experiment":
         """Connect, and make the database and the experiment where they are not there yet.
 
-        Only a database has its artifacts below the store's home; a server knows where it keeps them.
+        Raises DeletedExperimentError where the experiment was deleted.
         """
-        uri = tracking_uri(store.home)
-        client = _client(uri)
-        found = client.get_experiment_by_name(suite_name)
-        if found is not None:
-            return cls(client, found.experiment_id, suite_name, store)
-        location = (store.home / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-        return cls(client, client.create_experiment(suite_name, artifact_location=location), suite_name, store)
+        turns = turns or Turns.of(store.home)
+        load_mlflow()
+        with turns.take():
+            client = connect(store.home)
+            return cls(client, _experiment_id(client, suite_name, store), suite_name, store, turns)
 
-    def identities(self) -> set[str]:
-        """Identities of the rows that are held. A run that was never ended is not counted: it may lack something."""
-        found: set[str] = set()
+    def logged(self, row: str | None = None) -> list[Logged]:
+        """The runs of cells that are held, or of one row. A database is asked without MLflow: it takes a tenth."""
+        database = Database.of(self.store.home)
+        if database is not None:
+            return database.logged(self.suite_name, row)
+        which = "tags.`zsqbench.row` != ''" if row is None else f"tags.`zsqbench.row` = '{row}'"
+        found: list[Logged] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs(
-                [self.id], "attributes.status != 'RUNNING'", max_results=1000, page_token=token
-            )
-            found.update(run.data.tags["zsqbench.row"] for run in page if "zsqbench.row" in run.data.tags)
+            page = self.client.search_runs([self.id], which, max_results=1000, page_token=token)
+            for run in page:
+                tags, ended = run.data.tags, run.info.status != "RUNNING"
+                found.append(Logged(tags["zsqbench.row"], run.info.run_id, ended, tags.get("zsqbench.home")))
             token = page.token
             if not token:
                 return found
 
-    def start(self, what: str) -> "Invocation":
-        """Begin the parent run of one invocation."""
-        tags = {"zsqbench.suite": self.suite_name, "zsqbench.version": environment()["zsqbench"]}
-        run = self.client.create_run(self.id, tags=tags, run_name=time.strftime(f"{what} %Y-%m-%d %H:%M:%S"))
-        return Invocation(self, run.info.run_id)
+    def identities(self) -> set[str]:
+        """Identities of the rows that are held. A run that was never ended is not counted: it may lack something."""
+        return {run.row for run in self.logged() if run.ended}
+
+    def claim(self, row: str) -> bool:
+        """Whether a row is still to be logged; what a dead process of this home left of it is deleted. In a turn."""
+        found = self.logged(row)
+        if any(run.ended for run in found):
+            return False
+        for run in found:
+            if run.home == self.turns.home:
+                self.client.delete_run(run.run_id)
+        return True
+
+    def start(self, what: str) -> str:
+        """Make the parent run of one invocation, and end those of dead processes of this home. In a turn."""
+        whose = f"attributes.status = 'RUNNING' AND tags.`zsqbench.home` = '{self.turns.home}'"
+        for run in self.client.search_runs([self.id], whose):
+            if "mlflow.parentRunId" not in run.data.tags and not self.turns.is_alive(run.info.run_id):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        tags = self.tags | {"zsqbench.version": environment()["zsqbench"]}
+        made = self.client.create_run(self.id, tags=tags, run_name=time.strftime(f"{what} %Y-%m-%d %H:%M:%S"))
+        run_id: str = made.info.run_id
+        self.turns.begin(run_id)
+        return run_id
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What all its runs have."""
+        return {"zsqbench.suite": self.suite_name, "zsqbench.home": self.turns.home}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Invocation:
-    """A parent run and the runs below it.
+    """A parent run and the runs below it. There is none before there is a cell to log.
 
     Runs are nested by MLflow's own tag. The fluent interface is avoided: it is not made for threads, and a stray
     MLFLOW_RUN_ID in the environment takes precedence over the parent there (mlflow issue 15713).
     """
 
     experiment: Experiment
-    run_id: str
+    what: str
+    run_id: str | None = None
     awaiting: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
     """By kind of background step, the runs of cells that were logged before it had left something of them."""
 
-    def log(self, result: Result) -> None:
-        """Log a row with what the store has of its set and curves. Ending the run comes last and makes it count."""
-        client, store = self.experiment.client, self.experiment.store
-        now = int(time.time() * 1000)
-        details = Details() if result.status in UNRUN else Details.read(result, store)
-        tags = {"mlflow.parentRunId": self.run_id, "zsqbench.suite": self.experiment.suite_name, **_tags(result)}
+    def log(self, result: Result) -> bool:
+        """Log a row, with what the store has of its set and curves, unless MLflow holds it; returns which it was."""
+        details = Details() if result.status in UNRUN else Details.read(result, self.experiment.store)
+        with self.experiment.turns.take():
+            if not self.experiment.claim(identity(result)):
+                return False
+            self.run_id = self.run_id or self.experiment.start(self.what)
+            self._log_cell(result, details, {**self.experiment.tags, "mlflow.parentRunId": self.run_id})
+        return True
+
+    def _log_cell(self, result: Result, details: "Details", tags: dict[str, str]) -> None:
+        """Ending the run comes last and makes it count."""
+        client, now = self.experiment.client, _now()
+        tags |= _tags(result)
         if details.unreadable:
             tags["zsqbench.unreadable"] = "; ".join(details.unreadable)[:TAG_LENGTH]
         run = client.create_run(
             self.experiment.id,
             start_time=now - int(1000 * sum(result.seconds.values())),
             tags=tags,
-            run_name=result.cell,
+            run_name=result.cell[:NAME_LENGTH],
         )
         run_id = run.info.run_id
-        _log_values(client, run_id, _params(result), [*_final(result), *details.points], now)
-        for tracked in details.tracked.values():
-            self._log(run_id, tracked)
+        self._log(run_id, list(details.tracked.values()), _params(result), [*_final(result), *details.points])
         for kind in details.awaited:
             self.awaiting.setdefault(kind, []).append((run_id, result))
         if result.traceback:
@@ -166,28 +193,62 @@ class Invocation:
             if tracked is None:
                 self.awaiting.setdefault(news.kind, []).append((run_id, result))
             else:
-                self._log(run_id, tracked)
+                with self.experiment.turns.take():
+                    self._log(run_id, [tracked])
 
-    def _log(self, run_id: str, tracked: Tracked) -> None:
+    def _log(
+        self,
+        run_id: str,
+        tracked: Sequence[Tracked],
+        params: Mapping[str, str] | None = None,
+        points: Sequence["Point"] = (),
+    ) -> None:
         client = self.experiment.client
-        points = [Point(name, value, 0) for name, value in tracked.numbers.items()]
-        _log_values(client, run_id, {}, points, int(time.time() * 1000))
-        for path in tracked.files:
-            client.log_artifact(run_id, str(path))
-        for name, document in tracked.documents.items():
-            client.log_dict(run_id, document, name)
-        if tracked.dataset is not None:
-            client.log_inputs(run_id, [_dataset_input(tracked.dataset)])
+        numbers = [Point(name, value, 0) for found in tracked for name, value in found.numbers.items()]
+        _log_values(client, run_id, params or {}, [*points, *numbers])
+        for found in tracked:
+            for path in found.files:
+                client.log_artifact(run_id, str(path))
+            for name, document in found.documents.items():
+                client.log_dict(run_id, document, name)
+        datasets = [_dataset_input(found.dataset) for found in tracked if found.dataset is not None]
+        if datasets:
+            client.log_inputs(run_id, datasets)
 
     def finish(self, ending: Ending) -> None:
-        """End the parent run with how many cells there are of each status, and the table."""
+        """End the parent run, if there is one, with how many cells there are of each status, and the table."""
+        if self.run_id is None:
+            return
+        for kind in list(self.awaiting):  # another run may have done the step
+            self.log_background(BackgroundStep(kind, frozenset()))
         client = self.experiment.client
         counts = Counter(result.status for result in ending.results)
-        points = [Point(f"cells.{status}", count, 0) for status, count in counts.items()]
-        _log_values(client, self.run_id, {}, points, int(time.time() * 1000))
-        if ending.table is not None:
-            client.log_artifact(self.run_id, str(ending.table))
-        client.set_terminated(self.run_id, "KILLED" if counts["interrupted"] else "FINISHED")
+        with self.experiment.turns.take():
+            _log_values(client, self.run_id, {}, [Point(f"cells.{status}", n, 0) for status, n in counts.items()])
+            if ending.table is not None:
+                client.log_artifact(self.run_id, str(ending.table))
+            client.set_terminated(self.run_id, "KILLED" if counts["interrupted"] else "FINISHED")
+        self.experiment.turns.end(self.run_id)
+
+
+def connect(home: "Path") -> "MlflowClient":
+    """A client for a home folder; its database is made if it is not there. In a turn."""
+    database = Database.of(home)
+    if database is not None:
+        database.make()
+    return client_of(tracking_uri(home))
+
+
+def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
+    """Give a suite's deleted experiment another name, so that a new one can have its. Returns the name. In a turn."""
+    found = client.get_experiment_by_name(suite_name)
+    if found is None or found.lifecycle_stage == "active":
+        return None
+    name = time.strftime(f"{suite_name} deleted %Y-%m-%d %H:%M:%S")
+    client.restore_experiment(found.experiment_id)  # MLflow renames no other
+    client.rename_experiment(found.experiment_id, name)
+    client.delete_experiment(found.experiment_id)
+    return name
 
 
 @dataclass(frozen=True)
@@ -226,41 +287,39 @@ class Details:
         return cls(tuple(points), tracked, awaited, tuple(unreadable))
 
 
-def _client(uri: str) -> "MlflowClient":
-    """A client that says nothing of its own, no log of migrations and no links, and soon fails where nobody answers."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    _open_database(uri)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # after the import, which sets them to INFO
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(uri)
-
-
-def _open_database(uri: str) -> None:
-    """Open or make the file of an SQLite database: where that fails, MLflow would try again for minutes."""
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA schema_version")
+def _experiment_id(client: "MlflowClient", suite_name: str, store: Store) -> str:
+    """A suite's experiment. A database has its artifacts below the store's home, a server knows where to keep them."""
+    found = client.get_experiment_by_name(suite_name)
+    if found is None:
+        is_database = tracking_uri(store.home).startswith("sqlite")
+        location = (store.home / "mlartifacts").resolve().as_uri() if is_database else None
+        return str(client.create_experiment(suite_name, artifact_location=location))
+    if found.lifecycle_stage != "active":
+        raise DeletedExperimentError(suite_name, found.experiment_id)
+    return str(found.experiment_id)
 
 
-def _log_values(
-    client: "MlflowClient", run_id: str, params: Mapping[str, str], points: Sequence[Point], now: int
-) -> None:
+def _log_values(client: "MlflowClient", run_id: str, params: Mapping[str, str], points: Sequence[Point]) -> None:
+    """Log params and metrics in as few calls as MLflow's limits allow: for a database, each is a transaction."""
     from mlflow.entities import Metric, Param
 
+    now = _now()
     metrics = [Metric(_name(point.name), point.value, now, point.step) for point in points]
-    for batch in _batches([Param(_name(name), text) for name, text in params.items()], PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=batch)
-    for metric_batch in _batches(metrics, METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=metric_batch)
+    for param_batch, metric_batch in _batches([Param(_name(name), text) for name, text in params.items()], metrics):
+        client.log_batch(run_id, metrics=metric_batch, params=param_batch)
 
 
-def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (values[start : start + size] for start in range(0, len(values), size))
+def _batches(
+    params: Sequence["Param"], metrics: Sequence["Metric"]
+) -> Iterator[tuple[Sequence["Param"], Sequence["Metric"]]]:
+    while params or metrics:
+        room = VALUES_PER_BATCH - len(params[:PARAMS_PER_BATCH])
+        yield params[:PARAMS_PER_BATCH], metrics[:room]
+        params, metrics = params[PARAMS_PER_BATCH:], metrics[room:]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _name(text: str) -> str:

@@ -1,15 +1,31 @@
 """MLflow as a projection of the result rows: a plugin on the observer hooks, and the repair of what it missed."""
 
+import contextlib
 import logging
 import queue
+import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hookspecs import hookimpl
-from zsqbench.reports.mlflow_runs import UNRUN, BackgroundStep, Ending, Experiment, identity, one_line, tracking_uri
+from zsqbench.reports.mlflow_database import Database, cause_of, is_damage, load_mlflow, tracking_uri
+from zsqbench.reports.mlflow_runs import (
+    UNRUN,
+    BackgroundStep,
+    DeletedExperimentError,
+    Ending,
+    Experiment,
+    Invocation,
+    connect,
+    identity,
+    one_line,
+    rename_deleted,
+)
+from zsqbench.reports.mlflow_turns import Turns
 from zsqbench.reports.results import Result
 from zsqbench.store import Store
 
@@ -25,11 +41,13 @@ PATIENCE = 30.0
 
 
 class Tracker:
-    """The plugin: one parent run per invocation, below it one run per cell that is new.
+    """The plugin: one parent run per invocation that logs something, below it one run per cell that it logged.
 
-    Cells that are done or failed are logged as they finish. Impossible and excluded cells are logged too, with their
-    reason and nothing from the store, but once per experiment, and only beside cells that ran: an invocation in which
-    everything is cached never imports MLflow. Interrupted cells are only counted in the parent run; they run next time.
+    Cells that are done or failed are logged as they finish. The others are logged, too, unless MLflow holds them:
+    impossible and excluded ones with their reason, and cached ones, which an earlier run may have failed to log. An
+    invocation in which everything is held never imports MLflow. Whether it is held, a database says without MLflow; a
+    server is only asked where there is something new to log. Interrupted cells are only counted in the parent run; they
+    run next time.
     """
 
     def __init__(self) -> None:
@@ -43,8 +61,8 @@ class Tracker:
     @hookimpl
     def cell_finished(self, result: Result, cached: bool) -> None:
         """Hand the row to the writer."""
-        if self._writer is not None and not cached:
-            self._writer.put(result)
+        if self._writer is not None:
+            self._writer.put(result, cached)
 
     @hookimpl
     def step_finished(self, step: "Step", outcome: "Outcome") -> None:
@@ -70,18 +88,90 @@ def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
     Raises ZSQBenchError where MLflow cannot be written to.
     """
     rows = [result for result in results if result.status != "interrupted"]
-    try:
-        experiment = Experiment.open(suite_name, store)
+    with _in_turns(suite_name, store.home) as turns:
+        experiment = Experiment.open(suite_name, store, turns)
         held = experiment.identities()
-        missing = [result for result in rows if identity(result) not in held]
-        if missing:
-            run = experiment.start("sync")
-            for result in missing:
-                run.log(result)
-            run.finish(Ending(missing))
+        run = Invocation(experiment, "sync")
+        logged = [result for result in rows if identity(result) not in held and run.log(result)]
+        run.finish(Ending(logged))
+    return len(logged)
+
+
+def move_aside(suite_name: str, store: Store) -> str:
+    """Move a damaged database aside, or a deleted experiment, and say what was moved where.
+
+    Raises ZSQBenchError where nothing is damaged or deleted.
+    """
+    database = Database.of(store.home)
+    with _in_turns(suite_name, store.home) as turns:
+        load_mlflow()
+        with turns.take():
+            damage = database and database.damage()
+            if database and damage:
+                return f"{database.path} is damaged ({damage}); it is {database.move_aside().name} now"
+            name = rename_deleted(connect(store.home), suite_name)
+    if name is None:
+        raise ZSQBenchError(
+            f"nothing to move aside: {tracking_uri(store.home)} is sound, and its experiment {suite_name} not deleted"
+        )
+    return f"the deleted experiment {suite_name} is called '{name}' now"
+
+
+def make_database(home: Path) -> None:
+    """Make the database of a home folder, unless it is there. Raises ZSQBenchError where it cannot be made or read."""
+    database = Database.of(home)
+    if database is not None:
+        with _in_turns("SUITE", home) as turns, turns.take():
+            database.make()
+
+
+@contextlib.contextmanager
+def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
+    """The turns of a command. What goes wrong is one line that says what to do."""
+    turns = Turns.of(home)
+    try:
+        yield turns
     except Exception as error:
-        raise ZSQBenchError(f"cannot log to MLflow at {tracking_uri(store.home)}: {one_line(error)}") from error
-    return len(missing)
+        trouble = Trouble.of(error, suite_name, home)
+        text = f"cannot log to MLflow at {tracking_uri(home)}: {trouble.what}"
+        raise ZSQBenchError(f"{text}; {trouble.cure}" if trouble.cure else text) from error
+    finally:
+        turns.leases.release_all()
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong with MLflow, in a line, and what to do, where that is more than to try again."""
+
+    what: str
+    cure: str | None = None
+
+    @classmethod
+    def of(cls, error: Exception, suite_name: str, home: Path) -> "Trouble":
+        """Tell a damaged database and a deleted experiment from what may pass."""
+        command = f"`zsqbench mlflow sync {suite_name} --move-aside`"
+        database = Database.of(home)
+        if database is not None and is_damage(error):
+            return cls(
+                f"{database.path} is damaged: {cause_of(error)}",
+                f"{command} moves it to {database.path.name}.damaged-DATE and logs all rows into a new one",
+            )
+        if isinstance(error, DeletedExperimentError):
+            restore = f"mlflow experiments restore --experiment-id {error.experiment_id}"
+            return cls(
+                str(error),
+                f"`MLFLOW_TRACKING_URI='{tracking_uri(home)}' {restore}` restores it, {command} gives it another "
+                "name and logs all rows into a new one",
+            )
+        return cls(one_line(error))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be logged; one that is not new may have been logged by an earlier run."""
+
+    result: Result
+    new: bool
 
 
 class Writer(threading.Thread):
@@ -95,16 +185,20 @@ class Writer(threading.Thread):
         super().__init__(name="mlflow", daemon=True)
         self._suite_name = suite_name
         self._store = store
-        self._queue: queue.SimpleQueue[Result | BackgroundStep | Ending] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Row | BackgroundStep | Ending] = queue.SimpleQueue()
+        self._kept: list[Result] = []
         self._progress = 0
         self._abandoned = False
 
-    def put(self, result: Result) -> None:
-        """Log a row, soon. Returns at once."""
+    def put(self, result: Result, cached: bool) -> None:
+        """Log a row, soon, or at the end if nothing is new. Returns at once."""
         if result.status == "interrupted":
             return
-        self._queue.put(result)
-        if result.status not in UNRUN and self.ident is None:
+        new = not cached and result.status not in UNRUN
+        self._queue.put(Row(result, new))
+        if not new:
+            self._kept.append(result)
+        elif self.ident is None:
             self.start()
 
     def put_background(self, news: BackgroundStep) -> None:
@@ -112,7 +206,9 @@ class Writer(threading.Thread):
         self._queue.put(news)
 
     def finish(self, ending: Ending) -> None:
-        """Wait for what is in the queue, for as long as it gets shorter."""
+        """Wait for what is in the queue, for as long as it gets shorter, or others have their turn."""
+        if self.ident is None and self._is_behind():
+            self.start()
         if self.ident is None:
             return
         self._queue.put(ending)
@@ -125,32 +221,50 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         """The thread's main function."""
+        turns = Turns.of(self._store.home, self._go_on)
         try:
-            self._write()
+            self._write(turns)
         except Exception as error:  # noqa: BLE001 - MLflow, its database and its server fail in ways of their own
-            self._give_up(one_line(error))
+            trouble = Trouble.of(error, self._suite_name, self._store.home)
+            self._give_up(trouble.what, trouble.cure)
+        finally:
+            turns.leases.release_all()
 
-    def _write(self) -> None:
-        experiment = Experiment.open(self._suite_name, self._store)
-        run = experiment.start("run")
+    def _is_behind(self) -> bool:
+        """Whether a database lacks kept rows. One that cannot be read does, and MLflow will say why."""
+        database = Database.of(self._store.home)
+        if database is None or not self._kept:
+            return False
+        try:
+            held = {run.row for run in database.logged(self._suite_name) if run.ended}
+        except (sqlite3.Error, OSError):
+            return True
+        return any(identity(result) not in held for result in self._kept)
+
+    def _write(self, turns: Turns) -> None:
+        experiment = Experiment.open(self._suite_name, self._store, turns)
+        run = Invocation(experiment, "run")
         held: set[str] | None = None
         while not isinstance(item := self._queue.get(), Ending) and not self._abandoned:
             if isinstance(item, BackgroundStep):
                 run.log_background(item)
             else:
-                if item.status in UNRUN and held is None:
+                if not item.new and held is None:
                     held = experiment.identities()
-                if item.status not in UNRUN or identity(item) not in (held or ()):
-                    run.log(item)
-            self._progress += 1
+                if item.new or identity(item.result) not in (held or ()):
+                    run.log(item.result)
+            self._go_on()
         if isinstance(item, Ending):
             run.finish(item)
 
-    def _give_up(self, why: str) -> None:
+    def _go_on(self) -> None:
+        self._progress += 1
+
+    def _give_up(self, what: str, cure: str | None = None) -> None:
         if not self._abandoned:
             self._abandoned = True
             logger.warning(
-                "MLflow logging stopped (%s); results are not affected, `zsqbench mlflow sync %s` logs what is missing",
-                why,
-                self._suite_name,
+                "MLflow logging stopped (%s); results are not affected, %s",
+                what,
+                cure or f"`zsqbench mlflow sync {self._suite_name}` logs what is missing",
             )
