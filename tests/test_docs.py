@@ -312,6 +312,17 @@ def test_the_layers_in_the_architecture_are_those_that_are_enforced():
     assert f"{layers}\n" in blocks(ROOT / "docs" / "architecture.md", "text")
 
 
+def test_each_promise_of_reliability_names_tests_that_there_are():
+    promises = text_of(ROOT / "docs" / "reliability.md").partition("## Promises")[2].partition("\n## ")[0]
+    paragraphs = [text for text in promises.split("\n\n") if text.strip()]
+    assert all(text.lstrip().startswith("**") for text in paragraphs)
+    for text in paragraphs:
+        named = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", text)
+        assert named, text
+        for file, name in named:
+            assert f"\ndef {name}(" in text_of(ROOT / file), f"{file}::{name}"
+
+
 def test_version_and_license_are_the_same_everywhere():
     project = PYPROJECT["project"]
     citation = yaml.safe_load(text_of(ROOT / "CITATION.cff"))

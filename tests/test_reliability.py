@@ -4,6 +4,7 @@ import misbehaving
 import psutil
 import pytest
 import yaml
+from runs import Started
 
 import zsqbench
 
@@ -66,3 +67,41 @@ def test_a_run_ends_whatever_its_steps_leave_behind(run, alone):
     assert beside == alone
     left = [process.name() for process in set(psutil.Process().children(recursive=True)) - before]
     assert [name for name in left if "sleep" in name] == []
+
+
+PACED = """
+class Paced(Toy):
+    name = "paced"
+    def generate(self, teacher, ctx):
+        set_ = super().generate(teacher, ctx)
+        time.sleep(0.3)
+        return set_
+"""
+
+
+def noted(bench):
+    """How often the toy plugin was called."""
+    file = bench.folder / "calls.txt"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def made(path):
+    """Which file it is, and when it was written."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def test_a_run_that_is_killed_anywhere_is_finished_by_the_next_with_equal_rows(bench):
+    finished = {}
+    for calls in (3, 8):
+        run = Started(bench, "generator: paced, seed: [0, 1, 2, 3]", more=PACED)
+        run.wait_until(lambda calls=calls: noted(bench) >= calls)
+        run.process.kill()
+        run.end()
+        found = {path: made(path) for path in bench.home.glob("store/*/*/manifest.json")}
+        assert found.keys() >= finished.keys()
+        finished = found
+    assert bench.run().code == 0
+    killed = [{field: row[field] for field in COMPARED} for row in bench.rows().values()]
+    assert {path: made(path) for path in finished} == finished  # nothing was done again
+    assert bench.run_anew("undisturbed").code == 0
+    assert [{field: row[field] for field in COMPARED} for row in bench.rows().values()] == killed

@@ -1,18 +1,14 @@
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 from faults import flip, rewrite_manifest
+from runs import Started
 
-import zsqbench
 from zsqbench.execution.engines import Pool
 from zsqbench.execution.loop import Loop
 from zsqbench.leases import Leases
@@ -305,57 +301,6 @@ def test_the_pool_makes_the_artifacts_that_one_process_makes(bench):
     assert [here[name] for name in ("keys", "metrics", "definition")] == [
         pool[name] for name in ("keys", "metrics", "definition")
     ]
-
-
-class Started:
-    """A run of the suite in a process of its own, one step of which has begun and does not end."""
-
-    def __init__(self, bench, block, *arguments, more=""):
-        self.bench = bench
-        bench.add_plugin(
-            """
-import time
-class Slow(Toy):
-    name = "slow"
-    def generate(self, teacher, ctx):
-        note("slow")
-        (HERE / "started").touch()
-        time.sleep(600)
-"""
-            + more
-        )
-        bench.matrix(block)
-        bench.write(
-            "start.py",
-            """
-            import signal, sys
-            from zsqbench.cli import main
-            if __name__ == "__main__":
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
-                main(sys.argv[1:])
-            """,
-        )
-        command = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places(), *arguments]
-        self.process = subprocess.Popen(
-            [sys.executable, bench.folder / "start.py", *map(str, command)],
-            env=os.environ | {"PYTHONPATH": str(Path(zsqbench.__file__).parent.parent)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait_for(self, *names):
-        deadline = time.monotonic() + 40
-        while not all((self.bench.folder / name).exists() for name in names) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if not all((self.bench.folder / name).exists() for name in names):
-            self.process.kill()
-            pytest.fail("".join(self.process.communicate()))
-
-    def end(self):
-        """Exit code, and all that it said."""
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out + err
 
 
 ENDINGS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}

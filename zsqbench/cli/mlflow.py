@@ -31,7 +31,7 @@ def mlflow_sync(suite: str, select: str | None, home: Path, results: Path, aside
     from zsqbench.reports.tracking import move_aside, sync
     from zsqbench.store import Store
 
-    rows = rows_of(suite, results, select)
+    rows = rows_of(suite, results, select, home=home)
     name, store = rows[0].suite, Store(home)
     if aside:
         click.echo(move_aside(name, store))

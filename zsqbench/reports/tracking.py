@@ -136,7 +136,7 @@ def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
         text = f"cannot log to MLflow at {tracking_uri(home)}: {trouble.what}"
         raise ZSQBenchError(f"{text}; {trouble.cure}" if trouble.cure else text) from error
     finally:
-        turns.leases.release_all()
+        turns.leases.close()
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Writer(threading.Thread):
             trouble = Trouble.of(error, self._suite_name, self._store.home)
             self._give_up(trouble.what, trouble.cure)
         finally:
-            turns.leases.release_all()
+            turns.leases.close()
 
     def _is_behind(self) -> bool:
         """Whether a database lacks kept rows. One that cannot be read does, and MLflow will say why."""

@@ -1,0 +1,70 @@
+"""Runs in processes of their own, which tests interrupt and kill."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import zsqbench
+
+PATIENCE = 60.0
+"""Seconds that a test waits for a run."""
+
+
+class Started:
+    """A run of a bench's suite with one worker. Its generator `slow` makes the file `started` and does not end."""
+
+    def __init__(self, bench, block, *arguments, more=""):
+        self.bench = bench
+        bench.add_plugin(
+            """
+import time
+class Slow(Toy):
+    name = "slow"
+    def generate(self, teacher, ctx):
+        note("slow")
+        (HERE / "started").touch()
+        time.sleep(600)
+"""
+            + more
+        )
+        bench.matrix(block)
+        bench.write(
+            "start.py",
+            """
+            import signal, sys
+            from zsqbench.cli import main
+            if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
+                main(sys.argv[1:])
+            """,
+        )
+        command = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places(), *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, bench.folder / "start.py", *map(str, command)],
+            env=os.environ | {"PYTHONPATH": str(Path(zsqbench.__file__).parent.parent)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, name):
+        """Wait until a plugin has made a file of this name in the folder."""
+        self.wait_until((self.bench.folder / name).exists)
+
+    def wait_until(self, holds):
+        """Wait until something holds; the test fails where it never does."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not holds():
+            self.process.kill()
+            pytest.fail("".join(self.process.communicate()))
+
+    def end(self):
+        """Exit code, and all that it said."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out + err
