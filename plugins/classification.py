@@ -48,6 +48,7 @@ class Classification(zsqbench.Task):
     metric: ClassVar[str] = "top1"
     # What these lead to, files and split, is in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
+    memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="what is classified")
     root: Path | None = Field(None, description="its folder under the data root; by default its name")

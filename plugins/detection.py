@@ -53,6 +53,7 @@ class COCODetection(zsqbench.Task):
     execution_options: ClassVar[frozenset[str]] = frozenset(
         {"root", "images", "annotations", "calibration", "holdout", "split_seed"}
     )
+    memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     data: Literal["coco", "scenes"] = Field("coco", description="what is detected")
     root: Path = Field(Path("coco"), description="folder of the data, under the data root")

@@ -50,6 +50,7 @@ class HPTQ(zsqbench.Quantizer):
     """
 
     name = "hptq"
+    memory_options = ("batch_size",)
     seeded = False
     grids: ClassVar[tuple[Grid, ...]] = ("power_of_two",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -27,6 +27,7 @@ class RTN(zsqbench.GridQuantizer):
     """
 
     name = "rtn"
+    memory_options = ("search_images", "batch_size")
     seeded = False
     weight_range: Literal["minmax", "mse", "percentile"] = Field("mse", description="how weight ranges are chosen")
     activation_range: Literal["minmax", "mse", "percentile"] = Field(

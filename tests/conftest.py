@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -316,6 +317,11 @@ def register_tasks(): return [c for c in mine if issubclass(c, zsqbench.Task)]
         """The only artifact of a kind, verified."""
         (folder,) = self.artifacts(kind)
         return Store(self.home).read(kind, folder.name)
+
+
+def pytest_configure() -> None:
+    """Let signals end what tests run: a job in the background inherits SIGINT as ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -39,6 +39,7 @@ class Slow(Toy):
             from zsqbench.cli import main
             if __name__ == "__main__":
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does one under nohup
                 main(sys.argv[1:])
             """,
         )

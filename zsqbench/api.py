@@ -4,6 +4,7 @@ Each function takes what its command takes, by the same names; `suite` is a file
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -168,10 +169,8 @@ def execute(
     threads = max((cell.settings.threads for cell in cells), default=1)
     found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     chosen = cast("type[Engine]", found)
-    limits = {
-        "step_timeout": step_timeout or this.suite.step_timeout,
-        "memory": None if memory is None else int(memory * 2**30),
-    }
+    this.config = replace(this.config, memory=None if memory is None else int(memory * 2**30))
+    limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
     return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
 
 

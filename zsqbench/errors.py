@@ -37,6 +37,24 @@ class OutOfResourcesError(ZSQBenchError):
     """Memory or a disk is full: a step's checkpoint stays, to go on from when there is more, or with less."""
 
 
+class OutOfMemoryError(OutOfResourcesError):
+    """A step ran out of memory."""
+
+
+def is_memory_shortage(error: BaseException | None) -> bool:
+    """True for an error that says that memory was full, or that was raised because of one.
+
+    torch.OutOfMemoryError is a RuntimeError with these words; of host and pinned memory torch says it in words only.
+    """
+    if error is None:
+        return False
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_IS_FULL)
+    return said or isinstance(error, MemoryError) or is_memory_shortage(error.__cause__)
+
+
+_MEMORY_IS_FULL = ("can't allocate memory", "out of memory")
+
+
 class DivergedError(ZSQBenchError):
     """Training has left the finite numbers. `state` is the last that was good, by name; it is kept to be looked at."""
 

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 import subprocess
 
 import pytest
@@ -124,3 +125,51 @@ def test_a_home_on_a_disk_that_is_full_from_the_start_is_refused_in_one_line(ben
         (tiny_disk / "filler").write_bytes(bytes(256 * 1024))
     said = bench.run("--home", tiny_disk / "home")
     assert (said.code, len(said.err.splitlines()), "No space left on device" in said.err) == (2, 1, True), said.err
+
+
+FULL = """
+class Full(Toy):
+    name = "full"
+    memory_options = ("images", "chunk")
+    execution_options = frozenset({"chunk"})
+    chunk: int = Field(8, ge=0)
+    needs: int = Field(0)
+    def generate(self, teacher, ctx):
+        note(f"chunk {self.chunk}")
+        if self.chunk > self.needs:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return super().generate(teacher, ctx)
+"""
+
+
+def test_a_step_that_runs_out_of_memory_is_tried_once_with_half_of_what_changes_no_number(bench):
+    bench.add_plugin("from pydantic import Field\n" + FULL)
+    bench.matrix("generator: full", head="generators: {full: {method: full, needs: 4}}")
+    assert bench.run().code == 0
+    assert [call for call in bench.calls() if call.startswith("chunk")] == ["chunk 8", "chunk 4"]
+    assert bench.artifact("generate").notes == [
+        "memory was full; done with chunk 4 in place of 8, which changes no number"
+    ]
+
+
+def test_a_step_that_runs_out_of_memory_twice_fails_with_the_options_to_lower(bench):
+    bench.add_plugin("from pydantic import Field\n" + FULL)
+    bench.matrix("generator: full")
+    assert bench.run().code == 1
+    assert [call for call in bench.calls() if call.startswith("chunk")] == ["chunk 8", "chunk 4"]
+    assert re.fullmatch(
+        r"generate: cpu ran out of memory \(\d+\.\d GiB taken\): lower one of the options images \(4\), chunk \(4\)",
+        bench.row()["reason"],
+    )
+
+
+def test_a_step_that_runs_out_of_memory_without_such_options_is_tried_once(bench):
+    bench.add_plugin(
+        "class Plain(Toy):\n    name = 'plain'\n    def generate(self, *_): note('plain'); raise MemoryError\n"
+    )
+    bench.matrix("generator: plain")
+    bench.run("--memory", 4, workers=1)
+    assert bench.calls().count("plain") == 1
+    assert re.fullmatch(
+        r"generate: cpu ran out of memory \(\d+\.\d GiB taken, and --memory allows 4\)", bench.row()["reason"]
+    )

@@ -10,7 +10,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from zsqbench.errors import DivergedError, OutdatedError, OutOfResourcesError, ZSQBenchError
+from zsqbench.errors import (
+    DivergedError,
+    OutdatedError,
+    OutOfMemoryError,
+    OutOfResourcesError,
+    ZSQBenchError,
+    is_memory_shortage,
+)
 from zsqbench.execution.isolation import forbid_opening, peak_memory
 from zsqbench.execution.reporter import Reporter
 from zsqbench.hashing import digest_of, file_digest
@@ -22,6 +29,8 @@ from zsqbench.store import Store
 
 if TYPE_CHECKING:
     import torch
+
+GIB = 2**30
 
 NETWORKS = 4
 """How many networks a worker keeps."""
@@ -47,6 +56,8 @@ class WorkerConfig:
     without: tuple[str, ...] = ()
     device: str = "auto"
     isolation: Isolation = "auto"
+    memory: int | None = None
+    """Bytes that a worker may take."""
 
 
 class Session:
@@ -78,14 +89,18 @@ class Session:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.config.device)
 
-    def run(self, job: Job) -> None:
-        """Do the step and write its artifact."""
+    def run(self, job: Job, *notes: str) -> None:
+        """Do the step and write its artifact, with these notes. Raises OutOfMemoryError where memory is full."""
         reporter = Reporter(self.store.partial(job.key), self._rng(job.seed))
+        for note in notes:
+            reporter.note(note)
         try:
             job.run(self, reporter)
         except OutOfResourcesError:
             raise  # the checkpoint stays, to go on from when there is space
         except Exception as error:
+            if is_memory_shortage(error):
+                raise OutOfMemoryError(self._shortage(job)) from error
             reporter.clear()  # the next attempt starts anew
             curves = reporter.keep_curves()
             if not isinstance(error, DivergedError):
@@ -97,6 +112,30 @@ class Session:
                 f"{'; '.join([str(error), *places])} of the home folder" if places else str(error)
             ) from error
         reporter.clear()
+
+    def with_less_memory(self, job: Job) -> tuple[Job, str] | None:
+        """The job with half of the options that change no number, and a note of them; none where it has none."""
+        called = self.called(job)
+        lower = {
+            name: value / 2 if isinstance(value, float) else value // 2
+            for name in called.memory_options
+            if name in called.execution_options and (value := getattr(called, name))
+        }
+        if not any(lower.values()):
+            return None
+        said = ", ".join(f"{name} {value:g} in place of {getattr(called, name):g}" for name, value in lower.items())
+        return job.calling(lower), f"memory was full; done with {said}, which changes no number"
+
+    def called(self, job: Job) -> Method:
+        """The method whose work a step is: the one of its axis, or the task."""
+        kind: Kind = job.axis or "task"
+        return self.method(kind, job.call)
+
+    def _shortage(self, job: Job) -> str:
+        taken = f"{peak_memory(self.device) / GIB:.1f} GiB taken"
+        limit = "" if self.config.memory is None else f", and --memory allows {self.config.memory / GIB:g}"
+        advice = self.called(job).advice_on_memory()
+        return f"{self.device} ran out of memory ({taken}{limit}){f': {advice}' if advice else ''}"
 
     def method(self, kind: Kind, call: MethodCall) -> Method:
         """A method with its options."""

@@ -1,5 +1,6 @@
 """Run one step: plain data in, an artifact in the store and an Outcome out. The same in every engine."""
 
+import gc
 import multiprocessing
 import time
 import traceback
@@ -7,7 +8,7 @@ from functools import lru_cache
 
 from pydantic import TypeAdapter
 
-from zsqbench.errors import CorruptArtifactError, OutdatedError, ZSQBenchError, one_line
+from zsqbench.errors import CorruptArtifactError, OutdatedError, OutOfMemoryError, ZSQBenchError, one_line
 from zsqbench.execution.isolation import clean_state
 from zsqbench.execution.session import Session, WorkerConfig
 from zsqbench.steps.step import Job, Outcome, Progress
@@ -23,8 +24,7 @@ def run_step(config: WorkerConfig, job: Job) -> Outcome:
     try:
         session = _session(config)
         device = str(session.device)
-        with clean_state(session.device, job.key, job.settings.threads):
-            session.run(job)
+        _run(session, job)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
             raise  # Ctrl-C in the process of the command; a worker does not see it
@@ -47,6 +47,23 @@ def read_progress(store: Store, key: str) -> Progress | None:
         return _PROGRESS.validate_json((store.partial(key) / "progress.json").read_bytes())
     except (OSError, ValueError):  # it may have ended meanwhile; and a plugin may write anything there
         return None
+
+
+def _run(session: Session, job: Job) -> None:
+    """Run a step, and once more where it ran out of memory and needs less with other options that change no number."""
+    try:
+        with clean_state(session.device, job.key, job.settings.threads):
+            session.run(job)
+    except OutOfMemoryError:
+        less = session.with_less_memory(job)
+        if less is None:
+            raise
+    else:
+        return
+    gc.collect()  # what the first attempt held
+    lower, note = less
+    with clean_state(session.device, job.key, job.settings.threads):
+        session.run(lower, note)
 
 
 def _is_spent(config: WorkerConfig) -> bool:

@@ -111,6 +111,9 @@ class Method(BaseModel):
     marked and does not compete."""
     execution_options: ClassVar[frozenset[str]] = frozenset()
     """Options that cannot change a result (where data is, how it is batched): not part of the identity."""
+    memory_options: ClassVar[tuple[str, ...]] = ()
+    """Options to lower where memory is full. A step that ran out of memory is tried once more with half of those that
+    are in `execution_options`, too."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Values of `Auto` options, by the values of an option `preset`; of a method without one, under an empty name."""
 
@@ -149,6 +152,11 @@ class Method(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def advice_on_memory(self) -> str:
+        """Which options to lower where memory is full, with their values."""
+        named = [f"{name} ({getattr(self, name)})" for name in self.memory_options if getattr(self, name) is not None]
+        return f"lower {'one of the options ' if len(named) > 1 else ''}{', '.join(named)}" if named else ""
 
     def changed_options(self) -> dict[str, Any]:
         """The options that differ from the defaults, as plain data."""

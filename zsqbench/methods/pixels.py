@@ -18,6 +18,7 @@ class PixelGenerator(Generator, ABC):
     """A generator that optimises pixels with Adam, batch after batch, and cuts the learning rate on a plateau."""
 
     needs_bn = True
+    memory_options = ("batch_size",)
 
     images: int = Field(5120, gt=0, description="size of the calibration set")
     batch_size: int = Field(256, gt=0, description="images optimised together; they share the learning-rate schedule")

@@ -121,6 +121,7 @@ class ReconstructionQuantizer(Quantizer, ABC):
 
     by_units: ClassVar[bool] = True
     execution_options: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
+    memory_options: ClassVar[tuple[str, ...]] = ("host_memory", "device_memory", "batch_size")
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")
     rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")

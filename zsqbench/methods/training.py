@@ -55,6 +55,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     version: ClassVar[int] = 2
     needs_classes: ClassVar[bool] = True
+    memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     @property
     def keeps_epochs(self) -> bool:

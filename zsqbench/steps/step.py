@@ -200,6 +200,17 @@ class Job(BaseModel, ABC):
             **cls.details(step, suite, data),
         )
 
+    @property
+    def call(self) -> MethodCall:
+        """The call of the method whose work it is: the one of its axis, or the task."""
+        call: MethodCall = getattr(self, self.axis or "task")
+        return call
+
+    def calling(self, options: Mapping[str, Any]) -> Self:
+        """The same step with other options of that method, which are in no key."""
+        call = self.call.model_copy(update={"options": {**self.call.options, **options}})
+        return self.model_copy(update={self.axis or "task": call})
+
     @classmethod
     def leading_to(cls, step: Step) -> dict[str, Step]:  # noqa: ARG003 - for subclasses
         """Steps before this one that a row tells of by a name of their own."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from zsqbench.errors import OutOfResourcesError, ZSQBenchError
+from zsqbench.errors import OutOfMemoryError, ZSQBenchError, is_memory_shortage
 from zsqbench.quant.context import LearningContext
 from zsqbench.quant.graph.units import Grain, Unit, describe_units, find_units
 from zsqbench.quant.grids.fake_quant import BYTE, ChosenCodes
@@ -197,16 +197,14 @@ class Reconstruction:
 
 @contextlib.contextmanager
 def memory_errors(device: torch.device, options: Mapping[str, float]) -> Iterator[None]:
-    """Turn running out of memory into an OutOfResourcesError that names the options to lower, with their values."""
+    """Turn running out of memory into an OutOfMemoryError that names the options to lower, with their values."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # torch.OutOfMemoryError is a RuntimeError; of host and pinned memory torch says it in words only
-        said = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
-        if not (said or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+        if not is_memory_shortage(error):
             raise
         named = ", ".join(f"{name} ({value:g})" for name, value in options.items())
-        raise OutOfResourcesError(f"{device} ran out of memory: lower one of the options {named}") from error
+        raise OutOfMemoryError(f"{device} ran out of memory: lower one of the options {named}") from error
 
 
 def _images(student: fx.GraphModule) -> fx.Node:
