@@ -1,6 +1,6 @@
 """`python -m zsqbench` is the command `zsqbench`."""
 
-from zsqbench.cli import main
+from zsqbench.cli import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command()

@@ -1,4 +1,6 @@
 import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
@@ -119,3 +121,19 @@ def test_the_version_is_told_in_a_checkout_that_is_not_installed(bench, monkeypa
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
     said = bench.zsqbench("--version")
     assert (said.code, bool(said.out.strip())) == (0, True), said.err
+
+
+LEAVES = {
+    "a thread": "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()",
+    "a handler at exit": "import atexit, time; atexit.register(time.sleep, 600)",
+}
+
+
+@pytest.mark.parametrize("what", LEAVES)
+def test_a_command_ends_whatever_a_plugin_leaves_behind(bench, what):
+    plugin = bench.write("leaves.py", LEAVES[what])
+    code = "import zsqbench.cli; zsqbench.cli.PATIENCE = 0.2; zsqbench.cli.run_command()"
+    command = [sys.executable, "-c", code, "plan", bench.file, "--plugin", plugin, *bench.places()]
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines()[-1].startswith("warning: a plugin left a thread or a handler at exit")

@@ -381,3 +381,53 @@ def test_two_runs_on_one_home_do_each_step_once(bench):
         f"{kind} {seed}": 1 for kind in ("generate", "quantize") for seed in range(4)
     }
     assert list((bench.home / "leases").iterdir()) == []
+
+
+KILLED = """
+import signal
+class Killed(Toy):
+    name = "killed"
+    memory_options = ("images",)
+    def generate(self, teacher, ctx):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_step_that_the_system_killed_says_which_options_need_memory(bench):
+    bench.add_plugin(KILLED)
+    bench.matrix("generator: killed")
+    bench.run(workers=1)
+    died = "the worker process died of signal 9 (SIGKILL); the system may have been out of memory"
+    assert bench.row()["reason"] == f"generate: {died}: lower images (4)"
+
+
+def test_a_step_of_which_nothing_is_heard_is_shown_once_a_minute(tmp_path, monkeypatch):
+    loop, _ = loop_of(tmp_path, None)
+    told, clock = [], [0.0]
+    loop.run_.notify = lambda hook, step, progress: told.append((clock[0], hook, step.key, progress.note))
+    monkeypatch.setattr("zsqbench.execution.loop.time.monotonic", lambda: clock[0])
+    loop._running = {object(): step("stuck")}
+    for clock[0] in range(0, 200, 20):
+        loop._show_progress()
+    assert told == [
+        (60, "step_progress", "stuck", "nothing heard for 1 min"),
+        (120, "step_progress", "stuck", "nothing heard for 2 min"),
+        (180, "step_progress", "stuck", "nothing heard for 3 min"),
+    ]
+
+
+def test_a_plugin_that_changes_during_a_run_fails_its_steps_and_the_last_line_offers_the_rerun(bench):
+    bench.add_plugin("""
+class Edits(Toy):
+    name = "edits"
+    def generate(self, teacher, ctx):
+        with open(__file__, "a") as file:
+            file.write("# edited\\n")
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: [edits, toy]")
+    said = bench.run(workers=1)
+    reason = f"plugin file {bench.folder / 'extra.py'} was changed during the run; run again"
+    assert said.code == 1
+    assert {row["reason"] for row in bench.rows().values()} == {f"quantize: {reason}", f"generate: {reason}"}
+    assert said.err.splitlines()[-1] == f"warning: {reason}: `zsqbench run {bench.file}` does what is missing"

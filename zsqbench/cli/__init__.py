@@ -5,8 +5,11 @@ is in suite.py.
 """
 
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -14,6 +17,27 @@ import click
 
 from zsqbench.cli import cache, doctor, mlflow, plan, plugins, results, run, scheme, suite
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
+
+PATIENCE = 5.0
+"""Seconds that threads and handlers at exit have, which a plugin left behind, before the command ends without them."""
+
+
+def run_command() -> None:
+    """The entry point: run a command, and end with it, whatever a plugin left behind in this process."""
+    code: object = 0
+    try:
+        main()
+    except SystemExit as ending:
+        code = ending.code
+        raise
+    finally:
+        threading.Thread(target=_end, args=(code,), daemon=True).start()
+
+
+def _end(code: object) -> None:
+    time.sleep(PATIENCE)
+    click.echo("warning: a plugin left a thread or a handler at exit that does not end; it was ended", err=True)
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

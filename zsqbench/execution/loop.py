@@ -166,7 +166,7 @@ class Loop:
         try:
             outcome = future.result()
         except BrokenExecutor as error:
-            outcome = Outcome("failed", error=str(error) or "the worker process died")
+            outcome = Outcome("failed", error=_death(error, step))
             self._restart_if_broken()
             if self._try_again(step):
                 return
@@ -237,3 +237,10 @@ class Loop:
                 self._shown[step.key] = before, since, silent
                 told = replace(progress, note=f"nothing heard for {silent} min")
                 self.run_.notify("step_progress", step=step, progress=told)
+
+
+def _death(error: BrokenExecutor, step: Step) -> str:
+    """Why a worker died, and what to do where the system may have killed it for its memory."""
+    said = str(error) or "the worker process died"
+    advice = step.variant.method.advice_on_memory() if step.variant and "out of memory" in said else ""
+    return f"{said}: {advice}" if advice else said
