@@ -31,6 +31,7 @@ class Nothing(zsqbench.Generator):
 class Same(zsqbench.Quantizer):
     """The network as it is."""
     name = "same"
+    tag: int = 0
     def prepare(self, teacher, scheme):
         import copy
         return copy.deepcopy(teacher.module)
@@ -81,19 +82,20 @@ def zsqbench(*arguments: str, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def suite(folder: Path, name: str, seeds: int, options: int = 1) -> str:
-    """Write a suite with 5 schemes x options x seeds cells of methods that do nothing."""
+def suite(folder: Path, name: str, seeds: int = 1, options: int = 1, variants: int = 1) -> str:
+    """Write a suite with 5 schemes x options x variants x seeds cells of methods that do nothing."""
     (folder / "nothing.py").write_text(NOTHING)
     content = {
         "name": name,
         "plugins": ["nothing.py"],
         "generators": {f"g{index}": {"method": "nothing", "images": index + 1} for index in range(options)},
+        "quantizers": {f"q{tag}": {"method": "same", "tag": tag} for tag in range(variants)},
         "matrix": [
             {
                 "task": "half",
                 "model": "any",
                 "generator": [f"g{index}" for index in range(options)],
-                "quantizer": "same",
+                "quantizer": [f"q{tag}" for tag in range(variants)],
                 "scheme": [f"hw/w{bits}a{bits}" for bits in (2, 3, 4, 6, 8)],
                 "seed": list(range(seeds)),
             }
@@ -115,24 +117,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     quick = parser.parse_args().quick
-    seeds, times = (2, 1) if quick else (40, 3)
+    variants, times = (2, 1) if quick else (40, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         show("--help", statistics.median(zsqbench("--help", folder=folder) for _ in range(times)), "s", 0.3)
 
-        big, small = suite(folder, "big", seeds=100, options=1 if quick else 20), suite(folder, "small", seeds=1)
+        big, small = suite(folder, "big", seeds=100, options=1 if quick else 20), suite(folder, "small")
         planning = [min(zsqbench("plan", each, folder=folder) for _ in range(times)) for each in (small, big)]
         cells = "500 cells" if quick else "10,000 cells"
         show(f"planning {cells}, beyond start-up", planning[1] - planning[0], "s", 1)
 
         quiet = ("--workers", "0", "--quiet", "--no-plugin", "mlflow")
-        large = suite(folder, "large", seeds=seeds)
+        large = suite(folder, "large", variants=variants)
         cold_small, cold_large = (zsqbench("run", each, *quiet, folder=folder) for each in (small, large))
-        steps = 11 * (seeds - 1)  # of each further seed: generate, and quantize and evaluate of five cells
+        steps = 10 * (variants - 1)  # of each further variant: quantize and evaluate of five cells; no pictures
         show("a step with a warm worker, small model", 1000 * (cold_large - cold_small) / steps, "ms", 20)
 
         warm = [zsqbench("run", each, *quiet, folder=folder) for each in (small, large)]
-        show("a cached cell", 1000 * (warm[1] - warm[0]) / (5 * (seeds - 1)), "ms", 2)
+        show("a cached cell", 1000 * (warm[1] - warm[0]) / (5 * (variants - 1)), "ms", 2)
 
         what, cells = (
             ("rtn", "resnet20 and noise and rtn and pot") if quick else ("ZeroQ on two networks", "zeroq and w4a4")

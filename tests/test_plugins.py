@@ -148,10 +148,13 @@ def test_a_plugin_that_hangs_is_ended_by_ctrl_c(tmp_path):
     )
     command = [sys.executable, "-m", "zsqbench", "plugins", "list", "--plugin", str(tmp_path / "hangs.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        while not (tmp_path / "here").exists():
-            time.sleep(0.01)
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=20)
+        try:
+            while not (tmp_path / "here").exists():
+                time.sleep(0.01)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=20)
+        finally:
+            running.kill()
     assert (running.returncode, err.strip()) == (130, "interrupted")
 
 

@@ -136,13 +136,19 @@ def _add_strangers(catalog: Catalog, found: Sequence[tuple[Plugin, Load]]) -> No
     """Add plugins of others, except those that would end this process."""
     from zsqbench.probe import can_probe, find_fatal  # which commands without such plugins do not wait for
 
-    tries = [partial(_add, catalog, plugin, load) for plugin, load in found]
-    fatal = find_fatal(tries) if tries and can_probe() else {}
-    for index, (plugin, load) in enumerate(found):
-        if index in fatal:
-            catalog.plugins.append(replace(plugin, error=f"its import {fatal[index]}"))
+    untried = [(plugin, load) for plugin, load in found if plugin not in _harmless]
+    endings = find_fatal([partial(_add, catalog, *entry) for entry in untried]) if untried and can_probe() else {}
+    fatal = {untried[index][0]: ending for index, ending in endings.items()}
+    for plugin, load in found:
+        if plugin in fatal:
+            catalog.plugins.append(replace(plugin, error=f"its import {fatal[plugin]}"))
         else:
             _add(catalog, plugin, load)
+            _harmless.add(plugin)
+
+
+_harmless: set[Plugin] = set()
+"""Plugins whose import did not end this process: what they are made of need not be tried again."""
 
 
 def _source(path: Path) -> str:

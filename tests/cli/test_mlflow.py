@@ -2,17 +2,15 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from tracked import row
 
 from zsqbench.reports import tracking
-from zsqbench.reports.results import ResultFile
 
 
 @pytest.fixture
 def rows(bench, monkeypatch):
     """The rows of a suite, and what is asked of MLflow."""
     asked = []
-    ResultFile(bench.results / "toysuite.jsonl").append(row(suite="toysuite"))
+    bench.run()
     monkeypatch.setattr(tracking, "move_aside", lambda name, _: asked.append(("aside", name)) or "moved")
     monkeypatch.setattr(tracking, "sync", lambda results, name, _: asked.append(("sync", name)) or len(results))
     return asked
@@ -21,7 +19,7 @@ def rows(bench, monkeypatch):
 def test_sync_moves_nothing_aside_unless_it_is_told_to(bench, rows):
     said = bench.zsqbench("mlflow", "sync", bench.file, "--home", bench.home, "--results", bench.results)
 
-    assert (said.code, said.out) == (0, "1 of 1 cells were missing and are logged now\n")
+    assert (said.code, said.out) == (0, "2 of 2 cells were missing and are logged now\n")
     assert rows == [("sync", "toysuite")]
 
 
@@ -30,7 +28,7 @@ def test_sync_says_what_it_moved_aside(bench, rows):
         "mlflow", "sync", bench.file, "--move-aside", "--home", bench.home, "--results", bench.results
     )
 
-    assert (said.code, said.out) == (0, "moved\n1 of 1 cells were missing and are logged now\n")
+    assert (said.code, said.out) == (0, "moved\n2 of 2 cells were missing and are logged now\n")
     assert rows == [("aside", "toysuite"), ("sync", "toysuite")]
 
 

@@ -40,4 +40,4 @@ def test_measurements_of_another_shape_are_damage(bench, change):
     rewrite_manifest(found.folder, content=found.content | change)
     plan = zsqbench.plan(bench.file, home=bench.home, results=bench.results)
     with pytest.raises(CorruptArtifactError):
-        Evaluate.row(Store(bench.home), plan.cells[0].steps)
+        Evaluate.row(Store(bench.home), plan.cells[0].keys)

@@ -12,7 +12,7 @@ from tracked import runs
 
 import zsqbench
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
-from zsqbench.reports.mlflow_runs import DEFAULTS
+from zsqbench.reports.mlflow_database import DEFAULTS
 from zsqbench.steps import KINDS, Job, Shown, Tracked
 from zsqbench.steps.generate import Generate
 from zsqbench.store import Store
@@ -211,12 +211,12 @@ def test_an_artifact_of_another_shape_is_damage_and_no_bug(bench, content):
     bench.matrix("quantizer: fine")
     assert bench.run().code == 0
     plan, store = zsqbench.plan(bench.file, home=bench.home, results=bench.results), Store(bench.home)
-    (steps,) = [planned.steps for planned in plan.cells]
+    (keys,) = [planned.keys for planned in plan.cells]
     for folder in (bench.home / "store").glob("*/*"):
         rewrite_manifest(folder, content=content, environment=[], job=[], curves=[], label=[])
     for kind in ("baseline", "evaluate", "oracle"):
         with pytest.raises(CorruptArtifactError):
-            KINDS[kind].row(store, steps)
+            KINDS[kind].row(store, keys)
     with pytest.raises(CorruptArtifactError):
         zsqbench.load_student(bench.file, "fine", home=bench.home, results=bench.results)
     shown = bench.zsqbench("show", bench.file, "fine", *bench.places())
