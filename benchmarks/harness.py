@@ -129,6 +129,7 @@ def main() -> None:
 
         quiet = ("--workers", "0", "--quiet", "--no-plugin", "mlflow")
         large = suite(folder, "large", variants=variants)
+        zsqbench("run", small, *quiet, "--home", "first", folder=folder)  # reads libraries from the disk
         cold_small, cold_large = (zsqbench("run", each, *quiet, folder=folder) for each in (small, large))
         steps = 10 * (variants - 1)  # of each further variant: quantize and evaluate of five cells; no pictures
         show("a step with a warm worker, small model", 1000 * (cold_large - cold_small) / steps, "ms", 20)

@@ -101,6 +101,19 @@ class DataFree(ToyQuantizer):
     needs_images = False
 
 
+class Keeper(ToyQuantizer):
+    """Keeps its only epoch."""
+
+    name = "keeper"
+
+    @property
+    def keeps_epochs(self):
+        return True
+
+    def quantize(self, student, teacher, data, ctx):
+        ctx.keep_epoch(1, student)
+
+
 class ToyTask(zsqbench.Task):
     """Random images; eval.txt and train.txt hold the seeds that make them."""
 
@@ -157,7 +170,7 @@ def register_generators():
 
 @zsqbench.hookimpl
 def register_quantizers():
-    return [ToyQuantizer, Unseeded, DataFree]
+    return [ToyQuantizer, Unseeded, DataFree, Keeper]
 
 
 @zsqbench.hookimpl
@@ -232,7 +245,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 toy = {str(self.folder / "toy.py")!r}
 loaded = next(m for m in reversed(sys.modules.values()) if getattr(m, "__file__", None) == toy)
-Toy, ToyQuantizer, ToyTask, note = loaded.Toy, loaded.ToyQuantizer, loaded.ToyTask, loaded.note
+Toy, ToyQuantizer, ToyTask, Keeper, note = loaded.Toy, loaded.ToyQuantizer, loaded.ToyTask, loaded.Keeper, loaded.note
 """
         tail = """
 mine = [v for v in list(vars().values()) if isinstance(v, type) and v.__module__ == __name__]

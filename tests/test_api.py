@@ -119,16 +119,9 @@ class Learns(ToyQuantizer):
 
 def test_results_hold_what_a_quantizer_started_from_and_the_oracle(bench):
     bench.add_plugin("""
-class Fine(ToyQuantizer):
+class Fine(Keeper):
     name = "fine"
     start: str = "toyq"
-
-    @property
-    def keeps_epochs(self):
-        return True
-
-    def quantize(self, student, teacher, data, ctx):
-        ctx.keep_epoch(1, student)
 """)
     bench.matrix("quantizer: fine")
     assert bench.run().code == 0

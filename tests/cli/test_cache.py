@@ -77,16 +77,9 @@ def test_gc_removes_what_no_row_refers_to(bench):
 
 def test_gc_keeps_what_a_result_started_from_and_its_oracle(bench):
     bench.add_plugin("""
-class Fine(ToyQuantizer):
+class Fine(Keeper):
     name = "fine"
     start: str = "toyq"
-
-    @property
-    def keeps_epochs(self):
-        return True
-
-    def quantize(self, student, teacher, data, ctx):
-        ctx.keep_epoch(1, student)
 """)
     bench.matrix("quantizer: fine")
     assert bench.run().code == 0

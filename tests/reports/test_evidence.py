@@ -10,24 +10,11 @@ from zsqbench.reports.evidence import Evidence
 from zsqbench.reports.results import Result
 from zsqbench.store import Store
 
-KEEPS = """
-class Keeps(ToyQuantizer):
-    name = "keeps"
-
-    @property
-    def keeps_epochs(self):
-        return True
-
-    def quantize(self, student, teacher, data, ctx):
-        ctx.keep_epoch(1, student)
-"""
-
 
 @pytest.fixture
 def made(bench):
     """A row with all that can be measured, and the evidence for it."""
-    bench.add_plugin(KEEPS)
-    bench.matrix("quantizer: keeps")
+    bench.matrix("quantizer: keeper")
     assert bench.run().code == 0
     return Result.model_validate(bench.row()), Evidence(Store(bench.home))
 

@@ -12,16 +12,6 @@ class NoNumber(ToyTask):
         call = (HERE / "calls.txt").read_text().count("evaluate")
         metrics = super().evaluate(module, pretrained, ctx).metrics
         return zsqbench.Evaluation(metrics | ({METRIC: float(VALUE)} if call == CALL else {}), [True])
-
-class Keeps(ToyQuantizer):
-    name = "keeps"
-
-    @property
-    def keeps_epochs(self):
-        return True
-
-    def quantize(self, student, teacher, data, ctx):
-        ctx.keep_epoch(1, student)
 """
 """In one of its calls, this task measures what is no number."""
 
@@ -31,7 +21,7 @@ class Keeps(ToyQuantizer):
 def test_a_metric_that_is_no_finite_number_fails_its_cell_and_leaves_no_artifact(bench, call, step, metric, value):
     source = NO_NUMBER.replace("CALL", str(call)).replace("METRIC", repr(metric)).replace("VALUE", repr(value))
     bench.add_plugin(source)
-    bench.matrix("task: nonumber, quantizer: keeps")
+    bench.matrix("task: nonumber, quantizer: keeper")
     said, row = bench.run(), bench.row()
     reason = f"{step}: task nonumber measured {value} as {metric}; expected a finite number, as a table shows it"
     assert (said.code, row["status"], row["reason"], row.get("traceback")) == (1, "failed", reason, None)
