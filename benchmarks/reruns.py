@@ -1,4 +1,4 @@
-"""What a rerun changes on this machine: the same suite twice, in two new homes, compared artifact by artifact.
+"""Measure the changes that a rerun makes on this machine: one suite twice in new homes, artifact by artifact.
 
 Run `python benchmarks/reruns.py` for the smoke suite on a CPU, `--device cuda` for a GPU, `--suite NAME` for another
 suite. `--quick` takes one cell. It prints how many rows and artifacts differ, and by how much at most. On a CPU nothing

@@ -354,7 +354,15 @@ class BlankFigure:
 def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A folder with the toy plugin and a suite of two cells, to run commands on."""
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: BlankFigure())
+    # the toy plugin ends no process, and each try of it would copy this one, which holds torch
+    monkeypatch.setattr("zsqbench.probe.can_probe", lambda: False)
     return Bench(tmp_path, capsys)
+
+
+@pytest.fixture
+def fatal_plugins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plugins be tried before they are imported, as commands do: those of this test end the process."""
+    monkeypatch.setattr("zsqbench.probe.can_probe", lambda: True)
 
 
 @pytest.fixture

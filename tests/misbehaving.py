@@ -46,7 +46,7 @@ def patches_module() -> None:
 
 
 class Halves(TorchFunctionMode):
-    """What is called on tensors sees half of them."""
+    """Functions of tensors give half of what they should."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -96,10 +96,10 @@ def never_returns() -> None:
 
 
 CHANGES = [patches_argmax, patches_round, patches_convolution, patches_module, pushes_a_mode]
-"""What changes the numbers of a step that runs in the same process afterwards."""
+"""These change the numbers of a step that runs in the same process afterwards."""
 
 LEFT_BEHIND = [starts_a_thread, hangs_at_exit, forks, starts_a_child]
-"""What lives on after a step that ended well."""
+"""These live on after a step that ended well."""
 
 NEVER_DONE = [overflows_the_stack, never_returns]
 

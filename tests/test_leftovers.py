@@ -21,7 +21,7 @@ def make(path, old=True):
 
 
 def temporary(home):
-    """What a killed run leaves that nobody can go on from."""
+    """The leftovers of a killed run that nobody can go on from."""
     return [
         make(home / "store" / "generate" / f".{KEY}.0123abcd" / "file").parent,
         make(home / ".digests.json.0123abcd"),

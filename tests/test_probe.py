@@ -124,7 +124,7 @@ def is_alive(pid):
 
 
 def wait_for(ask):
-    """What it answers, once it does."""
+    """Its answer, once it comes."""
     for _ in range(2000):
         with contextlib.suppress(OSError, ValueError):
             if (answer := ask()) is not None:

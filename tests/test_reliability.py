@@ -1,4 +1,4 @@
-"""What a method does to its process reaches no other cell, and no run waits for it for ever."""
+"""A method may spoil its process: no other cell is touched, and no run waits for it for ever."""
 
 import misbehaving
 import psutil
@@ -80,13 +80,13 @@ class Paced(Toy):
 
 
 def noted(bench):
-    """How often the toy plugin was called."""
+    """The number of calls of the toy plugin."""
     file = bench.folder / "calls.txt"
     return file.read_text().count("\n") if file.exists() else 0
 
 
 def made(path):
-    """Which file it is, and when it was written."""
+    """The identity of a file, and the time when it was written."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 

@@ -245,7 +245,7 @@ def rows_of(
 
 
 def _declared(path: Path, overrides: Sequence[str]) -> "Callable[[Result], bool]":
-    """Whether a suite file has the cell of a row. A file that is wrong elsewhere hides no rows: that is a warning."""
+    """True for rows whose cell a suite file has. A file that is wrong elsewhere hides no rows: that is a warning."""
     import logging
 
     from zsqbench.suite import DeclaredCells

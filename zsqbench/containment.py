@@ -16,10 +16,10 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @dataclass
 class Contained:
-    """What became of a call."""
+    """The result of a call that may raise anything."""
 
     error: BaseException | None = None
-    """What it raised, if it raised something: SystemExit and its own KeyboardInterrupt, too."""
+    """The exception that it raised, if any: SystemExit and its own KeyboardInterrupt, too."""
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def _check_function(name: str, function: Any, options: Any, given: list[str]) ->
 
 
 def _complaints(signature: inspect.Signature, given: list[str]) -> Iterator[str]:
-    """What is wrong with the parameters of a hook that is given these arguments."""
+    """The faults in the parameters of a hook that is given these arguments."""
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             names = ", ".join(given) or "nothing"

@@ -13,7 +13,7 @@ SECONDS = 30.0
 """A holder refreshes its file three times in this time; a file that is older is a dead holder's."""
 
 RUN = "run-"
-"""How the names of leases begin that say that a run uses the home."""
+"""The names of leases that say that a run uses the home begin so."""
 
 
 @dataclass

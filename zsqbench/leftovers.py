@@ -1,4 +1,4 @@
-"""What killed writers, interrupted steps and damaged artifacts left in a home folder, and its removal."""
+"""Find and remove the leftovers of killed writers, interrupted steps and damaged artifacts in a home folder."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ class Leftover:
 
     path: Path
     what: str
-    """Why it is there, in words."""
+    """The reason why it is there, in words."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Plugin:
 
     @property
     def label(self) -> str:
-        """What tells it from all others."""
+        """The name that tells it from all others."""
         return f"{self.origin}:{self.name}"
 
 

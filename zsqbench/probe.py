@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
 
 POLL_SECONDS = 0.05
-"""How soon the end of a copy is seen, where a child of its own still holds the connection."""
+"""The end of a copy is seen so soon, where a child of its own still holds the connection."""
 END_SECONDS = 1.0
-"""How long a copy that closed its connection may take to end."""
+"""A copy that closed its connection may take so long to end."""
 
 
 def can_probe() -> bool:
@@ -34,7 +34,7 @@ def can_probe() -> bool:
 
 
 def find_fatal(actions: Sequence[Callable[[], object]]) -> dict[int, str]:
-    """Which of these actions, done one after the other, end the process, and how; none of them is done here.
+    """Find the actions that end the process, when they are done one after the other, and how; none is done here.
 
     What they raise, print or leave in memory does not matter. After a fatal one the others are tried again without it.
     """
@@ -114,7 +114,7 @@ def _describe(exit_code: int | None) -> str:
 
 
 def _do_all(actions: Sequence[tuple[int, Callable[[], object]]], sender: Connection) -> None:
-    """What the copy does."""
+    """The main function of the copy."""
     try:
         _prepare()
         for index, action in actions:

@@ -31,7 +31,7 @@ TEMPORARY = re.compile(r"\.(?P<of>.+)\.[0-9a-f]{8}")
 """The names of what is being written, until it is complete."""
 
 ATTEMPTS = 3
-"""How often an artifact is moved into its place, while others move theirs, or what stands there is put aside."""
+"""An artifact is moved into its place so often, while others move theirs, or an obstacle is put aside."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -94,7 +94,7 @@ class Artifact:
 
     @property
     def seconds(self) -> float:
-        """How long its step took."""
+        """The seconds that its step took."""
         return self.field("seconds", float)
 
     @property
@@ -281,13 +281,13 @@ class Store:
         return self._others(_is_unfinished)
 
     def strays(self) -> list[Path]:
-        """What lies in the store and is neither an artifact nor on the way to be one, sorted; nobody touches it."""
+        """The entries of the store that are neither artifacts nor on the way to be, sorted; nobody touches them."""
         root = self.home / "store"
         beside = [root / entry.name for entry in entries(root) if not _is_kind(entry)]
         return sorted(beside + self._others(lambda entry: not _is_artifact(entry) and not _is_unfinished(entry)))
 
     def _others(self, wanted: Callable[["os.DirEntry[str]"], bool]) -> list[Path]:
-        """What lies beside the artifacts."""
+        """The entries beside the artifacts."""
         return [Path(entry) for kind in self.kinds() for entry in entries(self.home / "store" / kind) if wanted(entry)]
 
     def _put_aside(self, path: Path, name: str) -> None:
@@ -307,7 +307,7 @@ class Store:
 
 
 def entries(folder: Path) -> "list[os.DirEntry[str]]":
-    """What is in a folder; nothing where there is none. Raises ZSQBenchError where that cannot be seen."""
+    """The entries of a folder; none where there is no folder. Raises ZSQBenchError where that cannot be seen."""
     try:
         with os.scandir(folder) as found:
             return list(found)

@@ -101,7 +101,7 @@ def make(path, content="left", old=True):
 
 
 def leave(home):
-    """What killed writers, interrupted steps and damaged artifacts leave; with what each of them holds, 4 bytes."""
+    """The leftovers of killed writers, interrupted steps and damaged artifacts; each holds 4 bytes."""
     return [
         make(home / ".digests.json.0123abcd"),
         make(home / "store" / "generate" / f".{KEY}.0123abcd" / "file").parent,

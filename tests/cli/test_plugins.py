@@ -151,6 +151,7 @@ def test_a_new_method_runs_as_its_writer_is_told(bench, monkeypatch, kind):
 FATAL = "import os; os._exit(0)"
 
 
+@pytest.mark.usefixtures("fatal_plugins")
 @pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "raise GeneratorExit", FATAL])
 def test_a_command_that_does_not_need_a_broken_plugin_names_it_and_goes_on(bench, caplog, source):
     broken = bench.write("broken.py", source)
@@ -162,6 +163,7 @@ def test_a_command_that_does_not_need_a_broken_plugin_names_it_and_goes_on(bench
     )
 
 
+@pytest.mark.usefixtures("fatal_plugins")
 @pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "raise GeneratorExit", FATAL])
 @pytest.mark.parametrize("command", [["plugins", "list", "mine"], ["plugins", "check", "mine"], ["plan"]])
 def test_a_command_that_needs_a_broken_plugin_ends_with_4_and_its_reason(bench, command, source):

@@ -316,7 +316,7 @@ def put(bench, *rows):
 
 
 def means(bench, *options):
-    """What the leaderboard says of the two cells."""
+    """The lines of the leaderboard about the two cells."""
     said = bench.zsqbench("leaderboard", bench.file, *bench.places(), "--format", "json", *options)
     assert said.code == 0, said.err
     return [(record["mean"], record["seeds"], record["status"]) for record in json.loads(said.out)["records"]]

@@ -334,7 +334,7 @@ OBSERVERS = {
             if isinstance(value, list):
                 value.clear()""",
 }
-"""What an observer does, whatever is told to it."""
+"""The deeds of an observer, whatever is told to it."""
 
 
 @pytest.mark.parametrize("does", OBSERVERS)
@@ -382,6 +382,7 @@ def cell_finished(result):
     assert (bench.run().code, list(bench.statuses().values())) == (130, ["done", "interrupted"])
 
 
+@pytest.mark.usefixtures("fatal_plugins")
 def test_a_plugin_that_ends_the_process_at_import_is_left_out_in_workers_too(bench):
     fatal = bench.write("fatal.py", "import os; os._exit(0)")
     bench.matrix("")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Field name .* shadows an attribu
 
 
 def complaint(body, base="Generator", kind="generator"):
-    """What is said of a class with this body, or none."""
+    """The complaint about a class with this body, or none."""
     space = {"__name__": __name__}
     exec(  # noqa: S102 - a class from a table
         f"{HEAD}\nclass Mine(zsqbench.{base}):\n    name = 'mine'\n" + indented(body), space

@@ -1,4 +1,4 @@
-"""Which rows of a file count for a suite, and what is said of the others."""
+"""Some rows of a file count for a suite, and a warning names the others."""
 
 from pathlib import Path
 

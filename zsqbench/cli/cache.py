@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zsqbench.store import Store
 
 NAMED = 3
-"""How many strays are named."""
+"""So many strays are named."""
 
 
 @click.group()

@@ -51,7 +51,7 @@ class Loop:
         self._all_settled: list[Step] = []
         self._executor: Executor | None = None
         self._shown: dict[str, tuple[Progress, float, int]] = {}
-        """What each running step told last, and when, and the minutes of silence that were shown since."""
+        """The last news of each running step, their time, and the minutes of silence that were shown since."""
 
     def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
         """Run steps, each after what it needs; call `after` with those that are settled, whenever some are.
@@ -87,8 +87,9 @@ class Loop:
         self.close(kill=True)
 
     def close(self, *, kill: bool = False) -> None:
-        """End the workers."""
+        """End the workers; at once if told so, or if an error ends the run while steps are running."""
         if self._executor is not None:
+            kill = kill or bool(self._running)
             self._executor.shutdown(wait=not kill, cancel_futures=kill)
             self._executor = None
 
@@ -240,7 +241,7 @@ class Loop:
 
 
 def _death(error: BrokenExecutor, step: Step) -> str:
-    """Why a worker died, and what to do where the system may have killed it for its memory."""
+    """The reason of a worker's death, with advice where the system may have killed it for its memory."""
     said = str(error) or "the worker process died"
     advice = step.variant.method.advice_on_memory() if step.variant and "out of memory" in said else ""
     return f"{said}: {advice}" if advice else said

@@ -126,7 +126,7 @@ class Guard:
     """A small process that ends the workers, and what they started, when this process ends in whatever way."""
 
     def __init__(self) -> None:
-        command = [sys.executable, endings.__file__]
+        command = [sys.executable, "-P", endings.__file__]  # -P: no module beside it hides one of Python's
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
         self._lock = threading.Lock()
 
@@ -235,7 +235,9 @@ def _prepare(preparation: Preparation) -> None:
     if preparation.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = preparation.gpu
     if preparation.memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (preparation.memory, preparation.memory))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = preparation.memory if most == resource.RLIM_INFINITY else min(preparation.memory, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     _call_libc("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _keep_freed_memory()
     threading.Thread(target=_die_with_parent, daemon=True).start()

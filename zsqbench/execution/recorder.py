@@ -27,7 +27,7 @@ class Recorder:
         self._environment = environment()
         self._costs: dict[str, tuple[float, int]] = {}
         self._damaged: dict[str, str] = {}
-        """Why measurements could not be read, by their key."""
+        """The reasons why measurements could not be read, by their key."""
         self._ending_with: dict[str, list[PlannedCell]] = {}
         for planned in plan.cells:
             for step in planned.final.values():
@@ -129,7 +129,7 @@ class Recorder:
         return {"status": "failed", "reason": f"{kind}: its artifact was damaged during the run ({detail}); run again"}
 
     def _of_float(self, planned: PlannedCell) -> dict[str, Any]:
-        """What the float network reached, which is known of a failed cell all the same."""
+        """The metrics of the float network, which are known of a failed cell, too."""
         known = [step for step in planned.final.values() if not step.needs and self._is_measured(step)]
         with contextlib.suppress(CorruptArtifactError):  # the cell has failed already
             return self._contributed(planned, known)

@@ -51,7 +51,7 @@ class RunReport:
     signal: int | None
     """The signal that interrupted the run, if one did."""
     outdated: str | None
-    """Why running again would do more, where a file changed after the run began."""
+    """The reason to run again, where a file changed after the run began."""
     background_failures: Mapping[str, str]
     """Why background steps failed, by their label; no cell depends on them."""
     table: str

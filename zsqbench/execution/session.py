@@ -39,7 +39,7 @@ DATA = "data"
 """The folder of the home that tasks keep what they make in."""
 
 Isolation = Literal["auto", "step", "worker"]
-"""Which steps get a process of their own: those of methods that are not shipped with zsqbench, all, or none."""
+"""The steps that get a process of their own: those of methods that are not shipped with zsqbench, all, or none."""
 
 this_environment = cache(environment)
 

@@ -154,7 +154,7 @@ class Method(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
     def advice_on_memory(self) -> str:
-        """Which options to lower where memory is full, with their values."""
+        """The options to lower where memory is full, with their values, in words."""
         named = [f"{name} ({getattr(self, name)})" for name in self.memory_options if getattr(self, name) is not None]
         return f"lower {'one of the options ' if len(named) > 1 else ''}{', '.join(named)}" if named else ""
 

@@ -1,4 +1,4 @@
-"""What the class of a method must declare, so that suites can name it, and keys, rows and workers can hold it."""
+"""Check the class of a method, so that suites can name it, and keys, rows and workers can hold it."""
 
 import inspect
 import json
@@ -16,9 +16,9 @@ from zsqbench.methods.base import DATA_SETS, Kind, Method
 from zsqbench.scheme import parse_scheme
 
 NAME = re.compile(r"[\w.+-]+")
-"""What a suite can call a method: a part of a cell's name, which `:` separates, and of expressions over such names."""
+"""The names that a suite can give a method: parts of a cell's name, which `:` separates, and of expressions."""
 RESERVED = "none"
-"""What a suite says for no generator."""
+"""The word of a suite for no generator."""
 SCHEME = "hw/w4a4"
 """The scheme at which it is tried what a method fills in."""
 
@@ -252,6 +252,6 @@ def _first(error: Exception) -> str:
 
 
 def _message(error: ValidationError, item: Any = None) -> str:
-    """What pydantic says of the first value, or of this one, in our words."""
+    """The complaint of pydantic about the first value, or about this one, in our words."""
     message = str((item or error.errors()[0])["msg"])
     return message.removeprefix("Value error, ").replace("Input should be", "expected")

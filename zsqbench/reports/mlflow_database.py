@@ -29,7 +29,7 @@ BUSY = 20.0
 """Seconds that a look into the database waits while another process writes, as MLflow does."""
 
 SIDECARS = ("-journal", "-wal", "-shm")
-"""What SQLite keeps beside a database. Left beside another database of the name, a journal would damage that."""
+"""SQLite keeps these files beside a database. Left beside another database of the name, a journal would damage that."""
 
 DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR")
 """SQLite's words for content that is wrong. The last one is of tables that are not what a statement expects."""
@@ -54,7 +54,7 @@ class Database:
 
     @classmethod
     def of(cls, home: Path) -> "Database | None":
-        """What is logged to for a home folder; none where that is a server, or a URI that only MLflow reads."""
+        """The database of a home folder; none where a server is logged to, or a URI that only MLflow reads."""
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             return cls((home / "mlflow.db").resolve())
@@ -63,7 +63,7 @@ class Database:
 
     @property
     def uri(self) -> str:
-        """How MLflow is told of the file.
+        """The URI by which MLflow finds the file.
 
         SQLAlchemy takes what follows a question mark for options, and decodes a percent sign since version 2.1 only; a
         file with such a path is named by SQLite's own kind of URI. MLflow would make folders of that name, if the
@@ -114,7 +114,7 @@ class Database:
         new.path.replace(self.path)
 
     def damage(self) -> str | None:
-        """What is wrong with the content of the file, by SQLite's own check, and by MLflow on a copy."""
+        """The damage of the file's content, by SQLite's own check, and by MLflow on a copy."""
         if not self._holds_something():
             return None
         try:
@@ -204,5 +204,5 @@ def cause_of(error: BaseException) -> sqlite3.Error | None:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error says that the content of a database is wrong, and not that it is locked, or the disk full."""
+    """True for an error that says that the content of a database is wrong, not that it is locked or the disk full."""
     return getattr(cause_of(error), "sqlite_errorname", None) in DAMAGED

@@ -113,7 +113,7 @@ class Experiment:
         return {run.row for run in self.logged() if run.ended}
 
     def claim(self, row: str) -> bool:
-        """Whether a row is still to be logged; what a dead process of this home left of it is deleted. In a turn."""
+        """True if a row is still to be logged; what a dead process of this home left of it is deleted. In a turn."""
         found = self.logged(row)
         if any(run.ended for run in found):
             return False
@@ -136,7 +136,7 @@ class Experiment:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What all its runs have."""
+        """The tags that all its runs have."""
         return {"zsqbench.suite": self.suite_name, "zsqbench.home": self.turns.home}
 
 

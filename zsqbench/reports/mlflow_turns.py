@@ -19,7 +19,7 @@ PAUSE = 0.02
 
 @dataclass
 class Turns:
-    """What one process needs to log in its turn, and to say which of its invocations are alive.
+    """The turns of one process to log, and the signs of life of its invocations.
 
     A new database is made in a turn, and a cell is looked for and logged in one: so it is there once, and a run of a
     cell that is not ended is what a dead process left.
@@ -62,7 +62,7 @@ class Turns:
         self.leases.release(_name(run_id))
 
     def is_alive(self, run_id: str) -> bool:
-        """Whether another process has begun an invocation, and lives. A dead one of this computer is known at once."""
+        """True if another process has begun an invocation, and lives. A dead one of this computer is known at once."""
         taken = self.leases.take(_name(run_id))
         if taken:
             self.leases.release(_name(run_id))

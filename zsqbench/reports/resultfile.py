@@ -27,7 +27,7 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of rows holds, and which of its lines count for nothing."""
+    """The content of a file of rows, and the lines of it that count for nothing."""
 
     rows: list[Result] = field(default_factory=list)
     """The one that counts of each cell of each suite, in the order in which the cells come first."""

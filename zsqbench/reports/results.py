@@ -35,7 +35,7 @@ class Oracle(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Published(TypedDict, total=False):
-    """What a paper says of a cell, and what it says of the float network."""
+    """The values of a paper for a cell, and for the float network."""
 
     value: FiniteFloat
     std: FiniteFloat
@@ -70,7 +70,7 @@ class Described(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Facts(TypedDict, total=False):
-    """What is known of a network: digest, parameters, classes, and more."""
+    """The facts of a network: digest, parameters, classes, and more."""
 
     random_weights: bool
     notes: list[str]

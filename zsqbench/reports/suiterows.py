@@ -15,7 +15,7 @@ from zsqbench.store import Store
 log = logging.getLogger("zsqbench")
 
 NAMED = 3
-"""How many of those that are left out a warning names."""
+"""A warning names so many of those that are left out."""
 
 CONTRADICTED = "left out %s contradicted by artifacts: %s; a run writes what these say"
 
@@ -82,7 +82,7 @@ def believed(rows: Sequence[Result], store: Store) -> list[Result]:
 
 
 def told(differences: Mapping[str, str]) -> str:
-    """How rows differ from their artifacts, by cell."""
+    """The differences of rows from their artifacts, by cell."""
     return named(f"{cell} ({difference})" for cell, difference in differences.items())
 
 

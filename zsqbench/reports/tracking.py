@@ -45,7 +45,7 @@ class Tracker:
 
     Cells that are done or failed are logged as they finish. The others are logged, too, unless MLflow holds them:
     impossible and excluded ones with their reason, and cached ones, which an earlier run may have failed to log. An
-    invocation in which everything is held never imports MLflow. Whether it is held, a database says without MLflow; a
+    invocation in which everything is held never imports MLflow. A database says without MLflow if it is held; a
     server is only asked where there is something new to log. Interrupted cells are only counted in the parent run; they
     run next time.
     """
@@ -141,7 +141,7 @@ def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What went wrong with MLflow, in a line, and what to do, where that is more than to try again."""
+    """A failure of MLflow in a line, and what to do, where that is more than to try again."""
 
     what: str
     cure: str | None = None
@@ -231,7 +231,7 @@ class Writer(threading.Thread):
             turns.leases.close()
 
     def _is_behind(self) -> bool:
-        """Whether a database lacks kept rows. One that cannot be read does, and MLflow will say why."""
+        """True if a database lacks kept rows. One that cannot be read does, and MLflow will say why."""
         database = Database.of(self._store.home)
         if database is None or not self._kept:
             return False

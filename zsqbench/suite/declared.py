@@ -1,4 +1,4 @@
-"""Which cells a suite file has, as far as the file tells it without the plugins that it needs."""
+"""The cells of a suite file, as far as it tells them without the plugins that it needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
