@@ -147,6 +147,15 @@ def test_the_limit_of_memory_is_an_error_in_the_step():
         worker.end(at_once=True)
 
 
+def test_a_limit_of_memory_that_a_worker_exceeds_at_its_start_is_told():
+    worker = Worker(1, memory=2**20)
+    try:
+        with pytest.raises(ZSQBenchError, match=r"takes \d\.\d GiB before its first step, and --memory allows 0\.001"):
+            worker.call(LIMIT, len, "abc")
+    finally:
+        worker.end(at_once=True)
+
+
 CHILD = """
 import os, subprocess
 pids = os.getpid(), subprocess.Popen(["sleep", "600"]).pid

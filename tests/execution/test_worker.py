@@ -54,6 +54,10 @@ def test_a_damaged_artifact_is_named_by_its_key(outcome):
     assert (found.status, found.damaged, found.traceback) == ("failed", "a" * 64, None)
 
 
+def test_memory_that_is_full_beside_the_work_of_a_method_is_told(outcome):
+    assert outcome(raises(MemoryError())).error == "the worker ran out of memory (MemoryError)"
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError(), GeneratorExit()])
 def test_whatever_a_method_raises_is_an_outcome(outcome, error):
     assert outcome(raises(error)).status == "failed"

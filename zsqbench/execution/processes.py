@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import psutil
+
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.execution import endings
 from zsqbench.execution.endings import end_tree, tree
+
+GIB = 2**30
 
 PATIENCE = 5.0
 """Seconds that a worker has to end itself before it is ended."""
@@ -64,6 +68,7 @@ class Worker:
     def __init__(self, threads: int, gpu: str | None = None, memory: int | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         preparation = Preparation(dict(os.environ), threads, gpu, memory)
+        self._limited = memory is not None
         with _starting, _main_module_hidden(), _environment(_BEFORE_TORCH):
             multiprocessing.forkserver.set_forkserver_preload(_PRELOADED)
             self._connection, theirs = context.Pipe()
@@ -119,6 +124,8 @@ class Worker:
             return f"the worker process died: the step ended it with exit code {code}"
         name = signal.Signals(-code).name if -code in {int(known) for known in signal.Signals} else "unknown"
         memory = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
+        if self._limited and -code == signal.SIGABRT:  # what C++ does where an exception finds no memory
+            memory = "; it may have been out of memory, which --memory limits"
         return f"the worker process died of signal {-code} ({name}){memory}"
 
 
@@ -191,7 +198,11 @@ def _serve(connection: Connection, preparation: Preparation) -> None:
 
     It leaves without waiting for threads and without calling handlers at exit, which a method may have left behind.
     """
-    _prepare(preparation)
+    try:
+        _prepare(preparation)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the first call is answered with it
+        connection.send((False, error))
+        os._exit(1)
     while (call := _receive(connection)) is not None:
         fn, args, kwargs = call
         try:
@@ -234,13 +245,22 @@ def _prepare(preparation: Preparation) -> None:
         os.environ[variable] = str(preparation.threads)  # for what a method starts
     if preparation.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = preparation.gpu
-    if preparation.memory is not None:
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = preparation.memory if most == resource.RLIM_INFINITY else min(preparation.memory, most)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     _call_libc("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _keep_freed_memory()
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    if preparation.memory is not None:
+        _limit_memory(preparation.memory)
+
+
+def _limit_memory(limit: int) -> None:
+    """Let this process take no more than so many bytes. Raises ZSQBenchError where it has taken them already."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    taken = psutil.Process().memory_info().rss
+    if limit < taken:
+        text = f"a worker takes {taken / GIB:.1f} GiB before its first step, and --memory allows {limit / GIB:.1g}"
+        raise ZSQBenchError(f"{text}; allow more")
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _keep_freed_memory() -> None:

@@ -8,9 +8,17 @@ from functools import lru_cache
 
 from pydantic import TypeAdapter
 
-from zsqbench.errors import CorruptArtifactError, OutdatedError, OutOfMemoryError, ZSQBenchError, one_line
+from zsqbench.errors import (
+    CorruptArtifactError,
+    OutdatedError,
+    OutOfMemoryError,
+    OutOfResourcesError,
+    ZSQBenchError,
+    is_memory_shortage,
+    one_line,
+)
 from zsqbench.execution.isolation import clean_state
-from zsqbench.execution.session import Session, WorkerConfig
+from zsqbench.execution.session import GIB, Session, WorkerConfig
 from zsqbench.steps.step import Job, Outcome, Progress
 from zsqbench.store import Store
 
@@ -33,7 +41,7 @@ def run_step(config: WorkerConfig, job: Job) -> Outcome:
             status="failed",
             seconds=time.perf_counter() - started,
             device=device,
-            error=one_line(error),
+            error=_cause(error, config),
             traceback=None if isinstance(error, ZSQBenchError) else "".join(traceback.format_exception(error)),
             damaged=error.key if isinstance(error, CorruptArtifactError) else None,
             outdated=isinstance(error, OutdatedError),
@@ -64,6 +72,15 @@ def _run(session: Session, job: Job) -> None:
     lower, note = less
     with clean_state(session.device, job.key, job.settings.threads):
         session.run(lower, note)
+
+
+def _cause(error: BaseException, config: WorkerConfig) -> str:
+    """The failure in one line; where memory was full beside the work of a method, with the limit."""
+    said = one_line(error)
+    if isinstance(error, OutOfResourcesError) or not is_memory_shortage(error):
+        return said
+    limit = f", and --memory allows {config.memory / GIB:g} GiB" if config.memory else ""
+    return f"the worker ran out of memory ({said}{limit})"
 
 
 def _is_spent(config: WorkerConfig) -> bool:
