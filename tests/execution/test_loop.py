@@ -337,10 +337,10 @@ def test_a_signal_while_observers_take_their_leave_keeps_the_table_and_a_second_
 
 
 def test_a_step_that_takes_too_long_is_a_failed_cell_and_the_others_go_on(bench):
-    code, said = Started(bench, "generator: [slow, toy]", "--step-timeout", 3).end()
+    code, said = Started(bench, "generator: [slow, toy]", "--step-timeout", 5).end()
     failed, done = bench.rows().values()
     assert (code, failed["status"], done["status"]) == (1, "failed", "done"), said
-    assert failed["reason"].startswith("generate: it ran for longer than 3 s, the limit for a step")
+    assert failed["reason"].startswith("generate: it ran for longer than 5 s, the limit for a step")
 
 
 def test_the_limit_of_a_suite_holds_unless_the_command_gives_another(bench, monkeypatch):
