@@ -60,13 +60,19 @@ def test_the_changes_are_real(run, alone):
 
 
 def test_a_run_ends_whatever_its_steps_leave_behind(run, alone):
-    before = set(psutil.Process().children(recursive=True))
     rows, beside = run("left", [*names(misbehaving.LEFT_BEHIND), "overflows_the_stack"])
     assert [row.status for row in rows.values()] == ["done"] * 4 + ["failed", "done"]
     assert "signal 11 (SIGSEGV)" in rows["overflows_the_stack"].reason
     assert beside == alone
-    left = [process.name() for process in set(psutil.Process().children(recursive=True)) - before]
-    assert [name for name in left if "sleep" in name] == []
+    started = f"time.sleep({misbehaving.FOR_EVER})"
+    assert not [line for line in map(command_of, psutil.process_iter()) if line.endswith(started)]
+
+
+def command_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 PACED = """

@@ -155,6 +155,8 @@ def execute(
     memory: float | None = None,
 ) -> "RunReport":
     """Run cells on an engine; see `run`."""
+    from zsqbench.execution.session import GIB
+
     if workers == 0:
         asked = {
             "--isolation step": this.config.isolation == "step",
@@ -169,7 +171,7 @@ def execute(
     threads = max((cell.settings.threads for cell in cells), default=1)
     found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     chosen = cast("type[Engine]", found)
-    this.config = replace(this.config, memory=None if memory is None else int(memory * 2**30))
+    this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
     limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
     return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
 

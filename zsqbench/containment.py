@@ -14,6 +14,15 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """The signals that end a command."""
 
 
+def describe_exit(code: int) -> str:
+    """The end of a process in words, `exit code 3` or `signal 11 (SIGSEGV)`, by its code as Python gives it."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"signal {-code}"
+
+
 @dataclass
 class Contained:
     """The result of a call that may raise anything."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
-from zsqbench.containment import SIGNALS
+from zsqbench.containment import SIGNALS, describe_exit
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
@@ -36,7 +36,8 @@ def can_probe() -> bool:
 def find_fatal(actions: Sequence[Callable[[], object]]) -> dict[int, str]:
     """Find the actions that end the process, when they are done one after the other, and how; none is done here.
 
-    What they raise, print or leave in memory does not matter. After a fatal one the others are tried again without it.
+    They may raise, print or leave things in memory: that does not matter. After a fatal one the
+    others are tried again without it.
     """
     fatal: dict[int, str] = {}
     while True:
@@ -106,11 +107,7 @@ def _end(copy: "ForkProcess") -> None:
 def _describe(exit_code: int | None) -> str:
     if exit_code is None:
         return "replaced the process by another program"
-    if exit_code >= 0:
-        return f"ended the process with exit code {exit_code}"
-    with contextlib.suppress(ValueError):
-        return f"ended the process with signal {-exit_code} ({signal.Signals(-exit_code).name})"
-    return f"ended the process with signal {-exit_code}"
+    return f"ended the process with {describe_exit(exit_code)}"
 
 
 def _do_all(actions: Sequence[tuple[int, Callable[[], object]]], sender: Connection) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import CorruptArtifactError, one_line
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
 """A step whose worker died is tried once more: the culprit may have been whatever else filled the memory."""
+
+
+@dataclass(frozen=True)
+class _News:
+    """The last that was heard of a running step."""
+
+    progress: Progress
+    since: float
+    silent: int = 0
+    """Minutes of silence since, as they were last shown."""
 
 
 class Loop:
@@ -50,8 +60,8 @@ class Loop:
         self._settled: list[Step] = []
         self._all_settled: list[Step] = []
         self._executor: Executor | None = None
-        self._shown: dict[str, tuple[Progress, float, int]] = {}
-        """The last news of each running step, their time, and the minutes of silence that were shown since."""
+        self._news: dict[str, _News] = {}
+        """The last news of each running step."""
 
     def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
         """Run steps, each after what it needs; call `after` with those that are settled, whenever some are.
@@ -228,14 +238,14 @@ class Loop:
         """Tell observers what running steps have told, and of which steps nothing was heard for long."""
         for step in self._running.values():
             now = time.monotonic()
-            before, since, minutes = self._shown.setdefault(step.key, (Progress(), now, 0))
+            before = self._news.setdefault(step.key, _News(Progress(), now))
             progress = read_progress(self.run_.store, step.key) or Progress()
-            silent = int((now - since) // 60)
-            if progress != before:
-                self._shown[step.key] = progress, now, 0
+            silent = int((now - before.since) // 60)
+            if progress != before.progress:
+                self._news[step.key] = _News(progress, now)
                 self.run_.notify("step_progress", step=step, progress=progress)
-            elif silent > minutes:
-                self._shown[step.key] = before, since, silent
+            elif silent > before.silent:
+                self._news[step.key] = replace(before, silent=silent)
                 told = replace(progress, note=f"nothing heard for {silent} min")
                 self.run_.notify("step_progress", step=step, progress=told)
 

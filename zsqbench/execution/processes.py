@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
+from zsqbench.containment import describe_exit
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.execution import endings
 from zsqbench.execution.endings import end_tree, tree
-
-GIB = 2**30
+from zsqbench.execution.session import GIB
 
 PATIENCE = 5.0
 """Seconds that a worker has to end itself before it is ended."""
@@ -57,6 +57,30 @@ class Preparation:
     """Bytes that the process may take; without a limit if None."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The end of a call: a value, or the exception that was raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function that a worker is to call."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def answer(self) -> Answer:
+        """Call it. Never raises."""
+        try:
+            return Answer(self.fn(*self.args, **self.kwargs))
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the parent is told
+            return Answer(error=error)
+
+
 class Worker:
     """The parent's side of a worker: a process that runs one call at a time.
 
@@ -87,7 +111,7 @@ class Worker:
         Raises WorkerDiedError where the process ends meanwhile, and ZSQBenchError where it takes longer than `seconds`.
         """
         try:
-            self._connection.send((fn, args, kwargs))
+            self._connection.send(Call(fn, args, kwargs))
             ended = wait([self._connection, self._process.sentinel], seconds)
             if not ended:
                 raise ZSQBenchError(
@@ -96,12 +120,12 @@ class Worker:
                 )
             if not self._connection.poll():  # a child that lives on may hold the other end
                 raise WorkerDiedError(self._ending())
-            returned, value = self._connection.recv()
+            answer: Answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerDiedError(self._ending()) from error
-        if not returned:
-            raise value
-        return value
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
 
     def end(self, *, at_once: bool) -> None:
         """End the process, and all that it started: threads, handlers at exit and children have `PATIENCE` seconds."""
@@ -121,12 +145,11 @@ class Worker:
         if code is None:
             return "the worker process does not answer"
         if code >= 0:
-            return f"the worker process died: the step ended it with exit code {code}"
-        name = signal.Signals(-code).name if -code in {int(known) for known in signal.Signals} else "unknown"
+            return f"the worker process died: the step ended it with {describe_exit(code)}"
         memory = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
         if self._limited and -code == signal.SIGABRT:  # what C++ does where an exception finds no memory
             memory = "; it may have been out of memory, which --memory limits"
-        return f"the worker process died of signal {-code} ({name}){memory}"
+        return f"the worker process died of {describe_exit(code)}{memory}"
 
 
 class Guard:
@@ -158,7 +181,8 @@ class Guard:
             self._stdin.flush()
 
     @property
-    def _stdin(self) -> Any:
+    def _stdin(self) -> IO[str]:
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
         return self._process.stdin
 
 
@@ -201,38 +225,30 @@ def _serve(connection: Connection, preparation: Preparation) -> None:
     try:
         _prepare(preparation)
     except Exception as error:  # noqa: BLE001 - whatever it was, the first call is answered with it
-        connection.send((False, error))
+        connection.send(Answer(error=error))
         os._exit(1)
     while (call := _receive(connection)) is not None:
-        fn, args, kwargs = call
         try:
-            answer: tuple[bool, Any] = True, fn(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the parent is told
-            answer = False, error
-        try:
-            connection.send(answer)
+            connection.send(call.answer() if isinstance(call, Call) else call)
         except OSError:
             break  # the parent has gone
         except Exception as error:  # noqa: BLE001 - what cannot be pickled
-            connection.send((False, RuntimeError(one_line(error))))
+            connection.send(Answer(error=RuntimeError(one_line(error))))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a method may have replaced or closed it
             stream.flush()
     os._exit(0)
 
 
-def _receive(connection: Connection) -> Any:
-    """The next call, or none where the parent has gone, or wants no more."""
+def _receive(connection: Connection) -> Call | Answer | None:
+    """The next call, or the answer to one that cannot be read; none where the parent has gone, or wants no more."""
     try:
-        return connection.recv()
+        call: Call | None = connection.recv()
     except (EOFError, OSError):
         return None
     except Exception as error:  # noqa: BLE001 - what cannot be imported here
-        return _raise, (RuntimeError(one_line(error)),), {}
-
-
-def _raise(error: Exception) -> None:
-    raise error
+        return Answer(error=RuntimeError(one_line(error)))
+    return call
 
 
 def _prepare(preparation: Preparation) -> None:

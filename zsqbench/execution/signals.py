@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from zsqbench.containment import SIGNALS
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked for the end."""
@@ -34,7 +36,7 @@ class Signals:
         """Handle them meanwhile. Outside of the main thread, where Python allows no handlers, nothing changes."""
         before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.Signals[name] for name in SIGNALS):
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     before[number] = signal.signal(number, self._receive)
         try:

@@ -26,7 +26,7 @@ SCHEME = "hw/w4a4"
 def check_declaration(method: type[Method], kind: Kind) -> None:
     """Raise ZSQBenchError, with class, option and value, for what would fail, or go wrong in silence, when it is used.
 
-    What a class inherits is checked with it, so that a method is found to be wrong before a step runs.
+    Inherited attributes are checked, too, so that a method is found to be wrong before a step runs.
     """
     _check_name(method)
     _check_attributes(method, kind)

@@ -132,7 +132,7 @@ class Database:
     def move_aside(self) -> Path:
         """Rename the file, and return where it is.
 
-        What SQLite keeps beside it goes first: a new database must not find that.
+        SQLite's files beside it go first: a new database must not find that.
         """
         aside = self.path.with_name(time.strftime(f"{self.path.name}.damaged-%Y-%m-%dT%H%M%S"))
         for sidecar in SIDECARS:

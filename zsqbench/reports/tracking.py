@@ -127,7 +127,7 @@ def make_database(home: Path) -> None:
 
 @contextlib.contextmanager
 def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
-    """The turns of a command. What goes wrong is one line that says what to do."""
+    """The turns of a command. A failure is one line that says what to do."""
     turns = Turns.of(home)
     try:
         yield turns

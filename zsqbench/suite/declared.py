@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import ValidationError
 
@@ -15,28 +15,37 @@ from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell
 
 
 @dataclass(frozen=True)
-class DeclaredCells:
-    """The cells of a suite file. Which of them use no seed, only their methods know: a row may have each cell without.
+class DeclaredBlock:
+    """A block of the matrix: the values that a cell may have on each axis, and its settings."""
 
-    What is excluded or impossible is a cell, too.
+    values: Mapping[str, frozenset[str | int | None]]
+    settings: Settings
+
+    def has(self, cell: Cell) -> bool:
+        """True if a cell is one of its."""
+        return cell.settings == self.settings and all(getattr(cell, axis) in self.values[axis] for axis in AXES)
+
+
+@dataclass(frozen=True)
+class DeclaredCells:
+    """The cells of a suite file, excluded and impossible ones, too.
+
+    Only methods know if they use a seed: a row may have each cell without.
     """
 
-    blocks: Sequence[tuple[Mapping[str, frozenset[Any]], Settings]]
-    """Of each block, the values that a cell may have on each axis, and its settings."""
+    blocks: Sequence[DeclaredBlock]
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """Raises ZSQBenchError where the file, or an override `a.b=value`, cannot be meant."""
         source, file = parse_suite(path, overrides)
-        return cls([(_values(block), settings_of(source, file, index)) for index, block in enumerate(file.matrix)])
+        blocks = enumerate(file.matrix)
+        return cls([DeclaredBlock(_values(block), settings_of(source, file, index)) for index, block in blocks])
 
     def have(self, row: Result) -> bool:
         """True if a row tells of one of them."""
         cell = cell_of(row)
-        return cell is not None and any(
-            cell.settings == settings and all(getattr(cell, axis) in values[axis] for axis in AXES)
-            for values, settings in self.blocks
-        )
+        return cell is not None and any(block.has(cell) for block in self.blocks)
 
 
 def cell_of(row: Result) -> Cell | None:
@@ -49,7 +58,7 @@ def cell_of(row: Result) -> Cell | None:
     return cell if cell.name == row.cell else None
 
 
-def _values(block: Block) -> dict[str, frozenset[Any]]:
-    values = {axis: frozenset(getattr(block, axis)) for axis in AXES}
+def _values(block: Block) -> dict[str, frozenset[str | int | None]]:
+    values: dict[str, frozenset[str | int | None]] = {axis: frozenset(getattr(block, axis)) for axis in AXES}
     generators = frozenset(None if name == NO_GENERATOR else name for name in block.generator)
     return values | {"generator": generators, "seed": values["seed"] | {None}}
