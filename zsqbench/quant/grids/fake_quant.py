@@ -4,6 +4,7 @@ A learned method puts its own rounding in by assigning a subclass to `layer.weig
 replacing an activation quantizer (LSQ). What `finalize` keeps of either is scale, zero point and integer weights.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -173,6 +174,7 @@ class QuantizedLayer(nn.Module):
     output_axis: ClassVar[int] = 0
     """The axis of output channels in the weight of torch's layer, which tensor maps give."""
     weight: Tensor
+    bias: nn.Parameter | None
     weight_quantizer: WeightQuantizer
     weight_codes: Tensor
 
@@ -184,6 +186,14 @@ class QuantizedLayer(nn.Module):
     def stored_weight(self) -> Tensor:
         """The codes of a finalized layer, else the float weight."""
         return self.weight_codes if self.is_finalized else self.weight
+
+    @abstractmethod
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer makes of x with another weight, of the layout of its codes, and another bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torch's layer makes of x with the quantized weight."""
+        return self.computed(x, self.quantized_weight(), self.bias)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, in floating point."""
@@ -208,17 +218,17 @@ class QuantizedLayer(nn.Module):
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
     """A convolution along a line with a quantized weight [out, in / groups, length]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve x [N, C, L] with the quantized weight."""
-        return cast("Tensor", self._conv_forward(x, self.quantized_weight(), self.bias))
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve x [N, C, L] with a weight."""
+        return cast("Tensor", self._conv_forward(x, weight, bias))
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A convolution with a quantized weight [out, in / groups, height, width]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve x [N, C, H, W] with the quantized weight."""
-        return cast("Tensor", self._conv_forward(x, self.quantized_weight(), self.bias))
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve x [N, C, H, W] with a weight."""
+        return cast("Tensor", self._conv_forward(x, weight, bias))
 
 
 class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
@@ -226,17 +236,23 @@ class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
 
     output_axis = 1
 
+    def computed(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
+    ) -> Tensor:
+        """What torch's layer makes of x [N, C, H, W] with a weight."""
+        return self.convolve(x, weight, bias, output_size)
+
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """What torch's layer makes of x [N, C, H, W] with the quantized weight."""
-        return self.convolve(x, self.quantized_weight(), output_size)
+        """The same with the quantized weight."""
+        return self.computed(x, self.quantized_weight(), self.bias, output_size)
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A linear layer with a quantized weight [out, in]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x [..., in] with the quantized weight."""
-        return functional.linear(x, self.quantized_weight(), self.bias)
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply x [..., in] with a weight."""
+        return functional.linear(x, weight, bias)
 
 
 def quantized_layer(

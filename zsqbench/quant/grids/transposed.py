@@ -41,17 +41,17 @@ class TransposedConv2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """What torch's layer makes of x [N, C, H, W]."""
-        return self.convolve(x, self.weight, output_size)
+        return self.convolve(x, self.weight, self.bias, output_size)
 
-    def convolve(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """The same with another weight [out, in / groups, height, width]."""
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None) -> Tensor:
+        """The same with another weight [out, in / groups, height, width] and another bias."""
         stride: Any = self.stride
         padding: Any = self.padding
         dilation: Any = self.dilation
         kernel: Any = self.kernel_size
         beyond: Any = self._output_padding(x, output_size, stride, padding, kernel, len(kernel), dilation)  # type: ignore[arg-type]
         usual = turned(weight, self.groups)
-        return functional.conv_transpose2d(x, usual, self.bias, stride, padding, beyond, self.groups, dilation)
+        return functional.conv_transpose2d(x, usual, bias, stride, padding, beyond, self.groups, dilation)
 
 
 def turned(weight: Tensor, groups: int) -> Tensor:

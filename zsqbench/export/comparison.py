@@ -1,0 +1,273 @@
+"""An exported file beside the student that it was made of: the same integers, the same decisions, and where not."""
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from zsqbench.export.exporting import Exported
+from zsqbench.export.runtime import CPU, open_session, run, saturates
+from zsqbench.export.structure import Structure, structure_in_runtime
+from zsqbench.export.tidying import CODES, called
+from zsqbench.quant import ActivationQuantizer, activation_quantizers, dequantize, quantize
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+BATCH = 8
+"""Images compared at a time: the integers of all tensors of so many are in memory."""
+
+REFERENCE_IMAGES = 2
+"""Images on which onnx's own evaluator, which is slow, computes the file."""
+
+TOLERATED = 1e-3
+"""The share of a tensor's codes that may differ by one: sums of floats in another order meet other ties."""
+
+EQUAL_DECISIONS = 99.9
+"""Percent of decisions that have to be equal without optimisation."""
+
+ALIKE = 0.999
+"""The share of a detector's outputs that have to be within a step of their grids, to count as an equal decision."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How a tensor's codes differ from those that the student computes from the same inputs."""
+
+    tensor: str
+    share: float
+    """Of its codes that differ."""
+    most: int
+    """The largest difference, in codes."""
+
+    @property
+    def tolerated(self) -> bool:
+        """True if sums in another order explain it."""
+        return self.share <= TOLERATED and self.most <= 1
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {100 * self.share:.3g} % of its codes differ, by {self.most} at most"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a comparison found. Decisions are counted as equal ones of `images`."""
+
+    images: int
+    structure: Structure
+    exact: tuple[Departure, ...]
+    """The tensors of which any code differs without optimisation, in order."""
+    optimized: tuple[Departure, ...]
+    """The same as users run the file."""
+    equal_exact: int
+    """Without optimisation, with the student on the file's biases."""
+    equal: int
+    """As users run it, with the student as it was evaluated."""
+    equal_biases: int
+    """Of the student on the file's biases with the student as it was evaluated."""
+    equal_double: int
+    """Of the student in 32 bits with itself in 64: what the order of sums alone changes."""
+    equal_saturating: int | None
+    """As users run it without `session.x64quantprecision`; none where this processor does not saturate."""
+    reference: float
+    """The largest difference between onnx's own evaluator and ONNX Runtime without optimisation, as a part of the
+    largest output."""
+    bit_identical: bool
+    """True if all outputs are equal without optimisation, to the last bit."""
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the file is not what was measured; one line each, none where it is."""
+        found = []
+        if self.structure.missed:
+            found.append(f"{len(self.structure.missed)} layers run in float, although nothing is in the way")
+        departs = next((departure for departure in self.exact if not departure.tolerated), None)
+        if departs is not None:
+            found.append(f"without optimisation it departs first at tensor {departs}")
+        if 100 * self.equal_exact < EQUAL_DECISIONS * self.images:
+            found.append(f"without optimisation {self.equal_exact} of {self.images} decisions are equal")
+        if self.equal < min(self.equal_double, self.equal_biases):
+            first = next((departure for departure in self.optimized if not departure.tolerated), None)
+            where = f"; it departs first at tensor {first}" if first else "; no tensor departs by more than ties explain"
+            found.append(f"{self.images - self.equal} of {self.images} decisions differ from the simulation's{where}")
+        return found
+
+    def lines(self) -> list[str]:
+        """All of it for people; one line each."""
+        of = f"of {self.images}"
+        identical = ", bit for bit" if self.bit_identical else ""
+        lines = [
+            *self.structure.lines(),
+            f"without optimisation: {self.equal_exact} {of} decisions equal{identical}; "
+            f"{_tensors(self.exact)} from the same inputs",
+            f"as users run it: {self.equal} {of} decisions equal to the simulation's; the simulation in 64 bits has "
+            f"{self.equal_double}, with the file's biases {self.equal_biases}; {_tensors(self.optimized)}",
+            f"onnx's own evaluator differs by {self.reference:.2g} of the largest output",
+        ]
+        if self.equal_saturating is not None:
+            lines.append(
+                f"this processor saturates: without session.x64quantprecision {self.equal_saturating} {of} decisions "
+                "are equal; weights of 7 bits (qdq/w7a8) need no such option"
+            )
+        return lines + [f"problem: {problem}" for problem in self.problems]
+
+    def numbers(self) -> dict[str, float]:
+        """The figures of it that a row holds, in percent of the images."""
+        return {
+            "integer_layers": self.structure.integer,
+            "layers": len(self.structure.layers),
+            "equal_exact": 100 * self.equal_exact / self.images,
+        }
+
+
+def _tensors(departures: Sequence[Departure]) -> str:
+    if not departures:
+        return "all codes of all tensors are equal"
+    worst = max(departures, key=lambda departure: departure.share)
+    return f"codes of {len(departures)} tensors differ, most of {worst}"
+
+
+def check(exported: Exported, student: fx.GraphModule, images: Tensor, providers: Sequence[str] = (CPU,)) -> Check:
+    """Compare a file with the finalized student that it was made of, on images [N, C, H, W] of the network's space."""
+    assert exported.student is not None  # noqa: S101 - of a quantized network
+    student, integer = student.cpu().eval(), exported.student.student.eval()
+    exact = open_session(exported.path, optimized=False)
+    users = open_session(exported.path, providers)
+    theirs = {"exact": _outputs(exact, images), "users": _outputs(users, images)}
+    with torch.no_grad():
+        ours = _outputs_of(student, images)
+        of_integers = _outputs_of(integer, images)
+        doubled = _outputs_of(copy.deepcopy(student).double(), images.double())
+    alike = _Alike(student)
+    saturating = None
+    if saturates() and list(providers) == [CPU]:
+        saturating = alike.count(_outputs(open_session(exported.path, precise=False), images), ours)
+    return Check(
+        images=len(images),
+        structure=structure_in_runtime(exported.path, providers),
+        exact=_departures(exported.path, integer, images, optimized=False),
+        optimized=_departures(exported.path, integer, images, optimized=True, providers=providers),
+        equal_exact=alike.count(theirs["exact"], of_integers),
+        equal=alike.count(theirs["users"], ours),
+        equal_biases=alike.count(of_integers, ours),
+        equal_double=alike.count(doubled, ours),
+        equal_saturating=saturating,
+        reference=_reference(exported.path, images[:REFERENCE_IMAGES], theirs["exact"]),
+        bit_identical=all(map(np.array_equal, theirs["exact"], of_integers)),
+    )
+
+
+Outputs = list[NDArray[Any]]
+
+
+def _batches(images: Tensor) -> Iterator[Tensor]:
+    yield from images.split(BATCH)
+
+
+def _outputs(session: "InferenceSession", images: Tensor) -> Outputs:
+    parts = [run(session, batch) for batch in _batches(images)]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def _outputs_of(module: nn.Module, images: Tensor) -> Outputs:
+    parts = [[leaf.numpy() for leaf in pytree.tree_leaves(module(batch))] for batch in _batches(images)]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+class _Alike:
+    """Counts images for which two networks decide alike: the same class, or outputs within a step of their grids."""
+
+    def __init__(self, student: nn.Module) -> None:
+        steps = [float(quantizer.scale) for _, quantizer in activation_quantizers(student) if quantizer.role == "logits"]
+        self.step = max(steps, default=0.0)
+
+    def count(self, one: Outputs, other: Outputs) -> int:
+        """For how many images they do."""
+        if len(one) == 1 and one[0].ndim == 2:  # noqa: PLR2004 - images, classes
+            return int((one[0].argmax(1) == other[0].argmax(1)).sum())
+        step = self.step or TOLERATED * max(float(np.abs(values).max()) for values in other)
+        near = [np.abs(a - b) <= step * (1 + TOLERATED) for a, b in zip(one, other, strict=True)]
+        shares = np.stack([part.reshape(len(part), -1).mean(1) for part in near])
+        return int((shares.min(0) >= ALIKE).sum())
+
+
+def _departures(
+    path: Path, student: fx.GraphModule, images: Tensor, *, optimized: bool, providers: Sequence[str] = (CPU,)
+) -> tuple[Departure, ...]:
+    """The tensors whose codes are not those that the student computes from the runtime's codes of those before them.
+
+    So a difference is where it arises, and nothing of it is counted again behind it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        exposed = Path(folder) / "exposed.onnx"
+        names = _expose(path, exposed)
+        session = open_session(exposed, providers, optimized=optimized)
+        differing: dict[str, int] = {}
+        most: dict[str, int] = {}
+        counts: dict[str, int] = {}
+        for batch in _batches(images):
+            given = dict(zip(names, run(session, batch, names), strict=True))
+            follower = _Follower(student, given)
+            with torch.no_grad():
+                follower.run(batch)
+            for name, difference in follower.differences.items():
+                differing[name] = differing.get(name, 0) + int(np.count_nonzero(difference))
+                most[name] = max(most.get(name, 0), int(np.abs(difference).max(initial=0)))
+                counts[name] = counts.get(name, 0) + difference.size
+    return tuple(
+        Departure(name, differing[name] / counts[name], most[name]) for name in counts if differing[name]
+    )
+
+
+def _expose(path: Path, target: Path) -> list[str]:
+    """Copy a file, with the codes of all tensors as outputs besides; returns their names."""
+    model = ir.load(path)
+    values = [value for node in model.graph for value in node.outputs if str(value.name).endswith(CODES)]
+    model.graph.outputs.extend(value for value in values if not value.is_graph_output())
+    ir.save(model, target)
+    return [str(value.name) for value in values]
+
+
+class _Follower(fx.Interpreter):
+    """Runs a student on a runtime's codes: what each quantizer gives is what the runtime has there."""
+
+    def __init__(self, student: fx.GraphModule, given: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(student)
+        self.given = given
+        self.calls: dict[str, int] = {}
+        self.differences: dict[str, NDArray[Any]] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A quantizer is followed, all else is computed."""
+        module = self.fetch_attr(target)
+        if not isinstance(module, ActivationQuantizer):
+            return super().call_module(target, args, kwargs)
+        own = quantize(args[0], module.scale, module.zero_point, module.bits)
+        name = called(module.name, self.calls)
+        theirs = self.given.get(name + CODES)
+        if theirs is None:  # nothing reads it
+            return dequantize(own, module.scale, module.zero_point)
+        codes = torch.from_numpy(theirs.astype(np.float32)).reshape(own.shape)
+        self.differences[name] = (codes - own).numpy()
+        return dequantize(codes, module.scale, module.zero_point)
+
+
+def _reference(path: Path, images: Tensor, exact: Outputs) -> float:
+    """How far onnx's own evaluator is from ONNX Runtime without optimisation."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(path))
+    found = cast("Outputs", evaluator.run(None, {evaluator.input_names[0]: images.numpy()}))
+    largest = max(float(np.abs(values).max()) for values in exact) or 1.0
+    return max(
+        float(np.abs(ours - theirs[: len(ours)]).max()) / largest for ours, theirs in zip(found, exact, strict=True)
+    )

@@ -1,0 +1,193 @@
+"""From a finalized student, or a float network, to an ONNX file."""
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.export.integers import IntegerStudent, with_integer_biases
+from zsqbench.export.options import IR_VERSION, OPSET, ExportOptions
+from zsqbench.export.symbols import with_symbols
+from zsqbench.export.tidying import feed_pixels, store_in_four_bits, tidy
+from zsqbench.methods import Pretrained
+from zsqbench.quant import quantized_layers
+
+MB = 1e6
+
+IMAGE = "image"
+"""The name of the network's input."""
+
+_EXAMPLES = 2
+"""Images that the exporter is shown; the file takes any number."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written."""
+
+    path: Path
+    student: IntegerStudent | None = None
+    """What the file computes, as torch does; none of a float network."""
+    notes: Sequence[str] = ()
+
+    @property
+    def size_mb(self) -> float:
+        """Its size in megabytes of 10^6 bytes."""
+        return self.path.stat().st_size / MB
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says of itself, besides the network."""
+
+    pretrained: Pretrained
+    classes: Sequence[str] = ()
+    """Names of the classes, in the order of the outputs."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from, such as the cell."""
+
+    def metadata(self, outputs: Mapping[str, str]) -> dict[str, str]:
+        """As a file holds it: texts, of which those that are more than a text are JSON."""
+        fed = self.pretrained
+        feeding = {
+            "input_size": fed.input_size,
+            "mean": fed.mean,
+            "std": fed.std,
+            "value_range": fed.value_range,
+            **fed.preprocessing,
+        }
+        found: dict[str, Any] = {"preprocessing": feeding, "outputs": dict(outputs), "origin": dict(self.origin)}
+        if self.classes:
+            found["classes"] = list(self.classes)
+        return {f"zsqbench.{name}": json.dumps(value) for name, value in found.items()}
+
+
+def export_student(
+    student: fx.GraphModule, description: Description, path: Path, options: ExportOptions | None = None
+) -> Exported:
+    """Write a finalized student as an ONNX file of integers, with QuantizeLinear and DequantizeLinear.
+
+    Raises ZSQBenchError where ONNX has no word for an operator of the network, where a grid does not hold zero, and
+    where the file cannot be written.
+    """
+    options = options or ExportOptions()
+    integers = with_integer_biases(student.cpu().eval())
+    model = _exported(with_symbols(integers.student, integers.biases), description, options)
+    tidy(model)
+    notes = []
+    if integers.widened:
+        notes.append(f"{integers.widened} channels have coarser weights, for their biases fit on no finer scale")
+    if options.weights == "int4":
+        bits = {name: layer.weight_quantizer.bits for name, layer in quantized_layers(student)}
+        stored = store_in_four_bits(model, lambda name: bits.get(name, 32))
+        notes.append(f"{stored} layers have weights of 4 bits, which runtimes turn into floats: these layers run in float")
+    return _written(model, description, path, options, integers, notes)
+
+
+def export_float(module: nn.Module, description: Description, path: Path, options: ExportOptions | None = None) -> Exported:
+    """Write a float network as an ONNX file, to compare with. Raises ZSQBenchError as `export_student` does."""
+    options = options or ExportOptions()
+    return _written(_exported(module.cpu().eval(), description, options), description, path, options, None, [])
+
+
+def _exported(module: nn.Module, description: Description, options: ExportOptions) -> ir.Model:
+    """The graph of a module as torch's exporter writes it, for any number of images."""
+    shown = torch.zeros(_EXAMPLES, *description.pretrained.input_size)
+    names = list(output_names(module, description.pretrained))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (shown,),
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=[IMAGE],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except Exception as error:
+        raise ZSQBenchError(f"the network cannot be written as ONNX: {_cause(error)}") from error
+    assert program is not None  # noqa: S101 - it writes no file itself
+    model: ir.Model = program.model
+    return model
+
+
+def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
+    """The outputs of a network by the names that a file has for them, and what each is: its layer, or its place."""
+    with torch.no_grad():
+        returned = module_outputs(module, pretrained)
+    places = [pytree.keystr(place) or "the output" for place, _ in pytree.tree_flatten_with_path(returned)[0]]
+    told = list(pretrained.outputs) if len(pretrained.outputs) == len(places) else places
+    return {f"output_{index}" if len(places) > 1 else "output": name for index, name in enumerate(told)}
+
+
+def module_outputs(module: nn.Module, pretrained: Pretrained) -> Any:
+    """What a network returns for an image of zeros, in its own structure; a symbolic student returns zeros, too."""
+    return module(torch.zeros(1, *pretrained.input_size))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from telling users of its own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """The line of the exporter's long story that says what is in the way."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
+
+
+def _written(
+    model: ir.Model,
+    description: Description,
+    path: Path,
+    options: ExportOptions,
+    integers: IntegerStudent | None,
+    notes: list[str],
+) -> Exported:
+    model.ir_version = max(IR_VERSION, model.ir_version if options.opset > OPSET else IR_VERSION)
+    model.producer_name, model.producer_version = "zsqbench", ""
+    names = [str(value.name) for value in model.graph.outputs]
+    told = description.pretrained.outputs if len(description.pretrained.outputs) == len(names) else names
+    model.metadata_props.clear()
+    model.metadata_props.update(description.metadata(dict(zip(names, told, strict=True))))
+    model.graph.metadata_props.clear()  # torch's own traces, of the machine that exported
+    for node in model.graph:
+        node.metadata_props.clear()
+    if options.input == "uint8":
+        feed_pixels(model, *_pixels(description.pretrained))
+    try:
+        ir.save(model, path)
+    except OSError as error:
+        raise ZSQBenchError(f"cannot write {path}: {error.strerror or error}; give another file") from error
+    return Exported(path, integers, notes)
+
+
+def _pixels(pretrained: Pretrained) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The pixel that is zero in the network's space, and a pixel's step there, for each channel."""
+    black, white = pretrained.value_range
+    step = (white - black) / 255
+    mean, std = np.array(pretrained.mean), np.array(pretrained.std)
+    return (mean - black) / step, step / std

@@ -1,0 +1,98 @@
+"""Small helpers over onnx-ir: constants, readers, and operators put in place."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The operators that layers with weights become."""
+
+MOVES = frozenset(
+    {
+        "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
+        "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""The operators that only move values, so that what they give is on the grid of what they read."""
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The content of a value that is known before an image is; none for others."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def readers(value: ir.Value) -> list[ir.Node]:
+    """The operators that read a value."""
+    return [use.node for use in value.uses()]
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The operator that alone reads a value, which is no output of the network; none elsewise."""
+    nodes = readers(value)
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def output(node: ir.Node) -> ir.Value:
+    """The first output of an operator."""
+    return node.outputs[0]
+
+
+def source(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input of an operator, which has to be there."""
+    value = node.inputs[index]
+    assert value is not None  # noqa: S101 - the callers ask for what their operator demands
+    return value
+
+
+def maker(value: ir.Value | None) -> ir.Node | None:
+    """The operator whose result a value is."""
+    return None if value is None else value.producer()
+
+
+def is_made_by(value: ir.Value | None, operator: str) -> bool:
+    """True if a value is the result of this operator."""
+    node = maker(value)
+    return node is not None and node.op_type == operator
+
+
+def put_after(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put a chain of operators behind a value: all that read it read the chain's end, the network's output included."""
+    end = output(nodes[-1])
+    end.dtype, end.shape = value.dtype if end.dtype is None else end.dtype, value.shape
+    place = maker(value)
+    if place is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(place, nodes)
+    for use in list(value.uses()):
+        if use.node not in nodes:
+            use.node.replace_input_with(use.idx, end)
+    if value.is_graph_output():
+        name = value.name
+        value.name, end.name = f"{name}/before", name
+        graph.outputs[graph.outputs.index(value)] = end
+
+
+def initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A constant of this content in the graph, under this name or, where it is taken, one like it."""
+    free, number = name, 1
+    while free in graph.initializers:
+        there = constant(graph.initializers[free])
+        if there is not None and there.dtype == array.dtype and np.array_equal(there, array):
+            return graph.initializers[free]
+        free, number = f"{name}_{number}", number + 1
+    tensor = ir.tensor(array, name=free)
+    value = ir.Value(name=free, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value
+
+
+def of_type(graph: ir.Graph, *operators: str) -> Iterator[ir.Node]:
+    """The operators of these types, in order; the graph may be changed meanwhile."""
+    yield from [node for node in graph if node.op_type in operators]

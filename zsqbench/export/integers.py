@@ -1,0 +1,106 @@
+"""A finalized student as integer hardware computes it: with biases of 32 bits, on scales that they fit on."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from zsqbench.quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, quantized_layers
+from zsqbench.quant.graph import is_layer, repeats_values
+
+MOST_BIAS = 2**30
+"""No bias has a larger code: what a layer sums on top of it has room in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias as codes of 32 bits: what the layer adds is codes * scale, each [out channels]."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def values(self) -> Tensor:
+        """What the codes stand for, as a runtime computes it in float32."""
+        return self.codes.float() * self.scale
+
+
+@dataclass(frozen=True)
+class IntegerStudent:
+    """A copy of a student that computes on what a file of integers holds."""
+
+    student: fx.GraphModule
+    biases: Mapping[str, Bias]
+    """By the path of the layer. A layer whose input is not on one grid keeps a bias in floating point."""
+    widened: int
+    """Channels whose weights have a coarser grid, for the bias would not fit on the product of scales otherwise."""
+
+
+@torch.no_grad()
+def with_integer_biases(student: fx.GraphModule) -> IntegerStudent:
+    """Copy a finalized student and round each bias to the scale of its layer's sums, s_x s_w, with 32 bits.
+
+    Where a bias would need more than 30 bits, the scale of its output channel is widened, and the weights are rounded
+    again. That meets channels that are (almost) constant: a weight of 1e-9 beside a bias of 1 changes no output.
+    """
+    student = copy.deepcopy(student)
+    biases: dict[str, Bias] = {}
+    widened = 0
+    inputs = layer_inputs(student)
+    for path, layer in quantized_layers(student):
+        quantizer = inputs.get(path)
+        if layer.bias is None or quantizer is None:
+            continue
+        widened += _widen(layer, quantizer.scale)
+        scale = layer.weight_quantizer.scale.flatten() * quantizer.scale
+        codes = (layer.bias.double() / scale.double()).round()
+        bias = Bias(codes.to(torch.int32), scale.expand_as(codes).clone())
+        layer.bias.copy_(bias.values())
+        biases[path] = bias
+    return IntegerStudent(student, biases, widened)
+
+
+def layer_inputs(student: fx.GraphModule) -> dict[str, ActivationQuantizer]:
+    """The quantizer whose grid each layer's input is on, by the layer's path; none where there is none, or several."""
+    found: dict[str, set[ActivationQuantizer | None]] = {}
+    for node in student.graph.nodes:
+        if is_layer(node):
+            found.setdefault(str(node.target), set()).add(_quantizer_before(student, node))
+    return {
+        path: quantizer
+        for path, (quantizer, *others) in found.items()
+        if quantizer is not None and not others
+    }
+
+
+def _quantizer_before(student: fx.GraphModule, layer: fx.Node) -> ActivationQuantizer | None:
+    """The quantizer that made a layer's input, seen through what only moves values."""
+    node = layer.all_input_nodes[0]
+    while True:
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            return module
+        if not repeats_values(node):
+            return None
+        node = node.all_input_nodes[0]
+
+
+def _widen(layer: QuantizedLayer, input_scale: Tensor) -> int:
+    """Widen the scales of the output channels whose bias does not fit, in place; returns how many these are."""
+    quantizer, bias = layer.weight_quantizer, layer.bias
+    assert bias is not None  # noqa: S101 - the caller asked
+    rows = (-1, *[1] * (layer.weight_codes.dim() - 1))
+    scale = quantizer.scale.expand(len(bias), *[1] * (layer.weight_codes.dim() - 1)).flatten()
+    least = bias.abs() / (MOST_BIAS * input_scale)
+    too_fine = least > scale
+    if too_fine.any():
+        wide = torch.where(too_fine, least, scale).view(rows)
+        weight = layer.quantized_weight()
+        fresh = WeightQuantizer(**quantizer.description() | {"axis": 0, "shape": tuple(wide.shape)})
+        zero_point = quantizer.zero_point.expand_as(wide)
+        fresh.to(wide.device).set_parameters(wide, zero_point)
+        codes = torch.where(too_fine.view(rows), fresh.codes(weight), layer.weight_codes.float())
+        layer.weight_quantizer = fresh
+        layer.weight_codes.copy_(codes.to(layer.weight_codes.dtype))
+    return int(too_fine.sum())

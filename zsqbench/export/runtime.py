@@ -1,0 +1,127 @@
+"""ONNX Runtime as a network: sessions as users open them, and exact ones to compare with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from zsqbench.errors import ZSQBenchError, one_line
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+PRECISE = "session.x64quantprecision"
+"""The entry of a session's configuration without which uint8 x int8 may saturate on x86 without VNNI; elsewhere it has
+no effect."""
+
+CPU = "CPUExecutionProvider"
+
+
+def open_session(
+    path: Path | str,
+    providers: Sequence[str] = (CPU,),
+    *,
+    threads: int = 1,
+    optimized: bool = True,
+    precise: bool = True,
+    save_optimized: Path | None = None,
+) -> "InferenceSession":
+    """A session of a file. Raises ZSQBenchError for providers that are not installed, and for a file that is refused."""
+    import onnxruntime as ort
+
+    absent = [name for name in providers if name not in ort.get_available_providers()]
+    if absent:
+        raise ZSQBenchError(
+            f"ONNX Runtime has no execution provider {absent[0]} here; it has {', '.join(ort.get_available_providers())}"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if precise:
+        options.add_session_config_entry(PRECISE, "1")
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:
+        raise ZSQBenchError(
+            f"ONNX Runtime {ort.__version__} refuses {path}: {one_line(error)}; an older opset may help"
+        ) from error
+
+
+def run(session: "InferenceSession", images: Tensor | NDArray[Any], names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+    """What a session makes of images [N, C, H, W]; by default, all outputs."""
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    found: list[NDArray[Any]] = session.run(names, {session.get_inputs()[0].name: np.ascontiguousarray(array)})
+    return found
+
+
+class RuntimeNetwork(nn.Module):
+    """A session in place of a network: it takes normalised images and returns what the network would.
+
+    The first `kept` images that it was given are kept, for a closer look afterwards.
+    """
+
+    def __init__(self, session: "InferenceSession", structure: pytree.TreeSpec, kept: int = 0) -> None:
+        super().__init__()
+        self.session = session
+        self.structure = structure
+        self.images: list[Tensor] = []
+        self._missing = kept
+
+    def forward(self, images: Tensor) -> Any:
+        """The outputs for images [N, C, H, W], on the CPU."""
+        if self._missing > 0:
+            self.images.append(images[: self._missing].detach().cpu().clone())
+            self._missing -= len(self.images[-1])
+        return pytree.tree_unflatten([torch.from_numpy(values) for values in run(self.session, images)], self.structure)
+
+
+def structure_of(returned: Any) -> pytree.TreeSpec:
+    """How a network's outputs are put together."""
+    return pytree.tree_structure(returned)
+
+
+def saturates() -> bool:
+    """True if products of uint8 and int8 may saturate on this processor: x86 without VNNI."""
+    import platform
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    flags = _cpu_flags()
+    return not flags & {"avx512_vnni", "avx_vnni", "amx_int8"} if flags else False
+
+
+def processor() -> str:
+    """What this processor has that decides how fast integers are."""
+    flags = _cpu_flags()
+    known = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2") if name in flags]
+    return f"{_cpu_name()} ({', '.join(known) or 'no AVX2'})"
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpu_info("flags").split())
+
+
+def _cpu_name() -> str:
+    import platform
+
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(field: str) -> str:
+    """A line of Linux's description of the first processor; elsewhere, nothing."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""

@@ -1,0 +1,152 @@
+"""Which layers of an exported network can run with integers, and which a runtime runs so."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.export.graph import DEQUANTIZE, LAYERS, QUANTIZE, constant, maker, of_type, only_reader, output, readers, source
+from zsqbench.export.runtime import CPU, open_session
+
+INTEGER = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"})
+"""ONNX Runtime's operators of layers on integers."""
+
+_FUSED = re.compile(r"(?P<path>.*?)(#\d+)?(_token_\d+)?(_nchwc|_quant)?")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an exported network."""
+
+    path: str
+    island: str | None
+    """Why it is expected to run in float; none if integers are expected."""
+    affine: bool = False
+    """True if its weight has zero points, for which a runtime has but slow integers."""
+    found: bool | None = None
+    """True if the runtime runs all calls of it with integers; none where that cannot be told."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The layers of an exported network, in order."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def expected(self) -> int:
+        """Layers that should run with integers."""
+        return sum(layer.island is None for layer in self.layers)
+
+    @property
+    def integer(self) -> int:
+        """Layers that the runtime runs with integers."""
+        return sum(layer.found is True for layer in self.layers)
+
+    @property
+    def missed(self) -> list[str]:
+        """Layers that should run with integers, and do not."""
+        return [layer.path for layer in self.layers if layer.island is None and layer.found is False]
+
+    def lines(self) -> list[str]:
+        """What people should know: how many layers run with integers, and why others do not; one line each."""
+        text = f"{self.integer} of {len(self.layers)} layers run with integers"
+        text += "" if self.integer == self.expected else f" ({self.expected} were expected to)"
+        reasons: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.island is not None:
+                reasons.setdefault(layer.island, []).append(layer.path)
+        found = [f"in float, because {reason}: {_some(paths)}" for reason, paths in reasons.items()]
+        if self.missed:
+            found.append(f"in float, although nothing is in the way: {_some(self.missed)}")
+        if self.affine:
+            found.append(
+                f"{len(self.affine)} layers have affine weights, with which integers are slower than floats; schemes with "
+                "weight_grid: symmetric, such as qdq/w8a8, have none"
+            )
+        return [text, *found]
+
+    @property
+    def affine(self) -> list[str]:
+        """Layers whose weights have zero points."""
+        return [layer.path for layer in self.layers if layer.affine]
+
+
+def _some(paths: Sequence[str], most: int = 3) -> str:
+    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+
+
+def expected_structure(path: Path) -> Structure:
+    """What can run with integers of a file, by its graph alone. Raises ZSQBenchError for a file that is none."""
+    try:
+        graph = ir.load(path).graph
+    except Exception as error:
+        raise ZSQBenchError(f"{path} is no ONNX file that can be read: {error}") from error
+    found: dict[str, Layer] = {}
+    for node in of_type(graph, *LAYERS):
+        path = _path(node)
+        before = found.get(path)  # a layer that is called again
+        found[path] = Layer(path, (before and before.island) or _island(node), _is_affine(node))
+    return Structure(tuple(found.values()))
+
+
+def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Structure:
+    """The same, with what ONNX Runtime makes of it when it opens the file as users do.
+
+    What other providers than that of the CPU run with integers cannot be told.
+    """
+    expected = expected_structure(path)
+    if list(providers) != [CPU]:
+        return expected
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "optimized.onnx"
+        open_session(path, providers, save_optimized=kept)
+        nodes = list(ir.load(kept).graph)
+    kinds: dict[str, set[bool]] = {}
+    for node in nodes:
+        kinds.setdefault(_path(node), set()).add(node.op_type in INTEGER)
+    return Structure(tuple(replace(each, found=kinds.get(each.path) == {True}) for each in expected.layers))
+
+
+def _path(node: ir.Node) -> str:
+    match = _FUSED.fullmatch(str(node.name))
+    return match["path"] if match else str(node.name)
+
+
+def _island(layer: ir.Node) -> str | None:
+    """Why a layer cannot run with integers; none if it can."""
+    if layer.op_type == "ConvTranspose":
+        return "runtimes have no transposed convolution on integers"
+    weight = maker(source(layer, 1))
+    if weight is None or weight.op_type != DEQUANTIZE or constant(source(weight)) is None:
+        return "its weight is not quantized"
+    if source(weight).dtype != ir.DataType.INT8:
+        return f"its weight has {source(weight).dtype}"
+    reads = maker(source(layer))
+    if reads is None or reads.op_type != DEQUANTIZE:
+        return "its input is not quantized"
+    if source(reads).dtype not in (ir.DataType.UINT8, ir.DataType.INT8):
+        return f"its input has {source(reads).dtype}"
+    if layer.op_type == "Gemm":
+        return None  # it may give floats
+    follows = [reader.op_type for reader in readers(output(layer))]
+    if layer.op_type == "MatMul" and follows == ["Add"]:
+        add = only_reader(output(layer))
+        follows = [] if add is None else [reader.op_type for reader in readers(output(add))]
+    if follows != [QUANTIZE]:
+        behind = ", ".join(sorted(set(follows))) or "the network's output"
+        return f"its output is not quantized before {behind}"
+    return None
+
+
+def _is_affine(layer: ir.Node) -> bool:
+    """True if a layer's stored weight has a zero point that is not 0."""
+    weight = maker(source(layer, 1))
+    if weight is None or weight.op_type != DEQUANTIZE or len(weight.inputs) < 3:  # noqa: PLR2004
+        return False
+    zero_point = constant(source(weight, 2))
+    return zero_point is not None and bool(zero_point.any())
