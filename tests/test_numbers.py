@@ -11,7 +11,7 @@ import pytest
 from zsqbench import CalibrationSet
 from zsqbench.methods import Generator, Quantizer
 from zsqbench.plugins import SHIPPED, load_plugins
-from zsqbench.quant import effective_map, finalize
+from zsqbench.quant import effective_map, finalize, rank_weights
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context, tiny_teacher
 from zsqbench.testing.conformance import reduce_options
@@ -31,6 +31,7 @@ GIVEN = {
     "brecq": {"weight_iterations": 40, "activation_iterations": 20, **ROUNDING},
     "qdrop": {"iterations": 40, **ROUNDING},
     "genie_m": {"iterations": 40, **ROUNDING},
+    "mixed": {"over": "rtn", "layers": 2},
 }
 
 KNOWN = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
@@ -82,7 +83,13 @@ def of_quantizer(kind):
     quantizer, _ = reduce_options(kind, GIVEN.get(kind.name, {}))
     scheme = next(s for s in map(parse_scheme, SCHEMES) if quantizer.rejects(s) is None)
     quantizer, ctx = quantizer.resolved(teacher, scheme), context(seed=3, scheme=scheme)
-    student = quantizer.prepare(teacher, scheme)
+    if quantizer.ranking_images is not None:
+        given = images(teacher).images[: quantizer.ranking_images]
+        ctx.scheme = quantizer.adapted(scheme, rank_weights(teacher.module, scheme, teacher.input_size, given))
+    preparing = quantizer
+    if quantizer.works_over is not None:
+        preparing = ctx.over = load_plugins().find("quantizer", quantizer.works_over).method().resolved(teacher, scheme)
+    student = preparing.prepare(teacher, ctx.scheme)
     quantizer.quantize(student, teacher, images(teacher) if kind.needs_images else None, ctx)
     finalize(student)
     state = {name: tensor.double() for name, tensor in student.state_dict().items() if tensor.numel()}

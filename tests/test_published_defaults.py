@@ -42,7 +42,8 @@ METHODS = {f"{kind}s.{name}": found.method for (kind, name), found in load_plugi
 METHODS = {name: method for name, method in METHODS.items() if name.startswith(("generators.", "quantizers."))}
 ROWS = {f"{kind}.{name}": rows for kind in ("generators", "quantizers") for name, rows in TABLE[kind].items()}
 SIZES = {"cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100), "imagenet": ((3, 224, 224), 1000)}
-REQUIRED = {"path": __file__}  # of the generator `file`, which has no default
+REQUIRED = {"path": __file__, "over": "rtn"}  # of the generator `file` and of `mixed`, which have no default
+TOGETHER = {"quantizers.mixed": {"layers": 2}}  # one of several options has to be given
 
 each_method = pytest.mark.parametrize("name", METHODS)
 tiny = lru_cache(tiny_teacher)
@@ -196,6 +197,7 @@ def case(request):
     fields = method.model_fields
     presets = method.presets if "preset" in fields else [None]
     given = {name: value for name, value in REQUIRED.items() if name in fields and fields[name].is_required()}
+    given |= TOGETHER.get(request.param, {})
     return request.param, {preset: method(**given, **({"preset": preset} if preset else {})) for preset in presets}
 
 
@@ -215,6 +217,9 @@ def test_what_is_left_out_is_as_published(case):
     for option, (value, _) in ROWS[name].items():
         if option == "preset":  # which decides the others
             assert {method.__class__.model_fields[option].default for method in by_preset.values()} == {value}
+            continue
+        if option in TOGETHER.get(name, {}):
+            assert METHODS[name].model_fields[option].default == value
             continue
         schemes = ("hw", "pot") if option in ("grid", "weights") else ("hw",)
         for (preset, method), data_set, scheme, architecture in itertools.product(

@@ -256,6 +256,16 @@ class MeasuredTensor(TensorOnGrid):
 
 
 @dataclass(frozen=True)
+class RankedWeight(MappedTensor):
+    """A weight with what it does to a network when it alone is quantized."""
+
+    elements: int
+    """Number of values."""
+    error: float | None
+    """Squared error of the raw outputs as a part of their squares; none for a weight that the scheme leaves float."""
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Facts of a network at a scheme, found before anything is quantized."""
 

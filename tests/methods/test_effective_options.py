@@ -37,14 +37,18 @@ LEFT_OPEN = {
         for name in ("mixed", "mixed_classes", "latent", "embeddings")
     },
     ("quantizer", "hast", "start"): "another quantizer of the suite",
+    ("quantizer", "mixed", "budget"): "none: as layers says",
 }
 """The options that no preset, network and scheme decides, and what their description says None means."""
 
 
+REQUIRED = {"file": {"path": __file__}, "mixed": {"over": "rtn", "layers": 2}}
+"""What has no default."""
+
+
 def build(kind, preset, **options):
-    """The method with its defaults; of `file`, whose path is required, with a file that there is."""
-    required = {"path": __file__} if kind.name == "file" else {}
-    return kind(**required, **({"preset": preset} if preset else {}), **options)
+    """The method with its defaults, and with what it requires."""
+    return kind(**REQUIRED.get(kind.name, {}), **({"preset": preset} if preset else {}), **options)
 
 
 CASES = [
@@ -225,7 +229,7 @@ def test_options_are_resolved_without_torch(python):
         from zsqbench.plugins import load_plugins
         from zsqbench.scheme import parse_scheme
         for (kind, name), provided in load_plugins().provided.items():
-            if kind in ("generator", "quantizer") and name != "file":
+            if kind in ("generator", "quantizer") and name not in ("file", "mixed"):
                 provided.method().resolved(DATA_SETS["imagenet"], parse_scheme("hw/w4a4"))
         print("torch" in sys.modules)
         """

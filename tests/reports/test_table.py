@@ -237,6 +237,69 @@ def test_a_published_value_does_not_compete():
     ]
 
 
+def mixed(value, bits, size, **changes):
+    """A result of mixed precision whose weights have these mean bits and this size."""
+    methods = {"quantizer": {**method("mixed", over="rtn", layers=5), "over": method("rtn")}}
+    methods |= {"generator": method(changes.get("generator", "zeroq"))}
+    if changes.get("generator") == "noise":
+        methods["generator"] = method("noise", "negative")
+    tensors = {"hash": "h", "bits": f"{bits}", "mean_weight_bits": bits, "size_mb": size}
+    return row(value, quantizer="mixed_5", methods=methods, tensors=tensors, **changes)
+
+
+UNIFORM = {"hash": "h", "bits": "uniform", "mean_weight_bits": 4.0, "size_mb": 2.3}
+
+
+def test_mixed_precision_has_columns_of_its_own_by_mean_bits_and_size():
+    results = [
+        row(90.0, tensors=UNIFORM),
+        mixed(91.0, 4.76, 2.6612),
+        mixed(92.0, 4.84, 2.6588, generator="dgh"),
+        mixed(93.0, 5.2, 2.9, generator="genie"),
+    ]
+
+    assert [line[2:] for line in markdown_cells(results)] == [
+        [
+            f"digits resnet20 hw/w4a4{mixed}"
+            for mixed in ("", " (mixed: 4.8 bits, 2.66 MB)", " (mixed: 5.2 bits, 2.9 MB)")
+        ],
+        ["98.00", "98.00", "98.00"],
+        ["**90.00 (-8.00)**", "", ""],
+        ["", "91.00 (-7.00)", ""],
+        ["", "**92.00 (-6.00)**", ""],
+        ["", "", "**93.00 (-5.00)**"],
+    ]
+    assert "do not compare" not in leaderboard(results, "md")
+
+
+def test_seeds_of_mixed_precision_are_one_entry_at_their_mean_size():
+    failed = mixed(0.0, 0.0, 0.0, seed=2).model_copy(update={"tensors": {}, "status": "failed", "reason": "no"})
+    heads, _, entry = markdown_cells([mixed(91.0, 4.7, 2.6), mixed(93.0, 4.9, 2.8, seed=1), failed])
+    assert heads[2:] == ["digits resnet20 hw/w4a4 (mixed: 4.8 bits, 2.7 MB)"]
+    assert entry[2].startswith("92.00 ± 1.41")
+
+
+def test_mixed_precision_that_is_not_done_has_no_size():
+    failed = mixed(0.0, 0.0, 0.0).model_copy(update={"tensors": {}, "status": "failed", "reason": "no", "metrics": {}})
+    assert markdown_cells([failed])[0][2:] == ["digits resnet20 hw/w4a4 (mixed)"]
+
+
+def test_mixed_precision_is_compared_with_its_negative_control_at_another_size():
+    results = [mixed(92.0, 4.8, 2.66, generator="noise"), mixed(91.0, 4.9, 2.7), row(90.0, tensors=UNIFORM)]
+    assert [record["below_control"] for record in records(results)] == [False, True, None]
+
+
+def test_what_is_trained_from_mixed_precision_is_mixed():
+    start = {**method("mixed", over="rtn", layers=5), "over": method("rtn")}
+    methods = {"quantizer": {**method("ste", start="mixed_5"), "start": start}}
+    tensors = {"hash": "h", "bits": "b", "mean_weight_bits": 4.8, "size_mb": 2.66}
+
+    heads, _, entry = markdown_cells([row(quantizer="ste", methods=methods, tensors=tensors)])
+
+    assert heads[2].endswith("(mixed: 4.8 bits, 2.66 MB)")
+    assert entry[1] == "ste (start mixed_5 (mixed, over rtn, 5 layers))"
+
+
 def test_a_row_says_what_its_quantizer_starts_from():
     start = {"method": "brecq", "changed": {"weight_iterations": 100}}
     methods = {"quantizer": {"method": "ste", "changed": {"start": "short", "lr": 0.1}, "start": start}}

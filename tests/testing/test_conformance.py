@@ -108,3 +108,11 @@ def test_an_engine_has_no_checks():
 def test_a_shipped_method_conforms(kind, name):
     method, reduced = reduce_options(load_plugins().find(kind, name).method, {})
     assert check_method(method, reduced).passed
+
+
+def test_a_quantizer_that_leaves_its_work_to_another_is_not_checked_alone():
+    kind = load_plugins().find("quantizer", "mixed").method
+    checked = check_method(*reduce_options(kind, {"over": "rtn", "layers": 1}))
+    (finding,) = [finding for finding in checked.findings if finding.outcome == "not checked"]
+    assert finding.reason == "it leaves that to 'rtn', which a suite gives it; check that one"
+    assert checked.passed

@@ -189,7 +189,7 @@ def _lack(variant: "Variant | str", facts: "NetworkFacts", model: str, scheme: "
         lack = link.quantizer.rejects(scheme) if scheme is not None else None
         lack = lack or lack_of_network(link.method, facts, model)
         if lack is not None:
-            return lack if link is variant else f"starts from {link.label}, of which is said: {lack}"
+            return lack if link is variant else f"{variant.relation(link)}, of which is said: {lack}"
     try:
         variant.resolved(facts, scheme)
     except ZSQBenchError as error:  # of options that do not go together for this network

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from zsqbench.methods.quantizer import Quantizer
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +63,8 @@ class StepContext:
     """How many images of the calibration set were read, as far as `images_read` was told; none: the whole set."""
     start: "nn.Module | None" = None
     """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
+    over: "Quantizer | None" = None
+    """The quantizer that the option `over` names, with its options, for a quantizer that has one only."""
 
     def randn(self, *shape: int) -> "torch.Tensor":
         """Standard normal numbers on the device, from `rng`."""

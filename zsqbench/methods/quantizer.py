@@ -1,14 +1,14 @@
 """The bases of quantizers: of all, of those that take any grid, and of those that learn rounding unit by unit."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods.base import Auto, Kind, Method, Network, auto
-from zsqbench.scheme import Grid, Scheme
+from zsqbench.scheme import Grid, RankedWeight, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,28 @@ class Quantizer(Method, ABC):
         """
         start: str | None = getattr(self, "start", None)
         return start
+
+    @property
+    def works_over(self) -> str | None:
+        """The quantizer of the suite that it leaves its work to (`ctx.over`): its option `over`, if it has one.
+
+        That one prepares the student.
+        """
+        over: str | None = getattr(self, "over", None)
+        return over
+
+    @property
+    def ranking_images(self) -> int | None:
+        """On how many calibration images the harness ranks weights by sensitivity, for `adapted`; none: it does not."""
+        return None
+
+    def adapted(self, scheme: Scheme, weights: "Sequence[RankedWeight]") -> Scheme:  # noqa: ARG002 - for overrides
+        """The scheme that its student is prepared for, of the cell's scheme and the weights as they were ranked.
+
+        Called where `ranking_images` is a number. `weights` are all of the network, the most sensitive first. Raises
+        ZSQBenchError where the options do not go together with them.
+        """
+        return scheme
 
     @property
     def keeps_epochs(self) -> bool:

@@ -101,6 +101,7 @@ from zsqbench.quant.reconstruction import (
     draw,
     memory_errors,
 )
+from zsqbench.quant.sensitivity import rank_weights
 from zsqbench.quant.student import (
     Grids,
     activation_quantizers,
@@ -222,6 +223,7 @@ __all__ = [
     "quantize",
     "quantized_layers",
     "range_search",
+    "rank_weights",
     "rescale",
     "restore",
     "roles",

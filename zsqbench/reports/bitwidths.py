@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zsqbench.scheme import FLOAT_BITS, Grid, MeasuredTensor, PlannedTensor, Scheme
+from zsqbench.scheme import FLOAT_BITS, Grid, MeasuredTensor, PlannedTensor, RankedWeight, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,6 +184,34 @@ def packed_bytes(weights: Iterable[MeasuredTensor]) -> int:
         zero_points = groups if weight.grid == "affine" else 0
         total += -(-weight.bits * (elements + zero_points) // _BYTE) + SCALE_BYTES * groups
     return total
+
+
+def weight_size(tensors: Iterable[MeasuredTensor]) -> dict[str, float]:
+    """Mean bits over all values of weights, and their size at these bits in 10^6 bytes, as a row holds them.
+
+    Scales, zero points and biases are not counted. Empty where no weight is known.
+    """
+    weights = [tensor for tensor in tensors if tensor.kind == "weight" and tensor.elements]
+    elements = sum(weight.elements or 0 for weight in weights)
+    if not elements:
+        return {}
+    bits = sum(weight.bits * (weight.elements or 0) for weight in weights)
+    return {"mean_weight_bits": round(bits / elements, 4), "size_mb": round(bits / _BYTE / 1e6, 6)}
+
+
+def render_ranking(weights: Sequence[RankedWeight]) -> str:
+    """Weights as a table, with what each alone does to the outputs, in the order in which they stand."""
+    rows = [
+        (
+            weight.name,
+            weight.role,
+            _bits(weight.bits),
+            str(weight.elements),
+            "" if weight.error is None else f"{weight.error:.4g}",
+        )
+        for weight in weights
+    ]
+    return "\n".join(_table([("weight", "role", "bits", "elements", "error"), *rows]))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -66,6 +66,7 @@ class Described(TypedDict, total=False):
     changed: dict[str, Any]
     control: Literal["float", "positive", "negative"] | None
     start: "Described"
+    over: "Described"
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -78,10 +79,16 @@ class Facts(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Tensors(TypedDict, total=False):
-    """The effective tensor map: its hash, the hash of its bits alone, and counts of quantized tensors."""
+    """The effective tensor map: its hash, the hash of its bits alone, counts of quantized tensors, size of weights.
+
+    `mean_weight_bits` is a mean over all values of weights, `size_mb` their size at these bits in 10^6 bytes, without
+    scales and zero points.
+    """
 
     hash: str
     bits: str
+    mean_weight_bits: float
+    size_mb: float
 
 
 class Measured(NamedTuple):
@@ -204,11 +211,15 @@ class Result(BaseModel):
 
 
 def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields of a row about a method as `generator.method`, `generator.iterations`, and its start below `start`."""
+    """The fields of a row about a method as `generator.method`, `generator.iterations`.
+
+    Those of its start, or of what it is over, stand below `start` or `over`.
+    """
     yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
     yield from flat(prefix, method.get("options", {}))
-    if "start" in method:
-        yield from flat_method(f"{prefix}.start", method["start"])
+    for other in ("start", "over"):
+        if other in method:
+            yield from flat_method(f"{prefix}.{other}", method[other])
 
 
 def flat_all(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

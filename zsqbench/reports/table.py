@@ -2,8 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 from functools import cached_property
 from pathlib import PurePath
@@ -37,6 +37,10 @@ BESIDE = (ColumnKind.ORACLE, ColumnKind.PUBLISHED)
 
 
 T = TypeVar("T")
+
+
+MIXED = "mixed"
+"""The word for cells in which weights that a network is sensitive to have more bits than the scheme says."""
 
 
 SEVERITY = ("failed", "interrupted", "impossible", "excluded")
@@ -101,17 +105,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """Where methods are compared. Two schemes are never in one column, nor are a result and what is no result."""
+    """Where methods are compared. Two schemes are never in one column, nor are a result and what is no result.
+
+    A result of mixed precision shares one with others of its mean bits and size only.
+    """
 
     task: str
     model: str
     scheme: str
     kind: ColumnKind = ColumnKind.MEASURED
+    mixed: str = ""
+    """Where a method gave single weights more bits than the scheme says: `mixed`, then what came of it."""
 
     @classmethod
     def of(cls, result: Result) -> "Column":
-        """The column that a result stands in."""
-        return cls(result.task, result.model, result.scheme)
+        """The column that a result stands in, without the sizes that `grouped` adds."""
+        return cls(result.task, result.model, result.scheme, mixed=MIXED if _is_mixed(result) else "")
+
+    @property
+    def unsized(self) -> "Column":
+        """The same without mean bits and size."""
+        return replace(self, mixed=MIXED) if self.mixed else self
 
 
 @dataclass(frozen=True)
@@ -174,14 +188,14 @@ class Table:
         It has no place where either of them has no mean.
         """
         controls = highest(
-            ((row.apart_from_images, column), mean)
+            ((row.apart_from_images, column.unsized), mean)
             for (row, column), mean in self.means.items()
             if row.control == "negative control"
         )
         return {
-            (row, column): row.control != "negative control" and mean < controls[row.apart_from_images, column]
+            (row, column): row.control != "negative control" and mean < controls[row.apart_from_images, column.unsized]
             for (row, column), mean in self.means.items()
-            if (row.apart_from_images, column) in controls
+            if (row.apart_from_images, column.unsized) in controls
         }
 
     @cached_property
@@ -239,7 +253,39 @@ class Table:
         """Task, model and scheme as the table shows them."""
         mark = " (random weights)" if column.model in self.random_models else ""
         kind = "" if column.kind is ColumnKind.MEASURED else f" ({column.kind})"
-        return column.task, column.model + mark, column.scheme + kind
+        mixed = f" ({column.mixed})" if column.mixed else ""
+        return column.task, column.model + mark, column.scheme + mixed + kind
+
+
+def grouped(results: Iterable[Result]) -> dict[tuple[Row, Column], list[Result]]:
+    """Results by method and column: the seeds of one are together.
+
+    A column of mixed precision has the mean bits and size of the weights of those that are done.
+    """
+    groups: dict[tuple[Row, Column], list[Result]] = {}
+    for result in results:
+        groups.setdefault((Row.of(result), Column.of(result)), []).append(result)
+    return {
+        (row, replace(column, mixed=_sized(group)) if column.mixed else column): group
+        for (row, column), group in groups.items()
+    }
+
+
+def _is_mixed(result: Result) -> bool:
+    """True if its quantizer, or one that this starts from, leaves its work to another, at other bits."""
+    method: Mapping[str, Any] = result.methods.get("quantizer", {})
+    while "start" in method:
+        method = method["start"]
+    return "over" in method
+
+
+def _sized(group: Sequence[Result]) -> str:
+    """`mixed: 4.8 bits, 2.66 MB`, the means over seeds that are done; `mixed` alone where none is."""
+    done = [result.tensors for result in group if result.status == "done" and "size_mb" in result.tensors]
+    if not done:
+        return MIXED
+    bits = statistics.fmean(tensors["mean_weight_bits"] for tensors in done)
+    return f"{MIXED}: {bits:.1f} bits, {statistics.fmean(tensors['size_mb'] for tensors in done):.3g} MB"
 
 
 def changed_settings(result: Result) -> str:
@@ -251,9 +297,9 @@ def changed_settings(result: Result) -> str:
 def details_of(label: str | None, method: Mapping[str, Any]) -> str:
     """`dgh, 128 images, 150 iterations`: the method where the suite has a name of its own, and what is not default."""
     name = [] if method.get("method", label) == label else [str(method["method"])]
-    start = method.get("start")
+    others = {name: method[name] for name in ("start", "over") if name in method}
     options = {
-        option: _option(option, value) if option != "start" or start is None else f"start {_label(value, start)}"
+        option: f"{option} {_label(value, others[option])}" if option in others else _option(option, value)
         for option, value in method.get("changed", {}).items()
     }
     return ", ".join([*name, *options.values()])

@@ -115,12 +115,14 @@ def _disagreements(results: Sequence[Result]) -> Iterable[str]:
 def _different_bits(results: Sequence[Result]) -> Iterable[str]:
     """Columns in which rows of one network differ in tensors, roles or bits: they do not compare the same thing.
 
-    Grids are a method's own choice and stand in its details. A control that quantizes nothing is no offence.
+    Grids are a method's own choice and stand in its details. A control that quantizes nothing is no offence, nor is
+    mixed precision, in whose columns mean bits and size are the same.
     """
     methods: dict[Column, dict[str, list[str]]] = {}
     for result in results:
-        if result.status == "done" and "bits" in result.tensors and Row.of(result).control != CONTROLS["float"]:
-            by_bits = methods.setdefault(Column.of(result), {})
+        column, is_float = Column.of(result), Row.of(result).control == CONTROLS["float"]
+        if result.status == "done" and "bits" in result.tensors and not is_float and not column.mixed:
+            by_bits = methods.setdefault(column, {})
             by_bits.setdefault(result.tensors["bits"], []).append(result.quantizer)
     for column, by_bits in methods.items():
         if len(by_bits) > 1:

@@ -1,11 +1,11 @@
 """From result rows to a table: seeds are one entry, with spread, drop, and why others are not done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import BESIDE, SEVERITY, Column, ColumnKind, Entry, Row, Table, listed, unique
+from zsqbench.reports.table import BESIDE, SEVERITY, Column, ColumnKind, Entry, Row, Table, grouped, listed, unique
 from zsqbench.reports.tablenotes import caption_of, measured_on, sources_of
 
 
@@ -13,9 +13,7 @@ def build_table(results: Sequence[Result]) -> Table:
     """Group rows by method and column. Raises ZSQBenchError where there are none."""
     if not results:
         raise ZSQBenchError("there are no results yet; run the suite first: zsqbench run SUITE")
-    groups: dict[tuple[Row, Column], list[Result]] = {}
-    for result in results:
-        groups.setdefault((Row.of(result), Column.of(result)), []).append(result)
+    groups = grouped(results)
     entries: dict[tuple[Row, Column], Entry] = {}
     for (row, column), group in groups.items():
         entries[row, column] = _entry(group)
@@ -29,7 +27,7 @@ def build_table(results: Sequence[Result]) -> Table:
         rows=tuple(unique(row for row, _ in groups)),
         columns=tuple(column for column in unique(columns) if column in there),
         entries=entries,
-        floats=_floats(results),
+        floats=_floats(groups),
         random_models=frozenset(result.model for result in results if result.model_facts.get("random_weights")),
         caption=caption_of(results),
         measured=tuple(measured_on(results)),
@@ -69,14 +67,14 @@ def _published(group: Sequence[Result]) -> Entry | None:
     return Entry((told["value"],), drops, "done", notes, stated=told.get("std"))
 
 
-def _floats(results: Sequence[Result]) -> dict[Column, float]:
+def _floats(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> dict[Column, float]:
     """What the float network reaches, and what it is published to reach; the first row of a column counts."""
     floats: dict[Column, float] = {}
-    for result in results:
+    for column, result in ((column, result) for (_, column), group in groups.items() for result in group):
         if result.float_value is not None:
-            floats.setdefault(Column.of(result), result.float_value)
+            floats.setdefault(column, result.float_value)
         if "float" in result.published:
-            floats.setdefault(replace(Column.of(result), kind=ColumnKind.PUBLISHED), result.published["float"])
+            floats.setdefault(replace(column, kind=ColumnKind.PUBLISHED), result.published["float"])
     return floats
 
 

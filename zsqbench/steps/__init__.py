@@ -13,10 +13,11 @@ from zsqbench.steps.oracle import Oracle
 from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts, StepMaker
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.resolve import Resolve
+from zsqbench.steps.sensitivity import Sensitivity
 from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked, contributed
 
 KINDS: dict[str, type[Job]] = {
-    job.kind: job for job in (Resolve, Inspect, Baseline, Generate, Diagnose, Quantize, Evaluate, Oracle)
+    job.kind: job for job in (Resolve, Inspect, Baseline, Generate, Diagnose, Sensitivity, Quantize, Evaluate, Oracle)
 }
 
 __all__ = [

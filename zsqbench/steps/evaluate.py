@@ -42,7 +42,7 @@ class Evaluate(StudentJob):
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step:
         """One for each quantized network and data."""
-        needs = (cell.steps[Quantize.kind],)
+        needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
         return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=cell.quantizer)
 
     @classmethod
@@ -123,8 +123,8 @@ def _count(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def _number_or_text(value: Any) -> int | str:
-    return value if isinstance(value, int) else str(value)
+def _number_or_text(value: Any) -> float | str:
+    return value if isinstance(value, int | float) else str(value)
 
 
 def label(cell: Cell) -> str:

@@ -30,11 +30,11 @@ class Oracle(StudentJob):
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each quantized network, where the quantizer keeps epochs."""
         variant = cell.quantizer
-        with asking(variant.method, "keeps_epochs"):
-            keeps_epochs = variant.quantizer.keeps_epochs
+        with asking(variant.at_work.method, "keeps_epochs"):
+            keeps_epochs = variant.at_work.quantizer.keeps_epochs
         if not keeps_epochs:
             return None
-        needs = (cell.steps[Quantize.kind],)
+        needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
         return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=variant)
 
     def run(self, session: "Session", reporter: "Reporter") -> None:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from zsqbench.hashing import digest_of
 from zsqbench.reports import bitwidths
@@ -22,6 +22,7 @@ from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
 if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
+    from zsqbench.methods import Quantizer
 
 START = "start"
 """How a row calls the step that its quantizer starts from; the one before that is `start.start`."""
@@ -44,6 +45,7 @@ class Quantize(StudentJob):
     @classmethod
     def _plan(cls, cell: CellPlanning, variant: Variant) -> Step:
         images = (cell.steps[Generate.kind],) if variant.quantizer.needs_images and cell.cell.generator else ()
+        seeded = variant.method.seeded or variant.at_work.method.seeded
         start = (cls._plan(cell, variant.start),) if variant.start is not None else ()
         parts = (cell.facts.digest, variant.digest, cell.settings, QUANT_VERSION, SYNTHESIS_VERSION)
         made_by = cell.cell.generator if images else NO_GENERATOR
@@ -52,12 +54,17 @@ class Quantize(StudentJob):
             cls,
             label,
             parts,
-            seed=cell.cell.seed if variant.method.seeded else None,
+            seed=cell.cell.seed if seeded else None,
             scheme=cell.cell.scheme,
-            needs=(*images, *start),
+            needs=(*images, *cls.ranking(cell), *start),
             order_only=Baseline.comes_before(cell),
             variant=variant,
         )
+
+    @property
+    def called(self) -> str:
+        """The quantizer, or what that leaves its work to."""
+        return "over" if self.over else super().called
 
     @classmethod
     def leading_to(cls, step: Step) -> dict[str, Step]:
@@ -74,7 +81,8 @@ class Quantize(StudentJob):
         from zsqbench.quant import effective_map, finalize, measured_map
 
         quantizer, ctx = self.method(session), session.context(self, reporter)
-        ctx.scheme = self.scheme
+        ctx.scheme = self.student_scheme(session)
+        ctx.over = cast("Quantizer", session.method("quantizer", self.over)) if self.over else None
         data = Generate.images(session.store, self.needs[Generate.kind]) if Generate.kind in self.needs else None
         if self.kind in self.needs:  # the result that it goes on from
             ctx.start = self.restored(
@@ -90,11 +98,12 @@ class Quantize(StudentJob):
             for path in reporter.epochs().values():
                 shutil.copyfile(path, folder / path.name)  # and not moved: this one may yet fail for want of space
 
+        measured = measured_map(student)
         content = {
             "images": None if data is None else len(data),
             "images_read": None if data is None else self._images_read(session.store, len(data), ctx.read),
-            "summary": _summary(effective_map(student)),
-            "tensors": [asdict(tensor) for tensor in measured_map(student)],
+            "summary": _summary(effective_map(student)) | bitwidths.weight_size(measured),
+            "tensors": [asdict(tensor) for tensor in measured],
         }
         session.write(self, reporter, content, fill)
 

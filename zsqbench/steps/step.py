@@ -201,15 +201,20 @@ class Job(BaseModel, ABC):
         )
 
     @property
+    def called(self) -> str:
+        """The field that holds the call of the method whose work it is: the one of its axis, or the task."""
+        return self.axis or "task"
+
+    @property
     def call(self) -> MethodCall:
-        """The call of the method whose work it is: the one of its axis, or the task."""
-        call: MethodCall = getattr(self, self.axis or "task")
+        """The call of that method."""
+        call: MethodCall = getattr(self, self.called)
         return call
 
     def calling(self, options: Mapping[str, Any]) -> Self:
         """The same step with other options of that method, which are in no key."""
         call = self.call.model_copy(update={"options": {**self.call.options, **options}})
-        return self.model_copy(update={self.axis or "task": call})
+        return self.model_copy(update={self.called: call})
 
     @classmethod
     def leading_to(cls, step: Step) -> dict[str, Step]:  # noqa: ARG003 - for subclasses

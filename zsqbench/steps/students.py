@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Pretrained, Quantizer, Settings
 from zsqbench.scheme import MeasuredTensor, Scheme, TensorOnGrid
-from zsqbench.steps.planning import Data
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.sensitivity import Sensitivity, ranking_quantizer
 from zsqbench.steps.step import Job, MethodCall, Step
 from zsqbench.store import Artifact
 from zsqbench.suite import Suite, Variant
@@ -31,8 +32,13 @@ class StudentJob(Job):
 
     quantizer: MethodCall
     prepared_by: MethodCall
-    """The quantizer that prepares the student: the first of those that start from each other."""
+    """The quantizer that prepares the student: the first of those that start from, or are over, each other."""
+    over: MethodCall | None = None
+    """The quantizer that the quantizer leaves its work to, if it does."""
+    adapted_by: MethodCall | None = None
+    """The quantizer that gives weights bits of their own, as they were ranked, if one does."""
     scheme: Scheme
+    """The cell's; see `student_scheme` for the student's."""
     watched: tuple[str, ...]
     """Folders that methods must not open files in."""
 
@@ -40,9 +46,12 @@ class StudentJob(Job):
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
         """Quantizer, scheme, and what must not be opened."""
         variant = cast("Variant", step.variant)
+        adapting = ranking_quantizer(variant)
         return {
             "quantizer": MethodCall.of(variant),
             "prepared_by": MethodCall.of(variant.chain[-1]),
+            "over": MethodCall.of(variant.over) if variant.over else None,
+            "adapted_by": MethodCall.of(adapting) if adapting else None,
             "scheme": suite.schemes[step.cell.scheme],
             "watched": tuple(map(str, data.watched)) if data else (),
         }
@@ -51,10 +60,26 @@ class StudentJob(Job):
         """The quantizer."""
         return cast("Quantizer", session.method("quantizer", self.quantizer))
 
+    @staticmethod
+    def ranking(cell: CellPlanning) -> tuple[Step, ...]:
+        """The step that ranks weights, if the cell has one: each step about its student needs it."""
+        step = cell.steps.get(Sensitivity.kind)
+        return () if step is None else (step,)
+
+    def student_scheme(self, session: "Session") -> Scheme:
+        """The scheme that the student is prepared for: the cell's, adapted to the ranking where there is one.
+
+        Raises CorruptArtifactError where the ranking is damaged.
+        """
+        if self.adapted_by is None:
+            return self.scheme
+        adapting = cast("Quantizer", session.method("quantizer", self.adapted_by))
+        return adapting.adapted(self.scheme, Sensitivity.weights(session.store, self.needs[Sensitivity.kind]))
+
     def prepare(self, session: "Session", teacher: Pretrained) -> "fx.GraphModule":
         """A student of the network."""
         preparing = cast("Quantizer", session.method("quantizer", self.prepared_by))
-        return preparing.prepare(teacher, self.scheme)
+        return preparing.prepare(teacher, self.student_scheme(session))
 
     def prepared(self, session: "Session") -> "fx.GraphModule":
         """A student to load an artifact into; always fp32 and contiguous."""

@@ -242,7 +242,11 @@ class _SuiteBuilder:
                 self._link(label, where)
 
     def _link(self, label: str, where: Location, before: tuple[str, ...] = ()) -> Variant:
-        """Give a quantizer the one that it starts from, and that one its own; `before` are those that lead here."""
+        """Give a quantizer the one that it starts from, and that one its own; `before` are those that lead here.
+
+        Or the one that it is over.
+        """
+        self._link_over(label, where)
         quantizers, place = self.variants["quantizer"], self.source.where((*where, "start"))
         variant = quantizers[label]
         with asking(variant.method, "starts_from"):
@@ -257,6 +261,28 @@ class _SuiteBuilder:
             quantizers[start] = self._variant("quantizer", start, {}, (*where, "start"))
         quantizers[label] = replace(variant, start=self._link(start, ("quantizers", start), way))
         return quantizers[label]
+
+    def _link_over(self, label: str, where: Location) -> None:
+        """Give a quantizer that leaves its work to another one that other."""
+        quantizers, place = self.variants["quantizer"], self.source.where((*where, "over"))
+        variant = quantizers[label]
+        with asking(variant.method, "works_over"):
+            over = variant.quantizer.works_over
+        if over is None or variant.over is not None:
+            return
+        if over not in quantizers:
+            quantizers[over] = self._variant("quantizer", over, {}, (*where, "over"))
+        found = quantizers[over]
+        with asking(found.method, "works_over and starts_from"):
+            again, start = found.quantizer.works_over, found.quantizer.starts_from
+        if again is not None:
+            raise ZSQBenchError(f"{place}: {label} cannot be over {over}, which is itself over another quantizer")
+        if start is not None:
+            raise ZSQBenchError(
+                f"{place}: {label} cannot be over {over}, which starts from {start}; let {over} start from {label}, "
+                f"and {label} be over {start}"
+            )
+        quantizers[label] = replace(variant, over=found)
 
     def _variant(self, kind: Kind, label: str, given: Mapping[str, Any], where: Location) -> Variant:
         name = given.get("method", label)
@@ -299,13 +325,13 @@ class _SuiteBuilder:
 
 
 def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme) -> str | None:
-    """Why these, or what the quantizer starts from, cannot go together, from what the methods declare, or none."""
+    """Why these, or what the quantizer starts from or is over, cannot go together, as the methods declare, or none."""
     if reason := _misfit(generator, quantizer.quantizer, scheme):
         return reason
-    for start in quantizer.chain[1:]:
-        images = generator if start.quantizer.needs_images else None
-        if reason := _misfit(images, start.quantizer, scheme):
-            return f"{quantizer.label} starts from {start.label}, and {reason}"
+    for link in quantizer.chain[1:]:
+        images = generator if link.quantizer.needs_images else None
+        if reason := _misfit(images, link.quantizer, scheme):
+            return f"{quantizer.label} {quantizer.relation(link)}, and {reason}"
     return None
 
 

@@ -26,13 +26,16 @@ class Variant:
     plugin: Plugin
     start: "Variant | None" = None
     """The quantizer from whose result this one goes on."""
+    over: "Variant | None" = None
+    """The quantizer that this one leaves its work to. A variant has a start, or one that it is over, or neither."""
     given: Method | None = None
     """The method as the suite says it, where `method` has what holds for a network."""
 
     def resolved(self, network: Network, scheme: Scheme | None) -> "Variant":
         """The same with a value for each option that the suite leaves to the method."""
         start = self.start.resolved(network, scheme) if self.start else None
-        return replace(self, method=self.method.resolved(network, scheme), start=start, given=self.method)
+        over = self.over.resolved(network, scheme) if self.over else None
+        return replace(self, method=self.method.resolved(network, scheme), start=start, over=over, given=self.method)
 
     @property
     def quantizer(self) -> Quantizer:
@@ -41,8 +44,18 @@ class Variant:
 
     @cached_property
     def chain(self) -> "tuple[Variant, ...]":
-        """The quantizer itself, the one that it starts from, the one that that starts from, and so on."""
-        return (self, *(self.start.chain if self.start else ()))
+        """The quantizer itself, the one that it starts from or is over, and so on; the last prepares the student."""
+        before = self.start or self.over
+        return (self, *(before.chain if before else ()))
+
+    @property
+    def at_work(self) -> "Variant":
+        """The quantizer that does the work: the one that this is over, or this one."""
+        return self.over or self
+
+    def relation(self, link: "Variant") -> str:
+        """How a later one of the chain is related to it: `starts from rtn`."""
+        return f"{'is over' if any(each.over is link for each in self.chain) else 'starts from'} {link.label}"
 
     @cached_property
     def input_files(self) -> Mapping[str, Path]:
@@ -58,7 +71,7 @@ class Variant:
     def identity(self) -> dict[str, Any]:
         """What decides its results: name, version and options, files by content, a single-file plugin by its source.
 
-        A quantizer that it starts from is there as what it is, not as what the suite calls it.
+        A quantizer that it starts from, or is over, is there as what it is, not as what the suite calls it.
         """
         files = self.input_files
         options = {
@@ -66,6 +79,8 @@ class Variant:
         }
         if self.start is not None:
             options["start"] = self.start.identity
+        if self.over is not None:
+            options["over"] = self.over.identity
         return {
             "method": self.method.name,
             "version": self.method.version,
@@ -76,6 +91,7 @@ class Variant:
 
     def describe(self) -> dict[str, Any]:
         """The same for people, in a result row."""
+        others = {"start": self.start, "over": self.over}
         return {
             "method": self.method.name,
             "version": self.method.version,
@@ -83,7 +99,7 @@ class Variant:
             "options": self.method.options(),
             "changed": (self.given or self.method).changed_options(),
             "control": self.method.control,
-        } | ({"start": self.start.describe()} if self.start else {})
+        } | {name: variant.describe() for name, variant in others.items() if variant is not None}
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,9 @@ def _explain(kind: type[Method], given: Mapping[str, Any], error: ValidationErro
 
 def _examine_at_schemes(report: Report, quantizer: Quantizer) -> None:
     """At each scheme that the quantizer takes; at `float` where it takes none of the others."""
+    if quantizer.works_over is not None:
+        report.skip("quantizes", f"it leaves that to {quantizer.works_over!r}, which a suite gives it; check that one")
+        return
     rejected = {scheme: quantizer.rejects(parse_scheme(scheme)) for scheme in (*SCHEMES, FLOAT)}
     taken = [scheme for scheme in SCHEMES if not rejected[scheme]] or [FLOAT]
     for scheme in SCHEMES:

@@ -1,0 +1,122 @@
+"""Mixed precision by sensitivity: weights that a network is most sensitive to get more bits than the scheme says."""
+
+import glob
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
+
+import zsqbench
+from zsqbench.scheme import RankedWeight, Scheme
+from zsqbench.widths import MAX_BITS, MIN_BITS, PatternWidths
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+MB = 1e6
+_BYTE = 8
+
+
+class Mixed(zsqbench.Quantizer):
+    """Another quantizer, at a scheme in which the most sensitive weights have more bits.
+
+    The harness ranks weights before (the step `sensitivity`): each alone is rounded to nearest at the scheme's bits,
+    and the squared error of the raw outputs on calibration images says what it does. No label is used. The first
+    `layers` get `bits`; or, in this order, each that still fits into `budget`. Activations and all other weights keep
+    the scheme's bits. What it is `over` then works as at a scheme that names these layers. The images are read for the
+    ranking even where that one reads none (`squant`, `dfq`), so a generator stands before it.
+
+    Deviations: this is no paper's method. Layers are ranked one by one, and how errors add up is left out (HAWQ weighs
+    curvature, others solve for widths together); `over` may change weights before it rounds them (`dfq`, `hptq`), and
+    the ranking is that of the network as it is.
+    """
+
+    name = "mixed"
+    seeded = False
+
+    over: str = Field(description="the quantizer that does the work, by its name in the suite")
+    layers: int | None = Field(None, ge=0, description="how many weights get more bits; none: as budget says")
+    budget: float | None = Field(
+        None, gt=0, description="size of all weights in MB (10^6 bytes) at most, without scales; none: as layers says"
+    )
+    bits: int = Field(8, ge=MIN_BITS, le=MAX_BITS, description="bits of the most sensitive weights")
+    images: int = Field(
+        32, gt=0, description="calibration images that sensitivity is measured on, the first of the set"
+    )
+
+    @model_validator(mode="after")
+    def _check_how_many(self) -> Self:
+        if (self.layers is None) == (self.budget is None):
+            given = "neither" if self.layers is None else "both"
+            raise ValueError(
+                f"expected one of layers and budget, which say how many weights get more bits, got {given}"
+            )
+        return self
+
+    @property
+    def ranking_images(self) -> int:
+        """As the option says."""
+        return self.images
+
+    def rejects(self, scheme: Scheme) -> str | None:
+        """A scheme that has these bits already; what grid it demands is the matter of what this is over."""
+        if scheme.is_float:
+            return super().rejects(scheme)
+        if self.bits <= scheme.weight_bits:
+            return f"its option bits is {self.bits}, and the scheme's weights have {scheme.weight_bits} already"
+        return None
+
+    def adapted(self, scheme: Scheme, weights: Sequence[RankedWeight]) -> Scheme:
+        """The scheme with a pattern for each weight that gets more bits; patterns go before all else that it says."""
+        tensors = dict(scheme.placement.tensors)
+        for weight in self.chosen(scheme, weights):
+            pattern = glob.escape(weight.name)
+            if pattern in tensors:  # whose place, and what it says of activations, stay
+                pattern = f"[{weight.name[0]}]{glob.escape(weight.name[1:])}"
+            tensors[pattern] = PatternWidths(weight=self.bits)
+        return scheme.model_copy(update={"placement": scheme.placement.model_copy(update={"tensors": tensors})})
+
+    def chosen(self, scheme: Scheme, weights: Sequence[RankedWeight]) -> list[RankedWeight]:
+        """The weights that get more bits. Raises ZSQBenchError where there are too few, or too many for the budget."""
+        candidates = [weight for weight in weights if weight.bits < self.bits]
+        if self.layers is not None:
+            if self.layers > len(candidates):
+                raise zsqbench.ZSQBenchError(
+                    f"{self.name}: layers is {self.layers}, and {len(candidates)} weights of the network have less "
+                    f"than {self.bits} bits at {scheme.name}; expected {len(candidates)} at most"
+                )
+            return candidates[: self.layers]
+        budget, taken = (self.budget or 0.0) * MB * _BYTE, sum(weight.bits * weight.elements for weight in weights)
+        if taken > budget:
+            raise zsqbench.ZSQBenchError(
+                f"{self.name}: budget is {self.budget:g} MB, and the weights have {taken / _BYTE / MB:.6g} MB at "
+                f"{scheme.name} already; give more, or a scheme with fewer bits"
+            )
+        fitting = []
+        for weight in candidates:
+            more = (self.bits - weight.bits) * weight.elements
+            if taken + more <= budget:
+                taken += more
+                fitting.append(weight)
+        return fitting
+
+    def quantize(
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+    ) -> None:
+        """Let the other quantizer do it. Raises ZSQBenchError where the context has none."""
+        if ctx.over is None:
+            raise zsqbench.ZSQBenchError(
+                f"quantizer {self.name!r} needs {self.over!r}, which does the work: its context has no ctx.over"
+            )
+        needs_images = ctx.over.needs_images
+        ctx.over.quantize(student, teacher, data if needs_images else None, ctx)
+        if data is not None and not (needs_images and ctx.read is None):  # which says that it read them all
+            ctx.images_read(min(self.images, len(data)))
+
+
+@zsqbench.hookimpl
+def register_quantizers() -> list[type[zsqbench.Quantizer]]:
+    """Provide `mixed`."""
+    return [Mixed]

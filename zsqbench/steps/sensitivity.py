@@ -1,0 +1,97 @@
+"""The sensitivity step ranks the weights of a network by what each alone does to its outputs, without labels."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from zsqbench.methods.asking import asking
+from zsqbench.reports import bitwidths
+from zsqbench.reports.results import Result
+from zsqbench.scheme import RankedWeight, Scheme
+from zsqbench.steps.generate import Generate
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.step import Job, Shown, Step, Tracked
+from zsqbench.store import Store
+from zsqbench.suite import Suite, Variant
+from zsqbench.versions import QUANT_VERSION
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+
+class Sensitivity(Job):
+    """Reads the float network and the calibration set; leaves all weights, ranked, in the manifest."""
+
+    kind: ClassVar[str] = "sensitivity"
+
+    scheme: Scheme
+    images: int
+    """How many images of the calibration set are read at most, the first of it."""
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step | None:
+        """One for each set of images, scheme and number of images, where a quantizer asks for it."""
+        variant = ranking_quantizer(cell.quantizer)
+        if variant is None:
+            return None
+        set_of_images = cell.steps[Generate.kind]
+        images = variant.quantizer.ranking_images
+        parts = (cell.facts.digest, str(images), str(cell.cell.settings.threads), QUANT_VERSION)
+        label = f"{cell.cell.model} {cell.cell.generator} {cell.cell.scheme} {images} images{cell.seed_ending}"
+        return cell.step(cls, label, parts, scheme=cell.cell.scheme, needs=(set_of_images,), variant=variant)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
+        """The scheme, and how many images."""
+        variant = cast("Variant", step.variant)
+        return {"scheme": suite.schemes[step.cell.scheme], "images": variant.quantizer.ranking_images}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Rank them."""
+        from zsqbench.quant import rank_weights
+
+        images = Generate.images(session.store, self.needs[Generate.kind]).images[: self.images]
+        teacher = session.teacher(self)
+        ranked = rank_weights(teacher.module, self.scheme, teacher.input_size, images, reporter.progress)
+        content = {"images": len(images), "weights": [asdict(weight) for weight in ranked]}
+        session.write(self, reporter, content)
+
+    @classmethod
+    def weights(cls, store: Store, key: str) -> list[RankedWeight]:
+        """All weights, the most sensitive first. Raises CorruptArtifactError where the artifact is damaged."""
+        artifact = store.read(cls.kind, key)
+        with artifact.reading():
+            return [RankedWeight(**entry) for entry in artifact.content["weights"]]
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """The ranking, where a row has one."""
+        key = row.keys.get(cls.kind)
+        if key is None or not store.has(cls.kind, key):
+            return None
+        weights, artifact = cls.weights(store, key), store.read(cls.kind, key)
+        with artifact.reading():
+            head = (
+                f"sensitivity: squared error of the outputs where this weight alone is quantized, as a part of their "
+                f"squares, on {int(artifact.content['images'])} images ({artifact.seconds:.1f} s)"
+            )
+        return Shown(cls.kind, artifact.content, f"{head}\n\n{bitwidths.render_ranking(weights)}")
+
+    @classmethod
+    def track(cls, store: Store, row: Result) -> Tracked | None:
+        """The ranking as a document."""
+        key = row.keys.get(cls.kind)
+        if key is None or not store.has(cls.kind, key):
+            return None
+        weights = [asdict(weight) for weight in cls.weights(store, key)]
+        return Tracked(documents={f"{cls.kind}.json": weights})
+
+
+def ranking_quantizer(variant: Variant) -> Variant | None:
+    """The quantizer that asks for a ranking of weights: this one, or the one that it starts from, or none."""
+    for link in variant.chain:
+        with asking(link.method, "ranking_images"):
+            images = link.quantizer.ranking_images
+        if images is not None:
+            return link
+    return None
