@@ -81,6 +81,7 @@ class Classification(zsqbench.Task):
             calibration=found.calibration.files,
             split={name: value for name, value in split.items() if self.holdout or name == "classes"},
             folders=found.folders,
+            classes=found.classes,
             absent=found.absent,
         )
 

@@ -4,7 +4,7 @@ Each function takes what its command takes, by the same names; `suite` is a file
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run, RunReport
-    from zsqbench.execution.session import Isolation
-    from zsqbench.methods import Engine
+    from zsqbench.execution.session import Isolation, Session
+    from zsqbench.export.options import ExportOptions
+    from zsqbench.methods import Engine, Pretrained
     from zsqbench.reports.results import Result
+    from zsqbench.steps.quantize import Quantize
     from zsqbench.store import Artifact
     from zsqbench.suite import Cell
 
@@ -110,21 +112,66 @@ def load_student(
     The student computes on the grids that the cell's accuracy was measured on. Raises ZSQBenchError for a cell that
     there is not, that is not done, or whose artifact is not in `home`.
     """
-    from zsqbench.execution.session import Session, WorkerConfig
-    from zsqbench.steps.quantize import Quantize
-    from zsqbench.suite import find_suite, suite_plugins
+    opened = _open_student(suite, cell, home, results, data_root, plugins, device=device)
+    return opened.student, opened.session.task(opened.job).preprocessor(opened.pretrained)
 
-    row = find_row(rows_of(suite, Path(results)), cell)
-    if row.status != "done":
-        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
-    artifact = _artifact(home, row, Quantize.kind, "quantized network")
-    root = None if data_root is None else Path(data_root).resolve()
-    files = [*(Path(file).resolve() for file in plugins), *suite_plugins(find_suite(str(suite)))]
-    session = Session(WorkerConfig(Path(home).resolve(), root, tuple(files), device=device))
-    with artifact.reading():
-        job = Quantize.model_validate(artifact.field("job", dict))
-    student = job.restored(session, job.prepared(session), artifact)
-    return student, session.task(job).preprocessor(session.teacher(job))
+
+@dataclass(frozen=True)
+class Export:
+    """A file that `export` wrote."""
+
+    path: Path
+    script: Path
+    """Runs it on an image."""
+    size_mb: float
+    """In 10^6 bytes."""
+    lines: Sequence[str]
+    """Notes, outputs, and all that the comparison found; one line each."""
+    problems: Sequence[str]
+    """Why the file is not what was measured; none where it is, or was not compared."""
+
+
+def export(
+    suite: str | Path,
+    cell: str,
+    path: Path | str,
+    *,
+    options: "ExportOptions | None" = None,
+    checked: bool = True,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+) -> Export:
+    """Write the quantized network of a cell as an ONNX file, and compare it with the simulation in ONNX Runtime.
+
+    The images are those that the cell was calibrated on, or noise of valid pixels where it has none. Raises
+    ZSQBenchError where `load_student` does, where the extra `onnx` is not installed, where the network or the grids of
+    the cell cannot be written, and for a place that nothing can be written to.
+    """
+    from zsqbench.export import missing
+    from zsqbench.export.options import ExportOptions
+    from zsqbench.steps.export import compare_file, write_student
+
+    if lack := missing():
+        raise ZSQBenchError(lack)
+    path, options = Path(path), options or ExportOptions()
+    if path.suffix != ".onnx":
+        raise ZSQBenchError(f"{path} does not end in .onnx; expected a file such as model.onnx")
+    if not path.parent.is_dir():
+        raise ZSQBenchError(f"there is no folder {path.parent} to write {path.name} to")
+    opened = _open_student(suite, cell, home, results, data_root, plugins, without)
+    student: Any = opened.student
+    exported = write_student(student, opened.pretrained, path, options, (), opened.row.cell)
+    lines = [*exported.notes, *(f"{name} is {what}" for name, what in exported.outputs.items())]
+    problems: Sequence[str] = ()
+    if checked:
+        images = opened.images(options.check)
+        found = compare_file(path, student, images, opened.pretrained, options.providers)
+        lines += found.lines()
+        problems = found.problems
+    return Export(path, path.with_suffix(".py"), exported.size_mb, lines, problems)
 
 
 def load_images(
@@ -270,6 +317,61 @@ def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
     if len(found) > 1:
         raise ZSQBenchError(f"{cell!r} is part of {len(found)} names: {', '.join(row.cell for row in found)}")
     return found[0]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The quantized network of a cell, out of the store."""
+
+    row: "Result"
+    session: "Session"
+    job: "Quantize"
+    student: "nn.Module"
+
+    @property
+    def pretrained(self) -> "Pretrained":
+        """The float network."""
+        return self.session.teacher(self.job)
+
+    def images(self, count: int) -> "torch.Tensor":
+        """The first images that it was calibrated on, or seeded noise of valid pixels where it was on none."""
+        import torch
+
+        from zsqbench.steps.generate import Generate
+
+        key = self.row.keys.get(Generate.kind)
+        if key is not None and self.session.store.has(Generate.kind, key):
+            return Generate.load(self.session.store.read(Generate.kind, key)).images[:count]
+        noise = torch.rand(count, *self.pretrained.input_size, generator=torch.Generator().manual_seed(0))
+        low, high = self.pretrained.valid_range()
+        return low + noise * (high - low)
+
+
+def _open_student(
+    suite: str | Path,
+    cell: str,
+    home: Path | str,
+    results: Path | str,
+    data_root: Path | str | None,
+    plugins: Sequence[Path | str],
+    without: Sequence[str] = (),
+    device: str = "cpu",
+) -> _Opened:
+    """Rebuild the quantized network of a cell that is done; see `load_student` for what is raised."""
+    from zsqbench.execution.session import Session, WorkerConfig
+    from zsqbench.steps.quantize import Quantize
+    from zsqbench.suite import find_suite, suite_plugins
+
+    row = find_row(rows_of(suite, Path(results)), cell)
+    if row.status != "done":
+        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
+    artifact = _artifact(home, row, Quantize.kind, "quantized network")
+    root = None if data_root is None else Path(data_root).resolve()
+    files = [*(Path(file).resolve() for file in plugins), *suite_plugins(find_suite(str(suite)))]
+    session = Session(WorkerConfig(Path(home).resolve(), root, tuple(files), without=tuple(without), device=device))
+    with artifact.reading():
+        job = Quantize.model_validate(artifact.field("job", dict))
+    return _Opened(row, session, job, job.restored(session, job.prepared(session), artifact))
 
 
 def _artifact(home: Path | str, row: "Result", kind: str, what: str) -> "Artifact":

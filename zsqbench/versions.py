@@ -7,6 +7,7 @@ covers it, and all that depends on it is made again:
 - `SYNTHESIS_VERSION`: zsqbench.synthesis, and what generators use of zsqbench.methods;
 - `QUANT_VERSION`: zsqbench.quant, and what quantizers use of zsqbench.methods;
 - `EVALUATION_VERSION`: what is kept of an evaluation, float or quantized;
+- `EXPORT_VERSION`: what an exported file holds, and how it is checked and timed;
 - `DIAGNOSTICS_VERSION`: what diagnostics of a calibration set mean or show.
 
 Images outlive a change in quantization: no key of theirs holds `QUANT_VERSION`. A quantizer may train a generator, so
@@ -17,4 +18,5 @@ where they change without a version.
 SYNTHESIS_VERSION = "6"
 QUANT_VERSION = "7"
 EVALUATION_VERSION = "3"
+EXPORT_VERSION = "1"
 DIAGNOSTICS_VERSION = "2"

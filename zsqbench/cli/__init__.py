@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from zsqbench.cli import cache, doctor, mlflow, plan, plugins, results, run, scheme, suite
+from zsqbench.cli import cache, doctor, export, mlflow, plan, plugins, results, run, scheme, suite
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
 PATIENCE = 5.0
@@ -90,6 +90,7 @@ for command in (
     plan.plan,
     results.leaderboard,
     results.show,
+    export.export,
     scheme.scheme,
     doctor.doctor,
     suite.schema,

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from zsqbench.export.exporting import Exported
-from zsqbench.export.runtime import CPU, open_session, run, saturates
+from zsqbench.export.integers import IntegerStudent
+from zsqbench.export.runtime import CPU, fed, open_session, run, saturates
 from zsqbench.export.structure import Structure, structure_in_runtime
 from zsqbench.export.tidying import CODES, called
+from zsqbench.methods import Pretrained
 from zsqbench.quant import ActivationQuantizer, activation_quantizers, dequantize, quantize
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ class Check:
             found.append(f"without optimisation {self.equal_exact} of {self.images} decisions are equal")
         if self.equal < min(self.equal_double, self.equal_biases):
             first = next((departure for departure in self.optimized if not departure.tolerated), None)
-            where = f"; it departs first at tensor {first}" if first else "; no tensor departs by more than ties explain"
+            where = (
+                f"; it departs first at tensor {first}" if first else "; no tensor departs by more than ties explain"
+            )
             found.append(f"{self.images - self.equal} of {self.images} decisions differ from the simulation's{where}")
         return found
 
@@ -107,10 +110,14 @@ class Check:
         identical = ", bit for bit" if self.bit_identical else ""
         lines = [
             *self.structure.lines(),
-            f"without optimisation: {self.equal_exact} {of} decisions equal{identical}; "
-            f"{_tensors(self.exact)} from the same inputs",
-            f"as users run it: {self.equal} {of} decisions equal to the simulation's; the simulation in 64 bits has "
-            f"{self.equal_double}, with the file's biases {self.equal_biases}; {_tensors(self.optimized)}",
+            (
+                f"without optimisation: {self.equal_exact} {of} decisions equal{identical}; from the same inputs, "
+                f"{_tensors(self.exact)}"
+            ),
+            (
+                f"as users run it: {self.equal} {of} decisions equal to the simulation's; it has {self.equal_double} "
+                f"in 64 bits and {self.equal_biases} with the file's biases; {_tensors(self.optimized)}"
+            ),
             f"onnx's own evaluator differs by {self.reference:.2g} of the largest output",
         ]
         if self.equal_saturating is not None:
@@ -119,6 +126,10 @@ class Check:
                 "are equal; weights of 7 bits (qdq/w7a8) need no such option"
             )
         return lines + [f"problem: {problem}" for problem in self.problems]
+
+    def as_data(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return asdict(self)
 
     def numbers(self) -> dict[str, float]:
         """The figures of it that a row holds, in percent of the images."""
@@ -136,33 +147,43 @@ def _tensors(departures: Sequence[Departure]) -> str:
     return f"codes of {len(departures)} tensors differ, most of {worst}"
 
 
-def check(exported: Exported, student: fx.GraphModule, images: Tensor, providers: Sequence[str] = (CPU,)) -> Check:
-    """Compare a file with the finalized student that it was made of, on images [N, C, H, W] of the network's space."""
-    assert exported.student is not None  # noqa: S101 - of a quantized network
-    student, integer = student.cpu().eval(), exported.student.student.eval()
-    exact = open_session(exported.path, optimized=False)
-    users = open_session(exported.path, providers)
-    theirs = {"exact": _outputs(exact, images), "users": _outputs(users, images)}
+def check(
+    path: Path,
+    student: fx.GraphModule,
+    integer: IntegerStudent,
+    images: Tensor,
+    pretrained: Pretrained,
+    providers: Sequence[str] = (CPU,),
+) -> Check:
+    """Compare a file with the finalized student that it was made of, on images [N, C, H, W] of the network's space.
+
+    `integer` is that student as the file has it, with its biases.
+    """
+    student, follower = student.cpu().eval(), integer.student.cpu().eval()
+    exact = open_session(path, optimized=False)
+    users = open_session(path, providers)
+    given = fed(exact, images, pretrained)
+    without, optimized = _outputs(exact, given), _outputs(users, given)
     with torch.no_grad():
         ours = _outputs_of(student, images)
-        of_integers = _outputs_of(integer, images)
+        of_integers = _outputs_of(follower, images)
         doubled = _outputs_of(copy.deepcopy(student).double(), images.double())
     alike = _Alike(student)
     saturating = None
     if saturates() and list(providers) == [CPU]:
-        saturating = alike.count(_outputs(open_session(exported.path, precise=False), images), ours)
+        saturating = alike.count(_outputs(open_session(path, precise=False), given), ours)
     return Check(
         images=len(images),
-        structure=structure_in_runtime(exported.path, providers),
-        exact=_departures(exported.path, integer, images, optimized=False),
-        optimized=_departures(exported.path, integer, images, optimized=True, providers=providers),
-        equal_exact=alike.count(theirs["exact"], of_integers),
-        equal=alike.count(theirs["users"], ours),
+        structure=structure_in_runtime(path, providers),
+        exact=_departures(path, follower, images, given, optimized=False),
+        optimized=_departures(path, follower, images, given, optimized=True, providers=providers),
+        equal_exact=alike.count(without, of_integers),
+        equal=alike.count(optimized, ours),
         equal_biases=alike.count(of_integers, ours),
         equal_double=alike.count(doubled, ours),
         equal_saturating=saturating,
-        reference=_reference(exported.path, images[:REFERENCE_IMAGES], theirs["exact"]),
-        bit_identical=all(map(np.array_equal, theirs["exact"], of_integers)),
+        reference=_reference(path, given[:REFERENCE_IMAGES], without),
+        bit_identical=all(map(np.array_equal, without, of_integers)),
     )
 
 
@@ -170,7 +191,7 @@ Outputs = list[NDArray[Any]]
 
 
 def _batches(images: Tensor) -> Iterator[Tensor]:
-    yield from images.split(BATCH)
+    yield from torch.split(images, BATCH)
 
 
 def _outputs(session: "InferenceSession", images: Tensor) -> Outputs:
@@ -187,7 +208,9 @@ class _Alike:
     """Counts images for which two networks decide alike: the same class, or outputs within a step of their grids."""
 
     def __init__(self, student: nn.Module) -> None:
-        steps = [float(quantizer.scale) for _, quantizer in activation_quantizers(student) if quantizer.role == "logits"]
+        steps = [
+            float(quantizer.scale) for _, quantizer in activation_quantizers(student) if quantizer.role == "logits"
+        ]
         self.step = max(steps, default=0.0)
 
     def count(self, one: Outputs, other: Outputs) -> int:
@@ -201,7 +224,13 @@ class _Alike:
 
 
 def _departures(
-    path: Path, student: fx.GraphModule, images: Tensor, *, optimized: bool, providers: Sequence[str] = (CPU,)
+    path: Path,
+    student: fx.GraphModule,
+    images: Tensor,
+    given: Tensor,
+    *,
+    optimized: bool,
+    providers: Sequence[str] = (CPU,),
 ) -> tuple[Departure, ...]:
     """The tensors whose codes are not those that the student computes from the runtime's codes of those before them.
 
@@ -214,18 +243,16 @@ def _departures(
         differing: dict[str, int] = {}
         most: dict[str, int] = {}
         counts: dict[str, int] = {}
-        for batch in _batches(images):
-            given = dict(zip(names, run(session, batch, names), strict=True))
-            follower = _Follower(student, given)
+        for batch, fed_batch in zip(_batches(images), _batches(given), strict=True):
+            codes = dict(zip(names, run(session, fed_batch, names), strict=True))
+            follower = _Follower(student, codes)
             with torch.no_grad():
                 follower.run(batch)
             for name, difference in follower.differences.items():
                 differing[name] = differing.get(name, 0) + int(np.count_nonzero(difference))
                 most[name] = max(most.get(name, 0), int(np.abs(difference).max(initial=0)))
                 counts[name] = counts.get(name, 0) + difference.size
-    return tuple(
-        Departure(name, differing[name] / counts[name], most[name]) for name in counts if differing[name]
-    )
+    return tuple(Departure(name, differing[name] / counts[name], most[name]) for name in counts if differing[name])
 
 
 def _expose(path: Path, target: Path) -> list[str]:

@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from zsqbench.errors import ZSQBenchError, one_line
-from zsqbench.export.integers import IntegerStudent, with_integer_biases
+from zsqbench.export.integers import with_integer_biases
 from zsqbench.export.options import IR_VERSION, OPSET, ExportOptions
 from zsqbench.export.symbols import with_symbols
 from zsqbench.export.tidying import feed_pixels, store_in_four_bits, tidy
@@ -37,8 +37,8 @@ class Exported:
     """A file that was written."""
 
     path: Path
-    student: IntegerStudent | None = None
-    """What the file computes, as torch does; none of a float network."""
+    outputs: Mapping[str, str]
+    """What each output is, by its name: a layer, or a place in the structure that the network returns."""
     notes: Sequence[str] = ()
 
     @property
@@ -91,14 +91,18 @@ def export_student(
     if options.weights == "int4":
         bits = {name: layer.weight_quantizer.bits for name, layer in quantized_layers(student)}
         stored = store_in_four_bits(model, lambda name: bits.get(name, 32))
-        notes.append(f"{stored} layers have weights of 4 bits, which runtimes turn into floats: these layers run in float")
-    return _written(model, description, path, options, integers, notes)
+        notes.append(
+            f"{stored} layers have weights of 4 bits, which runtimes turn into floats: these layers run in float"
+        )
+    return _written(model, description, path, options, notes)
 
 
-def export_float(module: nn.Module, description: Description, path: Path, options: ExportOptions | None = None) -> Exported:
+def export_float(
+    module: nn.Module, description: Description, path: Path, options: ExportOptions | None = None
+) -> Exported:
     """Write a float network as an ONNX file, to compare with. Raises ZSQBenchError as `export_student` does."""
     options = options or ExportOptions()
-    return _written(_exported(module.cpu().eval(), description, options), description, path, options, None, [])
+    return _written(_exported(module.cpu().eval(), description, options), description, path, options, [])
 
 
 def _exported(module: nn.Module, description: Description, options: ExportOptions) -> ir.Model:
@@ -127,13 +131,14 @@ def _exported(module: nn.Module, description: Description, options: ExportOption
 def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
     """The outputs of a network by the names that a file has for them, and what each is: its layer, or its place."""
     with torch.no_grad():
-        returned = module_outputs(module, pretrained)
+        returned = outputs_of(module, pretrained)
     places = [pytree.keystr(place) or "the output" for place, _ in pytree.tree_flatten_with_path(returned)[0]]
     told = list(pretrained.outputs) if len(pretrained.outputs) == len(places) else places
     return {f"output_{index}" if len(places) > 1 else "output": name for index, name in enumerate(told)}
 
 
-def module_outputs(module: nn.Module, pretrained: Pretrained) -> Any:
+@torch.no_grad()
+def outputs_of(module: nn.Module, pretrained: Pretrained) -> Any:
     """What a network returns for an image of zeros, in its own structure; a symbolic student returns zeros, too."""
     return module(torch.zeros(1, *pretrained.input_size))
 
@@ -164,7 +169,6 @@ def _written(
     description: Description,
     path: Path,
     options: ExportOptions,
-    integers: IntegerStudent | None,
     notes: list[str],
 ) -> Exported:
     model.ir_version = max(IR_VERSION, model.ir_version if options.opset > OPSET else IR_VERSION)
@@ -172,7 +176,8 @@ def _written(
     names = [str(value.name) for value in model.graph.outputs]
     told = description.pretrained.outputs if len(description.pretrained.outputs) == len(names) else names
     model.metadata_props.clear()
-    model.metadata_props.update(description.metadata(dict(zip(names, told, strict=True))))
+    outputs = dict(zip(names, told, strict=True))
+    model.metadata_props.update(description.metadata(outputs))
     model.graph.metadata_props.clear()  # torch's own traces, of the machine that exported
     for node in model.graph:
         node.metadata_props.clear()
@@ -182,7 +187,7 @@ def _written(
         ir.save(model, path)
     except OSError as error:
         raise ZSQBenchError(f"cannot write {path}: {error.strerror or error}; give another file") from error
-    return Exported(path, integers, notes)
+    return Exported(path, outputs, notes)
 
 
 def _pixels(pretrained: Pretrained) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

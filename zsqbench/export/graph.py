@@ -61,10 +61,15 @@ def is_made_by(value: ir.Value | None, operator: str) -> bool:
     return node is not None and node.op_type == operator
 
 
+def typed(value: ir.Value, like: ir.Value | ir.DataType) -> None:
+    """Say of which type a new value is."""
+    value.type = like.type if isinstance(like, ir.Value) else ir.TensorType(like)
+
+
 def put_after(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
     """Put a chain of operators behind a value: all that read it read the chain's end, the network's output included."""
     end = output(nodes[-1])
-    end.dtype, end.shape = value.dtype if end.dtype is None else end.dtype, value.shape
+    end.shape = value.shape
     place = maker(value)
     if place is None:
         graph.insert_before(graph[0], nodes)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -49,14 +50,14 @@ def with_integer_biases(student: fx.GraphModule) -> IntegerStudent:
     widened = 0
     inputs = layer_inputs(student)
     for path, layer in quantized_layers(student):
-        quantizer = inputs.get(path)
-        if layer.bias is None or quantizer is None:
+        quantizer, floats = inputs.get(path), cast("Tensor | None", layer.bias)
+        if floats is None or quantizer is None:
             continue
-        widened += _widen(layer, quantizer.scale)
+        widened += _widen(layer, floats, quantizer.scale)
         scale = layer.weight_quantizer.scale.flatten() * quantizer.scale
-        codes = (layer.bias.double() / scale.double()).round()
+        codes = (floats.double() / scale.double()).round()
         bias = Bias(codes.to(torch.int32), scale.expand_as(codes).clone())
-        layer.bias.copy_(bias.values())
+        floats.copy_(bias.values())
         biases[path] = bias
     return IntegerStudent(student, biases, widened)
 
@@ -67,11 +68,7 @@ def layer_inputs(student: fx.GraphModule) -> dict[str, ActivationQuantizer]:
     for node in student.graph.nodes:
         if is_layer(node):
             found.setdefault(str(node.target), set()).add(_quantizer_before(student, node))
-    return {
-        path: quantizer
-        for path, (quantizer, *others) in found.items()
-        if quantizer is not None and not others
-    }
+    return {path: quantizer for path, (quantizer, *others) in found.items() if quantizer is not None and not others}
 
 
 def _quantizer_before(student: fx.GraphModule, layer: fx.Node) -> ActivationQuantizer | None:
@@ -86,10 +83,9 @@ def _quantizer_before(student: fx.GraphModule, layer: fx.Node) -> ActivationQuan
         node = node.all_input_nodes[0]
 
 
-def _widen(layer: QuantizedLayer, input_scale: Tensor) -> int:
+def _widen(layer: QuantizedLayer, bias: Tensor, input_scale: Tensor) -> int:
     """Widen the scales of the output channels whose bias does not fit, in place; returns how many these are."""
-    quantizer, bias = layer.weight_quantizer, layer.bias
-    assert bias is not None  # noqa: S101 - the caller asked
+    quantizer = layer.weight_quantizer
     rows = (-1, *[1] * (layer.weight_codes.dim() - 1))
     scale = quantizer.scale.expand(len(bias), *[1] * (layer.weight_codes.dim() - 1)).flatten()
     least = bias.abs() / (MOST_BIAS * input_scale)

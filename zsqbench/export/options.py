@@ -30,4 +30,6 @@ class ExportOptions(BaseModel):
     providers: tuple[str, ...] = Field(
         ("CPUExecutionProvider",), min_length=1, description="execution providers of ONNX Runtime, in this order"
     )
-    batch_sizes: tuple[int, ...] = Field((1, 16), min_length=1, description="images at a time whose latency is measured")
+    batch_sizes: tuple[int, ...] = Field(
+        (1, 16), min_length=1, description="images at a time whose latency is measured"
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.methods import Pretrained
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -31,13 +32,14 @@ def open_session(
     precise: bool = True,
     save_optimized: Path | None = None,
 ) -> "InferenceSession":
-    """A session of a file. Raises ZSQBenchError for providers that are not installed, and for a file that is refused."""
+    """A session of a file. Raises ZSQBenchError for providers that are not installed and for a file that is refused."""
     import onnxruntime as ort
 
     absent = [name for name in providers if name not in ort.get_available_providers()]
     if absent:
         raise ZSQBenchError(
-            f"ONNX Runtime has no execution provider {absent[0]} here; it has {', '.join(ort.get_available_providers())}"
+            f"ONNX Runtime has no execution provider {absent[0]} here; "
+            f"it has {', '.join(ort.get_available_providers())}"
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -57,7 +59,9 @@ def open_session(
         ) from error
 
 
-def run(session: "InferenceSession", images: Tensor | NDArray[Any], names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+def run(
+    session: "InferenceSession", images: Tensor | NDArray[Any], names: Sequence[str] | None = None
+) -> list[NDArray[Any]]:
     """What a session makes of images [N, C, H, W]; by default, all outputs."""
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
     found: list[NDArray[Any]] = session.run(names, {session.get_inputs()[0].name: np.ascontiguousarray(array)})
@@ -70,9 +74,12 @@ class RuntimeNetwork(nn.Module):
     The first `kept` images that it was given are kept, for a closer look afterwards.
     """
 
-    def __init__(self, session: "InferenceSession", structure: pytree.TreeSpec, kept: int = 0) -> None:
+    def __init__(
+        self, session: "InferenceSession", structure: pytree.TreeSpec, pretrained: Pretrained, kept: int = 0
+    ) -> None:
         super().__init__()
         self.session = session
+        self.pretrained = pretrained
         self.structure = structure
         self.images: list[Tensor] = []
         self._missing = kept
@@ -82,7 +89,16 @@ class RuntimeNetwork(nn.Module):
         if self._missing > 0:
             self.images.append(images[: self._missing].detach().cpu().clone())
             self._missing -= len(self.images[-1])
-        return pytree.tree_unflatten([torch.from_numpy(values) for values in run(self.session, images)], self.structure)
+        outputs = run(self.session, fed(self.session, images, self.pretrained))
+        return pytree.tree_unflatten([torch.from_numpy(values) for values in outputs], self.structure)
+
+
+def fed(session: "InferenceSession", images: Tensor, pretrained: Pretrained) -> Tensor:
+    """Normalised images [N, C, H, W] as a session takes them: as they are, or as the pixels that they were made of."""
+    if session.get_inputs()[0].type != "tensor(uint8)":
+        return images
+    black, white = (end.to(images) for end in pretrained.valid_range())
+    return (255 * (images - black) / (white - black)).round().clamp(0, 255).to(torch.uint8)
 
 
 def structure_of(returned: Any) -> pytree.TreeSpec:

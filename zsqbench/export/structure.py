@@ -9,7 +9,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.export.graph import DEQUANTIZE, LAYERS, QUANTIZE, constant, maker, of_type, only_reader, output, readers, source
+from zsqbench.export.graph import (
+    DEQUANTIZE,
+    LAYERS,
+    QUANTIZE,
+    constant,
+    maker,
+    of_type,
+    only_reader,
+    output,
+    readers,
+    source,
+)
 from zsqbench.export.runtime import CPU, open_session
 
 INTEGER = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"})
@@ -65,8 +76,8 @@ class Structure:
             found.append(f"in float, although nothing is in the way: {_some(self.missed)}")
         if self.affine:
             found.append(
-                f"{len(self.affine)} layers have affine weights, with which integers are slower than floats; schemes with "
-                "weight_grid: symmetric, such as qdq/w8a8, have none"
+                f"{len(self.affine)} layers have affine weights, with which integers are slower than floats; "
+                "schemes with weight_grid: symmetric, such as qdq/w8a8, have none"
             )
         return [text, *found]
 
@@ -88,9 +99,9 @@ def expected_structure(path: Path) -> Structure:
         raise ZSQBenchError(f"{path} is no ONNX file that can be read: {error}") from error
     found: dict[str, Layer] = {}
     for node in of_type(graph, *LAYERS):
-        path = _path(node)
-        before = found.get(path)  # a layer that is called again
-        found[path] = Layer(path, (before and before.island) or _island(node), _is_affine(node))
+        name = _path(node)
+        before = found.get(name)  # a layer that is called again
+        found[name] = Layer(name, (before and before.island) or _island(node), _is_affine(node))
     return Structure(tuple(found.values()))
 
 
@@ -121,26 +132,32 @@ def _island(layer: ir.Node) -> str | None:
     """Why a layer cannot run with integers; none if it can."""
     if layer.op_type == "ConvTranspose":
         return "runtimes have no transposed convolution on integers"
-    weight = maker(source(layer, 1))
+    return _lack_of_weight(maker(source(layer, 1))) or _lack_of_input(maker(source(layer))) or _lack_of_output(layer)
+
+
+def _lack_of_weight(weight: ir.Node | None) -> str | None:
     if weight is None or weight.op_type != DEQUANTIZE or constant(source(weight)) is None:
         return "its weight is not quantized"
-    if source(weight).dtype != ir.DataType.INT8:
-        return f"its weight has {source(weight).dtype}"
-    reads = maker(source(layer))
+    dtype = source(weight).dtype
+    return None if dtype == ir.DataType.INT8 else f"its weight has the type {dtype}"
+
+
+def _lack_of_input(reads: ir.Node | None) -> str | None:
     if reads is None or reads.op_type != DEQUANTIZE:
         return "its input is not quantized"
-    if source(reads).dtype not in (ir.DataType.UINT8, ir.DataType.INT8):
-        return f"its input has {source(reads).dtype}"
-    if layer.op_type == "Gemm":
-        return None  # it may give floats
+    dtype = source(reads).dtype
+    return None if dtype in (ir.DataType.UINT8, ir.DataType.INT8) else f"its input has the type {dtype}"
+
+
+def _lack_of_output(layer: ir.Node) -> str | None:
+    if layer.op_type == "Gemm":  # it may give floats
+        return None
     follows = [reader.op_type for reader in readers(output(layer))]
     if layer.op_type == "MatMul" and follows == ["Add"]:
         add = only_reader(output(layer))
         follows = [] if add is None else [reader.op_type for reader in readers(output(add))]
-    if follows != [QUANTIZE]:
-        behind = ", ".join(sorted(set(follows))) or "the network's output"
-        return f"its output is not quantized before {behind}"
-    return None
+    behind = ", ".join(sorted(set(follows))) or "the network's output"
+    return None if follows == [QUANTIZE] else f"its output is not quantized before {behind}"
 
 
 def _is_affine(layer: ir.Node) -> bool:

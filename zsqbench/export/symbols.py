@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,6 +38,9 @@ def with_symbols(student: fx.GraphModule, biases: Mapping[str, Bias]) -> fx.Grap
 class _StoredTensor(nn.Module):
     """The pair QuantizeLinear, DequantizeLinear of an activation, on unsigned integers of 8 bits, or 16 above 8."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
         self.name, self.top = quantizer.name, levels(quantizer.bits)
@@ -56,6 +59,12 @@ class _StoredTensor(nn.Module):
 class _StoredLayer(nn.Module):
     """A layer whose weight is DequantizeLinear of signed integers, and whose bias is that of integers of 32 bits."""
 
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias_codes: Tensor | None
+    bias_scale: Tensor
+
     def __init__(self, path: str, layer: QuantizedLayer, bias: Bias | None) -> None:
         super().__init__()
         quantizer = layer.weight_quantizer
@@ -68,13 +77,13 @@ class _StoredLayer(nn.Module):
         self.register_buffer("scale", quantizer.scale.reshape(shape).clone())
         self.register_buffer("zero_point", (quantizer.zero_point.reshape(shape) - middle).to(dtype))
         self.register_buffer("bias_codes", None if bias is None else bias.codes)
-        self.register_buffer("bias_scale", None if bias is None else bias.scale)
+        self.register_buffer("bias_scale", self.scale if bias is None else bias.scale)
 
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
         """What the layer makes of x."""
         carried: dict[str, Any] = {LAYER: self.path} | ({} if self.axis is None else {"axis": self.axis})
         weight = _symbol("DequantizeLinear", [self.codes, self.scale, self.zero_point], self.codes, carried)
-        bias: Tensor | None = self.layer.bias
+        bias = cast("Tensor | None", self.layer.bias)
         if self.bias_codes is not None:
             bias = _symbol("DequantizeLinear", [self.bias_codes, self.bias_scale], self.bias_codes, {"axis": 0})
         return self.layer.computed(x, weight, bias, *rest)
@@ -88,7 +97,7 @@ def _symbol(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """One of ONNX's operators, whose result has the shape of `like`."""
-    return torch.onnx.ops.symbolic(name, inputs, attributes or {}, dtype=dtype, shape=like.shape, version=OPSET)
+    return torch.onnx.ops.symbolic(name, inputs, dict(attributes or {}), dtype=dtype, shape=like.shape, version=OPSET)
 
 
 def _check_zero_point(what: str, name: str, zero_point: Tensor, top: int) -> None:

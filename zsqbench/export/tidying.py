@@ -27,6 +27,7 @@ from zsqbench.export.graph import (
     put_after,
     readers,
     source,
+    typed,
 )
 from zsqbench.export.symbols import LAYER, TENSOR, TOP
 
@@ -69,8 +70,11 @@ def called(name: str, calls: dict[str, int]) -> str:
 
 
 def part_zero_points(graph: ir.Graph) -> None:
-    """Give each weight zero points of its own: the exporter makes one constant of equal ones, and a runtime that turns
-    signed weights into unsigned ones changes them for each weight, and fails at the second."""
+    """Give each weight zero points of its own.
+
+    The exporter makes one constant of equal ones. A runtime that turns signed weights into unsigned ones changes it for
+    each weight, and fails at the second.
+    """
     for node in of_type(graph, DEQUANTIZE):
         if is_weight(node) and len(node.inputs) > 2:  # noqa: PLR2004 - a bias has none
             zero_point = constant(source(node, 2))
@@ -89,7 +93,9 @@ def turn_stored_weights(graph: ir.Graph) -> None:
             continue
         axis = stored.attributes.get("axis")
         name = str(source(stored).name)
-        stored.replace_input_with(0, initializer(graph, f"{name}.transposed", np.ascontiguousarray(codes.transpose(perm))))
+        stored.replace_input_with(
+            0, initializer(graph, f"{name}.transposed", np.ascontiguousarray(codes.transpose(perm)))
+        )
         if axis is not None:
             stored.attributes["axis"] = ir.AttrInt64("axis", list(perm).index(axis.as_int()))
         output(stored).shape = output(node).shape
@@ -132,7 +138,7 @@ def pool_globally(graph: ir.Graph) -> None:
         else:
             output(pooled).shape = output(node).shape
         for pooling in chain:
-            output(pooling).dtype = ir.DataType.FLOAT
+            typed(output(pooling), ir.DataType.FLOAT)
         graph.insert_after(node, chain)
         quantize = only_reader(output(node))
         ir.convenience.replace_all_uses_with(output(node), output(chain[-1]), replace_graph_outputs=True)
@@ -142,15 +148,15 @@ def pool_globally(graph: ir.Graph) -> None:
 
 
 def _move_before(graph: ir.Graph, quantize: ir.Node, pooled: ir.Node) -> None:
-    """Round what was pooled before it is flattened, so that no operator between has floats; the next pass repeats it."""
+    """Round what was pooled before it is flattened, so that no operator between has floats; a later pass repeats it."""
     rest = [source(quantize, index) for index in range(1, len(quantize.inputs))]
     flat = source(quantize)
     flatten = maker(flat)
     assert flatten is not None  # noqa: S101 - it was put there
     codes = ir.node(QUANTIZE, [output(pooled), *rest], dict(quantize.attributes), name=f"{quantize.name}/pooled")
     values = ir.node(DEQUANTIZE, [output(codes), *rest], name=f"{quantize.name}/values")
-    output(codes).dtype = output(quantize).dtype
-    output(values).dtype = ir.DataType.FLOAT
+    typed(output(codes), output(quantize))
+    typed(output(values), ir.DataType.FLOAT)
     graph.insert_after(pooled, [codes, values])
     flatten.replace_input_with(0, output(values))
     dequantize = only_reader(output(quantize))
@@ -193,7 +199,7 @@ def clip_codes(graph: ir.Graph) -> None:
             ends = [initializer(graph, f"code_{int(end)}", np.array(end, zero_point.dtype)) for end in (low, high)]
             codes.name = f"{name}/unclipped"
             clip = ir.node("Clip", [codes, *ends], name=f"{name}/clip")
-            output(clip).dtype = codes.dtype
+            typed(output(clip), codes)
             put_after(graph, codes, [clip])
             output(clip).name = f"{name}{CODES}"
 
@@ -254,8 +260,9 @@ def repeat_behind_moves(graph: ir.Graph) -> None:
                 continue
             codes = ir.node(QUANTIZE, [moved, *rest], name=f"{place}/quantize")
             values = ir.node(DEQUANTIZE, [output(codes), *rest], name=f"{place}/dequantize")
-            output(codes).dtype, output(codes).shape = source(pair).dtype, moved.shape
-            output(values).dtype = ir.DataType.FLOAT
+            typed(output(codes), source(pair))
+            typed(output(values), ir.DataType.FLOAT)
+            output(codes).shape = moved.shape
             put_after(graph, moved, [codes, values])
 
 
@@ -297,7 +304,8 @@ def feed_pixels(model: ir.Model, mean: NDArray[Any], scale: NDArray[Any]) -> Non
     less = ir.node("Sub", [output(cast), ends[0]], name="pixels/subtract")
     times = ir.node("Mul", [output(less), ends[1]], name="pixels/scale")
     for value in map(output, (cast, less, times)):
-        value.dtype, value.shape = ir.DataType.FLOAT, image.shape
+        typed(value, ir.DataType.FLOAT)
+        value.shape = image.shape
     graph.insert_before(graph[0], [cast, less, times])
     ir.convenience.replace_all_uses_with(image, output(times))
 
@@ -327,7 +335,9 @@ def store_in_four_bits(model: ir.Model, bits: Callable[[str], int]) -> int:
             if name not in graph.initializers:
                 tensor = ir.tensor(array, dtype=ir.DataType.INT4, name=name)
                 kind = ir.TensorType(tensor.dtype)
-                graph.register_initializer(ir.Value(name=name, const_value=tensor, type=kind, shape=tensor.shape))
+                graph.register_initializer(
+                    ir.Value(name=name, const_value=tensor, type=kind, shape=ir.Shape(array.shape))
+                )
             node.replace_input_with(index, graph.initializers[name])
         stored += 1
     return stored

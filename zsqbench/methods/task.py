@@ -34,6 +34,8 @@ class DataFiles:
     absent: str | None = None
     """Why there are no images to calibrate on, where the task was told of some: an error for cells that are given real
     images, and for no others."""
+    classes: Sequence[str] = ()
+    """Names of the classes, in the order of a classifier's outputs, where the data has such."""
 
 
 class Task(Method, ABC):

@@ -7,17 +7,36 @@ rows, MLflow and commands know kinds through it alone, so a new kind is a file h
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.evaluate import Evaluate
+from zsqbench.steps.export import Export
+from zsqbench.steps.exportfloat import ExportFloat
 from zsqbench.steps.generate import Generate
 from zsqbench.steps.inspect import Inspect
+from zsqbench.steps.latency import Latency
 from zsqbench.steps.oracle import Oracle
 from zsqbench.steps.planning import CellPlanning, Data, NetworkFacts, StepMaker
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.resolve import Resolve
+from zsqbench.steps.runtime import Runtime
 from zsqbench.steps.sensitivity import Sensitivity
 from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked, contributed
 
 KINDS: dict[str, type[Job]] = {
-    job.kind: job for job in (Resolve, Inspect, Baseline, Generate, Diagnose, Sensitivity, Quantize, Evaluate, Oracle)
+    job.kind: job
+    for job in (
+        Resolve,
+        Inspect,
+        Baseline,
+        Generate,
+        Diagnose,
+        Sensitivity,
+        Quantize,
+        Evaluate,
+        Oracle,
+        ExportFloat,
+        Export,
+        Runtime,
+        Latency,
+    )
 }
 
 __all__ = [

@@ -217,6 +217,11 @@ class Job(BaseModel, ABC):
         return self.model_copy(update={self.called: call})
 
     @classmethod
+    def not_run(cls, cell: Cell) -> dict[str, str]:  # noqa: ARG003 - for subclasses
+        """Why a cell that asks for a step of this kind has none, by the group of metrics that it would have made."""
+        return {}
+
+    @classmethod
     def leading_to(cls, step: Step) -> dict[str, Step]:  # noqa: ARG003 - for subclasses
         """Steps before this one that a row tells of by a name of their own."""
         return {}

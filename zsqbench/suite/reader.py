@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zsqbench.errors import MethodFaultError, ZSQBenchError, did_you_mean, unknown
+from zsqbench.export.options import ExportOptions
 from zsqbench.methods import Generator, Kind, Method, ModelSpec, Quantizer, Settings, Task
 from zsqbench.methods.asking import asking
 from zsqbench.plugins import Catalog, load_plugins
@@ -137,16 +138,26 @@ class _SuiteBuilder:
         for index, block in enumerate(self.file.matrix):
             where: Location = ("matrix", index)
             settings = settings_of(self.source, self.file, index)
+            export = block.export or self.file.export
             for axis in AXES[:-1]:
                 for label in getattr(block, axis):
                     self._resolve(axis, label, (*where, axis))
             for model in block.model:
                 self._in_matrix.setdefault(model, (*where, "model"))
             for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
-                yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings)
+                yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings, export=export)
 
     def _cell(
-        self, *, task: str, model: str, generator: str, quantizer: str, scheme: str, seed: int, settings: Settings
+        self,
+        *,
+        task: str,
+        model: str,
+        generator: str,
+        quantizer: str,
+        scheme: str,
+        seed: int,
+        settings: Settings,
+        export: ExportOptions | None,
     ) -> Cell:
         maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
         variant = self.variants["quantizer"][quantizer]
@@ -160,14 +171,21 @@ class _SuiteBuilder:
             seed=seed if seeded else None,
             settings=settings,
             reason=_impossible(cast("Generator | None", maker), variant, self.schemes[scheme]),
+            export=export,
         )
 
     def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
-        """The union of the blocks; says what stood there twice and which seeds made no difference."""
+        """The union of the blocks; says what stood there twice and which seeds made no difference.
+
+        A cell is exported where any block asks for it.
+        """
         first: dict[Cell, int] = {}
         repeated: Counter[tuple[int, int]] = Counter()
         collapsed: Counter[tuple[str, str]] = Counter()
+        exported: dict[Cell, ExportOptions] = {}
         for index, cell in cells:
+            if cell.export is not None:
+                exported.setdefault(cell, cell.export)
             if cell not in first:
                 first[cell] = index
             elif cell.seed is None and first[cell] == index and len(set(self.file.matrix[index].seed)) > 1:
@@ -181,7 +199,7 @@ class _SuiteBuilder:
         for (generator, quantizer), count in collapsed.items():
             pair = f"{_count(count, 'cell')} of {generator} with {quantizer}"
             self.notes.append(f"{pair} left out: neither uses the seed, so one cell stands for all seeds")
-        return list(first)
+        return [replace(cell, export=exported[cell]) if cell in exported else cell for cell in first]
 
     def _exclude(self, cells: list[Cell]) -> list[Cell]:
         matched = [0] * len(self.file.exclude)
@@ -359,7 +377,7 @@ def _replace(cell: Cell, reason: str | None, excluded: bool) -> Cell:
     if reason == cell.reason and excluded == cell.excluded:
         return cell
     values = {axis: getattr(cell, axis) for axis in AXES}
-    return Cell(**values, settings=cell.settings, reason=reason, excluded=excluded)
+    return Cell(**values, settings=cell.settings, reason=reason, excluded=excluded, export=cell.export)
 
 
 def _count(number: int, noun: str) -> str:

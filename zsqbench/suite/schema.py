@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from zsqbench.export.options import ExportOptions
 from zsqbench.suite.suite import NO_GENERATOR
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -34,6 +35,7 @@ class Block(BaseModel):
     scheme: Names = Field(min_length=1)
     seed: Seeds = Field([0], min_length=1)
     settings: dict[str, Any] = {}
+    export: ExportOptions | None = Field(None, description="export, check and time these cells; the suite's by default")
 
 
 class Exclusion(BaseModel):
@@ -78,5 +80,6 @@ class SuiteFile(BaseModel):
     matrix: list[Block] = Field(min_length=1, description="each block is a full product, the suite is their union")
     exclude: list[Exclusion] = []
     step_timeout: float | None = Field(None, gt=0, description="seconds that one step may take")
+    export: ExportOptions | None = Field(None, description="export, check and time all cells; needs the extra `onnx`")
     plugins: list[str] = Field([], description="single-file plugins, relative to the suite")
     published: References = Field([], description="tables of papers whose values stand beside the measured ones")

@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from zsqbench.export.options import ExportOptions
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Generator, Method, ModelSpec, Network, Quantizer, Settings, Task
 from zsqbench.plugins import Catalog, Plugin
@@ -117,6 +118,8 @@ class Cell:
     reason: str | None = None
     """Why it cannot or shall not run."""
     excluded: bool = False
+    export: ExportOptions | None = field(default=None, compare=False)
+    """How its quantized network is exported, checked and timed, if it is."""
 
     @cached_property
     def name(self) -> str:
@@ -186,7 +189,8 @@ class Suite:
         """Hash of all that the suite says of a cell."""
         parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
         generator = self._part("generator", cell.generator) if cell.generator else None
-        return digest_of([*parts, generator, cell.seed, cell.settings.model_dump(mode="json")])
+        asked = [] if cell.export is None else [cell.export.model_dump(mode="json")]
+        return digest_of([*parts, generator, cell.seed, cell.settings.model_dump(mode="json"), *asked])
 
     def _part(self, axis: str, label: str) -> str:
         """The part of the definition of cells that a name of the suite decides; thousands share it."""

@@ -174,7 +174,6 @@ class QuantizedLayer(nn.Module):
     output_axis: ClassVar[int] = 0
     """The axis of output channels in the weight of torch's layer, which tensor maps give."""
     weight: Tensor
-    bias: nn.Parameter | None
     weight_quantizer: WeightQuantizer
     weight_codes: Tensor
 
@@ -193,7 +192,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What torch's layer makes of x with the quantized weight."""
-        return self.computed(x, self.quantized_weight(), self.bias)
+        return self.computed(x, self.quantized_weight(), cast("nn.Parameter | None", self.bias))
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, in floating point."""

@@ -1,0 +1,19 @@
+"""From a quantized network to a file that ships: ONNX with QuantizeLinear and DequantizeLinear, checked and timed.
+
+Read it in this order: options.py (what can be asked for), integers.py (a student as integer hardware computes it),
+symbols.py (the same in ONNX's words), tidying.py over graph.py (the form that runtimes fuse), exporting.py (all of it,
+into a file), script.py (which runs it), runtime.py (ONNX Runtime), structure.py (what runs with integers),
+comparison.py (the file beside the simulation) and latency.py. All but the first need the extra `onnx`.
+"""
+
+import importlib.util
+
+NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+
+INSTALL = "pip install 'zsqbench[onnx]'"
+
+
+def missing() -> str | None:
+    """What is not installed that exporting needs, and how to install it; none where all is there."""
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return f"{absent[0]} is not installed: {INSTALL}" if absent else None

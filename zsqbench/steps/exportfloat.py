@@ -1,0 +1,51 @@
+"""The export_float step writes a float network as an ONNX file, which exported quantized ones are timed beside."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zsqbench.export import missing
+from zsqbench.export.options import ExportOptions
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.step import Job, Step
+from zsqbench.suite import Suite
+from zsqbench.versions import EXPORT_VERSION
+
+if TYPE_CHECKING:
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+FLOAT_FILE = "float.onnx"
+
+
+class ExportFloat(Job):
+    """Reads the float network; leaves the file."""
+
+    kind: ClassVar[str] = "export_float"
+
+    options: ExportOptions
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step | None:
+        """One for each network and form of its input, where the suite asks for files of its quantized copies."""
+        options = cell.cell.export
+        if options is None or missing() is not None:
+            return None
+        parts = (cell.facts.digest, options.input, str(options.opset), EXPORT_VERSION)
+        return cell.step(cls, cell.cell.model, parts)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
+        """Form of the input, and operator set."""
+        return {"options": step.cell.export}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Write it."""
+        from zsqbench.export.exporting import Description, export_float
+
+        teacher = session.teacher(self)
+
+        def fill(folder: Path) -> None:
+            export_float(copy.deepcopy(teacher.module), Description(teacher), folder / FLOAT_FILE, self.options)
+
+        session.write(self, reporter, {}, fill)

@@ -1,0 +1,123 @@
+"""The onnxruntime step measures an exported network in ONNX Runtime, and compares it with the simulation."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from zsqbench.reports.results import Result
+from zsqbench.steps import evaluations
+from zsqbench.steps.evaluate import Evaluate, label
+from zsqbench.steps.export import FILE, RUNTIME, Export, compare_file, is_exported
+from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.quantize import Quantize
+from zsqbench.steps.step import Shown, Step
+from zsqbench.steps.students import StudentJob
+from zsqbench.store import Store
+from zsqbench.suite import Suite
+from zsqbench.versions import EXPORT_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import fx
+
+    from zsqbench.execution.reporter import Reporter
+    from zsqbench.execution.session import Session
+
+EQUAL = "equal"
+"""The metric that says on how many percent of the evaluated images runtime and simulation predict the same."""
+
+
+class Runtime(StudentJob):
+    """Reads the exported file, the quantized network, what that predicted, and the evaluation data.
+
+    Leaves metrics, samples, and all that the comparison of the first images found.
+    """
+
+    kind: ClassVar[str] = RUNTIME
+    final: ClassVar[bool] = True
+
+    data: str
+    """Digest of the evaluation data."""
+    check: int
+    providers: tuple[str, ...]
+
+    @classmethod
+    def plan(cls, cell: CellPlanning) -> Step | None:
+        """One for each exported network, data, execution providers, and number of images that are compared."""
+        options = cell.cell.export
+        if not is_exported(cell) or options is None:
+            return None
+        parts = (*evaluations.identity(cell), str(options.check), *options.providers, EXPORT_VERSION)
+        needs = tuple(cell.steps[kind] for kind in (Quantize.kind, Evaluate.kind, Export.kind))
+        return cell.step(cls, label(cell.cell), parts, needs=(*needs, *cls.ranking(cell)), variant=cell.quantizer)
+
+    @classmethod
+    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
+        """The digest of the data, and what is compared where."""
+        options = step.cell.export
+        asked = {} if options is None else {"check": options.check, "providers": options.providers}
+        return super().details(step, suite, data) | {"data": data.evaluation if data else "", **asked}
+
+    def run(self, session: "Session", reporter: "Reporter") -> None:
+        """Evaluate the file as the task does any network, then look closer at the first images that it was given."""
+        import torch
+
+        from zsqbench.export.exporting import outputs_of
+        from zsqbench.export.runtime import RuntimeNetwork, open_session, processor, structure_of
+
+        store, teacher = session.store, session.teacher(self)
+        quantized = store.read(Quantize.kind, self.needs[Quantize.kind])
+        student = cast("fx.GraphModule", self.restored(session, self.prepared(session), quantized)).cpu()
+        file = store.read(Export.kind, self.needs[Export.kind]).file(FILE)
+        threads = self.settings.threads
+        network = RuntimeNetwork(
+            open_session(file, self.providers, threads=threads),
+            structure_of(outputs_of(student, teacher)),
+            teacher,
+            kept=self.check,
+        )
+        evaluation = evaluations.measure(session, self, reporter, network, teacher)
+        found = compare_file(file, student, torch.cat(network.images), teacher, self.providers)
+        for line in found.lines():
+            reporter.note(line)
+        content = {
+            **evaluations.content(evaluation, self.data),
+            "check": found.as_data(),
+            "numbers": found.numbers(),
+            "problems": found.problems,
+            "processor": processor(),
+        }
+
+        def fill(folder: Path) -> None:
+            evaluations.write_samples(folder, replace(evaluation, labels=()))
+
+        session.write(self, reporter, content, fill)
+
+    @classmethod
+    def row(cls, store: Store, keys: "Mapping[str, str]") -> dict[str, Any]:
+        """The task's metrics in the runtime, the part of equal predictions, size, and layers that run with integers."""
+        artifact, exported = (store.read(kind, keys[kind]) for kind in (cls.kind, Export.kind))
+        simulated = store.read(Evaluate.kind, keys[Evaluate.kind])
+        with artifact.reading():
+            measured = evaluations.numbers(artifact.content["metrics"]) | dict(artifact.content["numbers"])
+            problems = [str(line) for line in artifact.content["problems"]]
+        samples = [evaluations.read_samples(each) for each in (artifact, simulated)]
+        equal = evaluations.agreement(*samples)
+        if equal:
+            measured[EQUAL] = equal["agreement"]
+        with exported.reading():
+            measured["size_mb"] = float(exported.content["size_mb"])
+        named = {f"{RUNTIME}/{name}": value for name, value in measured.items()}
+        return {"metrics": named} | ({"footnotes": [f"{RUNTIME}: {line}" for line in problems]} if problems else {})
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """All that the comparison found."""
+        key = row.keys.get(cls.kind)
+        if key is None or not store.has(cls.kind, key):
+            return None
+        artifact = store.read(cls.kind, key)
+        with artifact.reading():
+            lines = [f"ONNX Runtime on {artifact.content['processor']}", *artifact.notes]
+        return Shown(cls.kind, artifact.content, "\n".join(lines))
