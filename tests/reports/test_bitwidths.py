@@ -161,6 +161,9 @@ def test_maps_and_differences_are_plain_data(make):
         "schemes": ["hw/w4a4", "academic/w4a4"],
         "fold_bn": [True, True],
         "grid": [None, None],
+        "weight_grid": [None, None],
+        "activation_grid": [None, None],
+        "input_range": ["calibrated", "calibrated"],
         "compared": 9,
     }
 

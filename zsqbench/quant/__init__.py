@@ -89,6 +89,7 @@ from zsqbench.quant.ranges import (
     shrink_search,
     switched,
     symmetric_weight_thresholds,
+    threshold_search,
 )
 from zsqbench.quant.reconstruction import (
     GIB,
@@ -105,6 +106,7 @@ from zsqbench.quant.student import (
     Grids,
     activation_quantizers,
     add_biases,
+    hold_image,
     prepare,
     quantized_layers,
     weight_quantizers,
@@ -198,6 +200,7 @@ __all__ = [
     "folded",
     "free_bounds",
     "grid_parameters",
+    "hold_image",
     "images_for",
     "include_zero",
     "input_moments",
@@ -235,6 +238,7 @@ __all__ = [
     "symmetric_weight_thresholds",
     "take_over",
     "tensor_name",
+    "threshold_search",
     "unfolded",
     "unpaired_layers",
     "weight_quantizers",

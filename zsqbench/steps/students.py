@@ -54,7 +54,7 @@ class StudentJob(Job):
     def prepare(self, session: "Session", teacher: Pretrained) -> "fx.GraphModule":
         """A student of the network."""
         preparing = cast("Quantizer", session.method("quantizer", self.prepared_by))
-        return preparing.prepare(teacher, self.scheme)
+        return preparing.make_student(teacher, self.scheme)
 
     def prepared(self, session: "Session") -> "fx.GraphModule":
         """A student to load an artifact into; always fp32 and contiguous."""

@@ -18,7 +18,7 @@ from zsqbench.testing.quantizers import examine_quantizer
 from zsqbench.testing.report import Finding, Report
 from zsqbench.testing.tasks import examine_task
 
-SCHEMES = ("hw/w4a4", "academic/w4a4")
+SCHEMES = ("hw/w4a4", "academic/w4a4", "qdq/w4a8")
 FLOAT = "float"
 SIZES = (4, 8, 16, 32)
 """What is tried for an option that says how much there is to do; the first that its constraints allow is taken."""
