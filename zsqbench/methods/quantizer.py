@@ -69,8 +69,8 @@ class Quantizer(Method, ABC):
         """
         from zsqbench.quant import Grids
 
-        demands = map(scheme.placement.grid_of, KINDS)
-        return Grids(*map(_chosen, (self.weight_grids, self.activation_grids), demands))
+        weights, activations = map(scheme.placement.grid_of, KINDS)
+        return Grids(_chosen(self.weight_grids, weights), _chosen(self.activation_grids, activations))
 
     def images_of(self, data: "CalibrationSet | None") -> "torch.Tensor":
         """The calibration images. Raises ZSQBenchError where there are none."""

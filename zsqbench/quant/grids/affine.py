@@ -96,15 +96,15 @@ def pixel_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid = "affine"
 
     Where all channels have one mean and deviation, the codes of an affine grid of 8 bits are the pixels 0 .. 255. If
     zero lies halfway between two pixels, as with a mean of 127.5 of 255, every pixel would lie halfway between two
-    codes, and half of the codes would be lost to how ties are rounded. The grid is then a step wider, so that both ends
-    are codes, and only the two pixels in the middle share one.
+    codes, and up to half of the codes would be lost to how ties are rounded. The grid is then a step wider, so that
+    both ends are inside, and only the two pixels in the middle share a code; pixels below them have the next code.
     """
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     scale, zero_point = grid_parameters(low, high, bits, grid, bool(low < 0))
     beside = (-low / scale - zero_point).abs()
     if grid == "affine" and beside > HALFWAY and 0 < zero_point < levels(bits):
         scale = torch.maximum(-low / zero_point, high / (levels(bits) - zero_point))
-    return Affine(scale.float(), zero_point.float())
+    return Affine(scale.float(), zero_point.float() + 0.0)  # -0 is no code
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
