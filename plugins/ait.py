@@ -9,7 +9,7 @@ from zsqbench_plugins.shared.protocols import GDFQ_PROTOCOL, QIMERA_MIXTURES
 
 import zsqbench
 from zsqbench.methods import Auto, Network, auto
-from zsqbench.scheme import Scheme
+from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ class AIT(MixtureQuantizer):
         threshold, schedule = self.threshold, engine.schedule
         if not threshold or not weights:
             return None
-        packed = _Packed(weights, [quantizer.bits for _, quantizer in engine.weights])
+        packed = _Packed(weights, [(quantizer.bits, quantizer.grid) for _, quantizer in engine.weights])
 
         @torch.no_grad()
         def enlarge(update: int) -> None:
@@ -110,8 +110,8 @@ class _Packed:
     weights: "Tensor"
     steps: "Tensor"
 
-    def __init__(self, weights: "Sequence[Tensor]", bits: Sequence[int]) -> None:
-        """The layout is that of these weights; `take` fills it in."""
+    def __init__(self, weights: "Sequence[Tensor]", grids: Sequence[tuple[int, Grid]]) -> None:
+        """The layout is that of these weights, whose grids have these bits and are of these kinds; `take` fills it."""
         import torch
 
         self._longest = longest = max(weight[0].numel() for weight in weights)
@@ -122,7 +122,7 @@ class _Packed:
         lengths = torch.tensor([weight[0].numel() for weight in weights], device=device)[self.layer]
         self._is_weight = torch.arange(longest, device=device) < lengths[:, None]
         self._rows = [
-            (each, torch.tensor([width == each for width in bits], device=device)[self.layer]) for each in set(bits)
+            (each, torch.tensor([grid == each for grid in grids], device=device)[self.layer]) for each in set(grids)
         ]
 
     def take(self, weights: "Sequence[Tensor]", steps: "Sequence[Tensor]") -> "_Packed":
@@ -149,12 +149,12 @@ class _Packed:
     def _codes(self, weights: "Tensor") -> "Tensor":
         import torch
 
-        from zsqbench.quant import affine_parameters, quantize
+        from zsqbench.quant import grid_parameters, quantize
 
         codes = torch.empty_like(weights)
-        for bits, rows in self._rows:
+        for (bits, grid), rows in self._rows:
             low, high = torch.aminmax(weights[rows], dim=1, keepdim=True)
-            codes[rows] = quantize(weights[rows], *affine_parameters(low, high, bits), bits)
+            codes[rows] = quantize(weights[rows], *grid_parameters(low, high, bits, grid, signed=True), bits)
         return codes
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 import zsqbench
 from zsqbench.methods import Auto, auto
-from zsqbench.scheme import Scheme
+from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     from torch import fx
@@ -41,6 +41,7 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     """
 
     name = "brecq"
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric")
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"loss": "fisher_diag", "activation_lr": 4e-5, "search_images": 64, "layer_draws": "permutation"},
         "released": {"loss": "mse", "activation_lr": 4e-4, "search_images": 512, "layer_draws": "epoch"},

@@ -1,12 +1,12 @@
 """GENIE-M, the quantizer of GENIE: Show Me the Data for Quantization (Jeon et al., CVPR 2023)."""
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 import zsqbench
-from zsqbench.scheme import Scheme
+from zsqbench.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
     """
 
     name = "genie_m"
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric")
+    activation_grids: ClassVar[tuple[Grid, ...]] = ("symmetric",)
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")
     rounding_weight: float = Field(1.0, ge=0, description="weight of the regulariser (lambda)")
@@ -45,13 +47,13 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
     fold: bool = Field(False, description="fold batch normalisation, if the scheme folds it")
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put affine quantizers of weights and symmetric ones of activations in place."""
-        from zsqbench.quant import Grids, activation_quantizers, prepare
+        """Put quantizers in place, of symmetric activations and of layers that are not folded."""
+        from zsqbench.quant import activation_quantizers
 
         if not self.fold:
             placement = scheme.placement.model_copy(update={"fold_bn": False})
             scheme = scheme.model_copy(update={"placement": placement})
-        student = prepare(teacher.module, scheme, teacher.input_size, Grids("affine", "symmetric"))
+        student = super().prepare(teacher, scheme)
         for _, quantizer in activation_quantizers(student):
             quantizer.clips_first = True
         return student
@@ -70,12 +72,14 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
             StepSizes,
             quantized_layers,
             shrink_search,
+            threshold_search,
         )
 
         images = self.images_of(data)
         for _, layer in quantized_layers(student):
             quantizer = layer.weight_quantizer
-            quantizer.set_parameters(*shrink_search(layer.weight, quantizer.bits, quantizer.axis))
+            search = threshold_search if quantizer.grid == "symmetric" else shrink_search
+            quantizer.set_parameters(*search(layer.weight, quantizer.bits, quantizer.axis))
         stage = Stage(
             self.iterations,
             self.batch_size,

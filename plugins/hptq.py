@@ -52,7 +52,8 @@ class HPTQ(zsqbench.Quantizer):
     name = "hptq"
     memory_options = ("batch_size",)
     seeded = False
-    grids: ClassVar[tuple[Grid, ...]] = ("power_of_two",)
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("symmetric", "power_of_two")
+    activation_grids: ClassVar[tuple[Grid, ...]] = ("power_of_two",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             "weights": "power_of_two",
@@ -104,12 +105,14 @@ class HPTQ(zsqbench.Quantizer):
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The preset's values, but the grid of weights that the scheme demands."""
         found = super().automatic(network, scheme)
-        return {**found, "weights": None if scheme is None else scheme.placement.grid or found["weights"]}
+        demanded = None if scheme is None else scheme.placement.grid_of("weight")
+        if scheme is None or demanded in self.weight_grids:
+            return {**found, "weights": demanded}
+        return found
 
     def rejects(self, scheme: Scheme) -> str | None:
         """Another grid than powers of two, or errors that cannot be had."""
-        demanded = scheme.placement.grid
-        if self.weights == "symmetric" and demanded == "power_of_two":
+        if self.weights == "symmetric" and scheme.placement.grid_of("weight") == "power_of_two":
             return "the scheme demands the grid power_of_two, and its option weights is symmetric"
         if self.statistics == "exact" and (self.activation_error == "kl" or self.z_threshold is not None):
             return "activation_error kl and z_threshold need a histogram, and its option statistics is exact"

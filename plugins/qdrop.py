@@ -1,11 +1,12 @@
 """QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization (Wei et al., ICLR 2022)."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 import zsqbench
+from zsqbench.scheme import Grid
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -32,6 +33,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
     """
 
     name = "qdrop"
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric")
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
@@ -54,6 +56,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
             memory_errors,
             quantized_layers,
             range_search,
+            threshold_search,
         )
 
         images = self.images_of(data)
@@ -74,7 +77,8 @@ class QDrop(zsqbench.ReconstructionQuantizer):
         engine = Reconstruction(student, images, ctx, {"joint": stage}, memory=self.memory(ctx.device))
         for _, layer in quantized_layers(student):
             quantizer = layer.weight_quantizer
-            quantizer.set_parameters(*range_search(layer.weight, quantizer.bits, quantizer.axis))
+            choose = threshold_search if quantizer.grid == "symmetric" else range_search
+            quantizer.set_parameters(*choose(layer.weight, quantizer.bits, quantizer.axis))
         with memory_errors(ctx.device, {"search_images": self.search_images}):
             first = images[: self.search_images].to(ctx.device)
             calibrate_float_activations(student, first, lambda quantizer: partial(search, quantizer))

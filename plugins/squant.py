@@ -1,11 +1,12 @@
 """SQuant: data-free rounding of weights by a diagonal approximation of the Hessian (Guo et al., ICLR 2022)."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 import zsqbench
+from zsqbench.scheme import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,10 +54,12 @@ class SQuant(zsqbench.Quantizer):
     out of bounds in CUDA), and only weights that can be rounded the other way are.
 
     Unlike elsewhere in this harness, but as in the released code, a weight's range need not include zero: the zero
-    point of a channel of one sign is not a code.
+    point of a channel of one sign is not a code. A scheme may demand symmetric weights, which the released code does
+    not have: S is then that of the finest symmetric grid that holds the channel, and z' is 0; all else is the same.
     """
 
     name = "squant"
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric")
     seeded = False
     needs_images = False
 
@@ -79,7 +82,7 @@ class SQuant(zsqbench.Quantizer):
         """Choose the codes of all weights, then set the ranges of activations in one pass of noise."""
         import torch
 
-        from zsqbench.quant import activation_quantizers, calibrate_activations, quantized_layers
+        from zsqbench.quant import activation_quantizers, calibrate_activations, minmax, quantized_layers
 
         with torch.no_grad():
             for name, layer in quantized_layers(student):
@@ -89,11 +92,15 @@ class SQuant(zsqbench.Quantizer):
                     raise zsqbench.ZSQBenchError(
                         f"quantizer 'squant': the weight of layer {name!r} has NaN or infinity"
                     )
-                scale, zero_point = signed_grid(weight, quantizer.bits)
-                codes = choose_codes(scale * weight - zero_point, quantizer.bits, self.mode)
                 half = 2.0 ** (quantizer.bits - 1)
-                quantizer.set_parameters(1 / scale, half - zero_point)
-                layer.choose(codes + half)
+                if quantizer.grid == "symmetric":
+                    quantizer.set_range(*minmax(weight, quantizer.axis))
+                    scaled = weight / quantizer.scale
+                else:
+                    scale, zero_point = signed_grid(weight, quantizer.bits)
+                    quantizer.set_parameters(1 / scale, half - zero_point)
+                    scaled = scale * weight - zero_point
+                layer.choose(choose_codes(scaled, quantizer.bits, self.mode) + half)
         if activation_quantizers(student):
             noise = ctx.rand(self.noise_images, *teacher.input_size)
             calibrate_activations(student, [noise], partial(self._observer, teacher))

@@ -1,6 +1,7 @@
 import pytest
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.hashing import digest_of
 from zsqbench.scheme import (
     ACTIVATION_ROLES,
     FLOAT,
@@ -8,8 +9,10 @@ from zsqbench.scheme import (
     POSITIONS,
     WEIGHT_ROLES,
     Placement,
+    is_kind_of,
     parse_scheme,
 )
+from zsqbench.widths import KINDS
 
 
 def test_a_scheme_is_a_placement_and_bit_widths():
@@ -28,8 +31,10 @@ def test_a_role_may_have_bits_of_its_own():
 
 
 def left_in_float(name):
+    """The roles of the tensors that a scheme has, and leaves in float."""
     scheme = parse_scheme(f"{name}/w4a4")
-    return {role for role in ACTIVATION_ROLES if scheme.bits(role) == 32}
+    there = [role for role in ACTIVATION_ROLES if getattr(scheme.placement, role) is not None]
+    return {role for role in there if scheme.bits(role) == 32}
 
 
 def test_hw_leaves_input_addends_and_pooled_features_in_float():
@@ -37,7 +42,8 @@ def test_hw_leaves_input_addends_and_pooled_features_in_float():
 
 
 def test_hast_quantizes_relus_alone_and_folds_nothing():
-    assert set(ACTIVATION_ROLES) - left_in_float("hast") == {"relu"}
+    assert set(ACTIVATION_ROLES) - left_in_float("hast") == {"preactivation", "relu"}
+    assert PLACEMENTS["hast"].preactivation is None
     assert not PLACEMENTS["hast"].fold_bn
     assert [PLACEMENTS["hast"].model_dump()[role] for role in WEIGHT_ROLES] == ["w", "w", "w"]
 
@@ -56,13 +62,81 @@ def test_strict_schemes_leave_nothing_and_differ_in_their_grid():
     assert PLACEMENTS["pot"] == PLACEMENTS["hw_strict"].model_copy(update={"grid": "power_of_two"})
 
 
-def test_only_pot_demands_a_grid():
-    assert {name: placement.grid for name, placement in PLACEMENTS.items() if placement.grid} == {"pot": "power_of_two"}
+def test_pot_and_qdq_demand_grids():
+    demands = {name: tuple(map(placement.grid_of, KINDS)) for name, placement in PLACEMENTS.items()}
+    assert {name: grids for name, grids in demands.items() if grids != (None, None)} == {
+        "pot": ("power_of_two", "power_of_two"),
+        "qdq": ("symmetric", "affine"),
+    }
+
+
+def test_qdq_is_all_that_hardware_stores_and_what_is_not_computed_with_a_layer():
+    own = {"weight_grid": None, "activation_grid": None, "input_range": "calibrated", "preactivation": None}
+    assert PLACEMENTS["qdq"].model_copy(update=own) == PLACEMENTS["hw_strict"]
+    scheme = parse_scheme("qdq/w4a8")
+    assert (left_in_float("qdq"), scheme.bits("preactivation"), scheme.bits("weight")) == (set(), 8, 4)
+    assert parse_scheme("qdq/w32a32").is_float
+    assert {name for name, each in PLACEMENTS.items() if each.preactivation is not None} == {"qdq"}
+    assert {name for name, each in PLACEMENTS.items() if each.input_range == "valid"} == {"qdq"}
+
+
+def test_a_role_that_a_placement_has_no_tensor_for_has_no_bits():
+    assert parse_scheme("hw/w4a4").bits("preactivation") == 32
+    assert not parse_scheme("mine/w32a32", {"mine": Placement(preactivation=8)}).is_float
+
+
+def test_a_grid_is_of_its_own_kind_and_of_the_wider_ones():
+    kinds = ("affine", "symmetric", "power_of_two")
+    found = [[is_kind_of(grid, demanded) for demanded in (None, *kinds)] for grid in kinds]
+    assert found == [[True, True, False, False], [True, True, True, False], [True, True, True, True]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_grid_for_all_and_another_for_a_kind_contradict_each_other(kind):
+    assert Placement(grid="symmetric", **{f"{kind}_grid": "symmetric"}).grid_of(kind) == "symmetric"
+    expected = f"grid symmetric is for all tensors, and {kind}_grid is affine: give one of the two"
+    with pytest.raises(ValueError, match=expected):
+        Placement(grid="symmetric", **{f"{kind}_grid": "affine"})
+
+
+def test_the_image_has_a_grid_of_the_scheme_where_its_range_is_that_of_valid_pixels():
+    assert [PLACEMENTS[name].image_grid for name in ("hw", "pot", "qdq")] == [None, None, "affine"]
+    assert Placement(input_range="valid").image_grid == "affine"
+    assert Placement(input_range="valid", grid="power_of_two").image_grid == "power_of_two"
 
 
 def test_the_fields_of_a_placement_are_the_roles_and_positions():
-    fields = ["fold_bn", "grid", *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS, "tensors"]
+    grids = ["grid", "weight_grid", "activation_grid", "input_range"]
+    fields = ["fold_bn", *grids, *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS, "tensors"]
     assert list(Placement.model_fields) == fields
+
+
+DIGESTS = {
+    "hast": "635c0ce4e70f24d2a6f7033705d915b5a2896e6f9aeb109675d2252a273fd63a",
+    "academic": "c73c950f305431a0af47ec435551d81b38a3879f9435be24274558ae9fb9d365",
+    "academic_intended": "f8f2885a6d2ece91efcf4393f17235cf62408a59bcad05699bb060e408686b40",
+    "hw": "d4d299dc8e8eb9a925a779764b3f47e05dae27bd237581e82a16e3ecdd01b2f1",
+    "hw_strict": "b667ca6c770e3569c17892809e63ef542054d5ab735764388fb54981f8fbf5ab",
+    "pot": "e5c9de7b5bbb9b067bbc1d4844c200edab0a849afe8b42b03ffd9f5e087ca5cf",
+}
+"""Hashes of the placements as they were before grids of weights and activations, preactivations and valid pixels."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_placement_is_hashed_as_it_was_before_it_had_more_fields(name):
+    assert digest_of(PLACEMENTS[name].model_dump(mode="json")) == DIGESTS[name]
+
+
+def test_placements_of_ones_own_are_hashed_as_before_and_otherwise_where_they_use_a_new_field():
+    float_digest = "c32e4814407423d8cac4ab7963ec1ec3d37ee9d9939b1303187f5d00d2eb268b"
+    mixed_digest = "6e61e6620cfc6aa4d89fb5793f7a3c8bec1bde2e0f6ab6d1552f3abf01e05a75"
+    assert digest_of(FLOAT.placement.model_dump(mode="json")) == float_digest
+    assert digest_of(Placement(tensors={"conv": 8}).model_dump(mode="json")) == mixed_digest
+    own = [{"weight_grid": "affine"}, {"activation_grid": "affine"}, {"input_range": "valid"}]
+    own += [{"preactivation": width} for width in ("float", "a", 8)]
+    placements = [Placement(), *(Placement(**given) for given in own), PLACEMENTS["qdq"]]
+    assert len({digest_of(each.model_dump(mode="json")) for each in placements}) == len(placements)
+    assert all(Placement.model_validate(each.model_dump(mode="json")) == each for each in placements)
 
 
 def test_a_position_goes_before_the_role_where_it_has_a_width():
@@ -193,7 +267,9 @@ def test_patterns_are_written_down_in_their_order_and_read_again():
 
 
 def test_a_placement_without_patterns_is_written_down_as_its_roles():
-    assert [*Placement().model_dump()] == ["fold_bn", "grid", *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS]
+    roles = [*WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS]
+    assert [*Placement(preactivation="a").model_dump()] == ["fold_bn", "grid", *roles]
+    assert [*Placement().model_dump()] == ["fold_bn", "grid", *(role for role in roles if role != "preactivation")]
 
 
 TENSORS = [("weight", "conv1"), ("weight", "layer3.0.conv1"), ("activation", "relu"), ("activation", "layer3.0.relu")]

@@ -7,12 +7,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
-from zsqbench.widths import MAX_BITS, MIN_BITS, PositionWidth, TensorPatterns, Width
+from zsqbench.widths import KINDS, MAX_BITS, MIN_BITS, PositionWidth, TensorPatterns, Width
 
 FLOAT_BITS = 32
 """The bit-width that means "left in floating point", as the field writes W32A32."""
@@ -22,6 +22,7 @@ WEIGHT_ROLES = ("first_weight", "weight", "last_weight")
 
 ACTIVATION_ROLES = (
     "input",
+    "preactivation",
     "relu",
     "activation",
     "gate",
@@ -44,27 +45,53 @@ Grid = Literal["affine", "symmetric", "power_of_two"]
 """Where a quantizer's points lie: q = clamp(round(x / scale) + zero_point, 0, 2^b - 1), x' = scale (q - zero_point).
 
 `affine` is free; `symmetric` has its zero point in the middle (signed) or at 0 (unsigned); `power_of_two` is symmetric
-with a threshold 2^k, so that rescaling is a shift.
+with a threshold 2^k, so that rescaling is a shift. Each is a special case of those before it.
 """
+
+InputRange = Literal["calibrated", "valid"]
+"""Where the grid of the image ends: where a quantizer finds that it should, or where the values of valid pixels do."""
+
+
+def is_kind_of(grid: Grid, demanded: Grid | None) -> bool:
+    """True if a grid is one that is demanded: a power-of-two grid is symmetric, too, and all are affine."""
+    kinds = get_args(Grid)
+    return demanded is None or kinds.index(grid) >= kinds.index(demanded)
+
+
+_ADDED = ("tensors", "weight_grid", "activation_grid", "input_range", "preactivation")
+"""Fields that a placement is hashed without where they have their defaults."""
 
 
 class Placement(BaseModel):
-    """Which tensors are quantized. Each field but `fold_bn`, `grid` and `tensors` is a role of a tensor in the graph.
+    """Which tensors are quantized. Each field that takes a width is a role of a tensor in the graph, or a position.
 
-    A tensor has one role. The operator between a layer and its activation function, or between an addition and the
-    activation function that follows it, is not a tensor here: such pairs are computed as one on hardware.
+    A tensor has one role. What a layer or an addition gives to the activation function that follows it is not a tensor
+    here: such pairs are computed as one on hardware. Where that is true of ReLU and ReLU6 alone, the others read a
+    tensor, a `preactivation`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fold_bn: bool = Field(True, description="fold batch normalisation into the layer before it")
     grid: Grid | None = Field(None, description="the grid that every tensor has to have; none: the quantizer's choice")
+    weight_grid: Grid | None = Field(None, description="the grid that weights have to have; none: what `grid` says")
+    activation_grid: Grid | None = Field(
+        None, description="the grid that activations have to have; none: what `grid` says"
+    )
+    input_range: InputRange = Field(
+        "calibrated", description="whether the range of the image is the quantizer's choice or that of valid pixels"
+    )
     first_weight: Width = Field("w", description="weight of the first convolution or linear layer")
     weight: Width = Field("w", description="weight of every other layer")
     last_weight: Width = Field(
         "w", description="weight of the last layer, the classifier; of a detector those of each head"
     )
     input: Width = Field("a", description="the image")
+    preactivation: PositionWidth = Field(
+        None,
+        description="what a layer or an addition gives to another activation function than ReLU and ReLU6; none: they "
+        "are one, and there is no tensor between them",
+    )
     relu: Width = Field("a", description="output of ReLU or ReLU6")
     activation: Width = Field("a", description="output of another activation function (hard-swish, SiLU, ...)")
     gate: Width = Field(
@@ -91,11 +118,30 @@ class Placement(BaseModel):
     )
     tensors: TensorPatterns = Field({}, description="widths by patterns of tensor names, which go before all roles")
 
+    @model_validator(mode="after")
+    def _check_grids(self) -> Self:
+        for kind in KINDS:
+            own = getattr(self, f"{kind}_grid")
+            if None not in (self.grid, own) and own != self.grid:
+                raise ValueError(f"grid {self.grid} is for all tensors, and {kind}_grid is {own}: give one of the two")
+        return self
+
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without patterns, a placement is hashed as what it says of roles alone."""
+        """A placement is hashed without what it does not use, so that a field more changes no key."""
         data: dict[str, Any] = serialize(self)
-        return data if self.tensors else {key: value for key, value in data.items() if key != "tensors"}
+        unused = {name for name in _ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return {key: value for key, value in data.items() if key not in unused}
+
+    def grid_of(self, kind: str) -> Grid | None:
+        """The grid that tensors of this kind (`weight` or `activation`) have to have, if that is said."""
+        own: Grid | None = getattr(self, f"{kind}_grid")
+        return own if own is not None else self.grid
+
+    @property
+    def image_grid(self) -> Grid | None:
+        """The grid of the image where its range is that of valid pixels; none where all that is the quantizer's."""
+        return None if self.input_range == "calibrated" else self.grid_of("activation") or "affine"
 
     def role(self, role: str, positions: Collection[str] = ()) -> str:
         """The role that counts for a tensor that plays `role` at `positions`: the first of these that has a width."""
@@ -107,7 +153,7 @@ class Placement(BaseModel):
         return next((pattern for pattern in reversed(names) if fnmatchcase(name, pattern)), None)
 
 
-_ONLY_RELU: dict[str, Any] = {role: "float" for role in ACTIVATION_ROLES if role != "relu"}
+_ONLY_RELU: dict[str, Any] = {role: "float" for role in ACTIVATION_ROLES if role not in ("relu", "preactivation")}
 _ACADEMIC: dict[str, Any] = {
     "first_weight": 8,
     "last_weight": 8,
@@ -132,6 +178,9 @@ PLACEMENTS: Mapping[str, Placement] = {
     "hw_strict": Placement(),
     # The same on HPTQ's grid: symmetric, with thresholds that are powers of two.
     "pot": Placement(grid="power_of_two"),
+    # What integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero, activations
+    # as uint8, the image as its pixels, and what activation functions read that no runtime computes with the layer.
+    "qdq": Placement(weight_grid="symmetric", activation_grid="affine", input_range="valid", preactivation="a"),
 }
 """The shipped placements, by name."""
 
@@ -147,7 +196,7 @@ class Scheme(BaseModel):
     activation_bits: int
 
     def bits(self, role: str) -> int:
-        """Bits of the tensors that play this role, as `Placement.role` names it; 32 means float."""
+        """Bits of the tensors that play this role, as `Placement.role` names it; 32 means float, or no such tensor."""
         return self._bits_at(getattr(self.placement, role))
 
     def bits_of(self, kind: str, name: str, role: str) -> int:
@@ -178,8 +227,8 @@ class Scheme(BaseModel):
 
     def _bits_at(self, width: Any) -> int:
         """Bits of a `Width`."""
-        named = {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS}
-        return named[width] if isinstance(width, str) else int(width)
+        named = {"w": self.weight_bits, "a": self.activation_bits, "float": FLOAT_BITS, None: FLOAT_BITS}
+        return int(width) if isinstance(width, int) else named[width]
 
 
 FLOAT = Scheme(

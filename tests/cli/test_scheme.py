@@ -182,11 +182,21 @@ def test_a_misspelt_model_of_a_suite_is_told_with_a_suggestion(bench):
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("features_sum: 8", "unknown key 'features_sum'; did you mean 'feature_sum'? known: activation, addend, "),
+        ("features_sum: 8", "unknown key 'features_sum'; did you mean 'feature_sum'? known: activation, activation_"),
         ("activations: a", "unknown key 'activations'; did you mean 'activation'? known: "),
         ("stem: 1", "schemes.mine.stem: expected 'w' (weight bits), 'a' (activation bits), 'float' or 2 to 16 bits"),
         ("relu: null", "schemes.mine.relu: expected 'w' (weight bits), 'a' (activation bits), 'float' or 2 to 16"),
         ("grid: pot", "schemes.mine.grid: expected 'affine', 'symmetric' or 'power_of_two', got \"pot\""),
+        (
+            "weight_grid: int8",
+            "schemes.mine.weight_grid: expected 'affine', 'symmetric' or 'power_of_two', got \"int8\"",
+        ),
+        ("input_range: pixels", "schemes.mine.input_range: expected 'calibrated' or 'valid', got \"pixels\""),
+        (
+            "grid: affine, weight_grid: symmetric",
+            "schemes.mine: grid affine is for all tensors, and weight_grid is symmetric: give one of the two",
+        ),
+        ("preactivation: 1", "schemes.mine.preactivation: expected 'w' (weight bits), 'a' (activation bits), 'float'"),
         ("tensors: {conv: 1}", "schemes.mine.tensors.conv: expected 'w' (weight bits), 'a' (activation bits), 'float'"),
         ("tensors: {a.b: {weight: 1}}", "schemes.mine.tensors.a.b.weight: expected 'w' (weight bits), 'a' (activation"),
         ("tensors: {conv: null}", "schemes.mine.tensors.conv: expected 'w' (weight bits), 'a' (activation bits), "),

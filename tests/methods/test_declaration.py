@@ -123,4 +123,6 @@ def test_a_task_without_a_metric_is_refused():
 
 
 def test_a_grid_that_there_is_not_is_refused():
-    assert complaint("grids = ('afine',)", "Quantizer", "quantizer").startswith("Mine.grids is ('afine',): expected ")
+    for name in ("weight_grids", "activation_grids"):
+        said = complaint(f"{name} = ('afine',)", "Quantizer", "quantizer")
+        assert said.startswith(f"Mine.{name} is ('afine',): expected ")

@@ -37,7 +37,7 @@ def test_it_is_a_quantizer_with_either_host(host):
 
 def test_shares_of_changed_integers_are_those_of_each_layer():
     weights, steps = layers((6, 4, 3, 3), (5, 20), scale=0.05)
-    packed = ait._Packed(weights, [3, 4]).take(weights, steps)
+    packed = ait._Packed(weights, [(3, "affine"), (4, "affine")]).take(weights, steps)
     for factors in ([1.0, 1.0], [2.0, 0.5]):
         expected = [
             (codes(weight - factor * step, bits) != codes(weight, bits)).float().mean()
@@ -52,7 +52,7 @@ def test_enlarged_steps_change_about_the_wanted_share(threshold):
     for weight, step in zip(weights, steps, strict=True):  # ends stay: where a grid moves, all of a channel may change
         for end in (weight.flatten(1).argmin(1), weight.flatten(1).argmax(1)):
             step.flatten(1).scatter_(1, end[:, None], 0)
-    packed = ait._Packed(weights, [3, 3]).take(weights, steps)
+    packed = ait._Packed(weights, [(3, "affine")] * 2).take(weights, steps)
     factors = inundation(packed, threshold)
     shares = packed.changed(factors)
     assert (factors > 1).all()
@@ -63,7 +63,7 @@ def test_enlarged_steps_change_about_the_wanted_share(threshold):
 def test_a_step_that_does_already_stays_and_one_without_a_gradient_too():
     weights, steps = layers((20, 30), (20, 30))
     steps = [100 * steps[0] / steps[0].abs().max(), torch.zeros_like(steps[1])]
-    factors = inundation(ait._Packed(weights, [3, 3]).take(weights, steps), 0.01)
+    factors = inundation(ait._Packed(weights, [(3, "affine")] * 2).take(weights, steps), 0.01)
     assert factors.tolist() == [1, 1]
 
 

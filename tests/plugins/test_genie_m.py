@@ -92,12 +92,13 @@ def test_weights_lie_on_the_grid_of_the_learned_scale():
     assert moved
 
 
-def test_going_on_from_a_checkpoint_gives_the_same_network():
+@pytest.mark.parametrize("scheme", ["hw/w3a4", "qdq/w3a4"])
+def test_going_on_from_a_checkpoint_gives_the_same_network(scheme):
     teacher, quantizer = tiny_teacher(), GENIEM(**SHORT, weight_scale_lr=1e-2)
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))
 
     def quantized(ctx):
-        student = quantizer.prepare(teacher, parse_scheme("hw/w3a4"))
+        student = quantizer.make_student(teacher, parse_scheme(scheme))
         quantizer.quantize(student, teacher, CalibrationSet(images), ctx)
         finalize(student)
         return student.state_dict()

@@ -266,7 +266,9 @@ def test_folding_batch_normalisation_changes_no_code(mode):
 
 def test_it_rejects_the_float_scheme_and_other_grids():
     assert SQUANT().rejects(FLOAT)
-    assert SQUANT().rejects(parse_scheme("pot/w8a8")) == "the scheme demands the grid power_of_two, and it has affine"
+    lack = "the scheme demands the grid power_of_two, and it has affine, symmetric"
+    assert SQUANT().rejects(parse_scheme("pot/w8a8")) == lack
+    assert SQUANT().rejects(parse_scheme("qdq/w8a8")) is None
     assert SQUANT().rejects(parse_scheme("hw/w4a4")) is None
 
 

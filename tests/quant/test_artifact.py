@@ -17,6 +17,7 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
     restore,
+    weight_quantizers,
 )
 from zsqbench.scheme import TensorOnGrid, parse_scheme
 from zsqbench.zoo.resnet import CifarResNet
@@ -205,3 +206,14 @@ def test_the_effective_map_says_what_live_quantizers_do_not_what_the_scheme_says
         layer.weight_quantizer.bits = 8
     entries = {(entry.kind, entry.name): entry for entry in effective_map(student)}
     assert [entries["weight", name].bits for name, _ in layers[:2]] == [8, 2]
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "power_of_two"])
+def test_a_zero_point_of_a_symmetric_weight_that_is_not_in_the_middle_is_found(network, grid):
+    student = prepare(network, parse_scheme("hw/w8a32"), SIZE, Grids(grid))
+    calibrate_weights(student, "minmax")
+    finalize(copy.deepcopy(student))
+    name, quantizer = weight_quantizers(student)[0]
+    quantizer.zero_point.sub_(1)
+    with pytest.raises(RuntimeError, match=f"weight quantizer of '{name}' has a zero point other than 128, which its"):
+        finalize(student)

@@ -9,11 +9,15 @@ from torchvision import models
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
     ActivationQuantizer,
+    Grids,
     activation_quantizers,
+    calibrate_weights,
     effective_map,
     finalize,
+    hold_image,
     prepare,
     quantized_layers,
+    restore,
     weight_quantizers,
 )
 from zsqbench.scheme import FLOAT, Placement, parse_scheme
@@ -197,3 +201,95 @@ def test_a_pattern_is_about_all_calls_of_a_shared_head(images):
     calls = [node for node in student.graph.nodes if str(node.target) == "activation_quantizers.conv"]
     assert (len(calls), dict(activation_quantizers(student))["conv"].bits) == (2, 9)
     assert len(student(images)) == 2
+
+
+def gated():
+    """A network with a fused ReLU, and with activation functions that nothing fuses behind a layer and an addition."""
+
+    def forward(net, x):
+        y = net.swish(net.norm(net.stem(x)))
+        y = net.relu(net.inner(y))
+        y = torch.nn.functional.gelu(net.branch(y) + y)
+        return net.head(net.leaky(net.last(y)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    one = {name: nn.Conv2d(3, 3, 1) for name in ("stem", "inner", "branch", "last")}
+    more = {"norm": nn.BatchNorm2d(3), "swish": nn.Hardswish(), "relu": nn.ReLU6(), "leaky": nn.LeakyReLU()}
+    return from_forward(forward, **one, **more, head=nn.Linear(3, 4))
+
+
+def test_what_activation_functions_read_that_are_not_fused_is_quantized_where_a_scheme_says_so(images):
+    network = gated()
+    strict, found = (prepare(network, parse_scheme(f"{name}/w8a8"), SIZE) for name in ("hw_strict", "qdq"))
+    names = [{name: each.role for name, each in activation_quantizers(student)} for student in (strict, found)]
+    read = dict.fromkeys(["stem", "add", "last"], "preactivation")
+    assert names[1] == names[0] | read
+    order = [name for name, _ in activation_quantizers(found)]
+    assert order.index("stem") == order.index("swish") - 1  # in the order of execution
+    torch.testing.assert_close(found(images), network(images))
+    for _, quantizer in activation_quantizers(found):
+        quantizer.set_range(torch.tensor(-1.0), torch.tensor(1.0))
+    assert not torch.equal(found(images), network(images))
+
+
+@pytest.mark.parametrize("width", ["float", 5])
+def test_a_preactivation_may_have_a_width_of_its_own(width):
+    scheme = parse_scheme("own/w8a8", {"own": Placement(preactivation=width)})
+    tensors = {each.name: each.bits for each in effective_map(prepare(gated(), scheme, SIZE)) if each.kind != "weight"}
+    assert tensors["stem"] == tensors["add"] == {"float": 32}.get(width, width)
+    assert tensors["swish"] == 8
+
+
+def test_a_pattern_gives_bits_to_a_preactivation_only_where_the_scheme_has_it():
+    placements = {
+        "with": Placement(preactivation="float", tensors={"add": {"activation": 8}}),
+        "without": Placement(tensors={"add": {"activation": 8}}),
+    }
+    student = prepare(gated(), parse_scheme("with/w4a4", placements), SIZE)
+    assert [(name, each.bits) for name, each in activation_quantizers(student) if each.role == "preactivation"] == [
+        ("add", 8)
+    ]
+    with pytest.raises(ZSQBenchError, match="'add' matches no activation"):
+        prepare(gated(), parse_scheme("without/w4a4", placements), SIZE)
+
+
+def image_quantizer(student):
+    (found,) = (each for _, each in activation_quantizers(student) if each.role == "input")
+    return found
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_image_that_is_held_keeps_its_grid_whatever_is_set_and_rounds_from_then_on(network, images, bits):
+    student = prepare(network, parse_scheme(f"qdq/w8a{bits}"), SIZE)
+    hold_image(student, torch.tensor([-1.0, -2.0]), torch.tensor([1.5, 2.0]))
+    held = image_quantizer(student)
+    expected = (pytest.approx(4 / (2**bits - 2)), 2 ** (bits - 1))  # zero is halfway: a step wider
+    assert (held.scale.item(), held.zero_point.item(), held.enabled) == (*expected, False)
+    assert torch.equal(held(images), images)
+    held.set_range(torch.tensor(0.0), torch.tensor(9.0))
+    assert (held.scale.item(), held.zero_point.item(), held.enabled) == (*expected, True)
+    held.set_threshold(torch.tensor(5.0), signed=False)
+    held.set_parameters(torch.tensor(1.0), torch.tensor(0.0))
+    assert (held.scale.item(), held.zero_point.item()) == expected
+
+
+def test_an_image_whose_range_no_method_sets_rounds_when_the_student_is_finished(network, images):
+    student, again = (prepare(network, parse_scheme("qdq/w8a8"), SIZE) for _ in range(2))
+    for each in (student, again):
+        hold_image(each, torch.tensor(-1.0), torch.tensor(1.0))
+    calibrate_weights(student, "minmax")
+    for _, quantizer in activation_quantizers(student):
+        if quantizer.role != "input":
+            quantizer.set_range(torch.tensor(-1.0), torch.tensor(1.0))
+    finalize(student)
+    assert image_quantizer(student).enabled
+    restore(again, student.state_dict())
+    assert torch.equal(again(images), student(images))
+
+
+def test_the_image_has_an_affine_grid_at_qdq_whatever_the_other_activations_have(network):
+    student = prepare(network, parse_scheme("qdq/w8a8"), SIZE, Grids("symmetric", "power_of_two"))
+    grids = {each.role: each.grid for _, each in activation_quantizers(student)}
+    assert (grids.pop("input"), set(grids.values())) == ("affine", {"power_of_two"})
+    student = prepare(network, parse_scheme("hw_strict/w8a8"), SIZE, Grids("symmetric", "power_of_two"))
+    assert {each.grid for _, each in activation_quantizers(student)} == {"power_of_two"}

@@ -148,6 +148,51 @@ def test_schemes_may_differ_in_the_grid_alone(make):
     ]
 
 
+@pytest.fixture
+def swish():
+    """A layer whose activation function no runtime fuses, at two schemes."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Flatten(), nn.Linear(256, 2)).eval()
+    return lambda scheme: tensor_map("net", network, parse_scheme(scheme), SIZE)
+
+
+def test_a_tensor_that_one_scheme_alone_has_is_a_difference(swish):
+    expected = [
+        "",
+        "kind        tensor  role           hw_strict/w8a8  qdq/w8a8",
+        "activation  0       preactivation  fused           8",
+        "",
+        "different bits: 0 of 2 weights and 1 of 4 activations",
+        "  1 preactivation: fused and 8",
+        "batch normalisation: folded",
+        "grid: the quantizer's choice; symmetric for weights, affine for activations",
+        "range of the image: the quantizer's choice; that of valid pixels",
+    ]
+    found = difference(swish("hw_strict/w8a8"), swish("qdq/w8a8"))
+    assert lines(render_difference(found))[1:] == expected
+    data = found.as_data()
+    (tensor,) = data.pop("tensors")
+    assert tensor == {
+        "kind": "activation", "name": "0", "roles": [None, "preactivation"], "patterns": [None, None], "bits": [None, 8]
+    }  # fmt: skip
+    assert (data["compared"], data["weight_grid"], data["input_range"]) == (
+        6, [None, "symmetric"], ["calibrated", "valid"]
+    )  # fmt: skip
+    assert lines(render_difference(difference(swish("qdq/w8a8"), swish("hw/w8a8"))))[3:6] == [
+        "activation  input   input          8         float",
+        "activation  0       preactivation  8         fused",
+        "",
+    ]
+
+
+def test_grids_of_weights_and_activations_and_the_range_of_the_image_are_told(swish):
+    assert lines(render(swish("qdq/w4a8")))[-4:] == [
+        "activations: 4 at 8 bits (1 input, 1 preactivation, 1 activation, 1 logits)",
+        "batch normalisation: folded",
+        "grid: symmetric for weights, affine for activations",
+        "range of the image: that of valid pixels",
+    ]
+
+
 def test_maps_and_differences_are_plain_data(make):
     data = make("hw/w4a4").as_data()
     assert data["tensors"][0] == {"kind": "weight", "name": "0", "role": "first_weight", "bits": 4, "pattern": None}
@@ -161,6 +206,9 @@ def test_maps_and_differences_are_plain_data(make):
         "schemes": ["hw/w4a4", "academic/w4a4"],
         "fold_bn": [True, True],
         "grid": [None, None],
+        "weight_grid": [None, None],
+        "activation_grid": [None, None],
+        "input_range": ["calibrated", "calibrated"],
         "compared": 9,
     }
 

@@ -211,3 +211,28 @@ def test_a_start_that_is_gone_is_no_reason_to_run_a_finished_cell_again(bench):
     (bench.home / "store" / "quantize" / key).rename(bench.folder / "aside")
     bench.calls()
     assert (bench.run().code, bench.calls(), (bench.results / "toysuite.jsonl").read_bytes()) == (0, [], rows)
+
+
+def test_at_qdq_the_artifact_and_what_is_evaluated_have_the_image_on_valid_pixels(bench):
+    bench.add_plugin("""
+class Looks(ToyTask):
+    name = "looks"
+
+    def evaluate(self, module, pretrained, ctx):
+        image = getattr(module, "activation_quantizers", None)
+        if image is not None:
+            image = image.get_submodule("input")
+            note(f"image {image.scale.item() * 255:.4f} {image.zero_point.item():.0f} {image.enabled}")
+        return super().evaluate(module, pretrained, ctx)
+""")
+    bench.matrix("task: looks, quantizer: rtn, scheme: qdq/w8a8", head="tasks: {looks: {method: looks}}")
+    assert bench.run().code == 0
+    artifact = bench.artifact("quantize")
+    tensors = {(each["kind"], each["name"]): each for each in artifact.content["tensors"]}
+    image, weight = tensors["activation", "input"], tensors["weight", "0"]
+    # pixels are normal noise, and valid ones lie between 0 and 1
+    assert (image["grid"], image["low"], image["high"]) == ("affine", 0, pytest.approx(1))
+    assert weight["grid"] == "symmetric"
+    assert "image 1.0000 0 True" in bench.calls()
+    bench.run()
+    assert bench.calls() == []

@@ -4,6 +4,7 @@ from pydantic import Field
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.plugins import load_plugins
+from zsqbench.testing import conformance, tiny_teachers
 from zsqbench.testing.conformance import check_method, reduce_options
 
 
@@ -84,6 +85,28 @@ def test_a_scheme_that_is_rejected_is_not_checked():
     fp32 = load_plugins().find("quantizer", "fp32").method
     found = outcomes(fp32())
     assert (found["works at hw/w4a4"], found["works on plain BN, float"]) == ("not checked", "ok")
+
+
+class Affine(zsqbench.Quantizer):
+    name = "affine"
+
+    def quantize(self, student, teacher, data, ctx):
+        raise AssertionError
+
+
+class Symmetric(Affine):
+    name = "symmetric"
+    weight_grids = ("affine", "symmetric")
+
+
+def test_a_quantizer_of_symmetric_weights_is_tried_on_networks_at_qdq_and_one_of_affine_weights_is_not(monkeypatch):
+    tried = []
+    monkeypatch.setattr(conformance, "examine_quantizer", lambda _, scheme, teachers: tried.append((scheme, teachers)))
+    assert outcomes(Affine()) == {"works at qdq/w4a4": "not checked"}
+    assert tried == [("hw/w4a4", None), ("academic/w4a4", None)]
+    assert outcomes(Symmetric()) == {}
+    scheme, teachers = tried[-1]
+    assert (scheme, list(teachers)) == ("qdq/w4a4", list(tiny_teachers()))
 
 
 def test_a_quantizer_that_rejects_every_scheme_is_not_checked():

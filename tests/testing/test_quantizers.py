@@ -7,7 +7,12 @@ from torch import nn
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
-from zsqbench.quant import calibrate_activations_minmax, calibrate_weights, quantized_layers
+from zsqbench.quant import (
+    activation_quantizers,
+    calibrate_activations_minmax,
+    calibrate_weights,
+    quantized_layers,
+)
 from zsqbench.testing import check_quantizer, observation, quantizers, shared, tiny_teacher
 from zsqbench.testing.quantizers import examine_quantizer
 from zsqbench.testing.reading import READ
@@ -264,3 +269,26 @@ def test_the_strict_check_raises_with_one_sentence():
 def test_the_strict_check_hands_on_why_an_artifact_does_not_load():
     with pytest.raises(Exception, match="more"):
         check_quantizer(quantizer(after=lambda student: student.register_buffer("more", torch.zeros(1))))
+
+
+def at_qdq(move=None):
+    """What fails at qdq of round to nearest on symmetric weights, with something done to the quantizer of the image."""
+
+    def after(student):
+        for _, each in activation_quantizers(student):
+            if move is not None and each.role == "input":
+                move(each)
+
+    return failures(quantizer(after=after, weight_grids=("affine", "symmetric")), scheme="qdq/w4a4")
+
+
+def test_a_quantizer_that_leaves_the_image_on_its_range_passes_whatever_it_sets():
+    assert at_qdq() == {}
+    assert at_qdq(lambda image: image.set_range(torch.tensor(0.0), torch.tensor(9.0))) == {}
+
+
+def test_a_quantizer_that_moves_the_range_of_the_image_is_found():
+    reason = (
+        "moved the range of the image, which the scheme gives it; leave its quantizer alone (on plain BN, qdq/w4a4)"
+    )
+    assert at_qdq(lambda image: image.scale.mul_(2)) == {quantizers.IMAGE: reason}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zsqbench.steps import NetworkFacts
     from zsqbench.suite import Suite, Variant
 
-SCHEMES = ("hw/w4a4", "hw_strict/w8a8", "pot/w8a8")
+SCHEMES = ("hw/w4a4", "hw_strict/w8a8", "pot/w8a8", "qdq/w8a8")
 """A network is tried at these where no suite names others."""
 
 Tell = Callable[[str], None]
@@ -121,7 +121,8 @@ def _places(scheme: "Scheme") -> str:
     from zsqbench.scheme import FLOAT_BITS
 
     widths = {name: getattr(scheme, name) // FLOAT_BITS for name in ("weight_bits", "activation_bits")}
-    placement = scheme.placement.model_copy(update={"grid": None})
+    grids = dict.fromkeys(("grid", "weight_grid", "activation_grid"))
+    placement = scheme.placement.model_copy(update={**grids, "input_range": "calibrated"})
     return scheme.model_copy(update={"name": "", "placement": placement, **widths}).model_dump_json()
 
 

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods.base import Auto, Kind, Method, Network, auto
-from zsqbench.scheme import Grid, RankedWeight, Scheme
+from zsqbench.scheme import Grid, RankedWeight, Scheme, is_kind_of
+from zsqbench.widths import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from zsqbench.methods.context import StepContext
     from zsqbench.methods.data import CalibrationSet, Pretrained
-    from zsqbench.quant import Memory, Rounding
+    from zsqbench.quant import Grids, Memory, Rounding
 
 
 class Quantizer(Method, ABC):
@@ -31,8 +33,10 @@ class Quantizer(Method, ABC):
     """True if its student is made of the network's graph: cells of a network that has none are impossible then."""
     by_units: ClassVar[bool] = False
     """True if it runs a student unit by unit; that this is the same is checked before anything is generated."""
-    grids: ClassVar[tuple[Grid, ...]] = ("affine",)
-    """The grids that it can use, of which a scheme may demand one (`pot` does)."""
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
+    """The grids that its weights can have: the first, unless a scheme demands another (`pot` and `qdq` do)."""
+    activation_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
+    """The same of activations."""
 
     @property
     def starts_from(self) -> str | None:
@@ -74,10 +78,21 @@ class Quantizer(Method, ABC):
         """Why this quantizer cannot run at this scheme, or none."""
         if scheme.is_float:
             return "it quantizes, and scheme float leaves nothing to quantize"
-        demanded = scheme.placement.grid
-        if demanded is not None and demanded not in self.grids:
-            return f"the scheme demands the grid {demanded}, and it has {', '.join(self.grids)}"
+        for kind, own in (("weight", self.weight_grids), ("activation", self.activation_grids)):
+            demanded = scheme.placement.grid_of(kind)
+            if not any(is_kind_of(grid, demanded) for grid in own):
+                return f"{_demand(scheme, kind)}, and it has {', '.join(own)}"
         return None
+
+    def grids_at(self, scheme: Scheme) -> "Grids":
+        """The grids of its student at a scheme that it does not reject.
+
+        Those that the scheme demands, where it has them, or the first of its own that are special cases of these.
+        """
+        from zsqbench.quant import Grids
+
+        weights, activations = map(scheme.placement.grid_of, KINDS)
+        return Grids(_chosen(self.weight_grids, weights), _chosen(self.activation_grids, activations))
 
     def images_of(self, data: "CalibrationSet | None") -> "torch.Tensor":
         """The calibration images. Raises ZSQBenchError where there are none."""
@@ -98,7 +113,19 @@ class Quantizer(Method, ABC):
         """
         from zsqbench.quant import prepare
 
-        return prepare(teacher.module, scheme, teacher.input_size)
+        return prepare(teacher.module, scheme, teacher.input_size, self.grids_at(scheme))
+
+    def make_student(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
+        """The student that `quantize` is given, and that artifacts are loaded into: the prepared one.
+
+        The image has the range of valid pixels for good, where the scheme says so. Not to be overridden.
+        """
+        student = self.prepare(teacher, scheme)
+        if scheme.placement.input_range == "valid":
+            from zsqbench.quant import hold_image
+
+            hold_image(student, *teacher.valid_range())
+        return student
 
     @abstractmethod
     def quantize(
@@ -108,31 +135,37 @@ class Quantizer(Method, ABC):
 
 
 class GridQuantizer(Quantizer, ABC):
-    """A quantizer that rounds weights and activations to any one kind of grid."""
+    """A quantizer that rounds weights and activations to any kinds of grid."""
 
-    grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
+    activation_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
 
-    grid: Auto[Grid] = auto(description="kind of grid; none: what the scheme demands, else affine")
+    grid: Auto[Grid] = auto(
+        description="kind of grid, of weights and activations alike; none: what the scheme demands of each, else affine"
+    )
     per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The grid that the scheme demands, besides what the preset says."""
+        """The grid that the scheme demands of all, besides what the preset says; none where it demands two kinds."""
         found = super().automatic(network, scheme)
-        return found if scheme is None else {**found, "grid": scheme.placement.grid or "affine"}
+        if scheme is None:
+            return found
+        demanded = {scheme.placement.grid_of(kind) or "affine" for kind in KINDS}
+        return {**found, "grid": demanded.pop() if len(demanded) == 1 else None}
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """A grid of its own that is not the one that the scheme demands."""
-        demanded = scheme.placement.grid
-        if self.grid is not None and demanded not in (None, self.grid):
-            return f"the scheme demands the grid {demanded}, and its option grid is {self.grid}"
+        """A grid of its own that is not one that the scheme demands."""
+        for kind in KINDS:
+            if self.grid is not None and not is_kind_of(self.grid, scheme.placement.grid_of(kind)):
+                return f"{_demand(scheme, kind)}, and its option grid is {self.grid}"
         return super().rejects(scheme)
 
-    def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put quantizers of this kind of grid in place."""
-        from zsqbench.quant import Grids, prepare
-
-        self = self.resolved(teacher, scheme)
-        return prepare(teacher.module, scheme, teacher.input_size, Grids(self.grid, self.grid, self.per_channel))
+    def grids_at(self, scheme: Scheme) -> "Grids":
+        """Those of its option `grid`, or that the scheme demands, or else affine ones."""
+        grids = super().grids_at(scheme)
+        if self.grid is not None:
+            grids = replace(grids, weights=self.grid, activations=self.grid)
+        return replace(grids, per_channel=self.per_channel)
 
 
 class ReconstructionQuantizer(Quantizer, ABC):
@@ -167,3 +200,20 @@ class ReconstructionQuantizer(Quantizer, ABC):
         return Rounding(
             self.rounding_lr, self.rounding_weight, Annealing(warmup=self.warmup, shape=annealing), scale_lr
         )
+
+
+def _chosen(own: Sequence[Grid], demanded: Grid | None) -> Grid:
+    """The grid that is demanded, where one has it, or else the first of one's own that is a special case of it."""
+    fitting = [grid for grid in own if is_kind_of(grid, demanded)]
+    if demanded in fitting:
+        return demanded
+    if not fitting:
+        raise ZSQBenchError(f"the scheme demands the grid {demanded}, and the quantizer has {', '.join(own)}")
+    return fitting[0]
+
+
+def _demand(scheme: Scheme, kind: str) -> str:
+    """What a scheme demands of the grids of weights, or of activations, as the first half of a reason."""
+    demanded = scheme.placement.grid_of(kind)
+    of = "" if demanded == scheme.placement.grid else f" of {kind}s"
+    return f"the scheme demands the grid {demanded}{of}"

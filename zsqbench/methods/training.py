@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Auto, ByDataSet, Network, Quantizer, auto
-from zsqbench.scheme import FLOAT_BITS, Scheme
+from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -27,10 +27,10 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     """A quantizer that trains a student beside its frozen float network, by SGD with Nesterov's momentum.
 
     Each update rounds the latent float weights to the grid between their smallest and largest value, channel by
-    channel; gradients pass rounding and clamping unchanged. Ranges of activations are set before and stay. Under
-    schemes that leave batch normalisation alone (`hast`), its gains and offsets learn (unless they are frozen, as in
-    FrozenBatchNorm2d) and its statistics stay; under
-    those that fold it (`hw`), it is folded first, and what learns is the weight and the bias that came of it: one
+    channel, or to the symmetric one that holds both, where the scheme demands it; gradients pass rounding and clamping
+    unchanged. Ranges of activations are set before and stay. Under schemes that leave batch normalisation alone
+    (`hast`), its gains and offsets learn (unless they are frozen, as in FrozenBatchNorm2d) and its statistics stay;
+    under those that fold it (`hw`), it is folded first, and what learns is the weight and the bias that came of it: one
     weight decay and one learning rate then act on gain times weight, so that the same options train another student.
     The result is the student of the last update.
     """
@@ -55,6 +55,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     version: ClassVar[int] = 2
     needs_classes: ClassVar[bool] = True
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric")
     memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     @property
@@ -63,7 +64,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         return self.keep_every > 0
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put affine quantizers in place. Raises ZSQBenchError where no activation is one that the scheme quantizes."""
+        """Put quantizers in place. Raises ZSQBenchError where no activation is one that the scheme quantizes."""
         from zsqbench.quant import activation_quantizers, effective_map
 
         student = super().prepare(teacher, scheme)

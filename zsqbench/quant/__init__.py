@@ -89,6 +89,7 @@ from zsqbench.quant.ranges import (
     shrink_search,
     switched,
     symmetric_weight_thresholds,
+    threshold_search,
 )
 from zsqbench.quant.reconstruction import (
     GIB,
@@ -106,6 +107,7 @@ from zsqbench.quant.student import (
     Grids,
     activation_quantizers,
     add_biases,
+    hold_image,
     prepare,
     quantized_layers,
     weight_quantizers,
@@ -199,6 +201,7 @@ __all__ = [
     "folded",
     "free_bounds",
     "grid_parameters",
+    "hold_image",
     "images_for",
     "include_zero",
     "input_moments",
@@ -237,6 +240,7 @@ __all__ = [
     "symmetric_weight_thresholds",
     "take_over",
     "tensor_name",
+    "threshold_search",
     "unfolded",
     "unpaired_layers",
     "weight_quantizers",

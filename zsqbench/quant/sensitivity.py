@@ -32,7 +32,7 @@ def rank_weights(
     error stand in execution order. Weights that stay float come last, without an error. `progress` is told how many
     of how many passes are done. Raises ZSQBenchError where `prepare` does.
     """
-    student = prepare(module, scheme, input_size, Grids(weights=scheme.placement.grid or "affine")).eval()
+    student = prepare(module, scheme, input_size, Grids(weights=scheme.placement.grid_of("weight") or "affine")).eval()
     calibrate_weights(student, "mse")
     quantizers = dict(weight_quantizers(student))
     with switched(quantizers.values(), enabled=False):

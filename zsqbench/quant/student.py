@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from zsqbench.quant.graph.bn_folding import fold_bn
 from zsqbench.quant.graph.gradients import keep_gradients_finite
 from zsqbench.quant.graph.operators import tensor_name
 from zsqbench.quant.graph.tensor_roles import activation_roles, check_supported, first_calls, weight_roles
 from zsqbench.quant.graph.tracing import capture
+from zsqbench.quant.grids.affine import pixel_parameters
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, quantized_layer
 from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 
 QUANTIZERS = "activation_quantizers"
 """Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
+
+IMAGE = "input"
+"""The role of the image."""
 
 _ROLES = "roles"
 T = TypeVar("T")
@@ -60,6 +64,17 @@ def prepare(
     scheme.check_patterns(student.meta[_ROLES])
     keep_gradients_finite(student)
     return student
+
+
+def hold_image(student: nn.Module, low: Tensor, high: Tensor) -> None:
+    """Give the quantizer of the image the range of valid pixels for good; low and high may be those of each channel.
+
+    A method may set its range all the same, and learn step sizes: neither changes it. See `pixel_parameters`.
+    """
+    for _, quantizer in activation_quantizers(student):
+        if quantizer.role == IMAGE:
+            grid = pixel_parameters(low.min(), high.max(), quantizer.bits, quantizer.grid)
+            quantizer.hold(*(value.to(quantizer.scale) for value in grid))
 
 
 def add_biases(student: nn.Module) -> None:
@@ -130,7 +145,8 @@ def _insert_activation_quantizers(
             roles["activation", name] = role
         if bits != FLOAT_BITS:
             if node not in repeated:
-                quantizer = ActivationQuantizer(name, role, bits, grid=grid, axis=None, shape=()).to(device)
+                kind = scheme.placement.image_grid or grid if role == IMAGE else grid
+                quantizer = ActivationQuantizer(name, role, bits, grid=kind, axis=None, shape=()).to(device)
                 student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
             with student.graph.inserting_after(node):
                 quantized = student.graph.call_module(f"{QUANTIZERS}.{name}", (node,))

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zsqbench.scheme import FLOAT_BITS, Grid, MeasuredTensor, PlannedTensor, RankedWeight, Scheme
+from zsqbench.scheme import (
+    FLOAT_BITS,
+    Grid,
+    InputRange,
+    MeasuredTensor,
+    PlannedTensor,
+    RankedWeight,
+    Scheme,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +24,10 @@ if TYPE_CHECKING:
 SCALE_BYTES = 4
 _BYTE = 8
 _QUANTIZERS_CHOICE = "the quantizer's choice"
+_FUSED = "fused"
+"""A tensor that a scheme does not have, because what makes it and what reads it are one."""
 _RECONSTRUCTION = "reconstruction/"
+_DEMANDS = ("grid", "weight_grid", "activation_grid", "input_range")
 
 
 @dataclass(frozen=True)
@@ -29,22 +40,35 @@ class TensorMap:
     kept_norms: int
     """Batch normalisations that stay: all, or those that no layer can take in."""
     grid: Grid | None
-    """The grid that the scheme demands, if it does."""
+    """The grid that the scheme demands of all tensors, if it does."""
     patterns: tuple[str, ...]
     """The scheme's patterns of tensor names, of which the last that matches counts."""
     tensors: tuple[PlannedTensor, ...]
+    weight_grid: Grid | None = None
+    """The grid that it demands of weights, be it that of all or not."""
+    activation_grid: Grid | None = None
+    """The same of activations."""
+    input_range: InputRange = "calibrated"
+    """Whether the range of the image is found by calibration, or that of valid pixels."""
 
     def as_data(self) -> dict[str, Any]:
         """The same as plain data."""
         return asdict(self)
 
 
+Pair = tuple[PlannedTensor | None, PlannedTensor | None]
+"""A tensor at two schemes; none where a scheme has no such tensor, which the other has."""
+
+
 @dataclass(frozen=True)
 class Difference:
-    """Two maps of one network; `tensors` are the pairs that differ in their bits."""
+    """Two maps of one network."""
 
     maps: tuple[TensorMap, TensorMap]
-    tensors: tuple[tuple[PlannedTensor, PlannedTensor], ...]
+    tensors: tuple[Pair, ...]
+    """The tensors that differ in their bits."""
+    compared: Mapping[str, int]
+    """How many tensors of each kind were compared: those of both schemes."""
 
     def as_data(self) -> dict[str, Any]:
         """As plain data; lists of two have the value of the first scheme and that of the second."""
@@ -53,17 +77,16 @@ class Difference:
             "model": first.model,
             "schemes": [first.scheme, second.scheme],
             "fold_bn": [first.fold_bn, second.fold_bn],
-            "grid": [first.grid, second.grid],
-            "compared": len(first.tensors),
+            **{name: [getattr(first, name), getattr(second, name)] for name in _DEMANDS},
+            "compared": sum(self.compared.values()),
             "tensors": [
                 {
-                    "kind": a.kind,
-                    "name": a.name,
-                    "roles": [a.role, b.role],
-                    "patterns": [a.pattern, b.pattern],
-                    "bits": [a.bits, b.bits],
+                    "kind": _present(pair).kind,
+                    "name": _present(pair).name,
+                    **{f"{name}s": [each and getattr(each, name) for each in pair] for name in ("role", "pattern")},
+                    "bits": [each and each.bits for each in pair],
                 }
-                for a, b in self.tensors
+                for pair in self.tensors
             ],
         }
 
@@ -87,13 +110,27 @@ def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tupl
         for tensor in effective_map(student)
     )
     kept = len({str(node.target) for node in student.graph.nodes if is_batch_norm(node)})
-    return TensorMap(model, scheme.name, placement.fold_bn, kept, placement.grid, tuple(placement.tensors), tensors)
+    return TensorMap(
+        model,
+        scheme.name,
+        placement.fold_bn,
+        kept,
+        placement.grid,
+        tuple(placement.tensors),
+        tensors,
+        placement.grid_of("weight"),
+        placement.grid_of("activation"),
+        placement.input_range,
+    )
 
 
 def difference(first: TensorMap, second: TensorMap) -> Difference:
-    """What differs between two maps of one network: their tensors are the same and have the same names."""
-    pairs = zip(first.tensors, second.tensors, strict=True)
-    return Difference((first, second), tuple((a, b) for a, b in pairs if a.bits != b.bits))
+    """What differs between two maps of one network: their tensors have the same names, but one may have more."""
+    ours, theirs = ({(each.kind, each.name): each for each in made.tensors} for made in (first, second))
+    most, other = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
+    pairs = [(ours.get(place), theirs.get(place)) for place in dict.fromkeys([*most, *other])]
+    compared = Counter(_present(pair).kind for pair in pairs)
+    return Difference((first, second), tuple(pair for pair in pairs if _at(pair[0]) != _at(pair[1])), compared)
 
 
 def render(made: TensorMap) -> str:
@@ -105,13 +142,15 @@ def render(made: TensorMap) -> str:
         for tensor in made.tensors:
             if tensor.kind == kind:
                 groups.setdefault(tensor.bits, Counter())[tensor.role] += 1
-        counts = [f"{roles.total()} {_at(bits)} ({_roles(roles)})" for bits, roles in sorted(groups.items())]
+        counts = [f"{roles.total()} {_with(bits)} ({_roles(roles)})" for bits, roles in sorted(groups.items())]
         lines.append(f"{kind}s: {'; '.join(counts) or 'none'}")
     if made.patterns:
         given = Counter(tensor.pattern for tensor in made.tensors)
         lines.append(f"bits by pattern: {', '.join(f'{given[pattern]} by {pattern}' for pattern in made.patterns)}")
     lines.append(f"batch normalisation: {_norms(made)}")
-    lines.append(f"grid: {made.grid or _QUANTIZERS_CHOICE}")
+    lines.append(f"grid: {_grids(made)}")
+    if made.input_range != "calibrated":
+        lines.append(f"range of the image: {_range(made)}")
     return "\n".join(lines)
 
 
@@ -121,16 +160,18 @@ def render_difference(found: Difference) -> str:
     lines = [f"{first.scheme} and {second.scheme} on {first.model}", ""]
     if found.tensors:
         head = ("kind", "tensor", "role", first.scheme, second.scheme)
-        rows = [(a.kind, a.name, _pair(a.role, b.role), _bits_by(a), _bits_by(b)) for a, b in found.tensors]
+        kinds = [(_present(pair).kind, _present(pair).name) for pair in found.tensors]
+        rows = [(*kind, _roles_of(pair), *map(_bits_by, pair)) for kind, pair in zip(kinds, found.tensors, strict=True)]
         lines += [*_table([head, *rows]), ""]
-    kinds = Counter(tensor.kind for tensor in first.tensors)
-    different = Counter(tensor.kind for tensor, _ in found.tensors)
-    counts = [f"{different[kind]} of {kinds[kind]} {kind}s" for kind in ("weight", "activation")]
+    different = Counter(_present(pair).kind for pair in found.tensors)
+    counts = [f"{different[kind]} of {found.compared.get(kind, 0)} {kind}s" for kind in ("weight", "activation")]
     lines.append(f"different bits: {' and '.join(counts)}")
-    groups = Counter((_pair(a.role, b.role), _bits(a.bits), _bits(b.bits)) for a, b in found.tensors)
+    groups = Counter((_roles_of(pair), *map(_at, pair)) for pair in found.tensors)
     lines += [f"  {count} {role}: {before} and {after}" for (role, before, after), count in groups.items()]
     lines.append(f"batch normalisation: {_both(*(_norms(made) for made in found.maps))}")
-    lines.append(f"grid: {_both(*(made.grid or _QUANTIZERS_CHOICE for made in found.maps))}")
+    lines.append(f"grid: {_both(*map(_grids, found.maps))}")
+    if {made.input_range for made in found.maps} != {"calibrated"}:
+        lines.append(f"range of the image: {_both(*map(_range, found.maps))}")
     return "\n".join(lines)
 
 
@@ -223,12 +264,18 @@ def _bits(bits: int) -> str:
     return "float" if bits == FLOAT_BITS else str(bits)
 
 
-def _bits_by(tensor: PlannedTensor) -> str:
+def _bits_by(tensor: PlannedTensor | None) -> str:
     """Its bits, with the pattern that gives them."""
-    return _bits(tensor.bits) + (f" by {tensor.pattern}" if tensor.pattern is not None else "")
+    pattern = None if tensor is None else tensor.pattern
+    return _at(tensor) + ("" if pattern is None else f" by {pattern}")
 
 
-def _at(bits: int) -> str:
+def _at(tensor: PlannedTensor | None) -> str:
+    """The bits of a tensor at a scheme that may not have it."""
+    return _FUSED if tensor is None else _bits(tensor.bits)
+
+
+def _with(bits: int) -> str:
     return "in float" if bits == FLOAT_BITS else f"at {bits} bits"
 
 
@@ -236,8 +283,23 @@ def _roles(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {role}" for role, count in counts.items())
 
 
-def _pair(first: str, second: str) -> str:
-    return first if first == second else f"{first}/{second}"
+def _present(pair: Pair) -> PlannedTensor:
+    """The tensor at the first of the schemes that has it."""
+    return next(each for each in pair if each is not None)
+
+
+def _roles_of(pair: Pair) -> str:
+    """The roles that a tensor has at the schemes that have it, once where they are one."""
+    return "/".join(dict.fromkeys(each.role for each in pair if each is not None))
+
+
+def _grids(made: TensorMap) -> str:
+    weights, activations = (grid or _QUANTIZERS_CHOICE for grid in (made.weight_grid, made.activation_grid))
+    return weights if weights == activations else f"{weights} for weights, {activations} for activations"
+
+
+def _range(made: TensorMap) -> str:
+    return "that of valid pixels" if made.input_range == "valid" else _QUANTIZERS_CHOICE
 
 
 def _both(first: str, second: str) -> str:

@@ -79,7 +79,7 @@ class StudentJob(Job):
     def prepare(self, session: "Session", teacher: Pretrained) -> "fx.GraphModule":
         """A student of the network."""
         preparing = cast("Quantizer", session.method("quantizer", self.prepared_by))
-        return preparing.prepare(teacher, self.student_scheme(session))
+        return preparing.make_student(teacher, self.student_scheme(session))
 
     def prepared(self, session: "Session") -> "fx.GraphModule":
         """A student to load an artifact into; always fp32 and contiguous."""

@@ -14,11 +14,14 @@ from zsqbench.errors import ZSQBenchError, did_you_mean
 from zsqbench.methods import Generator, Method, ModelSpec, Quantizer, Task
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing.generators import examine_generator
+from zsqbench.testing.networks import tiny_teachers
 from zsqbench.testing.quantizers import examine_quantizer
 from zsqbench.testing.report import Finding, Report
 from zsqbench.testing.tasks import examine_task
 
-SCHEMES = ("hw/w4a4", "academic/w4a4")
+SCHEMES = ("hw/w4a4", "academic/w4a4", "qdq/w4a4")
+BRIEFLY = frozenset({"qdq/w4a4"})
+"""Schemes at which a quantizer is tried on networks alone: all else that is checked has nothing to do with these."""
 FLOAT = "float"
 SIZES = (4, 8, 16, 32)
 """What is tried for an option that says how much there is to do; the first that its constraints allow is taken."""
@@ -137,4 +140,4 @@ def _examine_at_schemes(report: Report, quantizer: Quantizer) -> None:
         report.skip("quantizes", f"it rejects {', '.join(rejected)}")
         return
     for scheme in taken:
-        examine_quantizer(report, scheme)
+        examine_quantizer(report, scheme, tiny_teachers() if scheme in BRIEFLY and len(taken) > 1 else None)

@@ -10,7 +10,7 @@ from torch import nn
 
 from zsqbench.errors import one_line
 from zsqbench.methods import CalibrationSet, Pretrained, Quantizer, StepContext
-from zsqbench.quant import finalize, restore
+from zsqbench.quant import activation_quantizers, finalize, restore
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing.context import ForgetfulReporter, context
 from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
@@ -22,6 +22,7 @@ from zsqbench.testing.shared import BF16, WITHOUT_BN, check_memory, check_needs_
 SAME = "one seed gives one network, and data does not change its structure"
 ARTIFACT = "the artifact, loaded into a fresh network, gives the same outputs"
 OUTPUTS = "outputs are finite"
+IMAGE = "the image stays on the range that the scheme gives it"
 LABELS = "works with labels, and without where it does not need them"
 
 IMAGES = 32
@@ -103,14 +104,31 @@ class _Trial:
         same = same_names and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
         self._require(SAME, same, "gave two different networks for one seed")
         self._check_artifact(student)
+        self._check_image(student)
         return student
+
+    def _check_image(self, student: nn.Module) -> None:
+        scheme = parse_scheme(self.scheme)
+        if scheme.placement.input_range == "calibrated":
+            return
+        fresh = cast("Quantizer", self.report.method).make_student(self.teacher, scheme)
+        found, expected = (
+            [each.state_dict() for _, each in activation_quantizers(network) if each.role == "input"]
+            for network in (student, fresh)
+        )
+        same = len(found) == len(expected) and all(
+            torch.equal(ours[name], theirs[name])
+            for ours, theirs in zip(found, expected, strict=True)
+            for name in ("scale", "zero_point")
+        )
+        self._require(IMAGE, same, "moved the range of the image, which the scheme gives it; leave its quantizer alone")
 
     def _check_artifact(self, student: nn.Module) -> None:
         images = _data(self.teacher, IMAGES, labels=False).images
         try:
             scheme = parse_scheme(self.scheme)
             quantizer = cast("Quantizer", self.report.method).resolved(self.teacher, scheme)
-            loaded = quantizer.prepare(self.teacher, scheme)
+            loaded = quantizer.make_student(self.teacher, scheme)
             restore(loaded, student.state_dict())
             with torch.no_grad():
                 expected, found = student.eval()(images), loaded.eval()(images)
@@ -131,7 +149,7 @@ def _quantize(report: Report, scheme: str, teacher: Pretrained, data: Calibratio
     """Prepare, quantize and finish, as a worker does."""
     ctx.scheme = parse_scheme(scheme)
     quantizer = cast("Quantizer", report.method).resolved(teacher, ctx.scheme)
-    student = quantizer.prepare(teacher, ctx.scheme)
+    student = quantizer.make_student(teacher, ctx.scheme)
     quantizer.quantize(student, teacher, data if quantizer.needs_images else None, ctx)
     finalize(student)
     return student

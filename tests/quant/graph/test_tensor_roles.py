@@ -25,11 +25,11 @@ from zsqbench.scheme import ACTIVATION_ROLES, PLACEMENTS, Placement, parse_schem
 from zsqbench.zoo.resnet import CifarResNet
 
 
-def named_roles(module, size=(3, 8, 8), *, fold=True):
+def named_roles(module, size=(3, 8, 8), *, fold=True, preactivations=False):
     captured = capture(module, size)
     if fold:
         fold_bn(captured)
-    return {tensor_name(node): role for node, role in roles(captured).items()}
+    return {tensor_name(node): role for node, role in roles(captured, preactivations=preactivations).items()}
 
 
 def named_positions(module, size=(3, 8, 8)):
@@ -50,7 +50,8 @@ def test_every_role_is_a_field_of_a_placement_and_each_tensor_has_the_one_that_f
 
     one = {name: nn.Conv2d(3, 3, 1) for name in ("stem", "expand", "bottleneck", "gate", "last")}
     more = {"norm": nn.BatchNorm2d(3), "drop": nn.Dropout(), "swish": nn.SiLU(), "head": nn.Linear(6, 4)}
-    found = named_roles(from_forward(forward, **one, **more))
+    network = from_forward(forward, **one, **more)
+    found = named_roles(network)
     assert found == {
         "input": "input",
         "relu": "relu",
@@ -66,7 +67,9 @@ def test_every_role_is_a_field_of_a_placement_and_each_tensor_has_the_one_that_f
         "avg_pool2d": "pooled",
         "head": "logits",
     }
-    assert set(found.values()) == set(ACTIVATION_ROLES) <= set(Placement.model_fields)
+    read = {"gate": "preactivation", "last": "preactivation"}  # by a sigmoid and by SiLU, and not by ReLU
+    assert named_roles(network, preactivations=True) == found | read
+    assert {*found.values(), *read.values()} == set(ACTIVATION_ROLES) <= set(Placement.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,12 @@ def test_resnet50_has_its_eighteen_units():
 
 @pytest.mark.parametrize("grain", ["block", "layer"])
 @pytest.mark.parametrize(
-    ("name", "scheme"), [*((name, "hw_strict/w4a4") for name in ARCHITECTURES), ("resnet18", "hast/w4a4")]
+    ("name", "scheme"),
+    [
+        *((name, "hw_strict/w4a4") for name in ARCHITECTURES),
+        ("resnet18", "hast/w4a4"),
+        ("mobilenet_v3_large", "qdq/w4a4"),
+    ],
 )
 def test_running_the_units_in_order_is_running_the_network(name, scheme, grain):
     student = torchvision_student(name, scheme)
@@ -73,6 +78,17 @@ def test_every_layer_and_quantizer_is_in_one_unit(name, grain):
 def test_grain_layer_makes_a_unit_of_each_layer():
     found = find_units(torchvision_student("resnet18"), "layer")
     assert [count for _, count in kinds(found)] == [1] * 21
+
+
+@pytest.mark.parametrize("grain", ["block", "layer"])
+def test_a_quantizer_between_a_layer_and_its_activation_function_parts_no_unit(grain):
+    fused, parted = (
+        find_units(torchvision_student("mobilenet_v3_large", scheme), grain)
+        for scheme in ("hw_strict/w4a4", "qdq/w4a4")
+    )
+    assert [(unit.name, unit.kind) for unit in parted] == [(unit.name, unit.kind) for unit in fused]
+    added = [quantizer.role for unit in parted for quantizer in unit.quantizers]
+    assert added.count("preactivation") == len(added) - sum(len(unit.quantizers) for unit in fused) > 20
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

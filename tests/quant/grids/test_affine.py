@@ -10,6 +10,7 @@ from zsqbench.quant.grids.affine import (
     fake_quantize,
     fake_quantize_identity,
     grid_parameters,
+    pixel_parameters,
     power_of_two,
     quantize,
     symmetric_parameters,
@@ -182,3 +183,69 @@ def test_the_covering_threshold_lets_the_top_level_hold_the_maximum():
     assert covering_threshold(low, high, 8, True).item() == pytest.approx(128 / 127)
     assert covering_threshold(torch.tensor(0.0), high, 8, False).item() == pytest.approx(256 / 255)
     assert covering_threshold(torch.tensor(-2.0), high, 8, True) == 2
+
+
+PIXELS = torch.arange(256.0)
+
+
+def pixel_codes(mean, std, white, bits=8):
+    """Grid and codes of the pixels 0 .. 255 where white is this number before mean and deviation are applied."""
+    ends = [torch.tensor((end - mean) / std) for end in (0.0, white)]
+    grid = pixel_parameters(*ends, bits)
+    pixels = PIXELS if white == 255 else PIXELS / 255
+    return grid, quantize((pixels - mean) / std, *grid, bits)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "white", "scale", "zero_point"),
+    [
+        (127.0, 128.0, 255.0, 1 / 128, 127),
+        (0.0, 1.0, 255.0, 1.0, 0),
+        (255.0, 0.5, 255.0, 2.0, 255),
+        (0.449, 0.226, 1.0, 1 / (255 * 0.226), 114),
+        (0.1307, 0.3081, 1.0, 1 / (255 * 0.3081), 33),
+        (0.0, 1.0, 1.0, 1 / 255, 0),
+    ],
+)
+def test_the_codes_of_an_image_of_one_mean_are_its_pixels(mean, std, white, scale, zero_point):
+    grid, codes = pixel_codes(mean, std, white)
+    assert (grid.scale.item(), grid.zero_point.item()) == (pytest.approx(scale, rel=1e-6), zero_point)
+    assert torch.equal(codes, PIXELS)
+
+
+@pytest.mark.parametrize(("mean", "std", "white"), [(0.5, 0.5, 1.0), (0.5, 0.25, 1.0), (127.5, 127.5, 255.0)])
+def test_where_zero_lies_halfway_between_two_pixels_only_these_share_a_code(mean, std, white):
+    grid, codes = pixel_codes(mean, std, white)
+    assert grid.zero_point == 128
+    assert grid.scale.item() == pytest.approx(white / std / 254)
+    assert torch.equal(codes, torch.where(PIXELS < 128, PIXELS + 1, PIXELS))
+    lost = quantize((PIXELS / 255 - 0.5) / 0.5, *affine_parameters(torch.tensor(-1.0), torch.tensor(1.0), 8), 8)
+    assert len(lost.unique()) < 240  # what the grid between both ends makes of ties, as float32 happens to round them
+
+
+def test_channels_of_several_means_share_a_grid_that_holds_all_of_them_and_zero():
+    grid = pixel_parameters(torch.tensor(-2.1), torch.tensor(2.6), 8)
+    ends = grid.scale * (0 - grid.zero_point), grid.scale * (255 - grid.zero_point)
+    assert (ends[0].item(), ends[1].item()) == pytest.approx((-2.1, 2.6), abs=grid.scale.item() / 2)
+    above = pixel_parameters(torch.tensor(1.0), torch.tensor(2.0), 8)
+    assert (above.scale.item(), above.zero_point.item()) == (pytest.approx(2 / 255), 0)
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "power_of_two"])
+def test_pixels_lie_on_a_symmetric_grid_where_that_is_demanded(grid):
+    low, high = torch.tensor(-2.1), torch.tensor(2.6)
+    expected = grid_parameters(low, high, 8, grid, signed=True)
+    found = pixel_parameters(low, high, 8, grid)
+    assert (found.scale.item(), found.zero_point.item()) == (pytest.approx(expected.scale.item()), 128)
+    assert pixel_parameters(torch.tensor(0.0), high, 8, grid).zero_point == 0
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_sign_may_be_a_truth_value_or_a_tensor(signed):
+    low, high = -torch.rand(5), torch.rand(5)
+    thresholds = [covering_threshold(low, high, 4, each) for each in (signed, torch.tensor(signed))]
+    assert torch.equal(*thresholds)
+    for ours, theirs in zip(
+        *(symmetric_parameters(thresholds[0], 4, s) for s in (signed, torch.tensor(signed))), strict=True
+    ):
+        assert torch.equal(ours, theirs)

@@ -12,6 +12,7 @@ from zsqbench.quant.ranges.observers import (
     minmax,
     mse80,
     percentile,
+    threshold_search,
 )
 
 
@@ -275,3 +276,19 @@ def test_a_moving_range_goes_on_from_its_state_as_if_undisturbed(compounding):
     assert torch.equal(torch.stack(second.load(first.state())), expected[1])
     assert torch.equal(torch.stack(second.update(batches[2])), expected[2])
     assert torch.equal(torch.stack(second.update(batches[3])), expected[3])
+
+
+def test_a_search_over_symmetric_thresholds_keeps_the_zero_point_in_the_middle_and_errs_least():
+    x = torch.randn(6, 200, generator=torch.Generator().manual_seed(0)).pow(3)
+    found = threshold_search(x, 4, 0)
+    assert found.zero_point.tolist() == [8.0] * 6
+    for channel, scale in zip(x, found.scale, strict=True):
+        covering = torch.maximum(-channel.min(), channel.max() * 8 / 7) / 8
+        tried = [covering * part / 100 for part in range(100, 0, -1)]
+        errors = [
+            (channel - fake_quantize(channel, step, torch.tensor(8.0), 4)).abs().pow(2.4).mean() for step in tried
+        ]
+        best = int(torch.stack(errors).argmin())
+        assert scale.item() == pytest.approx(tried[best].item(), rel=1e-5)
+        assert 0 < best < 99
+    assert threshold_search(x, 4).scale.shape == ()

@@ -84,6 +84,22 @@ def test_a_grid_that_follows_spans_each_channel_without_zero():
     assert torch.equal(trained_weight.values, dequantize(quantize(weight, scale, zero_point, 2), scale, zero_point))
 
 
+@pytest.mark.parametrize("grid", ["symmetric", "affine"])
+def test_a_symmetric_grid_follows_with_its_zero_point_in_the_middle(grid):
+    weight = torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
+    quantizer = WeightQuantizer("fc", "weight", 4, grid=grid, axis=0, shape=(2, 1))
+    quantizer.set_range(*torch.aminmax(weight, dim=1))
+    trained = TrainedWeight(quantizer, weight, follows=True)
+    trained.renew(2 * weight)
+    if grid == "affine":
+        assert (trained.zero_point != 8).all()
+        return
+    assert trained.zero_point.flatten().tolist() == [8, 8]
+    assert trained.scale.flatten().tolist() == pytest.approx([2 / 7, 4 / 8])  # the ends are codes 15 and 0
+    assert trained.values[0, 1].item() == pytest.approx(2.0)
+    assert trained.values[1, 0].item() == pytest.approx(-4.0)
+
+
 def test_a_trained_activation_passes_its_gradient_on_and_rounds_half_precision_in_float32():
     plain = ActivationQuantizer("a", "relu", 2, axis=None, shape=())
     plain.set_range(torch.tensor(0.0), torch.tensor(3.0))

@@ -35,18 +35,22 @@ from zsqbench.quant.graph.outputs import output_producers, raw_outputs
 from zsqbench.scheme import Placement
 
 
-def roles(captured: fx.GraphModule) -> dict[fx.Node, str]:
+def roles(captured: fx.GraphModule, *, preactivations: bool = False) -> dict[fx.Node, str]:
     """The role of each tensor by what makes and reads it, in execution order: one of `ACTIVATION_ROLES`.
 
     Left out are what hardware never stores (the output of a layer or an addition that only activation functions
     read), what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout), and what
-    comes after the network's raw outputs.
+    comes after the network's raw outputs. With `preactivations`, hardware stores what other activation functions than
+    ReLU and ReLU6 read.
     """
     outputs, after = raw_outputs(captured)
     found = {}
     for node in captured.graph.nodes:
-        if _is_new_value(node) and node not in after and not _is_fused(node, outputs):
-            found[node] = "logits" if node in outputs else _role(node)
+        if _is_new_value(node) and node not in after:
+            if not _is_fused(node, outputs):
+                found[node] = "logits" if node in outputs else _role(node)
+            elif preactivations and any(operator(reader) in ACTIVATIONS - RELUS for reader in readers(node)):
+                found[node] = "preactivation"
     return found
 
 
@@ -76,8 +80,8 @@ def weight_roles(captured: fx.GraphModule) -> dict[str, str]:
 
 def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.Node, str]:
     """The role of each tensor, in execution order, or its position where the placement gives that a width."""
-    at = positions(captured)
-    return {node: placement.role(role, at.get(node, ())) for node, role in roles(captured).items()}
+    at, found = positions(captured), roles(captured, preactivations=placement.preactivation is not None)
+    return {node: placement.role(role, at.get(node, ())) for node, role in found.items()}
 
 
 def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.Node, fx.Node]:

@@ -94,21 +94,24 @@ def _atoms(student: fx.GraphModule) -> list[Group]:
         if node.op in ("placeholder", "get_attr", "output") or node in taken or not node.meta["carries_values"]:
             continue
         atom = [node]
-        while len(readers := value_users(atom[-1])) == 1 and _is_fused_into(student, atom[-1], readers[0]):
+        while len(readers := value_users(atom[-1])) == 1 and _is_fused_into(student, atom, readers[0]):
             atom.append(readers[0])
         taken.update(atom)
         atoms.append(atom)
     return atoms
 
 
-def _is_fused_into(student: fx.GraphModule, node: fx.Node, follower: fx.Node) -> bool:
+def _is_fused_into(student: fx.GraphModule, atom: Group, follower: fx.Node) -> bool:
     if follower.op == "output":
         return False
     if _quantizer(student, follower) is not None:
         return True
-    followed = is_layer(node) or is_batch_norm(node) or operator(node) == "add"
-    activates = operator(follower) in ACTIVATIONS and computed(follower) == [node]
-    return followed and (activates or (is_batch_norm(follower) and is_layer(node)))
+    last = atom[-1]
+    if operator(follower) in ACTIVATIONS and computed(follower) == [last]:
+        rounded = len(atom) > 1 and _quantizer(student, last) is not None  # a preactivation
+        node = atom[-2] if rounded else last
+        return is_layer(node) or is_batch_norm(node) or operator(node) == "add"
+    return is_batch_norm(follower) and is_layer(last)
 
 
 def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:

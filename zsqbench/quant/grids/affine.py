@@ -16,6 +16,9 @@ from zsqbench.scheme import Grid
 BLOCK = 2**17
 """Values of an activation that are worked on at a time on a CPU: 512 kB."""
 
+HALFWAY = 0.5 - 2.0**-10
+"""Parts of a step from a code on, from which rounding errors of float32 might decide how a value is rounded."""
+
 MIN_THRESHOLD = 2.0**-16
 """The smallest threshold of a power-of-two grid, as in Sony's Model Compression Toolkit."""
 
@@ -51,7 +54,9 @@ def symmetric_parameters(threshold: Tensor, bits: int, signed: Tensor | bool) ->
     A threshold of zero (a tensor of zeros) becomes one.
     """
     threshold = torch.where(threshold < torch.finfo(threshold.dtype).tiny, torch.ones_like(threshold), threshold)
-    signed = torch.as_tensor(signed, device=threshold.device)
+    if isinstance(signed, bool):  # no tensor is made of it, which a GPU that records an update could not do
+        half = 2.0 ** (bits - 1)
+        return Affine(threshold / (half if signed else 2 * half), torch.full_like(threshold, half if signed else 0.0))
     zero_point = torch.where(signed, 2.0 ** (bits - 1), 0.0).to(threshold)
     steps = torch.where(signed, 2.0 ** (bits - 1), 2.0**bits).to(threshold)
     return Affine(threshold / steps, zero_point.expand_as(threshold))
@@ -60,8 +65,10 @@ def symmetric_parameters(threshold: Tensor, bits: int, signed: Tensor | bool) ->
 def covering_threshold(low: Tensor, high: Tensor, bits: int, signed: Tensor | bool) -> Tensor:
     """The smallest threshold whose grid reaches from low (or 0, unsigned) to high."""
     half, whole = 2.0 ** (bits - 1), 2.0**bits
-    both = torch.maximum(-low, high * (half / (half - 1)))
-    return torch.where(torch.as_tensor(signed, device=low.device), both, high * (whole / (whole - 1))).clamp(min=0)
+    both, above = torch.maximum(-low, high * (half / (half - 1))), high * (whole / (whole - 1))
+    if isinstance(signed, bool):
+        return (both if signed else above).clamp(min=0)
+    return torch.where(signed, both, above).clamp(min=0)
 
 
 def power_of_two(threshold: Tensor) -> Tensor:
@@ -82,6 +89,22 @@ def grid_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid, signed: Te
         return affine_parameters(low, high, bits)
     threshold = covering_threshold(low, high, bits, signed)
     return symmetric_parameters(power_of_two(threshold) if grid == "power_of_two" else threshold, bits, signed)
+
+
+def pixel_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid = "affine") -> Affine:
+    """The grid of an image whose valid pixels go from low to high (scalars, widened to hold zero), in float32.
+
+    Where all channels have one mean and deviation, the codes of an affine grid of 8 bits are the pixels 0 .. 255. If
+    zero lies halfway between two pixels, as with a mean of 127.5 of 255, every pixel would lie halfway between two
+    codes, and up to half of the codes would be lost to how ties are rounded. The grid is then a step wider, so that
+    both ends are inside, and only the two pixels in the middle share a code; pixels below them have the next code.
+    """
+    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+    scale, zero_point = grid_parameters(low, high, bits, grid, bool(low < 0))
+    beside = (-low / scale - zero_point).abs()
+    if grid == "affine" and beside > HALFWAY and 0 < zero_point < levels(bits):
+        scale = torch.maximum(-low / zero_point, high / (levels(bits) - zero_point))
+    return Affine(scale.float(), zero_point.float() + 0.0)  # -0 is no code
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -129,6 +129,16 @@ class WeightQuantizer(TensorQuantizer):
         """The integers that the finalized layer keeps, in floating point. Override it together with `forward`."""
         return quantize(weight, self.scale, self.zero_point, self.bits)
 
+    def check(self) -> None:
+        """Raise RuntimeError also where a symmetric grid has its zero point elsewhere than in the middle."""
+        super().check()
+        middle = 2 ** (self.bits - 1)
+        if self.grid != "affine" and not (self.zero_point == middle).all():
+            raise RuntimeError(
+                f"the weight quantizer of {self.name!r} has a zero point other than {middle}, which its grid "
+                f"{self.grid} demands"
+            )
+
 
 class ChosenCodes(WeightQuantizer):
     """A weight whose codes a method chose (up or down, by a loss) on the grid of another quantizer."""
@@ -155,6 +165,20 @@ class ActivationQuantizer(TensorQuantizer):
     """Rounds an activation to the nearest point of its grid."""
 
     kind = "activation"
+    is_held = False
+    """True if its grid is a matter of the scheme: it stays, whatever calibration or learning finds."""
+
+    def hold(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Take a grid for good; it rounds as soon as a method sets a range."""
+        super().set_parameters(scale, zero_point)
+        self.enabled, self.is_held = False, True
+
+    def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Take a scale and a zero point, unless the grid is held, and start to quantize."""
+        if self.is_held:
+            self.enabled = True
+        else:
+            super().set_parameters(scale, zero_point)
 
 
 def plain(quantizer: Q) -> Q:

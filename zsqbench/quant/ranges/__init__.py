@@ -26,6 +26,7 @@ from zsqbench.quant.ranges.observers import (
     percentile,
     range_search,
     shrink_search,
+    threshold_search,
     without_zeros,
 )
 from zsqbench.quant.ranges.thresholds import (
@@ -68,5 +69,6 @@ __all__ = [
     "shrink_search",
     "switched",
     "symmetric_weight_thresholds",
+    "threshold_search",
     "without_zeros",
 ]

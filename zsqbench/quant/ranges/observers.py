@@ -156,6 +156,18 @@ def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "af
     return _best(rows, Affine(scale, zero_point), bits, axis)
 
 
+def threshold_search(x: Tensor, bits: int, axis: int | None = None) -> Affine:
+    """The symmetric, signed grid of the thresholds r t, r = 1, 0.99, ..., 0.01, with the least mean |x - Q(x)|^2.4.
+
+    t covers the tensor. This is what `range_search` and `shrink_search` become for weights with the zero point in the
+    middle.
+    """
+    rows = as_rows(x.detach(), axis)
+    ratios = torch.arange(RANGES, 0, -1, dtype=rows.dtype, device=rows.device)[:, None] / RANGES
+    thresholds = ratios * covering_threshold(*_ends(rows), bits, signed=True)
+    return _best(rows, symmetric_parameters(thresholds, bits, signed=True), bits, axis)
+
+
 def shrink_search(
     x: Tensor, bits: int, axis: int | None = None, *, symmetric: bool = False, signed: bool = True
 ) -> Affine:

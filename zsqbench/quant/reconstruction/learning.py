@@ -78,7 +78,8 @@ class Learning:
         return before, after, following
 
     def _learned_quantizers(self) -> list[ActivationQuantizer]:
-        return [quantizer for quantizer in self.unit.quantizers if quantizer.enabled and self.stage.step_sizes]
+        learnable = [quantizer for quantizer in self.unit.quantizers if quantizer.enabled and not quantizer.is_held]
+        return learnable if self.stage.step_sizes else []
 
     def _use(self, quantizers: Sequence[WeightQuantizer]) -> None:
         for layer, quantizer in zip(self.layers, quantizers, strict=True):

@@ -191,7 +191,9 @@ class Reconstruction:
                 state[f"codes.{path}"] = quantizer.chosen.to(torch.uint8 if quantizer.bits <= BYTE else torch.int32)
                 state[f"scale.{path}"] = quantizer.scale
         for tensor, activation in activation_quantizers(self.student):
-            state |= {f"step.{tensor}": activation.scale, f"zero_point.{tensor}": activation.zero_point}
+            is_neutral = activation.is_held and not activation.enabled
+            scale = torch.zeros_like(activation.scale) if is_neutral else activation.scale
+            state |= {f"step.{tensor}": scale, f"zero_point.{tensor}": activation.zero_point}
         return state
 
 

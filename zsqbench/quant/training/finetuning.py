@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from zsqbench.errors import DivergedError
 from zsqbench.quant.context import TrainingContext
 from zsqbench.quant.graph.operators import RELUS, is_batch_norm, is_layer, operator
-from zsqbench.quant.grids.affine import affine_parameters, dequantize, fake_quantize_identity, rectify_and_quantize
+from zsqbench.quant.grids.affine import dequantize, fake_quantize_identity, grid_parameters, rectify_and_quantize
 from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
 from zsqbench.quant.ranges.observers import minmax
 from zsqbench.quant.student import quantized_layers
@@ -64,8 +64,8 @@ class TrainedWeight(WeightQuantizer):
     """A weight while it is trained: `renew` rounds the latent weight, and passes give their gradients to the result.
 
     The gradient passes rounding and clamping unchanged, so that of the latent weight is that of `values`. The grid
-    spans the latent weight as it is at each update, without zero where all of a channel has one sign; or stays as it is
-    (`follows` false).
+    spans the latent weight as it is at each update, an affine one without zero where all of a channel has one sign; or
+    stays as it is (`follows` false).
     """
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor, *, follows: bool) -> None:
@@ -291,13 +291,14 @@ def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.Gr
 
 @torch.no_grad()
 def span_weights(student: nn.Module) -> None:
-    """Set each weight's grid from its smallest to its largest value, as training does: zero need not be inside."""
+    """Set each weight's grid to span its values, as training does: in an affine one, zero need not be inside."""
     for _, layer in quantized_layers(student):
         _span(layer.weight_quantizer, layer.weight)
 
 
 def _span(quantizer: WeightQuantizer, weight: Tensor) -> None:
-    quantizer.set_parameters(*affine_parameters(*minmax(weight, quantizer.axis), quantizer.bits))
+    ends = minmax(weight, quantizer.axis)
+    quantizer.set_parameters(*grid_parameters(*ends, quantizer.bits, quantizer.grid, signed=True))
 
 
 def student_state(student: nn.Module) -> dict[str, Tensor]:
