@@ -101,7 +101,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, cl
     With `clips_first`, what lies beyond the last code is clamped even where it would be rounded to it, as in GENIE.
     In a trace (torch.jit.trace), none of them has a gradient.
     """
-    if torch.jit.is_tracing() or not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+    if _is_traced() or not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
         return _on_grid(x, scale, zero_point, bits)
     values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits, clips_first)
     return values
@@ -159,7 +159,12 @@ def _makes_graph() -> bool:
     It must hold for batches of other sizes, so it must not have the blocks of this one. A trace with them left rows of
     a larger batch as they were allocated.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return _is_traced() or torch.compiler.is_compiling()
+
+
+def _is_traced() -> bool:
+    """True while torch.jit.trace makes a graph of what is called."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # public, and not annotated
 
 
 def _numbers(*scalars: Tensor) -> tuple[Any, ...]:
@@ -189,7 +194,7 @@ def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: i
 
     As in ZeroQ, IntraQ, HAST and AIT.
     """
-    if torch.jit.is_tracing():
+    if _is_traced():
         return _on_grid(x, scale, zero_point, bits)
     values: Tensor = _Identity.apply(x, scale, zero_point, bits)
     return values
@@ -210,7 +215,7 @@ def rectify_and_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
 
     What made x must not need it for its gradient. Half precision comes out in float32.
     """
-    if scale.dim() or torch.jit.is_tracing():
+    if scale.dim() or _is_traced():
         return fake_quantize_identity(x.float().clamp(0, ceiling), scale, zero_point, bits)
     function = _CompiledRectified if torch.compiler.is_compiling() else _Rectified
     values: Tensor = function.apply(x, scale, zero_point, bits, ceiling)
