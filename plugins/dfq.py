@@ -19,6 +19,11 @@ HOMOGENEOUS = frozenset({"identity", "leakyrelu", "prelu", "relu", "relu6"})
 """What may stand between equalized layers: a factor above zero passes through it (through ReLU6 with its bound)."""
 CONVERGED = 1e-3
 """Equalization ends with a sweep that changes no range by more than this part of it."""
+TOLERATED_ABOVE = 1e-4
+"""The share of values above 6 from which on a table says that ReLU6 became ReLU.
+
+EfficientNet-Lite0, with 0.0012, loses 16 points of 85 by that; the embedded MobileNetV2, with 1e-7, loses none.
+"""
 UNBOUNDED = "dfq_unbounded"
 """Key of a graph's `meta`: the paths of the layers whose ReLU6 became ReLU."""
 
@@ -194,10 +199,11 @@ def _note_unbounded(student: Any, norms: "Norms", ctx: "StepContext") -> None:
     paths = student.meta.get(UNBOUNDED, [])
     shares = [_share_above(*norms[path], norms[path][0].new_tensor(6.0)) for path in paths if path in norms]
     if shares:
-        share = 100 * torch.cat(shares).mean().item()
-        ctx.note(
-            f"ReLU6 became ReLU behind {len(paths)} layers, where {share:.2g} % of values are expected above 6; relu6: "
-            "per_channel would keep the network as it is"
+        share = torch.cat(shares).mean().item()
+        tell = ctx.footnote if share > TOLERATED_ABOVE else ctx.note
+        tell(
+            f"ReLU6 became ReLU behind {len(paths)} layers, where {100 * share:.2g} % of values are expected above 6; "
+            "relu6: per_channel would keep the network as it is"
         )
 
 

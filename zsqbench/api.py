@@ -46,17 +46,18 @@ def run(
     isolation: "Isolation" = "auto",
     step_timeout: float | None = None,
     memory: float | None = None,
+    columns: Sequence[str] = (),
 ) -> "RunReport":
     """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
 
     `select` is an expression over names of cells (`-k`), `overrides` are texts `a.b=value` (`--set`), `workers` is the
     number of steps at the same time (0: in this process). `isolation` says which steps get a fresh process: those of
     methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
-    seconds and has precedence over the suite's, `memory` in GiB for a worker. Raises ZSQBenchError for what cannot be
-    meant.
+    seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
+    beside results. Raises ZSQBenchError for what cannot be meant.
     """
     this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device, isolation)
-    return execute(this, cells, workers, engine, step_timeout, memory)
+    return execute(this, cells, workers, engine, step_timeout, memory, columns)
 
 
 def plan(
@@ -200,6 +201,7 @@ def execute(
     engine: str,
     step_timeout: float | None = None,
     memory: float | None = None,
+    columns: Sequence[str] = (),
 ) -> "RunReport":
     """Run cells on an engine; see `run`."""
     from zsqbench.execution.session import GIB
@@ -220,6 +222,7 @@ def execute(
     chosen = cast("type[Engine]", found)
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
     limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
+    this.columns = tuple(columns)
     return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
 
 

@@ -93,6 +93,11 @@ class Artifact:
         return [str(line) for line in self.field("notes", list)]
 
     @property
+    def footnotes(self) -> list[str]:
+        """Those of the lines that stand below tables; none in an artifact that an older version wrote."""
+        return [str(line) for line in self.field("footnotes", list)] if "footnotes" in self.manifest else []
+
+    @property
     def seconds(self) -> float:
         """The seconds that its step took."""
         return self.field("seconds", float)

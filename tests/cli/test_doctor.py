@@ -198,6 +198,12 @@ def test_the_accuracy_of_random_weights_is_not_measured(bench, doctor):
     assert "evaluate" not in (bench.folder / "calls.txt").read_text()
 
 
+def test_weights_that_a_file_loads_itself_are_measured(own):
+    random, built = (own("", "", "--weights", weights).out for weights in ("none", "built"))
+    assert [" random weights" in text.splitlines()[0] for text in (random, built)] == [True, False]
+    assert "top1" in built
+
+
 def test_the_accuracy_can_be_left_out(bench, doctor):
     assert doctor("a", "--no-accuracy")[1]["accuracy"] is None
     assert "evaluate" not in (bench.folder / "calls.txt").read_text()
@@ -280,6 +286,10 @@ MISTAKES = {
     "a file": (["net.py"], "model 'net.py' is a file: name it under 'models' in a suite, and give --suite"),
     "no weights": (["cifar_resnet20"], "model 'cifar_resnet20' comes without weights; give 'weights': a file, or none"),
     "absent weights": (["resnet20", "--weights", "x.pt"], "there is no file x.pt; expected a file of weights, or none"),
+    "no file of one's own": (
+        ["resnet20", "--weights", "built"],
+        "model 'resnet20' is no file of yours, which --weights built is for: a named network has its own where no",
+    ),
     "an unknown suite": (["resnet20", "--suite", "smokes"], "there is no suite file smokes; did you mean"),
     "an unknown model of a suite": (["zzz", "--suite", "TOY"], "unknown model 'zzz'; known: a, b, without_bn"),
     "an unknown plugin": (["resnet20", "--no-plugin", "rtm"], "unknown plugin 'rtm' in --no-plugin; did you mean"),

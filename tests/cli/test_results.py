@@ -434,3 +434,14 @@ def test_a_number_that_is_none_in_a_row_ends_no_command_in_a_traceback(two, comm
     assert (said.code, "Traceback" in said.err) == (0, False), said.err
     if command == "run":
         assert means(bench) == [(60.0, 2, "done")]
+
+
+def test_a_leaderboard_shows_figures_in_any_format_and_takes_names_alone(bench):
+    bench.run()
+    arguments = ["leaderboard", bench.file, *bench.places(), "--columns"]
+    said = bench.zsqbench(*arguments, "memory,seconds", "--format", "json")
+    assert {"memory", "seconds"} <= json.loads(said.out)["records"][0].keys()
+    assert bench.zsqbench(*arguments, "sise").err.startswith(
+        "error: unknown column 'sise' in --columns; did you mean 'size'?"
+    )
+    assert "is no list of names" in bench.zsqbench(*arguments, "memory,,").err

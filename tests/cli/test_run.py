@@ -6,6 +6,16 @@ def test_a_run_prints_its_table_and_writes_it(bench):
     assert said.out == (bench.results / "toysuite.md").read_text()
 
 
+def test_a_run_shows_the_figures_that_are_asked_for_and_tells_of_one_that_no_row_has(bench):
+    said = bench.run("--columns", "seconds, seconds/quantize")
+    assert said.code == 0
+    assert said.out == (bench.results / "toysuite.md").read_text()
+    assert "hw/w4a4 seconds (s)" in said.out
+    said = bench.run("--columns", "secs")
+    assert (said.code, "seconds" in said.out) == (2, False)
+    assert said.err.splitlines()[-1].startswith("error: unknown column 'secs' in --columns; ")
+
+
 def test_a_quiet_run_says_nothing_but_the_table(bench):
     assert bench.run("--quiet").err == ""
 

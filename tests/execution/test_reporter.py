@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 from faults import bad_generator
@@ -37,6 +38,16 @@ def test_notes_are_kept_with_the_artifact_each_line_once(bench):
     assert bench.artifact("generate").notes == ["two units", "undone in 4"]
 
 
+def test_footnotes_are_notes_too_each_line_once_and_an_older_artifact_has_none(bench):
+    bad_generator(bench, "ctx.note('one'); ctx.footnote('two'); ctx.footnote('two')")
+    bench.matrix("generator: bad")
+    bench.run()
+    kept = bench.artifact("generate")
+    assert (kept.notes, kept.footnotes) == (["one", "two"], ["two"])
+    older = {name: value for name, value in kept.manifest.items() if name != "footnotes"}
+    assert replace(kept, manifest=older).footnotes == []
+
+
 def test_curves_and_notes_of_a_step_take_no_file_of_their_own(bench):
     bad_generator(bench, "ctx.log('loss', 1, 0); ctx.note('a line')")
     bench.matrix("generator: bad")
@@ -62,6 +73,7 @@ def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monke
             state["x"] = state["x"] + ctx.randn(*x.shape)
             ctx.log("i", i, i)
             ctx.note(f"half {i // 2}")
+            ctx.footnote(f"i {i}")
             ctx.checkpoint({"i": i + 1, "x": state["x"]})
         x = state["x"]"""
     bad_generator(bench, body)
@@ -71,7 +83,8 @@ def test_a_step_resumes_from_its_checkpoint_with_its_random_numbers(bench, monke
     resumed = bench.artifact("generate")
     bench.run_anew("whole")
     whole = bench.artifact("generate")
-    assert resumed.notes == ["half 0", "half 1"]
+    assert resumed.notes == ["half 0", "i 0", "i 1", "half 1", "i 2", "i 3"]
+    assert resumed.footnotes == ["i 0", "i 1", "i 2", "i 3"]
     assert list(resumed.curves["i"]) == [(i, i) for i in range(4)]
     assert [getattr(whole, what) for what in ("content", "curves", "notes")] == [
         getattr(resumed, what) for what in ("content", "curves", "notes")

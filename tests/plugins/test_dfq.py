@@ -259,6 +259,19 @@ def test_relu6_between_equalized_layers_becomes_relu_or_gets_a_bound_for_each_ch
     assert any(note.startswith("ReLU6 became ReLU behind 2 layers") for note in notes) == (option == "relu")
 
 
+@pytest.mark.parametrize(("offset", "told"), [(5.0, 1), (-5.0, 0)])
+def test_a_table_tells_of_relu6_that_became_relu_where_values_above_six_are_expected(offset, told):
+    torch.manual_seed(0)
+    layers = [*block(3, 8, nn.ReLU6()), *block(8, 4, nn.ReLU6())]
+    layers[1].weight.data.fill_(1.0)
+    layers[1].bias.data.fill_(offset)
+    teacher = pretrained(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+    ctx, quantizer = context(), DFQ(absorption=False)
+    quantizer.quantize(quantizer.prepare(teacher, parse_scheme("hw/w8a8")), teacher, None, ctx)
+    about = [note for note in ctx.reporter.notes if note.startswith("ReLU6 became ReLU behind 1 layers")]
+    assert (len(about), ctx.reporter.footnotes) == (1, about * told)
+
+
 def uneven_mobilenet():
     """MobileNetV2 whose depthwise channels differ by made-up factors, which the next layers take back."""
     torch.manual_seed(0)

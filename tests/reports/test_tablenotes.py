@@ -1,4 +1,4 @@
-from rows import CITATION, NAN_IMAGES, method, published, row
+from rows import CITATION, NAN_IMAGES, markdown_cells, method, published, records, row
 
 from zsqbench.reports.leaderboard import leaderboard
 
@@ -111,3 +111,33 @@ def test_what_loading_a_network_told_is_said_once_for_each_network():
     text = leaderboard(results, "md")
 
     assert text.count("- resnet20: the average was taken\n") == text.count("- b: the average was taken\n") == 1
+
+
+def clipped(share, **changes):
+    return row(clipped={"classifier": share}, **changes)
+
+
+def test_outputs_that_are_clipped_in_many_images_are_named_with_the_scheme_that_leaves_them_alone():
+    results = [clipped(0.482), clipped(0.03, generator="dgh")]
+    assert [line[-1] for line in markdown_cells(results)[2:]] == ["**91.00 (-7.00) [1]**", "**91.00 (-7.00)**"]
+    assert leaderboard(results, "md").splitlines()[-1] == (
+        "- [1] in 48 % of the evaluated images, several of the largest values of output classifier lie beyond its grid "
+        "and become equal: a scheme {base: hw, logits: float} leaves outputs unquantized"
+    )
+
+
+def test_the_share_of_clipped_images_is_a_mean_over_seeds():
+    assert "in 8 % of" in leaderboard([clipped(0.1, seed=0), clipped(0.06, seed=1)], "md")
+    assert "of the evaluated images" not in leaderboard([clipped(0.07, seed=0), clipped(0.01, seed=1)], "md")
+
+
+def test_a_scheme_of_the_suite_is_told_what_to_add():
+    assert "become equal: `logits: float` in scheme mine" in leaderboard([clipped(0.5, scheme="mine/w8a8")], "json")
+
+
+def test_what_a_method_marks_stands_below_the_table_once_and_competes_all_the_same():
+    told = ["ReLU6 became ReLU"]
+    results = [row(footnotes=told, seed=0), row(footnotes=told, seed=1), row(80.0, generator="dgh", footnotes=told)]
+    assert [line[-1] for line in markdown_cells(results)[2:]] == ["**91.00 ± 0.00 (-7.00) [1]**", "80.00 (-18.00) [1]"]
+    assert leaderboard(results, "md").endswith("- [1] ReLU6 became ReLU")
+    assert [record["remarks"] for record in records(results)] == told * 2

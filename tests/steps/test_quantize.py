@@ -236,3 +236,30 @@ class Looks(ToyTask):
     assert "image 1.0000 0 True" in bench.calls()
     bench.run()
     assert bench.calls() == []
+
+
+def test_footnotes_of_all_that_a_result_is_made_of_stand_in_its_row_and_below_the_table(bench):
+    bench.add_plugin("""
+class Telling(Toy):
+    name = "telling"
+
+    def generate(self, teacher, ctx):
+        ctx.footnote("images are grey")
+        ctx.note("not for tables")
+        return super().generate(teacher, ctx)
+
+class Starts(ToyQuantizer):
+    name = "starts"
+    start: str | None = None
+
+    def quantize(self, student, teacher, data, ctx):
+        ctx.footnote("biases are large" if self.start is None else "trained for long")
+        super().quantize(student, teacher, data, ctx)
+""")
+    bench.matrix("generator: telling, quantizer: fine", head="quantizers: {fine: {method: starts, start: starts}}")
+    bench.run()
+    told = ["images are grey", "biases are large", "trained for long"]
+    assert bench.row()["footnotes"] == told
+    table = (bench.results / "toysuite.md").read_text()
+    assert all(f"- [{number}] {line}" in table for number, line in enumerate(told, start=1))
+    assert "not for tables" not in table

@@ -1,7 +1,13 @@
+import json
+
 import pytest
+import torch
 from faults import rewrite_manifest
 
+from zsqbench.errors import OutdatedError
 from zsqbench.execution import worker
+from zsqbench.execution.session import Session, WorkerConfig
+from zsqbench.steps.baseline import Baseline
 
 
 def test_a_network_that_changes_after_it_was_resolved_is_refused_and_taken_anew_by_the_next_run(bench):
@@ -111,3 +117,61 @@ class Breaks(ToyTask):
         sorted(bench.statuses().values()),
         "OSError: truncated weights" in row["reason"],
     ) == (1, ["done", "failed"], True)
+
+
+BUILT = """
+name: built
+tasks: {digits: {method: classification, data: digits}}
+models:
+  net: {file: net.py, weights: built, input_size: [1, 8, 8], mean: [0.3], std: [0.3]}
+matrix: [{task: digits, model: net, generator: none, quantizer: fp32, scheme: float}]
+"""
+
+NET = """
+import torch
+from pathlib import Path
+from torch import nn
+
+def build():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
+    %s
+    return net
+"""
+
+LOADS = "net[1].weight.data.copy_(torch.load(Path(__file__).parent / 'own.pt'))"
+
+
+def run_built(bench):
+    said = bench.zsqbench(
+        "run", bench.folder / "built.yaml", *bench.places(), "--workers", "0", "--no-plugin", "mlflow"
+    )
+    (row,) = (json.loads(line) for line in (bench.results / "built.jsonl").read_text().splitlines())
+    return said, row
+
+
+def test_a_network_may_load_its_weights_itself_and_is_known_by_what_they_are(bench):
+    bench.write("built.yaml", BUILT)
+    bench.write("net.py", NET % LOADS)
+    torch.save(torch.eye(10, 64), bench.folder / "own.pt")
+    said, first = run_built(bench)
+    assert said.code == 0, said.err
+    assert (first["status"], first["model_facts"].get("random_weights")) == ("done", False)
+    assert "random" not in said.out
+    assert run_built(bench)[1] == first
+    job = Baseline.model_validate(bench.artifact("baseline").manifest["job"])
+    with pytest.raises(
+        OutdatedError, match=r"network net changed .*: build\(\) of net.py gave other weights; run again"
+    ):
+        Session(WorkerConfig(bench.home)).teacher(job.model_copy(update={"network": "another"}))
+    torch.save(2 * torch.eye(10, 64), bench.folder / "own.pt")  # which no run can see but by loading the network
+    assert run_built(bench)[1]["keys"] != first["keys"]
+
+
+def test_a_network_that_draws_weights_at_random_is_not_built_with_its_weights(bench):
+    bench.write("built.yaml", BUILT)
+    bench.write("net.py", NET % "")
+    said, row = run_built(bench)
+    assert (said.code, row["status"]) == (1, "failed")
+    assert (
+        "gives other weights each time it is called: let it load all of them, or take 'weights: none'" in row["reason"]
+    )

@@ -176,3 +176,27 @@ def test_random_weights_are_seeded_and_leave_the_global_state_alone():
     assert torch.equal(one[0].weight, build_network(network, "none")[0].weight)
     assert not one.training
     assert not any(parameter.requires_grad for parameter in one.parameters())
+
+
+def test_what_is_taken_as_it_is_built_is_not_seeded_and_leaves_the_global_state_alone():
+    def network():
+        return nn.Linear(3, 2)
+
+    torch.manual_seed(7)
+    one, other = build_network(network, "built"), build_network(network, "built")
+    assert not torch.equal(one.weight, other.weight)
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    build_network(network, "built")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_is_built_with_its_weights_must_be_finite():
+    def network():
+        layer = nn.Linear(3, 2)
+        layer.weight.data[0, 0] = torch.nan
+        return layer
+
+    with pytest.raises(ZSQBenchError, match="NaN or infinite as it was built, in weight"):
+        build_network(network, "built")

@@ -25,7 +25,7 @@ PATIENCE = 2.0
 @click.command("doctor")
 @click.argument("model")
 @click.option("--suite", help="A suite (a file, or a shipped one), whose models, methods, schemes and tasks are meant.")
-@click.option("--weights", metavar="FILE", help="Take these weights, or seeded random ones for 'none'.")
+@click.option("--weights", metavar="FILE", help="Take these weights; none: seeded random ones.")
 @click.option("--accuracy/--no-accuracy", default=True, help="Measure the float network on the task of the suite.")
 @data_root_option
 @plugin_options

@@ -27,13 +27,22 @@ def load_network(
 ) -> LoadedNetwork:
     """The network of this name: of a suite, as the task loads it that it is used with (or else the first task).
 
-    `weights` are a file, or "none" for seeded random ones; by default those that the suite or the name means. Raises
-    ZSQBenchError for an unknown model, for a file without a suite, and for weights that are absent or do not fit.
+    `weights` are a file, "none" for seeded random ones, or "built" for those that a file of one's own loads itself; by
+    default those that the suite or the name means. Raises ZSQBenchError for an unknown model, for a file without a
+    suite, and for weights that are absent or do not fit.
     """
     from zsqbench.errors import ZSQBenchError
+    from zsqbench.methods.modelspec import NOT_BUILT
+    from zsqbench.zoo.models import BUILT, RANDOM
 
-    if weights not in (None, "none") and not Path(str(weights)).is_file():
-        raise ZSQBenchError(f"there is no file {weights}; expected a file of weights, or none for random ones")
+    if weights not in (None, RANDOM, BUILT) and not Path(str(weights)).is_file():
+        raise ZSQBenchError(
+            f"there is no file {weights}; expected a file of weights, or none for random ones, or built for those that "
+            "a file of yours loads itself"
+        )
+    of_file = suite is not None and model in suite.models and suite.models[model].file is not None
+    if weights == BUILT and not of_file and Path(model).suffix != ".py":
+        raise ZSQBenchError(f"model {model!r} is no file of yours, which --weights {BUILT} is for: {NOT_BUILT}")
     return _named(model, weights) if suite is None else _of_suite(suite, model, data_root, weights)
 
 

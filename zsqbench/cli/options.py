@@ -46,6 +46,22 @@ select_option = click.option(
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."
 )
+
+
+def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Names between commas."""
+    names = tuple(name.strip() for name in (text or "").split(",") if text is not None)
+    if "" in names:
+        raise click.BadParameter(f"{text!r} is no list of names such as agreement,seconds,memory")
+    return names
+
+
+columns_option = click.option(
+    "--columns",
+    callback=_names,
+    metavar="NAME,...",
+    help="After each column of results one of each of these: a metric such as agreement, seconds, memory or size.",
+)
 suite_options = _options(
     click.argument("suite"),
     select_option,

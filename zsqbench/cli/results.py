@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from zsqbench.cli.options import format_option, home_option, overrides_option, results_option, select_option
+from zsqbench.cli.options import (
+    columns_option,
+    format_option,
+    home_option,
+    overrides_option,
+    results_option,
+    select_option,
+)
 
 
 @click.command()
@@ -16,15 +23,24 @@ from zsqbench.cli.options import format_option, home_option, overrides_option, r
 @overrides_option
 @home_option
 @results_option
+@columns_option
 @click.option(
     "--format", "form", type=click.Choice(["md", "csv", "html", "latex", "json"]), default="md", show_default=True
 )
-def leaderboard(suite: str, select: str | None, overrides: Sequence[str], home: Path, results: Path, form: Any) -> int:
+def leaderboard(
+    suite: str,
+    select: str | None,
+    overrides: Sequence[str],
+    home: Path,
+    results: Path,
+    columns: Sequence[str],
+    form: Any,
+) -> int:
     """Print the table of SUITE from the rows of its runs."""
     from zsqbench.api import rows_of
     from zsqbench.reports.leaderboard import leaderboard as make
 
-    click.echo(make(rows_of(suite, results, select, overrides, home), form))
+    click.echo(make(rows_of(suite, results, select, overrides, home), form, columns))
     return 0
 
 

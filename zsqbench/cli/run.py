@@ -1,13 +1,13 @@
 """`zsqbench run`: make what is not there yet, and print the leaderboard."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS, EXIT_SIGNAL
-from zsqbench.cli.options import suite_options
+from zsqbench.cli.options import columns_option, suite_options
 from zsqbench.cli.suite import tell_notes
 
 
@@ -41,12 +41,14 @@ def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
     metavar="GIB",
     help="Host memory that one worker may take (Linux).",
 )
+@columns_option
 @click.option("--quiet", is_flag=True, help="Only the table.")
 def run(
     workers: int | None,
     engine: str,
     step_timeout: float | None,
     memory: float | None,
+    columns: Sequence[str],
     quiet: bool,
     **options: Any,
 ) -> int:
@@ -58,7 +60,7 @@ def run(
         options["without"] = (*options["without"], "progress")
     this, cells = api.open_run(**options)
     tell_notes(this.suite)
-    report = api.execute(this, cells, workers, engine, step_timeout, memory)
+    report = api.execute(this, cells, workers, engine, step_timeout, memory, columns)
     click.echo(report.table)  # after the progress display has left the terminal
     _warn_of_background(report.background_failures)
     if report.table_error:

@@ -36,6 +36,8 @@ class Reporter:
         self.rng = rng
         self.curves: dict[str, list[tuple[int, Any]]] = {}
         self.notes: list[str] = []
+        self.footnotes: list[str] = []
+        """Those of the notes that stand below tables."""
         self._shown_curves: list[str] = []
         self.started = time.perf_counter()
         self._done = self._total = 0
@@ -58,6 +60,12 @@ class Reporter:
         """Keep a line for people, once."""
         if line not in self.notes:
             self.notes.append(line)
+
+    def footnote(self, line: str) -> None:
+        """Keep a line for people, once, that stands below tables, too."""
+        self.note(line)
+        if line not in self.footnotes:
+            self.footnotes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a state to resume from, every few seconds."""
@@ -82,6 +90,7 @@ class Reporter:
             "state": json.dumps(plain),
             "curves": json.dumps(self.read_curves()),
             "notes": json.dumps(self.notes),
+            "footnotes": json.dumps(self.footnotes),
         }
         self._write("checkpoint.safetensors", save(tensors, metadata=note))
 
@@ -94,7 +103,7 @@ class Reporter:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 kept = {name: json.loads(text) for name, text in file.metadata().items()}
             curves = {name: [tuple(point) for point in points] for name, points in kept["curves"].items()}
-            rng, notes = tensors.pop("rng"), list(kept["notes"])
+            rng, notes, footnotes = tensors.pop("rng"), list(kept["notes"]), list(kept.get("footnotes", []))
             state: dict[str, Any] = tensors | kept["state"]
         except FileNotFoundError:
             return None
@@ -106,7 +115,7 @@ class Reporter:
         except RuntimeError:
             self.note("the step began anew: its checkpoint has random numbers of another kind of device")
             return None
-        self.curves, self.notes = curves, notes
+        self.curves, self.notes, self.footnotes = curves, notes, footnotes
         return state
 
     def keep_epoch(self, epoch: int, student: "nn.Module") -> None:

@@ -28,7 +28,7 @@ from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.execution.signals import Signals
 from zsqbench.leases import RUN, Leases
-from zsqbench.leftovers import Leftovers
+from zsqbench.leftovers import Leftovers, remove
 from zsqbench.methods import Engine
 from zsqbench.reports.evidence import Evidence
 from zsqbench.reports.resultfile import SCHEMA, Contents, ResultFile
@@ -37,6 +37,7 @@ from zsqbench.reports.suiterows import CONTRADICTED, SuiteRows, believed, counte
 from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
 from zsqbench.store import FileDigests, Store, write_atomically
 from zsqbench.suite import Cell, DeclaredCells, Suite, cell_of
+from zsqbench.zoo.models import BUILT
 
 log = logging.getLogger("zsqbench")
 
@@ -57,7 +58,7 @@ class RunReport:
     table: str
     """The leaderboard of all rows of the suite, in Markdown."""
     table_error: str | None
-    """Why it could not be written beside the rows."""
+    """Why it could not be written beside the rows, or lacks columns that were asked for."""
 
     @property
     def interrupted(self) -> bool:
@@ -87,6 +88,8 @@ class Run:
     config: WorkerConfig
     results: Path
     """Folder of the row files."""
+    columns: tuple[str, ...] = ()
+    """The figures that the table has beside results."""
     store: Store = field(init=False)
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
@@ -202,6 +205,10 @@ class Run:
 
     def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:
         known = self.find(cells)
+        for pair in [pair for pair in known if self.suite.models[pair[1]].weights == BUILT]:
+            # what a user's function reads may have changed where nobody sees it
+            remove(self.store.folder(Resolve.kind, self.resolve[pair].key))
+            del known[pair]
         # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
         importlib.import_module("safetensors.numpy")
         results: list[Result] = []
@@ -301,12 +308,17 @@ class Run:
 
         new = {result.cell for result in results}
         others = {row.cell: row for row in believed([row for row in rows if row.cell not in new], self.store)}
-        table = leaderboard([others.get(row.cell, row) for row in rows], "md")
+        shown = [others.get(row.cell, row) for row in rows]
+        wrong = None
+        try:
+            table = leaderboard(shown, "md", self.columns)
+        except ZSQBenchError as error:  # what names rows have is known only now
+            table, wrong = leaderboard(shown, "md"), str(error)
         try:
             write_atomically(self.table, table + "\n")
         except OSError as error:
             return table, f"cannot write {self.table}: {error.strerror}"
-        return table, None
+        return table, wrong
 
 
 def _later(result: Result, found: Result | None) -> Result:

@@ -21,11 +21,12 @@ from zsqbench.errors import (
 from zsqbench.execution.isolation import forbid_opening, peak_memory
 from zsqbench.execution.reporter import Reporter
 from zsqbench.hashing import digest_of, file_digest
-from zsqbench.methods import Kind, Method, Pretrained, Settings, StepContext, Task, TaskContext
+from zsqbench.methods import Kind, Method, ModelSpec, Pretrained, Settings, StepContext, Task, TaskContext
 from zsqbench.plugins import Catalog, load_plugins, shipped_plugins
 from zsqbench.reports.results import environment
 from zsqbench.steps.step import Job, MethodCall
 from zsqbench.store import Store
+from zsqbench.zoo.models import BUILT
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +162,8 @@ class Session:
             if job.network not in (None, identity):
                 self.store.discard(job.resolve)
                 raise OutdatedError(
-                    f"network {job.model.name} changed after it was resolved; run again to take it as it is now"
+                    f"network {job.model.name} changed after it was resolved{_where(job.model)}; run again to take it "
+                    "as it is now"
                 )
             if len(self.networks) >= NETWORKS:
                 del self.networks[next(iter(self.networks))]
@@ -234,6 +236,7 @@ class Session:
             "content": dict(content),
             "curves": reporter.read_curves(),
             "notes": reporter.notes,
+            "footnotes": reporter.footnotes,
         }
         try:
             self.store.write(job.kind, job.key, manifest, fill)
@@ -250,3 +253,8 @@ class Session:
         import torch
 
         return torch.Generator(self.device).manual_seed(seed)
+
+
+def _where(model: ModelSpec) -> str:
+    """Where the weights of a network changed, which the suite does not name."""
+    return f": {model.builder} gave other weights" if model.weights == BUILT else ""

@@ -35,6 +35,9 @@ class ReportsProgress(Protocol):
     def note(self, line: str) -> None:
         """Keep a line for people."""
 
+    def footnote(self, line: str) -> None:
+        """Keep a line for people that stands below tables, too."""
+
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a state, now and then."""
 
@@ -95,6 +98,14 @@ class StepContext:
         A line is kept once, however often it is said.
         """
         self.reporter.note(line)
+
+    def footnote(self, line: str) -> None:
+        """Say in one line what whoever reads the result in a table must know: a note that is a footnote there, too.
+
+        For what a method expects to cost accuracy, with what to do. What all its results have in common belongs into
+        its description. A result that is made of this one has the footnote, too.
+        """
+        self.reporter.footnote(line)
 
     def images_read(self, count: int) -> None:
         """Say that only the first `count` images of the calibration set were read; the largest number counts.

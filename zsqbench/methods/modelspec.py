@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, model_validator
 
 from zsqbench.methods.base import InputFile, existing_file
-from zsqbench.zoo.models import Checkpoint, Weights
+from zsqbench.zoo.models import BUILT, RANDOM, Checkpoint, Weights
 
 
 def _weights(text: str, info: ValidationInfo) -> str:
-    return text if text == "none" else str(existing_file(Path(text), info))
+    return text if text in (RANDOM, BUILT) else str(existing_file(Path(text), info))
 
+
+NOT_BUILT = "a named network has its own where no weights are given"
 
 Side = PositiveInt | tuple[PositiveInt, PositiveInt]
 
@@ -27,7 +29,9 @@ class ModelSpec(BaseModel):
     file: InputFile | None = Field(None, description="a .py file with a function that returns the module")
     build: str = Field("build", description="name of that function")
     weights: Annotated[str, AfterValidator(_weights)] | None = Field(
-        None, description="safetensors or a weights-only checkpoint; 'none' for seeded random weights"
+        None,
+        description="safetensors or a weights-only checkpoint; 'built' for those that a file's function loads itself; "
+        "'none' for seeded random weights",
     )
     checkpoint: Literal["model", "ema"] | None = Field(
         None,
@@ -58,10 +62,15 @@ class ModelSpec(BaseModel):
         if (self.base is None) == (self.file is None):
             raise ValueError("a model is either a variant of a named one ('base') or a 'file' of your own")
         if self.file is not None and self.weights is None:
-            raise ValueError("a model from a 'file' needs 'weights': a path, or none for seeded random weights")
+            raise ValueError(
+                "a model from a 'file' needs 'weights': a path, built for those that its function loads itself, or "
+                "none for seeded random weights"
+            )
+        if self.file is None and self.weights == BUILT:
+            raise ValueError(f"'weights: {BUILT}' is for a 'file' of your own, whose function loads them: {NOT_BUILT}")
         if self.file is not None and self.input_size is None:
             raise ValueError("a model from a 'file' needs 'input_size': [channels, height, width]")
-        if self.checkpoint is not None and self.weights in (None, "none"):
+        if self.checkpoint is not None and self.weights in (None, RANDOM, BUILT):
             raise ValueError("'checkpoint' says which weights of a file are taken, and 'weights' names no file")
         return self
 
@@ -71,13 +80,20 @@ class ModelSpec(BaseModel):
         return Checkpoint(source, self.checkpoint, note) if isinstance(source, Path) else source
 
     @property
-    def weights_from(self) -> Path | Literal["none"] | None:
-        """The weights that the suite gives, if any; "none" asks for random ones."""
-        if self.random_weights:
-            return "none"
+    def builder(self) -> str:
+        """What builds a network of one's own, in words: `build() of net.py`."""
+        return f"{self.build}() of {self.file.name if self.file else 'no file'}"
+
+    @property
+    def weights_from(self) -> Path | Literal["none", "built"] | None:
+        """The weights that the suite gives, if any; "none" asks for random ones, "built" for what was built."""
+        if self.weights == RANDOM:
+            return RANDOM
+        if self.weights == BUILT:
+            return BUILT
         return None if self.weights is None else Path(self.weights)
 
     @property
     def random_weights(self) -> bool:
         """True if the weights are seeded random numbers; rows of such a model are marked."""
-        return self.weights == "none"
+        return self.weights == RANDOM

@@ -65,13 +65,14 @@ ul {{ list-style: none; margin-top: 1rem; padding: 0; font-size: 13px; color: #4
 """A standalone page: no script, nothing fetched."""
 
 
-def leaderboard(results: Sequence[Result], form: Form) -> str:
+def leaderboard(results: Sequence[Result], form: Form, columns: Sequence[str] = ()) -> str:
     """The leaderboard of these rows as text; rows and columns stand in the order in which the results name them.
 
-    It ends without a newline. Raises ZSQBenchError where there are no results.
+    After each column of results stand those of `columns`: metrics, `seconds`, `memory` or `size`. The text ends without
+    a newline. Raises ZSQBenchError where there are no results, and for a column that no row has.
     """
     renderers = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex, "json": _json}
-    return renderers[form](build_table(results)).rstrip("\n")
+    return renderers[form](build_table(results, columns)).rstrip("\n")
 
 
 def _text(table: Table, row: Row, column: Column) -> str:
@@ -79,8 +80,8 @@ def _text(table: Table, row: Row, column: Column) -> str:
     entry = table.entries.get((row, column))
     if entry is None:
         return ""
-    text = entry.status if entry.mean is None else f"{entry.mean:.2f}"
-    text += "" if entry.std is None else f" ± {entry.std:.2f}"
+    text = entry.status if entry.mean is None else table.number(column, entry.mean)
+    text += "" if entry.std is None else f" ± {table.number(column, entry.std)}"
     text += "" if entry.drop is None else f" ({round(-entry.drop, 2) + 0:+.2f})"  # + 0 turns -0.0 into 0.0
     return text + "".join(f" [{table.footnotes[remark]}]" for remark in table.remarks(row, column))
 
@@ -100,7 +101,7 @@ def _heads(table: Table) -> list[tuple[str, str, str]]:
 def _lines(table: Table) -> list[list[str]]:
     """The body of the table as texts; the float network first."""
     labels = len(_label_heads(table))
-    floats = (f"{table.floats[column]:.2f}" if column in table.floats else "" for column in table.columns)
+    floats = [table.number(column, table.floats[column]) if column in table.floats else "" for column in table.columns]
     methods = [[*row.labels[:labels], *(_text(table, row, column) for column in table.columns)] for row in table.rows]
     return [["float", *[""] * (labels - 1), *floats], *methods]
 
@@ -157,7 +158,9 @@ def _records(table: Table) -> list[dict[str, Any]]:
             "below_control": table.below_control.get((row, column)),
             "status": entry.status,
             "reason": "; ".join(entry.reasons),
+            "remarks": "; ".join(entry.remarks),
             **_beside(table, row, column),
+            **_figures(table, row, column),
         }
         for row in table.rows
         for column in table.columns
@@ -175,6 +178,19 @@ def _beside(table: Table, row: Row, column: Column) -> dict[str, float | None]:
     return beside
 
 
+def _figures(table: Table, row: Row, column: Column) -> dict[str, float | str | None]:
+    """The figures of a record: mean, deviation and value of the float network, and why there is none."""
+    figures: dict[str, float | str | None] = {}
+    for name in table.figures:
+        place = replace(column, kind=ColumnKind.FIGURE, figure=name)
+        entry = table.entries.get((row, place))
+        figures[name] = _rounded(entry.mean if entry else None)
+        figures[f"{name}_std"] = _rounded(entry.std if entry else None)
+        figures[f"{name}_float"] = _rounded(table.floats.get(place))
+        figures[f"{name}_reason"] = "; ".join(entry.remarks if entry else ())
+    return figures
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4) + 0.0
 
@@ -188,6 +204,7 @@ def _json(table: Table) -> str:
         "suite": table.suite,
         "notes": table.notes,
         "footnotes": list(table.footnotes),
+        "units": {figure.name: figure.unit for figure in table.figures.values()},
         "records": _records(table),
     }
     return json.dumps(content, indent=1, ensure_ascii=False)

@@ -134,6 +134,13 @@ class Result(BaseModel):
     correct: str | None = Field(
         None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
     )
+    clipped: dict[str, FiniteFloat] = Field(
+        {}, description="of each quantized output, the share of values, 0 to 1, beyond its grid on the evaluated images"
+    )
+    footnotes: list[Text] = Field([], description="what its methods say that whoever reads the number must know")
+    not_run: dict[str, Text] = Field(
+        {}, description="why a group of metrics, such as those named onnxruntime/..., was not measured; one line each"
+    )
     data_free: bool = Field(True, description="false where the generator was given real images")
     tensors: Tensors = {}
     keys: dict[str, str] = Field({}, description="artifact of each step, and of the quantize step that it starts from")

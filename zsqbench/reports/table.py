@@ -3,13 +3,14 @@
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum, auto
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from zsqbench.methods import Settings
+from zsqbench.reports.figures import Figure
 from zsqbench.reports.results import Result
 from zsqbench.scheme import FLOAT
 
@@ -25,15 +26,16 @@ CONTROLS: Mapping[str, Control] = {
 
 
 class ColumnKind(StrEnum):
-    """The figures of a column are results, the best epochs by the evaluated images, or what papers say."""
+    """The numbers of a column: results, the best epochs by the evaluated images, what papers say, or other figures."""
 
     MEASURED = auto()
     ORACLE = auto()
     PUBLISHED = auto()
+    FIGURE = auto()
 
 
 BESIDE = (ColumnKind.ORACLE, ColumnKind.PUBLISHED)
-"""The columns that may stand beside one of results, in their order. They compete with none."""
+"""The columns that may stand beside one of results, in their order, before other figures. They compete with none."""
 
 
 T = TypeVar("T")
@@ -116,6 +118,8 @@ class Column:
     kind: ColumnKind = ColumnKind.MEASURED
     mixed: str = ""
     """Where a method gave single weights more bits than the scheme says: `mixed`, then what came of it."""
+    figure: str = ""
+    """The name of the figure, in a column of such."""
 
     @classmethod
     def of(cls, result: Result) -> "Column":
@@ -138,6 +142,8 @@ class Entry:
     reasons: tuple[str, ...]
     """One line for each thing that happened, deduplicated."""
     calibrated: int | None = None
+    remarks: tuple[str, ...] = ()
+    """Lines that whoever reads the number must know; it counts all the same."""
     stated: float | None = None
     """The deviation that a paper states."""
 
@@ -174,6 +180,8 @@ class Table:
     """What was measured, on what, and calibrated on what."""
     published: tuple[str, ...] = ()
     """Where published values are from."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """The figures that were asked for, by name."""
 
     @cached_property
     def means(self) -> dict[tuple[Row, Column], float]:
@@ -222,10 +230,10 @@ class Table:
         return {text: number for number, text in enumerate(texts, start=1)}
 
     def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
-        """Why seeds of a cell did not run, and that it is below its control; or what a paper adds to its value."""
+        """Why seeds did not run, what to know of the number, and that it is below its control; or a paper's remark."""
         entry = self.entries.get((row, column))
         below = (BELOW_CONTROL,) if self.below_control.get((row, column)) else ()
-        return (*entry.reasons, *below) if entry else ()
+        return (*entry.reasons, *entry.remarks, *below) if entry else ()
 
     @property
     def bold(self) -> str:
@@ -247,13 +255,20 @@ class Table:
             "random weights: the network was never trained, its weights are seeded random numbers": self.random_models,
             ORACLE: any(column.kind is ColumnKind.ORACLE for column in self.columns),
         }
-        return [*self.measured, *(text for text, occurs in marks.items() if occurs), *self.published]
+        figures = (figure.note for figure in self.figures.values() if figure.note)
+        return [*self.measured, *(text for text, occurs in marks.items() if occurs), *figures, *self.published]
+
+    def number(self, column: Column, number: float) -> str:
+        """A number of a column as it is printed."""
+        return self.figures[column.figure].text(number) if column.figure else f"{number:.2f}"
 
     def head(self, column: Column) -> tuple[str, str, str]:
         """Task, model and scheme as the table shows them."""
         mark = " (random weights)" if column.model in self.random_models else ""
         kind = "" if column.kind is ColumnKind.MEASURED else f" ({column.kind})"
         mixed = f" ({column.mixed})" if column.mixed else ""
+        if column.kind is ColumnKind.FIGURE:
+            kind = f" {self.figures[column.figure].head}"
         return column.task, column.model + mark, column.scheme + mixed + kind
 
 

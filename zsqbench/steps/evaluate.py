@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PICTURE = "picture.png"
 
+LOGITS = "logits"
+"""The role of the tensors whose clipped values are counted: nothing behind them makes up for what is cut off."""
+
 CARRIED = ("images", "images_read", "summary")
 """The row needs these of the quantize step, whose artifact may be removed to save space."""
 
@@ -52,9 +55,12 @@ class Evaluate(StudentJob):
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Rebuild the network, measure it, and let the task draw what it likes to."""
+        from zsqbench.quant import counted_clipping
+
         quantized = session.store.read(Quantize.kind, self.needs[Quantize.kind])
         student, teacher = self.restored(session, self.prepared(session), quantized), session.teacher(self)
-        evaluation = evaluations.measure(session, self, reporter, student, teacher)
+        with counted_clipping(student, LOGITS) as clipping:
+            evaluation = evaluations.measure(session, self, reporter, student, teacher)
         picture = self._picture(session, reporter, student, teacher)
 
         def fill(folder: Path) -> None:
@@ -64,7 +70,9 @@ class Evaluate(StudentJob):
 
         with quantized.reading():
             carried = {name: quantized.content[name] for name in CARRIED}
-        session.write(self, reporter, evaluations.content(evaluation, self.data) | carried, fill)
+        of_student = {"clipped": clipping.shares, "footnotes": quantized.footnotes}
+        content = evaluations.content(evaluation, self.data) | carried | of_student
+        session.write(self, reporter, content, fill)
 
     def _picture(
         self, session: "Session", reporter: "Reporter", student: "nn.Module", teacher: Pretrained
@@ -95,6 +103,9 @@ class Evaluate(StudentJob):
                     "calibrated": _count(found["images_read"]),
                 },
                 "correct": evaluations.packed(samples),
+                # artifacts of older versions lack these
+                "clipped": evaluations.numbers(found.get("clipped", {})),
+                "footnotes": [str(line) for line in found.get("footnotes", [])],
                 "tensors": {name: _number_or_text(value) for name, value in found["summary"].items()},
                 "environment": artifact.field("environment", dict),
             }

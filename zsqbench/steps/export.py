@@ -39,6 +39,7 @@ class Export(StudentJob):
     """Reads the quantized network; leaves the file, the script, and which layers can run with integers."""
 
     kind: ClassVar[str] = "export"
+    ships: ClassVar[bool] = True
 
     options: ExportOptions
     classes: tuple[str, ...] = ()

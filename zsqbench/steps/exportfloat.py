@@ -22,6 +22,7 @@ class ExportFloat(Job):
     """Reads the float network; leaves the file."""
 
     kind: ClassVar[str] = "export_float"
+    ships: ClassVar[bool] = True
 
     options: ExportOptions
 

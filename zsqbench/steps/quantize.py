@@ -88,6 +88,8 @@ class Quantize(StudentJob):
             ctx.start = self.restored(
                 session, self.prepared(session), session.store.read(self.kind, self.needs[self.kind])
             )
+        for line in self._inherited(session.store):
+            reporter.footnote(line)
         with session.method_call(self, quantizer, self.watched) as teacher:
             student = self.prepare(session, teacher)
             quantizer.quantize(student, teacher, data, ctx)
@@ -106,6 +108,10 @@ class Quantize(StudentJob):
             "tensors": [asdict(tensor) for tensor in measured],
         }
         session.write(self, reporter, content, fill)
+
+    def _inherited(self, store: Store) -> list[str]:
+        """The footnotes of what it is made of."""
+        return [line for kind, key in self.needs.items() for line in store.look(kind, key).footnotes]
 
     def _images_read(self, store: Store, images: int, reported: int | None) -> int:
         """How many images of the set were read: the most that it, or what it starts from, reported, or else all."""

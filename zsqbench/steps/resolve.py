@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Pretrained
 from zsqbench.steps.planning import NetworkFacts
@@ -11,6 +12,7 @@ from zsqbench.steps.preliminary import PreliminaryJob
 from zsqbench.steps.step import Step
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite
+from zsqbench.zoo.models import BUILT
 
 if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
@@ -33,7 +35,8 @@ class Resolve(PreliminaryJob):
         files = suite.task(cell.task).find_model(model)
         spec = model.model_dump(mode="json", exclude={"name", "file", "weights", "float_accuracy"})
         origin = {name: digests.file(path) for name, path in files.items()}
-        weights = model.weights if model.random_weights else None
+        given = model.weights_from
+        weights = None if isinstance(given, Path) else given  # a file is in `origin`
         key = digest_of([cls.kind, suite.tasks[cell.task].identity, spec, weights, origin])
         return Step(cls, key, f"{cls.kind} {cell.model}", (), cell)
 
@@ -42,8 +45,14 @@ class Resolve(PreliminaryJob):
         from zsqbench.zoo.usermodules import digests
 
         teacher = session.teacher(self, reporter)
+        identity = session.identity(self, teacher)
+        if self.model.weights == BUILT and session.identity(self, session.teacher(self, reporter)) != identity:
+            raise ZSQBenchError(
+                f"{self.model.builder} gives other weights each time it is called: let it load "
+                "all of them, or take 'weights: none' for seeded random ones"
+            )
         facts = replace(
-            facts_of(teacher, session.identity(self, teacher)),
+            facts_of(teacher, identity),
             random_weights=self.model.random_weights,
             modules=digests(self.model.file) if self.model.file else (),
             notes=tuple(reporter.notes),

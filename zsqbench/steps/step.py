@@ -142,6 +142,8 @@ class Job(BaseModel, ABC):
     """A cell is done when its final steps are, and its row is made of what they left."""
     background: ClassVar[bool] = False
     """No cell waits for it and no row holds its key. It runs where no other step could, for people."""
+    ships: ClassVar[bool] = False
+    """It writes a network down for others: what it takes is no cost of the methods that made the network."""
     exclusive: ClassVar[bool] = False
     """It measures time: it runs while no other step does."""
     axis: ClassVar[Literal["generator", "quantizer"] | None] = None
@@ -256,9 +258,16 @@ class Job(BaseModel, ABC):
 
 
 def contributed(kinds: Iterable[type[Job]], store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that steps of these kinds fill in the row of a cell; where several fill one, the last counts."""
+    """The fields that steps of these kinds fill in the row of a cell.
+
+    Where several fill one, mappings and lists are joined, and of others the last counts.
+    """
     row: dict[str, Any] = {}
     for kind in kinds:
         for name, value in kind.row(store, keys).items():
-            row[name] = row[name] | value if isinstance(row.get(name), dict) else value
+            before = row.get(name)
+            if isinstance(before, dict):
+                row[name] = before | value
+            else:
+                row[name] = before + value if isinstance(before, list) else value
     return row

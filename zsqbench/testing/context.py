@@ -18,6 +18,7 @@ class MemoryReporter:
     def __init__(self, resume_from: Mapping[str, Any] | None = None, rng: torch.Generator | None = None) -> None:
         self.curves: dict[str, list[tuple[int, float]]] = {}
         self.notes: list[str] = []
+        self.footnotes: list[str] = []
         self.states: list[dict[str, Any]] = []
         self.epochs: dict[int, torch.nn.Module] = {}
         self._resume_from = resume_from
@@ -35,6 +36,11 @@ class MemoryReporter:
     def note(self, line: str) -> None:
         """Keep a line."""
         self.notes.append(line)
+
+    def footnote(self, line: str) -> None:
+        """Keep a line as a note and as a footnote."""
+        self.note(line)
+        self.footnotes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a copy of a state, as a file would."""

@@ -42,8 +42,13 @@ class Checkpoint:
     note: Callable[[str], None] = _untold
 
 
-Weights = Path | Checkpoint | Literal["none"]
-"""Where the weights of a network are from: a file, or seeded random numbers."""
+RANDOM: Literal["none"] = "none"
+"""No weights are given: they are seeded random numbers."""
+BUILT: Literal["built"] = "built"
+"""What builds the network loads its weights, too."""
+
+Weights = Path | Checkpoint | Literal["none", "built"]
+"""Where the weights of a network are from: a file, seeded random numbers, or what builds it."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.zoo.checkpoints import SHOWN, is_extra_state, read_weights, some
 from zsqbench.zoo.loadable import bare, check_built, check_finite
-from zsqbench.zoo.models import Checkpoint, Weights
+from zsqbench.zoo.models import BUILT, RANDOM, Checkpoint, Weights
 from zsqbench.zoo.tensor_names import fitting
 
 _RANDOM_SEED = 0
@@ -19,15 +19,19 @@ _RANDOM_SEED = 0
 def build_network(build: Callable[[], nn.Module], weights: Weights) -> nn.Module:
     """Build a network and give it the weights of a file, or ("none") seeded random ones; eval mode, weights frozen.
 
+    With "built" it is taken as it is built, and what is drawn at random differs from call to call, so that it is found.
     It is built without gradients, so that a tensor that it computes from parameters and keeps can be copied. The global
     random state stays as it was. Raises ZSQBenchError for a network that cannot be quantized whatever its layers are,
     such as a ScriptModule, and as `load_weights` does.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(_RANDOM_SEED)
+        if weights == BUILT:
+            torch.default_generator.seed()
+        else:
+            torch.manual_seed(_RANDOM_SEED)
         module = bare(build())
     check_built(module)
-    if weights == "none":
+    if weights in (RANDOM, BUILT):
         check_finite(module)
     else:
         load_weights(module, weights)

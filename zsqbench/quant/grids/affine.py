@@ -122,8 +122,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, cl
 
     The scale gets the gradient that follows from this, as in BRECQ and QDrop (no LSQ scaling); the zero point, none.
     With `clips_first`, what lies beyond the last code is clamped even where it would be rounded to it, as in GENIE.
+    In a trace (torch.jit.trace), none of them has a gradient.
     """
-    if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+    if _is_traced() or not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
         return _on_grid(x, scale, zero_point, bits)
     values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits, clips_first)
     return values
@@ -166,23 +167,39 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """X rounded to the grid: what `dequantize` makes of `quantize`; where the grid is one for all, in few passes."""
     if scale.dim():
         return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
-    values = torch.empty_like(x)
     low, high, step = _numbers(0 - zero_point, levels(bits) - zero_point, scale)
+    if _makes_graph():
+        return torch.div(x, step).round().clamp(low, high).mul(step)
+    values = torch.empty_like(x)
     for part in _parts(x, scale):
         torch.div(x[part], step, out=values[part]).round_().clamp_(low, high).mul_(step)
     return values
 
 
+def _makes_graph() -> bool:
+    """True while torch.jit.trace, torch.export or torch.compile makes a graph of what is called.
+
+    It must hold for batches of other sizes, so it must not have the blocks of this one. A trace with them left rows of
+    a larger batch as they were allocated.
+    """
+    return _is_traced() or torch.compiler.is_compiling()
+
+
+def _is_traced() -> bool:
+    """True while torch.jit.trace makes a graph of what is called."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # public, and not annotated
+
+
 def _numbers(*scalars: Tensor) -> tuple[Any, ...]:
     """Scalars as numbers where these are at hand, for clamping between numbers is faster than between tensors."""
-    if torch.compiler.is_compiling() or any(scalar.device.type != "cpu" for scalar in scalars):
+    if _makes_graph() or any(scalar.device.type != "cpu" for scalar in scalars):
         return scalars
     return tuple(scalar.item() for scalar in scalars)
 
 
 def _parts(x: Tensor, scale: Tensor) -> list[Any]:
     """Indices of as many rows of a tensor at a time as a CPU's cache holds, since each is passed over several times."""
-    if scale.dim() or not x.dim() or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if scale.dim() or not x.dim() or x.device.type != "cpu" or _makes_graph():
         return [...]
     rows = max(1, BLOCK // max(1, x[0].numel()))
     return [slice(first, first + rows) for first in range(0, len(x), rows)]
@@ -200,6 +217,8 @@ def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: i
 
     As in ZeroQ, IntraQ, HAST and AIT.
     """
+    if _is_traced():
+        return _on_grid(x, scale, zero_point, bits)
     values: Tensor = _Identity.apply(x, scale, zero_point, bits)
     return values
 
@@ -219,7 +238,7 @@ def rectify_and_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
 
     What made x must not need it for its gradient. Half precision comes out in float32.
     """
-    if scale.dim():
+    if scale.dim() or _is_traced():
         return fake_quantize_identity(x.float().clamp(0, ceiling), scale, zero_point, bits)
     function = _CompiledRectified if torch.compiler.is_compiling() else _Rectified
     values: Tensor = function.apply(x, scale, zero_point, bits, ceiling)

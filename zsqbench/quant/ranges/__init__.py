@@ -14,6 +14,7 @@ from zsqbench.quant.ranges.calibration import (
     observed,
     switched,
 )
+from zsqbench.quant.ranges.clipping import counted_clipping
 from zsqbench.quant.ranges.histogram import Histogram, RunningHistogram
 from zsqbench.quant.ranges.moving_ranges import MovingRanges
 from zsqbench.quant.ranges.observers import (
@@ -58,6 +59,7 @@ __all__ = [
     "calibrate_float_activations",
     "calibrate_weights",
     "check_images",
+    "counted_clipping",
     "include_zero",
     "lp_search",
     "minmax",
