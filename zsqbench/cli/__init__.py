@@ -1,7 +1,7 @@
 """The command line: the only place that sets exit codes and prints results (progress and warnings go to stderr).
 
-A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, and `schema`
-is in suite.py.
+A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, `schema` is
+in suite.py, and `export-images` in exportimages.py.
 """
 
 import logging
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from zsqbench.cli import cache, doctor, mlflow, plan, plugins, results, run, scheme, suite
+from zsqbench.cli import cache, doctor, exportimages, mlflow, plan, plugins, results, run, scheme, suite
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
 PATIENCE = 5.0
@@ -90,6 +90,7 @@ for command in (
     plan.plan,
     results.leaderboard,
     results.show,
+    exportimages.export_images,
     scheme.scheme,
     doctor.doctor,
     suite.schema,

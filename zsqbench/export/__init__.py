@@ -1,0 +1,1 @@
+"""What leaves zsqbench for other tools."""
