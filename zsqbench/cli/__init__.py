@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from zsqbench.cli import cache, doctor, exportimages, mlflow, plan, plugins, results, run, scheme, suite
+from zsqbench.cli import cache, doctor, exportimages, mlflow, plan, plugins, quantize, results, run, scheme, suite
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
 PATIENCE = 5.0
@@ -87,6 +87,7 @@ def cli() -> None:
 
 for command in (
     run.run,
+    quantize.quantize,
     plan.plan,
     results.leaderboard,
     results.show,
