@@ -190,7 +190,7 @@ class Agreement(_Judge):
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.Evaluation:
-        """Compare decisions, image by image; an output that is not finite agrees with nothing."""
+        """Compare decisions, image by image. Raises ZSQBenchError for outputs that are not finite."""
         metrics: dict[str, float] = {}
         agrees: list[bool] = []
         made: list[int] = []
@@ -200,7 +200,7 @@ class Agreement(_Judge):
             for images, truth in part.batches():
                 (logits,), (expected,) = _both(module, pretrained, images, ctx)
                 error.add([logits], [expected])
-                decided = logits.argmax(1).where(logits.isfinite().all(1), -1)
+                decided = logits.argmax(1)
                 agrees += (decided == expected.argmax(1)).tolist()
                 made += decided.tolist()
                 labels += truth

@@ -130,7 +130,7 @@ def make_page(request: Request, found: Found, checkup: "Checkup", delivered: Seq
             Section("What it costs", _costs(found, chosen), _latencies(delivered)),
             Section("What to fear", _fears(request, found, checkup, chosen)),
             Section("Candidates", table=_table(found, chosen.tried)),
-            Section("Left out", [f"{name}: {why}" for name, why in found.left_out.items()] or ["no candidate"]),
+            Section("Left out", [f"{name}: {why}" for name, why in found.left_out.items()] or ["none"]),
         ],
     )
 
@@ -207,7 +207,7 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
             f"On this CPU the quantized model is slower than float: {runtime.quantized.p50:.2f} and "
             f"{runtime.unquantized.p50:.2f} ms."
         )
-    return [*lines, *chosen.notes] or ["nothing that was found"]
+    return [*lines, *chosen.notes] or ["Nothing that was found."]
 
 
 def _table(found: Found, chosen: Tried) -> list[list[str]]:

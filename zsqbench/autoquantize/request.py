@@ -50,7 +50,8 @@ class Request:
     @property
     def folder(self) -> Path:
         """Where suites, rows and held-out images of this request are; another one begins where this one has not."""
-        files = [file_digest(Path(self.entry[key])) for key in ("file", "weights") if key in self.entry]
+        named = [self.entry.get(key, "none") for key in ("file", "weights")]
+        files = [file_digest(Path(name)) for name in named if name != "none"]
         asked = [self.model, dict(self.entry), files, self.target, self.budget, str(self.images), self.threads]
         return self.home / "quantize" / digest_of(asked)[:16]
 
