@@ -37,6 +37,7 @@ def tried(name, generator=None, control=False, **metrics):
         metric="agreement",
         metrics=metrics,
         float_metrics={"top1": 90.0},
+        notes=["the task noted this"],
     )
     return Tried(Candidate(name, generator, control), row, 2.0)
 
@@ -116,7 +117,7 @@ def test_random_weights_doctors_warnings_and_failures_stand_on_the_page(checkup)
     checkup = replace(checkup, random_weights=True, notes=["names were odd"])
     text = page(checkup, found)
     assert "- The network has random weights: nothing here says anything of a trained one." in text
-    assert "- doctor: names were odd" in text
+    assert "- doctor: names were odd\n- the task noted this\n" in text
     assert "failed: it broke" in text
 
 

@@ -45,9 +45,9 @@ class Candidate:
 CANDIDATES = (
     Candidate("squant"),
     Candidate("dfq"),
-    Candidate("rtn", NOISE, control=True),
     Candidate("rtn", SYNTHETIC),
     Candidate("hptq", SYNTHETIC),
+    Candidate("rtn", NOISE, control=True),
     Candidate("brecq", SYNTHETIC),
 )
 """The cheap ones come first, and those that share images one after the other."""

@@ -183,7 +183,7 @@ def _latencies(delivered: Sequence[Delivery]) -> list[list[str]]:
 
 def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery) -> list[str]:
     runtime, row = chosen.runtime, chosen.tried.row
-    lines = [f"doctor: {line}" for line in (*checkup.warnings, *checkup.notes)]
+    lines = [f"doctor: {line}" for line in (*checkup.warnings, *checkup.notes)] + list(row.notes)
     if checkup.random_weights:
         lines.append("The network has random weights: nothing here says anything of a trained one.")
     if request.images is None:

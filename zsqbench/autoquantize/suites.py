@@ -8,6 +8,7 @@ import yaml
 
 from zsqbench.autoquantize.candidates import SYNTHETIC, Candidate, Level, generators, quantizers
 from zsqbench.autoquantize.request import Request
+from zsqbench.errors import ZSQBenchError
 from zsqbench.store import write_atomically
 
 TASK, MODEL = "held_out", "network"
@@ -64,6 +65,9 @@ def _write(
         "matrix": matrix,
     }
     path = request.folder / f"{name}.yaml"
-    request.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump(suite, sort_keys=False))
+    try:
+        request.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, yaml.safe_dump(suite, sort_keys=False))
+    except OSError as error:
+        raise ZSQBenchError(f"cannot write to {request.home}: {error.strerror}; see --home") from error
     return path
