@@ -1,20 +1,20 @@
 """Image classification: the embedded digits, CIFAR, and image folders such as ImageNet's; top-1 accuracy."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.methods import image_networks
+from zsqbench.methods.image_networks import image_tensors
 from zsqbench.zoo import digits, models
-from zsqbench.zoo.geometry import Geometry, Side, mean_colour, side
 from zsqbench.zoo.image_data import CIFAR_CLASSES, ImageData, find_cifar, find_digits, list_calibration, of_files
 from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit
-from zsqbench.zoo.images import PixelCache, Sample, class_folders, draw, list_classes, normalize, pixels
-from zsqbench.zoo.models import DEFINITIONS, Feeding, Network, Weights
+from zsqbench.zoo.images import PixelCache, Sample, class_folders, draw, list_classes
+from zsqbench.zoo.models import Feeding, Network
 
 if TYPE_CHECKING:
     import torch
@@ -87,32 +87,13 @@ class Classification(zsqbench.Task):
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
         """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
-        weights = model.weights_from
-        files: dict[str, Path] = {}
-        if model.file is not None:
-            self._feeding(model, None)  # complains now if mean and std are needed and not given
-            files["file"] = model.file
-        else:
-            models.check_name(_base(model))
-            if weights is None and model.base in DEFINITIONS:
-                weights = models.shipped_weights(_base(model))
-        return files | ({"weights": weights} if isinstance(weights, Path) else {})
+        return image_networks.find_model(model, FED_AS.get(self.data))
 
     def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
         """Build the network, give it its weights, and try it on empty images; ZSQBenchError where that fails."""
-        network = self._network(model, model.weights_to_load(ctx.note))
-        feeding = network.feeding
-        classes = _count_outputs(network, model)
-        return zsqbench.Pretrained(
-            module=network.module,
-            input_size=feeding.input_size,
-            mean=feeding.mean,
-            std=feeding.std,
-            value_range=feeding.value_range,
-            classes=classes,
-            preprocessing=_preprocessing(feeding),
-            architecture=model.base if "/" in _base(model) else None,
-        )
+        usual, classes = FED_AS.get(self.data), CLASSES.get(self.data)
+        network = image_networks.load_network(model, ctx.note, usual, classes)
+        return image_networks.pretrained_of(model, network, _count_outputs(network, model))
 
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
@@ -129,7 +110,7 @@ class Classification(zsqbench.Task):
         samples = found.evaluation.samples()
         hits, predictions, truth = [], [], []
         for number, batch in enumerate(_batched(samples, self.batch_size), start=1):
-            images, labels = _tensors(batch, pretrained, _DECODED)
+            images, labels = image_tensors(batch, pretrained, _DECODED)
             with torch.no_grad():
                 logits = self._logits(module, images.to(ctx.device), pretrained, number, len(samples)).float().cpu()
             hits.append(_hits(logits, labels))
@@ -150,7 +131,7 @@ class Classification(zsqbench.Task):
         """Resize, crop and normalise one image, as evaluation does."""
 
         def preprocess(image: "Image") -> "torch.Tensor":
-            return _tensors([Sample(id(image), -1, lambda: eight_bit(image))], pretrained, PixelCache(0))[0]
+            return image_tensors([Sample(id(image), -1, lambda: eight_bit(image))], pretrained, PixelCache(0))[0]
 
         return preprocess
 
@@ -168,7 +149,7 @@ class Classification(zsqbench.Task):
         if not samples:
             raise ZSQBenchError(f"{self._title()} has no images to calibrate on: {self._how_to_calibrate()}")
         chosen = draw(range(len(samples)), count, seed)
-        images, labels = _tensors([samples[index] for index in chosen], pretrained, _DECODED)
+        images, labels = image_tensors([samples[index] for index in chosen], pretrained, _DECODED)
         provenance = {"source": self._title(), "seed": seed, "images": len(chosen), "available": len(samples)}
         return zsqbench.CalibrationSet(images, labels, provenance)
 
@@ -246,67 +227,9 @@ class Classification(zsqbench.Task):
             return "set the task's 'calibration' (another folder) or 'holdout' (a number of images of this one)"
         return "its train part is absent"
 
-    def _network(self, model: zsqbench.ModelSpec, weights: Weights | None) -> Network:
-        if model.file is not None:
-            from zsqbench.zoo.userfile import load_user_model
-
-            module = load_user_model(model.file, model.build, weights or "none")  # the spec demands weights
-            return Network(module, self._feeding(model, None))
-        base = _base(model)
-        classes = model.classes or (CLASSES.get(self.data) if _comes_bare(base) else None)
-        network = models.load_named(base, weights, classes)
-        return Network(network.module, self._feeding(model, network.feeding))
-
-    def _feeding(self, model: zsqbench.ModelSpec, own: Feeding | None) -> Feeding:
-        """What the suite says, else what the network's own definition says, else what suits the data."""
-        usual = FED_AS.get(self.data)
-        if own is None:
-            mean, std = model.mean or (usual and usual.mean), model.std or (usual and usual.std)
-            if not mean or not std or model.input_size is None:
-                raise ZSQBenchError(f"model {model.name!r} needs 'mean' and 'std', as it was trained with them")
-            own = Feeding(model.input_size, mean, std)
-        elif usual is not None and _comes_bare(_base(model)):
-            own = dataclasses.replace(own, mean=usual.mean, std=usual.std)
-        resize, crop = _resize_and_crop(model, own)
-        feeding = dataclasses.replace(own, resize=resize, crop=crop, **_said(model))
-        channels = feeding.input_size[0]
-        if channels not in (1, 3):
-            raise ZSQBenchError(f"model {model.name!r} takes {channels} channels; images have 1 (grey) or 3 (colour)")
-        if not len(feeding.mean) == len(feeding.std) == channels or min(feeding.std) <= 0:
-            raise ZSQBenchError(
-                f"model {model.name!r} takes {channels} channels, so 'mean' and 'std' need {channels} values each, "
-                f"and std positive ones; found {list(feeding.mean)} and {list(feeding.std)}"
-            )
-        return feeding
-
 
 def _batched(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]:
     return (samples[start : start + size] for start in range(0, len(samples), size))
-
-
-def _tensors(
-    samples: Sequence[Sample], pretrained: zsqbench.Pretrained, cache: PixelCache
-) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Images in the network's normalised space, float32 [N, C, H, W], and labels, int64 [N]."""
-    import torch
-
-    images = pixels(samples, _geometry(pretrained), cache)
-    labels = torch.tensor([sample.label for sample in samples])
-    return normalize(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
-
-
-def _geometry(pretrained: zsqbench.Pretrained) -> Geometry:
-    geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
-    if geometry.crop_mode != "border":
-        return geometry
-    colour = mean_colour(pretrained.mean, pretrained.value_range, geometry.channels)
-    return dataclasses.replace(geometry, fill=colour)
-
-
-def _preprocessing(feeding: Feeding) -> dict[str, Any]:
-    """The preprocessing that `Pretrained` has no field for. The usual crop mode is in the identity of no network."""
-    fields = {name: getattr(feeding, name) for name in ("resize", "crop", "interpolation", "channels")}
-    return fields if feeding.crop_mode == "center" else {**fields, "crop_mode": feeding.crop_mode}
 
 
 def _hits(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
@@ -326,34 +249,6 @@ def _predictions(logits: "torch.Tensor") -> "torch.Tensor":
 
 def _percent(hits: "torch.Tensor") -> float:
     return 100 * int(hits.sum()) / len(hits)
-
-
-def _base(model: zsqbench.ModelSpec) -> str:
-    """The named network that a model without a file is a variant of; the spec demands one of the two."""
-    return model.base or ""
-
-
-def _comes_bare(base: str) -> bool:
-    """True if this is a definition without weights of its own."""
-    return base in DEFINITIONS and DEFINITIONS[base].weights is None
-
-
-def _said(model: zsqbench.ModelSpec) -> dict[str, Any]:
-    fields = ("input_size", "mean", "std", "channels", "value_range", "crop_mode")
-    return {name: getattr(model, name) for name in fields if getattr(model, name) is not None}
-
-
-def _resize_and_crop(model: zsqbench.ModelSpec, own: Feeding) -> tuple[Side | None, Side | None]:
-    """What the suite says; where it resizes or changes the input and names no crop, that to the network's input."""
-
-    def choose(said: Side | Literal["none"] | None, default: Side | None) -> Side | None:
-        if said is None or said == "none":
-            return default if said is None else None
-        return said if isinstance(said, int) else side(*said)
-
-    resized = model.resize not in (None, "none") or (model.input_size is not None and own.crop is not None)
-    input_size = model.input_size or own.input_size
-    return choose(model.resize, own.resize), choose(model.crop, side(*input_size[1:]) if resized else own.crop)
 
 
 def _count_outputs(network: Network, model: zsqbench.ModelSpec) -> int:

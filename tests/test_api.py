@@ -254,7 +254,11 @@ def complaint(call, *arguments, **named):
     return text
 
 
-LOADERS = [zsqbench.load_student, zsqbench.load_images]
+def export_images(*arguments, **named):
+    zsqbench.export_images(*arguments, folder="never", **named)
+
+
+LOADERS = [zsqbench.load_student, zsqbench.load_images, export_images]
 
 
 @pytest.mark.parametrize("call", LOADERS)
@@ -285,7 +289,11 @@ def test_images_of_a_cell_that_reads_none_are_refused(bench):
 
 @pytest.mark.parametrize(
     ("call", "kind", "what"),
-    [(LOADERS[0], "quantize", "quantized network"), (LOADERS[1], "generate", "calibration set")],
+    [
+        (LOADERS[0], "quantize", "quantized network"),
+        (LOADERS[1], "generate", "calibration set"),
+        (LOADERS[2], "generate", "calibration set"),
+    ],
 )
 def test_what_is_gone_is_refused_with_how_to_make_it_again(ran, bench, call, kind, what):
     shutil.rmtree(bench.home / "store" / kind)
@@ -296,7 +304,7 @@ def test_what_is_gone_is_refused_with_how_to_make_it_again(ran, bench, call, kin
     )
 
 
-@pytest.mark.parametrize(("call", "kind"), [(LOADERS[0], "quantize"), (LOADERS[1], "generate")])
+@pytest.mark.parametrize(("call", "kind"), [(LOADERS[0], "quantize"), *((call, "generate") for call in LOADERS[1:])])
 def test_what_is_damaged_is_refused(ran, bench, call, kind):
     for folder in bench.artifacts(kind):
         (folder / "manifest.json").write_text("{")

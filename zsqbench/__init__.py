@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqbench.api import load_images, load_student, plan, results, run
+    from zsqbench.api import export_images, load_images, load_student, plan, results, run
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -58,6 +58,7 @@ __all__ = [
     "TrainingQuantizer",
     "ZSQBenchError",
     "auto",
+    "export_images",
     "hookimpl",
     "load_images",
     "load_student",
@@ -74,7 +75,7 @@ _HOMES = {
     "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
-    **dict.fromkeys(("load_images", "load_student", "plan", "results", "run"), "zsqbench.api"),
+    **dict.fromkeys(("export_images", "load_images", "load_student", "plan", "results", "run"), "zsqbench.api"),
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run, RunReport
     from zsqbench.execution.session import Isolation, Session
+    from zsqbench.export.images import ExportedImages
     from zsqbench.export.options import ExportOptions
     from zsqbench.methods import Engine, Pretrained
     from zsqbench.reports.results import Result
@@ -188,10 +189,37 @@ def load_images(
     """
     from zsqbench.steps.generate import Generate
 
+    return Generate.load(_calibration(home, find_row(rows_of(suite, Path(results)), cell))).images
+
+
+def export_images(
+    suite: str | Path,
+    cell: str,
+    folder: str | Path,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    plugins: Sequence[Path | str] = (),
+) -> "ExportedImages":
+    """Write the calibration set of a cell into a folder that is new or empty, for the calibrators of other tools.
+
+    See `zsqbench.export.images.export_images` for what is written; it says how far the pixels of the PNGs are from the
+    images. The network is loaded, for it says how it is fed. Raises ZSQBenchError as `load_images` does, and for a
+    folder that is not empty or that cannot be written to.
+    """
+    from zsqbench.export.images import check_target
+    from zsqbench.export.images import export_images as export
+    from zsqbench.steps.generate import Generate
+
     row = find_row(rows_of(suite, Path(results)), cell)
-    if Generate.kind not in row.keys:
-        raise ZSQBenchError(f"cell {row.cell} has no calibration images")
-    return Generate.load(_artifact(home, row, Generate.kind, "calibration set")).images
+    artifact = _calibration(home, row)
+    check_target(Path(folder))
+    session = _session(suite, home, data_root, plugins)
+    with artifact.reading():
+        job = Generate.model_validate(artifact.field("job", dict))
+    network = session.teacher(job)
+    return export(Generate.load(artifact), network, Path(folder), f"cell {row.cell} of {row.suite}")
 
 
 def execute(
@@ -361,20 +389,42 @@ def _open_student(
     device: str = "cpu",
 ) -> _Opened:
     """Rebuild the quantized network of a cell that is done; see `load_student` for what is raised."""
-    from zsqbench.execution.session import Session, WorkerConfig
     from zsqbench.steps.quantize import Quantize
-    from zsqbench.suite import find_suite, suite_plugins
 
     row = find_row(rows_of(suite, Path(results)), cell)
     if row.status != "done":
         raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
     artifact = _artifact(home, row, Quantize.kind, "quantized network")
-    root = None if data_root is None else Path(data_root).resolve()
-    files = [*(Path(file).resolve() for file in plugins), *suite_plugins(find_suite(str(suite)))]
-    session = Session(WorkerConfig(Path(home).resolve(), root, tuple(files), without=tuple(without), device=device))
+    session = _session(suite, home, data_root, plugins, without, device)
     with artifact.reading():
         job = Quantize.model_validate(artifact.field("job", dict))
     return _Opened(row, session, job, job.restored(session, job.prepared(session), artifact))
+
+
+def _session(
+    suite: str | Path,
+    home: Path | str,
+    data_root: Path | str | None,
+    plugins: Sequence[Path | str],
+    without: Sequence[str] = (),
+    device: str = "cpu",
+) -> "Session":
+    """What loads networks and methods as a run of this suite did."""
+    from zsqbench.execution.session import Session, WorkerConfig
+    from zsqbench.suite import find_suite, suite_plugins
+
+    root = None if data_root is None else Path(data_root).resolve()
+    files = [*(Path(file).resolve() for file in plugins), *suite_plugins(find_suite(str(suite)))]
+    return Session(WorkerConfig(Path(home).resolve(), root, tuple(files), without=tuple(without), device=device))
+
+
+def _calibration(home: Path | str, row: "Result") -> "Artifact":
+    """The calibration set of a row's cell. Raises ZSQBenchError for one that has none, and as `_artifact`."""
+    from zsqbench.steps.generate import Generate
+
+    if Generate.kind not in row.keys:
+        raise ZSQBenchError(f"cell {row.cell} has no calibration images")
+    return _artifact(home, row, Generate.kind, "calibration set")
 
 
 def _artifact(home: Path | str, row: "Result", kind: str, what: str) -> "Artifact":

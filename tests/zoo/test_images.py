@@ -5,7 +5,7 @@ from PIL import Image
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.geometry import Geometry
-from zsqbench.zoo.images import PixelCache, Sample, list_classes, normalize, pixels
+from zsqbench.zoo.images import PixelCache, Sample, list_classes, list_images, normalize, pixels
 
 
 def picture(width, height, mode="RGB"):
@@ -16,6 +16,14 @@ def picture(width, height, mode="RGB"):
 def decode(image, **geometry):
     full = {"resize": None, "crop": None, "interpolation": "bilinear", "channels": "rgb"} | geometry
     return pixels([Sample("key", 0, lambda: image)], Geometry(**full), PixelCache(0))[0]
+
+
+def test_all_images_of_a_folder_are_listed_with_the_folder_at_the_top_as_their_class(tmp_path):
+    for name in ("b/deep/2.png", "b/1.png", "a/1.JPG", "0.png", ".hidden/1.png", "a/text.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [(file.name, file.class_name) for file in list_images(tmp_path)]
+    assert found == [("0.png", ""), ("a/1.JPG", "a"), ("b/1.png", "b"), ("b/deep/2.png", "b")]
 
 
 def test_bgr_reverses_the_channels():

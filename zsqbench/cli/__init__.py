@@ -1,7 +1,7 @@
 """The command line: the only place that sets exit codes and prints results (progress and warnings go to stderr).
 
-A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, and `schema`
-is in suite.py.
+A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, `schema` is
+in suite.py, and `export-images` in exportimages.py.
 """
 
 import logging
@@ -15,7 +15,20 @@ from collections.abc import Sequence
 
 import click
 
-from zsqbench.cli import cache, doctor, export, mlflow, plan, plugins, results, run, scheme, suite
+from zsqbench.cli import (
+    cache,
+    doctor,
+    export,
+    exportimages,
+    mlflow,
+    plan,
+    plugins,
+    quantize,
+    results,
+    run,
+    scheme,
+    suite,
+)
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
 PATIENCE = 5.0
@@ -87,10 +100,12 @@ def cli() -> None:
 
 for command in (
     run.run,
+    quantize.quantize,
     plan.plan,
     results.leaderboard,
     results.show,
     export.export,
+    exportimages.export_images,
     scheme.scheme,
     doctor.doctor,
     suite.schema,

@@ -80,6 +80,15 @@ def list_classes(root: Path) -> list[LabelledFile]:
     ]
 
 
+def list_images(root: Path) -> list[LabelledFile]:
+    """The image files of a folder, at any depth, in the order of `list_classes`; their class is the folder at its top.
+
+    That of a file in the folder itself is empty. Raises ZSQBenchError for a link that leads back.
+    """
+    found = sorted(_images_below(root.resolve()), key=_as_torchvision)
+    return [LabelledFile(name, path, name.partition("/")[0] if "/" in name else "") for name, path in found]
+
+
 def class_folders(root: Path) -> list[Path]:
     """The folders of a root, one a class, sorted by name; none where there is no such root."""
     if not root.is_dir():

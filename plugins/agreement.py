@@ -1,0 +1,310 @@
+"""Judgement without labels: how far a quantized network decides, or computes, as the float network does."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+import zsqbench
+from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.methods import image_networks
+from zsqbench.zoo.imagefiles import eight_bit
+from zsqbench.zoo.images import LabelledFile, PixelCache, Sample, list_images
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import nn
+
+# As in classification: a worker measures many networks on the same images.
+_DECODED = PixelCache(limit=512 * 2**20)
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Batches of normalised images [N, C, H, W] with labels, -1 where there is none."""
+
+    name: str
+    count: int
+    batches: "Callable[[], Iterator[tuple[torch.Tensor, list[int]]]]"
+
+
+class _Judge(zsqbench.Task, ABC):
+    """Held-out images without a truth: those of a file, such as synthetic ones, and those of a folder.
+
+    Where both are given, the headline figure is that of the folder; each part has figures of its own, which begin with
+    `synthetic/` and `images/`. Without any, seeded noise in the values that pixels can have is judged on. Nothing is
+    handed out for calibration.
+    """
+
+    execution_options: ClassVar[frozenset[str]] = frozenset({"folder"})
+    memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    file: zsqbench.InputFile | None = Field(
+        None, description="safetensors with `images` [N, C, H, W] in the network's normalised space"
+    )
+    folder: Path | None = Field(
+        None,
+        description="folder of image files, under the data root unless absolute; as many class folders as the network "
+        "has classes are labels",
+    )
+    noise: int = Field(64, gt=0, description="images of noise, where there is neither file nor folder")
+    batch_size: int = Field(32, gt=0, description="images evaluated at a time")
+
+    def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
+        """The files of both parts. Raises ZSQBenchError for a folder that is absent or holds no images."""
+        files: dict[str, Path] = {} if self.file is None else {"file": self.file}
+        folders = [] if self.file is None else [self.file]
+        if self.folder is not None:
+            found = self._files(data_root)
+            files |= {f"folder/{one.name}": one.path for one in found}
+            folders.append(self._root(data_root))
+        return zsqbench.DataFiles(files, {}, folders=folders)
+
+    def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
+        """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
+        return image_networks.find_model(model)
+
+    def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
+        """Build the network, and try it on empty images; ZSQBenchError where that fails or it gives no tensors."""
+        import torch
+
+        network = image_networks.load_network(model, ctx.note)
+        shape = (2, *network.feeding.input_size)
+        try:
+            with torch.no_grad():
+                outputs = _tensors(network.module(torch.zeros(shape)))
+        except Exception as error:  # a user's network may fail in any way
+            raise ZSQBenchError(
+                f"model {model.name!r} fails on an input of {list(shape)}: {one_line(error)}"
+            ) from error
+        if not outputs:
+            raise ZSQBenchError(f"model {model.name!r} returns no tensor of real numbers, by which it could be judged")
+        return image_networks.pretrained_of(model, network, self._classes(model, outputs))
+
+    @abstractmethod
+    def _classes(self, model: zsqbench.ModelSpec, outputs: "list[torch.Tensor]") -> int | None:
+        """The number of classes, as far as there are such. Raises ZSQBenchError where the network cannot be judged."""
+
+    def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
+        """Resize, crop and normalise one image, as the images of the folder are."""
+
+        def preprocess(image: "Image") -> "torch.Tensor":
+            samples = [Sample(id(image), UNLABELLED, lambda: eight_bit(image))]
+            return image_networks.image_tensors(samples, pretrained, PixelCache(0))[0]
+
+        return preprocess
+
+    def calibration_images(
+        self,
+        count: int,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
+        pretrained: zsqbench.Pretrained,  # noqa: ARG002
+        ctx: zsqbench.TaskContext,  # noqa: ARG002
+    ) -> zsqbench.CalibrationSet:
+        """There are none."""
+        raise ZSQBenchError(f"task {self.name} has no images to calibrate on")
+
+    def _root(self, data_root: Path | None) -> Path:
+        assert self.folder is not None  # noqa: S101 - callers asked
+        if self.folder.is_absolute():
+            return self.folder
+        if data_root is None:
+            raise ZSQBenchError(f"folder {self.folder} needs a data root: give --data-root, or an absolute path")
+        return data_root / self.folder
+
+    def _files(self, data_root: Path | None) -> list[LabelledFile]:
+        root = self._root(data_root)
+        if not root.is_dir():
+            raise ZSQBenchError(f"there is no folder {root} of images to judge on")
+        found = list_images(root)
+        if not found:
+            raise ZSQBenchError(f"{root} holds no images to judge on")
+        return found
+
+    def _parts(self, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> list[_Part]:
+        """What is judged on; the headline's last."""
+        parts = []
+        if self.file is not None:
+            parts.append(self._tensor_part("synthetic", zsqbench.CalibrationSet.load(self.file).images, pretrained))
+        if self.folder is not None:
+            parts.append(self._folder_part(pretrained, ctx))
+        return parts or [self._tensor_part("noise", _noise(self.noise, pretrained), pretrained)]
+
+    def _tensor_part(self, name: str, images: "torch.Tensor", pretrained: zsqbench.Pretrained) -> _Part:
+        if list(images.shape[1:]) != list(pretrained.input_size) or not len(images):
+            expected = ", ".join(map(str, ["N", *pretrained.input_size]))
+            raise ZSQBenchError(f"images in {self.file} are {list(images.shape)}; the network takes [{expected}]")
+
+        import torch
+
+        def batches() -> "Iterator[tuple[torch.Tensor, list[int]]]":
+            for batch in torch.split(images.float(), self.batch_size):
+                yield batch, [UNLABELLED] * len(batch)
+
+        return _Part(name, len(images), batches)
+
+    def _folder_part(self, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> _Part:
+        found = self._files(ctx.data_root)
+        names = sorted({file.class_name for file in found})
+        labelled = "" not in names and len(names) == pretrained.classes
+        if not labelled and len(names) > 1 and pretrained.classes:
+            ctx.note(f"the images have no labels: they lie in {len(names)} folders, for {pretrained.classes} classes")
+        from zsqbench.zoo.image_data import of_files
+
+        samples = of_files(found, names).samples()
+
+        def batches() -> "Iterator[tuple[torch.Tensor, list[int]]]":
+            for start in range(0, len(samples), self.batch_size):
+                images, labels = image_networks.image_tensors(
+                    samples[start : start + self.batch_size], pretrained, _DECODED
+                )
+                yield images, labels.tolist() if labelled else [UNLABELLED] * len(images)
+
+        return _Part("images", len(samples), batches)
+
+
+class Agreement(_Judge):
+    """Percent of held-out images of which a quantized classifier has the largest logit where the float one has it.
+
+    Besides, `fidelity` (see the task of that name), and `top1` where the folder's images are labelled.
+    """
+
+    name: ClassVar[str] = "agreement"
+    metric: ClassVar[str] = "agreement"
+
+    def _classes(self, model: zsqbench.ModelSpec, outputs: "list[torch.Tensor]") -> int | None:
+        if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:  # noqa: PLR2004 - images, classes
+            shapes = ", ".join(str(list(output.shape)) for output in outputs)
+            raise ZSQBenchError(
+                f"model {model.name!r} is no classifier: it returns {shapes} for 2 images; the task fidelity judges it"
+            )
+        return int(outputs[0].shape[1])
+
+    def evaluate(
+        self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
+    ) -> zsqbench.Evaluation:
+        """Compare decisions, image by image. Raises ZSQBenchError for outputs that are not finite."""
+        metrics: dict[str, float] = {}
+        agrees: list[bool] = []
+        made: list[int] = []
+        labels: list[int] = []
+        for part in self._parts(pretrained, ctx):
+            agrees, made, labels, error = [], [], [], _Error()
+            for images, truth in part.batches():
+                (logits,), (expected,) = _both(module, pretrained, images, ctx)
+                error.add([logits], [expected])
+                decided = logits.argmax(1)
+                agrees += (decided == expected.argmax(1)).tolist()
+                made += decided.tolist()
+                labels += truth
+                ctx.progress(len(agrees), part.count)
+            metrics |= {
+                f"{part.name}/agreement": 100 * sum(agrees) / len(agrees),
+                f"{part.name}/fidelity": error.fidelity,
+                f"{part.name}/samples": part.count,
+            }
+            if UNLABELLED not in labels:
+                right = sum(one == other for one, other in zip(made, labels, strict=True))
+                metrics["top1"] = 100 * right / len(labels)
+        name = part.name  # the headline's
+        metrics |= {"agreement": metrics[f"{name}/agreement"], "fidelity": metrics[f"{name}/fidelity"]}
+        known = labels if UNLABELLED not in labels else []
+        return zsqbench.Evaluation({**metrics, "samples": len(agrees)}, agrees, made, known)
+
+
+class Fidelity(_Judge):
+    """How near the outputs of a quantized network are to the float network's: 100 (1 - |y - y'| / |y|), at most 100.
+
+    The norms are Euclidean, over all values of all outputs of all images. Below 0, the outputs are further from the
+    float network's than zeros are.
+    """
+
+    name: ClassVar[str] = "fidelity"
+    metric: ClassVar[str] = "fidelity"
+
+    def _classes(self, model: zsqbench.ModelSpec, outputs: "list[torch.Tensor]") -> int | None:  # noqa: ARG002
+        return None
+
+    def evaluate(
+        self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
+    ) -> zsqbench.Evaluation:
+        """Compare all outputs. Raises ZSQBenchError where the float network's are zeros throughout."""
+        metrics: dict[str, float] = {}
+        for part in self._parts(pretrained, ctx):
+            error, done = _Error(), 0
+            for images, _ in part.batches():
+                error.add(*_both(module, pretrained, images, ctx))
+                done += len(images)
+                ctx.progress(done, part.count)
+            metrics |= {f"{part.name}/fidelity": error.fidelity, f"{part.name}/samples": part.count}
+        return zsqbench.Evaluation({**metrics, "fidelity": metrics[f"{part.name}/fidelity"], "samples": part.count})
+
+
+@dataclass
+class _Error:
+    """Sums of squares of the float network's outputs, and of differences from them."""
+
+    norm: float = 0.0
+    difference: float = 0.0
+
+    def add(self, outputs: "list[torch.Tensor]", expected: "list[torch.Tensor]") -> None:
+        for output, wanted in zip(outputs, expected, strict=True):
+            self.norm += float(wanted.double().square().sum())
+            self.difference += float((output.double() - wanted.double()).square().sum())
+
+    @property
+    def fidelity(self) -> float:
+        """100 (1 - relative error). Raises ZSQBenchError where that has no meaning."""
+        if self.norm == 0 or not math.isfinite(self.norm):
+            raise ZSQBenchError(
+                "the float network's outputs are zeros or not finite, so that no error is relative to them"
+            )
+        if not math.isfinite(self.difference):
+            raise ZSQBenchError("the quantized network's outputs are not finite")
+        return 100 * (1 - math.sqrt(self.difference / self.norm))
+
+
+def _both(
+    module: "nn.Module", pretrained: zsqbench.Pretrained, images: "torch.Tensor", ctx: zsqbench.TaskContext
+) -> "tuple[list[torch.Tensor], list[torch.Tensor]]":
+    """The outputs of a network and of the float one, on the CPU."""
+    fed = images.to(ctx.device)
+    outputs, expected = (
+        [tensor.float().cpu() for tensor in _tensors(network(fed))] for network in (module, pretrained.module)
+    )
+    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
+        raise ZSQBenchError("the quantized network returns other tensors than the float network")
+    return outputs, expected
+
+
+def _tensors(output: object) -> "list[torch.Tensor]":
+    """The tensors of real numbers in what a network returns, whatever holds them."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [tensor for part in output for tensor in _tensors(part)] if isinstance(output, list | tuple) else []
+
+
+def _noise(count: int, pretrained: zsqbench.Pretrained) -> "torch.Tensor":
+    """Seeded normal noise within the values that pixels can have."""
+    import torch
+
+    low, high = pretrained.valid_range()
+    noise = torch.randn(count, *pretrained.input_size, generator=torch.Generator().manual_seed(0))
+    return noise.maximum(low).minimum(high)
+
+
+@zsqbench.hookimpl
+def register_tasks() -> list[type[zsqbench.Task]]:
+    """Provide `agreement` and `fidelity`."""
+    return [Agreement, Fidelity]

@@ -1,0 +1,34 @@
+import pytest
+
+from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS, Candidate, Costs, generators, quantizers
+from zsqbench.plugins import load_plugins
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("relu6", [True, False])
+def test_every_method_takes_the_options_that_it_is_given(level, relu6):
+    catalog = load_plugins()
+    for label, options in generators(level).items():
+        catalog.find("generator", label).method.model_validate(options)
+    for label, options in quantizers(level, relu6=relu6).items():
+        catalog.find("quantizer", label).method.model_validate(options)
+
+
+def test_dfq_keeps_relu6_where_there_is_one():
+    assert quantizers(LEVELS[0], relu6=True)["dfq"] == {"per_channel": True, "relu6": "per_channel"}
+    assert quantizers(LEVELS[0], relu6=False)["dfq"] == {"per_channel": True}
+
+
+def test_levels_and_learning_cost_more_and_more():
+    costs = Costs(image=0.01, parameters=1_000_000, judged=100)
+    made = [costs.generate(level) for level in LEVELS]
+    learnt = [costs.of("quantize", CANDIDATES[-1], level) for level in LEVELS]
+    assert (made, learnt) == (sorted(made), sorted(learnt))
+    assert costs.of("quantize", Candidate("brecq", "dgh"), LEVELS[2]) > costs.of(
+        "quantize", Candidate("rtn", "dgh"), LEVELS[2]
+    )
+    assert costs.of("generate", Candidate("rtn", "noise"), LEVELS[4]) == Costs.START
+
+
+def test_one_candidate_is_the_control():
+    assert [candidate.name for candidate in CANDIDATES if candidate.control] == ["rtn on noise"]

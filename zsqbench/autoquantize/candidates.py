@@ -1,0 +1,118 @@
+"""The data-free pipelines that are tried, in the order in which they are, and about how long each takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOISE, SYNTHETIC = "noise", "dgh"
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much is spent on images and on learning."""
+
+    images: int
+    iterations: int
+    """Of the generator, for each batch."""
+    learning: int
+    """Iterations of brecq on weights, for each unit; half as many on activations."""
+
+    @property
+    def batch(self) -> int:
+        """Images that are optimised or learnt on together."""
+        return min(16, self.images)
+
+
+LEVELS = (Level(16, 20, 20), Level(32, 50, 50), Level(64, 100, 100), Level(128, 250, 250), Level(256, 500, 500))
+"""From the cheapest on."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantizer, and what makes its images, if it reads any."""
+
+    quantizer: str
+    generator: str | None = None
+    control: bool = False
+    """True for what every other one must beat; it is not chosen."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.quantizer} on {self.generator}" if self.generator else f"{self.quantizer} without images"
+
+
+CANDIDATES = (
+    Candidate("squant"),
+    Candidate("dfq"),
+    Candidate("rtn", SYNTHETIC),
+    Candidate("hptq", SYNTHETIC),
+    Candidate("rtn", NOISE, control=True),
+    Candidate("brecq", SYNTHETIC),
+)
+"""The cheap ones come first, and those that share images one after the other."""
+
+
+def generators(level: Level) -> dict[str, dict[str, Any]]:
+    """The generators of a suite."""
+    dgh = {"images": level.images, "batch_size": level.batch, "iterations": level.iterations}
+    return {NOISE: {"images": level.images}, SYNTHETIC: dgh}
+
+
+def quantizers(level: Level, *, relu6: bool) -> dict[str, dict[str, Any]]:
+    """The quantizers of a suite. Where ReLU6 is kept as it is, dfq loses least if each channel's bound is scaled."""
+    dfq = {"per_channel": True, "relu6": "per_channel"} if relu6 else {"per_channel": True}
+    brecq = {
+        "weight_iterations": level.learning,
+        "activation_iterations": level.learning // 2,
+        "batch_size": level.batch,
+    }
+    return {"squant": {}, "dfq": dfq, "rtn": {}, "hptq": {}, "brecq": brecq}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """About how long steps take, in seconds, from how long the float network takes for an image.
+
+    The numbers of passes are rough. What was measured corrects them (`Search`), and steps that ran before with another
+    seed or scheme are not estimated by them at all.
+    """
+
+    image: float
+    """Seconds of the float network for an image."""
+    parameters: int
+    judged: int
+    """Images that are judged on."""
+
+    START = 2.0
+    """Seconds of any step besides."""
+
+    def of(self, kind: str, candidate: Candidate, level: Level) -> float:
+        """Seconds of a step of this kind."""
+        return self.START + self.image * self._passes(kind, candidate, level) + self._weights(kind, candidate)
+
+    def generate(self, level: Level) -> float:
+        """Seconds of making the synthetic images."""
+        return self.of("generate", Candidate("rtn", SYNTHETIC), level)
+
+    def _passes(self, kind: str, candidate: Candidate, level: Level) -> float:
+        if kind == "quantize":
+            learning = 1.5 * level.learning * level.batch * 6
+            return {
+                "squant": 32 * 20.0,
+                "dfq": 0.0,
+                "rtn": 25.0 * min(level.images, 64),
+                "hptq": 40.0 * level.images,
+                "brecq": 40.0 * level.images + learning,
+            }[candidate.quantizer]
+        passes: Mapping[str, float] = {
+            "baseline": 2.0 * self.judged,
+            "generate": 4.0 * level.images * level.iterations if candidate.generator == SYNTHETIC else 0.0,
+            "evaluate": 6.0 * self.judged,
+            "diagnose": 6.0 * level.images,
+        }
+        return passes.get(kind, 8.0)
+
+    def _weights(self, kind: str, candidate: Candidate) -> float:
+        per_million = {"squant": 2.0, "dfq": 1.0, "rtn": 1.0, "hptq": 2.0, "brecq": 1.0}
+        return per_million[candidate.quantizer] * self.parameters / 1e6 if kind == "quantize" else 0.0

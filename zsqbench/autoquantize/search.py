@@ -1,0 +1,259 @@
+"""The search: candidates are run one after the other while the budget lasts, and judged without labels."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zsqbench import api
+from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS, NOISE, SYNTHETIC, Candidate, Costs, Level
+from zsqbench.autoquantize.request import Request
+from zsqbench.autoquantize.suites import candidates_suite, held_out_suite
+from zsqbench.errors import ZSQBenchError
+from zsqbench.execution.timings import Timings
+
+if TYPE_CHECKING:
+    from zsqbench.execution.plan import Plan
+    from zsqbench.execution.run import Run
+    from zsqbench.methods import Pretrained
+    from zsqbench.reports.results import Result
+    from zsqbench.suite import Cell
+
+Tell = Callable[[str], None]
+
+IMAGES_SHARE = 0.25
+"""The part of the budget that one set of synthetic images may take; two are made."""
+RESERVE = 0.15
+"""The part of the budget that is kept for export and measurements, up to RESERVE_AT_MOST seconds."""
+RESERVE_AT_MOST = 120.0
+
+CORRECTION = (0.2, 5.0)
+"""By how much estimates are corrected at most."""
+
+SILENT = ("mlflow", "progress")
+"""Plugins that a search does without: it tells its progress itself, and its rows are no experiment."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was run."""
+
+    candidate: Candidate
+    row: "Result"
+    seconds: float
+    """All of its steps, whenever they ran; those that share images count them each."""
+
+    @property
+    def is_done(self) -> bool:
+        """True if it was judged."""
+        return self.row.status == "done"
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The higher, the better: the metric of the task, and among equals how near the outputs are."""
+        return self.row.value or 0.0, self.row.metrics.get("fidelity", 0.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    suite: Path
+    """The suite of the candidates."""
+    results: Path
+    """The folder of their rows."""
+    level: Level
+    held_out: Path
+    """The synthetic images that were judged on."""
+    generator: str
+    """What made them."""
+    tried: Sequence[Tried]
+    left_out: dict[str, str]
+    """Why candidates were not tried, by name."""
+    seconds: float
+    signal: int | None = None
+    """The signal that ended it."""
+
+    @property
+    def ranking(self) -> list[Tried]:
+        """The candidates that may be chosen, the best first."""
+        able = [tried for tried in self.tried if tried.is_done and not tried.candidate.control]
+        return sorted(able, key=lambda tried: tried.rank, reverse=True)
+
+    @property
+    def control(self) -> Tried | None:
+        """The control, where it was run."""
+        return next((tried for tried in self.tried if tried.candidate.control and tried.is_done), None)
+
+
+class _Interrupted(Exception):  # noqa: N818 - no error
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+
+
+@dataclass
+class Search:
+    """A search over the candidates of one network."""
+
+    request: Request
+    network: "Pretrained"
+    parameters: int
+    task: str
+    """`agreement` or `fidelity`."""
+    relu6: bool
+    lacks: dict[str, str]
+    """Why generators and quantizers cannot run, by name."""
+    tell: Tell
+    started: float
+    """When the budget began, by the clock."""
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._estimated = self._took = 0.0
+        self._results = self.request.folder / "results"
+        judged = LEVELS[0].images + _count_images(self.request.images)
+        self._costs = Costs(seconds_per_image(self.network, self.request.threads), self.parameters, judged)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.request.budget - (self.clock() - self.started)
+
+    @property
+    def _left(self) -> float:
+        """Seconds that candidates may take."""
+        return self.left - min(RESERVE * self.request.budget, RESERVE_AT_MOST)
+
+    def run(self) -> Found:
+        """Make held-out images, and try what fits into the budget. Raises ZSQBenchError where nothing does."""
+        tried: list[Tried] = []
+        left_out: dict[str, str] = {}
+        generator = NOISE if SYNTHETIC in self.lacks else SYNTHETIC
+        level = self._level()
+        file, suite = self.request.folder / "held_out.safetensors", self.request.folder / "candidates.yaml"
+        if generator == SYNTHETIC and 2 * self._costs.generate(level) > self._left:
+            self.lacks[SYNTHETIC] = (
+                f"its smallest set takes about {self._costs.generate(level):.0f} s, and is needed twice"
+            )
+            generator = NOISE
+        signal: int | None = None
+        try:
+            self._hold_out(level, generator, file)
+            suite = candidates_suite(self.request, level, CANDIDATES, self.task, file, relu6=self.relu6)
+            for candidate in CANDIDATES:
+                self._try(candidate, suite, level, tried, left_out)
+        except _Interrupted as interruption:
+            signal = interruption.signal
+        seconds = self.clock() - self.started
+        found = Found(suite, self._results, level, file, generator, tried, left_out, seconds, signal)
+        if signal is None and not found.ranking:
+            raise ZSQBenchError(_nothing(found))
+        return found
+
+    def _level(self) -> Level:
+        """The highest level whose images take no more than their part of the budget."""
+        share = IMAGES_SHARE * self.request.budget
+        fitting = [level for level in LEVELS if self._costs.generate(level) <= share]
+        return fitting[-1] if fitting else LEVELS[0]
+
+    def _hold_out(self, level: Level, generator: str, file: Path) -> None:
+        """Make the images that candidates are judged on, and none is calibrated on."""
+        self.tell(f"making {level.images} images to judge on ({generator})")
+        suite = held_out_suite(self.request, level, generator, relu6=self.relu6)
+        row = self._execute(*self._open(suite, 0))
+        if row.status != "done":
+            raise ZSQBenchError(f"no images to judge on could be made: {row.reason}")
+        from zsqbench.methods import CalibrationSet
+
+        images = api.load_images(suite, row.cell, home=self.request.home, results=self._results)
+        CalibrationSet(images).save(file)
+        self._costs = Costs(
+            self._costs.image, self._costs.parameters, level.images + _count_images(self.request.images)
+        )
+
+    def _try(
+        self, candidate: Candidate, suite: Path, level: Level, tried: list[Tried], left_out: dict[str, str]
+    ) -> None:
+        lack = self.lacks.get(candidate.quantizer) or (candidate.generator and self.lacks.get(candidate.generator))
+        if lack:
+            left_out[candidate.name] = str(lack)
+            return
+        this, cell = self._open(suite, CANDIDATES.index(candidate))
+        plan = this.provisional_plan([cell])[0]
+        estimate = self._estimate(plan, candidate, level)
+        if estimate > self._left:
+            left_out[candidate.name] = f"about {estimate:.0f} s, and {max(self._left, 0):.0f} s of the budget were left"
+            self.tell(f"{candidate.name}: left out, {left_out[candidate.name]}")
+            return
+        self.tell(f"{candidate.name}: about {estimate:.0f} s")
+        began = self.clock()
+        row = self._execute(this, cell)
+        if estimate:
+            self._estimated += estimate / self._correction
+            self._took += self.clock() - began
+        tried.append(Tried(candidate, row, sum(row.seconds.values())))
+        said = f"{row.value:.2f} {row.metric}" if row.status == "done" else f"{row.status}: {row.reason}"
+        self.tell(f"{candidate.name}: {said}")
+
+    def _estimate(self, plan: "Plan", candidate: Candidate, level: Level) -> float:
+        """Seconds of the steps that are not in the store."""
+        if all(plan.is_finished(planned) for planned in plan.cells):
+            return 0.0
+        timings, seconds = Timings(plan.store), 0.0
+        for step in plan.to_do().values():
+            known = timings.estimate(step)
+            seconds += known if known is not None else self._correction * self._costs.of(step.kind, candidate, level)
+        return seconds
+
+    @property
+    def _correction(self) -> float:
+        """How much longer than estimated the candidates took so far."""
+        if not self._estimated:
+            return 1.0
+        low, high = CORRECTION
+        return min(max(self._took / self._estimated, low), high)
+
+    def _open(self, suite: Path, index: int) -> "tuple[Run, Cell]":
+        """A suite, and one of its cells by its place in the matrix."""
+        this, cells = api.open_run(suite, self.request.home, self._results, without=SILENT, device=self.request.device)
+        return this, cells[index]
+
+    def _execute(self, this: "Run", cell: "Cell") -> "Result":
+        """Run a cell; a step that runs past the budget is ended."""
+        timeout = max(self._left, 1.0) if self.request.workers else None
+        report = api.execute(this, [cell], self.request.workers, "pool", timeout)
+        if report.signal is not None:
+            raise _Interrupted(report.signal)
+        return report.results[0]
+
+
+def seconds_per_image(network: "Pretrained", threads: int) -> float:
+    """How long the float network takes for an image, in a small batch, after one pass to warm up."""
+    import torch
+
+    images, before = torch.zeros(4, *network.input_size), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            network.module(images)
+            began = time.perf_counter()
+            network.module(images)
+            return (time.perf_counter() - began) / len(images)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _count_images(folder: Path | None) -> int:
+    if folder is None:
+        return 0
+    from zsqbench.zoo.images import list_images
+
+    return len(list_images(folder))
+
+
+def _nothing(found: Found) -> str:
+    """Why nothing can be chosen."""
+    failed = {tried.candidate.name: str(tried.row.reason) for tried in found.tried if not tried.is_done}
+    reasons = "; ".join(f"{name}: {why}" for name, why in (failed | found.left_out).items())
+    return f"no candidate could be judged; give more time by --budget, or mend this: {reasons}"

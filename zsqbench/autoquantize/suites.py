@@ -1,0 +1,73 @@
+"""The suites that a search runs, as files that a person could run as well."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zsqbench.autoquantize.candidates import SYNTHETIC, Candidate, Level, generators, quantizers
+from zsqbench.autoquantize.request import Request
+from zsqbench.errors import ZSQBenchError
+from zsqbench.store import write_atomically
+
+TASK, MODEL = "held_out", "network"
+
+HELD_OUT_SEED = 1
+"""The seed of images that are judged on; candidates calibrate on those of seed 0."""
+
+
+def held_out_suite(request: Request, level: Level, generator: str = SYNTHETIC, *, relu6: bool = False) -> Path:
+    """The suite whose one cell makes the images that all candidates are judged on; it declares all methods."""
+    block = _block(request, Candidate("rtn", generator), HELD_OUT_SEED)
+    return _write(request, f"images_{generator}", level, {"method": "fidelity"}, [block], relu6=relu6)
+
+
+def candidates_suite(
+    request: Request, level: Level, candidates: Sequence[Candidate], method: str, file: Path, *, relu6: bool
+) -> Path:
+    """The suite of all candidates, judged by the task `method` on the images of a file and on the user's."""
+    folder = {} if request.images is None else {"folder": str(request.images.resolve())}
+    task = {"method": method, "file": str(file.resolve()), **folder}
+    blocks = [_block(request, candidate, 0) for candidate in candidates]
+    return _write(request, "candidates", level, task, blocks, relu6=relu6)
+
+
+def _block(request: Request, candidate: Candidate, seed: int) -> dict[str, Any]:
+    images = {"generator": candidate.generator} if candidate.generator else {}
+    return {
+        "task": TASK,
+        "model": MODEL,
+        **images,
+        "quantizer": candidate.quantizer,
+        "scheme": request.scheme,
+        "seed": seed,
+    }
+
+
+def _write(
+    request: Request,
+    name: str,
+    level: Level,
+    task: dict[str, Any],
+    matrix: list[dict[str, Any]],
+    *,
+    relu6: bool,
+) -> Path:
+    suite = {
+        "name": name,
+        "description": f"zsqbench quantize {request.model} --target {request.target}",
+        "settings": {"threads": request.threads},
+        "tasks": {TASK: task},
+        "models": {MODEL: dict(request.entry)},
+        "generators": generators(level),
+        "quantizers": quantizers(level, relu6=relu6),
+        "matrix": matrix,
+    }
+    path = request.folder / f"{name}.yaml"
+    try:
+        request.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, yaml.safe_dump(suite, sort_keys=False))
+    except OSError as error:
+        raise ZSQBenchError(f"cannot write to {request.home}: {error.strerror}; see --home") from error
+    return path

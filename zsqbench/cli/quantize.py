@@ -1,0 +1,99 @@
+"""`zsqbench quantize`: from a network to a model that ships, without data."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zsqbench.cli.checkup import check_up
+from zsqbench.cli.exitcodes import EXIT_BLOCKED, EXIT_SIGNAL
+from zsqbench.cli.networks import load_network
+from zsqbench.cli.options import PATH, home_option
+
+
+def _numbers(kind: type) -> Any:
+    """A callback for an option of numbers with commas between."""
+
+    def parse(_: click.Context, parameter: click.Parameter, text: str | None) -> list[Any] | None:
+        try:
+            return None if text is None else [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is no list of numbers such as {parameter.metavar}") from error
+
+    return parse
+
+
+@click.command("quantize")
+@click.argument("model")
+@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file to write; a page stands beside it.")
+@click.option("--images", type=PATH, metavar="FOLDER", help="Images of yours to judge on, in class folders or not.")
+@click.option("--target", type=click.Choice(["int8", "int4"]), default="int8", show_default=True)
+@click.option("--budget", default="20m", show_default=True, help="Time that the search may take: 90s, 20m, 1h.")
+@click.option("--weights", metavar="FILE", help="Take these weights, or seeded random ones for 'none'.")
+@click.option("--input-size", metavar="C,H,W", callback=_numbers(int), help="Of the network of a .py file.")
+@click.option("--mean", metavar="R,G,B", callback=_numbers(float), help="Of the pixels that it was trained on, 0 to 1.")
+@click.option("--std", metavar="R,G,B", callback=_numbers(float), help="Their standard deviation.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of a step.")
+@click.option("--workers", type=click.IntRange(0, 1), default=1, hidden=True, help="0 runs steps in this process.")
+@home_option
+def quantize(
+    model: str, output: Path, images: Path | None, target: Any, budget: str, home: Path, **options: Any
+) -> int:
+    """Quantize MODEL without data: try what fits into a budget, judge it without labels, and write the best as ONNX.
+
+    MODEL is a name, such as torchvision/resnet18, or a .py file with a function build() and --weights. Running the
+    command again goes on where it was interrupted. Exit codes: 1 a blocker was found, 2 bad input.
+    """
+    from zsqbench.autoquantize.candidates import LEVELS
+    from zsqbench.autoquantize.delivery import check_extra, check_output, deliver_all, make_page, pages_of
+    from zsqbench.autoquantize.request import Request, model_entry, parse_budget
+    from zsqbench.autoquantize.search import Search
+    from zsqbench.autoquantize.suites import held_out_suite
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.suite import load_suite
+
+    started, seconds = time.monotonic(), parse_budget(budget)
+    check_output(output)
+    check_extra()
+    if images is not None and not images.is_dir():
+        raise ZSQBenchError(f"there is no folder {images}; --images is a folder of images")
+    fed = {name: options[name] for name in ("weights", "input_size", "mean", "std")}
+    entry = model_entry(model, **fed)
+    request = Request(model, entry, target, seconds, home.resolve(), images, options["threads"], options["workers"])
+    suite = load_suite(held_out_suite(request, LEVELS[0]))
+    network = load_network("network", suite)
+    network = replace(network, spec=network.spec.model_copy(update={"name": model}))
+    checkup = check_up(network, suite, suite.catalog, None, _tell)
+    if checkup.blockers:
+        for line in checkup.blockers:
+            click.echo(f"blocker: {line}")
+        return EXIT_BLOCKED
+    lacks = {name: why for name, why in {**checkup.generators, **checkup.quantizers[request.scheme]}.items() if why}
+    shapes = [each.shape for each in checkup.examination.outputs]
+    classifies = len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] > 1  # noqa: PLR2004 - images, classes
+    search = Search(
+        request,
+        network.pretrained,
+        checkup.parameters,
+        "agreement" if classifies else "fidelity",
+        any("relu6" in name.lower() for name in checkup.examination.bounded),
+        lacks,
+        _tell,
+        started,
+    )
+    found = search.run()
+    if found.signal is not None:
+        click.echo("interrupted; the same command goes on from what is done", err=True)
+        return EXIT_SIGNAL + found.signal
+    delivered = deliver_all(request, found, network.pretrained, output, lambda: search.left)
+    page = make_page(request, found, checkup, delivered)
+    click.echo(page.text())
+    for file, content in zip(pages_of(output), (f"{page.text()}\n", page.html()), strict=True):
+        file.write_text(content, encoding="utf-8")
+    return 0
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,148 @@
+"""Networks that are fed one image: found by name or file, loaded, and fed as a suite or they themselves say.
+
+For tasks of images; the classification task is one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods.data import Pretrained
+from zsqbench.methods.modelspec import ModelSpec
+from zsqbench.zoo import models
+from zsqbench.zoo.geometry import Geometry, Side, mean_colour, side
+from zsqbench.zoo.images import PixelCache, Sample, normalize, pixels
+from zsqbench.zoo.models import DEFINITIONS, Feeding, Network
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_model(model: ModelSpec, usual: Feeding | None = None) -> Mapping[str, Path]:
+    """The model file and the weights file, as far as there are such; see `load_network` for `usual`.
+
+    Raises ZSQBenchError for an unknown name, and where nobody says how a file's network is fed.
+    """
+    weights = model.weights_from
+    files: dict[str, Path] = {}
+    if model.file is not None:
+        _feeding(model, None, usual)  # complains now if mean and std are needed and not given
+        files["file"] = model.file
+    else:
+        models.check_name(_base(model))
+        if weights is None and model.base in DEFINITIONS:
+            weights = models.shipped_weights(_base(model))
+    return files | ({"weights": weights} if isinstance(weights, Path) else {})
+
+
+def load_network(
+    model: ModelSpec, note: Callable[[str], None], usual: Feeding | None = None, classes: int | None = None
+) -> Network:
+    """Build a network and give it its weights; `note` is told what was found in their file.
+
+    `usual` and `classes` are mean, deviation and number of classes of the data, for networks whose weights the user
+    brings, where the suite does not say them. Raises ZSQBenchError where weights do not fit, or nobody says how the
+    network is fed.
+    """
+    weights = model.weights_to_load(note)
+    if model.file is not None:
+        from zsqbench.zoo.userfile import load_user_model
+
+        module = load_user_model(model.file, model.build, weights or "none")  # the spec demands weights
+        return Network(module, _feeding(model, None, usual))
+    base = _base(model)
+    network = models.load_named(base, weights, model.classes or (classes if _comes_bare(base) else None))
+    return Network(network.module, _feeding(model, network.feeding, usual))
+
+
+def pretrained_of(model: ModelSpec, network: Network, classes: int | None) -> Pretrained:
+    """A network as methods take it."""
+    feeding = network.feeding
+    return Pretrained(
+        module=network.module,
+        input_size=feeding.input_size,
+        mean=feeding.mean,
+        std=feeding.std,
+        value_range=feeding.value_range,
+        classes=classes,
+        preprocessing=_preprocessing(feeding),
+        architecture=model.base if "/" in _base(model) else None,
+    )
+
+
+def image_tensors(
+    samples: Sequence[Sample], pretrained: Pretrained, cache: PixelCache
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Images in the network's normalised space, float32 [N, C, H, W], and labels, int64 [N]."""
+    import torch
+
+    images = pixels(samples, geometry_of(pretrained), cache)
+    labels = torch.tensor([sample.label for sample in samples])
+    return normalize(images, pretrained.mean, pretrained.std, pretrained.value_range), labels
+
+
+def geometry_of(pretrained: Pretrained) -> Geometry:
+    """How an image is brought to the size of a network."""
+    geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
+    if geometry.crop_mode != "border":
+        return geometry
+    colour = mean_colour(pretrained.mean, pretrained.value_range, geometry.channels)
+    return dataclasses.replace(geometry, fill=colour)
+
+
+def _feeding(model: ModelSpec, own: Feeding | None, usual: Feeding | None) -> Feeding:
+    """What the suite says, else what the network's own definition says, else what suits the data."""
+    if own is None:
+        mean, std = model.mean or (usual and usual.mean), model.std or (usual and usual.std)
+        if not mean or not std or model.input_size is None:
+            raise ZSQBenchError(f"model {model.name!r} needs 'mean' and 'std', as it was trained with them")
+        own = Feeding(model.input_size, mean, std)
+    elif usual is not None and _comes_bare(_base(model)):
+        own = dataclasses.replace(own, mean=usual.mean, std=usual.std)
+    resize, crop = _resize_and_crop(model, own)
+    feeding = dataclasses.replace(own, resize=resize, crop=crop, **_said(model))
+    channels = feeding.input_size[0]
+    if channels not in (1, 3):
+        raise ZSQBenchError(f"model {model.name!r} takes {channels} channels; images have 1 (grey) or 3 (colour)")
+    if not len(feeding.mean) == len(feeding.std) == channels or min(feeding.std) <= 0:
+        raise ZSQBenchError(
+            f"model {model.name!r} takes {channels} channels, so 'mean' and 'std' need {channels} values each, "
+            f"and std positive ones; found {list(feeding.mean)} and {list(feeding.std)}"
+        )
+    return feeding
+
+
+def _preprocessing(feeding: Feeding) -> dict[str, Any]:
+    """The preprocessing that `Pretrained` has no field for. The usual crop mode is in the identity of no network."""
+    fields = {name: getattr(feeding, name) for name in ("resize", "crop", "interpolation", "channels")}
+    return fields if feeding.crop_mode == "center" else {**fields, "crop_mode": feeding.crop_mode}
+
+
+def _base(model: ModelSpec) -> str:
+    """The named network that a model without a file is a variant of; the spec demands one of the two."""
+    return model.base or ""
+
+
+def _comes_bare(base: str) -> bool:
+    """True if this is a definition without weights of its own."""
+    return base in DEFINITIONS and DEFINITIONS[base].weights is None
+
+
+def _said(model: ModelSpec) -> dict[str, Any]:
+    fields = ("input_size", "mean", "std", "channels", "value_range", "crop_mode")
+    return {name: getattr(model, name) for name in fields if getattr(model, name) is not None}
+
+
+def _resize_and_crop(model: ModelSpec, own: Feeding) -> tuple[Side | None, Side | None]:
+    """What the suite says; where it resizes or changes the input and names no crop, that to the network's input."""
+
+    def choose(said: Side | Literal["none"] | None, default: Side | None) -> Side | None:
+        if said is None or said == "none":
+            return default if said is None else None
+        return said if isinstance(said, int) else side(*said)
+
+    resized = model.resize not in (None, "none") or (model.input_size is not None and own.crop is not None)
+    input_size = model.input_size or own.input_size
+    return choose(model.resize, own.resize), choose(model.crop, side(*input_size[1:]) if resized else own.crop)
