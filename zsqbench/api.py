@@ -154,6 +154,7 @@ def export(
     """
     from zsqbench.export import missing
     from zsqbench.export.options import ExportOptions
+    from zsqbench.export.script import check_place
     from zsqbench.steps.export import compare_file, write_student
 
     if lack := missing():
@@ -163,6 +164,7 @@ def export(
         raise ZSQBenchError(f"{path} does not end in .onnx; expected a file such as model.onnx")
     if not path.parent.is_dir():
         raise ZSQBenchError(f"there is no folder {path.parent} to write {path.name} to")
+    check_place(path)
     opened = _open_student(suite, cell, home, results, data_root, plugins, without)
     student: Any = opened.student
     exported = write_student(student, opened.pretrained, path, options, (), opened.row.cell)

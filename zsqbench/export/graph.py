@@ -14,11 +14,12 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 MOVES = frozenset(
     {
-        "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
-        "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+        "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity", "MaxPool", "ReduceMax", "ReduceMin",
+        "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
-"""The operators that only move values, so that what they give is on the grid of what they read."""
+"""The operators that only move values, so that what they give is on the grid of what they read. Concat, Pad and Resize
+do so at times."""
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -84,12 +85,15 @@ def put_after(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> Non
         graph.outputs[graph.outputs.index(value)] = end
 
 
-def initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A constant of this content in the graph, under this name or, where it is taken, one like it."""
+def initializer(graph: ir.Graph, name: str, array: NDArray[Any], *, own: bool = False) -> ir.Value:
+    """A constant of this content in the graph, under this name or, where it is taken, one like it.
+
+    One of the same content that has the name is taken instead, unless it has to be nobody else's.
+    """
     free, number = name, 1
     while free in graph.initializers:
         there = constant(graph.initializers[free])
-        if there is not None and there.dtype == array.dtype and np.array_equal(there, array):
+        if not own and there is not None and there.dtype == array.dtype and np.array_equal(there, array):
             return graph.initializers[free]
         free, number = f"{name}_{number}", number + 1
     tensor = ir.tensor(array, name=free)

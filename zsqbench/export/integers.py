@@ -88,7 +88,11 @@ def _widen(layer: QuantizedLayer, bias: Tensor, input_scale: Tensor) -> int:
     quantizer = layer.weight_quantizer
     rows = (-1, *[1] * (layer.weight_codes.dim() - 1))
     scale = quantizer.scale.expand(len(bias), *[1] * (layer.weight_codes.dim() - 1)).flatten()
-    least = bias.abs() / (MOST_BIAS * input_scale)
+    # nor may the product of scales vanish
+    least = (bias.abs() / MOST_BIAS).clamp(min=torch.finfo(bias.dtype).tiny) / input_scale
+    if quantizer.grid == "power_of_two":
+        mantissa, exponent = torch.frexp(least)
+        least = torch.ldexp(torch.ones_like(least), torch.where(mantissa == 0.5, exponent - 1, exponent))  # noqa: PLR2004
     too_fine = least > scale
     if too_fine.any():
         wide = torch.where(too_fine, least, scale).view(rows)

@@ -101,6 +101,14 @@ def fed(session: "InferenceSession", images: Tensor, pretrained: Pretrained) -> 
     return (255 * (images - black) / (white - black)).round().clamp(0, 255).to(torch.uint8)
 
 
+def seen(given: Tensor, pretrained: Pretrained) -> Tensor:
+    """What a network sees of images [N, C, H, W] as a session takes them: normalised ones."""
+    if given.dtype != torch.uint8:
+        return given
+    black, white = pretrained.valid_range()
+    return black + (white - black) * given / 255
+
+
 def structure_of(returned: Any) -> pytree.TreeSpec:
     """How a network's outputs are put together."""
     return pytree.tree_structure(returned)

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zsqbench.errors import ZSQBenchError
+
+_FIRST = '"""Run this network on an image: '
+
 _SCRIPT = '''\
-"""Run {file} on an image: python {script} IMAGE. It needs onnxruntime, numpy and pillow."""
+"""Run this network on an image: python {script} IMAGE. It needs onnxruntime, numpy and pillow."""
 
 import json
 import sys
@@ -54,14 +58,32 @@ image = image.crop((left, top, left + {width}, top + {height}))"""
 _FIT = "image = image if image.size == (width, height) else image.resize((width, height))"
 
 
+def check_place(file: Path) -> None:
+    """Raise ZSQBenchError where the script beside a file would replace one that is somebody's own, or a folder."""
+    path = file.with_suffix(".py")
+    try:
+        kept = path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST)
+    except OSError:
+        kept = True
+    if kept:
+        raise ZSQBenchError(
+            f"the script beside {file.name} would replace {path}; give {file.name} another name or folder"
+        )
+
+
 def write_script(file: Path, preprocessing: Mapping[str, Any]) -> Path:
     """Write a script beside an exported file that runs it on an image, preprocessed as evaluation does; returns it.
 
     Borders (`crop_mode: border`) and the preprocessing of detectors are left to the user: there the image is stretched.
+    Raises ZSQBenchError as `check_place` does, and where it cannot be written.
     """
+    check_place(file)
     path = file.with_suffix(".py")
     lines = "\n".join([*_geometry(preprocessing), _FIT])
-    path.write_text(_SCRIPT.format(file=file.name, script=path.name, geometry=lines), encoding="utf-8")
+    try:
+        path.write_text(_SCRIPT.format(file=file.name, script=path.name, geometry=lines), encoding="utf-8")
+    except OSError as error:
+        raise ZSQBenchError(f"cannot write {path}: {error.strerror or error}; give another file") from error
     return path
 
 

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,11 +22,15 @@ from zsqbench.export.graph import (
     source,
 )
 from zsqbench.export.runtime import CPU, open_session
+from zsqbench.export.tidying import CALL
 
 INTEGER = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"})
 """ONNX Runtime's operators of layers on integers."""
 
-_FUSED = re.compile(r"(?P<path>.*?)(#\d+)?(_token_\d+)?(_nchwc|_quant)?")
+_CALLED_AGAIN = re.compile(rf"{CALL}\d+$")
+
+_FUSED = re.compile(r"(_token_\d+)?(_nchwc|_quant)?$")
+"""What ONNX Runtime adds to the name of an operator that it replaces."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Structure:
         return sum(layer.found is True for layer in self.layers)
 
     @property
+    def is_known(self) -> bool:
+        """True if it can be told which layers the runtime runs with integers."""
+        return all(layer.found is not None for layer in self.layers)
+
+    @property
     def missed(self) -> list[str]:
         """Layers that should run with integers, and do not."""
         return [layer.path for layer in self.layers if layer.island is None and layer.found is False]
@@ -67,6 +76,8 @@ class Structure:
         """What people should know: how many layers run with integers, and why others do not; one line each."""
         text = f"{self.integer} of {len(self.layers)} layers run with integers"
         text += "" if self.integer == self.expected else f" ({self.expected} were expected to)"
+        if not self.is_known:
+            text = f"{self.expected} of {len(self.layers)} layers can run with integers; if they do cannot be told"
         reasons: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.island is not None:
@@ -118,14 +129,16 @@ def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Struc
         open_session(path, providers, save_optimized=kept)
         nodes = list(ir.load(kept).graph)
     kinds: dict[str, set[bool]] = {}
+    known = {layer.path for layer in expected.layers}
     for node in nodes:
-        kinds.setdefault(_path(node), set()).add(node.op_type in INTEGER)
+        kinds.setdefault(_path(node, known), set()).add(node.op_type in INTEGER)
     return Structure(tuple(replace(each, found=kinds.get(each.path) == {True}) for each in expected.layers))
 
 
-def _path(node: ir.Node) -> str:
-    match = _FUSED.fullmatch(str(node.name))
-    return match["path"] if match else str(node.name)
+def _path(node: ir.Node, known: Collection[str] = ()) -> str:
+    """The path of a layer by the name of its operator, which a runtime may have replaced."""
+    name = _CALLED_AGAIN.sub("", str(node.name))
+    return name if name in known else _CALLED_AGAIN.sub("", _FUSED.sub("", str(node.name), count=1)) if known else name
 
 
 def _island(layer: ir.Node) -> str | None:

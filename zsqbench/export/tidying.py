@@ -36,31 +36,73 @@ CODES = "/codes"
 """The integers of a tensor are a value of its name with this ending."""
 
 
+_TURNS = ("Reshape", "Transpose")
+"""The operators that a stored weight may go through before a layer reads it."""
+
+_ENDS = ("low", "high")
+
+
 def tidy(model: ir.Model) -> None:
     """Bring a graph that torch exported into the form that runtimes fuse, in place."""
     graph = model.graph
+    names = [value.name for value in graph.outputs]
+    part_calls(graph)
     name_layers(graph)
-    part_zero_points(graph)
     turn_stored_weights(graph)
+    part_stored_weights(graph)
     fold_pads(graph)
     pool_globally(graph)
     clip_codes(graph)
     repeat_behind_moves(graph)
     drop_unused(model)
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name  # another operator may make it by now
+
+
+def part_calls(graph: ir.Graph) -> None:
+    """Give each call of a layer operators of its own that make its weight."""
+    for node in _stored_weights(graph):
+        chain = _way(node)
+        for number, use in enumerate(list(output(chain[-1]).uses())[1:], 1):
+            copies: list[ir.Node] = []
+            for old in chain:
+                inputs = [output(copies[-1]), *old.inputs[1:]] if copies else old.inputs
+                copies.append(ir.node(old.op_type, inputs, dict(old.attributes), name=f"{old.name}{CALL}{number}"))
+                typed(output(copies[-1]), output(old))
+                output(copies[-1]).shape = output(old).shape
+            graph.insert_before(use.node, copies)
+            use.node.replace_input_with(use.idx, output(copies[-1]))
+
+
+def _stored_weights(graph: ir.Graph) -> list[ir.Node]:
+    """What makes weights of stored integers; biases have 32 bits."""
+    return [
+        node
+        for node in of_type(graph, DEQUANTIZE)
+        if (codes := constant(source(node))) is not None and codes.dtype != np.int32
+    ]
+
+
+def _way(stored: ir.Node) -> list[ir.Node]:
+    """What makes a weight, and all that this alone goes through before a layer, or several, read it."""
+    chain = [stored]
+    while (follows := only_reader(output(chain[-1]))) is not None and follows.op_type in _TURNS:
+        chain.append(follows)
+    return chain
 
 
 def name_layers(graph: ir.Graph) -> None:
     """Give each operator of a layer the layer's path, with a number where it is called again; take the marks away."""
     calls: dict[str, int] = {}
-    for node in of_type(graph, DEQUANTIZE):
-        mark = node.attributes.pop(LAYER, None)
-        if mark is None:
-            continue
-        path = mark.as_string()
-        for reader in readers(output(node)):
-            layer = only_reader(output(reader)) if reader.op_type == "Transpose" else reader
-            if layer is not None and layer.op_type in LAYERS:
-                layer.name = called(path, calls)
+    paths = {}
+    for stored in _stored_weights(graph):
+        mark = stored.attributes.pop(LAYER, None)
+        layer = only_reader(output(_way(stored)[-1]))
+        if mark is not None and layer is not None and layer.op_type in LAYERS:
+            paths[layer] = mark.as_string()
+    for layer in of_type(graph, *LAYERS):
+        if layer in paths:
+            layer.name = called(paths[layer], calls)
 
 
 def called(name: str, calls: dict[str, int]) -> str:
@@ -69,59 +111,125 @@ def called(name: str, calls: dict[str, int]) -> str:
     return f"{name}{CALL}{number}" if number else name
 
 
-def part_zero_points(graph: ir.Graph) -> None:
-    """Give each weight zero points of its own.
+def turn_stored_weights(graph: ir.Graph) -> None:
+    """Store a weight as its layer reads it, where a transposition or the like stands in between."""
+    for stored in _stored_weights(graph):
+        codes, chain = constant(source(stored)), _way(stored)[1:]
+        assert codes is not None  # noqa: S101 - a weight is stored
+        turned = _turned(codes, chain)
+        axis = stored.attributes.get("axis")
+        if not chain or turned is None:
+            continue
+        if axis is not None:
+            place = _channels_of(codes.shape, axis.as_int(), chain)
+            if place is None:
+                continue
+            stored.attributes["axis"] = ir.AttrInt64("axis", place)
+        name = f"{source(stored).name}.turned"
+        stored.replace_input_with(0, initializer(graph, name, np.ascontiguousarray(turned)))
+        end = output(chain[-1])
+        output(stored).shape = ir.Shape(turned.shape)
+        ir.convenience.replace_all_uses_with(end, output(stored))
+        graph.remove(chain[::-1], safe=True)
+
+
+def _turned(array: NDArray[Any], chain: list[ir.Node]) -> NDArray[Any] | None:
+    """What operators that move values make of an array; none where that is not known yet."""
+    for node in chain:
+        if node.op_type == "Transpose":
+            array = array.transpose(node.attributes["perm"].as_ints())
+        elif (shape := constant(source(node, 1))) is not None:
+            array = array.reshape(shape)
+        else:
+            return None
+    return array
+
+
+def _channels_of(shape: tuple[int, ...], axis: int, chain: list[ir.Node]) -> int | None:
+    """The axis that channels are on behind such operators; none where they are on several, as those of groups."""
+    channels = np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1 - axis))
+    turned = _turned(np.broadcast_to(channels, shape), chain)
+    assert turned is not None  # noqa: S101 - it was computed before
+    for place, size in enumerate(turned.shape):
+        along = np.arange(size).reshape(-1, *[1] * (turned.ndim - 1 - place))
+        if size == shape[axis] and (turned == along).all():
+            return place
+    return None
+
+
+def part_stored_weights(graph: ir.Graph) -> None:
+    """Give each weight integers and zero points of its own, each call of a layer that is called again included.
 
     The exporter makes one constant of equal ones. A runtime that turns signed weights into unsigned ones changes it for
     each weight, and fails at the second.
     """
-    for node in of_type(graph, DEQUANTIZE):
-        if is_weight(node) and len(node.inputs) > 2:  # noqa: PLR2004 - a bias has none
-            zero_point = constant(source(node, 2))
-            assert zero_point is not None  # noqa: S101 - a weight is stored
-            node.replace_input_with(2, initializer(graph, f"{source(node).name}/zero_point", zero_point))
-
-
-def turn_stored_weights(graph: ir.Graph) -> None:
-    """Store the weight of a product of matrices as it is multiplied, where a transposition stands in between."""
-    for node in of_type(graph, "Transpose"):
-        stored = maker(source(node))
-        if stored is None or stored.op_type != DEQUANTIZE or only_reader(output(stored)) is not node:
-            continue
-        codes, perm = constant(source(stored)), node.attributes["perm"].as_ints()
-        if codes is None:
-            continue
-        axis = stored.attributes.get("axis")
-        name = str(source(stored).name)
-        stored.replace_input_with(
-            0, initializer(graph, f"{name}.transposed", np.ascontiguousarray(codes.transpose(perm)))
-        )
-        if axis is not None:
-            stored.attributes["axis"] = ir.AttrInt64("axis", list(perm).index(axis.as_int()))
-        output(stored).shape = output(node).shape
-        ir.convenience.replace_all_uses_with(output(node), output(stored))
-        graph.remove(node, safe=True)
+    taken: set[ir.Value] = set()
+    for node in _stored_weights(graph):
+        for index, name in ((0, source(node).name), (2, f"{source(node).name}/zero_point")):
+            value = source(node, index)
+            if value in taken or index:
+                array = constant(value)
+                assert array is not None  # noqa: S101 - a weight is stored
+                value = initializer(graph, str(name), array, own=True)
+                node.replace_input_with(index, value)
+            taken.add(value)
 
 
 def fold_pads(graph: ir.Graph) -> None:
-    """Let convolutions pad with zeros themselves, where a Pad before them does."""
+    """Let convolutions pad with zeros themselves, and max-pooling with what no value is below, where a Pad does."""
     for node in of_type(graph, "Pad"):
-        pads, value = constant(source(node, 1)), constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(())  # noqa: PLR2004
-        layer = only_reader(output(node))
-        mode = node.attributes.get("mode")
-        if pads is None or value is None or value.any() or layer is None or layer.op_type != "Conv":
+        layer, pads, value = only_reader(output(node)), constant(source(node, 1)), _padding(node)
+        if layer is None or pads is None or value is None or source(layer) is not output(node):
             continue
         rank = len(pads) // 2
         spatial = [*pads[2:rank], *pads[rank + 2 :]]
-        if (mode is not None and mode.as_string() != "constant") or len(node.inputs) > 3 or min(pads) < 0:  # noqa: PLR2004
-            continue
-        if sum(spatial) != sum(pads):
+        if min(pads) < 0 or sum(spatial) != sum(pads) or not _pads_so(layer, value, spatial, source(node)):
             continue
         own = layer.attributes.get("pads")
         before = own.as_ints() if own is not None else [0] * len(spatial)
         layer.attributes["pads"] = ir.AttrInt64s("pads", [int(a + b) for a, b in zip(before, spatial, strict=True)])
         layer.replace_input_with(0, source(node))
         graph.remove(node, safe=True)
+
+
+def _padding(node: ir.Node) -> float | None:
+    """The number that a Pad puts around all that it is given; none where it repeats values, or has chosen axes."""
+    mode = node.attributes.get("mode")
+    if (mode is not None and mode.as_string() != "constant") or (len(node.inputs) > 3 and node.inputs[3] is not None):  # noqa: PLR2004
+        return None
+    if len(node.inputs) < 3 or node.inputs[2] is None:  # noqa: PLR2004
+        return 0.0
+    value = constant(node.inputs[2])
+    return None if value is None else float(value.item())
+
+
+def _pads_so(layer: ir.Node, value: float, pads: list[int], padded: ir.Value) -> bool:
+    """True if a layer itself can pad what it reads with this number."""
+    automatic = layer.attributes.get("auto_pad")
+    if automatic is not None and automatic.as_string() != "NOTSET":
+        return False
+    if layer.op_type == "Conv":
+        return value == 0
+    own, kernel, up = (layer.attributes.get(name) for name in ("pads", "kernel_shape", "ceil_mode"))
+    if layer.op_type != "MaxPool" or kernel is None or (up is not None and up.as_int()):
+        return False
+    sides = [*kernel.as_ints(), *kernel.as_ints()]  # a window has to hold a value
+    return (
+        not (own is not None and any(own.as_ints()))
+        and value <= _least(padded)
+        and all(pad < side for pad, side in zip(pads, sides, strict=True))
+    )
+
+
+def _least(value: ir.Value) -> float:
+    """The least that a tensor on a grid can be; without end for others."""
+    node = maker(value)
+    if node is None or node.op_type != DEQUANTIZE:
+        return -math.inf
+    scale, zero_point = constant(source(node, 1)), constant(source(node, 2))
+    if scale is None or zero_point is None or scale.size != 1:
+        return -math.inf
+    return float((np.iinfo(zero_point.dtype).min - float(zero_point.item())) * scale.item())
 
 
 def pool_globally(graph: ir.Graph) -> None:
@@ -177,7 +285,8 @@ def clip_codes(graph: ir.Graph) -> None:
     """Cut off integers, not floats: a ReLU or ReLU6 before a grid, and codes that a grid of fewer bits does not have.
 
     Q(min(x, 6)) = min(Q(x), Q(6)), for rounding is monotonic; and a runtime fuses a layer with the rounding that is
-    directly behind it. Nothing is put where the codes end at the bound anyway.
+    directly behind it. Nothing is put where the codes end at the bound anyway. Values are cut off before codes of 16
+    bits, for ONNX Runtime has no Clip for these.
     """
     calls: dict[str, int] = {}
     for node in of_type(graph, QUANTIZE):
@@ -195,7 +304,17 @@ def clip_codes(graph: ir.Graph) -> None:
         codes = output(node)
         codes.name = f"{name}{CODES}"
         node.name = f"{name}/quantize"
-        if low > 0 or high < np.iinfo(zero_point.dtype).max:
+        if zero_point.dtype != np.uint8 and (low > 0 or high < np.iinfo(zero_point.dtype).max):
+            ends = [np.float32((end - float(zero_point)) * scale) for end in (low, high)]
+            limits = [
+                initializer(graph, f"{name}/{end}", np.array(value)) for end, value in zip(_ENDS, ends, strict=True)
+            ]
+            clip = ir.node("Clip", [source(node), *limits], name=f"{name}/clip")
+            typed(output(clip), ir.DataType.FLOAT)
+            output(clip).shape = source(node).shape
+            node.replace_input_with(0, output(clip))
+            graph.insert_before(node, clip)
+        elif low > 0 or high < np.iinfo(zero_point.dtype).max:
             ends = [initializer(graph, f"code_{int(end)}", np.array(end, zero_point.dtype)) for end in (low, high)]
             codes.name = f"{name}/unclipped"
             clip = ir.node("Clip", [codes, *ends], name=f"{name}/clip")
@@ -253,7 +372,7 @@ def repeat_behind_moves(graph: ir.Graph) -> None:
         if source(pair).is_initializer() or is_weight(pair):
             continue
         rest = [source(pair, index) for index in range(1, len(pair.inputs))]
-        for index, moved in enumerate(node.outputs):
+        for index, moved in enumerate(node.outputs[:1] if node.op_type == "MaxPool" else node.outputs):
             place = f"{node.name}/{index}"
             reading = readers(moved)
             if not reading or all(reader.op_type == QUANTIZE for reader in reading):
@@ -267,12 +386,34 @@ def repeat_behind_moves(graph: ir.Graph) -> None:
 
 
 def _moves(node: ir.Node) -> bool:
-    if node.op_type == "Resize":
+    """True if all that an operator gives are values of its first input, or zeros, which all grids have."""
+    if node.op_type == "Pad":
         mode = node.attributes.get("mode")
-        return mode is None or mode.as_string() == "nearest"
+        return (mode is not None and mode.as_string() != "constant") or _padding(node) == 0
+    if node.op_type == "Resize":
+        texts = {
+            name: each.as_string() for name, each in node.attributes.items() if each.type == ir.AttributeType.STRING
+        }
+        nearest = texts.get("mode", "nearest") == "nearest"
+        return nearest and texts.get("coordinate_transformation_mode") != "tf_crop_and_resize"
     if node.op_type == "Concat":
-        return len(node.inputs) == 1
+        return _on_one_grid(node)
     return node.op_type in MOVES
+
+
+def _on_one_grid(node: ir.Node) -> bool:
+    """True if all inputs of an operator are on the same grid, as the parts are of which a roll is put together."""
+    pairs = [maker(value) for value in node.inputs]
+    grids = [
+        [constant(value) for value in pair.inputs[1:]]
+        for pair in pairs
+        if pair is not None and pair.op_type == DEQUANTIZE and not is_weight(pair)
+    ]
+    return len(grids) == len(pairs) and all(
+        ours is not None and theirs is not None and np.array_equal(ours, theirs)
+        for grid in grids
+        for ours, theirs in zip(grids[0], grid, strict=True)
+    )
 
 
 def is_weight(dequantize: ir.Node) -> bool:
@@ -322,7 +463,7 @@ def _are_codes(quantize: ir.Node, mean: NDArray[Any], scale: NDArray[Any]) -> bo
 
 def store_in_four_bits(model: ir.Model, bits: Callable[[str], int]) -> int:
     """Store the weights of layers with up to 4 bits as INT4, by the layer's path; returns how many these are."""
-    graph, stored = model.graph, 0
+    graph, stored = model.graph, set[str]()
     for node in of_type(graph, DEQUANTIZE):
         codes = constant(source(node))
         layers = [reader.name for reader in readers(output(node)) if reader.op_type in LAYERS]
@@ -339,8 +480,9 @@ def store_in_four_bits(model: ir.Model, bits: Callable[[str], int]) -> int:
                     ir.Value(name=name, const_value=tensor, type=kind, shape=ir.Shape(array.shape))
                 )
             node.replace_input_with(index, graph.initializers[name])
-        stored += 1
-    return stored
+        stored.update(str(name).partition(CALL)[0] for name in layers)
+    drop_unused(model)
+    return len(stored)
 
 
 def drop_unused(model: ir.Model) -> None:

@@ -10,7 +10,7 @@ from zsqbench.export import missing
 from zsqbench.export.options import ExportOptions
 from zsqbench.reports.results import Result
 from zsqbench.steps.evaluate import label
-from zsqbench.steps.exportfloat import FLOAT_FILE, ExportFloat
+from zsqbench.steps.exportfloat import FLOAT_FILE, ExportFloat, is_exported
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.step import Shown, Step, Tracked
@@ -98,12 +98,6 @@ class Export(StudentJob):
         """File and script."""
         path = file_of(store, row)
         return None if path is None else Tracked(files=[path, path.with_name(SCRIPT)])
-
-
-def is_exported(cell: CellPlanning) -> bool:
-    """True if the suite asks for a file of a cell's network, it quantizes anything, and what it needs is installed."""
-    asked = cell.cell.export is not None and not cell.suite.schemes[cell.cell.scheme].is_float
-    return asked and missing() is None
 
 
 def file_of(store: Store, row: Result) -> Path | None:

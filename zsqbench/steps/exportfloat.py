@@ -30,7 +30,7 @@ class ExportFloat(Job):
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each network and form of its input, where the suite asks for files of its quantized copies."""
         options = cell.cell.export
-        if options is None or missing() is not None:
+        if not is_exported(cell) or options is None:
             return None
         parts = (cell.facts.digest, options.input, str(options.opset), EXPORT_VERSION)
         return cell.step(cls, cell.cell.model, parts)
@@ -50,3 +50,9 @@ class ExportFloat(Job):
             export_float(copy.deepcopy(teacher.module), Description(teacher), folder / FLOAT_FILE, self.options)
 
         session.write(self, reporter, {}, fill)
+
+
+def is_exported(cell: CellPlanning) -> bool:
+    """True if the suite asks for a file of a cell's network, it quantizes anything, and what it needs is installed."""
+    asked = cell.cell.export is not None and not cell.suite.schemes[cell.cell.scheme].is_float
+    return asked and missing() is None

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zsqbench.reports.results import Result
-from zsqbench.steps.export import RUNTIME, Export, files_to_time, is_exported
-from zsqbench.steps.exportfloat import ExportFloat
+from zsqbench.steps.export import RUNTIME, Export, files_to_time
+from zsqbench.steps.exportfloat import ExportFloat, is_exported
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.step import Job, Shown, Step
 from zsqbench.store import Store

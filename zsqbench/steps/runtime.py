@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from zsqbench.reports.results import Result
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import Evaluate, label
-from zsqbench.steps.export import FILE, RUNTIME, Export, compare_file, is_exported
+from zsqbench.steps.export import FILE, RUNTIME, Export, compare_file
+from zsqbench.steps.exportfloat import is_exported
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.step import Shown, Step
