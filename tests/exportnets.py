@@ -1,18 +1,29 @@
 """Small networks, each with something that an exported file has to get right, and students of them."""
 
+import atexit
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
 import torch
-from networks import called_twice, from_forward
-from torch import nn
+from networks import from_forward
+from torch import fx, nn
 from torch.nn import functional
 
 from zsqbench import CalibrationSet, Pretrained
+from zsqbench.export import exporting
+from zsqbench.export.comparison import check
+from zsqbench.export.integers import IntegerStudent, with_integer_biases
+from zsqbench.export.options import ExportOptions
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import finalize
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 
 SIZE = (3, 8, 8)
-EVEN = ((0.5,) * 3, (0.25,) * 3)
+EVEN = ((0.4,) * 3, (0.25,) * 3)
 """Mean and deviation of all channels alike: the codes of the image are its pixels."""
 UNEVEN = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -56,14 +67,17 @@ def bounded():
 
 
 def gated():
-    """Hard-swish, and a gate that squeezes and excites, with the mean's dimensions kept."""
+    """Hard-swish, and a gate that squeezes and excites, with the mean's dimensions kept.
+
+    Two channels of `last` have weights of next to nothing beside biases that are large.
+    """
 
     def forward(net, x):
         y = functional.hardswish(net.stem(x))
         y = y * net.excite(net.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
         return net.head(net.pool(net.last(y)).flatten(1))
 
-    return from_forward(
+    net = from_forward(
         forward,
         stem=nn.Conv2d(3, 8, 3, padding=1),
         squeeze=nn.Conv2d(8, 4, 1),
@@ -72,10 +86,16 @@ def gated():
         pool=nn.AdaptiveAvgPool2d(1),
         head=nn.Linear(8, 4),
     )
+    net.last.weight[3:5] *= 1e-12
+    net.last.bias[3:5] = torch.tensor([1.5, -0.7])
+    return net
 
 
 def moving():
-    """Zero padding of both kinds, max-pooling, split, chunk, slices, channel shuffle, concatenation, flattening."""
+    """Zero padding of both kinds, max-pooling, split, chunk, slices, channel shuffle and concatenation.
+
+    Behind them are a convolution along a line, and linear layers on tensors of three dimensions.
+    """
 
     def forward(net, x):
         x = net.stem(net.zero(x)).relu()
@@ -85,7 +105,9 @@ def moving():
         x = x.view(-1, 2, 4, 8, 8).transpose(1, 2).flatten(1, 2)
         one, two = x.split([3, 5], 1)
         x = functional.max_pool2d(net.one(one).relu(), 2) + functional.max_pool2d(net.two(two), 2)
-        return net.head(x[:, :, 1:].flatten(1))
+        x = net.line(x[:, :, 1:].flatten(2)).relu()
+        x = net.first(x.transpose(1, 2)).relu()
+        return net.second(x)[:, 0]
 
     return from_forward(
         forward,
@@ -94,51 +116,26 @@ def moving():
         right=nn.Conv2d(4, 4, 3),
         one=nn.Conv2d(3, 4, 3, padding=1),
         two=nn.Conv2d(5, 4, 3, padding=1),
-        head=nn.Linear(4 * 3 * 4, 6),
-    )
-
-
-def resized():
-    """Transposed convolutions with and without groups, nearest and bilinear upsampling."""
-
-    def forward(net, x):
-        x = net.stem(x).relu()
-        x = net.up(x).relu() + functional.interpolate(x, scale_factor=2, mode="nearest")
-        x = net.grouped(x)
-        x = functional.interpolate(x, size=(20, 20), mode="bilinear", align_corners=False)
-        return net.last(x)
-
-    return from_forward(
-        forward,
-        stem=nn.Conv2d(3, 4, 3, stride=2, padding=1),
-        up=nn.ConvTranspose2d(4, 4, 2, stride=2),
-        grouped=nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
-        last=nn.Conv2d(4, 2, 1),
-    )
-
-
-def rows():
-    """A convolution along a line, and linear layers on tensors of three dimensions."""
-
-    def forward(net, x):
-        x = net.line(x.flatten(2)).relu()
-        x = net.first(x.transpose(1, 2)).relu()
-        return net.second(x)[:, 0]
-
-    return from_forward(
-        forward, line=nn.Conv1d(3, 6, 3, padding=1), first=nn.Linear(6, 8), second=nn.Linear(8, 5, bias=False)
+        line=nn.Conv1d(4, 6, 3, padding=1),
+        first=nn.Linear(6, 8),
+        second=nn.Linear(8, 5, bias=False),
     )
 
 
 def shared():
-    """A head that two levels share, and outputs in a dictionary that holds a tuple."""
+    """A head that two levels share, and outputs in a dictionary that holds a tuple.
+
+    One of them is made by transposed convolutions with and without groups, nearest and bilinear upsampling.
+    """
 
     def forward(net, x):
         fine = net.stem(x).relu()
-        levels = [fine, net.down(fine).relu()]
-        heads = [net.tower(level).relu() for level in levels]
+        coarse = net.down(fine).relu()
+        heads = [net.tower(level).relu() for level in (fine, coarse)]
         scores = torch.cat([net.score(head).flatten(2) for head in heads], 2)
-        return {"scores": scores.sigmoid(), "boxes": tuple(net.box(head) for head in heads)}
+        mask = net.up(coarse).relu() + functional.interpolate(coarse, scale_factor=2, mode="nearest")
+        mask = functional.interpolate(net.grouped(mask), size=(20, 20), mode="bilinear", align_corners=False)
+        return {"scores": scores.sigmoid(), "boxes": tuple(net.box(head) for head in heads), "mask": net.last(mask)}
 
     return from_forward(
         forward,
@@ -147,29 +144,13 @@ def shared():
         tower=nn.Conv2d(4, 4, 3, padding=1),
         score=nn.Conv2d(4, 2, 1),
         box=nn.Conv2d(4, 4, 1),
+        up=nn.ConvTranspose2d(4, 4, 2, stride=2),
+        grouped=nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
+        last=nn.Conv2d(4, 2, 1),
     )
 
 
-def dead():
-    """A convolution two of whose channels have weights of next to nothing beside biases that are large."""
-    net = straight()
-    with torch.no_grad():
-        net.last.weight[3:5] *= 1e-12
-        net.last.bias[3:5] = torch.tensor([1.5, -0.7])
-    return net
-
-
-NETWORKS = {
-    "straight": straight,
-    "bounded": bounded,
-    "gated": gated,
-    "moving": moving,
-    "resized": resized,
-    "rows": rows,
-    "shared": shared,
-    "dead": dead,
-    "called_twice": called_twice,
-}
+NETWORKS = {function.__name__: function for function in (straight, bounded, gated, moving, shared)}
 
 
 def pretrained(name, feeding=EVEN):
@@ -201,15 +182,57 @@ def images(of, count=16, seed=0):
     return low + (high - low) * pixels(count, of.input_size, seed) / 255
 
 
+SMALL = {"input": "uint8", "weights": "int4"}
+"""Options of files that take pixels, with weights of four bits."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, the student that it was made of, and that student on the file's biases."""
+
+    of: Pretrained
+    student: fx.GraphModule
+    integer: IntegerStudent
+    file: exporting.Exported
+
+    @property
+    def path(self):
+        """The file."""
+        return self.file.path
+
+    def graph(self):
+        """Its operators, anew."""
+        return ir.load(self.path).graph
+
+    def check(self, path=None, count=16):
+        """What a comparison of it finds, or of another file."""
+        return check(path or self.path, self.student, self.integer, images(self.of, count), self.of)
+
+
 def student_of(of, scheme, quantizer="rtn", **options):
     """A finalized student."""
     scheme = parse_scheme(scheme)
-    method = load_plugins().find("quantizer", quantizer).method
-    method = method.model_validate(options) if isinstance(method, type) else method
-    method = method.resolved(of, scheme)
+    method = load_plugins().find("quantizer", quantizer).method(**options).resolved(of, scheme)
     assert method.rejects(scheme) is None
     student = method.make_student(of, scheme)
     data = CalibrationSet(images(of, 32, seed=7)) if method.needs_images else None
     method.quantize(student, of, data, context(scheme=scheme))
     finalize(student)
     return student
+
+
+@functools.cache
+def exported(name, scheme, quantizer="rtn", feeding=EVEN, **options):
+    """A network as a file, made once in a process; it is not to be changed."""
+    of = pretrained(name, feeding)
+    student = student_of(of, scheme, quantizer)
+    folder = Path(tempfile.mkdtemp(dir=_folder()))
+    file = exporting.export_student(student, exporting.Description(of), folder / "model.onnx", ExportOptions(**options))
+    return Exported(of, student, with_integer_biases(student), file)
+
+
+@functools.cache
+def _folder():
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name

@@ -78,10 +78,15 @@ def export_student(
 ) -> Exported:
     """Write a finalized student as an ONNX file of integers, with QuantizeLinear and DequantizeLinear.
 
-    Raises ZSQBenchError where ONNX has no word for an operator of the network, where a grid does not hold zero, and
-    where the file cannot be written.
+    Raises ZSQBenchError where ONNX has no word for an operator of the network, where a grid does not hold zero, where
+    the network was quantized by other means than `zsqbench.quant`, and where the file cannot be written.
     """
     options = options or ExportOptions()
+    if not isinstance(student, fx.GraphModule):
+        raise ZSQBenchError(
+            f"the quantized network is a {type(student).__name__}, not one that zsqbench.quant.prepare made; only "
+            "those can be exported"
+        )
     integers = with_integer_biases(student.cpu().eval())
     model = _exported(with_symbols(integers.student, integers.biases), description, options)
     tidy(model)
