@@ -85,9 +85,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     arguments = parser.parse_args()
-    names, schemes = (
-        (("shufflenet_v2_x0_5",), SCHEMES) if arguments.quick else (arguments.only, arguments.schemes)
-    )
+    names, schemes = (("shufflenet_v2_x0_5",), SCHEMES) if arguments.quick else (arguments.only, arguments.schemes)
     torch.set_num_threads(1)
     print(processor(), flush=True)
     for name in names:
