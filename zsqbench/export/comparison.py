@@ -227,7 +227,8 @@ class _Alike:
 def _distances(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
     """The distance of two outputs for each image."""
     flat = (one.astype(np.float64) - other).reshape(len(one), -1)
-    return np.sqrt(np.square(flat).sum(1))
+    distances: NDArray[Any] = np.sqrt(np.square(flat).sum(1))
+    return distances
 
 
 def _departures(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from zsqbench.methods import Evaluation
 from zsqbench.reports.results import Result
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import Evaluate, label
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
+
+SIGNIFICANT = 0.05
+"""Runtime and simulation differ in accuracy where a difference as large would be rarer than this by chance."""
 
 EQUAL = "equal"
 """The metric that says on how many percent of the evaluated images runtime and simulation predict the same."""
@@ -88,11 +92,30 @@ class Runtime(StudentJob):
             "problems": found.problems,
             "processor": processor(),
         }
+        if departs := self._accuracy_departs(store, evaluation):
+            content["problems"] = [*found.problems, departs]
 
         def fill(folder: Path) -> None:
             evaluations.write_samples(folder, replace(evaluation, labels=()))
 
         session.write(self, reporter, content, fill)
+
+    def _accuracy_departs(self, store: Store, evaluation: Evaluation) -> str | None:
+        """Why the accuracy is not the simulation's (exact McNemar test on the same samples); none where it may be."""
+        import numpy as np
+        from scipy.stats import binomtest
+
+        simulated = evaluations.read_samples(store.read(Evaluate.kind, self.needs[Evaluate.kind]))
+        counts = evaluations.discordant(simulated, {evaluations.CORRECT: np.packbits(list(evaluation.per_sample))})
+        if counts is None or not sum(counts):
+            return None
+        p = float(binomtest(counts[1], sum(counts)).pvalue)
+        if p >= SIGNIFICANT:
+            return None
+        return (
+            f"its accuracy is not the simulation's: {counts[0]} samples are right in the simulation alone, "
+            f"{counts[1]} in the runtime alone (p = {p:.2g})"
+        )
 
     @classmethod
     def row(cls, store: Store, keys: "Mapping[str, str]") -> dict[str, Any]:
