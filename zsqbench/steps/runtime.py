@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SIGNIFICANT = 0.05
 """Runtime and simulation differ in accuracy where a difference as large would be rarer than this by chance."""
 
+MB = 1e6
 EQUAL = "equal"
 """The metric that says on how many percent of the evaluated images runtime and simulation predict the same."""
 
@@ -88,7 +89,8 @@ class Runtime(StudentJob):
         content = {
             **evaluations.content(evaluation, self.data),
             "check": found.as_data(),
-            "numbers": found.numbers(),
+            # the row needs the size, too, and the file may be removed to save space
+            "numbers": found.numbers() | {"size_mb": file.stat().st_size / MB},
             "problems": found.problems,
             "processor": processor(),
         }
@@ -120,8 +122,7 @@ class Runtime(StudentJob):
     @classmethod
     def row(cls, store: Store, keys: "Mapping[str, str]") -> dict[str, Any]:
         """The task's metrics in the runtime, the part of equal predictions, size, and layers that run with integers."""
-        artifact, exported = (store.read(kind, keys[kind]) for kind in (cls.kind, Export.kind))
-        simulated = store.read(Evaluate.kind, keys[Evaluate.kind])
+        artifact, simulated = (store.read(kind, keys[kind]) for kind in (cls.kind, Evaluate.kind))
         with artifact.reading():
             measured = evaluations.numbers(artifact.content["metrics"]) | dict(artifact.content["numbers"])
             problems = [str(line) for line in artifact.content["problems"]]
@@ -129,8 +130,6 @@ class Runtime(StudentJob):
         equal = evaluations.agreement(*samples)
         if equal:
             measured[EQUAL] = equal["agreement"]
-        with exported.reading():
-            measured["size_mb"] = float(exported.content["size_mb"])
         named = {f"{RUNTIME}/{name}": value for name, value in measured.items()}
         return {"metrics": named} | ({"footnotes": [f"{RUNTIME}: {line}" for line in problems]} if problems else {})
 
