@@ -9,7 +9,10 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py"))
-SLOW = {"harness": "it starts ten processes that import torch, which takes a minute of a CPU"}
+SLOW = {
+    "export": "it exports three networks, which takes half a minute of a CPU",
+    "harness": "it starts ten processes that import torch, which takes a minute of a CPU",
+}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import yaml
 
 from zsqbench import hookspecs
 from zsqbench.cli import cli
+from zsqbench.export.options import ExportOptions
 from zsqbench.hookspecs import PROJECT
 from zsqbench.methods import ModelSpec, Settings
 from zsqbench.plugins import load_plugins
@@ -108,7 +109,9 @@ def test_the_documented_hooks_are_those_that_there_are():
 
 
 @pytest.mark.parametrize(
-    "model", [SuiteFile, Block, Exclusion, Reference, ModelSpec, Settings], ids=lambda model: model.__name__
+    "model",
+    [SuiteFile, Block, Exclusion, Reference, ModelSpec, Settings, ExportOptions],
+    ids=lambda model: model.__name__,
 )
 def test_every_key_of_a_suite_is_explained(model):
     missing = [name for name in model.model_fields if f"`{name}`" not in text_of(SUITES)]

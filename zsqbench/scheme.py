@@ -214,6 +214,12 @@ class Scheme(BaseModel):
         """True if any weight is quantized."""
         return self._quantizes("weight", WEIGHT_ROLES)
 
+    def left_in_float(self) -> list[str]:
+        """The roles of tensors without a grid, the network's outputs apart; and what is not folded, if it is not."""
+        roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role != "logits"]
+        found = [role for role in roles if self.bits(role) == FLOAT_BITS]
+        return found if self.placement.fold_bn else [*found, "batch normalisation"]
+
     def check_patterns(self, tensors: Collection[tuple[str, str]]) -> None:
         """Raise ZSQBenchError for a pattern that matches none of a network's tensors, given by kind and name."""
         for pattern, widths in self.placement.tensors.items():

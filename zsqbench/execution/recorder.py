@@ -9,7 +9,7 @@ from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.execution.plan import Facts, Plan, PlannedCell
 from zsqbench.reports.resultfile import ResultFile
 from zsqbench.reports.results import Result, environment
-from zsqbench.steps import NetworkFacts, Outcome, Step, contributed
+from zsqbench.steps import KINDS, NetworkFacts, Outcome, Step, contributed
 
 if TYPE_CHECKING:
     from zsqbench.execution.run import Run
@@ -99,6 +99,7 @@ class Recorder:
             data_free=generator is None or not generator.uses_real_data,
             published=suite.published_of(cell),
             keys=planned.keys,
+            not_run={group: why for job in KINDS.values() for group, why in job.not_run(cell).items()},
             finished=datetime.now(UTC),
             **{"environment": self._environment} | self._ending(planned),
         ).checked()

@@ -20,7 +20,7 @@ from zsqbench.export.runtime import CPU, fed, open_session, run, saturates, seen
 from zsqbench.export.structure import Structure, structure_in_runtime
 from zsqbench.export.tidying import CODES, called
 from zsqbench.methods import Pretrained
-from zsqbench.quant import ActivationQuantizer, activation_quantizers, dequantize, quantize
+from zsqbench.quant import ActivationQuantizer, dequantize, quantize
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,9 +42,6 @@ EQUAL_DECISIONS = 99.9
 """Percent of decisions that have to be equal without optimisation, unless the student in 64 bits has fewer."""
 
 BYTE = 8
-
-ALIKE = 0.999
-"""The share of a detector's outputs that have to be within a step of their grids, to count as an equal decision."""
 
 
 @dataclass(frozen=True)
@@ -181,19 +178,20 @@ def check(
         ours = _outputs_of(student, images)
         of_integers = _outputs_of(follower, images)
         doubled = _outputs_of(copy.deepcopy(student).double(), images.double())
-    alike = _Alike(student)
+        plain = _outputs_of(copy.deepcopy(pretrained.module).cpu().eval(), images)
+    alike = _Alike(ours, plain)
     saturating = None
     if saturates() and list(providers) == [CPU]:
-        saturating = alike.count(_outputs(open_session(path, precise=False), given), ours)
+        saturating = alike.count(_outputs(open_session(path, precise=False), given))
     return Check(
         images=len(images),
         structure=structure_in_runtime(path, providers),
         exact=_departures(path, follower, images, given, optimized=False),
         optimized=_departures(path, follower, images, given, optimized=True, providers=providers),
-        equal_exact=alike.count(without, of_integers),
-        equal=alike.count(optimized, ours),
-        equal_biases=alike.count(of_integers, ours),
-        equal_double=alike.count(doubled, ours),
+        equal_exact=_Alike(of_integers, plain).count(without),
+        equal=alike.count(optimized),
+        equal_biases=alike.count(of_integers),
+        equal_double=alike.count(doubled),
         equal_saturating=saturating,
         reference=_reference(path, given[:REFERENCE_IMAGES], without),
         bit_identical=all(map(np.array_equal, without, of_integers)),
@@ -218,22 +216,32 @@ def _outputs_of(module: nn.Module, images: Tensor) -> Outputs:
 
 
 class _Alike:
-    """Counts images for which two networks decide alike: the same class, or outputs within a step of their grids."""
+    """Counts images for which outputs decide as the student's do.
 
-    def __init__(self, student: nn.Module) -> None:
-        steps = [
-            float(quantizer.scale) for _, quantizer in activation_quantizers(student) if quantizer.role == "logits"
-        ]
-        self.step = max(steps, default=0.0)
+    A classifier decides on the largest output. Of other networks, outputs are alike that are nearer to the student's
+    than these are to the float network's: whatever differs is less than what quantization itself did.
+    """
 
-    def count(self, one: Outputs, other: Outputs) -> int:
+    def __init__(self, ours: Outputs, plain: Outputs) -> None:
+        self.ours = ours
+        self.classifies = len(ours) == 1 and ours[0].ndim == 2  # noqa: PLR2004 - images, classes
+        self.bounds = list(map(_distances, ours, plain))
+
+    def count(self, others: Outputs) -> int:
         """For how many images they do."""
-        if len(one) == 1 and one[0].ndim == 2:  # noqa: PLR2004 - images, classes
-            return int((one[0].argmax(1) == other[0].argmax(1)).sum())
-        step = self.step or TOLERATED * max(float(np.abs(values).max()) for values in other)
-        near = [np.abs(a - b) <= step * (1 + TOLERATED) for a, b in zip(one, other, strict=True)]
-        shares = np.stack([part.reshape(len(part), -1).mean(1) for part in near])
-        return int((shares.min(0) >= ALIKE).sum())
+        if self.classifies:
+            return int((others[0].argmax(1) == self.ours[0].argmax(1)).sum())
+        near = [
+            _distances(other, own) <= bound for other, own, bound in zip(others, self.ours, self.bounds, strict=True)
+        ]
+        return int(np.logical_and.reduce(near).sum())
+
+
+def _distances(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """The distance of two outputs for each image."""
+    flat = (one.astype(np.float64) - other).reshape(len(one), -1)
+    distances: NDArray[Any] = np.sqrt(np.square(flat).sum(1))
+    return distances
 
 
 def _departures(

@@ -104,6 +104,16 @@ def packed(samples: "Mapping[str, np.ndarray]") -> str | None:
     return base64.b64encode(samples[CORRECT].tobytes()).decode() if CORRECT in samples else None
 
 
+def discordant(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> tuple[int, int] | None:
+    """How many samples only the first network has right, and only the second; none where that is not known."""
+    import numpy as np
+
+    if CORRECT not in first or CORRECT not in second or first[CORRECT].shape != second[CORRECT].shape:
+        return None
+    one, other = (np.unpackbits(samples[CORRECT]).astype(bool) for samples in (first, second))
+    return int((one & ~other).sum()), int((other & ~one).sum())
+
+
 def agreement(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> dict[str, float]:
     """Percent of the samples of which both networks predict the same; nothing where predictions are not known."""
     if PREDICTIONS not in first or PREDICTIONS not in second:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from zsqbench.methods import Evaluation
 from zsqbench.reports.results import Result
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import Evaluate, label
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
 
+SIGNIFICANT = 0.05
+"""Runtime and simulation differ in accuracy where a difference as large would be rarer than this by chance."""
+
+MB = 1e6
 EQUAL = "equal"
 """The metric that says on how many percent of the evaluated images runtime and simulation predict the same."""
 
@@ -85,21 +90,40 @@ class Runtime(StudentJob):
         content = {
             **evaluations.content(evaluation, self.data),
             "check": found.as_data(),
-            "numbers": found.numbers(),
+            # the row needs the size, too, and the file may be removed to save space
+            "numbers": found.numbers() | {"size_mb": file.stat().st_size / MB},
             "problems": found.problems,
             "processor": processor(),
         }
+        if departs := self._accuracy_departs(store, evaluation):
+            content["problems"] = [*found.problems, departs]
 
         def fill(folder: Path) -> None:
             evaluations.write_samples(folder, replace(evaluation, labels=()))
 
         session.write(self, reporter, content, fill)
 
+    def _accuracy_departs(self, store: Store, evaluation: Evaluation) -> str | None:
+        """Why the accuracy is not the simulation's (exact McNemar test on the same samples); none where it may be."""
+        import numpy as np
+        from scipy.stats import binomtest
+
+        simulated = evaluations.read_samples(store.read(Evaluate.kind, self.needs[Evaluate.kind]))
+        counts = evaluations.discordant(simulated, {evaluations.CORRECT: np.packbits(list(evaluation.per_sample))})
+        if counts is None or not sum(counts):
+            return None
+        p = float(binomtest(counts[1], sum(counts)).pvalue)
+        if p >= SIGNIFICANT:
+            return None
+        return (
+            f"its accuracy is not the simulation's: {counts[0]} samples are right in the simulation alone, "
+            f"{counts[1]} in the runtime alone (p = {p:.2g})"
+        )
+
     @classmethod
     def row(cls, store: Store, keys: "Mapping[str, str]") -> dict[str, Any]:
         """The task's metrics in the runtime, the part of equal predictions, size, and layers that run with integers."""
-        artifact, exported = (store.read(kind, keys[kind]) for kind in (cls.kind, Export.kind))
-        simulated = store.read(Evaluate.kind, keys[Evaluate.kind])
+        artifact, simulated = (store.read(kind, keys[kind]) for kind in (cls.kind, Evaluate.kind))
         with artifact.reading():
             measured = evaluations.numbers(artifact.content["metrics"]) | dict(artifact.content["numbers"])
             problems = [str(line) for line in artifact.content["problems"]]
@@ -107,8 +131,6 @@ class Runtime(StudentJob):
         equal = evaluations.agreement(*samples)
         if equal:
             measured[EQUAL] = equal["agreement"]
-        with exported.reading():
-            measured["size_mb"] = float(exported.content["size_mb"])
         named = {f"{RUNTIME}/{name}": value for name, value in measured.items()}
         return {"metrics": named} | ({"footnotes": [f"{RUNTIME}: {line}" for line in problems]} if problems else {})
 

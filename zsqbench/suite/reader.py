@@ -90,6 +90,7 @@ class _SuiteBuilder:
 
     def suite(self, expression: str | None) -> Suite:
         cells = self._exclude(self._distinct(self._expand()))
+        self._note_floats(cells)
         selected = select(cells, expression)
         self._find_files(selected, whole=expression is None)
         suite = Suite(
@@ -215,6 +216,17 @@ class _SuiteBuilder:
             if not count:
                 self.notes.append(f"{self.source.where(('exclude', index))}: this exclusion matches no cell")
         return kept
+
+    def _note_floats(self, cells: Sequence[Cell]) -> None:
+        """Say of each scheme of an exported cell what it leaves in float, and a runtime with it."""
+        for name in dict.fromkeys(cell.scheme for cell in cells if cell.export is not None):
+            scheme = self.schemes[name]
+            left = [] if scheme.is_float else scheme.left_in_float()
+            if left:
+                self.notes.append(
+                    f"exported files at {name} run layers in float that make or read these: {', '.join(left)}; "
+                    "qdq leaves none"
+                )
 
     def _find_files(self, cells: Sequence[Cell], *, whole: bool) -> None:
         """Look for the files that these cells need; where they are the whole suite, for all that it names."""
