@@ -174,15 +174,22 @@ def test_saturation_is_told_with_what_to_do():
     ) in lines
 
 
-def test_outputs_that_are_no_classes_are_alike_within_a_step_of_their_grid():
-    student = file_of("shared").student
-    alike = comparison._Alike(student)
-    one = [np.zeros((4, 2, 10), np.float32)]
-    other = [one[0].copy()]
-    other[0][0] += 0.9 * alike.step
-    other[0][1, 0, 0] += 3 * alike.step  # one of 20 values is too many
-    assert alike.step > 0
-    assert alike.count(one, other) == 3
+def test_outputs_that_are_no_classes_are_alike_where_they_differ_by_less_than_quantization_makes_them_differ():
+    plain = [np.zeros((4, 2, 10), np.float32)]
+    ours = [plain[0] + np.float32(0.1)]
+    alike = comparison._Alike(ours, plain)
+    others = [ours[0].copy()]
+    others[0][0] += 0.09
+    others[0][1] += 0.11
+    others[0][2, 0, 0] += 3
+    assert alike.count(others) == 2
+
+
+def test_classifiers_are_alike_where_the_largest_output_is_at_the_same_place():
+    ours = [np.eye(4, dtype=np.float32)]
+    other = [ours[0] * 5]
+    other[0][3] = (9, 0, 0, 1)
+    assert comparison._Alike(ours, ours).count(other) == 3
 
 
 def test_codes_bear_the_names_of_tensors_with_a_number_where_they_are_made_again():

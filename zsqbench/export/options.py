@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 OPSET = 21
 """The operator set of ONNX that files are written in: the first with integers of 4 and 16 bits, and one that released
@@ -30,6 +30,6 @@ class ExportOptions(BaseModel):
     providers: tuple[str, ...] = Field(
         ("CPUExecutionProvider",), min_length=1, description="execution providers of ONNX Runtime, in this order"
     )
-    batch_sizes: tuple[int, ...] = Field(
+    batch_sizes: tuple[PositiveInt, ...] = Field(
         (1, 16), min_length=1, description="images at a time whose latency is measured"
     )

@@ -373,7 +373,7 @@ def repeat_behind_moves(graph: ir.Graph) -> None:
             continue
         rest = [source(pair, index) for index in range(1, len(pair.inputs))]
         for index, moved in enumerate(node.outputs[:1] if node.op_type == "MaxPool" else node.outputs):
-            place = f"{node.name}/{index}"
+            place = f"{node.name or moved.name}/{index}"
             reading = readers(moved)
             if not reading or all(reader.op_type == QUANTIZE for reader in reading):
                 continue

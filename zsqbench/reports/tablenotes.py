@@ -87,6 +87,7 @@ def measured_on(results: Sequence[Result]) -> Iterable[str]:
         yield f"{task}: {metrics_of(of_task)}, {evaluated or 'no'} samples evaluated"
     yield f"{seeds_of(results)}; in parentheses the difference from the float network"
     yield from unique(f"{each.model}: {note}" for each in results for note in each.model_facts.get("notes", ()))
+    yield from unique(f"{group}/...: {why}" for each in results for group, why in each.not_run.items())
     yield from _calibrated(results)
     yield from _speeds(results)
     yield from unique(f"{result.task} {result.model}: {note}" for result in results for note in result.notes)
