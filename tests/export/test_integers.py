@@ -48,9 +48,8 @@ def test_channels_whose_bias_would_overflow_get_a_coarser_scale_and_compute_near
     made = with_integer_biases(student)
     assert made.widened == 2
     assert made.biases["last"].codes.abs().max() <= MOST_BIAS
-    before, after = (
-        dict(quantized_layers(each))["last"].weight_quantizer.scale.flatten() for each in (student, made.student)
-    )
+    layers = [dict(quantized_layers(each))["last"] for each in (student, made.student)]
+    before, after = (layer.weight_quantizer.scale.flatten() for layer in layers)
     assert ((after > before).nonzero().flatten() == torch.tensor([3, 4])).all()
     assert torch.equal(after[[0, 1, 2, 5, 6, 7]], before[[0, 1, 2, 5, 6, 7]])
     with torch.no_grad():
@@ -102,8 +101,14 @@ def test_a_layer_without_quantized_input_or_with_several_or_without_bias_has_non
 def test_inputs_are_seen_through_what_only_moves_values():
     found = {path: quantizer.name for path, quantizer in layer_inputs(exported_moving()).items()}
     assert found == {
-        "stem": "input", "right": "relu", "one": "cat", "two": "cat", "line": "add", "first": "relu_3", "second": "relu_4",
-    }  # fmt: skip
+        "stem": "input",
+        "right": "relu",
+        "one": "cat",
+        "two": "cat",
+        "line": "add",
+        "first": "relu_3",
+        "second": "relu_4",
+    }
 
 
 def exported_moving():

@@ -32,6 +32,6 @@ def test_files_are_timed_by_turns_on_one_thread_with_pixels_where_they_take_them
 
 def test_many_runs_are_made_where_they_are_quick(monkeypatch):
     count = []
-    monkeypatch.setattr(timing, "run", lambda session, images: count.append(1))
+    monkeypatch.setattr(timing, "run", lambda *_: count.append(1))
     latency({"one": exported("bounded", "qdq/w8a8").path}, SIZE, (1,))
     assert len(count) == timing.MOST_RUNS

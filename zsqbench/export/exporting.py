@@ -88,7 +88,7 @@ def export_student(
             "those can be exported"
         )
     integers = with_integer_biases(student.cpu().eval())
-    model = _exported(with_symbols(integers.student, integers.biases), description, options)
+    model, outputs = _exported(with_symbols(integers.student, integers.biases), description, options)
     tidy(model)
     notes = []
     if integers.widened:
@@ -99,7 +99,7 @@ def export_student(
         notes.append(
             f"{stored} layers have weights of 4 bits, which runtimes turn into floats: these layers run in float"
         )
-    return _written(model, description, path, options, notes)
+    return _written(model, outputs, description, path, options, notes)
 
 
 def export_float(
@@ -107,14 +107,16 @@ def export_float(
 ) -> Exported:
     """Write a float network as an ONNX file, to compare with. Raises ZSQBenchError as `export_student` does."""
     options = options or ExportOptions()
-    return _written(_exported(module.cpu().eval(), description, options), description, path, options, [])
+    return _written(*_exported(module.cpu().eval(), description, options), description, path, options, [])
 
 
-def _exported(module: nn.Module, description: Description, options: ExportOptions) -> ir.Model:
-    """The graph of a module as torch's exporter writes it, for any number of images."""
+def _exported(
+    module: nn.Module, description: Description, options: ExportOptions
+) -> tuple[ir.Model, Mapping[str, str]]:
+    """The graph of a module as torch's exporter writes it, for any number of images, and what its outputs are."""
     shown = torch.zeros(_EXAMPLES, *description.pretrained.input_size)
-    names = list(output_names(module, description.pretrained))
     try:
+        outputs = output_names(module, description.pretrained)
         with _quiet():
             program = torch.onnx.export(
                 module,
@@ -122,15 +124,14 @@ def _exported(module: nn.Module, description: Description, options: ExportOption
                 dynamo=True,
                 opset_version=options.opset,
                 input_names=[IMAGE],
-                output_names=names,
+                output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
     except Exception as error:
         raise ZSQBenchError(f"the network cannot be written as ONNX: {_cause(error)}") from error
     assert program is not None  # noqa: S101 - it writes no file itself
-    model: ir.Model = program.model
-    return model
+    return program.model, outputs
 
 
 def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
@@ -171,6 +172,7 @@ def _cause(error: BaseException) -> str:
 
 def _written(
     model: ir.Model,
+    outputs: Mapping[str, str],
     description: Description,
     path: Path,
     options: ExportOptions,
@@ -178,14 +180,8 @@ def _written(
 ) -> Exported:
     model.ir_version = max(IR_VERSION, model.ir_version if options.opset > OPSET else IR_VERSION)
     model.producer_name, model.producer_version = "zsqbench", ""
-    names = [str(value.name) for value in model.graph.outputs]
-    told = description.pretrained.outputs if len(description.pretrained.outputs) == len(names) else names
-    model.metadata_props.clear()
-    outputs = dict(zip(names, told, strict=True))
+    _forget_traces(model)
     model.metadata_props.update(description.metadata(outputs))
-    model.graph.metadata_props.clear()  # torch's own traces, of the machine that exported
-    for node in model.graph:
-        node.metadata_props.clear()
     if options.input == "uint8":
         feed_pixels(model, *_pixels(description.pretrained))
     try:
@@ -193,6 +189,15 @@ def _written(
     except OSError as error:
         raise ZSQBenchError(f"cannot write {path}: {error.strerror or error}; give another file") from error
     return Exported(path, outputs, notes)
+
+
+def _forget_traces(model: ir.Model) -> None:
+    """Take away what torch's exporter says of itself, and of the machine that it ran on."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for each in (model, graph, *graph, *values):
+        each.metadata_props.clear()
+        each.doc_string = None
 
 
 def _pixels(pretrained: Pretrained) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
