@@ -9,6 +9,15 @@ of images.py, which writes calibration images for other tools.
 
 import importlib.util
 
+OPSET = 21
+"""The operator set of ONNX that files are written in: the first with integers of 4 and 16 bits, and one that released
+runtimes know."""
+
+IR_VERSION = 10
+"""The version of ONNX's file format that goes with it."""
+
+MOST_OPSET = 25
+
 NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 INSTALL = "pip install 'zsqbench[onnx]'"

@@ -56,12 +56,6 @@ def maker(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def is_made_by(value: ir.Value | None, operator: str) -> bool:
-    """True if a value is the result of this operator."""
-    node = maker(value)
-    return node is not None and node.op_type == operator
-
-
 def typed(value: ir.Value, like: ir.Value | ir.DataType) -> None:
     """Say of which type a new value is."""
     value.type = like.type if isinstance(like, ir.Value) else ir.TensorType(like)

@@ -19,7 +19,6 @@ from zsqbench.export.graph import (
     QUANTIZE,
     constant,
     initializer,
-    is_made_by,
     maker,
     of_type,
     only_reader,
@@ -490,8 +489,3 @@ def drop_unused(model: ir.Model) -> None:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)
-
-
-def outputs_on_grids(graph: ir.Graph) -> list[bool]:
-    """For each output of the network, if its values are on a grid."""
-    return [is_made_by(value, DEQUANTIZE) for value in graph.outputs]
