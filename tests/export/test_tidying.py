@@ -12,10 +12,11 @@ import onnx_ir as ir
 import pytest
 from exportnets import EVEN, UNEVEN, exported, pixels
 
-from zsqbench.export import runtime, tidying
+from zsqbench.export import graph, runtime
+from zsqbench.export.bounds import clip_codes
 from zsqbench.export.exporting import _pixels
 from zsqbench.export.graph import DEQUANTIZE, QUANTIZE, constant
-from zsqbench.export.tidying import clip_codes, feed_pixels, fold_pads, pool_globally, repeat_behind_moves, tidy
+from zsqbench.export.tidying import feed_pixels, fold_pads, pool_globally, repeat_behind_moves, tidy
 
 MARKS = re.compile(r"<zsqbench_tensor[^>]*>")
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\nagraph (float[N,2,6,6] image) => (OUTPUT output)\n<CONSTANTS>\n'
@@ -62,7 +63,7 @@ def changed(body, change, output="float[N,c,h,w]"):
     """The graph after a pass, which computes the same before and after."""
     made = model(body, output)
     before = computed(model(MARKS.sub("", body), output))
-    change(made if change in (tidy, tidying.drop_unused) else made.graph)
+    change(made if change in (tidy, graph.drop_unused) else made.graph)
     after = computed(made)
     for one, other in zip(before, after, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-6)
