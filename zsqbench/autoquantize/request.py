@@ -17,6 +17,12 @@ PLACEMENT = "qdq"
 
 SCHEMES: Mapping[Target, str] = {"int8": f"{PLACEMENT}/w8a8", "int4": f"{PLACEMENT}/w4a8"}
 
+WIDTHS: Mapping[Target, str] = {
+    "int8": "weights and activations of 8 bits",
+    "int4": "weights of 4 bits and activations of 8",
+}
+"""What the targets mean, for people."""
+
 INSTEAD = "give a .py file with a function build() that returns the network, and its weights by --weights"
 
 FED = ("input_size", "mean", "std", "value_range", "channels")
