@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from zsqbench.autoquantize.candidates import SYNTHETIC, Candidate, Level, generators, quantizers
-from zsqbench.autoquantize.request import Request
+from zsqbench.autoquantize.request import PLACEMENTS, Request
 from zsqbench.errors import ZSQBenchError
 from zsqbench.store import write_atomically
 
@@ -76,6 +76,7 @@ def _write(
         "description": f"zsqbench quantize {request.model} --target {request.target}",
         "settings": {"threads": request.threads},
         "tasks": {TASK: task},
+        "schemes": {name: dict(fields) for name, fields in PLACEMENTS.items()},
         "models": {MODEL: dict(request.entry)},
         "generators": generators(level),
         "quantizers": {**quantizers(level, relu6=relu6), FASTEST: dict(FAST)},

@@ -34,7 +34,7 @@ def _numbers(kind: type) -> Any:
 @click.option("--images", type=PATH, metavar="FOLDER", help="Images of yours to judge on, in class folders or not.")
 @click.option("--target", type=click.Choice(["int8", "int4"]), default="int8", show_default=True)
 @click.option("--budget", default="20m", show_default=True, help="Time that the search may take: 90s, 20m, 1h.")
-@click.option("--weights", metavar="FILE", help="Take these weights, or seeded random ones for 'none'.")
+@click.option("--weights", metavar="FILE", help="A file, 'built' where a .py file loads its own, 'none' for random.")
 @click.option("--input-size", metavar="C,H,W", callback=_numbers(int), help="Of the network of a .py file.")
 @click.option("--mean", metavar="R,G,B", callback=_numbers(float), help="Of the pixels that it was trained on, 0 to 1.")
 @click.option("--std", metavar="R,G,B", callback=_numbers(float), help="Their standard deviation.")
@@ -50,15 +50,14 @@ def quantize(
     command again goes on where it was interrupted. Exit codes: 1 a blocker was found, 2 bad input.
     """
     from zsqbench.autoquantize.delivery import check_extra, check_output
-    from zsqbench.autoquantize.request import Request, model_entry, parse_budget
+    from zsqbench.autoquantize.request import Request, check_images, model_entry, parse_budget
     from zsqbench.autoquantize.runtime import on_threads
-    from zsqbench.errors import ZSQBenchError
 
     started, seconds = time.monotonic(), parse_budget(budget)
     check_output(output)
     check_extra()
-    if images is not None and not images.is_dir():
-        raise ZSQBenchError(f"there is no folder {images}; --images is a folder of images")
+    if images is not None:
+        check_images(images)
     fed = {name: options[name] for name in ("weights", "input_size", "mean", "std")}
     entry = model_entry(model, **fed)
     request = Request(model, entry, target, seconds, home.resolve(), images, options["threads"], options["workers"])
