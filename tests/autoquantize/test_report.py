@@ -110,7 +110,7 @@ def test_the_page_begins_with_what_was_made_how_near_it_is_and_what_it_costs(che
         "IN SHORT",
         "- The model is net.onnx. net.py beside it runs it on an image.",
         "- hptq on dgh made it.",
-        "- It has the same first class as the float network in 100.00 % on 16 synthetic images.",
+        "- It decides for the same class as the float network in 100.00 % of 16 synthetic images.",
         "- The file has 2.00 MB; in float 8.00 MB (4.0 x).",
         "- An image takes 1.00 ms; in float 3.00 ms (3.0 x).",
         "- 1 of 2 layers run with integers in ONNX Runtime.",
@@ -128,7 +128,7 @@ def test_all_candidates_stand_in_a_table_and_those_left_out_below(checkup):
         "rtn on noise           50.00      20.00     2        control",
         "brecq without images   -          -         2        failed: it broke",
         "- brecq on dgh: about 90 s, and 3 s of the budget were left.",
-        "- The search took 9 s of a budget of 60 s.",
+        "- The search took 9 s of a budget of 60 s; steps done before took none.",
     ):
         assert line in text.splitlines(), line
     assert "- No candidate was left out." in page(checkup, replace(FOUND, left_out={})).splitlines()
@@ -151,7 +151,7 @@ def test_every_word_that_is_used_is_explained(checkup):
 def test_a_network_that_is_no_classifier_is_judged_by_its_outputs(checkup):
     best = tried("hptq", "dgh", metric="fidelity", fidelity=97.0)
     text = page(checkup, judged(best, tried("dfq", metric="fidelity", fidelity=96.0)), tried=best)
-    assert "- Its outputs differ from the float network's by 3.00 % of their size on 16 synthetic images." in text
+    assert "- Its outputs differ from the float network's by 3.00 % of their size, on 16 synthetic images." in text
     assert "- The highest fidelity is chosen." in text
     assert "agreement" not in text
 
@@ -161,8 +161,12 @@ def test_accuracy_stands_there_where_images_are_labelled(checkup):
     mine = replace(REQUEST, images=Path("mine"))
     text = page(checkup, judged(best), mine, tried=best)
     assert "- Of your labels it meets 88.50 %; the float network meets 90.00 %." in text
-    assert "on 16 images of mine." in text
+    assert "% of 16 images of mine." in text
     assert "the float network  100.00     100.00    90.00" in text
+
+
+def test_small_files_are_told_in_kilobytes(checkup):
+    assert "- The file has 12.3 kB; in float 8.00 MB (650.4 x)." in page(checkup, size_mb=0.0123)
 
 
 def test_grey_and_reversed_channels_are_told(checkup):
@@ -212,11 +216,11 @@ CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
         ({"notes": ["the exporter says so"]}, "- the exporter says so."),
         (
             {"runtime": replace(RUNTIME, check=replace(CHECK, exact=(comparison.Departure("stem", 0.5, 3),)))},
-            "- The file is not what was measured: without optimisation it departs first at tensor stem",
+            "- ONNX Runtime and the simulation differ: without optimisation it departs first at tensor stem",
         ),
         (
             {"runtime": replace(RUNTIME, check=replace(CHECK, equal_saturating=10))},
-            "session.x64quantprecision = 1, 10 of 16 decisions are the simulation's.",
+            "without it 10 of 16 decisions are as simulated.",
         ),
     ],
 )
@@ -227,7 +231,9 @@ def test_what_was_measured_is_to_be_feared_where_it_is_bad(checkup, changes, fea
 
 def test_a_control_that_is_as_good_is_to_be_feared_and_one_that_was_not_run_too(checkup):
     control = tried("rtn", "noise", control=True, agreement=100.0, fidelity=95.0)
-    assert "- The control, rtn on noise, is as good" in page(checkup, judged(BEST, control))
+    near = tried("rtn", "noise", control=True, right=12, agreement=75.0, fidelity=20.0)
+    for one in (control, near):
+        assert "- The control, rtn on noise, cannot be told from it" in page(checkup, judged(BEST, one))
     assert "- The control was not run" in page(checkup, judged(BEST))
     assert "- The control" not in page(checkup).partition("WHY")[0]
 
@@ -236,7 +242,7 @@ def test_random_weights_and_what_the_doctor_and_the_task_say_stand_on_the_page(c
     text = page(replace(checkup, random_weights=True, notes=["names were odd"]))
     fears = text.partition("WHAT TO FEAR\n- ")[2].partition("\n\n")[0].split("\n- ")
     assert fears[0] == "The network has random weights: nothing here says anything of a trained one."
-    assert fears[-2:] == ["the task noted this.", "Of the network: names were odd."]
+    assert fears[-2:] == ["the task noted this.", "zsqbench doctor says: names were odd."]
 
 
 def test_nothing_to_fear_is_told(checkup):

@@ -70,7 +70,7 @@ def test_images_of_the_users_decide_and_weights_of_4_bits_are_stored_so(quantize
         bench.write("net.py", CLASSIFIER), "--weights", "none", "--images", bench.folder / "mine", "--target", "int4"
     )
     assert said.code == 0, said.err
-    assert f"% on 10 images of {bench.folder / 'mine'}." in said.out
+    assert f"% of 10 images of {bench.folder / 'mine'}." in said.out
     assert "- Of your labels it meets " in said.out
     assert "3 layers have weights of 4 bits, which runtimes turn into floats: these layers run in float." in said.out
 
@@ -91,7 +91,7 @@ def test_a_network_that_is_no_classifier_is_judged_by_its_outputs(quantize, benc
     said = quantize(file, "--weights", "none")
     assert said.code == 0, said.err
     assert "- The highest fidelity is chosen." in said.out
-    assert "% of their size on 8 synthetic images." in said.out
+    assert "% of their size, on 8 synthetic images." in said.out
     assert "- The network has random weights: nothing here says anything of a trained one." in said.out
 
 

@@ -26,7 +26,15 @@ class Level:
         return min(16, self.images)
 
 
-LEVELS = (Level(16, 20, 20), Level(32, 50, 50), Level(64, 100, 100), Level(128, 250, 250), Level(256, 500, 500))
+LEVELS = (
+    Level(16, 20, 20),
+    Level(32, 25, 30),
+    Level(64, 30, 50),
+    Level(64, 100, 100),
+    Level(128, 125, 150),
+    Level(128, 250, 250),
+    Level(256, 500, 500),
+)
 """From the cheapest on."""
 
 
@@ -109,6 +117,8 @@ class Costs:
 
     START: ClassVar[float] = 2.0
     """Seconds of any step besides."""
+    ITERATION: ClassVar[float] = 0.01
+    """Seconds of an iteration of a generator besides its passes."""
     FLOAT: ClassVar[float] = 2.0
     STUDENT: ClassVar[float] = 6.0
     DELIVERY: ClassVar[float] = 20.0
@@ -119,7 +129,10 @@ class Costs:
 
     def of(self, kind: str, candidate: Candidate, level: Level) -> float:
         """Seconds of a step of this kind."""
-        return self.START + self.image * self._passes(kind, candidate, level) + self._weights(kind, candidate)
+        seconds = self.START + self.image * self._passes(kind, candidate, level) + self._weights(kind, candidate)
+        if kind == "generate" and candidate.generator == SYNTHETIC:
+            seconds += self.ITERATION * level.iterations * level.images / level.batch
+        return seconds
 
     def generate(self, level: Level) -> float:
         """Seconds of making the synthetic images."""

@@ -13,14 +13,15 @@ from zsqbench.reports.tablenotes import remarks_on
 if TYPE_CHECKING:
     from zsqbench.methods import Pretrained
     from zsqbench.reports.doctor import Checkup
+    from zsqbench.reports.results import Result
 
 FEW_IMAGES = 100
 """With fewer images, the page says what one of them counts."""
 
 WORDS = {
-    "agreement": "percent of the images for which the quantized and the float network have the same first class",
+    "agreement": "percent of the images for which the quantized and the float network decide for the same class",
     "fidelity": "100 less the difference of the outputs from the float network's in percent of their size",
-    "top1": "percent of the labelled images whose first class is the label",
+    "top1": "percent of the labelled images for which a network decides for the label",
     "control": "a candidate that any good one must beat, and that is not chosen",
     "simulation": "the quantized network in PyTorch, on which all figures of candidates were measured",
     "p50, p95": "what half of the runs, and 95 of 100 runs, do not exceed",
@@ -38,7 +39,7 @@ def make_page(request: Request, found: Found, checkup: "Checkup", network: "Pret
             Section("Why this one", _choice(request, found), _table(found, chosen.tried)),
             Section("Left out", _left_out(request, found)),
             Section("Speed", [_timed_on(chosen)], _latencies(chosen)),
-            Section("The file beside the simulation", [f"{line}." for line in chosen.runtime.check.lines()]),
+            Section("The file beside the simulation", _compared(request, chosen)),
             Section("Words", list(_words(found))),
         ],
     )
@@ -49,7 +50,7 @@ def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
     lines = [
         f"The model is {chosen.path}. {chosen.path.with_suffix('.py').name} beside it runs it on an image.",
         f"{chosen.tried.candidate.name} made it.",
-        f"{_nearness(row.value or 0.0, str(row.metric))} on {_judged_on(request, found, chosen.tried)}.",
+        f"{_nearness(row.value or 0.0, str(row.metric))}{_of(row)} {_judged_on(request, found, chosen.tried)}.",
     ]
     if "top1" in row.metrics:
         lines.append(
@@ -60,16 +61,24 @@ def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
     quantized, unquantized, structure = runtime.quantized.p50, runtime.unquantized.p50, runtime.check.structure
     return [
         *lines,
-        f"The file has {chosen.size_mb:.2f} MB; in float {runtime.float_size_mb:.2f} MB ({smaller:.1f} x).",
+        f"The file has {_size(chosen.size_mb)}; in float {_size(runtime.float_size_mb)} ({smaller:.1f} x).",
         f"An image takes {quantized:.2f} ms; in float {unquantized:.2f} ms ({unquantized / quantized:.1f} x).",
         f"{structure.integer} of {len(structure.layers)} layers run with integers in ONNX Runtime.",
     ]
 
 
+def _size(megabytes: float) -> str:
+    return f"{megabytes:.2f} MB" if megabytes >= 1 else f"{1000 * megabytes:.1f} kB"
+
+
 def _nearness(value: float, metric: str) -> str:
     if metric == "agreement":
-        return f"It has the same first class as the float network in {value:.2f} %"
+        return f"It decides for the same class as the float network in {value:.2f} %"
     return f"Its outputs differ from the float network's by {100 - value:.2f} % of their size"
+
+
+def _of(row: "Result") -> str:
+    return " of" if row.metric == "agreement" else ", on"
 
 
 def _judged_on(request: Request, found: Found, tried: Tried) -> str:
@@ -100,12 +109,15 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
     runtime, row, control = chosen.runtime, chosen.tried.row, found.control
     if checkup.random_weights:
         yield "The network has random weights: nothing here says anything of a trained one."
-    yield from (f"The file is not what was measured: {problem}." for problem in runtime.check.problems)
+    yield from (f"ONNX Runtime and the simulation differ: {problem}." for problem in runtime.check.problems)
     yield from (f"{line}." for line in remarks_on([row]))
     if control is None:
         yield "The control was not run, so it is not known whether synthetic images are better than noise."
-    elif control.rank >= chosen.tried.rank:
-        yield f"The control, {control.candidate.name}, is as good: what images were calibrated on made no difference."
+    elif control.rank >= chosen.tried.rank or not control.is_told_from(chosen.tried):
+        yield (
+            f"The control, {control.candidate.name}, cannot be told from it by what it was judged on, so these figures "
+            "do not show that the choice matters."
+        )
     if found.generator != "dgh":
         yield "It was judged on noise, for which no network is made: take the figures as hints."
     elif request.images is None:
@@ -122,13 +134,13 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
         yield "On this processor it is slower than the float network."
     if runtime.saturates:
         yield (
-            "This processor's products of 8 bits can overflow: without the session's entry "
-            f"session.x64quantprecision = 1, {runtime.check.equal_saturating} of {runtime.check.images} decisions are "
-            "the simulation's. The script beside the model has it."
+            "This processor's products of 8 bits can overflow. A session needs the entry session.x64quantprecision = "
+            f"1, as the script beside the model has it; without it {runtime.check.equal_saturating} of "
+            f"{runtime.check.images} decisions are as simulated."
         )
     yield from (f"{note}." for note in chosen.notes)
     yield from (f"{note}." for note in row.notes)
-    yield from (f"Of the network: {line}." for line in (*checkup.warnings, *checkup.notes))
+    yield from (f"zsqbench doctor says: {line}." for line in (*checkup.warnings, *checkup.notes))
 
 
 def _choice(request: Request, found: Found) -> list[str]:
@@ -178,7 +190,14 @@ def _figure(tried: Tried, metric: str) -> str:
 def _left_out(request: Request, found: Found) -> list[str]:
     """What was not tried, and how long the search took."""
     names = [f"{name}: {why}." for name, why in found.left_out.items()] or ["No candidate was left out."]
-    return [*names, f"The search took {found.seconds:.0f} s of a budget of {request.budget:.0f} s."]
+    took = f"The search took {found.seconds:.0f} s of a budget of {request.budget:.0f} s; steps done before took none."
+    return [*names, took]
+
+
+def _compared(request: Request, chosen: Delivery) -> list[str]:
+    check = chosen.runtime.check
+    images = "synthetic images" if request.images is None else f"images of {request.images}"
+    return [f"The file was compared with the simulation on {check.images} {images}.", *(f"{x}." for x in check.lines())]
 
 
 def _timed_on(chosen: Delivery) -> str:

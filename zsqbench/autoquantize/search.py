@@ -29,6 +29,8 @@ Tell = Callable[[str], None]
 
 IMAGES_SHARE = 0.25
 """The part of the budget that one set of synthetic images may take; two are made."""
+STEPS_AROUND = 5
+"""How many short steps there are besides the one that makes the images that are judged on."""
 JUDGED_SHARE = 0.25
 """The part of the budget in which all candidates are judged on the user's images."""
 LEAST_JUDGED = 32
@@ -200,8 +202,11 @@ class Search:
         return seconds
 
     def _level(self) -> Level:
-        """The highest level whose images take no more than their part of the budget."""
-        share = IMAGES_SHARE * self.request.budget
+        """The highest level whose images take no more than their part of the budget, with all steps around them.
+
+        What this command took until here is not in the budget: an interrupted one would not find its images again.
+        """
+        share = IMAGES_SHARE * self.request.budget - STEPS_AROUND * Costs.START
         fitting = [level for level in LEVELS if self._costs.generate(level) <= share]
         return fitting[-1] if fitting else LEVELS[0]
 
@@ -209,7 +214,10 @@ class Search:
         """Make the images that candidates are judged on, and none is calibrated on."""
         self.tell(f"making {level.images} images to judge on ({generator})")
         suite = held_out_suite(self.request, level, generator, relu6=self.relu6)
+        estimate, began = self._costs.generate(level) + STEPS_AROUND * Costs.START, self.clock()
         row = self._execute(*self._open(suite, 0))
+        if (took := self.clock() - began) > estimate:  # less means that they were there
+            self._estimated, self._took = estimate, took
         if row.status != "done":
             raise ZSQBenchError(f"no images to judge on could be made: {row.reason}")
         from zsqbench.methods import CalibrationSet
@@ -286,7 +294,7 @@ def differ(one: "Result", other: "Result") -> bool:
     first, second = (int.from_bytes(base64.b64decode(row.correct or "")) for row in (one, other))
     gained, lost = (first & ~second).bit_count(), (second & ~first).bit_count()
     trials = gained + lost
-    tail = sum(math.comb(trials, count) for count in range(min(gained, lost) + 1)) / 2**trials
+    tail = sum(math.comb(trials, count) for count in range(min(gained, lost) + 1)) / 2.0**trials
     return 2 * tail < RARE
 
 
