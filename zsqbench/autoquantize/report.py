@@ -130,6 +130,8 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
     count = int(row.metrics["samples"])
     if row.metric == "agreement" and count < FEW_IMAGES:
         yield f"It was judged on {count} images: one more or less is {100 / count:.1f} %. A longer --budget has more."
+    if chosen.size_mb >= runtime.float_size_mb:
+        yield "The file is not smaller than the float network's: what a file holds besides weights outweighs them."
     if runtime.quantized.p50 >= runtime.unquantized.p50:
         yield "On this processor it is slower than the float network."
     if runtime.saturates:
@@ -149,7 +151,7 @@ def _choice(request: Request, found: Found) -> list[str]:
     metric = str(first.row.metric)
     lines = [
         f"Candidates were judged on {_judged_on(request, found, first)}; none was calibrated on any of them.",
-        f"{found.generator} made {found.level.images} images to calibrate on, and as many of another seed to judge on.",
+        f"{found.generator} makes {found.level.images} images to calibrate on, and as many of another seed to judge.",
     ]
     alike = [tried.candidate.name for tried in others if not tried.is_told_from(first)]
     if metric != "agreement":
