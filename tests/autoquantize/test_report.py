@@ -196,7 +196,9 @@ def test_few_images_are_to_be_feared(checkup):
 
 
 def test_noise_to_judge_on_is_to_be_feared(checkup):
-    assert "- It was judged on noise, for which no network is made" in page(checkup, replace(FOUND, generator="noise"))
+    noisy, fear = replace(FOUND, generator="noise"), "- It was judged on noise, for which no network is made"
+    assert fear in page(checkup, noisy)
+    assert fear not in page(checkup, noisy, replace(REQUEST, images=Path("mine")))
 
 
 CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
