@@ -196,7 +196,9 @@ def test_few_images_are_to_be_feared(checkup):
 
 
 def test_noise_to_judge_on_is_to_be_feared(checkup):
-    assert "- It was judged on noise, for which no network is made" in page(checkup, replace(FOUND, generator="noise"))
+    noisy, fear = replace(FOUND, generator="noise"), "- It was judged on noise, for which no network is made"
+    assert fear in page(checkup, noisy)
+    assert fear not in page(checkup, noisy, replace(REQUEST, images=Path("mine")))
 
 
 CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
@@ -213,6 +215,7 @@ CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
             {"runtime": replace(RUNTIME, quantized=latency.Times(5.0, 6.0))},
             "- On this processor it is slower than the float",
         ),
+        ({"size_mb": 8.1}, "- The file is not smaller than the float network's"),
         ({"notes": ["the exporter says so"]}, "- the exporter says so."),
         (
             {"runtime": replace(RUNTIME, check=replace(CHECK, exact=(comparison.Departure("stem", 0.5, 3),)))},

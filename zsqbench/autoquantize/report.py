@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from zsqbench.autoquantize.candidates import ABOUT
+from zsqbench.autoquantize.candidates import ABOUT, NOISE
 from zsqbench.autoquantize.delivery import Delivery
 from zsqbench.autoquantize.page import Page, Section
 from zsqbench.autoquantize.request import WIDTHS, Request
@@ -106,30 +106,45 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery) -> Iterator[str]:
     """What can go wrong, the worst first."""
-    runtime, row, control = chosen.runtime, chosen.tried.row, found.control
+    row = chosen.tried.row
     if checkup.random_weights:
         yield "The network has random weights: nothing here says anything of a trained one."
-    yield from (f"ONNX Runtime and the simulation differ: {problem}." for problem in runtime.check.problems)
+    yield from (f"ONNX Runtime and the simulation differ: {problem}." for problem in chosen.runtime.check.problems)
     yield from (f"{line}." for line in remarks_on([row]))
+    yield from _fears_of_judgement(request, found, chosen.tried)
+    yield from _fears_of_file(chosen)
+    yield from (f"{note}." for note in row.notes)
+    yield from (f"zsqbench doctor says: {line}." for line in (*checkup.warnings, *checkup.notes))
+
+
+def _fears_of_judgement(request: Request, found: Found, tried: Tried) -> Iterator[str]:
+    """Why the figures may say less than they seem to."""
+    control, count = found.control, int(tried.row.metrics["samples"])
     if control is None:
         yield "The control was not run, so it is not known whether synthetic images are better than noise."
-    elif control.rank >= chosen.tried.rank or not control.is_told_from(chosen.tried):
+    elif control.rank >= tried.rank or not control.is_told_from(tried):
         yield (
             f"The control, {control.candidate.name}, cannot be told from it by what it was judged on, so these figures "
             "do not show that the choice matters."
         )
-    if found.generator != "dgh":
+    if request.images is None and found.generator == NOISE:
         yield "It was judged on noise, for which no network is made: take the figures as hints."
     elif request.images is None:
         yield (
             "It was judged on synthetic images alone, which can be easier or harder than real ones. Images of yours "
             "say more, without labels too: --images FOLDER."
         )
-        if chosen.tried.candidate.generator == found.generator:
+        if tried.candidate.generator == found.generator:
             yield f"It was calibrated on images that {found.generator} made, as are those that it is judged on."
-    count = int(row.metrics["samples"])
-    if row.metric == "agreement" and count < FEW_IMAGES:
+    if tried.row.metric == "agreement" and count < FEW_IMAGES:
         yield f"It was judged on {count} images: one more or less is {100 / count:.1f} %. A longer --budget has more."
+
+
+def _fears_of_file(chosen: Delivery) -> Iterator[str]:
+    """Why the file may gain less than is hoped for, and what it needs."""
+    runtime = chosen.runtime
+    if chosen.size_mb >= runtime.float_size_mb:
+        yield "The file is not smaller than the float network's: what a file holds besides weights outweighs them."
     if runtime.quantized.p50 >= runtime.unquantized.p50:
         yield "On this processor it is slower than the float network."
     if runtime.saturates:
@@ -139,8 +154,6 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
             f"{runtime.check.images} decisions are as simulated."
         )
     yield from (f"{note}." for note in chosen.notes)
-    yield from (f"{note}." for note in row.notes)
-    yield from (f"zsqbench doctor says: {line}." for line in (*checkup.warnings, *checkup.notes))
 
 
 def _choice(request: Request, found: Found) -> list[str]:
@@ -149,7 +162,7 @@ def _choice(request: Request, found: Found) -> list[str]:
     metric = str(first.row.metric)
     lines = [
         f"Candidates were judged on {_judged_on(request, found, first)}; none was calibrated on any of them.",
-        f"{found.generator} made {found.level.images} images to calibrate on, and as many of another seed to judge on.",
+        f"{found.generator} makes {found.level.images} images to calibrate on, and as many of another seed to judge.",
     ]
     alike = [tried.candidate.name for tried in others if not tried.is_told_from(first)]
     if metric != "agreement":

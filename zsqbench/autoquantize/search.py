@@ -39,6 +39,9 @@ RESERVE = 0.15
 """The part of the budget that is kept for export and measurements, up to RESERVE_AT_MOST seconds, at least."""
 RESERVE_AT_MOST = 120.0
 
+SLOWER = 2.0
+"""How much longer than estimated export and measurements are expected to take at most, where all else does."""
+
 CORRECTION = (0.2, 5.0)
 """By how much estimates are corrected at most."""
 
@@ -158,7 +161,8 @@ class Search:
     def _left(self) -> float:
         """Seconds that candidates may take."""
         reserve = min(RESERVE * self.request.budget, RESERVE_AT_MOST)
-        return self.left - max(reserve, self._costs.delivery)
+        slower = min(max(self._correction, 1.0), SLOWER)
+        return self.left - max(reserve, slower * self._costs.delivery)
 
     def run(self) -> Found:
         """Make held-out images, and try what fits into the budget. Raises ZSQBenchError where nothing does."""
