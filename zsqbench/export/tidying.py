@@ -39,8 +39,6 @@ CODES = "/codes"
 _TURNS = ("Reshape", "Transpose")
 """The operators that a stored weight may go through before a layer reads it."""
 
-_ENDS = ("low", "high")
-
 
 def tidy(model: ir.Model) -> None:
     """Bring a graph that torch exported into the form that runtimes fuse, in place."""
@@ -305,9 +303,9 @@ def clip_codes(graph: ir.Graph) -> None:
         codes.name = f"{name}{CODES}"
         node.name = f"{name}/quantize"
         if zero_point.dtype != np.uint8 and (low > 0 or high < np.iinfo(zero_point.dtype).max):
-            ends = [np.float32((end - float(zero_point)) * scale) for end in (low, high)]
             limits = [
-                initializer(graph, f"{name}/{end}", np.array(value)) for end, value in zip(_ENDS, ends, strict=True)
+                initializer(graph, f"{name}/{end}", np.array((code - float(zero_point)) * scale, np.float32))
+                for end, code in (("low", low), ("high", high))
             ]
             clip = ir.node("Clip", [source(node), *limits], name=f"{name}/clip")
             typed(output(clip), ir.DataType.FLOAT)
