@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqbench.api import export_images, load_images, load_student, plan, results, run
+    from zsqbench.api import export_images, export_model, load_images, load_student, plan, results, run
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -59,6 +59,7 @@ __all__ = [
     "ZSQBenchError",
     "auto",
     "export_images",
+    "export_model",
     "hookimpl",
     "load_images",
     "load_student",
@@ -75,7 +76,9 @@ _HOMES = {
     "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
-    **dict.fromkeys(("export_images", "load_images", "load_student", "plan", "results", "run"), "zsqbench.api"),
+    **dict.fromkeys(
+        ("export_images", "export_model", "load_images", "load_student", "plan", "results", "run"), "zsqbench.api"
+    ),
 }
 
 

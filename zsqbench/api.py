@@ -119,8 +119,8 @@ def load_student(
 
 
 @dataclass(frozen=True)
-class Export:
-    """A file that `export` wrote."""
+class ExportedModel:
+    """A file that `export_model` wrote."""
 
     path: Path
     script: Path
@@ -133,7 +133,7 @@ class Export:
     """Why the file is not what was measured; none where it is, or was not compared."""
 
 
-def export(
+def export_model(
     suite: str | Path,
     cell: str,
     path: Path | str,
@@ -145,7 +145,7 @@ def export(
     data_root: Path | str | None = None,
     plugins: Sequence[Path | str] = (),
     without: Sequence[str] = (),
-) -> Export:
+) -> ExportedModel:
     """Write the quantized network of a cell as an ONNX file, and compare it with the simulation in ONNX Runtime.
 
     The images are those that the cell was calibrated on, or noise of valid pixels where it has none. Raises
@@ -175,7 +175,7 @@ def export(
         found = compare_file(path, student, images, opened.pretrained, options.providers)
         lines += found.lines()
         problems = found.problems
-    return Export(path, path.with_suffix(".py"), exported.size_mb, lines, problems)
+    return ExportedModel(path, path.with_suffix(".py"), exported.size_mb, lines, problems)
 
 
 def load_images(

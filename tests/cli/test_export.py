@@ -45,7 +45,7 @@ def test_a_cell_that_is_done_becomes_a_file_that_was_compared_and_a_script(ran):
     assert CELL in ir.load(file).metadata_props["zsqbench.origin"]
     # and so from Python; what it computes of images is what that file computes of their pixels
     places = {"home": ran.home, "results": ran.results}
-    made = api.export(ran.file, "rtn", ran.folder / "plain.onnx", checked=False, **places)
+    made = api.export_model(ran.file, "rtn", ran.folder / "plain.onnx", checked=False, **places)
     assert (made.path, made.script, made.problems) == (ran.folder / "plain.onnx", ran.folder / "plain.py", ())
     given = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
     files = {file: given, made.path: given / 255}

@@ -10,9 +10,8 @@ from exportnets import SMALL, exported, images
 
 from zsqbench.export import comparison, runtime
 from zsqbench.export.comparison import Check, Departure, check
-from zsqbench.export.graph import QUANTIZE, constant, of_type
+from zsqbench.export.graph import CODES, QUANTIZE, constant, of_type
 from zsqbench.export.structure import Layer, Structure
-from zsqbench.export.tidying import CODES
 
 CELLS = {
     "straight": ("straight", "pot/w8a8"),

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from zsqbench.export.options import IR_VERSION, OPSET, ExportOptions
+from zsqbench.export import IR_VERSION, OPSET
+from zsqbench.export.options import ExportOptions
 
 
 def test_defaults_are_a_file_that_released_runtimes_run_with_integers():

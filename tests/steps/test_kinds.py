@@ -166,7 +166,7 @@ def test_a_background_step_that_fails_blocks_nothing_and_its_reason_is_told(toy,
 
 
 def names_of_kinds(source):
-    """String literals that are names of kinds, but for those of functions, and of packages, that are exported or needed."""
+    """String literals that are names of kinds, but for functions that are exported and packages that are needed."""
     tree = ast.parse(source)
     exported = {
         id(node)

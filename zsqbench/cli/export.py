@@ -8,7 +8,7 @@ import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS
 from zsqbench.cli.options import PATH, data_root_option, home_option, plugin_options, results_option
-from zsqbench.export.options import MOST_OPSET, OPSET
+from zsqbench.export import MOST_OPSET, OPSET
 
 
 @click.command()
@@ -63,7 +63,7 @@ def export(
     It is compared with the simulation on the cell's calibration images, or on noise where it has none. The exit code is
     1 where the file is not what was measured.
     """
-    from zsqbench.api import export as write
+    from zsqbench.api import export_model as write
     from zsqbench.export.options import ExportOptions
 
     options = ExportOptions(check=max(check, 1), weights=weights, input=taken, opset=opset, providers=providers)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from zsqbench.export.graph import CODES, called
 from zsqbench.export.integers import IntegerStudent
 from zsqbench.export.runtime import CPU, fed, open_session, run, saturates, seen
 from zsqbench.export.structure import Structure, structure_in_runtime
-from zsqbench.export.tidying import CODES, called
 from zsqbench.methods import Pretrained
 from zsqbench.quant import ActivationQuantizer, dequantize, quantize
 

@@ -16,10 +16,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from zsqbench.errors import ZSQBenchError, one_line
+from zsqbench.export import IR_VERSION, OPSET
 from zsqbench.export.integers import with_integer_biases
-from zsqbench.export.options import IR_VERSION, OPSET, ExportOptions
+from zsqbench.export.options import ExportOptions
+from zsqbench.export.storedweights import store_in_four_bits
 from zsqbench.export.symbols import with_symbols
-from zsqbench.export.tidying import feed_pixels, store_in_four_bits, tidy
+from zsqbench.export.tidying import feed_pixels, tidy
 from zsqbench.methods import Pretrained
 from zsqbench.quant import quantized_layers
 

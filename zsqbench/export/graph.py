@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
+CALL = "#"
+CODES = "/codes"
+"""The integers of a tensor are a value of its name with this ending."""
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that layers with weights become."""
 
@@ -56,12 +60,6 @@ def maker(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def is_made_by(value: ir.Value | None, operator: str) -> bool:
-    """True if a value is the result of this operator."""
-    node = maker(value)
-    return node is not None and node.op_type == operator
-
-
 def typed(value: ir.Value, like: ir.Value | ir.DataType) -> None:
     """Say of which type a new value is."""
     value.type = like.type if isinstance(like, ir.Value) else ir.TensorType(like)
@@ -105,3 +103,21 @@ def initializer(graph: ir.Graph, name: str, array: NDArray[Any], *, own: bool = 
 def of_type(graph: ir.Graph, *operators: str) -> Iterator[ir.Node]:
     """The operators of these types, in order; the graph may be changed meanwhile."""
     yield from [node for node in graph if node.op_type in operators]
+
+
+def called(name: str, calls: dict[str, int]) -> str:
+    """The name of the next call of a layer or a tensor's quantizer: its own at first, then with a number."""
+    number = calls[name] = calls.get(name, -1) + 1
+    return f"{name}{CALL}{number}" if number else name
+
+
+def is_weight(dequantize: ir.Node) -> bool:
+    """True if a DequantizeLinear stands for stored integers, not for a tensor that the network computes."""
+    return constant(source(dequantize)) is not None
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove constants and operators that nothing reads any more."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)

@@ -4,14 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-OPSET = 21
-"""The operator set of ONNX that files are written in: the first with integers of 4 and 16 bits, and one that released
-runtimes know."""
-
-IR_VERSION = 10
-"""The version of ONNX's file format that goes with it."""
-
-MOST_OPSET = 25
+from zsqbench.export import MOST_OPSET, OPSET
 
 
 class ExportOptions(BaseModel):

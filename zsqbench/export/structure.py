@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.export.graph import (
+    CALL,
     DEQUANTIZE,
     LAYERS,
     QUANTIZE,
@@ -22,7 +23,6 @@ from zsqbench.export.graph import (
     source,
 )
 from zsqbench.export.runtime import CPU, open_session
-from zsqbench.export.tidying import CALL
 
 INTEGER = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"})
 """ONNX Runtime's operators of layers on integers."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.export import OPSET
 from zsqbench.export.integers import Bias
-from zsqbench.export.options import OPSET
 from zsqbench.quant import ActivationQuantizer, QuantizedLayer, quantized_layers
 from zsqbench.quant.grids import levels
 
