@@ -13,7 +13,7 @@ import zsqbench
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.methods import image_networks
 from zsqbench.zoo.imagefiles import eight_bit
-from zsqbench.zoo.images import LabelledFile, PixelCache, Sample, list_images
+from zsqbench.zoo.images import LabelledFile, PixelCache, Sample, draw, list_images
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,9 @@ class _Judge(zsqbench.Task, ABC):
         description="folder of image files, under the data root unless absolute; as many class folders as the network "
         "has classes are labels",
     )
+    most: int | None = Field(
+        None, gt=0, description="at most so many images of the folder, the same ones each time; by default all"
+    )
     noise: int = Field(64, gt=0, description="images of noise, where there is neither file nor folder")
     batch_size: int = Field(32, gt=0, description="images evaluated at a time")
 
@@ -62,7 +65,7 @@ class _Judge(zsqbench.Task, ABC):
         files: dict[str, Path] = {} if self.file is None else {"file": self.file}
         folders = [] if self.file is None else [self.file]
         if self.folder is not None:
-            found = self._files(data_root)
+            found, _ = self._drawn(data_root)
             files |= {f"folder/{one.name}": one.path for one in found}
             folders.append(self._root(data_root))
         return zsqbench.DataFiles(files, {}, folders=folders)
@@ -119,14 +122,19 @@ class _Judge(zsqbench.Task, ABC):
             raise ZSQBenchError(f"folder {self.folder} needs a data root: give --data-root, or an absolute path")
         return data_root / self.folder
 
-    def _files(self, data_root: Path | None) -> list[LabelledFile]:
+    def _drawn(self, data_root: Path | None) -> tuple[list[LabelledFile], list[str]]:
+        """The images of the folder that are judged on, and the names of all class folders."""
         root = self._root(data_root)
         if not root.is_dir():
             raise ZSQBenchError(f"there is no folder {root} of images to judge on")
         found = list_images(root)
         if not found:
             raise ZSQBenchError(f"{root} holds no images to judge on")
-        return found
+        names = sorted({file.class_name for file in found})
+        if self.most is not None:
+            kept = set(draw([file.name for file in found], self.most, 0))
+            found = [file for file in found if file.name in kept]
+        return found, names
 
     def _parts(self, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> list[_Part]:
         """What is judged on; the headline's last."""
@@ -151,8 +159,7 @@ class _Judge(zsqbench.Task, ABC):
         return _Part(name, len(images), batches)
 
     def _folder_part(self, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> _Part:
-        found = self._files(ctx.data_root)
-        names = sorted({file.class_name for file in found})
+        found, names = self._drawn(ctx.data_root)
         labelled = "" not in names and len(names) == pretrained.classes
         if not labelled and len(names) > 1 and pretrained.classes:
             ctx.note(f"the images have no labels: they lie in {len(names)} folders, for {pretrained.classes} classes")

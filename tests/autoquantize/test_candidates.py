@@ -1,6 +1,6 @@
 import pytest
 
-from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS, Candidate, Costs, generators, quantizers
+from zsqbench.autoquantize.candidates import ABOUT, CANDIDATES, LEVELS, Candidate, Costs, generators, quantizers
 from zsqbench.plugins import load_plugins
 
 
@@ -14,9 +14,20 @@ def test_every_method_takes_the_options_that_it_is_given(level, relu6):
         catalog.find("quantizer", label).method.model_validate(options)
 
 
-def test_dfq_keeps_relu6_where_there_is_one():
-    assert quantizers(LEVELS[0], relu6=True)["dfq"] == {"per_channel": True, "relu6": "per_channel"}
-    assert quantizers(LEVELS[0], relu6=False)["dfq"] == {"per_channel": True}
+def test_dfq_moves_no_bound_of_relu6():
+    plain = {"per_channel": True}
+    assert quantizers(LEVELS[0], relu6=True)["dfq"] == {**plain, "equalization": False, "absorption": False}
+    assert quantizers(LEVELS[0], relu6=False)["dfq"] == plain
+
+
+def test_what_candidates_are_made_of_is_explained():
+    assert {word for candidate in CANDIDATES for word in candidate.words} == set(ABOUT)
+
+
+def test_images_are_judged_on_as_time_allows():
+    costs = Costs(image=0.01, parameters=1, judged=0)
+    assert costs.judged_in(0.38 * 100) == 100
+    assert costs.delivery == Costs.DELIVERY + Costs.CHECK * 0.32
 
 
 def test_levels_and_learning_cost_more_and_more():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsqbench.autoquantize.request import Request, model_entry, parse_budget
+from zsqbench.autoquantize.request import Request, check_images, model_entry, parse_budget
 from zsqbench.errors import ZSQBenchError
 
 NET = """
@@ -52,6 +52,20 @@ def test_a_file_says_by_attributes_of_its_network_how_it_is_fed(tmp_path):
     assert entry == {"file": file, **expected}
 
 
+def test_a_file_may_load_its_weights_itself(tmp_path):
+    file = net(tmp_path, "network.input_size, network.mean, network.std = (3, 8, 8), (0.5,) * 3, (0.25,) * 3")
+    assert model_entry(file, "built")["weights"] == "built"
+    assert Request(file, model_entry(file, "built"), "int8", 60.0, tmp_path).folder.name
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert complaint(check_images, tmp_path) == f"{tmp_path} holds no images; expected files such as .png, .jpg, .jpeg"
+    assert complaint(check_images, tmp_path / "no").startswith(f"there is no folder {tmp_path / 'no'}; ")
+    (tmp_path / "a.png").touch()
+    check_images(tmp_path)
+
+
 def test_options_go_before_attributes(tmp_path):
     file = net(tmp_path, "network.input_size, network.mean, network.std = (3, 9, 9), (0.5,) * 3, (0.25,) * 3")
     assert model_entry(file, "none", input_size=[3, 8, 8])["input_size"] == [3, 8, 8]
@@ -59,7 +73,8 @@ def test_options_go_before_attributes(tmp_path):
 
 def test_what_nobody_says_of_a_file_is_asked_for(tmp_path):
     file = net(tmp_path)
-    assert complaint(model_entry, file) == f"{file} needs --weights FILE, or --weights none for seeded random ones"
+    own = "--weights built where build() loads them itself"
+    assert complaint(model_entry, file) == f"{file} needs --weights FILE, {own}, or --weights none for random ones"
     said = complaint(model_entry, file, "none", input_size=[3, 8, 8], std=[1.0] * 3)
     expected = f"{file} does not say its mean: give --mean, or the network that build() returns an attribute 'mean'"
     assert said == expected
@@ -98,7 +113,8 @@ def test_unknown_names_and_absent_files_are_refused(tmp_path):
     )
     assert complaint(model_entry, "no.pt").startswith("there is no file no.pt; ")
     said = complaint(model_entry, "resnet20", str(tmp_path / "w"))
-    assert said == f"there is no file {tmp_path / 'w'}; expected a file of weights, or none for random ones"
+    assert said.startswith(f"there is no file {tmp_path / 'w'}; expected a file, none for random weights, or ")
+    assert complaint(model_entry, "resnet20", "built").startswith("--weights built is for a .py file")
 
 
 def test_a_request_has_a_folder_of_its_own_which_changed_weights_change(tmp_path):

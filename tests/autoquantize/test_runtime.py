@@ -1,33 +1,42 @@
-import warnings
-
 import pytest
 import torch
 from torch import nn
+from zsqbench_plugins.rtn import RTN
 
-from zsqbench.autoquantize.runtime import measure
-
-
-class Held(nn.Module):
-    """What gives its network's outputs in a dict, half as large."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return {"out": 0.5 * self.network(x)}
+from zsqbench.autoquantize.runtime import measure, on_threads
+from zsqbench.methods import CalibrationSet, Pretrained
+from zsqbench.quant import finalize
+from zsqbench.scheme import parse_scheme
+from zsqbench.testing import context
 
 
 def test_a_file_is_compared_with_its_student_and_timed_beside_the_float_network(tmp_path):
+    exporting = pytest.importorskip("zsqbench.export.exporting")
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    network, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).eval(), torch.randn(6, 3, 8, 8)
-    with warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(network, (images[:1],), str(tmp_path / "net.onnx"), dynamo=True, verbose=False)
-    found = measure(tmp_path / "net.onnx", network, network, images)
-    assert (found.equal, found.images) == (100, 6)
-    assert found.error < 1e-3
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    network, images = Pretrained(module, (3, 8, 8), (0.0,) * 3, (1.0,) * 3), torch.rand(6, 3, 8, 8)
+    student = quantized(network, images)
+    path = tmp_path / "net.onnx"
+    exporting.export_student(student, exporting.Description(network), path)
+
+    found = measure(path, student, network, images)
+
+    assert (found.check.images, found.check.equal_exact, found.check.structure.integer) == (6, 6, 2)
     assert 0 < found.quantized.p50 <= found.quantized.p95
     assert found.unquantized.p50 > 0
     assert found.float_size_mb > 0.002
-    halved = measure(tmp_path / "net.onnx", Held(network), network, images)
-    assert halved.error == pytest.approx(100, abs=1e-3)
+
+
+def quantized(network, images):
+    """A finished student of a network."""
+    student = RTN().make_student(network, parse_scheme("qdq/w8a8"))
+    RTN().quantize(student, network, CalibrationSet(images), context())
+    finalize(student)
+    return student.eval()
+
+
+def test_threads_are_those_asked_for_and_afterwards_those_before():
+    before = torch.get_num_threads()
+    with on_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -1,6 +1,8 @@
 """The search on an embedded network: a budget that is kept, what is left out, and what is chosen."""
 
+import base64
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from zsqbench import api
 from zsqbench.autoquantize import search as module
 from zsqbench.autoquantize.candidates import Candidate, Level
 from zsqbench.autoquantize.request import Request
-from zsqbench.autoquantize.search import Found, Search, Tried
+from zsqbench.autoquantize.search import Found, Search, Tried, differ
 from zsqbench.cli.networks import load_network
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result
@@ -32,8 +34,8 @@ def searching(tmp_path, monkeypatch):
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: _Blank())
     clock, told = Clock(), []
 
-    def make(budget=600.0, tell=told.append, lacks=None):
-        request = Request("resnet20", {"base": "resnet20"}, "int8", budget, tmp_path, workers=0, device="cpu")
+    def make(budget=600.0, tell=told.append, lacks=None, images=None):
+        request = Request("resnet20", {"base": "resnet20"}, "int8", budget, tmp_path, images, workers=0, device="cpu")
         network = load_network("resnet20").pretrained
         return Search(request, network, 17_000, "agreement", False, dict(lacks or {}), tell, 0.0, clock)
 
@@ -136,23 +138,82 @@ def test_the_highest_level_is_taken_whose_images_take_no_more_than_their_part(se
     assert make()._level() == levels[1]
 
 
-def tried(name, control=False, status="done", **metrics):
+def tried(name, agrees=(), control=False, metric="agreement", fidelity=50.0):
+    """A candidate that agrees on these of 16 images; none means that it failed."""
+    bits = sum(1 << (15 - image) for image in agrees)
     row = Result(
         suite="s", cell=name, definition="d", task="t", model="m", generator=None, quantizer=name, scheme="x", seed=0,
-        status=status,
-        metric="agreement", metrics=metrics,
+        status="done" if agrees else "failed",
+        metric=metric, metrics={"agreement": 100 * len(agrees) / 16, "fidelity": fidelity},
+        correct=base64.b64encode(bits.to_bytes(2)).decode(),
     )  # fmt: skip
     return Tried(Candidate(name, control=control), row, 1.0)
 
 
-def test_the_highest_agreement_is_first_and_fidelity_decides_among_equals(tmp_path):
-    all_of_them = [
-        tried("a", agreement=90.0, fidelity=99.0),
-        tried("b", agreement=95.0, fidelity=60.0),
-        tried("c", agreement=95.0, fidelity=70.0),
-        tried("d", control=True, agreement=99.0, fidelity=99.0),
-        tried("e", status="failed"),
-    ]
-    found = Found(tmp_path, tmp_path, TINY, tmp_path, "dgh", all_of_them, {}, 1.0)
-    assert [one.candidate.quantizer for one in found.ranking] == ["c", "b", "a"]
-    assert found.control is all_of_them[3]
+def ranked(*candidates):
+    found = Found(Path(), Path(), TINY, Path(), "dgh", candidates, {}, 1.0)
+    return [one.candidate.quantizer for one in found.ranking]
+
+
+def test_the_highest_agreement_is_first_where_no_other_one_comes_near():
+    far = tried("far", range(6), fidelity=99.0)
+    assert ranked(far, tried("near", range(16)), tried("failed")) == ["near", "far"]
+
+
+def test_among_those_that_chance_could_have_put_below_the_first_fidelity_decides():
+    first, near = tried("first", range(16), fidelity=60.0), tried("near", range(11), fidelity=70.0)
+    far = tried("far", range(10), fidelity=99.0)
+    assert ranked(first, far, near) == ["near", "first", "far"]
+
+
+def test_the_control_is_not_ranked():
+    control = tried("control", range(16), control=True)
+    found = Found(Path(), Path(), TINY, Path(), "dgh", [tried("a", range(3)), control], {}, 1.0)
+    assert [one.candidate.quantizer for one in found.ranking] == ["a"]
+    assert found.control is control
+
+
+def test_networks_that_are_no_classifiers_are_ranked_by_fidelity_alone():
+    first, second = (tried(name, range(16), metric="fidelity", fidelity=value) for name, value in (("a", 1), ("b", 2)))
+    assert ranked(first, second) == ["b", "a"]
+    assert first.is_told_from(second)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (range(6), range(6), False),
+        (range(6), range(1), False),  # 5 to 0: p = 0.0625
+        (range(7), range(1), True),  # 6 to 0: p = 0.03125
+        (range(7), [7], False),  # 7 to 1: p = 0.07
+        (range(8), [8], True),  # 8 to 1: p = 0.039
+        (range(16), [], True),
+    ],
+)
+def test_two_rows_differ_where_the_sign_test_says_that_chance_is_rare(one, other, told):
+    first, second = tried("a", one), tried("b", other)
+    assert differ(first.row, second.row) is differ(second.row, first.row) is told
+
+
+# --- how much is judged on, and made -------------------------------------------------------------------------------
+
+
+def test_the_users_images_are_as_many_as_there_is_time_to_judge_on(searching, tmp_path, monkeypatch):
+    make, _, _ = searching
+    for index in range(50):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / f"{index}.png").touch()
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    assert make(budget=2000.0).most == 0
+    assert make(budget=6080.0, images=tmp_path / "mine").most == 40
+    assert make(budget=60.0, images=tmp_path / "mine").most == 32
+    assert make(budget=1e6, images=tmp_path / "mine").most == 50
+
+
+def test_a_search_again_judges_and_makes_as_many_images_whatever_the_machine_does_then(searching, monkeypatch):
+    make, _, _ = searching
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    first = make()
+    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 2.0)
+    assert make()._costs == first._costs
+    assert make(budget=601.0)._costs != first._costs

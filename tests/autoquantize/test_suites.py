@@ -1,8 +1,8 @@
 import pytest
 
 from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS
-from zsqbench.autoquantize.request import Request
-from zsqbench.autoquantize.suites import candidates_suite, held_out_suite
+from zsqbench.autoquantize.request import SCHEMES, Request
+from zsqbench.autoquantize.suites import Judged, candidates_suite, held_out_suite
 from zsqbench.errors import ZSQBenchError
 from zsqbench.suite import load_suite
 
@@ -15,21 +15,37 @@ def test_images_that_are_judged_on_have_another_seed_than_those_calibrated_on(tm
     (tmp_path / "file").touch()
     first = load_suite(held_out_suite(request(tmp_path), LEVELS[0]))
     second = load_suite(
-        candidates_suite(request(tmp_path), LEVELS[0], CANDIDATES, "agreement", tmp_path / "file", relu6=True)
+        candidates_suite(
+            request(tmp_path), LEVELS[0], CANDIDATES, "agreement", Judged(tmp_path / "file", 1), relu6=True
+        )
     )
-    assert [cell.name for cell in first.cells] == ["held_out:network:dgh:rtn:hw_strict/w4a8:1"]
+    assert [cell.name for cell in first.cells] == ["held_out:network:dgh:fastest:qdq_float_logits/w4a8:1"]
     assert {cell.seed for cell in second.cells if cell.generator == "dgh"} == {0}
     assert first.generators["dgh"].digest == second.generators["dgh"].digest
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+@pytest.mark.parametrize("relu6", [True, False])
+def test_every_quantizer_runs_at_the_scheme_of_each_target(tmp_path, target, relu6):
+    made = Request("resnet20", {"base": "resnet20"}, target, 60.0, tmp_path)
+    suite = load_suite(held_out_suite(made, LEVELS[0], relu6=relu6))
+    scheme = suite.schemes[made.scheme]
+    assert (scheme.placement.logits, scheme.placement.weight_grid) == ("float", "symmetric")
+    for variant in suite.quantizers.values():
+        assert variant.quantizer.rejects(scheme) is None
 
 
 def test_the_suite_has_a_cell_for_each_candidate_in_their_order(tmp_path):
     (tmp_path / "file").touch()
     made = request(tmp_path, tmp_path / "mine")
-    suite = load_suite(candidates_suite(made, LEVELS[0], CANDIDATES, "fidelity", tmp_path / "file", relu6=False))
+    suite = load_suite(
+        candidates_suite(made, LEVELS[0], CANDIDATES, "fidelity", Judged(tmp_path / "file", 50), relu6=False)
+    )
     found = [(cell.quantizer, cell.generator) for cell in suite.cells]
     assert found == [(candidate.quantizer, candidate.generator) for candidate in CANDIDATES]
     task = suite.task("held_out")
-    assert (task.name, task.folder, task.file) == ("fidelity", tmp_path / "mine", tmp_path / "file")
+    expected = ("fidelity", tmp_path / "mine", 50, tmp_path / "file")
+    assert (task.name, task.folder, task.most, task.file) == expected
 
 
 def test_a_home_that_cannot_be_written_to_is_one_line(tmp_path):

@@ -1,12 +1,11 @@
-"""`zsqbench quantize` on an embedded network, with an exporter that writes the float network."""
+"""`zsqbench quantize` on embedded networks, from nothing to a file and a page."""
 
-import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-import zsqbench.export
 from zsqbench.autoquantize import search
 from zsqbench.autoquantize.candidates import Level
 
@@ -17,7 +16,6 @@ FOR_ALL = ("--budget", "10m", "--workers", "0")
 def quantize(bench, monkeypatch):
     """The command with tiny sets."""
     monkeypatch.setattr(search, "LEVELS", (Level(images=8, iterations=2, learning=2),))
-    monkeypatch.setattr(zsqbench.export, "export_student", write_float, raising=False)
 
     def quantize(model, *arguments, output="model.onnx"):
         where = ("-o", bench.folder / output, "--home", bench.home)
@@ -26,32 +24,55 @@ def quantize(bench, monkeypatch):
     return quantize
 
 
-def write_float(student, pretrained, path, *, metadata):
-    with warnings.catch_warnings(action="ignore"):
-        example = torch.zeros(1, *pretrained.input_size)
-        torch.onnx.export(pretrained.module, (example,), str(path), dynamo=True, verbose=False)
-    said = [f"{name}: {value}" for name, value in metadata.items()]
-    return SimpleNamespace(size_mb=0.5, notes=[f"{type(student).__name__} was handed over", *said])
+CLASSIFIER = """
+from torch import nn
+def build():
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 10),
+    )
+    network.input_size, network.mean, network.std = (1, 8, 8), (0.5,), (0.25,)
+    return network
+"""
 
 
 def test_a_network_becomes_a_file_and_a_page(quantize, bench, monkeypatch):
-    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     monkeypatch.setattr(search, "CANDIDATES", search.CANDIDATES[:5:2])
-    said = quantize("resnet20")
+    network = bench.write("net.py", CLASSIFIER)
+    said = quantize(network, "--weights", "none")
     assert said.code == 0, said.err
-    assert (bench.folder / "model.onnx").is_file()
     assert said.out == (bench.folder / "model.txt").read_text()
     assert "<h2>What to fear</h2>" in (bench.folder / "model.html").read_text()
-    assert "LEFT OUT\n- none\n" in said.out
-    names = ["squant without images", "rtn on noise (control)", "rtn on dgh"]
-    assert all(name in said.out for name in names)
-    assert "- model: resnet20\n- scheme: hw_strict/w8a8\n- pipeline: " in said.out
-    assert "Size: 0.50 MB, float 0." in said.out
-    again = quantize("resnet20")
+    names = ["squant without images", "rtn on noise", "rtn on dgh"]
+    table = said.out.partition("WHY THIS ONE")[2].partition("LEFT OUT")[0]
+    assert all(name in table for name in names)
+    assert "LEFT OUT\n- No candidate was left out.\n" in said.out
+    assert "3 of 3 layers run with integers in ONNX Runtime." in said.out
+    session = onnxruntime.InferenceSession(bench.folder / "model.onnx")
+    (logits,) = session.run(None, {"image": np.zeros((3, 1, 8, 8), np.float32)})
+    assert logits.shape == (3, 10)
+    again = quantize(network, "--weights", "none")
     line = (
         f"error: {bench.folder / 'model.onnx'} is there already, and is left as it is; remove it, or name another file"
     )
     assert (again.code, again.err) == (2, f"{line}\n")
+
+
+def test_images_of_the_users_decide_and_weights_of_4_bits_are_stored_so(quantize, bench, monkeypatch):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    monkeypatch.setattr(search, "CANDIDATES", search.CANDIDATES[:1])
+    noise = np.random.default_rng(0)
+    for digit in range(10):
+        (bench.folder / "mine" / str(digit)).mkdir(parents=True)
+        Image.fromarray(noise.integers(0, 255, (8, 8), np.uint8)).save(bench.folder / "mine" / str(digit) / "a.png")
+    said = quantize(
+        bench.write("net.py", CLASSIFIER), "--weights", "none", "--images", bench.folder / "mine", "--target", "int4"
+    )
+    assert said.code == 0, said.err
+    assert f"% of 10 images of {bench.folder / 'mine'}." in said.out
+    assert "- Of your labels it meets " in said.out
+    assert "3 layers have weights of 4 bits, which runtimes turn into floats: these layers run in float." in said.out
 
 
 NET = """
@@ -69,7 +90,8 @@ def test_a_network_that_is_no_classifier_is_judged_by_its_outputs(quantize, benc
     file = bench.write("net.py", NET)
     said = quantize(file, "--weights", "none")
     assert said.code == 0, said.err
-    assert "It has the highest fidelity of 2 candidates" in said.out
+    assert "- The highest fidelity is chosen." in said.out
+    assert "% of their size, on 8 synthetic images." in said.out
     assert "- The network has random weights: nothing here says anything of a trained one." in said.out
 
 

@@ -89,6 +89,19 @@ def test_class_folders_as_many_as_classes_are_labels_and_the_headline_is_of_the_
     assert right == [False] * 3 + [True] * 9
 
 
+def test_some_of_the_images_are_the_same_ones_each_time_and_are_labelled_by_all_folders(digits, tmp_path):
+    task, all_of_them = Agreement(folder=digits, most=4), Agreement(folder=digits)
+    network = task.load(RESNET, context())
+    found, others = (task.evaluate(network.module, network, context()) for _ in range(2))
+    assert (found.metrics["images/samples"], found.metrics["top1"]) == (4, 100)
+    assert list(found.labels) == list(others.labels)
+    files, every = task.find_data(None).evaluation, all_of_them.find_data(None).evaluation
+    assert len(files) == 4
+    assert files.items() <= every.items()
+    fewer = Agreement(folder=digits, most=2).find_data(None).evaluation
+    assert fewer.items() < files.items()
+
+
 def test_a_folder_without_classes_is_judged_without_labels(digits, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()

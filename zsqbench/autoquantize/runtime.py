@@ -1,10 +1,12 @@
 """A written model in ONNX Runtime: is it what was simulated, and how long does it take beside float."""
 
+import contextlib
 import copy
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -13,9 +15,6 @@ if TYPE_CHECKING:
     from zsqbench.export.comparison import Check
     from zsqbench.export.latency import Times
     from zsqbench.methods import Pretrained
-
-CHECKED = 64
-"""How many images are compared at most."""
 
 FLOAT, QUANTIZED = "float", "quantized"
 
@@ -31,9 +30,22 @@ class Runtime:
     processor: str
 
     @property
-    def equal(self) -> float:
-        """Percent of images on which it decides as the simulation does."""
-        return 100 * self.check.equal / self.check.images
+    def saturates(self) -> bool:
+        """True if it needs the session's entry `session.x64quantprecision` on this processor."""
+        return self.check.equal_saturating is not None
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads in this process meanwhile."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(path: Path, student: "fx.GraphModule", network: "Pretrained", images: "torch.Tensor") -> Runtime:
@@ -44,18 +56,9 @@ def measure(path: Path, student: "fx.GraphModule", network: "Pretrained", images
     from zsqbench.export.latency import latency
     from zsqbench.export.runtime import processor
 
-    found = check(path, student, with_integer_biases(student), images[:CHECKED], network)
+    found = check(path, student, with_integer_biases(student), images, network)
     with tempfile.TemporaryDirectory() as folder:
         plain = export_float(copy.deepcopy(network.module), Description(network), Path(folder) / "float.onnx")
         size = plain.size_mb
         times = latency({QUANTIZED: path, FLOAT: plain.path}, network.input_size, (1,))[1]
     return Runtime(found, times[QUANTIZED], times[FLOAT], size, processor())
-
-
-def first(output: Any) -> "torch.Tensor":
-    """The first tensor of what a network returns."""
-    import torch
-
-    while not isinstance(output, torch.Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    return output

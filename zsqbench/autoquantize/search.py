@@ -1,17 +1,22 @@
 """The search: candidates are run one after the other while the budget lasts, and judged without labels."""
 
+import base64
+import json
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench import api
 from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS, NOISE, SYNTHETIC, Candidate, Costs, Level
 from zsqbench.autoquantize.request import Request
-from zsqbench.autoquantize.suites import candidates_suite, held_out_suite
+from zsqbench.autoquantize.runtime import on_threads
+from zsqbench.autoquantize.suites import Judged, candidates_suite, held_out_suite
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution.timings import Timings
+from zsqbench.store import write_atomically
 
 if TYPE_CHECKING:
     from zsqbench.execution.plan import Plan
@@ -24,8 +29,14 @@ Tell = Callable[[str], None]
 
 IMAGES_SHARE = 0.25
 """The part of the budget that one set of synthetic images may take; two are made."""
+STEPS_AROUND = 5
+"""How many short steps there are besides the one that makes the images that are judged on."""
+JUDGED_SHARE = 0.25
+"""The part of the budget in which all candidates are judged on the user's images."""
+LEAST_JUDGED = 32
+"""So many of the user's images are judged on, if there are so many, however short the budget is."""
 RESERVE = 0.15
-"""The part of the budget that is kept for export and measurements, up to RESERVE_AT_MOST seconds."""
+"""The part of the budget that is kept for export and measurements, up to RESERVE_AT_MOST seconds, at least."""
 RESERVE_AT_MOST = 120.0
 
 CORRECTION = (0.2, 5.0)
@@ -52,7 +63,21 @@ class Tried:
     @property
     def rank(self) -> tuple[float, float]:
         """The higher, the better: the metric of the task, and among equals how near the outputs are."""
-        return self.row.value or 0.0, self.row.metrics.get("fidelity", 0.0)
+        return self.row.value or 0.0, self.fidelity
+
+    @property
+    def fidelity(self) -> float:
+        """How near the outputs are to the float network's, at most 100."""
+        return self.row.metrics.get("fidelity", 0.0)
+
+    def is_told_from(self, other: "Tried") -> bool:
+        """True if a difference in agreement that large would be rare by chance (`differ`).
+
+        Of networks that are no classifiers, any difference in fidelity counts.
+        """
+        if self.row.metric != "agreement":
+            return self.rank != other.rank
+        return differ(self.row, other.row)
 
 
 @dataclass(frozen=True)
@@ -77,9 +102,16 @@ class Found:
 
     @property
     def ranking(self) -> list[Tried]:
-        """The candidates that may be chosen, the best first."""
+        """The candidates that may be chosen, the best first.
+
+        Among those that are not told from the one of the highest agreement, the highest fidelity decides: it is a mean
+        over all outputs, and moves less by chance than a count of a few images does.
+        """
         able = [tried for tried in self.tried if tried.is_done and not tried.candidate.control]
-        return sorted(able, key=lambda tried: tried.rank, reverse=True)
+        able.sort(key=lambda tried: tried.rank, reverse=True)
+        alike = [tried for tried in able if not tried.is_told_from(able[0])]
+        alike.sort(key=lambda tried: tried.fidelity, reverse=True)
+        return [*alike, *(tried for tried in able if tried not in alike)]
 
     @property
     def control(self) -> Tried | None:
@@ -112,8 +144,10 @@ class Search:
     def __post_init__(self) -> None:
         self._estimated = self._took = 0.0
         self._results = self.request.folder / "results"
-        judged = LEVELS[0].images + _count_images(self.request.images)
-        self._costs = Costs(seconds_per_image(self.network, self.request.threads), self.parameters, judged)
+        costs = Costs(self._seconds_per_image(), self.parameters, 0)
+        enough = max(LEAST_JUDGED, costs.judged_in(JUDGED_SHARE * self.request.budget))
+        self.most = min(_count_images(self.request.images), enough)
+        self._costs = replace(costs, judged=LEVELS[0].images + self.most)
 
     @property
     def left(self) -> float:
@@ -123,7 +157,8 @@ class Search:
     @property
     def _left(self) -> float:
         """Seconds that candidates may take."""
-        return self.left - min(RESERVE * self.request.budget, RESERVE_AT_MOST)
+        reserve = min(RESERVE * self.request.budget, RESERVE_AT_MOST)
+        return self.left - max(reserve, self._costs.delivery)
 
     def run(self) -> Found:
         """Make held-out images, and try what fits into the budget. Raises ZSQBenchError where nothing does."""
@@ -140,7 +175,8 @@ class Search:
         signal: int | None = None
         try:
             self._hold_out(level, generator, file)
-            suite = candidates_suite(self.request, level, CANDIDATES, self.task, file, relu6=self.relu6)
+            judged = Judged(file, max(self.most, 1))
+            suite = candidates_suite(self.request, level, CANDIDATES, self.task, judged, relu6=self.relu6)
             for candidate in CANDIDATES:
                 self._try(candidate, suite, level, tried, left_out)
         except _Interrupted as interruption:
@@ -151,9 +187,26 @@ class Search:
             raise ZSQBenchError(_nothing(found))
         return found
 
+    def _seconds_per_image(self) -> float:
+        """How long the float network takes for an image, as it was measured when this request was first made.
+
+        How many images are made and judged on follows from it, so that the same command goes on with the same steps.
+        """
+        file = self.request.folder / "seconds_per_image.json"
+        try:
+            seconds = float(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            seconds = seconds_per_image(self.network, self.request.threads)
+            self.request.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(seconds))
+        return seconds
+
     def _level(self) -> Level:
-        """The highest level whose images take no more than their part of the budget."""
-        share = IMAGES_SHARE * self.request.budget
+        """The highest level whose images take no more than their part of the budget, with all steps around them.
+
+        What this command took until here is not in the budget: an interrupted one would not find its images again.
+        """
+        share = IMAGES_SHARE * self.request.budget - STEPS_AROUND * Costs.START
         fitting = [level for level in LEVELS if self._costs.generate(level) <= share]
         return fitting[-1] if fitting else LEVELS[0]
 
@@ -161,16 +214,17 @@ class Search:
         """Make the images that candidates are judged on, and none is calibrated on."""
         self.tell(f"making {level.images} images to judge on ({generator})")
         suite = held_out_suite(self.request, level, generator, relu6=self.relu6)
+        estimate, began = self._costs.generate(level) + STEPS_AROUND * Costs.START, self.clock()
         row = self._execute(*self._open(suite, 0))
+        if (took := self.clock() - began) > estimate:  # less means that they were there
+            self._estimated, self._took = estimate, took
         if row.status != "done":
             raise ZSQBenchError(f"no images to judge on could be made: {row.reason}")
         from zsqbench.methods import CalibrationSet
 
         images = api.load_images(suite, row.cell, home=self.request.home, results=self._results)
         CalibrationSet(images).save(file)
-        self._costs = Costs(
-            self._costs.image, self._costs.parameters, level.images + _count_images(self.request.images)
-        )
+        self._costs = replace(self._costs, judged=level.images + self.most)
 
     def _try(
         self, candidate: Candidate, suite: Path, level: Level, tried: list[Tried], left_out: dict[str, str]
@@ -228,20 +282,32 @@ class Search:
         return report.results[0]
 
 
+RARE = 0.05
+"""What is less probable is not taken for chance."""
+
+
+def differ(one: "Result", other: "Result") -> bool:
+    """True if one of two rows of the same images agrees with the float network on more, beyond what chance explains.
+
+    By the exact sign test on the images on which one agrees and the other does not (McNemar's test), two-sided.
+    """
+    first, second = (int.from_bytes(base64.b64decode(row.correct or "")) for row in (one, other))
+    gained, lost = (first & ~second).bit_count(), (second & ~first).bit_count()
+    trials = gained + lost
+    tail = sum(math.comb(trials, count) for count in range(min(gained, lost) + 1)) / 2.0**trials
+    return 2 * tail < RARE
+
+
 def seconds_per_image(network: "Pretrained", threads: int) -> float:
     """How long the float network takes for an image, in a small batch, after one pass to warm up."""
     import torch
 
-    images, before = torch.zeros(4, *network.input_size), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
-            network.module(images)
-            began = time.perf_counter()
-            network.module(images)
-            return (time.perf_counter() - began) / len(images)
-    finally:
-        torch.set_num_threads(before)
+    images = torch.zeros(4, *network.input_size)
+    with on_threads(threads), torch.no_grad():
+        network.module(images)
+        began = time.perf_counter()
+        network.module(images)
+        return (time.perf_counter() - began) / len(images)
 
 
 def _count_images(folder: Path | None) -> int:

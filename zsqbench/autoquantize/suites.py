@@ -1,34 +1,51 @@
 """The suites that a search runs, as files that a person could run as well."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from zsqbench.autoquantize.candidates import SYNTHETIC, Candidate, Level, generators, quantizers
-from zsqbench.autoquantize.request import Request
+from zsqbench.autoquantize.request import PLACEMENTS, Request
 from zsqbench.errors import ZSQBenchError
 from zsqbench.store import write_atomically
 
 TASK, MODEL = "held_out", "network"
 
+FASTEST = "fastest"
+"""The quantizer of the suite that makes the images that are judged on: a cell needs one, and its figure is not read."""
+
+FAST = {"method": "rtn", "weight_range": "minmax", "activation_range": "minmax"}
+
 HELD_OUT_SEED = 1
 """The seed of images that are judged on; candidates calibrate on those of seed 0."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What candidates are judged on."""
+
+    file: Path
+    """Synthetic images that no candidate calibrates on."""
+    most: int
+    """At most so many of the user's images."""
+
+
 def held_out_suite(request: Request, level: Level, generator: str = SYNTHETIC, *, relu6: bool = False) -> Path:
     """The suite whose one cell makes the images that all candidates are judged on; it declares all methods."""
-    block = _block(request, Candidate("rtn", generator), HELD_OUT_SEED)
-    return _write(request, f"images_{generator}", level, {"method": "fidelity"}, [block], relu6=relu6)
+    block = _block(request, Candidate(FASTEST, generator), HELD_OUT_SEED)
+    task = {"method": "fidelity", "noise": 1}
+    return _write(request, f"images_{generator}", level, task, [block], relu6=relu6)
 
 
 def candidates_suite(
-    request: Request, level: Level, candidates: Sequence[Candidate], method: str, file: Path, *, relu6: bool
+    request: Request, level: Level, candidates: Sequence[Candidate], method: str, judged: Judged, *, relu6: bool
 ) -> Path:
-    """The suite of all candidates, judged by the task `method` on the images of a file and on the user's."""
-    folder = {} if request.images is None else {"folder": str(request.images.resolve())}
-    task = {"method": method, "file": str(file.resolve()), **folder}
+    """The suite of all candidates, judged by the task `method`."""
+    folder = {} if request.images is None else {"folder": str(request.images.resolve()), "most": judged.most}
+    task = {"method": method, "file": str(judged.file.resolve()), **folder}
     blocks = [_block(request, candidate, 0) for candidate in candidates]
     return _write(request, "candidates", level, task, blocks, relu6=relu6)
 
@@ -59,9 +76,10 @@ def _write(
         "description": f"zsqbench quantize {request.model} --target {request.target}",
         "settings": {"threads": request.threads},
         "tasks": {TASK: task},
+        "schemes": {name: dict(fields) for name, fields in PLACEMENTS.items()},
         "models": {MODEL: dict(request.entry)},
         "generators": generators(level),
-        "quantizers": quantizers(level, relu6=relu6),
+        "quantizers": {**quantizers(level, relu6=relu6), FASTEST: dict(FAST)},
         "matrix": matrix,
     }
     path = request.folder / f"{name}.yaml"

@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from zsqbench.cli.checkup import check_up
 from zsqbench.cli.exitcodes import EXIT_BLOCKED, EXIT_SIGNAL
 from zsqbench.cli.networks import load_network
 from zsqbench.cli.options import PATH, home_option
+
+if TYPE_CHECKING:
+    from zsqbench.autoquantize.request import Request
 
 
 def _numbers(kind: type) -> Any:
@@ -31,7 +34,7 @@ def _numbers(kind: type) -> Any:
 @click.option("--images", type=PATH, metavar="FOLDER", help="Images of yours to judge on, in class folders or not.")
 @click.option("--target", type=click.Choice(["int8", "int4"]), default="int8", show_default=True)
 @click.option("--budget", default="20m", show_default=True, help="Time that the search may take: 90s, 20m, 1h.")
-@click.option("--weights", metavar="FILE", help="Take these weights, or seeded random ones for 'none'.")
+@click.option("--weights", metavar="FILE", help="A file, 'built' where a .py file loads its own, 'none' for random.")
 @click.option("--input-size", metavar="C,H,W", callback=_numbers(int), help="Of the network of a .py file.")
 @click.option("--mean", metavar="R,G,B", callback=_numbers(float), help="Of the pixels that it was trained on, 0 to 1.")
 @click.option("--std", metavar="R,G,B", callback=_numbers(float), help="Their standard deviation.")
@@ -46,25 +49,34 @@ def quantize(
     MODEL is a name, such as torchvision/resnet18, or a .py file with a function build() and --weights. Running the
     command again goes on where it was interrupted. Exit codes: 1 a blocker was found, 2 bad input.
     """
-    from zsqbench.autoquantize.candidates import LEVELS
-    from zsqbench.autoquantize.delivery import check_extra, check_output, deliver_all, make_page, pages_of
-    from zsqbench.autoquantize.request import Request, model_entry, parse_budget
-    from zsqbench.autoquantize.search import Search
-    from zsqbench.autoquantize.suites import held_out_suite
-    from zsqbench.errors import ZSQBenchError
-    from zsqbench.suite import load_suite
+    from zsqbench.autoquantize.delivery import check_extra, check_output
+    from zsqbench.autoquantize.request import Request, check_images, model_entry, parse_budget
+    from zsqbench.autoquantize.runtime import on_threads
 
     started, seconds = time.monotonic(), parse_budget(budget)
     check_output(output)
     check_extra()
-    if images is not None and not images.is_dir():
-        raise ZSQBenchError(f"there is no folder {images}; --images is a folder of images")
+    if images is not None:
+        check_images(images)
     fed = {name: options[name] for name in ("weights", "input_size", "mean", "std")}
     entry = model_entry(model, **fed)
     request = Request(model, entry, target, seconds, home.resolve(), images, options["threads"], options["workers"])
+    with on_threads(request.threads):
+        return _quantize(request, output, started)
+
+
+def _quantize(request: "Request", output: Path, started: float) -> int:
+    """Examine, search, deliver and report; returns the exit code. The budget began at `started`."""
+    from zsqbench.autoquantize.candidates import LEVELS
+    from zsqbench.autoquantize.delivery import all_or_none, deliver, pages_of
+    from zsqbench.autoquantize.report import make_page
+    from zsqbench.autoquantize.search import Search
+    from zsqbench.autoquantize.suites import held_out_suite
+    from zsqbench.suite import load_suite
+
     suite = load_suite(held_out_suite(request, LEVELS[0]))
     network = load_network("network", suite)
-    network = replace(network, spec=network.spec.model_copy(update={"name": model}))
+    network = replace(network, spec=network.spec.model_copy(update={"name": request.model}))
     checkup = check_up(network, suite, suite.catalog, None, _tell)
     if checkup.blockers:
         for line in checkup.blockers:
@@ -87,11 +99,13 @@ def quantize(
     if found.signal is not None:
         click.echo("interrupted; the same command goes on from what is done", err=True)
         return EXIT_SIGNAL + found.signal
-    delivered = deliver_all(request, found, network.pretrained, output, lambda: search.left)
-    page = make_page(request, found, checkup, delivered)
+    _tell(f"writing {output}, and running it")
+    with all_or_none(output):
+        delivered = deliver(request, found, network.pretrained, output)
+        page = make_page(request, found, checkup, network.pretrained, delivered)
+        for file, content in zip(pages_of(output), (f"{page.text()}\n", page.html()), strict=True):
+            file.write_text(content, encoding="utf-8")
     click.echo(page.text())
-    for file, content in zip(pages_of(output), (f"{page.text()}\n", page.html()), strict=True):
-        file.write_text(content, encoding="utf-8")
     return 0
 
 

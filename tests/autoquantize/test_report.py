@@ -1,0 +1,253 @@
+"""What the page says of a search and of the files that it made."""
+
+import base64
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from zsqbench.autoquantize.candidates import Candidate, Level
+from zsqbench.autoquantize.delivery import Delivery
+from zsqbench.autoquantize.report import make_page
+from zsqbench.autoquantize.request import Request
+from zsqbench.autoquantize.runtime import Runtime
+from zsqbench.autoquantize.search import Found, Tried
+from zsqbench.methods import Pretrained
+from zsqbench.quant import Examination
+from zsqbench.reports.doctor import Checkup
+from zsqbench.reports.results import Result
+
+comparison = pytest.importorskip("zsqbench.export.comparison")
+latency = pytest.importorskip("zsqbench.export.latency")
+structure = pytest.importorskip("zsqbench.export.structure")
+
+ISLAND = "its input is not quantized"
+CHECK = comparison.Check(
+    images=16,
+    structure=structure.Structure(
+        (structure.Layer("stem", None, found=True), structure.Layer("head", ISLAND, found=False))
+    ),
+    exact=(),
+    optimized=(),
+    equal_exact=16,
+    equal=16,
+    equal_biases=16,
+    equal_double=16,
+    equal_saturating=None,
+    reference=1e-6,
+    bit_identical=True,
+)
+RUNTIME = Runtime(CHECK, latency.Times(1.0, 2.0), latency.Times(3.0, 4.0), 8.0, "a processor")
+NETWORK = Pretrained(nn.Identity(), (3, 8, 8), (0.5,) * 3, (0.1, 0.2, 0.3), (0.0, 1.0))
+
+
+FED = "from 0 to 1 in the order red, green, blue, less 0.5, divided by (0.1, 0.2, 0.3)."
+
+
+def tried(name, generator=None, control=False, right=16, metric="agreement", **metrics):
+    """A candidate that agrees on the first so many of 16 images."""
+    bits = ((1 << right) - 1) << (16 - right)
+    row = Result(
+        suite="s",
+        cell=name,
+        definition="d",
+        task="t",
+        model="m",
+        generator=generator,
+        quantizer=name,
+        scheme="qdq/w8a8",
+        seed=0,
+        status="done" if metrics else "failed",
+        reason=None if metrics else "it broke",
+        metric=metric,
+        metrics={"samples": 16.0, "images/samples": 16.0, **metrics} if metrics else {},
+        float_metrics={"top1": 90.0},
+        notes=["the task noted this"],
+        correct=base64.b64encode(bits.to_bytes(2)).decode(),
+    )
+    return Tried(Candidate(name, generator, control), row, 2.0)
+
+
+BEST = tried("hptq", "dgh", agreement=100.0, fidelity=90.0)
+SECOND = tried("dfq", right=15, agreement=93.75, fidelity=80.0)
+WORST = tried("squant", right=4, agreement=25.0, fidelity=99.0)
+CONTROL = tried("rtn", "noise", control=True, right=8, agreement=50.0, fidelity=20.0)
+FOUND = Found(
+    Path("suite"),
+    Path("rows"),
+    Level(16, 20, 20),
+    Path("file"),
+    "dgh",
+    [CONTROL, WORST, SECOND, BEST],
+    {"brecq on dgh": "about 90 s, and 3 s of the budget were left"},
+    9.0,
+)
+REQUEST = Request("net", {}, "int8", 60.0, Path("home"))
+DELIVERY = Delivery(Path("net.onnx"), BEST, 2.0, [], RUNTIME)
+
+
+@pytest.fixture
+def checkup():
+    examination = Examination(**{name: {} for name in Examination.__dataclass_fields__} | {"blocker": None})
+    return Checkup("net", (3, 8, 8), 100, False, examination, {}, {}, {})
+
+
+def page(checkup, found=FOUND, request=REQUEST, network=NETWORK, **changes):
+    return make_page(request, found, checkup, network, replace(DELIVERY, **changes)).text()
+
+
+def judged(*others, **named):
+    """What was found where only these were tried."""
+    return replace(FOUND, tried=list(others), **named)
+
+
+def test_the_page_begins_with_what_was_made_how_near_it_is_and_what_it_costs(checkup):
+    lines = page(checkup).splitlines()
+    assert lines[:10] == [
+        "net, quantized to weights and activations of 8 bits",
+        "",
+        "IN SHORT",
+        "- The model is net.onnx. net.py beside it runs it on an image.",
+        "- hptq on dgh made it.",
+        "- It decides for the same class as the float network in 100.00 % of 16 synthetic images.",
+        "- The file has 2.00 MB; in float 8.00 MB (4.0 x).",
+        "- An image takes 1.00 ms; in float 3.00 ms (3.0 x).",
+        "- 1 of 2 layers run with integers in ONNX Runtime.",
+        f"- It takes float32 [N, 3, 8, 8]: pixels {FED}",
+    ]
+
+
+def test_all_candidates_stand_in_a_table_and_those_left_out_below(checkup):
+    text = page(checkup, judged(*FOUND.tried, tried("brecq")))
+    for line in (
+        "candidate              agreement  fidelity  seconds",
+        "hptq on dgh            100.00     90.00     2        chosen",
+        "dfq without images     93.75      80.00     2",
+        "squant without images  25.00      99.00     2",
+        "rtn on noise           50.00      20.00     2        control",
+        "brecq without images   -          -         2        failed: it broke",
+        "- brecq on dgh: about 90 s, and 3 s of the budget were left.",
+        "- The search took 9 s of a budget of 60 s; steps done before took none.",
+    ):
+        assert line in text.splitlines(), line
+    assert "- No candidate was left out." in page(checkup, replace(FOUND, left_out={})).splitlines()
+
+
+def test_candidates_that_chance_could_explain_are_named(checkup):
+    text = page(checkup)
+    assert "- In agreement, dfq without images cannot be told from it: so small a difference is often chance" in text
+    alone = page(checkup, judged(BEST, WORST))
+    assert "- The highest agreement is chosen; no other candidate comes so near that it could be chance." in alone
+
+
+def test_every_word_that_is_used_is_explained(checkup):
+    text = page(checkup)
+    used = [line.partition(":")[0] for line in text.partition("WORDS\n- ")[2].split("\n- ")]
+    words = ["agreement", "fidelity", "control", "simulation", "p50, p95", "codes"]
+    assert used == [*words, "rtn", "noise", "squant", "dfq", "hptq", "dgh"]
+
+
+def test_a_network_that_is_no_classifier_is_judged_by_its_outputs(checkup):
+    best = tried("hptq", "dgh", metric="fidelity", fidelity=97.0)
+    text = page(checkup, judged(best, tried("dfq", metric="fidelity", fidelity=96.0)), tried=best)
+    assert "- Its outputs differ from the float network's by 3.00 % of their size, on 16 synthetic images." in text
+    assert "- The highest fidelity is chosen." in text
+    assert "agreement" not in text
+
+
+def test_accuracy_stands_there_where_images_are_labelled(checkup):
+    best = tried("hptq", "dgh", agreement=98.0, fidelity=90.0, top1=88.5)
+    mine = replace(REQUEST, images=Path("mine"))
+    text = page(checkup, judged(best), mine, tried=best)
+    assert "- Of your labels it meets 88.50 %; the float network meets 90.00 %." in text
+    assert "% of 16 images of mine." in text
+    assert "the float network  100.00     100.00    90.00" in text
+
+
+def test_small_files_are_told_in_kilobytes(checkup):
+    assert "- The file has 12.3 kB; in float 8.00 MB (650.4 x)." in page(checkup, size_mb=0.0123)
+
+
+def test_grey_and_reversed_channels_are_told(checkup):
+    grey = replace(NETWORK, input_size=(1, 8, 8), mean=(0.5,), std=(0.5,), value_range=(0.0, 255.0))
+    assert "It takes float32 [N, 1, 8, 8]: pixels from 0 to 255, less 0.5, divided by 0.5." in page(
+        checkup, network=grey
+    )
+    turned = replace(NETWORK, preprocessing={"channels": "bgr"})
+    assert "in the order blue, green, red" in page(checkup, network=turned)
+
+
+# --- what to fear ---------------------------------------------------------------------------------------------------
+
+
+def test_synthetic_images_alone_are_to_be_feared(checkup):
+    alone = "- It was judged on synthetic images alone, which can be easier or harder than real ones."
+    same = "- It was calibrated on images that dgh made, as are those that it is judged on."
+    assert alone in page(checkup)
+    assert same in page(checkup)
+    mine = page(checkup, request=replace(REQUEST, images=Path("mine")))
+    assert alone not in mine
+    assert same not in mine
+
+
+def test_few_images_are_to_be_feared(checkup):
+    assert "- It was judged on 16 images: one more or less is 6.2 %." in page(checkup)
+
+
+def test_noise_to_judge_on_is_to_be_feared(checkup):
+    assert "- It was judged on noise, for which no network is made" in page(checkup, replace(FOUND, generator="noise"))
+
+
+CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
+    update={"clipped": {"fc": 0.25}, "footnotes": ["the method says so"]}
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fear"),
+    [
+        ({"tried": replace(BEST, row=CLIPPED)}, "- in 25 % of the evaluated images, several of the largest values of"),
+        ({"tried": replace(BEST, row=CLIPPED)}, "- the method says so."),
+        (
+            {"runtime": replace(RUNTIME, quantized=latency.Times(5.0, 6.0))},
+            "- On this processor it is slower than the float",
+        ),
+        ({"notes": ["the exporter says so"]}, "- the exporter says so."),
+        (
+            {"runtime": replace(RUNTIME, check=replace(CHECK, exact=(comparison.Departure("stem", 0.5, 3),)))},
+            "- ONNX Runtime and the simulation differ: without optimisation it departs first at tensor stem",
+        ),
+        (
+            {"runtime": replace(RUNTIME, check=replace(CHECK, equal_saturating=10))},
+            "without it 10 of 16 decisions are as simulated.",
+        ),
+    ],
+)
+def test_what_was_measured_is_to_be_feared_where_it_is_bad(checkup, changes, fear):
+    assert fear in page(checkup, **changes)
+    assert fear not in page(checkup)
+
+
+def test_a_control_that_is_as_good_is_to_be_feared_and_one_that_was_not_run_too(checkup):
+    control = tried("rtn", "noise", control=True, agreement=100.0, fidelity=95.0)
+    near = tried("rtn", "noise", control=True, right=12, agreement=75.0, fidelity=20.0)
+    for one in (control, near):
+        assert "- The control, rtn on noise, cannot be told from it" in page(checkup, judged(BEST, one))
+    assert "- The control was not run" in page(checkup, judged(BEST))
+    assert "- The control" not in page(checkup).partition("WHY")[0]
+
+
+def test_random_weights_and_what_the_doctor_and_the_task_say_stand_on_the_page(checkup):
+    text = page(replace(checkup, random_weights=True, notes=["names were odd"]))
+    fears = text.partition("WHAT TO FEAR\n- ")[2].partition("\n\n")[0].split("\n- ")
+    assert fears[0] == "The network has random weights: nothing here says anything of a trained one."
+    assert fears[-2:] == ["the task noted this.", "zsqbench doctor says: names were odd."]
+
+
+def test_nothing_to_fear_is_told(checkup):
+    clean = replace(
+        BEST, row=BEST.row.model_copy(update={"notes": [], "metrics": BEST.row.metrics | {"samples": 500.0}})
+    )
+    text = page(checkup, judged(clean, CONTROL), replace(REQUEST, images=Path("mine")), tried=clean)
+    assert "WHAT TO FEAR\n- Nothing was found.\n" in text

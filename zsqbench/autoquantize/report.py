@@ -1,0 +1,227 @@
+"""What the page says: what was chosen, how near it is to the float network, what it costs, and what to fear."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from zsqbench.autoquantize.candidates import ABOUT
+from zsqbench.autoquantize.delivery import Delivery
+from zsqbench.autoquantize.page import Page, Section
+from zsqbench.autoquantize.request import WIDTHS, Request
+from zsqbench.autoquantize.search import Found, Tried
+from zsqbench.reports.tablenotes import remarks_on
+
+if TYPE_CHECKING:
+    from zsqbench.methods import Pretrained
+    from zsqbench.reports.doctor import Checkup
+    from zsqbench.reports.results import Result
+
+FEW_IMAGES = 100
+"""With fewer images, the page says what one of them counts."""
+
+WORDS = {
+    "agreement": "percent of the images for which the quantized and the float network decide for the same class",
+    "fidelity": "100 less the difference of the outputs from the float network's in percent of their size",
+    "top1": "percent of the labelled images for which a network decides for the label",
+    "control": "a candidate that any good one must beat, and that is not chosen",
+    "simulation": "the quantized network in PyTorch, on which all figures of candidates were measured",
+    "p50, p95": "what half of the runs, and 95 of 100 runs, do not exceed",
+    "codes": "the integers that stand for a tensor's values",
+}
+
+
+def make_page(request: Request, found: Found, checkup: "Checkup", network: "Pretrained", chosen: Delivery) -> Page:
+    """The page about a search and the model that was chosen and delivered."""
+    return Page(
+        f"{request.model}, quantized to {WIDTHS[request.target]}",
+        [
+            Section("In short", [*_short(request, found, chosen), _feeding(network)]),
+            Section("What to fear", list(_fears(request, found, checkup, chosen)) or ["Nothing was found."]),
+            Section("Why this one", _choice(request, found), _table(found, chosen.tried)),
+            Section("Left out", _left_out(request, found)),
+            Section("Speed", [_timed_on(chosen)], _latencies(chosen)),
+            Section("The file beside the simulation", _compared(request, chosen)),
+            Section("Words", list(_words(found))),
+        ],
+    )
+
+
+def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
+    row, runtime = chosen.tried.row, chosen.runtime
+    lines = [
+        f"The model is {chosen.path}. {chosen.path.with_suffix('.py').name} beside it runs it on an image.",
+        f"{chosen.tried.candidate.name} made it.",
+        f"{_nearness(row.value or 0.0, str(row.metric))}{_of(row)} {_judged_on(request, found, chosen.tried)}.",
+    ]
+    if "top1" in row.metrics:
+        lines.append(
+            f"Of your labels it meets {row.metrics['top1']:.2f} %; the float network meets "
+            f"{row.float_metrics['top1']:.2f} %."
+        )
+    smaller = runtime.float_size_mb / chosen.size_mb
+    quantized, unquantized, structure = runtime.quantized.p50, runtime.unquantized.p50, runtime.check.structure
+    return [
+        *lines,
+        f"The file has {_size(chosen.size_mb)}; in float {_size(runtime.float_size_mb)} ({smaller:.1f} x).",
+        f"An image takes {quantized:.2f} ms; in float {unquantized:.2f} ms ({unquantized / quantized:.1f} x).",
+        f"{structure.integer} of {len(structure.layers)} layers run with integers in ONNX Runtime.",
+    ]
+
+
+def _size(megabytes: float) -> str:
+    return f"{megabytes:.2f} MB" if megabytes >= 1 else f"{1000 * megabytes:.1f} kB"
+
+
+def _nearness(value: float, metric: str) -> str:
+    if metric == "agreement":
+        return f"It decides for the same class as the float network in {value:.2f} %"
+    return f"Its outputs differ from the float network's by {100 - value:.2f} % of their size"
+
+
+def _of(row: "Result") -> str:
+    return " of" if row.metric == "agreement" else ", on"
+
+
+def _judged_on(request: Request, found: Found, tried: Tried) -> str:
+    if request.images is None:
+        return f"{found.level.images} synthetic images"
+    count = int(tried.row.metrics["images/samples"])
+    return f"{count} images of {request.images}"
+
+
+def _feeding(network: "Pretrained") -> str:
+    """What the file takes."""
+    low, high = network.value_range
+    order = "blue, green, red" if network.preprocessing.get("channels") == "bgr" else "red, green, blue"
+    order = f" in the order {order}" if network.input_size[0] == 3 else ""  # noqa: PLR2004 - colours
+    size = ", ".join(map(str, network.input_size))
+    return (
+        f"It takes float32 [N, {size}]: pixels from {low:g} to {high:g}{order}, less {_numbers(network.mean)}, divided "
+        f"by {_numbers(network.std)}."
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"{values[0]:.4g}" if len(set(values)) == 1 else f"({', '.join(f'{value:.4g}' for value in values)})"
+
+
+def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery) -> Iterator[str]:
+    """What can go wrong, the worst first."""
+    runtime, row, control = chosen.runtime, chosen.tried.row, found.control
+    if checkup.random_weights:
+        yield "The network has random weights: nothing here says anything of a trained one."
+    yield from (f"ONNX Runtime and the simulation differ: {problem}." for problem in runtime.check.problems)
+    yield from (f"{line}." for line in remarks_on([row]))
+    if control is None:
+        yield "The control was not run, so it is not known whether synthetic images are better than noise."
+    elif control.rank >= chosen.tried.rank or not control.is_told_from(chosen.tried):
+        yield (
+            f"The control, {control.candidate.name}, cannot be told from it by what it was judged on, so these figures "
+            "do not show that the choice matters."
+        )
+    if found.generator != "dgh":
+        yield "It was judged on noise, for which no network is made: take the figures as hints."
+    elif request.images is None:
+        yield (
+            "It was judged on synthetic images alone, which can be easier or harder than real ones. Images of yours "
+            "say more, without labels too: --images FOLDER."
+        )
+        if chosen.tried.candidate.generator == found.generator:
+            yield f"It was calibrated on images that {found.generator} made, as are those that it is judged on."
+    count = int(row.metrics["samples"])
+    if row.metric == "agreement" and count < FEW_IMAGES:
+        yield f"It was judged on {count} images: one more or less is {100 / count:.1f} %. A longer --budget has more."
+    if runtime.quantized.p50 >= runtime.unquantized.p50:
+        yield "On this processor it is slower than the float network."
+    if runtime.saturates:
+        yield (
+            "This processor's products of 8 bits can overflow. A session needs the entry session.x64quantprecision = "
+            f"1, as the script beside the model has it; without it {runtime.check.equal_saturating} of "
+            f"{runtime.check.images} decisions are as simulated."
+        )
+    yield from (f"{note}." for note in chosen.notes)
+    yield from (f"{note}." for note in row.notes)
+    yield from (f"zsqbench doctor says: {line}." for line in (*checkup.warnings, *checkup.notes))
+
+
+def _choice(request: Request, found: Found) -> list[str]:
+    """Why the first is first."""
+    first, *others = found.ranking
+    metric = str(first.row.metric)
+    lines = [
+        f"Candidates were judged on {_judged_on(request, found, first)}; none was calibrated on any of them.",
+        f"{found.generator} made {found.level.images} images to calibrate on, and as many of another seed to judge on.",
+    ]
+    alike = [tried.candidate.name for tried in others if not tried.is_told_from(first)]
+    if metric != "agreement":
+        lines.append("The highest fidelity is chosen.")
+    elif alike:
+        lines.append(
+            f"In agreement, {_listed(alike)} cannot be told from it: so small a difference is often chance (sign test, "
+            "5 %). Among these the highest fidelity is chosen."
+        )
+    else:
+        lines.append("The highest agreement is chosen; no other candidate comes so near that it could be chance.")
+    if found.control is not None:
+        lines.append(f"The control is {found.control.candidate.name}.")
+    return lines
+
+
+def _table(found: Found, chosen: Tried) -> list[list[str]]:
+    metric = str(chosen.row.metric)
+    others = [name for name in ("fidelity", "top1") if name != metric]
+    shown = [metric, *(name for name in others if any(name in tried.row.metrics for tried in found.tried))]
+    rows = []
+    ranking = found.ranking
+    rest = [tried for tried in found.tried if tried not in ranking]
+    for tried in [*ranking, *sorted(rest, key=lambda tried: not tried.is_done)]:
+        end = "chosen" if tried is chosen else "control" if tried.candidate.control else ""
+        end = end if tried.is_done else f"{tried.row.status}: {tried.row.reason}"
+        rows.append([tried.candidate.name, *(_figure(tried, name) for name in shown), f"{tried.seconds:.0f}", end])
+    if "top1" in shown:
+        top1 = f"{chosen.row.float_metrics['top1']:.2f}"
+        rows.append(["the float network", *("100.00" if name != "top1" else top1 for name in shown), "", ""])
+    return [["candidate", *shown, "seconds", ""], *rows]
+
+
+def _figure(tried: Tried, metric: str) -> str:
+    return f"{tried.row.metrics[metric]:.2f}" if tried.is_done and metric in tried.row.metrics else "-"
+
+
+def _left_out(request: Request, found: Found) -> list[str]:
+    """What was not tried, and how long the search took."""
+    names = [f"{name}: {why}." for name, why in found.left_out.items()] or ["No candidate was left out."]
+    took = f"The search took {found.seconds:.0f} s of a budget of {request.budget:.0f} s; steps done before took none."
+    return [*names, took]
+
+
+def _compared(request: Request, chosen: Delivery) -> list[str]:
+    check = chosen.runtime.check
+    images = "synthetic images" if request.images is None else f"images of {request.images}"
+    return [f"The file was compared with the simulation on {check.images} {images}.", *(f"{x}." for x in check.lines())]
+
+
+def _timed_on(chosen: Delivery) -> str:
+    return f"One image at a time, on one thread of {chosen.runtime.processor}, in ONNX Runtime; all by turns."
+
+
+def _latencies(chosen: Delivery) -> list[list[str]]:
+    timed = {"the model": chosen.runtime.quantized, "the float network": chosen.runtime.unquantized}
+    return [
+        ["", "p50 ms", "p95 ms"],
+        *([name, f"{times.p50:.2f}", f"{times.p95:.2f}"] for name, times in timed.items()),
+    ]
+
+
+def _words(found: Found) -> Iterator[str]:
+    """The words that the page uses, each with its meaning."""
+    labelled = any("top1" in tried.row.metrics for tried in found.tried)
+    agrees = any("agreement" in tried.row.metrics for tried in found.tried)
+    unused = {"top1": not labelled, "agreement": not agrees, "control": found.control is None}
+    yield from (f"{word}: {meaning}." for word, meaning in WORDS.items() if not unused.get(word))
+    used = dict.fromkeys(word for tried in found.tried for word in tried.candidate.words)
+    yield from (f"{word}: {ABOUT[word]}." for word in used)
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
