@@ -154,6 +154,7 @@ def export_model(
     """
     from zsqbench.export import missing
     from zsqbench.export.options import ExportOptions
+    from zsqbench.export.runtime import check_providers
     from zsqbench.export.script import check_place
     from zsqbench.steps.export import compare_file, write_student
 
@@ -165,6 +166,7 @@ def export_model(
     if not path.parent.is_dir():
         raise ZSQBenchError(f"there is no folder {path.parent} to write {path.name} to")
     check_place(path)
+    check_providers(options.providers)
     opened = _open_student(suite, cell, home, results, data_root, plugins, without)
     student: Any = opened.student
     exported = write_student(student, opened.pretrained, path, options, (), opened.row.cell)

@@ -194,12 +194,5 @@ def test_a_network_that_cannot_be_written_fails_its_cell_with_one_line(bench):
     assert row.get("traceback") is None
 
 
-def test_an_execution_provider_that_is_not_there_fails_its_cell_with_one_line(bench):
-    suite(bench, head="export: {providers: [NoExecutionProvider]}\n")
-    assert bench.run().code == 1
-    reason = bench.row()["reason"]
-    assert "ONNX Runtime has no execution provider NoExecutionProvider here; it has " in reason
-
-
 def test_needed_packages_are_those_of_the_extra():
     assert set(NEEDED) == {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}

@@ -166,12 +166,12 @@ def test_a_background_step_that_fails_blocks_nothing_and_its_reason_is_told(toy,
 
 
 def names_of_kinds(source):
-    """String literals that are names of kinds, but for those that export a function of that name."""
+    """String literals that are names of kinds, but for functions that are exported and packages that are needed."""
     tree = ast.parse(source)
     exported = {
         id(node)
         for assignment in ast.walk(tree)
-        if isinstance(assignment, ast.Assign) and ast.unparse(assignment.targets[0]) == "__all__"
+        if isinstance(assignment, ast.Assign) and ast.unparse(assignment.targets[0]) in ("__all__", "NEEDED")
         for node in ast.walk(assignment.value)
     }
     literals = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in exported]

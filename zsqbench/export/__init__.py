@@ -2,9 +2,9 @@
 
 Read it in this order: options.py (what can be asked for), integers.py (a student as integer hardware computes it),
 symbols.py (the same in ONNX's words), tidying.py over storedweights.py, bounds.py and graph.py (the form that runtimes
-fuse), exporting.py (all of it, into a file), script.py (which runs it), runtime.py (ONNX Runtime), structure.py (what runs
-with integers), comparison.py (the file beside the simulation) and latency.py. All but the first need the extra `onnx`;
-images.py, which writes calibration images for other tools, does not.
+fuse), exporting.py (all of it, into a file), script.py (which runs it), runtime.py (ONNX Runtime), structure.py (what
+runs with integers), comparison.py (the file beside the simulation) and latency.py. All but the first need the extra
+`onnx`; images.py, which writes calibration images for other tools, does not.
 """
 
 import importlib.util

@@ -35,12 +35,7 @@ def open_session(
     """A session of a file. Raises ZSQBenchError for providers that are not installed and for a file that is refused."""
     import onnxruntime as ort
 
-    absent = [name for name in providers if name not in ort.get_available_providers()]
-    if absent:
-        raise ZSQBenchError(
-            f"ONNX Runtime has no execution provider {absent[0]} here; "
-            f"it has {', '.join(ort.get_available_providers())}"
-        )
+    check_providers(providers)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -57,6 +52,15 @@ def open_session(
         raise ZSQBenchError(
             f"ONNX Runtime {ort.__version__} refuses {path}: {one_line(error)}; an older opset may help"
         ) from error
+
+
+def check_providers(providers: Sequence[str]) -> None:
+    """Raise ZSQBenchError for an execution provider that is not installed."""
+    import onnxruntime as ort
+
+    known = ort.get_available_providers()
+    if absent := [name for name in providers if name not in known]:
+        raise ZSQBenchError(f"ONNX Runtime has no execution provider {absent[0]} here; it has {', '.join(known)}")
 
 
 def run(
