@@ -147,7 +147,7 @@ def _fears_of_file(chosen: Delivery) -> Iterator[str]:
         yield "The file is not smaller than the float network's: what a file holds besides weights outweighs them."
     if runtime.quantized.p50 >= runtime.unquantized.p50:
         yield "On this processor it is slower than the float network."
-    if runtime.saturates:
+    if runtime.saturates and runtime.check.structure.integer:
         yield (
             "This processor's products of 8 bits can overflow. A session needs the entry session.x64quantprecision = "
             f"1, as the script beside the model has it; without it {runtime.check.equal_saturating} of "
