@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from zsqbench.steps.baseline import Baseline
+from zsqbench.steps.diagnose import Diagnose
+from zsqbench.steps.evaluate import Evaluate
+from zsqbench.steps.generate import Generate
+from zsqbench.steps.quantize import Quantize
+
 NOISE, SYNTHETIC = "noise", "dgh"
 
 CHECKED = 32
@@ -130,13 +136,13 @@ class Costs:
     def of(self, kind: str, candidate: Candidate, level: Level) -> float:
         """Seconds of a step of this kind."""
         seconds = self.START + self.image * self._passes(kind, candidate, level) + self._weights(kind, candidate)
-        if kind == "generate" and candidate.generator == SYNTHETIC:
+        if kind == Generate.kind and candidate.generator == SYNTHETIC:
             seconds += self.ITERATION * level.iterations * level.images / level.batch
         return seconds
 
     def generate(self, level: Level) -> float:
         """Seconds of making the synthetic images."""
-        return self.of("generate", Candidate("rtn", SYNTHETIC), level)
+        return self.of(Generate.kind, Candidate("rtn", SYNTHETIC), level)
 
     @property
     def delivery(self) -> float:
@@ -148,7 +154,7 @@ class Costs:
         return int(seconds / (self.image * (self.FLOAT + self.STUDENT * len(CANDIDATES))))
 
     def _passes(self, kind: str, candidate: Candidate, level: Level) -> float:
-        if kind == "quantize":
+        if kind == Quantize.kind:
             learning = 1.5 * level.learning * level.batch * 6
             return {
                 "squant": 32 * 20.0,
@@ -158,13 +164,13 @@ class Costs:
                 "brecq": 40.0 * level.images + learning,
             }[candidate.quantizer]
         passes: Mapping[str, float] = {
-            "baseline": self.FLOAT * self.judged,
-            "generate": 4.0 * level.images * level.iterations if candidate.generator == SYNTHETIC else 0.0,
-            "evaluate": self.STUDENT * self.judged,
-            "diagnose": 6.0 * level.images,
+            Baseline.kind: self.FLOAT * self.judged,
+            Generate.kind: 4.0 * level.images * level.iterations if candidate.generator == SYNTHETIC else 0.0,
+            Evaluate.kind: self.STUDENT * self.judged,
+            Diagnose.kind: 6.0 * level.images,
         }
         return passes.get(kind, 8.0)
 
     def _weights(self, kind: str, candidate: Candidate) -> float:
         per_million = {"squant": 2.0, "dfq": 1.0, "rtn": 1.0, "hptq": 2.0, "brecq": 1.0}
-        return per_million[candidate.quantizer] * self.parameters / 1e6 if kind == "quantize" else 0.0
+        return per_million[candidate.quantizer] * self.parameters / 1e6 if kind == Quantize.kind else 0.0

@@ -12,6 +12,9 @@ from zsqbench.hashing import digest_of, file_digest
 
 Target = Literal["int8", "int4"]
 
+SEARCHES = "searches"
+"""The folder of the home that suites, rows and held-out images of requests are in."""
+
 PLACEMENT = "qdq_float_logits"
 """The placement of candidates: what runtimes can run with integers, and outputs in float.
 
@@ -69,7 +72,7 @@ class Request:
         named = [self.entry.get(key, "none") for key in ("file", "weights")]
         files = [file_digest(Path(name)) for name in named if name not in NO_FILES]
         asked = [self.model, dict(self.entry), files, self.target, self.budget, str(self.images), self.threads]
-        return self.home / "quantize" / digest_of(asked)[:16]
+        return self.home / SEARCHES / digest_of(asked)[:16]
 
 
 def parse_budget(text: str) -> float:

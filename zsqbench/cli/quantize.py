@@ -28,7 +28,7 @@ def _numbers(kind: type) -> Any:
     return parse
 
 
-@click.command("quantize")
+@click.command()
 @click.argument("model")
 @click.option("-o", "--output", type=PATH, required=True, help="The ONNX file to write; a page stands beside it.")
 @click.option("--images", type=PATH, metavar="FOLDER", help="Images of yours to judge on, in class folders or not.")
