@@ -215,6 +215,7 @@ CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
             {"runtime": replace(RUNTIME, quantized=latency.Times(5.0, 6.0))},
             "- On this processor it is slower than the float",
         ),
+        ({"tried": WORST}, "- It decides otherwise than float in 75.00 %: see whether your use can bear that"),
         ({"size_mb": 8.1}, "- The file is not smaller than the float network's"),
         ({"notes": ["the exporter says so"]}, "- the exporter says so."),
         (

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FEW_IMAGES = 100
 """With fewer images, the page says what one of them counts."""
 
+MUCH = 5.0
+"""From so many percent of other decisions, or of difference of the outputs, on, the page warns."""
+
 WORDS = {
     "agreement": "percent of the images for which the quantized and the float network decide for the same class",
     "fidelity": "100 less the difference of the outputs from the float network's in percent of their size",
@@ -109,6 +112,9 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
     row = chosen.tried.row
     if checkup.random_weights:
         yield "The network has random weights: nothing here says anything of a trained one."
+    if (lost := 100 - (row.value or 0.0)) > MUCH:
+        what = "decides otherwise than float in" if row.metric == "agreement" else "has outputs that differ by"
+        yield f"It {what} {lost:.2f} %: see whether your use can bear that, with labelled images."
     yield from (f"ONNX Runtime and the simulation differ: {problem}." for problem in chosen.runtime.check.problems)
     yield from (f"{line}." for line in remarks_on([row]))
     yield from _fears_of_judgement(request, found, chosen.tried)
