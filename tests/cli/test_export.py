@@ -41,7 +41,9 @@ def test_a_cell_that_is_done_becomes_a_file_that_was_compared_and_a_script(ran):
     ]
     assert "- output is logits" in lines
     assert "- 2 of 2 layers run with integers" in lines
-    assert any(line.startswith("- without optimisation: 4 of 4 decisions equal") for line in lines)  # of four images
+    assert any(
+        line.startswith("- without optimisation: 4 of 4 decisions are those") for line in lines
+    )  # of four images
     assert CELL in ir.load(file).metadata_props["zsqbench.origin"]
     student = api._open_student(ran.file, "rtn", ran.home, ran.results, None, []).student
     given = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)

@@ -48,8 +48,8 @@ def test_power_of_two_grids_are_bit_identical():
     found = file_of("straight").check()
     assert (found.bit_identical, found.exact) == (True, ())
     assert (
-        "16 of 16 decisions equal, bit for bit; from the same inputs, all codes of all tensors are equal"
-        in "\n".join(found.lines())
+        "16 of 16 decisions are those of the simulation with such biases, bit for bit; "
+        "from equal inputs, all codes of all tensors are equal" in "\n".join(found.lines())
     )
 
 

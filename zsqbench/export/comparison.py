@@ -117,13 +117,14 @@ class Check:
         identical = ", bit for bit" if self.bit_identical else ""
         lines = [
             *self.structure.lines(),
+            f"as users run it: {self.equal} {of} decisions are the simulation's; {_tensors(self.optimized)}",
             (
-                f"without optimisation: {self.equal_exact} {of} decisions equal{identical}; from the same inputs, "
-                f"{_tensors(self.exact)}"
+                f"the simulation itself: {self.equal_double} {of} decisions stay when it computes in 64 bits, "
+                f"{self.equal_biases} when it rounds biases as the file does"
             ),
             (
-                f"as users run it: {self.equal} {of} decisions equal to the simulation's; it has {self.equal_double} "
-                f"in 64 bits and {self.equal_biases} with the file's biases; {_tensors(self.optimized)}"
+                f"without optimisation: {self.equal_exact} {of} decisions are those of the simulation with such "
+                f"biases{identical}; {_tensors(self.exact)}"
             ),
             (
                 "onnx's own evaluator cannot compute this file"
@@ -150,9 +151,9 @@ class Check:
 
 def _tensors(departures: Sequence[Departure]) -> str:
     if not departures:
-        return "all codes of all tensors are equal"
+        return "from equal inputs, all codes of all tensors are equal"
     worst = max(departures, key=lambda departure: departure.share)
-    return f"codes of {len(departures)} tensors differ, most of {worst}"
+    return f"from equal inputs, codes of {len(departures)} tensors differ, most of {worst}"
 
 
 def check(
