@@ -215,8 +215,11 @@ class Scheme(BaseModel):
         return self._quantizes("weight", WEIGHT_ROLES)
 
     def left_in_float(self) -> list[str]:
-        """The roles of tensors without a grid, the network's outputs apart; and what is not folded, if it is not."""
-        roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role != "logits"]
+        """The roles of tensors without a grid, and what is not folded, if it is not.
+
+        Not so the network's outputs, nor what an activation function reads, which only some networks have.
+        """
+        roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role not in ("logits", "preactivation")]
         found = [role for role in roles if self.bits(role) == FLOAT_BITS]
         return found if self.placement.fold_bn else [*found, "batch normalisation"]
 

@@ -16,7 +16,9 @@ from zsqbench.testing.conformance import reduce_options
 
 SIZE = (3, 16, 16)
 MEAN, STD = 0.449, 0.226
-QUANTIZERS = sorted({name for kind, name in load_plugins().provided if kind == "quantizer"} - {"fp32", "qdrop"})
+QUANTIZERS = sorted(
+    {name for kind, name in load_plugins().provided if kind == "quantizer"} - {"fp32", "mixed", "qdrop"}
+)
 
 
 def mobilenet():

@@ -205,7 +205,8 @@ def test_what_it_is_over_has_to_be_possible_too(bench):
     bench.write("toy.yaml", bench.file.read_text().replace("over: rtn, layers: 2,", "over: short, layers: 2,"))
     (cell,) = bench.plan()["cells"]
     assert cell["reason"] == (
-        "mixed_2 is over short, and brecq rejects pot/w4a8: the scheme demands the grid power_of_two, and it has affine"
+        "mixed_2 is over short, and brecq rejects pot/w4a8: the scheme demands the grid power_of_two, and it has "
+        "affine, symmetric"
     )
 
 

@@ -14,9 +14,6 @@ FLOAT_BYTES = 4
 PERCENT = ("top1", "top5", "agreement", "equal", "equal_exact")
 """Metrics in percent, besides those of COCO (mAP..., mAR...); of onnxruntime/top1 the last part counts."""
 
-UNITS = {"_ms": "ms", "_mb": "MB"}
-"""Units by how the names of metrics end."""
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -80,9 +77,15 @@ def _figure(name: str) -> Figure:
     if cost == "memory":
         return Figure(name, lambda result: _mebibytes(result.peak_memory.get(step)), _nothing, unit="MiB", digits=0)
     last = name.rpartition("/")[2]
-    ending = next((unit for end, unit in UNITS.items() if end in last), "")
-    unit = "%" if last in PERCENT or last.startswith(("mAP", "mAR")) else ending
-    return Figure(name, lambda result: result.metrics.get(name), lambda result: result.float_metrics.get(name), unit)
+    unit = "%" if last in PERCENT or last.startswith(("mAP", "mAR")) else ""
+    # what was measured beside it, such as onnxruntime/float_p50_ms
+    beside = "/".join([*name.split("/")[:-1], f"float_{last}"])
+    return Figure(
+        name,
+        lambda result: result.metrics.get(name),
+        lambda result: result.float_metrics.get(name, result.metrics.get(beside)),
+        unit,
+    )
 
 
 def _nothing(_: Result) -> None:
