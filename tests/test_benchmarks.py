@@ -10,6 +10,10 @@ import torch
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py"))
 SLOW = {
+    "detection": "it evaluates a detector, which takes seconds",
+    "networks": "it prepares three networks, which takes seconds",
+    "reconstruction": "it learns units, which takes seconds",
+    "synthesis": "it makes images, which takes seconds",
     "export": "it exports three networks, which takes half a minute of a CPU",
     "harness": "it starts ten processes that import torch, which takes a minute of a CPU",
 }
