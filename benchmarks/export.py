@@ -66,7 +66,7 @@ def noise(pretrained: zsqbench.Pretrained, seed: int) -> torch.Tensor:
 
 
 def line(name: str, scheme: str, found: Check, seconds: float, times: dict[str, Times]) -> str:
-    """What came of one network at one scheme."""
+    """The figures of one network at one scheme."""
     structure, of = found.structure, found.images
     departed = sum(not departure.tolerated for departure in found.exact)
     identical = "bit-identical" if found.bit_identical else f"{departed} tensors depart"

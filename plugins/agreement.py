@@ -137,7 +137,7 @@ class _Judge(zsqbench.Task, ABC):
         return found, names
 
     def _parts(self, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> list[_Part]:
-        """What is judged on; the headline's last."""
+        """The sets of images that are judged on; that of the headline comes last."""
         parts = []
         if self.file is not None:
             parts.append(self._tensor_part("synthetic", zsqbench.CalibrationSet.load(self.file).images, pretrained))

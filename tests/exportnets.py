@@ -205,7 +205,7 @@ class Exported:
         return ir.load(self.path).graph
 
     def check(self, path=None, count=16):
-        """What a comparison of it finds, or of another file."""
+        """The findings of a comparison of it, or of another file."""
         return check(path or self.path, self.student, self.integer, images(self.of, count), self.of)
 
 

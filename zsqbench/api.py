@@ -413,7 +413,7 @@ def _session(
     without: Sequence[str] = (),
     device: str = "cpu",
 ) -> "Session":
-    """What loads networks and methods as a run of this suite did."""
+    """A session that loads networks and methods as a run of this suite did."""
     from zsqbench.execution.session import Session, WorkerConfig
     from zsqbench.suite import find_suite, suite_plugins
 

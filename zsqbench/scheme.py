@@ -65,7 +65,7 @@ _ADDED = ("tensors", "weight_grid", "activation_grid", "input_range", "preactiva
 class Placement(BaseModel):
     """Which tensors are quantized. Each field that takes a width is a role of a tensor in the graph, or a position.
 
-    A tensor has one role. What a layer or an addition gives to the activation function that follows it is not a tensor
+    A tensor has one role. The value between a layer or an addition and the activation function behind it is no tensor
     here: such pairs are computed as one on hardware. Where that is true of ReLU and ReLU6 alone, the others read a
     tensor, a `preactivation`.
     """
@@ -178,7 +178,7 @@ PLACEMENTS: Mapping[str, Placement] = {
     "hw_strict": Placement(),
     # The same on HPTQ's grid: symmetric, with thresholds that are powers of two.
     "pot": Placement(grid="power_of_two"),
-    # What integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero, activations
+    # The form that integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero, activations
     # as uint8, the image as its pixels, and what activation functions read that no runtime computes with the layer.
     "qdq": Placement(weight_grid="symmetric", activation_grid="affine", input_range="valid", preactivation="a"),
 }

@@ -1,4 +1,4 @@
-"""What is written, where, and what is left where that fails."""
+"""A delivery writes files, and leaves none where it fails."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the page says of a search and of the files that it made."""
+"""The page about a search and the files that it made."""
 
 import base64
 from dataclasses import replace
@@ -98,7 +98,7 @@ def page(checkup, found=FOUND, request=REQUEST, network=NETWORK, **changes):
 
 
 def judged(*others, **named):
-    """What was found where only these were tried."""
+    """The findings of a search that tried these alone."""
     return replace(FOUND, tried=list(others), **named)
 
 

@@ -1,4 +1,4 @@
-"""What cuts values off before a grid cuts its codes off."""
+"""A ReLU or the like before a grid cuts its codes off."""
 
 import pytest
 from onnxgraphs import changed, computed, model, types

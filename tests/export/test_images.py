@@ -32,7 +32,7 @@ def valid_images(of, count=4):
 
 
 def fed(of, folder):
-    """What a network is fed of the PNGs of a folder, by zsqbench's own preprocessing without resize and crop."""
+    """The PNGs of a folder as a network is fed them, by zsqbench's own preprocessing without resize and crop."""
     geometry = Geometry(of.input_size, None, None, "bilinear", of.preprocessing.get("channels", "rgb"))
     samples = [
         Sample(path.name, 0, lambda path=path: open_image(path)) for path in sorted((folder / "images").iterdir())

@@ -1,4 +1,4 @@
-"""What can be asked for of an export."""
+"""The options of an export, and those that it refuses."""
 
 import pytest
 from pydantic import ValidationError

@@ -31,7 +31,7 @@ def photo(tmp_path, size=(23, 17)):
 
 
 def preprocessed(of, image, given):
-    """What evaluation makes of an image."""
+    """The tensor that evaluation makes of an image."""
     geometry = Geometry(
         of.input_size,
         given["resize"],

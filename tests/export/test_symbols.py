@@ -1,4 +1,4 @@
-"""What a student is made of before torch's exporter writes it down."""
+"""A student is made of ONNX's operators before torch's exporter writes it down."""
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ LEFT_OPEN = {
 
 
 REQUIRED = {"file": {"path": __file__}, "mixed": {"over": "rtn", "layers": 2}}
-"""What has no default."""
+"""Values for options without a default."""
 
 
 def build(kind, preset, **options):

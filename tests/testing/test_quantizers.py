@@ -272,7 +272,7 @@ def test_the_strict_check_hands_on_why_an_artifact_does_not_load():
 
 
 def at_qdq(move=None):
-    """What fails at qdq of round to nearest on symmetric weights, with something done to the quantizer of the image."""
+    """The checks that fail at qdq for round to nearest, with something done to the quantizer of the image."""
 
     def after(student):
         for _, each in activation_quantizers(student):

@@ -83,7 +83,7 @@ ABOUT = {
     SYNTHETIC: "makes images for which the network's batch normalisations see what they saw in training",
     NOISE: "makes images of random pixels",
 }
-"""What a method does, in a sentence that begins with its name."""
+"""Sentences on methods, each of which begins with the method's name."""
 
 
 def generators(level: Level) -> dict[str, dict[str, Any]]:
@@ -111,7 +111,7 @@ def quantizers(level: Level, *, relu6: bool) -> dict[str, dict[str, Any]]:
 class Costs:
     """About how long steps take, in seconds, from how long the float network takes for an image.
 
-    The numbers of passes are rough. What was measured corrects them (`Search`), and steps that ran before with another
+    The numbers of passes are rough. Measurements correct them (`Search`), and steps that ran before with another
     seed or scheme are not estimated by them at all.
     """
 

@@ -1,4 +1,4 @@
-"""What the page says: what was chosen, how near it is to the float network, what it costs, and what to fear."""
+"""The page tells what was chosen, how near it is to the float network, what it costs, and what to fear."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -92,7 +92,7 @@ def _judged_on(request: Request, found: Found, tried: Tried) -> str:
 
 
 def _feeding(network: "Pretrained") -> str:
-    """What the file takes."""
+    """The input that the file takes."""
     low, high = network.value_range
     order = "blue, green, red" if network.preprocessing.get("channels") == "bgr" else "red, green, blue"
     order = f" in the order {order}" if network.input_size[0] == 3 else ""  # noqa: PLR2004 - colours
@@ -108,7 +108,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery) -> Iterator[str]:
-    """What can go wrong, the worst first."""
+    """The things that can go wrong, the worst first."""
     row = chosen.tried.row
     if checkup.random_weights:
         yield "The network has random weights: nothing here says anything of a trained one."
@@ -207,7 +207,7 @@ def _figure(tried: Tried, metric: str) -> str:
 
 
 def _left_out(request: Request, found: Found) -> list[str]:
-    """What was not tried, and how long the search took."""
+    """The candidates that were not tried, and how long the search took."""
     names = [f"{name}: {why}." for name, why in found.left_out.items()] or ["No candidate was left out."]
     took = f"The search took {found.seconds:.0f} s of a budget of {request.budget:.0f} s; steps done before took none."
     return [*names, took]

@@ -32,7 +32,7 @@ WIDTHS: Mapping[Target, str] = {
     "int8": "weights and activations of 8 bits",
     "int4": "weights of 4 bits and activations of 8",
 }
-"""What the targets mean, for people."""
+"""The meaning of the targets, for people."""
 
 INSTEAD = "give a .py file with a function build() that returns the network, and its weights by --weights"
 
@@ -40,7 +40,7 @@ NO_FILES = ("none", "built")
 """Weights that are no file: seeded random ones, and those that a user's file loads itself."""
 
 FED = ("input_size", "mean", "std", "value_range", "channels")
-"""What a network that build() returns may say of its input, by attributes of these names."""
+"""A network that build() returns may describe its input by attributes of these names."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def model_entry(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What a suite would say of a network: a name, or a .py file, which is built to read what it says of its input.
+    """The entry of a network in a suite: a name, or a .py file, which is built to read what it says of its input.
 
     Raises ZSQBenchError for files of another kind, for detectors, and where nobody says how a file's network is fed.
     """

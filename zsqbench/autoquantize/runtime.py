@@ -21,7 +21,7 @@ FLOAT, QUANTIZED = "float", "quantized"
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the runtime made of a model; times are of one image, on one thread of this processor."""
+    """The findings of the runtime on a model; times are of one image, on one thread of this processor."""
 
     check: "Check"
     quantized: "Times"

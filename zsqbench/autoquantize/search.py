@@ -87,7 +87,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """The findings of a search."""
 
     suite: Path
     """The suite of the candidates."""
@@ -97,7 +97,7 @@ class Found:
     held_out: Path
     """The synthetic images that were judged on."""
     generator: str
-    """What made them."""
+    """The generator that made them."""
     tried: Sequence[Tried]
     left_out: dict[str, str]
     """Why candidates were not tried, by name."""
@@ -211,7 +211,7 @@ class Search:
     def _level(self) -> Level:
         """The highest level whose images take no more than their part of the budget, with all steps around them.
 
-        What this command took until here is not in the budget: an interrupted one would not find its images again.
+        The time of this command until here is not in the budget: an interrupted one would not find its images again.
         """
         share = IMAGES_SHARE * self.request.budget - STEPS_AROUND * Costs.START
         fitting = [level for level in LEVELS if self._costs.generate(level) <= share]
@@ -293,7 +293,7 @@ PASSES = 5
 """Passes of the float network that are timed: what else the machine does lengthens some of them."""
 
 RARE = 0.05
-"""What is less probable is not taken for chance."""
+"""A difference that is less probable is not taken for chance."""
 
 
 def differ(one: "Result", other: "Result") -> bool:

@@ -25,7 +25,7 @@ HELD_OUT_SEED = 1
 
 @dataclass(frozen=True)
 class Judged:
-    """What candidates are judged on."""
+    """The images that candidates are judged on."""
 
     file: Path
     """Synthetic images that no candidate calibrates on."""

@@ -24,6 +24,6 @@ INSTALL = "pip install 'zsqbench[onnx]'"
 
 
 def missing() -> str | None:
-    """What is not installed that exporting needs, and how to install it; none where all is there."""
+    """The line on a package that exporting needs and that is not installed; none where all are there."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"{absent[0]} is not installed: {INSTALL}" if absent else None

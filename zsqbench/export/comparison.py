@@ -36,7 +36,7 @@ TOLERATED = 1e-3
 
 TIE = 5e-4
 """Parts of a step: values so near to the middle between two codes have either of them, for sums differ in their last
-digits. What is averaged or interpolated meets many. With 16 bits it is 256 times as much, for steps are smaller."""
+digits. Averages and interpolations meet many. With 16 bits it is 256 times as much, for steps are smaller."""
 
 EQUAL_DECISIONS = 99.9
 """Percent of decisions that have to be equal without optimisation, unless the student in 64 bits has fewer."""
@@ -67,7 +67,7 @@ class Departure:
 
 @dataclass(frozen=True)
 class Check:
-    """What a comparison found. Decisions are counted as equal ones of `images`."""
+    """The findings of a comparison. Decisions are counted as equal ones of `images`."""
 
     images: int
     structure: Structure

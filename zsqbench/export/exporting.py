@@ -40,7 +40,7 @@ class Exported:
 
     path: Path
     outputs: Mapping[str, str]
-    """What each output is, by its name: a layer, or a place in the structure that the network returns."""
+    """The meaning of each output, by its name: a layer, or a place in the structure that the network returns."""
     notes: Sequence[str] = ()
 
     @property
@@ -51,7 +51,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file says of itself, besides the network."""
+    """The description of a file that stands in it, besides the network."""
 
     pretrained: Pretrained
     classes: Sequence[str] = ()
@@ -147,7 +147,7 @@ def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
 
 @torch.no_grad()
 def outputs_of(module: nn.Module, pretrained: Pretrained) -> Any:
-    """What a network returns for an image of zeros, in its own structure; a symbolic student returns zeros, too."""
+    """The outputs of a network for an image of zeros, in its own structure; a symbolic student returns zeros, too."""
     return module(torch.zeros(1, *pretrained.input_size))
 
 

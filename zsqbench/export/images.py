@@ -46,7 +46,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class ExportedImages:
-    """What was written into a folder."""
+    """A folder of images that was written."""
 
     folder: Path
     images: int

@@ -23,7 +23,7 @@ class Bias:
     scale: Tensor
 
     def values(self) -> Tensor:
-        """What the codes stand for, as a runtime computes it in float32."""
+        """The values that the codes stand for, as a runtime computes them in float32."""
         return self.codes.float() * self.scale
 
 
@@ -43,7 +43,7 @@ def with_integer_biases(student: fx.GraphModule) -> IntegerStudent:
     """Copy a finalized student and round each bias to the scale of its layer's sums, s_x s_w, with 32 bits.
 
     Where a bias would need more than 30 bits, the scale of its output channel is widened, and the weights are rounded
-    again. That meets channels that are (almost) constant: a weight of 1e-9 beside a bias of 1 changes no output.
+    again. These are channels that are (almost) constant: a weight of 1e-9 beside a bias of 1 changes no output.
     """
     student = copy.deepcopy(student)
     biases: dict[str, Bias] = {}

@@ -8,7 +8,7 @@ from zsqbench.export import MOST_OPSET, OPSET
 
 
 class ExportOptions(BaseModel):
-    """What an exported file holds, and how it is checked and timed."""
+    """The content of an exported file, and how it is checked and timed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -66,7 +66,7 @@ def check_providers(providers: Sequence[str]) -> None:
 def run(
     session: "InferenceSession", images: Tensor | NDArray[Any], names: Sequence[str] | None = None
 ) -> list[NDArray[Any]]:
-    """What a session makes of images [N, C, H, W]; by default, all outputs."""
+    """The outputs of a session for images [N, C, H, W]; by default, all of them."""
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
     found: list[NDArray[Any]] = session.run(names, {session.get_inputs()[0].name: np.ascontiguousarray(array)})
     return found
@@ -106,7 +106,7 @@ def fed(session: "InferenceSession", images: Tensor, pretrained: Pretrained) -> 
 
 
 def seen(given: Tensor, pretrained: Pretrained) -> Tensor:
-    """What a network sees of images [N, C, H, W] as a session takes them: normalised ones."""
+    """Images [N, C, H, W] that a session takes, as a network sees them: normalised."""
     if given.dtype != torch.uint8:
         return given
     black, white = pretrained.valid_range()
@@ -129,7 +129,7 @@ def saturates() -> bool:
 
 
 def processor() -> str:
-    """What this processor has that decides how fast integers are."""
+    """The processor's name, with the features that decide how fast integers are."""
     flags = _cpu_flags()
     known = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2") if name in flags]
     return f"{_cpu_name()} ({', '.join(known) or 'no AVX2'})"

@@ -44,7 +44,7 @@ def part_calls(graph: ir.Graph) -> None:
 
 
 def _stored_weights(graph: ir.Graph) -> list[ir.Node]:
-    """What makes weights of stored integers; biases have 32 bits."""
+    """The operators that make weights of stored integers; biases have 32 bits."""
     return [
         node
         for node in of_type(graph, DEQUANTIZE)
@@ -53,7 +53,7 @@ def _stored_weights(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _way(stored: ir.Node) -> list[ir.Node]:
-    """What makes a weight, and all that this alone goes through before a layer, or several, read it."""
+    """The operator that makes a weight, and those that it goes through before a layer, or several, read it."""
     chain = [stored]
     while (follows := only_reader(output(chain[-1]))) is not None and follows.op_type in _TURNS:
         chain.append(follows)
@@ -97,7 +97,7 @@ def turn_stored_weights(graph: ir.Graph) -> None:
 
 
 def _turned(array: NDArray[Any], chain: list[ir.Node]) -> NDArray[Any] | None:
-    """What operators that move values make of an array; none where that is not known yet."""
+    """An array as operators that move values leave it; none where that is not known yet."""
     for node in chain:
         if node.op_type == "Transpose":
             array = array.transpose(node.attributes["perm"].as_ints())

@@ -30,7 +30,7 @@ INTEGER = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "Ma
 _CALLED_AGAIN = re.compile(rf"{CALL}\d+$")
 
 _FUSED = re.compile(r"(_token_\d+)?(_nchwc|_quant)?$")
-"""What ONNX Runtime adds to the name of an operator that it replaces."""
+"""ONNX Runtime adds such an ending to the name of an operator that it replaces."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Structure:
         return [layer.path for layer in self.layers if layer.island is None and layer.found is False]
 
     def lines(self) -> list[str]:
-        """What people should know: how many layers run with integers, and why others do not; one line each."""
+        """Lines for people: how many layers run with integers, and why others do not."""
         text = f"{self.integer} of {len(self.layers)} layers run with integers"
         text += "" if self.integer == self.expected else f" ({self.expected} were expected to)"
         if not self.is_known:
@@ -103,7 +103,7 @@ def _some(paths: Sequence[str], most: int = 3) -> str:
 
 
 def expected_structure(path: Path) -> Structure:
-    """What can run with integers of a file, by its graph alone. Raises ZSQBenchError for a file that is none."""
+    """The layers of a file that can run with integers, by its graph alone. Raises ZSQBenchError for a file that is none."""
     try:
         graph = ir.load(path).graph
     except Exception as error:
@@ -119,7 +119,7 @@ def expected_structure(path: Path) -> Structure:
 def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Structure:
     """The same, with what ONNX Runtime makes of it when it opens the file as users do.
 
-    What other providers than that of the CPU run with integers cannot be told.
+    Of other providers than that of the CPU, nobody can tell which layers run with integers.
     """
     expected = expected_structure(path)
     if list(providers) != [CPU]:

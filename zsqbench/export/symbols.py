@@ -80,7 +80,7 @@ class _StoredLayer(nn.Module):
         self.register_buffer("bias_scale", self.scale if bias is None else bias.scale)
 
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
-        """What the layer makes of x."""
+        """The layer's output for x."""
         carried: dict[str, Any] = {LAYER: self.path} | ({} if self.axis is None else {"axis": self.axis})
         weight = _symbol("DequantizeLinear", [self.codes, self.scale, self.zero_point], self.codes, carried)
         bias = cast("Tensor | None", self.layer.bias)

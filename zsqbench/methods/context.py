@@ -102,7 +102,7 @@ class StepContext:
     def footnote(self, line: str) -> None:
         """Say in one line what whoever reads the result in a table must know: a note that is a footnote there, too.
 
-        For what a method expects to cost accuracy, with what to do. What all its results have in common belongs into
+        For what a method expects to cost accuracy, with what to do. A line that all its results would have belongs into
         its description. A result that is made of this one has the footnote, too.
         """
         self.reporter.footnote(line)

@@ -93,7 +93,7 @@ def geometry_of(pretrained: Pretrained) -> Geometry:
 
 
 def _feeding(model: ModelSpec, own: Feeding | None, usual: Feeding | None) -> Feeding:
-    """What the suite says, else what the network's own definition says, else what suits the data."""
+    """The suite's values, else those of the network's own definition, else those that suit the data."""
     if own is None:
         mean, std = model.mean or (usual and usual.mean), model.std or (usual and usual.std)
         if not mean or not std or model.input_size is None:
@@ -136,7 +136,7 @@ def _said(model: ModelSpec) -> dict[str, Any]:
 
 
 def _resize_and_crop(model: ModelSpec, own: Feeding) -> tuple[Side | None, Side | None]:
-    """What the suite says; where it resizes or changes the input and names no crop, that to the network's input."""
+    """The suite's values; where it resizes or changes the input and names no crop, that to the network's input."""
 
     def choose(said: Side | Literal["none"] | None, default: Side | None) -> Side | None:
         if said is None or said == "none":

@@ -81,7 +81,7 @@ class ModelSpec(BaseModel):
 
     @property
     def builder(self) -> str:
-        """What builds a network of one's own, in words: `build() of net.py`."""
+        """The function that builds a network of one's own, in words: `build() of net.py`."""
         return f"{self.build}() of {self.file.name if self.file else 'no file'}"
 
     @property

@@ -51,7 +51,7 @@ class Quantizer(Method, ABC):
     def works_over(self) -> str | None:
         """The quantizer of the suite that it leaves its work to (`ctx.over`): its option `over`, if it has one.
 
-        That one prepares the student.
+        The inner quantizer prepares the student.
         """
         over: str | None = getattr(self, "over", None)
         return over
@@ -213,7 +213,7 @@ def _chosen(own: Sequence[Grid], demanded: Grid | None) -> Grid:
 
 
 def _demand(scheme: Scheme, kind: str) -> str:
-    """What a scheme demands of the grids of weights, or of activations, as the first half of a reason."""
+    """The demand of a scheme on the grids of weights, or of activations, as the first half of a reason."""
     demanded = scheme.placement.grid_of(kind)
     of = "" if demanded == scheme.placement.grid else f" of {kind}s"
     return f"the scheme demands the grid {demanded}{of}"

@@ -49,7 +49,7 @@ class TensorMap:
     activation_grid: Grid | None = None
     """The same of activations."""
     input_range: InputRange = "calibrated"
-    """Whether the range of the image is found by calibration, or that of valid pixels."""
+    """The way to the range of the image: by calibration, or that of valid pixels."""
 
     def as_data(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -125,7 +125,7 @@ def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tupl
 
 
 def difference(first: TensorMap, second: TensorMap) -> Difference:
-    """What differs between two maps of one network: their tensors have the same names, but one may have more."""
+    """The differences between two maps of one network: their tensors have the same names, but one may have more."""
     ours, theirs = ({(each.kind, each.name): each for each in made.tensors} for made in (first, second))
     most, other = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
     pairs = [(ours.get(place), theirs.get(place)) for place in dict.fromkeys([*most, *other])]

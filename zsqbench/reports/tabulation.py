@@ -10,7 +10,7 @@ from zsqbench.reports.table import BESIDE, SEVERITY, Column, ColumnKind, Entry, 
 from zsqbench.reports.tablenotes import caption_of, measured_on, remarks_on, sources_of
 
 NOT_RUN = "not run"
-"""What stands in place of a figure that was not measured, for a reason that a footnote gives."""
+"""This stands in place of a figure that was not measured, for a reason that a footnote gives."""
 
 
 def build_table(results: Sequence[Result], names: Sequence[str] = ()) -> Table:

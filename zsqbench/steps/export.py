@@ -57,13 +57,13 @@ class Export(StudentJob):
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
-        """What the file is to hold, and names of classes."""
+        """The options of the file, and names of classes."""
         classes = tuple(data.files.classes) if data else ()
         return super().details(step, suite, data) | {"options": step.cell.export, "classes": classes}
 
     @classmethod
     def not_run(cls, cell: Cell) -> dict[str, str]:
-        """What is not installed."""
+        """The package that is not installed."""
         lack = missing() if cell.export is not None else None
         return {} if lack is None else {RUNTIME: f"not run: {lack}"}
 

@@ -83,7 +83,7 @@ def list_classes(root: Path) -> list[LabelledFile]:
 def list_images(root: Path) -> list[LabelledFile]:
     """The image files of a folder, at any depth, in the order of `list_classes`; their class is the folder at its top.
 
-    That of a file in the folder itself is empty. Raises ZSQBenchError for a link that leads back.
+    A file in the folder itself has an empty one. Raises ZSQBenchError for a link that leads back.
     """
     found = sorted(_images_below(root.resolve()), key=_as_torchvision)
     return [LabelledFile(name, path, name.partition("/")[0] if "/" in name else "") for name, path in found]

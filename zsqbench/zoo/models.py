@@ -45,7 +45,7 @@ class Checkpoint:
 RANDOM: Literal["none"] = "none"
 """No weights are given: they are seeded random numbers."""
 BUILT: Literal["built"] = "built"
-"""What builds the network loads its weights, too."""
+"""The function that builds the network loads its weights, too."""
 
 Weights = Path | Checkpoint | Literal["none", "built"]
 """Where the weights of a network are from: a file, seeded random numbers, or what builds it."""

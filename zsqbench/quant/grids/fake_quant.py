@@ -212,10 +212,10 @@ class QuantizedLayer(nn.Module):
 
     @abstractmethod
     def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the layer makes of x with another weight, of the layout of its codes, and another bias."""
+        """The layer's output for x with another weight, of the layout of its codes, and another bias."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """What torch's layer makes of x with the quantized weight."""
+        """The output of torch's layer for x with the quantized weight."""
         return self.computed(x, self.quantized_weight(), cast("nn.Parameter | None", self.bias))
 
     def quantized_weight(self) -> Tensor:
@@ -262,7 +262,7 @@ class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
     def computed(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
     ) -> Tensor:
-        """What torch's layer makes of x [N, C, H, W] with a weight."""
+        """The output of torch's layer for x [N, C, H, W] with a weight."""
         return self.convolve(x, weight, bias, output_size)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
