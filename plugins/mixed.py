@@ -25,8 +25,8 @@ class Mixed(zsqbench.Quantizer):
     The harness ranks weights before (the step `sensitivity`): each alone is rounded to nearest at the scheme's bits,
     and the squared error of the raw outputs on calibration images says what it does. No label is used. The first
     `layers` get `bits`; or, in this order, each that still fits into `budget`. Activations and all other weights keep
-    the scheme's bits. The quantizer that it is `over` then works as at a scheme that names these layers. The images are read for the
-    ranking even where that one reads none (`squant`, `dfq`), so a generator stands before it.
+    the scheme's bits. The quantizer that it is `over` then works as at a scheme that names these layers. The images are
+    read for the ranking even where that one reads none (`squant`, `dfq`), so a generator stands before it.
 
     Deviations: this is no paper's method. Layers are ranked one by one, and how errors add up is left out (HAWQ weighs
     curvature, others solve for widths together); `over` may change weights before it rounds them (`dfq`, `hptq`), and

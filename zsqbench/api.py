@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from PIL.Image import Image
-    from torch import nn
+    from torch import fx, nn
 
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run, RunReport
@@ -114,7 +114,8 @@ def load_student(
     The student computes on the grids that the cell's accuracy was measured on. Raises ZSQBenchError for a cell that
     there is not, that is not done, or whose artifact is not in `home`.
     """
-    opened = _open_student(suite, cell, home, results, data_root, plugins, device=device)
+    row = find_row(rows_of(suite, Path(results)), cell)
+    opened = _open_student(row, _session(suite, home, data_root, plugins, device=device), home)
     return opened.student, opened.session.task(opened.job).preprocessor(opened.pretrained)
 
 
@@ -167,14 +168,14 @@ def export_model(
         raise ZSQBenchError(f"there is no folder {path.parent} to write {path.name} to")
     check_place(path)
     check_providers(options.providers)
-    opened = _open_student(suite, cell, home, results, data_root, plugins, without)
-    student: Any = opened.student
-    exported = write_student(student, opened.pretrained, path, options, (), opened.row.cell)
+    row = find_row(rows_of(suite, Path(results)), cell)
+    opened = _open_student(row, _session(suite, home, data_root, plugins, without), home)
+    exported = write_student(opened.student, opened.pretrained, path, options, (), {"cell": opened.row.cell})
     lines = [*exported.notes, *(f"{name} is {what}" for name, what in exported.outputs.items())]
     problems: Sequence[str] = ()
     if checked:
         images = opened.images(options.check)
-        found = compare_file(path, student, images, opened.pretrained, options.providers)
+        found = compare_file(path, opened.student, images, opened.pretrained, options.providers)
         lines += found.lines()
         problems = found.problems
     return ExportedModel(path, path.with_suffix(".py"), exported.size_mb, lines, problems)
@@ -361,7 +362,7 @@ class _Opened:
     row: "Result"
     session: "Session"
     job: "Quantize"
-    student: "nn.Module"
+    student: "fx.GraphModule"
 
     @property
     def pretrained(self) -> "Pretrained":
@@ -382,27 +383,17 @@ class _Opened:
         return low + noise * (high - low)
 
 
-def _open_student(
-    suite: str | Path,
-    cell: str,
-    home: Path | str,
-    results: Path | str,
-    data_root: Path | str | None,
-    plugins: Sequence[Path | str],
-    without: Sequence[str] = (),
-    device: str = "cpu",
-) -> _Opened:
-    """Rebuild the quantized network of a cell that is done; see `load_student` for what is raised."""
+def _open_student(row: "Result", session: "Session", home: Path | str) -> _Opened:
+    """Rebuild the quantized network of a row's cell; see `load_student` for what is raised."""
     from zsqbench.steps.quantize import Quantize
 
-    row = find_row(rows_of(suite, Path(results)), cell)
     if row.status != "done":
         raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
     artifact = _artifact(home, row, Quantize.kind, "quantized network")
-    session = _session(suite, home, data_root, plugins, without, device)
     with artifact.reading():
         job = Quantize.model_validate(artifact.field("job", dict))
-    return _Opened(row, session, job, job.restored(session, job.prepared(session), artifact))
+    student = cast("fx.GraphModule", job.restored(session, job.prepared(session), artifact))
+    return _Opened(row, session, job, student)
 
 
 def _session(

@@ -178,8 +178,9 @@ PLACEMENTS: Mapping[str, Placement] = {
     "hw_strict": Placement(),
     # The same on HPTQ's grid: symmetric, with thresholds that are powers of two.
     "pot": Placement(grid="power_of_two"),
-    # The form that integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero, activations
-    # as uint8, the image as its pixels, and what activation functions read that no runtime computes with the layer.
+    # The form that integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero,
+    # activations as uint8, the image as its pixels, and what activation functions read that no runtime computes with
+    # the layer.
     "qdq": Placement(weight_grid="symmetric", activation_grid="affine", input_range="valid", preactivation="a"),
 }
 """The shipped placements, by name."""

@@ -78,10 +78,9 @@ def all_or_none(path: Path) -> Iterator[None]:
 
 def deliver(request: Request, found: Found, network: "Pretrained", path: Path) -> Delivery:
     """Write the student of the first candidate, compare the runtime with it on held-out images, and time it."""
-    from zsqbench.export.exporting import Description, export_student
     from zsqbench.export.options import ExportOptions
-    from zsqbench.export.script import write_script
     from zsqbench.methods import CalibrationSet
+    from zsqbench.steps.export import write_student
 
     tried = found.ranking[0]
     student, preprocess = api.load_student(found.suite, tried.row.cell, home=request.home, results=found.results)
@@ -94,8 +93,7 @@ def deliver(request: Request, found: Found, network: "Pretrained", path: Path) -
     }
     graph = cast("fx.GraphModule", student)
     options = ExportOptions(weights=request.target)
-    made = export_student(graph, Description(network, origin=metadata), path, options)
-    write_script(path, network.preprocessing)
+    made = write_student(graph, network, path, options, (), metadata)
     if request.images is None:
         images = CalibrationSet.load(found.held_out).images[:CHECKED]
     else:

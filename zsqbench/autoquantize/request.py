@@ -23,7 +23,7 @@ with the float network on 85 % of 200 real images with quantized outputs, and on
 matrices gives floats at no cost, as the last layer of most classifiers.
 """
 
-PLACEMENTS: Mapping[str, Any] = {PLACEMENT: {"base": "qdq", "logits": "float"}}
+PLACEMENTS: Mapping[str, Mapping[str, str]] = {PLACEMENT: {"base": "qdq", "logits": "float"}}
 """As a suite has it under `schemes`."""
 
 SCHEMES: Mapping[Target, str] = {"int8": f"{PLACEMENT}/w8a8", "int4": f"{PLACEMENT}/w4a8"}

@@ -50,13 +50,12 @@ def on_threads(count: int) -> Iterator[None]:
 
 def measure(path: Path, student: "fx.GraphModule", network: "Pretrained", images: "torch.Tensor") -> Runtime:
     """Compare a written model with its student, and time it beside the float network, by turns."""
-    from zsqbench.export.comparison import check
     from zsqbench.export.exporting import Description, export_float
-    from zsqbench.export.integers import with_integer_biases
     from zsqbench.export.latency import latency
-    from zsqbench.export.runtime import processor
+    from zsqbench.export.runtime import CPU, processor
+    from zsqbench.steps.export import compare_file
 
-    found = check(path, student, with_integer_biases(student), images, network)
+    found = compare_file(path, student, images, network, (CPU,))
     with tempfile.TemporaryDirectory() as folder:
         plain = export_float(copy.deepcopy(network.module), Description(network), Path(folder) / "float.onnx")
         size = plain.size_mb

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from zsqbench.autoquantize.runtime import on_threads
 from zsqbench.autoquantize.suites import Judged, candidates_suite, held_out_suite
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution.timings import Timings
+from zsqbench.steps.evaluations import differs
 from zsqbench.store import write_atomically
 
 if TYPE_CHECKING:
@@ -292,20 +292,14 @@ class Search:
 PASSES = 5
 """Passes of the float network that are timed: what else the machine does lengthens some of them."""
 
-RARE = 0.05
-"""A difference that is less probable is not taken for chance."""
-
 
 def differ(one: "Result", other: "Result") -> bool:
     """True if one of two rows of the same images agrees with the float network on more, beyond what chance explains.
 
-    By the exact sign test on the images on which one agrees and the other does not (McNemar's test), two-sided.
+    The images count on which one agrees and the other does not.
     """
     first, second = (int.from_bytes(base64.b64decode(row.correct or "")) for row in (one, other))
-    gained, lost = (first & ~second).bit_count(), (second & ~first).bit_count()
-    trials = gained + lost
-    tail = sum(math.comb(trials, count) for count in range(min(gained, lost) + 1)) / 2.0**trials
-    return 2 * tail < RARE
+    return differs((first & ~second).bit_count(), (second & ~first).bit_count())
 
 
 def seconds_per_image(network: "Pretrained", threads: int) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -51,8 +51,8 @@ def export(
     cell: str,
     output: Path,
     check: int,
-    taken: Any,
-    weights: Any,
+    taken: Literal["float", "uint8"],
+    weights: Literal["int8", "int4"],
     opset: int,
     providers: tuple[str, ...],
     without: Sequence[str],

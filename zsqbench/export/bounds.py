@@ -61,7 +61,7 @@ def clip_codes(graph: ir.Graph) -> None:
             _clip_before(graph, node, name, ends, scale, zero_point)
 
 
-def _clip_behind(graph: ir.Graph, quantize: ir.Node, name: str, ends: _Bounds, kind: Any) -> None:
+def _clip_behind(graph: ir.Graph, quantize: ir.Node, name: str, ends: _Bounds, kind: np.dtype[Any]) -> None:
     """Cut off the codes that a rounding gives."""
     codes = output(quantize)
     limits = [initializer(graph, f"code_{end:.0f}", np.array(end, kind)) for end in (ends.low, ends.high)]

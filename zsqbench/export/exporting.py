@@ -56,7 +56,7 @@ class Description:
     pretrained: Pretrained
     classes: Sequence[str] = ()
     """Names of the classes, in the order of the outputs."""
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
     """Where it comes from, such as the cell."""
 
     def metadata(self, outputs: Mapping[str, str]) -> dict[str, str]:

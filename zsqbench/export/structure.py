@@ -103,7 +103,10 @@ def _some(paths: Sequence[str], most: int = 3) -> str:
 
 
 def expected_structure(path: Path) -> Structure:
-    """The layers of a file that can run with integers, by its graph alone. Raises ZSQBenchError for a file that is none."""
+    """The layers of a file, with those that can run with integers, by its graph alone.
+
+    Raises ZSQBenchError for a file that cannot be read.
+    """
     try:
         graph = ir.load(path).graph
     except Exception as error:

@@ -19,9 +19,9 @@ CLIPPED_AT_MOST = 0.05
 """The share of evaluated images with clipped outputs from which on a table warns.
 
 Where several of the largest outputs of an image are clipped, they are equal, and the decision between them is lost: a
-classifier may lose one point for each 0.01. A value that calibration on N images does not meet is met in 1 / (N + 1) of other
-images of their kind: 0.05 is more than a set of 20 that is like the evaluated images leaves. Measured with `rtn` at
-hw/w8a8: 0.28 on EfficientNet-Lite0 calibrated on noise (minus 16 points), 0 on real images; 0.48 on the embedded
+classifier may lose one point for each 0.01. A value that calibration on N images does not meet is met in 1 / (N + 1) of
+other images of their kind: 0.05 is more than a set of 20 that is like the evaluated images leaves. Measured with `rtn`
+at hw/w8a8: 0.28 on EfficientNet-Lite0 calibrated on noise (minus 16 points), 0 on real images; 0.48 on the embedded
 MobileNetV2 with `zeroq` (minus 25 points); 0.01 to 0.025 on the embedded detector calibrated on 64 real images.
 """
 

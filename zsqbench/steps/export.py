@@ -10,7 +10,7 @@ from zsqbench.export import missing
 from zsqbench.export.options import ExportOptions
 from zsqbench.reports.results import Result
 from zsqbench.steps.evaluate import label
-from zsqbench.steps.exportfloat import FLOAT_FILE, ExportFloat, is_exported
+from zsqbench.steps.exportfloat import FLOAT_FILE, ExportFloat, asked_export
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.step import Shown, Step, Tracked
@@ -48,8 +48,8 @@ class Export(StudentJob):
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each quantized network and what the file is to hold, where the suite asks for it."""
-        options = cell.cell.export
-        if not is_exported(cell) or options is None:
+        options = asked_export(cell)
+        if options is None:
             return None
         parts = (options.weights, options.input, str(options.opset), EXPORT_VERSION)
         needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
@@ -75,7 +75,9 @@ class Export(StudentJob):
         student: Any = self.restored(session, self.prepared(session), quantized)
         made = reporter.folder  # the manifest tells of the file, so the file is made first
         made.mkdir(parents=True, exist_ok=True)
-        exported = write_student(student, session.teacher(self), made / FILE, self.options, self.classes, self.label)
+        exported = write_student(
+            student, session.teacher(self), made / FILE, self.options, self.classes, {"cell": self.label}
+        )
         for note in exported.notes:
             reporter.note(note)
         structure = expected_structure(exported.path)
@@ -113,14 +115,14 @@ def write_student(
     path: Path,
     options: ExportOptions,
     classes: Sequence[str],
-    origin: str,
+    origin: Mapping[str, str],
 ) -> "Exported":
     """Write file and script. Raises ZSQBenchError where the network, or the place, does not allow it."""
     from zsqbench.export.exporting import Description, export_student
     from zsqbench.export.script import write_script
 
     names = classes if len(classes) == teacher.classes else ()
-    exported = export_student(student, Description(teacher, names, {"cell": origin}), path, options)
+    exported = export_student(student, Description(teacher, names, origin), path, options)
     write_script(path, teacher.preprocessing)
     return exported
 

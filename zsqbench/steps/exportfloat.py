@@ -30,8 +30,8 @@ class ExportFloat(Job):
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each network and form of its input, where the suite asks for files of its quantized copies."""
-        options = cell.cell.export
-        if not is_exported(cell) or options is None:
+        options = asked_export(cell)
+        if options is None:
             return None
         parts = (cell.facts.digest, options.input, str(options.opset), EXPORT_VERSION)
         return cell.step(cls, cell.cell.model, parts)
@@ -55,7 +55,7 @@ class ExportFloat(Job):
         session.write(self, reporter, {}, move)
 
 
-def is_exported(cell: CellPlanning) -> bool:
-    """True if the suite asks for a file of a cell's network, it quantizes anything, and what it needs is installed."""
-    asked = cell.cell.export is not None and not cell.suite.schemes[cell.cell.scheme].is_float
-    return asked and missing() is None
+def asked_export(cell: CellPlanning) -> ExportOptions | None:
+    """How a cell's network is exported; none where nobody asks, it is float, or a package is not installed."""
+    is_possible = not cell.suite.schemes[cell.cell.scheme].is_float and missing() is None
+    return cell.cell.export if is_possible else None

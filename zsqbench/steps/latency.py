@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zsqbench.export.options import ExportOptions
 from zsqbench.reports.results import Result
 from zsqbench.steps.export import RUNTIME, Export, files_to_time
-from zsqbench.steps.exportfloat import ExportFloat, is_exported
+from zsqbench.steps.exportfloat import ExportFloat, asked_export
 from zsqbench.steps.planning import CellPlanning, Data
 from zsqbench.steps.step import Job, Shown, Step
 from zsqbench.store import Store
@@ -27,14 +28,13 @@ class Latency(Job):
     final: ClassVar[bool] = True
     exclusive: ClassVar[bool] = True
 
-    batch_sizes: tuple[int, ...]
-    providers: tuple[str, ...]
+    options: ExportOptions
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each exported network, batch sizes and execution providers."""
-        options = cell.cell.export
-        if not is_exported(cell) or options is None:
+        options = asked_export(cell)
+        if options is None:
             return None
         needs = (cell.steps[Export.kind], cell.steps[ExportFloat.kind])
         parts = (",".join(map(str, options.batch_sizes)), *options.providers, EXPORT_VERSION)
@@ -43,8 +43,7 @@ class Latency(Job):
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
         """Batch sizes and providers."""
-        options = step.cell.export
-        return {} if options is None else {"batch_sizes": options.batch_sizes, "providers": options.providers}
+        return {"options": step.cell.export}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Time both, by turns."""
@@ -52,7 +51,7 @@ class Latency(Job):
         from zsqbench.export.runtime import processor
 
         files = files_to_time(session.store, self.needs)
-        timed = latency(files, session.teacher(self).input_size, self.batch_sizes, self.providers)
+        timed = latency(files, session.teacher(self).input_size, self.options.batch_sizes, self.options.providers)
         times = {str(batch): {name: vars(found) for name, found in by.items()} for batch, by in timed.items()}
         session.write(self, reporter, {"times": times, "processor": processor()})
 
