@@ -45,7 +45,8 @@ def test_a_cell_that_is_done_becomes_a_file_that_was_compared_and_a_script(ran):
         line.startswith("- without optimisation: 4 of 4 decisions are those") for line in lines
     )  # of four images
     assert CELL in ir.load(file).metadata_props["zsqbench.origin"]
-    student, _ = api.load_student(ran.file, "rtn", home=ran.home, results=ran.results)
+    row = api.find_row(api.rows_of(ran.file, ran.results), "rtn")
+    student = api._open_student(row, api._session(ran.file, ran.home, None, []), ran.home).student
     given = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
     decisions = runtime.run(runtime.open_session(file), given)[0].argmax(1)
     with torch.no_grad():
