@@ -59,3 +59,9 @@ def test_an_accuracy_departs_where_samples_are_right_on_one_side_alone(tmp_path,
         assert text == (
             "its accuracy is not the simulation's: 12 samples are right in the simulation alone, 0 in the runtime alone"
         )
+
+
+def test_a_task_that_tells_nothing_of_single_samples_has_no_accuracy_that_departs(tmp_path):
+    store = store_of(tmp_path, predictions=())
+    job = Runtime.model_construct(needs={Evaluate.kind: KEYS["evaluate"]})
+    assert job._accuracy_departs(store, Evaluation({"mAP": 16.0})) is None

@@ -84,14 +84,21 @@ def write_samples(folder: Path, evaluation: Evaluation) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
+    if tensors := samples_of(evaluation):
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / SAMPLES)
+
+
+def samples_of(evaluation: Evaluation) -> "dict[str, np.ndarray]":
+    """All that is known of each sample, as `read_samples` gives it; empty where nothing is."""
+    import numpy as np
+
     tensors = {f"{OWN}{name}": tensor.detach().cpu().numpy() for name, tensor in evaluation.tensors.items()}
     if len(evaluation.per_sample):
         tensors[CORRECT] = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
     for name, values in ((PREDICTIONS, evaluation.predictions), (LABELS, evaluation.labels)):
         if len(values):
             tensors[name] = _small(np.asarray(values, dtype=np.int32))
-    if tensors:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / SAMPLES)
+    return tensors
 
 
 def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":

@@ -101,10 +101,8 @@ class Runtime(StudentJob):
 
     def _accuracy_departs(self, store: Store, evaluation: Evaluation) -> str | None:
         """Why the accuracy is not the simulation's; none where it may be."""
-        import numpy as np
-
         simulated = evaluations.read_samples(store.read(Evaluate.kind, self.needs[Evaluate.kind]))
-        counts = evaluations.discordant(simulated, {evaluations.CORRECT: np.packbits(list(evaluation.per_sample))})
+        counts = evaluations.discordant(simulated, evaluations.samples_of(evaluation))
         if counts is None or not evaluations.differs(*counts):
             return None
         return (
