@@ -2,9 +2,9 @@
 
 import glob
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import zsqbench
 from zsqbench.scheme import RankedWeight, Scheme
@@ -19,14 +19,25 @@ MB = 1e6
 _BYTE = 8
 
 
+def _number_or_part(layers: float) -> float:
+    if layers < 0 or (isinstance(layers, float) and not 0 < layers < 1):
+        raise ValueError("expected how many weights get more bits, or a part of them between 0 and 1")
+    return layers
+
+
+Layers = Annotated[int | float, AfterValidator(_number_or_part)]
+"""A number of weights, as an integer, or a part of all, more than 0 and less than 1."""
+
+
 class Mixed(zsqbench.Quantizer):
     """Another quantizer, at a scheme in which the most sensitive weights have more bits.
 
     The harness ranks weights before (the step `sensitivity`): each alone is rounded to nearest at the scheme's bits,
     and the squared error of the raw outputs on calibration images says what it does. No label is used. The first
-    `layers` get `bits`; or, in this order, each that still fits into `budget`. Activations and all other weights keep
-    the scheme's bits. The quantizer that it is `over` then works as at a scheme that names these layers. The images are
-    read for the ranking even where that one reads none (`squant`, `dfq`), so a generator stands before it.
+    `layers` get `bits`, a number of them or a part of all; or, in this order, each that still fits into `budget`.
+    Activations and all other weights keep the scheme's bits. The quantizer that it is `over` then works as at a scheme
+    that names these layers. The images are read for the ranking even where that one reads none (`squant`, `dfq`), so a
+    generator stands before it.
 
     Deviations: this is no paper's method. Layers are ranked one by one, and how errors add up is left out (HAWQ weighs
     curvature, others solve for widths together); `over` may change weights before it rounds them (`dfq`, `hptq`), and
@@ -37,7 +48,9 @@ class Mixed(zsqbench.Quantizer):
     seeded = False
 
     over: str = Field(description="the quantizer that does the work, by its name in the suite")
-    layers: int | None = Field(None, ge=0, description="how many weights get more bits; none: as budget says")
+    layers: Layers | None = Field(
+        None, description="how many weights get more bits, or, below 1, which part of them; none: as budget says"
+    )
     budget: float | None = Field(
         None, gt=0, description="size of all weights in MB (10^6 bytes) at most, without scales; none: as layers says"
     )
@@ -81,6 +94,8 @@ class Mixed(zsqbench.Quantizer):
     def chosen(self, scheme: Scheme, weights: Sequence[RankedWeight]) -> list[RankedWeight]:
         """The weights that get more bits. Raises ZSQBenchError where there are too few, or too many for the budget."""
         candidates = [weight for weight in weights if weight.bits < self.bits]
+        if isinstance(self.layers, float):
+            return candidates[: round(self.layers * len(candidates))]
         if self.layers is not None:
             if self.layers > len(candidates):
                 raise zsqbench.ZSQBenchError(

@@ -29,6 +29,17 @@ def test_the_most_sensitive_layers_get_more_bits(count):
     assert chosen(ranked(5, 6, 7), layers=count) == ["a", "b", "c"][:count]
 
 
+@pytest.mark.parametrize(("part", "expected"), [(0.1, []), (1 / 3, ["a"]), (0.5, ["a", "b"]), (0.99, ["a", "b", "c"])])
+def test_a_part_of_the_layers_is_rounded_to_the_nearest_number(part, expected):
+    assert chosen(ranked(5, 6, 7), layers=part) == expected
+
+
+@pytest.mark.parametrize("layers", [-1, -0.5, 0.0, 1.0, 1.5])
+def test_layers_are_a_number_or_a_part(layers):
+    with pytest.raises(ValueError, match="expected how many weights get more bits, or a part of them between 0 and 1"):
+        Mixed(over="rtn", layers=layers)
+
+
 def test_weights_that_have_these_bits_already_are_left_out():
     weights = [*ranked(5, bits=8), *ranked(6, 7)[1:]]
     assert chosen(weights, layers=1) == ["b"]
