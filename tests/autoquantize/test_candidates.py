@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import pytest
 
 from zsqbench.autoquantize.candidates import ABOUT, CANDIDATES, LEVELS, Candidate, Costs, generators, quantizers
@@ -10,30 +12,37 @@ def test_every_method_takes_the_options_that_it_is_given(level, relu6):
     catalog = load_plugins()
     for label, options in generators(level).items():
         catalog.find("generator", label).method.model_validate(options)
-    for label, options in quantizers(level, relu6=relu6).items():
-        catalog.find("quantizer", label).method.model_validate(options)
+    for target in CANDIDATES:
+        for label, options in quantizers(level, target, relu6=relu6).items():
+            named = dict(options)
+            catalog.find("quantizer", named.pop("method", label)).method.model_validate(named)
 
 
 def test_dfq_moves_no_bound_of_relu6():
     plain = {"per_channel": True}
-    assert quantizers(LEVELS[0], relu6=True)["dfq"] == {**plain, "equalization": False, "absorption": False}
-    assert quantizers(LEVELS[0], relu6=False)["dfq"] == plain
+    assert quantizers(LEVELS[0], "int8", relu6=True)["dfq"] == {**plain, "equalization": False, "absorption": False}
+    assert quantizers(LEVELS[0], "int8", relu6=False)["dfq"] == plain
 
 
 def test_what_candidates_are_made_of_is_explained():
-    assert {word for candidate in CANDIDATES for word in candidate.words} == set(ABOUT)
+    assert {word for each in CANDIDATES.values() for candidate in each for word in candidate.words} == set(ABOUT)
 
 
 def test_images_are_judged_on_as_time_allows():
-    costs = Costs(image=0.01, parameters=1, judged=0)
-    assert costs.judged_in(0.38 * 100) == 100
-    assert costs.delivery == Costs.DELIVERY + Costs.CHECK * 0.32
+    costs = Costs(image=0.01, parameters=1, layers=1, judged=0)
+    assert costs.judged_in(0.38 * 100, candidates=6) == 100
+
+
+@pytest.mark.parametrize(("judged", "compared"), [(16, 16), (32, 32), (300, 32)])
+def test_a_delivery_writes_layers_and_compares_some_of_the_images_that_are_judged_on(judged, compared):
+    costs = Costs(image=0.01, parameters=1, layers=50, judged=judged)
+    assert costs.delivery == pytest.approx(Costs.DELIVERY + 50 * Costs.WRITING + Costs.CHECK * 0.01 * compared)
 
 
 def test_levels_and_learning_cost_more_and_more():
-    costs = Costs(image=0.01, parameters=1_000_000, judged=100)
+    costs = Costs(image=0.01, parameters=1_000_000, layers=50, judged=100)
     made = [costs.generate(level) for level in LEVELS]
-    learnt = [costs.of("quantize", CANDIDATES[-1], level) for level in LEVELS]
+    learnt = [costs.of("quantize", Candidate("brecq", "dgh"), level) for level in LEVELS]
     assert (made, learnt) == (sorted(made), sorted(learnt))
     assert costs.of("quantize", Candidate("brecq", "dgh"), LEVELS[2]) > costs.of(
         "quantize", Candidate("rtn", "dgh"), LEVELS[2]
@@ -41,5 +50,19 @@ def test_levels_and_learning_cost_more_and_more():
     assert costs.of("generate", Candidate("rtn", "noise"), LEVELS[4]) == Costs.START
 
 
-def test_one_candidate_is_the_control():
-    assert [candidate.name for candidate in CANDIDATES if candidate.control] == ["rtn on noise"]
+def test_the_ranking_of_layers_costs_passes_for_each_of_them():
+    mixed, costs = Candidate("rtn", "dgh", part=Fraction(1, 2)), Costs(0.01, 1_000_000, layers=50, judged=0)
+    assert costs.of("sensitivity", mixed, LEVELS[0]) == pytest.approx(Costs.START + 0.01 * 16 * 31 + 1)
+    assert costs.of("sensitivity", mixed, LEVELS[5]) == pytest.approx(Costs.START + 0.01 * 32 * 31 + 1)
+
+
+@pytest.mark.parametrize("target", CANDIDATES)
+def test_one_candidate_is_the_control(target):
+    assert [candidate.name for candidate in CANDIDATES[target] if candidate.control] == ["rtn on noise"]
+
+
+def test_at_4_bits_a_part_of_the_layers_may_have_8():
+    mixed = {target: [candidate.name for candidate in each if candidate.part] for target, each in CANDIDATES.items()}
+    assert mixed == {"int8": [], "int4": ["mixed 1/3 over rtn on dgh", "mixed 1/2 over rtn on dgh"]}
+    given = quantizers(LEVELS[0], "int4", relu6=False)["mixed_1_2"]
+    assert given == {"method": "mixed", "over": "rtn", "layers": 0.5, "images": 32}

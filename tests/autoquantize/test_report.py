@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from torch import nn
 
 from zsqbench.autoquantize.candidates import Candidate, Level
 from zsqbench.autoquantize.delivery import Delivery
+from zsqbench.autoquantize.findings import Found, Tried
 from zsqbench.autoquantize.report import make_page
 from zsqbench.autoquantize.request import Request
 from zsqbench.autoquantize.runtime import Runtime
-from zsqbench.autoquantize.search import Found, Tried
 from zsqbench.methods import Pretrained
 from zsqbench.quant import Examination
 from zsqbench.reports.doctor import Checkup
@@ -45,9 +46,9 @@ NETWORK = Pretrained(nn.Identity(), (3, 8, 8), (0.5,) * 3, (0.1, 0.2, 0.3), (0.0
 FED = "from 0 to 1 in the order red, green, blue, less 0.5, divided by (0.1, 0.2, 0.3)."
 
 
-def tried(name, generator=None, control=False, right=16, metric="agreement", **metrics):
+def tried(name, generator=None, control=False, right=16, metric="agreement", part=0, bits=8.0, **metrics):
     """A candidate that agrees on the first so many of 16 images."""
-    bits = ((1 << right) - 1) << (16 - right)
+    correct = ((1 << right) - 1) << (16 - right)
     row = Result(
         suite="s",
         cell=name,
@@ -64,9 +65,10 @@ def tried(name, generator=None, control=False, right=16, metric="agreement", **m
         metrics={"samples": 16.0, "images/samples": 16.0, **metrics} if metrics else {},
         float_metrics={"top1": 90.0},
         notes=["the task noted this"],
-        correct=base64.b64encode(bits.to_bytes(2)).decode(),
+        correct=base64.b64encode(correct.to_bytes(2)).decode(),
+        tensors={"mean_weight_bits": bits, "size_mb": bits / 2},
     )
-    return Tried(Candidate(name, generator, control), row, 2.0)
+    return Tried(Candidate(name, generator, control, Fraction(part)), row, 2.0)
 
 
 BEST = tried("hptq", "dgh", agreement=100.0, fidelity=90.0)
@@ -136,9 +138,57 @@ def test_all_candidates_stand_in_a_table_and_those_left_out_below(checkup):
 
 def test_candidates_that_chance_could_explain_are_named(checkup):
     text = page(checkup)
-    assert "- In agreement, dfq without images cannot be told from it: so small a difference is often chance" in text
+    said = (
+        "- hptq on dgh has the highest agreement. dfq without images cannot be told from it: so small a difference is "
+    )
+    assert f"{said}often chance (sign test, 5 %). Among these the highest fidelity is chosen." in text
     alone = page(checkup, judged(BEST, WORST))
     assert "- The highest agreement is chosen; no other candidate comes so near that it could be chance." in alone
+
+
+PURE = tried("rtn", "dgh", right=9, bits=4.0, agreement=56.25, fidelity=60.0)
+THIRD = tried("rtn", "dgh", right=15, part="1/3", bits=4.5, agreement=93.75, fidelity=80.0)
+HALF = tried("rtn", "dgh", right=16, part="1/2", bits=5.25, agreement=100.0, fidelity=90.0)
+INT4 = replace(REQUEST, target="int4")
+
+
+def test_where_sizes_differ_the_page_says_what_other_bits_would_bring_and_cost(checkup):
+    third, half = THIRD.candidate.name, HALF.candidate.name
+    lines = page(checkup, judged(PURE, THIRD, HALF), INT4, tried=THIRD).splitlines()
+    for line in (
+        f"- {third} made it: 1/3 of the layers have weights of 8 bits, and all weights 4.5 on average.",
+        (
+            f"- {half} has the highest agreement. {third} cannot be told from it: so small a difference is often "
+            "chance (sign test, 5 %). Among these the fewest bits are chosen, then the highest fidelity."
+        ),
+        (
+            "- Fewer bits: the weights of rtn on dgh have 4.0 bits on average and 2.00 MB, instead of 4.5 and 2.25 MB; "
+            "its agreement is 56.25 instead of 93.75."
+        ),
+        (
+            f"- More bits: the weights of {half} have 5.2 bits on average and 2.62 MB, instead of 4.5 and 2.25 MB; "
+            "its agreement is 100.00 instead of 93.75."
+        ),
+        "candidate                  agreement  fidelity  bits  weights  seconds",
+        "mixed 1/3 over rtn on dgh  93.75      80.00     4.5   2.25 MB  2        chosen",
+        "rtn on dgh                 56.25      60.00     4.0   2.00 MB  2",
+    ):
+        assert line in lines, line
+    assert any(line.startswith("- mixed: gives 8 bits to a part of the layers") for line in lines)
+    assert any(line.startswith("- bits: how many bits a weight has on average") for line in lines)
+    alone = page(checkup, judged(PURE), INT4, tried=PURE)
+    assert "bits:" not in alone
+    assert "weights of mixed" not in alone
+
+
+def test_a_network_that_is_no_classifier_bears_a_little_less_fidelity_for_fewer_bits(checkup):
+    half = tried("rtn", "dgh", metric="fidelity", part="1/2", bits=5.0, fidelity=90.0)
+    pure = tried("rtn", "dgh", metric="fidelity", bits=4.0, fidelity=86.0)
+    text = page(checkup, judged(half, pure), INT4, tried=pure)
+    assert (
+        "- mixed 1/2 over rtn on dgh has the highest fidelity. Among those that have at most 5 less, the fewest bits "
+        "are chosen, then the highest fidelity."
+    ) in text
 
 
 def test_every_word_that_is_used_is_explained(checkup):

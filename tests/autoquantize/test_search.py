@@ -1,19 +1,16 @@
-"""The search on an embedded network: a budget that is kept, what is left out, and what is chosen."""
+"""The search on an embedded network: a budget that is kept, and what is left out."""
 
-import base64
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from zsqbench import api
 from zsqbench.autoquantize import search as module
-from zsqbench.autoquantize.candidates import Candidate, Level
+from zsqbench.autoquantize.candidates import Level
 from zsqbench.autoquantize.request import Request
-from zsqbench.autoquantize.search import Found, Search, Tried, differ
+from zsqbench.autoquantize.search import Search
 from zsqbench.cli.networks import load_network
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports.results import Result
 
 TINY = Level(images=8, iterations=2, learning=2)
 
@@ -34,10 +31,10 @@ def searching(tmp_path, monkeypatch):
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: _Blank())
     clock, told = Clock(), []
 
-    def make(budget=600.0, tell=told.append, lacks=None, images=None):
-        request = Request("resnet20", {"base": "resnet20"}, "int8", budget, tmp_path, images, workers=0, device="cpu")
+    def make(budget=600.0, tell=told.append, lacks=None, images=None, target="int8"):
+        request = Request("resnet20", {"base": "resnet20"}, target, budget, tmp_path, images, workers=0, device="cpu")
         network = load_network("resnet20").pretrained
-        return Search(request, network, 17_000, "agreement", False, dict(lacks or {}), tell, 0.0, clock)
+        return Search(request, network, 17_000, 22, "agreement", False, dict(lacks or {}), tell, 0.0, clock)
 
     return make, clock, told
 
@@ -138,61 +135,30 @@ def test_the_highest_level_is_taken_whose_images_take_no_more_than_their_part(se
     assert make()._level() == levels[1]
 
 
-def tried(name, agrees=(), control=False, metric="agreement", fidelity=50.0):
-    """A candidate that agrees on these of 16 images; none means that it failed."""
-    bits = sum(1 << (15 - image) for image in agrees)
-    row = Result(
-        suite="s", cell=name, definition="d", task="t", model="m", generator=None, quantizer=name, scheme="x", seed=0,
-        status="done" if agrees else "failed",
-        metric=metric, metrics={"agreement": 100 * len(agrees) / 16, "fidelity": fidelity},
-        correct=base64.b64encode(bits.to_bytes(2)).decode(),
-    )  # fmt: skip
-    return Tried(Candidate(name, control=control), row, 1.0)
+def test_at_4_bits_the_most_sensitive_layers_may_have_8(searching):
+    make, _, told = searching
+    lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq"], "it is not wanted here")
+    found = make(lacks=lacks, target="int4").run()
+    bits = {tried.candidate.name: tried.bits for tried in found.tried}
+    assert list(bits) == ["rtn on dgh", "rtn on noise", "mixed 1/3 over rtn on dgh", "mixed 1/2 over rtn on dgh"]
+    plain, noise, third, half = bits.values()
+    assert plain == noise == 4 < third < half < 8
+    assert "sensitivity" in found.tried[2].row.seconds
+    estimates = [line for line in told if line.startswith("mixed 1/3 over rtn on dgh: about ")]
+    assert len(estimates) == 1
 
 
-def ranked(*candidates):
-    found = Found(Path(), Path(), TINY, Path(), "dgh", candidates, {}, 1.0)
-    return [one.candidate.quantizer for one in found.ranking]
+def test_mixed_is_left_out_where_the_network_does_not_allow_it_or_the_budget_has_no_time_for_it(searching):
+    make, clock, _ = searching
 
+    def tell(text):
+        if text.startswith("rtn on noise: ") and "agreement" in text:
+            clock.now = 550.0
 
-def test_the_highest_agreement_is_first_where_no_other_one_comes_near():
-    far = tried("far", range(6), fidelity=99.0)
-    assert ranked(far, tried("near", range(16)), tried("failed")) == ["near", "far"]
-
-
-def test_among_those_that_chance_could_have_put_below_the_first_fidelity_decides():
-    first, near = tried("first", range(16), fidelity=60.0), tried("near", range(11), fidelity=70.0)
-    far = tried("far", range(10), fidelity=99.0)
-    assert ranked(first, far, near) == ["near", "first", "far"]
-
-
-def test_the_control_is_not_ranked():
-    control = tried("control", range(16), control=True)
-    found = Found(Path(), Path(), TINY, Path(), "dgh", [tried("a", range(3)), control], {}, 1.0)
-    assert [one.candidate.quantizer for one in found.ranking] == ["a"]
-    assert found.control is control
-
-
-def test_networks_that_are_no_classifiers_are_ranked_by_fidelity_alone():
-    first, second = (tried(name, range(16), metric="fidelity", fidelity=value) for name, value in (("a", 1), ("b", 2)))
-    assert ranked(first, second) == ["b", "a"]
-    assert first.is_told_from(second)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "told"),
-    [
-        (range(6), range(6), False),
-        (range(6), range(1), False),  # 5 to 0: p = 0.0625
-        (range(7), range(1), True),  # 6 to 0: p = 0.03125
-        (range(7), [7], False),  # 7 to 1: p = 0.07
-        (range(8), [8], True),  # 8 to 1: p = 0.039
-        (range(16), [], True),
-    ],
-)
-def test_two_rows_differ_where_the_sign_test_says_that_chance_is_rare(one, other, told):
-    first, second = tried("a", one), tried("b", other)
-    assert differ(first.row, second.row) is differ(second.row, first.row) is told
+    lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq", "mixed_1_3"], "it is not wanted here")
+    found = make(lacks=lacks, target="int4", tell=tell).run()
+    assert found.left_out["mixed 1/3 over rtn on dgh"] == "it is not wanted here"
+    assert found.left_out["mixed 1/2 over rtn on dgh"].endswith("s, and 0 s of the budget were left")
 
 
 # --- how much is judged on, and made -------------------------------------------------------------------------------

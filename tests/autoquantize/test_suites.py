@@ -16,7 +16,7 @@ def test_images_that_are_judged_on_have_another_seed_than_those_calibrated_on(tm
     first = load_suite(held_out_suite(request(tmp_path), LEVELS[0]))
     second = load_suite(
         candidates_suite(
-            request(tmp_path), LEVELS[0], CANDIDATES, "agreement", Judged(tmp_path / "file", 1), relu6=True
+            request(tmp_path), LEVELS[0], CANDIDATES["int4"], "agreement", Judged(tmp_path / "file", 1), relu6=True
         )
     )
     assert [cell.name for cell in first.cells] == ["held_out:network:dgh:fastest:qdq_float_logits/w4a8:1"]
@@ -39,10 +39,10 @@ def test_the_suite_has_a_cell_for_each_candidate_in_their_order(tmp_path):
     (tmp_path / "file").touch()
     made = request(tmp_path, tmp_path / "mine")
     suite = load_suite(
-        candidates_suite(made, LEVELS[0], CANDIDATES, "fidelity", Judged(tmp_path / "file", 50), relu6=False)
+        candidates_suite(made, LEVELS[0], CANDIDATES["int4"], "fidelity", Judged(tmp_path / "file", 50), relu6=False)
     )
     found = [(cell.quantizer, cell.generator) for cell in suite.cells]
-    assert found == [(candidate.quantizer, candidate.generator) for candidate in CANDIDATES]
+    assert found == [(candidate.label, candidate.generator) for candidate in CANDIDATES["int4"]]
     task = suite.task("held_out")
     expected = ("fidelity", tmp_path / "mine", 50, tmp_path / "file")
     assert (task.name, task.folder, task.most, task.file) == expected

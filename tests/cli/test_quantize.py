@@ -38,7 +38,7 @@ def build():
 
 def test_a_network_becomes_a_file_and_a_page(quantize, bench, monkeypatch):
     onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    monkeypatch.setattr(search, "CANDIDATES", search.CANDIDATES[:5:2])
+    monkeypatch.setattr(search, "CANDIDATES", {"int8": search.CANDIDATES["int8"][:5:2]})
     network = bench.write("net.py", CLASSIFIER)
     said = quantize(network, "--weights", "none")
     assert said.code == 0, said.err
@@ -61,7 +61,7 @@ def test_a_network_becomes_a_file_and_a_page(quantize, bench, monkeypatch):
 
 def test_images_of_the_users_decide_and_weights_of_4_bits_are_stored_so(quantize, bench, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    monkeypatch.setattr(search, "CANDIDATES", search.CANDIDATES[:1])
+    monkeypatch.setattr(search, "CANDIDATES", {"int4": search.CANDIDATES["int4"][:1]})
     noise = np.random.default_rng(0)
     for digit in range(10):
         (bench.folder / "mine" / str(digit)).mkdir(parents=True)
@@ -86,7 +86,7 @@ def build():
 
 def test_a_network_that_is_no_classifier_is_judged_by_its_outputs(quantize, bench, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    monkeypatch.setattr(search, "CANDIDATES", search.CANDIDATES[:2])
+    monkeypatch.setattr(search, "CANDIDATES", {"int8": search.CANDIDATES["int8"][:2]})
     file = bench.write("net.py", NET)
     said = quantize(file, "--weights", "none")
     assert said.code == 0, said.err

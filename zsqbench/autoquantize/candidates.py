@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
+from zsqbench.autoquantize.request import Target
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.evaluate import Evaluate
 from zsqbench.steps.generate import Generate
 from zsqbench.steps.quantize import Quantize
+from zsqbench.steps.sensitivity import Sensitivity
 
-NOISE, SYNTHETIC = "noise", "dgh"
+NOISE, SYNTHETIC, MIXED = "noise", "dgh", "mixed"
 
 CHECKED = 32
 """How many images a written file and its simulation are compared on, at most."""
+
+RANKED = 32
+"""How many images the sensitivity of layers is measured on, at most."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +58,40 @@ class Candidate:
     generator: str | None = None
     control: bool = False
     """True for what every other one must beat; it is not chosen."""
+    part: Fraction = Fraction(0)
+    """The part of the layers, the most sensitive ones, whose weights get 8 bits instead of the target's."""
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.quantizer} on {self.generator}" if self.generator else f"{self.quantizer} without images"
+        mixed = f"{MIXED} {self.part} over " if self.part else ""
+        return f"{mixed}{self.quantizer} {f'on {self.generator}' if self.generator else 'without images'}"
+
+    @property
+    def label(self) -> str:
+        """The quantizer's name in a suite."""
+        return f"{MIXED}_{self.part.numerator}_{self.part.denominator}" if self.part else self.quantizer
 
     @property
     def words(self) -> list[str]:
         """The methods whose names stand in the candidate's name."""
-        return [self.quantizer, self.generator] if self.generator else [self.quantizer]
+        return [*([MIXED] if self.part else []), self.quantizer, *([self.generator] if self.generator else [])]
 
 
-CANDIDATES = (
+_CHEAP = (
     Candidate("squant"),
     Candidate("dfq"),
     Candidate("rtn", SYNTHETIC),
     Candidate("hptq", SYNTHETIC),
     Candidate("rtn", NOISE, control=True),
-    Candidate("brecq", SYNTHETIC),
 )
+_MIXED = tuple(Candidate("rtn", SYNTHETIC, part=part) for part in (Fraction(1, 3), Fraction(1, 2)))
+_LEARNT = (Candidate("brecq", SYNTHETIC),)
+
+CANDIDATES: Mapping[Target, tuple[Candidate, ...]] = {
+    "int8": (*_CHEAP, *_LEARNT),
+    "int4": (*_CHEAP, *_MIXED, *_LEARNT),
+}
 """The cheap ones come first, and those that share images one after the other."""
 
 ABOUT = {
@@ -80,6 +100,10 @@ ABOUT = {
     "rtn": "rounds each weight to the nearest step, and takes the ranges of activations from its images",
     "hptq": "takes ranges that are powers of two from its images, and corrects biases",
     "brecq": "learns on its images, block by block, which weights to round up and which down",
+    MIXED: (
+        "gives 8 bits to a part of the layers, those that change the outputs most when they alone are quantized, and "
+        "lets another quantizer do the work"
+    ),
     SYNTHETIC: "makes images for which the network's batch normalisations see what they saw in training",
     NOISE: "makes images of random pixels",
 }
@@ -92,8 +116,8 @@ def generators(level: Level) -> dict[str, dict[str, Any]]:
     return {NOISE: {"images": level.images}, SYNTHETIC: dgh}
 
 
-def quantizers(level: Level, *, relu6: bool) -> dict[str, dict[str, Any]]:
-    """The quantizers of a suite.
+def quantizers(level: Level, target: Target, *, relu6: bool) -> dict[str, dict[str, Any]]:
+    """The quantizers of a suite, by the labels of candidates.
 
     Where the network has ReLU6, dfq leaves out equalization and absorption, which would move its bound: without a bound
     EfficientNet-Lite0 loses 16 points, and a bound for each channel is no operator that runs with integers.
@@ -104,7 +128,17 @@ def quantizers(level: Level, *, relu6: bool) -> dict[str, dict[str, Any]]:
         "activation_iterations": level.learning // 2,
         "batch_size": level.batch,
     }
-    return {"squant": {}, "dfq": dfq, "rtn": {}, "hptq": {}, "brecq": brecq}
+    mixed = {
+        candidate.label: {
+            "method": MIXED,
+            "over": candidate.quantizer,
+            "layers": float(candidate.part),
+            "images": RANKED,
+        }
+        for candidate in CANDIDATES[target]
+        if candidate.part
+    }
+    return {"squant": {}, "dfq": dfq, "rtn": {}, "hptq": {}, "brecq": brecq, **mixed}
 
 
 @dataclass(frozen=True)
@@ -118,6 +152,8 @@ class Costs:
     image: float
     """Seconds of the float network for an image."""
     parameters: int
+    layers: int
+    """Layers whose weights are quantized."""
     judged: int
     """Images that are judged on."""
 
@@ -126,12 +162,15 @@ class Costs:
     ITERATION: ClassVar[float] = 0.01
     """Seconds of an iteration of a generator besides its passes."""
     FLOAT: ClassVar[float] = 2.0
+    """Passes that judging the float network costs for each image."""
     STUDENT: ClassVar[float] = 6.0
-    DELIVERY: ClassVar[float] = 20.0
-    """Seconds of writing both files and of timing them."""
+    """Passes that judging a candidate costs for each image."""
+    DELIVERY: ClassVar[float] = 12.0
+    """Seconds of timing both files, and of all else that is no writing and no comparison."""
+    WRITING: ClassVar[float] = 0.4
+    """Seconds of writing both files for each layer."""
     CHECK: ClassVar[float] = 30.0
     """Passes that the comparison of a file with its student costs for each image."""
-    """Passes that judging costs for each image, of the float network's own figures and of each candidate's."""
 
     def of(self, kind: str, candidate: Candidate, level: Level) -> float:
         """Seconds of a step of this kind."""
@@ -147,11 +186,12 @@ class Costs:
     @property
     def delivery(self) -> float:
         """Seconds of writing a file, of comparing it with its simulation and of timing it."""
-        return self.DELIVERY + self.CHECK * self.image * CHECKED
+        compared = self.CHECK * self.image * min(self.judged, CHECKED)
+        return self.DELIVERY + self.WRITING * self.layers + compared
 
-    def judged_in(self, seconds: float) -> int:
-        """How many images all candidates can be judged on in so many seconds."""
-        return int(seconds / (self.image * (self.FLOAT + self.STUDENT * len(CANDIDATES))))
+    def judged_in(self, seconds: float, candidates: int) -> int:
+        """How many images so many candidates can be judged on in so many seconds."""
+        return int(seconds / (self.image * (self.FLOAT + self.STUDENT * candidates)))
 
     def _passes(self, kind: str, candidate: Candidate, level: Level) -> float:
         if kind == Quantize.kind:
@@ -168,9 +208,12 @@ class Costs:
             Generate.kind: 4.0 * level.images * level.iterations if candidate.generator == SYNTHETIC else 0.0,
             Evaluate.kind: self.STUDENT * self.judged,
             Diagnose.kind: 6.0 * level.images,
+            Sensitivity.kind: min(level.images, RANKED) * (1 + 0.6 * self.layers),
         }
         return passes.get(kind, 8.0)
 
     def _weights(self, kind: str, candidate: Candidate) -> float:
+        if kind == Sensitivity.kind:
+            return self.parameters / 1e6
         per_million = {"squant": 2.0, "dfq": 1.0, "rtn": 1.0, "hptq": 2.0, "brecq": 1.0}
         return per_million[candidate.quantizer] * self.parameters / 1e6 if kind == Quantize.kind else 0.0

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from zsqbench import api
 from zsqbench.autoquantize.candidates import CHECKED
+from zsqbench.autoquantize.findings import Found, Tried
 from zsqbench.autoquantize.request import Request
 from zsqbench.autoquantize.runtime import Runtime, measure
-from zsqbench.autoquantize.search import Found, Tried
 from zsqbench.errors import ZSQBenchError
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from zsqbench.autoquantize.candidates import ABOUT, NOISE
 from zsqbench.autoquantize.delivery import Delivery
+from zsqbench.autoquantize.findings import NEAR, Found, Tried
 from zsqbench.autoquantize.page import Page, Section
 from zsqbench.autoquantize.request import WIDTHS, Request
-from zsqbench.autoquantize.search import Found, Tried
 from zsqbench.reports.tablenotes import remarks_on
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ WORDS = {
     "top1": "percent of the labelled images for which a network decides for the label",
     "control": "a candidate that any good one must beat, and that is not chosen",
     "simulation": "the quantized network in PyTorch, on which all figures of candidates were measured",
+    "bits": "how many bits a weight has on average; the size of all weights follows from them",
     "p50, p95": "what half of the runs, and 95 of 100 runs, do not exceed",
     "codes": "the integers that stand for a tensor's values",
 }
@@ -52,7 +53,7 @@ def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
     row, runtime = chosen.tried.row, chosen.runtime
     lines = [
         f"The model is {chosen.path}. {chosen.path.with_suffix('.py').name} beside it runs it on an image.",
-        f"{chosen.tried.candidate.name} made it.",
+        f"{chosen.tried.candidate.name} made it{_mixed(chosen.tried)}.",
         f"{_nearness(row.value or 0.0, str(row.metric))}{_of(row)} {_judged_on(request, found, chosen.tried)}.",
     ]
     if "top1" in row.metrics:
@@ -68,6 +69,12 @@ def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
         f"An image takes {quantized:.2f} ms; in float {unquantized:.2f} ms ({unquantized / quantized:.1f} x).",
         f"{structure.integer} of {len(structure.layers)} layers run with integers in ONNX Runtime.",
     ]
+
+
+def _mixed(tried: Tried) -> str:
+    """The layers that have more bits than the target says, if any do."""
+    part = tried.candidate.part
+    return f": {part} of the layers have weights of 8 bits, and all weights {tried.bits:.1f} on average" if part else ""
 
 
 def _size(megabytes: float) -> str:
@@ -170,19 +177,42 @@ def _choice(request: Request, found: Found) -> list[str]:
         f"Candidates were judged on {_judged_on(request, found, first)}; none was calibrated on any of them.",
         f"{found.generator} makes {found.level.images} images to calibrate on, and as many of another seed to judge.",
     ]
-    alike = [tried.candidate.name for tried in others if not tried.is_told_from(first)]
-    if metric != "agreement":
-        lines.append("The highest fidelity is chosen.")
-    elif alike:
+    best = max(found.ranking, key=lambda tried: tried.rank)
+    near = [tried.candidate.name for tried in found.ranking if tried is not best and tried.is_near(best)]
+    decides = (
+        "the fewest bits are chosen, then the highest fidelity"
+        if found.sizes_differ
+        else "the highest fidelity is chosen"
+    )
+    if metric == "agreement" and near:
         lines.append(
-            f"In agreement, {_listed(alike)} cannot be told from it: so small a difference is often chance (sign test, "
-            "5 %). Among these the highest fidelity is chosen."
+            f"{best.candidate.name} has the highest agreement. {_listed(near)} cannot be told from it: so small a "
+            f"difference is often chance (sign test, 5 %). Among these {decides}."
+        )
+    elif metric == "agreement":
+        lines.append("The highest agreement is chosen; no other candidate comes so near that it could be chance.")
+    elif found.sizes_differ:
+        lines.append(
+            f"{best.candidate.name} has the highest fidelity. Among those that have at most {NEAR:g} less, {decides}."
         )
     else:
-        lines.append("The highest agreement is chosen; no other candidate comes so near that it could be chance.")
+        lines.append("The highest fidelity is chosen.")
+    lines += _other_sizes(first, others)
     if found.control is not None:
         lines.append(f"The control is {found.control.candidate.name}.")
     return lines
+
+
+def _other_sizes(chosen: Tried, others: Sequence[Tried]) -> Iterator[str]:
+    """The gain and the price of other bits: the best candidate of each other size beside the chosen one."""
+    metric = str(chosen.row.metric)
+    for bits in sorted({tried.bits for tried in others} - {chosen.bits}):
+        other = max((tried for tried in others if tried.bits == bits), key=lambda tried: tried.rank)
+        yield (
+            f"{'More' if bits > chosen.bits else 'Fewer'} bits: the weights of {other.candidate.name} have {bits:.1f} "
+            f"bits on average and {_size(other.weights_mb)}, instead of {chosen.bits:.1f} and "
+            f"{_size(chosen.weights_mb)}; its {metric} is {other.row.value:.2f} instead of {chosen.row.value:.2f}."
+        )
 
 
 def _table(found: Found, chosen: Tried) -> list[list[str]]:
@@ -195,11 +225,17 @@ def _table(found: Found, chosen: Tried) -> list[list[str]]:
     for tried in [*ranking, *sorted(rest, key=lambda tried: not tried.is_done)]:
         end = "chosen" if tried is chosen else "control" if tried.candidate.control else ""
         end = end if tried.is_done else f"{tried.row.status}: {tried.row.reason}"
-        rows.append([tried.candidate.name, *(_figure(tried, name) for name in shown), f"{tried.seconds:.0f}", end])
+        size = [f"{tried.bits:.1f}", _size(tried.weights_mb)] if tried.is_done else ["-", "-"]
+        figures = [*(_figure(tried, name) for name in shown), *(size if found.sizes_differ else [])]
+        rows.append([tried.candidate.name, *figures, f"{tried.seconds:.0f}", end])
     if "top1" in shown:
         top1 = f"{chosen.row.float_metrics['top1']:.2f}"
-        rows.append(["the float network", *("100.00" if name != "top1" else top1 for name in shown), "", ""])
-    return [["candidate", *shown, "seconds", ""], *rows]
+        figures = [
+            *("100.00" if name != "top1" else top1 for name in shown),
+            *(["32.0", ""] if found.sizes_differ else []),
+        ]
+        rows.append(["the float network", *figures, "", ""])
+    return [["candidate", *shown, *(["bits", "weights"] if found.sizes_differ else []), "seconds", ""], *rows]
 
 
 def _figure(tried: Tried, metric: str) -> str:
@@ -235,7 +271,12 @@ def _words(found: Found) -> Iterator[str]:
     """The words that the page uses, each with its meaning."""
     labelled = any("top1" in tried.row.metrics for tried in found.tried)
     agrees = any("agreement" in tried.row.metrics for tried in found.tried)
-    unused = {"top1": not labelled, "agreement": not agrees, "control": found.control is None}
+    unused = {
+        "top1": not labelled,
+        "agreement": not agrees,
+        "control": found.control is None,
+        "bits": not found.sizes_differ,
+    }
     yield from (f"{word}: {meaning}." for word, meaning in WORDS.items() if not unused.get(word))
     used = dict.fromkeys(word for tried in found.tried for word in tried.candidate.words)
     yield from (f"{word}: {ABOUT[word]}." for word in used)

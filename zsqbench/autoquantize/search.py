@@ -1,21 +1,20 @@
 """The search: candidates are run one after the other while the budget lasts, and judged without labels."""
 
-import base64
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench import api
 from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS, NOISE, SYNTHETIC, Candidate, Costs, Level
+from zsqbench.autoquantize.findings import Found, Tried
 from zsqbench.autoquantize.request import Request
 from zsqbench.autoquantize.runtime import on_threads
 from zsqbench.autoquantize.suites import Judged, candidates_suite, held_out_suite
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution.timings import Timings
-from zsqbench.steps.evaluations import differs
 from zsqbench.store import write_atomically
 
 if TYPE_CHECKING:
@@ -41,87 +40,16 @@ RESERVE_AT_MOST = 120.0
 
 MOST_RESERVED = 0.35
 """The part of the budget that is kept for export and measurements at most, whatever they are expected to take."""
-SLOWER = 2.0
-"""How much longer than estimated export and measurements are expected to take at most, where all else does."""
+SLOWER = (1.5, 3.0)
+"""How much longer than estimated export and measurements are expected to take, at least and at most.
+
+As much as all else does, and a half more in any case, for a machine may become busier."""
 
 CORRECTION = (0.2, 5.0)
 """By how much estimates are corrected at most."""
 
 SILENT = ("mlflow", "progress")
 """Plugins that a search does without: it tells its progress itself, and its rows are no experiment."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A candidate that was run."""
-
-    candidate: Candidate
-    row: "Result"
-    seconds: float
-    """All of its steps, whenever they ran; those that share images count them each."""
-
-    @property
-    def is_done(self) -> bool:
-        """True if it was judged."""
-        return self.row.status == "done"
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """The higher, the better: the metric of the task, and among equals how near the outputs are."""
-        return self.row.value or 0.0, self.fidelity
-
-    @property
-    def fidelity(self) -> float:
-        """How near the outputs are to the float network's, at most 100."""
-        return self.row.metrics.get("fidelity", 0.0)
-
-    def is_told_from(self, other: "Tried") -> bool:
-        """True if a difference in agreement that large would be rare by chance (`differ`).
-
-        Of networks that are no classifiers, any difference in fidelity counts.
-        """
-        if self.row.metric != "agreement":
-            return self.rank != other.rank
-        return differ(self.row, other.row)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The findings of a search."""
-
-    suite: Path
-    """The suite of the candidates."""
-    results: Path
-    """The folder of their rows."""
-    level: Level
-    held_out: Path
-    """The synthetic images that were judged on."""
-    generator: str
-    """The generator that made them."""
-    tried: Sequence[Tried]
-    left_out: dict[str, str]
-    """Why candidates were not tried, by name."""
-    seconds: float
-    signal: int | None = None
-    """The signal that ended it."""
-
-    @property
-    def ranking(self) -> list[Tried]:
-        """The candidates that may be chosen, the best first.
-
-        Among those that are not told from the one of the highest agreement, the highest fidelity decides: it is a mean
-        over all outputs, and moves less by chance than a count of a few images does.
-        """
-        able = [tried for tried in self.tried if tried.is_done and not tried.candidate.control]
-        able.sort(key=lambda tried: tried.rank, reverse=True)
-        alike = [tried for tried in able if not tried.is_told_from(able[0])]
-        alike.sort(key=lambda tried: tried.fidelity, reverse=True)
-        return [*alike, *(tried for tried in able if tried not in alike)]
-
-    @property
-    def control(self) -> Tried | None:
-        """The control, where it was run."""
-        return next((tried for tried in self.tried if tried.candidate.control and tried.is_done), None)
 
 
 class _Interrupted(Exception):  # noqa: N818 - no error
@@ -136,6 +64,8 @@ class Search:
     request: Request
     network: "Pretrained"
     parameters: int
+    layers: int
+    """Layers whose weights are quantized."""
     task: str
     """`agreement` or `fidelity`."""
     relu6: bool
@@ -149,8 +79,9 @@ class Search:
     def __post_init__(self) -> None:
         self._estimated = self._took = 0.0
         self._results = self.request.folder / "results"
-        costs = Costs(self._seconds_per_image(), self.parameters, 0)
-        enough = max(LEAST_JUDGED, costs.judged_in(JUDGED_SHARE * self.request.budget))
+        self._candidates = CANDIDATES[self.request.target]
+        costs = Costs(self._seconds_per_image(), self.parameters, self.layers, 0)
+        enough = max(LEAST_JUDGED, costs.judged_in(JUDGED_SHARE * self.request.budget, len(self._candidates)))
         self.most = min(_count_images(self.request.images), enough)
         self._costs = replace(costs, judged=LEVELS[0].images + self.most)
 
@@ -163,7 +94,8 @@ class Search:
     def _left(self) -> float:
         """Seconds that candidates may take."""
         reserve = min(RESERVE * self.request.budget, RESERVE_AT_MOST)
-        slower = min(max(self._correction, 1.0), SLOWER)
+        least, most = SLOWER
+        slower = min(max(self._correction, least), most)
         needed = min(slower * self._costs.delivery, MOST_RESERVED * self.request.budget)
         return self.left - max(reserve, needed)
 
@@ -183,8 +115,8 @@ class Search:
         try:
             self._hold_out(level, generator, file)
             judged = Judged(file, max(self.most, 1))
-            suite = candidates_suite(self.request, level, CANDIDATES, self.task, judged, relu6=self.relu6)
-            for candidate in CANDIDATES:
+            suite = candidates_suite(self.request, level, self._candidates, self.task, judged, relu6=self.relu6)
+            for candidate in self._candidates:
                 self._try(candidate, suite, level, tried, left_out)
         except _Interrupted as interruption:
             signal = interruption.signal
@@ -236,11 +168,11 @@ class Search:
     def _try(
         self, candidate: Candidate, suite: Path, level: Level, tried: list[Tried], left_out: dict[str, str]
     ) -> None:
-        lack = self.lacks.get(candidate.quantizer) or (candidate.generator and self.lacks.get(candidate.generator))
+        lack = self.lacks.get(candidate.label) or (candidate.generator and self.lacks.get(candidate.generator))
         if lack:
             left_out[candidate.name] = str(lack)
             return
-        this, cell = self._open(suite, CANDIDATES.index(candidate))
+        this, cell = self._open(suite, self._candidates.index(candidate))
         plan = this.provisional_plan([cell])[0]
         estimate = self._estimate(plan, candidate, level)
         if estimate > self._left:
@@ -289,27 +221,21 @@ class Search:
         return report.results[0]
 
 
-PASSES = 5
-"""Passes of the float network that are timed: what else the machine does lengthens some of them."""
+PASSES, SECONDS = 5, 2.0
+"""So many passes of the float network are timed at least, and as many as fit into so many seconds.
 
-
-def differ(one: "Result", other: "Result") -> bool:
-    """True if one of two rows of the same images agrees with the float network on more, beyond what chance explains.
-
-    The images count on which one agrees and the other does not.
-    """
-    first, second = (int.from_bytes(base64.b64decode(row.correct or "")) for row in (one, other))
-    return differs((first & ~second).bit_count(), (second & ~first).bit_count())
+What else the machine does lengthens some of them, and on a busy one most.
+"""
 
 
 def seconds_per_image(network: "Pretrained", threads: int) -> float:
-    """How long the float network takes for an image, in a small batch: the shortest of a few passes."""
+    """How long the float network takes for an image, in a small batch: the shortest of some passes."""
     import torch
 
     images = torch.zeros(4, *network.input_size)
-    passes = []
+    passes: list[float] = []
     with on_threads(threads), torch.no_grad():
-        for _ in range(PASSES):
+        while len(passes) < PASSES or sum(passes) < SECONDS:
             began = time.perf_counter()
             network.module(images)
             passes.append(time.perf_counter() - began)

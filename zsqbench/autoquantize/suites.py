@@ -56,7 +56,7 @@ def _block(request: Request, candidate: Candidate, seed: int) -> dict[str, Any]:
         "task": TASK,
         "model": MODEL,
         **images,
-        "quantizer": candidate.quantizer,
+        "quantizer": candidate.label,
         "scheme": request.scheme,
         "seed": seed,
     }
@@ -79,7 +79,7 @@ def _write(
         "schemes": {name: dict(fields) for name, fields in PLACEMENTS.items()},
         "models": {MODEL: dict(request.entry)},
         "generators": generators(level),
-        "quantizers": {**quantizers(level, relu6=relu6), FASTEST: dict(FAST)},
+        "quantizers": {**quantizers(level, request.target, relu6=relu6), FASTEST: dict(FAST)},
         "matrix": matrix,
     }
     path = request.folder / f"{name}.yaml"

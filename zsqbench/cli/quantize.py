@@ -89,6 +89,7 @@ def _quantize(request: "Request", output: Path, started: float) -> int:
         request,
         network.pretrained,
         checkup.parameters,
+        checkup.students[request.scheme].weights,
         "agreement" if classifies else "fidelity",
         any("relu6" in name.lower() for name in checkup.examination.bounded),
         lacks,
