@@ -40,15 +40,26 @@ class Page:
                 parts.append(_html_table(section.table))
         body = "\n".join(parts)
         return (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.title)}</title>\n'
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f'<meta name="viewport" content="width=device-width"><title>{html.escape(self.title)}</title>\n'
             f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
         )
 
 
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}"
-)
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;padding:0 1em;overflow-wrap:break-word}
+h1{font-size:1.5em;line-height:1.25}
+h2{font-size:1.1em;margin:1.8em 0 .5em;padding-bottom:.2em;border-bottom:1px solid #8886}
+ul{margin:.5em 0;padding-left:1.2em}
+li{margin:.3em 0}
+div{overflow-x:auto}
+table{border-collapse:collapse;margin:.8em 0;white-space:nowrap;font-variant-numeric:tabular-nums}
+td,th{padding:.25em .8em;text-align:left}
+td:first-child,th:first-child{padding-left:0}
+.number{text-align:right}
+tr+tr{border-top:1px solid #8884}
+"""
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
@@ -57,8 +68,19 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _html_table(table: Sequence[Sequence[str]]) -> str:
+    numbers = [_are_numbers(column[1:]) for column in zip(*table, strict=True)]
+
     def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        made = (
+            f"<{tag}{' class=number' if number else ''}>{html.escape(cell)}</{tag}>"
+            for cell, number in zip(cells, numbers, strict=True)
+        )
+        return f"<tr>{''.join(made)}</tr>"
 
     head, *rows = table
-    return "<table>" + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
+    return "<div><table>" + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table></div>"
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """True for a column whose digits stand below each other: numbers, with a unit or not, or none."""
+    return any(cells) and all(cell[:1].isdigit() for cell in cells if cell.strip("-"))

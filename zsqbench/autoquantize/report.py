@@ -252,7 +252,10 @@ def _left_out(request: Request, found: Found) -> list[str]:
 def _compared(request: Request, chosen: Delivery) -> list[str]:
     check = chosen.runtime.check
     images = "synthetic images" if request.images is None else f"images of {request.images}"
-    return [f"The file was compared with the simulation on {check.images} {images}.", *(f"{x}." for x in check.lines())]
+    return [
+        f"The file was compared with the simulation on {check.images} {images}.",
+        *(f"{line[0].upper()}{line[1:]}." for line in check.lines()),
+    ]
 
 
 def _timed_on(chosen: Delivery) -> str:
