@@ -23,7 +23,7 @@ def test_the_page_is_escaped_and_needs_no_other_file():
 
 @pytest.mark.parametrize(
     ("cells", "numbers"),
-    [(["1", "22.5", "-", ""], True), (["2.25 MB", "12.3 kB"], True), (["", "chosen"], False), (["", ""], False)],
+    [(["1", "-22.5", "-", ""], True), (["2.25 MB", "12.3 kB"], True), (["", "chosen"], False), (["", ""], False)],
 )
 def test_columns_of_numbers_are_aligned_by_their_digits(cells, numbers):
     html = Page("net", [Section("Candidates", table=[["value"], *([cell] for cell in cells)])]).html()

@@ -140,10 +140,10 @@ def test_at_4_bits_the_most_sensitive_layers_may_have_8(searching):
     lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq"], "it is not wanted here")
     found = make(lacks=lacks, target="int4").run()
     bits = {tried.candidate.name: tried.bits for tried in found.tried}
-    assert list(bits) == ["rtn on dgh", "rtn on noise", "mixed 1/3 over rtn on dgh", "mixed 1/2 over rtn on dgh"]
-    plain, noise, third, half = bits.values()
+    assert list(bits) == ["rtn on dgh", "mixed 1/3 over rtn on dgh", "mixed 1/2 over rtn on dgh", "rtn on noise"]
+    plain, third, half, noise = bits.values()
     assert plain == noise == 4 < third < half < 8
-    assert "sensitivity" in found.tried[2].row.seconds
+    assert "sensitivity" in found.tried[1].row.seconds
     estimates = [line for line in told if line.startswith("mixed 1/3 over rtn on dgh: about ")]
     assert len(estimates) == 1
 
@@ -152,7 +152,7 @@ def test_mixed_is_left_out_where_the_network_does_not_allow_it_or_the_budget_has
     make, clock, _ = searching
 
     def tell(text):
-        if text.startswith("rtn on noise: ") and "agreement" in text:
+        if text.startswith("rtn on dgh: ") and "agreement" in text:
             clock.now = 550.0
 
     lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq", "mixed_1_3"], "it is not wanted here")

@@ -48,15 +48,16 @@ class Page:
 
 _STYLE = """
 :root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;padding:0 1em;overflow-wrap:break-word}
+body{font:16px/1.5 system-ui,sans-serif;max-width:58em;margin:2em auto;padding:0 1em;overflow-wrap:break-word}
 h1{font-size:1.5em;line-height:1.25}
 h2{font-size:1.1em;margin:1.8em 0 .5em;padding-bottom:.2em;border-bottom:1px solid #8886}
 ul{margin:.5em 0;padding-left:1.2em}
 li{margin:.3em 0}
 div{overflow-x:auto}
-table{border-collapse:collapse;margin:.8em 0;white-space:nowrap;font-variant-numeric:tabular-nums}
-td,th{padding:.25em .8em;text-align:left}
+table{border-collapse:collapse;margin:.8em 0;font-variant-numeric:tabular-nums}
+td,th{padding:.25em .7em;text-align:left}
 td:first-child,th:first-child{padding-left:0}
+td:first-child,.number{white-space:nowrap}
 .number{text-align:right}
 tr+tr{border-top:1px solid #8884}
 """
@@ -83,4 +84,4 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
 
 def _are_numbers(cells: Sequence[str]) -> bool:
     """True for a column whose digits stand below each other: numbers, with a unit or not, or none."""
-    return any(cells) and all(cell[:1].isdigit() for cell in cells if cell.strip("-"))
+    return any(cells) and all(cell.lstrip("-")[:1].isdigit() for cell in cells if cell.strip("-"))

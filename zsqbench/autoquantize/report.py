@@ -1,9 +1,10 @@
 """The page tells what was chosen, how near it is to the float network, what it costs, and what to fear."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from zsqbench.autoquantize.candidates import ABOUT, NOISE
+from zsqbench.autoquantize.candidates import ABOUT, CANDIDATES, NOISE
 from zsqbench.autoquantize.delivery import Delivery
 from zsqbench.autoquantize.findings import NEAR, Found, Tried
 from zsqbench.autoquantize.page import Page, Section
@@ -36,7 +37,7 @@ WORDS = {
 def make_page(request: Request, found: Found, checkup: "Checkup", network: "Pretrained", chosen: Delivery) -> Page:
     """The page about a search and the model that was chosen and delivered."""
     return Page(
-        f"{request.model}, quantized to {WIDTHS[request.target]}",
+        f"{request.model}, quantized to {WIDTHS[request.target]}{_but(chosen.tried)}",
         [
             Section("In short", [*_short(request, found, chosen), _feeding(network)]),
             Section("What to fear", list(_fears(request, found, checkup, chosen)) or ["Nothing was found."]),
@@ -44,16 +45,17 @@ def make_page(request: Request, found: Found, checkup: "Checkup", network: "Pret
             Section("Left out", _left_out(request, found)),
             Section("Speed", [_timed_on(chosen)], _latencies(chosen)),
             Section("The file beside the simulation", _compared(request, chosen)),
-            Section("Words", list(_words(found))),
+            Section("Words", list(_words(request, found))),
         ],
     )
 
 
 def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
     row, runtime = chosen.tried.row, chosen.runtime
+    mean = f"; its weights have {chosen.tried.bits:.1f} bits on average" if chosen.tried.candidate.part else ""
     lines = [
         f"The model is {chosen.path}. {chosen.path.with_suffix('.py').name} beside it runs it on an image.",
-        f"{chosen.tried.candidate.name} made it{_mixed(chosen.tried)}.",
+        f"{chosen.tried.candidate.name} made it{mean}.",
         f"{_nearness(row.value or 0.0, str(row.metric))}{_of(row)} {_judged_on(request, found, chosen.tried)}.",
     ]
     if "top1" in row.metrics:
@@ -71,10 +73,10 @@ def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
     ]
 
 
-def _mixed(tried: Tried) -> str:
+def _but(tried: Tried) -> str:
     """The layers that have more bits than the target says, if any do."""
     part = tried.candidate.part
-    return f": {part} of the layers have weights of 8 bits, and all weights {tried.bits:.1f} on average" if part else ""
+    return f"; {part} of the layers have weights of 8" if part else ""
 
 
 def _size(megabytes: float) -> str:
@@ -270,7 +272,7 @@ def _latencies(chosen: Delivery) -> list[list[str]]:
     ]
 
 
-def _words(found: Found) -> Iterator[str]:
+def _words(request: Request, found: Found) -> Iterator[str]:
     """The words that the page uses, each with its meaning."""
     labelled = any("top1" in tried.row.metrics for tried in found.tried)
     agrees = any("agreement" in tried.row.metrics for tried in found.tried)
@@ -281,8 +283,9 @@ def _words(found: Found) -> Iterator[str]:
         "bits": not found.sizes_differ,
     }
     yield from (f"{word}: {meaning}." for word, meaning in WORDS.items() if not unused.get(word))
-    used = dict.fromkeys(word for tried in found.tried for word in tried.candidate.words)
-    yield from (f"{word}: {ABOUT[word]}." for word in used)
+    named = {tried.candidate.name for tried in found.tried} | found.left_out.keys()
+    used = [candidate.words for candidate in CANDIDATES[request.target] if candidate.name in named]
+    yield from (f"{word}: {ABOUT[word]}." for word in dict.fromkeys(itertools.chain(*used)))
 
 
 def _listed(names: Sequence[str]) -> str:
