@@ -8,7 +8,7 @@ from zsqbench import api
 from zsqbench.autoquantize import search as module
 from zsqbench.autoquantize.candidates import Level
 from zsqbench.autoquantize.request import Request
-from zsqbench.autoquantize.search import Search
+from zsqbench.autoquantize.search import Pace, Search, measure_pace
 from zsqbench.cli.networks import load_network
 from zsqbench.errors import ZSQBenchError
 
@@ -169,7 +169,7 @@ def test_the_users_images_are_as_many_as_there_is_time_to_judge_on(searching, tm
     for index in range(50):
         (tmp_path / "mine").mkdir(exist_ok=True)
         (tmp_path / "mine" / f"{index}.png").touch()
-    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    monkeypatch.setattr(module, "measure_pace", lambda *_: Pace(1.0, 1.0))
     assert make(budget=2000.0).most == 0
     assert make(budget=6080.0, images=tmp_path / "mine").most == 40
     assert make(budget=60.0, images=tmp_path / "mine").most == 32
@@ -178,8 +178,23 @@ def test_the_users_images_are_as_many_as_there_is_time_to_judge_on(searching, tm
 
 def test_a_search_again_judges_and_makes_as_many_images_whatever_the_machine_does_then(searching, monkeypatch):
     make, _, _ = searching
-    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 1.0)
+    monkeypatch.setattr(module, "measure_pace", lambda *_: Pace(1.0, 1.0))
     first = make()
-    monkeypatch.setattr(module, "seconds_per_image", lambda *_: 2.0)
+    monkeypatch.setattr(module, "measure_pace", lambda *_: Pace(2.0, 1.0))
     assert make()._costs == first._costs
     assert make(budget=601.0)._costs != first._costs
+
+
+@pytest.mark.parametrize(("busy", "slower"), [(1.0, 1.5), (2.0, 2.0), (9.0, 3.0)])
+def test_more_of_the_budget_is_kept_where_the_machine_is_busy(searching, monkeypatch, busy, slower):
+    make, _, _ = searching
+    monkeypatch.setattr(module, "measure_pace", lambda *_: Pace(0.1, busy))
+    search = make(budget=700.0)
+    assert search.left - search._left == pytest.approx(max(0.15 * 700, slower * search._costs.delivery))
+
+
+def test_a_pace_is_that_of_a_pass_and_says_how_busy_the_machine_is():
+    network = load_network("resnet20").pretrained
+    pace = measure_pace(network, 1)
+    assert 0 < pace.image < 1
+    assert pace.busy > 0.5

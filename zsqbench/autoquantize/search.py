@@ -43,7 +43,7 @@ MOST_RESERVED = 0.35
 SLOWER = (1.5, 3.0)
 """How much longer than estimated export and measurements are expected to take, at least and at most.
 
-As much as all else does, and a half more in any case, for a machine may become busier."""
+As much as all else does, or as the machine is busy; and a half more in any case, for it may become busier."""
 
 CORRECTION = (0.2, 5.0)
 """By how much estimates are corrected at most."""
@@ -80,7 +80,9 @@ class Search:
         self._estimated = self._took = 0.0
         self._results = self.request.folder / "results"
         self._candidates = CANDIDATES[self.request.target]
-        costs = Costs(self._seconds_per_image(), self.parameters, self.layers, 0)
+        pace = measure_pace(self.network, self.request.threads)
+        self._busy = pace.busy
+        costs = Costs(self._seconds_per_image(pace), self.parameters, self.layers, 0)
         enough = max(LEAST_JUDGED, costs.judged_in(JUDGED_SHARE * self.request.budget, len(self._candidates)))
         self.most = min(_count_images(self.request.images), enough)
         self._costs = replace(costs, judged=LEVELS[0].images + self.most)
@@ -95,7 +97,7 @@ class Search:
         """Seconds that candidates may take."""
         reserve = min(RESERVE * self.request.budget, RESERVE_AT_MOST)
         least, most = SLOWER
-        slower = min(max(self._correction, least), most)
+        slower = min(max(self._correction, self._busy, least), most)
         needed = min(slower * self._costs.delivery, MOST_RESERVED * self.request.budget)
         return self.left - max(reserve, needed)
 
@@ -126,19 +128,18 @@ class Search:
             raise ZSQBenchError(_nothing(found))
         return found
 
-    def _seconds_per_image(self) -> float:
+    def _seconds_per_image(self, pace: "Pace") -> float:
         """How long the float network takes for an image, as it was measured when this request was first made.
 
         How many images are made and judged on follows from it, so that the same command goes on with the same steps.
         """
         file = self.request.folder / "seconds_per_image.json"
         try:
-            seconds = float(json.loads(file.read_text(encoding="utf-8")))
+            return float(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            seconds = seconds_per_image(self.network, self.request.threads)
             self.request.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(seconds))
-        return seconds
+            write_atomically(file, json.dumps(pace.image))
+            return pace.image
 
     def _level(self) -> Level:
         """The highest level whose images take no more than their part of the budget, with all steps around them.
@@ -228,18 +229,31 @@ What else the machine does lengthens some of them, and on a busy one most.
 """
 
 
-def seconds_per_image(network: "Pretrained", threads: int) -> float:
-    """How long the float network takes for an image, in a small batch: the shortest of some passes."""
+@dataclass(frozen=True)
+class Pace:
+    """How fast this machine is now."""
+
+    image: float
+    """Seconds of the float network for an image in a small batch, in the fastest pass."""
+    busy: float
+    """How much longer passes take than their threads compute: about 1 where nothing else runs."""
+
+
+def measure_pace(network: "Pretrained", threads: int) -> Pace:
+    """Time passes of the float network."""
     import torch
 
     images = torch.zeros(4, *network.input_size)
     passes: list[float] = []
     with on_threads(threads), torch.no_grad():
+        network.module(images)
+        computed = time.process_time()
         while len(passes) < PASSES or sum(passes) < SECONDS:
             began = time.perf_counter()
             network.module(images)
             passes.append(time.perf_counter() - began)
-    return min(passes) / len(images)
+        computed = (time.process_time() - computed) / threads
+    return Pace(min(passes) / len(images), sum(passes) / computed)
 
 
 def _count_images(folder: Path | None) -> int:
