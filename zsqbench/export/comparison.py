@@ -179,7 +179,9 @@ def check(
         ours = _outputs_of(student, images)
         of_integers = _outputs_of(follower, images)
         doubled = _outputs_of(copy.deepcopy(student).double(), images.double())
-        plain = _outputs_of(copy.deepcopy(pretrained.module).cpu().eval(), images)
+        float_network = copy.deepcopy(pretrained.module).cpu().eval()
+        # only what is no classifier is judged by how far the float network is
+        plain = None if _classifies(ours) else _outputs_of(float_network, images)
     alike = _Alike(ours, plain)
     saturating = None
     if saturates() and list(providers) == [CPU]:
@@ -216,6 +218,10 @@ def _outputs_of(module: nn.Module, images: Tensor) -> Outputs:
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
+def _classifies(outputs: Outputs) -> bool:
+    return len(outputs) == 1 and outputs[0].ndim == 2  # noqa: PLR2004 - images, classes
+
+
 class _Alike:
     """Counts images for which outputs decide as the student's do.
 
@@ -223,14 +229,13 @@ class _Alike:
     than these are to the float network's: whatever differs is less than what quantization itself did.
     """
 
-    def __init__(self, ours: Outputs, plain: Outputs) -> None:
+    def __init__(self, ours: Outputs, plain: Outputs | None) -> None:
         self.ours = ours
-        self.classifies = len(ours) == 1 and ours[0].ndim == 2  # noqa: PLR2004 - images, classes
-        self.bounds = list(map(_distances, ours, plain))
+        self.bounds = None if plain is None else list(map(_distances, ours, plain))
 
     def count(self, others: Outputs) -> int:
         """For how many images they do."""
-        if self.classifies:
+        if self.bounds is None:
             return int((others[0].argmax(1) == self.ours[0].argmax(1)).sum())
         near = [
             _distances(other, own) <= bound for other, own, bound in zip(others, self.ours, self.bounds, strict=True)
