@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench.autoquantize.candidates import Candidate, Level
-from zsqbench.steps.evaluations import differs
+from zsqbench.statistics import differs
 
 if TYPE_CHECKING:
     from zsqbench.reports.results import Result

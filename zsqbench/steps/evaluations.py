@@ -28,9 +28,6 @@ SAMPLES = "samples.safetensors"
 
 The file of the float network holds `labels`, too."""
 
-SIGNIFICANT = 0.05
-"""A difference between two networks is taken for one where it would be rarer than this by chance."""
-
 CORRECT, PREDICTIONS, LABELS, OWN = "correct", "predictions", "labels", "task."
 
 
@@ -122,17 +119,6 @@ def discordant(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarr
         return None
     one, other = (np.unpackbits(samples[CORRECT]).astype(bool) for samples in (first, second))
     return int((one & ~other).sum()), int((other & ~one).sum())
-
-
-def differs(one_alone: int, other_alone: int) -> bool:
-    """True if two networks differ beyond chance, by the samples that just one of them has right.
-
-    By the exact McNemar test, which is a two-sided sign test on these samples.
-    """
-    from scipy.stats import binomtest
-
-    trials = one_alone + other_alone
-    return trials > 0 and float(binomtest(one_alone, trials).pvalue) < SIGNIFICANT
 
 
 def agreement(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from zsqbench.export.options import ExportOptions
 from zsqbench.methods import Evaluation
 from zsqbench.reports.results import Result
+from zsqbench.statistics import differs
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import Evaluate, label
 from zsqbench.steps.export import FILE, RUNTIME, Export, compare_file
@@ -103,7 +104,7 @@ class Runtime(StudentJob):
         """Why the accuracy is not the simulation's; none where it may be."""
         simulated = evaluations.read_samples(store.read(Evaluate.kind, self.needs[Evaluate.kind]))
         counts = evaluations.discordant(simulated, evaluations.samples_of(evaluation))
-        if counts is None or not evaluations.differs(*counts):
+        if counts is None or not differs(*counts):
             return None
         return (
             f"its accuracy is not the simulation's: {counts[0]} samples are right in the simulation alone, "

@@ -1,0 +1,37 @@
+"""Statistics between methods that were measured on the same images: which is better, by how much, and which tie.
+
+In reading order: counts.py (two networks, by images that one has right), intervals.py (over images and seeds),
+difference.py (two methods, with seeds), power.py (what it takes to tell them, and a verdict), ties.py (a column).
+"""
+
+from zsqbench.statistics.counts import SIGNIFICANT, differs, mcnemar, tango
+from zsqbench.statistics.difference import (
+    MIN_SEEDS,
+    Difference,
+    Samples,
+    Scope,
+    compare,
+    unpacked,
+)
+from zsqbench.statistics.power import detectable, needed, verdict
+from zsqbench.statistics.ties import COLUMN_SEEDS, Ties, letters, ties
+
+__all__ = [
+    "COLUMN_SEEDS",
+    "MIN_SEEDS",
+    "SIGNIFICANT",
+    "Difference",
+    "Samples",
+    "Scope",
+    "Ties",
+    "compare",
+    "detectable",
+    "differs",
+    "letters",
+    "mcnemar",
+    "needed",
+    "tango",
+    "ties",
+    "unpacked",
+    "verdict",
+]

@@ -1,0 +1,84 @@
+"""Two networks by how many images only the first has right, and how many only the second: a test, and an interval."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SIGNIFICANT = 0.05
+"""A difference is taken for one where it would be rarer than this by chance; 1 minus this is the level of intervals."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One row of right and wrong: how many images just one method has right."""
+
+    only_first: int
+    only_second: int
+    images: int
+
+    @property
+    def p(self) -> float:
+        """The exact McNemar test."""
+        return mcnemar(self.only_first, self.only_second)[0]
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """Tango's."""
+        return tango(self.only_first, self.only_second, self.images, alpha)
+
+
+def exact_p(only_first: "int | np.ndarray", only_second: "int | np.ndarray") -> "np.ndarray":
+    """The exact McNemar test of one pair or of many: a two-sided sign test."""
+    import numpy as np
+    from scipy.special import bdtr
+
+    fewer, trials = np.minimum(only_first, only_second), np.add(only_first, only_second)
+    p: np.ndarray = np.minimum(2 * bdtr(fewer, np.asarray(trials, dtype=int), 0.5), 1.0)
+    return p
+
+
+def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
+    """The exact McNemar test by the images that just one of two networks has right: its p, and mid-p.
+
+    Mid-p counts what is as probable as what was seen by half (Fagerland, Lydersen and Laake 2013, BMC Medical Research
+    Methodology 13:91).
+    """
+    from scipy.stats import binom
+
+    trials = only_first + only_second
+    p, seen = float(exact_p(only_first, only_second)), float(binom.pmf(only_first, trials, 0.5))
+    return p, p - (seen / 2 if only_first == only_second else seen)
+
+
+def differs(only_first: int, only_second: int) -> bool:
+    """True if two networks differ beyond chance, by the images that just one of them has right."""
+    return mcnemar(only_first, only_second)[0] < SIGNIFICANT
+
+
+def tango(only_first: int, only_second: int, images: int, alpha: float = SIGNIFICANT) -> tuple[float, float]:
+    """Tango's score interval at level 1 - alpha for a difference of two shares of the same images, from -1 to 1.
+
+    Tango 1998, Statistics in Medicine 17:891-908. Neither scipy nor statsmodels has it; R's PropCIs does (scoreci.mp).
+    """
+    return -_tango_high(only_second, only_first, images, alpha), _tango_high(only_first, only_second, images, alpha)
+
+
+def _tango_high(only_first: int, only_second: int, images: int, alpha: float) -> float:
+    """The upper end: where the score test of a difference reaches alpha / 2."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    squared, seen = float(ndtri(alpha / 2)) ** 2, (only_first - only_second) / images
+
+    def beyond(difference: float) -> float:
+        # Equation 25 with the most likely share of `only_second` at this difference; squared, free of a quotient by 0.
+        linear = (2 * images - only_first + only_second) * difference - only_first - only_second
+        product = 8 * images * only_second * difference * (1 - difference)
+        share = (math.sqrt(max(linear**2 + product, 0.0)) - linear) / (4 * images)
+        variance = images * (2 * share + difference * (1 - difference))
+        return (images * (seen - difference)) ** 2 - squared * variance
+
+    start = seen + 1e-9  # where no image differs, what was seen solves it, too
+    return float(brentq(beyond, start, 1.0)) if start < 1 else 1.0

@@ -1,0 +1,79 @@
+"""How large a difference would be found, how many images or seeds would find it, and a verdict in words."""
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from zsqbench.statistics.counts import SIGNIFICANT
+from zsqbench.statistics.difference import Difference
+from zsqbench.statistics.intervals import Numbers, t_quantile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+POWER = 0.8
+"""How probable it shall be that a difference is found, where images or seeds are counted beforehand."""
+
+
+def detectable(images: int, image_deviation: Numbers, seeds: int = 0, seed_deviation: Numbers = 0.0) -> "np.ndarray":
+    """The difference that is found with a probability of 80 %, in the unit of the deviations.
+
+    Deviations are those of a difference. With seeds, at least 2, it is found over seeds: what would be found by images
+    alone and by seeds alone, added in squares as in the interval.
+    """
+    import numpy as np
+
+    return np.hypot(_effect(images) * image_deviation, _effect(seeds) * seed_deviation if seeds else 0.0)
+
+
+@lru_cache(maxsize=256)
+def _effect(count: int) -> float:
+    """The mean, in standard deviations, that a t test over so many finds with a probability of 80 %."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=count, alpha=SIGNIFICANT, power=POWER))
+
+
+def needed(points: float, deviation: float) -> float:
+    """How many images (or seeds) show a difference with a probability of 80 %, by the deviation over them.
+
+    It is at least 2, and infinite for no difference.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    if points == 0:
+        return math.inf
+    effect = abs(points) / deviation if deviation else math.inf
+    if effect >= _effect(2):
+        return 2.0
+    return float(TTestPower().solve_power(effect_size=effect, alpha=SIGNIFICANT, power=POWER))
+
+
+def verdict(difference: Difference, margin: float | None = None) -> str:
+    """One sentence of the first method: "better", "worse", "equivalent within 1", or what it takes to tell.
+
+    It ends in "for these seeds" where there are seeds and the statement is about no others.
+    """
+    said = [("better" if difference.points > 0 else "worse")] if difference.significant else []
+    if margin is not None and difference.within(margin):
+        said.append(f"equivalent within {margin:g}")
+    scope = f", {difference.scope}" if difference.seeds and difference.scope == "for these seeds" else ""
+    return (" but ".join(said) or _cannot_be_told(difference)) + scope
+
+
+def _cannot_be_told(difference: Difference) -> str:
+    """How many images, or seeds where these matter more, would tell."""
+    seeds, of_seeds = difference.seeds, difference.seed_deviation or 0.0
+    if difference.scope == "over seeds" and _weight(seeds, of_seeds) > _weight(
+        difference.images, difference.image_deviation
+    ):
+        have, what, count = seeds, "seeds", max(needed(difference.points, of_seeds), seeds + 1)
+    else:
+        have, what, count = difference.images, "images", needed(difference.points, difference.image_deviation)
+    rounded = f"about {float(f'{count:.2g}'):,.0f} would be needed" if math.isfinite(count) else "no difference is seen"
+    return f"cannot be told with {have} {what}; {rounded}"
+
+
+def _weight(count: int, deviation: float) -> float:
+    """Half of the t interval that so many with this deviation give."""
+    return float(t_quantile(count - 1, SIGNIFICANT)) * deviation / math.sqrt(count)
