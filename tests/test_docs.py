@@ -299,8 +299,8 @@ def test_the_table_in_the_readme_is_the_measured_one(bench):
     suite, expression, table = found.groups()
     assert f'zsqbench leaderboard {suite} -k "{expression}"' in text_of(ROOT / "README.md")
     said = bench.zsqbench("leaderboard", suite, "-k", expression, "--results", ROOT / "results")
-    title, _, measured = said.out.partition("\n")
-    assert title == f"# {suite}"
+    suite_title, title, measured = said.out.split("\n\n", 2)
+    assert (suite_title, title) == (f"# {suite}", "## digits: top-1 accuracy in percent")
     assert table.strip() == measured.strip(), f"put what that command prints between the marks of {suite}"
     assert 3 <= table.count("\n|") <= 10  # a heading, a line below it, and at most eight methods
 

@@ -39,9 +39,9 @@ def test_a_method_below_noise_is_not_bold_and_has_a_footnote():
     results = [row(95.0, generator="noise"), row(91.0), row(96.0, generator="dgh")]
 
     assert [line[-1] for line in markdown_cells(results)[2:]] == [
-        "95.00 (-3.00)",
-        "91.00 (-7.00) [1]",
-        "**96.00 (-2.00)**",
+        "95.00 (-3.00) b",
+        "91.00 (-7.00) c [1]",
+        "**96.00 (-2.00) a**",
     ]
 
 
@@ -69,8 +69,8 @@ def test_all_that_is_below_noise_shares_one_footnote_after_the_reasons():
     text = leaderboard(results, "md")
 
     assert [line[2:] for line in markdown_cells(results)[3:]] == [
-        ["91.00 (-7.00) [1] [2]", "91.00 (-7.00) [2]"],
-        ["92.00 (-6.00) [2]", ""],
+        ["91.00 (-7.00) c [1] [2]", "91.00 (-7.00) b [2]"],
+        ["92.00 (-6.00) b [2]", ""],
     ]
     assert text.endswith(f"- [1] 1 of 2 seeds failed: generate: images are NaN\n- [2] {BELOW_CONTROL}")
 
@@ -111,7 +111,7 @@ def test_what_has_no_number_is_not_compared_to_noise(failed):
 def test_real_images_below_noise_have_the_footnote_too():
     results = [row(95.0, generator="noise"), row(generator="real", data_free=False)]
 
-    assert markdown_cells(results)[3][-1] == "91.00 (-7.00) [1]"
+    assert markdown_cells(results)[3][-1] == "91.00 (-7.00) b [1]"
 
 
 def test_the_note_on_bold_is_silent_about_noise_where_there_is_none():
@@ -198,8 +198,8 @@ def test_a_model_with_random_weights_is_marked_in_every_column_even_where_a_cell
     results = [row(status="excluded", metrics={}), row(scheme="hw/w8a8", model_facts={"random_weights": True})]
 
     assert markdown_cells(results)[0][2:] == [
-        "digits resnet20 (random weights) hw/w4a4",
-        "digits resnet20 (random weights) hw/w8a8",
+        "resnet20 (random weights) hw/w4a4",
+        "resnet20 (random weights) hw/w8a8",
     ]
 
 
@@ -214,9 +214,9 @@ def test_the_oracle_does_not_compete_and_is_not_compared_with_noise():
 
     assert [line[-2:] for line in markdown_cells(results)[1:]] == [
         ["98.00", ""],
-        ["90.00 (-8.00)", "99.00 (+1.00)"],
-        ["91.00 (-7.00)", "91.50 (-6.50)"],
-        ["**92.00 (-6.00)**", ""],
+        ["90.00 (-8.00) c", "99.00 (+1.00)"],
+        ["91.00 (-7.00) b", "91.50 (-6.50)"],
+        ["**92.00 (-6.00) a**", ""],
     ]
     assert BELOW_CONTROL not in text.partition("- bold")[2].partition("\n")[2]
 
@@ -259,14 +259,11 @@ def test_mixed_precision_has_columns_of_its_own_by_mean_bits_and_size():
     ]
 
     assert [line[2:] for line in markdown_cells(results)] == [
-        [
-            f"digits resnet20 hw/w4a4{mixed}"
-            for mixed in ("", " (mixed: 4.8 bits, 2.66 MB)", " (mixed: 5.2 bits, 2.9 MB)")
-        ],
+        [f"resnet20 hw/w4a4{mixed}" for mixed in ("", " (mixed: 4.8 bits, 2.66 MB)", " (mixed: 5.2 bits, 2.9 MB)")],
         ["98.00", "98.00", "98.00"],
         ["**90.00 (-8.00)**", "", ""],
-        ["", "91.00 (-7.00)", ""],
-        ["", "**92.00 (-6.00)**", ""],
+        ["", "91.00 (-7.00) b", ""],
+        ["", "**92.00 (-6.00) a**", ""],
         ["", "", "**93.00 (-5.00)**"],
     ]
     assert "do not compare" not in leaderboard(results, "md")
@@ -275,13 +272,13 @@ def test_mixed_precision_has_columns_of_its_own_by_mean_bits_and_size():
 def test_seeds_of_mixed_precision_are_one_entry_at_their_mean_size():
     failed = mixed(0.0, 0.0, 0.0, seed=2).model_copy(update={"tensors": {}, "status": "failed", "reason": "no"})
     heads, _, entry = markdown_cells([mixed(91.0, 4.7, 2.6), mixed(93.0, 4.9, 2.8, seed=1), failed])
-    assert heads[2:] == ["digits resnet20 hw/w4a4 (mixed: 4.8 bits, 2.7 MB)"]
+    assert heads[2:] == ["resnet20 hw/w4a4 (mixed: 4.8 bits, 2.7 MB)"]
     assert entry[2].startswith("92.00 ± 1.41")
 
 
 def test_mixed_precision_that_is_not_done_has_no_size():
     failed = mixed(0.0, 0.0, 0.0).model_copy(update={"tensors": {}, "status": "failed", "reason": "no", "metrics": {}})
-    assert markdown_cells([failed])[0][2:] == ["digits resnet20 hw/w4a4 (mixed)"]
+    assert markdown_cells([failed])[0][2:] == ["resnet20 hw/w4a4 (mixed)"]
 
 
 def test_mixed_precision_is_compared_with_its_negative_control_at_another_size():

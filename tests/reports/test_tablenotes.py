@@ -1,4 +1,4 @@
-from rows import CITATION, NAN_IMAGES, markdown_cells, method, published, records, row
+from rows import CITATION, IMAGES, NAN_IMAGES, markdown_cells, method, published, records, row
 
 from zsqbench.reports.leaderboard import leaderboard
 
@@ -16,11 +16,11 @@ def test_what_settings_cost_is_a_mean_over_distinct_steps():
 
 
 def test_where_all_cells_failed_the_samples_of_the_float_network_are_counted():
-    results = [row(**NAN_IMAGES | {"data": data}) for data in ({"evaluated": 902, "calibrated": None}, {})]
+    results = [row(**NAN_IMAGES | {"data": data}) for data in ({"evaluated": IMAGES, "calibrated": None}, {})]
 
     text = leaderboard(results, "md")
 
-    assert "- digits: top-1 accuracy in percent, 902 samples evaluated\n" in text
+    assert "- digits: top-1 accuracy in percent, 100000 samples evaluated\n" in text
     assert "calibrated on" not in text
 
 
@@ -31,13 +31,13 @@ def test_an_unknown_count_is_no_count():
 
 
 def test_different_calibration_budgets_are_told_apart():
-    text = leaderboard([row(), row(generator="dgh", data={"evaluated": 902, "calibrated": 128})], "md")
+    text = leaderboard([row(), row(generator="dgh", data={"evaluated": IMAGES, "calibrated": 128})], "md")
 
     assert "- calibrated on 1024 images (zeroq); 128 images (dgh)\n" in text
 
 
 def test_a_generator_is_named_with_its_quantizers_where_these_read_different_numbers_of_images():
-    few = {"evaluated": 902, "images": 1024, "calibrated": 64}
+    few = {"evaluated": IMAGES, "images": 1024, "calibrated": 64}
     text = leaderboard([row(), row(quantizer="ste", data=few), row(generator="dgh", data=few)], "md")
 
     assert "- calibrated on 1024 images (zeroq with rtn); 64 images (zeroq with ste, dgh)\n" in text
@@ -88,7 +88,7 @@ def test_a_suite_without_seeds_says_so():
 def test_a_metric_of_another_task_goes_by_its_own_name():
     text = leaderboard([row(metric="mIoU", metrics={"mIoU": 30.0}, float_metrics={"mIoU": 40.0})], "md")
 
-    assert "digits: mIoU, 902 samples evaluated" in text
+    assert "digits: mIoU, 100000 samples evaluated" in text
 
 
 def test_published_values_are_cited_once_with_their_tables():
@@ -119,7 +119,7 @@ def clipped(share, **changes):
 
 def test_outputs_that_are_clipped_in_many_images_are_named_with_the_scheme_that_leaves_them_alone():
     results = [clipped(0.482), clipped(0.03, generator="dgh")]
-    assert [line[-1] for line in markdown_cells(results)[2:]] == ["**91.00 (-7.00) [1]**", "**91.00 (-7.00)**"]
+    assert [line[-1] for line in markdown_cells(results)[2:]] == ["**91.00 (-7.00) a [1]**", "**91.00 (-7.00) a**"]
     assert leaderboard(results, "md").splitlines()[-1] == (
         "- [1] in 48 % of the evaluated images, several of the largest values of output classifier lie beyond its grid "
         "and become equal: a scheme {base: hw, logits: float} leaves outputs unquantized"
@@ -138,6 +138,9 @@ def test_a_scheme_of_the_suite_is_told_what_to_add():
 def test_what_a_method_marks_stands_below_the_table_once_and_competes_all_the_same():
     told = ["ReLU6 became ReLU"]
     results = [row(footnotes=told, seed=0), row(footnotes=told, seed=1), row(80.0, generator="dgh", footnotes=told)]
-    assert [line[-1] for line in markdown_cells(results)[2:]] == ["**91.00 ± 0.00 (-7.00) [1]**", "80.00 (-18.00) [1]"]
+    assert [line[-1] for line in markdown_cells(results)[2:]] == [
+        "**91.00 ± 0.00 (-7.00) a [1]**",
+        "80.00 (-18.00) b [1]",
+    ]
     assert leaderboard(results, "md").endswith("- [1] ReLU6 became ReLU")
     assert [record["remarks"] for record in records(results)] == told * 2

@@ -25,6 +25,15 @@ from zsqbench.cli.options import (
 @results_option
 @columns_option
 @click.option(
+    "--by",
+    type=click.Choice(["task", "model", "scheme"]),
+    default="task",
+    show_default=True,
+    help="A table for each of these.",
+)
+@click.option("--metric", metavar="NAME", help="Show this metric in place of the one that each task names.")
+@click.option("--sort", metavar="COLUMN", help="Put the best of this column first: a part of its head, as 'hw/w4a4'.")
+@click.option(
     "--format", "form", type=click.Choice(["md", "csv", "html", "latex", "json"]), default="md", show_default=True
 )
 def leaderboard(
@@ -34,13 +43,18 @@ def leaderboard(
     home: Path,
     results: Path,
     columns: Sequence[str],
+    by: Any,
+    metric: str | None,
+    sort: str | None,
     form: Any,
 ) -> int:
-    """Print the table of SUITE from the rows of its runs."""
+    """Print the tables of SUITE from the rows of its runs: one for each task, unless you say otherwise."""
     from zsqbench.api import rows_of
     from zsqbench.reports.leaderboard import leaderboard as make
+    from zsqbench.reports.tabulation import Layout
 
-    click.echo(make(rows_of(suite, results, select, overrides, home), form, columns))
+    rows = rows_of(suite, results, select, overrides, home)
+    click.echo(make(rows, form, Layout(columns, by, metric, sort), home))
     return 0
 
 

@@ -305,15 +305,16 @@ class Run:
     def _write_table(self, results: Sequence[Result], rows: Sequence[Result]) -> tuple[str, str | None]:
         """The leaderboard of all rows of the suite, and why it could not be written, if so."""
         from zsqbench.reports.leaderboard import leaderboard  # with pandas, which planning does not need
+        from zsqbench.reports.tabulation import Layout
 
         new = {result.cell for result in results}
         others = {row.cell: row for row in believed([row for row in rows if row.cell not in new], self.store)}
         shown = [others.get(row.cell, row) for row in rows]
         wrong = None
         try:
-            table = leaderboard(shown, "md", self.columns)
+            table = leaderboard(shown, "md", Layout(self.columns), self.store.home)
         except ZSQBenchError as error:  # what names rows have is known only now
-            table, wrong = leaderboard(shown, "md"), str(error)
+            table, wrong = leaderboard(shown, "md", home=self.store.home), str(error)
         try:
             write_atomically(self.table, table + "\n")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV, HTML, LaTeX or JSON."""
+"""The leaderboard as Markdown, CSV, HTML, LaTeX or JSON."""
 
 import html
 import json
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,10 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
+from zsqbench.reports.axes import BESIDE, Column, ColumnKind, Row, unique
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import BESIDE, Column, ColumnKind, Row, Table
-from zsqbench.reports.tabulation import build_table
+from zsqbench.reports.table import Table
+from zsqbench.reports.tabulation import PLAIN, Layout, build_tables
 
 Form = Literal["md", "csv", "html", "latex", "json"]
 
@@ -42,6 +44,7 @@ PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1a1a1a; }}
 main {{ overflow-x: auto; }}
+h2 {{ margin-top: 2.5rem; font-size: 1.1rem; }}
 table {{ border-collapse: collapse; border-top: 2px solid #1a1a1a; border-bottom: 2px solid #1a1a1a; }}
 th, td {{ padding: .35rem .8rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
 th {{ font-weight: 600; text-align: center; }}
@@ -54,35 +57,40 @@ ul {{ list-style: none; margin-top: 1rem; padding: 0; font-size: 13px; color: #4
 </head>
 <body>
 <h1>{title}</h1>
-<main>
-{table}</main>
-<ul>
-{below}
-</ul>
+{tables}
 </body>
 </html>
 """
 """A standalone page: no script, nothing fetched."""
 
+SECTION = """<h2>{title}</h2>
+<main>
+{table}</main>
+<ul>
+{below}
+</ul>"""
 
-def leaderboard(results: Sequence[Result], form: Form, columns: Sequence[str] = ()) -> str:
+
+def leaderboard(results: Sequence[Result], form: Form, layout: Layout = PLAIN, home: Path | None = None) -> str:
     """The leaderboard of these rows as text; rows and columns stand in the order in which the results name them.
 
-    After each column of results stand those of `columns`: metrics, `seconds`, `memory` or `size`. The text ends without
-    a newline. Raises ZSQBenchError where there are no results, and for a column that no row has.
+    There is a table for each task, unless `layout` says otherwise; CSV and JSON have the records of all of them. `home`
+    keeps which methods can be told apart, for the next time. The text ends without a newline. Raises ZSQBenchError
+    where there are no results, and for a wish that no row meets.
     """
     renderers = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex, "json": _json}
-    return renderers[form](build_table(results, columns)).rstrip("\n")
+    return renderers[form](build_tables(results, layout, home)).rstrip("\n")
 
 
 def _text(table: Table, row: Row, column: Column) -> str:
-    """`91.02 ± 0.10 (-0.71) [1]`, or a status, or nothing where the suite has no such cell."""
+    """`91.02 ± 0.10 (-0.71) a [1]`, or a status, or nothing where the suite has no such cell."""
     entry = table.entries.get((row, column))
     if entry is None:
         return ""
     text = entry.status if entry.mean is None else table.number(column, entry.mean)
     text += "" if entry.std is None else f" ± {table.number(column, entry.std)}"
     text += "" if entry.drop is None else f" ({round(-entry.drop, 2) + 0:+.2f})"  # + 0 turns -0.0 into 0.0
+    text += f" {letters}" if (letters := table.letters(row, column)) else ""
     return text + "".join(f" [{table.footnotes[remark]}]" for remark in table.remarks(row, column))
 
 
@@ -94,8 +102,8 @@ def _label_heads(table: Table) -> list[str]:
     )
 
 
-def _heads(table: Table) -> list[tuple[str, str, str]]:
-    return [*(("", "", label) for label in _label_heads(table)), *(table.head(column) for column in table.columns)]
+def _heads(table: Table) -> list[tuple[str, ...]]:
+    return [*(("", label) for label in _label_heads(table)), *(table.head(column) for column in table.columns)]
 
 
 def _lines(table: Table) -> list[list[str]]:
@@ -117,8 +125,17 @@ def _below(table: Table) -> list[str]:
     return [*table.notes, *(f"[{number}] {text}" for text, number in table.footnotes.items())]
 
 
-def _markdown(table: Table) -> str:
-    stars = _per_cell(table, "", lambda row, column: "**" if (row, column) in table.best else "")
+def _title(table: Table) -> str:
+    """`digits: top-1 accuracy in percent`, or the model or scheme that a table is of."""
+    return f"{table.title}: {table.metric}" if table.by == "task" else table.title
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    return "\n\n".join([f"# {_escape_markdown(tables[0].suite)}", *map(_markdown_section, tables)])
+
+
+def _markdown_section(table: Table) -> str:
+    stars = _per_cell(table, "", lambda row, column: "**" if (row, column) in table.competition.best else "")
     body = [
         [star + _escape_markdown(text) + star for star, text in zip(*line, strict=True)]
         for line in zip(stars, _lines(table), strict=True)
@@ -127,7 +144,7 @@ def _markdown(table: Table) -> str:
     align = ["left"] * len(_label_heads(table)) + ["right"] * len(table.columns)
     grid = tabulate(body, headers=heads, tablefmt="pipe", disable_numparse=True, colalign=align)
     below = "\n".join(f"- {_escape_markdown(line)}" for line in _below(table))
-    return f"# {_escape_markdown(table.suite)}\n\n{grid}\n\n{below}"
+    return f"## {_escape_markdown(_title(table))}\n\n{grid}\n\n{below}"
 
 
 def _escape_markdown(text: str) -> str:
@@ -154,8 +171,10 @@ def _records(table: Table) -> list[dict[str, Any]]:
             "seeds": len(entry.values),
             "float": _rounded(table.floats.get(column)),
             "drop": _rounded(entry.drop),
-            "best": (row, column) in table.best,
-            "below_control": table.below_control.get((row, column)),
+            "best": (row, column) in table.competition.best,
+            "letters": table.letters(row, column),
+            "below_control": table.competition.below_control.get((row, column)),
+            "told_from_control": table.competition.told_from_control.get((row, column)),
             "status": entry.status,
             "reason": "; ".join(entry.reasons),
             "remarks": "; ".join(entry.remarks),
@@ -195,17 +214,18 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4) + 0.0
 
 
-def _csv(table: Table) -> str:
-    return pd.DataFrame(_records(table)).astype({"calibrated": "Int64"}).to_csv(index=False, lineterminator="\n")
+def _csv(tables: Sequence[Table]) -> str:
+    records = [record for table in tables for record in _records(table)]
+    return pd.DataFrame(records).astype({"calibrated": "Int64"}).to_csv(index=False, lineterminator="\n")
 
 
-def _json(table: Table) -> str:
+def _json(tables: Sequence[Table]) -> str:
     content = {
-        "suite": table.suite,
-        "notes": table.notes,
-        "footnotes": list(table.footnotes),
-        "units": {figure.name: figure.unit for figure in table.figures.values()},
-        "records": _records(table),
+        "suite": tables[0].suite,
+        "notes": unique(note for table in tables for note in table.notes),
+        "footnotes": unique(text for table in tables for text in table.footnotes),
+        "units": {figure.name: figure.unit for table in tables for figure in table.figures.values()},
+        "records": [record for table in tables for record in _records(table)],
     }
     return json.dumps(content, indent=1, ensure_ascii=False)
 
@@ -213,7 +233,9 @@ def _json(table: Table) -> str:
 def _styled(table: Table, escape: Callable[[str], str]) -> Styler:
     """The table with the best in bold and all texts escaped."""
     frame = pd.DataFrame(_lines(table), columns=pd.MultiIndex.from_tuples(_heads(table)))
-    bold = _per_cell(table, "", lambda row, column: "font-weight: bold" if (row, column) in table.best else "")
+    bold = _per_cell(
+        table, "", lambda row, column: "font-weight: bold" if (row, column) in table.competition.best else ""
+    )
 
     def escaped(text: object) -> str:
         return escape(str(text))
@@ -226,30 +248,38 @@ def _escape_latex(text: str) -> str:
     return text.translate(LATEX)
 
 
-def _latex(table: Table) -> str:
+def _latex(tables: Sequence[Table]) -> str:
+    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(map(_latex_section, tables))
+
+
+def _latex_section(table: Table) -> str:
     alignment = "l" * len(_label_heads(table)) + "r" * len(table.columns)
     tabular = _styled(table, _escape_latex).to_latex(
         hrules=True, convert_css=True, multicol_align="c", column_format=alignment
     )
     below = "\n".join(rf"\par {_escape_latex(line)}" for line in _below(table))
-    caption = "; ".join([table.caption, *([table.bold] if table.best else [])])
+    caption = "; ".join([table.caption, *([table.bold] if table.competition.best else [])])
     return (
-        "% needs \\usepackage{booktabs}\n"
         "\\begin{table}\n\\centering\n"
         f"\\caption{{{_escape_latex(caption)}.}}\n"
-        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', table.suite)}}}\n"
+        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', f'{table.suite} {table.title}')}}}\n"
         f"{tabular}\n"
         f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{below}\n\\end{{minipage}}\n"
         "\\end{table}"
     )
 
 
-def _html(table: Table) -> str:
+def _html(tables: Sequence[Table]) -> str:
+    sections = (_html_section(table, f"leaderboard{number}") for number, table in enumerate(tables, start=1))
+    return PAGE.format(title=html.escape(tables[0].suite), tables="\n".join(sections))
+
+
+def _html_section(table: Table, identifier: str) -> str:
     styler = _styled(table, html.escape)
     classes = pd.DataFrame(_per_cell(table, "label", partial(_css_class, table)), styler.index, styler.columns)
-    body = styler.set_td_classes(classes).set_uuid("leaderboard").to_html()
+    body = styler.set_td_classes(classes).set_uuid(identifier).to_html()
     below = "\n".join(f"<li>{html.escape(line)}</li>" for line in _below(table))
-    return PAGE.format(title=html.escape(table.suite), table=body, below=below)
+    return SECTION.format(title=html.escape(_title(table)), table=body, below=below)
 
 
 def _css_class(table: Table, row: Row, column: Column) -> str:

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
+from zsqbench.reports.axes import CONTROLS, Column, Row, changed_settings, listed, unique
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import CONTROLS, Column, Row, changed_settings, listed, unique
 from zsqbench.scheme import PLACEMENTS
 from zsqbench.steps import KINDS
 

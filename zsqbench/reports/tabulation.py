@@ -1,26 +1,91 @@
-"""From result rows to a table: seeds are one entry, with spread, drop, and why others are not done."""
+"""From result rows to tables: seeds are one entry, with spread, drop, and why others are not done."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from zsqbench.errors import ZSQBenchError
+from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.reports.axes import BESIDE, Axis, Column, ColumnKind, Row, grouped, listed, unique
 from zsqbench.reports.figures import Figure, find_figures
 from zsqbench.reports.results import Result
-from zsqbench.reports.table import BESIDE, SEVERITY, Column, ColumnKind, Entry, Row, Table, grouped, listed, unique
-from zsqbench.reports.tablenotes import caption_of, measured_on, remarks_on, sources_of
+from zsqbench.reports.standings import find_standings
+from zsqbench.reports.table import SEVERITY, Entry, Table
+from zsqbench.reports.tablenotes import caption_of, measured_on, metrics_of, remarks_on, sources_of
 
 NOT_RUN = "not run"
 """This stands in place of a figure that was not measured, for a reason that a footnote gives."""
 
 
-def build_table(results: Sequence[Result], names: Sequence[str] = ()) -> Table:
-    """Group rows by method and column, with a column for each of these figures after one of results.
+@dataclass(frozen=True)
+class Layout:
+    """A reader's wishes for the leaderboard."""
 
-    Raises ZSQBenchError where there are no rows, and for a figure that none has.
+    columns: Sequence[str] = ()
+    """Figures beside results: metrics, `seconds`, `memory` or `size`."""
+    by: Axis = "task"
+    """A table for each of these."""
+    metric: str | None = None
+    """Shown in place of the one that each task names, where rows have it."""
+    sort: str | None = None
+    """Part of a column's head: methods stand by what they reach there, the best first."""
+
+
+PLAIN = Layout()
+
+
+def build_tables(results: Sequence[Result], layout: Layout = PLAIN, home: Path | None = None) -> list[Table]:
+    """A table for each task, or for each model or scheme; `home` keeps which methods can be told apart.
+
+    Raises ZSQBenchError where there are no rows, and for a figure, a metric or a column to sort by that none has.
     """
     if not results:
         raise ZSQBenchError("there are no results yet; run the suite first: zsqbench run SUITE")
-    figures = find_figures(names, results)
+    figures = find_figures(layout.columns, results)
+    if layout.metric is not None:
+        results = _measured_by(layout.metric, results)
+    parts: dict[str, list[Result]] = {}
+    for result in results:
+        parts.setdefault(getattr(result, layout.by), []).append(result)
+    tables = [_table(part, layout.by, title, figures, home) for title, part in parts.items()]
+    return tables if layout.sort is None else _sorted(tables, layout.sort)
+
+
+def _measured_by(metric: str, results: Sequence[Result]) -> list[Result]:
+    """Rows that show another metric; of those that are done, the ones that have it."""
+    known = {name for result in results for name in result.metrics}
+    if known and metric not in known:
+        raise ZSQBenchError(unknown("metric", metric, known, "--metric"))
+    return [
+        result.model_copy(update={"metric": metric})
+        for result in results
+        if result.status != "done" or metric in result.metrics
+    ]
+
+
+def _sorted(tables: Sequence[Table], sort: str) -> list[Table]:
+    """Tables whose methods stand by the first column of results whose head has this part, where there is one."""
+    sorted_ = [_sorted_by(sort, table) for table in tables]
+    if not any(sorted_):
+        heads = unique(" ".join(table.head(column)) for table in tables for column in table.columns)
+        raise ZSQBenchError(unknown("column", sort, heads, "--sort"))
+    return [ordered or table for ordered, table in zip(sorted_, tables, strict=True)]
+
+
+def _sorted_by(sort: str, table: Table) -> Table | None:
+    column = next((column for column in table.columns if sort in " ".join(table.head(column))), None)
+    if column is None:
+        return None
+
+    def reached(row: Row) -> float:
+        entry = table.entries.get((row, column))
+        return math.inf if entry is None or entry.mean is None else -entry.mean
+
+    return replace(table, rows=tuple(sorted(table.rows, key=reached)))
+
+
+def _table(results: Sequence[Result], by: Axis, title: str, figures: Sequence[Figure], home: Path | None) -> Table:
+    """Group rows by method and column, with a column for each figure after one of results."""
     groups = grouped(results)
     entries: dict[tuple[Row, Column], Entry] = {}
     for (row, column), group in groups.items():
@@ -32,7 +97,8 @@ def build_table(results: Sequence[Result], names: Sequence[str] = ()) -> Table:
             if (found := _figures(figure, group)) is not None:
                 entries[row, _column(column, figure)] = found
     there = {column for _, column in entries}
-    there |= {_column(column, figure) for _, column in groups for figure in figures}
+    if not any(result.status == "done" for result in results):  # so that what was asked for is seen to come
+        there |= {_column(column, figure) for _, column in groups for figure in figures}
     columns = [
         each
         for _, column in groups
@@ -44,6 +110,9 @@ def build_table(results: Sequence[Result], names: Sequence[str] = ()) -> Table:
     ]
     return Table(
         suite=listed(result.suite for result in results),
+        by=by,
+        title=title,
+        metric=metrics_of(results),
         rows=tuple(unique(row for row, _ in groups)),
         columns=tuple(column for column in unique(columns) if column in there),
         entries=entries,
@@ -53,6 +122,7 @@ def build_table(results: Sequence[Result], names: Sequence[str] = ()) -> Table:
         measured=tuple(measured_on(results)),
         published=tuple(sources_of(results)),
         figures={figure.name: figure for figure in figures},
+        standings=find_standings(groups, home),
     )
 
 

@@ -1,0 +1,196 @@
+"""How results become the rows and columns of a table: methods, and where they are compared."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum, auto
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar
+
+from zsqbench.methods import Settings
+from zsqbench.reports.results import Result
+
+T = TypeVar("T")
+
+
+Axis = Literal["task", "model", "scheme"]
+"""Tables may be made for each of these."""
+
+Control = Literal["negative control", "positive control", "real data, not data-free", "float control"]
+
+
+CONTROLS: Mapping[str, Control] = {
+    "float": "float control",
+    "positive": "positive control",
+    "negative": "negative control",
+}
+"""How a table calls the controls that methods declare to be."""
+
+
+class ColumnKind(StrEnum):
+    """The numbers of a column: results, the best epochs by the evaluated images, what papers say, or other figures."""
+
+    MEASURED = auto()
+    ORACLE = auto()
+    PUBLISHED = auto()
+    FIGURE = auto()
+
+
+BESIDE = (ColumnKind.ORACLE, ColumnKind.PUBLISHED)
+"""The columns that may stand beside one of results, in their order, before other figures. They compete with none."""
+
+
+MIXED = "mixed"
+"""The word for cells in which weights that a network is sensitive to have more bits than the scheme says."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: generator and quantizer as the suite calls them, and all in which they differ from their defaults."""
+
+    generator: str
+    generator_details: str
+    quantizer: str
+    quantizer_details: str
+    settings: str
+    control: Control | None
+
+    @classmethod
+    def of(cls, result: Result) -> "Row":
+        """The row that a result stands in."""
+        generator = result.methods.get("generator", {})
+        kinds = [method.get("control") for method in (result.methods.get("quantizer", {}), generator)]
+        control: Control | None = next((CONTROLS[kind] for kind in kinds if kind), None)
+        if control in (None, "positive control") and not result.data_free:
+            control = "real data, not data-free"
+        return cls(
+            generator=result.generator or "none",
+            generator_details=details_of(result.generator, generator),
+            quantizer=result.quantizer,
+            quantizer_details=details_of(result.quantizer, result.methods.get("quantizer", {})),
+            settings=changed_settings(result),
+            control=control,
+        )
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Generator, quantizer and settings as the table shows them."""
+        control = self.control or ""
+        of_generator, of_quantizer = ("", control) if control == "float control" else (control, "")
+        return (
+            _with_details(self.generator, self.generator_details, of_generator),
+            _with_details(self.quantizer, self.quantizer_details, of_quantizer),
+            self.settings,
+        )
+
+    @property
+    def apart_from_images(self) -> tuple[str, str, str]:
+        """What a method shares with its negative control."""
+        return self.quantizer, self.quantizer_details, self.settings
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where methods are compared. Two schemes are never in one column, nor are a result and what is no result.
+
+    A result of mixed precision shares one with others of its mean bits and size only.
+    """
+
+    task: str
+    model: str
+    scheme: str
+    kind: ColumnKind = ColumnKind.MEASURED
+    mixed: str = ""
+    """Where a method gave single weights more bits than the scheme says: `mixed`, then what came of it."""
+    figure: str = ""
+    """The name of the figure, in a column of such."""
+
+    @classmethod
+    def of(cls, result: Result) -> "Column":
+        """The column that a result stands in, without the sizes that `grouped` adds."""
+        return cls(result.task, result.model, result.scheme, mixed=MIXED if _is_mixed(result) else "")
+
+    @property
+    def unsized(self) -> "Column":
+        """The same without mean bits and size."""
+        return replace(self, mixed=MIXED) if self.mixed else self
+
+
+def grouped(results: Iterable[Result]) -> dict[tuple[Row, Column], list[Result]]:
+    """Results by method and column: the seeds of one are together.
+
+    A column of mixed precision has the mean bits and size of the weights of those that are done.
+    """
+    groups: dict[tuple[Row, Column], list[Result]] = {}
+    for result in results:
+        groups.setdefault((Row.of(result), Column.of(result)), []).append(result)
+    return {
+        (row, replace(column, mixed=_sized(group)) if column.mixed else column): group
+        for (row, column), group in groups.items()
+    }
+
+
+def _is_mixed(result: Result) -> bool:
+    """True if its quantizer, or one that this starts from, leaves its work to another, at other bits."""
+    method: Mapping[str, Any] = result.methods.get("quantizer", {})
+    while "start" in method:
+        method = method["start"]
+    return "over" in method
+
+
+def _sized(group: Sequence[Result]) -> str:
+    """`mixed: 4.8 bits, 2.66 MB`, the means over seeds that are done; `mixed` alone where none is."""
+    done = [result.tensors for result in group if result.status == "done" and "size_mb" in result.tensors]
+    if not done:
+        return MIXED
+    bits = statistics.fmean(tensors["mean_weight_bits"] for tensors in done)
+    return f"{MIXED}: {bits:.1f} bits, {statistics.fmean(tensors['size_mb'] for tensors in done):.3g} MB"
+
+
+def changed_settings(result: Result) -> str:
+    """The settings that are not the default."""
+    changed = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
+    return ", ".join(_option(name, value) for name, value in changed.items())
+
+
+def details_of(label: str | None, method: Mapping[str, Any]) -> str:
+    """`dgh, 128 images, 150 iterations`: the method where the suite has a name of its own, and what is not default."""
+    name = [] if method.get("method", label) == label else [str(method["method"])]
+    others = {name: method[name] for name in ("start", "over") if name in method}
+    options = {
+        option: f"{option} {_label(value, others[option])}" if option in others else _option(option, value)
+        for option, value in method.get("changed", {}).items()
+    }
+    return ", ".join([*name, *options.values()])
+
+
+def _label(label: str, method: Mapping[str, Any]) -> str:
+    return _with_details(label, details_of(label, method))
+
+
+def _option(name: str, value: Any) -> str:
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    if isinstance(value, int) and words.endswith("s"):  # 64 images, but batch size 64
+        return f"{value} {words}"
+    if isinstance(value, str):
+        path = PurePath(value)
+        return f"{words} {path.name if path.is_absolute() else value}"  # where a file lies differs between machines
+    return f"{words} {json.dumps(value)}"
+
+
+def _with_details(label: str, *details: str) -> str:
+    given = ", ".join(detail for detail in details if detail)
+    return f"{label} ({given})" if given else label
+
+
+def unique(values: Iterable[T]) -> list[T]:
+    """Each value once, in order."""
+    return list(dict.fromkeys(values))
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Each value once, with commas."""
+    return ", ".join(str(value) for value in unique(values))

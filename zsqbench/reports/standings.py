@@ -1,0 +1,130 @@
+"""Which methods of a column can be told apart, by the images that each has right; kept, as statistics take a while."""
+
+import base64
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.hashing import digest_of
+from zsqbench.reports.axes import Column, Row
+from zsqbench.reports.competition import Standing, Standings
+from zsqbench.reports.results import Result
+from zsqbench.statistics import Samples, ties, unpacked
+from zsqbench.store import write_atomically
+
+FOLDER = "standings"
+"""Below the home: a file for each column that was compared, by a hash of all that it follows from."""
+
+VERSION = 1
+"""Raise it when the same rows would give other standings."""
+
+PRECISION = 1e-6
+"""Points by which the share of images that are right may differ from the metric that it is."""
+
+Values = list[tuple[int | None, str, int]] | str
+"""Of a method: seed, packed bits and number of images of each row; or why there are none."""
+
+
+class _Kept(BaseModel):
+    """The file of a column: its methods by their position."""
+
+    model_config = ConfigDict(frozen=True)
+
+    letters: list[tuple[str, ...]]
+    without: list[str | None]
+    detectable: float | None
+    few_seeds: bool
+
+
+def find_standings(
+    groups: Mapping[tuple[Row, Column], Sequence[Result]], home: Path | None = None
+) -> dict[Column, Standings]:
+    """The standings of each column in which at least two methods are done.
+
+    `home` keeps them for the next table of the same rows; where it cannot be written to, they are computed each time.
+    """
+    columns: dict[Column, dict[Row, list[Result]]] = {}
+    for (row, column), group in groups.items():
+        if done := [result for result in group if result.status == "done" and result.value is not None]:
+            columns.setdefault(column, {})[row] = done
+    return {column: _standings(methods, home) for column, methods in columns.items() if len(methods) > 1}
+
+
+def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> Standings:
+    digests = Counter(result.data.get("digest") for group in methods.values() for result in group)
+    usual = digests.most_common(1)[0][0]
+    values = [_values(group, usual) for group in methods.values()]
+    kept = _read(values, home) or _compare(values)
+    _write(values, kept, home)
+    places = (Standing(*place) for place in zip(kept.letters, kept.without, strict=True))
+    return Standings(dict(zip(methods, places, strict=True)), kept.detectable, kept.few_seeds)
+
+
+def _values(group: Sequence[Result], digest: str | None) -> Values:
+    """What is compared of a method: the rows of its seeds."""
+    values = []
+    for result in group:
+        images = result.data.get("evaluated")
+        if result.correct is None or not images:
+            return "its task keeps no value for each image"
+        if result.data.get("digest") != digest:
+            return "it was evaluated on other images"
+        if abs(100 * _right(result.correct) / images - (result.value or 0.0)) > PRECISION:
+            return f"{result.metric} is not the share of images that are right"
+        values.append((result.seed, result.correct, int(images)))
+    return values
+
+
+def _right(correct: str) -> int:
+    return int.from_bytes(base64.b64decode(correct)).bit_count()
+
+
+def _compare(values: Sequence[Values]) -> _Kept:
+    """Tell methods apart where they can be."""
+    samples = dict(enumerate(map(_samples, values)))
+    found = ties(samples)
+    has_seeds = any(each.seeds for each in samples.values() if isinstance(each, Samples))
+    return _Kept(
+        letters=[found.letters.get(place, ()) for place in samples],
+        without=[found.without.get(place) for place in samples],
+        detectable=found.detectable,
+        few_seeds=has_seeds and found.scope == "for these seeds",
+    )
+
+
+def _samples(values: Values) -> Samples | str:
+    import numpy as np
+
+    if isinstance(values, str):
+        return values
+    if len({images for _, _, images in values}) > 1:
+        return "its seeds were evaluated on different numbers of images"
+    try:
+        bits = np.stack([unpacked(correct, images) for _, correct, images in values])
+        return Samples(bits, tuple(seed for seed, _, _ in values if seed is not None))
+    except ZSQBenchError as error:
+        return str(error)
+
+
+def _path(values: Sequence[Values], home: Path) -> Path:
+    return home / FOLDER / f"{digest_of([VERSION, values])}.json"
+
+
+def _read(values: Sequence[Values], home: Path | None) -> _Kept | None:
+    if home is None:
+        return None
+    try:
+        kept = _Kept.model_validate_json(_path(values, home).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return kept if len(kept.letters) == len(kept.without) == len(values) else None
+
+
+def _write(values: Sequence[Values], kept: _Kept, home: Path | None) -> None:
+    if home is not None and not (path := _path(values, home)).exists():
+        with contextlib.suppress(OSError):  # a table needs no home
+            write_atomically(path, kept.model_dump_json())
