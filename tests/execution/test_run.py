@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from zsqbench.reports.standings import FOLDER
+
 
 def test_equal_steps_of_two_cells_run_once(bench):
     bench.matrix("quantizer: [toyq, unseeded]")
@@ -391,8 +393,8 @@ def test_a_plugin_that_ends_the_process_at_import_is_left_out_in_workers_too(ben
 
 
 def entries(folder):
-    """How many files and folders are below a folder: what a cluster's quota counts."""
-    return sum(1 for _ in folder.rglob("*"))
+    """How many files and folders of steps are below a folder: what a cluster's quota counts."""
+    return sum(1 for path in folder.rglob("*") if FOLDER not in path.parts)
 
 
 def test_a_cell_takes_six_files_and_folders_and_what_cells_share_is_there_once(bench):
@@ -401,12 +403,14 @@ def test_a_cell_takes_six_files_and_folders_and_what_cells_share_is_there_once(b
     A cell: the folders of quantize and evaluate, a manifest in each, model and samples. A set: two folders, two
     manifests, images, two pictures. A baseline: folder, manifest, samples. A network, or its student: folder, manifest.
     In all: the store, a folder for each of seven kinds, what is remembered of files and times, the folder of leases.
+    Besides, a file for each column of the table says which methods tie; columns with the same bits have one.
     """
     bench.matrix("model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8]")
     bench.run()
     cells, sets, networks, students = 16, 4, 2, 4
     assert list(bench.statuses().values()) == ["done"] * cells
     assert entries(bench.home) == 6 * cells + 7 * sets + 3 * networks + 2 * networks + 2 * students + 11
+    assert 1 <= len(list((bench.home / FOLDER).iterdir())) <= 4
     bench.matrix(
         "model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8, hw/w4a8]"
     )
