@@ -15,6 +15,7 @@ from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
 from zsqbench.reports.axes import BESIDE, Column, ColumnKind, Row, unique
+from zsqbench.reports.page import page, section
 from zsqbench.reports.results import Result
 from zsqbench.reports.table import Table
 from zsqbench.reports.tabulation import PLAIN, Layout, build_tables
@@ -34,41 +35,6 @@ LATEX = str.maketrans(
     }
 )
 """Characters that mean something else to LaTeX."""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1a1a1a; }}
-main {{ overflow-x: auto; }}
-h2 {{ margin-top: 2.5rem; font-size: 1.1rem; }}
-table {{ border-collapse: collapse; border-top: 2px solid #1a1a1a; border-bottom: 2px solid #1a1a1a; }}
-th, td {{ padding: .35rem .8rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-th {{ font-weight: 600; text-align: center; }}
-thead tr:last-child th {{ border-bottom: 1px solid #1a1a1a; }}
-td.label {{ text-align: left; }}
-td.missing {{ color: #a31515; }}
-tbody tr:first-child td {{ border-bottom: 1px solid #c8c8c8; }}
-ul {{ list-style: none; margin-top: 1rem; padding: 0; font-size: 13px; color: #444; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{tables}
-</body>
-</html>
-"""
-"""A standalone page: no script, nothing fetched."""
-
-SECTION = """<h2>{title}</h2>
-<main>
-{table}</main>
-<ul>
-{below}
-</ul>"""
 
 
 def leaderboard(results: Sequence[Result], form: Form, layout: Layout = PLAIN, home: Path | None = None) -> str:
@@ -271,15 +237,14 @@ def _latex_section(table: Table) -> str:
 
 def _html(tables: Sequence[Table]) -> str:
     sections = (_html_section(table, f"leaderboard{number}") for number, table in enumerate(tables, start=1))
-    return PAGE.format(title=html.escape(tables[0].suite), tables="\n".join(sections))
+    return page(tables[0].suite, sections)
 
 
 def _html_section(table: Table, identifier: str) -> str:
     styler = _styled(table, html.escape)
     classes = pd.DataFrame(_per_cell(table, "label", partial(_css_class, table)), styler.index, styler.columns)
     body = styler.set_td_classes(classes).set_uuid(identifier).to_html()
-    below = "\n".join(f"<li>{html.escape(line)}</li>" for line in _below(table))
-    return SECTION.format(title=html.escape(_title(table)), table=body, below=below)
+    return section(_title(table), body, _below(table))
 
 
 def _css_class(table: Table, row: Row, column: Column) -> str:

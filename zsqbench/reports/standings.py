@@ -57,15 +57,15 @@ def find_standings(
 def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> Standings:
     digests = Counter(result.data.get("digest") for group in methods.values() for result in group)
     usual = digests.most_common(1)[0][0]
-    values = [_values(group, usual) for group in methods.values()]
+    values = [values_of(group, usual) for group in methods.values()]
     kept = _read(values, home) or _compare(values)
     _write(values, kept, home)
     places = (Standing(*place) for place in zip(kept.letters, kept.without, strict=True))
     return Standings(dict(zip(methods, places, strict=True)), kept.detectable, kept.few_seeds)
 
 
-def _values(group: Sequence[Result], digest: str | None) -> Values:
-    """What is compared of a method: the rows of its seeds."""
+def values_of(group: Sequence[Result], digest: str | None) -> Values:
+    """What is compared of a method, whose seeds are done: their bits. `digest` is of the images that others have."""
     values = []
     for result in group:
         images = result.data.get("evaluated")
@@ -85,7 +85,7 @@ def _right(correct: str) -> int:
 
 def _compare(values: Sequence[Values]) -> _Kept:
     """Tell methods apart where they can be."""
-    samples = dict(enumerate(map(_samples, values)))
+    samples = dict(enumerate(map(samples_of, values)))
     found = ties(samples)
     has_seeds = any(each.seeds for each in samples.values() if isinstance(each, Samples))
     return _Kept(
@@ -96,7 +96,8 @@ def _compare(values: Sequence[Values]) -> _Kept:
     )
 
 
-def _samples(values: Values) -> Samples | str:
+def samples_of(values: Values) -> Samples | str:
+    """The same as statistics take it, or why there is none."""
     import numpy as np
 
     if isinstance(values, str):

@@ -1,7 +1,8 @@
 """The cells of a suite file, as far as it tells them without the plugins that it needs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +26,13 @@ class DeclaredBlock:
         """True if a cell is one of its."""
         return cell.settings == self.settings and all(getattr(cell, axis) in self.values[axis] for axis in AXES)
 
+    def cells(self) -> Iterator[Cell]:
+        """All of its cells, each with a seed."""
+        for values in product(*(self.values[axis] for axis in AXES)):
+            cell = Cell(**dict(zip(AXES, values, strict=True)), settings=self.settings)  # type: ignore[arg-type]
+            if cell.seed is not None:
+                yield cell
+
 
 @dataclass(frozen=True)
 class DeclaredCells:
@@ -46,6 +54,15 @@ class DeclaredCells:
         """True if a row tells of one of them."""
         cell = cell_of(row)
         return cell is not None and any(block.has(cell) for block in self.blocks)
+
+    def without(self, rows: Collection[str]) -> list[Cell]:
+        """Cells that have no row among these names, neither with their seed nor without one; by name."""
+        cells = {cell.name: cell for block in self.blocks for cell in block.cells()}
+        return [
+            cell
+            for name, cell in sorted(cells.items())
+            if name not in rows and replace(cell, seed=None).name not in rows
+        ]
 
 
 def cell_of(row: Result) -> Cell | None:

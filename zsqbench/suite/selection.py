@@ -19,21 +19,21 @@ class Named(Protocol):
 Entry = TypeVar("Entry", bound=Named)
 
 
-def select(entries: Sequence[Entry], expression: str | None) -> list[Entry]:
+def select(entries: Sequence[Entry], expression: str | None, where: str = "-k") -> list[Entry]:
     """Those whose names match: words that the name contains, with `and`, `or`, `not` and parentheses; none for all.
 
-    Raises ZSQBenchError for an expression that cannot be read.
+    Raises ZSQBenchError for an expression that cannot be read; it says where this was given.
     """
     if expression is None:
         return list(entries)
-    matches = _matcher(expression)
+    matches = _matcher(expression, where)
     try:
         return [entry for entry in entries if matches(entry.name)]
     except (SyntaxError, RecursionError) as error:
-        raise _unreadable(expression) from error
+        raise _unreadable(expression, where) from error
 
 
-def _matcher(expression: str) -> Callable[[str], bool]:
+def _matcher(expression: str, where: str) -> Callable[[str], bool]:
     words: dict[str, str] = {}
     code = [
         token if token in {"and", "or", "not", "(", ")"} else words.setdefault(token, f"word{len(words)}")
@@ -56,10 +56,10 @@ def _matcher(expression: str) -> Callable[[str], bool]:
     try:
         tree = ast.parse(" ".join(code), mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:  # the latter for thousands of "not"
-        raise _unreadable(expression) from error
+        raise _unreadable(expression, where) from error
     return lambda name: holds(tree, name)
 
 
-def _unreadable(expression: str) -> ZSQBenchError:
+def _unreadable(expression: str, where: str) -> ZSQBenchError:
     expected = "words joined by and, or, not, with parentheses, such as 'zeroq and not w8a8'"
-    return ZSQBenchError(f"cannot read -k {expression!r}; expected {expected}")
+    return ZSQBenchError(f"cannot read {where} {expression!r}; expected {expected}")
