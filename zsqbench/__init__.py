@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqbench.api import export_images, export_model, load_images, load_student, plan, results, run
+    from zsqbench.api import compare, export_images, export_model, load_images, load_student, plan, results, run
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -58,6 +58,7 @@ __all__ = [
     "TrainingQuantizer",
     "ZSQBenchError",
     "auto",
+    "compare",
     "export_images",
     "export_model",
     "hookimpl",
@@ -77,7 +78,8 @@ _HOMES = {
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
     **dict.fromkeys(
-        ("export_images", "export_model", "load_images", "load_student", "plan", "results", "run"), "zsqbench.api"
+        ("compare", "export_images", "export_model", "load_images", "load_student", "plan", "results", "run"),
+        "zsqbench.api",
     ),
 }
 

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from zsqbench.export.images import ExportedImages
     from zsqbench.export.options import ExportOptions
     from zsqbench.methods import Engine, Pretrained
+    from zsqbench.reports.comparisons import Comparison
     from zsqbench.reports.results import Result
     from zsqbench.steps.quantize import Quantize
     from zsqbench.store import Artifact
-    from zsqbench.suite import Cell
+    from zsqbench.suite import Cell, DeclaredCells
 
 HOME = Path(".zsqbench")
 RESULTS = Path("results")
@@ -97,6 +98,42 @@ def results(
     import pandas as pd
 
     return pd.DataFrame([dict(_flat(row)) for row in rows_of(suite, Path(results), select, overrides, Path(home))])
+
+
+def compare(
+    suite: str | Path,
+    a: str,
+    b: str,
+    *,
+    results: Path | str = RESULTS,
+    other: Path | str | None = None,
+    home: Path | str = HOME,
+    overrides: Sequence[str] = (),
+    margin: float | None = None,
+) -> "Comparison":
+    """Compare the methods A and B of a suite image by image, in each column that both have.
+
+    `a` and `b` are names of cells, parts of them, or expressions as `select` of `run` takes them; each selects one
+    method in each column. `other` is the folder of B's rows, where it is not `results`. With a `margin`, in points,
+    `failing` are the pairs in which B may be worse than A by so much. Raises ZSQBenchError where there are no rows, and
+    where nothing can be compared.
+    """
+    from zsqbench.reports.comparisons import compare_selected
+    from zsqbench.reports.selected import Selected
+    from zsqbench.store import Store
+    from zsqbench.suite import find_suite, suite_name
+
+    path, store = find_suite(str(suite)), Store(Path(home))
+    declared = _declared(path, overrides)
+    folders = Path(results), Path(results if other is None else other)
+    rows = {folder: _own_rows(suite, folder, declared) for folder in dict.fromkeys(folders)}
+    without_row = {
+        folder: declared.without({row.cell for row in found}) if declared else [] for folder, found in rows.items()
+    }
+    at_a, at_b = folders
+    in_a = Selected.of("A", a, at_a, rows[at_a], without_row[at_a], store)
+    in_b = Selected.of("B", b, at_b, rows[at_b], without_row[at_b], store)
+    return compare_selected(suite_name(path), in_a, in_b, store, margin)
 
 
 def load_student(
@@ -308,41 +345,50 @@ def rows_of(
     Where the store of a home has the artifacts that a row was made from, and they say otherwise, its cell is one that
     failed. Raises ZSQBenchError where there are no rows.
     """
-    from zsqbench.reports.resultfile import ResultFile
-    from zsqbench.reports.suiterows import SuiteRows, believed
+    from zsqbench.reports.suiterows import believed
     from zsqbench.store import Store
     from zsqbench.suite import find_suite, suite_name
     from zsqbench.suite import select as select_cells
 
     path = find_suite(str(suite))
-    name = suite_name(path)
-    file = ResultFile(results / f"{name}.jsonl")
-    contents = file.contents()
-    file.refuse_others(contents)
-    found = SuiteRows.of(contents, name, _declared(path, overrides))
-    found.warn(file.path, contents)
-    if not found.own:
-        raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
-    selected = select_cells(found.own, select)
+    own = _own_rows(suite, results, _declared(path, overrides))
+    selected = select_cells(own, select)
     if not selected:
-        raise ZSQBenchError(f"none of the {len(found.own)} rows of {name} matches -k {select!r}")
+        raise ZSQBenchError(f"none of the {len(own)} rows of {suite_name(path)} matches -k {select!r}")
     return selected if home is None else believed(selected, Store(home))
 
 
-def _declared(path: Path, overrides: Sequence[str]) -> "Callable[[Result], bool]":
-    """True for rows whose cell a suite file has. A file that is wrong elsewhere hides no rows: that is a warning."""
+def _own_rows(suite: str | Path, results: Path, declared: "DeclaredCells | None") -> "list[Result]":
+    """The rows of a folder that are of cells that a suite has, or all of the suite where these are not known."""
+    from zsqbench.reports.resultfile import ResultFile
+    from zsqbench.reports.suiterows import SuiteRows
+    from zsqbench.suite import find_suite, suite_name
+
+    name = suite_name(find_suite(str(suite)))
+    file = ResultFile(results / f"{name}.jsonl")
+    contents = file.contents()
+    file.refuse_others(contents)
+    found = SuiteRows.of(contents, name, declared.have if declared else lambda _: True)
+    found.warn(file.path, contents)
+    if not found.own:
+        raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
+    return found.own
+
+
+def _declared(path: Path, overrides: Sequence[str]) -> "DeclaredCells | None":
+    """The cells that a suite file has. A file that is wrong elsewhere hides no rows: that is a warning, and none."""
     import logging
 
     from zsqbench.suite import DeclaredCells
 
     try:
-        return DeclaredCells.read(path, overrides).have
+        return DeclaredCells.read(path, overrides)
     except ZSQBenchError as error:
         if overrides:
             raise
         text = "all rows of the suite are taken, for which cells it has cannot be told: %s"
         logging.getLogger("zsqbench").warning(text, error)
-        return lambda _: True
+        return None
 
 
 def find_row(rows: "Sequence[Result]", cell: str) -> "Result":

@@ -17,6 +17,7 @@ import click
 
 from zsqbench.cli import (
     cache,
+    compare,
     doctor,
     export,
     exportimages,
@@ -92,9 +93,9 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
-    Exit codes: 0 all cells done, 1 some failed or a blocker was found, 2 usage or configuration, 3 a bug, 4 a plugin
-    that the suite needs did not load, or failed in planning, 5 nothing selected, 130 interrupted (143 by SIGTERM, 129
-    by SIGHUP).
+    Exit codes: 0 all cells done, 1 some failed, a blocker was found or a gate fails, 2 usage or configuration, 3 a bug,
+    4 a plugin that the suite needs did not load, or failed in planning, 5 nothing selected, 130 interrupted (143 by
+    SIGTERM, 129 by SIGHUP).
     """
 
 
@@ -104,6 +105,7 @@ for command in (
     plan.plan,
     results.leaderboard,
     results.show,
+    compare.compare,
     export.export,
     exportimages.export_images,
     scheme.scheme,

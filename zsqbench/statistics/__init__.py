@@ -11,6 +11,8 @@ from zsqbench.statistics.difference import (
     Samples,
     Scope,
     compare,
+    paired,
+    rows_in_common,
     unpacked,
 )
 from zsqbench.statistics.power import detectable, needed, verdict
@@ -30,6 +32,8 @@ __all__ = [
     "letters",
     "mcnemar",
     "needed",
+    "paired",
+    "rows_in_common",
     "tango",
     "ties",
     "unpacked",

@@ -1,0 +1,111 @@
+"""Two rows: the options that differ; and two methods: the classes of images that one has right less often."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import CorruptArtifactError, in_one_line
+from zsqbench.reports.results import Result, flat, flat_method
+from zsqbench.steps import evaluations
+from zsqbench.steps.baseline import Baseline
+from zsqbench.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOSERS = 5
+"""So many of the classes that lose most are told."""
+
+
+@dataclass(frozen=True)
+class OptionDifference:
+    """An option that is not the same in A and B; none where one of them has no such option."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """A class of images, by its number, of which B has fewer right than A."""
+
+    label: int
+    images: int
+    points: float
+    """B less A, below 0; the mean over seeds."""
+
+
+def options_that_differ(a: Result, b: Result) -> tuple[OptionDifference, ...]:
+    """Methods, options, scheme, network, settings and versions of libraries that differ between two rows.
+
+    Of an option that only one of two methods has, what the suite set is told, and no default.
+    """
+    first, second = dict(_known(a)), dict(_known(b))
+    given = {*_changed(a), *_changed(b)}
+    for axis in ("generator", "quantizer"):
+        if a.methods.get(axis, {}).get("method") != b.methods.get(axis, {}).get("method"):
+            for name in (f"{axis}.version", f"{axis}.origin"):  # of two methods, these say nothing
+                first.pop(name, None)
+    return tuple(
+        OptionDifference(name, first.get(name), second.get(name))
+        for name in {**first, **second}
+        if first.get(name) != second.get(name) and ((name in first and name in second) or name in given)
+    )
+
+
+def _known(row: Result) -> Iterator[tuple[str, Any]]:
+    """All that may differ, by names such as `generator.iterations`."""
+    yield from (("task", row.task), ("model", row.model), ("scheme", row.scheme))
+    for axis, label in (("generator", row.generator), ("quantizer", row.quantizer)):
+        yield axis, label or "none"
+        for name, value in flat_method(axis, row.methods.get(axis, {})):
+            if (name, value) != (f"{axis}.method", label):
+                yield name, value
+    yield from flat("settings", row.settings)
+    if "digest" in row.model_facts:
+        yield "model.digest", str(row.model_facts.get("digest"))[:12]
+    yield from flat("environment", row.environment)
+
+
+def _changed(row: Result) -> Iterator[str]:
+    for axis in ("generator", "quantizer"):
+        yield from _changed_in(axis, row.methods.get(axis, {}))
+
+
+def _changed_in(prefix: str, method: Mapping[str, Any]) -> Iterator[str]:
+    yield from (name for name, _ in flat(prefix, method.get("changed", {})))
+    for other in ("start", "over"):
+        if other in method:
+            yield from _changed_in(f"{prefix}.{other}", method[other])
+
+
+def classes_that_lose(
+    differences: "np.ndarray", rows: Sequence[Result], store: Store
+) -> tuple[tuple[ClassLoss, ...], str | None]:
+    """The classes that lose most, by B less A [seeds, images], from -1 to 1; or none, and why they are not known.
+
+    The labels are those that the step `baseline` of one of these rows left in the store.
+    """
+    import numpy as np
+
+    keys = (row.keys.get(Baseline.kind, "") for row in rows)
+    key = next((key for key in keys if store.has(Baseline.kind, key)), None)
+    if key is None:
+        return (), f"the labels of the images are not in {store.home}, where the step {Baseline.kind} leaves them"
+    try:
+        labels = evaluations.read_samples(store.read(Baseline.kind, key)).get(evaluations.LABELS)
+    except CorruptArtifactError as error:
+        return (), in_one_line(str(error))
+    if labels is None:
+        return (), "the task keeps no labels"
+    by_image = differences.mean(axis=0)
+    if labels.shape != by_image.shape:
+        return (), f"there are labels of {len(labels)} images, and values of {len(by_image)}"
+    classes, places = np.unique(labels, return_inverse=True)
+    images = np.bincount(places)
+    points = 100 * np.bincount(places, weights=by_image) / images
+    worst = np.argsort(points, kind="stable")[:LOSERS]
+    return tuple(
+        ClassLoss(int(classes[at]), int(images[at]), float(points[at])) for at in worst if points[at] < 0
+    ), None
