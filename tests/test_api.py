@@ -151,6 +151,28 @@ def test_results_may_be_selected(ran):
 # --- students and images --------------------------------------------------------------------------------------------
 
 
+def test_two_methods_are_compared_as_data(ran, bench):
+    found = zsqbench.compare(**ran, a="toyq", b=":q:", home=bench.home, margin=100)
+    (pair,) = found.pairs
+    values = dict(zip(zsqbench.results(**ran)["quantizer"], zsqbench.results(**ran)["metrics.top1"], strict=True))
+    assert (pair.a.mean, pair.b.mean) == (values["toyq"], values["q"])
+    assert pair.difference.points == pytest.approx(values["q"] - values["toyq"])
+    assert (found.suite, found.failing, found.left_out, pair.passes) == ("toysuite", (), (), True)
+
+
+def test_a_suite_file_that_is_wrong_elsewhere_hides_no_rows_and_is_told_once(ran, bench, caplog):
+    bench.file.write_text(bench.file.read_text().replace("seed: 1", "seed: one"))
+    assert len(zsqbench.compare(**ran, a="toyq", b=":q:", other=bench.results, home=bench.home).pairs) == 1
+    assert caplog.text.count("all rows of the suite are taken") == 1
+
+
+def test_what_cannot_be_compared_is_refused(ran, bench):
+    said = complaint(zsqbench.compare, **ran, a="toyq", b="qq", home=bench.home)
+    assert said.startswith(f"none of 2 rows in {ran['results']} matches B, 'qq'")
+    said = complaint(zsqbench.compare, bench.file, "toyq", "q", results=bench.folder)
+    assert said.startswith("there are no results of toysuite in")
+
+
 def first_predictions(student, preprocess, count):
     """The logits of a network for the first of the evaluated digits, each of them alone."""
     import torch

@@ -84,6 +84,13 @@ def test_the_leaderboard_imports_neither_torch_nor_mlflow(imported, bench):
     assert set() == imported("leaderboard", bench.file, "--results", bench.results) & {"torch", "torchvision", "mlflow"}
 
 
+def test_a_comparison_imports_neither_torch_nor_mlflow(imported, bench):
+    bench.matrix("quantizer: toyq", "quantizer: datafree, generator: none")
+    bench.run()
+    compared = imported("compare", bench.file, "toyq", "none", "--results", bench.results, "--home", bench.home)
+    assert set() == compared & {"torch", "torchvision", "mlflow"}
+
+
 def test_a_run_with_workers_does_not_import_torch_in_the_parent(python, bench):
     bench.matrix("")
     bench.run()

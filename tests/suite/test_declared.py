@@ -100,3 +100,12 @@ def test_a_shipped_suite_declares_each_of_its_cells_and_not_one_with_another_see
         made = row(**axes, settings=cell.settings.model_dump(mode="json"))
         assert (made.cell, declared.have(made)) == (cell.name, True)
         assert not declared.have(row(**axes | {"seed": 99}, settings=cell.settings.model_dump(mode="json")))
+
+
+def test_cells_without_a_row_are_known_with_and_without_a_seed(declared):
+    names = {cell.name for cell in declared().without([])}
+    assert len(names) == 2 * 2 * 2 * 2 + 1
+    rows = [row(**OF_SUITE), row(**OF_SUITE, generator="g", seed=1), row(**OF_BLOCK, seed=0)]
+    left = [cell.name for cell in declared().without({each.cell for each in rows})]
+    gone = {"t:m:none:q:hw/w4a4:0:threads=2", "t:m:none:q:hw/w4a4:1:threads=2", "t:m:g:q:hw/w4a4:1:threads=2"}
+    assert left == sorted(names - gone - {rows[2].cell})

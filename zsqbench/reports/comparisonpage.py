@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pandas as pd
 from tabulate import tabulate
 
-from zsqbench.reports.axes import listed
 from zsqbench.reports.comparisons import Comparison, Pair, Side
+from zsqbench.reports.differences import ClassLoss
 from zsqbench.reports.page import page, section
 
 Form = Literal["text", "json", "html"]
@@ -53,7 +53,7 @@ def _text_section(pair: Pair) -> str:
 def _html(comparison: Comparison) -> str:
     sections = [_html_section(pair, f"pair{number}") for number, pair in enumerate(comparison.pairs, start=1)]
     below = [section("not compared", "", map(str, comparison.left_out))] if comparison.left_out else []
-    return page(f"{comparison.suite}: {listed(pair.verdict for pair in comparison.pairs[:1])}", [*sections, *below])
+    return page(f"{comparison.suite}: {comparison.a} (A), {comparison.b} (B)", [*sections, *below])
 
 
 def _html_section(pair: Pair, identifier: str) -> str:
@@ -67,7 +67,7 @@ def _html_table(lines: Lines, identifier: str) -> str:
     frame = pd.DataFrame(rows, columns=list(heads))
     styler = frame.style.hide(axis="index").format(_escaped).format_index(_escaped, axis="columns")
     classes = pd.DataFrame("label", frame.index, frame.columns)
-    return str(styler.set_td_classes(classes).set_uuid(identifier).to_html())
+    return str(styler.set_td_classes(classes).set_table_attributes('class="plain"').set_uuid(identifier).to_html())
 
 
 def _escaped(text: object) -> str:
@@ -120,14 +120,17 @@ def _lines(pair: Pair) -> Iterator[str]:
     if pair.no_classes is not None:
         yield f"classes that lose are not known: {pair.no_classes}"
     elif pair.classes:
-        worst = (f"{each.label} by {-each.points:.2f} points of {each.images:,} images" for each in pair.classes)
-        yield f"classes that lose most: {', '.join(worst)}"
+        yield f"classes that lose most: {', '.join(map(_class, pair.classes))}"
     else:
         yield "no class loses"
     if pair.margin is not None:
         ends = " to ".join(f"{end:+.2f}" for end in found.narrow)
         yield f"gate, margin {pair.margin:g}: {'holds' if pair.passes else 'fails'} (90 % interval {ends})"
     yield from pair.notes
+
+
+def _class(loss: ClassLoss) -> str:
+    return f"{loss.label} by {-loss.points:.2f} points of {loss.images:,} image{'s' if loss.images > 1 else ''}"
 
 
 def _json(comparison: Comparison) -> str:

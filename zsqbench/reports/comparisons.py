@@ -118,6 +118,9 @@ class Comparison:
     """A and B in each column that both have, and the columns that are left out."""
 
     suite: str
+    a: str
+    """What was asked for as A, and as B."""
+    b: str
     pairs: tuple[Pair, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -156,7 +159,7 @@ def compare_selected(suite: str, a: Selected, b: Selected, store: Store, margin:
         left_out += [LeftOut(where, f"only {side.name} selects it") for where in rest]
     if margin is not None and left_out:
         raise ZSQBenchError(f"with a margin every column must be compared; leave out what cannot be: {_all(left_out)}")
-    return Comparison(suite, tuple(pairs), tuple(left_out))
+    return Comparison(suite, a.text, b.text, tuple(pairs), tuple(left_out))
 
 
 def _columns(a: Selected, b: Selected) -> list[tuple[Column, Column]]:
@@ -185,7 +188,8 @@ def _pair(a: Selected, b: Selected, columns: tuple[Column, Column], store: Store
     in_a, in_b = (_samples(name, rows, digest) for name, rows in (("A", of_a), ("B", of_b)))
     places_a, places_b = rows_in_common(in_a.seeds, in_b.seeds)
     difference, (differences, _) = compare_samples(in_b, in_a), paired(in_b, in_a)
-    seeds = tuple(in_a.seeds[at] for at in places_a) if in_a.seeds else tuple(in_b.seeds[at] for at in places_b)
+    has_seeds, places = (in_a, places_a) if in_a.seeds else (in_b, places_b)
+    seeds = tuple(has_seeds.seeds[at] for at in places if has_seeds.seeds)
     used_a, used_b = [of_a[at] for at in places_a], [of_b[at] for at in places_b]
     classes, no_classes = classes_that_lose(differences, [*used_a, *used_b], store)
     return Pair(

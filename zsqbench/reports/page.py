@@ -19,7 +19,8 @@ th {{ font-weight: 600; text-align: center; }}
 thead tr:last-child th {{ border-bottom: 1px solid #1a1a1a; }}
 td.label {{ text-align: left; }}
 td.missing {{ color: #a31515; }}
-tbody tr:first-child td {{ border-bottom: 1px solid #c8c8c8; }}
+table ~ table {{ margin-top: 1.5rem; }}
+table:not(.plain) tbody tr:first-child td {{ border-bottom: 1px solid #c8c8c8; }}
 ul {{ list-style: none; margin-top: 1rem; padding: 0; font-size: 13px; color: #444; }}
 </style>
 </head>
@@ -44,6 +45,9 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, table: str, lines: Iterable[str]) -> str:
-    """A heading, tables as HTML with class `label` on cells of text, and lines below; title and lines are escaped."""
+    """A heading, tables as HTML with class `label` on cells of text, and lines below; title and lines are escaped.
+
+    The first line of a table is that of the float network, unless its class is `plain`.
+    """
     below = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return _SECTION.format(title=html.escape(title), table=table, below=below)

@@ -18,6 +18,8 @@ class Selected:
     """The rows of one method in each column, its seeds together."""
 
     name: Literal["A", "B"]
+    text: str
+    """What was asked for."""
     folder: Path
     """Where its rows are from."""
     groups: Mapping[Column, Sequence[Result]]
@@ -40,8 +42,10 @@ class Selected:
         those of failed cells. Raises ZSQBenchError for a text that cannot be read or selects no row, and where a column
         has several methods.
         """
-        found = [row for row in rows if row.cell == text] or select(rows, text, where=name)
-        waiting = [cell for cell in without_row if cell.name == text] or select(without_row, text, where=name)
+        found = [row for row in rows if row.cell == text]
+        waiting = [cell for cell in without_row if cell.name == text]
+        if not found and not waiting:
+            found, waiting = select(rows, text, where=name), select(without_row, text, where=name)
         if not found and waiting:
             cells = named(cell.name for cell in waiting)
             raise ZSQBenchError(f"{name} selects {counted(len(waiting), 'cell')} without a row: {cells}; run the suite")
@@ -51,7 +55,7 @@ class Selected:
             raise ZSQBenchError(f"none of {counted(len(rows), 'row')} in {folder} matches {name}, {text!r}{hint}")
         groups = {column: _only(name, column, group) for column, group in _by_column(believed(found, store)).items()}
         places = {Column(cell.task, cell.model, cell.scheme) for cell in waiting}
-        return cls(name, folder, groups, places.difference(groups))
+        return cls(name, text, folder, groups, places.difference(groups))
 
     @property
     def columns(self) -> set[Column]:
