@@ -305,6 +305,21 @@ def test_the_table_in_the_readme_is_the_measured_one(bench):
     assert 3 <= table.count("\n|") <= 10  # a heading, a line below it, and at most eight methods
 
 
+def test_what_the_comparison_prints_is_shown_as_it_is(bench):
+    document = ROOT / "docs" / "statistics.md"
+    (command, *_) = (shlex.split(line)[1:] for line in command_lines(document) if line.startswith("zsqbench compare"))
+    said = bench.zsqbench(*command, "--results", ROOT / "results", "--home", bench.home)
+    assert said.out.replace(str(bench.home), ".zsqbench") in blocks(document, "text")
+
+
+def test_the_fields_of_a_comparison_are_explained(bench):
+    sides = ["hw_friendly", "dgh:rtn:pot", "real:rtn:pot"]
+    said = bench.zsqbench("compare", *sides, "--format", "json", "--results", ROOT / "results", "--home", bench.home)
+    record = json.loads(said.out)[0]
+    explained = text_of(ROOT / "docs" / "statistics.md")
+    assert not [name for name in (*record, *record["a"], *record["flips"][0]) if f"`{name}`" not in explained]
+
+
 def test_the_long_table_is_that_of_the_committed_rows(bench):
     said = bench.zsqbench("leaderboard", "hw_friendly", "--results", ROOT / "results")
     assert said.out.strip() == text_of(ROOT / "results" / "hw_friendly.md").strip()

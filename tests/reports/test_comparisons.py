@@ -169,6 +169,18 @@ def test_what_cannot_be_compared_says_why(changes, why):
     assert refusal([seen(range(9)), seen(range(9), generator="real", **changes)]) == AT + why
 
 
+def test_rows_of_another_version_of_evaluation_are_refused():
+    """Its version is part of the key of the float network's measurement, and so are threads."""
+    same = {"model_facts": {"digest": "f" * 64}, "settings": {"threads": 1}}
+    rows = [
+        seen(range(9), keys={"baseline": "a"}, **same),
+        seen(range(9), generator="real", keys={"baseline": "b"}, **same),
+    ]
+    assert refusal(rows).startswith(f"{AT}the same float network was measured differently for A and for B")
+    for other in ({"model_facts": {"digest": "e" * 64}}, {"settings": {"threads": 2}}):
+        assert only([rows[0], rows[1].model_copy(update=other)])
+
+
 def test_seeds_must_be_in_common():
     rows = [seen(range(9), seed=0), seen(range(9), generator="real", seed=1)]
     assert refusal(rows) == f"{AT}no seeds in common: one has 0, the other 1; run a seed of both"

@@ -16,6 +16,7 @@ from zsqbench.reports.standings import samples_of, values_of
 from zsqbench.reports.suiterows import NAMED, named
 from zsqbench.statistics import Difference, Samples, paired, rows_in_common, verdict
 from zsqbench.statistics import compare as compare_samples
+from zsqbench.steps.baseline import Baseline
 from zsqbench.store import Store
 
 if TYPE_CHECKING:
@@ -178,12 +179,7 @@ def _pair(a: Selected, b: Selected, columns: tuple[Column, Column], store: Store
     """Raises ZSQBenchError where these cannot be compared, and says why."""
     of_a, of_b = (_done(side, column) for side, column in zip((a, b), columns, strict=True))
     first, second = of_a[0], of_b[0]
-    for what, one, other in (
-        ("measured by", first.metric, second.metric),
-        ("evaluated by", _task(first), _task(second)),
-    ):
-        if one != other:
-            raise ZSQBenchError(f"A was {what} {one}, and B by {other}; expected the same")
+    _check_alike(first, second)
     digest = first.data.get("digest")
     in_a, in_b = (_samples(name, rows, digest) for name, rows in (("A", of_a), ("B", of_b)))
     places_a, places_b = rows_in_common(in_a.seeds, in_b.seeds)
@@ -219,6 +215,25 @@ def _done(side: Selected, column: Column) -> Sequence[Result]:
                 f"{side.name}'s cell {row.cell} is {row.status}: {in_one_line(row.reason or 'no reason was given')}"
             )
     return side.groups[column]
+
+
+def _check_alike(a: Result, b: Result) -> None:
+    """Raise ZSQBenchError where two rows were not measured in the same way."""
+    for what, one, other in (("measured by", a.metric, b.metric), ("evaluated by", _task(a), _task(b))):
+        if one != other:
+            raise ZSQBenchError(f"A was {what} {one}, and B by {other}; expected the same")
+    same = all(
+        one is not None and one == other
+        for one, other in (
+            (a.model_facts.get("digest"), b.model_facts.get("digest")),
+            (a.settings.get("threads"), b.settings.get("threads")),
+        )
+    )
+    if same and a.keys.get(Baseline.kind) != b.keys.get(Baseline.kind):
+        raise ZSQBenchError(
+            "the same float network was measured differently for A and for B: with another version of evaluation, or "
+            "another float_accuracy in the suite; run both again"
+        )
 
 
 def _task(row: Result) -> str:
