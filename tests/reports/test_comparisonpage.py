@@ -89,7 +89,15 @@ def test_columns_that_are_not_compared_are_told():
     found = make(more=[seen([1], scheme="hw/w8a8")])
     line = "not compared: digits resnet20 hw/w8a8: only A selects it"
     assert left_out_lines(found) == lines(found)[-1:] == [line]
-    assert "<li>digits resnet20 hw/w8a8: only A selects it</li>" in render(found, "html")
+    assert f"<li>{line}</li>" in render(found, "html")
+
+
+def test_several_columns_are_said_to_be_tested_alone():
+    more = [seen(range(9), scheme="hw/w8a8", generator=name) for name in ("dgh", "real")]
+    line = "each of 2 columns is tested alone: of 20 without a difference, about 1 has p below 5 % by chance"
+    assert lines(make(more=more))[-1] == line
+    assert f"<li>{line}</li>" in render(make(more=more), "html")
+    assert "tested alone" not in render(make(), "text")
 
 
 def test_a_comparison_as_json_is_plain_data():

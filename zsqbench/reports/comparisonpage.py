@@ -21,6 +21,8 @@ Lines = Sequence[Sequence[str]]
 LONGEST = 40
 """Characters of an option; JSON has all of it."""
 
+ALONE = "each of {} columns is tested alone: of 20 without a difference, about 1 has p below 5 % by chance"
+
 
 def render(comparison: Comparison, form: Form) -> str:
     """The comparison in this form, without a newline at its end."""
@@ -41,8 +43,15 @@ def gate_line(pair: Pair) -> str:
     )
 
 
+def _below(comparison: Comparison) -> list[str]:
+    """Lines on all columns together."""
+    alone = [ALONE.format(len(comparison.pairs))] if len(comparison.pairs) > 1 else []
+    return [*left_out_lines(comparison), *alone]
+
+
 def _text(comparison: Comparison) -> str:
-    return "\n\n".join([*map(_text_section, comparison.pairs), *left_out_lines(comparison)])
+    below = "\n".join(_below(comparison))
+    return "\n\n".join([*map(_text_section, comparison.pairs), *([below] if below else [])])
 
 
 def _text_section(pair: Pair) -> str:
@@ -52,7 +61,7 @@ def _text_section(pair: Pair) -> str:
 
 def _html(comparison: Comparison) -> str:
     sections = [_html_section(pair, f"pair{number}") for number, pair in enumerate(comparison.pairs, start=1)]
-    below = [section("not compared", "", map(str, comparison.left_out))] if comparison.left_out else []
+    below = [section("all columns", "", _below(comparison))] if _below(comparison) else []
     return page(f"{comparison.suite}: {comparison.a} (A), {comparison.b} (B)", [*sections, *below])
 
 
