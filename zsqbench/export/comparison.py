@@ -21,6 +21,7 @@ from zsqbench.export.runtime import CPU, fed, open_session, run, saturates, seen
 from zsqbench.export.structure import Structure, structure_in_runtime
 from zsqbench.methods import Pretrained
 from zsqbench.quant import ActivationQuantizer, dequantize, quantize
+from zsqbench.statistics import differs
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -39,7 +40,7 @@ TIE = 5e-4
 digits. Averages and interpolations meet many. With 16 bits it is 256 times as much, for steps are smaller."""
 
 EQUAL_DECISIONS = 99.9
-"""Percent of decisions that have to be equal without optimisation, unless the student in 64 bits has fewer."""
+"""Percent of decisions that have to be equal without optimisation, unless the student in 64 bits explains others."""
 
 BYTE = 8
 
@@ -101,15 +102,22 @@ class Check:
         if departs is not None:
             found.append(f"without optimisation it departs first at tensor {departs}")
         # where ties decide, the student in 64 bits decides otherwise, too
-        if self.equal_exact < min(EQUAL_DECISIONS * self.images / 100, self.equal_double):
+        if self.equal_exact < EQUAL_DECISIONS * self.images / 100 and self._is_less(
+            self.equal_exact, self.equal_double
+        ):
             found.append(f"without optimisation {self.equal_exact} of {self.images} decisions are equal")
-        if self.equal < min(self.equal_double, self.equal_biases):
+        if self._is_less(self.equal, min(self.equal_double, self.equal_biases)):
             first = next((departure for departure in self.optimized if not departure.tolerated), None)
             where = (
                 f"; it departs first at tensor {first}" if first else "; no tensor departs by more than ties explain"
             )
             found.append(f"{self.images - self.equal} of {self.images} decisions differ from the simulation's{where}")
         return found
+
+    def _is_less(self, equal: int, explained: int) -> bool:
+        """True if so few are equal that chance does not explain it: a sign test on the decisions that differ."""
+        differing, expected = self.images - equal, self.images - explained
+        return differing > expected and differs(differing, expected)
 
     def lines(self) -> list[str]:
         """All of it for people; one line each."""
