@@ -1,5 +1,6 @@
 import itertools
 import random
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from zsqbench.quant import (
     quantized_layers,
 )
 from zsqbench.testing import check_quantizer, observation, quantizers, shared, tiny_teacher
+from zsqbench.testing.networks import tiny_teachers
 from zsqbench.testing.quantizers import examine_quantizer
 from zsqbench.testing.reading import READ
 from zsqbench.testing.report import Report
@@ -40,16 +42,17 @@ def quantizer(act=None, after=None, **flags):
     return Broken()
 
 
-def failures(broken, teachers=PLAIN, scheme="hw/w4a4"):
-    """The checks that fail, and why."""
+def failures(broken, teachers=PLAIN, scheme="hw/w4a4", networks=None):
+    """The checks that fail, and why; without teachers all checks are made, on one network where not on these."""
     report = Report(broken)
-    examine_quantizer(report, scheme, teachers)
+    with mock.patch.object(quantizers, "tiny_teachers", return_value=networks or PLAIN):
+        examine_quantizer(report, scheme, teachers)
     return {finding.check: finding.reason for finding in report.summary() if finding.outcome == "FAILED"}
 
 
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "academic/w4a4"])
 def test_a_sound_quantizer_passes(scheme):
-    assert failures(quantizer(), None, scheme) == {}
+    assert failures(quantizer(), None, scheme, tiny_teachers()) == {}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,9 @@ def test_a_quantizer_that_forgets_a_tensor_is_found():
 
 def test_a_network_that_it_does_not_work_on_is_found():
     found = failures(
-        quantizer(lambda teacher, _: getattr(teacher.module, "depthwise", None) or teacher.module.up), None
+        quantizer(lambda teacher, _: getattr(teacher.module, "depthwise", None) or teacher.module.up),
+        None,
+        networks=tiny_teachers(),
     )
     assert found.keys() == {"works on residual, concat and SiLU, hw/w4a4"}
 

@@ -1,6 +1,8 @@
 """Tiny networks with seeded random weights and believable BN statistics, one for each way that networks are built."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +99,18 @@ def tiny_teacher_without_bn(input_size: tuple[int, int, int] = (3, 8, 8), classe
 
 def _pretrained(build: Callable[[int, int], nn.Module], input_size: tuple[int, int, int], classes: int) -> Pretrained:
     channels = input_size[0]
+    module = copy.deepcopy(_trained(build, input_size, classes))
+    return Pretrained(module, input_size, mean=(0.5,) * channels, std=(0.25,) * channels, classes=classes)
+
+
+@cache  # a check needs each network some ten times
+def _trained(build: Callable[[int, int], nn.Module], input_size: tuple[int, int, int], classes: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = build(channels, classes)
+        module = build(input_size[0], classes)
         for _ in range(20):  # running statistics of what the network computes on noise
             module(torch.randn(32, *input_size))
-    module.eval().requires_grad_(False)
-    return Pretrained(module, input_size, mean=(0.5,) * channels, std=(0.25,) * channels, classes=classes)
+    return module.eval().requires_grad_(False)
 
 
 def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
