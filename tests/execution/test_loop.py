@@ -306,7 +306,10 @@ def test_the_pool_makes_the_artifacts_that_one_process_makes(bench):
 ENDINGS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
-@pytest.mark.parametrize("name", ENDINGS)
+@pytest.mark.parametrize(
+    "name",
+    ["SIGINT", *(pytest.param(name, marks=pytest.mark.slow("one signal shows it")) for name in ("SIGTERM", "SIGHUP"))],
+)
 def test_a_signal_ends_the_pool_at_once_with_valid_rows_and_a_table(bench, name):
     run = Started(bench, "generator: [toy, slow]")
     run.wait_for("started")

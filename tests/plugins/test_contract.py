@@ -3,8 +3,9 @@
 import pytest
 
 from zsqbench.plugins import load_plugins
-from zsqbench.testing import conformance
+from zsqbench.testing import conformance, generators, quantizers
 from zsqbench.testing.conformance import check_method, reduce_options
+from zsqbench.testing.networks import tiny_teachers
 
 METHODS = [
     method.method
@@ -16,11 +17,28 @@ METHODS = [
 SHORT = {"epochs": 2, "updates_per_epoch": 2}
 """Training that is long enough for the checks, which go through it some forty times."""
 
+BRIEFLY = ("plain BN", "residual, concat and SiLU")
+"""Half of the networks; the methods' own tests have others."""
+
+
+def failures(method):
+    """The checks that fail."""
+    given = SHORT if method.model_fields.keys() >= SHORT.keys() else {}
+    checked = check_method(*reduce_options(method, given))
+    assert len(checked.findings) > 3
+    return [finding for finding in checked.findings if finding.outcome == "FAILED"]
+
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_method_keeps_the_contract(method, monkeypatch):
-    monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:2])  # the third is that of test_qdq.py
-    given = SHORT if method.model_fields.keys() >= SHORT.keys() else {}
-    checked = check_method(*reduce_options(method, given))
-    assert [finding for finding in checked.findings if finding.outcome == "FAILED"] == []
-    assert len(checked.findings) > 3
+    networks = {name: network for name, network in tiny_teachers().items() if name in BRIEFLY}
+    for examination in (generators, quantizers):
+        monkeypatch.setattr(examination, "tiny_teachers", lambda: networks)
+    monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:1])
+    assert failures(method) == []
+
+
+@pytest.mark.slow("it makes every check of every method, which takes minutes")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_keeps_the_contract_on_all_networks_and_schemes(method):
+    assert failures(method) == []

@@ -20,19 +20,19 @@ def near(value, images):
 
 def test_all_that_cannot_be_told_from_the_best_are_bold():
     results = [row(near(91, 3)), row(91.0, generator="dgh"), row(80.0, generator="genie")]
-    assert shown(results) == ["**91.00 (-7.00) a**", "**91.00 (-7.00) a**", "80.00 (-18.00) b"]
+    assert shown(results) == ["**91.30 (-6.70) a**", "**91.00 (-7.00) a**", "80.00 (-18.00) b"]
 
 
 def test_a_lead_over_noise_that_chance_may_have_given_is_not_bold_and_has_a_footnote():
     results = [row(91.0, generator="noise"), row(near(91, 3)), row(91.0, generator="genie")]
-    assert shown(results) == ["91.00 (-7.00) a", "91.00 (-7.00) a [1]", "91.00 (-7.00) a [1]"]
+    assert shown(results) == ["91.00 (-7.00) a", "91.30 (-6.70) a [1]", "91.00 (-7.00) a [1]"]
     assert leaderboard(results, "md").endswith("- [1] cannot be told from the negative control")
     assert [record["told_from_control"] for record in records(results)] == [None, False, False]
 
 
 def test_controls_share_letters_with_methods_and_are_not_bold():
     results = [row(91.0), row(near(91, 3), generator="real", data_free=False)]
-    assert shown(results) == ["**91.00 (-7.00) a**", "91.00 (-7.00) a"]
+    assert shown(results) == ["**91.00 (-7.00) a**", "91.30 (-6.70) a"]
 
 
 def test_nothing_is_bold_of_a_network_that_was_never_trained():

@@ -51,7 +51,7 @@ def test_every_format_says_that_bold_beats_noise_and_is_shared(form):
 def test_every_format_says_what_was_measured(form):
     text = leaderboard([row(seed=0), row(seed=1)], form)
 
-    assert "digits: top-1 accuracy in percent, 100000 samples evaluated" in text
+    assert "digits: top-1 accuracy in percent, 1000 samples evaluated" in text
     assert "calibrated on 1024 images" in text
     assert re.search(r"mean (±|\$\\pm\$) sample standard deviation over seeds 0, 1", text)
 

@@ -20,7 +20,7 @@ def test_where_all_cells_failed_the_samples_of_the_float_network_are_counted():
 
     text = leaderboard(results, "md")
 
-    assert "- digits: top-1 accuracy in percent, 100000 samples evaluated\n" in text
+    assert "- digits: top-1 accuracy in percent, 1000 samples evaluated\n" in text
     assert "calibrated on" not in text
 
 
@@ -88,7 +88,7 @@ def test_a_suite_without_seeds_says_so():
 def test_a_metric_of_another_task_goes_by_its_own_name():
     text = leaderboard([row(metric="mIoU", metrics={"mIoU": 30.0}, float_metrics={"mIoU": 40.0})], "md")
 
-    assert "digits: mIoU, 100000 samples evaluated" in text
+    assert "digits: mIoU, 1000 samples evaluated" in text
 
 
 def test_published_values_are_cited_once_with_their_tables():

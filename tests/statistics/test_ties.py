@@ -108,23 +108,19 @@ def test_equal_methods_are_ordered_as_they_were_given():
     assert list(ties({"z": same, "a": same, "m": same}).letters) == ["z", "a", "m"]
 
 
-@pytest.mark.parametrize("seeds", [0, 1, 2, 5])
-@pytest.mark.parametrize("others", [0, 1, 2, 5])
+@pytest.mark.parametrize(("seeds", "others"), [(0, 0), (1, 0), (2, 2), (5, 0), (5, 5), (5, 2)])
 @pytest.mark.parametrize("dtype", [bool, float])
 def test_pairs_that_are_computed_together_are_those_that_are_compared_one_by_one(seeds, others, dtype):
-    few = {index: 0.4 + index / 50 for index in range(4)}
+    few = {index: 0.4 + index / 50 for index in range(2)}
     methods = column(few, seeds) | {10 + index: each for index, each in column(few, others).items()}
     methods = {name: Samples(each.values.astype(dtype), each.seeds) for name, each in methods.items()}
     found = ties(methods)
-    scope = found.scope if found.scope == THESE or max(seeds, others) else None
-    one_by_one = {
-        (one, other): compare(
-            methods[one], methods[other], scope if methods[one].seeds or methods[other].seeds else None
-        )
+    one_by_one = [
+        compare(methods[one], methods[other], found.scope if methods[one].seeds or methods[other].seeds else None)
         for one, other in found.p
-    }
-    adjusted = multipletests([each.p for each in one_by_one.values()], method="holm")[1]
-    assert len(found.p) == 28
+    ]
+    assert len(found.p) == 6
+    adjusted = multipletests([each.p for each in one_by_one], method="holm")[1]
     assert list(found.p.values()) == pytest.approx(adjusted, rel=1e-6)
 
 

@@ -84,7 +84,7 @@ def test_cells_of_one_set_share_a_ranking_and_get_more_bits_by_it(ran):
         assert found["size_mb"] == pytest.approx(bits / 8e6, abs=1e-6)
     assert [rows[name]["data"]["calibrated"] for name in ("rtn", "mixed_2", "learned")] == [6, 6, 6]
     # mixed precision stands in columns of its own
-    heads = bench.zsqbench("leaderboard", bench.file, "--results", bench.results).out.splitlines()[2]
+    heads = bench.zsqbench("leaderboard", bench.file, "--results", bench.results).out.splitlines()[4]
     sizes = [rows[name]["tensors"] for name in ("mixed_2", "mixed_5")]
     for size in sizes:
         assert f"hw/w4a8 (mixed: {size['mean_weight_bits']:.1f} bits, {size['size_mb']:.3g} MB) " in heads
@@ -140,7 +140,7 @@ def test_training_starts_from_mixed_precision_and_keeps_its_bits(bench):
     assert rows["trained"]["keys"]["start"] == rows["mixed_2"]["keys"]["quantize"]
     assert raised(loaded(bench, "trained")) == set(ranking(bench, rows["mixed_2"])[:2])
     assert rows["trained"]["oracle"]["of"] == 1
-    heads = bench.zsqbench("leaderboard", bench.file, "--results", bench.results).out.splitlines()[2]
+    heads = bench.zsqbench("leaderboard", bench.file, "--results", bench.results).out.splitlines()[4]
     assert heads.count("(mixed: ") == heads.count("hw/w4a8") == 2
     assert "(oracle)" in heads
 
