@@ -2,7 +2,6 @@
 
 import copy
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -275,25 +274,39 @@ def _departures(
         exposed = Path(folder) / "exposed.onnx"
         names = _expose(path, exposed)
         session = open_session(exposed, providers, optimized=optimized)
-        differing: Counter[str] = Counter()
-        strange: Counter[str] = Counter()
-        most: Counter[str] = Counter()
-        counts: Counter[str] = Counter()
+        found: dict[str, _Differing] = {}
         for batch, fed_batch in zip(_batches(images), _batches(given), strict=True):
             codes = dict(zip(names, run(session, fed_batch, names), strict=True))
-            follower = _Follower(student, codes)
             with torch.no_grad():
-                follower.run(batch)
-            for name, difference in follower.differences.items():
-                differing[name] += int(np.count_nonzero(difference))
-                strange[name] += int(np.count_nonzero(difference[~follower.ties[name]]))
-                most[name] = max(most[name], int(np.abs(difference).max(initial=0)))
-                counts[name] += difference.size
+                _Follower(student, codes, found).run(batch)
     return tuple(
-        Departure(name, differing[name] / counts[name], most[name], strange[name] / counts[name])
-        for name in counts
-        if differing[name]
+        Departure(name, each.count / each.of, each.most, each.strange / each.of)
+        for name, each in found.items()
+        if each.count
     )
+
+
+@dataclass
+class _Differing:
+    """The codes of a tensor that differ, so far."""
+
+    of: int = 0
+    count: int = 0
+    most: int = 0
+    strange: int = 0
+    """Of those that differ, how many have a value that is not between two codes."""
+
+    def add(self, codes: Tensor, own: Tensor, values: Tensor, quantizer: ActivationQuantizer) -> None:
+        """Count a batch of the runtime's codes, of the student's own, and of the values that the latter stand for."""
+        differing = codes != own
+        self.of += own.numel()
+        if not differing.any():
+            return
+        steps = (values / quantizer.scale)[differing]
+        between = (steps - steps.floor() - 0.5).abs() < TIE * max(1.0, 2.0 ** (quantizer.bits - BYTE))
+        self.count += len(steps)
+        self.most = max(self.most, int((codes - own).abs().max()))
+        self.strange += int((~between).sum())
 
 
 def _expose(path: Path, target: Path) -> list[str]:
@@ -308,13 +321,13 @@ def _expose(path: Path, target: Path) -> list[str]:
 class _Follower(fx.Interpreter):
     """Runs a student on a runtime's codes: what each quantizer gives is what the runtime has there."""
 
-    def __init__(self, student: fx.GraphModule, given: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, student: fx.GraphModule, given: Mapping[str, NDArray[Any]], found: dict[str, _Differing]
+    ) -> None:
         super().__init__(student)
         self.given = given
+        self.found = found
         self.calls: dict[str, int] = {}
-        self.differences: dict[str, NDArray[Any]] = {}
-        self.ties: dict[str, NDArray[Any]] = {}
-        """Where values are between two codes."""
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A quantizer is followed, all else is computed."""
@@ -327,10 +340,7 @@ class _Follower(fx.Interpreter):
         if theirs is None:  # nothing reads it
             return dequantize(own, module.scale, module.zero_point)
         codes = torch.from_numpy(theirs.astype(np.float32)).reshape(own.shape)
-        self.differences[name] = (codes - own).numpy()
-        steps = args[0] / module.scale
-        near = TIE * max(1.0, 2.0 ** (module.bits - BYTE))
-        self.ties[name] = ((steps - steps.floor() - 0.5).abs() < near).numpy()
+        self.found.setdefault(name, _Differing()).add(codes, own, args[0], module)
         return dequantize(codes, module.scale, module.zero_point)
 
 
