@@ -14,6 +14,7 @@ SLOW = {
     "networks": "it prepares three networks, which takes seconds",
     "reconstruction": "it learns units, which takes seconds",
     "significance": "it simulates columns of methods, which takes half a minute",
+    "reruns": "it runs a suite twice",
     "synthesis": "it makes images, which takes seconds",
     "export": "it exports three networks, which takes half a minute of a CPU",
     "harness": "it starts ten processes that import torch, which takes a minute of a CPU",

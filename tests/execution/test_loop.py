@@ -362,6 +362,7 @@ def test_limits_of_workers_are_refused_where_there_are_none(bench, option):
     assert (said.code, text in said.err, len(said.err.splitlines())) == (2, True, 1)
 
 
+@pytest.mark.slow("two runs wait for each other; test_two_runs_on_one_home_do_each_step_once has two, too")
 def test_what_another_run_on_this_home_does_is_waited_for_and_taken(bench):
     first = Started(bench, "generator: slow")
     first.wait_for("started")

@@ -205,6 +205,7 @@ def test_tensorrt_is_given_the_addresses_of_whole_batches_and_a_cache(calibratio
     assert made.read_calibration_cache() == b"ranges"
 
 
+@pytest.mark.slow("it exports a network, and another tool quantizes it")
 def test_the_example_of_the_documentation_runs(tmp_path, python, request):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     of = network((1, 16, 16), (0.304,), (0.318,))

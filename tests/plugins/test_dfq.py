@@ -293,6 +293,7 @@ def uneven_mobilenet():
     return pretrained(network, (3, 32, 32))
 
 
+@pytest.mark.slow("it quantizes a MobileNet twice")
 def test_a_mobilenet_with_uneven_ranges_is_lost_in_eight_bits_unless_it_is_equalized():
     teacher, images = uneven_mobilenet(), noise(32, 3, 32, 32, seed=5)
     with torch.no_grad():

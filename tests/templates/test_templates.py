@@ -24,7 +24,9 @@ def test_the_generator_is_short():
     assert sum(bool(line) for line in lines) <= 40
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "task" else pytest.mark.slow("all checks")) for kind in KINDS]
+)
 def test_the_tests_that_are_written_pass(tmp_path, python, kind):
     write_template(kind, "brand_new", tmp_path)
     done = python("import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '.']))")

@@ -127,7 +127,7 @@ def test_an_engine_has_no_checks():
         check_method(load_plugins().find("engine", "in_process").method(), {})
 
 
-@pytest.mark.parametrize(("kind", "name"), [("generator", "zeroq"), ("generator", "real"), ("quantizer", "rtn")])
+@pytest.mark.parametrize(("kind", "name"), [("generator", "zeroq"), ("generator", "real")])
 def test_a_shipped_method_conforms(kind, name):
     method, reduced = reduce_options(load_plugins().find(kind, name).method, {})
     assert check_method(method, reduced).passed
