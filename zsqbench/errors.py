@@ -81,12 +81,18 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+MOST_NAMES = 40
+"""A message lists so many names; of more, it lists the first dozen and counts the others."""
+
+
 def unknown(what: str, given: str, known: Iterable[str], where: str = "") -> str:
     """One line that says what was given, where, what is meant perhaps, and what there is."""
     names = sorted(known)
     place = f" in {where}" if where else ""
     suggestion = did_you_mean(given, names) or ";"
-    return f"unknown {what} {given!r}{place}{suggestion} known: {', '.join(names) or 'none'}"
+    listed, rest = (names, 0) if len(names) <= MOST_NAMES else (names[:12], len(names) - 12)
+    more = f" and {rest} more" if rest else ""
+    return f"unknown {what} {given!r}{place}{suggestion} known: {', '.join(listed) or 'none'}{more}"
 
 
 def in_one_line(text: str) -> str:
