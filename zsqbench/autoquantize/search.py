@@ -225,7 +225,7 @@ class Search:
 PASSES, SECONDS = 5, 2.0
 """So many passes of the float network are timed at least, and as many as fit into so many seconds.
 
-What else the machine does lengthens some of them, and on a busy one most.
+Other work of the machine lengthens some of them, and on a busy one most.
 """
 
 

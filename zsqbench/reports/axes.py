@@ -86,7 +86,7 @@ class Row:
 
     @property
     def apart_from_images(self) -> tuple[str, str, str]:
-        """What a method shares with its negative control."""
+        """The parts that a method shares with its negative control."""
         return self.quantizer, self.quantizer_details, self.settings
 
 

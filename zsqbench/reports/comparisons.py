@@ -120,7 +120,7 @@ class Comparison:
 
     suite: str
     a: str
-    """What was asked for as A, and as B."""
+    """The text that was given for A, and for B."""
     b: str
     pairs: tuple[Pair, ...]
     left_out: tuple[LeftOut, ...]

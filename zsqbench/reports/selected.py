@@ -19,7 +19,7 @@ class Selected:
 
     name: Literal["A", "B"]
     text: str
-    """What was asked for."""
+    """The text that was given."""
     folder: Path
     """Where its rows are from."""
     groups: Mapping[Column, Sequence[Result]]

@@ -65,7 +65,7 @@ def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> St
 
 
 def values_of(group: Sequence[Result], digest: str | None) -> Values:
-    """What is compared of a method, whose seeds are done: their bits. `digest` is of the images that others have."""
+    """The bits of a method whose seeds are done, which are compared. `digest` is of the images that others have."""
     values = []
     for result in group:
         images = result.data.get("evaluated")

@@ -92,7 +92,7 @@ class Difference:
     def within(self, margin: float) -> bool:
         """True if the methods are equivalent: two one-sided tests at 5 % place the difference within ±margin points.
 
-        That is so where the 90 % interval lies inside (Schuirmann 1987). Raises ZSQBenchError for a margin below 0.
+        The 90 % interval lies inside then (Schuirmann 1987). Raises ZSQBenchError for a margin below 0.
         """
         if not margin > 0:
             raise ZSQBenchError(f"a margin of {margin} points; expected more than 0")
@@ -142,9 +142,9 @@ def compare(first: Samples, second: Samples, scope: Scope | None = None) -> Diff
     A method without seeds is compared with each seed of the other. From 3 seeds on the scope is `over seeds` unless it
     is given, with fewer `for these seeds`.
 
-    One row of right and wrong: p is McNemar's exact test, the interval Tango's. That one is not exact: where p is just
-    above 5 %, it may leave out 0 all the same, and p decides. Else, for these seeds: the t test over images, each with
-    its mean over seeds. Over seeds: images and seeds both vary, and are crossed; `Errors` says how.
+    One row of right and wrong: p is McNemar's exact test, the interval Tango's. The interval is not exact: where p is
+    just above 5 %, it may leave out 0 all the same, and p decides. Else, for these seeds: the t test over images, each
+    with its mean over seeds. Over seeds: images and seeds both vary, and are crossed; `Errors` says how.
 
     Raises ZSQBenchError for other images, for no seed in common, and for one seed with `over seeds`.
     """
