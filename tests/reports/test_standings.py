@@ -7,9 +7,10 @@ from rows import IMAGES, row
 
 from zsqbench.reports import standings
 from zsqbench.reports.axes import grouped
+from zsqbench.reports.leaderboard import leaderboard
 from zsqbench.reports.standings import FOLDER, find_standings
 
-SHORT = {"letters": [["a"]], "without": [None], "detectable": 1.0, "few_seeds": False}
+SHORT = {"letters": [["a"]], "without": [None], "detectable": 1.0, "few_seeds": False, "untold": []}
 
 
 def bits(*right):
@@ -40,11 +41,11 @@ def test_methods_that_chance_may_have_parted_share_a_letter_and_others_do_not():
 
 
 def test_a_difference_is_one_of_the_same_images():
-    """One beside the other, 8 and 8 of 16 are the same; image by image, they never are."""
-    results = [measured(range(8), "a"), measured(range(8), "b"), measured(range(8, 16), "c")]
-    assert standings_of(results)[0] == {"a": "a", "b": "a", "c": "a"}
-    results = [measured(range(8), "a"), measured(range(7), "b")]
-    assert standings_of(results)[1].detectable == pytest.approx(standings_of(list(reversed(results)))[1].detectable)
+    """One point is certain where one method is right wherever the other is, and chance where they fail elsewhere."""
+    elsewhere = base64.b64encode(((1 << 900) - 1).to_bytes(125)).decode()
+    certain = [row(91.0, generator="a"), row(90.0, generator="b")]
+    assert standings_of(certain)[0] == {"a": "a", "b": "b"}
+    assert standings_of([certain[0], row(90.0, generator="b", correct=elsewhere)])[0] == {"a": "a", "b": "a"}
 
 
 def test_methods_are_compared_for_their_seeds_alone_where_these_are_few():
@@ -74,7 +75,11 @@ def test_what_cannot_be_compared_says_why_and_ties_with_all(changes, why):
 
 def test_methods_without_a_seed_in_common_tie():
     results = [measured(range(16), "a", 0), measured(range(3), "b", 1)]
-    assert standings_of(results)[0] == {"a": "a", "b": "a"}
+    letters, found = standings_of(results)
+    assert letters == {"a": "a", "b": "a"}
+    assert found.untold == ("no seeds in common: one has 0, the other 1; run a seed of both",)
+    note = "- some methods share a letter because they cannot be compared: no seeds in common"
+    assert note in leaderboard(results, "md")
 
 
 def test_a_column_of_one_method_has_no_standings():
@@ -96,8 +101,10 @@ def test_a_damaged_file_in_the_home_is_computed_anew(tmp_path, damage):
     results = [measured(range(16), "a"), measured(range(3), "b")]
     expected = standings_of(results, tmp_path)
     (kept,) = (tmp_path / FOLDER).iterdir()
+    sound = kept.read_text()
     kept.write_text(damage)
     assert standings_of(results, tmp_path) == expected
+    assert kept.read_text() == sound
 
 
 def test_a_home_that_cannot_be_written_to_costs_time_only(tmp_path):

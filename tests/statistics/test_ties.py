@@ -67,7 +67,6 @@ def test_all_pairs_are_compared_and_adjusted_by_holm():
     assert list(found.p) == pairs
     assert list(found.p.values()) == pytest.approx(multipletests(raw, method="holm")[1])
     assert found.letters == {"better": ("a",), "good": ("a",), "bad": ("b",)}
-    assert found.top == {"better", "good"}
     assert found.scope == OVER
 
 
@@ -100,7 +99,7 @@ def test_a_pair_without_a_common_seed_ties_and_says_why():
 
 def test_a_column_of_one_or_none_has_a_group_of_one_or_none():
     assert ties(column({"one": 0.5})).letters == {"one": ("a",)}
-    assert ties({"none": "failed"}).top == frozenset()
+    assert ties({"none": "failed"}).letters == {}
 
 
 def test_equal_methods_are_ordered_as_they_were_given():

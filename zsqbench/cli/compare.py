@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from zsqbench.cli.exitcodes import EXIT_GATE
 from zsqbench.cli.options import PATH, home_option, overrides_option, results_option
+
+if TYPE_CHECKING:
+    from zsqbench.reports.comparisonpage import Form
 
 
 @click.command()
@@ -31,7 +34,7 @@ def compare(
     results: Path,
     other: Path | None,
     margin: float | None,
-    form: Any,
+    form: "Form",
 ) -> int:
     """Compare the methods A and B of SUITE image by image: is B better, by how much, and what flips.
 

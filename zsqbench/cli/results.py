@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,10 @@ from zsqbench.cli.options import (
     results_option,
     select_option,
 )
+
+if TYPE_CHECKING:
+    from zsqbench.reports.axes import Axis
+    from zsqbench.reports.leaderboard import Form
 
 
 @click.command()
@@ -43,10 +47,10 @@ def leaderboard(
     home: Path,
     results: Path,
     columns: Sequence[str],
-    by: Any,
+    by: "Axis",
     metric: str | None,
     sort: str | None,
-    form: Any,
+    form: "Form",
 ) -> int:
     """Print the tables of SUITE from the rows of its runs: one for each task, unless you say otherwise."""
     from zsqbench.api import rows_of

@@ -169,7 +169,7 @@ def _label(label: str, method: Mapping[str, Any]) -> str:
     return _with_details(label, details_of(label, method))
 
 
-def _option(name: str, value: Any) -> str:
+def _option(name: str, value: object) -> str:
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else f"no {words}"
@@ -191,6 +191,6 @@ def unique(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))
 
 
-def listed(values: Iterable[Any]) -> str:
+def listed(values: Iterable[object]) -> str:
     """Each value once, with commas."""
     return ", ".join(str(value) for value in unique(values))

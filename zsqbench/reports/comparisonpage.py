@@ -107,7 +107,7 @@ def _number(number: float | None, digits: int) -> str:
     return "" if number is None else f"{number:.{digits}f}"
 
 
-def _option(value: Any) -> str:
+def _option(value: object) -> str:
     if value is None:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -40,6 +40,8 @@ class Standings:
     """Points between two methods that are found in 80 of 100 cases; the median over all pairs."""
     few_seeds: bool = False
     """True if methods were compared for their seeds alone, as these are too few to speak for others."""
+    untold: tuple[str, ...] = ()
+    """Why pairs share a letter though they were not compared, each reason once."""
 
     def tie(self, first: Row, second: Row) -> bool:
         """True if nothing tells both methods apart."""

@@ -22,8 +22,8 @@ class OptionDifference:
     """An option that is not the same in A and B; none where one of them has no such option."""
 
     name: str
-    a: Any
-    b: Any
+    a: object
+    b: object
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def options_that_differ(a: Result, b: Result) -> tuple[OptionDifference, ...]:
     )
 
 
-def _known(row: Result) -> Iterator[tuple[str, Any]]:
+def _known(row: Result) -> Iterator[tuple[str, object]]:
     """All that may differ, by names such as `generator.iterations`."""
     yield from (("task", row.task), ("model", row.model), ("scheme", row.scheme))
     for axis, label in (("generator", row.generator), ("quantizer", row.quantizer)):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hashing import digest_of
-from zsqbench.reports.axes import Column, Row
+from zsqbench.reports.axes import Column, Row, unique
 from zsqbench.reports.competition import Standing, Standings
 from zsqbench.reports.results import Result
 from zsqbench.statistics import Samples, ties, unpacked
@@ -38,6 +38,7 @@ class _Kept(BaseModel):
     without: list[str | None]
     detectable: float | None
     few_seeds: bool
+    untold: list[str]
 
 
 def find_standings(
@@ -58,10 +59,12 @@ def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> St
     digests = Counter(result.data.get("digest") for group in methods.values() for result in group)
     usual = digests.most_common(1)[0][0]
     values = [values_of(group, usual) for group in methods.values()]
-    kept = _read(values, home) or _compare(values)
-    _write(values, kept, home)
+    kept = _read(values, home)
+    if kept is None:
+        kept = _compare(values)
+        _write(values, kept, home)
     places = (Standing(*place) for place in zip(kept.letters, kept.without, strict=True))
-    return Standings(dict(zip(methods, places, strict=True)), kept.detectable, kept.few_seeds)
+    return Standings(dict(zip(methods, places, strict=True)), kept.detectable, kept.few_seeds, tuple(kept.untold))
 
 
 def values_of(group: Sequence[Result], digest: str | None) -> Values:
@@ -93,6 +96,7 @@ def _compare(values: Sequence[Values]) -> _Kept:
         without=[found.without.get(place) for place in samples],
         detectable=found.detectable,
         few_seeds=has_seeds and found.scope == "for these seeds",
+        untold=unique(found.untold.values()),
     )
 
 
@@ -126,6 +130,6 @@ def _read(values: Sequence[Values], home: Path | None) -> _Kept | None:
 
 
 def _write(values: Sequence[Values], kept: _Kept, home: Path | None) -> None:
-    if home is not None and not (path := _path(values, home)).exists():
+    if home is not None:
         with contextlib.suppress(OSError):  # a table needs no home
-            write_atomically(path, kept.model_dump_json())
+            write_atomically(_path(values, home), kept.model_dump_json())

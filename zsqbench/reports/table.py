@@ -154,6 +154,8 @@ class Table:
                 f"detectable in 80 of 100 cases: a difference of {' to '.join(span)} points, by the column, between "
                 "two methods that are compared alone"
             )
+        for reason in unique(reason for found in self.standings.values() for reason in found.untold):
+            yield f"some methods share a letter because they cannot be compared: {reason}"
         reasons: dict[str, list[str]] = {}
         for column, found in self.standings.items():
             for row, place in found.of.items():

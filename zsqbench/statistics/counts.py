@@ -22,7 +22,7 @@ class Counts:
     @property
     def p(self) -> float:
         """The exact McNemar test."""
-        return mcnemar(self.only_first, self.only_second)[0]
+        return float(exact_p(self.only_first, self.only_second))
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """Tango's."""
@@ -54,7 +54,7 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
 
 def differs(only_first: int, only_second: int) -> bool:
     """True if two networks differ beyond chance, by the images that just one of them has right."""
-    return mcnemar(only_first, only_second)[0] < SIGNIFICANT
+    return float(exact_p(only_first, only_second)) < SIGNIFICANT
 
 
 def tango(only_first: int, only_second: int, images: int, alpha: float = SIGNIFICANT) -> tuple[float, float]:

@@ -123,12 +123,8 @@ class Errors:
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The mean and half of the width to both sides, within -1 to 1."""
-        half = self.half_width(alpha)
+        half = float(half_width(alpha, self.images, self.by_images, self.seeds, self.by_seeds))
         return max(self.mean - half, -1.0), min(self.mean + half, 1.0)
-
-    def half_width(self, alpha: float) -> float:
-        """Half of the interval at level 1 - alpha."""
-        return float(half_width(alpha, self.images, self.by_images, self.seeds, self.by_seeds))
 
     @property
     def p(self) -> float:

@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
-from typing import Generic, Self, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.statistics.counts import SIGNIFICANT, exact_p
 from zsqbench.statistics.difference import Samples, Scope, rows_in_common, scope_of
 from zsqbench.statistics.intervals import p_of
 from zsqbench.statistics.power import detectable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 K = TypeVar("K", bound=Hashable)
 
@@ -36,8 +37,6 @@ class Ties(Generic[K]):
     """
 
     letters: Mapping[K, tuple[str, ...]]
-    top: frozenset[K]
-    """The best method, and all that share a letter with it."""
     scope: Scope
     p: Mapping[tuple[K, K], float]
     """Holm's p of each pair that can be compared, the higher mean first."""
@@ -55,6 +54,8 @@ def ties(methods: Mapping[K, Samples | str], scope: Scope | None = None) -> Ties
     Methods of other images than most have are left out. Unless a scope is given, it is `over seeds` where each method
     that uses seeds has at least 5. Pairs are computed together: 500 methods have 124,750.
     """
+    import numpy as np
+
     without = {name: samples for name, samples in methods.items() if isinstance(samples, str)}
     given = {name: samples for name, samples in methods.items() if not isinstance(samples, str)}
     counts = Counter(samples.images for samples in given.values())
@@ -73,7 +74,6 @@ def ties(methods: Mapping[K, Samples | str], scope: Scope | None = None) -> Ties
     tie = (adjusted >= SIGNIFICANT) & ~np.eye(len(ranked), dtype=bool)
     return Ties(
         letters=dict(zip(ranked, letters(tie), strict=True)),
-        top=frozenset(name for place, name in enumerate(ranked) if place == 0 or tie[0, place]),
         scope=chosen,
         p={(ranked[one], ranked[other]): float(adjusted[one, other]) for one, other in zip(*told, strict=True)},
         detectable=100 * float(np.median(pairs.detectable[told])) if told[0].size else None,
@@ -86,12 +86,14 @@ def ties(methods: Mapping[K, Samples | str], scope: Scope | None = None) -> Ties
 class _Tests:
     """The tests of methods against others, [methods, others], as `compare` makes each of them."""
 
-    p: np.ndarray
-    detectable: np.ndarray
+    p: "np.ndarray"
+    detectable: "np.ndarray"
 
     @classmethod
     def of(cls, firsts: Sequence[Samples], seconds: Sequence[Samples], scope: Scope) -> Self:
         """Compare each with each; all of a group have the same seeds. Raises ZSQBenchError as `compare`."""
+        import numpy as np
+
         rows = rows_in_common(firsts[0].seeds, seconds[0].seeds)
         one, other = (
             np.stack([each.values[chosen] for each in group])
@@ -115,7 +117,9 @@ class _Tests:
         return cls(p, detectable(images, deviation, seeds, of_seeds))
 
 
-def _squares(values: np.ndarray) -> np.ndarray:
+def _squares(values: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
     squares: np.ndarray = np.einsum("mi,mi->m", values, values)
     return squares
 
@@ -124,13 +128,15 @@ def _squares(values: np.ndarray) -> np.ndarray:
 class _Pairs:
     """The tests of all pairs, [methods, methods]; above the diagonal, NaN where a pair cannot be compared."""
 
-    p: np.ndarray
-    detectable: np.ndarray
+    p: "np.ndarray"
+    detectable: "np.ndarray"
     untold: dict[tuple[int, int], str]
 
     @classmethod
     def of(cls, samples: Sequence[Samples], scope: Scope) -> Self:
         """Methods with the same seeds are compared with others of the same seeds at once."""
+        import numpy as np
+
         blocks: dict[tuple[tuple[int, ...], str], list[int]] = {}
         for place, each in enumerate(samples):
             blocks.setdefault((each.seeds, each.values.dtype.kind), []).append(place)
@@ -142,6 +148,8 @@ class _Pairs:
         return pairs
 
     def _fill(self, samples: Sequence[Samples], ones: list[int], others: list[int], scope: Scope) -> None:
+        import numpy as np
+
         try:
             tests = _Tests.of([samples[one] for one in ones], [samples[other] for other in others], scope)
         except ZSQBenchError as error:
@@ -152,7 +160,7 @@ class _Pairs:
             into[np.ix_(others, ones)] = values.T
 
 
-def letters(tie: np.ndarray) -> list[tuple[str, ...]]:
+def letters(tie: "np.ndarray") -> list[tuple[str, ...]]:
     """Letters of methods from the best to the worst, by which tie, bool [methods, methods]: two share one just then.
 
     A letter is a group of methods that all tie. networkx finds all largest groups (maximal cliques), but where ties do
@@ -160,6 +168,8 @@ def letters(tie: np.ndarray) -> list[tuple[str, ...]]:
     best methods first, starts a group that takes in every method that ties with all in it, again the best first. After
     'z' comes 'a2'.
     """
+    import numpy as np
+
     # a set of methods is an integer, the bit of the best one is the lowest
     partners = [int.from_bytes(np.packbits(row, bitorder="little").tobytes(), "little") for row in tie]
     untold = list(partners)  # the partners of each with which it shares no letter yet
@@ -192,7 +202,7 @@ def _lowest(members: int) -> int:
     return (members & -members).bit_length() - 1
 
 
-def _holm(values: np.ndarray) -> np.ndarray:
+def _holm(values: "np.ndarray") -> "np.ndarray":
     from statsmodels.stats.multitest import multipletests
 
     adjusted: np.ndarray = multipletests(values, method="holm")[1] if len(values) else values
