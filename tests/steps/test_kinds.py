@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -222,3 +224,9 @@ def test_diagnostics_of_another_shape_are_shown_as_damaged(bench):
     rewrite_manifest(found.folder, content=found.content | {"set": ["x"]})
     said = bench.zsqbench("show", bench.file, "toyq", *bench.places())
     assert (said.code, "its diagnostics cannot be read: artifact" in said.out) == (0, True), said.err
+
+
+def test_steps_are_known_without_numpy_and_scipy():
+    """A plan, or a run in which all is there, does not wait for them."""
+    code = "import sys, zsqbench.steps; sys.exit(any(name in sys.modules for name in ('numpy', 'scipy', 'torch')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
