@@ -60,7 +60,7 @@ columns_option = click.option(
     "--columns",
     callback=_names,
     metavar="NAME,...",
-    help="After each column of results one of each of these: a metric such as agreement, seconds, memory or size.",
+    help="After each column of results one of each: a metric such as agreement, seconds, memory, size or recovered.",
 )
 suite_options = _options(
     click.argument("suite"),

@@ -1,6 +1,6 @@
 """Who competes in a column, who beats the negative control, and who is best."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,9 +9,11 @@ from zsqbench.scheme import FLOAT
 
 Place = tuple[Row, Column]
 
+NEGATIVE = frozenset({"negative control"})
+POSITIVE = frozenset({"positive control", "real data, not data-free"})
+
 BELOW_CONTROL = "below the negative control"
 """The footnote of a method that is worse than a negative control, such as noise, with the same quantizer."""
-
 
 NOT_TOLD = "cannot be told from the negative control"
 """The footnote of a method that is no worse than it, and whose lead chance may have given."""
@@ -61,16 +63,25 @@ class Competition:
     """Of columns in which methods were compared."""
 
     @cached_property
-    def _controls(self) -> dict[Place, Place]:
+    def negative(self) -> dict[Place, Place]:
         """The negative control of each method that has one, the best where there are several. It may be its own."""
-        controls: dict[tuple[tuple[str, str, str], Column], Place] = {}
+        return self._best_of(NEGATIVE)
+
+    @cached_property
+    def positive(self) -> dict[Place, Place]:
+        """The same for the control that was given real images."""
+        return self._best_of(POSITIVE)
+
+    def _best_of(self, controls: Collection[str]) -> dict[Place, Place]:
+        """The best of these controls for each method: with the same quantizer and settings, in its column."""
+        best: dict[tuple[tuple[str, str, str], Column], Place] = {}
         for (row, column), mean in self.means.items():
-            if row.control == "negative control":
+            if row.control in controls:
                 key = row.apart_from_images, column.unsized
-                if key not in controls or mean > self.means[controls[key]]:
-                    controls[key] = row, column
+                if key not in best or mean > self.means[best[key]]:
+                    best[key] = row, column
         keys = {(row, column): (row.apart_from_images, column.unsized) for row, column in self.means}
-        return {place: controls[key] for place, key in keys.items() if key in controls}
+        return {place: best[key] for place, key in keys.items() if key in best}
 
     @cached_property
     def below_control(self) -> dict[Place, bool]:
@@ -80,20 +91,21 @@ class Competition:
         """
         return {
             place: place[0].control != "negative control" and self.means[place] < self.means[control]
-            for place, control in self._controls.items()
+            for place, control in self.negative.items()
         }
 
     @cached_property
     def told_from_control(self) -> dict[Place, bool]:
-        """True where chance does not explain how a method differs from its negative control.
-
-        A control of mixed precision may stand in another column, of another size, where means alone tell.
-        """
+        """True where chance does not explain how a method differs from its negative control."""
         return {
-            place: control[1] != place[1] or not self._tie(place[1], place[0], control[0])
-            for place, control in self._controls.items()
+            place: self.differ(place, control)
+            for place, control in self.negative.items()
             if place[0].control != "negative control"
         }
+
+    def differ(self, first: Place, second: Place) -> bool:
+        """True if chance does not explain how both differ; in columns of different sizes, means alone tell."""
+        return first[1] != second[1] or not self._tie(first[1], first[0], second[0])
 
     def _tie(self, column: Column, first: Row, second: Row) -> bool:
         """True if nothing tells both apart; where nothing was compared, equal means do not."""

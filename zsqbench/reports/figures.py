@@ -11,6 +11,9 @@ MIB = 2**20
 MEGABYTE = 1e6
 FLOAT_BYTES = 4
 
+RECOVERED = "recovered"
+"""The figure that follows from three results; recovery.py computes it."""
+
 PERCENT = ("top1", "top5", "agreement", "equal", "equal_exact")
 """Metrics in percent, besides those of COCO (mAP..., mAR...); of onnxruntime/top1 the last part counts."""
 
@@ -48,8 +51,9 @@ class Figure:
 def find_figures(names: Iterable[str], results: Sequence[Result]) -> tuple[Figure, ...]:
     """The figures of these names, each once, in this order.
 
-    A name is a metric of rows, `seconds`, `memory` or `size`, or one of the first two of a single step, such as
-    `seconds/quantize`. Raises ZSQBenchError for one that no row has, unless no row is done, and so none has any.
+    A name is a metric of rows, `seconds`, `memory`, `size` or `recovered`, or one of the first two of a single step,
+    such as `seconds/quantize`. Raises ZSQBenchError for one that no row has, unless no row is done, and so none has
+    any.
     """
     names = tuple(dict.fromkeys(names))
     known = _known(results)
@@ -144,5 +148,14 @@ _TOTALS = {
         unit="MB",
         note="size: weights at their bits, in 10^6 bytes, without scales, zero points and biases; of the float network "
         "all parameters in float32",
+    ),
+    RECOVERED: Figure(
+        RECOVERED,
+        _nothing,
+        _nothing,
+        unit="%",
+        digits=1,
+        note="recovered: 100 (x - noise) / (real - noise) with the same quantizer: noise is at 0, real images are at "
+        "100",
     ),
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from zsqbench.reports.axes import Axis, Column, ColumnKind, Row, unique
-from zsqbench.reports.competition import Competition, Standings
+from zsqbench.reports.competition import Competition, Place, Standings
 from zsqbench.reports.figures import Figure
 from zsqbench.statistics import COLUMN_SEEDS
 
@@ -52,6 +52,19 @@ class Entry:
         return statistics.fmean(self.drops) if self.drops else None
 
 
+def compete(
+    entries: Mapping[Place, Entry], random_models: frozenset[str], standings: Mapping[Column, Standings]
+) -> Competition:
+    """The results among the entries of a table, one beside another."""
+    results = {place: entry for place, entry in entries.items() if place[1].kind is ColumnKind.MEASURED}
+    return Competition(
+        {place: round(entry.mean, 2) for place, entry in results.items() if entry.mean is not None},
+        frozenset(place for place, entry in results.items() if entry.reasons),
+        random_models,
+        standings,
+    )
+
+
 @dataclass(frozen=True)
 class Table:
     """A part of the leaderboard as data; every format is made from this."""
@@ -82,13 +95,7 @@ class Table:
     @cached_property
     def competition(self) -> Competition:
         """The results, one beside another."""
-        results = {place: entry for place, entry in self.entries.items() if place[1].kind is ColumnKind.MEASURED}
-        return Competition(
-            {place: round(entry.mean, 2) for place, entry in results.items() if entry.mean is not None},
-            frozenset(place for place, entry in results.items() if entry.reasons),
-            self.random_models,
-            self.standings,
-        )
+        return compete(self.entries, self.random_models, self.standings)
 
     @cached_property
     def footnotes(self) -> dict[str, int]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.reports.axes import BESIDE, Axis, Column, ColumnKind, Row, grouped, listed, unique
-from zsqbench.reports.figures import Figure, find_figures
+from zsqbench.reports.figures import RECOVERED, Figure, find_figures
+from zsqbench.reports.recovery import recovered
 from zsqbench.reports.results import Result
 from zsqbench.reports.standings import find_standings
-from zsqbench.reports.table import SEVERITY, Entry, Table
+from zsqbench.reports.table import SEVERITY, Entry, Table, compete
 from zsqbench.reports.tablenotes import caption_of, measured_on, metrics_of, remarks_on, sources_of
 
 NOT_RUN = "not run"
@@ -22,7 +23,7 @@ class Layout:
     """A reader's wishes for the leaderboard."""
 
     columns: Sequence[str] = ()
-    """Figures beside results: metrics, `seconds`, `memory` or `size`."""
+    """Figures beside results: metrics, `seconds`, `memory`, `size` or `recovered`."""
     by: Axis = "task"
     """A table for each of these."""
     metric: str | None = None
@@ -96,6 +97,10 @@ def _table(results: Sequence[Result], by: Axis, title: str, figures: Sequence[Fi
         for figure in figures:
             if (found := _figures(figure, group)) is not None:
                 entries[row, _column(column, figure)] = found
+    random_models = frozenset(result.model for result in results if result.model_facts.get("random_weights"))
+    standings = find_standings(groups, home)
+    if any(figure.name == RECOVERED for figure in figures):
+        entries |= recovered(compete(entries, random_models, standings), entries)
     there = {column for _, column in entries}
     if not any(result.status == "done" for result in results):  # so that what was asked for is seen to come
         there |= {_column(column, figure) for _, column in groups for figure in figures}
@@ -117,12 +122,12 @@ def _table(results: Sequence[Result], by: Axis, title: str, figures: Sequence[Fi
         columns=tuple(column for column in unique(columns) if column in there),
         entries=entries,
         floats=_floats(groups) | _float_figures(groups, figures),
-        random_models=frozenset(result.model for result in results if result.model_facts.get("random_weights")),
+        random_models=random_models,
         caption=caption_of(results),
         measured=tuple(measured_on(results)),
         published=tuple(sources_of(results)),
         figures={figure.name: figure for figure in figures},
-        standings=find_standings(groups, home),
+        standings=standings,
     )
 
 
