@@ -3,6 +3,7 @@
 Networks are right on an image by a logistic model: level of the network with its seed, difficulty of the image (shared
 by all networks, deviation 2 logits), and what the method makes of the image (deviation 1). Images are drawn anew each
 time. The level varies with the seed so that the accuracy has the deviation that is asked for. True means are integrals.
+Detectors find objects likewise, on images of 1 to 4 objects; their true mAP is that of 100,000 images.
 `--quick` takes few comparisons, to see that it runs: its figures mean nothing.
 """
 
@@ -12,15 +13,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, ndtri
 from scipy.stats import binomtest
 
-from zsqbench.statistics import Samples, Scope, compare, detectable, ties
+from zsqbench.statistics import Resampled, Samples, Scope, compare, detectable, resamples, ties
+from zsqbench.zoo.matches import Matches
 
 IMAGES, DIFFICULTY, OWN = 900, 2.0, 1.0
+CATEGORIES = 5
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 DEVIATIONS = (0.2, 1.0, 2.0, 5.0, 15.0)
@@ -264,16 +268,89 @@ def bootstrap(rng: np.random.Generator, trials: int, resamples: int) -> None:
         print(f"{seeds:>2} seeds, deviation {deviation:>4}: bootstrap covers {theirs} %, ours over seeds {ours} %")
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Images with objects of five categories; how hard each is, is the same for all detectors."""
+
+    images: int
+    object_image: np.ndarray
+    object_category: np.ndarray
+    difficulty: np.ndarray
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, images: int) -> Self:
+        """Images of 1 to 4 objects."""
+        of_image = np.repeat(np.arange(images), rng.integers(1, 5, size=images))
+        difficulty = rng.standard_normal(images)[of_image] + rng.standard_normal(len(of_image))
+        return cls(images, of_image, rng.integers(0, CATEGORIES, size=len(of_image)), difficulty)
+
+    def found(self, rng: np.random.Generator, level: float) -> Matches:
+        """The boxes of a detector: one for each object, the nearer to it the better it sees it, and false ones."""
+        quality = level - self.difficulty + rng.standard_normal(len(self.difficulty))
+        thresholds = np.clip(np.rint(10 * expit(quality)), 0, 10).astype(int)  # at how many IoUs it is matched
+        false = rng.poisson(1.0, size=self.images)
+        image = np.concatenate([self.object_image, np.repeat(np.arange(self.images), false)])
+        category = np.concatenate([self.object_category, rng.integers(0, CATEGORIES, size=false.sum())])
+        score = np.concatenate([quality, rng.standard_normal(false.sum()) - 1]) + rng.standard_normal(len(image))
+        matched = np.concatenate([(1 << thresholds) - 1, np.zeros(false.sum(), dtype=int)])
+        order = np.lexsort((-score, category))
+        truth = np.zeros((CATEGORIES, self.images), dtype=np.int32)
+        np.add.at(truth, (self.object_category, self.object_image), 1)
+        return Matches(
+            category[order].astype(np.int32),
+            image[order].astype(np.int32),
+            matched[order].astype(np.int16),
+            np.zeros(len(order), dtype=np.int16),
+            truth,
+        )
+
+
+def detectors(rng: np.random.Generator, trials: int) -> None:
+    """The mAP of two detectors on the same images: the jackknife over images, for these networks and over seeds."""
+    many = Scene.drawn(rng, 100_000)
+    once = np.ones((1, many.images), dtype=np.int32)
+    truth = {level: many.found(rng, level).average_precisions(once)["mAP"][0] for level in (0.0, 0.3)}
+    for images, seeds in itertools.product((50, 200, 900), (1, 3)):
+        weights = resamples(images)
+        false, covered, found_it = Rate(), Rate(), Rate()
+        for _ in range(trials):
+            scene = Scene.drawn(rng, images)
+            first, second, better = (
+                _resampled([scene.found(rng, level) for _ in range(seeds)], weights) for level in (0.0, 0.0, 0.3)
+            )
+            false.add(compare(first, second).significant)
+            found = compare(better, first)
+            covered.add(found.low <= truth[0.3] - truth[0.0] <= found.high)
+            found_it.add(found.significant)
+        print(
+            f"mAP of {images:>3} images, {seeds} seeds: false positives {false} %, coverage {covered} %, "
+            f"{truth[0.3] - truth[0.0]:.1f} points are found in {found_it} %"
+            f"{'   BROKEN' if false.beyond(5, 'greater') or covered.beyond(95, 'less') else ''}"
+        )
+
+
+def _resampled(networks: Sequence[Matches], weights: np.ndarray) -> Resampled:
+    """As the task and the rows hand them to the statistics."""
+    images = weights.shape[1]
+    both = [each.average_precisions(np.concatenate([np.ones_like(weights[:1]), weights]))["mAP"] for each in networks]
+    values = np.stack(both) / 100
+    return Resampled(values[:, 0], values[:, 1:], images, tuple(range(len(networks))) if len(networks) > 1 else ())
+
+
 def main() -> None:
     """All of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few simulations")
+    parser.add_argument("--detection", action="store_true", help="mAP of detectors alone")
     parser.add_argument("--trials", type=int, default=2000, help="simulations of a rate")
     arguments = parser.parse_args()
     trials = 4 if arguments.quick else arguments.trials
     error = -ndtri(0.025) * 100 * math.sqrt(0.05 * 0.95 / trials)
     print(f"{trials} comparisons for each rate: 5 % and 95 % are known to ±{error:.1f} points; {IMAGES} images, seed 0")
     rng = np.random.default_rng(0)
+    detectors(rng, max(trials // 2, 2))
+    if arguments.detection:
+        return
     checked(rng, trials)
     unequal(rng, trials)
     sparse(rng, trials)

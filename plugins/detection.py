@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo import digits, scenes
-from zsqbench.zoo.coco import LOW, BoxesAlone, Detections, coco_figures
+from zsqbench.zoo.coco import LOW, BoxesAlone, Detections, coco_evaluation
 from zsqbench.zoo.imagefiles import NOT_TURNED, eight_bit, is_turned, open_image
 from zsqbench.zoo.images import EXTENSIONS, draw, overlap
 from zsqbench.zoo.instances import ImageFile, Instances
@@ -47,7 +47,7 @@ class COCODetection(zsqbench.Task):
     """
 
     name: ClassVar[str] = "coco_detection"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     metric: ClassVar[str] = "mAP"
     # What these lead to, files and split, is in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset(
@@ -141,6 +141,7 @@ class COCODetection(zsqbench.Task):
 
         Raises ZSQBenchError for damaged data, and for boxes of which none has a category of the data.
         """
+        import numpy as np
         import torch
 
         found, detector = self._find(ctx), cast("Detector", pretrained.decoding)
@@ -165,15 +166,21 @@ class COCODetection(zsqbench.Task):
                 "postprocess must give their numbers as the data has them"
             )
         truth = found.instances.of(evaluated)
-        figures = coco_figures(truth, detections)
+        figures, matches = coco_evaluation(truth, detections)
         if self.metric not in figures:
             raise ZSQBenchError(f"{found.instances.path} annotates no box of the {len(evaluated)} evaluated images")
         for note in found.instances.notes:
             ctx.note(note)
         if figures["mAP50"] < LOW and (alone := BoxesAlone.of(truth, detections)).labels_are_chance:
             ctx.note(_of_chance(alone, figures["mAP50"], found.instances.path))
-        kept = {name: torch.from_numpy(values) for name, values in vars(detections).items()}
-        return zsqbench.Evaluation({**figures, "samples": len(evaluated)}, tensors=kept)
+        kept = vars(detections) | {f"matches.{name}": values for name, values in vars(matches).items()}
+        resampled = matches.average_precisions(zsqbench.resamples(len(evaluated)))
+        return zsqbench.Evaluation(
+            {**figures, "samples": len(evaluated)},
+            # without one of few images there may be no box to be found
+            resampled={name: values.tolist() for name, values in resampled.items() if np.isfinite(values).all()},
+            tensors={name: torch.from_numpy(values) for name, values in kept.items()},
+        )
 
     def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
         """The detector's own preprocessing."""

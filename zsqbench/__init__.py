@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zsqbench.methods.pixels import PixelGenerator
     from zsqbench.methods.training import SetTrainingQuantizer, TrainingQuantizer
     from zsqbench.scheme import Scheme
+    from zsqbench.statistics import resamples
 
 __all__ = [
     "Auto",
@@ -65,6 +66,7 @@ __all__ = [
     "load_images",
     "load_student",
     "plan",
+    "resamples",
     "results",
     "run",
 ]
@@ -77,6 +79,7 @@ _HOMES = {
     "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
+    "resamples": "zsqbench.statistics",
     **dict.fromkeys(
         ("compare", "export_images", "export_model", "load_images", "load_student", "plan", "results", "run"),
         "zsqbench.api",

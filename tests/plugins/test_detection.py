@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 from unittest.mock import ANY
@@ -13,6 +14,7 @@ import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.testing import check_task, context
 from zsqbench.zoo.coco import FIGURES
+from zsqbench.zoo.matches import Matches
 
 DETECTOR = '''
 import torch
@@ -102,6 +104,17 @@ def test_it_has_the_figures_of_coco_and_keeps_all_boxes(root):
     assert found.tensors["boxes"].shape == (96, 4)
     assert sorted(set(found.tensors["image_ids"].tolist())) == [1, 2, 3, 4, 5, 6]
     assert set(found.tensors["categories"].tolist()) <= {2, 5}
+
+
+def test_its_precision_without_each_image_and_the_matches_that_give_it_are_kept(root):
+    found = evaluated(root)
+    matched = Matches(*(found.tensors[f"matches.{field.name}"].numpy() for field in dataclasses.fields(Matches)))
+    assert len(matched.image) <= len(found.tensors["boxes"])
+    every = np.ones((1, 6), dtype=np.int32)
+    for name, values in found.resampled.items():
+        assert matched.average_precisions(every)[name][0] == pytest.approx(found.metrics[name])
+        assert values == pytest.approx(matched.average_precisions(zsqbench.resamples(6))[name])
+    assert set(found.resampled) == {"mAP", "mAP50"}
 
 
 def test_the_size_of_a_batch_changes_nothing(root):
@@ -380,6 +393,9 @@ matrix:
     assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5
     assert real["data"] == {"evaluated": 200, "digest": ANY, "images": 8, "calibrated": 8}
     assert "COCO's mean average precision (IoU 0.5 to 0.95) in percent, 200 samples evaluated" in said.out
+    assert len(base64.b64decode(real["resampled"]["mAP"])) == 4 * 200
+    table = bench.zsqbench("leaderboard", bench.file, *bench.places()).out
+    assert "cannot be told apart on these images" in table
     folder = bench.home / "store" / "evaluate" / real["keys"]["evaluate"]
     assert {"picture.png", "samples.safetensors"} <= {path.name for path in folder.iterdir()}
     nothing = bench.home / "store" / "evaluate" / rows[None]["keys"]["evaluate"]

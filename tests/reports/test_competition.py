@@ -58,9 +58,7 @@ def test_a_method_that_could_not_be_compared_is_named_where_others_were():
 
 def test_letters_and_what_can_be_detected_stand_below_the_table():
     text = leaderboard([row(91.0, seed=None), row(80.0, generator="dgh", seed=None)], "md")
-    assert (
-        "- letters: methods of a column that share one cannot be told apart by the images that each has right" in text
-    )
+    assert "- letters: methods of a column that share one cannot be told apart on these images" in text
     assert "- detectable in 80 of 100 cases: a difference of" in text
     assert "for these seeds" not in text
 

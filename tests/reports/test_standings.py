@@ -2,6 +2,7 @@ import base64
 import itertools
 import json
 
+import numpy as np
 import pytest
 from rows import IMAGES, row
 
@@ -122,3 +123,48 @@ def test_other_bits_are_another_file(tmp_path):
 def test_the_bits_of_a_row_are_the_first_images(tmp_path):
     assert row(91.0).data["evaluated"] == IMAGES
     assert int.from_bytes(base64.b64decode(row(91.0).correct)).bit_count() == 910
+
+
+def detected(reached, deviations, generator, seed=0, **changes):
+    """A row of a detector: its mAP, and how that deviates on resampled images."""
+    values = (reached + np.asarray(deviations)).astype("<f4")
+    fields = {
+        "generator": generator,
+        "seed": seed,
+        "metric": "mAP",
+        "metrics": {"mAP": reached, "mAP50": reached + 10},
+        "correct": None,
+        "resampled": {"mAP": base64.b64encode(values.tobytes()).decode()},
+        "data": {"evaluated": 60, "digest": "photos"},
+    }
+    return row(reached, **fields | changes)
+
+
+SHARED = np.random.default_rng(0).normal(0, 0.3, 60)
+"""An image that is hard for one detector is hard for all."""
+
+
+def test_detectors_are_told_apart_by_their_metric_on_the_same_resampled_images():
+    own = np.random.default_rng(1).normal(0, 0.05, (3, 60))
+    results = [
+        detected(reached, SHARED + own[at], generator)
+        for at, (reached, generator) in enumerate([(50.0, "a"), (49.8, "b"), (45.0, "c")])
+    ]
+    assert standings_of(results)[0] == {"a": "a", "b": "a", "c": "b"}
+    apart = [detected(50.0, SHARED, "a"), detected(48.0, -SHARED, "b")]
+    assert standings_of(apart)[0] == {"a": "a", "b": "a"}
+
+
+def test_a_metric_without_values_on_resampled_images_has_no_letters():
+    results = [detected(50.0, SHARED, name, metric="mAP50") for name in "ab"]
+    assert set(standings_of(results)[0].values()) == {"its task keeps no value for each image"}
+
+
+def test_damaged_values_on_resampled_images_are_a_reason():
+    results = [detected(50.0, SHARED, "a"), detected(50.0, SHARED, "b", resampled={"mAP": "AAA="})]
+    assert standings_of(results)[0] == {"a": "a", "b": "its values on resampled images are damaged"}
+    few = [detected(50.0, SHARED, "a"), detected(50.0, SHARED[:7], "b")]
+    assert (
+        standings_of(few)[0]["b"]
+        == "values on resampled images (1, 7) of 60 images; expected (1, 60), and at least 2 images"
+    )

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.statistics import Samples, compare, differs, mcnemar, tango, unpacked
+from zsqbench.statistics import Resampled, Samples, compare, differs, mcnemar, resamples, tango, unpacked
 
 OVER, THESE = "over seeds", "for these seeds"
 
@@ -244,3 +244,50 @@ def test_bits_of_a_row_are_read_as_they_were_written():
     assert (unpacked(bits, 21) == correct).all()
     with pytest.raises(ZSQBenchError, match="3 bytes of bits for 25 images; expected 4"):
         unpacked(bits, 25)
+
+
+def resampled(values, seeds=()):
+    """The mean of values [seeds, images] as a metric that is computed again on resampled images."""
+    images, weights = values.shape[1], resamples(values.shape[1])
+    return Resampled(values.mean(axis=1), values @ weights.T / weights.sum(axis=1), images, tuple(seeds))
+
+
+@pytest.mark.parametrize("scope", [THESE, OVER])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_mean_on_resampled_images_is_compared_like_the_mean_of_values(seeds, scope):
+    if (seeds, scope) == (1, OVER):
+        return
+    draws = np.random.default_rng(seeds)
+    first, second = 0.2 + 0.5 * draws.random((seeds, 400)), 0.5 * draws.random((seeds, 400))
+    names = range(seeds) if seeds > 1 else ()
+    expected = compare(Samples(first, tuple(names)), Samples(second, tuple(names)), scope)
+    found = compare(resampled(first, names), resampled(second, names), scope)
+    assert found.points == pytest.approx(expected.points)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.image_deviation == pytest.approx(expected.image_deviation)
+    assert found.seed_deviation == pytest.approx(expected.seed_deviation)
+    assert (found.images, found.seeds, found.scope) == (400, len(names), scope)
+    assert found.only_first is None
+
+
+def test_equal_networks_do_not_differ_on_resampled_images():
+    values = np.random.default_rng(0).random((1, 50))
+    found = compare(resampled(values), resampled(values))
+    assert (found.points, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_a_small_difference_that_all_resamples_show_is_found():
+    values = np.random.default_rng(0).random((1, 50)) * 0.9
+    found = compare(resampled(values + 0.001 + 0.0001 * values), resampled(values))
+    assert (found.significant, found.points < 0.2) == (True, True)
+
+
+def test_values_on_resampled_images_are_checked():
+    with pytest.raises(ZSQBenchError, match=r"expected \(1, 50\), and at least 2"):
+        Resampled(np.array([0.5]), np.zeros((1, 7)), 50)
+    with pytest.raises(ZSQBenchError, match="expected one for each seed"):
+        Resampled(np.array([0.5, 0.6]), np.zeros((2, 50)), 50)
+    with pytest.raises(ZSQBenchError, match="one has a value of each image"):
+        compare(rows([True] * 50), resampled(np.ones((1, 50))))
+    with pytest.raises(ZSQBenchError, match="expected the same images"):
+        compare(resampled(np.ones((1, 40))), resampled(np.ones((1, 50))))

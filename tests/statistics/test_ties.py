@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from zsqbench.statistics import Samples, compare, letters, ties
+from zsqbench.statistics import Resampled, Samples, compare, letters, resamples, ties
 
 OVER, THESE = "over seeds", "for these seeds"
 
@@ -127,3 +127,28 @@ def test_ten_thousand_pairs_have_letters():
     found = ties(column({index: 0.3 + index / 600 for index in range(150)}, 5))
     assert len(found.p) == 150 * 149 / 2
     assert all(found.letters.values())
+
+
+@pytest.mark.parametrize("scope", [THESE, OVER])
+@pytest.mark.parametrize("seeds", [0, 5])
+def test_a_metric_on_resampled_images_is_told_apart_as_two_are_compared(seeds, scope):
+    draws, weights = np.random.default_rng(0), resamples(300)
+    methods = {
+        name: Resampled(values.mean(axis=1), values @ weights.T / 299, 300, tuple(range(seeds)))
+        for name, mean in {"A": 0.6, "B": 0.58, "C": 0.2}.items()
+        for values in (mean + 0.2 * draws.random((max(seeds, 1), 300)),)
+    }
+    found = ties(methods, scope)
+    assert "".join(found.letters["C"]) not in "".join(found.letters["A"])
+    pairs = list(combinations("ABC", 2))
+    alone = [compare(methods[one], methods[other], scope if seeds else None).p for one, other in pairs]
+    expected = multipletests(alone, method="holm")[1]
+    assert [found.p[pair] for pair in pairs] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_metric_on_resampled_images_cannot_be_compared_with_values_of_images():
+    plain = column({"A": 0.9}, seeds=0, images=50)
+    other = {"B": Resampled(np.array([0.5]), np.full((1, 50), 0.5), 50)}
+    found = ties(plain | other)
+    assert list(found.untold) == [("A", "B")]
+    assert found.letters["A"] == found.letters["B"]

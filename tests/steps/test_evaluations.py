@@ -1,5 +1,6 @@
 import base64
 
+import numpy as np
 import pytest
 
 from zsqbench.steps.evaluations import read_samples
@@ -206,3 +207,29 @@ def test_predictions_of_other_samples_say_nothing_of_agreement(bench):
     bench.run()
     (row,) = bench.rows().values()
     assert (row["status"], list(row["metrics"])) == ("done", ["top1"])
+
+
+RESAMPLED = """
+class Resampled(ToyTask):
+    name = "resampled"
+
+    def evaluate(self, module, pretrained, ctx):
+        return zsqbench.Evaluation({"top1": 50.0, "samples": 12}, resampled=VALUES)
+"""
+
+
+def test_a_row_has_a_metric_on_resampled_samples(bench):
+    bench.add_plugin(RESAMPLED.replace("VALUES", '{"top1": [float(each) for each in range(12)]}'))
+    bench.matrix("task: resampled")
+    bench.run()
+    (row,) = bench.rows().values()
+    values = np.frombuffer(base64.b64decode(row["resampled"]["top1"]), dtype="<f4")
+    assert values.tolist() == [float(each) for each in range(12)]
+
+
+@pytest.mark.parametrize("values", ['{"top1": [1.0]}', '{"other": [1.0] * 12}', '{"top1": [float("nan")] * 12}'])
+def test_values_on_resampled_samples_that_mean_nothing_fail_the_cell(bench, values):
+    bench.add_plugin(RESAMPLED.replace("VALUES", values))
+    bench.matrix("task: resampled")
+    bench.run()
+    assert "on resampled samples; expected 12 finite ones of a metric" in bench.row()["reason"]

@@ -84,7 +84,7 @@ def show(
         data = {"row": row.model_dump(mode="json")} | {found.name: found.data for found in shown}
         click.echo(json.dumps(data, indent=1))
         return 0
-    click.echo(row.model_dump_json(indent=1, exclude={"traceback", "correct"}))
+    click.echo(row.model_dump_json(indent=1, exclude={"traceback", "correct", "resampled"}))
     for text in (found.text for found in shown if found.text):
         click.echo(f"\n{text}")
     if row.traceback:

@@ -99,5 +99,8 @@ class Evaluation:
     harness says on how many samples a quantized network agrees with the float one."""
     labels: Sequence[int] = ()
     """The truth of each sample, such as the index of its class; kept once, with the float network's measurement."""
+    resampled: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """For a metric that is not the share of samples that are right: its value on each of `zsqbench.resamples(samples)`,
+    by name. Without them tables cannot say which methods can be told apart by it."""
     tensors: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     """What else there is of each sample, such as boxes, so that any statistic can be computed later."""

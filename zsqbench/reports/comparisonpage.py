@@ -125,7 +125,8 @@ def _lines(pair: Pair) -> Iterator[str]:
         f"p = {found.p:.2g}{scope} ({found.images:,} images{seeds})"
     )
     over = f", summed over {len(pair.flips)} seeds" if len(pair.flips) > 1 else ""
-    yield f"from A to B: {pair.right_to_wrong} right to wrong, {pair.wrong_to_right} wrong to right{over}"
+    if pair.flips:
+        yield f"from A to B: {pair.right_to_wrong} right to wrong, {pair.wrong_to_right} wrong to right{over}"
     if pair.no_classes is not None:
         yield f"classes that lose are not known: {pair.no_classes}"
     elif pair.classes:

@@ -14,8 +14,8 @@ from zsqbench.reports.results import Result
 from zsqbench.reports.selected import Selected, place
 from zsqbench.reports.standings import samples_of, values_of
 from zsqbench.reports.suiterows import NAMED, named
-from zsqbench.statistics import Difference, Samples, paired, rows_in_common, verdict
-from zsqbench.statistics import compare as compare_samples
+from zsqbench.statistics import Difference, Measured, Samples, paired, rows_in_common, verdict
+from zsqbench.statistics import compare as compare_values
 from zsqbench.steps.baseline import Baseline
 from zsqbench.store import Store
 
@@ -66,7 +66,7 @@ class Pair:
     """Those in common; none where neither uses one."""
     options: tuple[OptionDifference, ...]
     flips: tuple[Flips, ...]
-    """One for each seed."""
+    """One for each seed; none where the task does not say which images are right."""
     classes: tuple[ClassLoss, ...]
     no_classes: str | None
     """Why it is not known which classes lose."""
@@ -181,13 +181,13 @@ def _pair(a: Selected, b: Selected, columns: tuple[Column, Column], store: Store
     first, second = of_a[0], of_b[0]
     _check_alike(first, second)
     digest = first.data.get("digest")
-    in_a, in_b = (_samples(name, rows, digest) for name, rows in (("A", of_a), ("B", of_b)))
+    in_a, in_b = (_values(name, rows, digest) for name, rows in (("A", of_a), ("B", of_b)))
     places_a, places_b = rows_in_common(in_a.seeds, in_b.seeds)
-    difference, (differences, _) = compare_samples(in_b, in_a), paired(in_b, in_a)
+    difference = compare_values(in_b, in_a)
     has_seeds, places = (in_a, places_a) if in_a.seeds else (in_b, places_b)
     seeds = tuple(has_seeds.seeds[at] for at in places if has_seeds.seeds)
     used_a, used_b = [of_a[at] for at in places_a], [of_b[at] for at in places_b]
-    classes, no_classes = classes_that_lose(differences, [*used_a, *used_b], store)
+    flips, classes, no_classes = _by_image(in_a, in_b, seeds, [*used_a, *used_b], store)
     return Pair(
         a=_side("A", columns[0], used_a),
         b=_side("B", columns[1], used_b),
@@ -195,7 +195,7 @@ def _pair(a: Selected, b: Selected, columns: tuple[Column, Column], store: Store
         difference=difference,
         seeds=seeds,
         options=options_that_differ(first, second),
-        flips=_flips(differences, seeds),
+        flips=flips,
         classes=classes,
         no_classes=no_classes,
         notes=tuple(
@@ -242,7 +242,7 @@ def _task(row: Result) -> str:
     return f"{method.get('method', row.task)}, version {method.get('version', 'unknown')}"
 
 
-def _samples(name: str, rows: Sequence[Result], digest: str | None) -> Samples:
+def _values(name: str, rows: Sequence[Result], digest: str | None) -> Measured:
     found = samples_of(values_of(rows, digest))
     if isinstance(found, str):
         raise ZSQBenchError(f"{name}, {rows[0].cell}: {found}")
@@ -268,6 +268,16 @@ def _side(name: str, column: Column, rows: Sequence[Result]) -> Side:
         seconds=statistics.fmean(seconds) if seconds else None,
         size_mb=statistics.fmean(size) if size else None,
     )
+
+
+def _by_image(
+    a: Measured, b: Measured, seeds: tuple[int, ...], rows: Sequence[Result], store: Store
+) -> tuple[tuple[Flips, ...], tuple[ClassLoss, ...], str | None]:
+    """The images that flip, the classes that lose, and why these are not known."""
+    if not isinstance(b, Samples):
+        return (), (), "its task does not say which images are right"
+    differences, _ = paired(b, a)
+    return _flips(differences, seeds), *classes_that_lose(differences, rows, store)
 
 
 def _flips(differences: "np.ndarray", seeds: tuple[int, ...]) -> tuple[Flips, ...]:

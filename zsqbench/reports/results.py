@@ -98,9 +98,10 @@ class Measured(NamedTuple):
     float_metrics: dict[str, float]
     oracle: Oracle
     correct: str | None
+    resampled: dict[str, str]
 
 
-NOTHING = Measured({}, {}, {}, None)
+NOTHING = Measured({}, {}, {}, None, {})
 
 
 class Result(BaseModel):
@@ -133,6 +134,9 @@ class Result(BaseModel):
     notes: list[Text] = Field([], description="what the task noted when it measured the float network")
     correct: str | None = Field(
         None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
+    )
+    resampled: dict[str, str] = Field(
+        {}, description="metrics on resampled images, which give them a standard error: float32 in base64"
     )
     clipped: dict[str, FiniteFloat] = Field(
         {}, description="of each quantized output, the share of values, 0 to 1, beyond its grid on the evaluated images"
@@ -203,7 +207,7 @@ class Result(BaseModel):
     @property
     def measured(self) -> Measured:
         """All that was measured."""
-        return Measured(self.metrics, self.float_metrics, self.oracle, self.correct)
+        return Measured(self.metrics, self.float_metrics, self.oracle, self.correct, self.resampled)
 
     def refused(self, reason: str) -> Self:
         """The row of a failed cell in place of this one: none of what it says was measured is there."""

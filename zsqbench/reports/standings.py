@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,20 +14,33 @@ from zsqbench.hashing import digest_of
 from zsqbench.reports.axes import Column, Row, unique
 from zsqbench.reports.competition import Standing, Standings
 from zsqbench.reports.results import Result
-from zsqbench.statistics import Samples, ties, unpacked
+from zsqbench.statistics import Measured, Resampled, Samples, ties, unpacked
 from zsqbench.store import write_atomically
 
 FOLDER = "standings"
 """Below the home: a file for each column that was compared, by a hash of all that it follows from."""
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same rows would give other standings."""
 
 PRECISION = 1e-6
 """Points by which the share of images that are right may differ from the metric that it is."""
 
-Values = list[tuple[int | None, str, int]] | str
-"""Of a method: seed, packed bits and number of images of each row; or why there are none."""
+
+class Value(NamedTuple):
+    """The part of a row that is compared."""
+
+    seed: int | None
+    images: int
+    reached: float
+    """The metric, in percent."""
+    packed: str
+    """Which images are right, as bits; or the metric on resampled images, as float32. Base64."""
+    resampled: bool
+
+
+Values = list[Value] | str
+"""Of a method, a value for each seed; or why there are none."""
 
 
 class _Kept(BaseModel):
@@ -68,17 +82,19 @@ def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> St
 
 
 def values_of(group: Sequence[Result], digest: str | None) -> Values:
-    """The bits of a method whose seeds are done, which are compared. `digest` is of the images that others have."""
+    """All that is compared of a method whose seeds are done. `digest` is of the images that others have."""
     values = []
     for result in group:
-        images = result.data.get("evaluated")
-        if result.correct is None or not images:
+        images, reached = result.data.get("evaluated"), result.value or 0.0
+        resampled = result.resampled.get(result.metric or "")
+        if (result.correct is None and resampled is None) or not images:
             return "its task keeps no value for each image"
         if result.data.get("digest") != digest:
             return "it was evaluated on other images"
-        if abs(100 * _right(result.correct) / images - (result.value or 0.0)) > PRECISION:
+        if resampled is None and abs(100 * _right(result.correct or "") / images - reached) > PRECISION:
             return f"{result.metric} is not the share of images that are right"
-        values.append((result.seed, result.correct, int(images)))
+        packed = result.correct if resampled is None else resampled
+        values.append(Value(result.seed, int(images), reached, packed or "", resampled is not None))
     return values
 
 
@@ -90,7 +106,7 @@ def _compare(values: Sequence[Values]) -> _Kept:
     """Tell methods apart where they can be."""
     samples = dict(enumerate(map(samples_of, values)))
     found = ties(samples)
-    has_seeds = any(each.seeds for each in samples.values() if isinstance(each, Samples))
+    has_seeds = any(each.seeds for each in samples.values() if not isinstance(each, str))
     return _Kept(
         letters=[found.letters.get(place, ()) for place in samples],
         without=[found.without.get(place) for place in samples],
@@ -100,17 +116,23 @@ def _compare(values: Sequence[Values]) -> _Kept:
     )
 
 
-def samples_of(values: Values) -> Samples | str:
+def samples_of(values: Values) -> Measured | str:
     """The same as statistics take it, or why there is none."""
     import numpy as np
 
     if isinstance(values, str):
         return values
-    if len({images for _, _, images in values}) > 1:
-        return "its seeds were evaluated on different numbers of images"
+    if len({(value.images, value.resampled) for value in values}) > 1:
+        return "its seeds were evaluated on different numbers of images, or by different versions of the task"
+    seeds = tuple(value.seed for value in values if value.seed is not None)
     try:
-        bits = np.stack([unpacked(correct, images) for _, correct, images in values])
-        return Samples(bits, tuple(seed for seed, _, _ in values if seed is not None))
+        if not values[0].resampled:
+            return Samples(np.stack([unpacked(value.packed, value.images) for value in values]), seeds)
+        reached = np.array([value.reached for value in values])
+        rows = np.stack([np.frombuffer(base64.b64decode(value.packed), dtype="<f4") for value in values])
+        return Resampled(reached / 100, rows.astype(float) / 100, values[0].images, seeds)
+    except ValueError:
+        return "its values on resampled images are damaged"
     except ZSQBenchError as error:
         return str(error)
 

@@ -149,8 +149,8 @@ class Table:
         """Lines on letters: their meaning, for which seeds they hold, what they can show, and where there are none."""
         if self.has_letters:
             yield (
-                "letters: methods of a column that share one cannot be told apart by the images that each has right, "
-                "at 5 % for all pairs of the column together (Holm)"
+                "letters: methods of a column that share one cannot be told apart on these images, at 5 % for all its "
+                "pairs together (Holm)"
             )
         if any(found.few_seeds for found in self.standings.values()):
             yield f"letters are for these seeds: fewer than {COLUMN_SEEDS} of a method tell too little of others"

@@ -1,21 +1,15 @@
 """Statistics between methods that were measured on the same images: which is better, by how much, and which tie.
 
 In reading order: counts.py (two networks, by images that one has right), intervals.py (over images and seeds),
-difference.py (two methods, with seeds), power.py (what it takes to tell them, and a verdict), ties.py (a column).
+resampling.py (images left out), samples.py (the values of a method), difference.py (two methods, with seeds),
+power.py (what it takes to tell them, and a verdict), ties.py (a column).
 """
 
 from zsqbench.statistics.counts import SIGNIFICANT, differs, mcnemar, tango
-from zsqbench.statistics.difference import (
-    MIN_SEEDS,
-    Difference,
-    Samples,
-    Scope,
-    compare,
-    paired,
-    rows_in_common,
-    unpacked,
-)
+from zsqbench.statistics.difference import MIN_SEEDS, Difference, Scope, compare
 from zsqbench.statistics.power import detectable, needed, verdict
+from zsqbench.statistics.resampling import groups_of, resamples
+from zsqbench.statistics.samples import Measured, Resampled, Samples, paired, rows_in_common, unpacked
 from zsqbench.statistics.ties import COLUMN_SEEDS, Ties, letters, ties
 
 __all__ = [
@@ -23,16 +17,20 @@ __all__ = [
     "MIN_SEEDS",
     "SIGNIFICANT",
     "Difference",
+    "Measured",
+    "Resampled",
     "Samples",
     "Scope",
     "Ties",
     "compare",
     "detectable",
     "differs",
+    "groups_of",
     "letters",
     "mcnemar",
     "needed",
     "paired",
+    "resamples",
     "rows_in_common",
     "tango",
     "ties",

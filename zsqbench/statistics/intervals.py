@@ -14,13 +14,15 @@ TINY = 1e-200
 """A p below this is not told from it: quantiles of so small a probability are not known well."""
 
 
-def half_width(alpha: Numbers, images: int, by_images: Numbers, seeds: int, by_seeds: Numbers) -> "np.ndarray":
+def half_width(
+    alpha: Numbers, images: int, by_images: Numbers, seeds: int, by_seeds: Numbers, *, shares: bool = True
+) -> "np.ndarray":
     """Half of intervals at level 1 - alpha: those over images and over seeds, added in squares.
 
     Each is a t interval. Their sum in squares is the method of variance estimates recovery (Zou and Donner 2008,
     Statistics in Medicine 27:1693-1702). It counts twice what images and seeds do together, and so is cautious. The
     part of images is at least Tango's interval where no image differs: the deviation of few images that differ is
-    not known well. With 0 seeds, these seeds alone are meant.
+    not known well. It is not where values are no `shares` of images. With 0 seeds, these seeds alone are meant.
 
     Two cases are known where it holds less than 95 % (benchmarks/significance.py). A method of which few seeds
     fail, but by far (mean 90 %, deviation 15 points), beside one without seeds: 79 % with 3 seeds, which most often
@@ -28,21 +30,24 @@ def half_width(alpha: Numbers, images: int, by_images: Numbers, seeds: int, by_s
     """
     import numpy as np
 
-    of_images = np.maximum(t_quantile(images - 1, alpha) * by_images, least(images, alpha))
+    of_images = np.maximum(t_quantile(images - 1, alpha) * by_images, least(images, alpha) if shares else 0.0)
     width: np.ndarray = np.hypot(of_images, t_quantile(seeds - 1, alpha) * by_seeds if seeds else 0.0)
     return width
 
 
-def p_of(mean: Numbers, images: int, by_images: Numbers, seeds: int, by_seeds: Numbers) -> "np.ndarray":
-    """The alpha at which each interval ends at 0, for differences that are shares of 1."""
+def p_of(
+    mean: Numbers, images: int, by_images: Numbers, seeds: int, by_seeds: Numbers, *, shares: bool = True
+) -> "np.ndarray":
+    """The alpha at which each interval ends at 0."""
     import numpy as np
     from scipy.optimize.elementwise import find_root
     from scipy.special import ndtr, stdtr
 
     size, by_images, by_seeds = np.broadcast_arrays(np.abs(mean), by_images, by_seeds)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 of 0 differs by nothing
-        lowest = 2 * ndtr(-np.sqrt(images * size / (1 - size)))
-        lowest = np.fmax(lowest, 2 * stdtr(images - 1, -size / by_images))
+        lowest = 2 * stdtr(images - 1, -size / by_images)
+        if shares:
+            lowest = np.fmax(lowest, 2 * ndtr(-np.sqrt(images * size / (1 - size))))
         if seeds:
             lowest = np.fmax(lowest, 2 * stdtr(seeds - 1, -size / by_seeds))  # no part alone is wider than the whole
     p: np.ndarray = np.where(size > 0, lowest, 1.0)
@@ -53,7 +58,7 @@ def p_of(mean: Numbers, images: int, by_images: Numbers, seeds: int, by_seeds: N
         def beyond(
             log: "np.ndarray", size: "np.ndarray", by_images: "np.ndarray", by_seeds: "np.ndarray"
         ) -> "np.ndarray":
-            above: np.ndarray = half_width(np.exp(log), images, by_images, seeds, by_seeds) - size
+            above: np.ndarray = half_width(np.exp(log), images, by_images, seeds, by_seeds, shares=shares) - size
             return above
 
         ends = np.log(p[unsolved]) - 0.01, np.zeros(len(given[0]))

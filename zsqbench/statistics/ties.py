@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.statistics.counts import SIGNIFICANT, exact_p
-from zsqbench.statistics.difference import Samples, Scope, rows_in_common, scope_of
+from zsqbench.statistics.difference import Scope, scope_of
 from zsqbench.statistics.intervals import p_of
 from zsqbench.statistics.power import detectable
+from zsqbench.statistics.resampling import error_of
+from zsqbench.statistics.samples import Measured, Samples, matched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +50,7 @@ class Ties(Generic[K]):
     """Why a method has no letter."""
 
 
-def ties(methods: Mapping[K, Samples | str], scope: Scope | None = None) -> Ties[K]:
+def ties(methods: Mapping[K, Measured | str], scope: Scope | None = None) -> Ties[K]:
     """Compare all pairs of a column; a method without values is given by the reason, such as "no values per image".
 
     Methods of other images than most have are left out. Unless a scope is given, it is `over seeds` where each method
@@ -90,30 +92,39 @@ class _Tests:
     detectable: "np.ndarray"
 
     @classmethod
-    def of(cls, firsts: Sequence[Samples], seconds: Sequence[Samples], scope: Scope) -> Self:
+    def of(cls, firsts: Sequence[Measured], seconds: Sequence[Measured], scope: Scope) -> Self:
         """Compare each with each; all of a group have the same seeds. Raises ZSQBenchError as `compare`."""
         import numpy as np
 
-        rows = rows_in_common(firsts[0].seeds, seconds[0].seeds)
+        rows, _ = matched(firsts[0], seconds[0])
         one, other = (
             np.stack([each.values[chosen] for each in group])
             for group, chosen in zip((firsts, seconds), rows, strict=True)
-        )  # [methods, seeds, images]
-        images, seeds = one.shape[2], max(one.shape[1], other.shape[1])
+        )  # [methods, seeds, images], or resamples in place of images
+        count, seeds = one.shape[2], max(one.shape[1], other.shape[1])
         is_seeded = bool(firsts[0].seeds or seconds[0].seeds)
         chosen = scope_of(seeds, scope if is_seeded else None)
-        by_image, by_image_other = one.mean(axis=1), other.mean(axis=1)
-        mean = by_image.mean(axis=1)[:, None] - by_image_other.mean(axis=1)
-        squared = _squares(by_image)[:, None] + _squares(by_image_other) - 2 * by_image @ by_image_other.T
-        deviation = np.sqrt(np.maximum(squared - images * mean**2, 0) / (images - 1))
+        over_seeds, over_seeds_other = one.mean(axis=1), other.mean(axis=1)
+        mean = over_seeds.mean(axis=1)[:, None] - over_seeds_other.mean(axis=1)
+        squared = _squares(over_seeds)[:, None] + _squares(over_seeds_other) - 2 * over_seeds @ over_seeds_other.T
+        deviation = np.sqrt(np.maximum(squared - count * mean**2, 0) / (count - 1))
         if seeds == 1 and one.dtype == other.dtype == bool:
-            only_one = np.rint((squared + images * mean) / 2)
-            return cls(exact_p(only_one, np.rint(squared) - only_one), detectable(images, deviation))
+            only_one = np.rint((squared + count * mean) / 2)
+            return cls(exact_p(only_one, np.rint(squared) - only_one), detectable(count, deviation))
+        images, shares = firsts[0].images, isinstance(firsts[0], Samples)
+        by_seed, by_seed_other = (
+            np.stack([each.by_seed[chosen] for each in group])
+            for group, chosen in zip((firsts, seconds), rows, strict=True)
+        )
         by_images = deviation / math.sqrt(images)
+        if not shares:
+            mean = by_seed.mean(axis=1)[:, None] - by_seed_other.mean(axis=1)
+            by_images = error_of(deviation, count)
+            deviation = by_images * math.sqrt(images)
         if chosen == "for these seeds":
-            return cls(p_of(mean, images, by_images, 0, 0.0), detectable(images, deviation))
-        of_seeds = (one.mean(axis=2)[:, None] - other.mean(axis=2)).std(axis=2, ddof=1)
-        p = p_of(mean, images, by_images, seeds, of_seeds / math.sqrt(seeds))
+            return cls(p_of(mean, images, by_images, 0, 0.0, shares=shares), detectable(images, deviation))
+        of_seeds = (by_seed[:, None] - by_seed_other).std(axis=2, ddof=1)
+        p = p_of(mean, images, by_images, seeds, of_seeds / math.sqrt(seeds), shares=shares)
         return cls(p, detectable(images, deviation, seeds, of_seeds))
 
 
@@ -133,13 +144,14 @@ class _Pairs:
     untold: dict[tuple[int, int], str]
 
     @classmethod
-    def of(cls, samples: Sequence[Samples], scope: Scope) -> Self:
+    def of(cls, samples: Sequence[Measured], scope: Scope) -> Self:
         """Methods with the same seeds are compared with others of the same seeds at once."""
         import numpy as np
 
         blocks: dict[tuple[tuple[int, ...], str], list[int]] = {}
         for place, each in enumerate(samples):
-            blocks.setdefault((each.seeds, each.values.dtype.kind), []).append(place)
+            kind = type(each).__name__ + each.values.dtype.kind
+            blocks.setdefault((each.seeds, kind), []).append(place)
         empty = np.full((len(samples), len(samples)), np.nan)
         pairs = cls(empty, empty.copy(), {})
         for ones, others in combinations_with_replacement(blocks.values(), 2):
@@ -147,7 +159,7 @@ class _Pairs:
                 pairs._fill(samples, ones, others, scope)
         return pairs
 
-    def _fill(self, samples: Sequence[Samples], ones: list[int], others: list[int], scope: Scope) -> None:
+    def _fill(self, samples: Sequence[Measured], ones: list[int], others: list[int], scope: Scope) -> None:
         import numpy as np
 
         try:

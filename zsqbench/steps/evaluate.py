@@ -103,6 +103,7 @@ class Evaluate(StudentJob):
                     "calibrated": _count(found["images_read"]),
                 },
                 "correct": evaluations.packed(samples),
+                "resampled": evaluations.resampled(samples),
                 # artifacts of older versions lack these
                 "clipped": evaluations.numbers(found.get("clipped", {})),
                 "footnotes": [str(line) for line in found.get("footnotes", [])],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Evaluation, Pretrained
+from zsqbench.statistics import groups_of
 from zsqbench.store import Artifact
 from zsqbench.versions import EVALUATION_VERSION
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from zsqbench.steps.step import Job
 
 SAMPLES = "samples.safetensors"
-"""Holds `correct` (bits, packed), `predictions` where the task tells them, and `task.NAME` of its own.
+"""Holds `correct` (bits, packed), `predictions` where the task tells them, `resampled.NAME` (the metric of this name on
+resampled samples), and `task.NAME` of its own.
 
 The file of the float network holds `labels`, too."""
 
-CORRECT, PREDICTIONS, LABELS, OWN = "correct", "predictions", "labels", "task."
+CORRECT, PREDICTIONS, LABELS, RESAMPLED, OWN = "correct", "predictions", "labels", "resampled.", "task."
 
 
 def identity(cell: "CellPlanning") -> tuple[str, ...]:
@@ -58,6 +60,13 @@ def measure(
         count = len(getattr(evaluation, what))
         if count and samples and count != samples:
             raise ZSQBenchError(f"task {task.name} gave {count} {what} of {samples} samples")
+    for name, values in evaluation.resampled.items():
+        expected = groups_of(samples or int(evaluation.metrics.get("samples", 0)))
+        if name not in evaluation.metrics or len(values) != expected or not all(map(math.isfinite, values)):
+            raise ZSQBenchError(
+                f"task {task.name} gave {len(values)} values of {name!r} on resampled samples; expected {expected} "
+                "finite ones of a metric that it measured"
+            )
     return evaluation
 
 
@@ -92,6 +101,8 @@ def samples_of(evaluation: Evaluation) -> "dict[str, np.ndarray]":
     tensors = {f"{OWN}{name}": tensor.detach().cpu().numpy() for name, tensor in evaluation.tensors.items()}
     if len(evaluation.per_sample):
         tensors[CORRECT] = np.packbits(np.asarray(evaluation.per_sample, dtype=bool))
+    for name, values in evaluation.resampled.items():
+        tensors[f"{RESAMPLED}{name}"] = np.asarray(values, dtype="<f4")
     for name, values in ((PREDICTIONS, evaluation.predictions), (LABELS, evaluation.labels)):
         if len(values):
             tensors[name] = _small(np.asarray(values, dtype=np.int32))
@@ -109,6 +120,15 @@ def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":
 def packed(samples: "Mapping[str, np.ndarray]") -> str | None:
     """Which samples were right, as a row holds it: packed bits in base64, the first sample in the highest bit."""
     return base64.b64encode(samples[CORRECT].tobytes()).decode() if CORRECT in samples else None
+
+
+def resampled(samples: "Mapping[str, np.ndarray]") -> dict[str, str]:
+    """Metrics on resampled samples, as a row holds them: float32, little-endian, in base64."""
+    return {
+        name.removeprefix(RESAMPLED): base64.b64encode(values.astype("<f4").tobytes()).decode()
+        for name, values in samples.items()
+        if name.startswith(RESAMPLED)
+    }
 
 
 def discordant(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> tuple[int, int] | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zsqbench.zoo.matches import Matches
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -74,7 +76,13 @@ def coco_figures(truth: Mapping[str, Any], found: Detections) -> dict[str, float
 
     A figure of sizes or categories that the data has no box of is left out (COCOeval says -1).
     """
-    return _figures(_evaluated(truth, found, categories=True))
+    return coco_evaluation(truth, found)[0]
+
+
+def coco_evaluation(truth: Mapping[str, Any], found: Detections) -> tuple[dict[str, float], Matches]:
+    """The same figures, and which boxes were matched in each image."""
+    evaluation = _evaluated(truth, found, categories=True)
+    return _figures(evaluation), Matches.of(evaluation)
 
 
 @dataclass(frozen=True)

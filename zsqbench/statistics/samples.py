@@ -1,0 +1,137 @@
+"""The values of a method that is compared with others: of each image, or of a metric on resampled images.
+
+Methods are paired by images and by seeds.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.statistics.resampling import groups_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The values of a method, [seeds, images], bool or 0 to 1; one row, and no seed, where a method uses none.
+
+    Raises ZSQBenchError where rows and seeds do not fit, and for other values.
+    """
+
+    values: "np.ndarray"
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        rows, images = self.values.shape
+        if rows != max(len(self.seeds), 1) or len(set(self.seeds)) != len(self.seeds):
+            raise ZSQBenchError(f"{rows} rows of values for the seeds {self.seeds}; expected one row for each seed")
+        if images < 2:  # noqa: PLR2004 - a deviation needs two
+            raise ZSQBenchError(f"values of {images} images; expected at least 2")
+        if not (self.values.min() >= 0 and self.values.max() <= 1):
+            raise ZSQBenchError(f"values from {self.values.min()} to {self.values.max()}; expected 0 to 1")
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return int(self.values.shape[1])
+
+    @property
+    def by_seed(self) -> "np.ndarray":
+        """The mean over images, [seeds]."""
+        means: np.ndarray = self.values.mean(axis=1)
+        return means
+
+    @property
+    def mean(self) -> float:
+        """Mean over images and seeds, in percent."""
+        return 100 * float(self.values.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A metric that is no mean over images, such as mAP: its values, and those on resampled images.
+
+    Raises ZSQBenchError where rows and seeds do not fit, and for other numbers of resamples.
+    """
+
+    by_seed: "np.ndarray"
+    """[seeds], percent divided by 100; one, and no seed, where a method uses none."""
+    values: "np.ndarray"
+    """[seeds, groups]: the same on `resamples` of the images."""
+    images: int
+    """How many images there are."""
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        rows = len(self.by_seed)
+        if rows != max(len(self.seeds), 1) or len(set(self.seeds)) != len(self.seeds):
+            raise ZSQBenchError(f"{rows} values for the seeds {self.seeds}; expected one for each seed")
+        expected = rows, groups_of(self.images)
+        if self.images < 2 or self.values.shape != expected:  # noqa: PLR2004 - a deviation needs two
+            raise ZSQBenchError(
+                f"values on resampled images {self.values.shape} of {self.images} images; expected {expected}, and at "
+                "least 2 images"
+            )
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds, in percent."""
+        return 100 * float(self.by_seed.mean())
+
+
+Measured = Samples | Resampled
+"""The values of a method."""
+
+
+def paired(first: Samples, second: Measured) -> "tuple[np.ndarray, int]":
+    """Differences of two methods, [seeds, images], and how many seeds are in common; 0 where neither uses one.
+
+    They are integers where the values of both are right or wrong. Raises ZSQBenchError as `compare`.
+    """
+    rows, seeds = matched(first, second)
+    one, other = (each.values[chosen] for each, chosen in zip((first, second), rows, strict=True))
+    if one.dtype == other.dtype == bool:
+        return one.astype("int8") - other.astype("int8"), seeds
+    return one.astype(float) - other.astype(float), seeds
+
+
+def matched(first: Measured, second: Measured) -> tuple[tuple[list[int], list[int]], int]:
+    """The rows of both methods that are compared, and how many seeds these are. Raises ZSQBenchError as `compare`."""
+    if type(first) is not type(second):
+        raise ZSQBenchError("one has a value of each image, the other values on resampled images; expected the same")
+    if first.images != second.images:
+        raise ZSQBenchError(f"values of {first.images} and of {second.images} images; expected the same images")
+    rows = rows_in_common(first.seeds, second.seeds)
+    return rows, max(len(each.seeds) and len(chosen) for each, chosen in zip((first, second), rows, strict=True))
+
+
+def rows_in_common(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The rows of both methods that are compared, by their seeds; a method without seeds has one row.
+
+    Raises ZSQBenchError where they have no seed in common.
+    """
+    if not first or not second:
+        return list(range(max(len(first), 1))), list(range(max(len(second), 1)))
+    common = [seed for seed in first if seed in second]
+    if not common:
+        one, other = (", ".join(map(str, seeds)) for seeds in (first, second))
+        raise ZSQBenchError(f"no seeds in common: one has {one}, the other {other}; run a seed of both")
+    return [first.index(seed) for seed in common], [second.index(seed) for seed in common]
+
+
+def unpacked(correct: str, images: int) -> "np.ndarray":
+    """Which images were right, bool [images], as a row holds it: packed bits in base64, the first in the highest bit.
+
+    Raises ZSQBenchError where these are not the bits of so many images.
+    """
+    import numpy as np
+
+    packed = np.frombuffer(base64.b64decode(correct), dtype=np.uint8)
+    if len(packed) != math.ceil(images / 8):
+        raise ZSQBenchError(f"{len(packed)} bytes of bits for {images} images; expected {math.ceil(images / 8)}")
+    return np.unpackbits(packed, count=images).astype(bool)
