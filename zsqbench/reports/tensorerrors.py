@@ -1,0 +1,195 @@
+"""Where the error of a quantized network comes from: tensor by tensor as a table, and the worst of them in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tabulate import tabulate
+
+from zsqbench.scheme import TensorError
+
+PICTURE = "layers.png"
+WORST = 10
+"""How many tensors are named in words."""
+
+INFINITE = "infinite"
+"""How the reason begins for which a ratio of signal to error is no number: there is no error."""
+
+CLIPS, IDLE = 0.01, 0.75
+"""Shares of clipped values from which, and of used codes below which, the worst tensors tell of them."""
+
+APART = 3.0
+"""Decibels that real images have to be worse than the calibration set for the worst tensors to tell of it."""
+
+_HEAD = ("tensor", "kind", "role", "bits", "SQNR", "on real", "own", "clipped", "codes", "sensitivity")
+
+
+@dataclass(frozen=True)
+class Unanalyzed:
+    """Why there is no analysis."""
+
+    why: str
+    damaged: bool = False
+    """True if there was one."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The errors of the tensors of a cell's quantized network. Ratios of signal to error are in decibels."""
+
+    tensors: tuple[TensorError, ...]
+    """In network order."""
+    images: int | None
+    """Calibration images that it was measured on; none where there are none."""
+    real: int | None
+    """Real images that are not evaluated."""
+    ranked: int | None
+    """Calibration images that sensitivity was measured on."""
+    outputs: float | None
+    outputs_real: float | None
+    rescaled: tuple[str, ...]
+    """Pairs of layers whose channels the quantizer rescaled, and the float network for the comparison, too."""
+    absent: Mapping[str, str]
+    """Why a number, or a set of images, is not there."""
+    picture: Path
+    key: str = ""
+    """The artifact that it is of."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], picture: Path, key: str = "") -> Self:
+        """The analysis that an artifact holds as plain data. Raises LookupError or TypeError where that is another."""
+        names = ("images", "real", "ranked", "outputs", "outputs_real", "absent")
+        tensors = tuple(TensorError(**entry) for entry in content["tensors"])
+        fields = {name: content[name] for name in names}
+        return cls(tensors=tensors, rescaled=tuple(content["rescaled"]), picture=picture, key=key, **fields)
+
+    @property
+    def worst(self) -> list[TensorError]:
+        """The tensors whose own rounding takes most of them, the worst first."""
+        found = [tensor for tensor in self.tensors if tensor.own is not None]
+        return sorted(found, key=lambda tensor: tensor.own or 0.0)[:WORST]
+
+    def numbers(self) -> dict[str, float]:
+        """A handful of numbers by name, those that there are."""
+        found: dict[str, float | None] = {"outputs": self.outputs, "outputs_real": self.outputs_real}
+        for kind in ("weight", "activation"):
+            own = [tensor.own for tensor in self.tensors if tensor.kind == kind and tensor.own is not None]
+            found[f"worst_{kind}"] = min(own, default=None)
+            found[f"mean_{kind}"] = sum(own) / len(own) if own else None
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def render_summary(found: Analysis) -> str:
+    """One line on the outputs, one on the worst tensor, and where the picture is."""
+    if not found.tensors:
+        return "error by tensor: nothing was quantized, or the quantizer left no map of it"
+    lines = [f"error by tensor: {len(found.tensors)} quantized; {_outputs(found)}"]
+    lines += [f"worst by its own rounding: {_sentence(tensor, found)}" for tensor in found.worst[:1]]
+    return "\n".join([*lines, f"--layers shows all of them; a picture: {found.picture}"])
+
+
+def render_layers(found: Analysis) -> str:
+    """All tensors in network order as a table, with what the columns mean, and the worst ones in words."""
+    if not found.tensors:
+        return render_summary(found)
+    rows = [_row(tensor, found) for tensor in found.tensors]
+    align = ("left", "left", "left", *["right"] * (len(_HEAD) - 3))
+    table = tabulate(rows, _HEAD, tablefmt="plain", disable_numparse=True, colalign=align)
+    lines = [f"error by tensor, {_images(found)}", "", *(line.rstrip() for line in table.splitlines()), ""]
+    lines += [
+        "SQNR: signal to error in dB, beside the float network, with the error of all that comes before",
+        "own: the same of the rounding of this tensor alone; of a weight, beside the float weight",
+        "clipped: values beyond the grid; codes: used ones of the grid",
+    ]
+    if found.ranked is not None:
+        lines.append(
+            "sensitivity: error of the outputs where this weight alone is quantized, in parts of their squares, on "
+            f"{found.ranked} images"
+        )
+    if found.rescaled:
+        lines.append(
+            f"rescaled: {len(found.rescaled)} pairs of layers share channels that the quantizer multiplied by factors; "
+            "so did the float network for this"
+        )
+    lines += [f"not there: {why}" for why in dict.fromkeys(found.absent.values()) if not why.startswith(INFINITE)]
+    worst = [f"{place:2}. {_sentence(tensor, found)}" for place, tensor in enumerate(found.worst, 1)]
+    heading = f"the {len(worst)} worst by their own rounding:" if worst else "no tensor has an error of its own"
+    return "\n".join([*lines, "", _outputs(found), "", heading, *worst, "", str(found.picture)])
+
+
+def render_absent(found: Unanalyzed) -> str:
+    """Why there is no analysis."""
+    return f"error by tensor: {found.why}"
+
+
+def _images(found: Analysis) -> str:
+    of_set = "no calibration images" if found.images is None else f"{found.images} calibration images"
+    return f"on {of_set} and {'no' if found.real is None else found.real} real ones that are not evaluated"
+
+
+def _outputs(found: Analysis) -> str:
+    sets = [("outputs", "on the calibration images", found.images), ("outputs_real", "on real ones", found.real)]
+    parts = [f"{_decibels(found, name)} dB {where}" for name, where, images in sets if images is not None]
+    return f"outputs: {', '.join(parts)}" if parts else "outputs: no images to measure them on"
+
+
+def _row(tensor: TensorError, found: Analysis) -> tuple[str, ...]:
+    is_weight = tensor.kind == "weight"
+    return (
+        tensor.name,
+        tensor.kind,
+        tensor.role,
+        str(tensor.bits),
+        _decibels(tensor, "sqnr"),
+        "" if is_weight else _decibels(tensor, "sqnr_real"),
+        "" if is_weight else _decibels(tensor, "own"),
+        _percent(tensor.clipped),
+        _percent(tensor.codes),
+        _sensitivity(tensor, found) if is_weight else "",
+    )
+
+
+def _sensitivity(tensor: TensorError, found: Analysis) -> str:
+    if tensor.sensitivity is None:
+        return "-" if found.ranked is None or not tensor.absent.get("sensitivity", "").startswith(INFINITE) else "inf"
+    return f"{tensor.sensitivity:.2g}"
+
+
+def _decibels(of: TensorError | Analysis, name: str) -> str:
+    value: float | None = getattr(of, name)
+    if value is None:
+        return "inf" if of.absent.get(name, "").startswith(INFINITE) else "-"
+    return f"{value:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.3g} %"
+
+
+def _sentence(tensor: TensorError, found: Analysis) -> str:
+    """A tensor with its error in words."""
+    assert tensor.own is not None  # noqa: S101 - those without are not among the worst
+    share = f"{100 * 10 ** (-tensor.own / 10):.2g} % of its squares ({tensor.own:.1f} dB)"
+    head = f"{tensor.kind} {tensor.name} ({tensor.role}, {tensor.bits} bits)"
+    parts = [
+        f"{head} differs from the float weight by {share}"
+        if tensor.kind == "weight"
+        else f"{head}: its own rounding changes it by {share}"
+    ]
+    if tensor.kind == "activation" and tensor.sqnr is not None:
+        parts.append(f"with all before it {tensor.sqnr:.1f} dB")
+    if tensor.sqnr is not None and tensor.sqnr_real is not None and tensor.sqnr - tensor.sqnr_real > APART:
+        parts.append(f"on real images only {tensor.sqnr_real:.1f} dB")
+    if tensor.clipped is not None and tensor.clipped > CLIPS:
+        parts.append(f"{_percent(tensor.clipped)} of its values lie beyond the grid")
+    if tensor.codes is not None and tensor.codes < IDLE:
+        parts.append(f"of {2**tensor.bits} codes {round(tensor.codes * 2**tensor.bits)} are used")
+    if tensor.sensitivity is not None:
+        ranking = sorted((each.sensitivity for each in found.tensors if each.sensitivity is not None), reverse=True)
+        place = ranking.index(tensor.sensitivity) + 1
+        parts.append(
+            f"alone it changes the outputs by {100 * tensor.sensitivity:.2g} % of their squares (place {place} of "
+            f"{len(ranking)})"
+        )
+    return "; ".join(parts)
