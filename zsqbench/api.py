@@ -249,6 +249,7 @@ def analyze_cell(
             _artifact(home, row, kind, what)
     session = _session(suite, home, data_root, plugins, without)
     job = Analyze.of_row(session, row, quantized)
+    session.store.discard(job.key)  # one that is there is damaged
     with clean_state(session.device, job.key, job.settings.threads):
         session.run(job)
 

@@ -340,8 +340,9 @@ class TensorError(MappedTensor):
     """Share of the values that lie beyond the grid by more than half a step."""
     codes: float | None = None
     """Share of the codes of the grid that any value has; channels with grids of their own are taken together."""
-    sensitivity: float | None = None
-    """Of a weight: squared error of the network's outputs, as a part of their squares, where it alone is quantized."""
+    alone: float | None = None
+    """The sensitivity of a weight: squared error of the network's outputs, as a part of their squares, where it alone
+    is quantized."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Why a number is none, by its name."""
 

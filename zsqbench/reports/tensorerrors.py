@@ -22,7 +22,7 @@ CLIPS, IDLE = 0.01, 0.75
 APART = 3.0
 """Decibels that real images have to be worse than the calibration set for the worst tensors to tell of it."""
 
-_HEAD = ("tensor", "kind", "role", "bits", "SQNR", "on real", "own", "clipped", "codes", "sensitivity")
+_HEAD = ("tensor", "kind", "role", "bits", "SQNR set", "SQNR real", "own", "clipped", "codes", "alone")
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def render_layers(found: Analysis) -> str:
     lines = [f"error by tensor, {_images(found)}", "", *(line.rstrip() for line in table.splitlines()), ""]
     lines += [
         "SQNR: signal to error in dB, beside the float network, with the error of all that comes before",
-        "own: the same of the rounding of this tensor alone; of a weight, beside the float weight",
+        "own: the same of the rounding of this activation alone",
         "clipped: values beyond the grid; codes: used ones of the grid",
     ]
     if found.ranked is not None:
         lines.append(
-            "sensitivity: error of the outputs where this weight alone is quantized, in parts of their squares, on "
-            f"{found.ranked} images"
+            "alone: sensitivity, the error of the outputs where this weight alone is quantized, in parts of their "
+            f"squares, on {found.ranked} images"
         )
     if found.rescaled:
         lines.append(
@@ -151,9 +151,9 @@ def _row(tensor: TensorError, found: Analysis) -> tuple[str, ...]:
 
 
 def _sensitivity(tensor: TensorError, found: Analysis) -> str:
-    if tensor.sensitivity is None:
-        return "-" if found.ranked is None or not tensor.absent.get("sensitivity", "").startswith(INFINITE) else "inf"
-    return f"{tensor.sensitivity:.2g}"
+    if tensor.alone is None:
+        return "-" if found.ranked is None or not tensor.absent.get("alone", "").startswith(INFINITE) else "inf"
+    return f"{tensor.alone:.2g}"
 
 
 def _decibels(of: TensorError | Analysis, name: str) -> str:
@@ -185,11 +185,11 @@ def _sentence(tensor: TensorError, found: Analysis) -> str:
         parts.append(f"{_percent(tensor.clipped)} of its values lie beyond the grid")
     if tensor.codes is not None and tensor.codes < IDLE:
         parts.append(f"of {2**tensor.bits} codes {round(tensor.codes * 2**tensor.bits)} are used")
-    if tensor.sensitivity is not None:
-        ranking = sorted((each.sensitivity for each in found.tensors if each.sensitivity is not None), reverse=True)
-        place = ranking.index(tensor.sensitivity) + 1
+    if tensor.alone is not None:
+        ranking = sorted((each.alone for each in found.tensors if each.alone is not None), reverse=True)
+        place = ranking.index(tensor.alone) + 1
         parts.append(
-            f"alone it changes the outputs by {100 * tensor.sensitivity:.2g} % of their squares (place {place} of "
+            f"alone it changes the outputs by {100 * tensor.alone:.2g} % of their squares (place {place} of "
             f"{len(ranking)})"
         )
     return "; ".join(parts)

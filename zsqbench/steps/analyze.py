@@ -143,9 +143,7 @@ class Analyze(StudentJob):
         if Generate.kind in self.needs:
             images = Generate.images(session.store, self.needs[Generate.kind]).images[:IMAGES]
         else:
-            absent["images"] = (
-                "the cell has no calibration images, so neither errors nor sensitivity are measured on any"
-            )
+            absent["images"] = "the cell has no calibration images to measure errors and sensitivity on"
         task = session.task(self)
         if self.real:
             context = session.task_context(self, reporter)
@@ -254,7 +252,7 @@ def _with_sensitivity(tensors: Sequence[TensorError], ranked: Sequence[RankedWei
         error = errors.get(tensor.name) if tensor.kind == "weight" else None
         if error == float("inf"):
             why = f"{INFINITE}: the outputs are not finite where this weight alone is quantized"
-            found.append(replace(tensor, absent={**tensor.absent, "sensitivity": why}))
+            found.append(replace(tensor, absent={**tensor.absent, "alone": why}))
         else:
-            found.append(replace(tensor, sensitivity=error))
+            found.append(replace(tensor, alone=error))
     return found
