@@ -11,8 +11,10 @@ from zsqbench.scheme import TensorError
 INFINITE = "infinite: there is no error"
 
 WEIGHT = TensorError("weight", "conv", "first_weight", 4, sqnr=20.0, own=20.0, clipped=0.0, codes=1.0, alone=0.02)
-RELU = TensorError("activation", "relu", "relu", 4, 12.0, 6.0, own=10.0, clipped=0.05, codes=0.5)
-EXACT = TensorError("activation", "sum", "addend", 8, absent=dict.fromkeys(("sqnr", "sqnr_real", "own"), INFINITE))
+RELU = TensorError("activation", "relu", "relu", 4, 12.0, 6.0, 20.0, 10.0, 0.001, 0.05, codes=0.5)
+EXACT = TensorError(
+    "activation", "sum", "addend", 8, absent=dict.fromkeys(("sqnr", "sqnr_real", "own", "own_real"), INFINITE)
+)
 
 
 def analysis(*tensors, **changes):
@@ -32,8 +34,8 @@ def test_all_tensors_stand_in_a_table():
     assert titles.split("  ")[0] == "tensor"
     assert [row.split() for row in rows] == [
         ["conv", "weight", "first_weight", "4", "20.0", "0", "%", "100", "%", "0.02"],
-        ["relu", "activation", "relu", "4", "12.0", "6.0", "10.0", "5", "%", "50", "%"],
-        ["sum", "activation", "addend", "8", "inf", "inf", "inf", "-", "-"],
+        ["relu", "activation", "relu", "4", "12.0", "6.0", "20.0", "10.0", "0.1", "%", "5", "%", "50", "%"],
+        ["sum", "activation", "addend", "8", "inf", "inf", "inf", "inf", "-", "-", "-"],
     ]
 
 
@@ -42,20 +44,20 @@ def test_the_worst_tensors_are_named_in_words():
     start = lines.index("the 2 worst by their own rounding:")
     assert lines[start + 1 : start + 3] == [
         (
-            " 1. activation relu (relu, 4 bits): its own rounding changes it by 10 % of its squares (10.0 dB); with all "
-            "before it 12.0 dB; on real images only 6.0 dB; 5 % of its values lie beyond the grid; of 16 codes 8 are "
-            "used"
+            " 1. activation relu (relu, 4 bits) loses 10 % of its squares (10.0 dB) by its own rounding on real "
+            "images; with all before it 6.0 dB; 5 % of its values lie beyond the grid; on the calibration images 20.0 "
+            "dB; with all before it 12.0 dB; of 16 codes 8 are used"
         ),
         (
-            " 2. weight conv (first_weight, 4 bits) differs from the float weight by 1 % of its squares (20.0 dB); alone "
-            "it changes the outputs by 2 % of their squares (place 1 of 1)"
+            " 2. weight conv (first_weight, 4 bits) differs from the float weight by 1 % of its squares (20.0 dB); "
+            "alone it changes the outputs by 2 % of their squares (place 1 of 1)"
         ),
     ]
     assert lines[-1] == "layers.png"
 
 
 def test_ten_are_named_the_worst_first():
-    tensors = [replace(RELU, name=f"t{place}", own=float(place)) for place in range(12)]
+    tensors = [replace(RELU, own=99.0, name=f"t{place}", own_real=float(place)) for place in range(12)]
     assert [tensor.name for tensor in analysis(*reversed(tensors)).worst] == [f"t{place}" for place in range(10)]
 
 
@@ -97,7 +99,7 @@ def test_a_network_without_a_map_is_said_to_have_none():
 
 
 def test_numbers_are_those_that_there_are():
-    numbers = analysis(WEIGHT, RELU, replace(RELU, own=20.0), outputs=None).numbers()
+    numbers = analysis(WEIGHT, RELU, replace(RELU, own_real=20.0), outputs=None).numbers()
     assert numbers == {
         "outputs_real": 5.5,
         "worst_weight": 20.0,
@@ -117,12 +119,17 @@ def test_an_analysis_comes_back_from_plain_data():
 
 def test_the_picture_has_a_curve_for_each_set_and_a_gap_for_what_is_not_there():
     above, below = layers_figure([WEIGHT, RELU, EXACT], "title").axes
-    assert [line.get_label() for line in above.lines] == ["own rounding", "calibration images", "real images"]
-    assert [line.get_ydata()[0] for line in above.lines] == [10.0, 12.0, 6.0]
+    assert [line.get_label() for line in above.lines] == [
+        "own rounding",
+        "own rounding, real images",
+        "calibration images",
+        "real images",
+    ]
+    assert [line.get_ydata()[0] for line in above.lines] == [20.0, 10.0, 12.0, 6.0]
     assert list(below.lines[0].get_ydata()) == [20.0]
     assert [label.get_text() for label in above.get_xticklabels()] == ["relu", "sum"]
 
 
 def test_a_set_without_images_has_no_curve():
-    above, _ = layers_figure([replace(RELU, sqnr=None)], "title").axes
-    assert [line.get_label() for line in above.lines] == ["own rounding", "real images"]
+    above, _ = layers_figure([replace(RELU, sqnr=None, own=None)], "title").axes
+    assert [line.get_label() for line in above.lines] == ["own rounding, real images", "real images"]

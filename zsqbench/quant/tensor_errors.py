@@ -28,6 +28,9 @@ NO_COUNTERPART = "the float network has no such tensor"
 NOT_REACHED = "no image reaches it"
 OFF = "its quantizer is off"
 
+_ENDINGS = {"set": "", "real": "_real"}
+"""The endings of the names of numbers on the calibration images, and on real ones."""
+
 
 @dataclass(frozen=True)
 class NetworkErrors:
@@ -67,7 +70,7 @@ def measure_errors(
     off = [quantizer for _, quantizer in (*weight_quantizers(reference), *activation_quantizers(reference))]
     found: dict[str, _Pass] = {}
     with switched(off, enabled=False):
-        for name, given in (("set", images), ("real", real)):
+        for name, given in zip(_ENDINGS, (images, real), strict=True):
             if given is not None:
                 found[name] = _passes(student, reference, given, lambda: progress(next(steps), sum(passes)))
         weights = {path: _weight_error(layer, reference, path) for path, layer in quantized_layers(student)}
@@ -82,12 +85,10 @@ def measure_errors(
     order = _network_order(student)
     tensors.sort(key=lambda tensor: order.get((tensor.kind, tensor.name), len(order)))
     outputs = _Numbers()
-    for name, key in (("outputs", "set"), ("outputs_real", "real")):
-        if key in found:
-            outputs.decibels(name, found[key].outputs)
-        else:
-            outputs.values[name] = None
-    return NetworkErrors(tensors, outputs.values["outputs"], outputs.values["outputs_real"], outputs.absent)
+    for key, each in found.items():
+        outputs.decibels(f"outputs{_ENDINGS[key]}", each.outputs)
+    measured = outputs.values.get("outputs"), outputs.values.get("outputs_real")
+    return NetworkErrors(tensors, *measured, outputs.absent)
 
 
 @dataclass
@@ -131,12 +132,12 @@ class _Numbers:
             self.values[name] = None
             self.absent[name] = why
 
-    def grid(self, use: "_GridUse | None") -> None:
-        """Share of values that are clipped, and of codes that are used."""
+    def grid(self, use: "_GridUse | None", clipped: str = "clipped") -> None:
+        """Share of values that are clipped, under this name, and of codes that are used."""
         if use is None:
-            self.lacks(OFF, "clipped", "codes")
+            self.lacks(OFF, clipped, "codes")
             return
-        self.values["clipped"] = use.clipped / use.count
+        self.values[clipped] = use.clipped / use.count
         self.values["codes"] = use.used.double().mean().item()
 
 
@@ -240,24 +241,26 @@ def _compared(student: nn.Module, exact: Mapping[str, list[Tensor]], found: dict
 
 def _activation_error(quantizer: TensorQuantizer, found: Mapping[str, _Pass]) -> _Numbers:
     """The numbers of an activation; those of images that are not there are none, and whoever asked knows why."""
-    numbers, name = _Numbers(), quantizer.name
-    for number, key in (("sqnr", "set"), ("sqnr_real", "real")):
-        numbers.values[number] = None
+    numbers = _Numbers()
+    for key, ending in reversed(_ENDINGS.items()):  # the codes of the calibration set come last and count
         if key in found:
-            activation = found[key].activations.get(name)
-            if activation is None:
-                numbers.lacks(NOT_REACHED, number)
-            elif not activation.has_counterpart:
-                numbers.lacks(NO_COUNTERPART, number)
-            else:
-                numbers.decibels(number, activation.accumulated)
-    own = next((found[key].activations.get(name) for key in ("set", "real") if key in found), None)
-    if own is not None:
-        numbers.decibels("own", own.own)
-        numbers.grid(own.use if quantizer.enabled else None)
-    elif found:
-        numbers.lacks(NOT_REACHED, "own", "clipped", "codes")
+            activation = found[key].activations.get(quantizer.name)
+            _add(numbers, activation, ending, enabled=quantizer.enabled)
     return numbers
+
+
+def _add(numbers: _Numbers, activation: _Activation | None, ending: str, *, enabled: bool) -> None:
+    """The numbers of an activation on one set of images."""
+    accumulated, own, clipped = (f"{name}{ending}" for name in ("sqnr", "own", "clipped"))
+    if activation is None:
+        numbers.lacks(NOT_REACHED, accumulated, own, clipped, "codes")
+        return
+    if activation.has_counterpart:
+        numbers.decibels(accumulated, activation.accumulated)
+    else:
+        numbers.lacks(NO_COUNTERPART, accumulated)
+    numbers.decibels(own, activation.own)
+    numbers.grid(activation.use if enabled else None, clipped)
 
 
 def _weight_error(layer: QuantizedLayer, reference: nn.Module, path: str) -> _Numbers:

@@ -20,9 +20,9 @@ CLIPS, IDLE = 0.01, 0.75
 """Shares of clipped values from which, and of used codes below which, the worst tensors tell of them."""
 
 APART = 3.0
-"""Decibels that real images have to be worse than the calibration set for the worst tensors to tell of it."""
+"""Decibels by which calibration and real images have to differ for the worst tensors to tell of both."""
 
-_HEAD = ("tensor", "kind", "role", "bits", "SQNR set", "SQNR real", "own", "clipped", "codes", "alone")
+_HEAD = ("tensor", "kind", "role", "bits", "SQNR", "real", "own", "real", "clipped", "real", "codes", "alone")
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,16 @@ class Analysis:
 
     @property
     def worst(self) -> list[TensorError]:
-        """The tensors whose own rounding takes most of them, the worst first."""
-        found = [tensor for tensor in self.tensors if tensor.own is not None]
-        return sorted(found, key=lambda tensor: tensor.own or 0.0)[:WORST]
+        """The tensors whose own rounding takes most of them, on either set of images, the worst first."""
+        found = [tensor for tensor in self.tensors if tensor.rounding is not None]
+        return sorted(found, key=lambda tensor: tensor.rounding or 0.0)[:WORST]
 
     def numbers(self) -> dict[str, float]:
         """A handful of numbers by name, those that there are."""
         found: dict[str, float | None] = {"outputs": self.outputs, "outputs_real": self.outputs_real}
         for kind in ("weight", "activation"):
-            own = [tensor.own for tensor in self.tensors if tensor.kind == kind and tensor.own is not None]
+            of_kind = [tensor.rounding for tensor in self.tensors if tensor.kind == kind]
+            own = [rounding for rounding in of_kind if rounding is not None]
             found[f"worst_{kind}"] = min(own, default=None)
             found[f"mean_{kind}"] = sum(own) / len(own) if own else None
         return {name: value for name, value in found.items() if value is not None}
@@ -101,6 +102,7 @@ def render_layers(found: Analysis) -> str:
         "SQNR: signal to error in dB, beside the float network, with the error of all that comes before",
         "own: the same of the rounding of this activation alone",
         "clipped: values beyond the grid; codes: used ones of the grid",
+        "real: what stands before it, on the real images",
     ]
     if found.ranked is not None:
         lines.append(
@@ -135,19 +137,12 @@ def _outputs(found: Analysis) -> str:
 
 
 def _row(tensor: TensorError, found: Analysis) -> tuple[str, ...]:
-    is_weight = tensor.kind == "weight"
-    return (
-        tensor.name,
-        tensor.kind,
-        tensor.role,
-        str(tensor.bits),
-        _decibels(tensor, "sqnr"),
-        "" if is_weight else _decibels(tensor, "sqnr_real"),
-        "" if is_weight else _decibels(tensor, "own"),
-        _percent(tensor.clipped),
-        _percent(tensor.codes),
-        _sensitivity(tensor, found) if is_weight else "",
-    )
+    head = (tensor.name, tensor.kind, tensor.role, str(tensor.bits), _decibels(tensor, "sqnr"))
+    clipped, codes = _percent(tensor.clipped), _percent(tensor.codes)
+    if tensor.kind == "weight":
+        return (*head, "", "", "", clipped, "", codes, _sensitivity(tensor, found))
+    ratios = (_decibels(tensor, name) for name in ("sqnr_real", "own", "own_real"))
+    return (*head, *ratios, clipped, _percent(tensor.clipped_real), codes, "")
 
 
 def _sensitivity(tensor: TensorError, found: Analysis) -> str:
@@ -169,27 +164,45 @@ def _percent(share: float | None) -> str:
 
 def _sentence(tensor: TensorError, found: Analysis) -> str:
     """A tensor with its error in words."""
-    assert tensor.own is not None  # noqa: S101 - those without are not among the worst
-    share = f"{100 * 10 ** (-tensor.own / 10):.2g} % of its squares ({tensor.own:.1f} dB)"
     head = f"{tensor.kind} {tensor.name} ({tensor.role}, {tensor.bits} bits)"
-    parts = [
-        f"{head} differs from the float weight by {share}"
-        if tensor.kind == "weight"
-        else f"{head}: its own rounding changes it by {share}"
-    ]
-    if tensor.kind == "activation" and tensor.sqnr is not None:
-        parts.append(f"with all before it {tensor.sqnr:.1f} dB")
-    if tensor.sqnr is not None and tensor.sqnr_real is not None and tensor.sqnr - tensor.sqnr_real > APART:
-        parts.append(f"on real images only {tensor.sqnr_real:.1f} dB")
-    if tensor.clipped is not None and tensor.clipped > CLIPS:
-        parts.append(f"{_percent(tensor.clipped)} of its values lie beyond the grid")
+    parts = _of_weight(tensor, found) if tensor.kind == "weight" else _of_activation(tensor)
     if tensor.codes is not None and tensor.codes < IDLE:
         parts.append(f"of {2**tensor.bits} codes {round(tensor.codes * 2**tensor.bits)} are used")
+    return f"{head} {'; '.join(parts)}"
+
+
+def _of_weight(tensor: TensorError, found: Analysis) -> list[str]:
+    parts = [f"differs from the float weight by {_share(tensor.own)}"]
+    if tensor.clipped is not None and tensor.clipped > CLIPS:
+        parts.append(f"{_percent(tensor.clipped)} of its values lie beyond the grid")
     if tensor.alone is not None:
         ranking = sorted((each.alone for each in found.tensors if each.alone is not None), reverse=True)
-        place = ranking.index(tensor.alone) + 1
-        parts.append(
-            f"alone it changes the outputs by {100 * tensor.alone:.2g} % of their squares (place {place} of "
-            f"{len(ranking)})"
-        )
-    return "; ".join(parts)
+        place = f"place {ranking.index(tensor.alone) + 1} of {len(ranking)}"
+        parts.append(f"alone it changes the outputs by {100 * tensor.alone:.2g} % of their squares ({place})")
+    return parts
+
+
+def _of_activation(tensor: TensorError) -> list[str]:
+    """First the set of images on which its own rounding does more."""
+    sides = [
+        ("the calibration images", tensor.own, tensor.sqnr, tensor.clipped),
+        ("real images", tensor.own_real, tensor.sqnr_real, tensor.clipped_real),
+    ]
+    known = sorted((own, where, sqnr, clipped) for where, own, sqnr, clipped in sides if own is not None)
+    parts = []
+    for place, (own, where, sqnr, clipped) in enumerate(known):
+        if place and own - known[0][0] < APART:
+            break
+        if place:
+            parts.append(f"on {where} {own:.1f} dB")
+        else:
+            parts.append(f"loses {_share(own)} by its own rounding on {where}")
+        parts += [] if sqnr is None else [f"with all before it {sqnr:.1f} dB"]
+        if clipped is not None and clipped > CLIPS:
+            parts.append(f"{_percent(clipped)} of its values lie beyond the grid")
+    return parts
+
+
+def _share(decibels: float | None) -> str:
+    """An error as a part of the signal."""
+    return "nothing" if decibels is None else f"{100 * 10 ** (-decibels / 10):.2g} % of its squares ({decibels:.1f} dB)"

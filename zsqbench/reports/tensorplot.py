@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OWN = "#999999"
 _NAMED = 60
 """Most tensors whose names have room below a plot."""
 
@@ -30,7 +29,8 @@ def layers_figure(tensors: Sequence[TensorError], title: str) -> "Figure":
             "activation",
             "activations",
             (
-                ("own", "own rounding", OWN, "."),
+                ("own", "own rounding", SET, "."),
+                ("own_real", "own rounding, real images", REAL, "."),
                 ("sqnr", "calibration images", SET, "o"),
                 ("sqnr_real", "real images", REAL, "s"),
             ),
@@ -50,7 +50,8 @@ def _plot(axes: "Axes", tensors: Sequence[TensorError], curves: Sequence[tuple[s
         values = [getattr(tensor, name) for tensor in tensors]
         if any(value is not None for value in values):
             known = [math.nan if value is None else value for value in values]
-            axes.plot(known, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
+            style = ":" if name.startswith("own") else "-"
+            axes.plot(known, color=colour, marker=marker, markersize=4, linewidth=1, linestyle=style, label=label)
     stride = max(1, math.ceil(len(tensors) / _NAMED))
     names = [short_name(tensor.name) for tensor in tensors[::stride]]
     axes.set_xticks(range(0, len(tensors), stride), names, rotation=90)
