@@ -218,6 +218,42 @@ def export_model(
     return ExportedModel(path, path.with_suffix(".py"), exported.size_mb, lines, problems)
 
 
+def analyze_cell(
+    suite: str | Path,
+    row: "Result",
+    *,
+    home: Path | str = HOME,
+    data_root: Path | str | None = None,
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+) -> None:
+    """Measure the error of each tensor of a row's cell, unless the store has it; it is kept as a run would keep it.
+
+    Evaluation images are not read. Raises ZSQBenchError where `load_student` does, where the cell is float, and where
+    its calibration set, or the data of its task, is not there.
+    """
+    from zsqbench.execution.isolation import clean_state
+    from zsqbench.reports.tensorerrors import Analysis
+    from zsqbench.steps.analyze import Analyze
+    from zsqbench.steps.generate import Generate
+    from zsqbench.steps.quantize import Quantize
+    from zsqbench.steps.sensitivity import Sensitivity
+    from zsqbench.store import Store
+
+    _check_done(row)
+    if isinstance(Analyze.find(Store(Path(home).resolve()), row), Analysis):
+        return
+    quantized = _artifact(home, row, Quantize.kind, "quantized network")
+    for kind, what in ((Generate.kind, "calibration set"), (Sensitivity.kind, "ranking of weights")):
+        if kind in row.keys:
+            _artifact(home, row, kind, what)
+    session = _session(suite, home, data_root, plugins, without)
+    job = Analyze.of_row(session, row, quantized)
+    session.store.discard(job.key)  # one that is there is damaged
+    with clean_state(session.device, job.key, job.settings.threads):
+        session.run(job)
+
+
 def load_images(
     suite: str | Path,
     cell: str,
@@ -433,13 +469,18 @@ def _open_student(row: "Result", session: "Session", home: Path | str) -> _Opene
     """Rebuild the quantized network of a row's cell; see `load_student` for what is raised."""
     from zsqbench.steps.quantize import Quantize
 
-    if row.status != "done":
-        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
+    _check_done(row)
     artifact = _artifact(home, row, Quantize.kind, "quantized network")
     with artifact.reading():
         job = Quantize.model_validate(artifact.field("job", dict))
     student = cast("fx.GraphModule", job.restored(session, job.prepared(session), artifact))
     return _Opened(row, session, job, student)
+
+
+def _check_done(row: "Result") -> None:
+    """Raise ZSQBenchError for a cell that has no result."""
+    if row.status != "done":
+        raise ZSQBenchError(f"cell {row.cell} is {row.status}: {row.reason}")
 
 
 def _session(

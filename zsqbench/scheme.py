@@ -325,6 +325,39 @@ class RankedWeight(MappedTensor):
 
 
 @dataclass(frozen=True)
+class TensorError(MappedTensor):
+    """A quantized tensor with its error. Ratios of signal to error are in decibels, shares go from 0 to 1."""
+
+    sqnr: float | None = None
+    """Signal to error of an activation on the calibration images, with the error of all that comes before it; of a
+    weight, beside the float weight."""
+    sqnr_real: float | None = None
+    """The same of an activation on real images."""
+    own: float | None = None
+    """Signal to error of the rounding of this tensor alone: of an activation, what its quantizer is given beside what
+    it gives, on the calibration images; of a weight, the same as `sqnr`."""
+    own_real: float | None = None
+    """The same of an activation on real images."""
+    clipped: float | None = None
+    """Share of the values, of a weight or on the calibration images, beyond the grid by more than half a step."""
+    clipped_real: float | None = None
+    """The same of an activation on real images."""
+    codes: float | None = None
+    """Share of the codes of the grid that any value has, on the calibration images, or on real ones where there are
+    none; channels with grids of their own are taken together."""
+    alone: float | None = None
+    """The sensitivity of a weight: squared error of the network's outputs, as a part of their squares, where it alone
+    is quantized."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Why a number is none, by its name."""
+
+    @property
+    def rounding(self) -> float | None:
+        """The worse of `own` and `own_real`."""
+        return min((ratio for ratio in (self.own, self.own_real) if ratio is not None), default=None)
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Facts of a network at a scheme, found before anything is quantized."""
 

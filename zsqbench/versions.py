@@ -8,7 +8,8 @@ covers it, and all that depends on it is made again:
 - `QUANT_VERSION`: zsqbench.quant, and what quantizers use of zsqbench.methods;
 - `EVALUATION_VERSION`: what is kept of an evaluation, float or quantized;
 - `EXPORT_VERSION`: what an exported file holds, and how it is checked and timed;
-- `DIAGNOSTICS_VERSION`: what diagnostics of a calibration set mean or show.
+- `DIAGNOSTICS_VERSION`: what diagnostics of a calibration set mean or show;
+- `ANALYSIS_VERSION`: what the errors of the tensors of a quantized network mean or show.
 
 Images outlive a change in quantization: no key of theirs holds `QUANT_VERSION`. A quantizer may train a generator, so
 its key holds `SYNTHESIS_VERSION`, too. tests/test_numbers.py holds a few numbers of each shipped method, and fails
@@ -20,3 +21,4 @@ QUANT_VERSION = "7"
 EVALUATION_VERSION = "3"
 EXPORT_VERSION = "2"
 DIAGNOSTICS_VERSION = "2"
+ANALYSIS_VERSION = "1"

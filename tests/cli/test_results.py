@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from zsqbench.reports import cellpage
 from zsqbench.reports.resultfile import SCHEMA
+from zsqbench.reports.results import Result
 
 
 def show(bench, cell=""):
@@ -19,8 +21,10 @@ def show_all(bench, cell=""):
     """The row of a cell, the lines on its calibration set, and the lines after them."""
     said = bench.zsqbench("show", bench.file, cell, *bench.places())
     assert said.code == 0, said.err
-    row, end = json.JSONDecoder().raw_decode(said.out)
-    lines = said.out[end:].strip().splitlines()
+    row = json.loads(bench.zsqbench("show", bench.file, cell, "--format", "json", *bench.places()).out)["row"]
+    page = cellpage.render(Result(**row))
+    assert said.out.startswith(f"{page}\n")
+    lines = said.out.removeprefix(page).strip().splitlines()
     if not lines or not lines[0].startswith("calibration set: "):
         return row, [], lines
     ends = [place for place, line in enumerate(lines) if not line or line.startswith("Traceback")]

@@ -332,7 +332,7 @@ def test_diagnostics_that_another_run_made_are_logged_at_the_end(tmp_path, store
 def test_artifacts_that_are_gone_are_no_reason_not_to_log(tmp_path):
     details = Details.read(row(), Store(tmp_path))
 
-    assert (details.points, details.unreadable, details.awaited) == ((), (), ("diagnose",))
+    assert (details.points, details.unreadable, details.awaited) == ((), (), ("diagnose", "analyze"))
     assert [tracked.dataset.key for tracked in details.tracked.values()] == [GENERATE]
 
 

@@ -240,3 +240,29 @@ def test_an_override_reaches_a_method_that_is_named_in_the_matrix_only(load):
 def test_an_override_fills_a_section_that_is_empty(load):
     suite = load(f"{HEAD}generators:\n{MATRIX}", "generators.toy.images=2")
     assert suite.generators["toy"].method.images == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "first", "second", "expected"),
+    [
+        ("", "", "", [False, False]),
+        ("analyze: true\n", "", "", [True, True]),
+        ("analyze: true\n", "", ", analyze: false", [True, False]),
+        ("", ", analyze: true", "", [True, False]),
+    ],
+)
+def test_a_suite_or_a_block_asks_for_the_errors_of_tensors(load, head, first, second, expected):
+    blocks = [BLOCK.replace("}", f"{more}}}") for more in (first, second)]
+    plain = load(f"{HEAD}matrix:\n{blocks[0].replace(first, '')}{BLOCK.replace('w4a4', 'w8a8')}")
+    suite = load(f"{HEAD}{head}matrix:\n{blocks[0]}{blocks[1].replace('w4a4', 'w8a8')}")
+    assert [cell.analyze for cell in suite.cells] == expected
+    assert names(suite) == names(plain)
+    assert [*map(suite.definition, suite.cells)] == [*map(plain.definition, plain.cells)]
+
+
+def test_a_cell_of_two_blocks_is_analyzed_where_either_asks_also_where_it_is_excluded(load):
+    asks = BLOCK.replace("}", ", analyze: true}")
+    rule = "exclude: [{because: too slow, scheme: hw/w4a4}]\n"
+    for text in (BLOCK + asks, asks + BLOCK):
+        (cell,) = load(f"{HEAD}{rule}matrix:\n{text}").cells
+        assert (cell.analyze, cell.excluded) == (True, True)

@@ -9,9 +9,11 @@ import click
 
 from zsqbench.cli.options import (
     columns_option,
+    data_root_option,
     format_option,
     home_option,
     overrides_option,
+    plugin_options,
     results_option,
     select_option,
 )
@@ -65,28 +67,51 @@ def leaderboard(
 @click.command()
 @click.argument("suite")
 @click.argument("cell", required=False, default="")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="The error of each tensor, which is measured now unless the store has it; may need --data-root.",
+)
 @select_option
 @overrides_option
+@data_root_option
 @home_option
 @results_option
+@plugin_options
 @format_option
 def show(
-    suite: str, cell: str, select: str | None, overrides: Sequence[str], home: Path, results: Path, form: str
+    suite: str,
+    cell: str,
+    layers: bool,
+    select: str | None,
+    overrides: Sequence[str],
+    data_root: Path | None,
+    home: Path,
+    results: Path,
+    plugins: Sequence[Path],
+    without: Sequence[str],
+    form: str,
 ) -> int:
     """Show what is known of a CELL of SUITE, or of the one that -k selects: its row, and what each step left."""
-    from zsqbench.api import find_row, rows_of
-    from zsqbench.steps import KINDS
+    from zsqbench.api import analyze_cell, find_row, rows_of
+    from zsqbench.reports import cellpage
+    from zsqbench.steps import KINDS, Analyze
     from zsqbench.store import Store
 
     row, store = find_row(rows_of(suite, results, select, overrides, home), cell), Store(home)
-    shown = [found for job in KINDS.values() if (found := job.show(store, row)) is not None]
+    if layers:
+        analyze_cell(suite, row, home=home, data_root=data_root, plugins=plugins, without=without)
+    shown = {kind: found for kind, job in KINDS.items() if (found := job.show(store, row)) is not None}
     if form == "json":
-        data = {"row": row.model_dump(mode="json")} | {found.name: found.data for found in shown}
+        data = {"row": row.model_dump(mode="json")} | {found.name: found.data for found in shown.values()}
         click.echo(json.dumps(data, indent=1))
         return 0
-    click.echo(row.model_dump_json(indent=1, exclude={"traceback", "correct", "resampled"}))
-    for text in (found.text for found in shown if found.text):
+    if layers:  # last: it is what was asked for
+        shown.pop(Analyze.kind, None)
+        shown[Analyze.kind] = Analyze.show_layers(store, row)
+    click.echo(cellpage.render(row))
+    for text in (found.text for found in shown.values() if found.text):
         click.echo(f"\n{text}")
     if row.traceback:
-        click.echo(row.traceback)
+        click.echo(f"\n{row.traceback}")
     return 0

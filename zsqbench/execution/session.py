@@ -22,7 +22,7 @@ from zsqbench.execution.isolation import forbid_opening, peak_memory
 from zsqbench.execution.reporter import Reporter
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Kind, Method, ModelSpec, Pretrained, Settings, StepContext, Task, TaskContext
-from zsqbench.plugins import Catalog, load_plugins, shipped_plugins
+from zsqbench.plugins import Catalog, Provided, load_plugins, shipped_plugins
 from zsqbench.reports.results import environment
 from zsqbench.steps.step import Job, MethodCall
 from zsqbench.store import Store
@@ -140,10 +140,15 @@ class Session:
 
     def method(self, kind: Kind, call: MethodCall) -> Method:
         """A method with its options."""
-        found = shipped_plugins().provided.get((kind, call.method))
-        if found is None or found.plugin.name in self.config.without:
-            found = self.catalog.find(kind, call.method)
+        found = self.provided(kind, call.method)
         return found.method.model_validate_json(json.dumps(call.options), strict=True)
+
+    def provided(self, kind: Kind, name: str) -> Provided:
+        """The class of a method and its plugin; plugins of others are loaded where no shipped one has it."""
+        found = shipped_plugins().provided.get((kind, name))
+        if found is None or found.plugin.name in self.config.without:
+            found = self.catalog.find(kind, name)
+        return found
 
     def task(self, job: Job) -> Task:
         """The task of a step."""

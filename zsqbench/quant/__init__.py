@@ -23,6 +23,7 @@ from zsqbench.quant.corrections import (
     second_moment_correction,
     shifted_grid,
 )
+from zsqbench.quant.counterpart import follow_rescaling
 from zsqbench.quant.examination import Examination, Output, examine
 from zsqbench.quant.graph import (
     BoundedReLU,
@@ -113,6 +114,7 @@ from zsqbench.quant.student import (
     quantized_layers,
     weight_quantizers,
 )
+from zsqbench.quant.tensor_errors import NetworkErrors, measure_errors
 from zsqbench.quant.training import (
     FineTuning,
     RecordedFunction,
@@ -142,6 +144,7 @@ __all__ = [
     "Moments",
     "MovingMinMax",
     "MovingRanges",
+    "NetworkErrors",
     "Output",
     "Pair",
     "QuantizedLayer",
@@ -201,6 +204,7 @@ __all__ = [
     "find_units",
     "fold_bn",
     "folded",
+    "follow_rescaling",
     "free_bounds",
     "grid_parameters",
     "hold_image",
@@ -212,6 +216,7 @@ __all__ = [
     "kl_divergence",
     "layer_pairs",
     "lp_search",
+    "measure_errors",
     "measured_map",
     "memory_errors",
     "minmax",

@@ -159,7 +159,7 @@ def _plot_gaps(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
         values += gaps
     names = [layer["layer"] for layer in data["set"]["bn_gaps"]]
     stride = math.ceil(len(names) / _NAMED_LAYERS)
-    axes.set_xticks(range(0, len(names), stride), [_short(name) for name in names[::stride]], rotation=90)
+    axes.set_xticks(range(0, len(names), stride), [short_name(name) for name in names[::stride]], rotation=90)
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel("gap in stored deviations", fontsize=8)
     if min(values) > 0:  # not of NaN
@@ -187,7 +187,9 @@ def _plot_ranges(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
             medianprops={"color": "black"},
             manage_ticks=False,
         )
-    axes.set_xticks([index + 0.15 * (len(sides) - 1) for index in range(len(names))], [_short(name) for name in names])
+    axes.set_xticks(
+        [index + 0.15 * (len(sides) - 1) for index in range(len(names))], [short_name(name) for name in names]
+    )
     axes.set_xlim(-0.6, len(names) - 0.1)
     axes.set_ylabel("largest - smallest value of an image\n(quantiles 5, 25, 50, 75, 95 %)", fontsize=8)
     axes.grid(axis="y", linewidth=0.3)
@@ -244,5 +246,6 @@ def _say(axes: "Axes", text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 50), ha="center", va="center", fontsize=9, transform=axes.transAxes)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A name that has room at an axis: of a long one, its end."""
     return name if len(name) <= _LONGEST_NAME else f"...{name[-_LONGEST_NAME + 3 :]}"

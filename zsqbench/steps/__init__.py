@@ -4,6 +4,7 @@
 rows, MLflow and commands know kinds through it alone, so a new kind is a file here and a word in the list.
 """
 
+from zsqbench.steps.analyze import Analyze
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.evaluate import Evaluate
@@ -30,6 +31,7 @@ KINDS: dict[str, type[Job]] = {
         Diagnose,
         Sensitivity,
         Quantize,
+        Analyze,
         Evaluate,
         Oracle,
         ExportFloat,
@@ -41,6 +43,7 @@ KINDS: dict[str, type[Job]] = {
 
 __all__ = [
     "KINDS",
+    "Analyze",
     "CellPlanning",
     "Data",
     "Inspect",

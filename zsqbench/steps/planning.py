@@ -1,7 +1,7 @@
 """The making of steps: what a kind may know of the cell that it plans for, and that equal steps are one."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -50,8 +50,12 @@ class Data:
     def of(cls, files: DataFiles, digests: FileDigests) -> "Data":
         """Hash the content of the files (remembered where they are unchanged)."""
         evaluation = digest_of([digests.files(files.evaluation), dict(files.split)])
-        calibration = digest_of([digests.files(files.calibration), dict(files.split)]) if files.calibration else None
-        return cls(files, evaluation, calibration)
+        return cls(files, evaluation, cls.calibration_of(files, digests))
+
+    @staticmethod
+    def calibration_of(files: DataFiles, digests: FileDigests) -> str | None:
+        """What identifies the images that are not evaluated, if there are some."""
+        return digest_of([digests.files(files.calibration), dict(files.split)]) if files.calibration else None
 
     @property
     def watched(self) -> list[Path]:
@@ -148,13 +152,8 @@ class CellPlanning:
         `seed` and `scheme` are those that it uses. Steps that differ in them alone share a timing key.
         """
         maker = self.maker
-        identity = (
-            job.kind,
-            *parts,
-            str(seed),
-            "" if scheme is None else maker.scheme(scheme),
-            *[need.key for need in needs],
-        )
+        used = "" if scheme is None else maker.scheme(scheme)
+        identity = _identity(job, parts, seed, used, [need.key for need in needs])
         step = maker.by_identity.get(identity)
         if step is None:
             key = job.key_of(hash_of(identity), needs)
@@ -162,6 +161,17 @@ class CellPlanning:
             step = Step(job, key, f"{job.kind} {label}", needs, self.cell, timing_key, seed, order_only, variant)
             maker.by_identity[identity] = maker.steps[key] = step
         return step
+
+
+def identity_of(job: "type[Job]", parts: tuple[str, ...], seed: int | None, scheme: str, needs: Iterable[str]) -> str:
+    """Hash of the identity of a step: `scheme` is the hash of the one that it uses, `needs` are keys of steps."""
+    return hash_of(_identity(job, parts, seed, scheme, needs))
+
+
+def _identity(
+    job: "type[Job]", parts: tuple[str, ...], seed: int | None, scheme: str, needs: Iterable[str]
+) -> tuple[str, ...]:
+    return (job.kind, *parts, str(seed), scheme, *needs)
 
 
 def hash_of(parts: tuple[str, ...]) -> str:

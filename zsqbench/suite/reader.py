@@ -140,13 +140,15 @@ class _SuiteBuilder:
             where: Location = ("matrix", index)
             settings = settings_of(self.source, self.file, index)
             export = block.export or self.file.export
+            analyze = self.file.analyze if block.analyze is None else block.analyze
             for axis in AXES[:-1]:
                 for label in getattr(block, axis):
                     self._resolve(axis, label, (*where, axis))
             for model in block.model:
                 self._in_matrix.setdefault(model, (*where, "model"))
             for values in itertools.product(*(getattr(block, axis) for axis in AXES)):
-                yield index, self._cell(**dict(zip(AXES, values, strict=True)), settings=settings, export=export)
+                named = dict(zip(AXES, values, strict=True))
+                yield index, self._cell(**named, settings=settings, export=export, analyze=analyze)
 
     def _cell(
         self,
@@ -159,6 +161,7 @@ class _SuiteBuilder:
         seed: int,
         settings: Settings,
         export: ExportOptions | None,
+        analyze: bool,
     ) -> Cell:
         maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
         variant = self.variants["quantizer"][quantizer]
@@ -173,18 +176,22 @@ class _SuiteBuilder:
             settings=settings,
             reason=_impossible(cast("Generator | None", maker), variant, self.schemes[scheme]),
             export=export,
+            analyze=analyze,
         )
 
     def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
         """The union of the blocks; says what stood there twice and which seeds made no difference.
 
-        A cell is exported where any block asks for it.
+        A cell is exported, or analyzed, where any block asks for it.
         """
         first: dict[Cell, int] = {}
         repeated: Counter[tuple[int, int]] = Counter()
         collapsed: Counter[tuple[str, str]] = Counter()
         exported: dict[Cell, ExportOptions] = {}
+        analyzed: set[Cell] = set()
         for index, cell in cells:
+            if cell.analyze:
+                analyzed.add(cell)
             if cell.export is not None:
                 exported.setdefault(cell, cell.export)
             if cell not in first:
@@ -200,7 +207,12 @@ class _SuiteBuilder:
         for (generator, quantizer), count in collapsed.items():
             pair = f"{_count(count, 'cell')} of {generator} with {quantizer}"
             self.notes.append(f"{pair} left out: neither uses the seed, so one cell stands for all seeds")
-        return [replace(cell, export=exported[cell]) if cell in exported else cell for cell in first]
+        return [
+            replace(cell, export=exported.get(cell), analyze=cell in analyzed)
+            if cell in exported or cell in analyzed
+            else cell
+            for cell in first
+        ]
 
     def _exclude(self, cells: list[Cell]) -> list[Cell]:
         matched = [0] * len(self.file.exclude)
@@ -388,8 +400,7 @@ def _matches(value: object, patterns: Sequence[object]) -> bool:
 def _replace(cell: Cell, reason: str | None, excluded: bool) -> Cell:
     if reason == cell.reason and excluded == cell.excluded:
         return cell
-    values = {axis: getattr(cell, axis) for axis in AXES}
-    return Cell(**values, settings=cell.settings, reason=reason, excluded=excluded, export=cell.export)
+    return replace(cell, reason=reason, excluded=excluded)
 
 
 def _count(number: int, noun: str) -> str:

@@ -36,6 +36,7 @@ class Block(BaseModel):
     seed: Seeds = Field([0], min_length=1)
     settings: dict[str, Any] = {}
     export: ExportOptions | None = Field(None, description="export, check and time these cells; the suite's by default")
+    analyze: bool | None = Field(None, description="measure the error of each tensor; the suite's by default")
 
 
 class Exclusion(BaseModel):
@@ -81,5 +82,6 @@ class SuiteFile(BaseModel):
     exclude: list[Exclusion] = []
     step_timeout: float | None = Field(None, gt=0, description="seconds that one step may take")
     export: ExportOptions | None = Field(None, description="export, check and time all cells; needs the extra `onnx`")
+    analyze: bool = Field(False, description="measure the error of each tensor of all quantized networks")
     plugins: list[str] = Field([], description="single-file plugins, relative to the suite")
     published: References = Field([], description="tables of papers whose values stand beside the measured ones")

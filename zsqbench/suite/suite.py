@@ -120,6 +120,8 @@ class Cell:
     excluded: bool = False
     export: ExportOptions | None = field(default=None, compare=False)
     """How its quantized network is exported, checked and timed, if it is."""
+    analyze: bool = field(default=False, compare=False)
+    """True if the error of its quantized network is measured tensor by tensor; in no key and no definition."""
 
     @cached_property
     def name(self) -> str:
