@@ -261,9 +261,8 @@ def open_reproduction(
 def _only_suite(paper: str, table: str, shipped: Sequence[str], given: str | Path | None) -> str | None:
     """The shipped suite that asks for a table, or that of several which is given; none where there is none."""
     if len(shipped) > 1 and str(given) not in shipped:
-        raise ZSQBenchError(
-            f"{len(shipped)} suites ask for table {table} of {paper}; give one of them: --suite {', '.join(shipped)}"
-        )
+        listed = " or ".join(f"--suite {name}" for name in shipped)
+        raise ZSQBenchError(f"{len(shipped)} suites ask for table {table} of {paper}; give one of them: {listed}")
     if len(shipped) > 1:
         return str(given)
     return shipped[0] if shipped else None

@@ -66,7 +66,15 @@ def others(rows: Sequence[Result], asked: Asked, used: Suite) -> list[Other]:
     found += [*_methods(first, asked), *_settings(first, asked.cells[0]), *_seeds(rows, asked.cells)]
     if not found and not current:
         found = [Other("definition", f"suite {used.name} has changed since, or was run with --set: run it again")]
-    return found
+    return _merged(found)
+
+
+def _merged(found: Sequence[Other]) -> list[Other]:
+    """Each kind once, with all details."""
+    details: dict[What, list[str]] = {}
+    for each in found:
+        details.setdefault(each.what, []).append(each.detail)
+    return [Other(what, "; ".join(parts)) for what, parts in details.items()]
 
 
 def others_of_float(row: Result, asked: Asked, used: Suite) -> list[Other]:
@@ -135,27 +143,27 @@ def _methods(row: Result, asked: Asked) -> Iterator[Other]:
         variants["generator"] = asked.suite.generators[cell.generator].resolved(network, None)
     different: dict[What, list[str]] = {}
     for axis, variant in variants.items():
-        for what, detail in _differences(axis, row.methods.get(axis, {}), variant):
-            different.setdefault(what, []).append(detail)
+        for each in _differences(axis, row.methods.get(axis, {}), variant):
+            different.setdefault(each.what, []).append(each.detail)
     for what, details in different.items():
         more = len(details) - LONGEST
         yield Other(what, "; ".join(details[:LONGEST]) + (f"; {more} more" if more > 0 else ""))
 
 
-def _differences(name: str, here: Described, published: Variant) -> Iterator[tuple[What, str]]:
+def _differences(name: str, here: Described, published: Variant) -> Iterator[Other]:
     """What the description of a method in a row says otherwise than a variant, with those that it starts from."""
     method = published.method
     if here.get("method") != method.name:
-        yield "method", f"{name} is {here.get('method')}, published {method.name}"
+        yield Other("method", f"{name} is {here.get('method')}, published {method.name}")
         return
     if here.get("version") != method.version:
-        yield "version", f"{method.name} {here.get('version')}, and it is {method.version} now: run it again"
+        yield Other("version", f"{method.name} {here.get('version')}, and it is {method.version} now: run it again")
     options = method.options()
     given: Mapping[str, Any] = here.get("options", {})
     for option in sorted(options.keys() - method.execution_options - KEPT_ONLY):
         if given.get(option) != options[option]:
             what: What = "budget" if _is_budget(option) else "options"
-            yield what, f"{name} {option} {given.get(option)}, published {options[option]}"
+            yield Other(what, f"{name} {option} {given.get(option)}, published {options[option]}")
     for link, variant in (("start", published.start), ("over", published.over)):
         if variant is not None:
             yield from _differences(f"{name} {link}", here.get(link, {}), variant)  # type: ignore[arg-type]
