@@ -1,5 +1,8 @@
 import pytest
 
+from zsqbench.errors import ZSQBenchError
+from zsqbench.suite import load_suite
+
 STARTS = "class Starts(ToyQuantizer):\n    name = 'starts'\n    seeded = False\n    start: str | None = None\n"
 
 
@@ -240,3 +243,11 @@ def test_an_override_reaches_a_method_that_is_named_in_the_matrix_only(load):
 def test_an_override_fills_a_section_that_is_empty(load):
     suite = load(f"{HEAD}generators:\n{MATRIX}", "generators.toy.images=2")
     assert suite.generators["toy"].method.images == 2
+
+
+def test_files_that_are_absent_are_no_error_where_nobody_looks_for_them(bench):
+    bench.matrix("model: mine", head="models: {mine: {base: a, weights: nowhere.txt}}")
+    with pytest.raises(ZSQBenchError, match="there is no file"):
+        load_suite(bench.file)
+    suite = load_suite(bench.file, find_files=False)
+    assert suite.models["mine"].weights_from == bench.folder / "nowhere.txt"

@@ -93,7 +93,7 @@ class Requirements:
                 found = task.find_data(self.data_root)
         except ZSQBenchError as error:
             return Need("data", label, source, str(error)), None
-        count = len(found.evaluation)
+        count = sum(path.suffix != ".json" for path in found.evaluation.values())  # annotations are no images
         few = known is not None and FEW_FILES <= count < known.images
         remark = f"{count:,} of {known.images:,} images are here" if known is not None and few else None
         lack = found.absent or (None if found.calibration else f"task {label} has no images to calibrate on")
