@@ -108,6 +108,12 @@ def test_other_weights_are_found_by_what_the_suite_says(suite, tmp_path):
     assert found(suite, rows_of(used, 90.0), used) == ["other weights (resnet20 with none, published resnet20)"]
 
 
+def test_a_network_that_is_fed_otherwise_is_told(suite, tmp_path):
+    text = suite.path.read_text().replace("base: resnet20", "base: resnet20, mean: [0.5], std: [0.5]")
+    used = suite_of(tmp_path, text)
+    assert found(suite, rows_of(used, 90.0), used) == ["other options (mean, std of the network)"]
+
+
 def test_another_float_accuracy_is_other_weights_or_data(suite):
     near = rows_of(suite, 90.0, float_metrics={"top1": FLOAT - 0.09})
     far = rows_of(suite, 90.0, float_metrics={"top1": FLOAT - 0.2})

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -73,6 +74,8 @@ def reproduce(
         report = api.execute(this.run, this.runnable, workers, engine)
         code = EXIT_FAILED_CELLS if report.failed else 0
         code = code if report.signal is None else EXIT_SIGNAL + report.signal
+        for told in filter(None, (report.outdated, report.table_error)):
+            click.echo(f"warning: {told}", err=True)
     found = this.look()
     click.echo(_rendered(found, described, form))
     if is_run and not this.runnable:
@@ -80,19 +83,29 @@ def reproduce(
     return code or (EXIT_GATE if "not reached" in found.counts else 0)
 
 
+@dataclass(frozen=True)
+class _Price:
+    """The steps of the cells that can run here, and how long those that are to do may take."""
+
+    steps: int
+    to_do: int
+    time: str
+
+    @classmethod
+    def of(cls, this: "OpenedReproduction") -> Self:
+        """As `zsqbench plan` says it."""
+        if this.run is None or not this.runnable:
+            return cls(0, 0, "unknown: nothing can be planned here")
+        steps = plan_as_data(this.run, *this.run.provisional_plan(this.runnable))["steps"]
+        return cls(len(steps), sum(step["state"] == "to do" for step in steps), time_estimate(steps))
+
+
 class _Description:
     """What is said before anything runs."""
 
     def __init__(self, this: "OpenedReproduction") -> None:
         self.this = this
-        self.plan: dict[str, Any] | None = None
-        if this.run is not None and this.runnable:
-            self.plan = plan_as_data(this.run, *this.run.provisional_plan(this.runnable))
-
-    @property
-    def time(self) -> str:
-        """How long a run may take, as `zsqbench plan` estimates it."""
-        return "unknown: nothing can be planned here" if self.plan is None else time_estimate(self.plan["steps"])
+        self.price = _Price.of(this)
 
     @property
     def why_nothing_runs(self) -> str:
@@ -129,18 +142,16 @@ class _Description:
         yield f"work: {len(sets)} calibration sets, {len(cells) - impossible} quantized networks"
         for name, budget in self.this.budgets.items():
             yield f"  {name}: " + (", ".join(f"{option} {value}" for option, value in budget.items()) or "no budget")
-        if self.plan is not None:
-            states = [step["state"] for step in self.plan["steps"]]
-            yield f"steps: {len(states)}, of which {states.count('to do')} are to do"
-        yield f"time: {self.time}"
+        if runnable:
+            yield f"steps: {self.price.steps}, of which {self.price.to_do} are to do"
+        yield f"time: {self.price.time}"
 
     def data(self) -> dict[str, Any]:
         """The same as plain data."""
         requirements = self.this.requirements
         needs = [] if requirements is None else [vars(need) for need in requirements.needs]
-        plan = {"cells": len(self.this.table.cells), "can_run": len(self.this.runnable), "time": self.time}
-        steps = [] if self.plan is None else self.plan["steps"]
-        return {"needs": needs, "plan": plan | {"budgets": self.this.budgets, "steps": steps}}
+        cells = {"cells": len(self.this.table.cells), "can_run": len(self.this.runnable)}
+        return {"needs": needs, "plan": cells | vars(self.price) | {"budgets": self.this.budgets}}
 
 
 def _rendered(found: "Reproduction", described: _Description, form: str) -> str:

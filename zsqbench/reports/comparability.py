@@ -20,6 +20,9 @@ KEPT_ONLY = frozenset({"keep_every"})
 BUDGET = frozenset({"batch", "epochs", "images", "iterations", "steps", "updates", "warmup"})
 """An option with one of these words in its name says how much is computed."""
 
+ORIGIN = frozenset({"name", "base", "file", "build", "weights", "float_accuracy"})
+"""Fields of a network that say where it is from, or what it should reach; the others say how it is fed."""
+
 LONGEST = 3
 """Of options that differ, so many are named."""
 
@@ -116,6 +119,9 @@ def _weights(row: Result, asked: Asked, used: Suite | None) -> Iterator[Other]:
         here, published = (origin(suite.models[row.model]) for suite in (used, asked.suite))
         if here != published:
             yield Other("weights", f"{here}, published {published}")
+        mine, theirs = (suite.models[row.model].model_dump(exclude=set(ORIGIN)) for suite in (used, asked.suite))
+        if changed := [field for field in mine if mine[field] != theirs[field]]:
+            yield Other("options", f"{', '.join(changed)} of the network")
     measured = row.float_value
     if asked.floats and measured is not None and min(abs(measured - each) for each in asked.floats) > FLOAT_TOLERANCE:
         yield Other("weights or data", f"float network {measured:.2f}, published {asked.floats[-1]:.2f}")
