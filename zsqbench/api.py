@@ -181,23 +181,6 @@ class OpenedReproduction:
         """The cells that have here what they need."""
         return self.requirements.runnable if self.requirements is not None else ()
 
-    @property
-    def budgets(self) -> dict[str, dict[str, Any]]:
-        """By kind and name of each method, the options that say how much it computes."""
-        from zsqbench.reports.comparability import budget_of
-
-        if self.run is None:
-            return {}
-        data = next(iter({entry.value.data for entry in self.table.entries}), "")
-        methods = {
-            f"{axis} {variant.label}": variant.method
-            for cell in self.table.cells
-            if cell.reason is None
-            for axis, variant in self.run.suite.methods(cell).items()
-            if axis != "task"
-        }
-        return {name: budget_of(method, data) for name, method in methods.items()}
-
     def look(self) -> "Reproduction":
         """The verdicts by the rows that there are now."""
         from zsqbench.reports.suiterows import believed

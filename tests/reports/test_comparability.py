@@ -150,6 +150,14 @@ def test_a_row_of_another_state_of_the_suite_is_told(suite):
     ]
 
 
+def test_a_single_seed_that_was_measured_otherwise_is_found(suite):
+    rows = rows_of(suite, 90.0)
+    shorter = with_option(rows[2], "generator", iterations=20)
+    assert found(suite, [*rows[:2], shorter]) == ["other budget (generator iterations 20, published 100)"]
+    elsewhere = rows[2].model_copy(update={"data": {**rows[2].data, "digest": "others"}})
+    assert found(suite, [*rows[:2], elsewhere]) == ["other data (seeds were evaluated on different images)"]
+
+
 def test_weights_of_a_row_of_another_state_are_not_taken_from_the_suite(suite, tmp_path):
     used = suite_of(tmp_path, suite.path.read_text().replace("base: resnet20", "base: resnet20, weights: none"))
     rows = [with_option(row, "generator", iterations=20) for row in rows_of(used, 90.0, definition="before")]

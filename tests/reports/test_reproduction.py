@@ -175,6 +175,24 @@ def test_cells_of_a_table_are_those_of_its_values(suite):
     assert table(suite, value(90.0)).data_of_tasks == {"digits": DATA["digits"]}
 
 
+def test_budgets_are_those_of_the_methods_and_of_each_data_set_where_there_are_several(suite, tmp_path):
+    assert table(suite, value(90.0), value(90.0, "none", "squant")).budgets == {
+        "quantizer rtn": {"search_images": 64, "batch_size": 64},
+        "generator zeroq": {"images": 64, "batch_size": 64, "iterations": 100},
+        "quantizer squant": {"noise_images": 32},
+    }
+    text = suite.path.read_text().replace("tasks:\n", "tasks:\n  more: {method: classification, data: digits}\n")
+    text += "  - {task: more, model: resnet20, generator: zeroq, quantizer: ste, scheme: hw/w4a4}\n"
+    values = (
+        value(90.0, quantizer="ste", data="cifar10"),
+        value(90.0, quantizer="ste", data="imagenet", model="resnet20"),
+    )
+    budgets = table(suite, *values, used=suite_of(tmp_path, text)).budgets
+    assert budgets["quantizer ste on cifar10"]["batch_size"] == 256
+    assert budgets["quantizer ste on imagenet"]["batch_size"] == 16
+    assert PaperTable(source(*values), "1", entries_of(values, None), None, None).budgets == {}
+
+
 def made(suite):
     values = (FLOAT_VALUE, value(89.0, std=0.1, note="a word"), value(99.0, "none", "squant"))
     rows = [*rows_of(suite, 90.0), *rows_of(suite, 80.0, "none", "squant")]

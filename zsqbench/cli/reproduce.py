@@ -140,7 +140,7 @@ class _Description:
         yield f"{len(cells)} cells, of which {len(runnable)} can run here{also}"
         sets = {(cell.model, cell.generator, cell.seed) for cell in cells if cell.generator and cell.reason is None}
         yield f"work: {len(sets)} calibration sets, {len(cells) - impossible} quantized networks"
-        for name, budget in self.this.budgets.items():
+        for name, budget in self.this.table.budgets.items():
             yield f"  {name}: " + (", ".join(f"{option} {value}" for option, value in budget.items()) or "no budget")
         if runnable:
             yield f"steps: {self.price.steps}, of which {self.price.to_do} are to do"
@@ -151,7 +151,7 @@ class _Description:
         requirements = self.this.requirements
         needs = [] if requirements is None else [vars(need) for need in requirements.needs]
         cells = {"cells": len(self.this.table.cells), "can_run": len(self.this.runnable)}
-        return {"needs": needs, "plan": cells | vars(self.price) | {"budgets": self.this.budgets}}
+        return {"needs": needs, "plan": cells | vars(self.price) | {"budgets": self.this.table.budgets}}
 
 
 def _rendered(found: "Reproduction", described: _Description, form: str) -> str:

@@ -61,21 +61,31 @@ class Asked:
 def others(rows: Sequence[Result], asked: Asked, used: Suite) -> list[Other]:
     """In what done rows of one method, one for each seed, are other than what is asked; nothing where they compare.
 
-    `used` is the suite that they are rows of. All seeds have the same options, so what differs is read from the first.
+    `used` is the suite that they are rows of. Each row is looked at: a seed may be left from a run with other options.
     """
-    first = rows[0]
     current = all(row.definition == used.definition(cell) for row, cell in _with_cells(rows, used))
-    found = [*_data(first, asked, used), *_calibration(first), *_weights(first, asked, used if current else None)]
-    found += [*_methods(first, asked), *_settings(first, asked.cells[0]), *_seeds(rows, asked.cells)]
+    found = [each for row in rows for each in _others_of_row(row, asked, used if current else None, used)]
+    if len({row.data.get("digest") for row in rows}) > 1:
+        found.append(Other("data", "seeds were evaluated on different images"))
+    found += _seeds(rows, asked.cells)
     if not found and not current:
         found = [Other("definition", f"suite {used.name} has changed since, or was run with --set: run it again")]
     return _merged(found)
 
 
+def _others_of_row(row: Result, asked: Asked, known: Suite | None, used: Suite) -> Iterator[Other]:
+    """`known` is the suite where what it says of networks holds for the row."""
+    yield from _data(row, asked, used)
+    yield from _calibration(row)
+    yield from _weights(row, asked, known)
+    yield from _methods(row, asked)
+    yield from _settings(row, asked.cells[0])
+
+
 def _merged(found: Sequence[Other]) -> list[Other]:
     """Each kind once, with all details."""
     details: dict[What, list[str]] = {}
-    for each in found:
+    for each in dict.fromkeys(found):
         details.setdefault(each.what, []).append(each.detail)
     return [Other(what, "; ".join(parts)) for what, parts in details.items()]
 

@@ -4,10 +4,10 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
-from zsqbench.reports.comparability import FLOAT_TOLERANCE, Asked, others, others_of_float
+from zsqbench.reports.comparability import FLOAT_TOLERANCE, Asked, budget_of, others, others_of_float
 from zsqbench.reports.published import DataSet, Source, Value, ValueKey
 from zsqbench.reports.results import Result
 from zsqbench.reports.standings import samples_of, values_of
@@ -116,8 +116,24 @@ class PaperTable:
     @property
     def data_of_tasks(self) -> dict[str, DataSet]:
         """By task of these cells, what the paper evaluated on."""
-        found = {cell.task: entry.value.data for entry in self.entries for cell in entry.cells}
-        return {task: self.data[name] for task, name in found.items() if name in self.data}
+        return {task: self.data[name] for task, name in self._data_names.items() if name in self.data}
+
+    @property
+    def budgets(self) -> dict[str, dict[str, Any]]:
+        """By kind and name of each method, and data set where there are several, how much it computes."""
+        names = self._data_names
+        found: dict[str, dict[str, Any]] = {}
+        for cell in (cell for cell in self.cells if cell.reason is None):
+            ending = f" on {names[cell.task]}" if len(set(names.values())) > 1 else ""
+            methods = {} if self.used is None else self.used.methods(cell)
+            for axis, variant in methods.items():
+                if axis != "task":
+                    found[f"{axis} {variant.label}{ending}"] = budget_of(variant.method, names[cell.task])
+        return found
+
+    @property
+    def _data_names(self) -> dict[str, str]:
+        return {cell.task: entry.value.data for entry in self.entries for cell in entry.cells}
 
     def reproduction(self, rows: Iterable[Result], missing: Callable[[Cell], str | None]) -> Reproduction:
         """The verdicts by these rows; `missing` says what a cell lacks here, if it lacks something."""
