@@ -51,7 +51,7 @@ def test_without_run_nothing_runs_and_the_plan_is_told(paper):
     assert lines[:2] == ["Some, table 1", f"shipped suite: {paper.file}"]
     assert "  data toytask: toys (20) from a shop; below the data root as data" in lines
     assert "  4 cells, of which 4 can run here" in lines
-    assert "  work: 3 calibration sets, 4 quantized networks" in lines
+    assert "  work: 3 sets of images, 4 networks to quantize" in lines
     assert "    generator toy: images 4" in lines
     assert "  time: unknown: no step like these 15 has run yet" in lines
     assert "3 values: 3 not run" in lines
@@ -114,6 +114,14 @@ class Failing(ToyQuantizer):
     said = run(paper, "some", "1", "toyq")
     assert said.code == 1
     assert "not run: failed: quantize: RuntimeError: no luck" in said.out
+
+
+def test_what_a_run_warns_of_is_told(paper):
+    (paper.results / "toysuite.md").mkdir(parents=True)
+    said = run(paper, "some", "1", "toyq")
+    assert said.code == 0
+    assert said.err.startswith("warning: cannot write ")
+    assert "1 value: 1 reached" in said.out
 
 
 def test_a_table_that_no_shipped_suite_asks_for_is_shown_and_a_suite_may_be_given(paper):

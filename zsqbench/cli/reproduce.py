@@ -134,14 +134,17 @@ class _Description:
         yield from ["", "plan", *(f"  {line}" for line in self._plan_lines())]
 
     def _plan_lines(self) -> Iterator[str]:
+        from zsqbench.reports.suiterows import counted
+
         cells, runnable = self.this.table.cells, self.this.runnable
         impossible = sum(cell.reason is not None for cell in cells)
         also = f"; {impossible} can nowhere" if impossible else ""
-        yield f"{len(cells)} cells, of which {len(runnable)} can run here{also}"
+        yield f"{counted(len(cells), 'cell')}, of which {len(runnable)} can run here{also}"
         sets = {(cell.model, cell.generator, cell.seed) for cell in cells if cell.generator and cell.reason is None}
-        yield f"work: {len(sets)} calibration sets, {len(cells) - impossible} quantized networks"
+        networks = counted(len(cells) - impossible, "network to quantize")
+        yield f"work: {counted(len(sets), 'set of images')}, {networks}"
         for name, budget in self.this.table.budgets.items():
-            yield f"  {name}: " + (", ".join(f"{option} {value}" for option, value in budget.items()) or "no budget")
+            yield f"  {name}: " + (", ".join(f"{option} {value}" for option, value in budget.items()) or "no option")
         if runnable:
             yield f"steps: {self.price.steps}, of which {self.price.to_do} are to do"
         yield f"time: {self.price.time}"
