@@ -91,6 +91,11 @@ def test_a_comparison_imports_neither_torch_nor_mlflow(imported, bench):
     assert set() == compared & {"torch", "torchvision", "mlflow"}
 
 
+def test_reproducing_without_a_run_imports_neither_torch_nor_mlflow(imported, bench):
+    shown = imported("reproduce", "hast", "1a", "hast:hast", "--data-root", bench.folder, *bench.places())
+    assert set() == shown & {"torch", "torchvision", "mlflow", "pandas"}
+
+
 def test_a_run_with_workers_does_not_import_torch_in_the_parent(python, bench):
     bench.matrix("")
     bench.run()

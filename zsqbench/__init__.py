@@ -7,7 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqbench.api import compare, export_images, export_model, load_images, load_student, plan, results, run
+    from zsqbench.api import (
+        compare,
+        export_images,
+        export_model,
+        load_images,
+        load_student,
+        plan,
+        reproduce,
+        results,
+        run,
+    )
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -66,6 +76,7 @@ __all__ = [
     "load_images",
     "load_student",
     "plan",
+    "reproduce",
     "resamples",
     "results",
     "run",
@@ -81,7 +92,17 @@ _HOMES = {
     "hookimpl": "zsqbench.hookspecs",
     "resamples": "zsqbench.statistics",
     **dict.fromkeys(
-        ("compare", "export_images", "export_model", "load_images", "load_student", "plan", "results", "run"),
+        (
+            "compare",
+            "export_images",
+            "export_model",
+            "load_images",
+            "load_student",
+            "plan",
+            "reproduce",
+            "results",
+            "run",
+        ),
         "zsqbench.api",
     ),
 }

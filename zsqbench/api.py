@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from zsqbench.export.options import ExportOptions
     from zsqbench.methods import Engine, Pretrained
     from zsqbench.reports.comparisons import Comparison
+    from zsqbench.reports.reproduction import PaperTable, Reproduction
+    from zsqbench.reports.requirements import Requirements
     from zsqbench.reports.results import Result
     from zsqbench.steps.quantize import Quantize
     from zsqbench.store import Artifact
@@ -134,6 +136,119 @@ def compare(
     in_a = Selected.of("A", a, at_a, rows[at_a], without_row[at_a], store)
     in_b = Selected.of("B", b, at_b, rows[at_b], without_row[at_b], store)
     return compare_selected(suite_name(path), in_a, in_b, store, margin)
+
+
+def reproduce(
+    paper: str,
+    table: str,
+    row: str | None = None,
+    *,
+    suite: str | Path | None = None,
+    run: bool = False,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+    workers: int | None = None,
+    engine: str = "pool",
+    device: str = "auto",
+) -> "Reproduction":
+    """Each published value of a paper's table with what was measured, and a verdict: reached, or why not.
+
+    `paper` is a source of results/published, `row` an expression over names of cells that selects values. The cells are
+    those of the shipped suite that asks for the table, or of `suite`, which calls them the same. With `run`, cells that
+    have all that they need are run first, as `zsqbench.run` does. Raises ZSQBenchError for a paper, a table or a row
+    that there is not, and for a suite that cannot be meant.
+    """
+    this = open_reproduction(paper, table, row, suite, home, results, data_root, overrides, plugins, without, device)
+    if run and this.run is not None and this.runnable:
+        execute(this.run, this.runnable, workers, engine)
+    return this.look()
+
+
+@dataclass(frozen=True)
+class OpenedReproduction:
+    """A paper's table, the run that measures it, and what that needs; no run where no suite is there for it."""
+
+    table: "PaperTable"
+    run: "Run | None"
+    requirements: "Requirements | None"
+
+    @property
+    def runnable(self) -> "Sequence[Cell]":
+        """The cells that have here what they need."""
+        return self.requirements.runnable if self.requirements is not None else ()
+
+    def look(self) -> "Reproduction":
+        """The verdicts by the rows that there are now."""
+        from zsqbench.reports.suiterows import believed
+        from zsqbench.suite import DeclaredCells
+
+        if self.run is None or self.requirements is None:
+            return self.table.reproduction([], lambda _: None)
+        suite = self.run.suite
+        declared = DeclaredCells.read(suite.path, suite.overrides)
+        rows = believed(_found_rows(suite.name, self.run.results, declared), self.run.store)
+        return self.table.reproduction(rows, self.requirements.missing)
+
+
+def open_reproduction(
+    paper: str,
+    table: str,
+    row: str | None,
+    suite: str | Path | None,
+    home: Path | str,
+    results: Path | str,
+    data_root: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    without: Sequence[str] = (),
+    device: str = "auto",
+    isolation: "Isolation" = "auto",
+) -> OpenedReproduction:
+    """Find a paper's table and the suites for it; see `reproduce` for the arguments."""
+    from zsqbench.reports.published import read_data_sets, read_source
+    from zsqbench.reports.reproduction import PaperTable, entries_of
+    from zsqbench.reports.requirements import Requirements
+    from zsqbench.suite import find_suite, load_suite, suites_of_table
+
+    source = read_source(paper)
+    values = source.table(table)
+    shipped = _only_suite(paper, table, suites_of_table(paper, table), suite)
+    asked = None if shipped is None else load_suite(find_suite(shipped), find_files=False)
+    if suite is None and shipped is None:
+        if overrides:
+            raise ZSQBenchError(f"--set {overrides[0]} changes no suite: no shipped one asks for {paper} {table}")
+        return OpenedReproduction(PaperTable(source, table, entries_of(values, None, row), None, None), None, None)
+    this, _ = open_run(
+        suite or str(shipped),
+        home,
+        results,
+        data_root,
+        None,
+        overrides,
+        plugins,
+        without,
+        device,
+        isolation,
+        find_files=False,
+    )
+    entries = entries_of(values, this.suite, row)
+    found = PaperTable(source, table, entries, asked, this.suite, read_data_sets())
+    needed = Requirements(this.suite, found.cells, this.config.data_root, found.data_of_tasks)
+    return OpenedReproduction(found, this, needed)
+
+
+def _only_suite(paper: str, table: str, shipped: Sequence[str], given: str | Path | None) -> str | None:
+    """The shipped suite that asks for a table, or that of several which is given; none where there is none."""
+    if len(shipped) > 1 and str(given) not in shipped:
+        listed = " or ".join(f"--suite {name}" for name in shipped)
+        raise ZSQBenchError(f"{len(shipped)} suites ask for table {table} of {paper}; give one of them: {listed}")
+    if len(shipped) > 1:
+        return str(given)
+    return shipped[0] if shipped else None
 
 
 def load_student(
@@ -343,14 +458,17 @@ def open_run(
     without: Sequence[str] = (),
     device: str = "auto",
     isolation: "Isolation" = "auto",
+    *,
+    find_files: bool = True,
 ) -> "tuple[Run, Sequence[Cell]]":
-    """Load a suite and select its cells; see `run` for the arguments."""
+    """Load a suite and select its cells; see `run` for the arguments, and `load_suite` for `find_files`."""
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
     from zsqbench.suite import find_suite, load_suite
 
     root = None if data_root is None else Path(data_root)
-    loaded = load_suite(find_suite(str(suite)), [Path(file) for file in plugins], without, overrides, root, select)
+    path, given = find_suite(str(suite)), [Path(file) for file in plugins]
+    loaded = load_suite(path, given, without, overrides, root, select, find_files=find_files)
     working = [plugin for plugin in loaded.catalog.plugins if not plugin.error]
     sources = {plugin.origin: plugin.source for plugin in working}
     files = tuple(file for file in loaded.plugin_files if str(file) in sources)
@@ -395,19 +513,29 @@ def rows_of(
 
 
 def _own_rows(suite: str | Path, results: Path, declared: "DeclaredCells | None") -> "list[Result]":
-    """The rows of a folder that are of cells that a suite has, or all of the suite where these are not known."""
-    from zsqbench.reports.resultfile import ResultFile
-    from zsqbench.reports.suiterows import SuiteRows
+    """The rows of a folder that are of cells that a suite has, or all of the suite where these are not known.
+
+    Raises ZSQBenchError where there are none.
+    """
     from zsqbench.suite import find_suite, suite_name
 
     name = suite_name(find_suite(str(suite)))
+    found = _found_rows(name, results, declared)
+    if not found:
+        raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
+    return found
+
+
+def _found_rows(name: str, results: Path, declared: "DeclaredCells | None") -> "list[Result]":
+    """The same; none where there are none."""
+    from zsqbench.reports.resultfile import ResultFile
+    from zsqbench.reports.suiterows import SuiteRows
+
     file = ResultFile(results / f"{name}.jsonl")
     contents = file.contents()
     file.refuse_others(contents)
     found = SuiteRows.of(contents, name, declared.have if declared else lambda _: True)
     found.warn(file.path, contents)
-    if not found.own:
-        raise ZSQBenchError(f"there are no results of {name} in {results}; `zsqbench run {suite}` makes them")
     return found.own
 
 

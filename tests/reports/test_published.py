@@ -5,7 +5,7 @@ import yaml
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.plugins import load_plugins
-from zsqbench.reports.published import SOURCES, published_folder, read_source
+from zsqbench.reports.published import SOURCES, published_folder, read_data_sets, read_source
 from zsqbench.scheme import parse_scheme
 from zsqbench.suite import shipped_suites
 
@@ -129,3 +129,32 @@ def test_values_are_found_beside_the_package_or_it_is_told(monkeypatch, tmp_path
         folder.mkdir(parents=True)
         (folder / SOURCES).touch()
         assert published_folder() == folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_data_set_of_published_values_is_described(name):
+    described = read_data_sets()
+    assert {value.data for value in read_source(name).values} <= set(described)
+    assert all(each.images > 0 and each.source and each.at for each in described.values())
+
+
+def test_a_table_is_found_by_its_name_and_an_unknown_one_lists_those_that_are(kept):
+    source = read_source("some", kept(FULL, VALUE, VALUE.replace("1,", "2,", 1)))
+    assert [value.table for value in source.table("2")] == ["2"]
+    with pytest.raises(ZSQBenchError, match="unknown table of Some '3'; known: 1, 2"):
+        source.table("3")
+
+
+def test_a_value_knows_its_float_network_and_its_name(kept):
+    lines = [FULL, VALUE, VALUE.replace("1,", "2,", 1), VALUE.replace(",net,", ",other,")]
+    full, value, elsewhere, without = read_source("some", kept(*lines)).values
+    source = read_source("some", kept(*lines))
+    assert [source.float_of(each) for each in (full, value, elsewhere, without)] == [94.0, 94.0, 94.0, None]
+    assert (full.is_float, value.is_float) == (True, False)
+    assert value.name == "cifar10:net:zeroq:rtn:hw/w4a4"
+
+
+def test_what_a_source_is_known_to_do_otherwise_is_kept_where_a_line_says_so():
+    squant = [value for value in read_source("hast").values if value.quantizer == "squant"]
+    assert {value.differs for value in squant} == {"other scheme (the last layer stays at 8 bits)"}
+    assert all(not value.differs for value in read_source("dgh").values)

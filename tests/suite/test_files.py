@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.suite import find_suite, load_suite, shipped_suites, suite_name
+from zsqbench.suite import find_suite, load_suite, shipped_suites, suite_name, suites_of_table
 
 
 @pytest.mark.parametrize("name", shipped_suites())
@@ -44,3 +44,10 @@ def test_a_file_without_a_name_is_no_suite(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ZSQBenchError, match="expected a suite with a name, got"):
         suite_name(tmp_path / "x.yaml")
+
+
+def test_suites_of_a_table_are_those_that_ask_for_it():
+    assert suites_of_table("hast", "1a") == ["paper/hast_table1a"]
+    assert suites_of_table("hast", "3b") == ["paper/hast_table3"]
+    assert suites_of_table("dgh", "2") == ["paper/dgh_table2"]
+    assert suites_of_table("brecq", "README") == []

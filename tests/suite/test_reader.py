@@ -1,5 +1,8 @@
 import pytest
 
+from zsqbench.errors import ZSQBenchError
+from zsqbench.suite import load_suite
+
 STARTS = "class Starts(ToyQuantizer):\n    name = 'starts'\n    seeded = False\n    start: str | None = None\n"
 
 
@@ -266,3 +269,11 @@ def test_a_cell_of_two_blocks_is_analyzed_where_either_asks_also_where_it_is_exc
     for text in (BLOCK + asks, asks + BLOCK):
         (cell,) = load(f"{HEAD}{rule}matrix:\n{text}").cells
         assert (cell.analyze, cell.excluded) == (True, True)
+
+
+def test_files_that_are_absent_are_no_error_where_nobody_looks_for_them(bench):
+    bench.matrix("model: mine", head="models: {mine: {base: a, weights: nowhere.txt}}")
+    with pytest.raises(ZSQBenchError, match="there is no file"):
+        load_suite(bench.file)
+    suite = load_suite(bench.file, find_files=False)
+    assert suite.models["mine"].weights_from == bench.folder / "nowhere.txt"

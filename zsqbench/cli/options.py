@@ -1,5 +1,6 @@
 """Options and arguments that several commands have."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,15 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     return names
 
 
+def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda and cuda:N")
+    return device
+
+
+device_option = click.option(
+    "--device", callback=_check_device, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
 columns_option = click.option(
     "--columns",
     callback=_names,

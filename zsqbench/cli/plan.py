@@ -25,14 +25,15 @@ def plan(form: str, **options: Any) -> int:
     this, cells = open_run(**options)
     planned, pending, uninspected = this.provisional_plan(cells)
     if form == "json":
-        click.echo(json.dumps(_plan_as_data(this, planned, pending, uninspected), indent=1))
+        click.echo(json.dumps(plan_as_data(this, planned, pending, uninspected), indent=1))
     else:
         tell_notes(this.suite)
         _print_plan(this, planned, pending, uninspected)
     return 0
 
 
-def _plan_as_data(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> dict[str, Any]:
+def plan_as_data(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> dict[str, Any]:
+    """A plan as plain data: cells and steps, each with its state; steps to do with their estimated seconds."""
     from zsqbench.execution.timings import Timings
 
     timings = Timings(this.store)
@@ -78,7 +79,7 @@ def _state(planned: "PlannedCell", unfinished: Collection[int], to_do: Any) -> s
 
 
 def _print_plan(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> None:
-    data = _plan_as_data(this, made, pending, uninspected)
+    data = plan_as_data(this, made, pending, uninspected)
     lines = [f"{data['suite']}: {len(data['cells'])} cells"]
     for cell in data["cells"]:
         reason = f"  ({cell['reason']})" if cell["reason"] else ""
@@ -94,11 +95,12 @@ def _print_plan(this: "Run", made: "Plan", pending: Sequence[str], uninspected: 
         lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
     if uninspected:
         lines += [f"not yet known to be possible: what needs {', '.join(uninspected)}"]
-    lines.append(f"time: {_time_estimate(data['steps'])}")
+    lines.append(f"time: {time_estimate(data['steps'])}")
     click.echo("\n".join(lines))
 
 
-def _time_estimate(steps: Sequence[dict[str, Any]]) -> str:
+def time_estimate(steps: Sequence[dict[str, Any]]) -> str:
+    """How long the steps of a plan that are to do may take, in words."""
     to_do = [step["seconds"] for step in steps if step["state"] == "to do"]
     known = [seconds for seconds in to_do if seconds is not None]
     if not to_do:

@@ -1,27 +1,20 @@
 """`zsqbench run`: make what is not there yet, and print the leaderboard."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS, EXIT_SIGNAL
-from zsqbench.cli.options import columns_option, suite_options
+from zsqbench.cli.options import columns_option, device_option, suite_options
 from zsqbench.cli.suite import tell_notes
-
-
-def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda and cuda:N")
-    return device
 
 
 @click.command()
 @suite_options
 @click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
 @click.option("--engine", default="pool", show_default=True, help="Where steps run: an installed engine.")
-@click.option("--device", callback=_check_device, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--isolation",
     type=click.Choice(["auto", "step", "worker"]),

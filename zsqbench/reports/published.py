@@ -15,6 +15,9 @@ from zsqbench.scheme import FLOAT
 SOURCES = "sources.yaml"
 """Says of each source what it is called and how it is cited; its values are in SOURCE.csv."""
 
+DATA = "data.yaml"
+"""Says of each data set that papers evaluate on how many images it has, and where it is to be had."""
+
 ValueKey = tuple[str, str, str, str, str]
 """Model, generator, quantizer, scheme, as suites call them, and metric."""
 
@@ -34,6 +37,18 @@ class Value(BaseModel):
     value: float
     std: float | None
     note: str
+    differs: str = ""
+    """How the source's method or scheme is known to be another than that of the cell of these names, if it is."""
+
+    @property
+    def name(self) -> str:
+        """Its place with the data, in the form of a cell's name, without a seed."""
+        return f"{self.data}:{self.model}:{self.generator}:{self.quantizer}:{self.scheme}"
+
+    @property
+    def is_float(self) -> bool:
+        """True if it is of the float network."""
+        return self.place == self.float_place
 
     @property
     def place(self) -> ValueKey:
@@ -53,6 +68,20 @@ class Source:
     name: str
     citation: str
     values: tuple[Value, ...]
+    caveats: tuple[str, ...] = ()
+    """What a reader of any of its values has to know; one line each."""
+
+    def table(self, table: str) -> tuple[Value, ...]:
+        """The values of a table. Raises ZSQBenchError where there is none of this name, and lists those that are."""
+        if table not in self.tables:
+            raise ZSQBenchError(unknown(f"table of {self.name}", table, self.tables))
+        return tuple(value for value in self.values if value.table == table)
+
+    def float_of(self, value: Value) -> float | None:
+        """What it says of the float network of a value: in the same table, or else in the first that says so."""
+        found = [each for each in self.values if each.place == value.float_place]
+        same = [each for each in found if each.table == value.table]
+        return (same or found)[0].value if found else None
 
     @property
     def tables(self) -> list[str]:
@@ -95,13 +124,34 @@ def published_folder() -> Path:
 def read_source(name: str, folder: Path | None = None) -> Source:
     """The source of this name. Raises ZSQBenchError where there is none, or a line of it is no value."""
     folder = folder or published_folder()
-    sources: Mapping[str, Mapping[str, str]] = yaml.safe_load((folder / SOURCES).read_text(encoding="utf-8"))
+    sources: Mapping[str, Mapping[str, Any]] = yaml.safe_load((folder / SOURCES).read_text(encoding="utf-8"))
     if name not in sources:
         raise ZSQBenchError(unknown("source of published values", name, sources))
     path = folder / f"{name}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         values = tuple(_value(path, line, row) for line, row in enumerate(csv.DictReader(file), start=2))
-    return Source(sources[name]["name"], sources[name]["citation"], values)
+    said = sources[name]
+    return Source(said["name"], said["citation"], values, tuple(said.get("caveats", ())))
+
+
+class DataSet(BaseModel):
+    """A data set that papers evaluate on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    images: int
+    """All that are evaluated."""
+    source: str
+    """Where it is to be had."""
+    at: str
+    """Where tasks look for it, below the data root."""
+
+
+def read_data_sets(folder: Path | None = None) -> dict[str, DataSet]:
+    """The data sets by the names that values have for them."""
+    text = ((folder or published_folder()) / DATA).read_text(encoding="utf-8")
+    return {name: DataSet.model_validate(said) for name, said in yaml.safe_load(text).items()}
 
 
 def _value(path: Path, line: int, row: Mapping[str, Any]) -> Value:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.statistics.resampling import groups_of
+from zsqbench.statistics.resampling import error_of, groups_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,11 @@ class Samples:
         return means
 
     @property
+    def by_images(self) -> float:
+        """The standard error of the mean over seeds, over images; a share."""
+        return float(self.values.mean(axis=0).std(ddof=1)) / math.sqrt(self.images)
+
+    @property
     def mean(self) -> float:
         """Mean over images and seeds, in percent."""
         return 100 * float(self.values.mean())
@@ -77,6 +82,11 @@ class Resampled:
                 f"values on resampled images {self.values.shape} of {self.images} images; expected {expected}, and at "
                 "least 2 images"
             )
+
+    @property
+    def by_images(self) -> float:
+        """The standard error of the mean over seeds, over images; percent divided by 100."""
+        return float(error_of(self.values.mean(axis=0).std(ddof=1), self.values.shape[1]))
 
     @property
     def mean(self) -> float:

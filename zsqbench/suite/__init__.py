@@ -1,7 +1,7 @@
 """A suite: a YAML file of matrices, checked against what is installed and expanded into cells."""
 
 from zsqbench.suite.declared import DeclaredCells, cell_of
-from zsqbench.suite.files import find_suite, shipped_suites, suite_name, suite_plugins
+from zsqbench.suite.files import find_suite, shipped_suites, suite_name, suite_plugins, suites_of_table
 from zsqbench.suite.reader import load_suite
 from zsqbench.suite.schema import SuiteFile
 from zsqbench.suite.selection import select
@@ -22,4 +22,5 @@ __all__ = [
     "shipped_suites",
     "suite_name",
     "suite_plugins",
+    "suites_of_table",
 ]

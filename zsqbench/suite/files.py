@@ -36,6 +36,16 @@ def find_suite(text: str) -> Path:
     raise ZSQBenchError(f"there is no suite file {text}{close} shipped: {', '.join(shipped)}")
 
 
+def suites_of_table(source: str, table: str) -> list[str]:
+    """The names of the shipped suites that ask for a table of a source of published values."""
+    found = []
+    for name, path in shipped_suites().items():
+        asked = parse_suite(path)[1].published
+        if any(each.source == source and table in map(str, each.table) for each in asked):
+            found.append(name)
+    return found
+
+
 def parse_suite(path: Path, overrides: Sequence[str] = ()) -> tuple[YamlFile, SuiteFile]:
     """The keys of a suite file, some of them overridden by texts `a.b=value`, and where they stand."""
     source = YamlFile(path)

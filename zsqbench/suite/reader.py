@@ -31,11 +31,14 @@ def load_suite(
     overrides: Sequence[str] = (),
     data_root: Path | None = None,
     expression: str | None = None,
+    *,
+    find_files: bool = True,
 ) -> Suite:
     """Read, check and expand a suite file.
 
     `overrides` are `a.b=value` texts that replace values of the file, `expression` selects cells (`-k`). Files that
-    selected cells need are looked for beside the suite, then below the data root. Raises ZSQBenchError (one line, with
+    selected cells need are looked for beside the suite, then below the data root; with `find_files` false, those that
+    are absent are no error yet. Raises ZSQBenchError (one line, with
     file and line number) for anything that cannot be meant.
     """
     source, file = parse_suite(path, overrides)
@@ -47,7 +50,7 @@ def load_suite(
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
-    suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression)
+    suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression, find_files)
     for broken in catalog.broken:  # which none of its methods needs
         logging.getLogger("zsqbench").warning(
             "plugin %s (%s) did not load: %s", broken.name, broken.origin, broken.error
@@ -88,11 +91,12 @@ class _SuiteBuilder:
         for label in file.quantizers:
             self._link(label, ("quantizers", label))
 
-    def suite(self, expression: str | None) -> Suite:
+    def suite(self, expression: str | None, find_files: bool) -> Suite:
         cells = self._exclude(self._distinct(self._expand()))
         self._note_floats(cells)
         selected = select(cells, expression)
-        self._find_files(selected, whole=expression is None)
+        if find_files:
+            self._find_files(selected, whole=expression is None)
         suite = Suite(
             name=self.file.name,
             description=self.file.description,
