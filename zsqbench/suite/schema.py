@@ -7,6 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from zsqbench.export.options import ExportOptions
 from zsqbench.suite.suite import NO_GENERATOR
 
+VARIANTS = "a name for a method with options; an option {each: [a, b]} makes a variant of each value"
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -73,8 +75,8 @@ class SuiteFile(BaseModel):
     name: str = Field(pattern=r"^[\w.-]+$", description="names the result files and the MLflow experiment")
     description: str = ""
     settings: dict[str, Any] = Field({}, description="precision, layout, compile, threads of generate and quantize")
-    generators: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
-    quantizers: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
+    generators: dict[str, dict[str, Any]] = Field({}, description=VARIANTS)
+    quantizers: dict[str, dict[str, Any]] = Field({}, description=VARIANTS)
     tasks: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
     models: dict[str, dict[str, Any]] = Field({}, description="a user's own network, or a variant of a named one")
     schemes: dict[str, dict[str, Any]] = Field({}, description="a name for a shipped placement with changes")

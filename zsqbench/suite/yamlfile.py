@@ -28,6 +28,7 @@ class YamlFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[Location, str] = {}
+        self._origins: dict[Location, Location] = {}
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
@@ -38,9 +39,16 @@ class YamlFile:
 
     def where(self, location: Location) -> str:
         """`file:line` of a value (or `--set ...`, where it was overridden), or of the closest value around it."""
+        for end in range(len(location), 0, -1):
+            if location[:end] in self._origins:
+                return self.where(self._origins[location[:end]] + location[end:])
         while location and location not in self._places:
             location = location[:-1]
         return self._places.get(location, str(self.path))
+
+    def stands_at(self, location: Location, origin: Location) -> None:
+        """Say of a value that is not in the file which one, with all that is inside of it, it was made from."""
+        self._origins[location] = origin
 
     def override(self, text: str) -> None:
         """Replace a value: `a.b=value`, the value read as YAML. Raises ZSQBenchError where that cannot be meant."""

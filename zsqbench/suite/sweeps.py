@@ -1,0 +1,179 @@
+"""Sweeps: an option that a suite gives as `{each: [a, b]}` makes a variant of each value, as if written by hand.
+
+A variant is called after its values, as `dgh-images-16`. Options have no `-` in their names, neither a shell nor `-k`
+reads one as anything else, and exclusions take none for a pattern.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.suite.schema import Block, Exclusion, SuiteFile
+from zsqbench.suite.suite import Swept
+from zsqbench.suite.validation import shape
+from zsqbench.suite.yamlfile import Location, YamlFile
+
+EACH = "each"
+"""The only key of an option that is swept."""
+
+MOST = 1000
+"""One name makes no more variants than this: many more are a mistake, and would take all memory."""
+
+WORD = re.compile(r"[\w.+/-]+")
+"""A text that can be a part of a name."""
+
+LINKS = ("start", "over")
+"""The options by which a quantizer names another one."""
+
+Sweeps = Mapping[str, Mapping[str, Swept]]
+"""By axis and label, what made a variant."""
+
+
+def expand(source: YamlFile, file: SuiteFile) -> tuple[SuiteFile, Sweeps]:
+    """The suite without `each`: variants for each sweep, and their names wherever its name stood.
+
+    Raises ZSQBenchError for a list or a value of which no variants can be made, and for names that there are already.
+    """
+    sections = {
+        "generator": _Section(source, "generators", file.generators),
+        "quantizer": _Section(source, "quantizers", file.quantizers, LINKS),
+    }
+    variants = {axis: section.expanded() for axis, section in sections.items()}
+    if not any(section.swept for section in sections.values()):
+        return file, {}
+
+    def renamed(part: Block | Exclusion) -> dict[str, list[str]]:
+        return {axis: section.names(getattr(part, axis)) for axis, section in sections.items()}
+
+    changes = {
+        "generators": variants["generator"],
+        "quantizers": variants["quantizer"],
+        "matrix": [block.model_copy(update=renamed(block)) for block in file.matrix],
+        "exclude": [rule.model_copy(update=renamed(rule)) for rule in file.exclude],
+    }
+    return file.model_copy(update=changes), {axis: section.swept for axis, section in sections.items()}
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Generators or quantizers of a file."""
+
+    source: YamlFile
+    key: str
+    given: Mapping[str, Mapping[str, Any]]
+    links: Sequence[str] = ()
+    """Options that name another variant of the section, and mean all of it where that is swept."""
+    swept: dict[str, Swept] = field(default_factory=dict)
+    _done: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def expanded(self) -> dict[str, dict[str, Any]]:
+        """All variants in the order of the file."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.given:
+            for label, options in self._expand(name).items():
+                if label in found or (label in self.given and label != name):
+                    raise ZSQBenchError(self._collision(name, label))
+                found[label] = options
+        return found
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        """The same with the labels of its variants for the name of a sweep."""
+        return [label for name in names for label in self._labels(name)]
+
+    def _labels(self, name: str) -> list[str]:
+        return [label for label, swept in self.swept.items() if swept.name == name] or [name]
+
+    def _expand(self, name: str, way: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+        """The variants of one name; `way` are those that lead here by their links."""
+        if name not in self._done:
+            self._done[name] = dict(self._variants(name, (*way, name)))
+        return self._done[name]
+
+    def _variants(self, name: str, way: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+        given = self.given[name]
+        values = {option: found for option in given if (found := self._values(name, option, way)) is not None}
+        if not values:
+            yield name, dict(given)
+            return
+        count = math.prod(map(len, values.values()))
+        if count > MOST:
+            raise ZSQBenchError(f"{self._place(name)}: {self.key}.{name} makes {count} variants; at most {MOST} can be")
+        for chosen in itertools.product(*values.values()):
+            picked = {option: value for option, (value, _) in zip(values, chosen, strict=True)}
+            label = "-".join([name, *(f"{option}-{_word(value)}" for option, value in picked.items())])
+            if label in self.swept:
+                raise ZSQBenchError(self._collision(name, label))
+            self.swept[label] = Swept(name, picked)
+            self.source.stands_at((self.key, label), (self.key, name))
+            for option, (_, place) in zip(values, chosen, strict=True):
+                self.source.stands_at((self.key, label, option), place)
+            yield label, {"method": name, **given, **picked}
+
+    def _values(self, name: str, option: str, way: tuple[str, ...]) -> list[tuple[Any, Location]] | None:
+        """The values of an option that is swept, and where each stands; none for any other option."""
+        where: Location = (self.key, name, option)
+        given = self.given[name][option]
+        is_swept = _is_swept(given)
+        values = list(self._listed(given[EACH], (*where, EACH))) if is_swept else [(given, where)]
+        if option in self.links:
+            values = [(label, place) for value, place in values for label in self._linked(value, place, way)]
+        return values if is_swept or len(values) > 1 or values[0][0] != given else None
+
+    def _linked(self, value: Any, where: Location, way: tuple[str, ...]) -> list[Any]:
+        """The labels that a link means: all variants of a sweep."""
+        if not isinstance(value, str) or value not in self.given:
+            return [value]
+        if value in way:
+            circle = way[way.index(value) :]
+            if any(map(_is_swept, (option for name in circle for option in self.given[name].values()))):
+                names = ", ".join(circle)
+                raise ZSQBenchError(f"{self.source.where(where)}: a quantizer cannot lead to itself: {names}, {value}")
+            return [value]
+        self._expand(value, way)
+        return self._labels(value)
+
+    def _listed(self, values: Any, where: Location) -> Iterator[tuple[Any, Location]]:
+        place, path = self.source.where(where), ".".join(map(str, where))
+        if not isinstance(values, list):
+            raise ZSQBenchError(f"{place}: {path}: expected a list of values, got {shape(values)}")
+        if not values:
+            raise ZSQBenchError(f"{place}: {path} is empty; expected at least one value")
+        for index, value in enumerate(values):
+            at = self.source.where((*where, index))
+            if isinstance(value, dict | list) or (isinstance(value, str) and not WORD.fullmatch(value)):
+                expected = "expected numbers, true, false, null, or texts of letters, digits and ._+-/"
+                raise ZSQBenchError(
+                    f"{at}: {path}.{index}: {expected}, as values name variants, got {shape(value)}; "
+                    "give a variant with this value a name of its own"
+                )
+            if any(_same(value, other) for other in values[:index]):
+                raise ZSQBenchError(f"{at}: {path} has {shape(value)} twice")
+            yield value, (*where, index)
+
+    def _collision(self, name: str, label: str) -> str:
+        kind = self.key.removesuffix("s")
+        other = f"a {kind} of this name stands in the suite, too" if label in self.given else "so does another value"
+        return f"{self._place(name)}: the sweep {name} makes a {kind} {label!r}; {other}; rename one"
+
+    def _place(self, name: str) -> str:
+        return self.source.where((self.key, name))
+
+
+def _is_swept(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {EACH}
+
+
+def _same(first: Any, second: Any) -> bool:
+    """True for 1 and 1.0, which are one value of an option, and false for 1 and true."""
+    return bool(first == second) and isinstance(first, bool) == isinstance(second, bool)
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a name."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
