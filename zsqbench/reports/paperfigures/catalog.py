@@ -1,0 +1,71 @@
+"""The list of figures: to add one, add a line here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zsqbench.reports.paperfigures import lines, sets
+from zsqbench.reports.paperfigures.errors import errors_by_difficulty
+from zsqbench.reports.paperfigures.figure import Absent, PaperFigure
+from zsqbench.reports.paperfigures.sets import Sets
+from zsqbench.reports.results import Result
+from zsqbench.store import Store
+
+Figures = list[PaperFigure | Absent]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure."""
+
+    name: str
+    """The first word of its figures' names."""
+    meaning: str
+    paper: str
+    """The figures and tables that it is after."""
+    make: Callable[["Material"], Figures]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that figures of a task and a network are made of."""
+
+    rows: Sequence[Result]
+    store: Store
+    sets: Sets
+    where: str
+    """`digits resnet20`."""
+
+
+KINDS = (
+    Kind(
+        "sweep",
+        "accuracy over a swept option",
+        "HAST, Figures 1 and 5, Table 8; DGH, Figure 5",
+        lambda of: lines.option_sweeps(of.rows, of.where),
+    ),
+    Kind("bits", "accuracy over bits", "DGH, Figure 5", lambda of: lines.bits(of.rows, of.where)),
+    Kind("scopes", "accuracy by what is quantized", "DGH, Figure 1", lambda of: lines.scopes(of.rows, of.where)),
+    Kind(
+        "error-by-difficulty",
+        "error on what is easy and on what is hard for the float network",
+        "HAST, Figure 2b, in two bins",
+        lambda of: errors_by_difficulty(of.rows, of.store, of.where),
+    ),
+    Kind(
+        "difficulty",
+        "how hard the images of each set are",
+        "HAST, Figure 2a",
+        lambda of: sets.difficulty(of.sets, of.where),
+    ),
+    Kind("bn-gap", "BN gap by layer", "DGH", lambda of: sets.bn_gaps(of.sets, of.where)),
+    Kind("output-range", "range of outputs", "DGH", lambda of: sets.output_ranges(of.sets, of.where)),
+    Kind("class-balance", "classes of each set", "", lambda of: sets.class_balance(of.sets, of.where)),
+)
+
+
+def paper_figures(rows: Sequence[Result], store: Store) -> Figures:
+    """All figures of rows of one task and one network, and why others cannot be."""
+    if not rows:
+        return []
+    material = Material(rows, store, Sets.of(rows, store), f"{rows[0].task} {rows[0].model}")
+    return [figure for kind in KINDS for figure in kind.make(material)]

@@ -1,0 +1,220 @@
+"""Results along an axis: a swept option, the bits, or the scope of quantization; a line for each method.
+
+An axis is found in rows, so that variants that `each` made and variants that are written by hand have one alike.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from zsqbench.reports.paperfigures.figure import COLORS, GREY, Absent, PaperFigure, Spec, name, number, panels, tips
+from zsqbench.reports.results import Result, flat, flat_method
+
+FIELDS = ("method", "panel", "x", "seed", "value", "float")
+"""Fields of the data: a row for each result."""
+
+WIDE = 8
+"""An axis whose largest value is this many times its smallest is logarithmic."""
+
+_METHODS = ("generator", "quantizer")
+_LINKS = ("start", "over")
+_SCHEME = "scheme"
+_PARTS = re.compile(r"(\d+)")
+_NAMED = ("method", "version", "origin")
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What results are drawn along."""
+
+    name: str
+    title: str
+    x: Callable[[Result], Any]
+    panel: Callable[[Result], str]
+    facts: Callable[[Result], Facts]
+    """All in which results of one line are the same."""
+
+
+def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
+    """A figure for each option of which results differ in it alone (HAST, Figures 1 and 5, Table 8; DGH, Figure 5)."""
+    done, facts = _done(rows), {id(row): _options(row) for row in rows}
+    options = dict.fromkeys(
+        option for row in done for option, value in facts[id(row)].items() if _is_option(option) and not _is_file(value)
+    )
+
+    def axis(option: str) -> Axis:
+        words = option.partition(".")[2].replace("_", " ")
+        return Axis(
+            f"sweep {option}",
+            words,
+            lambda row: facts[id(row)].get(option),
+            lambda row: row.scheme,
+            lambda row: {key: value for key, value in facts[id(row)].items() if key != option},
+        )
+
+    found: list[PaperFigure | Absent] = [
+        figure for option in options if isinstance(figure := _figure(done, axis(option), where, ""), PaperFigure)
+    ]
+    why = "no option is swept: no two results of one scheme differ in one option alone"
+    return found or [Absent(f"sweep {where}", why)]
+
+
+def bits(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
+    """Results over the bits of weights and activations, a panel for each scope."""
+    why = "no method has results at two widths of one scope"
+    axis = Axis("bits", "bits", _bits, _scope, _changed)
+    return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
+
+
+def scopes(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
+    """Results over the scope, that is which tensors are quantized, a panel for each width (DGH, Figure 1)."""
+    why = "no method has results in two scopes at the same bits"
+    axis = Axis("scopes", "scope", _scope, _bits, _changed)
+    return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
+
+
+def _figure(rows: Sequence[Result], axis: Axis, where: str, why: str) -> PaperFigure | Absent:
+    """The figure of all lines along an axis, or why there is none."""
+    lines = list(_lines(rows, axis))
+    title = f"{axis.name} {where}"
+    if not lines:
+        return Absent(title, why)
+    shown = [row for _, group in lines for row in group]
+    is_number = all(_is_number(axis.x(row)) for row in shown)
+    data = [
+        [label, axis.panel(row), axis.x(row) if is_number else _text(axis.x(row)), row.seed, row.value, row.float_value]
+        for label, group in lines
+        for row in group
+    ]
+    return PaperFigure(title, f"{where}: accuracy over {axis.title}", FIELDS, data, _spec(axis, shown, data, is_number))
+
+
+def _spec(axis: Axis, shown: Sequence[Result], data: Sequence[Sequence[Any]], is_number: bool) -> Spec:
+    values = sorted({each[2] for each in data}, key=None if is_number else _natural)
+    if is_number:
+        log = values[0] > 0 and values[-1] / values[0] >= WIDE
+        x = number("x", axis.title, log=log) | {"axis": {"values": values, "format": "~g"}}
+    else:
+        x = name("x", values, axis.title) | {"axis": {"labelAngle": -30}}
+    metric = str(shown[0].metric)
+    y = number("value", metric)
+    methods = list(dict.fromkeys(each[0] for each in data))
+    color = name("method", methods) | {"scale": COLORS}
+    reach = {"y": {**y, "aggregate": "min"}, "y2": {"aggregate": "max", "field": "value"}}
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": GREY},
+            "encoding": {"y": number("float", metric) | {"aggregate": "max"}},
+        },
+        {"mark": {"type": "rule", "opacity": 0.6}, "encoding": {"x": x, **reach, "color": color}},
+        {"mark": "line", "encoding": {"x": x, "y": {**y, "aggregate": "mean"}, "color": color}},
+        {
+            "mark": {"type": "point", "filled": True, "size": 22, "opacity": 0.7},
+            "encoding": {"x": x, "y": y, "color": color, "tooltip": tips("method", "panel", "x", "seed", "value")},
+        },
+    ]
+    return panels("panel", sorted({each[1] for each in data}, key=_natural), layers)
+
+
+def _lines(rows: Sequence[Result], axis: Axis) -> Iterator[tuple[str, list[Result]]]:
+    """The results of each method that has at least two values on the axis in one panel, with a name for the method."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for row in rows:
+        groups.setdefault((axis.panel(row), _key(axis.facts(row))), []).append(row)
+    found = [group for group in groups.values() if len({_key(axis.x(row)) for row in group}) > 1]
+    names = _names([axis.facts(group[0]) for group in found], [_short(group[0]) for group in found])
+    return zip(names, found, strict=True)
+
+
+def _names(facts: Sequence[Facts], shorts: Sequence[str]) -> list[str]:
+    """A name for each line: its methods, and the facts in which it is other than those of the same methods."""
+    alike: dict[str, list[Facts]] = {}
+    for short, each in zip(shorts, facts, strict=True):
+        alike.setdefault(short, []).append(each)
+    named = []
+    for short, each in zip(shorts, facts, strict=True):
+        options = [key for key in each if any(_key(other.get(key)) != _key(each[key]) for other in alike[short])]
+        told = [f"{_words(key)} {_text(each[key])}" for key in options if key != _SCHEME]
+        named.append(", ".join([short, *told]))
+    return named
+
+
+def _options(row: Result) -> dict[str, Any]:
+    """Every option of every method of a row, with the values that held, its settings, and its scheme."""
+    return _facts(row, "options") | {_SCHEME: row.scheme}
+
+
+def _changed(row: Result) -> dict[str, Any]:
+    """The options that the suite set: those that hold otherwise may depend on the scheme."""
+    return _facts(row, "changed")
+
+
+def _facts(row: Result, which: str) -> dict[str, Any]:
+    found = dict(flat("settings", row.settings))
+    for axis in _METHODS:
+        method = row.methods.get(axis)
+        if method is not None:
+            found |= flat_method(axis, _without_links(method, which))
+    return found
+
+
+def _without_links(method: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """A method in which another one stands as what it is, and not as what the suite calls it."""
+    others = {link: _without_links(method[link], which) for link in _LINKS if link in method}
+    options = {option: value for option, value in method.get(which, {}).items() if option not in others}
+    named = {key: method[key] for key in ("method", "version") if key in method}
+    return {**named, "options": options, **others}
+
+
+def _is_option(key: str) -> bool:
+    return key != _SCHEME and key.rpartition(".")[2] not in _NAMED
+
+
+def _done(rows: Sequence[Result]) -> list[Result]:
+    return [row for row in rows if row.status == "done" and row.value is not None]
+
+
+def _is_file(value: Any) -> bool:
+    """True for a file, which is no point on an axis."""
+    return isinstance(value, str) and PurePath(value).is_absolute()
+
+
+def _short(row: Result) -> str:
+    """The methods of a row by their own names, for its labels may name a value of the sweep."""
+    generator, quantizer = (row.methods.get(axis, {}).get("method") for axis in _METHODS)
+    quantizer = quantizer or row.quantizer
+    return f"{generator or row.generator} with {quantizer}" if row.generator else quantizer
+
+
+def _scope(row: Result) -> str:
+    return row.scheme.rpartition("/")[0]
+
+
+def _bits(row: Result) -> str:
+    return row.scheme.rpartition("/")[2]
+
+
+def _words(key: str) -> str:
+    return key.partition(".")[2].replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts w2a4 before w10a4."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _PARTS.split(text)]
