@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from zsqbench.steps.planning import CellPlanning, Data
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How much a step has to do; seconds for it are alike in steps that share kind, method and network."""
+
+    kind: str
+    method: str
+    """The generator, the quantizer that does the work, or the task."""
+    network: str
+    """The network's identity."""
+    operations: float
+    """Images that pass through the network, times its operations for one."""
+
+
 @dataclass(slots=True, eq=False)
 class Step:
     """One unit of work: plain data in, one artifact out. Not changed once made; frozen would make planning slower."""
@@ -38,6 +51,8 @@ class Step:
     """Ordering-only dependencies: steps that have to end well before it starts, although it reads nothing of theirs."""
     variant: Variant | None = None
     """The method that the step calls, with the options that hold for its network."""
+    work: Work | None = None
+    """None where it is not known: of a network that was not loaded yet, or whose operations could not be counted."""
 
     @property
     def kind(self) -> str:

@@ -1,0 +1,175 @@
+"""Estimates of how long steps will take, from what steps took that are like them to some degree."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal, get_args
+
+from zsqbench.execution.timings import Timing, Timings
+from zsqbench.steps.step import Step, Work
+
+Basis = Literal["measured", "scaled", "probed", "rough"]
+"""Such a step ran, with another seed or scheme at most; or one of its method, with more or less to do or on another
+network; or a shortened one on this network, to probe it; or only other methods of its kind."""
+
+APART = 1.2
+"""Amounts of work that differ by less say nothing of what a part of it takes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a step may take."""
+
+    seconds: float
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a step as a function of its work."""
+
+    fixed: float
+    slope: float
+    """Seconds of one operation."""
+
+    def at(self, operations: float) -> float:
+        """Seconds for so much."""
+        return self.fixed + self.slope * operations
+
+
+@dataclass
+class _Like:
+    """The times of steps of one kind and method on one network."""
+
+    measured: list[tuple[float, float]] = field(default_factory=list)
+    """Operations and seconds of steps of runs."""
+    probed: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """All of them."""
+        return self.measured + self.probed
+
+
+class Estimates:
+    """Estimates by what is remembered: the nearest basis that there is."""
+
+    def __init__(self, timings: Timings) -> None:
+        self.timings = timings
+        self._by_method: dict[tuple[str, str], dict[str, _Like]] = {}
+        self._lines: dict[tuple[str, str, str], Line] = {}
+        for timing in timings.all:
+            if timing.work is not None and timing.work.operations:
+                self._add(timing, timing.work)
+
+    def _add(self, timing: Timing, work: Work) -> None:
+        networks = self._by_method.setdefault((work.kind, work.method), {})
+        like = networks.setdefault(work.network, _Like())
+        (like.probed if timing.probed else like.measured).append((work.operations, timing.seconds))
+
+    def of(self, step: Step) -> Estimate | None:
+        """How long a step may take; none where no step of its kind ran, or its network is not known yet."""
+        exact = self.timings.estimate(step)
+        if exact is not None:
+            return Estimate(exact, "measured")
+        return None if step.work is None else self.of_work(step.work)
+
+    def of_work(self, work: Work) -> Estimate | None:
+        """How long so much work may take."""
+        networks = self._by_method.get((work.kind, work.method), {})
+        if work.network in networks:
+            basis: Basis = "scaled" if networks[work.network].measured else "probed"
+            return Estimate(self._line(work.kind, work.method, work.network).at(work.operations), basis)
+        if networks:
+            return Estimate(self._elsewhere(work, [(work.method, network) for network in networks]), "scaled")
+        others = [
+            (method, network)
+            for (kind, method), known in self._by_method.items()
+            for network in (known if work.network not in known else [work.network])
+            if kind == work.kind
+        ]
+        return Estimate(self._elsewhere(work, others), "rough") if others else None
+
+    def _elsewhere(self, work: Work, places: Iterable[tuple[str, str]]) -> float:
+        return statistics.median(self._line(work.kind, *place).at(work.operations) for place in places)
+
+    def _line(self, kind: str, method: str, network: str) -> Line:
+        place = (kind, method, network)
+        if place not in self._lines:
+            networks = self._by_method[kind, method]
+            slopes = [
+                line.slope
+                for other, like in networks.items()
+                if other != network and (line := _through(like.points)) is not None
+            ]
+            self._lines[place] = fit(networks[network].points, statistics.median(slopes) if slopes else None)
+        return self._lines[place]
+
+
+def fit(points: Sequence[tuple[float, float]], slope: float | None = None) -> Line:
+    """The line through operations and seconds, by medians; it never falls, and begins at 0 s at least.
+
+    Where all have about the same work, its slope is the given one, as far as seconds allow; without one, seconds are
+    taken as proportional to it.
+    """
+    found = _through(points)
+    if found is not None:
+        return found
+    operations = statistics.median(each for each, _ in points)
+    seconds = statistics.median(each for _, each in points)
+    steepest = seconds / operations
+    slope = steepest if slope is None else min(slope, steepest)
+    return Line(seconds - slope * operations, slope)
+
+
+def _through(points: Sequence[tuple[float, float]]) -> Line | None:
+    """The line through points of which two are apart: the median of slopes, and what remains."""
+    levels: dict[float, list[float]] = {}
+    for operations, seconds in points:
+        levels.setdefault(operations, []).append(seconds)
+    medians = sorted((operations, statistics.median(seconds)) for operations, seconds in levels.items())
+    slopes = [
+        (after - before) / (more - less)
+        for (less, before), (more, after) in combinations(medians, 2)
+        if more > APART * less
+    ]
+    if not slopes:
+        return None
+    steepest = statistics.median(seconds / operations for operations, seconds in medians)
+    slope = min(max(statistics.median(slopes), 0.0), max(steepest, 0.0))
+    return Line(max(statistics.median(seconds - slope * each for each, seconds in medians), 0.0), slope)
+
+
+@dataclass(frozen=True)
+class Total:
+    """The time of many steps, by what it is known from."""
+
+    seconds: Mapping[Basis, float]
+    steps: Mapping[Basis, int]
+    unknown: int = 0
+    """Steps of which nothing is known."""
+
+    @classmethod
+    def of(cls, estimates: Iterable[Estimate | None]) -> "Total":
+        """Add up."""
+        seconds: dict[Basis, float] = dict.fromkeys(get_args(Basis), 0.0)
+        steps: dict[Basis, int] = dict.fromkeys(get_args(Basis), 0)
+        unknown = 0
+        for estimate in estimates:
+            if estimate is None:
+                unknown += 1
+            else:
+                seconds[estimate.basis] += estimate.seconds
+                steps[estimate.basis] += 1
+        return cls(seconds, steps, unknown)
+
+    @property
+    def known(self) -> int:
+        """Steps of which something is known."""
+        return sum(self.steps.values())
+
+    @property
+    def sum(self) -> float:
+        """Seconds of all of them, one after the other."""
+        return sum(self.seconds.values())
