@@ -13,6 +13,14 @@ Basis = Literal["measured", "scaled", "probed", "rough"]
 """Such a step ran, with another seed or scheme at most; or one of its method, with more or less to do or on another
 network; or a shortened one on this network, to probe it; or only other methods of its kind."""
 
+WORDS: Mapping[Basis, str] = {
+    "measured": "measured on such steps",
+    "scaled": "scaled from others of the same methods",
+    "probed": "from probes",
+    "rough": "rough, from other methods",
+}
+"""For people."""
+
 APART = 1.2
 """Amounts of work that differ by less say nothing of what a part of it takes."""
 
@@ -64,9 +72,14 @@ class Estimates:
                 self._add(timing, timing.work)
 
     def _add(self, timing: Timing, work: Work) -> None:
-        networks = self._by_method.setdefault((work.kind, work.method), {})
+        networks = self._by_method.setdefault(_method(work), {})
         like = networks.setdefault(work.network, _Like())
         (like.probed if timing.probed else like.measured).append((work.operations, timing.seconds))
+
+    def knows(self, step: Step) -> bool:
+        """True if such a step ran, or one of its method on its network, whole or to probe it."""
+        exact, work = self.timings.estimate(step), step.work
+        return exact is not None or (work is not None and work.network in self._by_method.get(_method(work), {}))
 
     def of(self, step: Step) -> Estimate | None:
         """How long a step may take; none where no step of its kind ran, or its network is not known yet."""
@@ -75,9 +88,13 @@ class Estimates:
             return Estimate(exact, "measured")
         return None if step.work is None else self.of_work(step.work)
 
+    def total(self, steps: Iterable[Step]) -> "Total":
+        """The time of all these."""
+        return Total.of(map(self.of, steps))
+
     def of_work(self, work: Work) -> Estimate | None:
         """How long so much work may take."""
-        networks = self._by_method.get((work.kind, work.method), {})
+        networks = self._by_method.get(_method(work), {})
         if work.network in networks:
             basis: Basis = "scaled" if networks[work.network].measured else "probed"
             return Estimate(self._line(work.kind, work.method, work.network).at(work.operations), basis)
@@ -105,6 +122,10 @@ class Estimates:
             ]
             self._lines[place] = fit(networks[network].points, statistics.median(slopes) if slopes else None)
         return self._lines[place]
+
+
+def _method(work: Work) -> tuple[str, str]:
+    return work.kind, work.method
 
 
 def fit(points: Sequence[tuple[float, float]], slope: float | None = None) -> Line:
@@ -173,3 +194,13 @@ class Total:
     def sum(self) -> float:
         """Seconds of all of them, one after the other."""
         return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        """For people."""
+        if not self.known:
+            unknown = f"unknown: no step like these {self.unknown} has run yet; --probe tries them"
+            return unknown if self.unknown else "nothing to do"
+        of = [f"{self.seconds[basis]:.0f} s {WORDS[basis]} ({count})" for basis, count in self.steps.items() if count]
+        parts = f": {', '.join(of)}" if self.steps["measured"] < self.known else ""
+        text = f"about {self.sum:.0f} s on one worker for {self.known} steps{parts}"
+        return text + (f"; unknown for {self.unknown} more" if self.unknown else "")
