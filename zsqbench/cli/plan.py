@@ -179,7 +179,8 @@ class _Priced:
             lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
         if self.uninspected:
             lines += [f"not yet known to be possible: what needs {', '.join(self.uninspected)}"]
-        lines.append(f"time: {self.estimates.total(self.to_do.values())}")
+        total = self.estimates.total(self.to_do.values())
+        lines.append(f"time: {total}{'; see --probe' if total.unknown else ''}")
         return lines + (self._budget_lines(suite) if self.budget is not None else [])
 
     def _budget_lines(self, suite: str) -> list[str]:

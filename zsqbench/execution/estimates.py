@@ -198,7 +198,7 @@ class Total:
     def __str__(self) -> str:
         """For people."""
         if not self.known:
-            unknown = f"unknown: no step like these {self.unknown} has run yet; --probe tries them"
+            unknown = f"unknown: no step like these {self.unknown} has run yet"
             return unknown if self.unknown else "nothing to do"
         of = [f"{self.seconds[basis]:.0f} s {WORDS[basis]} ({count})" for basis, count in self.steps.items() if count]
         parts = f": {', '.join(of)}" if self.steps["measured"] < self.known else ""

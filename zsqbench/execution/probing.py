@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-LENGTHS = (2, 10, 50, 250, 1250)
+LENGTHS = (2, 6, 20, 60, 200, 600)
 """Steps that shortened methods make, of each kind of step: first few, then more, until what they take stands out."""
-STANDS_OUT, TIMES = 0.5, 1.5
+STANDS_OUT, TIMES = 0.5, 1.3
 """Seconds that a longer probe takes more than the first, and how many times as long, when its own time stands out."""
+STEP, OPERATION = 0.5, 1e-10
+"""Seconds of a step, and of an operation of it, roughly: what seems to take longest is probed first."""
 IMAGES, FEWEST = 64, 8
 """Images of a shortened calibration set, and of a batch, at most."""
 HEAVY = 2e11
@@ -68,8 +70,8 @@ class _Group:
 
     step: Step
     """The one that needs least before it."""
-    operations: float = 0.0
-    """Of all of them."""
+    seconds: float = 0.0
+    """Of all of them, as far as can be guessed."""
     learnt: bool = False
 
 
@@ -128,6 +130,8 @@ class _Probing:
         self._facts = {pair: facts for pair, facts in found.items() if facts is not None}
         self._made: dict[str, str] = {}
         """Keys of the shortest copies, by the keys of their steps."""
+        self._before: set[str] = set()
+        """Keys of steps that others come after."""
         self._took: dict[str, Outcome] = {}
         """The outcomes of these, by their own keys: a step may be needed before it is probed."""
 
@@ -149,9 +153,9 @@ class _Probing:
             if step.work is None or estimates.knows(step):
                 continue
             group = groups.setdefault((step.work.kind, step.work.method, step.work.network), _Group(step))
-            group.operations += step.work.operations
+            group.seconds += STEP + OPERATION * step.work.operations
             group.step = min(group.step, step, key=_cost)
-        return sorted(groups.values(), key=lambda group: -group.operations)
+        return sorted(groups.values(), key=lambda group: -group.seconds)
 
     def _network(self, step: Step) -> NetworkFacts:
         return self._facts[step.cell.task, step.cell.model]
@@ -189,6 +193,10 @@ class _Probing:
         """
         if length == LENGTHS[0] and step.key in self._made:
             return self._took[self._made[step.key]]
+        for need in step.order_only:
+            if need.key not in self._before:  # in a run, too, it is first to need the data
+                self._before.add(need.key)
+                self._make(need, LENGTHS[0])
         for need in step.needs:
             made = Outcome("done") if need.key in self._made else self._make(need, LENGTHS[0])
             if made.status != "done":
