@@ -80,7 +80,7 @@ def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, t
 
     Networks that no run has loaded yet are loaded first, and what is learnt of them is remembered as by a run. All
     else happens in a folder that is gone afterwards: shortened copies of the steps, with their own data and methods;
-    evaluation data is read by steps that evaluate alone. What was learnt until a KeyboardInterrupt is kept.
+    evaluation data is read by steps that evaluate alone. A KeyboardInterrupt leaves all that was learnt before it.
     """
     with (
         Signals().handled(),
@@ -166,7 +166,7 @@ class _Probing:
     def _probe(self, group: _Group) -> None:
         """Run it at growing lengths, until its own time stands out or nothing is left to lengthen.
 
-        What is remembered is all of them or none: the first alone would tell fixed costs as if they grew.
+        All of them are remembered or none: the first alone would tell fixed costs as if they grew.
         """
         found: list[tuple[Work, float]] = []
         longest = self._shortened(group.step, LENGTHS[-1])
