@@ -4,14 +4,15 @@ from zsqbench.execution.estimates import Estimate, Estimates, Total, fit
 from zsqbench.execution.timings import Timing, Timings
 from zsqbench.methods import Settings
 from zsqbench.steps import KINDS, Step, Work
+from zsqbench.steps.step import BESIDE
 from zsqbench.store import Store
 from zsqbench.suite import Cell
 
 CELL = Cell("t", "m", "g", "q", "hw/w4a4", 0, Settings())
 
 
-def work(operations, network="n", method="dgh", kind="generate"):
-    return Work(kind, method, network, operations)
+def work(images, network="n", method="dgh", kind="generate", cost=2 * BESIDE):
+    return Work(kind, method, network, images, cost - BESIDE)
 
 
 @pytest.fixture
@@ -53,17 +54,17 @@ def test_probes_of_the_network_are_told_apart_from_runs(timings):
     assert (found.basis, found.seconds) == ("probed", pytest.approx(11.0))
 
 
-def test_another_network_is_scaled_by_its_operations(timings):
+def test_another_network_is_scaled_by_its_cost(timings):
     add(timings, 3.0, work(100.0, "small"))
     add(timings, 5.0, work(200.0, "small"), "other")
-    assert estimate(timings, work(1000.0, "large")) == Estimate(21.0, "scaled")
+    assert estimate(timings, work(1000.0, "large", cost=4 * BESIDE)) == Estimate(42.0, "scaled")
 
 
 def test_one_amount_of_work_has_the_slope_of_other_networks(timings):
     add(timings, 3.0, work(100.0, "small"))
     add(timings, 5.0, work(200.0, "small"), "other")
-    add(timings, 50.0, work(1000.0, "large"), "third")
-    assert estimate(timings, work(2000.0, "large")) == Estimate(70.0, "scaled")
+    add(timings, 50.0, work(1000.0, "large", cost=4 * BESIDE), "third")
+    assert estimate(timings, work(2000.0, "large", cost=4 * BESIDE)) == Estimate(90.0, "scaled")
 
 
 def test_other_methods_of_the_kind_are_a_rough_guide(timings):

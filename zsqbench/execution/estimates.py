@@ -22,7 +22,7 @@ WORDS: Mapping[Basis, str] = {
 """For people."""
 
 APART = 1.2
-"""Amounts of work that differ by less say nothing of what a part of it takes."""
+"""Numbers of images that differ by less say nothing of what one takes."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,21 @@ class Line:
 
     fixed: float
     slope: float
-    """Seconds of one operation."""
+    """Seconds of one image."""
 
-    def at(self, operations: float) -> float:
-        """Seconds for so much."""
-        return self.fixed + self.slope * operations
+    def at(self, images: float) -> float:
+        """Seconds for so many images."""
+        return self.fixed + self.slope * images
 
 
 @dataclass
 class _Like:
     """The times of steps of one kind and method on one network."""
 
+    cost: float
+    """Of the network, for one image."""
     measured: list[tuple[float, float]] = field(default_factory=list)
-    """Operations and seconds of steps of runs."""
+    """Images and seconds of steps of runs."""
     probed: list[tuple[float, float]] = field(default_factory=list)
 
     @property
@@ -68,13 +70,13 @@ class Estimates:
         self._by_method: dict[tuple[str, str], dict[str, _Like]] = {}
         self._lines: dict[tuple[str, str, str], Line] = {}
         for timing in timings.all:
-            if timing.work is not None and timing.work.operations:
+            if timing.work is not None and timing.work.images:
                 self._add(timing, timing.work)
 
     def _add(self, timing: Timing, work: Work) -> None:
         networks = self._by_method.setdefault(_method(work), {})
-        like = networks.setdefault(work.network, _Like())
-        (like.probed if timing.probed else like.measured).append((work.operations, timing.seconds))
+        like = networks.setdefault(work.network, _Like(work.cost))
+        (like.probed if timing.probed else like.measured).append((work.images, timing.seconds))
 
     def knows(self, step: Step) -> bool:
         """True if such a step ran, or one of its method on its network, whole or to probe it."""
@@ -97,7 +99,7 @@ class Estimates:
         networks = self._by_method.get(_method(work), {})
         if work.network in networks:
             basis: Basis = "scaled" if networks[work.network].measured else "probed"
-            return Estimate(self._line(work.kind, work.method, work.network).at(work.operations), basis)
+            return Estimate(self._line(work.kind, work.method, work.network).at(work.images), basis)
         if networks:
             return Estimate(self._elsewhere(work, [(work.method, network) for network in networks]), "scaled")
         others = [
@@ -109,18 +111,25 @@ class Estimates:
         return Estimate(self._elsewhere(work, others), "rough") if others else None
 
     def _elsewhere(self, work: Work, places: Iterable[tuple[str, str]]) -> float:
-        return statistics.median(self._line(work.kind, *place).at(work.operations) for place in places)
+        """The median of what it would take by these methods, each on a network."""
+        return statistics.median(
+            self._line(work.kind, method, network).at(work.images)
+            * work.cost
+            / self._by_method[work.kind, method][network].cost
+            for method, network in places
+        )
 
     def _line(self, kind: str, method: str, network: str) -> Line:
         place = (kind, method, network)
         if place not in self._lines:
             networks = self._by_method[kind, method]
+            like = networks[network]
             slopes = [
-                line.slope
-                for other, like in networks.items()
-                if other != network and (line := _through(like.points)) is not None
+                line.slope * like.cost / other.cost
+                for name, other in networks.items()
+                if name != network and (line := _through(other.points)) is not None
             ]
-            self._lines[place] = fit(networks[network].points, statistics.median(slopes) if slopes else None)
+            self._lines[place] = fit(like.points, statistics.median(slopes) if slopes else None)
         return self._lines[place]
 
 
@@ -129,27 +138,27 @@ def _method(work: Work) -> tuple[str, str]:
 
 
 def fit(points: Sequence[tuple[float, float]], slope: float | None = None) -> Line:
-    """The line through operations and seconds, by medians; it never falls, and begins at 0 s at least.
+    """The line through images and seconds, by medians; it never falls, and begins at 0 s at least.
 
-    Where all have about the same work, its slope is the given one, as far as seconds allow; without one, seconds are
+    Where all have about as many images, its slope is the given one, as far as seconds allow; without one, seconds are
     taken as proportional to it.
     """
     found = _through(points)
     if found is not None:
         return found
-    operations = statistics.median(each for each, _ in points)
+    images = statistics.median(each for each, _ in points)
     seconds = statistics.median(each for _, each in points)
-    steepest = seconds / operations
+    steepest = seconds / images
     slope = steepest if slope is None else min(slope, steepest)
-    return Line(seconds - slope * operations, slope)
+    return Line(seconds - slope * images, slope)
 
 
 def _through(points: Sequence[tuple[float, float]]) -> Line | None:
     """The line through points of which two are apart: the median of slopes, and what remains."""
     levels: dict[float, list[float]] = {}
-    for operations, seconds in points:
-        levels.setdefault(operations, []).append(seconds)
-    medians = sorted((operations, statistics.median(seconds)) for operations, seconds in levels.items())
+    for images, seconds in points:
+        levels.setdefault(images, []).append(seconds)
+    medians = sorted((images, statistics.median(seconds)) for images, seconds in levels.items())
     slopes = [
         (after - before) / (more - less)
         for (less, before), (more, after) in combinations(medians, 2)
@@ -157,7 +166,7 @@ def _through(points: Sequence[tuple[float, float]]) -> Line | None:
     ]
     if not slopes:
         return None
-    steepest = statistics.median(seconds / operations for operations, seconds in medians)
+    steepest = statistics.median(seconds / images for images, seconds in medians)
     slope = min(max(statistics.median(slopes), 0.0), max(steepest, 0.0))
     return Line(max(statistics.median(seconds - slope * each for each, seconds in medians), 0.0), slope)
 

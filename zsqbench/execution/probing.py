@@ -35,8 +35,8 @@ LENGTHS = (2, 6, 20, 60, 200, 600)
 """Steps that shortened methods make, of each kind of step: first few, then more, until what they take stands out."""
 STANDS_OUT, TIMES = 0.5, 1.3
 """Seconds that a longer probe takes more than the first, and how many times as long, when its own time stands out."""
-STEP, OPERATION = 0.5, 1e-10
-"""Seconds of a step, and of an operation of it, roughly: what seems to take longest is probed first."""
+STEP, OPERATION = 0.5, 6e-11
+"""Seconds of a step, and of an operation of it, roughly: they decide in which order steps are probed."""
 IMAGES, FEWEST = 64, 8
 """Images of a shortened calibration set, and of a batch, at most."""
 HEAVY = 2e11
@@ -136,7 +136,7 @@ class _Probing:
         """The outcomes of these, by their own keys: a step may be needed before it is probed."""
 
     def all(self) -> list[_Group]:
-        """Probe one group after the other, those with most to do first, until the time is over."""
+        """Probe one group after the other, those that tell most for their time first, until that is over."""
         groups = self._groups()
         for number, group in enumerate(groups, 1):
             if time.monotonic() < self.until:
@@ -153,9 +153,14 @@ class _Probing:
             if step.work is None or estimates.knows(step):
                 continue
             group = groups.setdefault((step.work.kind, step.work.method, step.work.network), _Group(step))
-            group.seconds += STEP + OPERATION * step.work.operations
+            group.seconds += _guess(step.work)
             group.step = min(group.step, step, key=_cost)
-        return sorted(groups.values(), key=lambda group: -group.seconds)
+        return sorted(groups.values(), key=lambda group: -group.seconds / self._effort(group.step))
+
+    def _effort(self, step: Step) -> float:
+        """About how many seconds its probes take."""
+        lengths = LENGTHS[: 1 if self._shortened(step, LENGTHS[0]) == self._shortened(step, LENGTHS[-1]) else 2]
+        return sum(_guess(work) for length in lengths if (work := self._work(step, length)) is not None)
 
     def _network(self, step: Step) -> NetworkFacts:
         return self._facts[step.cell.task, step.cell.model]
@@ -237,10 +242,10 @@ class _Probing:
         if method is not None:
             passes = work_of(method, images)
         elif made is not None:  # it looks at the set alone
-            passes = min(images, step.work.operations / self._operations(step))
+            passes = min(images, step.work.images)
         else:
             return step.work
-        return replace(step.work, operations=passes * self._operations(step))
+        return replace(step.work, images=passes)
 
 
 def _job(run: "Run", step: Step, network: str | None) -> Job:
@@ -250,8 +255,13 @@ def _job(run: "Run", step: Step, network: str | None) -> Job:
 
 
 def _cost(step: Step) -> float:
-    """Operations of a step and of all that it needs."""
-    return (step.work.operations if step.work else 0.0) + sum(map(_cost, step.needs))
+    """About how many seconds a step takes, with all that it needs."""
+    return (_guess(step.work) if step.work else 0.0) + sum(map(_cost, step.needs))
+
+
+def _guess(work: Work) -> float:
+    """About how many seconds it takes, before anything is known."""
+    return STEP + OPERATION * work.images * work.cost
 
 
 class _Runner:

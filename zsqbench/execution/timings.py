@@ -119,9 +119,10 @@ def _work(*parts: Any) -> Work:
     if len(parts) != 1 or not isinstance(parts[0], Mapping) or sorted(parts[0]) != sorted(names):
         raise ValueError(f"expected {', '.join(names)}")
     values = parts[0]
-    if not all(isinstance(values[name], str) for name in names if name != "operations"):
+    kind, method, network = (values[name] for name in names[:3])
+    if not all(isinstance(name, str) for name in (kind, method, network)):
         raise ValueError("expected names")
-    return Work(**{**values, "operations": _number(values["operations"])})
+    return Work(kind, method, network, _number(values["images"]), _number(values["operations"]))
 
 
 def _number(value: Any) -> float:

@@ -177,7 +177,7 @@ class CellPlanning:
         if not passes:
             return None
         method = variant.at_work.method if job.axis and variant else self.suite.task(self.cell.task)
-        return Work(job.kind, method.name, self.facts.digest, passes * (self.facts.operations or 0))
+        return Work(job.kind, method.name, self.facts.digest, passes, self.facts.operations or 0)
 
     @property
     def evaluated(self) -> int:
