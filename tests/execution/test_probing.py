@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from faults import rewrite_manifest
 
 from zsqbench.execution import probing
 from zsqbench.execution.engines import InProcess
@@ -126,10 +127,12 @@ def test_an_interrupted_probe_keeps_what_it_learnt(bench, monkeypatch):
 
 
 def test_facts_of_an_older_version_are_completed(bench):
-    bench.matrix("seed: 0")
+    bench.matrix("")
+    bench.run()
+    resolved = bench.artifact("resolve")
+    rewrite_manifest(resolved.folder, content={k: v for k, v in resolved.content.items() if k != "operations"})
     probe(bench)
-    artifact = bench.artifact("resolve")
-    assert artifact.content["operations"] > 0
+    assert bench.artifact("resolve").content == resolved.content
 
 
 def test_no_time_probes_nothing(bench):

@@ -69,6 +69,7 @@ class Estimates:
         self.timings = timings
         self._by_method: dict[tuple[str, str], dict[str, _Like]] = {}
         self._lines: dict[tuple[str, str, str], Line] = {}
+        self._found: dict[str, Estimate | None] = {}
         for timing in timings.all:
             if timing.work is not None and timing.work.images:
                 self._add(timing, timing.work)
@@ -85,10 +86,13 @@ class Estimates:
 
     def of(self, step: Step) -> Estimate | None:
         """How long a step may take; none where no step of its kind ran, or its network is not known yet."""
-        exact = self.timings.estimate(step)
-        if exact is not None:
-            return Estimate(exact, "measured")
-        return None if step.work is None else self.of_work(step.work)
+        if step.key not in self._found:
+            exact = self.timings.estimate(step)
+            if exact is not None:
+                self._found[step.key] = Estimate(exact, "measured")
+            else:
+                self._found[step.key] = None if step.work is None else self.of_work(step.work)
+        return self._found[step.key]
 
     def total(self, steps: Iterable[Step]) -> "Total":
         """The time of all these."""

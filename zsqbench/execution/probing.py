@@ -82,15 +82,15 @@ def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, t
     else happens in a folder that is gone afterwards: shortened copies of the steps, with their own data and methods;
     evaluation data is read by steps that evaluate alone. A KeyboardInterrupt leaves all that was learnt before it.
     """
+    started = time.monotonic()
     with (
         Signals().handled(),
         tempfile.TemporaryDirectory(prefix="zsqbench-probe-", ignore_cleanup_errors=True) as scratch,
         contextlib.closing(_Runner(engine, replace(run.config, home=Path(scratch)))) as runner,
     ):
-        started = time.monotonic()
         failed = _load_networks(run, cells, runner, tell)
         provisional = run.provisional_plan(cells)
-        probing = _Probing(run, provisional[0], runner, tell, seconds)
+        probing = _Probing(run, provisional[0], runner, tell, seconds, started)
         groups = probing.all()
         return Probed(
             *provisional,
@@ -120,9 +120,9 @@ def _load_networks(run: "Run", cells: "Sequence[Cell]", runner: "_Runner", tell:
 class _Probing:
     """One probing of what is to do."""
 
-    def __init__(self, run: "Run", plan: "Plan", runner: "_Runner", tell: Tell, seconds: float) -> None:
+    def __init__(self, run: "Run", plan: "Plan", runner: "_Runner", tell: Tell, seconds: float, started: float) -> None:
         self.run, self.plan, self.runner, self.tell = run, plan, runner, tell
-        self.limit, self.until = SHARE * seconds, time.monotonic() + seconds
+        self.limit, self.until = SHARE * seconds, started + seconds
         self.failed: dict[str, str] = {}
         """Why steps could not be probed, by label."""
         self._timings = Timings(run.store)
@@ -176,7 +176,7 @@ class _Probing:
         found: list[tuple[Work, float]] = []
         longest = self._shortened(group.step, LENGTHS[-1])
         for length in LENGTHS:
-            if found and time.monotonic() + found[-1][1] >= self.until:
+            if found and time.monotonic() + found[-1][1] * TIMES >= self.until:
                 break
             outcome, work = self._make(group.step, length), self._work(group.step, length)
             if outcome.status == "failed" or work is None or not outcome.seconds:
