@@ -72,6 +72,13 @@ def test_other_methods_of_the_kind_are_a_rough_guide(timings):
     assert estimate(timings, work(200.0)) == Estimate(6.0, "rough")
 
 
+def test_of_other_methods_those_count_of_which_two_amounts_are_known(timings):
+    add(timings, 100.0, work(100.0, method="noise"))
+    add(timings, 3.0, work(100.0, method="zeroq"))
+    add(timings, 5.0, work(200.0, method="zeroq"), "other")
+    assert estimate(timings, work(1000.0)) == Estimate(21.0, "rough")
+
+
 def test_other_kinds_tell_nothing(timings):
     add(timings, 3.0, work(100.0, kind="quantize"))
     assert estimate(timings, work(100.0)) is None

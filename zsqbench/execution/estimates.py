@@ -112,7 +112,9 @@ class Estimates:
             for network in (known if work.network not in known else [work.network])
             if kind == work.kind
         ]
-        return Estimate(self._elsewhere(work, others), "rough") if others else None
+        # one amount of work of another method tells nothing of what a part of it takes
+        told = [place for place in others if _through(self._by_method[work.kind, place[0]][place[1]].points)]
+        return Estimate(self._elsewhere(work, told or others), "rough") if others else None
 
     def _elsewhere(self, work: Work, places: Iterable[tuple[str, str]]) -> float:
         """The median of what it would take by these methods, each on a network."""

@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, replace
@@ -139,13 +140,17 @@ class _Probing:
         """Probe one group after the other, those that tell most for their time first, until that is over."""
         groups = self._groups()
         for number, group in enumerate(groups, 1):
-            if time.monotonic() < self.until:
+            if time.monotonic() < self.until or group.step.key in self._made:  # others needed it
                 self.tell(f"probing {number} of {len(groups)}: {group.step.label}")
                 self._probe(group)
         return groups
 
     def _groups(self) -> list[_Group]:
-        """One for each kind, method and network of which nothing is known."""
+        """One for each kind, method and network of which nothing is known.
+
+        First one of each kind that most cells have, for without it nothing is known of these; then those that tell most
+        for their time.
+        """
         unfinished = [planned for planned in self.plan.cells if not self.plan.is_finished(planned)]
         estimates = Estimates(self._timings)
         groups: dict[tuple[str, str, str], _Group] = {}
@@ -155,7 +160,10 @@ class _Probing:
             group = groups.setdefault((step.work.kind, step.work.method, step.work.network), _Group(step))
             group.seconds += _guess(step.work)
             group.step = min(group.step, step, key=_cost)
-        return sorted(groups.values(), key=lambda group: -group.seconds / self._effort(group.step))
+        ordered = sorted(groups.values(), key=lambda group: -group.seconds / self._effort(group.step))
+        kinds = Counter(kind for planned in unfinished for kind in (*planned.steps, *planned.background))
+        first = {group.step.kind: group for group in reversed(ordered) if 2 * kinds[group.step.kind] > len(unfinished)}
+        return sorted(ordered, key=lambda group: first.get(group.step.kind) is not group)
 
     def _effort(self, step: Step) -> float:
         """About how many seconds its probes take."""
