@@ -79,7 +79,15 @@ def test_of_other_methods_those_count_of_which_two_amounts_are_known(timings):
     assert estimate(timings, work(1000.0)) == Estimate(21.0, "rough")
 
 
-def test_other_kinds_tell_nothing(timings):
+def test_where_others_have_one_amount_an_image_takes_what_it_takes_in_any_step(timings):
+    add(timings, 3.0, work(10.0, kind="quantize", method="rtn"))
+    add(timings, 3.0, work(100.0))
+    add(timings, 5.0, work(200.0), "other")
+    asked = work(1000.0, kind="quantize", method="brecq")
+    assert estimate(timings, asked) == Estimate(pytest.approx(3.0 + 990 * 0.02), "rough")
+
+
+def test_other_kinds_alone_tell_nothing(timings):
     add(timings, 3.0, work(100.0, kind="quantize"))
     assert estimate(timings, work(100.0)) is None
 

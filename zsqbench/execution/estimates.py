@@ -106,15 +106,29 @@ class Estimates:
             return Estimate(self._line(work.kind, work.method, work.network).at(work.images), basis)
         if networks:
             return Estimate(self._elsewhere(work, [(work.method, network) for network in networks]), "scaled")
+        return self._of_others(work)
+
+    def _of_others(self, work: Work) -> Estimate | None:
+        """By other methods of the kind, on this network if there are any.
+
+        Those of which two amounts are known come first. One amount tells what is fixed, but not what an image takes,
+        which is then that of any kind.
+        """
         others = [
-            (method, network)
-            for (kind, method), known in self._by_method.items()
-            for network in (known if work.network not in known else [work.network])
-            if kind == work.kind
+            like for (kind, _), known in self._by_method.items() if kind == work.kind for like in _near(known, work)
         ]
-        # one amount of work of another method tells nothing of what a part of it takes
-        told = [place for place in others if _through(self._by_method[work.kind, place[0]][place[1]].points)]
-        return Estimate(self._elsewhere(work, told or others), "rough") if others else None
+        lines = [(line, like) for like in others if (line := _through(like.points)) is not None]
+        if not lines:
+            slope = self._any_slope(work)
+            lines = [(fit(like.points, None if slope is None else slope * like.cost), like) for like in others]
+        seconds = [line.at(work.images) * work.cost / like.cost for line, like in lines]
+        return Estimate(statistics.median(seconds), "rough") if seconds else None
+
+    def _any_slope(self, work: Work) -> float | None:
+        """Seconds of an image for each operation, in steps of whatever kind; none where none is known."""
+        likes = [like for known in self._by_method.values() for like in _near(known, work)]
+        slopes = [line.slope / like.cost for like in likes if (line := _through(like.points)) is not None]
+        return statistics.median(slopes) if slopes else None
 
     def _elsewhere(self, work: Work, places: Iterable[tuple[str, str]]) -> float:
         """The median of what it would take by these methods, each on a network."""
@@ -137,6 +151,11 @@ class Estimates:
             ]
             self._lines[place] = fit(like.points, statistics.median(slopes) if slopes else None)
         return self._lines[place]
+
+
+def _near(networks: Mapping[str, _Like], work: Work) -> list[_Like]:
+    """The times on the network of this work, or else on all."""
+    return [networks[work.network]] if work.network in networks else list(networks.values())
 
 
 def _method(work: Work) -> tuple[str, str]:
