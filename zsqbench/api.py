@@ -438,13 +438,19 @@ def execute(
     device = this.config.device
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
-    threads = max((cell.settings.threads for cell in cells), default=1)
-    found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
-    chosen = cast("type[Engine]", found)
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
     limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
     this.columns = tuple(columns)
-    return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
+    return this.execute(cells, engine_of(this, cells, workers, engine, **limits))
+
+
+def engine_of(
+    this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: str = "pool", **limits: Any
+) -> "Engine":
+    """The engine that runs cells; without workers, this process."""
+    found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
+    threads = max((cell.settings.threads for cell in cells), default=1)
+    return cast("type[Engine]", found)(workers=workers or None, threads=threads, **limits)
 
 
 def open_run(

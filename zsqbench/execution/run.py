@@ -205,8 +205,7 @@ class Run:
 
     def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:
         known = self.find(cells)
-        for pair in [pair for pair in known if self.suite.models[pair[1]].weights == BUILT]:
-            # what a user's function reads may have changed where nobody sees it
+        for pair in [pair for pair in known if self._is_loaded_again(pair, known[pair])]:
             remove(self.store.folder(Resolve.kind, self.resolve[pair].key))
             del known[pair]
         # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
@@ -228,6 +227,10 @@ class Run:
         outdated = next((outcome.error for outcome in loop.outcomes.values() if outcome.outdated), None)
         number = loop.signal or signals.received
         return RunReport(plan, results, number, outdated, loop.background_failures(), table, table_error)
+
+    def _is_loaded_again(self, pair: tuple[str, str], facts: NetworkFacts) -> bool:
+        """True for facts without operations, and where what a user's function reads may have changed unseen."""
+        return facts.operations is None or self.suite.models[pair[1]].weights == BUILT
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Fire an observer hook."""
