@@ -7,7 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqbench.api import compare, export_images, export_model, load_images, load_student, plan, results, run
+    from zsqbench.api import (
+        compare,
+        export_images,
+        export_model,
+        figure,
+        figures,
+        load_images,
+        load_student,
+        plan,
+        report,
+        results,
+        run,
+    )
     from zsqbench.errors import ZSQBenchError
     from zsqbench.hookspecs import hookimpl
     from zsqbench.methods import (
@@ -61,10 +73,13 @@ __all__ = [
     "compare",
     "export_images",
     "export_model",
+    "figure",
+    "figures",
     "hookimpl",
     "load_images",
     "load_student",
     "plan",
+    "report",
     "results",
     "run",
 ]
@@ -78,7 +93,10 @@ _HOMES = {
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",
     **dict.fromkeys(
-        ("compare", "export_images", "export_model", "load_images", "load_student", "plan", "results", "run"),
+        (
+            *("compare", "export_images", "export_model", "figure", "figures", "load_images", "load_student", "plan"),
+            *("report", "results", "run"),
+        ),
         "zsqbench.api",
     ),
 }

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from zsqbench.methods import Engine, Pretrained
     from zsqbench.reports.comparisons import Comparison
     from zsqbench.reports.results import Result
+    from zsqbench.reports.site.charts import Chart
+    from zsqbench.reports.site.sections import Section
+    from zsqbench.reports.site.source import Origin, Source
     from zsqbench.steps.quantize import Quantize
     from zsqbench.store import Artifact
     from zsqbench.suite import Cell, DeclaredCells
@@ -134,6 +137,95 @@ def compare(
     in_a = Selected.of("A", a, at_a, rows[at_a], without_row[at_a], store)
     in_b = Selected.of("B", b, at_b, rows[at_b], without_row[at_b], store)
     return compare_selected(suite_name(path), in_a, in_b, store, margin)
+
+
+def report(
+    suite: str | Path,
+    folder: Path | str | None = None,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+) -> Path:
+    """Write the results of a suite as pages that a browser opens from disk, and return the start page.
+
+    Without a `folder` they are in `results`/NAME.report. `data_root` and `plugins` stand in the commands that make a
+    cell again, and are not read. Raises ZSQBenchError where there are no rows, and for a folder with something else.
+    """
+    from zsqbench.reports.site.source import Origin, report_folder
+    from zsqbench.reports.site.writing import check_folder, write_report
+    from zsqbench.suite import find_suite, suite_name
+
+    rows_in = Path(results)
+    place = report_folder(rows_in, suite_name(find_suite(str(suite)))) if folder is None else Path(folder)
+    check_folder(place)
+    root = None if data_root is None else Path(data_root)
+    origin = Origin(str(suite), Path(home), rows_in, root, tuple(overrides), tuple(Path(file) for file in plugins))
+    return write_report(_source(origin, select), place)
+
+
+def figures(
+    suite: str | Path,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """The names of the charts that `figure` draws of a suite, in the order of its report."""
+    return list(_charts(suite, home, results, select, overrides))
+
+
+def figure(
+    suite: str | Path,
+    name: str,
+    path: Path | str,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Draw a chart of a suite's report into a file that ends in .svg, .pdf or .png, and return that.
+
+    `name` is one of `figures`. Raises ZSQBenchError for another name or file, and where there are no rows.
+    """
+    from zsqbench.reports.site.drawing import check_figure_file, draw
+
+    check_figure_file(Path(path))
+    charts = _charts(suite, home, results, select, overrides)
+    if name not in charts:
+        raise ZSQBenchError(unknown("figure", name, charts))
+    section, chart = charts[name]
+    draw(chart.complete(section.data), Path(path))
+    return Path(path)
+
+
+def _charts(
+    suite: str | Path, home: Path | str, results: Path | str, select: str | None, overrides: Sequence[str]
+) -> "dict[str, tuple[Section, Chart]]":
+    """The charts of a report by name, each with the section whose data it shows."""
+    from zsqbench.reports.site.sections import sections
+
+    rows = rows_of(suite, Path(results), select, overrides, Path(home))
+    return {chart.name: (section, chart) for section in sections(rows, Path(home)) for chart in section.charts}
+
+
+def _source(origin: "Origin", select: str | None) -> "Source":
+    """The rows of a suite, and the cells without one."""
+    from zsqbench.reports.site.source import Source
+    from zsqbench.store import Store
+    from zsqbench.suite import find_suite, suite_name
+    from zsqbench.suite import select as select_cells
+
+    path = find_suite(origin.suite)
+    rows = rows_of(origin.suite, origin.results, select, origin.overrides, origin.home)
+    declared = _declared(path, origin.overrides)
+    without = select_cells(declared.without({row.cell for row in rows}), select) if declared else []
+    return Source(suite_name(path), rows, tuple(cell.name for cell in without), Store(origin.home), origin)
 
 
 def load_student(
