@@ -52,6 +52,7 @@ def run(
     step_timeout: float | None = None,
     memory: float | None = None,
     columns: Sequence[str] = (),
+    report: bool = False,
 ) -> "RunReport":
     """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
 
@@ -59,10 +60,11 @@ def run(
     number of steps at the same time (0: in this process). `isolation` says which steps get a fresh process: those of
     methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
     seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
-    beside results. Raises ZSQBenchError for what cannot be meant.
+    beside results. `report` ends it with pages for a browser, as the function of this name makes them. Raises
+    ZSQBenchError for what cannot be meant.
     """
     this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device, isolation)
-    return execute(this, cells, workers, engine, step_timeout, memory, columns)
+    return execute(this, cells, workers, engine, step_timeout, memory, columns, report)
 
 
 def plan(
@@ -364,9 +366,16 @@ def execute(
     step_timeout: float | None = None,
     memory: float | None = None,
     columns: Sequence[str] = (),
+    report: bool = False,
 ) -> "RunReport":
     """Run cells on an engine; see `run`."""
     from zsqbench.execution.session import GIB
+    from zsqbench.reports.site.source import report_folder
+
+    if report:
+        from zsqbench.reports.site.writing import check_folder
+
+        check_folder(report_folder(this.results, this.suite.name))  # before hours of work
 
     if workers == 0:
         asked = {
@@ -384,7 +393,7 @@ def execute(
     chosen = cast("type[Engine]", found)
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
     limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
-    this.columns = tuple(columns)
+    this.columns, this.reports = tuple(columns), report
     return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
 
 
@@ -403,6 +412,7 @@ def open_run(
     """Load a suite and select its cells; see `run` for the arguments."""
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
+    from zsqbench.reports.site.source import Origin
     from zsqbench.suite import find_suite, load_suite
 
     root = None if data_root is None else Path(data_root)
@@ -422,7 +432,9 @@ def open_run(
         device,
         isolation,
     )
-    return Run(loaded, config, Path(results)), loaded.selected
+    given = tuple(Path(file) for file in plugins)
+    origin = Origin(str(suite), Path(home), Path(results), root, tuple(overrides), given)
+    return Run(loaded, config, Path(results), origin=origin), loaded.selected
 
 
 def rows_of(

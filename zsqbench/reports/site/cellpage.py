@@ -43,7 +43,7 @@ def cell_page(row: Result, source: Source, recipes: Recipes, store: Store) -> Pa
     return Page(
         title=row.cell,
         lead=[_headline(row)],
-        parts=[part for part in parts if len(part.as_data()) > 1],
+        parts=[part for part in parts if not part.is_empty],
         data=curves.data or {},
         back=[(source.suite, "../index.html")],
     )

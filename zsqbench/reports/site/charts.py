@@ -17,7 +17,7 @@ MOST_PAIRS = 30
 
 _LABELS = {"labelLimit": 260, "titleFontWeight": "normal"}
 CONFIG: Spec = {
-    "axis": _LABELS,
+    "axis": {**_LABELS, "gridOpacity": 0.35},
     "legend": {"labelLimit": 260, "symbolLimit": 60},
     "title": {"anchor": "start", "fontSize": 13},
     "font": "system-ui, 'DejaVu Sans', 'Liberation Sans', Arial, sans-serif",
@@ -46,7 +46,7 @@ class Columns:
 
 RESULTS = (
     *("method", "generator", "quantizer", "scheme", "control", "value", "std", "drop", "seeds", "float"),
-    *("seconds", "size", "text", "letters", "best", "front_seconds", "front_size"),
+    *("seconds", "size", "text", "best", "front_seconds", "front_size"),
 )
 """Fields of a method in a column. `text` is its number, or its status; the fronts are true for what lies on them."""
 
@@ -107,7 +107,7 @@ def heat_map(name: str, title: str, data: str, schemes: Sequence[str], middle: f
                 "axis": {"labelAngle": -35},
             },
             "y": {"field": "generator", "type": "nominal", "sort": None, "title": "generator"},
-            "tooltip": _tips("generator", "quantizer", "text", "std", "drop", "seeds", "letters", "control"),
+            "tooltip": _tips("generator", "quantizer", "text", "std", "drop", "seeds", "control"),
         },
         "layer": layers,
     }
@@ -131,7 +131,7 @@ def pareto(name: str, title: str, data: str, cost: str, words: str, metric: str,
     x = {"field": cost, "type": "quantitative", "title": words, "scale": _LOG, "axis": _FEW}
     y = {"field": "value", "type": "quantitative", "title": metric, "scale": {"zero": False}}
     on_front = [{"filter": f"datum.front_{cost}"}]
-    tips = _tips("method", "scheme", "text", cost, "control", "letters")
+    tips = _tips("method", "scheme", "text", cost, "control")
     spec: Spec = {
         "width": 480,
         "height": 280,
@@ -158,7 +158,7 @@ def pareto(name: str, title: str, data: str, cost: str, words: str, metric: str,
             },
             {
                 "transform": on_front,
-                "mark": {"type": "text", "align": "left", "dx": 7, "dy": 9, "fontSize": 10, "color": FRONT},
+                "mark": {"type": "text", "align": "center", "dy": 13, "fontSize": 10, "color": FRONT},
                 "encoding": {"x": x, "y": y, "text": {"field": "method"}},
             },
         ],

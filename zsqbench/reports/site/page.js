@@ -12,8 +12,11 @@ function make(tag, attributes = {}, ...inside) {
   return element;
 }
 
-function link(text, cell) {
-  return make("a", { href: `cells/${cell}.html` }, text);
+// as page_names in source.py
+const cells = page.parts.find((part) => part.listing)?.listing;
+function fileOf(at) {
+  const name = cells.rows[at][0].replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[.-]+|[.-]+$/g, "") || "cell";
+  return `cells/${cells.pages[at] ?? name}.html`;
 }
 
 const scripts = {};
@@ -48,10 +51,11 @@ function grid({ heads, rows, labels, bold, links, missing }) {
   const body = rows.map((row, down) => make("tr", {}, ...row.map((text, at) => {
     const place = `${down},${at}`;
     const kinds = [at < labels && "label", isBold.has(place) && "bold", isMissing.has(place) && "missing"];
-    return make("td", { class: kinds.filter(Boolean).join(" ") }, links[place] ? link(text, links[place]) : String(text ?? ""));
+    return make("td", { class: kinds.filter(Boolean).join(" ") }, place in links ? make("a", { href: fileOf(links[place]) }, text) : String(text ?? ""));
   })));
-  const isTall = rows.length > 16 && !Object.keys(links).length;
-  return make("div", { class: isTall ? "scroll tall" : "scroll" }, make("table", { class: "grid" }, make("thead", {}, ...head), make("tbody", {}, ...body)));
+  const isLinked = Object.keys(links).length > 0;
+  const isTall = rows.length > 16 && !isLinked;
+  return make("div", { class: isTall ? "scroll tall" : "scroll" }, make("table", { class: isLinked ? "grid linked" : "grid" }, make("thead", {}, ...head), make("tbody", {}, ...body)));
 }
 
 function text(content) {
@@ -87,23 +91,23 @@ function chart({ name, title, spec, data: of }) {
   return whole;
 }
 
-function listing({ heads, rows, numbers, choices, pages }) {
+function listing({ heads, rows, numbers, choices }) {
   const table = make("table", { class: "display compact", style: "width: 100%" });
   const whole = make("div", { class: "listing" }, table);
   whenSeen(whole, async () => {
     await load("tables.js");
     const { default: DataTable } = await window.tables;
     const escape = (value) => String(value ?? "").replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
-    const show = (value, type, row, { row: at }) => {
+    const linked = (value, type, _, { row: at }) => {
       if (type !== "display") return value ?? "";
-      return pages.length && value === row[0] ? `<a href="cells/${escape(pages[at])}.html">${escape(value)}</a>` : escape(value);
+      return `<a href="${escape(fileOf(at))}">${escape(value)}</a>`;
     };
     const number = (digits) => (value, type) => (type === "display" ? value?.toFixed(digits) : value) ?? "";
     const columns = heads.map((title, at) => ({
       title: escape(title),
       className: at in numbers ? "number" : at === 0 ? "first" : "",
       type: at in numbers ? "num" : "string",
-      render: at === 0 ? show : at in numbers ? number(numbers[at]) : (value, type) => (type === "display" ? escape(value) : value ?? ""),
+      render: at === 0 ? linked : at in numbers ? number(numbers[at]) : (value, type) => (type === "display" ? escape(value) : value ?? ""),
       columnControl: ["order", choices.includes(at) ? ["searchList"] : ["search"]],
     }));
     new DataTable(table, { data: rows, columns, deferRender: true, order: [], pageLength: 25,

@@ -1,7 +1,7 @@
 """A page as data: page.js shows it, whichever page it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ class Grid:
     """The first columns that are text; the others are numbers, which stand at the right."""
     bold: Sequence[tuple[int, int]] = ()
     """Row and column of what is bold."""
-    links: Mapping[str, str] = field(default_factory=dict)
-    """The page that a text `row,column` leads to."""
+    links: Mapping[str, int] = field(default_factory=dict)
+    """The cell, by its place in the listing of the page, that a text `row,column` leads to."""
     missing: Sequence[tuple[int, int]] = ()
     """Row and column of texts that stand in place of a number."""
 
@@ -37,8 +37,8 @@ class Listing:
     """Decimals of each column of numbers."""
     choices: Sequence[int]
     """Columns of few different texts, of which a reader chooses."""
-    pages: Sequence[str] = ()
-    """The page that the first column of each row leads to."""
+    pages: Mapping[int, str] = field(default_factory=dict)
+    """The pages of rows where these are not called as their first column, made a name of a file: see `slug`."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,21 @@ class Part:
     notes: Sequence[str] = ()
     """Small print below."""
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing below its title."""
+        return not any(value for name, value in vars(self).items() if name != "title")
+
     def as_data(self) -> dict[str, Any]:
         """Plain data without what is empty."""
         found: dict[str, Any] = {
             "title": self.title,
             "lines": self.lines,
-            "grid": self.grid and asdict(self.grid),
-            "listing": self.listing and asdict(self.listing),
+            "grid": self.grid and vars(self.grid),
+            "listing": self.listing and vars(self.listing),
             "text": self.text,
             "pictures": [each.as_data() for each in self.pictures],
-            "charts": [asdict(each) for each in self.charts],
+            "charts": [vars(each) for each in self.charts],
             "notes": self.notes,
         }
         return {name: value for name, value in found.items() if value}

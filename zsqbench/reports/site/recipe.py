@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from zsqbench.reports.site.source import Origin
@@ -17,12 +17,9 @@ class Recipes:
 
     def command(self, cell: str) -> str:
         """A line for a shell that runs this cell, and no other."""
-        origin = self._origin
-        words = ["zsqbench", "run", origin.suite, "-k", self._expression(cell)]
-        words += [word for override in origin.overrides for word in ("--set", override)]
-        words += [word for plugin in origin.plugins for word in ("--plugin", str(plugin))]
-        words += ["--data-root", str(origin.data_root)] if origin.data_root is not None else []
-        return shlex.join([*words, "--home", str(origin.home), "--results", str(origin.results)])
+        return shlex.join(
+            ["zsqbench", "run", self._origin.suite, "-k", self._expression(cell), *_options(self._origin)]
+        )
 
     def _expression(self, cell: str) -> str:
         """What -k takes: the name, and not those of which it is a part, such as that of seed 10 for seed 1."""
@@ -46,3 +43,16 @@ def _core(cell: str) -> str:
 def _words(cell: str) -> list[str]:
     """The parts of a name that -k can take: it knows spaces and parentheses as its own."""
     return re.findall(r"[^\s()]+", cell)
+
+
+def report_command(origin: Origin) -> str:
+    """A line for a shell that writes the report of a suite."""
+    return shlex.join(["zsqbench", "report", origin.suite, *_options(origin)])
+
+
+def _options(origin: Origin) -> Iterator[str]:
+    """The options that say where everything is, and what the suite was given."""
+    yield from (word for override in origin.overrides for word in ("--set", override))
+    yield from (word for plugin in origin.plugins for word in ("--plugin", str(plugin)))
+    yield from ("--data-root", str(origin.data_root)) if origin.data_root is not None else ()
+    yield from ("--home", str(origin.home), "--results", str(origin.results))

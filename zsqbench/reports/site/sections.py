@@ -81,9 +81,12 @@ class Section:
         }
 
     @cached_property
-    def verdicts(self) -> list[tuple[Column, str]]:
+    def verdicts(self) -> list[str]:
         """Each column in words."""
-        return [(column, verdict(self.table, column, self.methods)) for column in self.columns]
+        return [
+            f"{column.task}, {column.model}, {self.scheme(column)}: {verdict(self.table, column, self.methods)}"
+            for column in self.columns
+        ]
 
     @cached_property
     def charts(self) -> list[Chart]:
@@ -99,13 +102,12 @@ class Section:
             self._data("pairs"): self._pairs,
         }
 
-    def part(self, pages: Mapping[str, str]) -> Part:
-        """The section as a part of the start page; `pages` are those of cells."""
-        said = [f"{column.task}, {column.model}, {self.scheme(column)}: {text}" for column, text in self.verdicts]
+    def part(self, places: Mapping[str, int]) -> Part:
+        """The section as a part of the start page; `places` are those of cells in its listing."""
         table = replace(
             self.table, columns=tuple(each for each in self.table.columns if each.kind is not ColumnKind.FIGURE)
         )
-        return Part(self.title, said, _grid(table, self.groups, pages), charts=self.charts, notes=notes_of(table))
+        return Part(self.title, (), _grid(table, self.groups, places), charts=self.charts, notes=notes_of(table))
 
     def _data(self, what: str) -> str:
         return f"{what} {self.title}"
@@ -155,7 +157,6 @@ class Section:
                     _rounded(self.table.floats.get(column)),
                     *(_rounded(self._cost(row, column, cost)) for cost in COSTS),
                     entry.status if entry.mean is None else f"{entry.mean:.1f}",
-                    self.table.letters(row, column),
                     place in self.table.competition.best,
                     *(place in fronts[cost] for cost in COSTS),
                 ]
@@ -206,7 +207,7 @@ class Section:
         for column, ties in find_ties(self.groups).items():
             shown = set(ranked(self.table, column)[:MOST_PAIRS])
             rows += [
-                [self.scheme(column), self.methods[first], self.methods[second], float(f"{p:.3g}")]
+                [self.scheme(column), self.methods[first], self.methods[second], float(f"{p:.2g}")]
                 for (first, second), p in ties.p.items()
                 if first in shown and second in shown
             ]
@@ -221,7 +222,7 @@ def sections(rows: Sequence[Result], home: Path | None) -> list[Section]:
     return [Section.of(part, home) for part in parts.values()]
 
 
-def _grid(table: Table, groups: Mapping[tuple[Row, Column], Sequence[Result]], pages: Mapping[str, str]) -> Grid:
+def _grid(table: Table, groups: Mapping[tuple[Row, Column], Sequence[Result]], places: Mapping[str, int]) -> Grid:
     """The table as the leaderboard has it, with a link from each number to the page of its first cell."""
     tops, body = [head[-1:] for head in heads_of(table)], lines_of(table)  # all are of one network
     labels = len(tops) - len(table.columns)
@@ -234,7 +235,7 @@ def _grid(table: Table, groups: Mapping[tuple[Row, Column], Sequence[Result]], p
             if entry is not None and entry.mean is None:
                 missing.append((down, across))
             if place in groups:
-                links[f"{down},{across}"] = pages[groups[place][0].cell]
+                links[f"{down},{across}"] = places[groups[place][0].cell]
     return Grid(list(zip(*tops, strict=True)), body, labels, bold, links, missing)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from zsqbench.reports.figures import find_figures
 from zsqbench.reports.site.pages import Listing, Page, Part, Text
 from zsqbench.reports.site.sections import COSTS, Section
-from zsqbench.reports.site.source import Source
+from zsqbench.reports.site.source import Source, slug
 from zsqbench.reports.suiterows import counted, named
 from zsqbench.reports.tabulation import single_line
 
@@ -18,10 +18,15 @@ _TEXTS = ("cell", "task", "network", "generator", "quantizer", "scheme", "seed",
 
 def start_page(source: Source, parts: Sequence[Section]) -> Page:
     """The page of a suite and its sections."""
+    places = {row.cell: place for place, row in enumerate(source.rows)}
     return Page(
         title=source.suite,
         lead=list(_lead(source)),
-        parts=[*(part.part(source.pages) for part in parts), Part("All cells", listing=_listing(source))],
+        parts=[
+            Part("In words", [line for part in parts for line in part.verdicts]),
+            *(part.part(places) for part in parts),
+            Part("All cells", listing=_listing(source)),
+        ],
         data={name: columns for part in parts for name, columns in part.data.items()},
     )
 
@@ -60,7 +65,7 @@ def _listing(source: Source) -> Listing:
         rows=[[row[at] for at in kept] for row in rows],
         numbers={place: digits[at] for place, at in enumerate(kept) if at in digits},
         choices=[place for place, at in enumerate(kept) if 0 < at < len(_TEXTS)],
-        pages=list(source.pages.values()),
+        pages={at: page for at, (cell, page) in enumerate(source.pages.items()) if page != slug(cell)},
     )
 
 

@@ -60,8 +60,8 @@ def _beside(table: Table, column: Column, methods: list[Row], best: Row) -> str:
     others = [row for row in methods if row != best and row.control is None and found and found.tie(row, best)]
     if not others:
         return ""
-    which = "that does not beat its negative control, or could not be compared,"
-    return f"; {counted(len(others), 'other')} {which} cannot be told from it"
+    why = "not above the negative control, or not compared"
+    return f"; {counted(len(others), 'other')} ({why}) cannot be told from it"
 
 
 def _controls(table: Table, column: Column, methods: list[Row], names: Mapping[Row, str]) -> Iterator[str]:
