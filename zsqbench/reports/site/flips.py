@@ -1,5 +1,6 @@
 """Which evaluated samples change from right to wrong, or back, when the network is quantized."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ def find_flips(row: Result, store: Store) -> Flips | str:
             return f"the measurement of the float network is not in {store.home}"
         if evaluations.CORRECT not in found:
             return "the float network has no value for each sample"
+        if len(found[evaluations.CORRECT]) != math.ceil(images / 8):
+            return "the float network was measured on another number of samples"
         return _flips(unpacked(row.correct, images), images, found, _samples(Evaluate.kind, row, store) or {})
     except (CorruptArtifactError, ZSQBenchError, OSError, ValueError) as error:
         return str(error)
