@@ -61,3 +61,15 @@ def test_nothing_is_best_of_random_weights():
 def test_nothing_is_best_where_nothing_is_quantized():
     (text,) = said(seen(range(90), scheme=FLOAT.name))
     assert "Nothing is quantized here, so nothing is best." in text
+
+
+def test_methods_that_could_not_be_compared_are_not_said_to_lose_to_their_control():
+    rows = [seen(range(90)), seen(range(50), generator="noise")]
+    (text,) = said(*(row.model_copy(update={"correct": None}) for row in rows))
+    assert "Nothing is called best, as methods could not be compared: its task keeps no value for each image." in text
+    assert "cannot be told from" not in text
+
+
+def test_a_method_that_is_not_told_from_its_control_is_counted():
+    (text,) = said(seen(range(51)), seen(range(50), generator="noise"))
+    assert text.endswith("1 method cannot be told from the control with the same quantizer.")

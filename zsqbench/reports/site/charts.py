@@ -18,7 +18,7 @@ MOST_PAIRS = 30
 _LABELS = {"labelLimit": 260, "titleFontWeight": "normal"}
 CONFIG: Spec = {
     "axis": {**_LABELS, "gridOpacity": 0.35},
-    "legend": {"labelLimit": 260, "symbolLimit": 60},
+    "legend": {"labelLimit": 260, "symbolBaseFillColor": "#888", "symbolLimit": 60},
     "title": {"anchor": "start", "fontSize": 13},
     "font": "system-ui, 'DejaVu Sans', 'Liberation Sans', Arial, sans-serif",
 }

@@ -13,6 +13,9 @@ from zsqbench.reports.tabulation import single_line
 REASON = 120
 """Characters of a reason in the table of cells; the page of the cell has all of it."""
 
+_DECIMALS = (2, 2, 2, 4)
+"""Of value, drop, seconds and size, which may be a few kilobytes."""
+
 _TEXTS = ("cell", "task", "network", "generator", "quantizer", "scheme", "seed", "status")
 
 
@@ -59,7 +62,7 @@ def _listing(source: Source) -> Listing:
     heads = [*_TEXTS, "value", "drop", *(figure.head for figure in figures), "reason"]
     # a column that says the same of all cells says nothing
     kept = [at for at in range(len(heads)) if at == 0 or len({row[at] for row in rows}) > 1]
-    digits = dict(zip(range(len(_TEXTS), len(heads) - 1), (2, 2, *(figure.digits for figure in figures)), strict=True))
+    digits = dict(zip(range(len(_TEXTS), len(heads) - 1), _DECIMALS, strict=True))
     return Listing(
         heads=[heads[at] for at in kept],
         rows=[[row[at] for at in kept] for row in rows],
@@ -70,4 +73,4 @@ def _listing(source: Source) -> Listing:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3) + 0.0
+    return None if value is None else round(value, 4) + 0.0

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from zsqbench.reports.axes import Column, ColumnKind, Row
+from zsqbench.reports.axes import Column, ColumnKind, Row, unique
+from zsqbench.reports.competition import BELOW_CONTROL, NOT_TOLD
 from zsqbench.reports.suiterows import counted
 from zsqbench.reports.table import Table
 from zsqbench.scheme import FLOAT
@@ -41,17 +42,30 @@ def _top(table: Table, column: Column, methods: list[Row], names: Mapping[Row, s
     means = table.competition.means
     best = [row for row in methods if (row, column) in table.competition.best]
     if not best:
-        if column.scheme == FLOAT.name:
-            return "Nothing is quantized here, so nothing is best"
-        if column.model in table.random_models:
-            return "Nothing is best of a network with random weights"
-        return "No data-free method is told from its negative control, and above it"
+        return _why_nothing(table, column)
     first = f"{names[best[0]]} ({means[best[0], column]:.2f})"
     if len(best) == 1:
         return f"{first} is best alone{_beside(table, column, methods, best[0])}"
     if len(best) == 2:  # noqa: PLR2004 - both have a name then
         return f"{first} shares the top with {names[best[1]]} ({means[best[1], column]:.2f})"
     return f"{first} shares the top with {len(best) - 1} others"
+
+
+def _why_nothing(table: Table, column: Column) -> str:
+    """Why no method of a column is best."""
+    if column.scheme == FLOAT.name:
+        return "Nothing is quantized here, so nothing is best"
+    if column.model in table.random_models:
+        return "Nothing is best of a network with random weights"
+    if reasons := _uncompared(table, column):
+        return f"Nothing is called best, as methods could not be compared: {'; '.join(reasons)}"
+    return "No data-free method is told from its negative control, and above it"
+
+
+def _uncompared(table: Table, column: Column) -> list[str]:
+    """Why no method of a column was compared; nothing where any was."""
+    places = table.standings[column].of.values() if column in table.standings else ()
+    return [] if any(place.letters for place in places) else unique(place.without for place in places if place.without)
 
 
 def _beside(table: Table, column: Column, methods: list[Row], best: Row) -> str:
@@ -69,15 +83,13 @@ def _controls(table: Table, column: Column, methods: list[Row], names: Mapping[R
     control = next((row for row in methods if row.control == "negative control"), None)
     if control is None:
         return
-    found = table.competition
-    yield f"The negative control reaches {found.means[control, column]:.2f} at most ({names[control]})"
-    below = sum(found.below_control.get((row, column), False) for row in methods)
-    beside = [row for row in methods if not found.below_control.get((row, column))]
-    untold = sum(not found.told_from_control.get((row, column), True) for row in beside)
+    yield f"The negative control reaches {table.competition.means[control, column]:.2f} at most ({names[control]})"
+    said = [table.competition.beside_control(row, column) for row in methods]
+    below, untold = said.count(BELOW_CONTROL), said.count(NOT_TOLD)
     if below:
         yield f"{counted(below, 'method')} {_are(below)} below the control with the same quantizer"
     if untold:
-        yield f"{counted(untold, 'method')} cannot be told from it"
+        yield f"{counted(untold, 'method')} cannot be told from the control with the same quantizer"
 
 
 def _not_done(table: Table, column: Column) -> Iterator[str]:
