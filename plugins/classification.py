@@ -83,6 +83,7 @@ class Classification(zsqbench.Task):
             folders=found.folders,
             classes=found.classes,
             absent=found.absent,
+            samples=found.evaluation.count,
         )
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:

@@ -82,7 +82,9 @@ class COCODetection(zsqbench.Task):
         """
         if self.data == "scenes":  # the digits and how they are placed; the files are made when they are needed
             made_of = {digits.FILE.name: digits.FILE}
-            return zsqbench.DataFiles(made_of, made_of, {"scenes": scenes.VERSION}, (digits.FILE,))
+            return zsqbench.DataFiles(
+                made_of, made_of, {"scenes": scenes.VERSION}, (digits.FILE,), samples=scenes.EVALUATED
+            )
         root, annotations, elsewhere = self._places(data_root)
         folders = [root, root / self.images, annotations, *([elsewhere] if elsewhere else [])]
         try:
@@ -91,7 +93,8 @@ class COCODetection(zsqbench.Task):
             return zsqbench.DataFiles({annotations.name: annotations}, {}, folders=folders)
         evaluated = {annotations.name: annotations} | {image.name: path for image, path in found.evaluated}
         split = {"holdout": self.holdout, "split_seed": self.split_seed} if self.holdout else {}
-        return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders, found.absent)
+        count = len(found.evaluated)
+        return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders, found.absent, samples=count)
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
         """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""

@@ -96,6 +96,16 @@ def test_reproducing_without_a_run_imports_neither_torch_nor_mlflow(imported, be
     assert set() == shown & {"torch", "torchvision", "mlflow", "pandas"}
 
 
+def test_a_report_imports_neither_torch_nor_mlflow(imported, bench, monkeypatch):
+    bench.matrix("")
+    bench.run()
+    command = ("report", bench.file, "--results", bench.results, "--home", bench.home)
+    # the second report takes the libraries of the first
+    monkeypatch.setattr("zsqbench.reports.site.writing._charts", lambda: "charts")
+    assert bench.zsqbench(*command).code == 0
+    assert set() == imported(*command) & {"torch", "torchvision", "mlflow"}
+
+
 def test_a_run_with_workers_does_not_import_torch_in_the_parent(python, bench):
     bench.matrix("")
     bench.run()

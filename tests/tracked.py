@@ -84,7 +84,7 @@ def fill(store, diagnosed=True, loss=((0, 3.0), (10, 1.0))):
     store.write("quantize", QUANTIZE, {"content": {}, "curves": {"mse": [(0, 0.5)]}, "notes": []})
 
 
-def invoke(store, new=(), cached=(), name="demo", table=None):
+def invoke(store, new=(), cached=(), name="demo", table=None, report=None):
     """What the harness does in one run, through the hooks."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -95,7 +95,7 @@ def invoke(store, new=(), cached=(), name="demo", table=None):
     for results, known in ((cached, True), (new, False)):
         for result in results:
             manager.hook.cell_finished(suite=suite, result=result, cached=known)
-    manager.hook.suite_finished(suite=suite, results=[*cached, *new], table=table)
+    manager.hook.suite_finished(suite=suite, results=[*cached, *new], table=table, report=report)
 
 
 def runs(store, name="demo"):

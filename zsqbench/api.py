@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from zsqbench.reports.reproduction import PaperTable, Reproduction
     from zsqbench.reports.requirements import Requirements
     from zsqbench.reports.results import Result
+    from zsqbench.reports.site.charts import Chart
+    from zsqbench.reports.site.sections import Section
+    from zsqbench.reports.site.source import Origin, Source
     from zsqbench.steps.quantize import Quantize
     from zsqbench.store import Artifact
     from zsqbench.suite import Cell, DeclaredCells
@@ -51,6 +54,7 @@ def run(
     step_timeout: float | None = None,
     memory: float | None = None,
     columns: Sequence[str] = (),
+    report: bool = False,
 ) -> "RunReport":
     """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
 
@@ -58,10 +62,11 @@ def run(
     number of steps at the same time (0: in this process). `isolation` says which steps get a fresh process: those of
     methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
     seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
-    beside results. Raises ZSQBenchError for what cannot be meant.
+    beside results. `report` ends it with pages for a browser, as the function of this name makes them. Raises
+    ZSQBenchError for what cannot be meant.
     """
     this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device, isolation)
-    return execute(this, cells, workers, engine, step_timeout, memory, columns)
+    return execute(this, cells, workers, engine, step_timeout, memory, columns, report)
 
 
 def plan(
@@ -251,6 +256,95 @@ def _only_suite(paper: str, table: str, shipped: Sequence[str], given: str | Pat
     return shipped[0] if shipped else None
 
 
+def report(
+    suite: str | Path,
+    folder: Path | str | None = None,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+) -> Path:
+    """Write the results of a suite as pages that a browser opens from disk, and return the start page.
+
+    Without a `folder` they are in `results`/NAME.report. `data_root` and `plugins` stand in the commands that make a
+    cell again, and are not read. Raises ZSQBenchError where there are no rows, and for a folder with something else.
+    """
+    from zsqbench.reports.site.source import Origin, report_folder
+    from zsqbench.reports.site.writing import check_folder, write_report
+    from zsqbench.suite import find_suite, suite_name
+
+    rows_in = Path(results)
+    place = report_folder(rows_in, suite_name(find_suite(str(suite)))) if folder is None else Path(folder)
+    check_folder(place)
+    root = None if data_root is None else Path(data_root)
+    origin = Origin(str(suite), Path(home), rows_in, root, tuple(overrides), tuple(Path(file) for file in plugins))
+    return write_report(_source(origin, select), place)
+
+
+def figures(
+    suite: str | Path,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """The names of the charts that `figure` draws of a suite, in the order of its report."""
+    return list(_charts(suite, home, results, select, overrides))
+
+
+def figure(
+    suite: str | Path,
+    name: str,
+    path: Path | str,
+    *,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Draw a chart of a suite's report into a file that ends in .svg, .pdf or .png, and return that.
+
+    `name` is one of `figures`. Raises ZSQBenchError for another name or file, and where there are no rows.
+    """
+    from zsqbench.reports.site.drawing import check_figure_file, draw
+
+    check_figure_file(Path(path))
+    charts = _charts(suite, home, results, select, overrides)
+    if name not in charts:
+        raise ZSQBenchError(unknown("figure", name, charts))
+    section, chart = charts[name]
+    draw(chart.complete(section.data), Path(path))
+    return Path(path)
+
+
+def _charts(
+    suite: str | Path, home: Path | str, results: Path | str, select: str | None, overrides: Sequence[str]
+) -> "dict[str, tuple[Section, Chart]]":
+    """The charts of a report by name, each with the section whose data it shows."""
+    from zsqbench.reports.site.sections import sections
+
+    rows = rows_of(suite, Path(results), select, overrides, Path(home))
+    return {chart.name: (section, chart) for section in sections(rows, Path(home)) for chart in section.charts}
+
+
+def _source(origin: "Origin", select: str | None) -> "Source":
+    """The rows of a suite, and the cells without one."""
+    from zsqbench.reports.site.source import Source
+    from zsqbench.store import Store
+    from zsqbench.suite import find_suite, suite_name
+    from zsqbench.suite import select as select_cells
+
+    path = find_suite(origin.suite)
+    rows = rows_of(origin.suite, origin.results, select, origin.overrides, origin.home)
+    declared = _declared(path, origin.overrides)
+    without = select_cells(declared.without({row.cell for row in rows}), select) if declared else []
+    return Source(suite_name(path), rows, tuple(cell.name for cell in without), Store(origin.home), origin)
+
+
 def load_student(
     suite: str | Path,
     cell: str,
@@ -423,10 +517,16 @@ def execute(
     step_timeout: float | None = None,
     memory: float | None = None,
     columns: Sequence[str] = (),
+    report: bool = False,
 ) -> "RunReport":
     """Run cells on an engine; see `run`."""
     from zsqbench.execution.session import GIB
+    from zsqbench.reports.site.source import report_folder
 
+    if report:
+        from zsqbench.reports.site.writing import check_folder
+
+        check_folder(report_folder(this.results, this.suite.name))  # before hours of work
     if workers == 0:
         asked = {
             "--isolation step": this.config.isolation == "step",
@@ -438,13 +538,19 @@ def execute(
     device = this.config.device
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
-    threads = max((cell.settings.threads for cell in cells), default=1)
-    found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
-    chosen = cast("type[Engine]", found)
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
     limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
-    this.columns = tuple(columns)
-    return this.execute(cells, chosen(workers=workers or None, threads=threads, **limits))
+    this.columns, this.reports = tuple(columns), report
+    return this.execute(cells, engine_of(this, cells, workers, engine, **limits))
+
+
+def engine_of(
+    this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: str = "pool", **limits: Any
+) -> "Engine":
+    """The engine that runs cells; without workers, this process."""
+    found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
+    threads = max((cell.settings.threads for cell in cells), default=1)
+    return cast("type[Engine]", found)(workers=workers or None, threads=threads, **limits)
 
 
 def open_run(
@@ -464,10 +570,11 @@ def open_run(
     """Load a suite and select its cells; see `run` for the arguments, and `load_suite` for `find_files`."""
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
+    from zsqbench.reports.site.source import Origin
     from zsqbench.suite import find_suite, load_suite
 
     root = None if data_root is None else Path(data_root)
-    path, given = find_suite(str(suite)), [Path(file) for file in plugins]
+    path, given = find_suite(str(suite)), tuple(map(Path, plugins))
     loaded = load_suite(path, given, without, overrides, root, select, find_files=find_files)
     working = [plugin for plugin in loaded.catalog.plugins if not plugin.error]
     sources = {plugin.origin: plugin.source for plugin in working}
@@ -484,7 +591,8 @@ def open_run(
         device,
         isolation,
     )
-    return Run(loaded, config, Path(results)), loaded.selected
+    origin = Origin(str(suite), Path(home), Path(results), root, tuple(overrides), given)
+    return Run(loaded, config, Path(results), origin=origin), loaded.selected
 
 
 def rows_of(

@@ -71,9 +71,9 @@ def cell_finished(suite: "Suite", result: "Result", cached: bool) -> None:
 
 
 @hookspec
-def suite_finished(suite: "Suite", results: "list[Result]", table: "str | None") -> None:
+def suite_finished(suite: "Suite", results: "list[Result]", table: "str | None", report: "str | None") -> None:
     """Called once in the parent process at the end of a run: done, interrupted, or ended by an error.
 
     `results` has a row for every cell of the plan, or none where the run ended before all cells had one. `table` is the
-    path of the leaderboard that was written, or none.
+    path of the leaderboard that was written, or none, and `report` the folder of its pages, where these were asked for.
     """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsqbench.autoquantize.request import Request, check_images, model_entry, parse_budget
+from zsqbench.autoquantize.request import Request, check_images, model_entry
 from zsqbench.errors import ZSQBenchError
 
 NET = """
@@ -26,16 +26,6 @@ def complaint(call, *arguments, **named):
 def net(folder, said="pass"):
     (folder / "net.py").write_text(NET.format(said=said))
     return str(folder / "net.py")
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400)])
-def test_a_budget_is_a_number_and_a_unit(text, seconds):
-    assert parse_budget(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["20", "m", "0s", "-1m", "1 m", "20min"])
-def test_a_budget_that_is_no_time_is_refused(text):
-    assert complaint(parse_budget, text) == f"a budget of {text!r} is no time; expected such as 90s, 20m or 1h"
 
 
 def test_a_name_is_a_variant_of_a_named_network(tmp_path):

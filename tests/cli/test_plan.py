@@ -1,5 +1,7 @@
 import shutil
 
+import pytest
+
 
 def plan_text(bench):
     return bench.zsqbench("plan", bench.file, "--no-plugin", "mlflow", *bench.places()).out.splitlines()
@@ -18,7 +20,7 @@ def test_a_plan_tells_cells_and_shared_steps(bench):
         "  quantize  2 to do",
         "  evaluate  2 to do",
         "pending: a has not been loaded yet, so nothing of it is known to be cached",
-        "time: unknown: no step like these 7 has run yet",
+        "time: unknown: no step like these 7 has run yet; see --probe",
     ]
     assert expected == plan_text(bench)
 
@@ -65,3 +67,41 @@ def test_a_plan_as_json_says_the_same(bench):
 def test_a_plan_needs_its_model_to_be_known(bench):
     bench.matrix("model: zzz")
     assert bench.error().endswith("unknown model 'zzz'; known: a, b, without_bn")
+
+
+def test_a_budget_says_which_cells_fit(bench):
+    bench.run()
+    bench.matrix("seed: [0, 1, 2]")
+    said = bench.zsqbench("plan", bench.file, "--budget", "1h30m", "--no-plugin", "mlflow", *bench.places()).out
+    lines = said.splitlines()
+    assert lines[3].startswith("  to do      toytask:a:toy:toyq:hw/w4a4:2  0 s, fits"), said
+    assert lines[-1].startswith("budget: 3 of 3 cells fit into 90 min on "), said
+
+
+def test_a_budget_without_estimates_fits_nothing_and_says_why(bench):
+    said = bench.zsqbench("plan", bench.file, "--budget", "90", "--workers", 1, *bench.places()).out
+    assert "budget: 0 of 2 cells fit into 90 s on 1 worker" in said
+    assert "2 do not fit because the time of their steps is unknown: see --probe" in said
+
+
+def test_a_budget_hints_at_an_expression_for_the_cells_that_fit(bench):
+    bench.run()
+    bench.matrix("model: [a, b], seed: 0")  # nothing is known of b
+    said = bench.zsqbench("plan", bench.file, "--budget", "1m", "--no-plugin", "mlflow", *bench.places()).out
+    assert said.splitlines()[-1] == f'  to run these alone: zsqbench run {bench.file} -k "not b"'
+
+
+def test_a_plan_as_json_has_seconds_for_each_cell(bench):
+    bench.run()
+    bench.matrix("seed: [0, 1, 2]")
+    plan = bench.plan("--budget", "2h", "--workers", "3")
+    assert (plan["workers"], plan["budget"], plan["time"]["unknown_steps"]) == (3, 7200.0, 0)
+    assert [(cell["seconds"] >= 0, cell["fits"]) for cell in plan["cells"]] == [(True, True)] * 3
+    assert [cell["fits"] for cell in bench.plan()["cells"]] == [None] * 3
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-5", "-1h", "0s", ""])
+def test_a_budget_that_is_no_time_is_refused(bench, text):
+    said = bench.zsqbench("plan", bench.file, "--budget", text, *bench.places())
+    expected = "expected such as 90s, 20m, 1h30m, or seconds such as 90"
+    assert (said.code, said.err) == (2, f"error: a budget of {text!r} is no time; {expected}\n")

@@ -16,11 +16,11 @@ def test_a_plan_of_one_more_seed_estimates_the_time_from_the_others(bench):
     }
 
 
-def test_a_plan_of_another_option_does_not_know_the_time(bench):
+def test_a_plan_of_another_option_scales_the_time(bench):
     bench.run()
     bench.matrix("generator: more", head="generators: {more: {method: toy, images: 5}}")
-    to_do = [step["seconds"] for step in bench.plan()["steps"] if step["state"] == "to do"]
-    assert to_do == [None] * 4
+    to_do = [(step["seconds"] is None, step["basis"]) for step in bench.plan()["steps"] if step["state"] == "to do"]
+    assert to_do == [(False, "scaled")] * 4
 
 
 def test_the_estimate_is_the_median_of_steps_that_differ_in_seed_alone(bench, tmp_path):
@@ -40,6 +40,10 @@ DAMAGED = [
     b"\0",
     b'["key"]',
     b'["key", 1, 2]',
+    b'["key", 1, {}]',
+    b'["key", 1, {"kind": "quantize", "method": "m", "network": 3, "images": 1, "operations": 1}]',
+    b'["key", 1, {"kind": "quantize", "method": "m", "network": "n", "images": 1, "operations": -1}]',
+    b'["key", 1, {"kind": "quantize", "method": "m", "network": "n", "images": 1, "operations": 1}, 2]',
     b'[["key"], 1]',
     b'["key", [1]]',
     b'["key", "1"]',

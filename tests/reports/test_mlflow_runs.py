@@ -35,7 +35,10 @@ def logged(store):
         row("excluded cell", status="excluded", metrics={}, keys={}, reason="shown once"),
         row("interrupted cell", status="interrupted", metrics={}),
     ]
-    invoke(store, new, table=str(table))
+    report = store.home / "demo.report"
+    report.mkdir(exist_ok=True)
+    (report / "index.html").write_text("pages")
+    invoke(store, new, table=str(table), report=str(report))
     (parent,), children = runs(store)
     client = Experiment.open("demo", store).client
     by_status = {run.data.tags["zsqbench.status"]: run for run in children}
@@ -62,8 +65,11 @@ def test_the_parent_run_says_which_suite_and_version_it_is_and_how_cells_ended(l
     }
 
 
-def test_the_table_is_an_artifact_of_the_parent_run(logged):
-    assert artifacts(logged, logged.parent) == {"demo.md"}
+def test_the_table_and_the_report_are_artifacts_of_the_parent_run(logged):
+    assert artifacts(logged, logged.parent) == {"demo.md", "report"}
+    assert [file.path for file in logged.client.list_artifacts(logged.parent.info.run_id, "report")] == [
+        "report/index.html"
+    ]
 
 
 def test_an_interrupted_invocation_ends_as_killed(logged):

@@ -212,7 +212,7 @@ row = Result(suite="demo", cell="c", definition="d", task="t", model="m", genera
              seed=None, status="done")
 plugin.suite_started(suite, plan)
 plugin.cell_finished(row, True)
-plugin.suite_finished([row], None)
+plugin.suite_finished([row], None, None)
 assert "torch" not in sys.modules
 print("mlflow" in sys.modules)
 """
@@ -311,7 +311,7 @@ def test_the_tracker_hands_on_what_was_diagnosed_in_a_run(tmp_path, store, monke
     for kind in ("quantize", "diagnose"):
         step = SimpleNamespace(kind=kind, type=KINDS[kind], needs=[SimpleNamespace(key=GENERATE)])
         tracker.step_finished(step, SimpleNamespace(status="done"))
-    tracker.suite_finished([row()], None)
+    tracker.suite_finished([row()], None, None)
 
     (logged,) = runs(store, "handed on")[1]
     assert logged.data.metrics["calibration/difficulty"] == 0.5

@@ -329,3 +329,26 @@ def test_the_digest_of_data_holds_the_names_of_its_files(tmp_path):
     (tmp_path / "x").write_text("same")
     named = [Data.of(DataFiles({name: tmp_path / "x"}, {}), digests).evaluation for name in ("cat/1", "dog/1")]
     assert named[0] != named[1]
+
+
+@pytest.mark.parametrize(("said", "told"), [("-1", "-1.0"), ("float('nan')", "nan"), ("0", "0.0")])
+def test_a_method_whose_work_is_no_number_above_zero_is_told(bench, said, told):
+    bench.add_plugin(f"""
+class Mine(Toy):
+    name = "mine"
+
+    def work(self, images):
+        return {said}
+""")
+    bench.matrix("generator: mine")
+    expected = f"error: generator 'mine' says that its work is {told}; expected a number above 0"
+    assert bench.run().err.splitlines()[-1] == expected
+
+
+def test_steps_say_how_much_they_have_to_do(bench, tmp_path):
+    bench.matrix("seed: 0")
+    bench.run()
+    plan = zsqbench.plan(bench.file, home=bench.home, results=bench.results)
+    images = {step.kind: step.work.images for step in plan.steps.values()}
+    # the task does not say how many images it evaluates: its one file is taken for one
+    assert images == {"baseline": 1, "generate": 5, "diagnose": 4, "quantize": 5, "evaluate": 2}

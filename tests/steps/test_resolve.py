@@ -7,7 +7,9 @@ from faults import rewrite_manifest
 from zsqbench.errors import OutdatedError
 from zsqbench.execution import worker
 from zsqbench.execution.session import Session, WorkerConfig
+from zsqbench.methods import Pretrained
 from zsqbench.steps.baseline import Baseline
+from zsqbench.steps.resolve import count_operations
 
 
 def test_a_network_that_changes_after_it_was_resolved_is_refused_and_taken_anew_by_the_next_run(bench):
@@ -64,6 +66,29 @@ def test_facts_that_another_version_wrote_are_made_again(bench, missing):
     rewrite_manifest(resolved.folder, content=other | ({} if missing else {"flops": 3}))
     bench.calls()
     assert (bench.run().code, bench.artifact("resolve").content, bench.calls()) == (0, resolved.content, ["load a"])
+
+
+def test_facts_from_before_operations_were_counted_plan_and_are_completed_by_a_run(bench):
+    bench.matrix("")
+    bench.run()
+    resolved = bench.artifact("resolve")
+    older = {name: value for name, value in resolved.content.items() if name != "operations"}
+    rewrite_manifest(resolved.folder, content=older)
+    plan = bench.plan()
+    assert (plan["pending"], plan["cells"][0]["state"]) == ([], "done")
+    bench.run()
+    assert bench.artifact("resolve").content == resolved.content
+    assert resolved.content["operations"] == 2 * (3 * 9 * 4 * 36 + 4 * 36 * 10)  # the convolution and the linear layer
+
+
+def test_a_network_whose_operations_cannot_be_counted_has_none():
+    from torch import nn
+
+    class Fails(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("not on black")
+
+    assert count_operations(Pretrained(Fails(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)) == 0
 
 
 def test_what_a_network_is_stands_in_the_manifest_alone(bench):

@@ -2,6 +2,7 @@ import pytest
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.suite import select
+from zsqbench.suite.selection import expression_for
 
 
 @pytest.fixture
@@ -55,3 +56,31 @@ def test_an_expression_selects_the_cells_whose_names_match(cells, expression, co
 def test_what_is_no_expression_is_refused_with_an_example(cells, expression):
     with pytest.raises(ZSQBenchError, match="expected words joined by and, or, not, with parentheses, such as"):
         select(cells, expression)
+
+
+NAMES = [
+    f"t:m:{generator}:{quantizer}:hw:0" for generator in ("noise", "dgh") for quantizer in ("rtn", "brecq", "hptq")
+]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expression"),
+    [
+        ([0, 2, 3, 5], "not brecq"),
+        ([1, 4], "brecq"),
+        ([0, 1, 2], "noise"),
+        ([0, 3], "rtn"),
+        ([0], "t:m:noise:rtn:hw:0"),
+        ([0, 4], "t:m:noise:rtn:hw:0 or t:m:dgh:brecq:hw:0"),
+        ([], None),
+        (range(6), None),
+    ],
+)
+def test_an_expression_is_found_for_a_choice(chosen, expression):
+    assert expression_for(NAMES, [NAMES[place] for place in chosen]) == expression
+
+
+def test_names_that_contain_others_are_told_apart_or_not_at_all():
+    names = ["t:m:g:q:hw:1", "t:m:g:q:hw:10"]
+    assert expression_for(names, names[1:]) == "10"
+    assert expression_for(names, names[:1]) == "not 10"

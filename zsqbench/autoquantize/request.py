@@ -1,6 +1,5 @@
 """A request says what is to be quantized, for which target, in which time, and where the work is kept."""
 
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,14 +72,6 @@ class Request:
         files = [file_digest(Path(name)) for name in named if name not in NO_FILES]
         asked = [self.model, dict(self.entry), files, self.target, self.budget, str(self.images), self.threads]
         return self.home / SEARCHES / digest_of(asked)[:16]
-
-
-def parse_budget(text: str) -> float:
-    """Seconds of `90s`, `20m` or `1.5h`. Raises ZSQBenchError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None or float(match[1]) == 0:
-        raise ZSQBenchError(f"a budget of {text!r} is no time; expected such as 90s, 20m or 1h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def check_images(folder: Path) -> None:

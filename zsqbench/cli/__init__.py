@@ -1,7 +1,7 @@
 """The command line: the only place that sets exit codes and prints results (progress and warnings go to stderr).
 
-A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, `schema` is
-in suite.py, and `export-images` in exportimages.py.
+A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, `figure` is
+in report.py, `schema` in suite.py, and `export-images` in exportimages.py.
 """
 
 import logging
@@ -25,6 +25,7 @@ from zsqbench.cli import (
     plan,
     plugins,
     quantize,
+    report,
     reproduce,
     results,
     run,
@@ -107,6 +108,8 @@ for command in (
     results.leaderboard,
     results.show,
     compare.compare,
+    report.report,
+    report.figure,
     reproduce.reproduce,
     export.export,
     exportimages.export_images,

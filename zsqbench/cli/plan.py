@@ -1,8 +1,9 @@
-"""`zsqbench plan`: what a run would do, without doing it."""
+"""`zsqbench plan`: what a run would do and how long it may take, without doing it."""
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,102 +12,201 @@ from zsqbench.cli.options import format_option, suite_options
 from zsqbench.cli.suite import tell_notes
 
 if TYPE_CHECKING:
+    from zsqbench.execution.budget import CellTime
+    from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.plan import Plan, PlannedCell
     from zsqbench.execution.run import Run
+    from zsqbench.steps import Step
+
+
+def _seconds(what: str) -> Callable[..., float | None]:
+    """A callback for an option that is a duration."""
+
+    def parse(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+        from zsqbench.durations import parse_duration
+
+        return None if text is None else parse_duration(text, what)
+
+    return parse
 
 
 @click.command()
 @suite_options
+@click.option("--probe", is_flag=True, help="First run shortened steps for a while, to learn what is not known.")
+@click.option(
+    "--probe-time", default="60s", show_default=True, callback=_seconds("probe time"), help="How long that may take."
+)
+@click.option(
+    "--budget", metavar="TIME", callback=_seconds("budget"), help="Say which cells fit into 90s, 30m, 2h or 1h30m."
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time, as `run` would have them.")
 @format_option
-def plan(form: str, **options: Any) -> int:
+def plan(form: str, probe: bool, probe_time: float, budget: float | None, workers: int | None, **options: Any) -> int:
     """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
-    from zsqbench.api import open_run
+    from zsqbench.api import engine_of, open_run
+    from zsqbench.execution.estimates import Estimates
+    from zsqbench.execution.timings import Timings
 
     this, cells = open_run(**options)
-    planned, pending, uninspected = this.provisional_plan(cells)
+    engine = engine_of(this, cells, workers)
+    if probe:
+        planned, pending, uninspected = _probe(this, cells, engine.model_copy(update={"workers": 1}), probe_time)
+    else:
+        planned, pending, uninspected = this.provisional_plan(cells)
+    estimates = Estimates(Timings(this.store))
+    priced = _Priced.of(this, planned, estimates, pending, uninspected, engine.slots(), budget)
     if form == "json":
-        click.echo(json.dumps(plan_as_data(this, planned, pending, uninspected), indent=1))
+        click.echo(json.dumps(priced.as_data(), indent=1))
     else:
         tell_notes(this.suite)
-        _print_plan(this, planned, pending, uninspected)
+        click.echo("\n".join(priced.lines(str(options["suite"]))))
     return 0
 
 
-def plan_as_data(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> dict[str, Any]:
-    """A plan as plain data: cells and steps, each with its state; steps to do with their estimated seconds."""
-    from zsqbench.execution.timings import Timings
+def _probe(this: "Run", cells: Any, engine: Any, seconds: float) -> "tuple[Plan, Sequence[str], Sequence[str]]":
+    from zsqbench.execution.probing import probe
 
-    timings = Timings(this.store)
-    unfinished = {id(planned): planned for planned in made.cells if not made.is_finished(planned)}
-    to_do = made.to_do(list(unfinished.values()))
-    cells = [
-        {
-            "cell": planned.cell.name,
-            "state": _state(planned, unfinished, to_do),
-            "reason": planned.reason,
-            "steps": planned.keys,
-            "background": {kind: step.key for kind, step in planned.background.items()},
+    found = probe(this, cells, engine, seconds, lambda text: click.echo(text, err=True))
+    for label, why in found.failed.items():
+        click.echo(f"warning: cannot probe {label}: {why}", err=True)
+    left = f"; there was no time for {found.left} more, see --probe-time" if found.left else ""
+    click.echo(f"probed {found.learnt} kinds of steps in {found.seconds:.0f} s{left}", err=True)
+    return found.plan, found.pending, found.uninspected
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """A plan with the time that its parts take."""
+
+    this: "Run"
+    made: "Plan"
+    to_do: "Mapping[str, Step]"
+    unfinished: Collection[int]
+    estimates: "Estimates"
+    pending: Sequence[str]
+    uninspected: Sequence[str]
+    workers: int
+    budget: float | None
+    cells: "Sequence[CellTime]"
+
+    @classmethod
+    def of(
+        cls,
+        this: "Run",
+        made: "Plan",
+        estimates: "Estimates",
+        pending: Sequence[str],
+        uninspected: Sequence[str],
+        workers: int,
+        budget: float | None,
+    ) -> "_Priced":
+        from zsqbench.execution.budget import cell_times
+
+        def seconds(step: "Step") -> float | None:
+            estimate = estimates.of(step)
+            return None if estimate is None else estimate.seconds
+
+        unfinished = [planned for planned in made.cells if not made.is_finished(planned)]
+        cells = cell_times(made, seconds, workers, budget)
+        ids = {id(planned) for planned in unfinished}
+        return cls(this, made, made.to_do(unfinished), ids, estimates, pending, uninspected, workers, budget, cells)
+
+    def as_data(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        made, total = self.made, self.estimates.total(self.to_do.values())
+        cells = [
+            {
+                "cell": planned.cell.name,
+                "state": self._state(planned),
+                "reason": planned.reason,
+                "steps": planned.keys,
+                "background": {kind: step.key for kind, step in planned.background.items()},
+                "seconds": time.seconds,
+                "fits": time.fits,
+            }
+            for planned, time in zip(made.cells, self.cells, strict=True)
+        ]
+        steps = [
+            {
+                "kind": step.kind,
+                "key": step.key,
+                "label": step.label,
+                "needs": [need.key for need in step.needs],
+                "state": self._state_of(step),
+                "seconds": estimate and estimate.seconds,
+                "basis": estimate and estimate.basis,
+            }
+            for step in made.steps.values()
+            for estimate in [self.estimates.of(step) if step.key in self.to_do else None]
+        ]
+        return {
+            "suite": self.this.suite.name,
+            "cells": cells,
+            "steps": steps,
+            "pending": list(self.pending),
+            "uninspected": list(self.uninspected),
+            "notes": list(self.this.suite.notes),
+            "time": {"seconds": total.sum, **total.seconds, "unknown_steps": total.unknown},
+            "budget": self.budget,
+            "workers": self.workers,
         }
-        for planned in made.cells
-    ]
-    steps = [
-        {
-            "kind": step.kind,
-            "key": step.key,
-            "label": step.label,
-            "needs": [need.key for need in step.needs],
-            "state": "cached" if step.key in made.cached else "to do" if step.key in to_do else "not needed",
-            "seconds": timings.estimate(step) if step.key in to_do else None,
-        }
-        for step in made.steps.values()
-    ]
-    return {
-        "suite": this.suite.name,
-        "cells": cells,
-        "steps": steps,
-        "pending": list(pending),
-        "uninspected": list(uninspected),
-        "notes": list(this.suite.notes),
-    }
+
+    def _state(self, planned: "PlannedCell") -> str:
+        if id(planned) not in self.unfinished:
+            return "done"
+        if not planned.steps:
+            return planned.status
+        return "to do" if any(step.key in self.to_do for step in planned.steps.values()) else "cached"
+
+    def _state_of(self, step: "Step") -> str:
+        return "cached" if step.key in self.made.cached else "to do" if step.key in self.to_do else "not needed"
+
+    def lines(self, suite: str) -> list[str]:
+        """The same for people."""
+        made = self.made
+        lines = [f"{self.this.suite.name}: {len(made.cells)} cells"]
+        for planned, time in zip(made.cells, self.cells, strict=True):
+            reason = f"  ({planned.reason})" if planned.reason else ""
+            lines.append(f"  {self._state(planned):10} {planned.cell.name}{_told(time)}{reason}")
+        alone = sum(len(planned.keys) + len(planned.background) for planned in made.cells)
+        lines.append(f"{len(made.steps)} steps, where the cells one by one would take {alone}:")
+        kinds: dict[str, Counter[str]] = {}
+        for step in made.steps.values():
+            kinds.setdefault(step.kind, Counter())[self._state_of(step)] += 1
+        for kind, states in kinds.items():
+            lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+        for model in dict.fromkeys(self.pending):
+            lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
+        if self.uninspected:
+            lines += [f"not yet known to be possible: what needs {', '.join(self.uninspected)}"]
+        total = self.estimates.total(self.to_do.values())
+        lines.append(f"time: {total}{'; see --probe' if total.unknown else ''}")
+        return lines + (self._budget_lines(suite) if self.budget is not None else [])
+
+    def _budget_lines(self, suite: str) -> list[str]:
+        """The cells that fit into the budget, in numbers, and how to run them alone."""
+        from zsqbench.durations import in_words
+        from zsqbench.suite.selection import expression_for
+
+        asked = [time for time in self.cells if time.fits is not None]
+        fitting = [time for time in asked if time.fits]
+        unknown = sum(bool(time.unknown) for time in asked)
+        done = max((time.done or 0.0 for time in fitting), default=0.0)
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        fit = f"{len(fitting)} of {len(asked)} cells fit into {in_words(self.budget or 0.0)} on {workers}"
+        order = "in the order of the suite, each costs the steps that no cell before it pays for"
+        lines = [f"budget: {fit}, and take about {in_words(done)}; {order}"]
+        if unknown:
+            lines.append(f"  {unknown} do not fit because the time of their steps is unknown: see --probe")
+        expression = expression_for([time.cell for time in self.cells], [time.cell for time in fitting])
+        if expression is not None:
+            lines.append(f"  to run these alone: zsqbench run {suite} -k {json.dumps(expression)}")
+        return lines
 
 
-def _state(planned: "PlannedCell", unfinished: Collection[int], to_do: Any) -> str:
-    if id(planned) not in unfinished:
-        return "done"
-    if not planned.steps:
-        return planned.status
-    return "to do" if any(step.key in to_do for step in planned.steps.values()) else "cached"
-
-
-def _print_plan(this: "Run", made: "Plan", pending: Sequence[str], uninspected: Sequence[str]) -> None:
-    data = plan_as_data(this, made, pending, uninspected)
-    lines = [f"{data['suite']}: {len(data['cells'])} cells"]
-    for cell in data["cells"]:
-        reason = f"  ({cell['reason']})" if cell["reason"] else ""
-        lines.append(f"  {cell['state']:10} {cell['cell']}{reason}")
-    alone = sum(len(cell["steps"]) + len(cell["background"]) for cell in data["cells"])
-    lines.append(f"{len(data['steps'])} steps, where the cells one by one would take {alone}:")
-    kinds: dict[str, Counter[str]] = {}
-    for step in data["steps"]:
-        kinds.setdefault(step["kind"], Counter())[step["state"]] += 1
-    for kind, states in kinds.items():
-        lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
-    for model in dict.fromkeys(pending):
-        lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
-    if uninspected:
-        lines += [f"not yet known to be possible: what needs {', '.join(uninspected)}"]
-    lines.append(f"time: {time_estimate(data['steps'])}")
-    click.echo("\n".join(lines))
-
-
-def time_estimate(steps: Sequence[dict[str, Any]]) -> str:
-    """How long the steps of a plan that are to do may take, in words."""
-    to_do = [step["seconds"] for step in steps if step["state"] == "to do"]
-    known = [seconds for seconds in to_do if seconds is not None]
-    if not to_do:
-        return "nothing to do"
-    unknown = len(to_do) - len(known)
-    if not known:
-        return f"unknown: no step like these {unknown} has run yet"
-    text = f"about {sum(known):.0f} s on one worker for {len(known)} steps"
-    return text + (f"; unknown for {unknown} more" if unknown else "")
+def _told(time: "CellTime") -> str:
+    """A cell's time where there is a budget."""
+    if time.fits is None:
+        return ""
+    seconds = "unknown" if time.seconds is None else f"{time.seconds:.0f} s"
+    return f"  {seconds}, {'fits' if time.fits else 'does not fit'}"

@@ -50,10 +50,11 @@ def quantize(
     command again goes on where it was interrupted. Exit codes: 1 a blocker was found, 2 bad input.
     """
     from zsqbench.autoquantize.delivery import check_extra, check_output
-    from zsqbench.autoquantize.request import Request, check_images, model_entry, parse_budget
+    from zsqbench.autoquantize.request import Request, check_images, model_entry
     from zsqbench.autoquantize.runtime import on_threads
+    from zsqbench.durations import parse_duration
 
-    started, seconds = time.monotonic(), parse_budget(budget)
+    started, seconds = time.monotonic(), parse_duration(budget, "budget")
     check_output(output)
     check_extra()
     if images is not None:

@@ -19,7 +19,6 @@ from zsqbench.cli.options import (
     plugin_options,
     results_option,
 )
-from zsqbench.cli.plan import plan_as_data, time_estimate
 
 if TYPE_CHECKING:
     from zsqbench.api import OpenedReproduction
@@ -94,10 +93,14 @@ class _Price:
     @classmethod
     def of(cls, this: "OpenedReproduction") -> Self:
         """As `zsqbench plan` says it."""
+        from zsqbench.execution.estimates import Estimates
+        from zsqbench.execution.timings import Timings
+
         if this.run is None or not this.runnable:
             return cls(0, 0, "unknown: nothing can be planned here")
-        steps = plan_as_data(this.run, *this.run.provisional_plan(this.runnable))["steps"]
-        return cls(len(steps), sum(step["state"] == "to do" for step in steps), time_estimate(steps))
+        made, *_ = this.run.provisional_plan(this.runnable)
+        to_do = made.to_do([planned for planned in made.cells if not made.is_finished(planned)])
+        return cls(len(made.steps), len(to_do), str(Estimates(Timings(this.run.store)).total(to_do.values())))
 
 
 class _Description:

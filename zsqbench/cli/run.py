@@ -1,13 +1,17 @@
 """`zsqbench run`: make what is not there yet, and print the leaderboard."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS, EXIT_SIGNAL
 from zsqbench.cli.options import columns_option, device_option, suite_options
 from zsqbench.cli.suite import tell_notes
+
+if TYPE_CHECKING:
+    from zsqbench.execution.run import RunReport
+    from zsqbench.reports.site.source import Origin
 
 
 @click.command()
@@ -35,6 +39,7 @@ from zsqbench.cli.suite import tell_notes
     help="Host memory that one worker may take (Linux).",
 )
 @columns_option
+@click.option("--report", is_flag=True, help="End with pages for a browser, RESULTS/NAME.report/index.html.")
 @click.option("--quiet", is_flag=True, help="Only the table.")
 def run(
     workers: int | None,
@@ -42,6 +47,7 @@ def run(
     step_timeout: float | None,
     memory: float | None,
     columns: Sequence[str],
+    report: bool,
     quiet: bool,
     **options: Any,
 ) -> int:
@@ -53,18 +59,30 @@ def run(
         options["without"] = (*options["without"], "progress")
     this, cells = api.open_run(**options)
     tell_notes(this.suite)
-    report = api.execute(this, cells, workers, engine, step_timeout, memory, columns)
-    click.echo(report.table)  # after the progress display has left the terminal
-    _warn_of_background(report.background_failures)
-    if report.table_error:
-        raise ZSQBenchError(report.table_error)
-    if report.outdated:
-        click.echo(f"warning: {report.outdated}: `zsqbench run {options['suite']}` does what is missing", err=True)
-    if report.signal is not None:
-        return EXIT_SIGNAL + report.signal
-    if report.failed:
+    done = api.execute(this, cells, workers, engine, step_timeout, memory, columns, report)
+    click.echo(done.table)  # after the progress display has left the terminal
+    _warn_of_background(done.background_failures)
+    if error := done.table_error or done.report_error:
+        raise ZSQBenchError(error)
+    if not quiet:
+        _tell_of_report(done, this.origin)
+    if done.outdated:
+        click.echo(f"warning: {done.outdated}: `zsqbench run {options['suite']}` does what is missing", err=True)
+    if done.signal is not None:
+        return EXIT_SIGNAL + done.signal
+    if done.failed:
         return EXIT_FAILED_CELLS
-    return NothingSelectedError.exit_code if report.nothing_ran else 0
+    return NothingSelectedError.exit_code if done.nothing_ran else 0
+
+
+def _tell_of_report(done: "RunReport", origin: "Origin | None") -> None:
+    """One line: where the report is, or which command makes it."""
+    from zsqbench.reports.site.recipe import report_command
+
+    if done.report is not None:
+        click.echo(f"report: {done.report}", err=True)
+    elif origin is not None:
+        click.echo(f"pages for a browser: {report_command(origin)}", err=True)
 
 
 def _warn_of_background(failures: Mapping[str, str]) -> None:

@@ -33,6 +33,7 @@ from zsqbench.methods import Engine
 from zsqbench.reports.evidence import Evidence
 from zsqbench.reports.resultfile import SCHEMA, Contents, ResultFile
 from zsqbench.reports.results import Result
+from zsqbench.reports.site.source import Origin, Source, report_folder
 from zsqbench.reports.suiterows import CONTRADICTED, SuiteRows, believed, counted, told
 from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
 from zsqbench.store import FileDigests, Store, write_atomically
@@ -59,6 +60,10 @@ class RunReport:
     """The leaderboard of all rows of the suite, in Markdown."""
     table_error: str | None
     """Why it could not be written beside the rows, or lacks columns that were asked for."""
+    report: Path | None = None
+    """The start page of the report that was asked for, if it was written."""
+    report_error: str | None = None
+    """Why it could not be written."""
 
     @property
     def interrupted(self) -> bool:
@@ -90,6 +95,10 @@ class Run:
     """Folder of the row files."""
     columns: tuple[str, ...] = ()
     """The figures that the table has beside results."""
+    origin: Origin | None = None
+    """How the suite was asked for, for the commands in a report."""
+    reports: bool = False
+    """True if the run ends with a report of all rows of the suite, unless it is interrupted; it needs an origin."""
     store: Store = field(init=False)
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
@@ -205,14 +214,14 @@ class Run:
 
     def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:
         known = self.find(cells)
-        for pair in [pair for pair in known if self.suite.models[pair[1]].weights == BUILT]:
-            # what a user's function reads may have changed where nobody sees it
+        for pair in [pair for pair in known if self._is_loaded_again(pair, known[pair])]:
             remove(self.store.folder(Resolve.kind, self.resolve[pair].key))
             del known[pair]
         # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
         importlib.import_module("safetensors.numpy")
         results: list[Result] = []
         written: str | None = None
+        report, report_error = None, None
         try:
             with contextlib.closing(loop):
                 loop.run(step for pair, step in self.resolve.items() if pair not in known)
@@ -221,13 +230,22 @@ class Run:
                 results = self._run_plan(plan, loop, facts)
                 with signals.deferred():
                     rows = self._keep_rows(results)
-                    table, table_error = self._write_table(results, rows)
+                    shown = self._shown(results, rows)
+                    table, table_error = self._write_table(shown)
                 written = None if table_error else str(self.table)
+                if self.reports and self.origin and not loop.interrupted:
+                    report, report_error = self._write_report(shown, self.origin)
         finally:
-            self.notify("suite_finished", suite=self.suite, results=results, table=written)
+            folder = None if report is None else str(report.parent)
+            self.notify("suite_finished", suite=self.suite, results=results, table=written, report=folder)
         outdated = next((outcome.error for outcome in loop.outcomes.values() if outcome.outdated), None)
         number = loop.signal or signals.received
-        return RunReport(plan, results, number, outdated, loop.background_failures(), table, table_error)
+        failures = loop.background_failures()
+        return RunReport(plan, results, number, outdated, failures, table, table_error, report, report_error)
+
+    def _is_loaded_again(self, pair: tuple[str, str], facts: NetworkFacts) -> bool:
+        """True for facts without operations, and where what a user's function reads may have changed unseen."""
+        return facts.operations is None or self.suite.models[pair[1]].weights == BUILT
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Fire an observer hook."""
@@ -302,14 +320,29 @@ class Run:
     def _declared(self) -> DeclaredCells:
         return DeclaredCells.read(self.suite.path)
 
-    def _write_table(self, results: Sequence[Result], rows: Sequence[Result]) -> tuple[str, str | None]:
-        """The leaderboard of all rows of the suite, and why it could not be written, if so."""
+    def _shown(self, results: Sequence[Result], rows: Sequence[Result]) -> list[Result]:
+        """All rows of the suite; in place of an earlier one that artifacts contradict, that of a failure."""
+        new = {result.cell for result in results}
+        others = {row.cell: row for row in believed([row for row in rows if row.cell not in new], self.store)}
+        return [others.get(row.cell, row) for row in rows]
+
+    def _write_report(self, shown: Sequence[Result], origin: Origin) -> tuple[Path | None, str | None]:
+        """The start page of the report of these rows, or why it could not be written."""
+        from zsqbench.reports.site.writing import write_report
+
+        there = {row.cell for row in shown}
+        without = tuple(cell.name for cell in self.suite.cells if cell.name not in there)
+        source = Source(self.suite.name, shown, without, self.store, origin)
+        try:
+            return write_report(source, report_folder(self.results, self.suite.name)), None
+        except ZSQBenchError as error:
+            return None, str(error)
+
+    def _write_table(self, shown: Sequence[Result]) -> tuple[str, str | None]:
+        """The leaderboard of rows, and why it could not be written, if so."""
         from zsqbench.reports.leaderboard import leaderboard  # with pandas, which planning does not need
         from zsqbench.reports.tabulation import Layout
 
-        new = {result.cell for result in results}
-        others = {row.cell: row for row in believed([row for row in rows if row.cell not in new], self.store)}
-        shown = [others.get(row.cell, row) for row in rows]
         wrong = None
         try:
             table = leaderboard(shown, "md", Layout(self.columns), self.store.home)

@@ -1,21 +1,47 @@
-"""Seconds that steps took, from which the time of the next run is estimated."""
+"""Seconds that steps took, and how much they had to do, from which the time of the next run is estimated."""
 
 import contextlib
 import json
 import logging
 import math
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from zsqbench.steps.step import Step
+from zsqbench.steps.step import Step, Work
 from zsqbench.store import Store
+
+NO_STEP = ""
+"""The timing key of what was no step of a run: a shortened one that only tells rates."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a step took."""
+
+    key: str
+    """Its timing key."""
+    seconds: float
+    work: Work | None = None
+    """None where it was not known, and in lines of older versions."""
+
+    @property
+    def probed(self) -> bool:
+        """True of a shortened step that ran for its rate alone."""
+        return self.key == NO_STEP
+
+    def line(self) -> str:
+        """The line of the file."""
+        parts: list[Any] = [self.key, round(self.seconds, 4)]
+        return json.dumps(parts if self.work is None else [*parts, asdict(self.work)])
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of finished steps, by timing key, from which the next run's time is estimated."""
+    """Seconds of finished steps, from which the next run's time is estimated."""
 
     store: Store
 
@@ -25,21 +51,26 @@ class Timings:
 
     def add(self, step: Step, seconds: float) -> None:
         """Remember how long a step took."""
+        self._append(Timing(step.timing_key, seconds, step.work))
+
+    def add_probe(self, work: Work, seconds: float) -> None:
+        """Remember how long a shortened step took, which had so much to do."""
+        self._append(Timing(NO_STEP, seconds, work))
+
+    def _append(self, timing: Timing) -> None:
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # only estimates need it
-            file.write(json.dumps([step.timing_key, round(seconds, 4)]) + "\n")
+            file.write(timing.line() + "\n")
 
     @cached_property
-    def _seconds(self) -> dict[str, list[float]]:
-        """Seconds by timing key. Lines that are no times of steps are ignored, with one warning."""
-        seconds: dict[str, list[float]] = {}
+    def all(self) -> list[Timing]:
+        """All that are remembered. Lines that are no times of steps are ignored, with one warning."""
+        found: list[Timing] = []
         ignored = 0
         for line in self._lines():
             try:
-                timing_key, value = _parse(line)
+                found.append(_parse(line))
             except (ValueError, OverflowError, RecursionError):
                 ignored += 1
-                continue
-            seconds.setdefault(timing_key, []).append(value)
         if ignored:
             logging.getLogger("zsqbench").warning(
                 "estimates ignore %d line%s of %s that hold no time of a step; delete them, or the file",
@@ -47,6 +78,15 @@ class Timings:
                 "" if ignored == 1 else "s",
                 self._path,
             )
+        return found
+
+    @cached_property
+    def _seconds(self) -> dict[str, list[float]]:
+        """Seconds of steps of runs, by timing key."""
+        seconds: dict[str, list[float]] = {}
+        for timing in self.all:
+            if not timing.probed:
+                seconds.setdefault(timing.key, []).append(timing.seconds)
         return seconds
 
     def _lines(self) -> list[bytes]:
@@ -65,12 +105,28 @@ class Timings:
         return statistics.median(self._seconds[step.timing_key]) if step.timing_key in self._seconds else None
 
 
-def _parse(line: bytes) -> tuple[str, float]:
-    """A timing key and seconds. Raises ValueError, OverflowError or RecursionError for a line that is none of these."""
+def _parse(line: bytes) -> Timing:
+    """What a line holds. Raises ValueError, OverflowError or RecursionError for a line that holds no time of a step."""
     entry = json.loads(line.decode())
-    if not isinstance(entry, list) or [type(part) for part in entry] not in ([str, float], [str, int]):
+    if not isinstance(entry, list) or [type(part) for part in entry[:2]] not in ([str, float], [str, int]):
         raise ValueError("expected a timing key and seconds")
-    seconds = float(entry[1])
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError("expected seconds")
-    return entry[0], seconds
+    work = None if len(entry) == 2 else _work(*entry[2:])  # noqa: PLR2004 - as older versions wrote it
+    return Timing(entry[0], _number(entry[1]), work)
+
+
+def _work(*parts: Any) -> Work:
+    names = [field.name for field in fields(Work)]
+    if len(parts) != 1 or not isinstance(parts[0], Mapping) or sorted(parts[0]) != sorted(names):
+        raise ValueError(f"expected {', '.join(names)}")
+    values = parts[0]
+    kind, method, network = (values[name] for name in names[:3])
+    if not all(isinstance(name, str) for name in (kind, method, network)):
+        raise ValueError("expected names")
+    return Work(kind, method, network, _number(values["images"]), _number(values["operations"]))
+
+
+def _number(value: Any) -> float:
+    number = float(value) if type(value) in (int, float) else math.nan
+    if not math.isfinite(number) or number < 0:
+        raise ValueError("expected a number that is not negative")
+    return number

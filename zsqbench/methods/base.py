@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods.asking import asking
+from zsqbench.methods.work import usual_work
 from zsqbench.scheme import Scheme
 
 T = TypeVar("T")
@@ -152,6 +153,15 @@ class Method(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options, defaults included, as plain data."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def work(self, images: int) -> float:
+        """About how many images pass through the network while it works on so many; above zero.
+
+        In forward passes of one image each; a backward pass counts as two. Times of steps that have not run are scaled
+        by it, and nothing else depends on it. By default it follows from options of the usual names
+        (`zsqbench.methods.work`): override it where yours mean something else.
+        """
+        return usual_work(self, images)
 
     def advice_on_memory(self) -> str:
         """The options to lower where memory is full, with their values, in words."""

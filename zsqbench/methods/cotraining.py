@@ -9,6 +9,7 @@ from pydantic import Field
 from zsqbench.errors import DivergedError
 from zsqbench.methods import Auto, auto
 from zsqbench.methods.training import TrainingQuantizer
+from zsqbench.methods.work import STEP
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -74,6 +75,11 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
                 return self._gradients(engine, ctx)
 
             self.train(student, ctx, state, draw, begin, keep=training.state)
+
+    def work(self, images: int) -> float:
+        """Each update is one of the generator, through the float network, too; and so is each of the warm-up."""
+        alone = max(self.range_updates, self.warmup)
+        return super().work(images) + STEP * self.batch_size * (alone + self.epochs * self.updates_per_epoch)
 
     @property
     def rates(self) -> str:

@@ -36,6 +36,9 @@ class DataFiles:
     images, and for no others."""
     classes: Sequence[str] = ()
     """Names of the classes, in the order of a classifier's outputs, where the data has such."""
+    samples: int | None = None
+    """How many images are evaluated, where that is known without reading them; none: about as many as files. Only times
+    are estimated by it."""
 
 
 class Task(Method, ABC):

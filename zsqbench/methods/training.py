@@ -138,6 +138,10 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         """The options that an error suggests to lower."""
         return "'lr'"
 
+    def work(self, images: int) -> float:
+        """The float network looks at each batch, too."""
+        return super().work(images) + self.batch_size * self.epochs * self.updates_per_epoch
+
     def adjustment(self, engine: "FineTuning") -> Callable[[int], None] | None:  # noqa: ARG002
         """What changes gradients or latent parameters between a backward pass and its update, if anything.
 
@@ -161,6 +165,10 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The preset's values, and batches for ranges."""
         return {"range_updates": SET_RANGE_UPDATES, **super().automatic(network, scheme)}
+
+    def work(self, images: int) -> float:
+        """Ranges are averaged over batches before, in forward passes."""
+        return super().work(images) + self.range_updates * self.range_batch_size
 
     def train_on(
         self,

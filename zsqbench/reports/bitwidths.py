@@ -26,7 +26,8 @@ _BYTE = 8
 _QUANTIZERS_CHOICE = "the quantizer's choice"
 _FUSED = "fused"
 """A tensor that a scheme does not have, because what makes it and what reads it are one."""
-_RECONSTRUCTION = "reconstruction/"
+RECONSTRUCTION = "reconstruction/"
+"""The names of curves of units begin like this."""
 _DEMANDS = ("grid", "weight_grid", "activation_grid", "input_range")
 
 
@@ -202,18 +203,35 @@ def render_measured(tensors: Sequence[MeasuredTensor]) -> str:
     return "\n".join(lines)
 
 
-def render_reconstruction(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """The curves `reconstruction/STAGE/UNIT` of a quantize step as a table: loss before, after, and after / before.
+@dataclass(frozen=True)
+class UnitLoss:
+    """The loss of a unit at the first and at the last step of its reconstruction."""
 
-    Units stand in the order in which they were reconstructed; empty where there are none.
-    """
-    rows = []
+    stage: str
+    unit: str
+    before: float
+    after: float
+
+
+def unit_losses(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[UnitLoss]:
+    """Of the curves `reconstruction/STAGE/UNIT` of a quantize step, in the order in which units were reconstructed."""
+    found = []
     for name, points in curves.items():
-        if name.startswith(_RECONSTRUCTION):
-            stage, _, unit = name.removeprefix(_RECONSTRUCTION).partition("/")
-            before, after = points[0][1], points[-1][1]
-            ratio = f"{after / before:.3g}" if before else ""
-            rows.append((stage, unit, f"{before:.4g}", f"{after:.4g}", ratio))
+        if name.startswith(RECONSTRUCTION):
+            stage, _, unit = name.removeprefix(RECONSTRUCTION).partition("/")
+            found.append(UnitLoss(stage, unit, points[0][1], points[-1][1]))
+    return found
+
+
+def render_reconstruction(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """The losses of units as a table: before, after, and after / before; empty where there are none."""
+    rows = [
+        (
+            *(each.stage, each.unit, f"{each.before:.4g}", f"{each.after:.4g}"),
+            f"{each.after / each.before:.3g}" if each.before else "",
+        )
+        for each in unit_losses(curves)
+    ]
     return "\n".join(_table([("stage", "unit", "loss before", "after", "ratio"), *rows])) if rows else ""
 
 

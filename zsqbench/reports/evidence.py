@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from zsqbench.reports.results import Measured, Result, flat_all
@@ -14,7 +14,7 @@ class Evidence:
     """The artifacts in a store that say what was measured for a row."""
 
     def __init__(self, store: Store) -> None:
-        self.store = _ReadOnce(store.home)
+        self.store = ReadOnce(store.home)
 
     def is_at_hand(self, row: Result) -> bool:
         """True if a row is done, and the artifacts of all that was measured for it are in the store."""
@@ -42,16 +42,27 @@ class Evidence:
         return all(row.seconds.get(kind) == round(manifest["seconds"], 3) for kind, manifest in manifests.items())
 
 
-class _ReadOnce(Store):
-    """A store that reads once what many rows share, the measurement of a float network."""
+class ReadOnce(Store):
+    """A store that reads once what many rows share, such as the measurement of a float network, and looks once.
+
+    It is for a command that writes no artifacts.
+    """
 
     @cached_property
     def _read(self) -> Callable[[str, str], Artifact]:
         return lru_cache(maxsize=32)(super().read)
 
+    @cached_property
+    def _keys(self) -> Callable[[str], set[str]]:
+        return cache(super().keys)
+
     def read(self, kind: str, key: str) -> Artifact:
         """An artifact whose files were verified."""
         return self._read(kind, key)
+
+    def keys(self, kind: str) -> set[str]:
+        """Keys of all artifacts of a kind."""
+        return self._keys(kind)
 
 
 def _final(row: Result) -> list[str]:

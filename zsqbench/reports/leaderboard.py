@@ -68,11 +68,12 @@ def _label_heads(table: Table) -> list[str]:
     )
 
 
-def _heads(table: Table) -> list[tuple[str, ...]]:
+def heads_of(table: Table) -> list[tuple[str, ...]]:
+    """The heads of all columns, each of as many lines; those of labels have empty lines above."""
     return [*(("", label) for label in _label_heads(table)), *(table.head(column) for column in table.columns)]
 
 
-def _lines(table: Table) -> list[list[str]]:
+def lines_of(table: Table) -> list[list[str]]:
     """The body of the table as texts; the float network first."""
     labels = len(_label_heads(table))
     floats = [table.number(column, table.floats[column]) if column in table.floats else "" for column in table.columns]
@@ -81,13 +82,14 @@ def _lines(table: Table) -> list[list[str]]:
 
 
 def _per_cell(table: Table, label: str, of: Callable[[Row, Column], str]) -> list[list[str]]:
-    """Something for each text of `_lines`: `label` for the labels, nothing for the float network."""
+    """Something for each text of `lines_of`: `label` for the labels, nothing for the float network."""
     labels = [label] * len(_label_heads(table))
     rows = [[*labels, *(of(row, column) for column in table.columns)] for row in table.rows]
     return [[*labels, *[""] * len(table.columns)], *rows]
 
 
-def _below(table: Table) -> list[str]:
+def notes_of(table: Table) -> list[str]:
+    """Notes, and footnotes by their number."""
     return [*table.notes, *(f"[{number}] {text}" for text, number in table.footnotes.items())]
 
 
@@ -104,12 +106,12 @@ def _markdown_section(table: Table) -> str:
     stars = _per_cell(table, "", lambda row, column: "**" if (row, column) in table.competition.best else "")
     body = [
         [star + _escape_markdown(text) + star for star, text in zip(*line, strict=True)]
-        for line in zip(stars, _lines(table), strict=True)
+        for line in zip(stars, lines_of(table), strict=True)
     ]
-    heads = [_escape_markdown(" ".join(part for part in head if part)) for head in _heads(table)]
+    heads = [_escape_markdown(" ".join(part for part in head if part)) for head in heads_of(table)]
     align = ["left"] * len(_label_heads(table)) + ["right"] * len(table.columns)
     grid = tabulate(body, headers=heads, tablefmt="pipe", disable_numparse=True, colalign=align)
-    below = "\n".join(f"- {_escape_markdown(line)}" for line in _below(table))
+    below = "\n".join(f"- {_escape_markdown(line)}" for line in notes_of(table))
     return f"## {_escape_markdown(_title(table))}\n\n{grid}\n\n{below}"
 
 
@@ -198,7 +200,7 @@ def _json(tables: Sequence[Table]) -> str:
 
 def _styled(table: Table, escape: Callable[[str], str]) -> Styler:
     """The table with the best in bold and all texts escaped."""
-    frame = pd.DataFrame(_lines(table), columns=pd.MultiIndex.from_tuples(_heads(table)))
+    frame = pd.DataFrame(lines_of(table), columns=pd.MultiIndex.from_tuples(heads_of(table)))
     bold = _per_cell(
         table, "", lambda row, column: "font-weight: bold" if (row, column) in table.competition.best else ""
     )
@@ -223,7 +225,7 @@ def _latex_section(table: Table) -> str:
     tabular = _styled(table, _escape_latex).to_latex(
         hrules=True, convert_css=True, multicol_align="c", column_format=alignment
     )
-    below = "\n".join(rf"\par {_escape_latex(line)}" for line in _below(table))
+    below = "\n".join(rf"\par {_escape_latex(line)}" for line in notes_of(table))
     caption = "; ".join([table.caption, *([table.bold] if table.competition.best else [])])
     return (
         "\\begin{table}\n\\centering\n"
@@ -244,7 +246,7 @@ def _html_section(table: Table, identifier: str) -> str:
     styler = _styled(table, html.escape)
     classes = pd.DataFrame(_per_cell(table, "label", partial(_css_class, table)), styler.index, styler.columns)
     body = styler.set_td_classes(classes).set_uuid(identifier).to_html()
-    return section(_title(table), body, _below(table))
+    return section(_title(table), body, notes_of(table))
 
 
 def _css_class(table: Table, row: Row, column: Column) -> str:

@@ -51,6 +51,8 @@ class Ending:
 
     results: Sequence[Result]
     table: "Path | None" = None
+    report: "Path | None" = None
+    """The folder of the pages, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class Invocation:
             client.log_inputs(run_id, datasets)
 
     def finish(self, ending: Ending) -> None:
-        """End the parent run, if there is one, with how many cells there are of each status, and the table."""
+        """End the parent run, if there is one, with the cells of each status counted, the table and the report."""
         if self.run_id is None:
             return
         for kind in list(self.awaiting):  # another run may have done the step
@@ -227,6 +229,8 @@ class Invocation:
             _log_values(client, self.run_id, {}, [Point(f"cells.{status}", n, 0) for status, n in counts.items()])
             if ending.table is not None:
                 client.log_artifact(self.run_id, str(ending.table))
+            if ending.report is not None:
+                client.log_artifacts(self.run_id, str(ending.report), "report")
             client.set_terminated(self.run_id, "KILLED" if counts["interrupted"] else "FINISHED")
         self.experiment.turns.end(self.run_id)
 

@@ -35,11 +35,17 @@ class ProgressDisplay:
 
     @hookimpl
     def suite_started(self, suite: "Suite", plan: "Plan") -> None:
-        """Say what there is to do."""
+        """Say what there is to do, and about how long it takes, as far as that is known."""
+        from zsqbench.execution.estimates import Estimates
+        from zsqbench.execution.timings import Timings
+
         self._reset()  # one display serves all runs of a process
         self._planned = True
-        self._steps = len(plan.to_do([cell for cell in plan.cells if not plan.is_finished(cell)]))
-        print(f"{suite.name}: {len(plan.cells)} cells, {self._steps} steps to do", file=sys.stderr)
+        to_do = plan.to_do([cell for cell in plan.cells if not plan.is_finished(cell)])
+        self._steps = len(to_do)
+        total = Estimates(Timings(plan.store)).total(to_do.values()) if to_do else None
+        about = f", {total}" if total and total.known else ""
+        print(f"{suite.name}: {len(plan.cells)} cells, {self._steps} steps to do{about}", file=sys.stderr)
         if self._steps and sys.stderr.isatty():
             self._bars = _bars()
             self._bars.start()

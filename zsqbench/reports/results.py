@@ -64,7 +64,7 @@ class Described(TypedDict, total=False):
     origin: str
     options: dict[str, Any]
     changed: dict[str, Any]
-    control: Literal["float", "positive", "negative"] | None
+    control: Literal["negative", "positive", "float"] | None
     start: "Described"
     over: "Described"
 

@@ -14,7 +14,7 @@ from zsqbench.hashing import digest_of
 from zsqbench.reports.axes import Column, Row, unique
 from zsqbench.reports.competition import Standing, Standings
 from zsqbench.reports.results import Result
-from zsqbench.statistics import Measured, Resampled, Samples, ties, unpacked
+from zsqbench.statistics import Measured, Resampled, Samples, Ties, ties, unpacked
 from zsqbench.store import write_atomically
 
 FOLDER = "standings"
@@ -62,23 +62,41 @@ def find_standings(
 
     `home` keeps them for the next table of the same rows; where it cannot be written to, they are computed each time.
     """
+    return {column: _standings(methods, home) for column, methods in _columns(groups).items()}
+
+
+def find_ties(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> dict[Column, Ties[Row]]:
+    """The p of each pair of methods, where `find_standings` has letters; not kept, as there are many."""
+    return {
+        column: ties({row: samples_of(each) for row, each in zip(methods, _values(methods), strict=True)})
+        for column, methods in _columns(groups).items()
+    }
+
+
+def _columns(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> dict[Column, dict[Row, list[Result]]]:
+    """The results of methods that are done, in each column with at least two."""
     columns: dict[Column, dict[Row, list[Result]]] = {}
     for (row, column), group in groups.items():
         if done := [result for result in group if result.status == "done" and result.value is not None]:
             columns.setdefault(column, {})[row] = done
-    return {column: _standings(methods, home) for column, methods in columns.items() if len(methods) > 1}
+    return {column: methods for column, methods in columns.items() if len(methods) > 1}
 
 
 def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> Standings:
-    digests = Counter(result.data.get("digest") for group in methods.values() for result in group)
-    usual = digests.most_common(1)[0][0]
-    values = [values_of(group, usual) for group in methods.values()]
+    values = _values(methods)
     kept = _read(values, home)
     if kept is None:
         kept = _compare(values)
         _write(values, kept, home)
     places = (Standing(*place) for place in zip(kept.letters, kept.without, strict=True))
     return Standings(dict(zip(methods, places, strict=True)), kept.detectable, kept.few_seeds, tuple(kept.untold))
+
+
+def _values(methods: Mapping[Row, Sequence[Result]]) -> list[Values]:
+    """All that is compared of each method; those of other images than most have are left out."""
+    digests = Counter(result.data.get("digest") for group in methods.values() for result in group)
+    usual = digests.most_common(1)[0][0]
+    return [values_of(group, usual) for group in methods.values()]
 
 
 def values_of(group: Sequence[Result], digest: str | None) -> Values:

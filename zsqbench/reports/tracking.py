@@ -71,10 +71,11 @@ class Tracker:
             self._writer.put_background(BackgroundStep(step.kind, frozenset(need.key for need in step.needs)))
 
     @hookimpl
-    def suite_finished(self, results: list[Result], table: str | None) -> None:
+    def suite_finished(self, results: list[Result], table: str | None, report: str | None) -> None:
         """Wait until everything is logged, or MLflow is found not to answer."""
         if self._writer is not None:
-            self._writer.finish(Ending(results, None if table is None else Path(table)))
+            paths = (None if path is None else Path(path) for path in (table, report))
+            self._writer.finish(Ending(results, *paths))
             self._writer = None
 
 

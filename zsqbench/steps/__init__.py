@@ -19,7 +19,7 @@ from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.resolve import Resolve
 from zsqbench.steps.runtime import Runtime
 from zsqbench.steps.sensitivity import Sensitivity
-from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked, contributed
+from zsqbench.steps.step import Job, MethodCall, Outcome, Progress, Shown, Step, Tracked, Work, contributed
 
 KINDS: dict[str, type[Job]] = {
     job.kind: job
@@ -57,5 +57,6 @@ __all__ = [
     "Step",
     "StepMaker",
     "Tracked",
+    "Work",
     "contributed",
 ]

@@ -60,7 +60,15 @@ class Analyze(StudentJob):
         images = [cell.steps[Generate.kind]] if Generate.kind in cell.steps else []
         needs = (quantized, *images, *cls.ranking(cell))
         parts = _parts(cell.data.calibration, cell.task, cell.cell.settings.threads)
-        return cell.step(cls, quantized.label.partition(" ")[2], parts, needs=needs, variant=cell.quantizer)
+        label = quantized.label.partition(" ")[2]
+        return cell.step(
+            cls,
+            label,
+            parts,
+            needs=needs,
+            variant=cell.quantizer,
+            images=lambda: IMAGES + min(cell.calibrated or 0, IMAGES),
+        )
 
     @classmethod
     def key_of(cls, identity: str, needs: tuple[Step, ...]) -> str:

@@ -33,7 +33,8 @@ class Baseline(Job):
         """One for each network and data."""
         accuracy = cell.suite.models[cell.cell.model].float_accuracy
         claim = () if accuracy is None else (str(accuracy),)
-        return cell.step(cls, cell.cell.model, (cell.facts.digest, *evaluations.identity(cell), *claim))
+        parts = (cell.facts.digest, *evaluations.identity(cell), *claim)
+        return cell.step(cls, cell.cell.model, parts, images=lambda: cell.evaluated)
 
     @classmethod
     def comes_before(cls, cell: CellPlanning) -> tuple[Step, ...]:

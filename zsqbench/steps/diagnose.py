@@ -49,7 +49,8 @@ class Diagnose(Job):
             return None
         # the network is in the key of the set
         parts = (cell.data.calibration or "", cell.task, str(cell.cell.settings.threads), DIAGNOSTICS_VERSION)
-        return cell.step(cls, images.label.partition(" ")[2], parts, needs=(images,))
+        label = images.label.partition(" ")[2]
+        return cell.step(cls, label, parts, needs=(images,), images=lambda: cell.calibrated)
 
     @classmethod
     def key_of(cls, identity: str, needs: tuple[Step, ...]) -> str:

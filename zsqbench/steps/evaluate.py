@@ -46,7 +46,14 @@ class Evaluate(StudentJob):
     def plan(cls, cell: CellPlanning) -> Step:
         """One for each quantized network and data."""
         needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
-        return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=cell.quantizer)
+        return cell.step(
+            cls,
+            label(cell.cell),
+            evaluations.identity(cell),
+            needs=needs,
+            variant=cell.quantizer,
+            images=lambda: evaluations.of_student(cell),
+        )
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:

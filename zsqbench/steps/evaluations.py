@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Evaluation, Pretrained
+from zsqbench.scheme import FLOAT_BITS
 from zsqbench.statistics import groups_of
 from zsqbench.store import Artifact
 from zsqbench.versions import EVALUATION_VERSION
@@ -30,12 +31,21 @@ resampled samples), and `task.NAME` of its own.
 
 The file of the float network holds `labels`, too."""
 
+ROUNDING = 2.0
+"""About how much longer a student that rounds its activations takes than the float network."""
+
 CORRECT, PREDICTIONS, LABELS, RESAMPLED, OWN = "correct", "predictions", "labels", "resampled.", "task."
 
 
 def identity(cell: "CellPlanning") -> tuple[str, ...]:
     """Identity of a measurement besides the network: task, data, threads, and what is kept of it."""
     return cell.task, cell.data.evaluation, str(cell.cell.settings.threads), EVALUATION_VERSION
+
+
+def of_student(cell: "CellPlanning") -> float:
+    """How many images pass through the network while its student is evaluated, in passes of the float network."""
+    rounds = cell.suite.schemes[cell.cell.scheme].activation_bits != FLOAT_BITS
+    return cell.evaluated * (ROUNDING if rounds else 1.0)
 
 
 def measure(

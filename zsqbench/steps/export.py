@@ -53,7 +53,7 @@ class Export(StudentJob):
             return None
         parts = (options.weights, options.input, str(options.opset), EXPORT_VERSION)
         needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
-        return cell.step(cls, label(cell.cell), parts, needs=needs, variant=cell.quantizer)
+        return cell.step(cls, label(cell.cell), parts, needs=needs, variant=cell.quantizer, images=lambda: 1)
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:

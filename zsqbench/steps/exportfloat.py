@@ -34,7 +34,7 @@ class ExportFloat(Job):
         if options is None:
             return None
         parts = (cell.facts.digest, options.input, str(options.opset), EXPORT_VERSION)
-        return cell.step(cls, cell.cell.model, parts)
+        return cell.step(cls, cell.cell.model, parts, images=lambda: 1)
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003

@@ -6,7 +6,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import CalibrationSet, Generator, Pretrained
 from zsqbench.reports.results import Result
 from zsqbench.steps.baseline import Baseline
-from zsqbench.steps.planning import CellPlanning, Data
+from zsqbench.steps.planning import CellPlanning, Data, work_of
 from zsqbench.steps.step import Dataset, Job, MethodCall, Step, Tracked
 from zsqbench.store import Artifact, Store
 from zsqbench.suite import Suite
@@ -40,7 +40,15 @@ class Generate(Job):
         parts = (cell.facts.digest, variant.digest, cell.settings, SYNTHESIS_VERSION, *real)
         label = f"{cell.cell.model} {variant.label}{cell.seed_ending}"
         seed = cell.cell.seed if generator.seeded else None
-        return cell.step(cls, label, parts, seed=seed, order_only=Baseline.comes_before(cell), variant=variant)
+        return cell.step(
+            cls,
+            label,
+            parts,
+            seed=seed,
+            order_only=Baseline.comes_before(cell),
+            variant=variant,
+            images=lambda: None if cell.calibrated is None else work_of(generator, cell.calibrated),
+        )
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003

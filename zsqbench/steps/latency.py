@@ -38,7 +38,9 @@ class Latency(Job):
             return None
         needs = (cell.steps[Export.kind], cell.steps[ExportFloat.kind])
         parts = (",".join(map(str, options.batch_sizes)), *options.providers, EXPORT_VERSION)
-        return cell.step(cls, needs[0].label.partition(" ")[2], parts, needs=needs)
+        return cell.step(
+            cls, needs[0].label.partition(" ")[2], parts, needs=needs, images=lambda: sum(options.batch_sizes)
+        )
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003

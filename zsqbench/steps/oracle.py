@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import Method
 from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result
 from zsqbench.steps import evaluations
@@ -35,7 +36,14 @@ class Oracle(StudentJob):
         if not keeps_epochs:
             return None
         needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
-        return cell.step(cls, label(cell.cell), evaluations.identity(cell), needs=needs, variant=variant)
+        return cell.step(
+            cls,
+            label(cell.cell),
+            evaluations.identity(cell),
+            needs=needs,
+            variant=variant,
+            images=lambda: evaluations.of_student(cell) * _kept(variant.at_work.method),
+        )
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Measure each; which one is best, only the evaluated images can tell."""
@@ -78,6 +86,12 @@ class Oracle(StudentJob):
         )
         key = row.keys.get(cls.kind, "")
         return Shown(cls.kind, store.read(cls.kind, key).content if key and store.has(cls.kind, key) else None, text)
+
+
+def _kept(method: Method) -> int:
+    """How many epochs a quantizer keeps, by its options of the usual names."""
+    every, epochs = getattr(method, "keep_every", None) or 1, getattr(method, "epochs", None) or 1
+    return -(-epochs // every)
 
 
 def best_epoch(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:

@@ -1,15 +1,18 @@
 """The making of steps: what a kind may know of the cell that it plans for, and that equal steps are one."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.hashing import digest_of
-from zsqbench.methods import DataFiles
-from zsqbench.steps.step import Step
+from zsqbench.methods import DataFiles, Method
+from zsqbench.methods.asking import asking
+from zsqbench.steps.step import Step, Work
 from zsqbench.store import FileDigests
 from zsqbench.suite import Cell, Suite, Variant
 
@@ -34,6 +37,9 @@ class NetworkFacts:
     """Name of the published definition that it is, if it is one."""
     modules: tuple[tuple[str, str], ...] = ()
     """Path and content hash of each file of a user's own that its definition imports."""
+    operations: int | None = None
+    """Of a forward pass of one image (multiplications and additions), 0 where they could not be counted. None in facts
+    of an older version, and of a network that was not loaded yet. In no identity: only times are estimated by it."""
     notes: tuple[str, ...] = ()
     """What people should know of it, such as which of a checkpoint's weights were taken; one line each."""
 
@@ -146,10 +152,12 @@ class CellPlanning:
         needs: tuple[Step, ...] = (),
         order_only: tuple[Step, ...] = (),
         variant: Variant | None = None,
+        images: Callable[[], float | None] = lambda: None,
     ) -> Step:
         """The step of a kind that reads the network, these parts and what the steps that it needs have made.
 
-        `seed` and `scheme` are those that it uses. Steps that differ in them alone share a timing key.
+        `seed` and `scheme` are those that it uses. Steps that differ in them alone share a timing key. `images` says
+        how many pass through the network, forward, as far as that is known; it is in no key.
         """
         maker = self.maker
         used = "" if scheme is None else maker.scheme(scheme)
@@ -158,9 +166,39 @@ class CellPlanning:
         if step is None:
             key = job.key_of(hash_of(identity), needs)
             timing_key = maker.timing_key((job.kind, *parts, *[need.timing_key for need in needs]))
-            step = Step(job, key, f"{job.kind} {label}", needs, self.cell, timing_key, seed, order_only, variant)
+            work = self._work(job, variant, images)
+            step = Step(job, key, f"{job.kind} {label}", needs, self.cell, timing_key, seed, order_only, variant, work)
             maker.by_identity[identity] = maker.steps[key] = step
         return step
+
+    def _work(self, job: "type[Job]", variant: Variant | None, images: Callable[[], float | None]) -> Work | None:
+        passes = images() if self.facts.operations else None
+        if not passes:
+            return None
+        method = variant.at_work.method if job.axis and variant else self.suite.task(self.cell.task)
+        return Work(job.kind, method.name, self.facts.digest, passes, self.facts.operations or 0)
+
+    @property
+    def evaluated(self) -> int:
+        """How many images are evaluated, as far as that is known before."""
+        return self.data.files.samples or max(1, len(self.data.files.evaluation))
+
+    @property
+    def calibrated(self) -> int | None:
+        """How many images the cell's calibration set has; none where only the set itself knows."""
+        return 0 if self.generator is None else getattr(self.generator.method, "images", None)
+
+
+def work_of(method: Method, images: int) -> float:
+    """How many images pass through the network while a method works on so many.
+
+    Raises ZSQBenchError where the method says something else than a number above zero.
+    """
+    with asking(method, "work"):
+        work = float(method.work(images))
+    if not 0 < work < math.inf:
+        raise ZSQBenchError(f"{method.kind} {method.name!r} says that its work is {work}; expected a number above 0")
+    return work
 
 
 def identity_of(job: "type[Job]", parts: tuple[str, ...], seed: int | None, scheme: str, needs: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ class PreliminaryJob(Job):
 
     facts_type: ClassVar[type]
     """The dataclass."""
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that facts of an older version may lack: they have their defaults then."""
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> None:
@@ -33,7 +35,8 @@ class PreliminaryJob(Job):
         with contextlib.suppress(CorruptArtifactError):
             artifact = store.look(cls.kind, key)
             with artifact.reading():
-                if artifact.content.keys() == {each.name for each in fields(cls.facts_type)}:
+                expected = {each.name for each in fields(cls.facts_type)}
+                if expected - cls.added <= artifact.content.keys() <= expected:
                     return _reader(cls.facts_type).validate_python(artifact.content)
         store.discard(key)
         return None

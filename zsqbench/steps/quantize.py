@@ -12,7 +12,7 @@ from zsqbench.reports.results import Result
 from zsqbench.scheme import FLOAT_BITS, TensorOnGrid
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.generate import Generate
-from zsqbench.steps.planning import CellPlanning
+from zsqbench.steps.planning import CellPlanning, work_of
 from zsqbench.steps.step import Shown, Step
 from zsqbench.steps.students import MODEL, StudentJob, measured_tensors, save_student
 from zsqbench.store import Store
@@ -59,6 +59,7 @@ class Quantize(StudentJob):
             needs=(*images, *cls.ranking(cell), *start),
             order_only=Baseline.comes_before(cell),
             variant=variant,
+            images=lambda: None if cell.calibrated is None else work_of(variant.at_work.method, cell.calibrated),
         )
 
     @property

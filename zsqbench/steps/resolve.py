@@ -27,6 +27,7 @@ class Resolve(PreliminaryJob):
 
     kind: ClassVar[str] = "resolve"
     facts_type: ClassVar[type] = NetworkFacts
+    added: ClassVar[frozenset[str]] = frozenset({"operations"})
 
     @classmethod
     def plan_network(cls, suite: Suite, cell: Cell, digests: FileDigests) -> Step:
@@ -55,6 +56,7 @@ class Resolve(PreliminaryJob):
             facts_of(teacher, identity),
             random_weights=self.model.random_weights,
             modules=digests(self.model.file) if self.model.file else (),
+            operations=count_operations(teacher),
             notes=tuple(reporter.notes),
         )
         session.write(self, reporter, asdict(facts))
@@ -69,6 +71,23 @@ class Resolve(PreliminaryJob):
             store.discard(key)
             return None
         return found
+
+
+def count_operations(teacher: Pretrained) -> int:
+    """Operations of a forward pass of one image, as torch counts them: of convolutions and products of matrices.
+
+    0 where it cannot count them.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next((each.device for each in teacher.module.state_dict().values() if hasattr(each, "device")), "cpu")
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            teacher.module(torch.zeros(1, *teacher.input_size, device=device))
+    except Exception:  # noqa: BLE001 - a network that cannot be run on this image fails where it matters; times do not
+        return 0
+    return int(counter.get_total_flops())
 
 
 def facts_of(teacher: Pretrained, digest: str) -> NetworkFacts:

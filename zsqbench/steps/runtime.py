@@ -54,7 +54,14 @@ class Runtime(StudentJob):
             return None
         parts = (*evaluations.identity(cell), str(options.check), *options.providers, EXPORT_VERSION)
         needs = tuple(cell.steps[kind] for kind in (Quantize.kind, Evaluate.kind, Export.kind))
-        return cell.step(cls, label(cell.cell), parts, needs=(*needs, *cls.ranking(cell)), variant=cell.quantizer)
+        return cell.step(
+            cls,
+            label(cell.cell),
+            parts,
+            needs=(*needs, *cls.ranking(cell)),
+            variant=cell.quantizer,
+            images=lambda: cell.evaluated,
+        )
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:

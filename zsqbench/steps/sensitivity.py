@@ -38,7 +38,9 @@ class Sensitivity(Job):
         images = variant.quantizer.ranking_images
         parts = (cell.facts.digest, str(images), str(cell.cell.settings.threads), QUANT_VERSION)
         label = f"{cell.cell.model} {cell.cell.generator} {cell.cell.scheme} {images} images{cell.seed_ending}"
-        return cell.step(cls, label, parts, scheme=cell.cell.scheme, needs=(set_of_images,), variant=variant)
+        return cell.step(
+            cls, label, parts, scheme=cell.cell.scheme, needs=(set_of_images,), variant=variant, images=lambda: images
+        )
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003

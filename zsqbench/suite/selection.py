@@ -33,6 +33,38 @@ def select(entries: Sequence[Entry], expression: str | None, where: str = "-k") 
         raise _unreadable(expression, where) from error
 
 
+def expression_for(names: Sequence[str], chosen: Sequence[str]) -> str | None:
+    """An expression that selects the chosen of these names and no others, as short as is easily found.
+
+    None where all or none are chosen, and where no expression of their parts does it.
+    """
+    others = [name for name in names if name not in set(chosen)]
+    if not chosen or not others:
+        return None
+    tries = [("not ({})", _cover(others, chosen)), ("{}", _cover(chosen, others))]
+    texts = [form.format(" or ".join(words)) for form, words in tries if words]
+    texts = [text.replace("not (", "not ").removesuffix(")") if " or " not in text else text for text in texts]
+    for text in sorted(texts, key=len):
+        matches = _matcher(text, "-k")
+        if [name for name in names if matches(name)] == [name for name in names if name in set(chosen)]:
+            return text
+    return None
+
+
+def _cover(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Few parts of these names, or whole names, of which each name has one and no other name has any."""
+    parts = {part for name in names for part in (*name.split(":"), name)}
+    own = {part: {name for name in names if part in name} for part in parts if not any(part in each for each in others)}
+    words, left = [], set(names)
+    while left and own:
+        best = max(own, key=lambda part: (len(own[part] & left), -len(part), part))
+        if not own[best] & left:
+            return []
+        words.append(best)
+        left -= own[best]
+    return [] if left else words
+
+
 def _matcher(expression: str, where: str) -> Callable[[str], bool]:
     words: dict[str, str] = {}
     code = [

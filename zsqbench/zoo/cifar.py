@@ -19,6 +19,9 @@ BATCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 ARCHIVE_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """The folder that each archive unpacks to."""
 
+IMAGES = 10_000
+"""In each published batch but the one of CIFAR-100 to train on, which holds 50,000."""
+
 _ARRAY_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),

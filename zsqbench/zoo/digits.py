@@ -14,6 +14,8 @@ FILE = Path(__file__).with_name("digits.safetensors")
 """uint8 `train_images` and `test_images` [N, 8, 8] with values 0..16, uint8 `train_labels` and `test_labels` [N]."""
 
 CLASSES = 10
+IMAGES = {"train": 897, "test": 900}
+"""Of each part."""
 WHITE = 16
 """The largest pixel value of the file."""
 

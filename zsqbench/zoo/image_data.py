@@ -22,6 +22,8 @@ class ImagePart:
 
     files: Mapping[str, Path]
     samples: Callable[[], list[Sample]]
+    count: int
+    """How many samples there are; of batches that are not read yet, as many as the published ones hold."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def find_digits() -> ImageData:
     """The embedded digits: the parts test and train."""
 
     def part(name: Literal["train", "test"]) -> ImagePart:
-        return ImagePart({digits.FILE.name: digits.FILE}, lambda: _digit_samples(name))
+        return ImagePart({digits.FILE.name: digits.FILE}, lambda: _digit_samples(name), digits.IMAGES[name])
 
     classes = tuple(str(digit) for digit in range(digits.CLASSES))
     # The file, not its folder: the networks lie beside it, and methods may import from there.
@@ -115,14 +117,14 @@ def of_files(files: Sequence[LabelledFile], classes: Sequence[str]) -> ImagePart
             for file in files
         ]
 
-    return ImagePart({file.name: file.path for file in files}, samples)
+    return ImagePart({file.name: file.path for file in files}, samples, len(files))
 
 
 def _of_batches(batches: Sequence[Path]) -> ImagePart:
     def samples() -> list[Sample]:
         return [s for path in batches for s in _array_samples(path, "", *cifar.read_batch(path))]
 
-    return ImagePart({path.name: path for path in batches}, samples)
+    return ImagePart({path.name: path for path in batches}, samples, cifar.IMAGES * len(batches))
 
 
 def _array_samples(path: Path, part: str, images: Any, labels: Sequence[int]) -> list[Sample]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.axes import Row, grouped
-from zsqbench.reports.paperfigures.figure import Absent, PaperFigure, Spec, name, number, panels, tips
+from zsqbench.reports.site.paper.figure import Absent, PaperFigure, Spec, name, number, panels, tips
 from zsqbench.reports.results import Result
 from zsqbench.statistics.samples import unpacked
 from zsqbench.steps import evaluations

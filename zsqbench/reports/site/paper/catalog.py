@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zsqbench.reports.paperfigures import lines, sets
-from zsqbench.reports.paperfigures.errors import errors_by_difficulty
-from zsqbench.reports.paperfigures.figure import Absent, PaperFigure
-from zsqbench.reports.paperfigures.sets import Sets
+from zsqbench.reports.site.paper import lines, sets
+from zsqbench.reports.site.paper.errors import errors_by_difficulty
+from zsqbench.reports.site.paper.figure import Absent, PaperFigure
+from zsqbench.reports.site.paper.sets import Sets
 from zsqbench.reports.results import Result
 from zsqbench.store import Store
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from zsqbench.reports.paperfigures.figure import COLORS, GREY, Absent, PaperFigure, Spec, name, number, panels, tips
+from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, Spec, name, number, panels, tips
 from zsqbench.reports.results import Result, flat, flat_method
 
 FIELDS = ("method", "panel", "x", "seed", "value", "float")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zsqbench.reports.diagnosis import Undiagnosed
-from zsqbench.reports.paperfigures.figure import (
+from zsqbench.reports.site.paper.figure import (
     COLORS,
     REAL,
     Absent,

@@ -1,0 +1,95 @@
+import pytest
+from reportpages import NASTY, rows_of_a_suite, source_of
+from rows import NOISE, method, seen
+
+from zsqbench.reports.evidence import ReadOnce
+from zsqbench.reports.site.cellpage import cell_page
+from zsqbench.reports.site.recipe import Recipes
+from zsqbench.store import Store
+
+GENERATE = "d" * 64
+
+
+def page_of(row, home):
+    source = source_of([row], home)
+    return cell_page(row, source, Recipes(source.origin, [row.cell]), ReadOnce(home))
+
+
+def part(page, title):
+    return next(part for part in page.parts if part.title == title)
+
+
+def test_the_page_has_all_that_the_row_says(tmp_path):
+    row = rows_of_a_suite()[0]
+    page = page_of(row, tmp_path)
+    assert page.lead == ["top1 90.00, 8.00 less than the float network (98.00)"]
+    assert part(page, "Result").grid.rows == [["top1", "90", "98"]]
+    assert "published: 77 (Some, Table 1; Someone: Something, CVPR 2020)" in part(page, "Result").notes
+    assert ["quantizer.bits", "4", "set"] in part(page, "Options that held").grid.rows
+    assert ["quantizer.grid", "affine", ""] in part(page, "Options that held").grid.rows
+    assert part(page, "Make it again").text.startswith("zsqbench run demo.yaml -k digits:resnet20:dgh:rtn:hw/w4a4:0 ")
+    assert part(page, "Time and memory").grid.rows == [["quantize", "2.000", ""]]
+    assert ["data.evaluated", "100"] in part(page, "Environment").grid.rows
+
+
+def test_artifacts_that_are_not_here_are_said_not_to_be(tmp_path):
+    page = page_of(rows_of_a_suite()[0], tmp_path)
+    assert [row[2] for row in part(page, "Artifacts").grid.rows] == ["not here"] * 3
+    assert part(page, "Quantized").text.startswith(f"what was quantized is not in {tmp_path}")
+    (said,) = part(page, "Samples that flip").lines
+    assert said == f"not known: the measurement of the float network is not in {tmp_path}"
+
+
+def test_a_cell_that_failed_says_why_with_its_traceback(tmp_path):
+    page = page_of(rows_of_a_suite()[-2], tmp_path)
+    reason = " ".join(NASTY.split())
+    assert page.lead == [f"failed: {reason}"]
+    assert part(page, "Result").text == "Traceback\n  boom"
+    assert "Samples that flip" not in [each.title for each in page.parts]
+
+
+def test_an_excluded_cell_says_why(tmp_path):
+    assert page_of(rows_of_a_suite()[-1], tmp_path).lead == ["excluded: too slow"]
+
+
+@pytest.fixture
+def generated(tmp_path):
+    """A calibration set with curves and diagnostics."""
+    store = Store(tmp_path)
+    points = {"loss": [(at, 1.0 / (at + 1)) for at in range(1000)], "lr": [(0, 0.1)]}
+    losses = {"reconstruction/weights/conv1": [(0, 2.0), (100, 0.5)]}
+    store.write("generate", GENERATE, {"content": {"images": 4}, "curves": points | losses, "notes": []})
+    return tmp_path
+
+
+def test_curves_are_thinned_and_units_have_their_losses(generated):
+    row = seen([1], keys={"generate": GENERATE})
+    page = page_of(row, generated)
+    found = page.data["curves generate"].records()
+    loss = [record for record in found if record["curve"] == "loss"]
+    assert (len(loss), loss[0]["step"], loss[-1]["step"]) == (300, 0, 999)
+    assert [record["loss"] for record in page.data["units generate"].records()] == [2.0, 0.5]
+    titles = [chart.title for chart in part(page, "Curves").charts]
+    assert titles == ["generate, weights: loss of each unit before and after it was reconstructed", "generate: curves"]
+
+
+def test_a_damaged_artifact_costs_no_page(generated):
+    (generated / "store" / "generate" / GENERATE / "manifest.json").write_text("{}")
+    page = page_of(seen([1], keys={"generate": GENERATE}), generated)
+    assert "is damaged" in part(page, "Curves").notes[0]
+
+
+def test_pictures_of_artifacts_are_shown_and_their_places_are_not(tmp_path):
+    store = Store(tmp_path)
+    manifest = {"content": {}, "curves": {}, "notes": []}
+    store.write("evaluate", "c" * 64, manifest, lambda folder: (folder / "picture.png").write_bytes(b"png"))
+    page = page_of(seen([1], keys={"evaluate": "c" * 64}), tmp_path)
+    (picture,) = part(page, "Picture").pictures
+    assert (picture.file, part(page, "Picture").text) == (f"pictures/{'c' * 24}-picture.png", "")
+
+
+def test_a_group_that_was_not_measured_says_why(tmp_path):
+    row = seen(
+        [1], not_run={"onnxruntime": "it cannot be exported"}, methods={"generator": NOISE, "quantizer": method("rtn")}
+    )
+    assert "onnxruntime was not measured: it cannot be exported" in part(page_of(row, tmp_path), "Result").lines

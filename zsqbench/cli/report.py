@@ -1,0 +1,70 @@
+"""`zsqbench report` and `zsqbench figure`: results as pages for a browser, and their charts as files for a paper."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from zsqbench.cli.options import (
+    PATH,
+    data_root_option,
+    home_option,
+    overrides_option,
+    results_option,
+    select_option,
+)
+
+
+@click.command()
+@click.argument("suite")
+@click.option("-o", "--output", type=PATH, help="The folder to write; otherwise RESULTS/NAME.report.")
+@select_option
+@overrides_option
+@home_option
+@results_option
+@data_root_option
+@click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file, for the commands on the pages.")
+def report(suite: str, output: Path | None, **places: object) -> int:
+    """Write the results of SUITE as pages that a browser opens from disk: verdicts, charts, and a page for each cell.
+
+    A folder that is no report is not touched. Nothing is run, and nothing is fetched, neither now nor by the pages.
+    """
+    from zsqbench import api
+
+    click.echo(api.report(suite, output, **places))  # type: ignore[arg-type]
+    return 0
+
+
+@click.command()
+@click.argument("suite")
+@click.argument("name", nargs=-1)
+@click.option("-o", "--output", type=PATH, help="FILE.svg, FILE.pdf or FILE.png; otherwise the name with .svg.")
+@select_option
+@overrides_option
+@home_option
+@results_option
+def figure(
+    suite: str,
+    name: Sequence[str],
+    output: Path | None,
+    select: str | None,
+    overrides: Sequence[str],
+    home: Path,
+    results: Path,
+) -> int:
+    """Draw the chart NAME of the report of SUITE into a file; without a NAME, list those that there are.
+
+    A name is some words, as the report shows them: heatmap digits resnet20.
+    """
+    from zsqbench import api
+
+    if not name:
+        names = api.figures(suite, home=home, results=results, select=select, overrides=overrides)
+        click.echo("\n".join(names))
+        return 0
+    words = " ".join(name)
+    path = output or Path(re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.") + ".svg")
+    api.figure(suite, words, path, home=home, results=results, select=select, overrides=overrides)
+    click.echo(path)
+    return 0

@@ -1,0 +1,207 @@
+"""The page of a cell: all that its row says, and all that the store has of it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from zsqbench.errors import CorruptArtifactError
+from zsqbench.reports.results import Result, flat, flat_method
+from zsqbench.reports.site.curves import Curves, find_curves
+from zsqbench.reports.site.flips import LISTED, Flip, Flips, find_flips
+from zsqbench.reports.site.pages import Grid, Page, Part, Picture, Text
+from zsqbench.reports.site.recipe import Recipes
+from zsqbench.reports.site.source import Source, slug
+from zsqbench.reports.tablenotes import remarks_on
+from zsqbench.reports.tabulation import single_line
+from zsqbench.steps import KINDS
+from zsqbench.steps.step import Job
+from zsqbench.store import Store
+
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
+"""The endings of files that a page shows as pictures."""
+
+FOLDER = "pictures"
+"""The folder of all pictures, beside that of the cells' pages."""
+
+_SETTINGS = "settings"
+
+
+def cell_page(row: Result, source: Source, recipes: Recipes, store: Store) -> Page:
+    """The page of a row; `store` may be one that reads once what several rows share."""
+    curves = find_curves(row, store)
+    parts = [
+        Part("Result", _reasons(row), _metrics(row), text=row.traceback or "", notes=_notes(row)),
+        Part("Make it again", text=recipes.command(row.cell)),
+        Part("Options that held", grid=_options(row)),
+        *_left(row, store),
+        *_curves(curves),
+        *_flips(row, store),
+        Part("Time and memory", grid=_costs(row)),
+        Part("Artifacts", grid=_keys(row, store), notes=[f"here: in the store {store.home}, when this page was made"]),
+        Part("Environment", grid=_facts({**row.environment, **_data(row)})),
+    ]
+    return Page(
+        title=row.cell,
+        lead=[_headline(row)],
+        parts=[part for part in parts if not part.is_empty],
+        data=curves.data or {},
+        back=[(source.suite, "../index.html")],
+    )
+
+
+def _headline(row: Result) -> str:
+    """The result in a sentence."""
+    if row.value is None or row.status != "done":
+        return f"{row.status}: {single_line(row.reason)}"
+    compared = f", {row.drop:.2f} less than the float network ({row.float_value:.2f})" if row.drop is not None else ""
+    return f"{row.metric} {row.value:.2f}{compared}"
+
+
+def _reasons(row: Result) -> list[str]:
+    """Why the cell is not done, and why groups of metrics were not measured."""
+    why = [] if row.status == "done" else [f"{row.status}: {single_line(row.reason)}"]
+    return [*why, *(f"{group} was not measured: {single_line(reason)}" for group, reason in row.not_run.items())]
+
+
+def _notes(row: Result) -> list[str]:
+    """What whoever reads the number must know."""
+    free = [] if row.data_free else ["not data-free: its generator was given real images"]
+    random = ["random weights: the network was never trained"] if row.model_facts.get("random_weights") else []
+    own = remarks_on([row]) if row.status == "done" else row.footnotes
+    published = row.published
+    cited = [f"published: {published['value']:g} ({published['source']}; {published['citation']})"] if published else []
+    return [*free, *random, *own, *row.notes, *cited]
+
+
+def _metrics(row: Result) -> Grid | None:
+    """Metrics beside those of the float network, and of the best epoch by the evaluated images."""
+    columns = {"quantized": row.metrics, "float": row.float_metrics, "oracle": row.oracle.get("metrics", {})}
+    there = {head: metrics for head, metrics in columns.items() if metrics}
+    names = dict.fromkeys(name for metrics in there.values() for name in metrics)
+    rows = [[name, *(_number(metrics.get(name)) for metrics in there.values())] for name in names]
+    return Grid([["metric", *there]], rows) if rows else None
+
+
+def _options(row: Result) -> Grid | None:
+    """Every option of every method, and if the suite set it; then the settings."""
+    rows: list[list[Text]] = []
+    for axis, method in row.methods.items():
+        changed = {name for name, _ in _changed(axis, method)}
+        rows += [[name, _text(value), "set" if name in changed else ""] for name, value in flat_method(axis, method)]
+    rows += [[name, _text(value), ""] for name, value in flat(_SETTINGS, row.settings)]
+    return Grid([["option", "value", "by the suite"]], rows, labels=3) if rows else None
+
+
+def _changed(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options that the suite set, by the names that `flat_method` gives."""
+    yield from flat(prefix, method.get("changed", {}))
+    for other in ("start", "over"):
+        if other in method:
+            yield from _changed(f"{prefix}.{other}", method[other])
+
+
+def _left(row: Result, store: Store) -> Iterator[Part]:
+    """What each kind of step shows of its artifact, with its pictures: a new kind needs no line here."""
+    for kind, job in KINDS.items():
+        pictures = _pictures(job, store, row)
+        try:
+            shown = job.show(store, row)
+        except CorruptArtifactError as error:
+            yield Part(kind.capitalize(), [str(error)], pictures=pictures)
+            continue
+        text = _without_places(shown.text, pictures) if shown is not None else ""
+        if text or pictures:
+            title = shown.name.replace("_", " ") if shown is not None else kind
+            yield Part(title.capitalize(), text=text, pictures=pictures)
+
+
+def _pictures(job: type[Job], store: Store, row: Result) -> list[Picture]:
+    """The pictures that MLflow would get, too. Each has one copy, however many cells share its artifact."""
+    try:
+        tracked = job.track(store, row)
+    except CorruptArtifactError:
+        return []  # `show` says so
+    files = [path for path in (tracked.files if tracked else ()) if path.suffix.lower() in IMAGES and path.is_file()]
+    return [Picture(path.stem, f"{FOLDER}/{path.parent.name[:24]}-{slug(path.name)}", path) for path in files]
+
+
+def _without_places(text: str, pictures: Sequence[Picture]) -> str:
+    """A text without the lines that only say where pictures are: the page shows them."""
+    places = {str(picture.source) for picture in pictures}
+    return "\n".join(line for line in text.splitlines() if line not in places)
+
+
+def _curves(found: Curves) -> Iterator[Part]:
+    if found.charts or found.notes:
+        yield Part("Curves", charts=found.charts, notes=found.notes)
+
+
+def _flips(row: Result, store: Store) -> Iterator[Part]:
+    """Samples that flip beside the float network, or why they are not known."""
+    if row.status != "done":
+        return
+    title = "Samples that flip"
+    found = find_flips(row, store)
+    if isinstance(found, str):
+        yield Part(title, [f"not known: {found}"])
+        return
+    change = f"{found.losses:,} right to wrong, {found.wins:,} wrong to right"
+    said = f"from the float network to this one, of {found.samples:,} samples: {change}"
+    rows = [
+        [what, *(_known(value) for value in (flip.sample, flip.label, flip.before, flip.after))]
+        for what, flips in (("right to wrong", found.lost), ("wrong to right", found.won))
+        for flip in flips
+    ]
+    heads = ["change", "sample", "label", "float predicts", "quantized predicts"]
+    yield Part(title, [said], Grid([heads], rows) if rows else None, notes=list(_about_flips(found)))
+
+
+def _about_flips(found: Flips) -> Iterator[str]:
+    if max(found.losses, found.wins) > LISTED:
+        yield f"the first {LISTED} of each kind are listed"
+    if found.losses + found.wins:
+        yield "a sample is told by its place among those that are evaluated; a task hands out no pictures of them"
+    flips: Sequence[Flip] = (*found.lost, *found.won)
+    if any(flip.after is None for flip in flips):
+        yield "predictions of the quantized network are not here: its measurement is not in the store, or keeps none"
+
+
+def _costs(row: Result) -> Grid | None:
+    """Seconds and memory of each step."""
+    rows = [[step, f"{seconds:,.3f}", _mebibytes(row.peak_memory.get(step))] for step, seconds in row.seconds.items()]
+    return Grid([["step", "seconds", "peak memory (MiB)"]], rows) if rows else None
+
+
+def _keys(row: Result, store: Store) -> Grid | None:
+    """The artifact of each step, and if it is in the store."""
+    rows = [[step, key, "here" if store.kind_of(key) else "not here"] for step, key in row.keys.items()]
+    return Grid([["step", "key", "artifact"]], rows, labels=3) if rows else None
+
+
+def _data(row: Result) -> dict[str, Any]:
+    """What is known of data, network and tensors, by names such as `data.evaluated`."""
+    parts: dict[str, Mapping[str, Any]] = {"data": row.data, "network": row.model_facts, "tensors": row.tensors}
+    found = {name: value for prefix, part in parts.items() for name, value in flat(prefix, part)}
+    when = {} if row.finished is None else {"finished": f"{row.finished:%Y-%m-%d %H:%M:%S} UTC"}
+    return {**found, "definition": row.definition, **when}
+
+
+def _facts(facts: Mapping[str, Any]) -> Grid | None:
+    rows = [[name, _text(value)] for name, value in facts.items() if value not in (None, "", [], {})]
+    return Grid([["name", "value"]], rows, labels=2) if rows else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
+
+
+def _known(value: int | None) -> Text:
+    return "not known" if value is None else value
+
+
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:,.0f}"

@@ -1,0 +1,115 @@
+"""A page as data: page.js shows it, whichever page it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zsqbench.reports.site.charts import CONFIG, Chart, Columns
+
+Text = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table."""
+
+    heads: Sequence[Sequence[str]]
+    """Lines of heads."""
+    rows: Sequence[Sequence[Text]]
+    labels: int = 1
+    """The first columns that are text; the others are numbers, which stand at the right."""
+    bold: Sequence[tuple[int, int]] = ()
+    """Row and column of what is bold."""
+    links: Mapping[str, int] = field(default_factory=dict)
+    """The cell, by its place in the listing of the page, that a text `row,column` leads to."""
+    missing: Sequence[tuple[int, int]] = ()
+    """Row and column of texts that stand in place of a number."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A long table with search, sort and filter."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Text]]
+    numbers: Mapping[int, int]
+    """Decimals of each column of numbers."""
+    choices: Sequence[int]
+    """Columns of few different texts, of which a reader chooses."""
+    pages: Mapping[int, str] = field(default_factory=dict)
+    """The pages of rows where these are not called as their first column, made a name of a file: see `slug`."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of an artifact, and where the page finds its copy."""
+
+    name: str
+    file: str
+    source: Path
+
+    def as_data(self) -> dict[str, str]:
+        """All that the page needs to know."""
+        return {"name": self.name, "file": self.file}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a page."""
+
+    title: str
+    lines: Sequence[str] = ()
+    """Statements."""
+    grid: Grid | None = None
+    listing: Listing | None = None
+    text: str = ""
+    """Text whose lines and spaces count."""
+    pictures: Sequence[Picture] = ()
+    charts: Sequence[Chart] = ()
+    notes: Sequence[str] = ()
+    """Small print below."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing below its title."""
+        return not any(value for name, value in vars(self).items() if name != "title")
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data without what is empty."""
+        found: dict[str, Any] = {
+            "title": self.title,
+            "lines": self.lines,
+            "grid": self.grid and vars(self.grid),
+            "listing": self.listing and vars(self.listing),
+            "text": self.text,
+            "pictures": [each.as_data() for each in self.pictures],
+            "charts": [vars(each) for each in self.charts],
+            "notes": self.notes,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the report."""
+
+    title: str
+    lead: Sequence[str]
+    """Shown without JavaScript, too."""
+    parts: Sequence[Part]
+    data: Mapping[str, Columns] = field(default_factory=dict)
+    """The data of its charts, by name."""
+    back: Sequence[tuple[str, str]] = ()
+    """Links above the title: text and page."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for page.js."""
+        return {
+            "title": self.title,
+            "lead": self.lead,
+            "parts": [part.as_data() for part in self.parts],
+            "data": {name: columns.as_data() for name, columns in self.data.items()},
+            "back": self.back,
+            "config": CONFIG,
+        }
