@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from zsqbench.reports.reproduction import PaperTable, Reproduction
     from zsqbench.reports.requirements import Requirements
     from zsqbench.reports.results import Result
-    from zsqbench.reports.site.charts import Chart
     from zsqbench.reports.site.sections import Section
     from zsqbench.reports.site.source import Origin, Source
     from zsqbench.steps.quantize import Quantize
@@ -293,7 +292,7 @@ def figures(
     overrides: Sequence[str] = (),
 ) -> list[str]:
     """The names of the charts that `figure` draws of a suite, in the order of its report."""
-    return list(_charts(suite, home, results, select, overrides))
+    return [chart.name for part in _sections(suite, home, results, select, overrides) for chart in part.charts]
 
 
 def figure(
@@ -313,22 +312,23 @@ def figure(
     from zsqbench.reports.site.drawing import check_figure_file, draw
 
     check_figure_file(Path(path))
-    charts = _charts(suite, home, results, select, overrides)
+    parts = _sections(suite, home, results, select, overrides)
+    charts = {chart.name: (section, chart) for section in parts for chart in section.charts}
     if name not in charts:
-        raise ZSQBenchError(unknown("figure", name, charts))
+        why = next((section.absent[name] for section in parts if name in section.absent), None)
+        raise ZSQBenchError(f"there is no figure {name!r}: {why}" if why else unknown("figure", name, charts))
     section, chart = charts[name]
     draw(chart.complete(section.data), Path(path))
     return Path(path)
 
 
-def _charts(
+def _sections(
     suite: str | Path, home: Path | str, results: Path | str, select: str | None, overrides: Sequence[str]
-) -> "dict[str, tuple[Section, Chart]]":
-    """The charts of a report by name, each with the section whose data it shows."""
+) -> "list[Section]":
+    """The parts of a report, which have its charts."""
     from zsqbench.reports.site.sections import sections
 
-    rows = rows_of(suite, Path(results), select, overrides, Path(home))
-    return {chart.name: (section, chart) for section in sections(rows, Path(home)) for chart in section.charts}
+    return sections(rows_of(suite, Path(results), select, overrides, Path(home)), Path(home))
 
 
 def _source(origin: "Origin", select: str | None) -> "Source":

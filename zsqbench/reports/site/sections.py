@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zsqbench.reports.axes import Column, ColumnKind, Row, grouped
+from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.leaderboard import heads_of, lines_of, notes_of
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.charts import (
@@ -24,6 +25,7 @@ from zsqbench.reports.site.charts import (
     spread,
 )
 from zsqbench.reports.site.pages import Grid, Part
+from zsqbench.reports.site.paper import Absent, PaperFigure, paper_figures
 from zsqbench.reports.site.verdicts import columns_of, ranked, verdict
 from zsqbench.reports.standings import find_ties
 from zsqbench.reports.table import Table
@@ -40,11 +42,14 @@ class Section:
 
     table: Table
     groups: Mapping[tuple[Row, Column], Sequence[Result]]
+    figures: Sequence[PaperFigure | Absent] = ()
+    """The figures of papers."""
 
     @classmethod
     def of(cls, rows: Sequence[Result], home: Path | None) -> "Section":
         """The section of rows of one task and one network; `home` keeps which methods can be told apart."""
-        return cls(build_tables(rows, Layout(columns=tuple(COSTS)), home)[0], grouped(rows))
+        figures = paper_figures(rows, ReadOnce(home)) if home is not None else []
+        return cls(build_tables(rows, Layout(columns=tuple(COSTS)), home)[0], grouped(rows), figures)
 
     @property
     def title(self) -> str:
@@ -91,7 +96,17 @@ class Section:
     @cached_property
     def charts(self) -> list[Chart]:
         """All charts, in the order of the page."""
-        return [*self._of_network(), *(chart for column in self.columns for chart in self._of_column(column))]
+        of_columns = (chart for column in self.columns for chart in self._of_column(column))
+        return [*self._of_network(), *of_columns, *(figure.chart for figure in self._papers)]
+
+    @cached_property
+    def absent(self) -> dict[str, str]:
+        """Why there is no such figure, by its name."""
+        return {figure.name: figure.why for figure in self.figures if isinstance(figure, Absent)}
+
+    @property
+    def _papers(self) -> list[PaperFigure]:
+        return [figure for figure in self.figures if isinstance(figure, PaperFigure)]
 
     @cached_property
     def data(self) -> dict[str, Columns]:
@@ -100,6 +115,7 @@ class Section:
             self._data("results"): self._results(),
             self._data("seeds"): self._seeds(),
             self._data("pairs"): self._pairs,
+            **{figure.chart.data: figure.columns for figure in self._papers},
         }
 
     def part(self, places: Mapping[str, int]) -> Part:
@@ -107,7 +123,19 @@ class Section:
         table = replace(
             self.table, columns=tuple(each for each in self.table.columns if each.kind is not ColumnKind.FIGURE)
         )
-        return Part(self.title, (), _grid(table, self.groups, places), charts=self.charts, notes=notes_of(table))
+        return Part(
+            self.title,
+            (),
+            _grid(table, self.groups, places),
+            charts=self.charts,
+            notes=[*notes_of(table), *self._lacks()],
+        )
+
+    def _lacks(self) -> Iterator[str]:
+        """Which figures of papers there are not, and why."""
+        for why in dict.fromkeys(self.absent.values()):
+            names = [name.removesuffix(f" {self.title}") for name, reason in self.absent.items() if reason == why]
+            yield f"no figure {', '.join(names)}: {why}"
 
     def _data(self, what: str) -> str:
         return f"{what} {self.title}"

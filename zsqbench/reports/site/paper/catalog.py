@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from zsqbench.reports.results import Result
 from zsqbench.reports.site.paper import lines, sets
 from zsqbench.reports.site.paper.errors import errors_by_difficulty
 from zsqbench.reports.site.paper.figure import Absent, PaperFigure
 from zsqbench.reports.site.paper.sets import Sets
-from zsqbench.reports.results import Result
 from zsqbench.store import Store
 
 Figures = list[PaperFigure | Absent]
@@ -40,11 +40,11 @@ KINDS = (
     Kind(
         "sweep",
         "accuracy over a swept option",
-        "HAST, Figures 1 and 5, Table 8; DGH, Figure 5",
+        "HAST, Figures 1 and 5, Table 8",
         lambda of: lines.option_sweeps(of.rows, of.where),
     ),
-    Kind("bits", "accuracy over bits", "DGH, Figure 5", lambda of: lines.bits(of.rows, of.where)),
-    Kind("scopes", "accuracy by what is quantized", "DGH, Figure 1", lambda of: lines.scopes(of.rows, of.where)),
+    Kind("bits", "accuracy over bits", "DGH", lambda of: lines.bits(of.rows, of.where)),
+    Kind("scopes", "accuracy by what is quantized", "DGH", lambda of: lines.scopes(of.rows, of.where)),
     Kind(
         "error-by-difficulty",
         "error on what is easy and on what is hard for the float network",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.axes import Row, grouped
-from zsqbench.reports.site.paper.figure import Absent, PaperFigure, Spec, name, number, panels, tips
 from zsqbench.reports.results import Result
+from zsqbench.reports.site.paper.figure import Absent, PaperFigure, name, number, panels, some, tips
 from zsqbench.statistics.samples import unpacked
 from zsqbench.steps import evaluations
 from zsqbench.steps.baseline import Baseline
@@ -17,6 +17,8 @@ from zsqbench.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from zsqbench.reports.site.charts import Spec
 
 FIELDS = ("method", "scheme", "images", "error", "count", "seeds")
 
@@ -54,8 +56,15 @@ def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> li
 
 
 def _figure(title: str, where: str, data: Sequence[Sequence[Any]]) -> PaperFigure:
-    methods, schemes = (list(dict.fromkeys(row[at] for row in data)) for at in (0, 1))
-    counts = {row[2]: row[4] for row in data}
+    errors: dict[str, list[float]] = {}
+    for row in data:
+        if row[2] == EASY:
+            errors.setdefault(row[0], []).append(row[3])
+    methods, left_out = some(
+        sorted(errors, key=lambda method: sum(errors[method]) / len(errors[method])), "methods", "best"
+    )
+    shown = [row for row in data if row[0] in methods]
+    counts = {row[2]: row[4] for row in shown}
     color = name("images", [EASY, HARD]) | {"scale": {"domain": [EASY, HARD], "range": ["#0072b2", "#d55e00"]}}
     layer: Spec = {
         "mark": {"type": "bar"},
@@ -67,10 +76,10 @@ def _figure(title: str, where: str, data: Sequence[Sequence[Any]]) -> PaperFigur
             "tooltip": tips(*FIELDS),
         },
     }
-    words = ", ".join(f"{images} ({counts[images]:,} images)" for images in counts)
-    return PaperFigure(
-        title, f"{where}: error by difficulty: {words}", FIELDS, data, panels("scheme", schemes, [layer], {"step": 16})
-    )
+    schemes = list(dict.fromkeys(row[1] for row in shown))
+    bins = ", ".join(f"{images} ({counts[images]:,} images)" for images in counts)
+    spec = panels("scheme", schemes, [layer], {"step": 16})
+    return PaperFigure.of(title, f"{where}: error by difficulty: {bins}{left_out}", FIELDS, shown, spec)
 
 
 def _float_right(store: Store, key: str) -> "np.ndarray | str":

@@ -1,17 +1,19 @@
-"""A figure: plain data, and a Vega-Lite spec that shows it (https://vega.github.io/vega-lite/docs/ has the form)."""
+"""A figure of a paper: a chart with its data, or why there is none; and parts of charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-Spec = dict[str, Any]
+from zsqbench.reports.site.charts import Chart, Columns, Spec
 
 GREY = "#888"
 WIDTH, HEIGHT = 260, 200
 """Pixels of one panel."""
 PANELS = 3
 """Panels side by side."""
-COLORS: Spec = {"scheme": "tableau10"}
+MOST = 20
+"""So many methods or sets are in a figure: more have no colours that can be told apart."""
+COLORS: Spec = {"scheme": "tableau20"}
 REAL = "real images"
 """How figures call the real images that sets are compared with."""
 
@@ -20,20 +22,19 @@ REAL = "real images"
 class PaperFigure:
     """A figure of a task and a network."""
 
-    name: str
-    """`sweep generator.images digits resnet20`."""
-    title: str
-    fields: tuple[str, ...]
-    """Names of the fields of its data."""
-    rows: Sequence[Sequence[Any]]
-    """Their values."""
-    spec: Spec
-    """Without the data."""
+    chart: Chart
+    columns: Columns
+    """The data of the chart, which goes by the chart's name."""
 
-    def complete(self) -> Spec:
-        """The spec with its data, which stands for itself."""
-        values = [dict(zip(self.fields, row, strict=True)) for row in self.rows]
-        return {"data": {"values": values}, "title": {"text": self.title, "anchor": "start"}, **self.spec}
+    @classmethod
+    def of(cls, name: str, title: str, fields: tuple[str, ...], rows: Sequence[Sequence[Any]], spec: Spec) -> Self:
+        """A figure of this name, such as `sweep generator.images digits resnet20`."""
+        return cls(Chart(name, title, spec, name), Columns(fields, rows))
+
+    @property
+    def name(self) -> str:
+        """How it is asked for."""
+        return self.chart.name
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Absent:
 
     name: str
     why: str
+
+
+def some(names: Sequence[str], what: str, which: str) -> tuple[list[str], str]:
+    """The first names that a figure has room for, and words for its title if there are more."""
+    left_out = f" (the {which} {MOST} of {len(names)} {what})" if len(names) > MOST else ""
+    return list(names[:MOST]), left_out
 
 
 def panels(field: str, order: Sequence[str], layer: Sequence[Spec], height: int | Spec = HEIGHT) -> Spec:

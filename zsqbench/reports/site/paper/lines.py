@@ -5,13 +5,15 @@ An axis is found in rows, so that variants that `each` made and variants that ar
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, Spec, name, number, panels, tips
 from zsqbench.reports.results import Result, flat, flat_method
+from zsqbench.reports.site.charts import Spec
+from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, name, number, panels, some, tips
 
 FIELDS = ("method", "panel", "x", "seed", "value", "float")
 """Fields of the data: a row for each result."""
@@ -25,7 +27,7 @@ _SCHEME = "scheme"
 _PARTS = re.compile(r"(\d+)")
 _NAMED = ("method", "version", "origin")
 
-Facts = Mapping[str, Any]
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Axis:
 
 
 def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """A figure for each option of which results differ in it alone (HAST, Figures 1 and 5, Table 8; DGH, Figure 5)."""
+    """A figure for each option of which results differ in it alone (HAST, Figures 1 and 5, Table 8)."""
     done, facts = _done(rows), {id(row): _options(row) for row in rows}
     options = dict.fromkeys(
         option for row in done for option, value in facts[id(row)].items() if _is_option(option) and not _is_file(value)
@@ -65,14 +67,14 @@ def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Abse
 
 
 def bits(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """Results over the bits of weights and activations, a panel for each scope."""
+    """Results over the bits of weights and activations, a panel for each scope (DGH)."""
     why = "no method has results at two widths of one scope"
     axis = Axis("bits", "bits", _bits, _scope, _changed)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
 
 
 def scopes(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """Results over the scope, that is which tensors are quantized, a panel for each width (DGH, Figure 1)."""
+    """Results over the scope, that is which tensors are quantized, a panel for each width (DGH)."""
     why = "no method has results in two scopes at the same bits"
     axis = Axis("scopes", "scope", _scope, _bits, _changed)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
@@ -84,24 +86,28 @@ def _figure(rows: Sequence[Result], axis: Axis, where: str, why: str) -> PaperFi
     title = f"{axis.name} {where}"
     if not lines:
         return Absent(title, why)
-    shown = [row for _, group in lines for row in group]
-    is_number = all(_is_number(axis.x(row)) for row in shown)
+    values: dict[str, list[float]] = {}
+    for label, group in lines:
+        values.setdefault(label, []).extend(row.value for row in group if row.value is not None)
+    best, left_out = some(sorted(values, key=lambda label: -statistics.fmean(values[label])), "methods", "best")
+    shown = [(label, row) for label, group in lines if label in best for row in group]
+    is_number = all(_is_number(axis.x(row)) for _, row in shown)
     data = [
         [label, axis.panel(row), axis.x(row) if is_number else _text(axis.x(row)), row.seed, row.value, row.float_value]
-        for label, group in lines
-        for row in group
+        for label, row in shown
     ]
-    return PaperFigure(title, f"{where}: accuracy over {axis.title}", FIELDS, data, _spec(axis, shown, data, is_number))
+    words = f"{where}: accuracy over {axis.title}{left_out}"
+    spec = _spec(axis, str(shown[0][1].metric), data, is_number=is_number)
+    return PaperFigure.of(title, words, FIELDS, data, spec)
 
 
-def _spec(axis: Axis, shown: Sequence[Result], data: Sequence[Sequence[Any]], is_number: bool) -> Spec:
+def _spec(axis: Axis, metric: str, data: Sequence[Sequence[Any]], *, is_number: bool) -> Spec:
     values = sorted({each[2] for each in data}, key=None if is_number else _natural)
     if is_number:
         log = values[0] > 0 and values[-1] / values[0] >= WIDE
         x = number("x", axis.title, log=log) | {"axis": {"values": values, "format": "~g"}}
     else:
         x = name("x", values, axis.title) | {"axis": {"labelAngle": -30}}
-    metric = str(shown[0].metric)
     y = number("value", metric)
     methods = list(dict.fromkeys(each[0] for each in data))
     color = name("method", methods) | {"scale": COLORS}
@@ -127,20 +133,21 @@ def _lines(rows: Sequence[Result], axis: Axis) -> Iterator[tuple[str, list[Resul
     for row in rows:
         groups.setdefault((axis.panel(row), _key(axis.facts(row))), []).append(row)
     found = [group for group in groups.values() if len({_key(axis.x(row)) for row in group}) > 1]
-    names = _names([axis.facts(group[0]) for group in found], [_short(group[0]) for group in found])
-    return zip(names, found, strict=True)
+    return zip(_names([group[0] for group in found], axis), found, strict=True)
 
 
-def _names(facts: Sequence[Facts], shorts: Sequence[str]) -> list[str]:
-    """A name for each line: its methods, and the facts in which it is other than those of the same methods."""
+def _names(rows: Sequence[Result], axis: Axis) -> list[str]:
+    """A name for each line, by one of its rows: its methods, and the facts in which others of these methods differ."""
     alike: dict[str, list[Facts]] = {}
-    for short, each in zip(shorts, facts, strict=True):
-        alike.setdefault(short, []).append(each)
+    for row in rows:
+        alike.setdefault(_short(row), []).append(axis.facts(row))
     named = []
-    for short, each in zip(shorts, facts, strict=True):
-        options = [key for key in each if any(_key(other.get(key)) != _key(each[key]) for other in alike[short])]
-        told = [f"{_words(key)} {_text(each[key])}" for key in options if key != _SCHEME]
-        named.append(", ".join([short, *told]))
+    for row in rows:
+        others = alike[_short(row)]
+        keys = dict.fromkeys(key for facts in others for key in facts if key != _SCHEME)
+        differing = [key for key in keys if len({_key(facts.get(key)) for facts in others}) > 1]
+        held = _options(row) | axis.facts(row)
+        named.append(", ".join([_short(row), *(f"{_words(key)} {_text(held.get(key))}" for key in differing)]))
     return named
 
 

@@ -5,22 +5,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.diagnosis import Undiagnosed
+from zsqbench.reports.results import Result
+from zsqbench.reports.site.charts import Spec
 from zsqbench.reports.site.paper.figure import (
     COLORS,
     REAL,
     Absent,
     PaperFigure,
-    Spec,
     name,
     number,
     panels,
+    some,
     tips,
 )
-from zsqbench.reports.results import Result
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.generate import Generate
-from zsqbench.store import Store
+from zsqbench.store import Store, reading
 
 Found = Mapping[str, Any]
 """The diagnostics of a set, as plain data."""
@@ -46,8 +48,13 @@ class Sets:
             diagnosis = Diagnose.find(store, row)
             if isinstance(diagnosis, Undiagnosed):
                 why = diagnosis.why
-            else:
-                found.setdefault(str(row.generator), []).append(diagnosis.data)
+                continue
+            try:
+                with reading(diagnosis.key):
+                    _check(diagnosis.data)
+                    found.setdefault(str(row.generator), []).append(diagnosis.data)
+            except CorruptArtifactError as error:
+                why = str(error)
         return cls(found, why)
 
     def part(self, part: str) -> tuple[dict[str, list[Found]], str]:
@@ -55,13 +62,29 @@ class Sets:
         having = {name: [each for each in found if each["set"][part] is not None] for name, found in self.found.items()}
         reasons = [each["set"]["absent"].get(part) for found in self.found.values() for each in found]
         why = next((reason for reason in reasons if reason), self.why)
-        return {name: found for name, found in having.items() if found}, why
+        labels, _ = some([name for name, found in having.items() if found], "sets", "first")
+        return {label: having[label] for label in labels}, why
+
+    @property
+    def left_out(self) -> str:
+        """Words for a title if there are more sets than a figure has room for."""
+        return some(list(self.found), "sets", "first")[1]
 
     def real(self, part: str) -> Found | None:
         """The real images that the largest set is compared with, if they have this part: others get as many."""
         real = [each["real"] for found in self.found.values() for each in found]
         having = [each for each in real if each is not None and each[part] is not None]
         return max(having, key=lambda each: each["images"], default=None)
+
+
+def _check(found: Found) -> None:
+    """Read all that figures take of diagnostics: an artifact may be none of ours."""
+    for images in filter(None, (found["set"], found["real"])):
+        counts = [images["difficulty"] and sum(images["difficulty"]["counts"])]
+        counts += [images["class_balance"] and sum(images["class_balance"]["predicted"])]
+        named = [(each["layer"], each["gap"]) for each in images["bn_gaps"] or ()]
+        named += [(each["output"], each["quantiles"]) for each in images["output_ranges"] or ()]
+        _ = images["images"], images["absent"], counts, named
 
 
 def difficulty(sets: Sets, where: str) -> list[PaperFigure | Absent]:
@@ -79,8 +102,14 @@ def difficulty(sets: Sets, where: str) -> list[PaperFigure | Absent]:
     layers: list[Spec] = [
         {
             "transform": [{"filter": f"datum.images === '{REAL}'"}],
-            "mark": {"type": "bar", "color": "#bbb"},
-            "encoding": {"x": start, "x2": end, "y": y, "tooltip": tips("images", "from", "to", "share")},
+            "mark": {"type": "rect", "color": "#bbb"},
+            "encoding": {
+                "x": start,
+                "x2": end,
+                "y": y,
+                "y2": {"datum": 0},
+                "tooltip": tips("images", "from", "to", "share"),
+            },
         },
         {
             "transform": [{"filter": f"datum.images !== '{REAL}'"}],
@@ -93,8 +122,8 @@ def difficulty(sets: Sets, where: str) -> list[PaperFigure | Absent]:
         },
     ]
     spec = panels("panel", list(names.values()), layers, height=130)
-    words = f"{where}: difficulty of each set (line) and of real images (bars)"
-    return [PaperFigure(title, words, ("panel", "images", "from", "to", "middle", "share"), rows, spec)]
+    words = f"{where}: difficulty of each set (line) and of real images (bars){sets.left_out}"
+    return [PaperFigure.of(title, words, ("panel", "images", "from", "to", "middle", "share"), rows, spec)]
 
 
 def _bins(panel: str, images: str, parts: Sequence[Found]) -> Iterator[list[Any]]:
@@ -135,11 +164,15 @@ def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
             "tooltip": tips("images", "layer", "gap"),
         },
     }
-    return [PaperFigure(title, f"{where}: BN gap by layer", ("images", "place", "layer", "gap"), rows, spec)]
+    return [
+        PaperFigure.of(
+            title, f"{where}: BN gap by layer{sets.left_out}", ("images", "place", "layer", "gap"), rows, spec
+        )
+    ]
 
 
 def output_ranges(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """Largest minus smallest output of each image: its quantiles in each set and in real images (DGH, Figure 2)."""
+    """Largest minus smallest output of each image: its quantiles in each set and in real images (DGH)."""
     title, (found, why) = f"output-range {where}", sets.part("output_ranges")
     lines = {label: [each["set"]["output_ranges"] for each in parts] for label, parts in found.items()}
     rows = [
@@ -170,8 +203,8 @@ def output_ranges(sets: Sets, where: str) -> list[PaperFigure | Absent]:
     ]
     outputs = list(dict.fromkeys(row[1] for row in rows))
     spec = panels("output", outputs, layers, height={"step": 20})
-    title_words = f"{where}: range of outputs, 5 to 95 % and 25 to 75 % of images"
-    return [PaperFigure(title, title_words, ("images", "output", *_QUANTILES), rows, spec)]
+    title_words = f"{where}: range of outputs, 5 to 95 % and 25 to 75 % of images{sets.left_out}"
+    return [PaperFigure.of(title, title_words, ("images", "output", *_QUANTILES), rows, spec)]
 
 
 def class_balance(sets: Sets, where: str) -> list[PaperFigure | Absent]:
@@ -199,7 +232,9 @@ def class_balance(sets: Sets, where: str) -> list[PaperFigure | Absent]:
             "tooltip": tips("images", "class", "share"),
         },
     }
-    return [PaperFigure(title, f"{where}: classes of each set", ("images", "class", "share"), rows, spec)]
+    return [
+        PaperFigure.of(title, f"{where}: classes of each set{sets.left_out}", ("images", "class", "share"), rows, spec)
+    ]
 
 
 def _with_real(lines: Mapping[str, list[Any]], sets: Sets, part: str) -> dict[str, list[Any]]:
