@@ -78,7 +78,8 @@ def _figure(title: str, where: str, data: Sequence[Sequence[Any]]) -> PaperFigur
     }
     schemes = list(dict.fromkeys(row[1] for row in shown))
     bins = ", ".join(f"{images} ({counts[images]:,} images)" for images in counts)
-    spec = panels("scheme", schemes, [layer], {"step": 16})
+    own_methods = {"resolve": {"scale": {"y": "independent"}}}
+    spec = panels("scheme", schemes, [layer], {"step": 16}) | own_methods
     return PaperFigure.of(title, f"{where}: error by difficulty: {bins}{left_out}", FIELDS, shown, spec)
 
 
