@@ -39,7 +39,7 @@ def store(tmp_path_factory):
 
 
 def rows():
-    """A sweep of two values in two scopes at two widths."""
+    """A sweep of two values at two placements with two widths."""
     task = {"task": {"method": "classification", "options": {}}}
     return [
         seen(range(right), 10, scheme=scheme, keys=KEYS, methods={**task, "generator": dgh, "quantizer": method("rtn")})
@@ -71,6 +71,6 @@ def test_a_section_has_the_figures_and_says_which_there_are_not(store):
     (section,) = sections(rows()[:2], store.home)
     assert "sweep generator.images digits resnet20" in {chart.name for chart in section.charts}
     assert all(chart.data in section.data for chart in section.charts)
-    assert section.absent["bits digits resnet20"] == "no method has results at two widths of one scope"
+    assert section.absent["bits digits resnet20"] == "no method has results at two widths of one placement"
     notes = section.part({each.cell: 0 for each in rows()}).notes
-    assert "no figure bits: no method has results at two widths of one scope" in notes
+    assert "no figure bits: no method has results at two widths of one placement" in notes

@@ -2,7 +2,7 @@ import pytest
 from rows import row
 
 from zsqbench.reports.site.paper import Absent
-from zsqbench.reports.site.paper.lines import bits, option_sweeps, scopes
+from zsqbench.reports.site.paper.lines import bits, option_sweeps, placements
 
 WHERE = "digits resnet20"
 
@@ -69,26 +69,26 @@ def test_a_start_counts_by_what_it_is_and_not_by_its_name():
 
 def test_words_and_files():
     (figure,) = option_sweeps([of_images(16, loss=loss) for loss in ("kl", "fa", None, True)], WHERE)
-    assert figure.chart.spec["spec"]["layer"][2]["encoding"]["x"]["sort"] == ["fa", "kl", "null", "true"]
+    assert figure.chart.spec["spec"]["layer"][2]["encoding"]["x"]["sort"] == ["kl", "fa", "null", "true"]
     (absent,) = option_sweeps([of_images(16, path=f"/sets/{name}") for name in "ab"], WHERE)
     assert isinstance(absent, Absent)
 
 
-def test_bits_are_in_their_order_and_scopes_are_panels():
-    rows = [of_images(16, scheme=f"{scope}/w{bits}a8") for scope in ("hw", "pot") for bits in (10, 2)]
+def test_bits_are_in_their_order_and_placements_are_panels():
+    rows = [of_images(16, scheme=f"{placement}/w{bits}a8") for placement in ("hw", "pot") for bits in (10, 2)]
     (figure,) = bits([*rows, of_images(16, scheme="float")], WHERE)
     assert figure.chart.spec["spec"]["layer"][2]["encoding"]["x"]["sort"] == ["w2a8", "w10a8"]
     assert {each["panel"] for each in records(figure)} == {"hw", "pot"}
-    (figure,) = scopes(rows, WHERE)
+    (figure,) = placements(rows, WHERE)
     assert [each["x"] for each in records(figure)] == ["hw", "pot", "hw", "pot"]
     assert figure.chart.spec["facet"]["sort"] == ["w2a8", "w10a8"]
 
 
 def test_a_line_of_one_point_is_none():
     one = [of_images(16), of_images(16, seed=1)]
-    assert bits(one, WHERE) == [Absent("bits digits resnet20", "no method has results at two widths of one scope")]
-    assert scopes(one, WHERE) == [
-        Absent("scopes digits resnet20", "no method has results in two scopes at the same bits")
+    assert bits(one, WHERE) == [Absent("bits digits resnet20", "no method has results at two widths of one placement")]
+    assert placements(one, WHERE) == [
+        Absent("placements digits resnet20", "no method has results at two placements with the same bits")
     ]
 
 

@@ -40,11 +40,11 @@ KINDS = (
     Kind(
         "sweep",
         "accuracy over a swept option",
-        "HAST, Figures 1 and 5, Table 8",
+        "HAST, Figures 1 and 5, Table 8; DGH, Figures 1 and 5",
         lambda of: lines.option_sweeps(of.rows, of.where),
     ),
-    Kind("bits", "accuracy over bits", "DGH", lambda of: lines.bits(of.rows, of.where)),
-    Kind("scopes", "accuracy by what is quantized", "DGH", lambda of: lines.scopes(of.rows, of.where)),
+    Kind("bits", "accuracy over bits", "", lambda of: lines.bits(of.rows, of.where)),
+    Kind("placements", "accuracy by what is quantized", "", lambda of: lines.placements(of.rows, of.where)),
     Kind(
         "error-by-difficulty",
         "error on what is easy and on what is hard for the float network",

@@ -1,4 +1,4 @@
-"""Results along an axis: a swept option, the bits, or the scope of quantization; a line for each method.
+"""Results along an axis: a swept option, the bits, or the placement of quantizers; a line for each method.
 
 An axis is found in rows, so that variants that `each` made and variants that are written by hand have one alike.
 """
@@ -40,10 +40,12 @@ class Axis:
     panel: Callable[[Result], str]
     facts: Callable[[Result], Facts]
     """All in which results of one line are the same."""
+    order: Callable[[Any], Any] | None = None
+    """Sorts names on the axis; otherwise they are in the order of the suite. Numbers are sorted."""
 
 
 def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """A figure for each option of which results differ in it alone (HAST, Figures 1 and 5, Table 8)."""
+    """A figure for each option of which results differ in it alone (HAST, Figures 1 and 5; DGH, the same)."""
     done, facts = _done(rows), {id(row): _options(row) for row in rows}
     options = dict.fromkeys(
         option for row in done for option, value in facts[id(row)].items() if _is_option(option) and not _is_file(value)
@@ -67,16 +69,16 @@ def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Abse
 
 
 def bits(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """Results over the bits of weights and activations, a panel for each scope (DGH)."""
-    why = "no method has results at two widths of one scope"
-    axis = Axis("bits", "bits", _bits, _scope, _changed)
+    """Results over the bits of weights and activations, a panel for each placement."""
+    why = "no method has results at two widths of one placement"
+    axis = Axis("bits", "bits", _bits, _placement, _changed, _natural)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
 
 
-def scopes(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """Results over the scope, that is which tensors are quantized, a panel for each width (DGH)."""
-    why = "no method has results in two scopes at the same bits"
-    axis = Axis("scopes", "scope", _scope, _bits, _changed)
+def placements(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
+    """Results by placement, that is by which tensors are quantized, a panel for each width."""
+    why = "no method has results at two placements with the same bits"
+    axis = Axis("placements", "placement", _placement, _bits, _changed)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
 
 
@@ -102,7 +104,9 @@ def _figure(rows: Sequence[Result], axis: Axis, where: str, why: str) -> PaperFi
 
 
 def _spec(axis: Axis, metric: str, data: Sequence[Sequence[Any]], *, is_number: bool) -> Spec:
-    values = sorted({each[2] for each in data}, key=None if is_number else _natural)
+    values = list(dict.fromkeys(each[2] for each in data))
+    if is_number or axis.order:
+        values.sort(key=None if is_number else axis.order)
     if is_number:
         log = values[0] > 0 and values[-1] / values[0] >= WIDE
         x = number("x", axis.title, log=log) | {"axis": {"values": values, "format": "~g"}}
@@ -198,7 +202,7 @@ def _short(row: Result) -> str:
     return f"{generator or row.generator} with {quantizer}" if row.generator else quantizer
 
 
-def _scope(row: Result) -> str:
+def _placement(row: Result) -> str:
     return row.scheme.rpartition("/")[0]
 
 
