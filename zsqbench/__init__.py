@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zsqbench.api import (
         compare,
+        embedding,
         export_images,
         export_model,
         figure,
@@ -73,6 +74,7 @@ __all__ = [
     "ZSQBenchError",
     "auto",
     "compare",
+    "embedding",
     "export_images",
     "export_model",
     "figure",
@@ -99,7 +101,17 @@ _HOMES = {
     "resamples": "zsqbench.statistics",
     **dict.fromkeys(
         (
-            *("compare", "export_images", "export_model", "figure", "figures", "load_images", "load_student", "plan"),
+            *(
+                "compare",
+                "embedding",
+                "export_images",
+                "export_model",
+                "figure",
+                "figures",
+                "load_images",
+                "load_student",
+                "plan",
+            ),
             *("report", "reproduce", "results", "run"),
         ),
         "zsqbench.api",

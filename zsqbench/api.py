@@ -509,6 +509,42 @@ def export_images(
     return export(Generate.load(artifact), network, Path(folder), f"cell {row.cell} of {row.suite}")
 
 
+def embedding(
+    suite: str | Path,
+    path: Path | str,
+    *,
+    images: int = 256,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+) -> Path:
+    """Draw calibration sets and real images as points into a file that ends in .svg, .pdf or .png, and return that.
+
+    The float network is run over the first `images` of the first set of each generator, and over as many real images
+    that the task does not evaluate. Raises ZSQBenchError for cells of several networks, and as `load_images` does.
+    """
+    from zsqbench.execution.embedding import find_features
+    from zsqbench.reports.site.drawing import check_figure_file, draw
+    from zsqbench.reports.site.paper.embedding import embedding as laid_out
+    from zsqbench.steps.generate import Generate
+
+    check_figure_file(Path(path))
+    rows = [row for row in rows_of(suite, Path(results), select, overrides, Path(home)) if Generate.kind in row.keys]
+    networks = sorted({f"{row.task} {row.model}" for row in rows})
+    if len(networks) != 1:
+        given = f"cells of several ({', '.join(networks)})" if networks else "no cell with calibration images"
+        raise ZSQBenchError(f"expected cells of one network, got {given}; select some with -k")
+    first = {str(row.generator): row for row in reversed(rows)}
+    sets = {name: _calibration(home, row) for name, row in reversed(first.items())}
+    found = find_features(_session(suite, home, data_root, plugins), sets, images)
+    figure = laid_out(found.sets, found.real, found.why_no_real, networks[0])
+    draw(figure.chart.complete({figure.chart.data: figure.columns}), Path(path))
+    return Path(path)
+
+
 def execute(
     this: "Run",
     cells: "Sequence[Cell]",

@@ -8,7 +8,7 @@ from zsqbench.synthesis.conditional import (
     GeneratorBatch,
     GeneratorLoss,
 )
-from zsqbench.synthesis.diagnostics import Diagnostics, diagnose
+from zsqbench.synthesis.diagnostics import Diagnostics, diagnose, penultimate_features
 from zsqbench.synthesis.generator_networks import Doubled, initialize, load_training, part, training_state
 from zsqbench.synthesis.images import (
     Crops,
@@ -78,6 +78,7 @@ __all__ = [
     "load_training",
     "optimize",
     "part",
+    "penultimate_features",
     "random_crops",
     "resized_crops",
     "stretching",

@@ -157,6 +157,18 @@ def diagnose(
     return Diagnostics(of_set, rest[0] if rest else None, ratio, absent)
 
 
+def penultimate_features(teacher: "Pretrained", images: Tensor) -> Tensor:
+    """What the network makes of images [N, C, H, W] before it classifies them, float64 [N, F].
+
+    Raises ZSQBenchError where it has no such features.
+    """
+    try:
+        found = _Pass(teacher, images, None)
+        return found.of_all("features", found.features)
+    except _AbsentError as why:
+        raise ZSQBenchError(f"there are no features to compare: {why}") from why
+
+
 class _AbsentError(Exception):
     """Why there is no such number."""
 
