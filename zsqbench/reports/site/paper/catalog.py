@@ -43,7 +43,7 @@ KINDS = (
         "HAST, Figures 1 and 5, Table 8; DGH, Figures 1 and 5",
         lambda of: lines.option_sweeps(of.rows, of.where),
     ),
-    Kind("bits", "accuracy over bits", "", lambda of: lines.bits(of.rows, of.where)),
+    Kind("bits", "accuracy over bits", "DGH, Figures 6 and 7", lambda of: lines.bits(of.rows, of.where)),
     Kind("placements", "accuracy by what is quantized", "", lambda of: lines.placements(of.rows, of.where)),
     Kind(
         "error-by-difficulty",
@@ -54,11 +54,11 @@ KINDS = (
     Kind(
         "difficulty",
         "how hard the images of each set are",
-        "HAST, Figure 2a",
+        "HAST, Figure 2c",
         lambda of: sets.difficulty(of.sets, of.where),
     ),
-    Kind("bn-gap", "BN gap by layer", "DGH", lambda of: sets.bn_gaps(of.sets, of.where)),
-    Kind("output-range", "range of outputs", "DGH", lambda of: sets.output_ranges(of.sets, of.where)),
+    Kind("bn-gap", "BN gap by layer", "DGH, Figure 3", lambda of: sets.bn_gaps(of.sets, of.where)),
+    Kind("output-range", "range of outputs", "DGH, Figure 4", lambda of: sets.output_ranges(of.sets, of.where)),
     Kind("class-balance", "classes of each set", "", lambda of: sets.class_balance(of.sets, of.where)),
 )
 

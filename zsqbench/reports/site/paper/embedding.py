@@ -1,4 +1,7 @@
-"""Images of sets beside real ones as points: near where the network sees them alike. It is drawn on demand."""
+"""Images of sets beside real ones as points: near where the network sees them alike (DGH, Figure 2).
+
+It is drawn on demand, for it needs the network.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

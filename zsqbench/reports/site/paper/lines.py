@@ -45,7 +45,10 @@ class Axis:
 
 
 def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """A figure for each option of which results differ in it alone (HAST, Figures 1 and 5; DGH, the same)."""
+    """A figure for each option of which results differ in it alone.
+
+    HAST, Figures 1 and 5, Table 8; DGH, Figures 1 and 5.
+    """
     done, facts = _done(rows), {id(row): _options(row) for row in rows}
     options = dict.fromkeys(
         option for row in done for option, value in facts[id(row)].items() if _is_option(option) and not _is_file(value)
@@ -69,7 +72,7 @@ def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Abse
 
 
 def bits(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """Results over the bits of weights and activations, a panel for each placement."""
+    """Results over the bits of weights and activations, a panel for each placement (DGH, Figures 6 and 7)."""
     why = "no method has results at two widths of one placement"
     axis = Axis("bits", "bits", _bits, _placement, _changed, _natural)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]

@@ -88,7 +88,11 @@ def _check(found: Found) -> None:
 
 
 def difficulty(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """How many images are how hard for the float network, 1 - p, in each set and in real images (HAST, Figure 2a)."""
+    """How many images are how hard for the float network, 1 - p, in each set and in real images (HAST, Figure 2c).
+
+    The paper measures that by quantized networks. A share is linear below 1 % and logarithmic above, as few images are
+    hard.
+    """
     title, (found, why) = f"difficulty {where}", sets.part("difficulty")
     rows: list[list[Any]] = []
     names = {label: f"{label}, by the {found[label][0]['set']['difficulty']['by']}" for label in found}
@@ -97,7 +101,8 @@ def difficulty(sets: Sets, where: str) -> list[PaperFigure | Absent]:
         rows += _bins(names[label], REAL, [one["real"] for one in each if one["real"] and one["real"]["difficulty"]])
     if not rows:
         return [Absent(title, why)]
-    y = number("share", "share of images (%)", zero=True)
+    scale = {"scale": {"type": "symlog", "constant": 1, "nice": False}, "axis": {"values": [0, 1, 3, 10, 30, 100]}}
+    y = number("share", "share of images (%)") | scale
     start, end = number("from", "difficulty 1 - p"), {"field": "to"}
     layers: list[Spec] = [
         {
@@ -139,7 +144,7 @@ def _bins(panel: str, images: str, parts: Sequence[Found]) -> Iterator[list[Any]
 
 
 def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """How far each batch normalisation's statistics of images are from those that it stores (DGH)."""
+    """How far each batch normalisation's statistics of images are from those that it stores (DGH, Figure 3)."""
     title, (found, why) = f"bn-gap {where}", sets.part("bn_gaps")
     lines = {label: [each["set"]["bn_gaps"] for each in parts] for label, parts in found.items()}
     rows = [
@@ -172,7 +177,7 @@ def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
 
 
 def output_ranges(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """Largest minus smallest output of each image: its quantiles in each set and in real images (DGH)."""
+    """Largest minus smallest output of each image: its quantiles in each set and in real images (DGH, Figure 4)."""
     title, (found, why) = f"output-range {where}", sets.part("output_ranges")
     lines = {label: [each["set"]["output_ranges"] for each in parts] for label, parts in found.items()}
     rows = [
