@@ -6,7 +6,7 @@ An axis is found in rows, so that variants that `each` made and variants that ar
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -26,6 +26,8 @@ _LINKS = ("start", "over")
 _SCHEME = "scheme"
 _PARTS = re.compile(r"(\d+)")
 _NAMED = ("method", "version", "origin")
+_key = json.JSONEncoder(sort_keys=True, default=str).encode
+"""A value as a text by which it is compared."""
 
 Facts = dict[str, Any]
 
@@ -40,6 +42,8 @@ class Axis:
     panel: Callable[[Result], str]
     facts: Callable[[Result], Facts]
     """All in which results of one line are the same."""
+    line: Callable[[Result], Hashable]
+    """The same, to be compared: thousands of results are."""
     order: Callable[[Any], Any] | None = None
     """Sorts names on the axis; otherwise they are in the order of the suite. Numbers are sorted."""
 
@@ -49,39 +53,48 @@ def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Abse
 
     HAST, Figures 1 and 5, Table 8; DGH, Figures 1 and 5.
     """
-    done, facts = _done(rows), {id(row): _options(row) for row in rows}
-    options = dict.fromkeys(
-        option for row in done for option, value in facts[id(row)].items() if _is_option(option) and not _is_file(value)
-    )
+    done = _done(rows)
+    facts = {id(row): _options(row) for row in done}
+    items = {at: frozenset((key, _key(value)) for key, value in of.items()) for at, of in facts.items()}
+    values: dict[str, dict[str, Any]] = {}
+    for of in facts.values():
+        for option, value in of.items():
+            values.setdefault(option, {})[_key(value)] = value
+    options = [
+        option
+        for option, found in values.items()
+        if len(found) > 1 and _is_option(option) and not any(map(_is_file, found.values()))
+    ]
 
     def axis(option: str) -> Axis:
-        words = option.partition(".")[2].replace("_", " ")
         return Axis(
             f"sweep {option}",
-            words,
-            lambda row: facts[id(row)].get(option),
-            lambda row: row.scheme,
-            lambda row: {key: value for key, value in facts[id(row)].items() if key != option},
+            _words(option),
+            x=lambda row: facts[id(row)][option],
+            panel=lambda row: row.scheme,
+            facts=lambda row: {key: value for key, value in facts[id(row)].items() if key != option},
+            line=lambda row: items[id(row)] - {(option, _key(facts[id(row)][option]))},
         )
 
-    found: list[PaperFigure | Absent] = [
-        figure for option in options if isinstance(figure := _figure(done, axis(option), where, ""), PaperFigure)
-    ]
+    def having(option: str) -> list[Result]:
+        return [row for row in done if option in facts[id(row)]]
+
     why = "no option is swept: no two results of one scheme differ in one option alone"
-    return found or [Absent(f"sweep {where}", why)]
+    figures = [_figure(having(option), axis(option), where, why) for option in options]
+    return [figure for figure in figures if isinstance(figure, PaperFigure)] or [Absent(f"sweep {where}", why)]
 
 
 def bits(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
     """Results over the bits of weights and activations, a panel for each placement (DGH, Figures 6 and 7)."""
     why = "no method has results at two widths of one placement"
-    axis = Axis("bits", "bits", _bits, _placement, _changed, _natural)
+    axis = Axis("bits", "bits", _bits, _placement, _changed, _changed_line, _natural)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
 
 
 def placements(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
     """Results by placement, that is by which tensors are quantized, a panel for each width."""
     why = "no method has results at two placements with the same bits"
-    axis = Axis("placements", "placement", _placement, _bits, _changed)
+    axis = Axis("placements", "placement", _placement, _bits, _changed, _changed_line)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
 
 
@@ -136,9 +149,9 @@ def _spec(axis: Axis, metric: str, data: Sequence[Sequence[Any]], *, is_number: 
 
 def _lines(rows: Sequence[Result], axis: Axis) -> Iterator[tuple[str, list[Result]]]:
     """The results of each method that has at least two values on the axis in one panel, with a name for the method."""
-    groups: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[tuple[str, Hashable], list[Result]] = {}
     for row in rows:
-        groups.setdefault((axis.panel(row), _key(axis.facts(row))), []).append(row)
+        groups.setdefault((axis.panel(row), axis.line(row)), []).append(row)
     found = [group for group in groups.values() if len({_key(axis.x(row)) for row in group}) > 1]
     return zip(_names([group[0] for group in found], axis), found, strict=True)
 
@@ -166,6 +179,10 @@ def _options(row: Result) -> dict[str, Any]:
 def _changed(row: Result) -> dict[str, Any]:
     """The options that the suite set: those that hold otherwise may depend on the scheme."""
     return _facts(row, "changed")
+
+
+def _changed_line(row: Result) -> str:
+    return _key(_changed(row))
 
 
 def _facts(row: Result, which: str) -> dict[str, Any]:
@@ -219,10 +236,6 @@ def _words(key: str) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _is_number(value: Any) -> bool:
