@@ -33,6 +33,7 @@ def test_results_that_differ_in_one_option_are_a_line_with_all_of_their_seeds():
         ("dgh with rtn", "hw/w4a4", 256, 1, 90.0),
     ]
     assert {each["float"] for each in records(figure)} == {98.0}
+    assert figure.chart.spec["spec"]["layer"][2]["encoding"]["y"]["title"] == "top-1 accuracy in percent"
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(256, "log"), (32, None)])
@@ -105,4 +106,4 @@ def test_the_best_of_many_methods_are_shown():
     (figure,) = option_sweeps(rows, WHERE)
     assert len({each["method"] for each in records(figure)}) == 20
     assert "g4 with rtn" not in {each["method"] for each in records(figure)}
-    assert figure.chart.title == "digits resnet20: accuracy over images (the best 20 of 25 methods)"
+    assert figure.chart.title == "digits resnet20: results over images (the best 20 of 25 methods)"

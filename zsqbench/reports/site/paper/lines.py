@@ -14,6 +14,7 @@ from typing import Any
 from zsqbench.reports.results import Result, flat, flat_method
 from zsqbench.reports.site.charts import Spec
 from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, name, number, panels, some, tips
+from zsqbench.reports.tablenotes import METRICS
 
 FIELDS = ("method", "panel", "x", "seed", "value", "float")
 """Fields of the data: a row for each result."""
@@ -114,8 +115,8 @@ def _figure(rows: Sequence[Result], axis: Axis, where: str, why: str) -> PaperFi
         [label, axis.panel(row), axis.x(row) if is_number else _text(axis.x(row)), row.seed, row.value, row.float_value]
         for label, row in shown
     ]
-    words = f"{where}: accuracy over {axis.title}{left_out}"
-    spec = _spec(axis, str(shown[0][1].metric), data, is_number=is_number)
+    words, metric = f"{where}: results over {axis.title}{left_out}", str(shown[0][1].metric)
+    spec = _spec(axis, METRICS.get(metric, metric), data, is_number=is_number)
     return PaperFigure.of(title, words, FIELDS, data, spec)
 
 

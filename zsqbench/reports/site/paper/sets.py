@@ -199,11 +199,20 @@ def output_ranges(sets: Sets, where: str) -> list[PaperFigure | Absent]:
         {"mark": "rule", "encoding": {"x": number("p5", words, zero=True), "x2": {"field": "p95"}, "y": y}},
         {
             "mark": {"type": "bar", "size": 12},
-            "encoding": {"x": number("p25", words), "x2": {"field": "p75"}, "y": y, "color": color | {"legend": None}},
+            "encoding": {
+                "x": number("p25", words, zero=True),
+                "x2": {"field": "p75"},
+                "y": y,
+                "color": color | {"legend": None},
+            },
         },
         {
             "mark": {"type": "tick", "color": "black", "size": 12, "thickness": 2},
-            "encoding": {"x": number("median", words), "y": y, "tooltip": tips("images", "output", *_QUANTILES)},
+            "encoding": {
+                "x": number("median", words, zero=True),
+                "y": y,
+                "tooltip": tips("images", "output", *_QUANTILES),
+            },
         },
     ]
     outputs = list(dict.fromkeys(row[1] for row in rows))
