@@ -134,5 +134,10 @@ def test_another_figure_is_refused_with_a_suggestion(ran):
     )
 
 
+def test_a_figure_that_there_cannot_be_is_refused_with_the_reason(ran):
+    why = "no option is swept: no two results of one scheme differ in one option alone"
+    assert error(figure(ran, "sweep", "toytask", "a")) == f"error: there is no figure 'sweep toytask a': {why}"
+
+
 def test_another_ending_is_refused_before_rows_are_read(bench):
     assert error(figure(bench, "heatmap", "-o", "f.jpg")) == "error: f.jpg does not end in .svg, .pdf or .png"

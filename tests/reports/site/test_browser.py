@@ -46,7 +46,7 @@ def shown(browser, written):
 
 def test_all_charts_and_the_table_are_drawn(shown):
     page = shown("index.html")
-    assert page.locator(".drawing svg").count() == page.locator(".chart").count() == 8
+    assert page.locator(".drawing svg").count() == page.locator(".chart").count() == 9
     assert page.locator(".listing tbody tr").count() == 14
 
 
