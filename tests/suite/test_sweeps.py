@@ -49,6 +49,12 @@ def test_several_options_make_their_product_in_the_order_of_the_file(parsed):
     assert {options["method"] for options in suite.file.generators.values()} == {"toy"}
 
 
+def test_methods_can_be_swept_as_options_are(parsed):
+    file = parsed(text("few: {method: {each: [toy, toyreal]}, images: 2}", names=("few", "toyq"))).file
+    assert file.generators["few-method-toyreal"] == {"method": "toyreal", "images": 2}
+    assert file.matrix[0].generator == ["few-method-toy", "few-method-toyreal"]
+
+
 def test_a_suite_without_a_sweep_is_as_it_was(parsed):
     given = text("few: {method: toy, images: 2}, odd: {option: {each: [1], of: 2}}", names=("[toy, few]", "toyq"))
     suite = parsed(given)
