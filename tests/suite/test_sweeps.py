@@ -1,13 +1,13 @@
 import json
 
 import pytest
+import yaml
 from rows import result
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.suite import DeclaredCells, shipped_suites
 from zsqbench.suite.files import parse_suite
 from zsqbench.suite.schema import SuiteFile
-from zsqbench.suite.suite import Swept
 
 BLOCK = "  - {task: toytask, model: a, generator: %s, quantizer: %s, scheme: hw/w4a4}\n"
 
@@ -24,13 +24,13 @@ def parsed(tmp_path):
 
     def parsed(text, *overrides):
         (tmp_path / "toy.yaml").write_text(text)
-        return parse_suite(tmp_path / "toy.yaml", overrides)
+        return parse_suite(tmp_path / "toy.yaml", overrides)[1]
 
     return parsed
 
 
 def test_each_value_of_an_option_makes_a_variant(parsed):
-    file = parsed(text("toy: {images: {each: [16, 2, 8]}, scale: 3.0}", names=("[other, toy]", "toyq"))).file
+    file = parsed(text("toy: {images: {each: [16, 2, 8]}, scale: 3.0}", names=("[other, toy]", "toyq")))
     assert file.generators == {
         f"toy-images-{images}": {"method": "toy", "images": images, "scale": 3.0} for images in (16, 2, 8)
     }
@@ -40,31 +40,29 @@ def test_each_value_of_an_option_makes_a_variant(parsed):
 
 def test_several_options_make_their_product_in_the_order_of_the_file(parsed):
     suite = parsed(text("few: {method: toy, scale: {each: [0.5, 1.0e-05]}, images: {each: [2, null]}}"))
-    assert suite.sweeps["generator"] == {
-        "few-scale-0.5-images-2": Swept("few", {"scale": 0.5, "images": 2}),
-        "few-scale-0.5-images-none": Swept("few", {"scale": 0.5, "images": None}),
-        "few-scale-1e-05-images-2": Swept("few", {"scale": 1e-05, "images": 2}),
-        "few-scale-1e-05-images-none": Swept("few", {"scale": 1e-05, "images": None}),
+    assert suite.generators == {
+        "few-scale-0.5-images-2": {"method": "toy", "scale": 0.5, "images": 2},
+        "few-scale-0.5-images-none": {"method": "toy", "scale": 0.5, "images": None},
+        "few-scale-1e-05-images-2": {"method": "toy", "scale": 1e-05, "images": 2},
+        "few-scale-1e-05-images-none": {"method": "toy", "scale": 1e-05, "images": None},
     }
-    assert {options["method"] for options in suite.file.generators.values()} == {"toy"}
+    assert list(suite.generators)[1] == "few-scale-0.5-images-none"
 
 
 def test_methods_can_be_swept_as_options_are(parsed):
-    file = parsed(text("few: {method: {each: [toy, toyreal]}, images: 2}", names=("few", "toyq"))).file
+    file = parsed(text("few: {method: {each: [toy, toyreal]}, images: 2}", names=("few", "toyq")))
     assert file.generators["few-method-toyreal"] == {"method": "toyreal", "images": 2}
     assert file.matrix[0].generator == ["few-method-toy", "few-method-toyreal"]
 
 
 def test_a_suite_without_a_sweep_is_as_it_was(parsed):
     given = text("few: {method: toy, images: 2}, odd: {option: {each: [1], of: 2}}", names=("[toy, few]", "toyq"))
-    suite = parsed(given)
-    assert suite.file == SuiteFile.model_validate(suite.source.data)
-    assert suite.sweeps == {}
+    assert parsed(given) == SuiteFile.model_validate(yaml.safe_load(given))
 
 
 def test_exclusions_of_a_sweep_mean_all_of_its_variants(parsed):
     rules = "exclude: [{generator: [toy, other, 't*'], because: x}, {quantizer: toyq, because: x}]\n"
-    file = parsed(text("toy: {images: {each: [2, 4]}}", "toyq: {shift: {each: [true]}}", rest=rules)).file
+    file = parsed(text("toy: {images: {each: [2, 4]}}", "toyq: {shift: {each: [true]}}", rest=rules))
     assert file.exclude[0].generator == ["toy-images-2", "toy-images-4", "other", "t*"]
     assert (file.exclude[0].quantizer, file.exclude[1].quantizer) == (["*"], ["toyq-shift-true"])
 
@@ -79,25 +77,25 @@ def test_exclusions_of_a_sweep_mean_all_of_its_variants(parsed):
     ],
 )
 def test_overrides_change_the_file_before_it_is_expanded(parsed, override, labels):
-    assert parsed(text("toy: {images: {each: [2, 4]}}"), override).file.matrix[0].generator == labels
+    assert parsed(text("toy: {images: {each: [2, 4]}}"), override).matrix[0].generator == labels
 
 
 def test_a_quantizer_that_starts_from_a_sweep_is_one_itself(parsed):
     tuned = "tuned: {method: ste, start: q, lr: {each: [1, 2]}}, q: {shift: {each: [3, 4]}}"
     suite = parsed(text("", f"{tuned}, over: {{method: mixed, over: {{each: [q, rtn]}}}}", ("toy", "tuned")))
-    assert suite.file.matrix[0].quantizer == [
+    assert suite.matrix[0].quantizer == [
         "tuned-start-q-shift-3-lr-1",
         "tuned-start-q-shift-3-lr-2",
         "tuned-start-q-shift-4-lr-1",
         "tuned-start-q-shift-4-lr-2",
     ]
-    overs = [options["over"] for label, options in suite.file.quantizers.items() if label.startswith("over")]
+    overs = [options["over"] for label, options in suite.quantizers.items() if label.startswith("over")]
     assert overs == ["q-shift-3", "q-shift-4", "rtn"]
 
 
 def test_circles_are_left_to_the_reader_unless_a_sweep_is_in_them(parsed):
     circle = "first: {method: ste, start: second}, second: {method: ste, start: first%s}"
-    assert [*parsed(text("", circle % "")).file.quantizers] == ["first", "second"]
+    assert [*parsed(text("", circle % "")).quantizers] == ["first", "second"]
     with pytest.raises(ZSQBenchError, match=r"toy\.yaml:4: .* lead to itself: first, second, first$"):
         parsed(text("", circle % ", lr: {each: [1.0, 2.0]}"))
 
@@ -179,21 +177,6 @@ def test_variants_are_what_they_would_be_if_written_by_hand(load):
         for axis, variant in swept.methods(cell).items():
             other = by_hand.methods(cell)[axis]
             assert (variant.digest, variant.describe()) == (other.digest, other.describe())
-    assert swept.generators["toy-images-8"].swept == Swept("toy", {"images": 8})
-
-
-def test_what_a_paper_says_of_a_sweep_stands_beside_each_variant_unless_it_has_its_own(load):
-    suite = load(
-        "name: s\nplugins: [toy.py]\nmodels: {resnet18: {base: a}}\nquantizers: {hast: {method: toyq}}\n"
-        "generators: {hast: {method: toy, images: {each: [2, 4]}}, hast_256: {method: toy, images: {each: [3]}}}\n"
-        "matrix:\n"
-        "  - {task: toytask, model: resnet18, generator: [hast, hast_256], quantizer: hast, scheme: hast/w3a3}\n"
-        "published: {source: hast, table: [8, 2]}\n"
-    )
-    two, four, other = (suite.published_of(cell) for cell in suite.cells)
-    assert two == four
-    assert other["source"] == "HAST, Table 8"
-    assert two["value"] != other["value"]
 
 
 def test_steps_of_variants_are_those_of_variants_written_by_hand(bench):
@@ -206,5 +189,5 @@ def test_steps_of_variants_are_those_of_variants_written_by_hand(bench):
 
 def test_the_schema_tells_of_sweeps_and_the_shipped_one_has_all_of_its_variants():
     assert "each: [a, b]" in json.dumps(SuiteFile.model_json_schema())
-    file = parse_suite(shipped_suites()["number_of_images"]).file
+    file = parse_suite(shipped_suites()["number_of_images"])[1]
     assert [len(file.matrix[0].generator), *file.matrix[0].generator[3:5]] == [9, "dgh-images-16", "dgh-images-64"]

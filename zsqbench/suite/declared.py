@@ -46,7 +46,7 @@ class DeclaredCells:
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """Raises ZSQBenchError where the file, or an override `a.b=value`, cannot be meant."""
-        source, file, _ = parse_suite(path, overrides)
+        source, file = parse_suite(path, overrides)
         blocks = enumerate(file.matrix)
         return cls([DeclaredBlock(_values(block), settings_of(source, file, index)) for index, block in blocks])
 

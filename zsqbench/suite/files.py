@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
 from zsqbench.methods import Settings
 from zsqbench.suite.schema import SuiteFile
-from zsqbench.suite.sweeps import Sweeps, expand
+from zsqbench.suite.sweeps import expand
 from zsqbench.suite.validation import parse, shape
 from zsqbench.suite.yamlfile import YamlFile
 
@@ -42,29 +41,20 @@ def suites_of_table(source: str, table: str) -> list[str]:
     """The names of the shipped suites that ask for a table of a source of published values."""
     found = []
     for name, path in shipped_suites().items():
-        asked = parse_suite(path).file.published
+        asked = parse_suite(path)[1].published
         if any(each.source == source and table in map(str, each.table) for each in asked):
             found.append(name)
     return found
 
 
-class ParsedSuite(NamedTuple):
-    """What a suite file says, and where."""
-
-    source: YamlFile
-    file: SuiteFile
-    """With variants in place of sweeps."""
-    sweeps: Sweeps
-
-
-def parse_suite(path: Path, overrides: Sequence[str] = ()) -> ParsedSuite:
+def parse_suite(path: Path, overrides: Sequence[str] = ()) -> tuple[YamlFile, SuiteFile]:
     """The keys of a suite file, some of them overridden by texts `a.b=value`, and then its sweeps expanded."""
     source = YamlFile(path)
     if not isinstance(source.data, dict):
         raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {shape(source.data)}")
     for override in overrides:
         source.override(override)
-    return ParsedSuite(source, *expand(source, parse(SuiteFile, source.data, source, ())))
+    return source, expand(source, parse(SuiteFile, source.data, source, ()))
 
 
 def settings_of(source: YamlFile, file: SuiteFile, block: int) -> Settings:

@@ -16,11 +16,12 @@ from zsqbench.methods.asking import asking
 from zsqbench.plugins import Catalog, load_plugins
 from zsqbench.reports.published import ValueKey, read_source
 from zsqbench.scheme import FLOAT, PLACEMENTS, Placement, Scheme, parse_scheme
-from zsqbench.suite.files import ParsedSuite, parse_suite, settings_of
+from zsqbench.suite.files import parse_suite, settings_of
+from zsqbench.suite.schema import SuiteFile
 from zsqbench.suite.selection import select
 from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, Suite, Variant
 from zsqbench.suite.validation import existing_part, parse
-from zsqbench.suite.yamlfile import Location
+from zsqbench.suite.yamlfile import Location, YamlFile
 
 
 def load_suite(
@@ -37,11 +38,10 @@ def load_suite(
 
     `overrides` are `a.b=value` texts that replace values of the file, `expression` selects cells (`-k`). Files that
     selected cells need are looked for beside the suite, then below the data root; with `find_files` false, those that
-    are absent are no error yet. Raises ZSQBenchError (one line, with
-    file and line number) for anything that cannot be meant.
+    are absent are no error yet. Raises ZSQBenchError (one line, with file and line number) for anything that cannot be
+    meant.
     """
-    parsed = parse_suite(path, overrides)
-    source, file = parsed.source, parsed.file
+    source, file = parse_suite(path, overrides)
     own = [path.parent / plugin for plugin in file.plugins]
     for index, plugin in enumerate(own):
         if not plugin.is_file():
@@ -50,7 +50,7 @@ def load_suite(
     catalog = load_plugins([*plugin_files, *own], without)
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
-    suite = _SuiteBuilder(parsed, catalog, [*plugin_files, *own], folders).suite(expression, find_files)
+    suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression, find_files)
     for broken in catalog.broken:  # which none of its methods needs
         logging.getLogger("zsqbench").warning(
             "plugin %s (%s) did not load: %s", broken.name, broken.origin, broken.error
@@ -63,32 +63,32 @@ class _SuiteBuilder:
 
     def __init__(
         self,
-        parsed: ParsedSuite,
+        source: YamlFile,
+        file: SuiteFile,
         catalog: Catalog,
         plugin_files: Sequence[Path],
         folders: Sequence[Path],
     ) -> None:
         self.folders = folders
-        self.source = parsed.source
-        self.file = parsed.file
-        self.sweeps = parsed.sweeps
+        self.source = source
+        self.file = file
         self.catalog = catalog
         self.plugin_files = plugin_files
         self.notes: list[str] = []
         self.placements = dict(PLACEMENTS) | {
-            name: self._placement(name, given) for name, given in self.file.schemes.items()
+            name: self._placement(name, given) for name, given in file.schemes.items()
         }
-        self.models = {name: self._model(name, given) for name, given in self.file.models.items()}
+        self.models = {name: self._model(name, given) for name, given in file.models.items()}
         self.schemes: dict[str, Scheme] = {}
         self._in_matrix: dict[str, Location] = {}
         """Where each model stands first in the matrix."""
         self.variants: dict[Kind, dict[str, Variant]] = {"task": {}, "generator": {}, "quantizer": {}}
         sections: dict[Kind, dict[str, dict[str, Any]]]
-        sections = {"task": self.file.tasks, "generator": self.file.generators, "quantizer": self.file.quantizers}
+        sections = {"task": file.tasks, "generator": file.generators, "quantizer": file.quantizers}
         for kind, section in sections.items():
             for label, given in section.items():
                 self.variants[kind][label] = self._variant(kind, label, given, (f"{kind}s", label))
-        for label in self.file.quantizers:
+        for label in file.quantizers:
             self._link(label, ("quantizers", label))
 
     def suite(self, expression: str | None, find_files: bool) -> Suite:
@@ -339,8 +339,7 @@ class _SuiteBuilder:
         if name == label and (kind, name) not in self.catalog.provided and (close := did_you_mean(name, named)):
             raise ZSQBenchError(f"{place}: unknown {kind} {name!r}{close}")
         provided = self.catalog.find(kind, name, place)
-        swept = self.sweeps.get(kind, {}).get(label)
-        return Variant(label, self._options(kind, label, given, where), provided.plugin, swept=swept)
+        return Variant(label, self._options(kind, label, given, where), provided.plugin)
 
     def _options(
         self, kind: Kind, label: str, given: Mapping[str, Any], where: Location, *, files_exist: bool = False

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,16 +19,6 @@ NO_GENERATOR = "none"
 
 
 @dataclass(frozen=True)
-class Swept:
-    """The sweep that made a variant."""
-
-    name: str
-    """Of the sweep, as the suite has it."""
-    values: Mapping[str, Any]
-    """The value of each option that is swept, in the order of the file."""
-
-
-@dataclass(frozen=True)
 class Variant:
     """A method with its options, as a suite names it."""
 
@@ -42,8 +31,6 @@ class Variant:
     """The quantizer that this one leaves its work to. A variant has a start, or one that it is over, or neither."""
     given: Method | None = None
     """The method as the suite says it, where `method` has what holds for a network."""
-    swept: Swept | None = None
-    """The sweep that it is of; in no identity."""
 
     def resolved(self, network: Network, scheme: Scheme | None) -> "Variant":
         """The same with a value for each option that the suite leaves to the method."""
@@ -195,15 +182,10 @@ class Suite:
         return methods | ({"generator": self.generators[cell.generator]} if cell.generator else {})
 
     def published_of(self, cell: Cell) -> dict[str, Any]:
-        """What a paper says of a cell: value, std, float, source, citation, note; or nothing.
-
-        A variant of a sweep goes by its own name, or else by that of the sweep.
-        """
+        """What a paper says of a cell: value, std, float, source, citation, note; or nothing."""
         metric = self.task(cell.task).metric
-        quantizers = _names(self.quantizers[cell.quantizer])
-        generators = _names(self.generators[cell.generator]) if cell.generator else [NO_GENERATOR]
-        places = ((cell.model, *names, cell.scheme, metric) for names in product(generators, quantizers))
-        return dict(next((self.published[place] for place in places if place in self.published), {}))
+        place = (cell.model, cell.generator or NO_GENERATOR, cell.quantizer, cell.scheme, metric)
+        return dict(self.published.get(place, {}))
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
@@ -231,11 +213,6 @@ class Suite:
         if axis == "scheme":
             return self.schemes[label].model_dump(mode="json")
         return (self.generators if axis == "generator" else self.quantizers)[label].identity
-
-
-def _names(variant: Variant) -> list[str]:
-    """The names that a variant goes by: its own, and that of its sweep."""
-    return [variant.label, *([variant.swept.name] if variant.swept else [])]
 
 
 def _without_folders(model: ModelSpec) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.suite.schema import Block, Exclusion, SuiteFile
-from zsqbench.suite.suite import Swept
 from zsqbench.suite.validation import shape
 from zsqbench.suite.yamlfile import Location, YamlFile
 
@@ -29,11 +28,8 @@ WORD = re.compile(r"[\w.+/-]+")
 LINKS = ("start", "over")
 """The options by which a quantizer names another one."""
 
-Sweeps = Mapping[str, Mapping[str, Swept]]
-"""By axis and label, what made a variant."""
 
-
-def expand(source: YamlFile, file: SuiteFile) -> tuple[SuiteFile, Sweeps]:
+def expand(source: YamlFile, file: SuiteFile) -> SuiteFile:
     """The suite without `each`: variants for each sweep, and their names wherever its name stood.
 
     Raises ZSQBenchError for a list or a value of which no variants can be made, and for names that there are already.
@@ -44,7 +40,7 @@ def expand(source: YamlFile, file: SuiteFile) -> tuple[SuiteFile, Sweeps]:
     }
     variants = {axis: section.expanded() for axis, section in sections.items()}
     if not any(section.swept for section in sections.values()):
-        return file, {}
+        return file
 
     def renamed(part: Block | Exclusion) -> dict[str, list[str]]:
         return {axis: section.names(getattr(part, axis)) for axis, section in sections.items()}
@@ -55,7 +51,7 @@ def expand(source: YamlFile, file: SuiteFile) -> tuple[SuiteFile, Sweeps]:
         "matrix": [block.model_copy(update=renamed(block)) for block in file.matrix],
         "exclude": [rule.model_copy(update=renamed(rule)) for rule in file.exclude],
     }
-    return file.model_copy(update=changes), {axis: section.swept for axis, section in sections.items()}
+    return file.model_copy(update=changes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,8 @@ class _Section:
     given: Mapping[str, Mapping[str, Any]]
     links: Sequence[str] = ()
     """Options that name another variant of the section, and mean all of it where that is swept."""
-    swept: dict[str, Swept] = field(default_factory=dict)
+    swept: dict[str, str] = field(default_factory=dict)
+    """The sweep that made a variant, by its label."""
     _done: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def expanded(self) -> dict[str, dict[str, Any]]:
@@ -85,7 +82,7 @@ class _Section:
         return [label for name in names for label in self._labels(name)]
 
     def _labels(self, name: str) -> list[str]:
-        return [label for label, swept in self.swept.items() if swept.name == name] or [name]
+        return [label for label, swept in self.swept.items() if swept == name] or [name]
 
     def _expand(self, name: str, way: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
         """The variants of one name; `way` are those that lead here by their links."""
@@ -107,7 +104,7 @@ class _Section:
             label = "-".join([name, *(f"{option}-{_word(value)}" for option, value in picked.items())])
             if label in self.swept:
                 raise ZSQBenchError(self._collision(name, label))
-            self.swept[label] = Swept(name, picked)
+            self.swept[label] = name
             self.source.stands_at((self.key, label), (self.key, name))
             for option, (_, place) in zip(values, chosen, strict=True):
                 self.source.stands_at((self.key, label, option), place)
