@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from zsqbench import api
 from zsqbench.autoquantize import search as module
 from zsqbench.autoquantize.candidates import Level
 from zsqbench.autoquantize.request import Request
@@ -71,7 +70,7 @@ def test_a_search_again_takes_what_is_done_and_goes_on_from_there(searching, mon
     make(tell=tell).run()
     clock.now, told[:] = 0.0, []
     ran = []
-    original = api.execute
+    original = module.execute
 
     def execute(this, cells, *others):
         report = original(this, cells, *others)
@@ -79,7 +78,7 @@ def test_a_search_again_takes_what_is_done_and_goes_on_from_there(searching, mon
         return report
 
     lacks = dict.fromkeys(["rtn", "hptq", "brecq"], "it is not wanted here")
-    monkeypatch.setattr(api, "execute", execute)
+    monkeypatch.setattr(module, "execute", execute)
     found = make(lacks=lacks).run()
     assert [tried.candidate.name for tried in found.tried] == ["squant without images", "dfq without images"]
     assert found.left_out == dict.fromkeys(
@@ -116,14 +115,14 @@ def test_a_budget_for_nothing_is_one_line(searching):
 
 def test_an_interruption_ends_the_search_with_its_signal(searching, monkeypatch):
     make, _, _ = searching
-    original, calls = api.execute, []
+    original, calls = module.execute, []
 
     def execute(this, cells, *others):
         report = original(this, cells, *others)
         calls.append(cells)
         return replace(report, signal=15) if len(calls) == 2 else report
 
-    monkeypatch.setattr(api, "execute", execute)
+    monkeypatch.setattr(module, "execute", execute)
     found = make().run()
     assert (found.signal, len(calls), list(found.tried)) == (15, 2, [])
 

@@ -15,6 +15,7 @@ from zsqbench.autoquantize.runtime import on_threads
 from zsqbench.autoquantize.suites import Judged, candidates_suite, held_out_suite
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution.timings import Timings
+from zsqbench.opening import execute, open_run
 from zsqbench.store import write_atomically
 
 if TYPE_CHECKING:
@@ -210,13 +211,13 @@ class Search:
 
     def _open(self, suite: Path, index: int) -> "tuple[Run, Cell]":
         """A suite, and one of its cells by its place in the matrix."""
-        this, cells = api.open_run(suite, self.request.home, self._results, without=SILENT, device=self.request.device)
+        this, cells = open_run(suite, self.request.home, self._results, without=SILENT, device=self.request.device)
         return this, cells[index]
 
     def _execute(self, this: "Run", cell: "Cell") -> "Result":
         """Run a cell; a step that runs past the budget is ended."""
         timeout = max(self._left, 1.0) if self.request.workers else None
-        report = api.execute(this, [cell], self.request.workers, "pool", timeout)
+        report = execute(this, [cell], self.request.workers, "pool", timeout)
         if report.signal is not None:
             raise _Interrupted(report.signal)
         return report.results[0]

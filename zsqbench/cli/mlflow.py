@@ -27,7 +27,7 @@ def mlflow() -> None:
 )
 def mlflow_sync(suite: str, select: str | None, home: Path, results: Path, aside: bool) -> int:
     """Log the rows of SUITE that MLflow does not have."""
-    from zsqbench.api import rows_of
+    from zsqbench.opening import rows_of
     from zsqbench.reports.tracking import move_aside, sync
     from zsqbench.store import Store
 

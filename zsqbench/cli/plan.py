@@ -43,9 +43,9 @@ def _seconds(what: str) -> Callable[..., float | None]:
 @format_option
 def plan(form: str, probe: bool, probe_time: float, budget: float | None, workers: int | None, **options: Any) -> int:
     """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
-    from zsqbench.api import engine_of, open_run
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.timings import Timings
+    from zsqbench.opening import engine_of, open_run
 
     this, cells = open_run(**options)
     engine = engine_of(this, cells, workers)

@@ -21,7 +21,7 @@ from zsqbench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from zsqbench.api import OpenedReproduction
+    from zsqbench.opening import OpenedReproduction
     from zsqbench.reports.reproduction import Reproduction
 
 
@@ -61,16 +61,16 @@ def reproduce(
     or not run (why). Nothing is called not reached that was measured otherwise than the paper's suite asks. Exit code
     1: a value is not reached, or a cell of the run failed.
     """
-    from zsqbench import api
+    from zsqbench import opening
     from zsqbench.errors import NothingSelectedError
 
-    this = api.open_reproduction(paper, table, row, suite, **options)
+    this = opening.open_reproduction(paper, table, row, suite, **options)
     described = _Description(this)
     if form == "text":
         click.echo("\n".join([*described.lines(), ""]))
     code = 0
     if is_run and this.run is not None and this.runnable:
-        report = api.execute(this.run, this.runnable, workers, engine)
+        report = opening.execute(this.run, this.runnable, workers, engine)
         code = EXIT_FAILED_CELLS if report.failed else 0
         code = code if report.signal is None else EXIT_SIGNAL + report.signal
         for told in filter(None, (report.outdated, report.table_error)):

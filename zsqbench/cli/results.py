@@ -55,7 +55,7 @@ def leaderboard(
     form: "Form",
 ) -> int:
     """Print the tables of SUITE from the rows of its runs: one for each task, unless you say otherwise."""
-    from zsqbench.api import rows_of
+    from zsqbench.opening import rows_of
     from zsqbench.reports.leaderboard import leaderboard as make
     from zsqbench.reports.tabulation import Layout
 
@@ -93,7 +93,8 @@ def show(
     form: str,
 ) -> int:
     """Show what is known of a CELL of SUITE, or of the one that -k selects: its row, and what each step left."""
-    from zsqbench.api import analyze_cell, find_row, rows_of
+    from zsqbench.api import analyze_cell
+    from zsqbench.opening import find_row, rows_of
     from zsqbench.reports import cellpage
     from zsqbench.steps import KINDS, Analyze
     from zsqbench.store import Store

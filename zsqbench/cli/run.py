@@ -52,14 +52,14 @@ def run(
     **options: Any,
 ) -> int:
     """Run what is not there yet of SUITE (a file, or the name of a shipped one) and print its leaderboard."""
-    from zsqbench import api
+    from zsqbench import opening
     from zsqbench.errors import NothingSelectedError, ZSQBenchError
 
     if quiet:
         options["without"] = (*options["without"], "progress")
-    this, cells = api.open_run(**options)
+    this, cells = opening.open_run(**options)
     tell_notes(this.suite)
-    done = api.execute(this, cells, workers, engine, step_timeout, memory, columns, report)
+    done = opening.execute(this, cells, workers, engine, step_timeout, memory, columns, report)
     click.echo(done.table)  # after the progress display has left the terminal
     _warn_of_background(done.background_failures)
     if error := done.table_error or done.report_error:
