@@ -1,5 +1,6 @@
 """What many tests need: a toy plugin that takes milliseconds, the command line in this process, the shared folder."""
 
+import gc
 import json
 import os
 import signal
@@ -337,6 +338,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at modules again: many tests collect, and what is imported by now stays."""
+    gc.freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """An option of test_numbers.py."""
     parser.addoption("--refresh-numbers", action="store_true", help="write tests/numbers.json anew")
@@ -356,6 +362,7 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: BlankFigure())
     # the toy plugin ends no process, and each try of it would copy this one, which holds torch
     monkeypatch.setattr("zsqbench.probe.can_probe", lambda: False)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no test loses power, and each waits for the disk
     return Bench(tmp_path, capsys)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from zsqbench.quant.context import LearningContext
 from zsqbench.quant.reconstruction.stage import Draws
@@ -20,7 +21,7 @@ def draw(count: int, size: int, how: Draws, ctx: LearningContext) -> Iterator[Te
             yield order[start : start + size]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # torch.compiler.disable, which waits with a long import until it is called
 def keep_mask(shape: torch.Size, probability: float, ctx: LearningContext) -> Tensor:
     """A mask that is true with this probability."""
     if probability != 0.5:  # noqa: PLR2004 - the published one, for which a bit of each byte is enough
