@@ -20,6 +20,9 @@ from zsqbench.store import Artifact, Store
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
+BRIEFLY = ("plain BN", "residual, concat and SiLU")
+"""Half of the networks that methods are checked on; the methods' own tests have others."""
+
 TOY_PLUGIN = '''
 """A generator, a quantizer and a task that take a millisecond; each call is noted in calls.txt."""
 
@@ -370,6 +373,19 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 def fatal_plugins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let plugins be tried before they are imported, as commands do: those of this test end the process."""
     monkeypatch.setattr("zsqbench.probe.can_probe", lambda: True)
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check methods on half of the networks, at one scheme: as often as a test goes through all checks for one line."""
+    from zsqbench.testing import conformance, generators, quantizers
+    from zsqbench.testing.networks import tiny_teachers
+
+    networks = {name: network for name, network in tiny_teachers().items() if name in BRIEFLY}
+    for examination in (generators, quantizers):
+        monkeypatch.setattr(examination, "tiny_teachers", lambda: networks)
+    monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:1])
+    monkeypatch.setattr(quantizers, "IMAGES", 16)  # two batches of what is read, as 32 are four
 
 
 @pytest.fixture

@@ -164,6 +164,7 @@ def test_an_option_of_any_type_can_be_listed(bench, option):
     assert (said.code, option.split(":")[0].rstrip("_") in said.out) == (0, True), said.err
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("kind", ["generator", "quantizer", "task"])
 def test_a_new_method_passes_the_checks_that_its_writer_is_told_of(bench, monkeypatch, kind):
     monkeypatch.chdir(bench.folder)

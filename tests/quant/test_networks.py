@@ -186,7 +186,7 @@ def _pairs():
             yield pytest.param(name, scheme, marks=marks, id=f"{name}-{scheme}")
 
 
-@pytest.mark.parametrize(("name", "scheme"), _pairs())
+@pytest.mark.parametrize(("name", "scheme"), list(_pairs()))
 def test_a_scheme_quantizes_what_it_says_and_computes_what_the_network_does(name, scheme):
     student = prepare(network(name), parse_scheme(f"{scheme}/w4a5"), SIZE)
     bits = Counter(quantizer.bits for _, quantizer in activation_quantizers(student))
