@@ -1,5 +1,6 @@
 """What many tests need: a toy plugin that takes milliseconds, the command line in this process, the shared folder."""
 
+import gc
 import json
 import os
 import signal
@@ -18,6 +19,9 @@ from zsqbench.execution import worker
 from zsqbench.store import Artifact, Store
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+BRIEFLY = ("plain BN", "residual, concat and SiLU")
+"""Half of the networks that methods are checked on; the methods' own tests have others."""
 
 TOY_PLUGIN = '''
 """A generator, a quantizer and a task that take a millisecond; each call is noted in calls.txt."""
@@ -337,6 +341,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at modules again: many tests collect, and what is imported by now stays."""
+    gc.freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """An option of test_numbers.py."""
     parser.addoption("--refresh-numbers", action="store_true", help="write tests/numbers.json anew")
@@ -356,6 +365,7 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: BlankFigure())
     # the toy plugin ends no process, and each try of it would copy this one, which holds torch
     monkeypatch.setattr("zsqbench.probe.can_probe", lambda: False)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no test loses power, and each waits for the disk
     return Bench(tmp_path, capsys)
 
 
@@ -363,6 +373,19 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 def fatal_plugins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let plugins be tried before they are imported, as commands do: those of this test end the process."""
     monkeypatch.setattr("zsqbench.probe.can_probe", lambda: True)
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check methods on half of the networks, at one scheme: as often as a test goes through all checks for one line."""
+    from zsqbench.testing import conformance, generators, quantizers
+    from zsqbench.testing.networks import tiny_teachers
+
+    networks = {name: network for name, network in tiny_teachers().items() if name in BRIEFLY}
+    for examination in (generators, quantizers):
+        monkeypatch.setattr(examination, "tiny_teachers", lambda: networks)
+    monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:1])
+    monkeypatch.setattr(quantizers, "IMAGES", 16)  # two batches of what is read, as 32 are four
 
 
 @pytest.fixture

@@ -23,16 +23,21 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(scope="module")
+def network():
+    return load_network("resnet20").pretrained
+
+
 @pytest.fixture
-def searching(tmp_path, monkeypatch):
-    """A search on the embedded ResNet with tiny sets, its clock, and what it told."""
+def searching(tmp_path, monkeypatch, network):
+    """A search on the embedded ResNet with tiny sets, its clock, and what it told; a pass takes a millisecond."""
     monkeypatch.setattr(module, "LEVELS", (TINY,))
+    monkeypatch.setattr(module, "measure_pace", lambda *_: Pace(0.001, 1.0))
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: _Blank())
     clock, told = Clock(), []
 
     def make(budget=600.0, tell=told.append, lacks=None, images=None, target="int8"):
         request = Request("resnet20", {"base": "resnet20"}, target, budget, tmp_path, images, workers=0, device="cpu")
-        network = load_network("resnet20").pretrained
         return Search(request, network, 17_000, 22, "agreement", False, dict(lacks or {}), tell, 0.0, clock)
 
     return make, clock, told
@@ -192,8 +197,7 @@ def test_more_of_the_budget_is_kept_where_the_machine_is_busy(searching, monkeyp
     assert search.left - search._left == pytest.approx(max(0.15 * 700, slower * search._costs.delivery))
 
 
-def test_a_pace_is_that_of_a_pass_and_says_how_busy_the_machine_is():
-    network = load_network("resnet20").pretrained
+def test_a_pace_is_that_of_a_pass_and_says_how_busy_the_machine_is(network):
     pace = measure_pace(network, 1)
     assert 0 < pace.image < 1
     assert pace.busy > 0.5

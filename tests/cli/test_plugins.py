@@ -3,6 +3,40 @@ import shutil
 
 import pytest
 
+from zsqbench.cli.plugins_list import _overview
+from zsqbench.plugins import load_plugins
+
+
+def test_an_overview_has_one_line_for_each_method_below_its_kind(bench):
+    said = bench.zsqbench("plugins", "list", "--plugin", bench.folder / "toy.py")
+    lines = said.out.splitlines()
+    listed = json.loads(bench.zsqbench("plugins", "list", "--format", "json", "--plugin", bench.folder / "toy.py").out)
+    kinds = ["engine", "generator", "quantizer", "task"]
+    heads = [f"{kind}s, with their versions" for kind in kinds]
+    assert [line for line in lines if not line.startswith(" ")] == [
+        *heads,
+        "`zsqbench plugins list NAME` shows the options of one",
+    ]
+    for kind, head, following in zip(kinds, heads, [*heads[1:], lines[-1]], strict=True):
+        shown = lines[lines.index(head) + 1 : lines.index(following)]
+        assert [line.split()[0] for line in shown] == [m["name"] for m in listed["methods"] if m["kind"] == kind]
+    assert {line.split(maxsplit=2)[1] for line in lines if line.startswith(" ")} >= {"1", "2"}
+
+
+def test_an_overview_says_of_what_is_not_shipped_where_it_is_from(bench):
+    said = bench.zsqbench("plugins", "list", "--plugin", bench.folder / "toy.py")
+    (line,) = [line for line in said.out.splitlines() if line.split()[0] == "toy"]
+    assert line.split(maxsplit=2) == ["toy", "1", f"({bench.folder}/toy.py) Noise."]
+    (shipped,) = [line for line in said.out.splitlines() if line.split()[0] == "rtn"]
+    assert shipped.split(maxsplit=2)[2].startswith("Rounds weights per output channel")
+
+
+def test_an_overview_is_cut_to_the_width_of_the_terminal():
+    provided = [entry for _, entry in sorted(load_plugins().provided.items())]
+    whole, cut = list(_overview(provided, None)), list(_overview(provided, 60))
+    assert max(map(len, whole)) > 60
+    assert cut == [line if len(line) <= 60 else line[:57] + "..." for line in whole]
+
 
 def test_plugins_are_listed_with_options_defaults_and_what_these_mean(bench):
     said = bench.zsqbench("plugins", "list", "toy", "--plugin", bench.folder / "toy.py")
@@ -130,6 +164,7 @@ def test_an_option_of_any_type_can_be_listed(bench, option):
     assert (said.code, option.split(":")[0].rstrip("_") in said.out) == (0, True), said.err
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("kind", ["generator", "quantizer", "task"])
 def test_a_new_method_passes_the_checks_that_its_writer_is_told_of(bench, monkeypatch, kind):
     monkeypatch.chdir(bench.folder)

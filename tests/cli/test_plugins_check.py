@@ -1,6 +1,8 @@
 import json
 import re
 
+import pytest
+
 SOUND = """
 import torch, zsqbench
 
@@ -25,6 +27,7 @@ def test_a_plugin_file_that_keeps_the_contract_is_checked_line_by_line(bench):
     assert re.fullmatch(r"    \d+ ok, 1 not checked, in \d+ s", summary)
 
 
+@pytest.mark.usefixtures("briefly")
 def test_a_plugin_file_that_breaks_the_contract_fails_with_the_reason(bench):
     path = bench.write("mine.py", SOUND.replace("ctx.randn", "torch.randn"))
     said = bench.zsqbench("plugins", "check", path)
@@ -38,6 +41,7 @@ def test_checks_are_given_as_json(bench):
     assert {"check": "works on FrozenBN", "outcome": "ok", "reason": ""} in checked["checks"]
 
 
+@pytest.mark.usefixtures("briefly")
 def test_every_method_of_a_file_is_checked_with_the_options_that_it_has(bench):
     arguments = ["--set", "scale=1e-1", "--set", "samples=10", "--model", "a", "--format", "json"]
     checked = json.loads(bench.zsqbench("plugins", "check", bench.folder / "toy.py", *arguments).out)
@@ -45,6 +49,7 @@ def test_every_method_of_a_file_is_checked_with_the_options_that_it_has(bench):
     assert {("generator", "toy"), ("generator", "toyreal"), ("quantizer", "toyq"), ("task", "toytask")} <= names
 
 
+@pytest.mark.usefixtures("briefly")
 def test_an_installed_method_is_checked_by_name(bench):
     said = bench.zsqbench("plugins", "check", "noise", "--set", "clamp=false")
     assert (said.code, said.out.splitlines()[0]) == (0, "generator noise  (set for the check: images=8)")

@@ -1,10 +1,14 @@
+import csv
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+import zsqbench
 from zsqbench.reports import cellpage
 from zsqbench.reports.resultfile import SCHEMA
 from zsqbench.reports.results import Result
@@ -250,6 +254,39 @@ def test_a_leaderboard_has_a_form_for_every_reader(bench, form):
     bench.run()
     said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results, "--format", form)
     assert (said.code, "toyq" in said.out) == (0, True), said.err
+
+
+def test_results_are_the_rows_as_a_table_in_each_form(two):
+    bench, rows = two
+    places = ["results", bench.file, *bench.places()]
+    printed = bench.zsqbench(*places)
+    assert printed.code == 0, printed.err
+    assert [row["cell"] for row in csv.DictReader(io.StringIO(printed.out))] == [row["cell"] for row in rows]
+    frame = zsqbench.results(bench.file, results=bench.results, home=bench.home)
+    listed = json.loads(bench.zsqbench(*places, "--format", "json", "-k", "w4a4:1").out)
+    assert [list(row) for row in listed] == [list(frame.columns)]
+    assert (listed[0]["cell"], listed[0]["metrics.top1"]) == (rows[1]["cell"], rows[1]["metrics"]["top1"])
+    file = bench.write("rows.parquet", "an older file")
+    said = bench.zsqbench(*places, "--format", "parquet", "-o", file)
+    assert (said.code, said.out, said.err) == (0, "", f"{file}: 2 rows, {len(frame.columns)} columns\n")
+    back = pd.read_parquet(file)
+    assert list(back["metrics.top1"]) == list(frame["metrics.top1"])
+    assert [json.loads(text) for text in back["notes"]] == list(frame["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--format", "parquet"], "parquet is no text to print; say with -o FILE where to write it"),
+        (["-o", "{folder}/none/rows.csv"], "cannot write {folder}/none/rows.csv: No such file or directory"),
+        (["--results", "{folder}/none"], "there are no results of toysuite in {folder}/none; "),
+    ],
+)
+def test_results_that_cannot_be_handed_out_are_one_line(two, options, expected):
+    bench, _ = two
+    said = bench.zsqbench("results", bench.file, *bench.places(), *(o.format(folder=bench.folder) for o in options))
+    assert (said.code, said.out, len(said.err.splitlines())) == (2, "", 1)
+    assert said.err.startswith(f"error: {expected.format(folder=bench.folder)}")
 
 
 @pytest.fixture

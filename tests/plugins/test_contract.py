@@ -3,9 +3,7 @@
 import pytest
 
 from zsqbench.plugins import load_plugins
-from zsqbench.testing import conformance, generators, quantizers
 from zsqbench.testing.conformance import check_method, reduce_options
-from zsqbench.testing.networks import tiny_teachers
 
 METHODS = [
     method.method
@@ -17,9 +15,6 @@ METHODS = [
 SHORT = {"epochs": 2, "updates_per_epoch": 2}
 """Training that is long enough for the checks, which go through it some forty times."""
 
-BRIEFLY = ("plain BN", "residual, concat and SiLU")
-"""Half of the networks; the methods' own tests have others."""
-
 
 def failures(method):
     """The checks that fail."""
@@ -29,12 +24,9 @@ def failures(method):
     return [finding for finding in checked.findings if finding.outcome == "FAILED"]
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_every_method_keeps_the_contract(method, monkeypatch):
-    networks = {name: network for name, network in tiny_teachers().items() if name in BRIEFLY}
-    for examination in (generators, quantizers):
-        monkeypatch.setattr(examination, "tiny_teachers", lambda: networks)
-    monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:1])
+def test_every_method_keeps_the_contract(method):
     assert failures(method) == []
 
 

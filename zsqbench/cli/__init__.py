@@ -1,7 +1,7 @@
 """The command line: the only place that sets exit codes and prints results (progress and warnings go to stderr).
 
-A command, or a group of commands, is in the file of its name; `leaderboard` and `show` are in results.py, `figure` is
-in report.py, `schema` in suite.py, and `export-images` in exportimages.py.
+A command, or a group of commands, is in the file of its name; `leaderboard`, `show` and `results` are in results.py,
+`figure` is in report.py, `schema` in suite.py, and `export-images` in exportimages.py.
 """
 
 import logging
@@ -108,6 +108,7 @@ for command in (
     plan.plan,
     results.leaderboard,
     results.show,
+    results.export_results,
     compare.compare,
     report.report,
     report.figure,

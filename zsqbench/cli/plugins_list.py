@@ -1,8 +1,11 @@
 """`zsqbench plugins list`: what is installed, the options, and what methods fill in for those that are not given."""
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +35,10 @@ class FilledIn:
 @plugin_options
 @format_option
 def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[str], form: str) -> int:
-    """List plugins and methods: where they come from, their options, defaults and what these mean.
+    """List the methods that are installed, one a line; plugins that did not load, with their error.
 
-    With a NAME, of a method or a plugin, also what each preset gives for each data set of the papers.
+    With a NAME, of a method or a plugin: where it comes from, its options, defaults and what these mean, and what each
+    preset gives for each data set of the papers.
     """
     from zsqbench.errors import unknown
     from zsqbench.plugins import load_plugins
@@ -44,8 +48,12 @@ def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[st
     listed = [entry for entry in provided if name in (None, entry.method.name, entry.plugin.name)]
     if name is not None and not listed and not any(plugin.name == name for plugin in catalog.plugins):
         raise catalog.lack(unknown("method or plugin", name, {entry.method.name for entry in provided}))
-    methods = [_describe(entry, detailed=name is not None) for entry in listed]
     broken = [plugin for plugin in catalog.broken if name in (None, plugin.name)]
+    if name is None and form == "text":
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        click.echo("\n".join(_overview(listed, width)))
+        listed = []
+    methods = [_describe(entry, detailed=name is not None) for entry in listed]
     if form == "json":
         failures = [{"name": plugin.name, "origin": plugin.origin, "error": plugin.error} for plugin in broken]
         click.echo(json.dumps({"methods": methods, "broken": failures, "clashes": catalog.clashes}, indent=1))
@@ -59,6 +67,23 @@ def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[st
     for clash in catalog.clashes:
         click.echo(f"clash: {clash}")
     return 0
+
+
+def _overview(provided: "Sequence[Provided]", width: int | None) -> Iterator[str]:
+    """A line for each method, below its kind and cut to so many characters: name, version, what it is."""
+    longest = max((len(entry.method.name) for entry in provided), default=0)
+    for kind, entries in groupby(provided, key=lambda entry: entry.method.kind):
+        yield f"{kind}s, with their versions"
+        for method, plugin in ((entry.method, entry.plugin) for entry in entries):
+            origin = "" if plugin.shipped else f"({plugin.origin}) "
+            line = f"    {method.name:{longest}}  {method.version}  {origin}{_summary(method)}".rstrip()
+            yield line if width is None or len(line) <= width else f"{line[: width - 3]}..."
+    yield "`zsqbench plugins list NAME` shows the options of one"
+
+
+def _summary(method: "type[Method]") -> str:
+    """The first line of its docstring."""
+    return next(iter((method.__doc__ or "").strip().splitlines()), "")
 
 
 def _describe(provided: "Provided", *, detailed: bool) -> dict[str, Any]:
@@ -75,14 +100,13 @@ def _describe(provided: "Provided", *, detailed: bool) -> dict[str, Any]:
         }
         for option, info in ((info.alias or field, info) for field, info in method.model_fields.items())
     ]
-    summary = (method.__doc__ or "").strip().splitlines()
     return {
         "kind": method.kind,
         "name": method.name,
         "version": method.version,
         "plugin": provided.plugin.name,
         "origin": provided.plugin.origin,
-        "summary": summary[0] if summary else "",
+        "summary": _summary(method),
         "options": options,
     } | ({"filled_in": [asdict(found) for found in _filled_in(method)]} if detailed else {})
 

@@ -1,4 +1,4 @@
-"""`zsqbench leaderboard` and `zsqbench show`: looks at results, which need no plugin."""
+"""`zsqbench leaderboard`, `show` and `results`: looks at rows, which need no plugin."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zsqbench.cli.options import (
+    PATH,
     columns_option,
     data_root_option,
     format_option,
@@ -20,6 +21,7 @@ from zsqbench.cli.options import (
 
 if TYPE_CHECKING:
     from zsqbench.reports.axes import Axis
+    from zsqbench.reports.frames import Form as FrameForm
     from zsqbench.reports.leaderboard import Form
 
 
@@ -61,6 +63,50 @@ def leaderboard(
 
     rows = rows_of(suite, results, select, overrides, home)
     click.echo(make(rows, form, Layout(columns, by, metric, sort), home))
+    return 0
+
+
+@click.command("results")
+@click.argument("suite")
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write this file, in place of one that is there.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "parquet", "json"]),
+    default="csv",
+    show_default=True,
+    help="parquet needs -o.",
+)
+@select_option
+@overrides_option
+@home_option
+@results_option
+def export_results(
+    suite: str,
+    output: Path | None,
+    form: "FrameForm",
+    select: str | None,
+    overrides: Sequence[str],
+    home: Path,
+    results: Path,
+) -> int:
+    """Print or write the rows of SUITE for other tools: a row for each cell, a column for each value."""
+    from zsqbench import api
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.reports.frames import render
+
+    if form == "parquet" and output is None:
+        raise ZSQBenchError("parquet is no text to print; say with -o FILE where to write it")
+    frame = api.results(suite, results=results, select=select, overrides=overrides, home=home)
+    content = render(frame, form)
+    if output is None:
+        click.echo(content, nl=False)
+        return 0
+    try:
+        output.write_bytes(content)
+    except OSError as error:
+        raise ZSQBenchError(f"cannot write {output}: {error.strerror}") from error
+    click.echo(f"{output}: {len(frame)} rows, {len(frame.columns)} columns", err=True)
     return 0
 
 

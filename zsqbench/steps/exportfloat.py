@@ -57,5 +57,7 @@ class ExportFloat(Job):
 
 def asked_export(cell: CellPlanning) -> ExportOptions | None:
     """How a cell's network is exported; none where nobody asks, it is float, or a package is not installed."""
-    is_possible = not cell.suite.schemes[cell.cell.scheme].is_float and missing() is None
-    return cell.cell.export if is_possible else None
+    asked = cell.cell.export
+    if asked is None or cell.suite.schemes[cell.cell.scheme].is_float:
+        return None
+    return asked if missing() is None else None  # last: it looks through folders
