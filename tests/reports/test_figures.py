@@ -127,3 +127,8 @@ def test_costs_and_sizes_are_explained_below():
     text = leaderboard([costly()], "md", Layout(["seconds", "agreement"]))
     assert "- seconds: of all steps that lead to the quantized network" in text
     assert "- size:" not in text
+
+
+def test_a_number_just_below_zero_is_zero():
+    (recovered,) = find_figures(["recovered"], [costly()])
+    assert [recovered.text(number) for number in (-1e-14, 0.0, -0.06)] == ["0.0", "0.0", "-0.1"]

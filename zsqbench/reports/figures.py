@@ -41,7 +41,7 @@ class Figure:
 
     def text(self, number: float) -> str:
         """A number of it as a table prints it."""
-        return f"{number:.{self.digits}f}"
+        return f"{round(number, self.digits) + 0:.{self.digits}f}"  # + 0 turns -0.0 into 0.0
 
     def why_absent(self, result: Result) -> str | None:
         """Why it was not measured for a row, if the row says so."""
