@@ -21,8 +21,10 @@ FILE = Path(__file__).with_name("numbers.json")
 SCHEMES = ("hw/w4a4", "hast/w4a4", "pot/w8a8", "float")
 TOLERANCE = 2e-3
 """Relative, of numbers of the order of one. Those of torch 2.5 and 2.14 differ by less."""
-LOOSE = {"ait": 1e-2}
-"""Where they differ by more: `ait` searches what to change of a step, and a last digit decides."""
+LOOSE = {"ait": 5e-2}
+"""Where they differ by more: `ait` searches what to change of a step, and a last digit decides.
+
+One number of it differs by 3 % between an AMD and an Intel processor."""
 
 ROUNDING = {"rounding_lr": 0.03}
 """So that roundings change in a few iterations."""

@@ -8,6 +8,7 @@ import torch
 
 from zsqbench import api
 from zsqbench.export import runtime
+from zsqbench.opening import open_session, open_student
 
 CELL = "toytask:a:toy:rtn:qdq/w8a8:0"
 
@@ -46,7 +47,7 @@ def test_a_cell_that_is_done_becomes_a_file_that_was_compared_and_a_script(ran):
     )  # of four images
     assert CELL in ir.load(file).metadata_props["zsqbench.origin"]
     row = api.find_row(api.rows_of(ran.file, ran.results), "rtn")
-    student = api._open_student(row, api._session(ran.file, ran.home, None, []), ran.home).student
+    student = open_student(row, open_session(ran.file, ran.home, None, []), ran.home).student
     given = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
     decisions = runtime.run(runtime.open_session(file), given)[0].argmax(1)
     with torch.no_grad():

@@ -110,7 +110,10 @@ def test_a_blocker_ends_it_with_the_line_of_the_doctor(quantize, bench):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["resnet20", "--budget", "long"], "a budget of 'long' is no time; expected such as 90s, 20m or 1h"),
+        (
+            ["resnet20", "--budget", "long"],
+            "a budget of 'long' is no time; expected such as 90s, 20m, 1h30m, or seconds such as 90",
+        ),
         (["resnet2"], "unknown model 'resnet2'; did you mean 'resnet20'?"),
         (["scenedetector"], "scenedetector is a detector, which is judged by its boxes"),
         (["resnet20", "--images", "nowhere"], "there is no folder nowhere; --images is a folder of images"),

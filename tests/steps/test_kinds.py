@@ -160,11 +160,16 @@ def test_a_background_step_that_fails_blocks_nothing_and_its_reason_is_told(toy,
     (step,) = toy.planned("toy").values()
     assert (said.code, list(toy.statuses().values())) == (0, ["done"] * 2)
     warning = f"warning: {step['label']} failed: ValueError: nobody cares; results do not depend on it"
-    assert said.err.splitlines()[-1] == warning
+    assert warning in said.err.splitlines()
     assert [line.split("] ")[1].split(" ")[0] for line in said.err.splitlines() if line.startswith("[")][-1] == "toy"
     assert "ValueError: nobody\ncares" in Store(toy.home).failures(step["key"])[0]
     assert all("toy" not in row["keys"] for row in toy.rows().values())
     assert [cell["background"]["toy"] for cell in toy.plan()["cells"]] == [step["key"]] * 2
+
+
+def is_of_charts(path, name):
+    """True for a key that Vega-Lite has, too."""
+    return "site" in path.parts and name == "resolve"
 
 
 def names_of_kinds(source):
@@ -187,7 +192,8 @@ def test_kinds_are_named_in_their_room_and_nowhere_else():
     found = {
         os.fspath(path.relative_to(root)): names
         for path in sorted(root.rglob("*.py"))
-        if "steps" not in path.relative_to(root).parts and (names := names_of_kinds(path.read_text()))
+        if "steps" not in path.relative_to(root).parts
+        and (names := [name for name in names_of_kinds(path.read_text()) if not is_of_charts(path, name)])
     }
     assert found == {}
 

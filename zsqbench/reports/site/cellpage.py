@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zsqbench.errors import CorruptArtifactError
+from zsqbench.reports.axes import ColumnKind
 from zsqbench.reports.results import Result, flat, flat_method
 from zsqbench.reports.site.curves import Curves, find_curves
 from zsqbench.reports.site.flips import LISTED, Flip, Flips, find_flips
@@ -75,7 +76,8 @@ def _notes(row: Result) -> list[str]:
 
 def _metrics(row: Result) -> Grid | None:
     """Metrics beside those of the float network, and of the best epoch by the evaluated images."""
-    columns = {"quantized": row.metrics, "float": row.float_metrics, "oracle": row.oracle.get("metrics", {})}
+    oracle = row.oracle.get("metrics", {})
+    columns = {"quantized": row.metrics, "float": row.float_metrics, str(ColumnKind.ORACLE): oracle}
     there = {head: metrics for head, metrics in columns.items() if metrics}
     names = dict.fromkeys(name for metrics in there.values() for name in metrics)
     rows = [[name, *(_number(metrics.get(name)) for metrics in there.values())] for name in names]
