@@ -142,10 +142,15 @@ def test_columns_that_are_left_out_are_told_beside_json(ran):
     assert "with a margin every column must be compared" in error(compare(ran, "toy:", "toyreal", "--margin", "5"))
 
 
+def test_detectors_are_compared_without_flips(bench):
+    said = committed(bench, "dgh and scenes and rtn", "real and scenes and rtn")
+    assert (said.code, "B - A: " in said.out, "right to wrong" in said.out) == (0, True, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["dgh and scenes and rtn", "real and scenes and rtn"], "its task keeps no value for each image"),
+        (["dgh and scenes and rtn", "real and resnet20 and hw/w4a4 and rtn"], "A was measured by mAP, and B by top1"),
         ([DGH, "real and resnet20 and hw/w4a4"], "error: B selects 4 methods in digits resnet20 hw/w4a4, expected one"),
         ([DGH, "rael"], "error: none of 167 rows in"),
         ([DGH, "real and ("], "error: cannot read B 'real and ('"),
