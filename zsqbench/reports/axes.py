@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from zsqbench.methods import Settings
 from zsqbench.reports.results import Result
+from zsqbench.suite import NO_GENERATOR
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Row:
         if control in (None, "positive control") and not result.data_free:
             control = "real data, not data-free"
         return cls(
-            generator=result.generator or "none",
+            generator=result.generator or NO_GENERATOR,
             generator_details=details_of(result.generator, generator),
             quantizer=result.quantizer,
             quantizer_details=details_of(result.quantizer, result.methods.get("quantizer", {})),
@@ -88,6 +89,32 @@ class Row:
     def apart_from_images(self) -> tuple[str, str, str]:
         """The parts that a method shares with its negative control."""
         return self.quantizer, self.quantizer_details, self.settings
+
+
+@dataclass(frozen=True)
+class Name:
+    """A method as charts and sentences call it."""
+
+    generator: str
+    """`none` for a quantizer without images."""
+    quantizer: str
+
+    @property
+    def words(self) -> str:
+        """`dgh with hptq`, or the quantizer alone."""
+        return self.quantizer if self.generator == NO_GENERATOR else f"{self.generator} with {self.quantizer}"
+
+
+def names_of(rows: Iterable[Row]) -> dict[Row, Name]:
+    """A name for each method, and no two alike: it has details and settings only where others share its short one."""
+    alike: dict[Name, list[Row]] = {}
+    for row in unique(rows):
+        alike.setdefault(Name(row.generator, row.quantizer), []).append(row)
+    return {
+        row: short if len(methods) == 1 else Name(row.labels[0], ", ".join(filter(None, row.labels[1:])))
+        for short, methods in alike.items()
+        for row in methods
+    }
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zsqbench.reports.axes import Column, ColumnKind, Row, grouped
+from zsqbench.reports.axes import Column, ColumnKind, Name, Row, grouped, names_of
 from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.leaderboard import heads_of, lines_of, notes_of
 from zsqbench.reports.results import Result
@@ -66,24 +66,14 @@ class Section:
         return f"{column.scheme} {column.mixed}".strip()
 
     @cached_property
-    def names(self) -> dict[Row, tuple[str, str]]:
-        """Generator and quantizer of each method, with their details only where two have the same names."""
-        named: dict[tuple[str, str], list[Row]] = {}
-        for row in self.table.rows:
-            named.setdefault((row.generator, row.quantizer), []).append(row)
-        return {
-            row: short if len(alike) == 1 else (row.labels[0], ", ".join(filter(None, row.labels[1:])))
-            for short, alike in named.items()
-            for row in alike
-        }
+    def names(self) -> dict[Row, Name]:
+        """The name of each method, which no other one has."""
+        return names_of(self.table.rows)
 
     @cached_property
     def methods(self) -> dict[Row, str]:
-        """Each method in a few words: `dgh with hptq`."""
-        return {
-            row: quantizer if generator == "none" else f"{generator} with {quantizer}"
-            for row, (generator, quantizer) in self.names.items()
-        }
+        """The names in words: `dgh with hptq`."""
+        return {row: name.words for row, name in self.names.items()}
 
     @cached_property
     def verdicts(self) -> list[str]:
@@ -176,10 +166,10 @@ class Section:
         for (row, column), entry in self.table.entries.items():
             if column.kind is not ColumnKind.MEASURED:
                 continue
-            place = row, column
+            place, name = (row, column), self.names[row]
             rows.append(
                 [
-                    *(self.methods[row], *self.names[row], self.scheme(column), row.control or ""),
+                    *(name.words, name.generator, name.quantizer, self.scheme(column), row.control or ""),
                     *map(_rounded, (entry.mean, entry.std, entry.drop)),
                     len(entry.values),
                     _rounded(self.table.floats.get(column)),

@@ -9,6 +9,7 @@ from zsqbench.reports.site.sections import COSTS, Section
 from zsqbench.reports.site.source import Source, slug
 from zsqbench.reports.suiterows import counted, named
 from zsqbench.reports.tabulation import single_line
+from zsqbench.suite import NO_GENERATOR
 
 REASON = 120
 """Characters of a reason in the table of cells; the page of the cell has all of it."""
@@ -51,7 +52,7 @@ def _listing(source: Source) -> Listing:
     figures = find_figures(COSTS, source.rows)
     rows: list[list[Text]] = [
         [
-            *(row.cell, row.task, row.model, row.generator or "none", row.quantizer, row.scheme),
+            *(row.cell, row.task, row.model, row.generator or NO_GENERATOR, row.quantizer, row.scheme),
             "-" if row.seed is None else str(row.seed),
             row.status,
             *(_rounded(value) for value in (row.value, row.drop, *(figure.of(row) for figure in figures))),

@@ -1,9 +1,10 @@
 import pytest
-from rows import seen
+from rows import method, seen
 
 from zsqbench.methods import Evaluation
 from zsqbench.reports.site.paper import Absent
-from zsqbench.reports.site.paper.errors import errors_by_difficulty
+from zsqbench.reports.site.paper.errors import EASY, errors_by_difficulty
+from zsqbench.reports.site.sections import sections
 from zsqbench.steps import evaluations
 from zsqbench.store import Store
 
@@ -31,6 +32,18 @@ def test_errors_are_counted_where_the_float_network_is_right_and_where_it_is_wro
     assert [records[images]["count"] for images in records] == [8, 2]
     assert {each["seeds"] for each in records.values()} == {2}
     assert {each["method"] for each in records.values()} == {"dgh with rtn"}
+
+
+@pytest.mark.parametrize(
+    "other", [{"settings": {"precision": "double"}}, {"methods": {"quantizer": method("rtn", a=2)}}]
+)
+def test_two_variants_of_a_method_have_a_bar_each_and_are_called_as_in_other_charts(store, other):
+    rows = [seen(range(6), 10, keys=KEYS), seen([0, 8], 10, keys=KEYS, **{"settings": {}, "methods": {}} | other)]
+    (figure,) = errors_by_difficulty(rows, store, WHERE)
+    errors = {each["method"]: each["error"] for each in figure.columns.records() if each["images"] == EASY}
+    assert sorted(errors.values()) == [25.0, 87.5]
+    (section,) = sections(rows, None)
+    assert set(errors) == set(section.methods.values())
 
 
 def test_why_there_are_none_is_told(store, tmp_path):

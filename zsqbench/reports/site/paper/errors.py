@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports.axes import Row, grouped
+from zsqbench.reports.axes import Row, grouped, names_of
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.paper.figure import Absent, PaperFigure, name, number, panels, some, tips
 from zsqbench.statistics.samples import unpacked
@@ -37,6 +37,7 @@ def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> li
     def right(key: str) -> "np.ndarray | str":
         return _float_right(store, key)
 
+    names = names_of(map(Row.of, rows))
     data: list[list[Any]] = []
     for (method, column), group in grouped(row for row in rows if row.status == "done" and row.correct).items():
         found: list[dict[str, tuple[float, int]]] = []
@@ -51,7 +52,7 @@ def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> li
             parts = [errors[images] for errors in found if images in errors]
             if parts:
                 error = round(sum(part[0] for part in parts) / len(parts), 3)
-                data.append([_name(method), column.scheme, images, error, parts[0][1], len(parts)])
+                data.append([names[method].words, column.scheme, images, error, parts[0][1], len(parts)])
     return [_figure(title, where, data) if data else Absent(title, why)]
 
 
@@ -105,7 +106,3 @@ def _errors(row: Result, of_float: "np.ndarray") -> dict[str, tuple[float, int]]
     return {
         images: (100 * float((~right[where]).mean()), int(where.sum())) for images, where in bins.items() if where.any()
     }
-
-
-def _name(method: Row) -> str:
-    return method.quantizer if method.generator == "none" else f"{method.generator} with {method.quantizer}"

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from zsqbench.reports.axes import Name
 from zsqbench.reports.results import Result, flat, flat_method
 from zsqbench.reports.site.charts import Spec
 from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, name, number, panels, some, tips
 from zsqbench.reports.tablenotes import METRICS
+from zsqbench.suite import NO_GENERATOR
 
 FIELDS = ("method", "panel", "x", "seed", "value", "float")
 """Fields of the data: a row for each result."""
@@ -219,8 +221,7 @@ def _is_file(value: Any) -> bool:
 def _short(row: Result) -> str:
     """The methods of a row by their own names, for its labels may name a value of the sweep."""
     generator, quantizer = (row.methods.get(axis, {}).get("method") for axis in _METHODS)
-    quantizer = quantizer or row.quantizer
-    return f"{generator or row.generator} with {quantizer}" if row.generator else quantizer
+    return Name(generator or row.generator or NO_GENERATOR, quantizer or row.quantizer).words
 
 
 def _placement(row: Result) -> str:
