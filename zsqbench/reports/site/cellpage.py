@@ -45,7 +45,7 @@ def cell_page(row: Result, source: Source, recipes: Recipes, store: Store) -> Pa
         title=row.cell,
         lead=[_headline(row)],
         parts=[part for part in parts if not part.is_empty],
-        data=curves.data or {},
+        data=curves.data,
         back=[(source.suite, "../index.html")],
     )
 

@@ -1,7 +1,7 @@
 """The curves that the steps of a cell logged, thinned to what an eye can tell."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zsqbench.errors import CorruptArtifactError
@@ -23,7 +23,8 @@ class Curves:
     """Charts with their data, and what to know of them."""
 
     charts: Sequence[Chart] = ()
-    data: Mapping[str, Columns] | None = None
+    data: Mapping[str, Columns] = field(default_factory=dict)
+    """By name."""
     notes: Sequence[str] = ()
 
 

@@ -10,6 +10,11 @@ from zsqbench.reports.site.charts import CONFIG, Chart, Columns
 Text = str | float | int | None
 
 
+def rounded(value: float | None) -> float | None:
+    """A number as the data of a page has it: four decimals, and no negative zero."""
+    return None if value is None else round(value, 4) + 0.0
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table."""

@@ -24,7 +24,7 @@ from zsqbench.reports.site.charts import (
     significance,
     spread,
 )
-from zsqbench.reports.site.pages import Grid, Part
+from zsqbench.reports.site.pages import Grid, Part, rounded
 from zsqbench.reports.site.paper import Absent, PaperFigure, paper_figures
 from zsqbench.reports.site.verdicts import columns_of, ranked, verdict
 from zsqbench.reports.standings import find_ties
@@ -170,10 +170,10 @@ class Section:
             rows.append(
                 [
                     *(name.words, name.generator, name.quantizer, self.scheme(column), row.control or ""),
-                    *map(_rounded, (entry.mean, entry.std, entry.drop)),
+                    *map(rounded, (entry.mean, entry.std, entry.drop)),
                     len(entry.values),
-                    _rounded(self.table.floats.get(column)),
-                    *(_rounded(self._cost(row, column, cost)) for cost in COSTS),
+                    rounded(self.table.floats.get(column)),
+                    *(rounded(self._cost(row, column, cost)) for cost in COSTS),
                     entry.status if entry.mean is None else f"{entry.mean:.1f}",
                     place in self.table.competition.best,
                     *(place in fronts[cost] for cost in COSTS),
@@ -211,7 +211,7 @@ class Section:
     def _seeds(self) -> Columns:
         """A row for each result with a number."""
         rows = [
-            [self.methods[row], self.scheme(column), result.seed, _rounded(result.value)]
+            [self.methods[row], self.scheme(column), result.seed, rounded(result.value)]
             for (row, column), group in self.groups.items()
             for result in group
             if result.status == "done" and result.value is not None
@@ -259,7 +259,3 @@ def _grid(table: Table, groups: Mapping[tuple[Row, Column], Sequence[Result]], p
 
 def _best(methods: Sequence[Row], most: int) -> str:
     return f" (the best {most} of {len(methods)} methods)" if len(methods) > most else ""
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4) + 0.0

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from zsqbench.reports.figures import find_figures
-from zsqbench.reports.site.pages import Listing, Page, Part, Text
+from zsqbench.reports.site.pages import Listing, Page, Part, Text, rounded
 from zsqbench.reports.site.sections import COSTS, Section
 from zsqbench.reports.site.source import Source, slug
 from zsqbench.reports.suiterows import counted, named
@@ -55,7 +55,7 @@ def _listing(source: Source) -> Listing:
             *(row.cell, row.task, row.model, row.generator or NO_GENERATOR, row.quantizer, row.scheme),
             "-" if row.seed is None else str(row.seed),
             row.status,
-            *(_rounded(value) for value in (row.value, row.drop, *(figure.of(row) for figure in figures))),
+            *(rounded(value) for value in (row.value, row.drop, *(figure.of(row) for figure in figures))),
             "" if row.status == "done" else single_line(row.reason)[:REASON],
         ]
         for row in source.rows
@@ -71,7 +71,3 @@ def _listing(source: Source) -> Listing:
         choices=[place for place, at in enumerate(kept) if 0 < at < len(_TEXTS)],
         pages={at: page for at, (cell, page) in enumerate(source.pages.items()) if page != slug(cell)},
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4) + 0.0
