@@ -63,7 +63,7 @@ def find_flips(row: Result, store: Store) -> Flips | str:
 
 
 def _samples(kind: str, row: Result, store: Store) -> "Mapping[str, np.ndarray] | None":
-    """What a measurement left of each sample; none where it is not here."""
+    """Samples as a measurement left them; none where it is not here."""
     key = row.keys.get(kind)
     return evaluations.read_samples(store.read(kind, key)) if key is not None and store.has(kind, key) else None
 

@@ -22,7 +22,7 @@ class Recipes:
         )
 
     def _expression(self, cell: str) -> str:
-        """What -k takes: the name, and not those of which it is a part, such as that of seed 10 for seed 1."""
+        """An expression for -k: this name, and no other one that has it as a part, as seed 10's has seed 1's."""
         others = [name for name in self._alike.get(_core(cell), []) if cell in name and name != cell]
         return " and ".join([*_words(cell), *(f"not {word}" for other in others for word in _words(other)[-1:])])
 

@@ -9,7 +9,7 @@ WHERE = "digits resnet20"
 
 
 def statistics(counts, gap, ranges, images=4, **changes):
-    """What diagnostics have of some images, as far as figures read it."""
+    """Diagnostics of some images, as far as figures read them."""
     return {
         "images": images,
         "difficulty": {"by": "label", "mean": 0.5, "counts": counts},

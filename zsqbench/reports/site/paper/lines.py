@@ -37,7 +37,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """What results are drawn along."""
+    """An axis that results are drawn along."""
 
     name: str
     title: str
