@@ -7,9 +7,10 @@ from typing import Any
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.axes import ColumnKind
 from zsqbench.reports.results import Result, flat, flat_method
+from zsqbench.reports.site.charts import Value
 from zsqbench.reports.site.curves import Curves, find_curves
 from zsqbench.reports.site.flips import LISTED, Flip, Flips, find_flips
-from zsqbench.reports.site.pages import Grid, Page, Part, Picture, Text
+from zsqbench.reports.site.pages import Grid, Page, Part, Picture
 from zsqbench.reports.site.recipe import Recipes
 from zsqbench.reports.site.source import Source, slug
 from zsqbench.reports.tablenotes import remarks_on
@@ -65,7 +66,7 @@ def _reasons(row: Result) -> list[str]:
 
 
 def _notes(row: Result) -> list[str]:
-    """What whoever reads the number must know."""
+    """Notes that a reader of the number needs."""
     free = [] if row.data_free else ["not data-free: its generator was given real images"]
     random = ["random weights: the network was never trained"] if row.model_facts.get("random_weights") else []
     own = remarks_on([row]) if row.status == "done" else row.footnotes
@@ -86,7 +87,7 @@ def _metrics(row: Result) -> Grid | None:
 
 def _options(row: Result) -> Grid | None:
     """Every option of every method, and if the suite set it; then the settings."""
-    rows: list[list[Text]] = []
+    rows: list[list[Value]] = []
     for axis, method in row.methods.items():
         changed = {name for name, _ in _changed(axis, method)}
         rows += [[name, _text(value), "set" if name in changed else ""] for name, value in flat_method(axis, method)]
@@ -103,7 +104,7 @@ def _changed(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 
 
 def _left(row: Result, store: Store) -> Iterator[Part]:
-    """What each kind of step shows of its artifact, with its pictures: a new kind needs no line here."""
+    """A part for each kind of step that shows its artifact, with its pictures: a new kind needs no line here."""
     for kind, job in KINDS.items():
         pictures = _pictures(job, store, row)
         try:
@@ -180,15 +181,15 @@ def _keys(row: Result, store: Store) -> Grid | None:
     return Grid([["step", "key", "artifact"]], rows, labels=3) if rows else None
 
 
-def _data(row: Result) -> dict[str, Any]:
-    """What is known of data, network and tensors, by names such as `data.evaluated`."""
-    parts: dict[str, Mapping[str, Any]] = {"data": row.data, "network": row.model_facts, "tensors": row.tensors}
+def _data(row: Result) -> dict[str, object]:
+    """Facts about data, network and tensors, by names such as `data.evaluated`."""
+    parts: dict[str, Mapping[str, object]] = {"data": row.data, "network": row.model_facts, "tensors": row.tensors}
     found = {name: value for prefix, part in parts.items() for name, value in flat(prefix, part)}
     when = {} if row.finished is None else {"finished": f"{row.finished:%Y-%m-%d %H:%M:%S} UTC"}
     return {**found, "definition": row.definition, **when}
 
 
-def _facts(facts: Mapping[str, Any]) -> Grid | None:
+def _facts(facts: Mapping[str, object]) -> Grid | None:
     rows = [[name, _text(value)] for name, value in facts.items() if value not in (None, "", [], {})]
     return Grid([["name", "value"]], rows, labels=2) if rows else None
 
@@ -201,7 +202,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
 
 
-def _known(value: int | None) -> Text:
+def _known(value: int | None) -> Value:
     return "not known" if value is None else value
 
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Spec = dict[str, Any]
+"""A chart, or a part of one, in Vega-Lite's JSON."""
+
+Value = str | float | int | bool | None
+"""A cell of a table, or of the data of charts."""
 
 MOST_SPREAD = 40
 """So many methods have a line in a chart of seeds: the best."""
@@ -33,13 +37,13 @@ class Columns:
     """Data of charts: names of fields, and the values of each row."""
 
     fields: tuple[str, ...]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[Value]]
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """Plain data; names of fields stand there once."""
         return {"fields": self.fields, "rows": self.rows}
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Value]]:
         """A mapping for each row, as Vega-Lite takes it."""
         return [dict(zip(self.fields, row, strict=True)) for row in self.rows]
 
@@ -78,7 +82,7 @@ def heat_map(name: str, title: str, data: str, schemes: Sequence[str], middle: f
     number = {"condition": {"test": f"datum.value < {middle:g}", "value": "white"}, "value": "black"}
     is_done = {"filter": "isValid(datum.value)"}
 
-    def texts(test: str, color: Any, **style: Any) -> Spec:
+    def texts(test: str, color: Spec, **style: Value) -> Spec:
         mark = {"type": "text", "fontSize": 11, "clip": False, **style}
         return {"transform": [{"filter": test}], "mark": mark, "encoding": {"text": {"field": "text"}, "color": color}}
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.bitwidths import RECONSTRUCTION, UnitLoss, unit_losses
 from zsqbench.reports.results import Result
 from zsqbench.reports.site import charts
-from zsqbench.reports.site.charts import Chart, Columns
+from zsqbench.reports.site.charts import Chart, Columns, Value
 from zsqbench.store import Store
 
 MOST_POINTS = 300
@@ -61,11 +60,12 @@ def find_curves(row: Result, store: Store) -> Curves:
     return Curves(found, data, notes)
 
 
-def _both(loss: UnitLoss) -> Iterator[list[Any]]:
-    yield from ([loss.stage, loss.unit, when, getattr(loss, when)] for when in ("before", "after"))
+def _both(loss: UnitLoss) -> Iterator[list[Value]]:
+    yield [loss.stage, loss.unit, "before", loss.before]
+    yield [loss.stage, loss.unit, "after", loss.after]
 
 
-def _lines(name: str, points: Sequence[tuple[int, float]]) -> Iterator[list[Any]]:
+def _lines(name: str, points: Sequence[tuple[int, float]]) -> Iterator[list[Value]]:
     """At most MOST_POINTS of the points, evenly, the first and the last among them."""
     stride = max((len(points) - 1) / (MOST_POINTS - 1), 1)
     count = min(len(points), MOST_POINTS)

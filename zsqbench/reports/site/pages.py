@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from zsqbench.reports.site.charts import CONFIG, Chart, Columns
-
-Text = str | float | int | None
+from zsqbench.reports.site.charts import CONFIG, Chart, Columns, Value
 
 
 def rounded(value: float | None) -> float | None:
@@ -21,7 +18,7 @@ class Grid:
 
     heads: Sequence[Sequence[str]]
     """Lines of heads."""
-    rows: Sequence[Sequence[Text]]
+    rows: Sequence[Sequence[Value]]
     labels: int = 1
     """The first columns that are text; the others are numbers, which stand at the right."""
     bold: Sequence[tuple[int, int]] = ()
@@ -37,7 +34,7 @@ class Listing:
     """A long table with search, sort and filter."""
 
     heads: Sequence[str]
-    rows: Sequence[Sequence[Text]]
+    rows: Sequence[Sequence[Value]]
     numbers: Mapping[int, int]
     """Decimals of each column of numbers."""
     choices: Sequence[int]
@@ -80,9 +77,9 @@ class Part:
         """True if there is nothing below its title."""
         return not any(value for name, value in vars(self).items() if name != "title")
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """Plain data without what is empty."""
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "title": self.title,
             "lines": self.lines,
             "grid": self.grid and vars(self.grid),
@@ -108,7 +105,7 @@ class Page:
     back: Sequence[tuple[str, str]] = ()
     """Links above the title: text and page."""
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """Plain data for page.js."""
         return {
             "title": self.title,

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from zsqbench.reports.axes import Column, ColumnKind, Name, Row, grouped, names_of
 from zsqbench.reports.evidence import ReadOnce
@@ -19,6 +18,7 @@ from zsqbench.reports.site.charts import (
     SEEDS,
     Chart,
     Columns,
+    Value,
     heat_map,
     pareto,
     significance,
@@ -162,7 +162,7 @@ class Section:
     def _results(self) -> Columns:
         """A row for each method in each column."""
         fronts = {cost: self._fronts(cost) for cost in COSTS}
-        rows: list[list[Any]] = []
+        rows: list[list[Value]] = []
         for (row, column), entry in self.table.entries.items():
             if column.kind is not ColumnKind.MEASURED:
                 continue
@@ -221,7 +221,7 @@ class Section:
     @cached_property
     def _pairs(self) -> Columns:
         """A row for each pair of the best methods of a column that can be compared."""
-        rows: list[list[Any]] = []
+        rows: list[list[Value]] = []
         for column, ties in find_ties(self.groups).items():
             shown = set(ranked(self.table, column)[:MOST_PAIRS])
             rows += [

@@ -2,14 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from zsqbench.reports.figures import find_figures
-from zsqbench.reports.site.pages import Listing, Page, Part, Text, rounded
+from zsqbench.reports.site.pages import Listing, Page, Part, rounded
 from zsqbench.reports.site.sections import COSTS, Section
 from zsqbench.reports.site.source import Source, slug
 from zsqbench.reports.suiterows import counted, named
 from zsqbench.reports.tabulation import single_line
 from zsqbench.suite import NO_GENERATOR
+
+if TYPE_CHECKING:
+    from zsqbench.reports.site.charts import Value
 
 REASON = 120
 """Characters of a reason in the table of cells; the page of the cell has all of it."""
@@ -50,7 +54,7 @@ def _lead(source: Source) -> Iterator[str]:
 def _listing(source: Source) -> Listing:
     """All cells, and their numbers."""
     figures = find_figures(COSTS, source.rows)
-    rows: list[list[Text]] = [
+    rows: list[list[Value]] = [
         [
             *(row.cell, row.task, row.model, row.generator or NO_GENERATOR, row.quantizer, row.scheme),
             "-" if row.seed is None else str(row.seed),

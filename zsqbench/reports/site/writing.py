@@ -9,7 +9,6 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.evidence import ReadOnce
@@ -114,7 +113,7 @@ def _write_page(page: Page, folder: Path, name: str, root: str) -> None:
 
 
 def _without_scripts(page: Page) -> Iterator[str]:
-    """What a reader without JavaScript sees: the lead, and the statements of each part."""
+    """Lines for a reader without JavaScript: the lead, and the statements of each part."""
     yield from page.lead
     yield from (line for part in page.parts for line in part.lines)
 
@@ -143,7 +142,7 @@ def _write_library(folder: Path, before: Path) -> None:
     (folder / "versions.json").write_text(json.dumps(versions) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     try:
         return read_json(path)
     except (OSError, ValueError):

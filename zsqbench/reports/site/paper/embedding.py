@@ -4,10 +4,10 @@ It is drawn on demand, for it needs the network.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports.site.charts import Spec
+from zsqbench.reports.site.charts import Spec, Value
 from zsqbench.reports.site.paper.figure import REAL, PaperFigure, number, panels, some, tips
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def embedding(sets: "Mapping[str, np.ndarray]", real: "np.ndarray | None", why: 
     parts = [(name, _finite(sets[name])) for name in names]
     parts += [] if real is None else [(REAL, _finite(real))]
     points = _laid_out([features for _, features in parts])
-    rows: list[list[Any]] = []
+    rows: list[list[Value]] = []
     for (name, _), placed in zip(parts, points, strict=True):
         shown_in = names if name == REAL else [name]
         rows += [[panel, name, *(round(float(value), 2) for value in at)] for panel in shown_in for at in placed]

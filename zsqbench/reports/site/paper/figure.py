@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from zsqbench.reports.site.charts import Chart, Columns, Spec
+from zsqbench.reports.site.charts import Chart, Columns, Spec, Value
 
 GREY = "#888"
 WIDTH, HEIGHT = 260, 200
@@ -27,7 +27,7 @@ class PaperFigure:
     """The data of the chart, which goes by the chart's name."""
 
     @classmethod
-    def of(cls, name: str, title: str, fields: tuple[str, ...], rows: Sequence[Sequence[Any]], spec: Spec) -> Self:
+    def of(cls, name: str, title: str, fields: tuple[str, ...], rows: Sequence[Sequence[Value]], spec: Spec) -> Self:
         """A figure of this name, such as `sweep generator.images digits resnet20`."""
         return cls(Chart(name, title, spec, name), Columns(fields, rows))
 
