@@ -4,10 +4,10 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports.axes import Row, grouped, names_of
+from zsqbench.reports.axes import Row, grouped, names_of, unique
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.paper.figure import Absent, PaperFigure, name, number, panels, some, tips
 from zsqbench.statistics.samples import unpacked
@@ -21,8 +21,23 @@ if TYPE_CHECKING:
     from zsqbench.reports.site.charts import Spec
 
 FIELDS = ("method", "scheme", "images", "error", "count", "seeds")
+"""Fields of the data: a `Bar` each."""
 
 EASY, HARD = "float network right", "float network wrong"
+
+
+class Bar(NamedTuple):
+    """The error of a method on some images."""
+
+    method: str
+    scheme: str
+    images: str
+    """`EASY` or `HARD`."""
+    error: float
+    """In percent, the mean over seeds."""
+    among: int
+    """How many images they are."""
+    seeds: int
 
 
 def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> list[PaperFigure | Absent]:
@@ -38,7 +53,7 @@ def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> li
         return _float_right(store, key)
 
     names = names_of(map(Row.of, rows))
-    data: list[list[Any]] = []
+    bars: list[Bar] = []
     for (method, column), group in grouped(row for row in rows if row.status == "done" and row.correct).items():
         found: list[dict[str, tuple[float, int]]] = []
         for row in group:
@@ -52,20 +67,20 @@ def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> li
             parts = [errors[images] for errors in found if images in errors]
             if parts:
                 error = round(sum(part[0] for part in parts) / len(parts), 3)
-                data.append([names[method].words, column.scheme, images, error, parts[0][1], len(parts)])
-    return [_figure(title, where, data) if data else Absent(title, why)]
+                bars.append(Bar(names[method].words, column.scheme, images, error, parts[0][1], len(parts)))
+    return [_figure(title, where, bars) if bars else Absent(title, why)]
 
 
-def _figure(title: str, where: str, data: Sequence[Sequence[Any]]) -> PaperFigure:
+def _figure(title: str, where: str, bars: Sequence[Bar]) -> PaperFigure:
     errors: dict[str, list[float]] = {}
-    for row in data:
-        if row[2] == EASY:
-            errors.setdefault(row[0], []).append(row[3])
+    for bar in bars:
+        if bar.images == EASY:
+            errors.setdefault(bar.method, []).append(bar.error)
     methods, left_out = some(
         sorted(errors, key=lambda method: sum(errors[method]) / len(errors[method])), "methods", "best"
     )
-    shown = [row for row in data if row[0] in methods]
-    counts = {row[2]: row[4] for row in shown}
+    shown = [bar for bar in bars if bar.method in methods]
+    counts = {bar.images: bar.among for bar in shown}
     color = name("images", [EASY, HARD]) | {"scale": {"domain": [EASY, HARD], "range": ["#0072b2", "#d55e00"]}}
     layer: Spec = {
         "mark": {"type": "bar"},
@@ -77,11 +92,11 @@ def _figure(title: str, where: str, data: Sequence[Sequence[Any]]) -> PaperFigur
             "tooltip": tips(*FIELDS),
         },
     }
-    schemes = list(dict.fromkeys(row[1] for row in shown))
-    bins = ", ".join(f"{images} ({counts[images]:,} images)" for images in counts)
+    schemes = unique(bar.scheme for bar in shown)
+    words = ", ".join(f"{images} ({counts[images]:,} images)" for images in counts)
     own_methods = {"resolve": {"scale": {"y": "independent"}}}
     spec = panels("scheme", schemes, [layer], {"step": 16}) | own_methods
-    return PaperFigure.of(title, f"{where}: error by difficulty: {bins}{left_out}", FIELDS, shown, spec)
+    return PaperFigure.of(title, f"{where}: error by difficulty: {words}{left_out}", FIELDS, shown, spec)
 
 
 def _float_right(store: Store, key: str) -> "np.ndarray | str":

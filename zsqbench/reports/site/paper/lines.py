@@ -9,17 +9,17 @@ import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
-from zsqbench.reports.axes import Name
+from zsqbench.reports.axes import Name, unique
 from zsqbench.reports.results import Result, flat, flat_method
-from zsqbench.reports.site.charts import Spec
+from zsqbench.reports.site.charts import Spec, Value
 from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, name, number, panels, some, tips
 from zsqbench.reports.tablenotes import METRICS
 from zsqbench.suite import NO_GENERATOR
 
 FIELDS = ("method", "panel", "x", "seed", "value", "float")
-"""Fields of the data: a row for each result."""
+"""Fields of the data: a `Point` for each result."""
 
 WIDE = 8
 """An axis whose largest value is this many times its smallest is logarithmic."""
@@ -32,7 +32,11 @@ _NAMED = ("method", "version", "origin")
 _key = json.JSONEncoder(sort_keys=True, default=str).encode
 """A value as a text by which it is compared."""
 
-Facts = dict[str, Any]
+Option: TypeAlias = "Value | list[Option]"
+"""The value of an option, as a row keeps it."""
+
+Facts = dict[str, Option]
+"""Options and their values, by names such as `generator.images`."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,27 @@ class Axis:
 
     name: str
     title: str
-    x: Callable[[Result], Any]
+    x: Callable[[Result], Option]
     panel: Callable[[Result], str]
     facts: Callable[[Result], Facts]
     """All in which results of one line are the same."""
     line: Callable[[Result], Hashable]
     """The same, to be compared: thousands of results are."""
-    order: Callable[[Any], Any] | None = None
+    order: Callable[[str], list[tuple[int, str]]] | None = None
     """Sorts names on the axis; otherwise they are in the order of the suite. Numbers are sorted."""
+
+
+class Point(NamedTuple):
+    """A result on an axis."""
+
+    method: str
+    """The name of its line."""
+    panel: str
+    x: float | str
+    seed: int | None
+    value: float | None
+    float_value: float | None
+    """The value of the float network."""
 
 
 def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
@@ -59,7 +76,7 @@ def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Abse
     done = _done(rows)
     facts = {id(row): _options(row) for row in done}
     items = {at: frozenset((key, _key(value)) for key, value in of.items()) for at, of in facts.items()}
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Option]] = {}
     for of in facts.values():
         for option, value in of.items():
             values.setdefault(option, {})[_key(value)] = value
@@ -112,28 +129,17 @@ def _figure(rows: Sequence[Result], axis: Axis, where: str, why: str) -> PaperFi
         values.setdefault(label, []).extend(row.value for row in group if row.value is not None)
     best, left_out = some(sorted(values, key=lambda label: -statistics.fmean(values[label])), "methods", "best")
     shown = [(label, row) for label, group in lines if label in best for row in group]
-    is_number = all(_is_number(axis.x(row)) for _, row in shown)
-    data = [
-        [label, axis.panel(row), axis.x(row) if is_number else _text(axis.x(row)), row.seed, row.value, row.float_value]
-        for label, row in shown
+    points = [
+        Point(label, axis.panel(row), place, row.seed, row.value, row.float_value)
+        for (label, row), place in zip(shown, _places([axis.x(row) for _, row in shown]), strict=True)
     ]
     words, metric = f"{where}: results over {axis.title}{left_out}", str(shown[0][1].metric)
-    spec = _spec(axis, METRICS.get(metric, metric), data, is_number=is_number)
-    return PaperFigure.of(title, words, FIELDS, data, spec)
+    return PaperFigure.of(title, words, FIELDS, points, _spec(axis, METRICS.get(metric, metric), points))
 
 
-def _spec(axis: Axis, metric: str, data: Sequence[Sequence[Any]], *, is_number: bool) -> Spec:
-    values = list(dict.fromkeys(each[2] for each in data))
-    if is_number or axis.order:
-        values.sort(key=None if is_number else axis.order)
-    if is_number:
-        log = values[0] > 0 and values[-1] / values[0] >= WIDE
-        x = number("x", axis.title, log=log) | {"axis": {"values": values, "format": "~g"}}
-    else:
-        x = name("x", values, axis.title) | {"axis": {"labelAngle": -30}}
-    y = number("value", metric)
-    methods = list(dict.fromkeys(each[0] for each in data))
-    color = name("method", methods) | {"scale": COLORS}
+def _spec(axis: Axis, metric: str, points: Sequence[Point]) -> Spec:
+    x, y = _across(axis, [point.x for point in points]), number("value", metric)
+    color = name("method", unique(point.method for point in points)) | {"scale": COLORS}
     reach = {"y": {**y, "aggregate": "min"}, "y2": {"aggregate": "max", "field": "value"}}
     layers: list[Spec] = [
         {
@@ -147,7 +153,18 @@ def _spec(axis: Axis, metric: str, data: Sequence[Sequence[Any]], *, is_number: 
             "encoding": {"x": x, "y": y, "color": color, "tooltip": tips("method", "panel", "x", "seed", "value")},
         },
     ]
-    return panels("panel", sorted({each[1] for each in data}, key=_natural), layers)
+    return panels("panel", sorted({point.panel for point in points}, key=_natural), layers)
+
+
+def _across(axis: Axis, places: Sequence[float | str]) -> Spec:
+    """The horizontal channel: numbers in their order, or names."""
+    numbers = sorted({place for place in places if not isinstance(place, str)})
+    if numbers:
+        log = numbers[0] > 0 and numbers[-1] / numbers[0] >= WIDE
+        return number("x", axis.title, log=log) | {"axis": {"values": numbers, "format": "~g"}}
+    names = unique(place for place in places if isinstance(place, str))
+    order = sorted(names, key=axis.order) if axis.order else names
+    return name("x", order, axis.title) | {"axis": {"labelAngle": -30}}
 
 
 def _lines(rows: Sequence[Result], axis: Axis) -> Iterator[tuple[str, list[Result]]]:
@@ -174,12 +191,12 @@ def _names(rows: Sequence[Result], axis: Axis) -> list[str]:
     return named
 
 
-def _options(row: Result) -> dict[str, Any]:
+def _options(row: Result) -> Facts:
     """Every option of every method of a row, with the values that held, its settings, and its scheme."""
     return _facts(row, "options") | {_SCHEME: row.scheme}
 
 
-def _changed(row: Result) -> dict[str, Any]:
+def _changed(row: Result) -> Facts:
     """The options that the suite set: those that hold otherwise may depend on the scheme."""
     return _facts(row, "changed")
 
@@ -188,8 +205,8 @@ def _changed_line(row: Result) -> str:
     return _key(_changed(row))
 
 
-def _facts(row: Result, which: str) -> dict[str, Any]:
-    found = dict(flat("settings", row.settings))
+def _facts(row: Result, which: str) -> Facts:
+    found: Facts = dict(flat("settings", row.settings))
     for axis in _METHODS:
         method = row.methods.get(axis)
         if method is not None:
@@ -213,7 +230,7 @@ def _done(rows: Sequence[Result]) -> list[Result]:
     return [row for row in rows if row.status == "done" and row.value is not None]
 
 
-def _is_file(value: Any) -> bool:
+def _is_file(value: Option) -> bool:
     """True for a file, which is no point on an axis."""
     return isinstance(value, str) and PurePath(value).is_absolute()
 
@@ -236,12 +253,14 @@ def _words(key: str) -> str:
     return key.partition(".")[2].replace("_", " ")
 
 
-def _text(value: Any) -> str:
+def _text(value: Option) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _places(values: Sequence[Option]) -> Sequence[float | str]:
+    """The places of values on an axis: themselves if all are numbers, else texts."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return numbers if len(numbers) == len(values) else [_text(value) for value in values]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
