@@ -2,6 +2,7 @@ import pytest
 from rows import row
 
 from zsqbench.reports.site.paper import Absent
+from zsqbench.reports.site.paper.diagnosed import Diagnosed
 from zsqbench.reports.site.paper.sets import Sets, bn_gaps, class_balance, difficulty, output_ranges
 from zsqbench.store import Store
 
@@ -20,8 +21,12 @@ def statistics(counts, gap, ranges, images=4, **changes):
     } | changes
 
 
-def diagnosed(of_set, real=None):
+def content(of_set, real=None):
     return {"set": of_set, "real": real}
+
+
+def diagnosed(of_set, real=None):
+    return Diagnosed.of(content(of_set, real))
 
 
 REAL = statistics([4, 0], 0.5, [1.0, 2.0, 3.0, 4.0, 5.0])
@@ -78,7 +83,10 @@ def test_classes_are_shares_of_all_seeds(sets):
 def test_real_images_are_those_that_the_largest_set_is_compared_with():
     more = statistics([8, 0], 7.0, [1.0] * 5, images=8)
     sets = Sets({"a": [diagnosed(DGH[0], REAL)], "b": [diagnosed(DGH[0], more)]}, "")
-    assert sets.real("bn_gaps") == more
+    assert [(each["layer"], each["gap"]) for each in records(bn_gaps(sets, WHERE)[0])][-2:] == [
+        ("bn1", 7.0),
+        ("bn2", 14.0),
+    ]
 
 
 @pytest.mark.parametrize("make", [difficulty, bn_gaps, output_ranges, class_balance])
@@ -104,7 +112,7 @@ def test_sets_are_found_by_the_keys_of_rows_each_once(tmp_path):
     ]
     assert Sets.of([], store).why == "no cell has a calibration set"
     assert "no diagnostics in" in Sets.of(rows, store).why
-    keep(store, "a" * 32 + "0" * 32, diagnosed(DGH[0], REAL))
+    keep(store, "a" * 32 + "0" * 32, content(DGH[0], REAL))
     keep(store, "b" * 32 + "0" * 32, {"set": {"images": 4}})
     found = Sets.of([*rows, *rows], store)
     assert {name: len(each) for name, each in found.found.items()} == {"dgh": 1}

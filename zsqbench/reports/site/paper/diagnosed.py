@@ -1,0 +1,107 @@
+"""Diagnostics as figures take them: the plain data of an artifact, read once into what it should be."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+QUANTILES = ("p5", "p25", "median", "p75", "p95")
+"""Those of an output range."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Images by how hard they are for the float network, 1 - p."""
+
+    by: str
+    """The class that p is the probability of: the `label`, or the `predicted class`."""
+    counts: tuple[int, ...]
+    """Images in bins of equal width from 0 to 1."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """See `Diagnosed.of`."""
+        return cls(str(data["by"]), _counts(data["counts"]))
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """The BN gap of a layer."""
+
+    layer: str
+    gap: float | None
+    """In stored deviations; none for one that is not finite."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """See `Diagnosed.of`."""
+        return cls(str(data["layer"]), _number(data["gap"]))
+
+
+@dataclass(frozen=True)
+class OutputRange:
+    """Largest minus smallest value of an output, over images."""
+
+    output: str
+    quantiles: tuple[float | None, ...]
+    """At `QUANTILES`; none for one that is not finite."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """See `Diagnosed.of`."""
+        found = tuple(map(_number, data["quantiles"]))
+        if len(found) != len(QUANTILES):
+            raise ValueError(f"{len(found)} quantiles; expected {len(QUANTILES)}")
+        return cls(str(data["output"]), found)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The diagnostics of some images; a part that they have not is none, and `absent` says why by its name."""
+
+    count: int
+    difficulty: Difficulty | None
+    bn_gaps: tuple[LayerGap, ...] | None
+    """From the image on."""
+    output_ranges: tuple[OutputRange, ...] | None
+    class_balance: tuple[int, ...] | None
+    """Images that the float network takes for each class."""
+    absent: Mapping[str, str]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """See `Diagnosed.of`."""
+        return cls(
+            count=int(data["images"]),
+            difficulty=_some(Difficulty.of, data["difficulty"]),
+            bn_gaps=_some(lambda layers: tuple(map(LayerGap.of, layers)), data["bn_gaps"]),
+            output_ranges=_some(lambda outputs: tuple(map(OutputRange.of, outputs)), data["output_ranges"]),
+            class_balance=_some(lambda balance: _counts(balance["predicted"]), data["class_balance"]),
+            absent=dict(data["absent"]),
+        )
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """The diagnostics of a set, and of the real images that it is compared with."""
+
+    of_set: Images
+    real: Images | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Read the data of an artifact. Raises a LookupError, TypeError, ValueError or ArithmeticError for others."""
+        return cls(Images.of(data["set"]), _some(Images.of, data["real"]))
+
+
+def _some(read: Callable[[Any], T], data: object) -> T | None:
+    return None if data is None else read(data)
+
+
+def _counts(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(int, values))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
