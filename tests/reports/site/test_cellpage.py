@@ -2,9 +2,12 @@ import pytest
 from reportpages import NASTY, rows_of_a_suite, source_of
 from rows import NOISE, method, seen
 
+from zsqbench.methods import Evaluation
 from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.site.cellpage import cell_page
+from zsqbench.reports.site.curves import MOST_CURVES
 from zsqbench.reports.site.recipe import Recipes
+from zsqbench.steps import evaluations
 from zsqbench.store import Store
 
 GENERATE = "d" * 64
@@ -93,3 +96,45 @@ def test_a_group_that_was_not_measured_says_why(tmp_path):
         [1], not_run={"onnxruntime": "it cannot be exported"}, methods={"generator": NOISE, "quantizer": method("rtn")}
     )
     assert "onnxruntime was not measured: it cannot be exported" in part(page_of(row, tmp_path), "Result").lines
+
+
+def test_a_number_with_real_images_or_random_weights_says_so(tmp_path):
+    notes = part(page_of(seen([1], data_free=False, model_facts={"random_weights": True}), tmp_path), "Result").notes
+    assert notes[:2] == [
+        "not data-free: its generator was given real images",
+        "random weights: the network was never trained",
+    ]
+    assert not any(
+        "data-free" in note or "random" in note for note in part(page_of(seen([1]), tmp_path), "Result").notes
+    )
+
+
+def test_samples_that_flip_are_listed_with_their_change(tmp_path):
+    keys = {"baseline": "a" * 64}
+    found = Evaluation({}, [at != 299 for at in range(300)], [5] * 300, list(range(300)))
+    manifest = {"content": {}, "curves": {}, "notes": []}
+    Store(tmp_path).write("baseline", keys["baseline"], manifest, lambda at: evaluations.write_samples(at, found))
+    page = page_of(seen([299], images=300, keys=keys), tmp_path)
+    flips = part(page, "Samples that flip")
+    assert flips.lines == [
+        "from the float network to this one, of 300 samples: 299 right to wrong, 1 wrong to right",
+    ]
+    assert flips.grid.heads == [["change", "sample", "label", "float predicts", "quantized predicts"]]
+    assert flips.grid.rows[1] == ["right to wrong", 1, 1, 5, "not known"]
+    assert flips.grid.rows[-1] == ["wrong to right", 299, 299, 5, "not known"]
+    assert (len(flips.grid.rows), flips.notes[0]) == (101, "the first 100 of each kind are listed")
+    assert part(page, "Artifacts").grid.rows == [["baseline", "a" * 64, "here"]]
+
+
+def test_memory_is_in_mebibytes(tmp_path):
+    row = seen([1], seconds={"quantize": 2.0}, peak_memory={"quantize": 3 * 2**20})
+    assert part(page_of(row, tmp_path), "Time and memory").grid.rows == [["quantize", "2.000", "3"]]
+
+
+def test_a_step_with_many_curves_shows_the_first(tmp_path):
+    curves = {f"loss {at}": [(0, 1.0)] for at in range(MOST_CURVES + 1)}
+    Store(tmp_path).write("generate", GENERATE, {"content": {}, "curves": curves, "notes": []})
+    page = page_of(seen([1], keys={"generate": GENERATE}), tmp_path)
+    shown = [record["curve"] for record in page.data["curves generate"].records()]
+    assert shown == [f"loss {at}" for at in range(MOST_CURVES)]
+    assert part(page, "Curves").notes == [f"generate: 24 of 25 curves are drawn; its artifact {GENERATE[:12]} has all"]

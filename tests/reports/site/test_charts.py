@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import vl_convert
@@ -83,3 +84,34 @@ def test_a_warning_of_vega_lite_would_be_seen(capfd):
 def test_a_chart_of_a_scheme_shows_no_other():
     svg = vl_convert.vegalite_to_svg(json.dumps(ALL["seconds"].complete(DATA)))
     assert "hw/w8a8" not in svg
+
+
+def test_the_front_alone_has_names_beside_its_points_and_the_best_alone_is_bold():
+    svg = vl_convert.vegalite_to_svg(json.dumps(ALL["seconds"].complete(DATA)))
+    assert ">dgh with rtn<" in svg
+    assert ">zeroq with rtn<" not in svg
+    svg = vl_convert.vegalite_to_svg(json.dumps(ALL["heat map"].complete(DATA)))
+    assert re.findall(r'font-weight="bold"[^>]*>([^<]*)<', svg).count("97.5") == 1
+    assert "91.0" not in re.findall(r'font-weight="bold"[^>]*>([^<]*)<', svg)
+
+
+@pytest.mark.parametrize(
+    ("p", "level"),
+    [
+        (0.0009, "below 0.001"),
+        (0.001, "below 0.01"),
+        (0.01, "below 0.05"),
+        (0.05, "not told apart"),
+        (1, "not told apart"),
+    ],
+)
+def test_pairs_are_told_apart_below_five_percent(p, level):
+    data = {"pairs": Columns(PAIRS, [["hw/w4a4", *METHODS, p]])}
+    svg = vl_convert.vegalite_to_svg(json.dumps(ALL["significance"].complete(data)))
+    assert f"p (Holm): {level}" in svg
+
+
+def test_a_line_of_a_chart_of_seeds_goes_from_the_lowest_to_the_highest():
+    svg = vl_convert.vegalite_to_svg(json.dumps(ALL["spread"].complete(DATA)))
+    lines = re.findall(r'<line aria-label="top-1: (\S+); method: [^;]*; Max of value: (\S+)"', svg)
+    assert lines == [("97.4", "97.6"), ("91", "91")]

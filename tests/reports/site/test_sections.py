@@ -42,6 +42,40 @@ def test_the_front_has_what_nothing_cheaper_beats_and_no_control(section):
     assert front == {("dgh with rtn", "hw/w4a4"), ("dgh with rtn", "hw/w8a8")}
 
 
+def test_the_front_of_size_is_one_for_all_schemes():
+    rows = [
+        seen(range(right), scheme=scheme, tensors={"size_mb": size})
+        for scheme, right, size in (("hw/w8a8", 90, 2.0), ("hw/w4a4", 80, 1.0), ("hw/w4a8", 70, 3.0))
+    ]
+    (found,) = sections(rows, None)
+    front = {record["scheme"] for record in records(found, "results") if record["front_size"]}
+    assert front == {"hw/w8a8", "hw/w4a4"}
+
+
+def test_a_method_that_costs_more_for_as_much_is_not_on_the_front():
+    rows = [seen(range(90), seconds={"quantize": 1.0}), seen(range(90), generator="b", seconds={"quantize": 2.0})]
+    (found,) = sections(rows, None)
+    assert [record["front_seconds"] for record in records(found, "results")] == [True, False]
+
+
+def test_the_best_are_marked_and_numbers_below_the_middle_stand_on_dark_colours(section):
+    best = {(record["method"], record["scheme"]) for record in records(section, "results") if record["best"]}
+    assert best == {("dgh with rtn", "hw/w4a4"), ("dgh with rtn", "hw/w8a8")}
+    color = section.charts[0].spec["concat"][0]["layer"][2]["encoding"]["color"]
+    assert color["condition"]["test"] == "datum.value < 73"  # between 55.5 and 90.5
+
+
+def test_the_grid_knows_what_is_bold_what_is_no_number_and_where_each_number_leads(section):
+    rows = rows_of_a_suite()
+    grid = section.part({row.cell: place for place, row in enumerate(rows)}).grid
+    assert [grid.rows[down][across][:5] for down, across in grid.bold] == ["90.50", "80.50"]
+    assert [grid.rows[down][across].split()[0] for down, across in grid.missing] == ["failed", "excluded"]
+    for at, place in grid.links.items():
+        down, across = map(int, at.split(","))
+        assert (rows[place].generator, rows[place].scheme) == (grid.rows[down][0].split()[0], grid.heads[0][across])
+    assert len(grid.links) == 8
+
+
 def test_each_seed_is_a_point_and_each_pair_has_its_p(section):
     seeds = [(record["seed"], record["value"]) for record in records(section, "seeds") if record["scheme"] == "hw/w8a8"]
     assert (1, 61.0) in seeds

@@ -7,6 +7,7 @@ from rows import seen
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.site import writing
+from zsqbench.reports.site.startpage import REASON
 from zsqbench.reports.site.writing import MARKER, check_folder, write_report
 
 
@@ -46,7 +47,21 @@ def test_the_table_of_cells_has_numbers_and_no_column_that_says_the_same_of_all(
     listing = part(content(written / "index.html"), "All cells")["listing"]
     assert listing["heads"][:3] == ["cell", "generator", "scheme"]
     assert {"value", "drop", "seconds (s)", "reason"} <= set(listing["heads"])
-    assert listing["heads"].index("value") in {int(place) for place in listing["numbers"]}
+    decimals = {listing["heads"][int(place)]: digits for place, digits in listing["numbers"].items()}
+    assert decimals == {"value": 2, "drop": 2, "seconds (s)": 2, "size (MB)": 4}
+    assert [listing["heads"][place] for place in listing["choices"]] == ["generator", "scheme", "seed", "status"]
+    assert listing["rows"][0][5:9] == [90.0, 8.0, 2.0, 0.01]
+
+
+@pytest.mark.usefixtures("without_libraries")
+def test_long_reasons_and_names_are_cut_and_random_weights_are_said_to_be(tmp_path):
+    why = {"status": "failed", "metrics": {}, "reason": "long " * 90, "model_facts": {"random_weights": True}}
+    rows = [seen([1]), seen([1], model="m" * 200, **why)]
+    start = content(write_report(source_of(rows, tmp_path), tmp_path / "report"))
+    listing = part(start, "All cells")["listing"]
+    assert [len(row[-1]) for row in listing["rows"]] == [0, REASON]
+    assert (tmp_path / "report" / "cells" / f"{listing['pages']['1']}.html").is_file()
+    assert start["lead"][-1] == f"random weights: {'m' * 200} was never trained, so its numbers rank nothing"
 
 
 def test_pages_say_the_most_without_scripts(written):
@@ -74,6 +89,17 @@ def test_a_report_is_replaced_and_its_libraries_are_kept(written, tmp_path, monk
     assert len(list((tmp_path / "report" / "cells").glob("*.html"))) == 1
     assert (tmp_path / "report" / "lib" / "charts.js").stat().st_size > 500_000
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_libraries_of_another_version_are_made_again(tmp_path, without_libraries):
+    source, library = source_of([seen([1])], tmp_path), tmp_path / "report" / "lib"
+    write_report(source, tmp_path / "report")
+    (library / "charts.js").write_text("old")
+    write_report(source, tmp_path / "report")
+    assert (library / "charts.js").read_text() == "old"
+    (library / "versions.json").write_text('{"vl-convert-python": "0"}')
+    write_report(source, tmp_path / "report")
+    assert (library / "charts.js").read_text() == "charts"
 
 
 @pytest.mark.usefixtures("without_libraries")

@@ -29,8 +29,11 @@ def test_images_that_the_network_sees_alike_are_near_and_each_panel_has_the_real
     assert figure.name == "embedding digits resnet20"
 
 
-def test_equal_features_give_an_equal_picture():
-    first, second = (embedding({"a": cloud(0.0)}, cloud(1.0), "", WHERE).columns.rows for _ in range(2))
+@pytest.mark.parametrize("features", [5, 1])
+def test_equal_features_give_an_equal_picture(features):
+    first, second = (
+        embedding({"a": cloud(0.0)[:, :features]}, cloud(1.0)[:, :features], "", WHERE).columns.rows for _ in range(2)
+    )
     assert first == second
 
 

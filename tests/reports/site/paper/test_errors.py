@@ -59,3 +59,13 @@ def test_why_there_are_none_is_told(store, tmp_path):
     assert why(seen([0], 100, keys=KEYS), store) == "the float network was measured on another number of images"
     (store.folder("baseline", KEYS["baseline"]) / "samples.safetensors").write_bytes(b"other")
     assert "is damaged" in why(row, store)
+
+
+def test_the_methods_with_the_fewest_errors_come_first_and_more_than_there_is_room_for_are_left_out(store):
+    rows = [seen(range(at % 8), 10, generator=f"g{at}", keys=KEYS) for at in range(24)]
+    (figure,) = errors_by_difficulty(rows, store, WHERE)
+    methods = figure.chart.spec["spec"]["layer"][0]["encoding"]["y"]["sort"]
+    assert methods[:4] == ["g7 with rtn", "g15 with rtn", "g23 with rtn", "g6 with rtn"]
+    assert {each["method"] for each in figure.columns.records()} == set(methods)
+    assert len(methods) == 20
+    assert figure.chart.title.endswith("(the best 20 of 24 methods)")

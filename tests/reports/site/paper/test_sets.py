@@ -44,6 +44,7 @@ def records(figure):
 
 def test_difficulty_is_a_share_of_the_images_of_all_seeds_beside_that_of_real_ones(sets):
     (figure,) = difficulty(sets, WHERE)
+    assert {(each["from"], each["middle"], each["to"]) for each in records(figure)} == {(0, 0.25, 0.5), (0.5, 0.75, 1)}
     shares = [(each["panel"], each["images"], each["from"], each["to"], each["share"]) for each in records(figure)]
     assert shares == [
         ("dgh, by the label", "dgh", 0.0, 0.5, 50.0),
