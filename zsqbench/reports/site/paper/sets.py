@@ -38,7 +38,7 @@ class Compared(Generic[T]):
     beside: Mapping[str, Sequence[T]]
     """By the same names, those of the real images that these sets are compared with."""
     real: T | None
-    """That of the real images that the largest set is compared with: others get as many."""
+    """The same of the real images that the largest set is compared with: others get as many."""
     why: str
     """Why there are none, or none of some."""
 
