@@ -142,6 +142,15 @@ def _point(step: Any, value: Any) -> tuple[int, float]:
 
 
 @dataclass(frozen=True)
+class NoArtifact:
+    """Why there is nothing to tell of an artifact."""
+
+    why: str
+    damaged: bool = False
+    """True if there was something."""
+
+
+@dataclass(frozen=True)
 class Store:
     """Everything that a run keeps between invocations, below one folder (`--home`, ZSQBENCH_HOME)."""
 
@@ -162,6 +171,10 @@ class Store:
     def keys(self, kind: str) -> set[str]:
         """Keys of all artifacts of a kind, in one look."""
         return {entry.name for entry in entries(self.home / "store" / kind) if _is_artifact(entry)}
+
+    def keys_from(self, kind: str, start: str) -> list[str]:
+        """Keys of the artifacts of a kind that begin so, sorted."""
+        return sorted(key for key in self.keys(kind) if key.startswith(start))
 
     def artifacts(self) -> Iterator[tuple[str, str]]:
         """(kind, key) of all artifacts, sorted."""

@@ -1,6 +1,7 @@
 import pytest
 
-from zsqbench.reports.diagnosis import Diagnosis, Undiagnosed, render
+from zsqbench.reports.diagnosis import Diagnosis, render
+from zsqbench.store import NoArtifact
 
 NOTHING = {"bn_gaps": None, "output_ranges": None, "difficulty": None, "class_balance": None, "diversity": None}
 REASONS = dict.fromkeys(("bn_gaps", "output_ranges", "difficulty", "class_balance", "diversity"), "no reason")
@@ -37,7 +38,7 @@ def rendered(content):
 
 
 def test_why_there_are_none_is_told():
-    assert render(Undiagnosed("nobody looked")) == "calibration set: nobody looked"
+    assert render(NoArtifact("nobody looked")) == "calibration set: nobody looked"
 
 
 def test_what_is_absent_is_told_with_its_reason():

@@ -7,9 +7,8 @@ from faults import flip
 
 from tests.conftest import BlankFigure
 from zsqbench.reports.results import Result
-from zsqbench.reports.tensorerrors import Unanalyzed
 from zsqbench.steps.analyze import Analyze
-from zsqbench.store import Store
+from zsqbench.store import NoArtifact, Store
 
 
 @pytest.fixture
@@ -186,4 +185,4 @@ def test_gc_removes_it_with_its_quantized_network():
 
 def test_a_row_without_a_quantized_network_has_none(tmp_path):
     found = Analyze.find(Store(tmp_path), SimpleNamespace(keys={}))
-    assert found == Unanalyzed("this cell has no quantized network")
+    assert found == NoArtifact("this cell has no quantized network")

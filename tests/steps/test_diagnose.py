@@ -4,10 +4,9 @@ from types import SimpleNamespace
 from faults import flip
 
 import zsqbench
-from zsqbench.reports.diagnosis import Undiagnosed
 from zsqbench.reports.results import Result
 from zsqbench.steps.diagnose import Diagnose
-from zsqbench.store import Store
+from zsqbench.store import NoArtifact, Store
 
 
 def breaks(monkeypatch, error=ZeroDivisionError):
@@ -165,7 +164,7 @@ def test_diagnostics_of_another_set_are_not_taken(tmp_path):
     store = Store(tmp_path)
     store.write("diagnose", "b" * 64, {"content": {}})
     found = Diagnose.find(store, row())
-    assert isinstance(found, Undiagnosed)
+    assert isinstance(found, NoArtifact)
     assert found.why.startswith("no diagnostics in ")
 
 

@@ -1,4 +1,4 @@
-"""What a network makes of calibration sets, and of real images beside them."""
+"""Features that a network has for the images of calibration sets, and for real ones beside them."""
 
 import tempfile
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zsqbench.execution.reporter import Reporter
 from zsqbench.execution.session import Session
 from zsqbench.methods.asking import asking
-from zsqbench.steps.diagnose import REAL_SEED
+from zsqbench.steps.companion import REAL_SEED
 from zsqbench.steps.generate import Generate
 from zsqbench.store import Artifact
 

@@ -5,18 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zsqbench.store import NoArtifact
+
 PLOTS, IMAGES = "diagnostics.png", "images.png"
 FILES = (PLOTS, IMAGES)
 """The pictures beside the numbers."""
-
-
-@dataclass(frozen=True)
-class Undiagnosed:
-    """Why there are no diagnostics."""
-
-    why: str
-    damaged: bool = False
-    """True if there were some."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +42,9 @@ class Diagnosis:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def render(found: Diagnosis | Undiagnosed) -> str:
+def render(found: Diagnosis | NoArtifact) -> str:
     """The diagnostics as a small table with a remark on each number, or why there are none."""
-    if isinstance(found, Undiagnosed):
+    if isinstance(found, NoArtifact):
         return f"calibration set: {found.why}"
     of_set, real = found.data["set"], found.data["real"]
     beside = f"beside {real['images']} real ones" if real else f"no real ones: {found.data['absent'].get('real')}"

@@ -1,8 +1,10 @@
 """A row's numbers beside those of the artifacts that it was made from, where these are at hand."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cache, cached_property, lru_cache
+from itertools import islice, takewhile
 from typing import Any
 
 from zsqbench.reports.results import Measured, Result, flat_all
@@ -53,16 +55,18 @@ class ReadOnce(Store):
         return lru_cache(maxsize=32)(super().read)
 
     @cached_property
-    def _keys(self) -> Callable[[str], set[str]]:
-        return cache(super().keys)
+    def _keys(self) -> Callable[[str], list[str]]:
+        return cache(lambda kind: sorted(super(ReadOnce, self).keys(kind)))
 
     def read(self, kind: str, key: str) -> Artifact:
         """An artifact whose files were verified."""
         return self._read(kind, key)
 
-    def keys(self, kind: str) -> set[str]:
-        """Keys of all artifacts of a kind."""
-        return self._keys(kind)
+    def keys_from(self, kind: str, start: str) -> list[str]:
+        """Keys of the artifacts of a kind that begin so, sorted: thousands of rows ask."""
+        keys = self._keys(kind)
+        first = bisect_left(keys, start)
+        return list(takewhile(lambda key: key.startswith(start), islice(keys, first, None)))
 
 
 def _final(row: Result) -> list[str]:

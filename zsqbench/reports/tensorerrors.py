@@ -8,6 +8,7 @@ from typing import Any, Self
 from tabulate import tabulate
 
 from zsqbench.scheme import TensorError
+from zsqbench.store import NoArtifact
 
 PICTURE = "layers.png"
 WORST = 10
@@ -23,15 +24,6 @@ APART = 3.0
 """Decibels by which calibration and real images have to differ for the worst tensors to tell of both."""
 
 _HEAD = ("tensor", "kind", "role", "bits", "SQNR", "real", "own", "real", "clipped", "real", "codes", "alone")
-
-
-@dataclass(frozen=True)
-class Unanalyzed:
-    """Why there is no analysis."""
-
-    why: str
-    damaged: bool = False
-    """True if there was one."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ def render_layers(found: Analysis) -> str:
     return "\n".join([*lines, "", _outputs(found), "", heading, *worst, "", str(found.picture)])
 
 
-def render_absent(found: Unanalyzed) -> str:
+def render_absent(found: NoArtifact) -> str:
     """Why there is no analysis."""
     return f"error by tensor: {found.why}"
 

@@ -1,22 +1,23 @@
 """The analyze step looks for the tensors of a quantized network that its error comes from; it tells only people."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.reports.results import Result
-from zsqbench.reports.tensorerrors import INFINITE, PICTURE, Analysis, Unanalyzed, render_layers, render_summary
+from zsqbench.reports.tensorerrors import INFINITE, PICTURE, Analysis, render_absent, render_layers, render_summary
 from zsqbench.scheme import RankedWeight, TensorError
+from zsqbench.steps.companion import REAL_SEED, Companion, companion_key, told, unreadable
 from zsqbench.steps.generate import Generate
 from zsqbench.steps.planning import CellPlanning, Data, identity_of
 from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.sensitivity import Sensitivity
-from zsqbench.steps.step import Shown, Step, Tracked
+from zsqbench.steps.step import Job, Shown, Step, Tracked
 from zsqbench.steps.students import StudentJob
-from zsqbench.store import Artifact, FileDigests, Store, reading
-from zsqbench.suite import Suite, Variant
+from zsqbench.store import Artifact, FileDigests, NoArtifact, Store
+from zsqbench.suite import Variant
 from zsqbench.versions import ANALYSIS_VERSION
 
 if TYPE_CHECKING:
@@ -25,31 +26,22 @@ if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
 
-T = TypeVar("T")
+CALLED = "analysis"
 
 IMAGES = 128
 """Most images of a set that errors are measured on."""
 RANKED_IMAGES = 32
 """Most images that the sensitivity of weights is measured on, which takes a pass for each weight."""
-REAL_SEED = 2**31 - 1
-"""Draws the real images: the same for all cells of a network, and other ones than `real` draws for a cell's seed."""
-
-_OF_NETWORK = 32
-"""How many characters of its key are those of its quantize step's."""
 
 
-class Analyze(StudentJob):
+class Analyze(Companion, StudentJob):
     """Reads the quantized and the float network, its calibration set, and real images that are not evaluated.
 
-    Leaves numbers in the manifest, and a picture. Its key begins like that of its quantize step, so that a row, which
-    holds the latter, finds it, and both are removed together.
+    Leaves numbers in the manifest, and a picture. It is a companion of the quantized network.
     """
 
     kind: ClassVar[str] = "analyze"
-    background: ClassVar[bool] = True
-
-    real: bool
-    """True if the task has images that it does not evaluate."""
+    about: ClassVar[type[Job]] = Quantize
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
@@ -71,16 +63,6 @@ class Analyze(StudentJob):
         )
 
     @classmethod
-    def key_of(cls, identity: str, needs: tuple[Step, ...]) -> str:
-        """Half of it is the quantize step's."""
-        return _key(identity, needs[0].key)
-
-    @classmethod
-    def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
-        """True if there are real images to measure on."""
-        return super().details(step, suite, data) | {"real": data is not None and data.calibration is not None}
-
-    @classmethod
     def of_row(cls, session: "Session", row: Result, quantized: Artifact) -> "Analyze":
         """The step that a suite would have asked for, of a cell whose quantized network is there.
 
@@ -98,7 +80,7 @@ class Analyze(StudentJob):
         parts = _parts(calibration, Variant(made.task.method, task, found.plugin).digest, made.settings.threads)
         fields = {name: getattr(made, name) for name in StudentJob.model_fields}
         fields |= {
-            "key": _key(identity_of(cls, parts, None, "", keys.values()), quantized.key),
+            "key": companion_key(identity_of(cls, parts, None, "", keys.values()), quantized.key),
             "label": f"{cls.kind} {quantized.label.partition(' ')[2]}",
             "settings": made.settings.model_validate({"threads": made.settings.threads}),
             "seed": 0,
@@ -161,77 +143,52 @@ class Analyze(StudentJob):
         return images, real, absent
 
     @classmethod
-    def is_expected(cls, row: Result) -> bool:
-        """True if there may be an analysis: a row does not say if its suite asks for one."""
-        return Quantize.kind in row.keys
-
-    @classmethod
-    def find(cls, store: Store, row: Result) -> Analysis | Unanalyzed:
-        """The analysis of the quantized network that a row tells of, or why there is none."""
-        of = row.keys.get(Quantize.kind)
-        if of is None:
-            return Unanalyzed("this cell has no quantized network")
+    def find(cls, store: Store, row: Result) -> Analysis | NoArtifact:
+        """The analysis, by this version, of the quantized network that a row tells of, or why there is none."""
+        if not cls.is_expected(row):
+            return NoArtifact("this cell has no quantized network")
         try:
-            keys = sorted(key for key in store.keys(cls.kind) if key[:_OF_NETWORK] == of[:_OF_NETWORK])
-            found = [artifact for key in keys if _is_current(artifact := store.read(cls.kind, key), row)]
+            found = [each for each in cls.beside(store, row) if cls.is_of_task(each, row) and _is_current(each)]
             if found:
                 best = found[-1]
-                with reading(best.key):
+                with best.reading():
                     return Analysis.of(best.content, best.folder / PICTURE, best.key)
         except CorruptArtifactError as error:
-            return Unanalyzed(f"its analysis cannot be read: {error}", damaged=True)
-        if failures := store.failures(of[:_OF_NETWORK]):
-            return Unanalyzed(f"analyzing it failed: {failures[-1]}")
-        return Unanalyzed(f"no analysis in {store.home}; `analyze: true` in the suite, or `show --layers`, makes it")
-
-    @classmethod
-    def tell(cls, store: Store, row: Result, what: Callable[[Analysis], T]) -> T | Unanalyzed:
-        """Something of the analysis of a row, or why there is none."""
-        found = cls.find(store, row)
-        if isinstance(found, Unanalyzed):
-            return found
-        try:
-            with reading(found.key):
-                return what(found)
-        except CorruptArtifactError as error:
-            return Unanalyzed(f"its analysis cannot be read: {error}", damaged=True)
+            return unreadable(CALLED, error)
+        if failure := cls.failure(store, row):
+            return NoArtifact(f"analyzing it failed: {failure}")
+        return NoArtifact(f"no analysis in {store.home}; `analyze: true` in the suite, or `show --layers`, makes it")
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
         """The outputs and the worst tensor, where there is an analysis, or why it failed."""
         found = cls.find(store, row)
-        if isinstance(found, Unanalyzed):
-            is_failure = found.damaged or store.failures(row.keys.get(Quantize.kind, "none")[:_OF_NETWORK])
-            return Shown("layers", {"absent": found.why}, f"error by tensor: {found.why}") if is_failure else None
-        return cls._shown(store, row, render_summary)
+        if isinstance(found, NoArtifact) and not found.damaged and cls.failure(store, row) is None:
+            return None  # it was not asked for
+        return cls._shown(found, render_summary)
 
     @classmethod
     def show_layers(cls, store: Store, row: Result) -> Shown:
         """All tensors."""
-        return cls._shown(store, row, render_layers)
+        return cls._shown(cls.find(store, row), render_layers)
 
-    @classmethod
-    def _shown(cls, store: Store, row: Result, render: Callable[[Analysis], str]) -> Shown:
-        told = cls.tell(store, row, lambda found: (found, render(found)))
-        if isinstance(told, Unanalyzed):
-            return Shown("layers", {"absent": told.why}, f"error by tensor: {told.why}")
-        found, text = told
-        return Shown("layers", asdict(found) | {"picture": str(found.picture)}, text)
+    @staticmethod
+    def _shown(found: Analysis | NoArtifact, render: Callable[[Analysis], str]) -> Shown:
+        shown = told(found, render, CALLED)
+        if isinstance(shown, NoArtifact):
+            return Shown("layers", {"absent": shown.why}, render_absent(shown))
+        analysis, text = shown
+        return Shown("layers", asdict(analysis) | {"picture": str(analysis.picture)}, text)
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:
         """Numbers, all tensors, and the picture."""
-        told = cls.tell(store, row, lambda found: (found, found.numbers()))
-        if isinstance(told, Unanalyzed):
-            return Tracked(unreadable=told.why) if told.damaged else None
-        found, numbers = told
+        shown = told(cls.find(store, row), Analysis.numbers, CALLED)
+        if isinstance(shown, NoArtifact):
+            return Tracked(unreadable=shown.why) if shown.damaged else None
+        found, numbers = shown
         named = {f"sqnr/{name}": value for name, value in numbers.items()}
         return Tracked(named, [found.picture], {"layers.json": asdict(found) | {"picture": PICTURE}})
-
-    @classmethod
-    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
-        """As long as its quantized network."""
-        return key[:_OF_NETWORK] in {other[:_OF_NETWORK] for other in kept}
 
 
 def _parts(calibration: str | None, task: str, threads: int) -> tuple[str, ...]:
@@ -239,17 +196,9 @@ def _parts(calibration: str | None, task: str, threads: int) -> tuple[str, ...]:
     return (calibration or "", task, str(threads), ANALYSIS_VERSION)
 
 
-def _key(identity: str, quantize_key: str) -> str:
-    return quantize_key[:_OF_NETWORK] + identity[:_OF_NETWORK]
-
-
-def _is_current(artifact: Artifact, row: Result) -> bool:
-    """True for an analysis of this version on the images of the row's own task."""
-    own: Mapping[str, Any] = row.methods.get("task", {})
+def _is_current(artifact: Artifact) -> bool:
     with artifact.reading():
-        task = artifact.manifest["job"]["task"]
-        same = all(task[name] == own.get(name) for name in ("method", "options"))
-        return same and artifact.content["version"] == ANALYSIS_VERSION
+        return bool(artifact.content["version"] == ANALYSIS_VERSION)
 
 
 def _with_sensitivity(tensors: Sequence[TensorError], ranked: Sequence[RankedWeight]) -> list[TensorError]:

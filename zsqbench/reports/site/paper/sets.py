@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.axes import unique
-from zsqbench.reports.diagnosis import Undiagnosed
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.charts import Spec, Value
 from zsqbench.reports.site.paper.diagnosed import QUANTILES, Diagnosed, Difficulty, Images
@@ -24,7 +23,7 @@ from zsqbench.reports.site.paper.figure import (
 )
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.generate import Generate
-from zsqbench.store import Store, reading
+from zsqbench.store import NoArtifact, Store, reading
 
 T = TypeVar("T")
 
@@ -65,7 +64,7 @@ class Sets:
         why = "no cell has a calibration set"
         for row in {row.keys[Generate.kind]: row for row in rows if Generate.kind in row.keys}.values():
             diagnosis = Diagnose.find(store, row)
-            if isinstance(diagnosis, Undiagnosed):
+            if isinstance(diagnosis, NoArtifact):
                 why = diagnosis.why
                 continue
             try:
