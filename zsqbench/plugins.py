@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 import tomllib
 import traceback
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -111,7 +110,7 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, onl
     shipped are tried first in a copy of this process, where there can be one: see `zsqbench.probe`. Raises
     ZSQBenchError where a name in `without` is no plugin.
     """
-    manager = _Hooks(hookspecs.PROJECT)
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     catalog = Catalog(manager)
     found = [(plugin, entry_point.load) for plugin, entry_point in _entry_points()]
@@ -126,18 +125,6 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, onl
     if not only_shipped:
         _add_strangers(catalog, [entry for entry in found if not entry[0].shipped] + _from_files(files))
     return catalog
-
-
-class _Hooks(pluggy.PluginManager):
-    """pluggy's, which finds the hooks of a module at once: its own way took most of the time that plugins load in."""
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
-        """The marks of a hook; none for what is no function, as pluggy has it."""
-        value = vars(plugin).get(name) if isinstance(plugin, ModuleType) else None
-        if isinstance(value, FunctionType):
-            found: pluggy.HookimplOpts | None = getattr(value, f"{self.project_name}_impl", None)
-            return found
-        return super().parse_hookimpl_opts(plugin, name) if value is None or inspect.isroutine(value) else None
 
 
 def _from_files(files: Sequence[Path]) -> list[tuple[Plugin, Load]]:
@@ -254,34 +241,21 @@ def _entry_points() -> Iterator[tuple[Plugin, EntryPoint]]:
     """
     adopted = _adopt_checkout()
     found: dict[tuple[str, str], tuple[str, EntryPoint]] = {}
-    for project, origin, entry_point in _installed(_places()):
+    for distribution in distributions():
+        ours = [entry_point for entry_point in distribution.entry_points if entry_point.group == hookspecs.PROJECT]
+        if not ours:
+            continue
+        project, version = distribution.name, distribution.version  # each look at these reads all of the metadata
         if project == "zsqbench" and adopted:
             continue  # a stale egg-info of an uninstalled checkout
-        # A distribution can be found twice (an egg-info beside an installed copy): the first one is imported.
-        found.setdefault((project, entry_point.name), (origin, entry_point))
+        for entry_point in ours:
+            # A distribution can be found twice (an egg-info beside an installed copy): the first one is imported.
+            found.setdefault((project, entry_point.name), (f"{project} {version}", entry_point))
     for entry_point in adopted:
         found["zsqbench", entry_point.name] = ("zsqbench, uninstalled checkout", entry_point)
     for project, name in sorted(found, key=lambda key: (key[0] != "zsqbench", key)):
         origin, entry_point = found[project, name]
         yield Plugin(name, origin, shipped=project == "zsqbench"), entry_point
-
-
-def _places() -> tuple[tuple[str, int], ...]:
-    """Where Python finds packages, each with the time of its last change: nothing is installed without one."""
-    times = ((place, Path(place or ".")) for place in sys.path)
-    return tuple((place, path.stat().st_mtime_ns if path.exists() else 0) for place, path in times)
-
-
-@cache
-def _installed(_: tuple[tuple[str, int], ...]) -> list[tuple[str, str, EntryPoint]]:
-    """The entry points of all distributions in these places, with project, and project and version."""
-    found = []
-    for distribution in distributions():
-        ours = [entry_point for entry_point in distribution.entry_points if entry_point.group == hookspecs.PROJECT]
-        if ours:
-            project, version = distribution.name, distribution.version  # each look at these reads all of the metadata
-            found += [(project, f"{project} {version}", entry_point) for entry_point in ours]
-    return found
 
 
 def _adopt_checkout() -> list[EntryPoint]:

@@ -1,6 +1,5 @@
 """What the batch normalisations of a network see, image by image, measured in the forward pass itself."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,19 +8,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.synthesis.channel_moments import image_moments, merge_calls, norm_and_moments
 
-
-def _kinds() -> tuple[type[nn.Module], ...]:
-    """The classes of batch normalisation. torchvision has one, too, and to import it takes as long as torch does.
-
-    A network that has it has imported it.
-    """
-    operators = sys.modules.get("torchvision.ops")
-    return (nn.BatchNorm2d, nn.SyncBatchNorm, *([operators.FrozenBatchNorm2d] if operators else []))
-
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_PLAIN = {norm.forward for norm in BATCH_NORMS}
 
 HookPoint = Literal["bn_input", "conv_output"]
 
@@ -163,11 +156,10 @@ class Probes:
 
 def batch_norms(module: nn.Module) -> dict[str, Any]:
     """The batch normalisations that store statistics, by path, in order of registration."""
-    kinds = _kinds()
     return {
         name: norm
         for name, norm in module.named_modules()
-        if isinstance(norm, kinds) and getattr(norm, "running_mean", None) is not None
+        if isinstance(norm, BATCH_NORMS) and getattr(norm, "running_mean", None) is not None
     }
 
 
@@ -210,9 +202,7 @@ class _Probed(nn.Module):
 
 @cache
 def _probed(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(
-        f"Probed{kind.__name__}", (_Probed, kind), {"plain": kind.forward in {norm.forward for norm in _kinds()}}
-    )
+    return type(f"Probed{kind.__name__}", (_Probed, kind), {"plain": kind.forward in _PLAIN})
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.zoo.libraries import download
@@ -214,7 +215,6 @@ class _Given(nn.Module):
 def _untrained(name: str) -> nn.Module:
     """The network that published weights are for, without them."""
     from torchvision.models import detection
-    from torchvision.ops import FrozenBatchNorm2d
 
     model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None)
     if name in FROZEN_EPS:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as symbolic_trace
+from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.constants import known_by_sizes
@@ -70,16 +71,11 @@ def images_of_zeros(module: nn.Module, images: int, input_size: tuple[int, int, 
 def torch_class(module: nn.Module) -> type[nn.Module] | None:
     """The class of torch whose computation a module does: its own, or one that it inherits without changing it."""
     kind = type(module)
-    known = (base for base in kind.__mro__ if _is_frozen(base) or base.__module__.startswith("torch.nn.mod"))
+    known = (base for base in kind.__mro__ if base is FrozenBatchNorm2d or base.__module__.startswith("torch.nn.mod"))
     base: type[nn.Module] = next(known, nn.Module)
     if base is nn.Module or issubclass(base, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         return None
     return base if all(getattr(kind, name, None) is getattr(base, name, None) for name in _COMPUTES) else None
-
-
-def _is_frozen(kind: type) -> bool:
-    """True for torchvision's FrozenBatchNorm2d. It is not imported for this: that takes as long as torch does."""
-    return (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "FrozenBatchNorm2d")
 
 
 _COMPUTES = "forward", "_conv_forward", "__call__"
