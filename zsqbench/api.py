@@ -93,7 +93,7 @@ def plan(
     A network that no run has loaded yet stands with a provisional identity. Raises ZSQBenchError as `run` does.
     """
     this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without)
-    return this.provisional_plan(cells)[0]
+    return this.provisional_plan(cells)
 
 
 def results(

@@ -175,7 +175,7 @@ class Search:
             left_out[candidate.name] = str(lack)
             return
         this, cell = self._open(suite, self._candidates.index(candidate))
-        plan = this.provisional_plan([cell])[0]
+        plan = this.provisional_plan([cell])
         estimate = self._estimate(plan, candidate, level)
         if estimate > self._left:
             left_out[candidate.name] = f"about {estimate:.0f} s, and {max(self._left, 0):.0f} s of the budget were left"

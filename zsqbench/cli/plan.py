@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.plan import Plan, PlannedCell
     from zsqbench.execution.run import Run
+    from zsqbench.methods import Engine
     from zsqbench.steps import Step
+    from zsqbench.suite import Cell
 
 
 def _seconds(what: str) -> Callable[..., float | None]:
@@ -50,11 +52,11 @@ def plan(form: str, probe: bool, probe_time: float, budget: float | None, worker
     this, cells = open_run(**options)
     engine = engine_of(this, cells, workers)
     if probe:
-        planned, pending, uninspected = _probe(this, cells, engine.model_copy(update={"workers": 1}), probe_time)
+        made = _probe(this, cells, engine.model_copy(update={"workers": 1}), probe_time)
     else:
-        planned, pending, uninspected = this.provisional_plan(cells)
+        made = this.provisional_plan(cells)
     estimates = Estimates(Timings(this.store))
-    priced = _Priced.of(this, planned, estimates, pending, uninspected, engine.slots(), budget)
+    priced = _Priced.of(made, estimates, engine.slots(), budget)
     if form == "json":
         click.echo(json.dumps(priced.as_data(), indent=1))
     else:
@@ -63,7 +65,8 @@ def plan(form: str, probe: bool, probe_time: float, budget: float | None, worker
     return 0
 
 
-def _probe(this: "Run", cells: Any, engine: Any, seconds: float) -> "tuple[Plan, Sequence[str], Sequence[str]]":
+def _probe(this: "Run", cells: "Sequence[Cell]", engine: "Engine", seconds: float) -> "Plan":
+    """The plan when rates were learnt, of which one line says how many."""
     from zsqbench.execution.probing import probe
 
     found = probe(this, cells, engine, seconds, lambda text: click.echo(text, err=True))
@@ -71,20 +74,17 @@ def _probe(this: "Run", cells: Any, engine: Any, seconds: float) -> "tuple[Plan,
         click.echo(f"warning: cannot probe {label}: {why}", err=True)
     left = f"; there was no time for {found.left} more, see --probe-time" if found.left else ""
     click.echo(f"probed {found.learnt} kinds of steps in {found.seconds:.0f} s{left}", err=True)
-    return found.plan, found.pending, found.uninspected
+    return found.plan
 
 
 @dataclass(frozen=True)
 class _Priced:
     """A plan with the time that its parts take."""
 
-    this: "Run"
     made: "Plan"
     to_do: "Mapping[str, Step]"
     unfinished: Collection[int]
     estimates: "Estimates"
-    pending: Sequence[str]
-    uninspected: Sequence[str]
     workers: int
     budget: float | None
     cells: "Sequence[CellTime]"
@@ -92,11 +92,8 @@ class _Priced:
     @classmethod
     def of(
         cls,
-        this: "Run",
         made: "Plan",
         estimates: "Estimates",
-        pending: Sequence[str],
-        uninspected: Sequence[str],
         workers: int,
         budget: float | None,
     ) -> "_Priced":
@@ -109,9 +106,9 @@ class _Priced:
         unfinished = [planned for planned in made.cells if not made.is_finished(planned)]
         cells = cell_times(made, seconds, workers, budget)
         ids = {id(planned) for planned in unfinished}
-        return cls(this, made, made.to_do(unfinished), ids, estimates, pending, uninspected, workers, budget, cells)
+        return cls(made, made.to_do(unfinished), ids, estimates, workers, budget, cells)
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """All of it as plain data."""
         made, total = self.made, self.estimates.total(self.to_do.values())
         cells = [
@@ -139,14 +136,16 @@ class _Priced:
             for step in made.steps.values()
             for estimate in [self.estimates.of(step) if step.key in self.to_do else None]
         ]
+        by_basis = {str(basis): each for basis, each in total.seconds.items()}
+        seconds = {"seconds": total.sum, **by_basis, "unknown_steps": total.unknown}
         return {
-            "suite": self.this.suite.name,
+            "suite": self.made.suite.name,
             "cells": cells,
             "steps": steps,
-            "pending": list(self.pending),
-            "uninspected": list(self.uninspected),
-            "notes": list(self.this.suite.notes),
-            "time": {"seconds": total.sum, **total.seconds, "unknown_steps": total.unknown},
+            "pending": list(self.made.pending),
+            "uninspected": list(self.made.uninspected),
+            "notes": list(self.made.suite.notes),
+            "time": seconds,
             "budget": self.budget,
             "workers": self.workers,
         }
@@ -164,7 +163,7 @@ class _Priced:
     def lines(self, suite: str) -> list[str]:
         """The same for people."""
         made = self.made
-        lines = [f"{self.this.suite.name}: {len(made.cells)} cells"]
+        lines = [f"{self.made.suite.name}: {len(made.cells)} cells"]
         for planned, time in zip(made.cells, self.cells, strict=True):
             reason = f"  ({planned.reason})" if planned.reason else ""
             lines.append(f"  {self._state(planned):10} {planned.cell.name}{_told(time)}{reason}")
@@ -175,10 +174,10 @@ class _Priced:
             kinds.setdefault(step.kind, Counter())[self._state_of(step)] += 1
         for kind, states in kinds.items():
             lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
-        for model in dict.fromkeys(self.pending):
+        for model in dict.fromkeys(self.made.pending):
             lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
-        if self.uninspected:
-            lines += [f"not yet known to be possible: what needs {', '.join(self.uninspected)}"]
+        if self.made.uninspected:
+            lines += [f"not yet known to be possible: what needs {', '.join(self.made.uninspected)}"]
         total = self.estimates.total(self.to_do.values())
         lines.append(f"time: {total}{'; see --probe' if total.unknown else ''}")
         return lines + (self._budget_lines(suite) if self.budget is not None else [])

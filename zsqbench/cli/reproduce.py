@@ -98,13 +98,13 @@ class _Price:
 
         if this.run is None or not this.runnable:
             return cls(0, 0, "unknown: nothing can be planned here")
-        made, *_ = this.run.provisional_plan(this.runnable)
+        made = this.run.provisional_plan(this.runnable)
         to_do = made.to_do([planned for planned in made.cells if not made.is_finished(planned)])
         return cls(len(made.steps), len(to_do), str(Estimates(Timings(this.run.store)).total(to_do.values())))
 
 
 class _Description:
-    """What is said before anything runs."""
+    """All that the command says before anything runs."""
 
     def __init__(self, this: "OpenedReproduction") -> None:
         self.this = this

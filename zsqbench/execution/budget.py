@@ -28,16 +28,25 @@ class Schedule:
 
     workers: int
     _free: list[float] = field(init=False)
+    """When each worker is free."""
     _ends: dict[str, float] = field(init=False, default_factory=dict)
+    """When steps end, by key."""
 
     def __post_init__(self) -> None:
         self._free = [0.0] * self.workers
 
-    def copy(self) -> "Schedule":
-        """One that goes on from here, and leaves this one as it is."""
-        other = Schedule(self.workers)
-        other._free, other._ends = list(self._free), dict(self._ends)
-        return other
+    def take(self, steps: Sequence[tuple[Step, float]], limit: float | None) -> float:
+        """Take steps with their seconds, each after what it needs; returns when the last one ends.
+
+        Takes none of them where that is after the limit.
+        """
+        before = list(self._free)
+        done = max((self.add(step, seconds) for step, seconds in steps), default=0.0)
+        if limit is not None and done > limit:
+            self._free = before
+            for step, _ in steps:
+                del self._ends[step.key]
+        return done
 
     def add(self, step: Step, seconds: float) -> float:
         """Take a step, after what it needs; returns when it ends."""
@@ -62,7 +71,7 @@ def cell_times(
     done in it, or of which a step is unknown, is left out, and later ones may still fit.
     """
     unfinished = [planned for planned in plan.cells if not plan.is_finished(planned)]
-    to_do, left_out = plan.to_do(unfinished), {id(planned) for planned in unfinished}
+    to_do, to_run = plan.to_do(unfinished), {id(planned) for planned in unfinished}
     paid: set[str] = set()
     schedule = Schedule(workers)
     times = []
@@ -70,16 +79,14 @@ def cell_times(
         if not planned.steps:
             times.append(CellTime(planned.cell.name, 0.0))
             continue
-        own = [step for step in _steps(planned) if step.key in to_do and step.key not in paid]
-        own = own if id(planned) in left_out else []
-        known = [(step, each) for step in own if (each := seconds(step)) is not None]
-        unknown = [step.label for step in own if seconds(step) is None]
-        trial = schedule.copy() if budget is not None else schedule
-        done = max((trial.add(step, each) for step, each in known), default=0.0)
-        fits = None if budget is None else not unknown and done <= budget
+        owed = _steps(planned) if id(planned) in to_run else ()
+        own = [(step, seconds(step)) for step in owed if step.key in to_do and step.key not in paid]
+        known = [(step, each) for step, each in own if each is not None]
+        unknown = [step.label for step, each in own if each is None]
+        done = None if unknown and budget is not None else schedule.take(known, budget)
+        fits = None if budget is None else done is not None and done <= budget
         if fits is not False:
-            paid.update(step.key for step in own)
-            schedule = trial
+            paid.update(step.key for step, _ in own)
         total = None if unknown else sum(each for _, each in known)
         times.append(CellTime(planned.cell.name, total, unknown, None if unknown else done, fits))
     return times

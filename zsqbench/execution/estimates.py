@@ -105,7 +105,7 @@ class Estimates:
             basis: Basis = "scaled" if networks[work.network].measured else "probed"
             return Estimate(self._line(work.kind, work.method, work.network).at(work.images), basis)
         if networks:
-            return Estimate(self._elsewhere(work, [(work.method, network) for network in networks]), "scaled")
+            return Estimate(self._elsewhere(work, networks), "scaled")
         return self._of_others(work)
 
     def _of_others(self, work: Work) -> Estimate | None:
@@ -130,13 +130,11 @@ class Estimates:
         slopes = [line.slope / like.cost for like in likes if (line := _through(like.points)) is not None]
         return statistics.median(slopes) if slopes else None
 
-    def _elsewhere(self, work: Work, places: Iterable[tuple[str, str]]) -> float:
-        """The median of what it would take by these methods, each on a network."""
+    def _elsewhere(self, work: Work, networks: Mapping[str, _Like]) -> float:
+        """The median of what it would take by the times of its method on these networks."""
         return statistics.median(
-            self._line(work.kind, method, network).at(work.images)
-            * work.cost
-            / self._by_method[work.kind, method][network].cost
-            for method, network in places
+            self._line(work.kind, work.method, network).at(work.images) * work.cost / like.cost
+            for network, like in networks.items()
         )
 
     def _line(self, kind: str, method: str, network: str) -> Line:

@@ -70,6 +70,10 @@ class Plan:
     """Keys of the steps whose artifact is in the store."""
     rows: Mapping[str, Result] = field(default_factory=dict)
     """Result rows of earlier runs, by cell."""
+    pending: Sequence[str] = ()
+    """Networks that no run has loaded yet, so that their identity is provisional."""
+    uninspected: Sequence[str] = ()
+    """Labels of students that are not inspected yet: cells of them may be found to be impossible."""
 
     def is_finished(self, planned: PlannedCell) -> bool:
         """True if the row of an earlier run still says what a run would say, and what it was measured from is there."""

@@ -16,7 +16,6 @@ from zsqbench.execution.signals import Signals
 from zsqbench.execution.timings import Timings
 from zsqbench.execution.worker import read_progress, run_step
 from zsqbench.hashing import digest_of
-from zsqbench.leftovers import remove
 from zsqbench.methods import Engine, Method
 from zsqbench.methods.work import shortened
 from zsqbench.steps import Job, NetworkFacts, Outcome, Resolve, Step, Work
@@ -53,9 +52,6 @@ class Probed:
     """The findings of probing, and the plan with what is known of networks now."""
 
     plan: "Plan"
-    pending: Sequence[str]
-    uninspected: Sequence[str]
-    """As `Run.provisional_plan` returns them."""
     seconds: float
     learnt: int
     """Methods of a kind, each on a network, of which a rate is known now."""
@@ -90,11 +86,11 @@ def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, t
         contextlib.closing(_Runner(engine, replace(run.config, home=Path(scratch)))) as runner,
     ):
         failed = _load_networks(run, cells, runner, tell)
-        provisional = run.provisional_plan(cells)
-        probing = _Probing(run, provisional[0], runner, tell, seconds, started)
+        plan = run.provisional_plan(cells)
+        probing = _Probing(run, plan, runner, tell, seconds, started)
         groups = probing.all()
         return Probed(
-            *provisional,
+            plan,
             seconds=time.monotonic() - started,
             learnt=sum(group.learnt for group in groups),
             left=sum(not group.learnt and group.step.label not in probing.failed for group in groups),
@@ -106,12 +102,9 @@ def _load_networks(run: "Run", cells: "Sequence[Cell]", runner: "_Runner", tell:
     """Learn what networks are, as a run does; returns why some could not be loaded."""
     known, failed = run.find(cells), {}
     for pair, step in run.resolve.items():
-        facts = known.get(pair)
-        if facts is not None and facts.operations is not None:
+        if pair in known:
             continue
         tell(f"loading {step.cell.model}")
-        if facts is not None:
-            remove(run.store.folder(Resolve.kind, step.key))
         outcome = runner.run(run.config, _job(run, step, None), None)
         if outcome.status != "done":
             failed[step.label] = outcome.cause

@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,11 +183,8 @@ class Run:
             log.warning(CONTRADICTED, counted(len(differences), "row"), told(differences))
         return [*differences, *damaged]
 
-    def provisional_plan(self, cells: Sequence[Cell]) -> tuple[Plan, list[str], list[str]]:
-        """A plan without running anything; the models that no run has loaded yet, and the students not inspected yet.
-
-        The former have no identity so far, and cells of the latter may be found to be impossible.
-        """
+    def provisional_plan(self, cells: Sequence[Cell]) -> Plan:
+        """A plan without running anything, which names networks not loaded, and students not inspected, so far."""
         known = self.find(cells)
         pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
         assumed = {
@@ -198,7 +195,8 @@ class Run:
         found = {student: Inspect.facts(self.store, step.key) for student, step in steps.items()}
         inspected = {student: facts for student, facts in found.items() if facts is not None}
         uninspected = dict.fromkeys(steps[student].label for student in found.keys() - inspected.keys())
-        return self.plan(cells, assumed | known, inspected), pending, sorted(uninspected)
+        plan = self.plan(cells, assumed | known, inspected)
+        return replace(plan, pending=pending, uninspected=sorted(uninspected))
 
     def execute(self, cells: Sequence[Cell], engine: Engine) -> RunReport:
         """Run what is not there yet of these cells, and write rows and table. A signal ends it with what is done.
@@ -214,7 +212,8 @@ class Run:
 
     def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:
         known = self.find(cells)
-        for pair in [pair for pair in known if self._is_loaded_again(pair, known[pair])]:
+        for pair in [pair for pair in known if self.suite.models[pair[1]].weights == BUILT]:
+            # what a user's function reads may have changed where nobody sees it
             remove(self.store.folder(Resolve.kind, self.resolve[pair].key))
             del known[pair]
         # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
@@ -242,10 +241,6 @@ class Run:
         number = loop.signal or signals.received
         failures = loop.background_failures()
         return RunReport(plan, results, number, outdated, failures, table, table_error, report, report_error)
-
-    def _is_loaded_again(self, pair: tuple[str, str], facts: NetworkFacts) -> bool:
-        """True for facts without operations, and where what a user's function reads may have changed unseen."""
-        return facts.operations is None or self.suite.models[pair[1]].weights == BUILT
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Fire an observer hook."""

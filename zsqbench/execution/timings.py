@@ -3,16 +3,20 @@
 import contextlib
 import json
 import logging
-import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from zsqbench.steps.step import Step, Work
+from pydantic import TypeAdapter, ValidationError
+
+from zsqbench.steps.step import Amount, Step, Work
 from zsqbench.store import Store
+
+_LINE: TypeAdapter[tuple[str, Amount] | tuple[str, Amount, Work]] = TypeAdapter(
+    tuple[str, Amount] | tuple[str, Amount, Work]
+)
+"""A line of the file; older versions wrote the first two alone."""
 
 NO_STEP = ""
 """The timing key of what was no step of a run: a shortened one that only tells rates."""
@@ -35,8 +39,8 @@ class Timing:
 
     def line(self) -> str:
         """The line of the file."""
-        parts: list[Any] = [self.key, round(self.seconds, 4)]
-        return json.dumps(parts if self.work is None else [*parts, asdict(self.work)])
+        work = () if self.work is None else (asdict(self.work),)
+        return json.dumps([self.key, round(self.seconds, 4), *work])
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Timings:
         for line in self._lines():
             try:
                 found.append(_parse(line))
-            except (ValueError, OverflowError, RecursionError):
+            except ValidationError:
                 ignored += 1
         if ignored:
             logging.getLogger("zsqbench").warning(
@@ -106,27 +110,6 @@ class Timings:
 
 
 def _parse(line: bytes) -> Timing:
-    """What a line holds. Raises ValueError, OverflowError or RecursionError for a line that holds no time of a step."""
-    entry = json.loads(line.decode())
-    if not isinstance(entry, list) or [type(part) for part in entry[:2]] not in ([str, float], [str, int]):
-        raise ValueError("expected a timing key and seconds")
-    work = None if len(entry) == 2 else _work(*entry[2:])  # noqa: PLR2004 - as older versions wrote it
-    return Timing(entry[0], _number(entry[1]), work)
-
-
-def _work(*parts: Any) -> Work:
-    names = [field.name for field in fields(Work)]
-    if len(parts) != 1 or not isinstance(parts[0], Mapping) or sorted(parts[0]) != sorted(names):
-        raise ValueError(f"expected {', '.join(names)}")
-    values = parts[0]
-    kind, method, network = (values[name] for name in names[:3])
-    if not all(isinstance(name, str) for name in (kind, method, network)):
-        raise ValueError("expected names")
-    return Work(kind, method, network, _number(values["images"]), _number(values["operations"]))
-
-
-def _number(value: Any) -> float:
-    number = float(value) if type(value) in (int, float) else math.nan
-    if not math.isfinite(number) or number < 0:
-        raise ValueError("expected a number that is not negative")
-    return number
+    """The time that a line holds. Raises ValidationError for a line that holds none."""
+    key, seconds, *work = _LINE.validate_json(line, strict=True)
+    return Timing(key, seconds, *work)

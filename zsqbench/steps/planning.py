@@ -37,9 +37,9 @@ class NetworkFacts:
     """Name of the published definition that it is, if it is one."""
     modules: tuple[tuple[str, str], ...] = ()
     """Path and content hash of each file of a user's own that its definition imports."""
-    operations: int | None = None
-    """Of a forward pass of one image (multiplications and additions), 0 where they could not be counted. None in facts
-    of an older version, and of a network that was not loaded yet. In no identity: only times are estimated by it."""
+    operations: int = 0
+    """Of a forward pass of one image (multiplications and additions), 0 where they could not be counted. In no
+    identity: only times are estimated by it."""
     notes: tuple[str, ...] = ()
     """What people should know of it, such as which of a checkpoint's weights were taken; one line each."""
 
@@ -60,7 +60,7 @@ class Data:
 
     @staticmethod
     def calibration_of(files: DataFiles, digests: FileDigests) -> str | None:
-        """What identifies the images that are not evaluated, if there are some."""
+        """Hash of the images that are not evaluated, if there are some."""
         return digest_of([digests.files(files.calibration), dict(files.split)]) if files.calibration else None
 
     @property
@@ -176,7 +176,7 @@ class CellPlanning:
         if not passes:
             return None
         method = variant.at_work.method if job.axis and variant else self.suite.task(self.cell.task)
-        return Work(job.kind, method.name, self.facts.digest, passes, self.facts.operations or 0)
+        return Work(job.kind, method.name, self.facts.digest, passes, self.facts.operations)
 
     @property
     def evaluated(self) -> int:

@@ -20,8 +20,6 @@ class PreliminaryJob(Job):
 
     facts_type: ClassVar[type]
     """The dataclass."""
-    added: ClassVar[frozenset[str]] = frozenset()
-    """Fields that facts of an older version may lack: they have their defaults then."""
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> None:
@@ -35,8 +33,7 @@ class PreliminaryJob(Job):
         with contextlib.suppress(CorruptArtifactError):
             artifact = store.look(cls.kind, key)
             with artifact.reading():
-                expected = {each.name for each in fields(cls.facts_type)}
-                if expected - cls.added <= artifact.content.keys() <= expected:
+                if artifact.content.keys() == {each.name for each in fields(cls.facts_type)}:
                     return _reader(cls.facts_type).validate_python(artifact.content)
         store.discard(key)
         return None

@@ -27,7 +27,6 @@ class Resolve(PreliminaryJob):
 
     kind: ClassVar[str] = "resolve"
     facts_type: ClassVar[type] = NetworkFacts
-    added: ClassVar[frozenset[str]] = frozenset({"operations"})
 
     @classmethod
     def plan_network(cls, suite: Suite, cell: Cell, digests: FileDigests) -> Step:

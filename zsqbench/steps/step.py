@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from zsqbench.methods import ModelSpec, Settings
 from zsqbench.reports.results import Result
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zsqbench.execution.session import Session
     from zsqbench.steps.planning import CellPlanning, Data
 
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 BESIDE = 1.3e7
 """Operations in whose time a CPU does all that is counted in none, for one image on its way through a network.
@@ -36,9 +38,9 @@ class Work:
     """The generator, the quantizer that does the work, or the task."""
     network: str
     """The network's identity."""
-    images: float
+    images: Amount
     """How many images pass through the network, in forward passes of one image."""
-    operations: float
+    operations: Amount
     """Of a forward pass of one image."""
 
     @property
