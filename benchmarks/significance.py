@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit, ndtri
+from scipy.special import expit, ndtri, stdtrit
 from scipy.stats import binomtest
 
 from zsqbench.statistics import Resampled, Samples, Scope, compare, detectable, resamples, ties
@@ -310,6 +310,8 @@ def detectors(rng: np.random.Generator, trials: int) -> None:
     many = Scene.drawn(rng, 100_000)
     once = np.ones((1, many.images), dtype=np.int32)
     truth = {level: many.found(rng, level).average_precisions(once)["mAP"][0] for level in (0.0, 0.3)}
+    apart = truth[0.3] - truth[0.0]
+    print(f"detectors, {trials} comparisons for each rate: mAP is {truth[0.0]:.1f} and {truth[0.3]:.1f} %")
     for images, seeds in itertools.product((50, 200, 900), (1, 3)):
         weights = resamples(images)
         false, covered, found_it = Rate(), Rate(), Rate()
@@ -320,13 +322,34 @@ def detectors(rng: np.random.Generator, trials: int) -> None:
             )
             false.add(compare(first, second).significant)
             found = compare(better, first)
-            covered.add(found.low <= truth[0.3] - truth[0.0] <= found.high)
+            covered.add(found.low <= apart <= found.high)
             found_it.add(found.significant)
         print(
             f"mAP of {images:>3} images, {seeds} seeds: false positives {false} %, coverage {covered} %, "
-            f"{truth[0.3] - truth[0.0]:.1f} points are found in {found_it} %"
+            f"{apart:.1f} points are found in {found_it} %"
             f"{'   BROKEN' if false.beyond(5, 'greater') or covered.beyond(95, 'less') else ''}"
         )
+
+
+def bootstrapped(rng: np.random.Generator, trials: int, images: int = 50, drawn: int = 500) -> None:
+    """Two equal detectors by the bootstrap: a t interval with the deviation over images that are drawn again."""
+    false, errors, points = Rate(), [], []
+    every = np.ones((1, images), dtype=np.int32)
+    for _ in range(trials):
+        scene, weights = Scene.drawn(rng, images), rng.multinomial(images, np.full(images, 1 / images), size=drawn)
+        one, other = (
+            scene.found(rng, 0.0).average_precisions(np.concatenate([every, weights]))["mAP"] for _ in range(2)
+        )
+        point, *again = one - other
+        error = float(np.std(again, ddof=1))
+        false.add(abs(point) > -stdtrit(images - 1, 0.025) * error)
+        errors.append(error)
+        points.append(point)
+    ratio = math.sqrt(np.mean(np.square(errors))) / np.std(points)
+    print(
+        f"mAP of {images} images by the bootstrap: false positives {false} %; its standard error is {ratio:.2f} of the "
+        "deviation"
+    )
 
 
 def _resampled(networks: Sequence[Matches], weights: np.ndarray) -> Resampled:
@@ -348,7 +371,8 @@ def main() -> None:
     error = -ndtri(0.025) * 100 * math.sqrt(0.05 * 0.95 / trials)
     print(f"{trials} comparisons for each rate: 5 % and 95 % are known to ±{error:.1f} points; {IMAGES} images, seed 0")
     rng = np.random.default_rng(0)
-    detectors(rng, max(trials // 2, 2))
+    detectors(rng, max(trials // 5, 2))
+    bootstrapped(rng, max(trials // 2, 2))
     if arguments.detection:
         return
     checked(rng, trials)

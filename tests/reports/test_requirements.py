@@ -8,7 +8,7 @@ HEAD = "name: needy\ntasks: {photos: {method: classification, data: imagefolder,
 
 @pytest.fixture
 def needs(tmp_path):
-    """What cells of a suite with these models and this block need."""
+    """The needs of the cells of a suite with these models and this block."""
 
     def needs(models, block, root=tmp_path):
         text = f"{HEAD}models: {models}\nmatrix: [{{task: photos, model: net, scheme: hw/w4a4, {block}}}]\n"

@@ -5,26 +5,15 @@ from typing import Any
 
 import click
 
-from zsqbench.cli.options import (
-    PATH,
-    data_root_option,
-    home_option,
-    overrides_option,
-    results_option,
-    select_option,
-)
+from zsqbench.cli.options import PATH, data_root_option, rows_options
 
 
 @click.command()
-@click.argument("suite")
+@rows_options
 @click.option(
     "-o", "--output", type=PATH, default=Path("embedding.svg"), show_default=True, help="FILE.svg, .pdf, .png."
 )
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True, help="Most images of each set.")
-@select_option
-@overrides_option
-@home_option
-@results_option
 @data_root_option
 @click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file of your own (may be repeated).")
 def embedding(suite: str, output: Path, **options: Any) -> int:

@@ -72,6 +72,8 @@ columns_option = click.option(
     metavar="NAME,...",
     help="After each column of results one of each: a metric such as agreement, seconds, memory, size or recovered.",
 )
+rows_options = _options(click.argument("suite"), select_option, overrides_option, home_option, results_option)
+"""All that says which rows are meant."""
 suite_options = _options(
     click.argument("suite"),
     select_option,

@@ -6,23 +6,12 @@ from pathlib import Path
 
 import click
 
-from zsqbench.cli.options import (
-    PATH,
-    data_root_option,
-    home_option,
-    overrides_option,
-    results_option,
-    select_option,
-)
+from zsqbench.cli.options import PATH, data_root_option, rows_options
 
 
 @click.command()
-@click.argument("suite")
+@rows_options
 @click.option("-o", "--output", type=PATH, help="The folder to write; otherwise RESULTS/NAME.report.")
-@select_option
-@overrides_option
-@home_option
-@results_option
 @data_root_option
 @click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file, for the commands on the pages.")
 def report(suite: str, output: Path | None, **places: object) -> int:
@@ -37,13 +26,9 @@ def report(suite: str, output: Path | None, **places: object) -> int:
 
 
 @click.command()
-@click.argument("suite")
+@rows_options
 @click.argument("name", nargs=-1)
 @click.option("-o", "--output", type=PATH, help="FILE.svg, FILE.pdf or FILE.png; otherwise the name with .svg.")
-@select_option
-@overrides_option
-@home_option
-@results_option
 def figure(
     suite: str,
     name: Sequence[str],

@@ -12,11 +12,8 @@ from zsqbench.cli.options import (
     columns_option,
     data_root_option,
     format_option,
-    home_option,
-    overrides_option,
     plugin_options,
-    results_option,
-    select_option,
+    rows_options,
 )
 
 if TYPE_CHECKING:
@@ -26,11 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("suite")
-@select_option
-@overrides_option
-@home_option
-@results_option
+@rows_options
 @columns_option
 @click.option(
     "--by",
@@ -67,7 +60,7 @@ def leaderboard(
 
 
 @click.command("results")
-@click.argument("suite")
+@rows_options
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write this file, in place of one that is there.")
 @click.option(
     "--format",
@@ -77,10 +70,6 @@ def leaderboard(
     show_default=True,
     help="parquet needs -o.",
 )
-@select_option
-@overrides_option
-@home_option
-@results_option
 def export_results(
     suite: str,
     output: Path | None,
@@ -111,18 +100,14 @@ def export_results(
 
 
 @click.command()
-@click.argument("suite")
+@rows_options
 @click.argument("cell", required=False, default="")
 @click.option(
     "--layers",
     is_flag=True,
     help="The error of each tensor, which is measured now unless the store has it; may need --data-root.",
 )
-@select_option
-@overrides_option
 @data_root_option
-@home_option
-@results_option
 @plugin_options
 @format_option
 def show(

@@ -10,7 +10,7 @@ from zsqbench.quant.graph.pairs import BoundedReLU, Pair, layer_pairs
 from zsqbench.quant.grids.fake_quant import QuantizedLayer
 
 _HOMOGENEOUS = frozenset({"identity", "leakyrelu", "prelu", "relu", "relu6"})
-"""What may stand between rescaled layers: a factor above zero passes through it (through ReLU6 with its bound)."""
+"""Operators that may stand between rescaled layers: a factor above zero passes through, with the bound of ReLU6."""
 
 FIRST, SECOND = 0.75, 0.9
 """Factors count that leave at most these parts of the squared differences of the first and of the second weight. On the

@@ -196,21 +196,21 @@ def _passes(student: nn.Module, reference: nn.Module, images: Tensor, tell: Call
     return found
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def _tensors(outputs: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 @contextmanager
 def _kept(reference: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """What each activation quantizer is given, in each of its calls, by name."""
+    """The tensors that each activation quantizer is given, one for each of its calls, by name."""
     given: dict[str, list[Tensor]] = {}
 
-    def keep(quantizer: Any, inputs: tuple[Any, ...]) -> None:
-        given.setdefault(quantizer.name, []).append(inputs[0])
+    def keeping(quantizer: TensorQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: given.setdefault(quantizer.name, []).append(inputs[0])
 
     with ExitStack() as hooks:
         for _, quantizer in activation_quantizers(reference):
-            hooks.callback(quantizer.register_forward_pre_hook(keep).remove)
+            hooks.callback(quantizer.register_forward_pre_hook(keeping(quantizer)).remove)
         yield given
 
 
@@ -219,8 +219,8 @@ def _compared(student: nn.Module, exact: Mapping[str, list[Tensor]], found: dict
     """Count in what each activation quantizer is given and gives, beside what the float network has there."""
     calls: dict[str, int] = {}
 
-    def compare(quantizer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        name, x = quantizer.name, inputs[0]
+    def compare(quantizer: TensorQuantizer, x: Tensor, output: Tensor) -> None:
+        name = quantizer.name
         call = calls[name] = calls.get(name, -1) + 1
         activation = found.setdefault(name, _Activation())
         theirs = exact.get(name, [])
@@ -233,9 +233,12 @@ def _compared(student: nn.Module, exact: Mapping[str, list[Tensor]], found: dict
             activation.use = activation.use or _GridUse(quantizer)
             activation.use.add(x)
 
+    def comparing(quantizer: TensorQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, inputs, output: compare(quantizer, inputs[0], output)
+
     with ExitStack() as hooks:
         for _, quantizer in activation_quantizers(student):
-            hooks.callback(quantizer.register_forward_hook(compare).remove)
+            hooks.callback(quantizer.register_forward_hook(comparing(quantizer)).remove)
         yield
 
 

@@ -1,7 +1,6 @@
 """A result row as a page of text for people; JSON has all of it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from tabulate import tabulate
 
@@ -81,7 +80,7 @@ def _data(row: Result) -> list[str]:
 
 def _network(row: Result) -> list[str]:
     """The network, and its tensors in numbers."""
-    facts: Mapping[str, Any] = row.model_facts
+    facts = row.model_facts
     lines = []
     known = [f"{facts['parameters']:,} parameters"] if "parameters" in facts else []
     known += [f"{facts['classes']} classes"] if facts.get("classes") is not None else []
@@ -90,7 +89,7 @@ def _network(row: Result) -> list[str]:
     lines += [f"{row.model}: {', '.join(known)}"] if known else []
     lines += ["its weights are random"] if facts.get("random_weights") else []
     lines += facts.get("notes", [])
-    tensors: Mapping[str, Any] = row.tensors
+    tensors = row.tensors
     if "quantized_weights" in tensors:
         line = f"{tensors['quantized_weights']} weights and {tensors['quantized_activations']} activations quantized"
         if "mean_weight_bits" in tensors:
@@ -148,11 +147,11 @@ def _steps(row: Result) -> list[str]:
     return [*(line.rstrip() for line in table.splitlines()), *made]
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {_text(value)}" for name, value in values.items())
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """An option in YAML's words."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]

@@ -46,14 +46,14 @@ class Asked:
 
     value: Value
     full: float | None
-    """What the source says of the float network."""
+    """The float network's accuracy, as the source states it."""
     data: DataSet | None
     suite: Suite
     cells: Sequence[Cell]
 
     @property
     def floats(self) -> list[float]:
-        """What the float network reaches, as the suite expects it of these weights, and as the source says."""
+        """The float network's accuracy, as the suite expects it of these weights, and as the source states it."""
         said = [self.suite.models[self.cells[0].model].float_accuracy, self.full]
         return [each for each in said if each is not None]
 
@@ -149,9 +149,9 @@ def origin(model: ModelSpec) -> str:
 def _methods(row: Result, asked: Asked) -> Iterator[Other]:
     cell, facts = asked.cells[0], row.model_facts
     network = NetworkTraits(
-        tuple(facts.get("input_size", ())),  # type: ignore[arg-type]
-        facts.get("classes"),  # type: ignore[arg-type]
-        facts.get("architecture"),  # type: ignore[arg-type]
+        tuple(facts.get("input_size", ())),
+        facts.get("classes"),
+        facts.get("architecture"),
     )
     scheme = asked.suite.schemes[cell.scheme]
     variants = {"quantizer": asked.suite.quantizers[cell.quantizer].resolved(network, scheme)}
@@ -167,7 +167,7 @@ def _methods(row: Result, asked: Asked) -> Iterator[Other]:
 
 
 def _differences(name: str, here: Described, published: Variant) -> Iterator[Other]:
-    """What the description of a method in a row says otherwise than a variant, with those that it starts from."""
+    """The differences of a method in a row from a variant, with those that it starts from."""
     method = published.method
     if here.get("method") != method.name:
         yield Other("method", f"{name} is {here.get('method')}, published {method.name}")

@@ -1,11 +1,11 @@
 """Two rows: the options that differ; and two methods: the classes of images that one has right less often."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zsqbench.errors import CorruptArtifactError, in_one_line
-from zsqbench.reports.results import Result, flat, flat_method
+from zsqbench.reports.results import Result, changed_options, flat, flat_method
 from zsqbench.steps import evaluations
 from zsqbench.steps.baseline import Baseline
 from zsqbench.store import Store
@@ -70,14 +70,7 @@ def _known(row: Result) -> Iterator[tuple[str, object]]:
 
 def _changed(row: Result) -> Iterator[str]:
     for axis in ("generator", "quantizer"):
-        yield from _changed_in(axis, row.methods.get(axis, {}))
-
-
-def _changed_in(prefix: str, method: Mapping[str, Any]) -> Iterator[str]:
-    yield from (name for name, _ in flat(prefix, method.get("changed", {})))
-    for other in ("start", "over"):
-        if other in method:
-            yield from _changed_in(f"{prefix}.{other}", method[other])
+        yield from changed_options(axis, row.methods.get(axis, {}))
 
 
 def classes_that_lose(

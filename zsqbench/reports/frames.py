@@ -1,8 +1,8 @@
 """Rows as a table for other tools: CSV, JSON, or Parquet, which keeps types.
 
 A column of texts, of truth values, of numbers or of times keeps its type. Any other, such as an option that is a list
-in one row and a number in the next, is JSON text in CSV and Parquet, and `json_columns` names it. What a row does not
-have is empty in CSV, and null elsewhere.
+in one row and a number in the next, is JSON text in CSV and Parquet, and `json_columns` names it. A value that a row
+does not have is empty in CSV, and null elsewhere.
 """
 
 import io

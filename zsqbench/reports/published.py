@@ -69,7 +69,7 @@ class Source:
     citation: str
     values: tuple[Value, ...]
     caveats: tuple[str, ...] = ()
-    """What a reader of any of its values has to know; one line each."""
+    """Lines that a reader of any of its values has to know."""
 
     def table(self, table: str) -> tuple[Value, ...]:
         """The values of a table. Raises ZSQBenchError where there is none of this name, and lists those that are."""
@@ -78,7 +78,7 @@ class Source:
         return tuple(value for value in self.values if value.table == table)
 
     def float_of(self, value: Value) -> float | None:
-        """What it says of the float network of a value: in the same table, or else in the first that says so."""
+        """The value of the float network of a value: in the same table, or else in the first that has it."""
         found = [each for each in self.values if each.place == value.float_place]
         same = [each for each in found if each.table == value.table]
         return (same or found)[0].value if found else None

@@ -24,7 +24,7 @@ VERDICTS: tuple[Verdict, ...] = ("reached", "not reached", "not comparable", "no
 
 @dataclass(frozen=True)
 class Measured:
-    """What rows say of a value, over their seeds."""
+    """The measurement of a value, over the seeds of its rows."""
 
     mean: float
     deviation: float | None
@@ -88,7 +88,7 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What an expression selects it by. A float network is measured on the way by cells of others."""
+        """Names by which an expression selects it. A float network is measured on the way by cells of others."""
         return (self.value.name,) if self.value.is_float else (self.value.name, *(cell.name for cell in self.cells))
 
 
@@ -275,7 +275,7 @@ def _task(entry: Entry) -> str | None:
 
 
 def _float_of(row: Result) -> float | None:
-    """What the float network of a row reaches; a row of fp32 tells it itself."""
+    """The accuracy of the float network of a row; a row of fp32 is itself of that network."""
     return row.value if row.float_value is None and row.scheme == FLOAT.name else row.float_value
 
 

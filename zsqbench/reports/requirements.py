@@ -31,7 +31,7 @@ class Need:
     name: str
     """As the suite calls it."""
     source: str
-    """What it is, and where it is to be had."""
+    """Words that say what it is, and where it is to be had."""
     missing: str | None = None
     """Why it is not here, in one line; none where it is, or where only loading it would tell."""
     remark: str | None = None

@@ -73,6 +73,11 @@ class Described(TypedDict, total=False):
 class Facts(TypedDict, total=False):
     """The facts of a network: digest, parameters, classes, and more."""
 
+    digest: str
+    parameters: int
+    classes: int | None
+    input_size: list[int]
+    architecture: str | None
     random_weights: bool
     notes: list[str]
 
@@ -87,6 +92,8 @@ class Tensors(TypedDict, total=False):
 
     hash: str
     bits: str
+    quantized_weights: int
+    quantized_activations: int
     mean_weight_bits: float
     size_mb: float
 
@@ -231,6 +238,14 @@ def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, A
     for other in ("start", "over"):
         if other in method:
             yield from flat_method(f"{prefix}.{other}", method[other])
+
+
+def changed_options(prefix: str, method: Mapping[str, Any]) -> Iterator[str]:
+    """The options that the suite set, by the names that `flat_method` gives."""
+    yield from (name for name, _ in flat(prefix, method.get("changed", {})))
+    for other in ("start", "over"):
+        if other in method:
+            yield from changed_options(f"{prefix}.{other}", method[other])
 
 
 def flat_all(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,9 @@ MOST = 1000
 WORD = re.compile(r"[\w.+/-]+")
 """A text that can be a part of a name."""
 
+Options = dict[str, Any]
+"""The options of a variant, as the file gives them."""
+
 LINKS = ("start", "over")
 """The options by which a quantizer names another one."""
 
@@ -60,16 +63,16 @@ class _Section:
 
     source: YamlFile
     key: str
-    given: Mapping[str, Mapping[str, Any]]
+    given: Mapping[str, Options]
     links: Sequence[str] = ()
     """Options that name another variant of the section, and mean all of it where that is swept."""
     swept: dict[str, str] = field(default_factory=dict)
     """The sweep that made a variant, by its label."""
-    _done: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    _done: dict[str, dict[str, Options]] = field(default_factory=dict)
 
-    def expanded(self) -> dict[str, dict[str, Any]]:
+    def expanded(self) -> dict[str, Options]:
         """All variants in the order of the file."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Options] = {}
         for name in self.given:
             for label, options in self._expand(name).items():
                 if label in found or (label in self.given and label != name):
@@ -84,13 +87,13 @@ class _Section:
     def _labels(self, name: str) -> list[str]:
         return [label for label, swept in self.swept.items() if swept == name] or [name]
 
-    def _expand(self, name: str, way: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    def _expand(self, name: str, way: tuple[str, ...] = ()) -> dict[str, Options]:
         """The variants of one name; `way` are those that lead here by their links."""
         if name not in self._done:
             self._done[name] = dict(self._variants(name, (*way, name)))
         return self._done[name]
 
-    def _variants(self, name: str, way: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _variants(self, name: str, way: tuple[str, ...]) -> Iterator[tuple[str, Options]]:
         given = self.given[name]
         values = {option: found for option in given if (found := self._values(name, option, way)) is not None}
         if not values:
@@ -110,7 +113,7 @@ class _Section:
                 self.source.stands_at((self.key, label, option), place)
             yield label, {"method": name, **given, **picked}
 
-    def _values(self, name: str, option: str, way: tuple[str, ...]) -> list[tuple[Any, Location]] | None:
+    def _values(self, name: str, option: str, way: tuple[str, ...]) -> list[tuple[object, Location]] | None:
         """The values of an option that is swept, and where each stands; none for any other option."""
         where: Location = (self.key, name, option)
         given = self.given[name][option]
@@ -120,7 +123,7 @@ class _Section:
             values = [(label, place) for value, place in values for label in self._linked(value, place, way)]
         return values if is_swept or len(values) > 1 or values[0][0] != given else None
 
-    def _linked(self, value: Any, where: Location, way: tuple[str, ...]) -> list[Any]:
+    def _linked(self, value: object, where: Location, way: tuple[str, ...]) -> Sequence[object]:
         """The labels that a link means: all variants of a sweep."""
         if not isinstance(value, str) or value not in self.given:
             return [value]
@@ -133,7 +136,7 @@ class _Section:
         self._expand(value, way)
         return self._labels(value)
 
-    def _listed(self, values: Any, where: Location) -> Iterator[tuple[Any, Location]]:
+    def _listed(self, values: object, where: Location) -> Iterator[tuple[object, Location]]:
         place, path = self.source.where(where), ".".join(map(str, where))
         if not isinstance(values, list):
             raise ZSQBenchError(f"{place}: {path}: expected a list of values, got {shape(values)}")
@@ -160,16 +163,16 @@ class _Section:
         return self.source.where((self.key, name))
 
 
-def _is_swept(value: Any) -> bool:
+def _is_swept(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {EACH}
 
 
-def _same(first: Any, second: Any) -> bool:
+def _same(first: object, second: object) -> bool:
     """True for 1 and 1.0, which are one value of an option, and false for 1 and true."""
     return bool(first == second) and isinstance(first, bool) == isinstance(second, bool)
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     """A value as a part of a name."""
     if value is None:
         return "none"

@@ -158,7 +158,7 @@ def diagnose(
 
 
 def penultimate_features(teacher: "Pretrained", images: Tensor) -> Tensor:
-    """What the network makes of images [N, C, H, W] before it classifies them, float64 [N, F].
+    """The features of images [N, C, H, W] that the network classifies, float64 [N, F].
 
     Raises ZSQBenchError where it has no such features.
     """

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.axes import ColumnKind
-from zsqbench.reports.results import Result, flat, flat_method
+from zsqbench.reports.results import Result, changed_options, flat, flat_method
 from zsqbench.reports.site.charts import Value
 from zsqbench.reports.site.curves import Curves, find_curves
 from zsqbench.reports.site.flips import LISTED, Flip, Flips, find_flips
@@ -89,18 +88,10 @@ def _options(row: Result) -> Grid | None:
     """Every option of every method, and if the suite set it; then the settings."""
     rows: list[list[Value]] = []
     for axis, method in row.methods.items():
-        changed = {name for name, _ in _changed(axis, method)}
+        changed = set(changed_options(axis, method))
         rows += [[name, _text(value), "set" if name in changed else ""] for name, value in flat_method(axis, method)]
     rows += [[name, _text(value), ""] for name, value in flat(_SETTINGS, row.settings)]
     return Grid([["option", "value", "by the suite"]], rows, labels=3) if rows else None
-
-
-def _changed(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The options that the suite set, by the names that `flat_method` gives."""
-    yield from flat(prefix, method.get("changed", {}))
-    for other in ("start", "over"):
-        if other in method:
-            yield from _changed(f"{prefix}.{other}", method[other])
 
 
 def _left(row: Result, store: Store) -> Iterator[Part]:
