@@ -21,6 +21,7 @@ from scipy.special import expit, ndtri, stdtrit
 from scipy.stats import binomtest
 
 from zsqbench.statistics import Resampled, Samples, Scope, compare, detectable, resamples, ties
+from zsqbench.statistics.resampling import error_of
 from zsqbench.zoo.matches import Matches
 
 IMAGES, DIFFICULTY, OWN = 900, 2.0, 1.0
@@ -331,25 +332,29 @@ def detectors(rng: np.random.Generator, trials: int) -> None:
         )
 
 
-def bootstrapped(rng: np.random.Generator, trials: int, images: int = 50, drawn: int = 500) -> None:
-    """Two equal detectors by the bootstrap: a t interval with the deviation over images that are drawn again."""
-    false, errors, points = Rate(), [], []
-    every = np.ones((1, images), dtype=np.int32)
+def bootstrapped(rng: np.random.Generator, trials: int, images: int = 50, draws: int = 500) -> None:
+    """Two equal detectors: the jackknife beside the bootstrap, whose draws are the same for all detectors, too."""
+    drawn = np.stack([np.bincount(rng.integers(0, images, size=images), minlength=images) for _ in range(draws)])
+    left_out = resamples(images)
+    weights = np.concatenate([np.ones_like(left_out[:1]), left_out, drawn.astype(np.int32)])
+    quantile, points = -stdtrit(images - 1, 0.025), []
+    false: dict[str, Rate] = {"jackknife": Rate(), "bootstrap": Rate()}
+    errors: dict[str, list[float]] = {name: [] for name in false}
     for _ in range(trials):
-        scene, weights = Scene.drawn(rng, images), rng.multinomial(images, np.full(images, 1 / images), size=drawn)
-        one, other = (
-            scene.found(rng, 0.0).average_precisions(np.concatenate([every, weights]))["mAP"] for _ in range(2)
-        )
-        point, *again = one - other
-        error = float(np.std(again, ddof=1))
-        false.add(abs(point) > -stdtrit(images - 1, 0.025) * error)
-        errors.append(error)
+        scene = Scene.drawn(rng, images)
+        one, other = (scene.found(rng, 0.0).average_precisions(weights)["mAP"] for _ in range(2))
+        point, *rest = one - other
+        deviations = np.std(rest[:images], ddof=1), float(np.std(rest[images:], ddof=1))
+        for name, error in zip(false, (float(error_of(deviations[0], images)), deviations[1]), strict=True):
+            false[name].add(abs(point) > quantile * error)
+            errors[name].append(error)
         points.append(point)
-    ratio = math.sqrt(np.mean(np.square(errors))) / np.std(points)
-    print(
-        f"mAP of {images} images by the bootstrap: false positives {false} %; its standard error is {ratio:.2f} of the "
-        "deviation"
-    )
+    for name, found in errors.items():
+        ratio = math.sqrt(np.mean(np.square(found))) / np.std(points)
+        print(
+            f"mAP of {images} images by the {name}, {trials} comparisons: false positives {false[name]} %, standard "
+            f"error is {ratio:.3f} of the deviation"
+        )
 
 
 def _resampled(networks: Sequence[Matches], weights: np.ndarray) -> Resampled:
@@ -372,7 +377,7 @@ def main() -> None:
     print(f"{trials} comparisons for each rate: 5 % and 95 % are known to ±{error:.1f} points; {IMAGES} images, seed 0")
     rng = np.random.default_rng(0)
     detectors(rng, max(trials // 5, 2))
-    bootstrapped(rng, max(trials // 2, 2))
+    bootstrapped(rng, 3 * trials)
     if arguments.detection:
         return
     checked(rng, trials)
