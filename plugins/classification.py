@@ -109,7 +109,7 @@ class Classification(zsqbench.Task):
                 "a class's index is its folder's position, so both must be the same"
             )
         samples = found.evaluation.samples()
-        hits, predictions, truth = [], [], []
+        hits, predictions, truth, difficulties = [], [], [], []
         for number, batch in enumerate(_batched(samples, self.batch_size), start=1):
             images, labels = image_tensors(batch, pretrained, _DECODED)
             with torch.no_grad():
@@ -117,6 +117,7 @@ class Classification(zsqbench.Task):
             hits.append(_hits(logits, labels))
             predictions.append(_predictions(logits))
             truth.append(labels)
+            difficulties.append(_difficulties(logits, labels))
             ctx.progress(sum(len(hit) for hit in hits), len(samples))
         turned = sum(sample.key in _DECODED.turned for sample in samples)
         if turned:
@@ -126,7 +127,8 @@ class Classification(zsqbench.Task):
         if len(found.classes) > TOP:
             metrics["top5"] = _percent(five)
         true, guessed = torch.cat(truth).tolist(), torch.cat(predictions).tolist()
-        return zsqbench.Evaluation(metrics, first.tolist(), labels=true, predictions=guessed)
+        hard = torch.cat(difficulties).tolist()
+        return zsqbench.Evaluation(metrics, first.tolist(), labels=true, predictions=guessed, difficulties=hard)
 
     def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
         """Resize, crop and normalise one image, as evaluation does."""
@@ -135,6 +137,11 @@ class Classification(zsqbench.Task):
             return image_tensors([Sample(id(image), -1, lambda: eight_bit(image))], pretrained, PixelCache(0))[0]
 
         return preprocess
+
+    def viewer(self, data_root: Path | None) -> "Callable[[int], Image]":
+        """The images as they lie in the data, before they are resized and cropped."""
+        samples = self._find(data_root).evaluation.samples()
+        return lambda place: samples[place].open()
 
     def calibration_images(
         self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
@@ -246,6 +253,13 @@ def _hits(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
 def _predictions(logits: "torch.Tensor") -> "torch.Tensor":
     """The first guess, int64 [N]; -1 where an output is not finite."""
     return logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
+
+
+def _difficulties(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+    """1 - p of the label, float32 [N]; 1 where an output is not finite."""
+    from zsqbench.synthesis import difficulty
+
+    return difficulty(logits, labels).where(logits.isfinite().all(dim=1), 1.0)
 
 
 def _percent(hits: "torch.Tensor") -> float:

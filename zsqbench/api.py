@@ -194,8 +194,9 @@ def report(
 ) -> Path:
     """Write the results of a suite as pages that a browser opens from disk, and return the start page.
 
-    Without a `folder` they are in `results`/NAME.report. `data_root` and `plugins` stand in the commands that make a
-    cell again, and are not read. Raises ZSQBenchError where there are no rows, and for a folder with something else.
+    Without a `folder` they are in `results`/NAME.report. Pages show evaluated images that flip where their data is
+    found under `data_root`. `data_root` and `plugins` stand in the commands that make a cell again, too. Raises
+    ZSQBenchError where there are no rows, and for a folder with something else.
     """
     from zsqbench.reports.site.source import Origin, report_folder
     from zsqbench.reports.site.writing import check_folder, write_report

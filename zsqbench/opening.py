@@ -188,7 +188,8 @@ def declared_cells(path: Path, overrides: Sequence[str]) -> "DeclaredCells | Non
 
 
 def source_of(origin: "Origin", select: str | None) -> "Source":
-    """The rows of a suite, and the cells without one."""
+    """The rows of a suite, the cells without one, and what shows the samples that they were evaluated on."""
+    from zsqbench.execution.viewing import Viewers
     from zsqbench.reports.site.source import Source
     from zsqbench.store import Store
     from zsqbench.suite import find_suite, suite_name
@@ -198,7 +199,8 @@ def source_of(origin: "Origin", select: str | None) -> "Source":
     rows = rows_of(origin.suite, origin.results, select, origin.overrides, origin.home)
     declared = declared_cells(path, origin.overrides)
     without = select_cells(declared.without({row.cell for row in rows}), select) if declared else []
-    return Source(suite_name(path), rows, tuple(cell.name for cell in without), Store(origin.home), origin)
+    viewers = Viewers(open_session(origin.suite, origin.home, origin.data_root, origin.plugins))
+    return Source(suite_name(path), rows, tuple(cell.name for cell in without), Store(origin.home), origin, viewers)
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import math
 import os
 import pickle
 import subprocess
@@ -420,6 +421,23 @@ def test_the_embedded_networks_are_right_on_98_percent_of_900_digits(name):
     evaluation = task.evaluate(loaded.module, loaded, context())
     assert evaluation.metrics["samples"] == len(evaluation.per_sample) == 900
     assert evaluation.metrics["top1"] == 100 * sum(evaluation.per_sample) / 900 >= 98
+
+
+def test_a_sample_is_as_hard_as_its_label_is_improbable(tmp_path):
+    fill(tmp_path / "photos", images=1)
+    task = Classification(data="imagefolder", root="photos")
+    logits = [math.log(3.0), 0.0]  # p of the first class is 3 of 4
+    found = task.evaluate(Constant(logits), pretrained(), context(tmp_path))
+    assert found.difficulties == pytest.approx([0.25, 0.75])
+    assert task.evaluate(Constant([float("nan"), 0.0]), pretrained(), context(tmp_path)).difficulties == [1, 1]
+
+
+def test_a_viewer_shows_the_images_in_the_order_in_which_they_are_evaluated(tmp_path):
+    for at, name in enumerate(("b/1.png", "a/2.png")):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("L", (5 + at, 3)).save(tmp_path / "photos" / name)
+    show = Classification(data="imagefolder", root="photos").viewer(tmp_path)
+    assert [show(place).size for place in (0, 1)] == [(6, 3), (5, 3)]
 
 
 def test_the_result_does_not_depend_on_the_batch_size():

@@ -109,12 +109,21 @@ def test_predictions_are_kept_as_small_integers(bench, top, dtype):
     assert (found.tolist(), found.dtype) == ([-1, top] * 10, dtype)
 
 
-@pytest.mark.parametrize("what", ["predictions", "labels"])
-def test_as_many_predictions_and_labels_as_samples_are_demanded(bench, what):
-    bench.add_plugin(PREDICTS.replace("PREDICTIONS", f"{what}=[1, 2, 3]"))
+@pytest.mark.parametrize("what", ["predictions", "labels", "difficulties"])
+def test_as_many_values_as_samples_are_demanded(bench, what):
+    bench.add_plugin(PREDICTS.replace("PREDICTIONS", f"{what}=[1, 0, 1]"))
     bench.matrix("task: predicts")
     bench.run()
     assert bench.row()["reason"] == f"baseline: task predicts gave 3 {what} of 20 samples"
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "float('nan')"])
+def test_difficulties_are_from_0_to_1(bench, value):
+    bench.add_plugin(PREDICTS.replace("PREDICTIONS", f"difficulties=[{value}] * 20"))
+    bench.matrix("task: predicts")
+    bench.run()
+    expected = "baseline: task predicts gave difficulties that are not from 0 to 1: each is one minus a probability"
+    assert bench.row()["reason"] == expected
 
 
 def test_a_task_without_predictions_leaves_no_file_of_them(bench):
@@ -123,13 +132,13 @@ def test_a_task_without_predictions_leaves_no_file_of_them(bench):
     assert list(read_samples(bench.artifact("evaluate"))) == ["correct"]
 
 
-def test_the_baseline_alone_keeps_the_labels_of_samples(bench):
+def test_the_baseline_alone_keeps_labels_and_difficulties_of_samples(bench):
     bench.add_plugin("""
 class Tells(ToyTask):
     name = "tells"
 
     def evaluate(self, module, pretrained, ctx):
-        return zsqbench.Evaluation({"top1": 50.0}, [True, False], [3, 4], labels=[3, 7])
+        return zsqbench.Evaluation({"top1": 50.0}, [True, False], [3, 4], [3, 7], [0.25, 1])
 """)
     bench.matrix("task: tells")
     bench.run()
@@ -138,6 +147,7 @@ class Tells(ToyTask):
         "correct": [128],
         "predictions": [3, 4],
         "labels": [3, 7],
+        "difficulties": [0.25, 1.0],
     }
     assert sorted(quantized) == ["correct", "predictions"]
 

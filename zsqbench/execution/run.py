@@ -25,7 +25,7 @@ from zsqbench.execution.plan import (
     resolve_steps,
 )
 from zsqbench.execution.recorder import Recorder, write_rows
-from zsqbench.execution.session import WorkerConfig
+from zsqbench.execution.session import Session, WorkerConfig
 from zsqbench.execution.signals import Signals
 from zsqbench.leases import RUN, Leases
 from zsqbench.leftovers import Leftovers, remove
@@ -323,11 +323,13 @@ class Run:
 
     def _write_report(self, shown: Sequence[Result], origin: Origin) -> tuple[Path | None, str | None]:
         """The start page of the report of these rows, or why it could not be written."""
+        from zsqbench.execution.viewing import Viewers
         from zsqbench.reports.site.writing import write_report
 
         there = {row.cell for row in shown}
         without = tuple(cell.name for cell in self.suite.cells if cell.name not in there)
-        source = Source(self.suite.name, shown, without, self.store, origin)
+        viewers = Viewers(Session(self.config))
+        source = Source(self.suite.name, shown, without, self.store, origin, viewers)
         try:
             return write_report(source, report_folder(self.results, self.suite.name)), None
         except ZSQBenchError as error:

@@ -84,6 +84,14 @@ class Task(Method, ABC):
         """What people should see of a quantized network, beside the float one; by default, nothing."""
         return None
 
+    def viewer(self, data_root: Path | None) -> "Callable[[int], Image] | None":  # noqa: ARG002
+        """A function that shows an evaluated sample by its place, as it lies in the data; by default, none.
+
+        A report asks for it, when all is measured: people see which samples a quantized network gets wrong. No method
+        is given it. Raises ZSQBenchError where the data is absent.
+        """
+        return None
+
     @abstractmethod
     def calibration_images(
         self, count: int, seed: int, pretrained: "Pretrained", ctx: "TaskContext"
@@ -102,6 +110,9 @@ class Evaluation:
     harness says on how many samples a quantized network agrees with the float one."""
     labels: Sequence[int] = ()
     """The truth of each sample, such as the index of its class; kept once, with the float network's measurement."""
+    difficulties: Sequence[float] = ()
+    """How hard each sample is for the network, from 0 to 1: one minus the probability of its label, as GHM and HAST
+    (Eq. 7) measure it. Those of the float network are kept, so that a report tells errors by them."""
     resampled: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """For a metric that is not the share of samples that are right: its value on each of `zsqbench.resamples(samples)`,
     by name. Without them tables cannot say which methods can be told apart by it."""

@@ -139,6 +139,11 @@ class Column:
         return cls(result.task, result.model, result.scheme, mixed=MIXED if _is_mixed(result) else "")
 
     @property
+    def label(self) -> str:
+        """The scheme, and what came of mixed precision."""
+        return f"{self.scheme} {self.mixed}".strip()
+
+    @property
     def unsized(self) -> "Column":
         """The same without mean bits and size."""
         return replace(self, mixed=MIXED) if self.mixed else self

@@ -52,7 +52,9 @@ class Baseline(Job):
         evaluation = evaluations.measure(session, self, reporter, teacher.module, teacher)
         check_float_accuracy(self.model, session.task(self).metric, evaluation.metrics)
         content = evaluations.content(evaluation, self.data)
-        session.write(self, reporter, content, lambda folder: evaluations.write_samples(folder, evaluation))
+        session.write(
+            self, reporter, content, lambda folder: evaluations.write_samples(folder, evaluation, of_float=True)
+        )
 
     @classmethod
     def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The evaluate step measures a quantized network, which it rebuilds from its artifact."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -71,7 +70,7 @@ class Evaluate(StudentJob):
         picture = self._picture(session, reporter, student, teacher)
 
         def fill(folder: Path) -> None:
-            evaluations.write_samples(folder, replace(evaluation, labels=()))  # the baseline keeps them
+            evaluations.write_samples(folder, evaluation)
             if picture is not None:
                 picture.save(folder / PICTURE)
 

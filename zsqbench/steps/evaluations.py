@@ -6,6 +6,7 @@ Shared by the steps that measure: baseline and evaluate write it, oracle measure
 import base64
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,13 @@ SAMPLES = "samples.safetensors"
 """Holds `correct` (bits, packed), `predictions` where the task tells them, `resampled.NAME` (the metric of this name on
 resampled samples), and `task.NAME` of its own.
 
-The file of the float network holds `labels`, too."""
+The file of the float network holds `labels` and `difficulties`, too."""
 
 ROUNDING = 2.0
 """About how much longer a student that rounds its activations takes than the float network."""
 
-CORRECT, PREDICTIONS, LABELS, RESAMPLED, OWN = "correct", "predictions", "labels", "resampled.", "task."
+CORRECT, PREDICTIONS, LABELS, DIFFICULTIES = "correct", "predictions", "labels", "difficulties"
+RESAMPLED, OWN = "resampled.", "task."
 
 
 def identity(cell: "CellPlanning") -> tuple[str, ...]:
@@ -51,7 +53,7 @@ def of_student(cell: "CellPlanning") -> float:
 def measure(
     session: "Session", job: "Job", reporter: "Reporter", module: "nn.Module", teacher: Pretrained
 ) -> Evaluation:
-    """What the task measures of a network. Raises ZSQBenchError where that is not what it said it would."""
+    """All that the task measures of a network. Raises ZSQBenchError where that is not what it said it would."""
     import torch
 
     task = session.task(job)
@@ -66,10 +68,14 @@ def measure(
                 f"task {task.name} measured {value} as {name}; expected a finite number, as a table shows it"
             )
     samples = len(evaluation.per_sample)
-    for what in (PREDICTIONS, LABELS):
+    for what in (PREDICTIONS, LABELS, DIFFICULTIES):
         count = len(getattr(evaluation, what))
         if count and samples and count != samples:
             raise ZSQBenchError(f"task {task.name} gave {count} {what} of {samples} samples")
+    if not all(0 <= value <= 1 for value in evaluation.difficulties):
+        raise ZSQBenchError(
+            f"task {task.name} gave difficulties that are not from 0 to 1: each is one minus a probability"
+        )
     for name, values in evaluation.resampled.items():
         expected = groups_of(samples or int(evaluation.metrics.get("samples", 0)))
         if name not in evaluation.metrics or len(values) != expected or not all(map(math.isfinite, values)):
@@ -95,12 +101,12 @@ def content(evaluation: Evaluation, data: str) -> dict[str, Any]:
     }
 
 
-def write_samples(folder: Path, evaluation: Evaluation) -> None:
-    """One file with what is known of each sample, if anything is."""
+def write_samples(folder: Path, evaluation: Evaluation, *, of_float: bool = False) -> None:
+    """One file with what is known of each sample, if anything is; labels and difficulties of the float one only."""
     import numpy as np
     from safetensors.numpy import save_file
 
-    if tensors := samples_of(evaluation):
+    if tensors := samples_of(evaluation if of_float else replace(evaluation, labels=(), difficulties=())):
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / SAMPLES)
 
 
@@ -116,6 +122,8 @@ def samples_of(evaluation: Evaluation) -> "dict[str, np.ndarray]":
     for name, values in ((PREDICTIONS, evaluation.predictions), (LABELS, evaluation.labels)):
         if len(values):
             tensors[name] = _small(np.asarray(values, dtype=np.int32))
+    if len(evaluation.difficulties):
+        tensors[DIFFICULTIES] = np.asarray(evaluation.difficulties, dtype=np.float16)
     return tensors
 
 

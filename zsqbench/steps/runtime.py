@@ -1,6 +1,5 @@
 """The onnxruntime step measures an exported network in ONNX Runtime, and compares it with the simulation."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -103,7 +102,7 @@ class Runtime(StudentJob):
             content["problems"] = [*found.problems, departs]
 
         def fill(folder: Path) -> None:
-            evaluations.write_samples(folder, replace(evaluation, labels=()))
+            evaluations.write_samples(folder, evaluation)
 
         session.write(self, reporter, content, fill)
 

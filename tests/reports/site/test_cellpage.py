@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import pytest
+from PIL import Image
 from reportpages import NASTY, rows_of_a_suite, source_of
 from rows import NOISE, method, seen
 
@@ -7,14 +10,15 @@ from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.site.cellpage import cell_page
 from zsqbench.reports.site.curves import MOST_CURVES
 from zsqbench.reports.site.recipe import Recipes
+from zsqbench.reports.site.source import Viewer
 from zsqbench.steps import evaluations
 from zsqbench.store import Store
 
 GENERATE = "d" * 64
 
 
-def page_of(row, home):
-    source = source_of([row], home)
+def page_of(row, home, viewer="the data is not here"):
+    source = replace(source_of([row], home), viewer=lambda _: viewer)
     return cell_page(row, source, Recipes(source.origin, [row.cell]), ReadOnce(home))
 
 
@@ -109,12 +113,19 @@ def test_a_number_with_real_images_or_random_weights_says_so(tmp_path):
     )
 
 
-def test_samples_that_flip_are_listed_with_their_change(tmp_path):
+def flipping(tmp_path):
+    """A row of 300 samples, in which the float network has all right but the last."""
     keys = {"baseline": "a" * 64}
     found = Evaluation({}, [at != 299 for at in range(300)], [5] * 300, list(range(300)))
     manifest = {"content": {}, "curves": {}, "notes": []}
-    Store(tmp_path).write("baseline", keys["baseline"], manifest, lambda at: evaluations.write_samples(at, found))
-    page = page_of(seen([299], images=300, keys=keys), tmp_path)
+    Store(tmp_path).write(
+        "baseline", keys["baseline"], manifest, lambda at: evaluations.write_samples(at, found, of_float=True)
+    )
+    return seen([299], images=300, keys=keys)
+
+
+def test_samples_that_flip_are_listed_with_their_change(tmp_path):
+    page = page_of(flipping(tmp_path), tmp_path)
     flips = part(page, "Samples that flip")
     assert flips.lines == [
         "from the float network to this one, of 300 samples: 299 right to wrong, 1 wrong to right",
@@ -124,6 +135,15 @@ def test_samples_that_flip_are_listed_with_their_change(tmp_path):
     assert flips.grid.rows[-1] == ["wrong to right", 299, 299, 5, "not known"]
     assert (len(flips.grid.rows), flips.notes[0]) == (101, "the first 100 of each kind are listed")
     assert part(page, "Artifacts").grid.rows == [["baseline", "a" * 64, "here"]]
+    assert (flips.pictures, flips.notes[2]) == ([], "samples have no pictures here: the data is not here")
+
+
+def test_samples_that_flip_have_pictures_where_their_data_is(tmp_path):
+    viewer = Viewer(lambda place: Image.new("L", (8, 4), place), [f"class {at}" for at in range(300)], "d" * 64)
+    flips = part(page_of(flipping(tmp_path), tmp_path, viewer), "Samples that flip")
+    assert [picture.name for picture in flips.pictures[:2]] == ["0: class 0", "1: class 1"]  # no prediction is kept
+    assert flips.pictures[-1].name == "299: class 299, no longer class 5"
+    assert (len(flips.pictures), flips.notes[2]) == (13, "the first 12 of each kind have pictures")
 
 
 def test_memory_is_in_mebibytes(tmp_path):

@@ -18,7 +18,7 @@ def keep(store, kind, right, predictions=(), labels=(), images=10):
     """A measurement in which these samples are right."""
     found = Evaluation({}, [at in right for at in range(images)], list(predictions), list(labels))
     manifest = {"content": {}, "curves": {}, "notes": []}
-    store.write(kind, KEYS[kind], manifest, lambda folder: evaluations.write_samples(folder, found))
+    store.write(kind, KEYS[kind], manifest, lambda folder: evaluations.write_samples(folder, found, of_float=True))
 
 
 def test_samples_that_flip_are_listed_with_label_and_predictions(store):

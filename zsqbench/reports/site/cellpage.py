@@ -1,7 +1,10 @@
 """The page of a cell: all that its row says, and all that the store has of it."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.axes import ColumnKind
@@ -9,9 +12,10 @@ from zsqbench.reports.results import Result, changed_options, flat, flat_method
 from zsqbench.reports.site.charts import Value
 from zsqbench.reports.site.curves import Curves, find_curves
 from zsqbench.reports.site.flips import LISTED, Flip, Flips, find_flips
-from zsqbench.reports.site.pages import Grid, Page, Part, Picture
+from zsqbench.reports.site.pages import PICTURES, Grid, Page, Part, Picture
 from zsqbench.reports.site.recipe import Recipes
-from zsqbench.reports.site.source import Source, slug
+from zsqbench.reports.site.samples import SHOWN, flip_pictures
+from zsqbench.reports.site.source import Source, Viewer, slug
 from zsqbench.reports.tablenotes import remarks_on
 from zsqbench.reports.tabulation import single_line
 from zsqbench.steps import KINDS
@@ -20,9 +24,6 @@ from zsqbench.store import Store
 
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
 """The endings of files that a page shows as pictures."""
-
-FOLDER = "pictures"
-"""The folder of all pictures, beside that of the cells' pages."""
 
 _SETTINGS = "settings"
 
@@ -36,7 +37,7 @@ def cell_page(row: Result, source: Source, recipes: Recipes, store: Store) -> Pa
         Part("Options that held", grid=_options(row)),
         *_left(row, store),
         *_curves(curves),
-        *_flips(row, store),
+        *_flips(row, source, store),
         Part("Time and memory", grid=_costs(row)),
         Part("Artifacts", grid=_keys(row, store), notes=[f"here: in the store {store.home}, when this page was made"]),
         Part("Environment", grid=_facts({**row.environment, **_data(row)})),
@@ -97,31 +98,36 @@ def _options(row: Result) -> Grid | None:
 def _left(row: Result, store: Store) -> Iterator[Part]:
     """A part for each kind of step that shows its artifact, with its pictures: a new kind needs no line here."""
     for kind, job in KINDS.items():
-        pictures = _pictures(job, store, row)
+        files = _pictures(job, store, row)
+        pictures = list(map(_copied, files))
         try:
             shown = job.show(store, row)
         except CorruptArtifactError as error:
             yield Part(kind.capitalize(), [str(error)], pictures=pictures)
             continue
-        text = _without_places(shown.text, pictures) if shown is not None else ""
+        text = _without_places(shown.text, files) if shown is not None else ""
         if text or pictures:
             title = shown.name.replace("_", " ") if shown is not None else kind
             yield Part(title.capitalize(), text=text, pictures=pictures)
 
 
-def _pictures(job: type[Job], store: Store, row: Result) -> list[Picture]:
-    """The pictures that MLflow would get, too. Each has one copy, however many cells share its artifact."""
+def _pictures(job: type[Job], store: Store, row: Result) -> list[Path]:
+    """The pictures of a kind of step, which MLflow would get, too."""
     try:
         tracked = job.track(store, row)
     except CorruptArtifactError:
         return []  # `show` says so
-    files = [path for path in (tracked.files if tracked else ()) if path.suffix.lower() in IMAGES and path.is_file()]
-    return [Picture(path.stem, f"{FOLDER}/{path.parent.name[:24]}-{slug(path.name)}", path) for path in files]
+    return [path for path in (tracked.files if tracked else ()) if path.suffix.lower() in IMAGES and path.is_file()]
 
 
-def _without_places(text: str, pictures: Sequence[Picture]) -> str:
+def _copied(path: Path) -> Picture:
+    """A picture of an artifact. It has one copy, however many cells share the artifact."""
+    return Picture(path.stem, f"{PICTURES}/{path.parent.name[:24]}-{slug(path.name)}", partial(shutil.copyfile, path))
+
+
+def _without_places(text: str, files: Sequence[Path]) -> str:
     """A text without the lines that only say where pictures are: the page shows them."""
-    places = {str(picture.source) for picture in pictures}
+    places = set(map(str, files))
     return "\n".join(line for line in text.splitlines() if line not in places)
 
 
@@ -130,8 +136,8 @@ def _curves(found: Curves) -> Iterator[Part]:
         yield Part("Curves", charts=found.charts, notes=found.notes)
 
 
-def _flips(row: Result, store: Store) -> Iterator[Part]:
-    """Samples that flip beside the float network, or why they are not known."""
+def _flips(row: Result, source: Source, store: Store) -> Iterator[Part]:
+    """Samples that flip beside the float network, with pictures, or why they are not known."""
     if row.status != "done":
         return
     title = "Samples that flip"
@@ -147,14 +153,21 @@ def _flips(row: Result, store: Store) -> Iterator[Part]:
         for flip in flips
     ]
     heads = ["change", "sample", "label", "float predicts", "quantized predicts"]
-    yield Part(title, [said], Grid([heads], rows) if rows else None, notes=list(_about_flips(found)))
+    viewer = source.viewer(row)
+    pictures = flip_pictures(found, viewer) if isinstance(viewer, Viewer) else []
+    notes = list(_about_flips(found, viewer))
+    yield Part(title, [said], Grid([heads], rows) if rows else None, pictures=pictures, notes=notes)
 
 
-def _about_flips(found: Flips) -> Iterator[str]:
+def _about_flips(found: Flips, viewer: Viewer | str) -> Iterator[str]:
     if max(found.losses, found.wins) > LISTED:
         yield f"the first {LISTED} of each kind are listed"
     if found.losses + found.wins:
-        yield "a sample is told by its place among those that are evaluated; a task hands out no pictures of them"
+        yield "a sample is told by its place among those that are evaluated"
+        if isinstance(viewer, str):
+            yield f"samples have no pictures here: {viewer}"
+        elif max(found.losses, found.wins) > SHOWN:
+            yield f"the first {SHOWN} of each kind have pictures"
     flips: Sequence[Flip] = (*found.lost, *found.won)
     if any(flip.after is None for flip in flips):
         yield "predictions of the quantized network are not here: its measurement is not in the store, or keeps none"

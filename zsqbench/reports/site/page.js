@@ -119,9 +119,9 @@ function listing({ heads, rows, numbers, choices }) {
 function part(content, at) {
   const parts = [make("h2", { id: `part${at}` }, content.title)];
   if (content.lines) parts.push(list(content.lines));
+  if (content.pictures) parts.push(pictures(content.pictures));
   if (content.grid) parts.push(grid(content.grid));
   if (content.text) parts.push(text(content.text));
-  if (content.pictures) parts.push(pictures(content.pictures));
   if (content.notes && content.grid) parts.push(list(content.notes, "notes"));
   if (content.charts) parts.push(make("div", { class: "charts" }, ...content.charts.map(chart)));
   if (content.listing) parts.push(listing(content.listing));

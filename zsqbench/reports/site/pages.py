@@ -1,10 +1,13 @@
 """A page as data: page.js shows it, whichever page it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from zsqbench.reports.site.charts import CONFIG, Chart, Columns, Value
+
+PICTURES = "pictures"
+"""The folder of all pictures, beside that of the cells' pages."""
 
 
 def rounded(value: float | None) -> float | None:
@@ -45,11 +48,13 @@ class Listing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of an artifact, and where the page finds its copy."""
+    """A picture, and where the page finds it."""
 
     name: str
+    """The words below it."""
     file: str
-    source: Path
+    save: Callable[[Path], object]
+    """Writes it to a place."""
 
     def as_data(self) -> dict[str, str]:
         """All that the page needs to know."""

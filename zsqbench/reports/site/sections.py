@@ -61,10 +61,6 @@ class Section:
         """Those of results."""
         return columns_of(self.table)
 
-    def scheme(self, column: Column) -> str:
-        """A column as its charts are called: the scheme, and what came of mixed precision."""
-        return f"{column.scheme} {column.mixed}".strip()
-
     @cached_property
     def names(self) -> dict[Row, Name]:
         """The name of each method, which no other one has."""
@@ -79,7 +75,7 @@ class Section:
     def verdicts(self) -> list[str]:
         """Each column in words."""
         return [
-            f"{column.task}, {column.model}, {self.scheme(column)}: {verdict(self.table, column, self.methods)}"
+            f"{column.task}, {column.model}, {column.label}: {verdict(self.table, column, self.methods)}"
             for column in self.columns
         ]
 
@@ -132,7 +128,7 @@ class Section:
 
     def _of_network(self) -> Iterator[Chart]:
         """Charts of all schemes together."""
-        schemes, where, metric = [self.scheme(column) for column in self.columns], self.title, self.table.metric
+        schemes, where, metric = [column.label for column in self.columns], self.title, self.table.metric
         means = [mean for (_, column), mean in self.table.competition.means.items() if column in self.columns]
         if means:
             middle = (min(means) + max(means)) / 2
@@ -142,7 +138,7 @@ class Section:
 
     def _of_column(self, column: Column) -> Iterator[Chart]:
         """Charts of one scheme."""
-        scheme, metric = self.scheme(column), self.table.metric
+        scheme, metric = column.label, self.table.metric
         where, methods = f"{self.title} {scheme}", ranked(self.table, column)
         if not methods:
             return
@@ -169,7 +165,7 @@ class Section:
             place, name = (row, column), self.names[row]
             rows.append(
                 [
-                    *(name.words, name.generator, name.quantizer, self.scheme(column), row.control or ""),
+                    *(name.words, name.generator, name.quantizer, column.label, row.control or ""),
                     *map(rounded, (entry.mean, entry.std, entry.drop)),
                     len(entry.values),
                     rounded(self.table.floats.get(column)),
@@ -211,7 +207,7 @@ class Section:
     def _seeds(self) -> Columns:
         """A row for each result with a number."""
         rows = [
-            [self.methods[row], self.scheme(column), result.seed, rounded(result.value)]
+            [self.methods[row], column.label, result.seed, rounded(result.value)]
             for (row, column), group in self.groups.items()
             for result in group
             if result.status == "done" and result.value is not None
@@ -225,7 +221,7 @@ class Section:
         for column, ties in find_ties(self.groups).items():
             shown = set(ranked(self.table, column)[:MOST_PAIRS])
             rows += [
-                [self.scheme(column), self.methods[first], self.methods[second], float(f"{p:.2g}")]
+                [column.label, self.methods[first], self.methods[second], float(f"{p:.2g}")]
                 for (first, second), p in ties.p.items()
                 if first in shown and second in shown
             ]

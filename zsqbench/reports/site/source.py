@@ -1,14 +1,18 @@
 """A report is made of this: the rows of a suite, the cells without one, and the store that may have artifacts."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zsqbench.hashing import digest_of
 from zsqbench.reports.results import Result
 from zsqbench.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LONGEST = 100
 """Characters of a page's name."""
@@ -28,6 +32,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Viewer:
+    """Shows people the samples that a task evaluates."""
+
+    image: "Callable[[int], Image]"
+    """The sample at a place."""
+    classes: Sequence[str]
+    """Their names, where the data has such."""
+    data: str
+    """A digest of the data."""
+
+
+def shows_nothing(_: Result) -> str:
+    """The reason for which a report that is made without the data has no pictures of it."""
+    return "the data was not looked for"
+
+
+@dataclass(frozen=True)
 class Source:
     """All that a report is made of."""
 
@@ -38,6 +59,8 @@ class Source:
     """Names of cells that the suite has, and that have no row yet."""
     store: Store
     origin: Origin
+    viewer: Callable[[Result], Viewer | str] = shows_nothing
+    """Shows the samples that a row was evaluated on, or says why it cannot."""
 
     @cached_property
     def pages(self) -> dict[str, str]:

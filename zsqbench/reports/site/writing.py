@@ -13,9 +13,8 @@ from string import Template
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.results import package_version
-from zsqbench.reports.site.cellpage import FOLDER as PICTURES
 from zsqbench.reports.site.cellpage import cell_page
-from zsqbench.reports.site.pages import Page
+from zsqbench.reports.site.pages import PICTURES, Page
 from zsqbench.reports.site.recipe import Recipes
 from zsqbench.reports.site.sections import sections
 from zsqbench.reports.site.source import Source
@@ -93,7 +92,7 @@ def _fill(source: Source, folder: Path, before: Path) -> None:
         for picture in (each for part in page.parts for each in part.pictures):
             target = folder / picture.file
             if not target.exists():
-                shutil.copyfile(picture.source, target)
+                picture.save(target)
     marker = {
         "made_by": MADE_BY,
         "version": package_version("zsqbench"),

@@ -28,11 +28,14 @@ def part(gap):
 def store(tmp_path_factory):
     """A store with a float measurement and diagnostics."""
     store = Store(tmp_path_factory.mktemp("home"))
-    found = Evaluation({}, [at < 8 for at in range(10)])
+    found = Evaluation({}, [at < 8 for at in range(10)], difficulties=[at / 10 for at in range(10)])
     manifest = {"job": {"task": {"method": "classification", "options": {}}}, "curves": {}, "notes": []}
     content = {"version": "1", "set": part(0.1), "real": part(0.2)}
     store.write(
-        "baseline", KEYS["baseline"], {**manifest, "content": {}}, lambda path: evaluations.write_samples(path, found)
+        "baseline",
+        KEYS["baseline"],
+        {**manifest, "content": {}},
+        lambda path: evaluations.write_samples(path, found, of_float=True),
     )
     store.write("diagnose", "b" * 32 + "0" * 32, {**manifest, "content": content})
     return store

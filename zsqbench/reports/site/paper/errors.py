@@ -1,15 +1,13 @@
 """Errors of quantized networks on what is hard for the float network, and on what is easy."""
 
-import base64
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.axes import Row, grouped, names_of, unique
 from zsqbench.reports.results import Result
-from zsqbench.reports.site.paper.figure import Absent, PaperFigure, name, number, panels, some, tips
+from zsqbench.reports.site.paper.figure import COLORS, Absent, PaperFigure, name, number, panels, some, tips
 from zsqbench.statistics.samples import unpacked
 from zsqbench.steps import evaluations
 from zsqbench.steps.baseline import Baseline
@@ -20,19 +18,19 @@ if TYPE_CHECKING:
 
     from zsqbench.reports.site.charts import Spec
 
-FIELDS = ("method", "scheme", "images", "error", "count", "seeds")
-"""Fields of the data: a `Bar` each."""
+FIELDS = ("method", "scheme", "difficulty", "error", "count", "seeds")
+"""Fields of the data: a `Point` each."""
 
-EASY, HARD = "float network right", "float network wrong"
+BINS = 10
 
 
-class Bar(NamedTuple):
-    """The error of a method on some images."""
+class Point(NamedTuple):
+    """The error of a method on images that are about as hard."""
 
     method: str
     scheme: str
-    images: str
-    """`EASY` or `HARD`."""
+    difficulty: float
+    """The middle of a bin of 1 - p."""
     error: float
     """In percent, the mean over seeds."""
     among: int
@@ -40,84 +38,89 @@ class Bar(NamedTuple):
     seeds: int
 
 
-def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> list[PaperFigure | Absent]:
-    """The error of each method where the float network is right, and where it is wrong; means over seeds.
+class Errors(NamedTuple):
+    """The errors of one network on images that are about as hard."""
 
-    HAST's Figure 2b has ten bins of 1 - p. The measurement of the float network keeps its predictions and no p, so
-    there are the two bins that it tells: p of the label was the largest, or it was not.
+    share: float
+    """In percent of them."""
+    among: int
+
+
+def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> list[PaperFigure | Absent]:
+    """The error of each method by how hard images are for the float network, 1 - p; means over seeds.
+
+    The bins are those of HAST's Figure 2b, ten of equal width, and those without images have no point.
     """
     title, why = f"error-by-difficulty {where}", "no done result says which images were right"
 
     @cache
-    def right(key: str) -> "np.ndarray | str":
-        return _float_right(store, key)
+    def bins(key: str) -> "np.ndarray | str":
+        return _bins(store, key)
 
     names = names_of(map(Row.of, rows))
-    bars: list[Bar] = []
+    points: list[Point] = []
     for (method, column), group in grouped(row for row in rows if row.status == "done" and row.correct).items():
-        found: list[dict[str, tuple[float, int]]] = []
+        found: list[dict[int, Errors]] = []
         for row in group:
-            of_float = right(row.keys.get(Baseline.kind, ""))
+            of_float = bins(row.keys.get(Baseline.kind, ""))
             errors = of_float if isinstance(of_float, str) else _errors(row, of_float)
             if isinstance(errors, str):
                 why = errors
             else:
                 found.append(errors)
-        for images in (EASY, HARD):
-            parts = [errors[images] for errors in found if images in errors]
-            if parts:
-                error = round(sum(part[0] for part in parts) / len(parts), 3)
-                bars.append(Bar(names[method].words, column.scheme, images, error, parts[0][1], len(parts)))
-    return [_figure(title, where, bars) if bars else Absent(title, why)]
+        for place in range(BINS):
+            if parts := [errors[place] for errors in found if place in errors]:
+                error = round(sum(part.share for part in parts) / len(parts), 3)
+                middle = (place + 0.5) / BINS
+                points.append(Point(names[method].words, column.label, middle, error, parts[0].among, len(parts)))
+    return [_figure(title, where, points) if points else Absent(title, why)]
 
 
-def _figure(title: str, where: str, bars: Sequence[Bar]) -> PaperFigure:
+def _figure(title: str, where: str, points: Sequence[Point]) -> PaperFigure:
     errors: dict[str, list[float]] = {}
-    for bar in bars:
-        if bar.images == EASY:
-            errors.setdefault(bar.method, []).append(bar.error)
+    for point in points:
+        errors.setdefault(point.method, []).append(point.error)
     methods, left_out = some(
         sorted(errors, key=lambda method: sum(errors[method]) / len(errors[method])), "methods", "best"
     )
-    shown = [bar for bar in bars if bar.method in methods]
-    counts = {bar.images: bar.among for bar in shown}
-    color = name("images", [EASY, HARD]) | {"scale": {"domain": [EASY, HARD], "range": ["#0072b2", "#d55e00"]}}
+    shown = [point for point in points if point.method in methods]
     layer: Spec = {
-        "mark": {"type": "bar"},
+        "mark": {"type": "line", "point": {"size": 20}},
         "encoding": {
-            "x": number("error", "error (%)", zero=True),
-            "y": name("method", methods),
-            "yOffset": name("images", [EASY, HARD]),
-            "color": color,
+            "x": number("difficulty", "difficulty for the float network, 1 - p") | {"scale": {"domain": [0, 1]}},
+            "y": number("error", "error (%)", zero=True),
+            "color": name("method", methods) | {"scale": COLORS},
             "tooltip": tips(*FIELDS),
         },
     }
-    schemes = unique(bar.scheme for bar in shown)
-    words = ", ".join(f"{images} ({counts[images]:,} images)" for images in counts)
-    own_methods = {"resolve": {"scale": {"y": "independent"}}}
-    spec = panels("scheme", schemes, [layer], {"step": 16}) | own_methods
-    return PaperFigure.of(title, f"{where}: error by difficulty: {words}{left_out}", FIELDS, shown, spec)
+    spec = panels("scheme", unique(point.scheme for point in shown), [layer])
+    return PaperFigure.of(title, f"{where}: error by difficulty{left_out}", FIELDS, shown, spec)
 
 
-def _float_right(store: Store, key: str) -> "np.ndarray | str":
-    """The images that the float network has right, as packed bits, or why they are not known."""
+def _bins(store: Store, key: str) -> "np.ndarray | str":
+    """The bin of each image, by how hard it is for the float network, or why that is not known."""
+    import numpy as np
+
     if not store.has(Baseline.kind, key):
         return f"the measurement of the float network is not in {store.home}"
     try:
-        samples: Mapping[str, np.ndarray] = evaluations.read_samples(store.read(Baseline.kind, key))
+        samples = evaluations.read_samples(store.read(Baseline.kind, key))
     except (ZSQBenchError, OSError, ValueError) as error:
         return str(error)
-    return samples.get(evaluations.CORRECT, "the float network has no value for each image")
+    if evaluations.DIFFICULTIES not in samples:
+        return "the measurement of the float network does not say how hard each image is"
+    found: np.ndarray = np.minimum(samples[evaluations.DIFFICULTIES].astype(float) * BINS, BINS - 1).astype(int)
+    return found
 
 
-def _errors(row: Result, of_float: "np.ndarray") -> dict[str, tuple[float, int]] | str:
-    """Error in percent, and the number of images, of each bin that has some; or why they are not known."""
-    count = row.data.get("evaluated") or 0
-    if not count or len(of_float) != math.ceil(count / 8):
+def _errors(row: Result, bins: "np.ndarray") -> dict[int, Errors] | str:
+    """The errors of a quantized network in each bin that has images, or why they are not known."""
+    if row.data.get("evaluated") != len(bins):
         return "the float network was measured on another number of images"
-    easy = unpacked(base64.b64encode(of_float.tobytes()).decode(), count)
-    right = unpacked(str(row.correct), count)
-    bins = {EASY: easy, HARD: ~easy}
+    wrong = ~unpacked(str(row.correct), len(bins))
+    places = {place: bins == place for place in range(BINS)}
     return {
-        images: (100 * float((~right[where]).mean()), int(where.sum())) for images, where in bins.items() if where.any()
+        place: Errors(100 * float(wrong[there].mean()), int(there.sum()))
+        for place, there in places.items()
+        if there.any()
     }
