@@ -35,7 +35,7 @@ def error_of(deviation: "np.ndarray", groups: int) -> "np.ndarray":
     """The standard error of a metric over images, by the standard deviation of its values on `resamples`.
 
     The jackknife's variance is never too small on average (Efron and Stein 1981, Annals of Statistics 9:586-596). The
-    bootstrap's is, for mAP: its standard error was 4 % too small with 50 images, and tests by it found a difference
-    between equal detectors in 6.5 % of cases (benchmarks/significance.py).
+    bootstrap's is, for mAP: with 50 images its standard error was 3.5 % too small, and tests by it found a difference
+    between equal detectors in 5.7 % of 6,000 cases, those by the jackknife in 4.0 % (benchmarks/significance.py).
     """
     return deviation * (groups - 1) / math.sqrt(groups)
