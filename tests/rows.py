@@ -5,8 +5,8 @@ import json
 import math
 from functools import cache
 
-from zsqbench.reports.leaderboard import leaderboard
 from zsqbench.reports.results import Result
+from zsqbench.reports.tables.leaderboard import leaderboard
 
 BELOW_CONTROL = "below the negative control"
 NAN_IMAGES = {"status": "failed", "metrics": {}, "reason": "generate: images are NaN"}

@@ -7,9 +7,9 @@ import pluggy
 from safetensors.numpy import save_file
 
 from zsqbench import hookspecs
-from zsqbench.reports.mlflow_runs import Experiment
+from zsqbench.reports.mlflow.runs import Experiment
+from zsqbench.reports.mlflow.tracking import Tracker
 from zsqbench.reports.results import Result
-from zsqbench.reports.tracking import Tracker
 
 GENERATE, QUANTIZE = "a" * 64, "b" * 64
 DIAGNOSE = GENERATE[:32] + "d" * 32

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from zsqbench.execution.session import Isolation
     from zsqbench.export.images import ExportedImages
     from zsqbench.export.options import ExportOptions
-    from zsqbench.reports.comparisons import Comparison
-    from zsqbench.reports.reproduction import Reproduction
+    from zsqbench.reports.comparison.comparison import Comparison
+    from zsqbench.reports.reproduction.reproduction import Reproduction
     from zsqbench.reports.results import Result
     from zsqbench.reports.site.sections import Section
 
@@ -133,8 +133,8 @@ def compare(
     `failing` are the pairs in which B may be worse than A by so much. Raises ZSQBenchError where there are no rows, and
     where nothing can be compared.
     """
-    from zsqbench.reports.comparisons import compare_selected
-    from zsqbench.reports.selected import Selected
+    from zsqbench.reports.comparison.comparison import compare_selected
+    from zsqbench.reports.comparison.selected import Selected
     from zsqbench.store import Store
     from zsqbench.suite import find_suite, suite_name
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from zsqbench.execution.run import Run, RunReport
     from zsqbench.execution.session import Isolation, Session
     from zsqbench.methods import Engine, Pretrained
-    from zsqbench.reports.reproduction import PaperTable, Reproduction
-    from zsqbench.reports.requirements import Requirements
+    from zsqbench.reports.reproduction.reproduction import PaperTable, Reproduction
+    from zsqbench.reports.reproduction.requirements import Requirements
     from zsqbench.reports.results import Result
     from zsqbench.reports.site.source import Origin, Source
     from zsqbench.steps.quantize import Quantize
@@ -245,8 +245,8 @@ def open_reproduction(
 ) -> OpenedReproduction:
     """Find a paper's table and the suites for it; see `reproduce` for the arguments."""
     from zsqbench.reports.published import read_data_sets, read_source
-    from zsqbench.reports.reproduction import PaperTable, entries_of
-    from zsqbench.reports.requirements import Requirements
+    from zsqbench.reports.reproduction.reproduction import PaperTable, entries_of
+    from zsqbench.reports.reproduction.requirements import Requirements
     from zsqbench.suite import find_suite, load_suite, suites_of_table
 
     source = read_source(paper)

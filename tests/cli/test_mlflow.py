@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zsqbench.reports import tracking
+from zsqbench.reports.mlflow import tracking
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from zsqbench.reports.standings import FOLDER
+from zsqbench.reports.tables.standings import FOLDER
 
 
 def test_equal_steps_of_two_cells_run_once(bench):

@@ -3,7 +3,7 @@
 import pytest
 from tracked import fill
 
-from zsqbench.reports.mlflow_database import DEFAULTS
+from zsqbench.reports.mlflow.database import DEFAULTS
 from zsqbench.store import Store
 
 

@@ -14,7 +14,7 @@ from tracked import runs
 
 import zsqbench
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
-from zsqbench.reports.mlflow_database import DEFAULTS
+from zsqbench.reports.mlflow.database import DEFAULTS
 from zsqbench.steps import KINDS, Job, Shown, Tracked
 from zsqbench.steps.generate import Generate
 from zsqbench.store import Store
@@ -127,7 +127,8 @@ def test_mlflow_has_its_numbers_its_files_and_its_curve(toy, monkeypatch):
     for name, value in DEFAULTS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("zsqbench.reports.tracking.PATIENCE", 100.0)  # on a busy machine its import alone takes long
+    # on a busy machine its import alone takes long
+    monkeypatch.setattr("zsqbench.reports.mlflow.tracking.PATIENCE", 100.0)
     toy.matrix("")
     said = toy.zsqbench("run", toy.file, "--workers", 0, *toy.places())
     assert (said.code, "MLflow" in said.err) == (0, False), said.err

@@ -9,7 +9,7 @@ from zsqbench.autoquantize.delivery import Delivery
 from zsqbench.autoquantize.findings import NEAR, Found, Tried
 from zsqbench.autoquantize.page import Page, Section
 from zsqbench.autoquantize.request import WIDTHS, Request
-from zsqbench.reports.tablenotes import remarks_on
+from zsqbench.reports.tables.notes import remarks_on
 
 if TYPE_CHECKING:
     from zsqbench.methods import Pretrained

@@ -10,7 +10,7 @@ from zsqbench.cli.exitcodes import EXIT_GATE
 from zsqbench.cli.options import PATH, home_option, overrides_option, results_option
 
 if TYPE_CHECKING:
-    from zsqbench.reports.comparisonpage import Form
+    from zsqbench.reports.comparison.page import Form
 
 
 @click.command()
@@ -42,7 +42,7 @@ def compare(
     of the table, with its seeds.
     """
     from zsqbench.api import compare as make
-    from zsqbench.reports.comparisonpage import gate_line, left_out_lines, render
+    from zsqbench.reports.comparison.page import gate_line, left_out_lines, render
 
     found = make(suite, a, b, home=home, results=results, other=other, overrides=overrides, margin=margin)
     click.echo(render(found, form))

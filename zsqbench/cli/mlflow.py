@@ -28,7 +28,7 @@ def mlflow() -> None:
 def mlflow_sync(suite: str, select: str | None, home: Path, results: Path, aside: bool) -> int:
     """Log the rows of SUITE that MLflow does not have."""
     from zsqbench.opening import rows_of
-    from zsqbench.reports.tracking import move_aside, sync
+    from zsqbench.reports.mlflow.tracking import move_aside, sync
     from zsqbench.store import Store
 
     rows = rows_of(suite, results, select, home=home)
@@ -48,8 +48,8 @@ def mlflow_ui(home: Path, arguments: Sequence[str]) -> int:
     import os
     import subprocess
 
-    from zsqbench.reports.mlflow_database import tracking_uri
-    from zsqbench.reports.tracking import make_database
+    from zsqbench.reports.mlflow.database import tracking_uri
+    from zsqbench.reports.mlflow.tracking import make_database
 
     uri = tracking_uri(home)
     if uri.startswith("http"):

@@ -22,7 +22,7 @@ from zsqbench.cli.options import (
 
 if TYPE_CHECKING:
     from zsqbench.opening import OpenedReproduction
-    from zsqbench.reports.reproduction import Reproduction
+    from zsqbench.reports.reproduction.reproduction import Reproduction
 
 
 @click.command()
@@ -161,6 +161,6 @@ class _Description:
 
 
 def _rendered(found: "Reproduction", described: _Description, form: str) -> str:
-    from zsqbench.reports.reproductionpage import data_of, text_of
+    from zsqbench.reports.reproduction.page import data_of, text_of
 
     return json.dumps(data_of(found) | described.data(), indent=1) if form == "json" else text_of(found)

@@ -17,9 +17,9 @@ from zsqbench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from zsqbench.reports.axes import Axis
     from zsqbench.reports.frames import Form as FrameForm
-    from zsqbench.reports.leaderboard import Form
+    from zsqbench.reports.tables.axes import Axis
+    from zsqbench.reports.tables.leaderboard import Form
 
 
 @click.command()
@@ -51,8 +51,8 @@ def leaderboard(
 ) -> int:
     """Print the tables of SUITE from the rows of its runs: one for each task, unless you say otherwise."""
     from zsqbench.opening import rows_of
-    from zsqbench.reports.leaderboard import leaderboard as make
-    from zsqbench.reports.tabulation import Layout
+    from zsqbench.reports.tables.leaderboard import leaderboard as make
+    from zsqbench.reports.tables.tabulation import Layout
 
     rows = rows_of(suite, results, select, overrides, home)
     click.echo(make(rows, form, Layout(columns, by, metric, sort), home))

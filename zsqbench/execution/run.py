@@ -337,8 +337,8 @@ class Run:
 
     def _write_table(self, shown: Sequence[Result]) -> tuple[str, str | None]:
         """The leaderboard of rows, and why it could not be written, if so."""
-        from zsqbench.reports.leaderboard import leaderboard  # with pandas, which planning does not need
-        from zsqbench.reports.tabulation import Layout
+        from zsqbench.reports.tables.leaderboard import leaderboard  # with pandas, which planning does not need
+        from zsqbench.reports.tables.tabulation import Layout
 
         wrong = None
         try:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from zsqbench.errors import CorruptArtifactError
-from zsqbench.reports.axes import ColumnKind
 from zsqbench.reports.results import Result, changed_options, flat, flat_method
 from zsqbench.reports.site.charts import Value
 from zsqbench.reports.site.curves import Curves, find_curves
@@ -16,8 +15,9 @@ from zsqbench.reports.site.pages import PICTURES, Grid, Page, Part, Picture
 from zsqbench.reports.site.recipe import Recipes
 from zsqbench.reports.site.samples import SHOWN, flip_pictures
 from zsqbench.reports.site.source import Source, Viewer, slug
-from zsqbench.reports.tablenotes import remarks_on
-from zsqbench.reports.tabulation import single_line
+from zsqbench.reports.tables.axes import ColumnKind
+from zsqbench.reports.tables.notes import remarks_on
+from zsqbench.reports.tables.tabulation import single_line
 from zsqbench.steps import KINDS
 from zsqbench.steps.step import Job
 from zsqbench.store import Store

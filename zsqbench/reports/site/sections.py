@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from zsqbench.reports.axes import Column, ColumnKind, Name, Row, grouped, names_of
 from zsqbench.reports.evidence import ReadOnce
-from zsqbench.reports.leaderboard import heads_of, lines_of, notes_of
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.charts import (
     MOST_PAIRS,
@@ -27,9 +25,11 @@ from zsqbench.reports.site.charts import (
 from zsqbench.reports.site.pages import Grid, Part, rounded
 from zsqbench.reports.site.paper import Absent, PaperFigure, paper_figures
 from zsqbench.reports.site.verdicts import columns_of, ranked, verdict
-from zsqbench.reports.standings import find_ties
-from zsqbench.reports.table import Table
-from zsqbench.reports.tabulation import Layout, build_tables
+from zsqbench.reports.tables.axes import Column, ColumnKind, Name, Row, grouped, names_of
+from zsqbench.reports.tables.leaderboard import heads_of, lines_of, notes_of
+from zsqbench.reports.tables.standings import find_ties
+from zsqbench.reports.tables.table import Table
+from zsqbench.reports.tables.tabulation import Layout, build_tables
 from zsqbench.scheme import FLOAT
 
 COSTS = {"seconds": "seconds to make the quantized network", "size": "size of the weights (MB)"}

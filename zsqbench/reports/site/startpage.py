@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from zsqbench.reports.figures import find_figures
 from zsqbench.reports.site.pages import Listing, Page, Part, rounded
 from zsqbench.reports.site.sections import COSTS, Section
 from zsqbench.reports.site.source import Source, slug
 from zsqbench.reports.suiterows import counted, named
-from zsqbench.reports.tabulation import single_line
+from zsqbench.reports.tables.figures import find_figures
+from zsqbench.reports.tables.tabulation import single_line
 from zsqbench.suite import NO_GENERATOR
 
 if TYPE_CHECKING:

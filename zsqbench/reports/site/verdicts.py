@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 
-from zsqbench.reports.axes import Column, ColumnKind, Row, unique
-from zsqbench.reports.competition import BELOW_CONTROL, NOT_TOLD
 from zsqbench.reports.suiterows import counted
-from zsqbench.reports.table import Table
+from zsqbench.reports.tables.axes import Column, ColumnKind, Row, unique
+from zsqbench.reports.tables.competition import BELOW_CONTROL, NOT_TOLD
+from zsqbench.reports.tables.table import Table
 from zsqbench.scheme import FLOAT
 
 

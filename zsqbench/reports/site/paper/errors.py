@@ -5,9 +5,9 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.reports.axes import Row, grouped, names_of, unique
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.paper.figure import COLORS, Absent, PaperFigure, name, number, panels, some, tips
+from zsqbench.reports.tables.axes import Row, grouped, names_of, unique
 from zsqbench.statistics.samples import unpacked
 from zsqbench.steps import evaluations
 from zsqbench.steps.baseline import Baseline

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple, TypeAlias
 
-from zsqbench.reports.axes import Name, unique
 from zsqbench.reports.results import Result, flat, flat_method
 from zsqbench.reports.site.charts import Spec, Value
 from zsqbench.reports.site.paper.figure import COLORS, GREY, Absent, PaperFigure, name, number, panels, some, tips
-from zsqbench.reports.tablenotes import METRICS
+from zsqbench.reports.tables.axes import Name, unique
+from zsqbench.reports.tables.notes import METRICS
 from zsqbench.suite import NO_GENERATOR
 
 FIELDS = ("method", "panel", "x", "seed", "value", "float")

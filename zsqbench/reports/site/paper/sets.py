@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from zsqbench.errors import CorruptArtifactError
-from zsqbench.reports.axes import unique
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.charts import Spec, Value
 from zsqbench.reports.site.paper.diagnosed import QUANTILES, Diagnosed, Difficulty, Images
@@ -21,6 +20,7 @@ from zsqbench.reports.site.paper.figure import (
     some,
     tips,
 )
+from zsqbench.reports.tables.axes import unique
 from zsqbench.steps.diagnose import Diagnose
 from zsqbench.steps.generate import Generate
 from zsqbench.store import NoArtifact, Store, reading

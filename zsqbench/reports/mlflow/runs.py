@@ -1,0 +1,413 @@
+"""Rows as runs of MLflow: an experiment for a suite, a run for an invocation, runs below it for cells."""
+
+import json
+import re
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.errors import CorruptArtifactError
+from zsqbench.hashing import digest_of
+from zsqbench.reports.mlflow.database import Database, Logged, client_of, load_mlflow, tracking_uri
+from zsqbench.reports.mlflow.turns import Turns
+from zsqbench.reports.results import Result, environment, flat, flat_method
+from zsqbench.steps import KINDS, Tracked
+from zsqbench.steps.step import Dataset
+from zsqbench.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric, Param
+
+
+# MLflow's limits, mlflow/utils/validation.py
+PARAM_LENGTH = 6000
+TAG_LENGTH = 5000  # 8000 since MLflow 3
+NAME_LENGTH = 250  # of a run's name, too: a server's database may have no more room
+DIGEST_LENGTH = 36
+PARAMS_PER_BATCH = 100
+VALUES_PER_BATCH = 1000
+CURVE_POINTS = 320
+"""Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
+
+
+def identity(result: Result) -> str:
+    """Hash that says whether MLflow holds a row: what the cell is, what was made for it, and what became of it."""
+    return digest_of([result.cell, result.definition, result.keys, result.status, result.reason])
+
+
+UNRUN = ("impossible", "excluded")
+"""Cells that no invocation will ever run."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the parent run is told at the end."""
+
+    results: Sequence[Result]
+    table: "Path | None" = None
+    report: "Path | None" = None
+    """The folder of the pages, where they were asked for."""
+
+
+@dataclass(frozen=True)
+class BackgroundStep:
+    """A background step is done: its kind, and the artifacts that it needed."""
+
+    kind: str
+    needs: frozenset[str]
+
+
+class DeletedExperimentError(Exception):
+    """The experiment of a suite was deleted in MLflow, which keeps it, and its name, until it is restored."""
+
+    def __init__(self, name: str, experiment_id: str) -> None:
+        super().__init__(f"the experiment {name} (id {experiment_id}) was deleted in MLflow")
+        self.experiment_id = experiment_id
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A suite's experiment in MLflow."""
+
+    client: "MlflowClient"
+    id: str
+    suite_name: str
+    store: Store
+    turns: Turns
+
+    @classmethod
+    def open(cls, suite_name: str, store: Store, turns: Turns | None = None) -> "Experiment":
+        """Connect, and make the database and the experiment where they are not there yet.
+
+        Raises DeletedExperimentError where the experiment was deleted.
+        """
+        turns = turns or Turns.of(store.home)
+        load_mlflow()
+        with turns.take():
+            client = connect(store.home)
+            return cls(client, _experiment_id(client, suite_name, store), suite_name, store, turns)
+
+    def logged(self, row: str | None = None) -> list[Logged]:
+        """The runs of cells that are held, or of one row. A database is asked without MLflow: it takes a tenth."""
+        database = Database.of(self.store.home)
+        if database is not None:
+            return database.logged(self.suite_name, row)
+        which = "tags.`zsqbench.row` != ''" if row is None else f"tags.`zsqbench.row` = '{row}'"
+        found: list[Logged] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.id], which, max_results=1000, page_token=token)
+            for run in page:
+                tags, ended = run.data.tags, run.info.status != "RUNNING"
+                found.append(Logged(tags["zsqbench.row"], run.info.run_id, ended, tags.get("zsqbench.home")))
+            token = page.token
+            if not token:
+                return found
+
+    def identities(self) -> set[str]:
+        """Identities of the rows that are held. A run that was never ended is not counted: it may lack something."""
+        return {run.row for run in self.logged() if run.ended}
+
+    def claim(self, row: str) -> bool:
+        """True if a row is still to be logged; what a dead process of this home left of it is deleted. In a turn."""
+        found = self.logged(row)
+        if any(run.ended for run in found):
+            return False
+        for run in found:
+            if run.home == self.turns.home:
+                self.client.delete_run(run.run_id)
+        return True
+
+    def start(self, what: str) -> str:
+        """Make the parent run of one invocation, and end those of dead processes of this home. In a turn."""
+        whose = f"attributes.status = 'RUNNING' AND tags.`zsqbench.home` = '{self.turns.home}'"
+        for run in self.client.search_runs([self.id], whose):
+            if "mlflow.parentRunId" not in run.data.tags and not self.turns.is_alive(run.info.run_id):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        tags = self.tags | {"zsqbench.version": environment()["zsqbench"]}
+        made = self.client.create_run(self.id, tags=tags, run_name=time.strftime(f"{what} %Y-%m-%d %H:%M:%S"))
+        run_id: str = made.info.run_id
+        self.turns.begin(run_id)
+        return run_id
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags that all its runs have."""
+        return {"zsqbench.suite": self.suite_name, "zsqbench.home": self.turns.home}
+
+
+@dataclass
+class Invocation:
+    """A parent run and the runs below it. There is none before there is a cell to log.
+
+    Runs are nested by MLflow's own tag. The fluent interface is avoided: it is not made for threads, and a stray
+    MLFLOW_RUN_ID in the environment takes precedence over the parent there (mlflow issue 15713).
+    """
+
+    experiment: Experiment
+    what: str
+    run_id: str | None = None
+    awaiting: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
+    """By kind of background step, the runs of cells that were logged before it had left something of them."""
+
+    def log(self, result: Result) -> bool:
+        """Log a row, with what the store has of its set and curves, unless MLflow holds it; returns which it was."""
+        details = Details() if result.status in UNRUN else Details.read(result, self.experiment.store)
+        with self.experiment.turns.take():
+            if not self.experiment.claim(identity(result)):
+                return False
+            self.run_id = self.run_id or self.experiment.start(self.what)
+            self._log_cell(result, details, {**self.experiment.tags, "mlflow.parentRunId": self.run_id})
+        return True
+
+    def _log_cell(self, result: Result, details: "Details", tags: dict[str, str]) -> None:
+        """Ending the run comes last and makes it count."""
+        client, now = self.experiment.client, _now()
+        tags |= _tags(result)
+        if details.unreadable:
+            tags["zsqbench.unreadable"] = "; ".join(details.unreadable)[:TAG_LENGTH]
+        run = client.create_run(
+            self.experiment.id,
+            start_time=now - int(1000 * sum(result.seconds.values())),
+            tags=tags,
+            run_name=result.cell[:NAME_LENGTH],
+        )
+        run_id = run.info.run_id
+        self._log(run_id, list(details.tracked.values()), _params(result), [*_final(result), *details.points])
+        for kind in details.awaited:
+            self.awaiting.setdefault(kind, []).append((run_id, result))
+        if result.traceback:
+            client.log_text(run_id, result.traceback, "traceback.txt")
+        client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED", now)
+
+    def log_background(self, news: BackgroundStep) -> None:
+        """Log what a background step left to the cells that were logged without."""
+        waiting = self.awaiting.pop(news.kind, [])
+        for run_id, result in waiting:
+            concerned = news.needs <= set(result.keys.values())
+            tracked = KINDS[news.kind].track(self.experiment.store, result) if concerned else None
+            if tracked is None:
+                self.awaiting.setdefault(news.kind, []).append((run_id, result))
+            else:
+                with self.experiment.turns.take():
+                    self._log(run_id, [tracked])
+
+    def _log(
+        self,
+        run_id: str,
+        tracked: Sequence[Tracked],
+        params: Mapping[str, str] | None = None,
+        points: Sequence["Point"] = (),
+    ) -> None:
+        client = self.experiment.client
+        numbers = [Point(name, value, 0) for found in tracked for name, value in found.numbers.items()]
+        _log_values(client, run_id, params or {}, [*points, *numbers])
+        for found in tracked:
+            for path in found.files:
+                client.log_artifact(run_id, str(path))
+            for name, document in found.documents.items():
+                client.log_dict(run_id, document, name)
+        datasets = [_dataset_input(found.dataset) for found in tracked if found.dataset is not None]
+        if datasets:
+            client.log_inputs(run_id, datasets)
+
+    def finish(self, ending: Ending) -> None:
+        """End the parent run, if there is one, with the cells of each status counted, the table and the report."""
+        if self.run_id is None:
+            return
+        for kind in list(self.awaiting):  # another run may have done the step
+            self.log_background(BackgroundStep(kind, frozenset()))
+        client = self.experiment.client
+        counts = Counter(result.status for result in ending.results)
+        with self.experiment.turns.take():
+            _log_values(client, self.run_id, {}, [Point(f"cells.{status}", n, 0) for status, n in counts.items()])
+            if ending.table is not None:
+                client.log_artifact(self.run_id, str(ending.table))
+            if ending.report is not None:
+                client.log_artifacts(self.run_id, str(ending.report), "report")
+            client.set_terminated(self.run_id, "KILLED" if counts["interrupted"] else "FINISHED")
+        self.experiment.turns.end(self.run_id)
+
+
+def connect(home: "Path") -> "MlflowClient":
+    """A client for a home folder; its database is made if it is not there. In a turn."""
+    database = Database.of(home)
+    if database is not None:
+        database.make()
+    return client_of(tracking_uri(home))
+
+
+def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
+    """Give a suite's deleted experiment another name, so that a new one can have its. Returns the name. In a turn."""
+    found = client.get_experiment_by_name(suite_name)
+    if found is None or found.lifecycle_stage == "active":
+        return None
+    name = time.strftime(f"{suite_name} deleted %Y-%m-%d %H:%M:%S")
+    client.restore_experiment(found.experiment_id)  # MLflow renames no other
+    client.rename_experiment(found.experiment_id, name)
+    client.delete_experiment(found.experiment_id)
+    return name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a metric."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
+
+    points: tuple[Point, ...] = ()
+    tracked: Mapping[str, Tracked] = field(default_factory=dict)
+    """Those that are there, by kind of step."""
+    awaited: tuple[str, ...] = ()
+    """The kinds of background steps that have not left anything yet."""
+    unreadable: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, result: Result, store: Store) -> "Details":
+        """Curves of all steps that the row names, and what each kind of step has to tell."""
+        points: list[Point] = []
+        unreadable: list[str] = []
+        for name, key in result.keys.items():
+            try:
+                points += _curves(name, key, store)
+            except (CorruptArtifactError, OSError, ValueError, TypeError) as error:
+                unreadable.append(f"{name}: {one_line(error)}")
+        tracked = {kind: found for kind, job in KINDS.items() if (found := job.track(store, result)) is not None}
+        unreadable += [found.unreadable for found in tracked.values() if found.unreadable]
+        awaited = tuple(kind for kind, job in KINDS.items() if kind not in tracked and job.is_expected(result))
+        return cls(tuple(points), tracked, awaited, tuple(unreadable))
+
+
+def _experiment_id(client: "MlflowClient", suite_name: str, store: Store) -> str:
+    """A suite's experiment. A database has its artifacts below the store's home, a server knows where to keep them."""
+    found = client.get_experiment_by_name(suite_name)
+    if found is None:
+        is_database = tracking_uri(store.home).startswith("sqlite")
+        location = (store.home / "mlartifacts").resolve().as_uri() if is_database else None
+        return str(client.create_experiment(suite_name, artifact_location=location))
+    if found.lifecycle_stage != "active":
+        raise DeletedExperimentError(suite_name, found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _log_values(client: "MlflowClient", run_id: str, params: Mapping[str, str], points: Sequence[Point]) -> None:
+    """Log params and metrics in as few calls as MLflow's limits allow: for a database, each is a transaction."""
+    from mlflow.entities import Metric, Param
+
+    now = _now()
+    metrics = [Metric(_name(point.name), point.value, now, point.step) for point in points]
+    for param_batch, metric_batch in _batches([Param(_name(name), text) for name, text in params.items()], metrics):
+        client.log_batch(run_id, metrics=metric_batch, params=param_batch)
+
+
+def _batches(
+    params: Sequence["Param"], metrics: Sequence["Metric"]
+) -> Iterator[tuple[Sequence["Param"], Sequence["Metric"]]]:
+    while params or metrics:
+        room = VALUES_PER_BATCH - len(params[:PARAMS_PER_BATCH])
+        yield params[:PARAMS_PER_BATCH], metrics[:room]
+        params, metrics = params[PARAMS_PER_BATCH:], metrics[room:]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _name(text: str) -> str:
+    """A name that MLflow accepts: its characters only, and a normal relative path."""
+    parts = re.sub(r"[^\w\-. /]", "_", text).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:NAME_LENGTH].rstrip("/")
+
+
+def _params(result: Result) -> dict[str, str]:
+    """Flat options: `generator`, `generator.method`, `generator.iterations`, `settings.precision`, ..."""
+    labels = {axis: getattr(result, axis) for axis in ("task", "model", "generator", "quantizer", "scheme", "seed")}
+    values: dict[str, Any] = {axis: value for axis, value in labels.items() if value is not None}
+    for axis, method in result.methods.items():
+        values |= dict(flat_method(axis, method))
+    values |= dict(flat("settings", result.settings))
+    return {name: _value(value)[:PARAM_LENGTH] for name, value in values.items()}
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _tags(result: Result) -> dict[str, str]:
+    tags = {
+        "cell": result.cell,
+        "definition": result.definition,
+        "row": identity(result),
+        "status": result.status,
+        "reason": result.reason,
+        "keys": result.keys,
+        "data_free": result.data_free,
+        "random_weights": result.model_facts.get("random_weights", False),
+    }
+    return {f"zsqbench.{name}": _value(value)[:TAG_LENGTH] for name, value in tags.items() if value is not None}
+
+
+def _final(result: Result) -> Iterable[Point]:
+    values: dict[str, float] = {**result.metrics}
+    values |= {f"float.{name}": value for name, value in result.float_metrics.items()}
+    values |= {f"oracle.{name}": value for name, value in result.oracle.get("metrics", {}).items()}
+    values |= {f"oracle.{name}": result.oracle[name] for name in ("epoch", "of") if name in result.oracle}
+    values |= {f"seconds.{step}": value for step, value in result.seconds.items()}
+    values |= {f"peak_memory.{step}": value for step, value in result.peak_memory.items()}
+    if result.drop is not None:
+        values["drop"] = result.drop
+    return (Point(name, value, 0) for name, value in values.items())
+
+
+def _curves(name: str, key: str, store: Store) -> list[Point]:
+    """Curves of a step, `generate/loss`, so that MLflow shows a step's charts in one section."""
+    kind = store.kind_of(key)
+    if kind is None:
+        return []
+    points = []
+    for curve, values in store.look(kind, key).curves.items():
+        latest = dict(values)  # MLflow keeps several values of one step, and draws them above each other
+        points += [Point(f"{name}/{curve}", float(latest[step]), int(step)) for step in _thinned(list(latest))]
+    return points
+
+
+def _thinned(steps: Sequence[int]) -> Sequence[int]:
+    """At most CURVE_POINTS of the steps, evenly, the first and the last among them."""
+    if len(steps) <= CURVE_POINTS:
+        return steps
+    stride = (len(steps) - 1) / (CURVE_POINTS - 1)
+    return [steps[round(place * stride)] for place in range(CURVE_POINTS)]
+
+
+def _dataset_input(dataset: Dataset) -> "DatasetInput":
+    """A calibration set that MLflow can list, find and compare runs by."""
+    from mlflow.entities import Dataset as MLflowDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    entity = MLflowDataset(
+        name=dataset.name,
+        digest=dataset.key[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": str(dataset.folder.resolve())}),
+        profile=json.dumps({"num_rows": dataset.images}),
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "calibration")])
+
+
+def one_line(error: BaseException) -> str:
+    """An error of MLflow as one line: its class and the first line that it says."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {textwrap.shorten(lines[0], 200)}"

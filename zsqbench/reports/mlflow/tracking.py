@@ -1,0 +1,271 @@
+"""MLflow as a projection of the result rows: a plugin on the observer hooks, and the repair of what it missed."""
+
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.hookspecs import hookimpl
+from zsqbench.reports.mlflow.database import Database, cause_of, is_damage, load_mlflow, tracking_uri
+from zsqbench.reports.mlflow.runs import (
+    UNRUN,
+    BackgroundStep,
+    DeletedExperimentError,
+    Ending,
+    Experiment,
+    Invocation,
+    connect,
+    identity,
+    one_line,
+    rename_deleted,
+)
+from zsqbench.reports.mlflow.turns import Turns
+from zsqbench.reports.results import Result
+from zsqbench.store import Store
+
+if TYPE_CHECKING:
+    from zsqbench.execution.plan import Plan
+    from zsqbench.steps import Outcome, Step
+    from zsqbench.suite import Suite
+
+logger = logging.getLogger("zsqbench")
+
+PATIENCE = 30.0
+"""Seconds that the end of a run waits for MLflow without a sign of progress."""
+
+
+class Tracker:
+    """The plugin: one parent run per invocation that logs something, below it one run per cell that it logged.
+
+    Cells that are done or failed are logged as they finish. The others are logged, too, unless MLflow holds them:
+    impossible and excluded ones with their reason, and cached ones, which an earlier run may have failed to log. An
+    invocation in which everything is held never imports MLflow. A database says without MLflow if it is held; a
+    server is only asked where there is something new to log. Interrupted cells are only counted in the parent run; they
+    run next time.
+    """
+
+    def __init__(self) -> None:
+        self._writer: Writer | None = None
+
+    @hookimpl
+    def suite_started(self, suite: "Suite", plan: "Plan") -> None:
+        """Get ready; MLflow is not touched before there is something to log."""
+        self._writer = Writer(suite.name, plan.store)
+
+    @hookimpl
+    def cell_finished(self, result: Result, cached: bool) -> None:
+        """Hand the row to the writer."""
+        if self._writer is not None:
+            self._writer.put(result, cached)
+
+    @hookimpl
+    def step_finished(self, step: "Step", outcome: "Outcome") -> None:
+        """Hand on what background steps left: cells do not wait for them, so some may have been logged without."""
+        if self._writer is not None and step.type.background and outcome.status == "done":
+            self._writer.put_background(BackgroundStep(step.kind, frozenset(need.key for need in step.needs)))
+
+    @hookimpl
+    def suite_finished(self, results: list[Result], table: str | None, report: str | None) -> None:
+        """Wait until everything is logged, or MLflow is found not to answer."""
+        if self._writer is not None:
+            paths = (None if path is None else Path(path) for path in (table, report))
+            self._writer.finish(Ending(results, *paths))
+            self._writer = None
+
+
+plugin = Tracker()
+"""What the entry point names."""
+
+
+def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
+    """Log the rows that MLflow does not hold, under one new parent run, and return how many they were.
+
+    Raises ZSQBenchError where MLflow cannot be written to.
+    """
+    rows = [result for result in results if result.status != "interrupted"]
+    with _in_turns(suite_name, store.home) as turns:
+        experiment = Experiment.open(suite_name, store, turns)
+        held = experiment.identities()
+        run = Invocation(experiment, "sync")
+        logged = [result for result in rows if identity(result) not in held and run.log(result)]
+        run.finish(Ending(logged))
+    return len(logged)
+
+
+def move_aside(suite_name: str, store: Store) -> str:
+    """Move a damaged database aside, or a deleted experiment, and say what was moved where.
+
+    Raises ZSQBenchError where nothing is damaged or deleted.
+    """
+    database = Database.of(store.home)
+    with _in_turns(suite_name, store.home) as turns:
+        load_mlflow()
+        with turns.take():
+            damage = database and database.damage()
+            if database and damage:
+                return f"{database.path} is damaged ({damage}); it is {database.move_aside().name} now"
+            name = rename_deleted(connect(store.home), suite_name)
+    if name is None:
+        raise ZSQBenchError(
+            f"nothing to move aside: {tracking_uri(store.home)} is sound, and its experiment {suite_name} not deleted"
+        )
+    return f"the deleted experiment {suite_name} is called '{name}' now"
+
+
+def make_database(home: Path) -> None:
+    """Make the database of a home folder, unless it is there. Raises ZSQBenchError where it cannot be made or read."""
+    database = Database.of(home)
+    if database is not None:
+        with _in_turns("SUITE", home) as turns, turns.take():
+            database.make()
+
+
+@contextlib.contextmanager
+def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
+    """The turns of a command. A failure is one line that says what to do."""
+    turns = Turns.of(home)
+    try:
+        yield turns
+    except Exception as error:
+        trouble = Trouble.of(error, suite_name, home)
+        text = f"cannot log to MLflow at {tracking_uri(home)}: {trouble.what}"
+        raise ZSQBenchError(f"{text}; {trouble.cure}" if trouble.cure else text) from error
+    finally:
+        turns.leases.close()
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A failure of MLflow in a line, and what to do, where that is more than to try again."""
+
+    what: str
+    cure: str | None = None
+
+    @classmethod
+    def of(cls, error: Exception, suite_name: str, home: Path) -> "Trouble":
+        """Tell a damaged database and a deleted experiment from what may pass."""
+        command = f"`zsqbench mlflow sync {suite_name} --move-aside`"
+        database = Database.of(home)
+        if database is not None and is_damage(error):
+            return cls(
+                f"{database.path} is damaged: {cause_of(error)}",
+                f"{command} moves it to {database.path.name}.damaged-DATE and logs all rows into a new one",
+            )
+        if isinstance(error, DeletedExperimentError):
+            restore = f"mlflow experiments restore --experiment-id {error.experiment_id}"
+            return cls(
+                str(error),
+                f"`MLFLOW_TRACKING_URI='{tracking_uri(home)}' {restore}` restores it, {command} gives it another "
+                "name and logs all rows into a new one",
+            )
+        return cls(one_line(error))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be logged; one that is not new may have been logged by an earlier run."""
+
+    result: Result
+    new: bool
+
+
+class Writer(threading.Thread):
+    """The one thread that talks to MLflow, since its import and its first use of a database take seconds.
+
+    Whatever goes wrong here is one warning, after which nothing more is logged: rows and tables do not depend on it.
+    A daemon, so that a server that does not answer cannot keep the process alive.
+    """
+
+    def __init__(self, suite_name: str, store: Store) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self._suite_name = suite_name
+        self._store = store
+        self._queue: queue.SimpleQueue[Row | BackgroundStep | Ending] = queue.SimpleQueue()
+        self._kept: list[Result] = []
+        self._progress = 0
+        self._abandoned = False
+
+    def put(self, result: Result, cached: bool) -> None:
+        """Log a row, soon, or at the end if nothing is new. Returns at once."""
+        if result.status == "interrupted":
+            return
+        new = not cached and result.status not in UNRUN
+        self._queue.put(Row(result, new))
+        if not new:
+            self._kept.append(result)
+        elif self.ident is None:
+            self.start()
+
+    def put_background(self, news: BackgroundStep) -> None:
+        """Log what a background step left to the cells that were logged without, soon. Returns at once."""
+        self._queue.put(news)
+
+    def finish(self, ending: Ending) -> None:
+        """Wait for what is in the queue, for as long as it gets shorter, or others have their turn."""
+        if self.ident is None and self._is_behind():
+            self.start()
+        if self.ident is None:
+            return
+        self._queue.put(ending)
+        seen = -1
+        while self.is_alive() and seen != self._progress:
+            seen = self._progress
+            self.join(PATIENCE)
+        if self.is_alive():
+            self._give_up(f"no answer for {PATIENCE:.0f} s")
+
+    def run(self) -> None:
+        """The thread's main function."""
+        turns = Turns.of(self._store.home, self._go_on)
+        try:
+            self._write(turns)
+        except Exception as error:  # noqa: BLE001 - MLflow, its database and its server fail in ways of their own
+            trouble = Trouble.of(error, self._suite_name, self._store.home)
+            self._give_up(trouble.what, trouble.cure)
+        finally:
+            turns.leases.close()
+
+    def _is_behind(self) -> bool:
+        """True if a database lacks kept rows. One that cannot be read does, and MLflow will say why."""
+        database = Database.of(self._store.home)
+        if database is None or not self._kept:
+            return False
+        try:
+            held = {run.row for run in database.logged(self._suite_name) if run.ended}
+        except (sqlite3.Error, OSError):
+            return True
+        return any(identity(result) not in held for result in self._kept)
+
+    def _write(self, turns: Turns) -> None:
+        experiment = Experiment.open(self._suite_name, self._store, turns)
+        run = Invocation(experiment, "run")
+        held: set[str] | None = None
+        while not isinstance(item := self._queue.get(), Ending) and not self._abandoned:
+            if isinstance(item, BackgroundStep):
+                run.log_background(item)
+            else:
+                if not item.new and held is None:
+                    held = experiment.identities()
+                if item.new or identity(item.result) not in (held or ()):
+                    run.log(item.result)
+            self._go_on()
+        if isinstance(item, Ending):
+            run.finish(item)
+
+    def _go_on(self) -> None:
+        self._progress += 1
+
+    def _give_up(self, what: str, cure: str | None = None) -> None:
+        if not self._abandoned:
+            self._abandoned = True
+            logger.warning(
+                "MLflow logging stopped (%s); results are not affected, %s",
+                what,
+                cure or f"`zsqbench mlflow sync {self._suite_name}` logs what is missing",
+            )

@@ -1,0 +1,152 @@
+"""Who competes in a column, who beats the negative control, and who is best."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from zsqbench.reports.tables.axes import Column, Row
+from zsqbench.scheme import FLOAT
+
+Place = tuple[Row, Column]
+
+NEGATIVE = frozenset({"negative control"})
+POSITIVE = frozenset({"positive control", "real data, not data-free"})
+
+BELOW_CONTROL = "below the negative control"
+"""The footnote of a method that is worse than a negative control, such as noise, with the same quantizer."""
+
+NOT_TOLD = "cannot be told from the negative control"
+"""The footnote of a method that is no worse than it, and whose lead chance may have given."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method's place among those of its column."""
+
+    letters: tuple[str, ...] = ()
+    """Methods that share one cannot be told apart; none where it was not compared."""
+    without: str | None = None
+    """Why it was not compared."""
+
+    def ties_with(self, other: "Standing") -> bool:
+        """True if nothing tells both apart."""
+        return not (self.letters and other.letters) or not set(self.letters).isdisjoint(other.letters)
+
+
+@dataclass(frozen=True)
+class Standings:
+    """The places of all methods of a column."""
+
+    of: Mapping[Row, Standing]
+    detectable: float | None = None
+    """Points between two methods that are found in 80 of 100 cases; the median over all pairs."""
+    few_seeds: bool = False
+    """True if methods were compared for their seeds alone, as these are too few to speak for others."""
+    untold: tuple[str, ...] = ()
+    """Why pairs share a letter though they were not compared, each reason once."""
+
+    def tie(self, first: Row, second: Row) -> bool:
+        """True if nothing tells both methods apart."""
+        return self.of[first].ties_with(self.of[second])
+
+
+@dataclass(frozen=True)
+class Competition:
+    """The results of a table, and what may be said of one beside another."""
+
+    means: Mapping[Place, float]
+    """At the precision that is shown: methods that look equal are equal."""
+    incomplete: frozenset[Place]
+    """Means over the seeds that survived."""
+    random_models: frozenset[str] = frozenset()
+    standings: Mapping[Column, Standings] = field(default_factory=dict)
+    """Of columns in which methods were compared."""
+
+    @cached_property
+    def negative(self) -> dict[Place, Place]:
+        """The negative control of each method that has one, the best where there are several. It may be its own."""
+        return self._best_of(NEGATIVE)
+
+    @cached_property
+    def positive(self) -> dict[Place, Place]:
+        """The same for the control that was given real images."""
+        return self._best_of(POSITIVE)
+
+    def _best_of(self, controls: Collection[str]) -> dict[Place, Place]:
+        """The best of these controls for each method: with the same quantizer and settings, in its column."""
+        best: dict[tuple[tuple[str, str, str], Column], Place] = {}
+        for (row, column), mean in self.means.items():
+            if row.control in controls:
+                key = row.apart_from_images, column.unsized
+                if key not in best or mean > self.means[best[key]]:
+                    best[key] = row, column
+        keys = {(row, column): (row.apart_from_images, column.unsized) for row, column in self.means}
+        return {place: best[key] for place, key in keys.items() if key in best}
+
+    @cached_property
+    def below_control(self) -> dict[Place, bool]:
+        """True where a method is worse than its negative control, the best one where there are several.
+
+        It has no place where either of them has no mean.
+        """
+        return {
+            place: place[0].control != "negative control" and self.means[place] < self.means[control]
+            for place, control in self.negative.items()
+        }
+
+    @cached_property
+    def told_from_control(self) -> dict[Place, bool]:
+        """True where chance does not explain how a method differs from its negative control."""
+        return {
+            place: self.differ(place, control)
+            for place, control in self.negative.items()
+            if place[0].control != "negative control"
+        }
+
+    def differ(self, first: Place, second: Place) -> bool:
+        """True if chance does not explain how both differ; in columns of different sizes, means alone tell."""
+        return first[1] != second[1] or not self._tie(first[1], first[0], second[0])
+
+    def _tie(self, column: Column, first: Row, second: Row) -> bool:
+        """True if nothing tells both apart; where nothing was compared, equal means do not."""
+        if column not in self.standings:
+            return self.means[first, column] == self.means[second, column]
+        return self.standings[column].tie(first, second)
+
+    def beats_control(self, place: Place) -> bool:
+        """True if a method is told from its negative control, and better, or has none."""
+        return not self.below_control.get(place) and self.told_from_control.get(place, True)
+
+    @cached_property
+    def best(self) -> frozenset[Place]:
+        """The best data-free method of each column, and all data-free ones that cannot be told from it.
+
+        Controls do not compete, nor does what does not beat the negative control, a mean over the seeds that survived,
+        or a method that could not be compared; nothing is best of a network that was never trained.
+        """
+        means = {place: mean for place, mean in self.means.items() if self._competes(*place)}
+        top: dict[Column, Row] = {}
+        for (row, column), mean in means.items():
+            if column not in top or mean > means[top[column], column]:
+                top[column] = row
+        return frozenset(
+            (row, column) for row, column in means if row == top[column] or self._tie(column, row, top[column])
+        )
+
+    def _competes(self, row: Row, column: Column) -> bool:
+        is_data_free_method = row.control is None and column.scheme != FLOAT.name
+        counts = column.model not in self.random_models and (row, column) not in self.incomplete
+        is_compared = column not in self.standings or bool(self.letters(row, column))
+        return is_data_free_method and counts and is_compared and self.beats_control((row, column))
+
+    def beside_control(self, row: Row, column: Column) -> str | None:
+        """The footnote of a method that does not beat its negative control."""
+        if self.below_control.get((row, column)):
+            return BELOW_CONTROL
+        is_told = self.told_from_control.get((row, column), True)
+        return NOT_TOLD if self.letters(row, column) and not is_told else None
+
+    def letters(self, row: Row, column: Column) -> str:
+        """The letters of a method in a column; none where it was not compared."""
+        found = self.standings.get(column)
+        return "".join(found.of[row].letters) if found and row in found.of else ""

@@ -1,0 +1,190 @@
+"""The leaderboard as data: methods by task, model and scheme, and what a mark or a bold figure means."""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from zsqbench.reports.tables.axes import Axis, Column, ColumnKind, Row, unique
+from zsqbench.reports.tables.competition import Competition, Place, Standings
+from zsqbench.reports.tables.figures import Figure
+from zsqbench.statistics import COLUMN_SEEDS
+
+SEVERITY = ("failed", "interrupted", "impossible", "excluded")
+"""Which status a cell of the table shows where its seeds differ: the first of these."""
+
+
+ORACLE = (
+    "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do; it is what "
+    "released trainers print, and no result"
+)
+"""The note that says what a column of this kind is."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method reached in a column: the seeds that are done, and why others are not; or what a paper says."""
+
+    values: tuple[float, ...]
+    drops: tuple[float, ...]
+    status: str
+    reasons: tuple[str, ...]
+    """One line for each thing that happened, deduplicated."""
+    calibrated: int | None = None
+    remarks: tuple[str, ...] = ()
+    """Lines that whoever reads the number must know; it counts all the same."""
+    stated: float | None = None
+    """The deviation that a paper states."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds that are done."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds that are done; none for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else self.stated
+
+    @property
+    def drop(self) -> float | None:
+        """Mean loss against the float network."""
+        return statistics.fmean(self.drops) if self.drops else None
+
+
+def compete(
+    entries: Mapping[Place, Entry], random_models: frozenset[str], standings: Mapping[Column, Standings]
+) -> Competition:
+    """The results among the entries of a table, one beside another."""
+    results = {place: entry for place, entry in entries.items() if place[1].kind is ColumnKind.MEASURED}
+    return Competition(
+        {place: round(entry.mean, 2) for place, entry in results.items() if entry.mean is not None},
+        frozenset(place for place, entry in results.items() if entry.reasons),
+        random_models,
+        standings,
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A part of the leaderboard as data; every format is made from this."""
+
+    suite: str
+    by: Axis
+    """All columns have one of these in common, and the title names it."""
+    title: str
+    metric: str
+    """In words, such as "top-1 accuracy in percent"."""
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    entries: Mapping[tuple[Row, Column], Entry]
+    floats: Mapping[Column, float]
+    """The metric of the float network, where it was measured."""
+    random_models: frozenset[str]
+    caption: str
+    """What a reader has to know who sees nothing but the table; what is bold comes after it."""
+    measured: tuple[str, ...]
+    """What was measured, on what, and calibrated on what."""
+    published: tuple[str, ...] = ()
+    """Where published values are from."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """The figures that were asked for, by name."""
+    standings: Mapping[Column, Standings] = field(default_factory=dict)
+    """Of columns in which methods were compared."""
+
+    @cached_property
+    def competition(self) -> Competition:
+        """The results, one beside another."""
+        return compete(self.entries, self.random_models, self.standings)
+
+    @cached_property
+    def footnotes(self) -> dict[str, int]:
+        """What cells have to say beside their number, each text once, numbered as a reader meets them."""
+        texts = unique(text for row in self.rows for column in self.columns for text in self.remarks(row, column))
+        return {text: number for number, text in enumerate(texts, start=1)}
+
+    def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
+        """Why seeds did not run, what to know of the number, and if it beats its control; or a paper's remark."""
+        entry = self.entries.get((row, column))
+        if entry is None:
+            return ()
+        beside = self.competition.beside_control(row, column) if column.kind is ColumnKind.MEASURED else None
+        return (*entry.reasons, *entry.remarks, *([beside] if beside else []))
+
+    @property
+    def bold(self) -> str:
+        """What bold means."""
+        which = " that beats the negative control" if self.competition.below_control else ""
+        ties = ", and all that cannot be told from it" if self.has_letters else ""
+        return f"bold: the best data-free method of a column{which}{ties}; controls do not compete"
+
+    def letters(self, row: Row, column: Column) -> str:
+        """The letters of a result; none where it has none."""
+        return self.competition.letters(row, column) if column.kind is ColumnKind.MEASURED else ""
+
+    @property
+    def has_letters(self) -> bool:
+        """True if methods of any column were compared."""
+        return any(place.letters for found in self.standings.values() for place in found.of.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What was measured, and what the marks mean."""
+        controls = {row.control for row in self.rows}
+        marks = {
+            self.bold: self.competition.best,
+            "negative control: what every method must beat": "negative control" in controls,
+            "positive control: a reference that has more than methods have": "positive control" in controls,
+            "real data, not data-free: positive control, calibrated on real images": "real data, not data-free"
+            in controls,
+            "float control: nothing is quantized, so it must reproduce the float network": "float control" in controls,
+            "random weights: the network was never trained, its weights are seeded random numbers": self.random_models,
+            ORACLE: any(column.kind is ColumnKind.ORACLE for column in self.columns),
+        }
+        figures = (figure.note for figure in self.figures.values() if figure.note)
+        said = (text for text, occurs in marks.items() if occurs)
+        return [*self.measured, *self._statistics(), *said, *figures, *self.published]
+
+    def _statistics(self) -> Iterator[str]:
+        """Lines on letters: their meaning, for which seeds they hold, what they can show, and where there are none."""
+        if self.has_letters:
+            yield (
+                "letters: methods of a column that share one cannot be told apart on these images, at 5 % for all its "
+                "pairs together (Holm)"
+            )
+        if any(found.few_seeds for found in self.standings.values()):
+            yield f"letters are for these seeds: fewer than {COLUMN_SEEDS} of a method tell too little of others"
+        points = sorted(found.detectable for found in self.standings.values() if found.detectable is not None)
+        if points:
+            span = unique([f"{points[0]:.2g}", f"{points[-1]:.2g}"])
+            yield (
+                f"detectable in 80 of 100 cases: a difference of {' to '.join(span)} points, by the column, between "
+                "two methods that are compared alone"
+            )
+        for reason in unique(reason for found in self.standings.values() for reason in found.untold):
+            yield f"some methods share a letter because they cannot be compared: {reason}"
+        reasons: dict[str, list[str]] = {}
+        for column, found in self.standings.items():
+            for row, place in found.of.items():
+                if place.without:
+                    reasons.setdefault(place.without, []).append(
+                        f"{' '.join(part for part in self.head(column) if part)}, {row.generator} with {row.quantizer}"
+                    )
+        for reason, places in reasons.items():
+            where = places[0] if len(places) == 1 else f"{len(places)} results"
+            yield f"no letter for {where}: {reason}"
+
+    def number(self, column: Column, number: float) -> str:
+        """A number of a column as it is printed."""
+        return self.figures[column.figure].text(number) if column.figure else f"{number:.2f}"
+
+    def head(self, column: Column) -> tuple[str, ...]:
+        """Task, model and scheme as the table shows them, without the one that all columns have in common."""
+        mark = " (random weights)" if column.model in self.random_models else ""
+        kind = "" if column.kind is ColumnKind.MEASURED else f" ({column.kind})"
+        mixed = f" ({column.mixed})" if column.mixed else ""
+        if column.kind is ColumnKind.FIGURE:
+            kind = f" {self.figures[column.figure].head}"
+        parts = {"task": column.task, "model": column.model + mark, "scheme": column.scheme}
+        *others, last = (text for axis, text in parts.items() if axis != self.by)
+        return *others, last + mixed + kind
