@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from zsqbench.execution.merging import MergeReport
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import RunReport
     from zsqbench.execution.session import Isolation
@@ -102,6 +103,21 @@ def plan(
     this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, shard=shard)
     part = part_of(this, cells)
     return this.provisional_plan(cells if part is None else part.cells)
+
+
+def merge(folders: Sequence[Path | str], *, home: Path | str = HOME, results: Path | str = RESULTS) -> "MergeReport":
+    """Add the artifacts and rows of several folders to one home and one folder of results.
+
+    Each folder is one in which a run had its home (`.zsqbench` or `home`) and its rows (`results`), as the shards of a
+    suite have them that ran on several machines. Nothing that is there is overwritten, and numbers of equal keys that
+    differ are in the report. A merge that was interrupted is run again. Raises ZSQBenchError for a folder without a
+    home, with a damaged artifact or with a run at work, and where networks, data or versions are not those here.
+    """
+    from zsqbench.execution.merging import Place, find_place, merge_places
+    from zsqbench.store import Store
+
+    target = Place(Path(home), Store(Path(home)), Path(results))
+    return merge_places([find_place(Path(folder)) for folder in folders], target)
 
 
 def results(

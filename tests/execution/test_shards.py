@@ -1,5 +1,6 @@
 import random
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ class Sample:
     """Images of each set with all that is made of it, without the baseline; by the set, or the cell that has none."""
 
     def __post_init__(self):
-        draw = random.Random(self.seed)
+        draw = random.Random(self.seed)  # noqa: S311 - no secret
         baseline = step("baseline", "float", draw.randint(1, 50))
         for group in range(draw.randint(1, 30)):
             has_set = draw.random() < 0.7
@@ -84,7 +85,7 @@ def test_no_calibration_set_is_made_in_two_shards(sample, count):
 @each_sample
 @each_count
 def test_the_order_of_the_cells_makes_no_difference(sample, count):
-    shuffled = random.Random(1).sample(sample.cells, len(sample.cells))
+    shuffled = random.Random(1).sample(sample.cells, len(sample.cells))  # noqa: S311 - no secret
     assert names(split(sample.plan(), count)) == names(split(sample.plan(shuffled), count))
 
 
@@ -206,7 +207,7 @@ def plan_shard(bench, shard, *arguments):
 def test_the_shards_of_a_plan_are_all_of_it(bench):
     bench.matrix("seed: [0, 1, 2], quantizer: [toyq, datafree]")
     parts = [cells_of(bench, "--shard", f"{number}/3") for number in (1, 2, 3)]
-    assert (sorted(sum(parts, [])), all(parts)) == (sorted(cells_of(bench)), True)
+    assert (sorted(chain(*parts)), all(parts)) == (sorted(cells_of(bench)), True)
 
 
 def test_shards_are_those_of_what_is_selected(bench):
@@ -231,10 +232,8 @@ def test_the_cells_of_a_shard_that_fit_into_a_budget_are_selected_from_all(bench
 
 def test_a_shard_with_no_cells_is_nothing_selected(bench):
     said = bench.run("--shard", "3/3")
-    assert (said.code, said.err.splitlines()[-1]) == (
-        5,
-        "error: --shard 3/3 has no cells: those of toysuite that share no set make fewer parts than 3; give fewer shards",
-    )
+    why = "those of toysuite that share no set make fewer parts than 3; give fewer shards"
+    assert (said.code, said.err.splitlines()[-1]) == (5, f"error: --shard 3/3 has no cells: {why}")
 
 
 def test_a_network_that_cannot_be_loaded_here_leaves_no_shards_that_other_machines_would_find(bench):

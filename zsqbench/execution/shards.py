@@ -43,7 +43,7 @@ class Shard:
         return cls(number, of)
 
     def part(self, plan: Plan) -> "Part":
-        """This part of the cells of a plan that knows all networks."""
+        """Its part of the cells of a plan that knows all networks."""
         parts = split(plan, self.of)
         return parts[self.number - 1] if self.number <= len(parts) else Part()
 
