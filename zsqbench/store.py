@@ -260,12 +260,12 @@ class Store:
         """Copy an artifact of another store, unless there is one with a sound manifest; True if it was copied.
 
         The copy is verified before it is moved into place, so that an artifact is complete or absent here, too. Raises
-        CorruptArtifactError where that of the other store is not what was written, and OSError where nothing can be
-        written.
+        CorruptArtifactError where that of the other store is not what was written (of one that is here, too, only the
+        manifest is looked at), and OSError where nothing can be written.
         """
+        source, place = other.look(kind, key), self.folder(kind, key)
         if self._is_sound(kind, key):
             return False
-        source, place = other.look(kind, key), self.folder(kind, key)
         self._make_folder(kind)
         temporary = temporary_beside(place)
         temporary.mkdir()

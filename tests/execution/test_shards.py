@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import zsqbench
 from zsqbench.execution.plan import Plan, PlannedCell
 from zsqbench.execution.shards import Shard, split
 from zsqbench.methods import Settings
@@ -272,3 +273,18 @@ def test_a_signal_before_networks_are_loaded_ends_the_run_of_a_shard(bench, monk
     monkeypatch.setattr("zsqbench.execution.loop.Loop._wait", interrupted)
     said = bench.run("--shard", "1/2")
     assert (said.code, said.err.splitlines()[-1], bench.results.exists()) == (130, "interrupted", False)
+
+
+def test_python_takes_what_the_command_takes(bench):
+    bench.matrix("seed: [0, 1]")
+    places = {"home": bench.home, "results": bench.results, "shard": "2/2"}
+    done = zsqbench.run(bench.file, **places, workers=0, without=["mlflow", "progress"])
+    assert [result.cell for result in done.results] == ["toytask:a:toy:toyq:hw/w4a4:1"]
+    planned = zsqbench.plan(bench.file, **places).cells
+    assert [each.cell.name for each in planned] == ["toytask:a:toy:toyq:hw/w4a4:1"]
+
+
+def test_a_shard_is_probed_alone(bench):
+    bench.matrix("seed: [0, 1]")
+    said = plan_shard(bench, "1/2", "--probe")
+    assert (said.code, "probed 5 kinds of steps in " in said.err) == (0, True), said

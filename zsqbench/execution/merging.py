@@ -96,14 +96,18 @@ def find_place(folder: Path) -> Place:
         names = " and ".join(map(str, homes))
         raise ZSQBenchError(f"cannot merge {folder}: there are homes at {names}; give the one that is meant")
     if not homes:
-        raise ZSQBenchError(
-            f"there is nothing to merge in {folder}: expected a folder with the home of a run as .zsqbench or home "
-            "(--home) and its rows in results (--results)"
-        )
+        raise _nothing_in(folder)
     home = homes[0]
     beside = folder.absolute().parent / "results" if home == folder else folder
     rows = next((each for each in (folder / "results", beside) if any(each.glob("*.jsonl"))), folder / "results")
     return Place(folder, Store(home), rows)
+
+
+def _nothing_in(folder: Path) -> ZSQBenchError:
+    return ZSQBenchError(
+        f"there is nothing to merge in {folder}: expected a folder with the home of a run as .zsqbench or home "
+        "(--home) and its rows in results (--results)"
+    )
 
 
 def merge_places(places: Sequence[Place], target: Place) -> MergeReport:
@@ -116,8 +120,8 @@ def merge_places(places: Sequence[Place], target: Place) -> MergeReport:
     _check_different(places, target)
     for place in (*places, target):
         _check_nobody_works(place)
-    here = _read_target(target)
     there = {place.folder: _read_source(place) for place in places}
+    here = _read_target(target, {name for rows in there.values() for name in rows.files})
     with _blaming(target):
         backed = _backed(here, target.store)
     compared = _Rows(dict(backed.files))
@@ -164,8 +168,8 @@ def _check_nobody_works(place: Place) -> None:
 # --- rows that count ------------------------------------------------------------------------------------------------
 
 
-def _read_target(target: Place) -> _Rows:
-    return _Rows({file.path.name: file.read() for file in target.row_files()})
+def _read_target(target: Place, names: Collection[str]) -> _Rows:
+    return _Rows({file.path.name: file.read() for file in target.row_files() if file.path.name in names})
 
 
 def _read_source(place: Place) -> _Rows:
@@ -191,6 +195,8 @@ def _read_source(place: Place) -> _Rows:
                 log.warning("%s: left out %s: %s", file.path, counted(len(names), what), named(names))
         found.files[file.path.name] = {(row.suite, row.cell): row for row in own}
     if not any(found.files.values()):
+        if not any(place.store.artifacts()):
+            raise _nothing_in(place.folder)
         log.warning("there are no rows for %s in %s: artifacts alone are merged", place.folder, place.results)
     return found
 
