@@ -250,7 +250,7 @@ def test_a_network_that_cannot_be_loaded_here_leaves_no_shards_that_other_machin
     bench.matrix("task: picky, model: [a, b]")
     line = (
         "cannot part toysuite into shards, for b could not be loaded here: no weights; mend that, or leave it out on "
-        "every machine with -k 'not b'"
+        "every machine with -k 'not :b:'"
     )
     for said in (plan_shard(bench, "1/2"), bench.run("--shard", "1/2")):
         assert (said.code, said.err.splitlines()[-1]) == (2, f"error: {line}")

@@ -172,7 +172,7 @@ class Run:
             if isinstance(known, Outcome):
                 raise ZSQBenchError(
                     f"cannot part {self.suite.name} into shards, for {model} could not be loaded here: {known.cause}; "
-                    f"mend that, or leave it out on every machine with -k 'not {model}'"
+                    f"mend that, or leave it out on every machine with -k 'not :{model}:'"
                 )
         part = shard.part(make_plan(self.suite, cells, self.data, facts, {}, self.store))
         if not part.cells:
