@@ -485,3 +485,53 @@ def test_a_folder_in_place_of_the_memory_of_digests_stops_nothing(store, tmp_pat
     (store.home / "digests.json").mkdir(parents=True)
     assert file_digest(path) == digest_again(store, path)
     assert [entry.name for entry in store.home.iterdir()] == ["digests.json"]
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The store of another home, with an artifact."""
+    other = Store(tmp_path / "other")
+    other.write("generate", KEY, {"label": "x"}, fill)
+    return other
+
+
+def test_an_artifact_of_another_store_is_copied_as_it_is(store, other):
+    assert store.take_from(other, "generate", KEY)
+    assert store.read("generate", KEY).manifest == other.read("generate", KEY).manifest
+    names = ["a.txt", "b.bin", "manifest.json"]
+    assert sorted(path.name for path in store.folder("generate", KEY).iterdir()) == names
+
+
+def test_an_artifact_that_is_there_stays(store, other):
+    store.write("generate", KEY, {"label": "first"})
+    assert not store.take_from(other, "generate", KEY)
+    assert store.read("generate", KEY).label == "first"
+
+
+def test_an_artifact_takes_the_place_of_one_with_a_damaged_manifest(store, other):
+    store.write("generate", KEY, {"label": "first"})
+    flip(store.folder("generate", KEY) / "manifest.json")
+    assert store.take_from(other, "generate", KEY)
+    assert (store.read("generate", KEY).label, len(list((store.home / "damaged").iterdir()))) == ("x", 1)
+
+
+def test_what_lies_beside_the_files_of_an_artifact_is_not_copied(store, other):
+    (other.folder("generate", KEY) / "notes").write_text("not ours")
+    store.take_from(other, "generate", KEY)
+    assert not (store.folder("generate", KEY) / "notes").exists()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "manifest.json"])
+@pytest.mark.parametrize("damage", [flip, os.unlink])
+def test_a_damaged_artifact_of_another_store_leaves_nothing(store, other, name, damage):
+    damage(other.folder("generate", KEY) / name)
+    with pytest.raises(CorruptArtifactError, match=name):
+        store.take_from(other, "generate", KEY)
+    assert [list(store.artifacts()), store.unfinished()] == [[], []]
+
+
+def test_a_copy_that_a_full_disk_ends_leaves_nothing(store, other, monkeypatch):
+    monkeypatch.setattr("zsqbench.store.shutil.copyfile", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        store.take_from(other, "generate", KEY)
+    assert [list(store.artifacts()), store.unfinished()] == [[], []]

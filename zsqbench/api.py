@@ -21,6 +21,7 @@ from zsqbench.opening import (
     open_session,
     open_student,
     own_rows,
+    part_of,
     rows_of,
     source_of,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from zsqbench.execution.merging import MergeReport
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import RunReport
     from zsqbench.execution.session import Isolation
@@ -52,6 +54,7 @@ def run(
     results: Path | str = RESULTS,
     data_root: Path | str | None = None,
     select: str | None = None,
+    shard: str | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[Path | str] = (),
     without: Sequence[str] = (),
@@ -66,14 +69,17 @@ def run(
 ) -> "RunReport":
     """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
 
-    `select` is an expression over names of cells (`-k`), `overrides` are texts `a.b=value` (`--set`), `workers` is the
-    number of steps at the same time (0: in this process). `isolation` says which steps get a fresh process: those of
+    `select` is an expression over names of cells (`-k`), `shard` one part of these, such as "3/8" (see `merge`),
+    `overrides` are texts `a.b=value` (`--set`), `workers` is the number of steps at the same time (0: in this process).
+    `isolation` says which steps get a fresh process: those of
     methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
     seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
     beside results. `report` ends it with pages for a browser, as the function of this name makes them. Raises
     ZSQBenchError for what cannot be meant.
     """
-    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, device, isolation)
+    this, cells = open_run(
+        suite, home, results, data_root, select, overrides, plugins, without, device, isolation, shard=shard
+    )
     return execute(this, cells, workers, engine, step_timeout, memory, columns, report)
 
 
@@ -84,16 +90,34 @@ def plan(
     results: Path | str = RESULTS,
     data_root: Path | str | None = None,
     select: str | None = None,
+    shard: str | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[Path | str] = (),
     without: Sequence[str] = (),
 ) -> "Plan":
     """Plan what a run of a suite would do: cells, the steps that they share, what is cached. Nothing is run.
 
-    A network that no run has loaded yet stands with a provisional identity. Raises ZSQBenchError as `run` does.
+    A network that no run has loaded yet stands with a provisional identity; with a `shard`, it is loaded. Raises
+    ZSQBenchError as `run` does.
     """
-    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without)
-    return this.provisional_plan(cells)
+    this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, shard=shard)
+    part = part_of(this, cells)
+    return this.provisional_plan(cells if part is None else part.cells)
+
+
+def merge(folders: Sequence[Path | str], *, home: Path | str = HOME, results: Path | str = RESULTS) -> "MergeReport":
+    """Add the artifacts and rows of several folders to one home and one folder of results.
+
+    Each folder is one in which a run had its home (`.zsqbench` or `home`) and its rows (`results`), as the shards of a
+    suite have them that ran on several machines. Nothing that is there is overwritten, and numbers of equal keys that
+    differ are in the report. A merge that was interrupted is run again. Raises ZSQBenchError for a folder without a
+    home, with a damaged artifact or with a run at work, and where networks, data or versions are not those here.
+    """
+    from zsqbench.execution.merging import Place, find_place, merge_places
+    from zsqbench.store import Store
+
+    target = Place(Path(home), Store(Path(home)), Path(results))
+    return merge_places([find_place(Path(folder)) for folder in folders], target)
 
 
 def results(

@@ -1,6 +1,6 @@
 """Open what commands and the API work on: a suite to run, its rows, a paper's table, the network of a cell."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from zsqbench.execution.run import Run, RunReport
     from zsqbench.execution.session import Isolation, Session
+    from zsqbench.execution.shards import Part
     from zsqbench.methods import Engine, Pretrained
     from zsqbench.reports.reproduction.reproduction import PaperTable, Reproduction
     from zsqbench.reports.reproduction.requirements import Requirements
@@ -35,14 +36,20 @@ def open_run(
     device: str = "auto",
     isolation: "Isolation" = "auto",
     *,
+    shard: str | None = None,
     find_files: bool = True,
 ) -> "tuple[Run, Sequence[Cell]]":
-    """Load a suite and select its cells; see `run` for the arguments, and `load_suite` for `find_files`."""
+    """Load a suite and select its cells; see `run` for the arguments, and `load_suite` for `find_files`.
+
+    The cells are those of all shards: which are in the run's own shows when their networks were loaded.
+    """
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
+    from zsqbench.execution.shards import Shard
     from zsqbench.reports.site.source import Origin
     from zsqbench.suite import find_suite, load_suite
 
+    part = None if shard is None else Shard.parse(shard)
     root = None if data_root is None else Path(data_root)
     path, given = find_suite(str(suite)), tuple(map(Path, plugins))
     loaded = load_suite(path, given, without, overrides, root, select, find_files=find_files)
@@ -62,7 +69,22 @@ def open_run(
         isolation,
     )
     origin = Origin(str(suite), Path(home), Path(results), root, tuple(overrides), given)
-    return Run(loaded, config, Path(results), origin=origin), loaded.selected
+    return Run(loaded, config, Path(results), origin=origin, shard=part), loaded.selected
+
+
+def part_of(
+    this: "Run", cells: "Sequence[Cell]", workers: int | None = None, tell: "Callable[[str], None]" = lambda _: None
+) -> "Part | None":
+    """The part of these cells that is in the shard of a run, or none where it has no shard.
+
+    Networks that no run has loaded yet are loaded, for work is counted in operations of a network; `tell` hears of it.
+    """
+    from zsqbench.execution.probing import load_networks
+
+    if this.shard is None:
+        return None
+    facts = load_networks(this, cells, engine_of(this, cells, 1 if workers is None else min(workers, 1)), tell)
+    return this.part(cells, facts, this.shard)
 
 
 def engine_of(

@@ -244,17 +244,7 @@ class Store:
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """The manifest of an artifact. Raises CorruptArtifactError where it is not what was written."""
-        try:
-            manifest = read_json(self.folder(kind, key) / MANIFEST)
-        except (OSError, ValueError) as error:
-            raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
-        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            found = manifest.get("schema", "none") if isinstance(manifest, dict) else "none"
-            raise CorruptArtifactError(key, f"its schema is {found}, and this zsqbench reads {SCHEMA}")
-        content = {name: value for name, value in manifest.items() if name != "checksum"}
-        if digest_of(content) != manifest.get("checksum"):
-            raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
-        return manifest
+        return _manifest(self.folder(kind, key), key)
 
     def look(self, kind: str, key: str) -> Artifact:
         """An artifact with its verified manifest; its other files are not looked at, which may be gigabytes."""
@@ -263,16 +253,32 @@ class Store:
     def read(self, kind: str, key: str) -> Artifact:
         """An artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
         artifact = self.look(kind, key)
-        for name, expected in artifact.field("files", dict).items():
-            if Path(name).name != name:
-                raise CorruptArtifactError(key, f"{name!a} in {MANIFEST} is no name of a file beside it")
-            try:
-                found = file_digest(artifact.folder / name)
-            except (OSError, ValueError) as error:
-                raise CorruptArtifactError(key, f"{name}: {getattr(error, 'strerror', error)}") from error
-            if found != expected:
-                raise CorruptArtifactError(key, f"the content of {name} has changed")
+        _verify(artifact)
         return artifact
+
+    def take_from(self, other: "Store", kind: str, key: str) -> bool:
+        """Copy an artifact of another store, unless there is one with a sound manifest; True if it was copied.
+
+        The copy is verified before it is moved into place, so that an artifact is complete or absent here, too. Raises
+        CorruptArtifactError where that of the other store is not what was written (of one that is here, too, only the
+        manifest is looked at), and OSError where nothing can be written.
+        """
+        source, place = other.look(kind, key), self.folder(kind, key)
+        if self._is_sound(kind, key):
+            return False
+        self._make_folder(kind)
+        temporary = temporary_beside(place)
+        temporary.mkdir()
+        try:
+            for name in (MANIFEST, *_names(source)):
+                if not (source.folder / name).is_file():
+                    raise CorruptArtifactError(key, f"{name}: No such file or directory")
+                shutil.copyfile(source.folder / name, temporary / name)
+            _verify(Artifact(kind, key, temporary, _manifest(temporary, key)))
+            self._move_in(temporary, kind, key)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return True
 
     def note_failure(self, key: str, error: str) -> None:
         """Remember why a background step failed. The step itself clears it when it is done."""
@@ -322,6 +328,41 @@ class Store:
                 return
             why = f"{path} is in the way, and cannot be put aside into {aside.parent}: {error.strerror}"
             raise ZSQBenchError(f"{why}; move it away") from error
+
+
+def _manifest(folder: Path, key: str) -> dict[str, Any]:
+    """The manifest in a folder. Raises CorruptArtifactError where it is not what was written."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except (OSError, ValueError) as error:
+        raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema", "none") if isinstance(manifest, dict) else "none"
+        raise CorruptArtifactError(key, f"its schema is {found}, and this zsqbench reads {SCHEMA}")
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    if digest_of(content) != manifest.get("checksum"):
+        raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
+    return manifest
+
+
+def _names(artifact: Artifact) -> list[str]:
+    """The names of the files beside a manifest. Raises CorruptArtifactError for one that leads elsewhere."""
+    names = list(artifact.field("files", dict))
+    for name in names:
+        if Path(name).name != name:
+            raise CorruptArtifactError(artifact.key, f"{name!a} in {MANIFEST} is no name of a file beside it")
+    return names
+
+
+def _verify(artifact: Artifact) -> None:
+    """Raise CorruptArtifactError where a file beside the manifest is not what was written."""
+    for name in _names(artifact):
+        try:
+            found = file_digest(artifact.folder / name)
+        except (OSError, ValueError) as error:
+            raise CorruptArtifactError(artifact.key, f"{name}: {getattr(error, 'strerror', error)}") from error
+        if found != artifact.field("files", dict)[name]:
+            raise CorruptArtifactError(artifact.key, f"the content of {name} has changed")
 
 
 def entries(folder: Path) -> "list[os.DirEntry[str]]":

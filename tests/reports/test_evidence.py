@@ -61,6 +61,14 @@ def test_a_row_that_another_machine_made_is_not_from_these_artifacts(made):
     assert not evidence.is_source(row.model_copy(update={"seconds": dict.fromkeys(row.seconds, 9.9)}))
 
 
+def test_a_row_was_measured_here_where_one_of_its_artifacts_is_its_own(made):
+    row, evidence = made
+    others = dict.fromkeys(row.seconds, 9.9)
+    shared = row.model_copy(update={"seconds": row.seconds | {"baseline": 9.9}})
+    elsewhere = row.model_copy(update={"seconds": others})
+    assert [evidence.is_measured_here(each) for each in (row, shared, elsewhere)] == [True, True, False]
+
+
 @pytest.mark.parametrize("kind", ["baseline", "evaluate", "oracle"])
 def test_without_one_of_its_artifacts_there_is_no_evidence(made, bench, kind):
     row, evidence = made

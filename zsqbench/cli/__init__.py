@@ -22,6 +22,7 @@ from zsqbench.cli import (
     embedding,
     export,
     exportimages,
+    merge,
     mlflow,
     plan,
     plugins,
@@ -96,9 +97,9 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
-    Exit codes: 0 all cells done, 1 some failed, a blocker was found or a gate fails, 2 usage or configuration, 3 a bug,
-    4 a plugin that the suite needs did not load, or failed in planning, 5 nothing selected, 130 interrupted (143 by
-    SIGTERM, 129 by SIGHUP).
+    Exit codes: 0 all cells done, 1 some failed, a blocker was found, a gate fails or merged numbers differ, 2 usage or
+    configuration, 3 a bug, 4 a plugin that the suite needs did not load, or failed in planning, 5 nothing selected, 130
+    interrupted (143 by SIGTERM, 129 by SIGHUP).
     """
 
 
@@ -120,6 +121,7 @@ for command in (
     doctor.doctor,
     suite.schema,
     plugins.plugins,
+    merge.merge,
     cache.cache,
     mlflow.mlflow,
 ):

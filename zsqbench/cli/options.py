@@ -44,6 +44,9 @@ format_option = click.option("--format", "form", type=click.Choice(["text", "jso
 select_option = click.option(
     "-k", "select", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."
 )
+shard_option = click.option(
+    "--shard", metavar="N/M", help="Only the Nth of M parts of the cells, as 3/8; every machine finds the same parts."
+)
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."
 )

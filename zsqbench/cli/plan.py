@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zsqbench.cli.options import format_option, suite_options
+from zsqbench.cli.options import format_option, shard_option, suite_options
 from zsqbench.cli.suite import tell_notes
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.plan import Plan, PlannedCell
     from zsqbench.execution.run import Run
+    from zsqbench.execution.shards import Part
     from zsqbench.methods import Engine
     from zsqbench.steps import Step
     from zsqbench.suite import Cell
@@ -34,6 +35,7 @@ def _seconds(what: str) -> Callable[..., float | None]:
 
 @click.command()
 @suite_options
+@shard_option
 @click.option("--probe", is_flag=True, help="First run shortened steps for a while, to learn what is not known.")
 @click.option(
     "--probe-time", default="60s", show_default=True, callback=_seconds("probe time"), help="How long that may take."
@@ -47,16 +49,19 @@ def plan(form: str, probe: bool, probe_time: float, budget: float | None, worker
     """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.timings import Timings
-    from zsqbench.opening import engine_of, open_run
+    from zsqbench.opening import engine_of, open_run, part_of
 
     this, cells = open_run(**options)
+    part = part_of(this, cells, workers, lambda text: click.echo(text, err=True))
+    if part is not None:
+        cells = part.cells
     engine = engine_of(this, cells, workers)
     if probe:
         made = _probe(this, cells, engine.model_copy(update={"workers": 1}), probe_time)
     else:
         made = this.provisional_plan(cells)
     estimates = Estimates(Timings(this.store))
-    priced = _Priced.of(made, estimates, engine.slots(), budget)
+    priced = _Priced.of(made, estimates, engine.slots(), budget, part)
     if form == "json":
         click.echo(json.dumps(priced.as_data(), indent=1))
     else:
@@ -88,6 +93,8 @@ class _Priced:
     workers: int
     budget: float | None
     cells: "Sequence[CellTime]"
+    part: "Part | None" = None
+    """The part of the suite's cells that these are, where that was asked for."""
 
     @classmethod
     def of(
@@ -96,6 +103,7 @@ class _Priced:
         estimates: "Estimates",
         workers: int,
         budget: float | None,
+        part: "Part | None" = None,
     ) -> "_Priced":
         from zsqbench.execution.budget import cell_times
 
@@ -106,7 +114,7 @@ class _Priced:
         unfinished = [planned for planned in made.cells if not made.is_finished(planned)]
         cells = cell_times(made, seconds, workers, budget)
         ids = {id(planned) for planned in unfinished}
-        return cls(made, made.to_do(unfinished), ids, estimates, workers, budget, cells)
+        return cls(made, made.to_do(unfinished), ids, estimates, workers, budget, cells, part)
 
     def as_data(self) -> dict[str, object]:
         """All of it as plain data."""
@@ -147,6 +155,7 @@ class _Priced:
             "notes": list(self.made.suite.notes),
             "time": seconds,
             "budget": self.budget,
+            "share": self.part and self.part.share,
             "workers": self.workers,
         }
 
@@ -163,7 +172,7 @@ class _Priced:
     def lines(self, suite: str) -> list[str]:
         """The same for people."""
         made = self.made
-        lines = [f"{self.made.suite.name}: {len(made.cells)} cells"]
+        lines = [f"{self.made.suite.name}: {self._counted_cells()}"]
         for planned, time in zip(made.cells, self.cells, strict=True):
             reason = f"  ({planned.reason})" if planned.reason else ""
             lines.append(f"  {self._state(planned):10} {planned.cell.name}{_told(time)}{reason}")
@@ -182,11 +191,19 @@ class _Priced:
         lines.append(f"time: {total}{'; see --probe' if total.unknown else ''}")
         return lines + (self._budget_lines(suite) if self.budget is not None else [])
 
+    def _counted_cells(self) -> str:
+        """The number of cells, and what part of all that is."""
+        if self.part is None:
+            return f"{len(self.made.cells)} cells"
+        parts = f"{self.part.share:.0%} of the counted work, and the largest shard has {self.part.largest:.0%}"
+        return f"{len(self.made.cells)} of {len(self.made.suite.selected)} cells, with {parts}"
+
     def _budget_lines(self, suite: str) -> list[str]:
         """The cells that fit into the budget, in numbers, and how to run them alone."""
         from zsqbench.durations import in_words
         from zsqbench.suite.selection import expression_for
 
+        made = self.made
         asked = [time for time in self.cells if time.fits is not None]
         fitting = [time for time in asked if time.fits]
         unknown = sum(bool(time.unknown) for time in asked)
@@ -197,7 +214,9 @@ class _Priced:
         lines = [f"budget: {fit}, and take about {in_words(done)}; {order}"]
         if unknown:
             lines.append(f"  {unknown} do not fit because the time of their steps is unknown: see --probe")
-        expression = expression_for([time.cell for time in self.cells], [time.cell for time in fitting])
+        # a shard is one of what -k selects, so where there is one, the expression has to select from all cells
+        there = [time.cell for time in self.cells] if self.part is None else [cell.name for cell in made.suite.selected]
+        expression = expression_for(there, [time.cell for time in fitting])
         if expression is not None:
             lines.append(f"  to run these alone: zsqbench run {suite} -k {json.dumps(expression)}")
         return lines

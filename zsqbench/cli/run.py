@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS, EXIT_SIGNAL
-from zsqbench.cli.options import columns_option, device_option, suite_options
+from zsqbench.cli.options import columns_option, device_option, shard_option, suite_options
 from zsqbench.cli.suite import tell_notes
 
 if TYPE_CHECKING:
-    from zsqbench.execution.run import RunReport
+    from zsqbench.execution.run import Run, RunReport
     from zsqbench.reports.site.source import Origin
 
 
 @click.command()
 @suite_options
+@shard_option
 @click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
 @click.option("--engine", default="pool", show_default=True, help="Where steps run: an installed engine.")
 @device_option
@@ -65,6 +66,7 @@ def run(
     if error := done.table_error or done.report_error:
         raise ZSQBenchError(error)
     if not quiet:
+        _tell_of_shard(this, done)
         _tell_of_report(done, this.origin)
     if done.outdated:
         click.echo(f"warning: {done.outdated}: `zsqbench run {options['suite']}` does what is missing", err=True)
@@ -73,6 +75,13 @@ def run(
     if done.failed:
         return EXIT_FAILED_CELLS
     return NothingSelectedError.exit_code if done.nothing_ran else 0
+
+
+def _tell_of_shard(this: "Run", done: "RunReport") -> None:
+    """One line: how many of the cells were this run's."""
+    if this.shard is not None:
+        cells = f"{len(done.plan.cells)} of {len(this.suite.selected)} cells"
+        click.echo(f"shard {this.shard}: {cells}; `zsqbench merge` joins what the shards have made", err=True)
 
 
 def _tell_of_report(done: "RunReport", origin: "Origin | None") -> None:

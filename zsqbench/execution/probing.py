@@ -24,7 +24,7 @@ from zsqbench.steps.planning import work_of
 from zsqbench.store import Store
 
 if TYPE_CHECKING:
-    from zsqbench.execution.plan import Plan
+    from zsqbench.execution.plan import Facts, Plan
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
     from zsqbench.suite import Cell
@@ -85,7 +85,7 @@ def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, t
         tempfile.TemporaryDirectory(prefix="zsqbench-probe-", ignore_cleanup_errors=True) as scratch,
         contextlib.closing(_Runner(engine, replace(run.config, home=Path(scratch)))) as runner,
     ):
-        failed = _load_networks(run, cells, runner, tell)
+        unloaded = _load_networks(run, cells, runner, tell)
         plan = run.provisional_plan(cells)
         probing = _Probing(run, plan, runner, tell, seconds, started)
         groups = probing.all()
@@ -94,12 +94,21 @@ def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, t
             seconds=time.monotonic() - started,
             learnt=sum(group.learnt for group in groups),
             left=sum(not group.learnt and group.step.label not in probing.failed for group in groups),
-            failed=failed | probing.failed,
+            failed={run.resolve[pair].label: outcome.cause for pair, outcome in unloaded.items()} | probing.failed,
         )
 
 
-def _load_networks(run: "Run", cells: "Sequence[Cell]", runner: "_Runner", tell: Tell) -> dict[str, str]:
-    """Learn what networks are, as a run does; returns why some could not be loaded."""
+def load_networks(run: "Run", cells: "Sequence[Cell]", engine: Engine, tell: Tell) -> "Facts":
+    """Load the networks of these cells that no run has loaded yet; what is learnt of them is remembered in the home."""
+    with contextlib.closing(_Runner(engine, run.config)) as runner:
+        failed = _load_networks(run, cells, runner, tell)
+    return {**run.find(cells), **failed}
+
+
+def _load_networks(
+    run: "Run", cells: "Sequence[Cell]", runner: "_Runner", tell: Tell
+) -> dict[tuple[str, str], Outcome]:
+    """Learn what networks are, as a run does; returns how those ended, by task and model, that could not be loaded."""
     known, failed = run.find(cells), {}
     for pair, step in run.resolve.items():
         if pair in known:
@@ -107,7 +116,7 @@ def _load_networks(run: "Run", cells: "Sequence[Cell]", runner: "_Runner", tell:
         tell(f"loading {step.cell.model}")
         outcome = runner.run(run.config, _job(run, step, None), None)
         if outcome.status != "done":
-            failed[step.label] = outcome.cause
+            failed[pair] = outcome
     return failed
 
 

@@ -26,7 +26,8 @@ from zsqbench.execution.plan import (
 )
 from zsqbench.execution.recorder import Recorder, write_rows
 from zsqbench.execution.session import Session, WorkerConfig
-from zsqbench.execution.signals import Signals
+from zsqbench.execution.shards import Part, Shard
+from zsqbench.execution.signals import Interrupted, Signals
 from zsqbench.leases import RUN, Leases
 from zsqbench.leftovers import Leftovers, remove
 from zsqbench.methods import Engine
@@ -99,6 +100,8 @@ class Run:
     """How the suite was asked for, for the commands in a report."""
     reports: bool = False
     """True if the run ends with a report of all rows of the suite, unless it is interrupted; it needs an origin."""
+    shard: Shard | None = None
+    """The part of the cells that it runs; all of them if None."""
     store: Store = field(init=False)
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
@@ -158,6 +161,26 @@ class Run:
         for name in self._disproved(plan):
             del by_cell[name]
         return plan
+
+    def part(self, cells: Sequence[Cell], facts: Facts, shard: Shard) -> Part:
+        """A shard of these cells; `find` comes before.
+
+        Raises ZSQBenchError where a network could not be loaded, for other machines may know what it costs, and
+        NothingSelectedError for a shard without cells.
+        """
+        for (_, model), known in facts.items():
+            if isinstance(known, Outcome):
+                raise ZSQBenchError(
+                    f"cannot part {self.suite.name} into shards, for {model} could not be loaded here: {known.cause}; "
+                    f"mend that, or leave it out on every machine with -k 'not :{model}:'"
+                )
+        part = shard.part(make_plan(self.suite, cells, self.data, facts, {}, self.store))
+        if not part.cells:
+            raise NothingSelectedError(
+                f"--shard {shard} has no cells: those of {self.suite.name} that share no set make fewer parts than "
+                f"{shard.of}; give fewer shards"
+            )
+        return part
 
     def _rows_in(self, contents: Contents) -> SuiteRows:
         return SuiteRows.of(contents, self.suite.name, lambda row: row.cell in self._names and cell_of(row) is not None)
@@ -225,6 +248,10 @@ class Run:
             with contextlib.closing(loop):
                 loop.run(step for pair, step in self.resolve.items() if pair not in known)
                 facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
+                if self.shard is not None:
+                    if loop.signal is not None:
+                        raise Interrupted(loop.signal)  # which cells are this run's is not known yet
+                    cells = self.part(cells, facts, self.shard).cells
                 plan = self.plan(cells, facts, self._inspect(cells, facts, loop))
                 results = self._run_plan(plan, loop, facts)
                 with signals.deferred():

@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import islice, takewhile
 from typing import Any
@@ -10,6 +11,22 @@ from typing import Any
 from zsqbench.reports.results import Measured, Result, flat_all
 from zsqbench.steps import KINDS, contributed
 from zsqbench.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number, or packed bits, that a row and its artifacts say differently."""
+
+    name: str
+    """Such as `metrics.top1`."""
+    said: Any
+    """In the row; None where it does not say it."""
+    measured: Any
+    """In the artifacts."""
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.name} is {shortened(self.said)}, and {shortened(self.measured)} in its artifact"
 
 
 class Evidence:
@@ -27,21 +44,40 @@ class Evidence:
 
         Raises CorruptArtifactError where an artifact is damaged.
         """
+        return next(map(str, self.differences(row)), None)
+
+    def differences(self, row: Result) -> list[Difference]:
+        """All that a row and its artifacts, which are at hand, say differently.
+
+        Raises CorruptArtifactError where an artifact is damaged.
+        """
         made = contributed((KINDS[kind] for kind in _final(row)), self.store, row.keys)
         found = {name: made[name] for name in Measured._fields if name in made}
         said, measured = dict(flat_all({name: getattr(row, name) for name in found})), dict(flat_all(found))
-        for name in measured | said:
-            if not _equal(said.get(name), measured.get(name)):
-                return f"{name} is {_short(said.get(name))}, and {_short(measured.get(name))} in its artifact"
-        return None
+        return [
+            Difference(name, said.get(name), measured.get(name))
+            for name in measured | said
+            if not _equal(said.get(name), measured.get(name))
+        ]
 
     def is_source(self, row: Result) -> bool:
         """True if a row was made from these artifacts, and not from those of another machine, which have the same keys.
 
         Numbers may differ between machines. Seconds always do.
         """
-        manifests = {kind: self.store.manifest(kind, row.keys[kind]) for kind in _final(row)}
-        return all(row.seconds.get(kind) == round(manifest["seconds"], 3) for kind, manifest in manifests.items())
+        return all(self._took_as_long(row))
+
+    def is_measured_here(self, row: Result) -> bool:
+        """True if a row was made from an artifact of this store at least.
+
+        Others may be another machine's: cells of a network share the measurement of the float one.
+        """
+        return self.is_at_hand(row) and any(self._took_as_long(row))
+
+    def _took_as_long(self, row: Result) -> Iterator[bool]:
+        """For each final step of a row, whether its artifact took the seconds that the row says."""
+        for kind in _final(row):
+            yield row.seconds.get(kind) == round(self.store.manifest(kind, row.keys[kind])["seconds"], 3)
 
 
 class ReadOnce(Store):
@@ -78,6 +114,7 @@ def _equal(said: Any, measured: Any) -> bool:
     return math.isclose(said, measured, rel_tol=1e-9, abs_tol=1e-9) if numbers else bool(said == measured)
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as text that fits into a line."""
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - packed bits are long
