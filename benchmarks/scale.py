@@ -1,8 +1,8 @@
 """How the harness grows with the number of cells: 100, 1,000 and 10,000 cells of methods that do nothing.
 
-Run `python benchmarks/scale.py`; 10,000 cells take a quarter of an hour. It prints seconds of CPU, which other work on the
-machine changes little: those of a command with all processes that it starts. Bounds are for 10,000 cells. `--quick` takes
-50 cells, to see that it runs: its figures mean nothing. `--cells N` takes one size only.
+Run `python benchmarks/scale.py`; 10,000 cells take half an hour. It prints seconds of CPU: those of a command with all
+processes that it starts, less those of `--help`. Bounds are for 10,000 cells. `--cells N` takes one size. `--quick`
+takes 50 cells, to see that it runs: its figures mean nothing.
 """
 
 import argparse

@@ -17,6 +17,7 @@ SLOW = {
     "reruns": "it runs a suite twice",
     "synthesis": "it makes images, which takes seconds",
     "export": "it exports three networks, which takes half a minute of a CPU",
+    "scale": "it runs a suite of 50 cells twice, and logs it to MLflow, which takes a minute",
     "harness": "it starts ten processes that import torch, which takes a minute of a CPU",
 }
 
