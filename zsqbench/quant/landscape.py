@@ -3,6 +3,7 @@
 HAST (Figure 6) measures both for cross-entropy, distillation and feature alignment.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -188,9 +189,11 @@ def cosines(terms: LossTerms, batches: Sequence[Batch]) -> dict[tuple[str, str],
 
 def spectrum(hessian: Hessian, seed: int = 0) -> Spectrum:
     """The density of the eigenvalues by Lanczos' method from one random vector (Papyan 2020, Algorithm 2)."""
-    from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what it imports calls torch.jit.script
+        from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([] if hessian.device.type == "cpu" else [hessian.device]):
         torch.manual_seed(seed)
         first = hessian @ torch.randn(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
         if not (first.any() and first.isfinite().all()):
@@ -221,7 +224,7 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
 def _direction(name: str, gradient: Tensor) -> Tensor:
     """The gradient at length one, in float64."""
     exact = gradient.double()
-    length = torch.linalg.vector_norm(exact)
+    length = exact.square().sum().sqrt()
     if not (length > 0 and length.isfinite()):
         raise ZSQBenchError(f"the gradient of {name} is zero or not finite on a batch of these images")
     return exact / length
