@@ -470,16 +470,65 @@ def embedding(
 
     check_figure_file(Path(path))
     rows = [row for row in rows_of(suite, Path(results), select, overrides, Path(home)) if Generate.kind in row.keys]
+    where = _only_network(rows)
+    first = {str(row.generator): row for row in reversed(rows)}
+    sets = {name: calibration_of(home, row) for name, row in reversed(first.items())}
+    found = find_features(open_session(suite, home, data_root, plugins), sets, images)
+    figure = laid_out(found.sets, found.real, found.why_no_real, where)
+    draw(figure.chart.complete({figure.chart.data: figure.columns}), Path(path))
+    return Path(path)
+
+
+def landscape(
+    suite: str | Path,
+    path: Path | str,
+    *,
+    images: int = 128,
+    home: Path | str = HOME,
+    results: Path | str = RESULTS,
+    data_root: Path | str | None = None,
+    select: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    device: str = "cpu",
+) -> Path:
+    """Draw the loss terms of fine-tuning around quantized networks into a .svg, .pdf or .png file, and return that.
+
+    The terms are those of `zsqbench.quant.landscape`, on the first `images` of the calibration set of each cell.
+    Raises ZSQBenchError where the extra `landscape` is not installed, for cells of several networks or too many of one,
+    for a cell that is not done, that has no calibration images, whose weights are float or whose network is no
+    classifier, and where an artifact is not in `home`.
+    """
+    from zsqbench.execution.landscape import QuantizedCell, check_installed, find_landscapes
+    from zsqbench.reports.site.drawing import check_figure_file, draw
+    from zsqbench.reports.site.paper.figure import MOST
+    from zsqbench.reports.site.paper.landscape import landscape as drawn
+    from zsqbench.steps.quantize import Quantize
+
+    check_figure_file(Path(path))
+    check_installed()
+    rows = rows_of(suite, Path(results), select, overrides, Path(home))
+    where = _only_network(rows)
+    if len(rows) > MOST:
+        raise ZSQBenchError(f"expected {MOST} cells at most, got {len(rows)}; select some with -k")
+    cells = {}
+    for row in rows:
+        check_done(row)
+        calibration = calibration_of(home, row)
+        cells[row.cell] = QuantizedCell(artifact_of(home, row, Quantize.kind, "quantized network"), calibration)
+    found = find_landscapes(open_session(suite, home, data_root, plugins, device=device), cells, images)
+    figure = drawn(found, where)
+    draw(figure.chart.complete({figure.chart.data: figure.columns}), Path(path))
+    return Path(path)
+
+
+def _only_network(rows: "Sequence[Result]") -> str:
+    """Task and network of rows. Raises ZSQBenchError where these are several, or there are no rows."""
     networks = sorted({f"{row.task} {row.model}" for row in rows})
     if len(networks) != 1:
         given = f"cells of several ({', '.join(networks)})" if networks else "no cell with calibration images"
         raise ZSQBenchError(f"expected cells of one network, got {given}; select some with -k")
-    first = {str(row.generator): row for row in reversed(rows)}
-    sets = {name: calibration_of(home, row) for name, row in reversed(first.items())}
-    found = find_features(open_session(suite, home, data_root, plugins), sets, images)
-    figure = laid_out(found.sets, found.real, found.why_no_real, networks[0])
-    draw(figure.chart.complete({figure.chart.data: figure.columns}), Path(path))
-    return Path(path)
+    return networks[0]
 
 
 def _flat(row: "Result") -> Iterator[tuple[str, Any]]:

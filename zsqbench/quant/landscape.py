@@ -1,0 +1,230 @@
+"""Loss terms of fine-tuning around a quantized network: cosines of their gradients, and spectra of their Hessians.
+
+HAST (Figure 6) measures both for cross-entropy, distillation and feature alignment.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.grids import QuantizedLayer
+from zsqbench.quant.student import quantized_layers
+from zsqbench.quant.training import alignment_loss, block_outputs, kl_divergence, with_features
+
+CE, KL, FA = "CE", "KL", "FA"
+
+TEMPERATURE = 20.0
+"""Of distillation, as in HAST."""
+BATCH = 32
+"""Images of a batch; each has cosines of its own."""
+STEPS = 100
+"""Of Lanczos' method for each spectrum, as PyHessian has it."""
+POINTS = 512
+"""Of a density, which are nearer to each other than an eigenvalue's bump is wide."""
+BUMP = 3.0
+"""curvlinops' default for the width of that bump (kappa)."""
+MARGIN = 0.05
+"""Part of a spectrum's width that its density is given beyond both ends."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The distribution of the eigenvalues of a Hessian."""
+
+    eigenvalues: Sequence[float]
+    """Points at equal distances, in ascending order."""
+    density: Sequence[float]
+    """At each point, what share of the eigenvalues lies there, per unit of the eigenvalue."""
+    smallest: float
+    largest: float
+    """The extreme eigenvalues, by Lanczos' method."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """All that was measured around one quantized network."""
+
+    cosines: Mapping[tuple[str, str], Sequence[float]]
+    """Of each two terms: the cosine of their gradients on each batch."""
+    spectra: Mapping[str, Spectrum]
+    """Of the Hessian of each term, over all images."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with what the terms compare the student with."""
+
+    images: Tensor
+    labels: Tensor
+    """int64 [N], or float32 [N, classes]."""
+    logits: Tensor
+    features: tuple[Tensor, ...]
+    """Of the float network, as the logits are."""
+
+
+class LossTerms:
+    """Cross-entropy, distillation and feature alignment as functions of a student's quantized weights.
+
+    CE is the mean cross-entropy towards labels, KL is T^2 KL at T = 20, FA compares attention vectors as HAST's release
+    does; none has a weight. The weights of all quantized layers are free, from the values on that they have on their
+    grids: the straight-through gradient to a weight is the gradient to its rounded value. Activations are rounded, and
+    gradients pass that rounding where they are in the grid's range. Everything else is constant, and norms use their
+    running statistics. There is no FA in a network without the layers that `block_outputs` finds.
+    """
+
+    def __init__(self, student: fx.GraphModule, reference: fx.GraphModule) -> None:
+        """Free the weights of a finalized student in eval mode, in place; the reference is its float counterpart.
+
+        Both come from `prepare`, and have the same graph; the reference's quantizers are off.
+        """
+        student.requires_grad_(requires_grad=False)
+        self.weights = [_freed(layer) for _, layer in quantized_layers(student)]
+        nodes = block_outputs(reference)
+        names = {node.name for node in nodes}
+        self._student = with_features(student, [node for node in student.graph.nodes if node.name in names])
+        self._reference = with_features(reference, nodes)
+        self.names = [CE, KL, *([FA] if nodes else [])]
+
+    def batches(self, images: Tensor, labels: Tensor | None) -> list[Batch]:
+        """The images [N, C, H, W] in batches of 32; without labels, these are the decisions of the float network."""
+        found = []
+        for place in torch.split(torch.arange(len(images)), BATCH):
+            with torch.no_grad():
+                logits, features = _split(self._reference(images[place]))
+            given = logits.argmax(1) if labels is None else labels[place]
+            found.append(Batch(images[place], given, logits, features))
+        return found
+
+    def on(self, batch: Batch) -> dict[str, Tensor]:
+        """Each term on a batch."""
+        logits, features = _split(self._student(batch.images))
+        found = {
+            CE: functional.cross_entropy(logits, batch.labels),
+            KL: kl_divergence(logits, batch.logits, TEMPERATURE),
+        }
+        return found | ({FA: alignment_loss(features, batch.features)} if FA in self.names else {})
+
+    def gradient(self, term: Tensor, *, differentiable: bool = False) -> Tensor:
+        """The gradient [P] of a term to all weights; the graph stays, for the other terms."""
+        return _flat(
+            torch.autograd.grad(
+                term, self.weights, retain_graph=True, create_graph=differentiable, materialize_grads=True
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """The Hessian [P, P] of a term over all batches to the weights, which is only multiplied with vectors.
+
+    That is a second pass backward, through the straight-through estimator as the first one: the derivative of rounding
+    is 1 within the range. PyHessian does the same. curvlinops' own HessianLinearOperator passes forward through what it
+    has differentiated backward, which functions that torch is given with their backward pass alone cannot do.
+    """
+
+    terms: LossTerms
+    name: str
+    batches: Sequence[Batch]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[P, P], P being the number of weights."""
+        count = sum(weight.numel() for weight in self.terms.weights)
+        return count, count
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors are."""
+        return self.terms.weights[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What vectors are made of."""
+        return self.terms.weights[0].dtype
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """The product with a vector [P]; each term is a mean over images, so that batches count by their size."""
+        total = sum(len(batch.images) for batch in self.batches)
+        product = torch.zeros_like(vector)
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
+            for batch in self.batches:
+                gradient = self.terms.gradient(self.terms.on(batch)[self.name], differentiable=True)
+                product += self.terms.gradient(gradient @ vector) * (len(batch.images) / total)
+        return product
+
+
+def measure_landscape(
+    student: fx.GraphModule, reference: fx.GraphModule, images: Tensor, labels: Tensor | None, seed: int = 0
+) -> Landscape:
+    """Measure cosines and spectra around a finalized student in eval mode, whose weights become free in place.
+
+    `reference` is its float counterpart (see `LossTerms`), images are [N, C, H, W], and labels int64 [N] or float32
+    [N, classes], all on the student's device. Without labels, the decisions of the float network are. Equal seeds give
+    equal spectra. It needs the extra `landscape`. Raises ZSQBenchError where a gradient or a Hessian is zero or not
+    finite.
+    """
+    terms = LossTerms(student, reference)
+    batches = terms.batches(images, labels)
+    spectra = {name: spectrum(Hessian(terms, name, batches), seed) for name in terms.names}
+    return Landscape(cosines(terms, batches), spectra)
+
+
+def cosines(terms: LossTerms, batches: Sequence[Batch]) -> dict[tuple[str, str], list[float]]:
+    """The cosine of the gradients of each two terms, on each batch."""
+    found: dict[tuple[str, str], list[float]] = {pair: [] for pair in combinations(terms.names, 2)}
+    for batch in batches:
+        directions = {name: _direction(name, terms.gradient(term)) for name, term in terms.on(batch).items()}
+        for (first, second), values in found.items():
+            values.append(float(directions[first] @ directions[second]))
+    return found
+
+
+def spectrum(hessian: Hessian, seed: int = 0) -> Spectrum:
+    """The density of the eigenvalues by Lanczos' method from one random vector (Papyan 2020, Algorithm 2)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what it imports calls torch.jit.script
+        from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
+
+    with torch.random.fork_rng([] if hessian.device.type == "cpu" else [hessian.device]):
+        torch.manual_seed(seed)
+        first = hessian @ torch.randn(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
+        if not (first.any() and first.isfinite().all()):
+            raise ZSQBenchError(f"the Hessian of {hessian.name} is zero or not finite on these images")
+        values, vectors = fast_lanczos(hessian, min(STEPS, hessian.shape[0]))
+    ends = values.min().item(), values.max().item()
+    points, density = lanczos_approximate_spectrum_from_iter((values, vectors), ends, POINTS, BUMP, MARGIN)
+    return Spectrum(points.tolist(), density.tolist(), *ends)
+
+
+def _freed(layer: QuantizedLayer) -> nn.Parameter:
+    """The weight of a finalized layer, from now on a parameter that it computes with as it is."""
+    weight = nn.Parameter(layer.quantized_weight())
+    del layer.weight_codes
+    layer.weight, layer.weight_quantizer.enabled = weight, False
+    return weight
+
+
+def _split(returned: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits and features of a network that `with_features` made."""
+    return returned if isinstance(returned, tuple) else (returned, ())
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _direction(name: str, gradient: Tensor) -> Tensor:
+    """The gradient at length one, in float64."""
+    exact = gradient.double()
+    length = exact.square().sum().sqrt()
+    if not (length > 0 and length.isfinite()):
+        raise ZSQBenchError(f"the gradient of {name} is zero or not finite on a batch of these images")
+    return exact / length
