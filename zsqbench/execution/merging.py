@@ -29,7 +29,7 @@ class Conflict:
     cell: str
     metric: str
     here: object
-    """What stays; None where nothing was measured under this name."""
+    """The value that stays; None where nothing was measured under this name."""
     there: object
     folder: Path
     """There."""
@@ -251,7 +251,7 @@ def _check_keys(here: Result | None, there: Result, folder: Path) -> None:
 
 
 def _facts(row: Result) -> Iterator[tuple[str, str]]:
-    """What has to be the same in all rows of a suite, by words that say what it is."""
+    """All that has to be the same in all rows of a suite, by words that say what it is."""
     where = f"of {row.suite}"
     if "digest" in row.model_facts:
         digest = row.model_facts["digest"][:12]

@@ -147,7 +147,7 @@ class Hessian:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What vectors are made of."""
+        """The type of a vector's numbers."""
         return self.terms.weights[0].dtype
 
     def __matmul__(self, vector: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def test_more_methods_at_the_top_are_counted():
 
 def test_a_method_below_its_control_is_no_winner_and_is_counted():
     (text,) = said(seen(range(40)), seen(range(90), generator="noise"))
-    assert "No data-free method is told from its negative control, and above it." in text
+    assert "No data-free method is told from the negative controls, and above them." in text
     assert "1 method is below the control with the same quantizer." in text
 
 

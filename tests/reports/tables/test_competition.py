@@ -30,6 +30,19 @@ def test_a_lead_over_noise_that_chance_may_have_given_is_not_bold_and_has_a_foot
     assert [record["told_from_control"] for record in records(results)] == [None, False, False]
 
 
+def test_a_method_that_noise_beats_with_another_quantizer_is_not_bold():
+    noise = [row(7.0, generator="noise"), row(53.0, generator="noise", quantizer="hptq")]
+    better = row(15.0)
+    assert shown([*noise, better])[2] == "15.00 (-83.00) b"
+    assert best([*noise, better]) == [False] * 3
+    assert best([*noise, better, row(70.0, generator="dgh", quantizer="hptq")]) == [False, False, False, True]
+
+
+def test_a_method_that_cannot_be_told_from_noise_with_another_quantizer_may_be_bold():
+    noise = [row(7.0, generator="noise"), row(near(91, 3), generator="noise", quantizer="hptq")]
+    assert best([*noise, row(91.0)]) == [False, False, True]
+
+
 def test_controls_share_letters_with_methods_and_are_not_bold():
     results = [row(91.0), row(near(91, 3), generator="real", data_free=False)]
     assert shown(results) == ["**91.00 (-7.00) a**", "91.30 (-6.70) a"]

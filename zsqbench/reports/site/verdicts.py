@@ -59,7 +59,7 @@ def _why_nothing(table: Table, column: Column) -> str:
         return "Nothing is best of a network with random weights"
     if reasons := _uncompared(table, column):
         return f"Nothing is called best, as methods could not be compared: {'; '.join(reasons)}"
-    return "No data-free method is told from its negative control, and above it"
+    return "No data-free method is told from the negative controls, and above them"
 
 
 def _uncompared(table: Table, column: Column) -> list[str]:

@@ -121,8 +121,9 @@ class Competition:
     def best(self) -> frozenset[Place]:
         """The best data-free method of each column, and all data-free ones that cannot be told from it.
 
-        Controls do not compete, nor does what does not beat the negative control, a mean over the seeds that survived,
-        or a method that could not be compared; nothing is best of a network that was never trained.
+        Controls do not compete. Nor does a method that does not beat its negative control, or that a negative control
+        beats with another quantizer; nor a mean over the seeds that survived, or a method that could not be compared.
+        Nothing is best of a network that was never trained.
         """
         means = {place: mean for place, mean in self.means.items() if self._competes(*place)}
         top: dict[Column, Row] = {}
@@ -137,7 +138,24 @@ class Competition:
         is_data_free_method = row.control is None and column.scheme != FLOAT.name
         counts = column.model not in self.random_models and (row, column) not in self.incomplete
         is_compared = column not in self.standings or bool(self.letters(row, column))
-        return is_data_free_method and counts and is_compared and self.beats_control((row, column))
+        stands = self.beats_control((row, column)) and not self._is_beaten_by_control(row, column)
+        return is_data_free_method and counts and is_compared and stands
+
+    def _is_beaten_by_control(self, row: Row, column: Column) -> bool:
+        """True if the best negative control of the column, with any quantizer, is told from a method, and better."""
+        control = self._best_control.get(column)
+        if control is None or self.means[control, column] <= self.means[row, column]:
+            return False
+        return not self._tie(column, row, control)
+
+    @cached_property
+    def _best_control(self) -> dict[Column, Row]:
+        """The negative control with the highest mean of each column."""
+        best: dict[Column, Row] = {}
+        for (row, column), mean in self.means.items():
+            if row.control in NEGATIVE and (column not in best or mean > self.means[best[column], column]):
+                best[column] = row
+        return best
 
     def beside_control(self, row: Row, column: Column) -> str | None:
         """The footnote of a method that does not beat its negative control."""

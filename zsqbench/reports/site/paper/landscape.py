@@ -31,7 +31,7 @@ _AROUND_ZERO: Spec = {
 
 
 def landscape(found: "Mapping[str, Surroundings]", where: str) -> PaperFigure:
-    """What was measured around the quantized networks of cells of one network, by the cells' names."""
+    """All that was measured around the quantized networks of cells of one network, by the cells' names."""
     short = {cell: _short(cell, found) for cell in found}
     spectra = [spectrum for each in found.values() for spectrum in each.landscape.spectra.values()]
     floor = FLOOR * max(density for spectrum in spectra for density in spectrum.density)
