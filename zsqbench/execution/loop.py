@@ -1,6 +1,7 @@
 """The one run loop: ready steps go to free slots."""
 
 import contextlib
+import logging
 import signal
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from zsqbench.steps import NetworkFacts, Outcome, Progress, Step
 if TYPE_CHECKING:
     from zsqbench.execution.plan import Facts
     from zsqbench.execution.run import Run
+
+log = logging.getLogger("zsqbench")
 
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
@@ -192,7 +195,7 @@ class Loop:
         except BrokenExecutor as error:
             outcome = Outcome("failed", error=_death(error, step))
             self._restart_if_broken()
-            if self._try_elsewhere(step) if isinstance(error, NodeLostError) else self._try_again(step):
+            if self._try_elsewhere(step, error) if isinstance(error, NodeLostError) else self._try_again(step):
                 return
         except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
             outcome = Outcome("failed", error=one_line(error))
@@ -226,11 +229,12 @@ class Loop:
         self._queue.add([step], {running.key for running in self._running.values()})
         return True
 
-    def _try_elsewhere(self, step: Step) -> bool:
+    def _try_elsewhere(self, step: Step, error: NodeLostError) -> bool:
         """Put a step back whose node was lost, which says nothing of the step."""
         self._losses[step.key] += 1
         if self._losses[step.key] >= LOSSES:
             return False
+        log.warning("%s is tried again elsewhere: %s", step.label, error)
         self._queue.add([step])
         return True
 

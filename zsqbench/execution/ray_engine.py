@@ -40,6 +40,8 @@ from zsqbench.reports.results import package_version
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+log = logging.getLogger("zsqbench")
+
 INSTALL = "pip install 'zsqbench[ray]', or pip install '.[ray]' in a checkout"
 OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory for a Ray on this machine, the least that Ray takes: steps pass files, not objects."""
@@ -274,7 +276,7 @@ def unwrapped(error: BaseException) -> BaseException:
         cause = error.cause
         return cause if isinstance(cause, BaseException) else RuntimeError(one_line(error))
     if isinstance(error, exceptions.NodeDiedError | exceptions.LocalRayletDiedError):
-        return NodeLostError(f"the node was lost: {_first_sentence(error)}")
+        return NodeLostError("its node was lost")
     if isinstance(error, exceptions.OutOfMemoryError):
         return WorkerDiedError(
             f"Ray ended the worker process, for its node was out of memory: {_first_sentence(error)}"
@@ -376,12 +378,19 @@ def _connect(address: str | None, cpus: int) -> bool:
     elif address != "auto":
         _check_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    ray._private.worker.print_to_stdstream = _tell  # noqa: SLF001 - there is no option that keeps stdout clean
     try:
         with _kept_handler(), warnings.catch_warnings(action="ignore"):
             ray.init(address, log_to_driver=False, configure_logging=False, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ZSQBenchError(f"cannot use the Ray {_place(address)}: {_first_sentence(error)}") from error
     return True
+
+
+def _tell(message: Mapping[str, Any], **_: Any) -> None:
+    """Take what Ray says of its nodes, which it would print to stdout, where the table goes, with pages of its log."""
+    said = " ".join(message["lines"]).strip().partition("\n")[0]
+    log.warning("Ray says: %s", said.partition(". ")[0])
 
 
 def _place(address: str) -> str:
