@@ -390,7 +390,12 @@ def _connect(address: str | None, cpus: int) -> bool:
 def _tell(message: Mapping[str, Any], **_: Any) -> None:
     """Take what Ray says of its nodes, which it would print to stdout, where the table goes, with pages of its log."""
     said = " ".join(message["lines"]).strip().partition("\n")[0]
-    log.warning("Ray says: %s", said.partition(". ")[0])
+    _tell_once(said.partition(". ")[0])
+
+
+@functools.cache
+def _tell_once(said: str) -> None:
+    log.warning("Ray says: %s", said)
 
 
 def _place(address: str) -> str:
