@@ -91,7 +91,7 @@ def test_another_server_is_no_ray(server, answer):
 
 def test_a_server_that_says_nothing_is_not_waited_for_long(server, monkeypatch):
     monkeypatch.setattr(ray_engine, "CONNECT_SECONDS", 0.2)
-    with pytest.raises(ZSQBenchError, match="no Ray answers at .*: timed out"):
+    with pytest.raises(ZSQBenchError, match=r"no Ray answers at .*: timed out"):
         ray_engine._check_answer(server(None))
 
 
@@ -108,6 +108,10 @@ def test_a_node_has_as_many_slots_as_cpus_and_gpus_allow(node, needs, slots):
 
 
 HERE = Installation((("torch", "2.6.0"), ("Python", "3.11")), frozenset({"mine (mine 1.0)"}))
+DIFFERENT = (
+    "torch 2.5.1 in place of 2.6.0, Python 3.12 in place of 3.11, no plugin mine (mine 1.0), "
+    "the plugin mine (mine 0.9), which is not here"
+)
 ASKED = {"token": "home folder /runs/.zsqbench", "data": "data root /data"}
 
 
@@ -129,10 +133,7 @@ ASKED = {"token": "home folder /runs/.zsqbench", "data": "data root /data"}
         ),
         (
             Sight(Installation((("torch", "2.5.1"), ("Python", "3.12")), frozenset({"mine (mine 0.9)"}))),
-            [
-                "has torch 2.5.1 in place of 2.6.0, Python 3.12 in place of 3.11, no plugin mine (mine 1.0), the plugin "
-                + "mine (mine 0.9), which is not here; install the same on all nodes"
-            ],
+            [f"has {DIFFERENT}; install the same on all nodes"],
         ),
     ],
 )

@@ -188,6 +188,10 @@ class RayExecutor(Executor):
         """True once it takes no more."""
         self._limits = limits or Limits()
         self._own = _connect(address, self._limits.threads * workers if workers else cores())
+        import ray
+
+        # max_calls: Ray would end a process after each task that has a GPU
+        self._task = ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(run_call)
         self._tasks: dict[Future[Any], ObjectRef[Any]] = {}
         self._config: WorkerConfig | None = None
         self._files: tuple[PluginFile, ...] = ()
@@ -220,14 +224,10 @@ class RayExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run in a process of a node, as soon as one has room."""
-        import ray
-
         cpus, gpus = self._needs(_nodes())
         without = self._config.without if self._config else ()
         call = Call(self._limits, installation(without), without, self._files, fn, args, kwargs)
-        # max_calls: Ray would end a process after each task that has a GPU
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=0, scheduling_strategy="SPREAD")
-        reference = task(run_call).remote(call)
+        reference = self._task.options(num_cpus=cpus, num_gpus=gpus).remote(call)
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # `cancel` of a task that runs is the business of `shutdown`
         self._tasks[future] = reference
