@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 
@@ -147,7 +148,8 @@ def test_a_node_that_comes_later_with_other_versions_does_no_step():
         run_call(call)
 
 
-def test_a_plugin_file_is_copied_where_it_is_not(tmp_path):
+def test_a_plugin_file_is_copied_where_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = tmp_path / "mine.py"
     path.write_text("here")
     file = PluginFile(path, b"here")
@@ -156,6 +158,13 @@ def test_a_plugin_file_is_copied_where_it_is_not(tmp_path):
     copy = file.placed()
     assert (copy.name, copy.read_bytes(), copy == path) == ("mine.py", b"here", False)
     assert copy == file.placed()  # a worker's session lasts as long as its configuration is the same
+
+
+def test_a_folder_of_another_user_gets_no_plugin_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ZSQBenchError, match=r"zsqbench-plugins-12345 on .* belongs to another user"):
+        PluginFile(tmp_path / "mine.py", b"here").placed()
 
 
 def test_an_address_is_refused_by_an_engine_that_has_none(bench):

@@ -4,13 +4,12 @@ A task hands its step to a worker process like the pool's, which the Ray process
 ends of workers are those of the pool, and Ray only says where a step runs.
 """
 
-import atexit
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import platform
-import shutil
 import signal
 import socket
 import tempfile
@@ -36,6 +35,7 @@ from zsqbench.methods import Engine
 from zsqbench.methods.engine import NodeLostError
 from zsqbench.plugins import installed_plugins
 from zsqbench.reports.results import package_version
+from zsqbench.store import temporary_beside
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -335,12 +335,21 @@ def _with_files(config: WorkerConfig, files: Sequence[PluginFile]) -> WorkerConf
     return replace(config, plugin_files=tuple(placed.get(path, path) for path in config.plugin_files))
 
 
-@functools.cache
 def _copy_of(file: PluginFile) -> Path:
-    """A copy of a plugin file, one for each process of Ray."""
-    copy = Path(tempfile.mkdtemp(prefix="zsqbench-plugin-")) / file.path.name
-    copy.write_bytes(file.content)
-    atexit.register(shutil.rmtree, copy.parent, ignore_errors=True)
+    """A copy of a plugin file below the folder for temporary files, one for each content: Ray's processes are killed.
+
+    Raises ZSQBenchError where the folder is another user's, who could put anything there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"zsqbench-plugins-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise ZSQBenchError(f"{folder} on {socket.gethostname()} belongs to another user; it has to go")
+    copy = folder / hashlib.sha256(file.content).hexdigest()[:16] / file.path.name
+    if not copy.exists():
+        copy.parent.mkdir(exist_ok=True)
+        temporary = temporary_beside(copy)  # other processes of Ray write it, too
+        temporary.write_bytes(file.content)
+        temporary.replace(copy)
     return copy
 
 
