@@ -203,14 +203,14 @@ class RayExecutor(Executor):
         return max(1, sum(node.slots(cpus, gpus) for node in nodes))
 
     def check(self, config: WorkerConfig) -> None:
-        """Compare all nodes with this machine, and take the plugin files along.
+        """Compare all nodes that take steps with this machine, and take the plugin files along.
 
         Raises ZSQBenchError where a node does not see the folders, or has other versions, plugins or plugin files.
         """
         self._config = config
         self._files = tuple(PluginFile(path, path.read_bytes()) for path in config.plugin_files)
-        nodes = _nodes()
-        if not any(node.cpus for node in nodes):
+        nodes = [node for node in _nodes() if node.cpus]  # a head often takes no steps
+        if not nodes:
             raise ZSQBenchError("no node of the Ray has a CPU for steps; start one with --num-cpus of 1 or more")
         here = installation(config.without)
         with _token(config.home) as token:
