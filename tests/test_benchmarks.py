@@ -18,6 +18,7 @@ SLOW = {
     "synthesis": "it makes images, which takes seconds",
     "export": "it exports three networks, which takes half a minute of a CPU",
     "scale": "it runs a suite of 50 cells twice, and logs it to MLflow, which takes a minute",
+    "ray_engine": "it starts three nodes of a Ray, which takes half a minute",
     "harness": "it starts ten processes that import torch, which takes a minute of a CPU",
 }
 
@@ -44,6 +45,8 @@ def quickly(monkeypatch, capsys):
     "name", [pytest.param(name, marks=pytest.mark.slow(SLOW[name]) if name in SLOW else ()) for name in SCRIPTS]
 )
 def test_a_benchmark_runs_and_prints_its_figures(name, quickly):
+    if name == "ray_engine":
+        pytest.importorskip("ray", reason="it needs Ray: pip install '.[ray]'")
     lines = quickly(name).splitlines()
     assert len(lines) >= 3, lines
     assert all(any(character.isdigit() for character in line) for line in lines)

@@ -60,6 +60,7 @@ def run(
     without: Sequence[str] = (),
     workers: int | None = None,
     engine: str = "pool",
+    address: str | None = None,
     device: str = "auto",
     isolation: "Isolation" = "auto",
     step_timeout: float | None = None,
@@ -71,8 +72,9 @@ def run(
 
     `select` is an expression over names of cells (`-k`), `shard` one part of these, such as "3/8" (see `merge`),
     `overrides` are texts `a.b=value` (`--set`), `workers` is the number of steps at the same time (0: in this process).
-    `isolation` says which steps get a fresh process: those of
-    methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
+    `engine` says where they run, and `address` (HOST:PORT) which Ray the engine "ray" uses. `isolation` says which
+    steps get a fresh process: those of methods that are not shipped with zsqbench ("auto"), every one ("step"), or none
+    ("worker"). `step_timeout` is in
     seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
     beside results. `report` ends it with pages for a browser, as the function of this name makes them. Raises
     ZSQBenchError for what cannot be meant.
@@ -80,7 +82,7 @@ def run(
     this, cells = open_run(
         suite, home, results, data_root, select, overrides, plugins, without, device, isolation, shard=shard
     )
-    return execute(this, cells, workers, engine, step_timeout, memory, columns, report)
+    return execute(this, cells, workers, engine, step_timeout, memory, columns, report, address)
 
 
 def plan(

@@ -93,6 +93,8 @@ def engine_of(
     """The engine that runs cells; without workers, this process."""
     found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     threads = max((cell.settings.threads for cell in cells), default=1)
+    if (address := limits.get("address")) and "address" not in found.model_fields:
+        raise ZSQBenchError(f"--address {address}: the engine {found.name} has none; --engine ray takes one")
     return cast("type[Engine]", found)(workers=workers or None, threads=threads, **limits)
 
 
@@ -105,6 +107,7 @@ def execute(
     memory: float | None = None,
     columns: Sequence[str] = (),
     report: bool = False,
+    address: str | None = None,
 ) -> "RunReport":
     """Run cells on an engine; see `run`."""
     from zsqbench.execution.session import GIB
@@ -126,7 +129,9 @@ def execute(
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
-    limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
+    limits: dict[str, Any] = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
+    if address is not None:
+        limits["address"] = address
     this.columns, this.reports = tuple(columns), report
     return this.execute(cells, engine_of(this, cells, workers, engine, **limits))
 

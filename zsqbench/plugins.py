@@ -127,6 +127,11 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, onl
     return catalog
 
 
+def installed_plugins() -> list[Plugin]:
+    """The installed plugins, none of which is loaded."""
+    return [plugin for plugin, _ in _entry_points()]
+
+
 def _from_files(files: Sequence[Path]) -> list[tuple[Plugin, Load]]:
     paths = dict.fromkeys(file.resolve() for file in files)
     return [(Plugin(path.stem, str(path), source=_source(path)), partial(_import_file, path)) for path in paths]

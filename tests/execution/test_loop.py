@@ -9,10 +9,12 @@ import pytest
 from faults import flip, rewrite_manifest
 from runs import Started
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.execution.engines import Pool
 from zsqbench.execution.loop import Loop
 from zsqbench.leases import Leases
 from zsqbench.methods import Engine, Settings
+from zsqbench.methods.engine import NodeLostError
 from zsqbench.steps import Job, Outcome, Step
 from zsqbench.store import Store
 from zsqbench.suite import Cell
@@ -152,6 +154,8 @@ class Aside(Plain):
 class Meetings(ThreadPoolExecutor):
     """Notes which steps run at the same time. A step that has `partners` ends when as many others run beside it."""
 
+    replaces_workers = True
+
     def __init__(self, slots, partners, outcomes):
         super().__init__(slots)
         self._changed = threading.Condition()
@@ -172,7 +176,10 @@ class Meetings(ThreadPoolExecutor):
         time.sleep(0.02)  # in which whatever else is started would be met
         with self._changed:
             self.running.discard(name)
-        return self._outcomes.get(name, Outcome("done"))
+        outcome = self._outcomes.get(name, Outcome("done"))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
 class FakeEngine(Engine):
@@ -258,6 +265,42 @@ def test_a_step_that_fails_is_settled_with_all_that_it_blocks(tmp_path):
     }
     assert {key for _, key in heard} == {"a", "b", "c", "timed"}
     assert loop.background_failures() == {}
+
+
+def test_a_step_is_tried_on_five_nodes_that_are_lost(tmp_path, caplog):
+    engine = FakeEngine().meet(outcomes={"a": NodeLostError("its node was lost")})
+    loop, _ = loop_of(tmp_path, engine)
+    loop.run([step("a"), step("b")])
+    loop.close()
+    assert (loop.outcomes["a"], loop.outcomes["b"].status) == (Outcome("failed", error="its node was lost"), "done")
+    assert engine.start().order.count("a") == 5
+    assert [record.message for record in caplog.records] == ["a is tried again elsewhere: its node was lost"] * 4
+
+
+class Checked(FakeEngine):
+    def check(self, config):
+        self._meetings.order.append("check")
+        if "b" in self._meetings.order:
+            raise ZSQBenchError("a node is blind")
+
+
+def test_an_engine_is_checked_once_and_before_the_first_step(tmp_path):
+    engine = Checked().meet()
+    loop, _ = loop_of(tmp_path, engine)
+    loop.run([])
+    loop.run([step("a")])
+    loop.run([step("b")])
+    loop.close()
+    assert engine.start().order == ["check", "a", "b"]
+
+
+def test_a_run_ends_where_the_engine_says_that_no_step_can_run(tmp_path):
+    engine = Checked().meet()
+    engine.start().order.append("b")
+    loop, heard = loop_of(tmp_path, engine)
+    with pytest.raises(ZSQBenchError, match="a node is blind"):
+        loop.run([step("a")])
+    assert (heard, engine.start().order) == ([], ["b", "check"])
 
 
 # --- the pool: real processes ---------------------------------------------------------------------------------------

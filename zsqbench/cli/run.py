@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @shard_option
 @click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
 @click.option("--engine", default="pool", show_default=True, help="Where steps run: an installed engine.")
+@click.option("--address", metavar="HOST:PORT", help="The Ray of --engine ray; else RAY_ADDRESS, or one of its own.")
 @device_option
 @click.option(
     "--isolation",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 def run(
     workers: int | None,
     engine: str,
+    address: str | None,
     step_timeout: float | None,
     memory: float | None,
     columns: Sequence[str],
@@ -60,7 +62,7 @@ def run(
         options["without"] = (*options["without"], "progress")
     this, cells = opening.open_run(**options)
     tell_notes(this.suite)
-    done = opening.execute(this, cells, workers, engine, step_timeout, memory, columns, report)
+    done = opening.execute(this, cells, workers, engine, step_timeout, memory, columns, report, address)
     click.echo(done.table)  # after the progress display has left the terminal
     _warn_of_background(done.background_failures)
     if error := done.table_error or done.report_error:

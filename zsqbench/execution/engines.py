@@ -25,7 +25,7 @@ class Pool(Engine):
 
     def slots(self) -> int:
         """As many as asked for; else one for each GPU, or for each `threads` cores."""
-        return self.workers or len(_gpus()) or max(1, _cores() // self.threads)
+        return self.workers or len(_gpus()) or max(1, cores() // self.threads)
 
     def start(self) -> Executor:
         """Start the workers as they are needed."""
@@ -131,7 +131,8 @@ class WorkerPool(Executor):
                 self._guard.leave(worker.pid)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

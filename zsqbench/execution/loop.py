@@ -1,6 +1,7 @@
 """The one run loop: ready steps go to free slots."""
 
 import contextlib
+import logging
 import signal
 import time
 from collections import Counter
@@ -15,15 +16,20 @@ from zsqbench.execution.timings import Timings
 from zsqbench.execution.worker import read_progress, run_step
 from zsqbench.leases import Leases
 from zsqbench.methods import Engine
+from zsqbench.methods.engine import NodeLostError
 from zsqbench.steps import NetworkFacts, Outcome, Progress, Step
 
 if TYPE_CHECKING:
     from zsqbench.execution.plan import Facts
     from zsqbench.execution.run import Run
 
+log = logging.getLogger("zsqbench")
+
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
 """A step whose worker died is tried once more: the culprit may have been whatever else filled the memory."""
+LOSSES = 5
+"""A step is tried on so many nodes that are lost; this one may be what ends them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class Loop:
         self._running: dict[Future[Outcome], Step] = {}
         self._elsewhere: dict[str, Step] = {}
         """Steps that other runs do."""
+        self._checked = False
         self._attempts: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
         self._made_again: set[str] = set()
         self._settled: list[Step] = []
         self._all_settled: list[Step] = []
@@ -66,10 +74,12 @@ class Loop:
     def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
         """Run steps, each after what it needs; call `after` with those that are settled, whenever some are.
 
-        Ctrl-C, or another signal that asks for the end, ends it: what is not settled then is interrupted.
+        Ctrl-C, or another signal that asks for the end, ends it: what is not settled then is interrupted. Raises
+        ZSQBenchError where the engine says that no step can run.
         """
         try:
             self._queue.add(steps)
+            self._check_engine()
             while self._queue or self._running or self._elsewhere:
                 self._look_elsewhere()
                 self._fill_slots()
@@ -108,6 +118,12 @@ class Loop:
         failed = [step for step in self._all_settled if step.type.background]
         outcomes = {step.label: self.outcomes[step.key] for step in failed}
         return {label: outcome.cause for label, outcome in outcomes.items() if outcome.status == "failed"}
+
+    def _check_engine(self) -> None:
+        """Let the engine look at what it has, once and if there is something to do."""
+        if self._queue and not self._checked:
+            self.engine.check(self.run_.config)
+            self._checked = True
 
     def _take_settled(self) -> list[Step]:
         settled, self._settled = self._settled, []
@@ -179,7 +195,7 @@ class Loop:
         except BrokenExecutor as error:
             outcome = Outcome("failed", error=_death(error, step))
             self._restart_if_broken()
-            if self._try_again(step):
+            if self._try_elsewhere(step, error) if isinstance(error, NodeLostError) else self._try_again(step):
                 return
         except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
             outcome = Outcome("failed", error=one_line(error))
@@ -211,6 +227,15 @@ class Loop:
         if self._attempts[step.key] >= ATTEMPTS:
             return False
         self._queue.add([step], {running.key for running in self._running.values()})
+        return True
+
+    def _try_elsewhere(self, step: Step, error: NodeLostError) -> bool:
+        """Put a step back whose node was lost, which says nothing of the step."""
+        self._losses[step.key] += 1
+        if self._losses[step.key] >= LOSSES:
+            return False
+        log.warning("%s is tried again elsewhere: %s", step.label, error)
+        self._queue.add([step])
         return True
 
     def _make_again(self, step: Step, damaged: str) -> bool:
