@@ -19,6 +19,7 @@ def quantized(quantizer, scheme="hw/w3a4", ctx=None):
     return student
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hw_strict/w3a8", "academic/w4a4", "pot/w4a8", "hast/w4a4"])
 def test_it_is_a_quantizer(scheme):
     check_quantizer(AdaRound(**SHORT), scheme, tiny_teacher())

@@ -30,6 +30,7 @@ def quantized(ctx=None, **options):
     return student
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("host", ["gdfq", "qimera"])
 def test_it_is_a_quantizer_with_either_host(host):
     check_quantizer(AIT(**SHORT, host=host), "hast/w3a3", tiny_teacher())
@@ -91,6 +92,7 @@ def test_the_loss_is_the_divergence_alone():
     )
 
 
+@pytest.mark.usefixtures("briefly")
 def test_float_weights_have_no_integers_to_change():
     check_quantizer(AIT(**SHORT), "hast/w32a4", tiny_teacher())
 

@@ -68,6 +68,7 @@ def read_range(weight, groups):
     return weight.abs().amax((1, 2, 3)) if groups > 1 else weight.abs().amax((0, 2, 3))
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hw/w8a8", "hw_strict/w8a8", "hw/w4a4", "pot/w8a8", "hw/w32a8", "academic/w2a32"])
 @pytest.mark.parametrize(
     "options", [{}, {"relu6": "per_channel", "per_channel": True}, {"absorb_padded": False}, NOTHING]
@@ -334,6 +335,7 @@ def test_a_network_without_norms_is_refused():
         quantized(DFQ(), teacher)
 
 
+@pytest.mark.usefixtures("briefly")
 def test_a_norm_that_cannot_be_folded_is_enough():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -386,6 +388,7 @@ class LastBranch(Branches):
         return self.last(self.shared(4 * self.stem(x)).relu().mean((2, 3)))
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("options", [{}, {"relu6": "per_channel"}, {"equalization": False}])
 def test_a_layer_that_two_branches_call_is_quantized_and_the_row_says_that_it_is_not_equalized(options):
     torch.manual_seed(0)

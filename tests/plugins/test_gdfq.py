@@ -19,6 +19,7 @@ def quantized(quantizer, ctx=None):
     return student
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("method", [GDFQ, Qimera])
 @pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
 def test_they_are_quantizers_that_read_no_images(method, scheme):
@@ -93,6 +94,7 @@ def test_published_values_go_by_data_set():
     assert Qimera(mixed_classes=4).resolved(teacher).mixed_classes == 4
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("options", [{"embeddings": "network"}, {"mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}])
 def test_qimeras_choices_run(options):
     check_quantizer(Qimera(**SHORT, **options), "hast/w4a4", tiny_teacher())

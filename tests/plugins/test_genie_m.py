@@ -30,6 +30,7 @@ from zsqbench.testing import check_quantizer, context, tiny_teacher
 SHORT = {"iterations": 6, "batch_size": 8}
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hast/w3a3"])
 @pytest.mark.parametrize("fold", [False, True])
 def test_it_is_a_quantizer(scheme, fold):
@@ -55,6 +56,7 @@ def test_activations_are_clipped_before_they_are_rounded():
     assert all(quantizer.clips_first for _, quantizer in activation_quantizers(student))
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_signed_activations_have_one_more_code_below_zero(bits):
     student = check_quantizer(GENIEM(**SHORT), f"hw_strict/w4a{bits}", tiny_teacher())
@@ -62,6 +64,7 @@ def test_signed_activations_have_one_more_code_below_zero(bits):
     assert zero_points == {0.0, 2.0 ** (bits - 1)}
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("factor", [1e-3, 1e-6, 1e-10, 0.0])
 def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
     teacher = tiny_teacher()
@@ -70,6 +73,7 @@ def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
     assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))
 
 
+@pytest.mark.usefixtures("briefly")
 def test_without_iterations_activations_are_initialised_and_weights_round_to_nearest():
     student = check_quantizer(GENIEM(iterations=0, batch_size=8), teacher=tiny_teacher())
     assert all((quantizer.scale > 0).all() for _, quantizer in activation_quantizers(student))

@@ -162,11 +162,13 @@ def first(ctx, curve):
     return ctx.reporter.curves[curve][0][1]
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
 def test_the_training_is_a_quantizer(scheme):
     check_quantizer(Training(**TRAINING), scheme, tiny_teacher())
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("alignment", ["attention", "paper_attention", "direct", "none"])
 @pytest.mark.parametrize("promotion", ["kl_fa", "kl", "fa", "none"])
 def test_each_form_of_alignment_goes_with_each_promotion(alignment, promotion):

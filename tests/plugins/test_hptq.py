@@ -52,6 +52,7 @@ def hardswish(golden):
     return pretrained(network), vectors
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize(
     "options",
     [
@@ -71,6 +72,7 @@ def test_hptq_keeps_the_contract_of_quantizers(options):
     check_quantizer(HPTQ(**options), "pot/w4a4", tiny_teacher())
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w32a4", "hw/w2a32", "academic/w4a4", "hast/w3a3"])
 def test_it_runs_in_every_scheme(scheme):
     check_quantizer(HPTQ(preset="paper"), scheme, tiny_teacher())

@@ -11,11 +11,13 @@ from zsqbench.testing import check_quantizer, context, tiny_teacher
 SHORT = {"iterations": 6, "batch_size": 8}
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "academic_intended/w3a3", "hast/w4a4"])
 def test_it_is_a_quantizer(scheme):
     check_quantizer(QDrop(**SHORT), scheme, tiny_teacher())
 
 
+@pytest.mark.usefixtures("briefly")
 def test_dropping_changes_what_is_learned():
     first, second = (
         check_quantizer(QDrop(**SHORT, drop=drop), teacher=tiny_teacher()).state_dict() for drop in (0.0, 0.5)
@@ -49,6 +51,7 @@ def test_pot_is_not_its_grid():
     assert "grid" in QDrop().rejects(parse_scheme("pot/w8a8"))
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_schemes_widths_are_kept():
     student = check_quantizer(QDrop(**SHORT), "academic/w2a4", tiny_teacher())
     widths = [entry.bits for entry in effective_map(student) if entry.kind == "weight"]

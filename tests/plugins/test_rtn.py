@@ -11,6 +11,7 @@ from zsqbench.testing import check_quantizer, context, tiny_teacher
 RTN = load_plugins().find("quantizer", "rtn").method
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("ranges", ["minmax", "mse", "percentile"])
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w8a8", "hw/w32a4", "hw/w2a32"])
 def test_rtn_keeps_the_contract_of_quantizers(ranges, scheme):
@@ -65,6 +66,7 @@ def test_weight_ranges_by_hand():
     torch.testing.assert_close(dict(weight_quantizers(student))["classifier"].scale[:, 0], span / 15)
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("grid", ["affine", "symmetric", "power_of_two"])
 @pytest.mark.parametrize("ranges", ["minmax", "mse", "percentile"])
 def test_rtn_runs_on_every_grid(grid, ranges):
@@ -75,6 +77,7 @@ def test_rtn_runs_on_every_grid(grid, ranges):
     assert deviation(per_tensor, "hw_strict/w12a12") < 0.02
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_grid_that_a_scheme_demands_is_taken_and_no_other_allowed():
     teacher, scheme = tiny_teacher(), parse_scheme("pot/w8a8")
     assert RTN().rejects(scheme) is None

@@ -25,12 +25,14 @@ def pretrained(*layers, size=(3, 8, 8)):
     return Pretrained(nn.Sequential(*layers).eval().requires_grad_(False), size, (0.0,) * size[0], (1.0,) * size[0])
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("mode", MODES.values())
 @pytest.mark.parametrize("scheme", ["hw/w4a4", "hast/w4a4", "academic/w4a4"])
 def test_squant_keeps_the_contract_of_quantizers(mode, scheme):
     check_quantizer(SQUANT(mode=mode), scheme, tiny_teacher())
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hw/w32a4", "hw/w2a32", "hast/w2a2", "hw_strict/w8a8", "hast/w3a3", "hw/w12a12"])
 def test_it_runs_at_every_width(scheme):
     check_quantizer(SQUANT(), scheme, tiny_teacher())

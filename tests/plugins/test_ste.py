@@ -23,6 +23,7 @@ def quantized(images, ctx=None, **options):
     return student
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4", "hw_strict/w8a8", "academic/w2a4"])
 def test_it_is_a_quantizer(scheme):
     check_quantizer(STE(**SHORT), scheme, tiny_teacher())

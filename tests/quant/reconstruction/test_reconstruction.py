@@ -1,6 +1,7 @@
 import copy
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -343,9 +344,16 @@ def test_what_nobody_reads_is_left_alone():
     assert list(losses(ctx, "weights")) == ["main"]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+COMPILES_CPP = (
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++"),
+    pytest.mark.slow("it compiles C++, which takes half a minute"),
+)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-def test_compiled_units_learn_the_same():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=COMPILES_CPP)])
+def test_compiled_units_learn_the_same(backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().requires_grad_(False)
     joint = Stage(
         5, 8, rounding=Rounding(lr=0.02), step_sizes=StepSizes(), quantize_activations=True, source="mixed", drop=0.5
