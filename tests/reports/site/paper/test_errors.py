@@ -68,6 +68,12 @@ def test_why_there_are_none_is_told(store, tmp_path):
     assert "is damaged" in why(row, store)
 
 
+def test_a_method_that_is_right_on_few_hard_images_and_wrong_on_many_easy_ones_is_not_the_best(store):
+    rows = [seen([8, 9], 10, generator="noise", keys=KEYS), seen(range(8), 10, generator="dgh", keys=KEYS)]
+    (figure,) = errors_by_difficulty(rows, store, WHERE)
+    assert figure.chart.spec["spec"]["layer"][0]["encoding"]["color"]["sort"] == ["dgh with rtn", "noise with rtn"]
+
+
 def test_a_task_that_does_not_tell_difficulties_has_no_such_figure(tmp_path):
     (absent,) = errors_by_difficulty([seen([0], 10, keys=KEYS)], measured(Store(tmp_path), ()), WHERE)
     assert absent.why == "the measurement of the float network does not say how hard each image is"

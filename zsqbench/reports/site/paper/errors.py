@@ -77,12 +77,10 @@ def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> li
 
 
 def _figure(title: str, where: str, points: Sequence[Point]) -> PaperFigure:
-    errors: dict[str, list[float]] = {}
+    by_method: dict[str, list[Point]] = {}
     for point in points:
-        errors.setdefault(point.method, []).append(point.error)
-    methods, left_out = some(
-        sorted(errors, key=lambda method: sum(errors[method]) / len(errors[method])), "methods", "best"
-    )
+        by_method.setdefault(point.method, []).append(point)
+    methods, left_out = some(sorted(by_method, key=lambda method: _error(by_method[method])), "methods", "best")
     shown = [point for point in points if point.method in methods]
     layer: Spec = {
         "mark": {"type": "line", "point": {"size": 20}},
@@ -95,6 +93,11 @@ def _figure(title: str, where: str, points: Sequence[Point]) -> PaperFigure:
     }
     spec = panels("scheme", unique(point.scheme for point in shown), [layer])
     return PaperFigure.of(title, f"{where}: error by difficulty{left_out}", FIELDS, shown, spec)
+
+
+def _error(points: Sequence[Point]) -> float:
+    """The error in all bins together: few images are hard."""
+    return sum(point.error * point.among for point in points) / sum(point.among for point in points)
 
 
 def _bins(store: Store, key: str) -> "np.ndarray | str":
