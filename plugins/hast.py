@@ -161,16 +161,13 @@ class HASTTraining(GeneratorRangesQuantizer):
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
         import torch
 
-        from zsqbench.quant import alignment_loss, kl_divergence
+        from zsqbench.quant import alignment_loss, kl_divergence, split_features
         from zsqbench.synthesis import class_logits
 
         alpha, weight, epsilon = self.alpha, self.alignment_weight, self.epsilon
 
-        def split(returned: Any) -> "tuple[Any, tuple[Tensor, ...]]":
-            return returned if isinstance(returned, tuple) else (returned, ())
-
         def compare(images: "Tensor", expected: "Tensor", features: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-            logits, found = split(engine.network(images))
+            logits, found = split_features(engine.network(images))
             logits = class_logits(logits, images)
             kl = alpha * kl_divergence(logits, expected, self.temperature)
             agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
@@ -179,7 +176,7 @@ class HASTTraining(GeneratorRangesQuantizer):
             return kl, weight * alignment_loss(found, features, self.alignment), agreement
 
         def teach(images: "Tensor") -> "tuple[Tensor, tuple[Tensor, ...]]":
-            logits, features = split(network(images))
+            logits, features = split_features(network(images))
             return class_logits(logits, images), features
 
         if self.promotion in ("kl", "fa"):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from zsqbench.reports.comparison.comparison import Comparison
     from zsqbench.reports.reproduction.reproduction import Reproduction
     from zsqbench.reports.results import Result
+    from zsqbench.reports.site.paper.figure import PaperFigure
     from zsqbench.reports.site.sections import Section
 
 HOME = Path(".zsqbench")
@@ -466,7 +467,7 @@ def embedding(
     that the task does not evaluate. Raises ZSQBenchError for cells of several networks, and as `load_images` does.
     """
     from zsqbench.execution.embedding import find_features
-    from zsqbench.reports.site.drawing import check_figure_file, draw
+    from zsqbench.reports.site.drawing import check_figure_file
     from zsqbench.reports.site.paper.embedding import embedding as laid_out
     from zsqbench.steps.generate import Generate
 
@@ -477,8 +478,7 @@ def embedding(
     sets = {name: calibration_of(home, row) for name, row in reversed(first.items())}
     found = find_features(open_session(suite, home, data_root, plugins), sets, images)
     figure = laid_out(found.sets, found.real, found.why_no_real, where)
-    draw(figure.chart.complete({figure.chart.data: figure.columns}), Path(path))
-    return Path(path)
+    return _drawn(figure, Path(path))
 
 
 def landscape(
@@ -502,7 +502,7 @@ def landscape(
     classifier, and where an artifact is not in `home`.
     """
     from zsqbench.execution.landscape import QuantizedCell, check_installed, find_landscapes
-    from zsqbench.reports.site.drawing import check_figure_file, draw
+    from zsqbench.reports.site.drawing import check_figure_file
     from zsqbench.reports.site.paper.figure import MOST
     from zsqbench.reports.site.paper.landscape import landscape as drawn
     from zsqbench.steps.quantize import Quantize
@@ -520,8 +520,14 @@ def landscape(
         cells[row.cell] = QuantizedCell(artifact_of(home, row, Quantize.kind, "quantized network"), calibration)
     found = find_landscapes(open_session(suite, home, data_root, plugins, device=device), cells, images)
     figure = drawn(found, where)
-    draw(figure.chart.complete({figure.chart.data: figure.columns}), Path(path))
-    return Path(path)
+    return _drawn(figure, Path(path))
+
+
+def _drawn(figure: "PaperFigure", path: Path) -> Path:
+    from zsqbench.reports.site.drawing import draw
+
+    draw(figure.chart.complete({figure.chart.data: figure.columns}), path)
+    return path
 
 
 def _only_network(rows: "Sequence[Result]") -> str:

@@ -129,11 +129,10 @@ def execute(
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
-    limits: dict[str, Any] = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
-    if address is not None:
-        limits["address"] = address
     this.columns, this.reports = tuple(columns), report
-    return this.execute(cells, engine_of(this, cells, workers, engine, **limits))
+    limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
+    of_ray = {} if address is None else {"address": address}  # other engines have none
+    return this.execute(cells, engine_of(this, cells, workers, engine, **limits, **of_ray))
 
 
 def rows_of(

@@ -15,12 +15,12 @@ from runs import Started
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution import ray_engine
-from zsqbench.execution.processes import WorkerDiedError
+from zsqbench.execution.processes import Call, WorkerDiedError
 from zsqbench.execution.ray_engine import (
-    Call,
     Installation,
     Limits,
     Node,
+    NodeCall,
     PluginFile,
     Ray,
     RayExecutor,
@@ -35,9 +35,6 @@ from zsqbench.steps import Outcome
 
 LIMIT = 100
 ABSENT = "Ray is not installed: pip install '.[ray]'"
-
-
-# --- without Ray ----------------------------------------------------------------------------------------------------
 
 
 def test_the_engine_is_known_and_says_how_to_install_what_it_needs(monkeypatch):
@@ -143,7 +140,7 @@ def test_what_a_node_lacks_is_said(sight, faults):
 
 
 def test_a_node_that_comes_later_with_other_versions_does_no_step():
-    call = Call(Limits(), Installation((("torch", "0.1"),) * 5, frozenset()), (), (), os.getpid, (), {})
+    call = NodeCall(Limits(), Installation((("torch", "0.1"),) * 5, frozenset()), (), (), Call(os.getpid, (), {}))
     with pytest.raises(ZSQBenchError, match=r"the node .* joined with .* in place of 0\.1"):
         run_call(call)
 
@@ -171,9 +168,6 @@ def test_an_address_is_refused_by_an_engine_that_has_none(bench):
     said = bench.run("--address", "10.0.0.1:6379", workers=1)
     line = "error: --address 10.0.0.1:6379: the engine pool has none; --engine ray takes one\n"
     assert (2, line) == (said.code, said.err)
-
-
-# --- a Ray on this machine, one for all ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -282,9 +276,6 @@ def test_a_suite_on_ray_gives_what_one_process_gives(local, bench):
     (there,) = bench.rows().values()
     names = ("keys", "metrics", "definition", "status")
     assert (0, [here[name] for name in names]) == (said.code, [there[name] for name in names])
-
-
-# --- several nodes, a Ray of its own for each ------------------------------------------------------------------------
 
 
 WAITS = """

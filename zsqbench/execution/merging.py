@@ -165,9 +165,6 @@ def _check_nobody_works(place: Place) -> None:
         )
 
 
-# --- rows that count ------------------------------------------------------------------------------------------------
-
-
 def _read_target(target: Place, names: Collection[str]) -> _Rows:
     return _Rows({file.path.name: file.read() for file in target.row_files() if file.path.name in names})
 
@@ -219,9 +216,6 @@ def _backed(rows: _Rows, store: Store) -> _Rows:
     )
 
 
-# --- what may not be mixed ------------------------------------------------------------------------------------------
-
-
 def _check_alike(here: _Rows, there: _Rows, folder: Path) -> None:
     """Raise ZSQBenchError where rows of one suite are of other networks, data, methods or versions than those here."""
     for name, rows in there.files.items():
@@ -270,9 +264,6 @@ def _versions(kind: str, method: Described) -> Iterator[tuple[str, str]]:
     for other in (method.get("start"), method.get("over")):
         if other is not None:
             yield from _versions(kind, other)
-
-
-# --- merging --------------------------------------------------------------------------------------------------------
 
 
 def _copy(place: Place, store: Store) -> int:

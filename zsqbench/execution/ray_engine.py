@@ -28,7 +28,7 @@ from pydantic import Field, PrivateAttr
 
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.execution.engines import WorkerPool, cores
-from zsqbench.execution.processes import PATIENCE, WorkerDiedError
+from zsqbench.execution.processes import PATIENCE, Call, WorkerDiedError
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.hookspecs import hookimpl
 from zsqbench.methods import Engine
@@ -160,17 +160,15 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A function that a node is to call, and what it has to know for that: plain data."""
+class NodeCall:
+    """A call that a node is to make, and all that it has to know for that: plain data."""
 
     limits: Limits
     here: Installation
     """What is installed where the run is."""
     without: tuple[str, ...]
     files: tuple[PluginFile, ...]
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    call: Call
 
 
 class RayExecutor(Executor):
@@ -226,7 +224,7 @@ class RayExecutor(Executor):
         """Run in a process of a node, as soon as one has room."""
         cpus, gpus = self._needs(_nodes())
         without = self._config.without if self._config else ()
-        call = Call(self._limits, installation(without), without, self._files, fn, args, kwargs)
+        call = NodeCall(self._limits, installation(without), without, self._files, Call(fn, args, kwargs))
         reference = self._task.options(num_cpus=cpus, num_gpus=gpus).remote(call)
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # `cancel` of a task that runs is the business of `shutdown`
@@ -306,18 +304,16 @@ def installation(without: tuple[str, ...] = ()) -> Installation:
     return Installation(tuple(versions.items()), frozenset(f"{plugin.name} ({plugin.origin})" for plugin in plugins))
 
 
-# --- on a node ------------------------------------------------------------------------------------------------------
-
-
-def run_call(call: Call) -> Any:
+def run_call(asked: NodeCall) -> Any:
     """The task: call a function in the worker process that this process keeps.
 
     Raises ZSQBenchError on a node that came after the check and has other versions or plugins.
     """
-    if different := call.here.differences(installation(call.without)):
+    if different := asked.here.differences(installation(asked.without)):
         raise ZSQBenchError(f"the node {socket.gethostname()} joined with {', '.join(different)}")
-    args = tuple(_with_files(each, call.files) if isinstance(each, WorkerConfig) else each for each in call.args)
-    return _pool(call.limits, os.environ.get("CUDA_VISIBLE_DEVICES")).submit(call.fn, *args, **call.kwargs).result()
+    call, pool = asked.call, _pool(asked.limits, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    args = (_with_files(each, asked.files) if isinstance(each, WorkerConfig) else each for each in call.args)
+    return pool.submit(call.fn, *args, **call.kwargs).result()
 
 
 def look(paths: tuple[Path, ...], files: tuple[PluginFile, ...], without: tuple[str, ...]) -> Sight:
@@ -365,9 +361,6 @@ def _pool(limits: Limits, gpus: str | None) -> WorkerPool:
     return _pools[limits, gpus]
 
 
-# --- the Ray --------------------------------------------------------------------------------------------------------
-
-
 def _connect(address: str | None, cpus: int) -> bool:
     """Connect this process to a Ray; True where it was not connected before.
 
@@ -380,9 +373,8 @@ def _connect(address: str | None, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {}
-    if address == "local":
-        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    is_own = address == "local"
+    if is_own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
     elif address != "auto":
         _check_answer(address)
@@ -390,13 +382,20 @@ def _connect(address: str | None, cpus: int) -> bool:
     ray._private.worker.print_to_stdstream = _tell  # noqa: SLF001 - there is no option that keeps stdout clean
     try:
         with _kept_handler(), warnings.catch_warnings(action="ignore"):
-            ray.init(address, log_to_driver=False, configure_logging=False, **options)
+            ray.init(
+                address,
+                num_cpus=cpus if is_own else None,
+                object_store_memory=OBJECT_STORE if is_own else None,
+                include_dashboard=False if is_own else None,
+                log_to_driver=False,
+                configure_logging=False,
+            )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ZSQBenchError(f"cannot use the Ray {_place(address)}: {_first_sentence(error)}") from error
     return True
 
 
-def _tell(message: Mapping[str, Any], **_: Any) -> None:
+def _tell(message: Mapping[str, Sequence[str]], **_: object) -> None:
     """Take what Ray says of its nodes, which it would print to stdout, where the table goes, with pages of its log."""
     said = " ".join(message["lines"]).strip().partition("\n")[0]
     _tell_once(said.partition(". ")[0])

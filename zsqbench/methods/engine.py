@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NodeLostError(BrokenExecutor):
-    """What a future of an engine raises whose machine was lost, of which the step may be innocent."""
+    """A future of an engine raises this where its machine was lost, of which the step may be innocent."""
 
 
 class Engine(Method, ABC):

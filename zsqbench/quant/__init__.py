@@ -126,6 +126,7 @@ from zsqbench.quant.training import (
     block_outputs,
     kl_divergence,
     span_weights,
+    split_features,
     student_state,
     with_features,
 )
@@ -241,6 +242,7 @@ __all__ = [
     "shifted_grid",
     "shrink_search",
     "span_weights",
+    "split_features",
     "student_state",
     "switched",
     "symmetric_parameters",

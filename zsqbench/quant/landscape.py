@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.grids import QuantizedLayer
 from zsqbench.quant.student import quantized_layers
-from zsqbench.quant.training import alignment_loss, block_outputs, kl_divergence, with_features
+from zsqbench.quant.training import alignment_loss, block_outputs, kl_divergence, split_features, with_features
 
 CE, KL, FA = "CE", "KL", "FA"
 
@@ -98,14 +97,14 @@ class LossTerms:
         found = []
         for place in torch.split(torch.arange(len(images)), BATCH):
             with torch.no_grad():
-                logits, features = _split(self._reference(images[place]))
+                logits, features = split_features(self._reference(images[place]))
             given = logits.argmax(1) if labels is None else labels[place]
             found.append(Batch(images[place], given, logits, features))
         return found
 
     def on(self, batch: Batch) -> dict[str, Tensor]:
         """Each term on a batch."""
-        logits, features = _split(self._student(batch.images))
+        logits, features = split_features(self._student(batch.images))
         found = {
             CE: functional.cross_entropy(logits, batch.labels),
             KL: kl_divergence(logits, batch.logits, TEMPERATURE),
@@ -210,11 +209,6 @@ def _freed(layer: QuantizedLayer) -> nn.Parameter:
     del layer.weight_codes
     layer.weight, layer.weight_quantizer.enabled = weight, False
     return weight
-
-
-def _split(returned: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Logits and features of a network that `with_features` made."""
-    return returned if isinstance(returned, tuple) else (returned, ())
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:

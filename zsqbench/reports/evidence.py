@@ -19,9 +19,9 @@ class Difference:
 
     name: str
     """Such as `metrics.top1`."""
-    said: Any
+    said: object
     """In the row; None where it does not say it."""
-    measured: Any
+    measured: object
     """In the artifacts."""
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ def _equal(said: Any, measured: Any) -> bool:
     return math.isclose(said, measured, rel_tol=1e-9, abs_tol=1e-9) if numbers else bool(said == measured)
 
 
-def shortened(value: Any) -> str:
+def shortened(value: object) -> str:
     """A value as text that fits into a line."""
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - packed bits are long

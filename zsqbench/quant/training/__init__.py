@@ -2,7 +2,14 @@
 
 from zsqbench.quant.training.cuda_graphs import RecordedFunction
 from zsqbench.quant.training.distillation import kl_divergence
-from zsqbench.quant.training.feature_alignment import Alignment, alignment_loss, attention, block_outputs, with_features
+from zsqbench.quant.training.feature_alignment import (
+    Alignment,
+    alignment_loss,
+    attention,
+    block_outputs,
+    split_features,
+    with_features,
+)
 from zsqbench.quant.training.finetuning import (
     FineTuning,
     Schedule,
@@ -24,6 +31,7 @@ __all__ = [
     "block_outputs",
     "kl_divergence",
     "span_weights",
+    "split_features",
     "student_state",
     "with_features",
 ]

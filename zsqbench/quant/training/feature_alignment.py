@@ -59,6 +59,11 @@ def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Grap
     return fx.GraphModule(captured, graph)
 
 
+def split_features(returned: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output of a network that `with_features` made, and the features, of which there may be none."""
+    return returned if isinstance(returned, tuple) else (returned, ())
+
+
 def attention(features: Tensor) -> Tensor:
     """HAST's attention vector [N, C] of maps [N, C, H, W]: the mean square of each channel, normalised over channels.
 
