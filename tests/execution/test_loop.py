@@ -453,7 +453,7 @@ def test_a_step_of_which_nothing_is_heard_is_shown_once_a_minute(tmp_path, monke
     told, clock = [], [0.0]
     loop.run_.notify = lambda hook, step, progress: told.append((clock[0], hook, step.key, progress.note))
     monkeypatch.setattr("zsqbench.execution.loop.time.monotonic", lambda: clock[0])
-    loop._running = {object(): step("stuck")}
+    loop._running = {running(): step("stuck")}
     for clock[0] in range(0, 200, 20):
         loop._show_progress()
     assert told == [
