@@ -123,7 +123,7 @@ class Loop:
                 self._look_elsewhere()
                 self._fill_slots()
                 done = self._wait()
-                for future in done:
+                for future in [each for each in self._running if each in done]:  # in order
                     del self._group[future]
                     self._finish(self._running.pop(future), future)
                 self._fill_slots()  # before rows are written, so that no slot waits for that

@@ -264,14 +264,20 @@ class Group:
             return there
         answer = self._not_to_do(place, before) or self._ended_too_often(place)
         if answer is None:
-            call = self.calls[place]
-            answer = Call(self.conditions.call, (call.fn, *call.args), call.kwargs).answer()
+            answer = self._call(self.calls[place])
         try:
             content = pickle.dumps(answer)
         except Exception as error:  # noqa: BLE001 - what cannot be pickled
             content = pickle.dumps(Answer(error=RuntimeError(one_line(error))))
         write_atomically(self._file(place, "answer"), base64.b64encode(content).decode())
         return answer
+
+    def _call(self, call: Call) -> Answer:
+        """Make a call. Lets SystemExit through, by which submitit ends a job that it has put back."""
+        try:
+            return Answer(self.conditions.call(call.fn, *call.args, **call.kwargs))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the run is told
+            return Answer(error=error)
 
     def _not_to_do(self, place: int, before: Sequence[Answer]) -> Answer | None:
         """The answer of a step that needs one which did not end well."""
@@ -555,8 +561,8 @@ def _last_line(path: Path) -> str:
 
 def _said(error: Exception) -> str:
     """The reason why a command of Slurm failed, without the rest of what it and submitit say."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line.partition(mark)[2] for mark in ("error: ", "fatal: ", "sbatch: ") for line in lines if mark in line]
     return told[0] if told else one_line(error)
 
 
@@ -567,7 +573,7 @@ def _run(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ZSQBenchError(f"{command[0]} does not answer: {one_line(error)}") from error
     if done.returncode:
-        raise ZSQBenchError(_said(RuntimeError(done.stderr or done.stdout or f"exit code {done.returncode}")))
+        raise ZSQBenchError(_said(ZSQBenchError(done.stderr.strip() or f"exit code {done.returncode}")))
     return done.stdout
 
 
