@@ -433,6 +433,13 @@ def test_states_are_those_of_squeue(commands):
     ]
 
 
+def test_nodes_are_those_that_jobs_may_be_on(commands, tmp_path):
+    commands("sinfo", f'echo "$@" > {tmp_path}/asked; echo n1; echo n2; echo n2')
+    options = {"partition": "gpu", "nodelist": "n[1-2]", "qos": "high"}
+    assert SlurmQueue(options, 1).nodes() == {"n1", "n2"}
+    assert (tmp_path / "asked").read_text().split()[-2:] == ["--partition=gpu", "--nodes=n[1-2]"]
+
+
 def test_a_command_that_hangs_is_given_up(commands, monkeypatch):
     commands("squeue", "exec sleep 60")
     monkeypatch.setattr(slurm_engine, "COMMAND_SECONDS", 0.2)

@@ -181,9 +181,10 @@ class SlurmQueue:
         return {job: State(state, reason, node) for job, state, reason, node in fields}
 
     def nodes(self) -> set[str]:
-        """Those of the partitions that were asked for, or of all."""
-        partition = [f"--partition={self.options['partition']}"] if "partition" in self.options else []
-        return set(_run(["sinfo", "--noheader", "--Node", "--format=%N", *partition]).split())
+        """Those of the partitions and lists that were asked for, or all."""
+        names = {"partition": "--partition", "nodelist": "--nodes"}
+        asked = [f"{names[option]}={value}" for option, value in self.options.items() if option in names]
+        return set(_run(["sinfo", "--noheader", "--Node", "--format=%N", *asked]).split())
 
     def cancel(self, name: str) -> None:
         """By scancel. Slurm itself would let steps go on for half a minute, so they are killed first."""
