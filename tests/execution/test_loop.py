@@ -1,3 +1,5 @@
+import os
+import shutil
 import signal
 import threading
 import time
@@ -608,6 +610,25 @@ def test_two_runs_on_one_home_do_each_step_once(bench):
         f"{kind} {seed}": 1 for kind in ("generate", "quantize") for seed in range(4)
     }
     assert list((bench.home / "leases").iterdir()) == []
+
+
+@pytest.mark.slow("it starts eight runs at once, and needs root")
+@pytest.mark.timeout(300)
+def test_eight_runs_on_four_machines_that_share_a_home_do_each_step_once(bench, monkeypatch):
+    monkeypatch.setattr("runs.PATIENCE", 280)  # eight of them import torch
+    if os.getuid() or shutil.which("unshare") is None:
+        pytest.skip("only root may simulate machines, by unshare of util-linux")
+    runs = [
+        Started(bench, "seed: [0, 1, 2, 3]", "--results", bench.folder / f"results{number}", node=f"node{number % 4}")
+        for number in range(8)
+    ]
+    assert [run.end()[0] for run in runs] == [0] * 8
+    calls = bench.calls()
+    assert {call: calls.count(call) for call in calls if call.startswith(("generate", "quantize"))} == {
+        f"{kind} {seed}": 1 for kind in ("generate", "quantize") for seed in range(4)
+    }
+    tables = {(bench.folder / f"results{number}" / "toysuite.md").read_text() for number in range(8)}
+    assert (len(tables), list((bench.home / "leases").iterdir())) == (1, [])
 
 
 KILLED = """
