@@ -1,6 +1,7 @@
 """Runs in processes of their own, which tests interrupt and kill."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +15,16 @@ PATIENCE = 60.0
 """Seconds that a test waits for a run."""
 
 
+def simulated(node):
+    """The start of a command that runs as on another machine: with a host name and numbers of processes of its own."""
+    apart = [shutil.which("unshare"), "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return [*apart, "/bin/sh", "-c", f'hostname {node}; exec "$@"', "sh"]
+
+
 class Started:
     """A run of a bench's suite with one worker. Its generator `slow` makes the file `started` and does not end."""
 
-    def __init__(self, bench, block, *arguments, more=""):
+    def __init__(self, bench, block, *arguments, more="", node=""):
         self.bench = bench
         bench.add_plugin(
             """
@@ -45,7 +52,7 @@ class Slow(Toy):
         )
         command = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places(), *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, bench.folder / "start.py", *map(str, command)],
+            [*(simulated(node) if node else ()), sys.executable, bench.folder / "start.py", *map(str, command)],
             env=os.environ | {"PYTHONPATH": str(Path(zsqbench.__file__).parent.parent)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

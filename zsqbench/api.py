@@ -3,7 +3,7 @@
 Each function takes what its command takes, by the same names; `suite` is a file, or the name of a shipped one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ def run(
     workers: int | None = None,
     engine: str = "pool",
     address: str | None = None,
+    slurm: Mapping[str, str] | None = None,
     device: str = "auto",
     isolation: "Isolation" = "auto",
     step_timeout: float | None = None,
@@ -73,9 +74,9 @@ def run(
 
     `select` is an expression over names of cells (`-k`), `shard` one part of these, such as "3/8" (see `merge`),
     `overrides` are texts `a.b=value` (`--set`), `workers` is the number of steps at the same time (0: in this process).
-    `engine` says where they run, and `address` (HOST:PORT) which Ray the engine "ray" uses. `isolation` says which
-    steps get a fresh process: those of methods that are not shipped with zsqbench ("auto"), every one ("step"), or none
-    ("worker"). `step_timeout` is in
+    `engine` says where they run, and `address` (HOST:PORT) which Ray the engine "ray" uses; `slurm` are options of
+    sbatch for the engine "slurm", such as {"partition": "gpu"}. `isolation` says which steps get a fresh process: those
+    of methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
     seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
     beside results. `report` ends it with pages for a browser, as the function of this name makes them. Raises
     ZSQBenchError for what cannot be meant.
@@ -83,7 +84,7 @@ def run(
     this, cells = open_run(
         suite, home, results, data_root, select, overrides, plugins, without, device, isolation, shard=shard
     )
-    return execute(this, cells, workers, engine, step_timeout, memory, columns, report, address)
+    return execute(this, cells, workers, engine, step_timeout, memory, columns, report, address, slurm)
 
 
 def plan(
@@ -193,6 +194,8 @@ def reproduce(
     without: Sequence[str] = (),
     workers: int | None = None,
     engine: str = "pool",
+    address: str | None = None,
+    slurm: Mapping[str, str] | None = None,
     device: str = "auto",
 ) -> "Reproduction":
     """Each published value of a paper's table with what was measured, and a verdict: reached, or why not.
@@ -204,7 +207,7 @@ def reproduce(
     """
     this = open_reproduction(paper, table, row, suite, home, results, data_root, overrides, plugins, without, device)
     if run and this.run is not None and this.runnable:
-        execute(this.run, this.runnable, workers, engine)
+        execute(this.run, this.runnable, workers, engine, address=address, slurm=slurm)
     return this.look()
 
 

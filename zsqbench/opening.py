@@ -1,6 +1,6 @@
 """Open what commands and the API work on: a suite to run, its rows, a paper's table, the network of a cell."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -95,6 +95,9 @@ def engine_of(
     threads = max((cell.settings.threads for cell in cells), default=1)
     if (address := limits.get("address")) and "address" not in found.model_fields:
         raise ZSQBenchError(f"--address {address}: the engine {found.name} has none; --engine ray takes one")
+    if (slurm := limits.get("slurm")) and "slurm" not in found.model_fields:
+        option, value = next(iter(slurm.items()))
+        raise ZSQBenchError(f"--slurm-{option} {value}: the engine {found.name} has none; --engine slurm takes it")
     return cast("type[Engine]", found)(workers=workers or None, threads=threads, **limits)
 
 
@@ -108,6 +111,7 @@ def execute(
     columns: Sequence[str] = (),
     report: bool = False,
     address: str | None = None,
+    slurm: Mapping[str, str] | None = None,
 ) -> "RunReport":
     """Run cells on an engine; see `run`."""
     from zsqbench.execution.session import GIB
@@ -131,8 +135,8 @@ def execute(
     this.config = replace(this.config, memory=None if memory is None else int(memory * GIB))
     this.columns, this.reports = tuple(columns), report
     limits = {"step_timeout": step_timeout or this.suite.step_timeout, "memory": this.config.memory}
-    of_ray = {} if address is None else {"address": address}  # other engines have none
-    return this.execute(cells, engine_of(this, cells, workers, engine, **limits, **of_ray))
+    own = {name: value for name, value in {"address": address, "slurm": slurm and dict(slurm)}.items() if value}
+    return this.execute(cells, engine_of(this, cells, workers, engine, **limits, **own))  # of one engine alone
 
 
 def rows_of(

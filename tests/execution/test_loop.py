@@ -1,7 +1,10 @@
+import os
+import shutil
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -12,9 +15,11 @@ from runs import Started
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution.engines import Pool
 from zsqbench.execution.loop import Loop
+from zsqbench.execution.nodes import NodeFuture
+from zsqbench.execution.processes import WorkerDiedError
 from zsqbench.leases import Leases
 from zsqbench.methods import Engine, Settings
-from zsqbench.methods.engine import NodeLostError
+from zsqbench.methods.engine import GroupExecutor, NodeLostError, NodeUnfitError, NotBegunError
 from zsqbench.steps import Job, Outcome, Step
 from zsqbench.store import Store
 from zsqbench.suite import Cell
@@ -277,6 +282,183 @@ def test_a_step_is_tried_on_five_nodes_that_are_lost(tmp_path, caplog):
     assert [record.message for record in caplog.records] == ["a is tried again elsewhere: its node was lost"] * 4
 
 
+class Noded(Executor):
+    """Runs a step at once, on the node that has the fewest; a node fails all its steps, or is unfit for them."""
+
+    replaces_workers = True
+
+    def __init__(self, nodes):
+        self.nodes = nodes
+        self.order = []
+
+    def submit(self, fn, config, step):
+        counts = Counter(node for node, _ in self.order)
+        node = min(self.nodes, key=lambda node: counts[node])
+        self.order.append((node, step.key))
+        future = NodeFuture()
+        future.node = node
+        found = self.nodes[node]
+        if isinstance(found, Exception):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
+        return future
+
+
+class NodedEngine(FakeEngine):
+    def on(self, **nodes):
+        object.__setattr__(self, "_meetings", Noded(nodes))
+        return self
+
+    def leave_out(self, node):
+        left = {other: found for other, found in self._meetings.nodes.items() if other != node}
+        self._meetings.nodes = left or self._meetings.nodes
+        return bool(left)
+
+
+BROKEN = Outcome("failed", error="no CUDA")
+
+
+def test_a_node_that_fails_all_it_gets_is_left_out_and_its_steps_are_done_elsewhere(tmp_path, caplog):
+    engine = NodedEngine().on(n1=BROKEN, n2=Outcome("done"))
+    loop, heard = loop_of(tmp_path, engine)
+    steps = [step(f"s{number}") for number in range(8)]
+    loop.run([*steps, step("last", steps[0])])
+    loop.close()
+    assert {outcome.status for outcome in loop.outcomes.values()} == {"done"}
+    assert len(heard) == 9  # each step ends once
+    assert [node for node, _ in engine.start().order].count("n1") == 3
+    assert [record.message for record in caplog.records] == [
+        "node n1 is left out: it failed all 3 steps that it got, which are tried elsewhere; the first was s0: no CUDA"
+    ]
+
+
+def test_a_step_that_fails_everywhere_fails_once(tmp_path, caplog):
+    engine = NodedEngine().on(n1=BROKEN, n2=BROKEN, n3=BROKEN)
+    loop, heard = loop_of(tmp_path, engine)
+    steps = [step(f"s{number}") for number in range(12)]
+    loop.run([*steps, step("last", steps[0])])
+    loop.close()
+    assert [loop.outcomes[each.key] for each in steps] == [BROKEN] * 12
+    assert loop.outcomes["last"] == Outcome("blocked", error="no CUDA")
+    assert (len(heard), len(engine.start().order), caplog.records) == (13, 12, [])
+
+
+def test_an_unfit_node_is_left_out_at_once_and_no_step_is_to_blame(tmp_path, caplog):
+    engine = NodedEngine().on(n1=NodeUnfitError("it has torch 2.5.0"), n2=Outcome("done"))
+    loop, _ = loop_of(tmp_path, engine)
+    loop.run([step(name) for name in "abcd"])
+    loop.close()
+    assert {outcome.status for outcome in loop.outcomes.values()} == {"done"}
+    assert [record.message for record in caplog.records] == ["node n1 is left out: it has torch 2.5.0"]
+
+
+def test_a_run_ends_where_no_node_is_fit(tmp_path):
+    unfit = NodeUnfitError("it does not see the home folder")
+    engine = NodedEngine().on(n1=unfit, n2=unfit)
+    loop, _ = loop_of(tmp_path, engine)
+    with pytest.raises(ZSQBenchError) as raised:
+        loop.run([step(name) for name in "abcd"])
+    loop.close()
+    each = "it does not see the home folder"
+    assert str(raised.value) == f"no step can run: node n1: {each}; node n2: {each}"
+
+
+class Grouping(GroupExecutor):
+    """Does groups at once, in its own way for some steps."""
+
+    replaces_workers = True
+
+    def __init__(self, **ends):
+        self.ends, self.groups = ends, []
+
+    def submit(self, fn, *call):
+        return self.submit_group(fn, [call], [()])[0]
+
+    def submit_group(self, fn, calls, after):
+        steps = [call[-1].key for call in calls]
+        self.groups.append((steps, [list(each) for each in after]))
+        futures = []
+        for name in steps:
+            future = Future()
+            ends = self.ends.get(name, [])
+            end = ends.pop(0) if ends else Outcome("done")
+            future.set_exception(end) if isinstance(end, Exception) else future.set_result(end)
+            futures.append(future)
+        return futures
+
+
+class GroupingEngine(FakeEngine):
+    def grouping(self, **ends):
+        object.__setattr__(self, "_meetings", Grouping(**ends))
+        return self
+
+
+def chains(*names):
+    """For each name, a set with two cells of two steps, and a step aside."""
+    found = []
+    for name in names:
+        made = step(f"{name} set")
+        cells = [step(f"{name} quantize {number}", made) for number in (1, 2)]
+        found += [made, step(f"{name} aside", made, job=Aside), *cells]
+        found += [step(f"{name} evaluate {number}", cell) for number, cell in enumerate(cells, 1)]
+    return found
+
+
+def test_a_group_is_a_set_with_what_hangs_on_it_cell_by_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr("zsqbench.execution.loop.UNKNOWN", 20.0)  # of six steps, which are 120 s
+    engine = GroupingEngine().grouping()
+    loop, _ = loop_of(tmp_path, engine)
+    loop.run(chains("a", "b"))
+    loop.close()
+    (first, after), (second, _) = engine.start().groups
+    told = "a set", "a aside", "a quantize 1", "a evaluate 1", "a quantize 2", "a evaluate 2"
+    assert (first, second) == ([*told], [name.replace("a ", "b ", 1) for name in told])
+    assert after == [[], [0], [0], [2], [0], [4]]
+
+
+def test_an_exclusive_step_is_a_group_of_its_own(tmp_path):
+    engine = GroupingEngine().grouping()
+    loop, _ = loop_of(tmp_path, engine)
+    made = step("set")
+    loop.run([made, step("timed", made, job=Timed), step("other", made)])
+    loop.close()
+    assert [group for group, _ in engine.start().groups] == [["set", "other"], ["timed"]]
+
+
+def test_groups_grow_with_the_work_and_prices_are_those_of_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr("zsqbench.execution.loop.Estimates.of", lambda *_: SimpleNamespace(seconds=60.0))
+    engine = GroupingEngine().grouping()
+    loop, _ = loop_of(tmp_path, engine)
+    loop.run(step(str(number)) for number in range(100))
+    loop.close()
+    sizes = [len(group) for group, _ in engine.start().groups]
+    assert sizes == [10] * 10  # ten minutes at most; a share would be 2,000 s
+
+
+def test_what_was_not_begun_waits_again_and_a_dead_step_is_tried_once_more(tmp_path):
+    died, waits = WorkerDiedError("its job ended"), NotBegunError("not begun")
+    engine = GroupingEngine().grouping(a=[died], b=[waits])
+    loop, heard = loop_of(tmp_path, engine)
+    a = step("a")
+    loop.run([a, step("b", a)])
+    loop.close()
+    assert {name: outcome.status for name, outcome in loop.outcomes.items()} == {"a": "done", "b": "done"}
+    assert [group for group, _ in engine.start().groups] == [["a", "b"], ["a", "b"]]
+    assert [key for _, key in heard] == ["a", "b"]
+
+
+def test_what_was_not_begun_is_blocked_by_a_step_that_died_twice(tmp_path):
+    died, waits = WorkerDiedError("its job ended"), NotBegunError("not begun")
+    engine = GroupingEngine().grouping(a=[died, died], b=[waits, waits])
+    loop, _ = loop_of(tmp_path, engine)
+    a = step("a")
+    loop.run([a, step("b", a)])
+    loop.close()
+    failed = Outcome("failed", error="its job ended")
+    assert loop.outcomes == {"a": failed, "b": Outcome("blocked", error="its job ended")}
+
+
 class Checked(FakeEngine):
     def check(self, config):
         self._meetings.order.append("check")
@@ -430,6 +612,25 @@ def test_two_runs_on_one_home_do_each_step_once(bench):
     assert list((bench.home / "leases").iterdir()) == []
 
 
+@pytest.mark.slow("it starts eight runs at once, and needs root")
+@pytest.mark.timeout(300)
+def test_eight_runs_on_four_machines_that_share_a_home_do_each_step_once(bench, monkeypatch):
+    monkeypatch.setattr("runs.PATIENCE", 280)  # eight of them import torch
+    if os.getuid() or shutil.which("unshare") is None:
+        pytest.skip("only root may simulate machines, by unshare of util-linux")
+    runs = [
+        Started(bench, "seed: [0, 1, 2, 3]", "--results", bench.folder / f"results{number}", node=f"node{number % 4}")
+        for number in range(8)
+    ]
+    assert [run.end()[0] for run in runs] == [0] * 8
+    calls = bench.calls()
+    assert {call: calls.count(call) for call in calls if call.startswith(("generate", "quantize"))} == {
+        f"{kind} {seed}": 1 for kind in ("generate", "quantize") for seed in range(4)
+    }
+    tables = {(bench.folder / f"results{number}" / "toysuite.md").read_text() for number in range(8)}
+    assert (len(tables), list((bench.home / "leases").iterdir())) == (1, [])
+
+
 KILLED = """
 import signal
 class Killed(Toy):
@@ -453,7 +654,9 @@ def test_a_step_of_which_nothing_is_heard_is_shown_once_a_minute(tmp_path, monke
     told, clock = [], [0.0]
     loop.run_.notify = lambda hook, step, progress: told.append((clock[0], hook, step.key, progress.note))
     monkeypatch.setattr("zsqbench.execution.loop.time.monotonic", lambda: clock[0])
-    loop._running = {object(): step("stuck")}
+    running, waiting = Future(), Future()
+    running.set_running_or_notify_cancel()
+    loop._running = {running: step("stuck"), waiting: step("waits")}
     for clock[0] in range(0, 200, 20):
         loop._show_progress()
     assert told == [

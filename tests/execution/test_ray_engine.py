@@ -5,9 +5,9 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -15,18 +15,12 @@ from runs import Started
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution import ray_engine
-from zsqbench.execution.processes import Call, WorkerDiedError
+from zsqbench.execution.nodes import Limits, NodeFuture
+from zsqbench.execution.processes import WorkerDiedError
 from zsqbench.execution.ray_engine import (
-    Installation,
-    Limits,
     Node,
-    NodeCall,
-    PluginFile,
     Ray,
     RayExecutor,
-    Sight,
-    faults_of,
-    run_call,
 )
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.methods.engine import NodeLostError
@@ -105,65 +99,6 @@ def test_a_node_has_as_many_slots_as_cpus_and_gpus_allow(node, needs, slots):
     assert Node("id", "name", *node).slots(*needs) == slots
 
 
-HERE = Installation((("torch", "2.6.0"), ("Python", "3.11")), frozenset({"mine (mine 1.0)"}))
-DIFFERENT = (
-    "torch 2.5.1 in place of 2.6.0, Python 3.12 in place of 3.11, no plugin mine (mine 1.0), "
-    "the plugin mine (mine 0.9), which is not here"
-)
-ASKED = {"token": "home folder /runs/.zsqbench", "data": "data root /data"}
-
-
-@pytest.mark.parametrize(
-    ("sight", "faults"),
-    [
-        (Sight(HERE), []),
-        ("cannot run steps: no", ["cannot run steps: no"]),
-        (
-            Sight(HERE, unseen=("token",)),
-            ["does not see the home folder /runs/.zsqbench; it has to lie where all nodes see it"],
-        ),
-        (
-            Sight(HERE, unseen=("data",), changed=("/p.py",)),
-            [
-                "does not see the data root /data; it has to lie where all nodes see it",
-                "has another content of plugin file /p.py; remove it there, or copy it",
-            ],
-        ),
-        (
-            Sight(Installation((("torch", "2.5.1"), ("Python", "3.12")), frozenset({"mine (mine 0.9)"}))),
-            [f"has {DIFFERENT}; install the same on all nodes"],
-        ),
-    ],
-)
-def test_what_a_node_lacks_is_said(sight, faults):
-    assert faults == faults_of(sight, HERE, ASKED)
-
-
-def test_a_node_that_comes_later_with_other_versions_does_no_step():
-    call = NodeCall(Limits(), Installation((("torch", "0.1"),) * 5, frozenset()), (), (), Call(os.getpid, (), {}))
-    with pytest.raises(ZSQBenchError, match=r"the node .* joined with .* in place of 0\.1"):
-        run_call(call)
-
-
-def test_a_plugin_file_is_copied_where_it_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    path = tmp_path / "mine.py"
-    path.write_text("here")
-    file = PluginFile(path, b"here")
-    assert path == file.placed()
-    path.unlink()
-    copy = file.placed()
-    assert (copy.name, copy.read_bytes(), copy == path) == ("mine.py", b"here", False)
-    assert copy == file.placed()  # a worker's session lasts as long as its configuration is the same
-
-
-def test_a_folder_of_another_user_gets_no_plugin_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ZSQBenchError, match=r"zsqbench-plugins-12345 on .* belongs to another user"):
-        PluginFile(tmp_path / "mine.py", b"here").placed()
-
-
 def test_an_address_is_refused_by_an_engine_that_has_none(bench):
     said = bench.run("--address", "10.0.0.1:6379", workers=1)
     line = "error: --address 10.0.0.1:6379: the engine pool has none; --engine ray takes one\n"
@@ -221,6 +156,24 @@ def test_a_step_that_kills_the_process_of_ray_is_a_death_and_no_lost_node(local)
         result(future)
     assert not isinstance(raised.value, NodeLostError)
     assert result(local.submit(int, "1")) == 1
+
+
+def test_a_task_says_which_node_it_ran_on_and_the_last_one_is_not_left_out(local):
+    future = local.submit(int, "1")
+    result(future)
+    (node,) = local._nodes()
+    assert (future.node, local.leave_out(node.name), local.slots()) == (node.name, False, 1)
+
+
+def test_tasks_go_to_the_nodes_that_are_not_left_out_by_their_cpus(local, monkeypatch):
+    nodes = [Node("a" * 56, "a", 4, 0), Node("b" * 56, "b", 2, 0), Node("c" * 56, "c", 2, 0)]
+    monkeypatch.setattr(ray_engine, "_nodes", lambda: nodes)
+    monkeypatch.setattr(local, "_left_out", set())
+    monkeypatch.setattr(local, "_placed", {})
+    assert local._place(NodeFuture(), local._nodes()) == "SPREAD"
+    assert local.leave_out("c")
+    placed = [local._place(NodeFuture(), local._nodes()).node_id[0] for _ in range(6)]
+    assert (Counter(placed), [node.name for node in local._nodes()]) == ({"a": 4, "b": 2}, ["a", "b"])
 
 
 @pytest.mark.slow("Ray starts another process, which takes seconds")

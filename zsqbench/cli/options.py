@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
+SLURM = "--slurm-"
+"""Options that begin so are options of sbatch."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -66,9 +69,42 @@ def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
     return device
 
 
+class WithSlurmOptions(click.Command):
+    """A command that takes `--slurm-NAME VALUE` for each option of sbatch, and hands them on as `slurm`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take these options out of the others, which click knows."""
+        slurm: dict[str, str] = {}
+        others: list[str] = []
+        words = iter(args)
+        for word in words:
+            if not word.startswith(SLURM):
+                others.append(word)
+                continue
+            name, is_set, value = word.removeprefix(SLURM).partition("=")
+            given = value if is_set else next(words, "")
+            if not name or not given or (not is_set and given.startswith("--")):
+                raise click.UsageError(f"{word} has no value; a flag of sbatch takes true, as in {SLURM}exclusive true")
+            slurm[name] = given
+        ctx.params["slurm"] = slurm
+        return super().parse_args(ctx, others)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Tell of them after the others."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Options of --engine slurm"):
+            formatter.write_dl([(f"{SLURM}NAME VALUE", "sbatch's option --NAME, as in --slurm-partition gpu.")])
+
+
 device_option = click.option(
     "--device", callback=_check_device, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
+engine_options = _options(
+    click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process."),
+    click.option("--engine", default="pool", show_default=True, help="Where steps run: pool, ray, slurm, or another."),
+    click.option("--address", metavar="HOST:PORT", help="The Ray of --engine ray; else RAY_ADDRESS, or its own."),
+)
+"""Where steps run; a command that has them is of the class WithSlurmOptions, too."""
 columns_option = click.option(
     "--columns",
     callback=_names,

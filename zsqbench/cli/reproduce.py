@@ -1,7 +1,7 @@
 """`zsqbench reproduce`: a table of a paper beside what is measured here, with a verdict on each value."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +11,10 @@ import click
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS, EXIT_GATE, EXIT_SIGNAL
 from zsqbench.cli.options import (
     PATH,
+    WithSlurmOptions,
     data_root_option,
     device_option,
+    engine_options,
     format_option,
     home_option,
     overrides_option,
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from zsqbench.reports.reproduction.reproduction import Reproduction
 
 
-@click.command()
+@click.command(cls=WithSlurmOptions)
 @click.argument("paper")
 @click.argument("table")
 @click.argument("row", required=False)
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
 @home_option
 @results_option
 @plugin_options
-@click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
-@click.option("--engine", default="pool", show_default=True, help="Where steps run: an installed engine.")
+@engine_options
 @device_option
 @format_option
 def reproduce(
@@ -48,6 +49,8 @@ def reproduce(
     suite: Path | None,
     workers: int | None,
     engine: str,
+    address: str | None,
+    slurm: Mapping[str, str],
     form: str,
     **options: Any,
 ) -> int:
@@ -70,7 +73,7 @@ def reproduce(
         click.echo("\n".join([*described.lines(), ""]))
     code = 0
     if is_run and this.run is not None and this.runnable:
-        report = opening.execute(this.run, this.runnable, workers, engine)
+        report = opening.execute(this.run, this.runnable, workers, engine, address=address, slurm=slurm)
         code = EXIT_FAILED_CELLS if report.failed else 0
         code = code if report.signal is None else EXIT_SIGNAL + report.signal
         for told in filter(None, (report.outdated, report.table_error)):

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zsqbench.cli.exitcodes import EXIT_FAILED_CELLS, EXIT_SIGNAL
-from zsqbench.cli.options import columns_option, device_option, shard_option, suite_options
+from zsqbench.cli.options import (
+    WithSlurmOptions,
+    columns_option,
+    device_option,
+    engine_options,
+    shard_option,
+    suite_options,
+)
 from zsqbench.cli.suite import tell_notes
 
 if TYPE_CHECKING:
@@ -14,12 +21,10 @@ if TYPE_CHECKING:
     from zsqbench.reports.site.source import Origin
 
 
-@click.command()
+@click.command(cls=WithSlurmOptions)
 @suite_options
 @shard_option
-@click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process.")
-@click.option("--engine", default="pool", show_default=True, help="Where steps run: an installed engine.")
-@click.option("--address", metavar="HOST:PORT", help="The Ray of --engine ray; else RAY_ADDRESS, or one of its own.")
+@engine_options
 @device_option
 @click.option(
     "--isolation",
@@ -47,6 +52,7 @@ def run(
     workers: int | None,
     engine: str,
     address: str | None,
+    slurm: Mapping[str, str],
     step_timeout: float | None,
     memory: float | None,
     columns: Sequence[str],
@@ -62,7 +68,7 @@ def run(
         options["without"] = (*options["without"], "progress")
     this, cells = opening.open_run(**options)
     tell_notes(this.suite)
-    done = opening.execute(this, cells, workers, engine, step_timeout, memory, columns, report, address)
+    done = opening.execute(this, cells, workers, engine, step_timeout, memory, columns, report, address, slurm)
     click.echo(done.table)  # after the progress display has left the terminal
     _warn_of_background(done.background_failures)
     if error := done.table_error or done.report_error:

@@ -5,19 +5,21 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from zsqbench.errors import CorruptArtifactError, one_line
+from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
+from zsqbench.execution.estimates import Estimates
+from zsqbench.execution.noderecord import Ended, NodeRecord
 from zsqbench.execution.stepqueue import Queue
 from zsqbench.execution.timings import Timings
 from zsqbench.execution.worker import read_progress, run_step
 from zsqbench.leases import Leases
 from zsqbench.methods import Engine
-from zsqbench.methods.engine import NodeLostError
-from zsqbench.steps import NetworkFacts, Outcome, Progress, Step
+from zsqbench.methods.engine import GroupExecutor, NodeLostError, NodeUnfitError, NotBegunError
+from zsqbench.steps import Job, NetworkFacts, Outcome, Progress, Step
 
 if TYPE_CHECKING:
     from zsqbench.execution.plan import Facts
@@ -30,6 +32,14 @@ ATTEMPTS = 2
 """A step whose worker died is tried once more: the culprit may have been whatever else filled the memory."""
 LOSSES = 5
 """A step is tried on so many nodes that are lost; this one may be what ends them."""
+UNFIT = 3
+"""So many nodes may be unfit to run steps before one has done a step; then something is wrong for all."""
+SHORTEST, LONGEST = 120.0, 600.0
+"""Seconds of work of a group of steps: a share of all that there is, but within these."""
+UNKNOWN = 20.0
+"""Seconds that a step is taken to last of which nothing is known."""
+PRICE_SECONDS = 60.0
+"""Prices of steps are so old at most."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,26 @@ class _News:
     since: float
     silent: int = 0
     """Minutes of silence since, as they were last shown."""
+
+
+class _Prices:
+    """Seconds that steps may take, by what is remembered when this is made."""
+
+    def __init__(self, timings: Timings, waiting: Iterable[Step], slots: int) -> None:
+        self._estimates = Estimates(timings)
+        self._made = time.monotonic()
+        self.share = min(max(sum(map(self.of, waiting)) / slots, SHORTEST), LONGEST)
+        """Seconds of work that a group should have, so that all slots have some."""
+
+    @property
+    def age(self) -> float:
+        """In seconds."""
+        return time.monotonic() - self._made
+
+    def of(self, step: Step) -> float:
+        """Of one step."""
+        estimate = self._estimates.of(step)
+        return UNKNOWN if estimate is None else estimate.seconds
 
 
 class Loop:
@@ -59,11 +89,18 @@ class Loop:
         """The signal that interrupted it, if any."""
         self._queue = Queue(self.outcomes)
         self._running: dict[Future[Outcome], Step] = {}
+        self._group: dict[Future[Outcome], int] = {}
+        """The number of the group in which each was submitted; it has one step, unless the executor takes more."""
+        self._groups = 0
         self._elsewhere: dict[str, Step] = {}
         """Steps that other runs do."""
         self._checked = False
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
+        self._nodes = NodeRecord()
+        self._unfit: dict[str, str] = {}
+        """The reasons of nodes that can run no step."""
+        self._prices: _Prices | None = None
         self._made_again: set[str] = set()
         self._settled: list[Step] = []
         self._all_settled: list[Step] = []
@@ -80,11 +117,14 @@ class Loop:
         try:
             self._queue.add(steps)
             self._check_engine()
-            while self._queue or self._running or self._elsewhere:
+            while self._queue or self._running or self._elsewhere or self._nodes.holds:
+                if self._nodes.holds and not (self._running or self._elsewhere):
+                    self._settle_all(self._nodes.give_up())
                 self._look_elsewhere()
                 self._fill_slots()
                 done = self._wait()
-                for future in done:
+                for future in [each for each in self._running if each in done]:  # in order
+                    del self._group[future]
                     self._finish(self._running.pop(future), future)
                 self._fill_slots()  # before rows are written, so that no slot waits for that
                 if not done:
@@ -156,42 +196,89 @@ class Loop:
         return True
 
     def _fill_slots(self) -> None:
-        while self._queue and len(self._running) < self.engine.slots():
+        while self._queue and len(set(self._group.values())) < self.engine.slots():
             if any(step.type.exclusive for step in self._running.values()):
                 return
             step = self._queue.take(idle=not self._running)
             if step is None:
                 return
-            if not self.leases.take(step.key):
-                self._elsewhere[step.key] = step
-                self.run_.notify("step_progress", step=step, progress=Progress(note="another run does it"))
-                continue
-            if self._is_done_elsewhere(step):  # since this run was planned
-                self._settle(step, Outcome("done"))
-                continue
-            try:
-                self._running[self._submit(step)] = step
-            except KeyboardInterrupt:  # an engine that runs steps where they are submitted
-                self._queue.add([step])
-                raise
-            except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
-                self.close(kill=True)
-                self._settle(step, Outcome("failed", error=f"the engine did not take it: {one_line(error)}"))
+            if self._is_ours(step):
+                self._submit(step)
 
-    def _submit(self, step: Step) -> "Future[Outcome]":
-        if self._executor is None:
-            self._executor = self.engine.start()
+    def _is_ours(self, step: Step) -> bool:
+        """True if this run is to do a step: no other run does it, or has done it since this one was planned."""
+        if not self.leases.take(step.key):
+            self._elsewhere[step.key] = step
+            self.run_.notify("step_progress", step=step, progress=Progress(note="another run does it"))
+            return False
+        if self._is_done_elsewhere(step):
+            self._settle(step, Outcome("done"))
+            return False
+        return True
+
+    def _submit(self, step: Step) -> None:
+        """Hand a step to the executor, with others where it takes several at a time."""
+        group = [step]
+        try:
+            if self._executor is None:
+                self._executor = self.engine.start()
+            if isinstance(self._executor, GroupExecutor):
+                group = self._grouped(step)
+                places = {step.key: place for place, step in enumerate(group)}
+                after = [
+                    [places[need.key] for need in (*step.needs, *step.order_only) if need.key in places]
+                    for step in group
+                ]
+                futures = self._executor.submit_group(
+                    run_step, [(self.run_.config, self._job(s)) for s in group], after
+                )
+            else:
+                futures = [self._executor.submit(run_step, self.run_.config, self._job(step))]
+        except KeyboardInterrupt:  # an engine that runs steps where they are submitted
+            self._queue.add(group)
+            raise
+        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is these steps' failure
+            self.close(kill=True)
+            for each in group:
+                self._settle(each, Outcome("failed", error=f"the engine did not take it: {one_line(error)}"))
+        else:
+            self._running |= zip(futures, group, strict=True)
+            self._groups += 1
+            self._group |= dict.fromkeys(futures, self._groups)
+
+    def _grouped(self, step: Step) -> list[Step]:
+        """A step with others to be done after it in one place, those that hang on it first: a share of the work."""
+        prices = self._prices
+        if prices is None or prices.age > PRICE_SECONDS:
+            prices = self._prices = _Prices(Timings(self.run_.store), [step, *self._queue.steps()], self.engine.slots())
+        group, seconds = [step], prices.of(step)
+        while seconds < prices.share and not step.type.exclusive:
+            following = self._queue.take_after([step.key for step in group])
+            if following is None:
+                break
+            if self._is_ours(following):
+                group.append(following)
+                seconds += prices.of(following)
+        return group
+
+    def _job(self, step: Step) -> Job:
+        """A step as plain data for a worker."""
         facts = self.facts.get((step.cell.task, step.cell.model))
         resolve = self.run_.resolve[step.cell.task, step.cell.model].key
         network = facts.digest if isinstance(facts, NetworkFacts) else None
-        data = self.run_.data.get(step.cell.task)
-        return self._executor.submit(
-            run_step, self.run_.config, step.type.of(step, self.run_.suite, data, resolve, network)
-        )
+        return step.type.of(step, self.run_.suite, self.run_.data.get(step.cell.task), resolve, network)
 
     def _finish(self, step: Step, future: "Future[Outcome]") -> None:
+        node = getattr(future, "node", None)
         try:
             outcome = future.result()
+        except NotBegunError:
+            self._put_back(step)
+            return
+        except NodeUnfitError as error:
+            self._leave_out(node or "without a name", str(error))
+            self._put_back(step)
+            return
         except BrokenExecutor as error:
             outcome = Outcome("failed", error=_death(error, step))
             self._restart_if_broken()
@@ -203,7 +290,54 @@ class Loop:
             return
         if outcome.status == "done" and step.timing_key:
             self.timings.add(step, outcome.seconds)
-        self._settle(step, outcome)
+        self._settle_all(self._nodes.settled(node, Ended(step, outcome)))
+        for bad, ends in self._nodes.bad().items():
+            self._move(bad, ends)
+
+    def _put_back(self, step: Step) -> None:
+        """Let a step wait anew that was not begun, or block it where one that it needs has failed meanwhile."""
+        before = [self.outcomes.get(need.key) for need in (*step.needs, *step.order_only)]
+        failed = next((outcome for outcome in before if outcome is not None and outcome.status != "done"), None)
+        if failed is not None:
+            self._settle(step, Outcome("blocked", error=failed.cause))
+            return
+        self._queue.add([step], self._unfinished)
+
+    @property
+    def _unfinished(self) -> set[str]:
+        """Keys of steps that run, or whose failure is held back."""
+        return {step.key for step in self._running.values()} | self._nodes.held
+
+    def _leave_out(self, node: str, why: str) -> None:
+        """Give a node no more steps, on which none can run. Raises ZSQBenchError where no other is left."""
+        if node in self._unfit:
+            return
+        self._unfit[node] = why
+        everywhere = len(self._unfit) >= UNFIT and not self._nodes.any_good
+        if everywhere or not self.engine.leave_out(node):
+            told = "; ".join(f"node {name}: {reason}" for name, reason in self._unfit.items())
+            raise ZSQBenchError(f"no step can run: {told}")
+        log.warning("node %s is left out: %s", node, why)
+
+    def _move(self, node: str, ends: Sequence[Ended]) -> None:
+        """Try steps elsewhere that failed on a bad node."""
+        if not self.engine.leave_out(node):
+            self._settle_all(ends)
+            return
+        first = ends[0]
+        told = f"{first.step.label}: {first.outcome.cause}"
+        log.warning(
+            "node %s is left out: it failed all %d steps that it got, which are tried elsewhere; the first was %s",
+            node,
+            len(ends),
+            told,
+        )
+        for ended in ends:
+            self._put_back(ended.step)
+
+    def _settle_all(self, ends: Iterable[Ended]) -> None:
+        for ended in ends:
+            self._settle(ended.step, ended.outcome)
 
     def _restart_if_broken(self) -> None:
         """Start the executor anew with the next step, unless it replaces dead workers itself, as the pool does."""
@@ -226,7 +360,7 @@ class Loop:
         self._attempts[step.key] += 1
         if self._attempts[step.key] >= ATTEMPTS:
             return False
-        self._queue.add([step], {running.key for running in self._running.values()})
+        self._queue.add([step], self._unfinished)
         return True
 
     def _try_elsewhere(self, step: Step, error: NodeLostError) -> bool:
@@ -261,7 +395,9 @@ class Loop:
 
     def _show_progress(self) -> None:
         """Tell observers what running steps have told, and of which steps nothing was heard for long."""
-        for step in self._running.values():
+        for future, step in self._running.items():
+            if not future.running():
+                continue
             now = time.monotonic()
             before = self._news.setdefault(step.key, _News(Progress(), now))
             progress = read_progress(self.run_.store, step.key) or Progress()

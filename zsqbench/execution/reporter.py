@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+CHECKPOINT = "checkpoint.safetensors"
+"""The file of the last checkpoint, in the folder of a step."""
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_PAUSE = 20
@@ -92,14 +94,14 @@ class Reporter:
             "notes": json.dumps(self.notes),
             "footnotes": json.dumps(self.footnotes),
         }
-        self._write("checkpoint.safetensors", save(tensors, metadata=note))
+        self._write(CHECKPOINT, save(tensors, metadata=note))
 
     def resume(self) -> dict[str, Any] | None:
         """The state that was kept last, with curves, notes and random numbers set back to it, or none."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self.folder / "checkpoint.safetensors", framework="pt") as file:
+            with safe_open(self.folder / CHECKPOINT, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 kept = {name: json.loads(text) for name, text in file.metadata().items()}
             curves = {name: [tuple(point) for point in points] for name, points in kept["curves"].items()}

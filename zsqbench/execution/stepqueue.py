@@ -1,7 +1,7 @@
 """The steps of a run that wait: which of them are ready, in order, and which wait for which."""
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from zsqbench.steps import Outcome, Step
 
@@ -50,6 +50,19 @@ class Queue:
             if is_ready:
                 return self._waiting.pop(key)
         return None
+
+    def take_after(self, taken: Sequence[str]) -> Step | None:
+        """A step that may be done after these in one place: one that waits for these alone, or else one that is ready.
+
+        What the last of them leads to comes first, so that a cell is done before the next is begun.
+        """
+        there = set(taken)
+        for key in reversed(taken):
+            for dependent in self._dependents.get(key, ()):
+                waits = dependent.key in self._waiting and not dependent.type.exclusive
+                if waits and self._unmet[dependent.key] <= there:
+                    return self._waiting.pop(dependent.key)
+        return self.take(idle=False)  # an exclusive step is not taken thus
 
     def settle(self, step: Step) -> list[tuple[Step, Outcome]]:
         """Free what waited for this step, or say what it blocks, directly and through others."""

@@ -1,8 +1,9 @@
 """The base of all engines."""
 
 from abc import ABC, abstractmethod
-from concurrent.futures import BrokenExecutor, Executor
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +15,27 @@ if TYPE_CHECKING:
 
 class NodeLostError(BrokenExecutor):
     """A future of an engine raises this where its machine was lost, of which the step may be innocent."""
+
+
+class NodeUnfitError(NodeLostError):
+    """A future of an engine raises this where its machine can run no step at all, and the step was not begun."""
+
+
+class NotBegunError(BrokenExecutor):
+    """A future of an engine raises this where a step was not begun, for one that it needs was ended before."""
+
+
+class GroupExecutor(Executor, ABC):
+    """An executor that takes several steps at a time, to be done one after the other in one place."""
+
+    @abstractmethod
+    def submit_group(
+        self, fn: Callable[..., Any], calls: Sequence[tuple[Any, ...]], after: Sequence[Sequence[int]]
+    ) -> "Sequence[Future[Any]]":
+        """Call a function once with each of these arguments; one future for each.
+
+        `after` says for each call which of those before it have to end well first, by their places.
+        """
 
 
 class Engine(Method, ABC):
@@ -35,7 +57,11 @@ class Engine(Method, ABC):
 
     @abstractmethod
     def slots(self) -> int:
-        """How many steps to hand to the executor at the same time."""
+        """How many steps, or groups of them, to hand to the executor at the same time."""
+
+    def leave_out(self, node: str) -> bool:  # noqa: ARG002 - for engines that have nodes
+        """Give a node no more steps. False where no other is left, and nothing changes then."""
+        return False
 
     @abstractmethod
     def start(self) -> Executor:
