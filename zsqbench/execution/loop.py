@@ -141,7 +141,7 @@ class Loop:
         for step in list(self._elsewhere.values()):
             if self._is_done_elsewhere(step):
                 self._settle(self._elsewhere.pop(step.key), Outcome("done"))
-            elif self.leases.take(step.key):
+            elif self.leases.claim(step.key):
                 self.leases.release(step.key)  # it is taken again with its slot
                 self._queue.add([self._elsewhere.pop(step.key)])
 
@@ -162,7 +162,7 @@ class Loop:
             step = self._queue.take(idle=not self._running)
             if step is None:
                 return
-            if not self.leases.take(step.key):
+            if not self.leases.claim(step.key):
                 self._elsewhere[step.key] = step
                 self.run_.notify("step_progress", step=step, progress=Progress(note="another run does it"))
                 continue
