@@ -83,7 +83,7 @@ class Evidence:
 class ReadOnce(Store):
     """A store that reads once what many rows share, such as the measurement of a float network, and looks once.
 
-    It is for a command that writes no artifacts.
+    It is for who knows that no artifact is made again meanwhile.
     """
 
     @cached_property
