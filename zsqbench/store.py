@@ -163,7 +163,7 @@ class Store:
 
     def folder(self, kind: str, key: str) -> Path:
         """Where this artifact is, or would be."""
-        return self.home / "store" / kind / key
+        return self.home.joinpath("store", kind, key)
 
     def partial(self, key: str) -> Path:
         """Where a running step keeps its progress and checkpoint; gone when the step is done."""

@@ -109,6 +109,7 @@ class ResultFile:
         rows = arrange(contents)
         if contents.are(rows):
             return rows
+        del contents, rows  # ten thousand rows take 130 MB
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
             rows = arrange(self.contents())  # again: another run may have added some
