@@ -2,11 +2,13 @@ import contextlib
 import json
 import re
 import subprocess
+from collections import Counter
 
 import pytest
 from faults import no_space
 
 from zsqbench.execution import reporter as reporting
+from zsqbench.methods import Pretrained
 from zsqbench.store import Store
 
 DIVERGES = """
@@ -52,6 +54,15 @@ def test_the_curves_of_a_step_that_failed_are_kept_until_it_is_tried_again(bench
     bench.write("ready", "")
     bench.run()
     assert list((bench.home / "partial").iterdir()) == []
+
+
+def test_a_network_that_is_kept_is_not_hashed_for_each_step(bench, monkeypatch):
+    hashed, digest = [], Pretrained.digest
+    monkeypatch.setattr(Pretrained, "digest", lambda self: (hashed.append(self.module), digest(self))[1])
+    bench.run()
+    times = Counter(map(id, hashed))
+    assert len(times) > 5  # the others are copies of it, after each call of a method
+    assert max(times.values()) <= 3  # when it was resolved, when it was loaded, and before the first call
 
 
 def test_nothing_goes_on_from_training_that_diverged(bench, monkeypatch):

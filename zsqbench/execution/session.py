@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 from zsqbench.errors import (
     DivergedError,
@@ -30,6 +31,7 @@ from zsqbench.zoo.models import BUILT
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 GIB = 2**30
 
@@ -70,6 +72,8 @@ class Session:
         self.loaded_others = False
         """True once plugins that are not shipped with zsqbench were imported in this process."""
         self.networks: dict[tuple[str, str, str], Pretrained] = {}
+        self._digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        """Those of networks as they were loaded: hashing all weights for each step takes longer than many steps."""
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -199,6 +203,7 @@ class Session:
         import torch
 
         original, settings = self.teacher(job), settings or job.settings
+        digest = self._digest(original)
         module = copy.deepcopy(original.module)
         if settings.layout == "channels_last":
             module = module.to(memory_format=torch.channels_last)
@@ -208,8 +213,13 @@ class Session:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False)
         with forbid_opening([*watched, str((self.config.home / DATA).resolve())], method.name), autocast:
             yield teacher
-        if teacher.digest() != original.digest():
+        if teacher.digest() != digest:
             raise ZSQBenchError(f"{method.kind} {method.name} changed the teacher's weights or buffers; it must not")
+
+    def _digest(self, pretrained: Pretrained) -> str:
+        if pretrained.module not in self._digests:
+            self._digests[pretrained.module] = pretrained.digest()
+        return self._digests[pretrained.module]
 
     def context(self, job: Job, reporter: Reporter) -> StepContext:
         """The context that a method gets besides its arguments."""
