@@ -54,8 +54,8 @@ def _reset_peak_memory(device: "torch.device") -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        with contextlib.suppress(OSError), Path("/proc/self/clear_refs").open("w") as file:
-            file.write("5")  # Linux: start VmHWM anew
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux: start VmHWM anew
 
 
 def peak_memory(device: "torch.device") -> int:
@@ -65,8 +65,8 @@ def peak_memory(device: "torch.device") -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path("/proc/self/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -206,10 +206,18 @@ class Suite:
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
-        parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
-        generator = self._part("generator", cell.generator) if cell.generator else None
-        asked = [] if cell.export is None else [cell.export.model_dump(mode="json")]
-        return digest_of([*parts, generator, cell.seed, cell.settings.model_dump(mode="json"), *asked])
+        known = cell, cell.export  # which makes no other cell
+        if known not in self._definitions:
+            parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
+            generator = self._part("generator", cell.generator) if cell.generator else None
+            asked = [] if cell.export is None else [cell.export.model_dump(mode="json")]
+            settings = cell.settings.model_dump(mode="json")
+            self._definitions[known] = digest_of([*parts, generator, cell.seed, settings, *asked])
+        return self._definitions[known]
+
+    @cached_property
+    def _definitions(self) -> dict[tuple[Cell, ExportOptions | None], str]:
+        return {}
 
     def _part(self, axis: str, label: str) -> str:
         """The part of the definition of cells that a name of the suite decides; thousands share it."""
