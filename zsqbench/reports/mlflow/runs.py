@@ -406,7 +406,7 @@ def _final(result: Result) -> Iterable[Point]:
 
 def _curves(name: str, key: str, store: Store) -> list[Point]:
     """Curves of a step, `generate/loss`, so that MLflow shows a step's charts in one section."""
-    kind = store.kind_of(key)
+    kind = name if store.has(name, key) else store.kind_of(key)  # a name such as `start` is none
     if kind is None:
         return []
     points = []

@@ -67,14 +67,16 @@ class Tables:
     def write(self, runs: Sequence[CellRun]) -> list[str]:
         """Add runs, all of them or none, and return their ids. Files come first: a run that is there has them."""
         ids = [uuid.uuid4().hex for _ in runs]
-        for run_id, run in zip(ids, runs, strict=True):
-            self._keep_files(run_id, run)
+        with tempfile.TemporaryDirectory() as folder:
+            for run_id, run in zip(ids, runs, strict=True):
+                self._keep_files(run_id, run, Path(folder))
         with self.store.engine.begin() as connection:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * BUSY:.0f}")
             self._insert(connection, dict(zip(ids, runs, strict=True)))
         return ids
 
-    def _keep_files(self, run_id: str, run: CellRun) -> None:
+    def _keep_files(self, run_id: str, run: CellRun, folder: Path) -> None:
+        """Copy the files of a run; texts become files in a folder first, since MLflow takes no other."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         if not run.files and not run.texts:
@@ -82,12 +84,11 @@ class Tables:
         repository = get_artifact_repository(self._place(run_id))
         for path in run.files:
             repository.log_artifact(str(path))
-        with tempfile.TemporaryDirectory() as folder:
-            for name, text in run.texts.items():
-                place = PurePosixPath(name)
-                file = Path(folder, place.name)
-                file.write_text(text, encoding="utf-8")
-                repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
+        for name, text in run.texts.items():
+            place = PurePosixPath(name)
+            file = folder / place.name
+            file.write_text(text, encoding="utf-8")
+            repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
 
     def _place(self, run_id: str) -> str:
         from mlflow.utils.uri import append_to_uri_path
