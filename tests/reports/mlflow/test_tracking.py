@@ -60,6 +60,12 @@ def test_a_run_logs_what_an_earlier_one_could_not(store, new):
     assert sync([row("one"), row("two"), row("three"), *new], name, store) == 0
 
 
+def test_a_sync_of_what_a_database_holds_needs_no_mlflow(store, monkeypatch):
+    assert sync([row()], "synced", store) == 1
+    monkeypatch.setattr(Experiment, "open", lambda *_: pytest.fail("MLflow was opened"))
+    assert sync([row(), row("cut short", status="interrupted")], "synced", store) == 0
+
+
 def test_a_server_is_not_asked_where_nothing_is_new(store, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     monkeypatch.setattr(Experiment, "open", lambda *_: pytest.fail("asked"))
