@@ -81,7 +81,7 @@ def test_a_crash_while_an_artifact_is_filled_leaves_nothing(store, error):
 
 
 def test_a_disk_that_is_full_when_the_manifest_is_written_leaves_nothing(store, monkeypatch):
-    monkeypatch.setattr(store_module, "write_atomically", no_space)
+    monkeypatch.setattr(store_module, "_write_synced", no_space)
     with pytest.raises(OSError, match="No space left"):
         store.write("generate", KEY, {}, fill)
     assert (store.has("generate", KEY), list((store.home / "store" / "generate").iterdir())) == (False, [])

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+CHUNK = 2**20
+"""Bytes of a file that are read at once."""
+
 
 def digest_of(value: Any) -> str:
     """Hash of plain data; equal data has an equal hash, whatever the order of its keys."""
@@ -13,6 +16,9 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 of a file's content. Most files of a store are small: hashlib's own function fills a buffer for each."""
+    sha = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()

@@ -1,8 +1,10 @@
 """One holder at a time for a name, among all processes that share a home folder, on network file systems, too."""
 
 import contextlib
+import os
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,9 @@ class Leases:
     _held: dict[str, SoftFileLease] = field(default_factory=dict)
     _watched: dict[str, SoftFileLease] = field(default_factory=dict)
     """Leases of others, which are seen to grow old from one attempt to the next."""
+    _claims: set[str] = field(default_factory=set)
+    _holder: str = field(default_factory=lambda: f"steps-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    """The name of the lease that all claims refer to."""
 
     @property
     def folder(self) -> Path:
@@ -53,8 +58,47 @@ class Leases:
         self._held[name] = lease
         return True
 
+    def claim(self, name: str) -> bool:
+        """Take a lease as one of many: a link to the file of one lease, whose heartbeat stands for all of them.
+
+        A file of its own with a heartbeat takes a thread, which is too much for each of many short steps. Where the
+        file system has no links, it is taken like any other.
+        """
+        if name in self._claims or name in self._held:
+            return True
+        if not self.take(self._holder):
+            return False
+        link = self._link(name)
+        for _ in range(2):
+            try:
+                link.symlink_to(self._file(self._holder).name)
+            except FileExistsError:
+                if not self._clear_claim(link):
+                    return False
+            except OSError:
+                return self.take(name)
+            else:
+                self._claims.add(name)
+                return True
+        return False  # another process was faster
+
+    def _clear_claim(self, link: Path) -> bool:
+        """Remove a claim whose holder is dead; true if it is gone. One process at a time does, so that none is lost."""
+        with self.hold("clearing") as alone, contextlib.suppress(OSError):  # the claim may be released meanwhile
+            holder = link.readlink().stem
+            if not alone or holder == self._holder or not self.take(holder):
+                return False
+            self.release(holder)
+            link.unlink()
+        return True
+
     def release(self, name: str) -> None:
         """Give back a lease, if it is held."""
+        if name in self._claims:
+            self._claims.discard(name)
+            with contextlib.suppress(OSError):  # it, or the folder, may be gone
+                if self._link(name).readlink().stem == self._holder:
+                    self._link(name).unlink()
         lease = self._held.pop(name, None)
         if lease is not None:
             with contextlib.suppress(OSError):  # the folder may be gone
@@ -62,7 +106,7 @@ class Leases:
 
     def close(self) -> None:
         """Give back all leases."""
-        for name in list(self._held):
+        for name in [*self._claims, *self._held]:
             self.release(name)
 
     @contextlib.contextmanager
@@ -80,8 +124,12 @@ class Leases:
         return sorted(file.stem for file, age in self._ages(f"{prefix}*.lease").items() if age < SECONDS)
 
     def stale(self) -> list[Path]:
-        """Files that dead holders left, sorted."""
-        return sorted(file for file, age in self._ages("*").items() if age >= SECONDS)
+        """Files that dead holders left, and claims that refer to them, sorted."""
+        ages = self._ages("*")
+        left = [file for file, age in ages.items() if age >= SECONDS]
+        alive = {file.name for file, age in ages.items() if age < SECONDS}
+        claims = [link for link in self.folder.glob("*.claim") if _target(link) not in alive]
+        return sorted(left + claims)
 
     def _ages(self, pattern: str) -> dict[Path, float]:
         """Seconds since each of these files was refreshed."""
@@ -104,3 +152,14 @@ class Leases:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.lease"
+
+    def _link(self, name: str) -> Path:
+        return self.folder / f"{name}.claim"
+
+
+def _target(link: Path) -> str:
+    """The file that a link names; nothing where it is no link, or gone."""
+    try:
+        return link.readlink().name
+    except OSError:
+        return ""

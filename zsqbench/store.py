@@ -44,19 +44,24 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _write_synced(path: Path, text: str) -> None:
+    """Write a text file that is on the disk then."""
+    with path.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_json(path: Path) -> Any:
     """The plain data of a file. Raises OSError or ValueError where it holds none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes().decode())  # a text file would take twice as long to open
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -158,7 +163,7 @@ class Store:
 
     def folder(self, kind: str, key: str) -> Path:
         """Where this artifact is, or would be."""
-        return self.home / "store" / kind / key
+        return self.home.joinpath("store", kind, key)
 
     def partial(self, key: str) -> Path:
         """Where a running step keeps its progress and checkpoint; gone when the step is done."""
@@ -199,18 +204,25 @@ class Store:
         `fill` writes these into a folder, which is then moved into place. Where another process was faster, its
         artifact stays.
         """
-        place = self.folder(kind, key)
-        self._make_folder(kind)
-        temporary = temporary_beside(place)
-        temporary.mkdir()
+        temporary = self._make_temporary(kind, key)
         try:
             fill(temporary)
             files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
             plain = json.loads(json.dumps({"schema": SCHEMA, **manifest, "files": files}))
-            write_atomically(temporary / MANIFEST, json.dumps({"checksum": digest_of(plain), **plain}))
+            _write_synced(temporary / MANIFEST, json.dumps({"checksum": digest_of(plain), **plain}))
             self._move_in(temporary, kind, key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _make_temporary(self, kind: str, key: str) -> Path:
+        """Make a folder to write an artifact into."""
+        temporary = temporary_beside(self.folder(kind, key))
+        try:
+            temporary.mkdir()
+        except (FileNotFoundError, NotADirectoryError):  # the first of its kind
+            self._make_folder(kind)
+            temporary.mkdir()
+        return temporary
 
     def _make_folder(self, kind: str) -> None:
         """Make the folder of a kind; a file in its place is put aside."""
@@ -263,12 +275,10 @@ class Store:
         CorruptArtifactError where that of the other store is not what was written (of one that is here, too, only the
         manifest is looked at), and OSError where nothing can be written.
         """
-        source, place = other.look(kind, key), self.folder(kind, key)
+        source = other.look(kind, key)
         if self._is_sound(kind, key):
             return False
-        self._make_folder(kind)
-        temporary = temporary_beside(place)
-        temporary.mkdir()
+        temporary = self._make_temporary(kind, key)
         try:
             for name in (MANIFEST, *_names(source)):
                 if not (source.folder / name).is_file():

@@ -30,6 +30,18 @@ def test_a_row_is_read_as_it_was_written(rows):
     assert rows.contents() == Contents([row])
 
 
+def test_a_file_is_read_again_where_somebody_wrote_to_it_alone(rows):
+    rows.append(result())
+    first = rows.contents()
+    assert rows.contents() is first
+    ResultFile(rows.path).append(result("other"))
+    assert cells(rows) == [result().cell, "other"]
+    ResultFile(rows.path).rewrite(lambda contents: contents.rows[:1])
+    assert cells(rows) == [result().cell]
+    rows.path.unlink()
+    assert cells(rows) == []
+
+
 def test_the_last_row_of_a_cell_counts_where_none_says_when_it_finished(rows):
     for row in (result(status="failed"), result("other"), result()):
         rows.append(row)

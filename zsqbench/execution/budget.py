@@ -1,6 +1,6 @@
 """The cells that fit into a budget of time: which they are, what each adds, and when each would be done."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from zsqbench.execution.plan import Plan, PlannedCell
@@ -79,8 +79,8 @@ def cell_times(
         if not planned.steps:
             times.append(CellTime(planned.cell.name, 0.0))
             continue
-        owed = _steps(planned) if id(planned) in to_run else ()
-        own = [(step, seconds(step)) for step in owed if step.key in to_do and step.key not in paid]
+        owed = _unpaid(planned, paid) if id(planned) in to_run else ()
+        own = [(step, seconds(step)) for step in owed if step.key in to_do]
         known = [(step, each) for step, each in own if each is not None]
         unknown = [step.label for step, each in own if each is None]
         done = None if unknown and budget is not None else schedule.take(known, budget)
@@ -92,17 +92,20 @@ def cell_times(
     return times
 
 
-def _steps(planned: PlannedCell) -> Iterator[Step]:
-    """All steps of a cell, each once, after those that it comes after; last those that it does not wait for."""
-    seen: set[str] = set()
+def _unpaid(planned: PlannedCell, paid: Collection[str]) -> list[Step]:
+    """The steps of a cell that no earlier cell has paid for, each once, after those that it comes after.
 
-    def walk(step: Step) -> Iterator[Step]:
-        if step.key in seen:
+    Last those that it does not wait for. Who paid for a step has paid for all that it comes after.
+    """
+    found: dict[str, Step] = {}
+
+    def add(step: Step) -> None:
+        if step.key in paid or step.key in found:
             return
-        seen.add(step.key)
         for need in (*step.needs, *step.order_only):
-            yield from walk(need)
-        yield step
+            add(need)
+        found[step.key] = step
 
     for last in (*planned.steps.values(), *planned.background.values()):
-        yield from walk(last)
+        add(last)
+    return list(found.values())

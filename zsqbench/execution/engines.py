@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -141,9 +142,15 @@ def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]
+    return list(_installed_gpus())
+
+
+@cache
+def _installed_gpus() -> tuple[str, ...]:
+    """Numbers of the GPUs that the driver has. The run loop asks before each step, and none is plugged in meanwhile."""
     with contextlib.suppress(OSError):
-        return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
-    return []
+        return tuple(str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir()))
+    return ()
 
 
 @hookimpl

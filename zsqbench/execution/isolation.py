@@ -54,8 +54,8 @@ def _reset_peak_memory(device: "torch.device") -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        with contextlib.suppress(OSError), Path("/proc/self/clear_refs").open("w") as file:
-            file.write("5")  # Linux: start VmHWM anew
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux: start VmHWM anew
 
 
 def peak_memory(device: "torch.device") -> int:
@@ -65,8 +65,8 @@ def peak_memory(device: "torch.device") -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path("/proc/self/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -78,14 +78,19 @@ class _Watch:
     method = ""
     installed = False
 
-    @classmethod
-    def hook(cls, event: str, args: tuple[Any, ...]) -> None:
-        if event != "open" or not cls.folders or not isinstance(args[0], str | bytes | os.PathLike):
-            return
-        name = os.fsdecode(args[0])
-        for path in (os.path.abspath(name), os.path.realpath(name)):  # noqa: PTH100 - a link in it, and a link to it
-            if any(path == folder or path.startswith(folder + os.sep) for folder in cls.folders):
-                raise ZSQBenchError(f"{cls.method} opened {path}: methods must not read the task's data")
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse to open what is forbidden.
+
+    Python calls it for much more than `open`: each `id(...)` of `copy.deepcopy` is such an event. A function of a
+    module is called for a quarter of what a bound method takes, in which Python looks for an attribute in vain.
+    """
+    if event != "open" or not _Watch.folders or not isinstance(args[0], str | bytes | os.PathLike):
+        return
+    name = os.fsdecode(args[0])
+    for path in (os.path.abspath(name), os.path.realpath(name)):  # noqa: PTH100 - a link in it, and a link to it
+        if any(path == folder or path.startswith(folder + os.sep) for folder in _Watch.folders):
+            raise ZSQBenchError(f"{_Watch.method} opened {path}: methods must not read the task's data")
 
 
 @contextlib.contextmanager
@@ -95,7 +100,7 @@ def forbid_opening(folders: list[str], method: str) -> Iterator[None]:
     Python's own `open` is seen, and what is built on it (PIL, numpy); a library that opens files in C is not.
     """
     if not _Watch.installed:
-        sys.addaudithook(_Watch.hook)
+        sys.addaudithook(_audit)
         _Watch.installed = True
     _Watch.folders, _Watch.method = tuple(folders), method
     try:

@@ -181,7 +181,7 @@ class Loop:
         for step in list(self._elsewhere.values()):
             if self._is_done_elsewhere(step):
                 self._settle(self._elsewhere.pop(step.key), Outcome("done"))
-            elif self.leases.take(step.key):
+            elif self.leases.claim(step.key):
                 self.leases.release(step.key)  # it is taken again with its slot
                 self._queue.add([self._elsewhere.pop(step.key)])
 
@@ -207,7 +207,7 @@ class Loop:
 
     def _is_ours(self, step: Step) -> bool:
         """True if this run is to do a step: no other run does it, or has done it since this one was planned."""
-        if not self.leases.take(step.key):
+        if not self.leases.claim(step.key):
             self._elsewhere[step.key] = step
             self.run_.notify("step_progress", step=step, progress=Progress(note="another run does it"))
             return False

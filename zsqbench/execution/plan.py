@@ -188,7 +188,10 @@ def _plan_cell(
         methods = planning.methods  # whose options may not go together for this network
     except ZSQBenchError as error:
         return PlannedCell(cell, methods=maker.suite.methods(cell), status="impossible", reason=str(error))
-    reason = _impossible(planning)
+    parts = (cell.task, cell.model, cell.generator, cell.quantizer)
+    if parts not in maker.impossible:
+        maker.impossible[parts] = _impossible(planning)
+    reason = maker.impossible[parts]
     if reason is None and isinstance(inspected, Inspection):
         reason = inspected.blocker
     if reason is not None:
@@ -202,7 +205,7 @@ def _plan_cell(
 
 
 def _impossible(planning: CellPlanning) -> str | None:
-    """Why a cell's methods cannot work with its network and data, or none."""
+    """Why a cell's methods cannot work with its network and data, or none: the same at all schemes and seeds."""
     suite, cell, data = planning.suite, planning.cell, planning.data
     made_by = (suite.generators[cell.generator],) if cell.generator else ()
     for variant in (*made_by, *suite.quantizers[cell.quantizer].chain):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.execution.plan import Facts, Plan, PlannedCell
+from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.resultfile import ResultFile
 from zsqbench.reports.results import Result, environment
 from zsqbench.steps import KINDS, NetworkFacts, Outcome, Step, contributed
@@ -23,6 +24,7 @@ class Recorder:
         self.plan = plan
         self.facts = facts
         self.outcomes = outcomes
+        self._store = ReadOnce(run.store.home)
         self._results: dict[str, Result] = {}
         self._environment = environment()
         self._costs: dict[str, tuple[float, int]] = {}
@@ -51,6 +53,10 @@ class Recorder:
 
     def record_settled(self, steps: Iterable[Step]) -> None:
         """Write the rows of the cells that came to their end with these steps."""
+        steps = list(steps)
+        for step in steps:
+            if self._costs.pop(step.key, None) is not None:  # it was damaged, and made again
+                self._store = ReadOnce(self.run.store.home)
         for planned in (planned for step in steps for planned in self._ending_with.get(step.key, ())):
             settled = all(map(self._is_settled, planned.final.values()))
             if settled and planned.cell.name not in self._results:
@@ -138,7 +144,7 @@ class Recorder:
 
     def _contributed(self, planned: PlannedCell, steps: Iterable[Step]) -> dict[str, Any]:
         """The fields of the row that these steps fill."""
-        return contributed((step.type for step in steps), self.run.store, planned.keys)
+        return contributed((step.type for step in steps), self._store, planned.keys)
 
     def _cost(self, planned: PlannedCell) -> dict[str, Any]:
         """Seconds and bytes of all steps that the row tells of."""
@@ -154,7 +160,9 @@ class Recorder:
         if step.key not in self._costs:
             # What was measured is known without them: images and network may be gone, or damaged.
             with contextlib.suppress(CorruptArtifactError):
-                artifact = self.run.store.look(step.kind, step.key)
+                # what the row is made of was just read
+                look = self._store.read if step.type.final else self._store.look
+                artifact = look(step.kind, step.key)
                 self._costs[step.key] = round(artifact.seconds, 3), artifact.peak_memory
         return self._costs.get(step.key)
 

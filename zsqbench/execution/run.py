@@ -112,7 +112,7 @@ class Run:
         self.store = Store(self.config.home)
         self.observers = Observers(self.suite)
 
-    @property
+    @cached_property
     def rows(self) -> ResultFile:
         """The rows of the suite."""
         return ResultFile(self.results / f"{self.suite.name}.jsonl")

@@ -4,11 +4,13 @@ import contextlib
 import copy
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 from zsqbench.errors import (
     DivergedError,
@@ -30,6 +32,7 @@ from zsqbench.zoo.models import BUILT
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 GIB = 2**30
 
@@ -70,6 +73,8 @@ class Session:
         self.loaded_others = False
         """True once plugins that are not shipped with zsqbench were imported in this process."""
         self.networks: dict[tuple[str, str, str], Pretrained] = {}
+        self._digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        """Those of networks as they were loaded: hashing all weights for each step takes longer than many steps."""
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -199,7 +204,8 @@ class Session:
         import torch
 
         original, settings = self.teacher(job), settings or job.settings
-        module = copy.deepcopy(original.module)
+        digest = self._digest(original)
+        module = _copy(original.module)
         if settings.layout == "channels_last":
             module = module.to(memory_format=torch.channels_last)
         teacher = Pretrained(**(vars(original) | {"module": module}))
@@ -208,8 +214,13 @@ class Session:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False)
         with forbid_opening([*watched, str((self.config.home / DATA).resolve())], method.name), autocast:
             yield teacher
-        if teacher.digest() != original.digest():
+        if teacher.digest() != digest:
             raise ZSQBenchError(f"{method.kind} {method.name} changed the teacher's weights or buffers; it must not")
+
+    def _digest(self, pretrained: Pretrained) -> str:
+        if pretrained.module not in self._digests:
+            self._digests[pretrained.module] = pretrained.digest()
+        return self._digests[pretrained.module]
 
     def context(self, job: Job, reporter: Reporter) -> StepContext:
         """The context that a method gets besides its arguments."""
@@ -258,6 +269,17 @@ class Session:
         import torch
 
         return torch.Generator(self.device).manual_seed(seed)
+
+
+def _copy(module: "nn.Module") -> "nn.Module":
+    """A deep copy. A module has a dozen empty tables of hooks, which to copy one by one is half of a small network."""
+    new = {
+        id(table): OrderedDict[Any, Any]()
+        for each in module.modules()
+        for table in vars(each).values()
+        if type(table) is OrderedDict and not table
+    }
+    return copy.deepcopy(module, new)
 
 
 def _where(model: ModelSpec) -> str:

@@ -37,7 +37,12 @@ class Evidence:
 
     def is_at_hand(self, row: Result) -> bool:
         """True if a row is done, and the artifacts of all that was measured for it are in the store."""
-        return row.status == "done" and all(self.store.has(kind, row.keys[kind]) for kind in _final(row))
+        return row.status == "done" and all(row.keys[kind] in self._there(kind) for kind in _final(row))
+
+    @cached_property
+    def _there(self) -> Callable[[str], set[str]]:
+        """Keys of the artifacts of a kind: thousands of rows ask."""
+        return cache(self.store.keys)
 
     def contradiction(self, row: Result) -> str | None:
         """The first number of a row that its artifacts, which are at hand, say otherwise, with both values, or none.
@@ -83,7 +88,7 @@ class Evidence:
 class ReadOnce(Store):
     """A store that reads once what many rows share, such as the measurement of a float network, and looks once.
 
-    It is for a command that writes no artifacts.
+    It is for who knows that no artifact is made again meanwhile.
     """
 
     @cached_property

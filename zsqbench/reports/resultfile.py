@@ -51,6 +51,8 @@ class ResultFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._last: tuple[tuple[int, int, int], Contents] | None = None
+        """The contents that were read last, with inode, size and time of the file."""
 
     def read(self) -> dict[tuple[str, str], Result]:
         """Rows by suite and cell.
@@ -70,27 +72,21 @@ class ResultFile:
             )
 
     def contents(self) -> Contents:
-        """All that is in the file; nothing where there is none. Raises ZSQBenchError where it cannot be read."""
+        """All that is in the file; nothing where there is none. Raises ZSQBenchError where it cannot be read.
+
+        A file that nobody has written to meanwhile is not read again.
+        """
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())  # before it is read, so that what is added meanwhile is not missed
+                state = status.st_ino, status.st_size, status.st_mtime_ns
+                if self._last is None or self._last[0] != state:
+                    self._last = state, _contents(file.read())
         except FileNotFoundError:
             return Contents()
         except OSError as error:
             raise ZSQBenchError(f"cannot read {self.path}: {error.strerror}") from error
-        found: dict[tuple[str, str], list[Result]] = {}
-        unreadable: list[int] = []
-        schemas: set[int] = set()
-        for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-            schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
-            row = _row(line) if schema == SCHEMA else None
-            if row is not None:
-                found.setdefault((row.suite, row.cell), []).append(row)
-            elif schema not in (None, SCHEMA):
-                schemas.add(schema)
-            elif line.strip():
-                unreadable.append(number)
-        rows, older = _counted(found.values())
-        return Contents(rows, older, unreadable, sorted(schemas))
+        return self._last[1]
 
     def append(self, result: Result) -> None:
         """Add a row so that it survives what comes next."""
@@ -113,6 +109,7 @@ class ResultFile:
         with self._alone():
             rows = arrange(self.contents())  # again: another run may have added some
             write_atomically(self.path, "".join(map(_line, rows)))
+        self._last = None  # ten thousand rows take 130 MB
         return rows
 
     @contextlib.contextmanager
@@ -124,6 +121,23 @@ class ResultFile:
                 if _is_at(self.path, file):  # another process may have put a new one in its place before it let go
                     yield file
                     return
+
+
+def _contents(content: bytes) -> Contents:
+    found: dict[tuple[str, str], list[Result]] = {}
+    unreadable: list[int] = []
+    schemas: set[int] = set()
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
+        row = _row(line) if schema == SCHEMA else None
+        if row is not None:
+            found.setdefault((row.suite, row.cell), []).append(row)
+        elif schema not in (None, SCHEMA):
+            schemas.add(schema)
+        elif line.strip():
+            unreadable.append(number)
+    rows, older = _counted(found.values())
+    return Contents(rows, older, unreadable, sorted(schemas))
 
 
 def _lock(file: BinaryIO) -> None:

@@ -114,6 +114,8 @@ NOTHING = Measured({}, {}, {}, None, {})
 class Result(BaseModel):
     """What became of one cell, self-contained."""
 
+    # factories, since pydantic makes a deep copy of an empty mapping for each row
+
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     suite: str
@@ -125,39 +127,48 @@ class Result(BaseModel):
     quantizer: str
     scheme: str
     seed: int | None = Field(description="none where nothing in the cell uses the seed")
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     status: Status
     reason: Text | None = Field(None, description="one line, for every status but done")
     finished: AwareDatetime | None = Field(None, description="when the cell came to this end; older rows do not say it")
     traceback: Text | None = None
     metric: str | None = Field(None, description="the metric that tables show; higher is better")
-    metrics: dict[str, float] = {}
-    float_metrics: dict[str, float] = {}
-    oracle: Oracle = {}
-    published: Published = {}
-    methods: dict[str, Described] = Field({}, description="task, generator and quantizer")
-    model_facts: Facts = {}
-    data: Counts = {}
-    notes: list[Text] = Field([], description="what the task noted when it measured the float network")
+    metrics: dict[str, float] = Field(default_factory=dict)
+    float_metrics: dict[str, float] = Field(default_factory=dict)
+    oracle: Oracle = Field(default_factory=Oracle)
+    published: Published = Field(default_factory=Published)
+    methods: dict[str, Described] = Field(default_factory=dict, description="task, generator and quantizer")
+    model_facts: Facts = Field(default_factory=Facts)
+    data: Counts = Field(default_factory=Counts)
+    notes: list[Text] = Field(
+        default_factory=list, description="what the task noted when it measured the float network"
+    )
     correct: str | None = Field(
         None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
     )
     resampled: dict[str, str] = Field(
-        {}, description="metrics on resampled images, which give them a standard error: float32 in base64"
+        default_factory=dict,
+        description="metrics on resampled images, which give them a standard error: float32 in base64",
     )
     clipped: dict[str, FiniteFloat] = Field(
-        {}, description="of each quantized output, the share of values, 0 to 1, beyond its grid on the evaluated images"
+        default_factory=dict,
+        description="of each quantized output, the share of values, 0 to 1, beyond its grid on the evaluated images",
     )
-    footnotes: list[Text] = Field([], description="what its methods say that whoever reads the number must know")
+    footnotes: list[Text] = Field(
+        default_factory=list, description="what its methods say that whoever reads the number must know"
+    )
     not_run: dict[str, Text] = Field(
-        {}, description="why a group of metrics, such as those named onnxruntime/..., was not measured; one line each"
+        default_factory=dict,
+        description="why a group of metrics, such as those named onnxruntime/..., was not measured; one line each",
     )
     data_free: bool = Field(True, description="false where the generator was given real images")
-    tensors: Tensors = {}
-    keys: dict[str, str] = Field({}, description="artifact of each step, and of the quantize step that it starts from")
-    seconds: dict[str, FiniteFloat] = {}
-    peak_memory: dict[str, int] = Field({}, description="bytes, per step")
-    environment: dict[str, Any] = {}
+    tensors: Tensors = Field(default_factory=Tensors)
+    keys: dict[str, str] = Field(
+        default_factory=dict, description="artifact of each step, and of the quantize step that it starts from"
+    )
+    seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    peak_memory: dict[str, int] = Field(default_factory=dict, description="bytes, per step")
+    environment: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:

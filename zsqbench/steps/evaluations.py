@@ -7,6 +7,7 @@ import base64
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,20 @@ def samples_of(evaluation: Evaluation) -> "dict[str, np.ndarray]":
 
 def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":
     """Read what `write_samples` wrote; empty where it wrote nothing."""
+    path = artifact.folder / SAMPLES
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return {}
+    return dict(_load_samples(path, status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=2)
+def _load_samples(path: Path, _inode: int, _time: int) -> "Mapping[str, np.ndarray]":
+    """The tensors of a file, remembered as long as it is the same: all cells of a network read the float one's."""
     from safetensors.numpy import load_file
 
-    path = artifact.folder / SAMPLES
-    return load_file(path) if path.is_file() else {}
+    return load_file(path)
 
 
 def packed(samples: "Mapping[str, np.ndarray]") -> str | None:

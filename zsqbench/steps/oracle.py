@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Method
-from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import label
@@ -31,9 +30,7 @@ class Oracle(StudentJob):
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each quantized network, where the quantizer keeps epochs."""
         variant = cell.quantizer
-        with asking(variant.at_work.method, "keeps_epochs"):
-            keeps_epochs = variant.at_work.quantizer.keeps_epochs
-        if not keeps_epochs:
+        if not variant.keeps_epochs:
             return None
         needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
         return cell.step(

@@ -82,6 +82,8 @@ class StepMaker:
         self.resolved = cache(self._resolved)
         self.timing_key = cache(hash_of)
         self.by_identity: dict[tuple[str, ...], Step] = {}
+        self.impossible: dict[tuple[str | None, ...], str | None] = {}
+        """Why the methods of cells cannot work with network and data, or none, by task, model and methods."""
 
     def _methods(
         self, task: str, generator: str | None, quantizer: str, scheme: str, network: NetworkFacts

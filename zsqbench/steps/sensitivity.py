@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from zsqbench.methods.asking import asking
 from zsqbench.reports import bitwidths
 from zsqbench.reports.results import Result
 from zsqbench.scheme import RankedWeight, Scheme
@@ -31,7 +30,7 @@ class Sensitivity(Job):
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
         """One for each set of images, scheme and number of images, where a quantizer asks for it."""
-        variant = ranking_quantizer(cell.quantizer)
+        variant = cell.quantizer.ranking
         if variant is None:
             return None
         set_of_images = cell.steps[Generate.kind]
@@ -87,13 +86,3 @@ class Sensitivity(Job):
             return None
         weights = [asdict(weight) for weight in cls.weights(store, key)]
         return Tracked(documents={f"{cls.kind}.json": weights})
-
-
-def ranking_quantizer(variant: Variant) -> Variant | None:
-    """The quantizer that asks for a ranking of weights: this one, or the one that it starts from, or none."""
-    for link in variant.chain:
-        with asking(link.method, "ranking_images"):
-            images = link.quantizer.ranking_images
-        if images is not None:
-            return link
-    return None

@@ -9,7 +9,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Pretrained, Quantizer, Settings
 from zsqbench.scheme import MeasuredTensor, Scheme, TensorOnGrid
 from zsqbench.steps.planning import CellPlanning, Data
-from zsqbench.steps.sensitivity import Sensitivity, ranking_quantizer
+from zsqbench.steps.sensitivity import Sensitivity
 from zsqbench.steps.step import Job, MethodCall, Step
 from zsqbench.store import Artifact
 from zsqbench.suite import Suite, Variant
@@ -46,7 +46,7 @@ class StudentJob(Job):
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
         """Quantizer, scheme, and what must not be opened."""
         variant = cast("Variant", step.variant)
-        adapting = ranking_quantizer(variant)
+        adapting = variant.ranking
         return {
             "quantizer": MethodCall.of(variant),
             "prepared_by": MethodCall.of(variant.chain[-1]),

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,6 +76,8 @@ class _SuiteBuilder:
         self.catalog = catalog
         self.plugin_files = plugin_files
         self.notes: list[str] = []
+        self._declared = cache(self._declare)
+        """Asked once for all models, tasks and seeds."""
         self.placements = dict(PLACEMENTS) | {
             name: self._placement(name, given) for name, given in file.schemes.items()
         }
@@ -167,21 +170,26 @@ class _SuiteBuilder:
         export: ExportOptions | None,
         analyze: bool,
     ) -> Cell:
-        maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
-        variant = self.variants["quantizer"][quantizer]
-        seeded = any(link.method.seeded for link in variant.chain) or (maker is not None and maker.seeded)
+        seeded, reason = self._declared(generator, quantizer, scheme)
         return Cell(
             task=task,
             model=model,
-            generator=None if maker is None else generator,
+            generator=None if generator == NO_GENERATOR else generator,
             quantizer=quantizer,
             scheme=scheme,
             seed=seed if seeded else None,
             settings=settings,
-            reason=_impossible(cast("Generator | None", maker), variant, self.schemes[scheme]),
+            reason=reason,
             export=export,
             analyze=analyze,
         )
+
+    def _declare(self, generator: str, quantizer: str, scheme: str) -> tuple[bool, str | None]:
+        """What methods say of cells that have them: is their seed used, and why they cannot run, if so."""
+        maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
+        variant = self.variants["quantizer"][quantizer]
+        seeded = any(link.method.seeded for link in variant.chain) or (maker is not None and maker.seeded)
+        return seeded, _impossible(cast("Generator | None", maker), variant, self.schemes[scheme])
 
     def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
         """The union of the blocks; says what stood there twice and which seeds made no difference.

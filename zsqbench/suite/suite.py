@@ -9,6 +9,7 @@ from typing import Any, cast
 from zsqbench.export.options import ExportOptions
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Generator, Method, ModelSpec, Network, Quantizer, Settings, Task
+from zsqbench.methods.asking import asking
 from zsqbench.plugins import Catalog, Plugin
 from zsqbench.reports.published import ValueKey
 from zsqbench.scheme import Placement, Scheme
@@ -48,6 +49,22 @@ class Variant:
         """The quantizer itself, the one that it starts from or is over, and so on; the last prepares the student."""
         before = self.start or self.over
         return (self, *(before.chain if before else ()))
+
+    @cached_property
+    def ranking(self) -> "Variant | None":
+        """The quantizer that asks for a ranking of weights: this one, or one that it starts from, or none."""
+        for link in self.chain:
+            with asking(link.method, "ranking_images"):
+                images = link.quantizer.ranking_images
+            if images is not None:
+                return link
+        return None
+
+    @cached_property
+    def keeps_epochs(self) -> bool:
+        """True if the quantizer that does the work keeps epochs."""
+        with asking(self.at_work.method, "keeps_epochs"):
+            return self.at_work.quantizer.keeps_epochs
 
     @property
     def at_work(self) -> "Variant":
@@ -189,10 +206,18 @@ class Suite:
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
-        parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
-        generator = self._part("generator", cell.generator) if cell.generator else None
-        asked = [] if cell.export is None else [cell.export.model_dump(mode="json")]
-        return digest_of([*parts, generator, cell.seed, cell.settings.model_dump(mode="json"), *asked])
+        known = cell, cell.export  # which makes no other cell
+        if known not in self._definitions:
+            parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
+            generator = self._part("generator", cell.generator) if cell.generator else None
+            asked = [] if cell.export is None else [cell.export.model_dump(mode="json")]
+            settings = cell.settings.model_dump(mode="json")
+            self._definitions[known] = digest_of([*parts, generator, cell.seed, settings, *asked])
+        return self._definitions[known]
+
+    @cached_property
+    def _definitions(self) -> dict[tuple[Cell, ExportOptions | None], str]:
+        return {}
 
     def _part(self, axis: str, label: str) -> str:
         """The part of the definition of cells that a name of the suite decides; thousands share it."""

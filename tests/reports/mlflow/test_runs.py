@@ -18,6 +18,7 @@ from zsqbench.reports.mlflow.runs import (
     _batches,
     identity,
 )
+from zsqbench.reports.mlflow.tables import Tables
 from zsqbench.reports.mlflow.tracking import sync
 from zsqbench.store import Store
 
@@ -50,7 +51,8 @@ def artifacts(logged, run):
 
 
 def test_one_parent_run_holds_a_run_for_each_new_cell(logged):
-    assert [run.info.run_name for run in logged.children] == [row().cell, "failed cell", "excluded cell"]
+    assert {run.info.run_name for run in logged.children} == {row().cell, "failed cell", "excluded cell"}
+    assert len(logged.children) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in logged.children} == {logged.parent.info.run_id}
 
 
@@ -216,17 +218,17 @@ def test_mlflow_answers_as_its_database_does(store, monkeypatch):
     invoke(store, [row("one"), row("two")], name="asked")
     experiment = Experiment.open("asked", store)
     experiment.client.create_run(experiment.id, tags={"zsqbench.row": "begun"})
-    asked = [experiment.logged(), experiment.logged(identity(row("two")))]
+    asked = [experiment.logged(), experiment.logged([identity(row("two"))])]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///file:that only MLflow reads")
-    answers = [experiment.logged(), experiment.logged(identity(row("two")))]
+    answers = [experiment.logged(), experiment.logged([identity(row("two"))])]
 
     assert [len(found) for found in asked] == [3, 1]
     assert [set(found) for found in answers] == [set(found) for found in asked]
 
 
 def test_the_values_of_a_cell_are_logged_in_one_call_where_the_limits_allow_it(store, monkeypatch):
-    experiment = Experiment.open("one call", store)
+    experiment = replace(Experiment.open("one call", store), tables=None)
     calls = []
     log_batch = experiment.client.log_batch
     monkeypatch.setattr(experiment.client, "log_batch", lambda *a, **k: (calls.append(k), log_batch(*a, **k)))
@@ -236,6 +238,72 @@ def test_the_values_of_a_cell_are_logged_in_one_call_where_the_limits_allow_it(s
     (call,) = calls
     assert {"top1", "generate/loss", "calibration/difficulty"} <= {metric.key for metric in call["metrics"]}
     assert "quantizer.method" in {param.key for param in call["params"]}
+
+
+def told(client, run):
+    """All that MLflow tells of a run, without what differs from one run to the next."""
+    info, data = run.info, run.data
+    files = {
+        file.path: Path(client.download_artifacts(info.run_id, file.path)).read_bytes()
+        for file in client.list_artifacts(info.run_id)
+    }
+    metrics = {name: client.get_metric_history(info.run_id, name) for name in data.metrics}
+    return {
+        "info": (info.run_name, info.status, info.user_id, info.lifecycle_stage, info.end_time - info.start_time),
+        "place": info.artifact_uri.replace(info.run_id, "ID"),
+        "tags": {name: value for name, value in data.tags.items() if name != "mlflow.parentRunId"},
+        "params": data.params,
+        "metrics": data.metrics,
+        "history": {name: [(point.step, point.value) for point in points] for name, points in metrics.items()},
+        "inputs": [
+            (read.dataset.to_dictionary(), [(tag.key, tag.value) for tag in read.tags])
+            for read in run.inputs.dataset_inputs
+        ],
+        "files": files,
+    }
+
+
+def test_a_database_holds_what_calls_of_the_client_make(tmp_path):
+    store = Store(tmp_path)
+    fill(store, loss=((0, 3.0), (10, 1.0), (20, float("nan")), (30, float("inf"))))
+    rows = [row("a"), row("b", status="failed", metrics={}, reason="no", traceback="Traceback: here"), row("c", seed=1)]
+    rows = [rows[0], rows[1], rows[2].model_copy(update={"metrics": {"top1": 1e300, "top 5%": 2.0}})]
+    experiment = Experiment.open("demo", store)
+    client, ways = experiment.client, []
+    for tables in (experiment.tables, None):
+        invocation = Invocation(replace(experiment, tables=tables), "run")
+        assert [result.cell for result in invocation.log(*rows)] == ["a", "b", "c"]
+        invocation.finish(Ending(rows))
+        found = experiment.client.search_runs(
+            [experiment.id], "tags.`zsqbench.cell` != ''", order_by=["tags.`zsqbench.cell`"]
+        )
+        ways.append([told(experiment.client, experiment.client.get_run(run.info.run_id)) for run in found])
+        for run in found:
+            client.delete_run(run.info.run_id)
+    assert repr(ways[0]) == repr(ways[1])  # NaN is not equal to itself
+    assert len(ways[0]) == 3
+    assert ways[0][1]["files"]["traceback.txt"] == b"Traceback: here"
+
+
+def test_rows_that_are_held_are_not_logged_with_others(tmp_path):
+    store = Store(tmp_path)
+    fill(store)
+    assert sync([row("one")], "demo", store) == 1
+    assert [
+        result.cell for result in Invocation(Experiment.open("demo", store), "run").log(row("one"), row("two"))
+    ] == ["two"]
+
+
+def test_a_logger_that_is_killed_between_two_tables_leaves_no_run(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    fill(store)
+    with monkeypatch.context() as killed:
+        killed.setattr(Tables, "_insert_datasets", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            sync([row("one"), row("two")], "demo", store)
+    assert runs(store)[1] == []
+    assert sync([row("one"), row("two")], "demo", store) == 2
+    assert [run.info.status for run in runs(store)[1]] == ["FINISHED", "FINISHED"]
 
 
 def test_a_call_has_at_most_a_thousand_values_and_a_hundred_of_them_params():

@@ -13,6 +13,7 @@ from zsqbench.leases import Leases
 from zsqbench.reports.mlflow import runs as mlflow_runs
 from zsqbench.reports.mlflow import tracking, turns
 from zsqbench.reports.mlflow.runs import Details, Ending, Experiment, Invocation, identity
+from zsqbench.reports.mlflow.tables import Tables
 from zsqbench.reports.mlflow.tracking import Tracker, make_database, move_aside, sync
 from zsqbench.steps import KINDS
 from zsqbench.store import Store
@@ -59,6 +60,12 @@ def test_a_run_logs_what_an_earlier_one_could_not(store, new):
     assert sync([row("one"), row("two"), row("three"), *new], name, store) == 0
 
 
+def test_a_sync_of_what_a_database_holds_needs_no_mlflow(store, monkeypatch):
+    assert sync([row()], "synced", store) == 1
+    monkeypatch.setattr(Experiment, "open", lambda *_: pytest.fail("MLflow was opened"))
+    assert sync([row(), row("cut short", status="interrupted")], "synced", store) == 0
+
+
 def test_a_server_is_not_asked_where_nothing_is_new(store, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
     monkeypatch.setattr(Experiment, "open", lambda *_: pytest.fail("asked"))
@@ -86,6 +93,7 @@ def test_two_writers_log_a_cell_once(store, monkeypatch):
 
 def test_what_a_killed_logger_left_of_a_cell_is_deleted_and_logged_anew(store, monkeypatch):
     with monkeypatch.context() as killed:
+        killed.setattr(Tables, "of", lambda *_: None)  # by calls of the client, as for a server
         killed.setattr("mlflow.MlflowClient.set_terminated", lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             sync([row()], "killed", store)
@@ -290,7 +298,7 @@ def test_what_is_left_in_the_queue_when_waiting_ends_is_not_logged(store, monkey
             answer.wait()
 
     monkeypatch.setattr(tracking, "PATIENCE", 0.05)
-    monkeypatch.setattr(Experiment, "open", lambda *_: None)
+    monkeypatch.setattr(Experiment, "open", lambda *_: SimpleNamespace(rows_at_once=1))
     monkeypatch.setattr(tracking, "Invocation", Slow)
 
     invoke(store, [row("one"), row("two")])

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +78,8 @@ class Database:
         spelled = (f"sqlite+pysqlite:///{name}?uri=true" for name in (file, quote(file, safe="/:")))
         return next(uri for uri in spelled if make_url(uri).database == file)
 
-    def logged(self, suite_name: str, row: str | None = None) -> list[Logged]:
-        """The runs of a suite's cells, or of one row, that nobody deleted. Raises sqlite3.Error where it cannot."""
+    def logged(self, suite_name: str, rows: Sequence[str] | None = None) -> list[Logged]:
+        """The runs of a suite's cells, or of these rows, that nobody deleted. Raises sqlite3.Error where it cannot."""
         if not self._holds_something():
             return []
         query = """
@@ -91,10 +91,11 @@ class Database:
             WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active'
         """
         with self._connection() as connection:
-            if row is None:
+            if rows is None:
                 found = connection.execute(query, [suite_name])
             else:
-                found = connection.execute(f"{query} AND rows.value = ?", [suite_name, row])
+                these = ", ".join("?" * len(rows))
+                found = connection.execute(f"{query} AND rows.value IN ({these})", [suite_name, *rows])
             return [Logged(value, run_id, bool(ended), home) for value, run_id, ended, home in found]
 
     def make(self) -> None:

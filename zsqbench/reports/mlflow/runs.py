@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of
 from zsqbench.reports.mlflow.database import Database, Logged, client_of, load_mlflow, tracking_uri
+from zsqbench.reports.mlflow.tables import CellRun, Point, Tables, as_json
 from zsqbench.reports.mlflow.turns import Turns
 from zsqbench.reports.results import Result, environment, flat, flat_method
 from zsqbench.steps import KINDS, Tracked
@@ -32,6 +33,8 @@ NAME_LENGTH = 250  # of a run's name, too: a server's database may have no more 
 DIGEST_LENGTH = 36
 PARAMS_PER_BATCH = 100
 VALUES_PER_BATCH = 1000
+ROWS_PER_TURN = 50
+"""Rows that a database takes by one transaction; others wait meanwhile, for a fraction of a second."""
 CURVE_POINTS = 320
 """Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
 
@@ -80,6 +83,8 @@ class Experiment:
     suite_name: str
     store: Store
     turns: Turns
+    tables: Tables | None = None
+    """Those of its database; none where a server is logged to, or a URI that only MLflow reads."""
 
     @classmethod
     def open(cls, suite_name: str, store: Store, turns: Turns | None = None) -> "Experiment":
@@ -91,14 +96,21 @@ class Experiment:
         load_mlflow()
         with turns.take():
             client = connect(store.home)
-            return cls(client, _experiment_id(client, suite_name, store), suite_name, store, turns)
+            experiment_id = _experiment_id(client, suite_name, store)
+            tables = Tables.of(client, experiment_id) if Database.of(store.home) is not None else None
+            return cls(client, experiment_id, suite_name, store, turns, tables)
 
-    def logged(self, row: str | None = None) -> list[Logged]:
-        """The runs of cells that are held, or of one row. A database is asked without MLflow: it takes a tenth."""
+    def logged(self, rows: Sequence[str] | None = None) -> list[Logged]:
+        """The runs of cells that are held, or of these rows. A database is asked without MLflow: it takes a tenth."""
         database = Database.of(self.store.home)
         if database is not None:
-            return database.logged(self.suite_name, row)
-        which = "tags.`zsqbench.row` != ''" if row is None else f"tags.`zsqbench.row` = '{row}'"
+            return database.logged(self.suite_name, rows)
+        if rows is None:
+            return self._found("tags.`zsqbench.row` != ''")
+        return [run for row in rows for run in self._found(f"tags.`zsqbench.row` = '{row}'")]
+
+    def _found(self, which: str) -> list[Logged]:
+        """The runs of cells that MLflow finds, all pages of them."""
         found: list[Logged] = []
         token: str | None = None
         while True:
@@ -114,15 +126,19 @@ class Experiment:
         """Identities of the rows that are held. A run that was never ended is not counted: it may lack something."""
         return {run.row for run in self.logged() if run.ended}
 
-    def claim(self, row: str) -> bool:
-        """True if a row is still to be logged; what a dead process of this home left of it is deleted. In a turn."""
-        found = self.logged(row)
-        if any(run.ended for run in found):
-            return False
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows are logged in one turn, so that none is long."""
+        return 1 if self.tables is None else ROWS_PER_TURN
+
+    def claim(self, rows: Sequence[str]) -> set[str]:
+        """Those rows that are still to be logged; what a dead process of this home left of them goes. In a turn."""
+        found = self.logged(rows)
+        held = {run.row for run in found if run.ended}
         for run in found:
-            if run.home == self.turns.home:
+            if run.row not in held and run.home == self.turns.home:
                 self.client.delete_run(run.run_id)
-        return True
+        return set(rows) - held
 
     def start(self, what: str) -> str:
         """Make the parent run of one invocation, and end those of dead processes of this home. In a turn."""
@@ -156,35 +172,43 @@ class Invocation:
     awaiting: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
     """By kind of background step, the runs of cells that were logged before it had left something of them."""
 
-    def log(self, result: Result) -> bool:
-        """Log a row, with what the store has of its set and curves, unless MLflow holds it; returns which it was."""
-        details = Details() if result.status in UNRUN else Details.read(result, self.experiment.store)
+    def log(self, *results: Result) -> list[Result]:
+        """Log rows, with what the store has of their sets and curves, and return those that MLflow did not hold."""
+        details = [
+            Details() if result.status in UNRUN else Details.read(result, self.experiment.store) for result in results
+        ]
         with self.experiment.turns.take():
-            if not self.experiment.claim(identity(result)):
-                return False
-            self.run_id = self.run_id or self.experiment.start(self.what)
-            self._log_cell(result, details, {**self.experiment.tags, "mlflow.parentRunId": self.run_id})
-        return True
+            missing = self.experiment.claim([identity(result) for result in results])
+            new = [
+                (result, found) for result, found in zip(results, details, strict=True) if identity(result) in missing
+            ]
+            if new:
+                self.run_id = self.run_id or self.experiment.start(self.what)
+                self._log_cells(new, {**self.experiment.tags, "mlflow.parentRunId": self.run_id})
+        return [result for result, _ in new]
 
-    def _log_cell(self, result: Result, details: "Details", tags: dict[str, str]) -> None:
-        """Ending the run comes last and makes it count."""
-        client, now = self.experiment.client, _now()
-        tags |= _tags(result)
-        if details.unreadable:
-            tags["zsqbench.unreadable"] = "; ".join(details.unreadable)[:TAG_LENGTH]
-        run = client.create_run(
-            self.experiment.id,
-            start_time=now - int(1000 * sum(result.seconds.values())),
-            tags=tags,
-            run_name=result.cell[:NAME_LENGTH],
-        )
-        run_id = run.info.run_id
-        self._log(run_id, list(details.tracked.values()), _params(result), [*_final(result), *details.points])
-        for kind in details.awaited:
-            self.awaiting.setdefault(kind, []).append((run_id, result))
-        if result.traceback:
-            client.log_text(run_id, result.traceback, "traceback.txt")
-        client.set_terminated(run_id, "FAILED" if result.status == "failed" else "FINISHED", now)
+    def _log_cells(self, new: Sequence[tuple[Result, "Details"]], tags: Mapping[str, str]) -> None:
+        runs = [_cell_run(result, details, tags) for result, details in new]
+        tables = self.experiment.tables
+        ids = list(map(self._by_client, runs)) if tables is None else tables.write(runs)
+        for run_id, (result, details) in zip(ids, new, strict=True):
+            for kind in details.awaited:
+                self.awaiting.setdefault(kind, []).append((run_id, result))
+
+    def _by_client(self, new: CellRun) -> str:
+        """Make a run by calls of MLflow's client. Ending it comes last and makes it count."""
+        client = self.experiment.client
+        made = client.create_run(self.experiment.id, start_time=new.start, tags=dict(new.tags), run_name=new.name)
+        run_id: str = made.info.run_id
+        _log_values(client, run_id, new.params, new.points)
+        for path in new.files:
+            client.log_artifact(run_id, str(path))
+        for name, text in new.texts.items():
+            client.log_text(run_id, text, name)
+        if new.datasets:
+            client.log_inputs(run_id, list(new.datasets))
+        client.set_terminated(run_id, new.status, new.end)
+        return run_id
 
     def log_background(self, news: BackgroundStep) -> None:
         """Log what a background step left to the cells that were logged without."""
@@ -196,26 +220,17 @@ class Invocation:
                 self.awaiting.setdefault(news.kind, []).append((run_id, result))
             else:
                 with self.experiment.turns.take():
-                    self._log(run_id, [tracked])
+                    self._log(run_id, tracked)
 
-    def _log(
-        self,
-        run_id: str,
-        tracked: Sequence[Tracked],
-        params: Mapping[str, str] | None = None,
-        points: Sequence["Point"] = (),
-    ) -> None:
+    def _log(self, run_id: str, tracked: Tracked) -> None:
         client = self.experiment.client
-        numbers = [Point(name, value, 0) for found in tracked for name, value in found.numbers.items()]
-        _log_values(client, run_id, params or {}, [*points, *numbers])
-        for found in tracked:
-            for path in found.files:
-                client.log_artifact(run_id, str(path))
-            for name, document in found.documents.items():
-                client.log_dict(run_id, document, name)
-        datasets = [_dataset_input(found.dataset) for found in tracked if found.dataset is not None]
-        if datasets:
-            client.log_inputs(run_id, datasets)
+        _log_values(client, run_id, {}, _numbers([tracked]))
+        for path in tracked.files:
+            client.log_artifact(run_id, str(path))
+        for name, document in tracked.documents.items():
+            client.log_text(run_id, as_json(document), name)
+        if tracked.dataset is not None:
+            client.log_inputs(run_id, [_dataset_input(tracked.dataset)])
 
     def finish(self, ending: Ending) -> None:
         """End the parent run, if there is one, with the cells of each status counted, the table and the report."""
@@ -256,15 +271,6 @@ def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point of a metric."""
-
-    name: str
-    value: float
-    step: int
-
-
-@dataclass(frozen=True)
 class Details:
     """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
 
@@ -289,6 +295,32 @@ class Details:
         unreadable += [found.unreadable for found in tracked.values() if found.unreadable]
         awaited = tuple(kind for kind, job in KINDS.items() if kind not in tracked and job.is_expected(result))
         return cls(tuple(points), tracked, awaited, tuple(unreadable))
+
+
+def _cell_run(result: Result, details: "Details", common: Mapping[str, str]) -> CellRun:
+    """The run of a row, with the tags that it has in common with others."""
+    now = _now()
+    tracked = list(details.tracked.values())
+    points = [*_final(result), *details.points, *_numbers(tracked)]
+    unreadable = {"zsqbench.unreadable": "; ".join(details.unreadable)[:TAG_LENGTH]} if details.unreadable else {}
+    texts = {name: as_json(document) for found in tracked for name, document in found.documents.items()}
+    name = result.cell[:NAME_LENGTH]
+    return CellRun(
+        name=name,
+        status="FAILED" if result.status == "failed" else "FINISHED",
+        start=now - int(1000 * sum(result.seconds.values())),
+        end=now,
+        tags={**common, **_tags(result), **unreadable, "mlflow.runName": name},
+        params={_name(key): text for key, text in _params(result).items()},
+        points=[Point(_name(point.name), point.value, point.step) for point in points],
+        datasets=[_dataset_input(found.dataset) for found in tracked if found.dataset is not None],
+        files=[path for found in tracked for path in found.files],
+        texts=texts | ({"traceback.txt": result.traceback} if result.traceback else {}),
+    )
+
+
+def _numbers(tracked: Sequence[Tracked]) -> list[Point]:
+    return [Point(name, value, 0) for found in tracked for name, value in found.numbers.items()]
 
 
 def _experiment_id(client: "MlflowClient", suite_name: str, store: Store) -> str:
@@ -374,7 +406,7 @@ def _final(result: Result) -> Iterable[Point]:
 
 def _curves(name: str, key: str, store: Store) -> list[Point]:
     """Curves of a step, `generate/loss`, so that MLflow shows a step's charts in one section."""
-    kind = store.kind_of(key)
+    kind = name if store.has(name, key) else store.kind_of(key)  # a name such as `start` is none
     if kind is None:
         return []
     points = []

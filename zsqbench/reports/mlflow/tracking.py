@@ -90,12 +90,26 @@ def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
     """
     rows = [result for result in results if result.status != "interrupted"]
     with _in_turns(suite_name, store.home) as turns:
+        if rows and _database_holds(rows, suite_name, store):
+            return 0
         experiment = Experiment.open(suite_name, store, turns)
         held = experiment.identities()
         run = Invocation(experiment, "sync")
-        logged = [result for result in rows if identity(result) not in held and run.log(result)]
+        missing = [result for result in rows if identity(result) not in held]
+        at_once = experiment.rows_at_once
+        batches = (missing[first : first + at_once] for first in range(0, len(missing), at_once))
+        logged = [result for batch in batches for result in run.log(*batch)]
         run.finish(Ending(logged))
     return len(logged)
+
+
+def _database_holds(rows: Sequence[Result], suite_name: str, store: Store) -> bool:
+    """True if a database says without MLflow, whose import takes seconds, that all rows are there."""
+    database = Database.of(store.home)
+    if database is None:
+        return False
+    held = {run.row for run in database.logged(suite_name) if run.ended}
+    return all(identity(result) in held for result in rows)
 
 
 def move_aside(suite_name: str, store: Store) -> str:
@@ -237,26 +251,44 @@ class Writer(threading.Thread):
         if database is None or not self._kept:
             return False
         try:
-            held = {run.row for run in database.logged(self._suite_name) if run.ended}
+            return not _database_holds(self._kept, self._suite_name, self._store)
         except (sqlite3.Error, OSError):
             return True
-        return any(identity(result) not in held for result in self._kept)
 
     def _write(self, turns: Turns) -> None:
         experiment = Experiment.open(self._suite_name, self._store, turns)
         run = Invocation(experiment, "run")
         held: set[str] | None = None
-        while not isinstance(item := self._queue.get(), Ending) and not self._abandoned:
-            if isinstance(item, BackgroundStep):
+        for item in self._taken(experiment.rows_at_once):
+            if isinstance(item, Ending):
+                run.finish(item)
+            elif self._abandoned:
+                return
+            elif isinstance(item, BackgroundStep):
                 run.log_background(item)
             else:
-                if not item.new and held is None:
+                if held is None and not all(row.new for row in item):
                     held = experiment.identities()
-                if item.new or identity(item.result) not in (held or ()):
-                    run.log(item.result)
+                run.log(*(row.result for row in item if row.new or identity(row.result) not in (held or ())))
             self._go_on()
-        if isinstance(item, Ending):
-            run.finish(item)
+
+    def _taken(self, at_once: int) -> Iterator[list[Row] | BackgroundStep | Ending]:
+        """All that is handed on, until the end: rows that wait together, but no more at once."""
+        rows: list[Row] = []
+        while True:
+            if rows and (len(rows) == at_once or self._queue.empty()):
+                yield rows
+                rows = []
+            item = self._queue.get()
+            if isinstance(item, Row):
+                rows.append(item)
+                continue
+            if rows:
+                yield rows
+                rows = []
+            yield item
+            if isinstance(item, Ending):
+                return
 
     def _go_on(self) -> None:
         self._progress += 1

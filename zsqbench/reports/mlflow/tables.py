@@ -1,0 +1,197 @@
+"""Runs of cells written into the tables of a database that MLflow keeps, many by one transaction.
+
+MLflow's client makes a run in a dozen transactions, each of which reads it again. So the rows of tables are made here,
+of MLflow's own classes, with its values for what a run lacks.
+"""
+
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from zsqbench.reports.mlflow.database import BUSY
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a metric."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """The run of a cell that came to its end: all that MLflow is told of it. Names are such as MLflow accepts."""
+
+    name: str
+    status: str
+    """In MLflow's words."""
+    start: int
+    """Milliseconds, like `end`."""
+    end: int
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    points: Sequence[Point]
+    datasets: Sequence["DatasetInput"] = ()
+    files: Sequence[Path] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Content of further files, by name."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a database, for the runs of one experiment."""
+
+    store: "SqlAlchemyStore"
+    experiment_id: str
+    artifacts: str
+    """Where the experiment's artifacts are, as a URI."""
+
+    @classmethod
+    def of(cls, client: "MlflowClient", experiment_id: str) -> "Tables":
+        """Those that a client writes to, which is one of a database."""
+        location = client.get_experiment(experiment_id).artifact_location
+        return cls(client._tracking_client.store, experiment_id, location)  # noqa: SLF001 - MLflow hands it out nowhere
+
+    def write(self, runs: Sequence[CellRun]) -> list[str]:
+        """Add runs, all of them or none, and return their ids. Files come first: a run that is there has them."""
+        ids = [uuid.uuid4().hex for _ in runs]
+        with tempfile.TemporaryDirectory() as folder:
+            for run_id, run in zip(ids, runs, strict=True):
+                self._keep_files(run_id, run, Path(folder))
+        with self.store.engine.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * BUSY:.0f}")
+            self._insert(connection, dict(zip(ids, runs, strict=True)))
+        return ids
+
+    def _keep_files(self, run_id: str, run: CellRun, folder: Path) -> None:
+        """Copy the files of a run; texts become files in a folder first, since MLflow takes no other."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if not run.files and not run.texts:
+            return
+        repository = get_artifact_repository(self._place(run_id))
+        for path in run.files:
+            repository.log_artifact(str(path))
+        for name, text in run.texts.items():
+            place = PurePosixPath(name)
+            file = folder / place.name
+            file.write_text(text, encoding="utf-8")
+            repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
+
+    def _place(self, run_id: str) -> str:
+        from mlflow.utils.uri import append_to_uri_path
+
+        return str(append_to_uri_path(self.artifacts, run_id, self.store.ARTIFACTS_FOLDER_NAME))
+
+    def _insert(self, connection: "Connection", runs: Mapping[str, CellRun]) -> None:
+        from mlflow.store.tracking.dbmodels import models
+
+        def insert(table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+            if rows:
+                connection.execute(table.__table__.insert(), rows)
+
+        insert(models.SqlRun, [self._run(run_id, run) for run_id, run in runs.items()])
+        for table, given in ((models.SqlTag, "tags"), (models.SqlParam, "params")):
+            pairs = ((run_id, pair) for run_id, run in runs.items() for pair in getattr(run, given).items())
+            insert(table, [{"run_uuid": run_id, "key": key, "value": value} for run_id, (key, value) in pairs])
+        metrics = {run_id: list(self._metrics(run_id, run)) for run_id, run in runs.items()}
+        insert(models.SqlMetric, [row for rows in metrics.values() for row in rows])
+        insert(models.SqlLatestMetric, [row for rows in metrics.values() for row in _latest(rows)])
+        self._insert_datasets(connection, runs)
+
+    def _run(self, run_id: str, run: CellRun) -> dict[str, Any]:
+        return {
+            "run_uuid": run_id,
+            "name": run.name,
+            "experiment_id": int(self.experiment_id),
+            "status": run.status,
+            "start_time": run.start,
+            "end_time": run.end,
+            "artifact_uri": self._place(run_id),
+            "lifecycle_stage": "active",
+            "source_type": "UNKNOWN",
+            "source_name": "",
+            "source_version": "",
+            "entry_point_name": "",
+            "user_id": "unknown",
+        }
+
+    def _metrics(self, run_id: str, run: CellRun) -> Iterator[dict[str, Any]]:
+        for point in dict.fromkeys(run.points):
+            is_nan, value = self.store.sanitize_metric_value(point.value)
+            known = {"key": point.name, "value": value, "step": point.step, "is_nan": is_nan}
+            yield {"run_uuid": run_id, "timestamp": run.end, **known}
+
+    def _insert_datasets(self, connection: "Connection", runs: Mapping[str, CellRun]) -> None:
+        """Add datasets that the experiment does not have yet, and say which runs read which."""
+        from mlflow.store.tracking.dbmodels.models import SqlDataset, SqlInput, SqlInputTag
+
+        wanted = [(run_id, read) for run_id, run in runs.items() for read in run.datasets]
+        if not wanted:
+            return
+        table = SqlDataset.__table__
+        digests = {read.dataset.digest for _, read in wanted}
+        there = table.select().where(
+            table.c.experiment_id == int(self.experiment_id), table.c.digest.in_(sorted(digests))
+        )
+        known = {(row.name, row.digest): row.dataset_uuid for row in connection.execute(there)}
+        for _, read in wanted:
+            dataset = read.dataset
+            if (dataset.name, dataset.digest) not in known:
+                known[dataset.name, dataset.digest] = uuid.uuid4().hex
+                new = {
+                    "dataset_uuid": known[dataset.name, dataset.digest],
+                    "experiment_id": int(self.experiment_id),
+                    "name": dataset.name,
+                    "digest": dataset.digest,
+                    "dataset_source_type": dataset.source_type,
+                    "dataset_source": dataset.source,
+                    "dataset_schema": dataset.schema,
+                    "dataset_profile": dataset.profile,
+                }
+                connection.execute(table.insert(), [new])
+        inputs = [(uuid.uuid4().hex, run_id, read) for run_id, read in wanted]
+        edges = [
+            {
+                "input_uuid": input_id,
+                "source_type": "DATASET",
+                "source_id": known[read.dataset.name, read.dataset.digest],
+                "destination_type": "RUN",
+                "destination_id": run_id,
+            }
+            for input_id, run_id, read in inputs
+        ]
+        connection.execute(SqlInput.__table__.insert(), edges)
+        tags = [
+            {"input_uuid": input_id, "name": tag.key, "value": tag.value}
+            for input_id, _, read in inputs
+            for tag in read.tags
+        ]
+        connection.execute(SqlInputTag.__table__.insert(), tags)
+
+
+def _latest(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last point of each metric of a run, as MLflow counts: by step, and by value where that is the same."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for row in metrics:
+        before = latest.get(row["key"])
+        if before is None or (row["step"], row["value"]) > (before["step"], before["value"]):
+            latest[row["key"]] = row
+    return list(latest.values())
+
+
+def as_json(document: Any) -> str:
+    """Plain data as the text of a file, as MLflow's client writes it."""
+    return json.dumps(document, indent=2, default=str)
