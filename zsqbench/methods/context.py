@@ -148,7 +148,19 @@ class StepContext:
             _require_compiler()
         # networks of one worker may be many, and beyond its limit torch would go on uncompiled
         torch._dynamo.config.recompile_limit = COMPILED_AT_MOST  # noqa: SLF001 - where torch documents it
+        _keep_graphs()
         return cast("F", torch.compile(function))
+
+
+def _keep_graphs() -> None:
+    """Let torch keep compiled graphs with an `autograd.Function`, where it can: most that are compiled here have one.
+
+    It traces both of its passes into the graph, whose content is what the graph is found by.
+    """
+    from torch._functorch import config
+
+    if hasattr(config, "autograd_cache_allow_custom_autograd_functions"):
+        config.autograd_cache_allow_custom_autograd_functions = True
 
 
 def _require_compiler() -> None:
