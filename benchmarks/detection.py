@@ -6,7 +6,8 @@ the network's passes, decoding and COCOeval, one after the other; what it adds i
 against a bare step, a forward pass and a backward pass to the input of the same network with frozen weights, on the
 embedded detector and on torchvision's SSDLite with random weights, as it is and compiled in channels_last, which last
 digits of images depend on. On a narrow network all that is not a convolution counts for more: moments of each norm read
-its input twice more, and their gradient once; pipeline and optimiser are the rest. All are taken in turns, medians of several.
+its input twice more, and their gradient once; pipeline and optimiser are the rest. All are taken in turns, medians of
+several.
 `--quick` runs everything once, a step on the embedded detector alone, to see that it runs: its figures mean nothing.
 """
 

@@ -26,11 +26,11 @@ class Pace:
 
 
 PACES: Mapping[Compiled, Pace] = {
-    "pixels": Pace(1.5, 1.3, 75, 10),
-    "updates": Pace(1.7, 1.5, 170, 10),
-    "units": Pace(1.5, 1.2, 170, 10),
+    "pixels": Pace(1.5, 1.4, 75, 15),
+    "updates": Pace(1.6, 1.5, 170, 15),
+    "units": Pace(1.35, 1.25, 130, 20),
 }
-"""Measured with `benchmarks/compiling.py` and `benchmarks/reconstruction.py --settings`."""
+"""Of a ResNet-20, see docs/suites.md#settings."""
 
 
 @dataclass(frozen=True)
