@@ -30,7 +30,7 @@ PACES: Mapping[Compiled, Pace] = {
     "updates": Pace(1.6, 1.5, 170, 15),
     "units": Pace(1.35, 1.25, 130, 20),
 }
-"""Of a ResNet-20, see docs/suites.md#settings."""
+"""Of a ResNet-20, see docs/suites.md#settings; seconds are those of the less busy measurement."""
 
 
 @dataclass(frozen=True)
