@@ -6,11 +6,13 @@ to see that it runs: its figures mean nothing.
 """
 
 import argparse
+import copy
 import dataclasses
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
+from zsqbench.methods import Settings
 from zsqbench.quant import (
+    Annealing,
     Memory,
     Reconstruction,
     Rounding,
@@ -31,6 +35,7 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache
 from zsqbench.quant.reconstruction.learning import Learning
 from zsqbench.quant.reconstruction.propagation import in_float, push, quantized
@@ -40,6 +45,7 @@ from zsqbench.zoo.resnet import CifarResNet
 
 CPU = torch.device("cpu")
 ROUNDS = 5
+DEFAULT = Settings()
 
 
 def show(what: str, measured: str, bound: str) -> None:
@@ -97,11 +103,18 @@ def bare_step(unit: Unit, inputs: list[Tensor], target: Tensor) -> Callable[[int
 
 
 def learning_step(
-    unit: Unit, stage: Stage, inputs: dict[str, ActivationCache], target: ActivationCache, layers: list[Any]
+    unit: Unit,
+    stage: Stage,
+    inputs: dict[str, ActivationCache],
+    target: ActivationCache,
+    layers: list[Any],
+    settings: Settings = DEFAULT,
 ) -> Callable[[int], None]:
     """Iterations of a stage, regulariser included."""
+    ctx = context()
+    ctx.settings = settings
     learning = Learning(
-        unit=unit, stage=stage, ctx=context(), memory=Memory(CPU), inputs=inputs, plain=inputs,
+        unit=unit, stage=stage, ctx=ctx, memory=Memory(CPU), inputs=inputs, plain=inputs,
         targets={unit.targets[0]: target}, layers=layers, later=[], curve="", tick=lambda: None,
     )  # fmt: skip
     soft = learning._begin()  # noqa: SLF001
@@ -114,43 +127,181 @@ def learning_step(
     return steps
 
 
+class ReleasedRounding(nn.Module):
+    """A weight whose rounding BRECQ's release learns, operation by operation."""
+
+    def __init__(self, quantizer: Any, weight: Tensor) -> None:
+        super().__init__()
+        self.scale, self.zero_point, self.top = quantizer.scale, quantizer.zero_point, 2**quantizer.bits - 1
+        rest = weight / self.scale - torch.floor(weight / self.scale)
+        self.alpha = nn.Parameter(-torch.log(1.2 / (rest + 0.1) - 1))
+        self.learns = True
+
+    def soft(self) -> Tensor:
+        """The part of a step that is added to the floor."""
+        return torch.clamp(torch.sigmoid(self.alpha) * 1.2 - 0.1, 0, 1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with soft rounding, or with the one that was chosen."""
+        below = torch.floor(weight / self.scale)
+        codes = below + (self.soft() if self.learns else (self.alpha >= 0).float())
+        return (torch.clamp(codes + self.zero_point, 0, self.top) - self.zero_point) * self.scale
+
+
+class ReleasedQuantizer(nn.Module):
+    """An activation that BRECQ's release rounds, operation by operation; its step size learns."""
+
+    def __init__(self, quantizer: Any) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(quantizer.scale.clone())
+        self.zero_point, self.top = quantizer.zero_point, 2**quantizer.bits - 1
+        self.enabled = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X on the grid."""
+        if not self.enabled:
+            return x
+        steps = x / self.delta
+        codes = (torch.round(steps) - steps).detach() + steps + self.zero_point
+        return (torch.clamp(codes, 0, self.top) - self.zero_point) * self.delta
+
+
+def released_step(unit: Unit, kind: str, live: dict[str, ActivationCache], target: Tensor) -> Callable[[int], None]:
+    """What BRECQ's release does in an iteration of either stage, on a copy of a unit."""
+    network = copy.deepcopy(unit.module)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            network.set_submodule(name, ReleasedQuantizer(module))
+        elif isinstance(module, QuantizedLayer):
+            module.weight.requires_grad_()  # as in the release, which computes gradients that nobody reads
+            module.weight_quantizer = ReleasedRounding(module.weight_quantizer, module.weight.detach())  # type: ignore[assignment]
+    roundings = [module for module in network.modules() if isinstance(module, ReleasedRounding)]
+    quantizers = [module for module in network.modules() if isinstance(module, ReleasedQuantizer)]
+    rounds = kind == "weights"
+    for each in roundings:
+        each.learns = rounds
+    for quantizer in quantizers:
+        quantizer.enabled = not rounds
+    learned = [each.alpha for each in roundings] if rounds else [quantizer.delta for quantizer in quantizers]
+    optimizer = torch.optim.Adam(learned, lr=1e-3) if learned else None
+    inputs, place = [live[source].read(slice(None)) for source in unit.inputs], unit.outputs.index(unit.targets[0])
+
+    def steps(count: int) -> None:
+        for _ in range(count if optimizer is not None else 0):
+            index = torch.randperm(len(target))[:32]
+            optimizer.zero_grad()
+            error = (network(*(values[index] for values in inputs))[place] - target[index]).abs()
+            loss = error.pow(2.0 if rounds else 2.4).sum(1).mean()
+            for each in roundings if rounds else ():
+                loss = loss + 0.01 * (1 - ((each.soft() - 0.5).abs() * 2).pow(20.0)).sum()
+            loss.backward()
+            optimizer.step()
+
+    return steps
+
+
+FASTER = {"weights": 2.0, "activations": 2.5}
+"""How many times as fast as the release a step is to be, in float32 with all settings that are to be fast."""
+
+SETTINGS = ({}, {"layout": "channels_last"}, {"layout": "channels_last", "compile": True})
+WEIGHTS = Stage(4, rounding=Rounding(annealing=Annealing(warmup=0.0)))
+ACTIVATIONS = Stage(4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4)
+
+
+def walk(
+    network: nn.Module, size: tuple[int, int, int], count: int
+) -> Iterator[tuple[Unit, dict[str, ActivationCache], ActivationCache]]:
+    """The units of a network that learn, with what is live before them and their targets."""
+    student, images = student_of(network, size), images_of(count, size)
+    calibrate_activations_mse(student, images[:8])
+    units = find_units(student)
+    live: dict[str, ActivationCache] = {units[0].inputs[0]: ActivationCache.of(images, Memory(CPU))}
+    for place, unit in enumerate(units):
+        needed = {other for later in units[place + 1 :] for other in later.inputs} | set(unit.targets)
+        with in_float(unit):
+            following = push(unit, live, needed, 32, Memory(CPU))
+        if unit.layers:
+            yield unit, live, following[unit.targets[0]]
+        live = following
+
+
+def copied(unit: Unit) -> Unit:
+    """A unit with modules of its own."""
+    module = copy.deepcopy(unit.module)
+    layers = tuple((path, module.get_submodule(path)) for path, _ in unit.layers)
+    quantizers = tuple(each for each in module.modules() if isinstance(each, ActivationQuantizer))
+    return dataclasses.replace(unit, module=module, layers=layers, quantizers=quantizers)
+
+
+def settings_steps(only: list[str], *, quick: bool) -> None:
+    """A step of either stage under settings that are to be fast, against the release's, summed over all units."""
+    torch.set_num_threads(1)
+    for name, network, size, count in networks(quick=quick):
+        if only and name.split(",")[0] not in only:
+            continue
+        seconds: Counter[str] = Counter()
+        compiling: Counter[str] = Counter()
+        last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        for both in zip(walk(network, size, count), walk(last, size, count), strict=True):
+            for kind, stage in (("weights", WEIGHTS), ("activations", ACTIVATIONS)):
+                ways = ways_of(kind, stage, both, compiling)
+                times: dict[str, list[float]] = {way: [] for way in ways}
+                for _ in range(2 if quick else ROUNDS):
+                    for way, action in ways.items():
+                        times[way].append(seconds_per_step(action)())
+                seconds.update({way: statistics.median(taken[1:]) for way, taken in times.items()})
+        for kind, wanted in FASTER.items():
+            for fields in SETTINGS:
+                way, bound = f"{kind} {fields}", f"at least {wanted} x" if fields == SETTINGS[-1] else ""
+                said = ", ".join(f"{key} {value}" for key, value in fields.items()) or "default"
+                faster = seconds[f"{kind} released"] / seconds[way]
+                measured = f"{faster:.2f} x as fast as released, {seconds[way] * 1000:.0f} ms"
+                show(f"stage {kind}, {name}, {said}", measured, bound)
+                if fields.get("compile"):
+                    show(f"first step of stage {kind}, all units, {name}, compiled", f"{compiling[way]:.0f} s", "")
+
+
+def ways_of(
+    kind: str, stage: Stage, both: Sequence[tuple[Unit, Any, Any]], compiling: Counter[str]
+) -> dict[str, Callable[[int], None]]:
+    """Steps of a unit, each way on modules of its own; what their first step takes is added to `compiling`."""
+    unit, live, target = both[0]
+    ways = {f"{kind} released": released_step(unit, kind, live, target.read(slice(None)))}
+    for fields in SETTINGS:
+        settings, way = Settings(**fields), f"{kind} {fields}"
+        unit, live, target = both[settings.layout == "channels_last"]
+        unit = copied(unit)
+        layers = [layer for _, layer in unit.layers] if kind == "weights" else []
+        ways[way] = learning_step(unit, stage, live, target, layers, settings)
+        started = time.perf_counter()
+        ways[way](1)
+        compiling[way] += time.perf_counter() - started
+    return ways
+
+
 def steps(*, quick: bool) -> None:
     """A step of either stage against a bare step, summed over all units of a network."""
     torch.set_num_threads(1)
-    from zsqbench.quant import Annealing
-
-    weights = Stage(4, rounding=Rounding(annealing=Annealing(warmup=0.0)))
-    activations = Stage(4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4)
     for name, network, size, count in networks(quick=quick):
-        student, images = student_of(network, size), images_of(count, size)
-        calibrate_activations_mse(student, images[:8])
-        units = find_units(student)
-        live: dict[str, ActivationCache] = {units[0].inputs[0]: ActivationCache.of(images, Memory(CPU))}
         totals = {"bare": 0.0, "weights": 0.0, "activations": 0.0}
-        for place, unit in enumerate(units):
-            needed = {other for later in units[place + 1 :] for other in later.inputs} | set(unit.targets)
-            with in_float(unit):
-                following = push(unit, live, needed, 32, Memory(CPU))
-            if unit.layers:
-                batch = [live[source].read(slice(0, 32)) for source in unit.inputs]
-                target = following[unit.targets[0]]
-                layers = [layer for _, layer in unit.layers]
-                plain = [layer.weight_quantizer for layer in layers]
-                measured = {"bare": seconds_per_step(bare_step(unit, batch, target.read(slice(0, 32))))}
-                measured["activations"] = seconds_per_step(learning_step(unit, activations, live, target, []))
-                soft = learning_step(unit, weights, live, target, layers)
-                rounding = [layer.weight_quantizer for layer in layers]
-                measured["weights"] = seconds_per_step(soft)
-                times: dict[str, list[float]] = {kind: [] for kind in measured}
-                for _ in range(2 if quick else ROUNDS + 1):
-                    for kind, measure in measured.items():
-                        for layer, quantizer in zip(layers, rounding if kind == "weights" else plain, strict=True):
-                            layer.weight_quantizer = quantizer
-                            layer.weight.requires_grad_(kind == "bare")
-                        times[kind].append(measure())
-                for kind, taken in times.items():
-                    totals[kind] += statistics.median(taken[1:])
-            live = following
+        for unit, live, target in walk(network, size, count):
+            batch = [live[source].read(slice(0, 32)) for source in unit.inputs]
+            layers = [layer for _, layer in unit.layers]
+            plain = [layer.weight_quantizer for layer in layers]
+            measured = {"bare": seconds_per_step(bare_step(unit, batch, target.read(slice(0, 32))))}
+            measured["activations"] = seconds_per_step(learning_step(unit, ACTIVATIONS, live, target, []))
+            soft = learning_step(unit, WEIGHTS, live, target, layers)
+            rounding = [layer.weight_quantizer for layer in layers]
+            measured["weights"] = seconds_per_step(soft)
+            times: dict[str, list[float]] = {kind: [] for kind in measured}
+            for _ in range(2 if quick else ROUNDS + 1):
+                for kind, measure in measured.items():
+                    for layer, quantizer in zip(layers, rounding if kind == "weights" else plain, strict=True):
+                        layer.weight_quantizer = quantizer
+                        layer.weight.requires_grad_(kind == "bare")
+                    times[kind].append(measure())
+            for kind, taken in times.items():
+                totals[kind] += statistics.median(taken[1:])
         for kind, bound in (("weights", "1.3"), ("activations", "1.5")):
             ratio = totals[kind] / totals["bare"]
             what = f"a step of stage {kind}, {name}, batch 32, 1 thread, all units"
@@ -204,9 +355,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--only", choices=["steps", "caching", "memory"])
+    parser.add_argument("--settings", action="store_true", help="measure settings that are to be fast, and the release")
+    parser.add_argument(
+        "--networks", nargs="+", default=[], help="networks for --settings, by the words before a comma"
+    )
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     options = parser.parse_args()
     print(f"torch {torch.__version__}")
+    if options.settings:
+        settings_steps(options.networks, quick=options.quick)
+        return
     if options.only in (None, "steps"):
         steps(quick=options.quick)
     if options.only in (None, "caching"):

@@ -67,6 +67,7 @@ class DGH(zsqbench.Generator):
     """
 
     name = "dgh"
+    compiles = "pixels"
     memory_options = ("batch_size",)
     version = 2
     needs_bn = True

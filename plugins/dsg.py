@@ -41,6 +41,7 @@ class DSG(zsqbench.PixelGenerator):
     """
 
     name = "dsg"
+    compiles = "pixels"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"emphasised": "all", "extended": False},
         "released": {"emphasised": 20, "extended": True},

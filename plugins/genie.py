@@ -31,6 +31,7 @@ class GENIE(zsqbench.Generator):
     """
 
     name = "genie"
+    compiles = "pixels"
     memory_options = ("batch_size",)
     version = 3
     needs_bn = True

@@ -42,6 +42,7 @@ class IntraQ(LabelledGenerator):
     """
 
     name = "intraq"
+    compiles = "pixels"
     presets: ClassVar[dict[str, dict[str, dict[str, float]]]] = {
         "released": {**_CIFAR, "imagenet": {**_CROPS, "target": 1.0, "nearest": 0.0, "farthest": 2.0}},
         "paper": {**_CIFAR, "imagenet": {**_CROPS, "target": 0.9, "nearest": 0.3, "farthest": 0.8}},

@@ -28,6 +28,7 @@ class ZeroQ(zsqbench.PixelGenerator):
     """
 
     name = "zeroq"
+    compiles = "pixels"
     version = 2
 
     images: int = Field(64, gt=0, description="size of the calibration set; 64 in the released run.sh")

@@ -10,6 +10,7 @@ import torch
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py"))
 SLOW = {
+    "compiling": "it compiles C++, which takes a minute",
     "detection": "it evaluates a detector, which takes seconds",
     "networks": "it prepares three networks, which takes seconds",
     "reconstruction": "it learns units, which takes seconds",

@@ -25,6 +25,7 @@ def temporary(home):
     return [
         make(home / "store" / "generate" / f".{KEY}.0123abcd" / "file").parent,
         make(home / ".digests.json.0123abcd"),
+        make(home / "compiled" / "machine" / KEY / ".kernels.zip.0123abcd"),
         make(home / "partial" / KEY / ".progress.json.0123abcd"),
         make(home / "partial" / KEY / ".checkpoint.safetensors"),
         make(home / "leases" / "run-1.lease"),

@@ -59,7 +59,8 @@ class Leftovers:
     def _unfinished(self) -> list[Path]:
         """Artifacts and files that were never moved into their place."""
         files = [path for path in self.home.glob(".*") if TEMPORARY.fullmatch(path.name) and _is_old(path)]
-        return Store(self.home).unfinished() + files
+        archives = [path for path in self.home.glob("compiled/*/*/.*") if TEMPORARY.fullmatch(path.name)]
+        return Store(self.home).unfinished() + files + archives
 
     @staticmethod
     def _left(paths: Iterable[Path], what: str) -> list[Leftover]:

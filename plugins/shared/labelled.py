@@ -100,6 +100,7 @@ class InceptionGenerator(LabelledGenerator, ABC):
     data sets. The paper takes beta from IntraQ, too, which has none, so it is the code's in both.
     """
 
+    compiles = "pixels"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, float]]]] = {
         "released": _RELEASED,
         "paper": {name: {**values, **_AS_INTRAQ} for name, values in _RELEASED.items()},

@@ -1,9 +1,11 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from zsqbench.execution.kernels import archives, kept_kernels
 from zsqbench.leases import Leases
 
 
@@ -199,3 +201,33 @@ def test_gc_does_not_guess_at_a_suite_without_rows(bench):
     shutil.rmtree(bench.results)
     said = bench.zsqbench("cache", "gc", "--yes", *bench.places())
     assert (said.code, len(bench.artifacts("generate"))) == (2, 2)
+
+
+def keep_kernels(home):
+    with kept_kernels(home, "network"):
+        Path(os.environ["TORCHINDUCTOR_CACHE_DIR"], "one.so").write_text("kernel")
+    (archive,) = archives(home)
+    return archive
+
+
+def test_the_size_of_kernels_is_listed_and_they_go_when_they_are_named(bench, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    bench.matrix("")
+    bench.run()
+    archive = keep_kernels(bench.home)
+    said = last(bench.zsqbench("cache", "ls", "--home", bench.home).out)
+    assert said.split("MB  ")[1] == "1 archives of kernels, which `cache gc --compiled` removes"
+    bench.zsqbench("cache", "gc", "--yes", *bench.places())
+    assert archive.exists()
+    said = bench.zsqbench("cache", "gc", "--yes", "--compiled", *bench.places())
+    assert (archive.exists(), last(said.out)) == (False, "0 artifacts and 1 leftovers, 0.00 MB, removed")
+
+
+def test_verify_removes_kernels_that_are_damaged(bench, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    archive = keep_kernels(bench.home)
+    assert last(bench.zsqbench("cache", "verify", "--home", bench.home).out) == "1 artifacts, 0 damaged"
+    archive.write_bytes(b"")
+    said = bench.zsqbench("cache", "verify", "--home", bench.home)
+    expected = f"compiled {archive.relative_to(bench.home)} was not what had been written, and is removed"
+    assert (said.code, said.out.splitlines(), archive.exists()) == (1, [expected, "1 artifacts, 1 damaged"], False)

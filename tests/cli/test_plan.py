@@ -1,6 +1,9 @@
+import json
 import shutil
 
 import pytest
+
+from zsqbench.execution import engines
 
 
 def plan_text(bench):
@@ -105,3 +108,19 @@ def test_a_budget_that_is_no_time_is_refused(bench, text):
     said = bench.zsqbench("plan", bench.file, "--budget", text, *bench.places())
     expected = "expected such as 90s, 20m, 1h30m, or seconds such as 90"
     assert (said.code, said.err) == (2, f"error: a budget of {text!r} is no time; {expected}\n")
+
+
+def test_a_plan_says_what_compiling_would_save_where_it_would(bench, monkeypatch):
+    monkeypatch.setattr(engines, "gpus", list)
+    bench.add_plugin('class Compiles(Toy):\n    name = "compiles"\n    compiles = "pixels"\n')
+    bench.matrix("generator: compiles, seed: 0")
+    bench.run()
+    bench.matrix("generator: compiles, seed: 1")
+    found = bench.plan()["compiling"]
+    assert (found["steps"], found["measured"], found["seconds"] < 0) == (1, 0, True)
+    assert not any("compiling" in line for line in plan_text(bench))
+    timings = [json.loads(line) for line in (bench.home / "timings.jsonl").read_text().splitlines()]
+    long = [[key, 1e4, *rest] for key, _, *rest in timings]
+    (bench.home / "timings.jsonl").write_text("\n".join(map(json.dumps, long)))
+    start = "compiling: compile: true, layout: channels_last would save about "
+    assert [line for line in plan_text(bench) if line.startswith(start)]

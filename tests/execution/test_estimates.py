@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from zsqbench.execution.estimates import Estimate, Estimates, Total, fit
@@ -122,3 +124,28 @@ def test_a_total_says_what_it_is_known_from():
 
 def test_a_total_of_measured_steps_is_short():
     assert str(Total.of([Estimate(1.0, "measured")])) == "about 1 s on one worker for 1 steps"
+
+
+def compiled(images, network="n"):
+    return replace(work(images, network), compiled=True)
+
+
+def test_compiled_steps_are_told_apart_from_others(timings):
+    add(timings, 3.0, work(100.0))
+    add(timings, 31.0, compiled(100.0), "compiled")
+    add(timings, 32.0, compiled(200.0), "compiled too")
+    assert estimate(timings, work(200.0)) == Estimate(6.0, "scaled")
+    assert estimate(timings, compiled(1000.0)) == Estimate(40.0, "scaled")
+    assert Estimates(Timings(timings.store)).compiled(work(1000.0)) == 40.0
+
+
+def test_a_method_that_was_not_compiled_yet_is_taken_to_be_as_fast_as_it_was(timings):
+    add(timings, 3.0, work(100.0))
+    assert estimate(timings, compiled(200.0)) == Estimate(6.0, "scaled")
+    assert Estimates(Timings(timings.store)).compiled(work(200.0)) is None
+
+
+def test_the_network_counts_for_more_than_whether_a_step_was_compiled(timings):
+    add(timings, 3.0, work(100.0))
+    add(timings, 50.0, compiled(100.0, "large"), "other")
+    assert estimate(timings, compiled(200.0)) == Estimate(6.0, "scaled")

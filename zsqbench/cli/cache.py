@@ -1,4 +1,4 @@
-"""`zsqbench cache`: look at the store of artifacts, verify it, and clear it."""
+"""`zsqbench cache`: look at the store of artifacts and at compiled kernels, verify them, and clear them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +25,9 @@ def cache() -> None:
 @cache.command("ls")
 @home_option
 def cache_ls(home: Path) -> int:
-    """List the artifacts."""
+    """List the artifacts, and how much compiled kernels take."""
     from zsqbench.errors import CorruptArtifactError, in_one_line
+    from zsqbench.execution.kernels import archives
     from zsqbench.leftovers import size_of
     from zsqbench.store import Store
 
@@ -37,6 +38,10 @@ def cache_ls(home: Path) -> int:
         except CorruptArtifactError as error:
             label = str(error)
         click.echo(f"{kind:9} {key[:12]} {_megabytes(size_of(store.folder(kind, key)))}  {label}")
+    kernels = archives(home)
+    if kernels:
+        counted = f"{len(kernels)} archives of kernels, which `cache gc --compiled` removes"
+        click.echo(f"compiled  {' ' * 12} {_megabytes(sum(map(size_of, kernels)))}  {counted}")
     _tell_strays(store)
     return 0
 
@@ -44,9 +49,13 @@ def cache_ls(home: Path) -> int:
 @cache.command("verify")
 @home_option
 def cache_verify(home: Path) -> int:
-    """Check every artifact against its checksums and put damaged ones aside; the next run makes them again."""
+    """Check every artifact against its checksums and put damaged ones aside; the next run makes them again.
+
+    Archives of compiled kernels that are damaged are removed.
+    """
     from zsqbench.errors import CorruptArtifactError
-    from zsqbench.leftovers import check_nobody_works
+    from zsqbench.execution.kernels import archives, is_sound
+    from zsqbench.leftovers import check_nobody_works, remove
     from zsqbench.store import Store
 
     check_nobody_works(home)
@@ -60,6 +69,12 @@ def cache_verify(home: Path) -> int:
             damaged += 1
             store.discard(key)
             click.echo(f"{kind} {error}")
+    for archive in archives(home):
+        count += 1
+        if not is_sound(archive):
+            damaged += 1
+            remove(archive)
+            click.echo(f"compiled {archive.relative_to(home)} was not what had been written, and is removed")
     _tell_strays(store)
     click.echo(f"{count} artifacts, {damaged} damaged")
     return EXIT_FAILED_CELLS if damaged else 0
@@ -68,10 +83,12 @@ def cache_verify(home: Path) -> int:
 @cache.command("gc")
 @home_option
 @results_option
+@click.option("--compiled", is_flag=True, help="Kernels, too, which the next steps compile anew.")
 @click.option("--yes", is_flag=True, help="Remove; without it, only say what would go.")
-def cache_gc(home: Path, results: Path, yes: bool) -> int:
+def cache_gc(home: Path, results: Path, compiled: bool, yes: bool) -> int:
     """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
     from zsqbench.errors import ZSQBenchError
+    from zsqbench.execution.kernels import archives
     from zsqbench.leftovers import Leftover, Leftovers, check_nobody_works
     from zsqbench.reports.resultfile import ResultFile
     from zsqbench.steps import KINDS
@@ -87,6 +104,8 @@ def cache_gc(home: Path, results: Path, yes: bool) -> int:
     unused = [(kind, key) for kind, key in store.artifacts() if kind not in KINDS or not KINDS[kind].is_kept(key, kept)]
     artifacts = [Leftover(store.folder(kind, key), "no row refers to it") for kind, key in unused]
     leftovers = Leftovers(home).all()
+    if compiled:
+        leftovers += [Leftover(archive, "kernels of a network") for archive in archives(home)]
     check_nobody_works(home)  # what was found before, is nobody's
     size, failed = _clear(home, artifacts + leftovers, yes)
     _tell_strays(store)

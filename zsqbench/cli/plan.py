@@ -13,6 +13,7 @@ from zsqbench.cli.suite import tell_notes
 
 if TYPE_CHECKING:
     from zsqbench.execution.budget import CellTime
+    from zsqbench.execution.compiling import Saving
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.plan import Plan, PlannedCell
     from zsqbench.execution.run import Run
@@ -47,6 +48,7 @@ def _seconds(what: str) -> Callable[..., float | None]:
 @format_option
 def plan(form: str, probe: bool, probe_time: float, budget: float | None, workers: int | None, **options: Any) -> int:
     """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
+    from zsqbench.execution.engines import gpus
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.timings import Timings
     from zsqbench.opening import engine_of, open_run, part_of
@@ -61,7 +63,8 @@ def plan(form: str, probe: bool, probe_time: float, budget: float | None, worker
     else:
         made = this.provisional_plan(cells)
     estimates = Estimates(Timings(this.store))
-    priced = _Priced.of(made, estimates, engine.slots(), budget, part)
+    on_cpu = this.config.device == "cpu" or (this.config.device == "auto" and not gpus())
+    priced = _Priced.of(made, estimates, engine.slots(), budget, on_cpu, part)
     if form == "json":
         click.echo(json.dumps(priced.as_data(), indent=1))
     else:
@@ -93,6 +96,8 @@ class _Priced:
     workers: int
     budget: float | None
     cells: "Sequence[CellTime]"
+    saving: "Saving | None"
+    """What compiling would save."""
     part: "Part | None" = None
     """The part of the suite's cells that these are, where that was asked for."""
 
@@ -103,9 +108,11 @@ class _Priced:
         estimates: "Estimates",
         workers: int,
         budget: float | None,
+        on_cpu: bool,
         part: "Part | None" = None,
     ) -> "_Priced":
         from zsqbench.execution.budget import cell_times
+        from zsqbench.execution.compiling import saving
 
         def seconds(step: "Step") -> float | None:
             estimate = estimates.of(step)
@@ -114,7 +121,9 @@ class _Priced:
         unfinished = [planned for planned in made.cells if not made.is_finished(planned)]
         cells = cell_times(made, seconds, workers, budget)
         ids = {id(planned) for planned in unfinished}
-        return cls(made, made.to_do(unfinished), ids, estimates, workers, budget, cells, part)
+        to_do = made.to_do(unfinished)
+        saved = saving(to_do.values(), estimates, on_cpu=on_cpu)
+        return cls(made, to_do, ids, estimates, workers, budget, cells, saved, part)
 
     def as_data(self) -> dict[str, object]:
         """All of it as plain data."""
@@ -154,6 +163,7 @@ class _Priced:
             "uninspected": list(self.made.uninspected),
             "notes": list(self.made.suite.notes),
             "time": seconds,
+            "compiling": self.saving and self.saving.as_data(),
             "budget": self.budget,
             "share": self.part and self.part.share,
             "workers": self.workers,
@@ -189,6 +199,8 @@ class _Priced:
             lines += [f"not yet known to be possible: what needs {', '.join(self.made.uninspected)}"]
         total = self.estimates.total(self.to_do.values())
         lines.append(f"time: {total}{'; see --probe' if total.unknown else ''}")
+        if self.saving is not None and self.saving.seconds > 0:
+            lines.append(f"compiling: {self.saving}")
         return lines + (self._budget_lines(suite) if self.budget is not None else [])
 
     def _counted_cells(self) -> str:

@@ -26,7 +26,7 @@ class Pool(Engine):
 
     def slots(self) -> int:
         """As many as asked for; else one for each GPU, or for each `threads` cores."""
-        return self.workers or len(_gpus()) or max(1, cores() // self.threads)
+        return self.workers or len(gpus()) or max(1, cores() // self.threads)
 
     def start(self) -> Executor:
         """Start the workers as they are needed."""
@@ -112,13 +112,13 @@ class WorkerPool(Executor):
         if worker is not None and worker.is_alive():
             return worker
         self._end(slot, at_once=True)
-        gpus = _gpus()
+        gpus_here = gpus()
         with self._lock:
             if self._closed:
                 raise WorkerDiedError("the workers are ended")
             if self._guard is None:
                 self._guard = Guard()
-            gpu = gpus[slot % len(gpus)] if gpus else None
+            gpu = gpus_here[slot % len(gpus_here)] if gpus_here else None
             worker = self._workers[slot] = Worker(self._threads, gpu, self._memory)
             self._guard.watch(worker.pid)
         return worker
@@ -137,7 +137,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES would name, found without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal, get_args
 
@@ -67,22 +67,22 @@ class Estimates:
 
     def __init__(self, timings: Timings) -> None:
         self.timings = timings
-        self._by_method: dict[tuple[str, str], dict[str, _Like]] = {}
-        self._lines: dict[tuple[str, str, str], Line] = {}
+        self._by_method: dict[_Way, dict[str, _Like]] = {}
+        self._lines: dict[tuple[_Way, str], Line] = {}
         self._found: dict[str, Estimate | None] = {}
         for timing in timings.all:
             if timing.work is not None and timing.work.images:
                 self._add(timing, timing.work)
 
     def _add(self, timing: Timing, work: Work) -> None:
-        networks = self._by_method.setdefault(_method(work), {})
+        networks = self._by_method.setdefault(_way(work), {})
         like = networks.setdefault(work.network, _Like(work.cost))
         (like.probed if timing.probed else like.measured).append((work.images, timing.seconds))
 
     def knows(self, step: Step) -> bool:
         """True if such a step ran, or one of its method on its network, whole or to probe it."""
         exact, work = self.timings.estimate(step), step.work
-        return exact is not None or (work is not None and work.network in self._by_method.get(_method(work), {}))
+        return exact is not None or (work is not None and work.network in self._by_method.get(_way(work), {}))
 
     def of(self, step: Step) -> Estimate | None:
         """How long a step may take; none where no step of its kind ran, or its network is not known yet."""
@@ -99,14 +99,19 @@ class Estimates:
         return Total.of(map(self.of, steps))
 
     def of_work(self, work: Work) -> Estimate | None:
-        """How long so much work may take."""
-        networks = self._by_method.get(_method(work), {})
-        if work.network in networks:
-            basis: Basis = "scaled" if networks[work.network].measured else "probed"
-            return Estimate(self._line(work.kind, work.method, work.network).at(work.images), basis)
-        if networks:
-            return Estimate(self._elsewhere(work, networks), "scaled")
-        return self._of_others(work)
+        """How long so much work may take; where only the other of compiled and not is known, as long as that."""
+        ways = [way for way in (_way(work), _way(replace(work, compiled=not work.compiled))) if way in self._by_method]
+        for way in ways:
+            if work.network in self._by_method[way]:
+                basis: Basis = "scaled" if self._by_method[way][work.network].measured else "probed"
+                return Estimate(self._line(way, work.network).at(work.images), basis)
+        return Estimate(self._elsewhere(work, ways[0]), "scaled") if ways else self._of_others(work)
+
+    def compiled(self, work: Work) -> float | None:
+        """Seconds of so much work where it is compiled, or none where its method never was, on its network, here."""
+        way = _way(replace(work, compiled=True))
+        known = work.network in self._by_method.get(way, {})
+        return self._line(way, work.network).at(work.images) if known else None
 
     def _of_others(self, work: Work) -> Estimate | None:
         """By other methods of the kind, on this network if there are any.
@@ -115,7 +120,7 @@ class Estimates:
         which is then that of any kind.
         """
         others = [
-            like for (kind, _), known in self._by_method.items() if kind == work.kind for like in _near(known, work)
+            like for (kind, *_), known in self._by_method.items() if kind == work.kind for like in _near(known, work)
         ]
         lines = [(line, like) for like in others if (line := _through(like.points)) is not None]
         if not lines:
@@ -130,17 +135,17 @@ class Estimates:
         slopes = [line.slope / like.cost for like in likes if (line := _through(like.points)) is not None]
         return statistics.median(slopes) if slopes else None
 
-    def _elsewhere(self, work: Work, networks: Mapping[str, _Like]) -> float:
+    def _elsewhere(self, work: Work, way: "_Way") -> float:
         """The median of what it would take by the times of its method on these networks."""
         return statistics.median(
-            self._line(work.kind, work.method, network).at(work.images) * work.cost / like.cost
-            for network, like in networks.items()
+            self._line(way, network).at(work.images) * work.cost / like.cost
+            for network, like in self._by_method[way].items()
         )
 
-    def _line(self, kind: str, method: str, network: str) -> Line:
-        place = (kind, method, network)
+    def _line(self, way: "_Way", network: str) -> Line:
+        place = (way, network)
         if place not in self._lines:
-            networks = self._by_method[kind, method]
+            networks = self._by_method[way]
             like = networks[network]
             slopes = [
                 line.slope * like.cost / other.cost
@@ -156,8 +161,12 @@ def _near(networks: Mapping[str, _Like], work: Work) -> list[_Like]:
     return [networks[work.network]] if work.network in networks else list(networks.values())
 
 
-def _method(work: Work) -> tuple[str, str]:
-    return work.kind, work.method
+_Way = tuple[str, str, bool]
+"""Kind and method of steps, and whether they were compiled."""
+
+
+def _way(work: Work) -> _Way:
+    return work.kind, work.method, work.compiled
 
 
 def fit(points: Sequence[tuple[float, float]], slope: float | None = None) -> Line:

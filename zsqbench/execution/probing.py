@@ -155,12 +155,13 @@ class _Probing:
         """
         unfinished = [planned for planned in self.plan.cells if not self.plan.is_finished(planned)]
         estimates = Estimates(self._timings)
-        groups: dict[tuple[str, str, str], _Group] = {}
+        groups: dict[tuple[str, str, str, bool], _Group] = {}
         for step in self.plan.to_do(unfinished).values():
             if step.work is None or estimates.knows(step):
                 continue
-            group = groups.setdefault((step.work.kind, step.work.method, step.work.network), _Group(step))
-            group.seconds += _guess(step.work)
+            work = step.work
+            group = groups.setdefault((work.kind, work.method, work.network, work.compiled), _Group(step))
+            group.seconds += _guess(work)
             group.step = min(group.step, step, key=_cost)
         ordered = sorted(groups.values(), key=lambda group: -group.seconds / self._effort(group.step))
         kinds = Counter(kind for planned in unfinished for kind in (*planned.steps, *planned.background))

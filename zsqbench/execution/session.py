@@ -21,6 +21,7 @@ from zsqbench.errors import (
     is_memory_shortage,
 )
 from zsqbench.execution.isolation import forbid_opening, peak_memory
+from zsqbench.execution.kernels import kept_kernels
 from zsqbench.execution.reporter import Reporter
 from zsqbench.hashing import digest_of, file_digest
 from zsqbench.methods import Kind, Method, ModelSpec, Pretrained, Settings, StepContext, Task, TaskContext
@@ -100,8 +101,10 @@ class Session:
         reporter = Reporter(self.store.partial(job.key), self._rng(job.seed))
         for note in notes:
             reporter.note(note)
+        compiles = job.settings.compile and job.network is not None
         try:
-            job.run(self, reporter)
+            with kept_kernels(self.config.home, job.network or "") if compiles else contextlib.nullcontext():
+                job.run(self, reporter)
         except OutOfResourcesError:
             raise  # the checkpoint stays, to go on from when there is space
         except Exception as error:

@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 Kind = Literal["generator", "quantizer", "task", "engine"]
 
+Compiled = Literal["pixels", "updates", "units"]
+"""What methods compile: steps on pixels, updates of a student, or units that learn one by one."""
+
 
 def existing_file(path: Path, info: ValidationInfo) -> Path:
     """The file that a path means, in the first of the folders that has it. Raises ValueError where none has."""
@@ -115,6 +118,8 @@ class Method(BaseModel):
     memory_options: ClassVar[tuple[str, ...]] = ()
     """Options to lower where memory is full. A step that ran out of memory is tried once more with half of those that
     are in `execution_options`, too."""
+    compiles: ClassVar[Compiled | None] = None
+    """The inner loop that is compiled where the settings say so, if there is one. `plan` tells what that would save."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Values of `Auto` options, by the values of an option `preset`; of a method without one, under an empty name."""
 

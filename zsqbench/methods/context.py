@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-COMPILED_AT_MOST = 64
-"""How many versions of a function, for other networks or batch sizes, a worker compiles."""
-
 
 class ReportsProgress(Protocol):
     """Where a step's context sends what it is told; implemented by the worker. See `StepContext` for what they mean."""
@@ -144,10 +141,11 @@ class StepContext:
             return function
         import torch
 
+        from zsqbench.methods.inductor import set_up
+
         if self.device.type == "cpu":
             _require_compiler()
-        # networks of one worker may be many, and beyond its limit torch would go on uncompiled
-        torch._dynamo.config.recompile_limit = COMPILED_AT_MOST  # noqa: SLF001 - where torch documents it
+        set_up(self.device)
         return cast("F", torch.compile(function))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods.base import Auto, Kind, Method, Network, auto
+from zsqbench.methods.base import Auto, Compiled, Kind, Method, Network, auto
 from zsqbench.scheme import Grid, RankedWeight, Scheme, is_kind_of
 from zsqbench.widths import KINDS
 
@@ -175,6 +175,7 @@ class ReconstructionQuantizer(Quantizer, ABC):
     """
 
     by_units: ClassVar[bool] = True
+    compiles: ClassVar[Compiled | None] = "units"
     execution_options: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
     memory_options: ClassVar[tuple[str, ...]] = ("host_memory", "device_memory", "batch_size")
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Auto, ByDataSet, Network, Quantizer, auto
+from zsqbench.methods.base import Compiled
 from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     weight decay and one learning rate then act on gain times weight, so that the same options train another student.
     The result is the student of the last update.
     """
+
+    compiles: ClassVar[Compiled | None] = "updates"
 
     epochs: Auto[int] = auto(ge=0, description="epochs of training, all of which count for the result")
     updates_per_epoch: int = Field(200, gt=0, description="updates of an epoch, however many images there are")

@@ -178,7 +178,8 @@ class CellPlanning:
         if not passes:
             return None
         method = variant.at_work.method if job.axis and variant else self.suite.task(self.cell.task)
-        return Work(job.kind, method.name, self.facts.digest, passes, self.facts.operations)
+        compiled = bool(job.axis) and self.cell.settings.compile
+        return Work(job.kind, method.name, self.facts.digest, passes, self.facts.operations, compiled)
 
     @property
     def evaluated(self) -> int:

@@ -42,6 +42,8 @@ class Work:
     """How many images pass through the network, in forward passes of one image."""
     operations: Amount
     """Of a forward pass of one image."""
+    compiled: bool = False
+    """True where the settings say that methods compile their inner loop."""
 
     @property
     def cost(self) -> float:

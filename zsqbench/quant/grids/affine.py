@@ -126,8 +126,39 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, cl
     """
     if _is_traced() or not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
         return _on_grid(x, scale, zero_point, bits)
-    values: Tensor = _StraightThrough.apply(x, scale, zero_point, bits, clips_first)
+    function = _CompiledStraightThrough if torch.compiler.is_compiling() else _StraightThrough
+    values: Tensor = function.apply(x, scale, zero_point, bits, clips_first)
     return values
+
+
+def within(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """1 where x is between two bounds or on one of them, and else 0, of the type of x.
+
+    For what is compiled: kernels store truth values one by one.
+    """
+    return (1 - (low - x).sign().clamp_min(0)) * (1 - (x - high).sign().clamp_min(0))
+
+
+class _CompiledStraightThrough(torch.autograd.Function):
+    """The same with numbers in the place of truth values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
+        low, high = 0 - zero_point, levels(bits) - zero_point
+        steps = x / scale
+        codes = steps.round()
+        inside = within(steps if clips_first else codes, low, high)
+        codes = codes.clamp(low, high)
+        slope = [codes - steps * inside] if scale.requires_grad else []
+        ctx.save_for_backward(inside.to(torch.bfloat16), *slope)
+        ctx.shape = scale.shape
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        inside, *slope = ctx.saved_tensors
+        to_scale = (gradients[0] * slope[0]).sum_to_size(ctx.shape) if slope else None
+        return gradients[0] * inside if ctx.needs_input_grad[0] else None, to_scale, None, None, None
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -17,7 +17,7 @@ from zsqbench.quant.grids.affine import levels
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory
 from zsqbench.quant.reconstruction.draws import draw, keep_mask
-from zsqbench.quant.reconstruction.losses import UnitBatch, reconstruction_loss
+from zsqbench.quant.reconstruction.losses import UnitBatch, reconstruction_loss, total, with_loss
 from zsqbench.quant.reconstruction.prediction import Prediction
 from zsqbench.quant.reconstruction.propagation import push, quantized
 from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
@@ -122,7 +122,7 @@ class Learning:
             weight = None if weights is None else weights[name].read(index)
             loss = reconstruction_loss(outputs[name], target.read(index), self.stage.power, self.stage.fisher, weight)
             losses.append(loss)
-        return torch.stack(losses).sum()
+        return total(losses)
 
     def _batch(self, outputs: Mapping[str, Tensor], index: Tensor | slice) -> UnitBatch:
         """The batch that a loss is given; slices of all images are read as they are, and drawn indices as drawn."""
@@ -145,7 +145,7 @@ class Learning:
                 self.tick()
             return
         optimizer = torch.optim.Adam(groups, fused=True)
-        run = self.ctx.compile(self.unit.module)
+        measure = self._measure(weights)
         indices = draw(self._count, stage.batch_size, self._draws(), self.ctx)
         every = max(1, iterations // POINTS)
         with contextlib.ExitStack() as until_learned:
@@ -153,8 +153,7 @@ class Learning:
                 until_learned.callback(step.requires_grad_(True).requires_grad_, False)
             sizes = self._watch(until_learned)
             for iteration, index in zip(range(1, iterations + 1), indices, strict=False):
-                outputs = dict(zip(self.unit.outputs, run(*self._drawn_inputs(index)), strict=True))
-                loss = self._distance(outputs, index, weights)
+                loss = measure(index)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._adjust_gradients(learned, sizes, iteration)
@@ -173,6 +172,23 @@ class Learning:
         parameters = [parameter for group in groups for parameter in group["params"]]
         if not all(bool(parameter.isfinite().all()) for parameter in parameters):
             raise self._diverged()
+
+    def _measure(self, weights: LiveTensors | None) -> Callable[[Tensor], Tensor]:
+        """The loss of drawn images, compiled where the settings say so: with the unit, unless it is the stage's own."""
+        if self.stage.loss is None and weights is None:
+            targets = self.targets.values()
+            return lambda index: self._whole(*(target.read(index) for target in targets), *self._drawn_inputs(index))
+        run = self.ctx.compile(self.unit.module)
+
+        def measure(index: Tensor) -> Tensor:
+            outputs = dict(zip(self.unit.outputs, run(*self._drawn_inputs(index)), strict=True))
+            return self._distance(outputs, index, weights)
+
+        return measure
+
+    @cached_property
+    def _whole(self) -> Callable[..., Tensor]:
+        return self.ctx.compile(with_loss(self.unit, list(self.targets), self.stage.power))
 
     def _groups(self, learned: Sequence[LearnedRounding], steps: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Groups for the optimiser, those of one rate together."""

@@ -1,13 +1,14 @@
 """What reconstruction minimizes: the distance between the output of a quantized unit and of the float one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional
 
+from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import inner_product
 
 Fisher = Literal["diag", "full"]
@@ -41,6 +42,27 @@ def reconstruction_loss(
         return weighted.square().sum() / places
     whole = weighted.flatten(1).sum(1).view(-1, *[1] * (weighted.dim() - 1))
     return (whole * weighted).mean() / 100
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """Their sum."""
+    return torch.stack(list(losses)).sum()
+
+
+def with_loss(unit: Unit, targets: Sequence[str], power: float) -> fx.GraphModule:
+    """A unit that returns the loss without weights, for what these outputs are to be, and then its inputs.
+
+    A graph of its own for each unit: torch counts by functions how often it compiles, and stops at some number.
+    """
+    graph = fx.Graph()
+    wanted = [graph.placeholder(f"wanted_{place}") for place in range(len(targets))]
+    given: Any = graph.graph_copy(unit.module.graph, {})
+    losses = [
+        graph.call_function(reconstruction_loss, (given[unit.outputs.index(name)], target, power))
+        for name, target in zip(targets, wanted, strict=True)
+    ]
+    graph.output(graph.call_function(total, (losses,)))
+    return fx.GraphModule(unit.module, graph)
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ class _PowerSum(torch.autograd.Function):
         error = x - y
         size = error.abs()
         slope = size.log2().mul_(power - 1).exp2_()  # |e|^(p-1); pow takes three times as long
-        total = inner_product(size, slope)
+        total = (size * slope).sum() if torch.compiler.is_compiling() else inner_product(size, slope)
         ctx.save_for_backward(slope.copysign_(error))
         ctx.power = power
         return total

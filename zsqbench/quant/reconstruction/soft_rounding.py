@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zsqbench.quant.grids.affine import levels
+from zsqbench.quant.grids.affine import levels, within
 from zsqbench.quant.grids.fake_quant import WeightQuantizer
 from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
 
@@ -146,4 +146,5 @@ class _SoftWeight(torch.autograd.Function):
         sigmoid, step = ctx.saved_tensors
         stretched = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
         gradient = (1 - sigmoid).mul_(sigmoid).mul_(ZETA - GAMMA).mul_(step).mul_(gradients[0])
-        return gradient.mul_((stretched >= 0) & (stretched <= 1)), None, None
+        compiled = torch.compiler.is_compiling()
+        return gradient.mul_(within(stretched, 0, 1) if compiled else (stretched >= 0) & (stretched <= 1)), None, None

@@ -1,0 +1,28 @@
+"""What rounding computes while it is compiled is what it computes otherwise."""
+
+import pytest
+import torch
+
+from zsqbench.quant.grids.affine import _CompiledStraightThrough, _StraightThrough, within
+
+X = torch.linspace(-3, 3, 241)
+
+
+@pytest.mark.parametrize("clips_first", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_a_compiled_rounding_gives_the_same_values_and_gradients(clips_first, learns, shape):
+    x = torch.stack([X, X * 2, X / 3])
+    found = []
+    for function in (_StraightThrough, _CompiledStraightThrough):
+        values, scale = x.clone().requires_grad_(), torch.full(shape, 0.4).requires_grad_(learns)
+        rounded = function.apply(values, scale, torch.tensor(3.0), 3, clips_first)
+        (rounded * torch.arange(723.0).view(3, 241)).sum().backward()
+        found.append((rounded.detach(), values.grad, scale.grad))
+    for eager, compiled in zip(*found, strict=True):
+        assert (eager is None) == (compiled is None)
+        assert eager is None or torch.allclose(eager, compiled, rtol=1e-4)
+
+
+def test_both_bounds_are_within():
+    assert within(torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5]), 0, 1).tolist() == [0, 1, 1, 1, 0]
