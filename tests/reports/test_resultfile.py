@@ -11,9 +11,17 @@ from zsqbench.reports import resultfile
 from zsqbench.reports.resultfile import SCHEMA, Contents, ResultFile
 
 
+class Forgetful(ResultFile):
+    """A file that reads what it wrote, as another process does."""
+
+    def append(self, result):
+        super().append(result)
+        self._appended.clear()
+
+
 @pytest.fixture
 def rows(tmp_path):
-    return ResultFile(tmp_path / "results" / "s.jsonl")
+    return Forgetful(tmp_path / "results" / "s.jsonl")
 
 
 def cells(rows):
@@ -28,6 +36,17 @@ def test_a_row_is_read_as_it_was_written(rows):
     row = result(methods={"task": {"method": "t", "options": {"x": [1, None]}}}, seconds={"generate": 0.5})
     rows.append(row)
     assert rows.contents() == Contents([row])
+
+
+def test_rows_that_were_added_here_are_not_held_a_second_time(tmp_path):
+    rows, reader = (ResultFile(tmp_path / "s.jsonl") for _ in range(2))
+    odd = result("odd", metrics={"top1": float("nan")})
+    row = result(methods={"task": {"method": "t", "options": {"x": [1, None]}}}, seconds={"generate": 0.5})
+    for each in (row, odd):
+        rows.append(each)
+    reader.append(result("other"))
+    assert rows.contents().rows[0] is row
+    assert rows.contents() == reader.contents()
 
 
 def test_a_file_is_read_again_where_somebody_wrote_to_it_alone(rows):

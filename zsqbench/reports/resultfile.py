@@ -3,10 +3,11 @@
 import codecs
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -53,6 +54,8 @@ class ResultFile:
         self.path = path
         self._last: tuple[tuple[int, int, int], Contents] | None = None
         """The contents that were read last, with inode, size and time of the file."""
+        self._appended: dict[bytes, Result] = {}
+        """The rows that were added here, by the digest of their line: they are not parsed, nor held a second time."""
 
     def read(self) -> dict[tuple[str, str], Result]:
         """Rows by suite and cell.
@@ -81,7 +84,7 @@ class ResultFile:
                 status = os.fstat(file.fileno())  # before it is read, so that what is added meanwhile is not missed
                 state = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._last is None or self._last[0] != state:
-                    self._last = state, _contents(file.read())
+                    self._last = state, _contents(file.read(), self._appended)
         except FileNotFoundError:
             return Contents()
         except OSError as error:
@@ -91,13 +94,13 @@ class ResultFile:
     def append(self, result: Result) -> None:
         """Add a row so that it survives what comes next."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = _line(result)
+        line = _line(result).encode()
         with self._alone() as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # the line before was cut off
-            file.write(line.encode())
+            cut_off = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write(b"\n" + line if cut_off else line)
             file.flush()
             os.fsync(file.fileno())
+        self._appended[_digest(line.rstrip(b"\n"))] = result.checked()
 
     def rewrite(self, arrange: Callable[[Contents], Sequence[Result]]) -> Sequence[Result]:
         """Let the file hold the rows that are made of its contents; returns them. It stays as it is where it does."""
@@ -123,13 +126,14 @@ class ResultFile:
                     return
 
 
-def _contents(content: bytes) -> Contents:
+def _contents(content: bytes, known: Mapping[bytes, Result]) -> Contents:
+    """The rows and other lines of a file; some rows are known by the digest of their line."""
     found: dict[tuple[str, str], list[Result]] = {}
     unreadable: list[int] = []
     schemas: set[int] = set()
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
-        row = _row(line) if schema == SCHEMA else None
+        row = (known.get(_digest(line)) or _row(line)) if schema == SCHEMA else None
         if row is not None:
             found.setdefault((row.suite, row.cell), []).append(row)
         elif schema not in (None, SCHEMA):
@@ -162,6 +166,10 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 _BEGIN = f'{{"schema":{SCHEMA},'.encode()
 """Each line that this version wrote begins with this, so that it is parsed once."""
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.sha256(line).digest()
 
 
 def _line(result: Result) -> str:
