@@ -271,7 +271,9 @@ def test_a_job_whose_node_is_lost_is_waited_for(executor, queue, caplog, monkeyp
     assert not future.done()
     go.set()
     assert (ended(future), future.node) == (DONE, "n2")
-    assert [record.message for record in caplog.records] == ["job 1 goes on on node n2: Slurm had ended it on n1"]
+    assert [record.message for record in caplog.records] == [
+        "job 1 goes on on node n2, after Slurm ended it on node n1"
+    ]
 
 
 def test_a_job_that_slurm_does_not_take_waits_for_the_end_of_another(executor, queue, caplog):
@@ -649,4 +651,4 @@ def test_the_step_of_a_node_that_slurm_lost_is_done_on_another(slurm, bench):
     bench.write("go", "")
     code, said = run.end()
     assert (code, set(bench.statuses().values()), bench.calls().count("waits")) == (0, {"done"}, 2), said
-    assert f"job {job} goes on on node n2: Slurm had ended it on n1" in said
+    assert f"job {job} goes on on node n2, after Slurm ended it on node n1" in said

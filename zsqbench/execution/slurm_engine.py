@@ -409,6 +409,7 @@ class SlurmExecutor(GroupExecutor):
         if not self._logs_matter:
             with contextlib.suppress(OSError):
                 remove(self._folder)
+                self._folder.parent.rmdir()  # unless others have theirs in it
         self._leases.close()
 
     def _end_orphans(self) -> None:
@@ -475,7 +476,9 @@ class SlurmExecutor(GroupExecutor):
         nodes = batch.group.nodes()
         if len(nodes) > batch.starts:
             if batch.starts and batch.job is not None:
-                log.warning("job %s goes on on node %s: Slurm had ended it on %s", batch.job.job_id, *nodes[-1:-3:-1])
+                log.warning(
+                    "job %s goes on on node %s, after Slurm ended it on node %s", batch.job.job_id, *nodes[-1:-3:-1]
+                )
             batch.starts = len(nodes)
         for place in batch.open:
             future = batch.futures[place]
