@@ -44,6 +44,22 @@ def test_an_address_that_is_none_is_refused(address):
         ray_engine._check_answer(address)
 
 
+@pytest.mark.parametrize("place", ["home", "variable", "nowhere"])
+def test_the_token_of_a_cluster_is_shown_where_there_is_one(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if place == "home":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif place == "variable":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # so that it is put back
+    del os.environ["RAY_AUTH_MODE"]
+    ray_engine._show_token()
+    assert os.environ.get("RAY_AUTH_MODE") == (None if place == "nowhere" else "token")
+
+
 @pytest.fixture
 def server():
     """A function that answers one connection with some bytes, or with silence; it returns the address."""

@@ -257,14 +257,16 @@ def _connect(address: str | None, cpus: int) -> bool:
 
     Raises ZSQBenchError where Ray is not installed, or none answers at the address.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    is_own = address == "local"
+    if not is_own:
+        _show_token()
     try:
         import ray
     except ImportError as error:
         raise ZSQBenchError(f"the engine ray needs Ray, which is not installed: {INSTALL}") from error
     if ray.is_initialized():
         return False
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    is_own = address == "local"
     if is_own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
     elif address != "auto":
@@ -284,6 +286,16 @@ def _connect(address: str | None, cpus: int) -> bool:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ZSQBenchError(f"cannot use the Ray {_place(address)}: {_first_sentence(error)}") from error
     return True
+
+
+def _show_token() -> None:
+    """Let Ray show the cluster's token, if this machine has one: `ray start --head` of Ray 2.60 asks for it.
+
+    Ray reads the variable once, when it is imported. A cluster without a token takes whoever shows one.
+    """
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if named or Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _tell(message: Mapping[str, Sequence[str]], **_: object) -> None:
