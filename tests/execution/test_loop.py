@@ -448,6 +448,16 @@ def test_what_was_not_begun_waits_again_and_a_dead_step_is_tried_once_more(tmp_p
     assert [key for _, key in heard] == ["a", "b"]
 
 
+def test_a_step_that_another_run_gave_up_waits_for_those_of_its_group_that_still_run(tmp_path):
+    loop, _ = loop_of(tmp_path, GroupingEngine().grouping())
+    a = step("a")
+    b = step("b", a)
+    running = Future()
+    loop._running, loop._elsewhere = {running: a}, {"b": b}
+    loop._look_elsewhere()
+    assert (loop._elsewhere, loop._queue.steps(), loop._queue.take(idle=False)) == ({}, [b], None)
+
+
 def test_what_was_not_begun_is_blocked_by_a_step_that_died_twice(tmp_path):
     died, waits = WorkerDiedError("its job ended"), NotBegunError("not begun")
     engine = GroupingEngine().grouping(a=[died, died], b=[waits, waits])

@@ -183,7 +183,7 @@ class Loop:
                 self._settle(self._elsewhere.pop(step.key), Outcome("done"))
             elif self.leases.claim(step.key):
                 self.leases.release(step.key)  # it is taken again with its slot
-                self._queue.add([self._elsewhere.pop(step.key)])
+                self._queue.add([self._elsewhere.pop(step.key)], self._unfinished)
 
     def _is_done_elsewhere(self, step: Step) -> bool:
         if not self.run_.store.has(step.kind, step.key):
