@@ -49,6 +49,15 @@ def test_rows_that_were_added_here_are_not_held_a_second_time(tmp_path):
     assert rows.contents() == reader.contents()
 
 
+def test_a_row_that_was_added_twice_is_there_once_after_rewriting(tmp_path):
+    rows = ResultFile(tmp_path / "s.jsonl")
+    for _ in range(2):
+        rows.append(result())
+    assert len(rows.contents().older) == 1
+    rows.rewrite(lambda contents: contents.rows)
+    assert len(rows.path.read_text().splitlines()) == 1
+
+
 def test_a_file_is_read_again_where_somebody_wrote_to_it_alone(rows):
     rows.append(result())
     first = rows.contents()

@@ -203,5 +203,6 @@ def _counted(cells: Iterable[Sequence[Result]]) -> tuple[list[Result], list[Resu
         by_age = sorted(of_cell, key=lambda row: row.ended)  # rows that finished at once stay in the order of the file
         counts = reduce(lambda best, row: row if row.counts_over(best) else best, by_age)
         rows.append(counts)
-        older += [row for row in of_cell if row is not counts]
+        place = next(place for place, row in enumerate(of_cell) if row is counts)
+        older += [*of_cell[:place], *of_cell[place + 1 :]]  # equal lines may be one row
     return rows, older
