@@ -35,7 +35,7 @@ from zsqbench.quant import (
     prepare,
     quantized_layers,
 )
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
+from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache
 from zsqbench.quant.reconstruction.learning import Learning
 from zsqbench.quant.reconstruction.propagation import in_float, push, quantized
@@ -107,7 +107,7 @@ def learning_step(
     stage: Stage,
     inputs: dict[str, ActivationCache],
     target: ActivationCache,
-    layers: list[Any],
+    layers: Sequence[QuantizedLayer],
     settings: Settings = DEFAULT,
 ) -> Callable[[int], None]:
     """Iterations of a stage, regulariser included."""
@@ -130,7 +130,7 @@ def learning_step(
 class ReleasedRounding(nn.Module):
     """A weight whose rounding BRECQ's release learns, operation by operation."""
 
-    def __init__(self, quantizer: Any, weight: Tensor) -> None:
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
         super().__init__()
         self.scale, self.zero_point, self.top = quantizer.scale, quantizer.zero_point, 2**quantizer.bits - 1
         rest = weight / self.scale - torch.floor(weight / self.scale)
@@ -151,7 +151,7 @@ class ReleasedRounding(nn.Module):
 class ReleasedQuantizer(nn.Module):
     """An activation that BRECQ's release rounds, operation by operation; its step size learns."""
 
-    def __init__(self, quantizer: Any) -> None:
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
         self.delta = nn.Parameter(quantizer.scale.clone())
         self.zero_point, self.top = quantizer.zero_point, 2**quantizer.bits - 1
@@ -208,9 +208,17 @@ WEIGHTS = Stage(4, rounding=Rounding(annealing=Annealing(warmup=0.0)))
 ACTIVATIONS = Stage(4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4)
 
 
-def walk(
-    network: nn.Module, size: tuple[int, int, int], count: int
-) -> Iterator[tuple[Unit, dict[str, ActivationCache], ActivationCache]]:
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A unit that is ready to learn."""
+
+    unit: Unit
+    live: dict[str, ActivationCache]
+    """What is kept of the network before it."""
+    target: ActivationCache
+
+
+def walk(network: nn.Module, size: tuple[int, int, int], count: int) -> Iterator[Ready]:
     """The units of a network that learn, with what is live before them and their targets."""
     student, images = student_of(network, size), images_of(count, size)
     calibrate_activations_mse(student, images[:8])
@@ -221,7 +229,7 @@ def walk(
         with in_float(unit):
             following = push(unit, live, needed, 32, Memory(CPU))
         if unit.layers:
-            yield unit, live, following[unit.targets[0]]
+            yield Ready(unit, live, following[unit.targets[0]])
         live = following
 
 
@@ -262,17 +270,17 @@ def settings_steps(only: list[str], *, quick: bool) -> None:
 
 
 def ways_of(
-    kind: str, stage: Stage, both: Sequence[tuple[Unit, Any, Any]], compiling: Counter[str]
+    kind: str, stage: Stage, both: Sequence[Ready], compiling: Counter[str]
 ) -> dict[str, Callable[[int], None]]:
     """Steps of a unit, each way on modules of its own; what their first step takes is added to `compiling`."""
-    unit, live, target = both[0]
-    ways = {f"{kind} released": released_step(unit, kind, live, target.read(slice(None)))}
+    first = both[0]
+    ways = {f"{kind} released": released_step(first.unit, kind, first.live, first.target.read(slice(None)))}
     for fields in SETTINGS:
         settings, way = Settings(**fields), f"{kind} {fields}"
-        unit, live, target = both[settings.layout == "channels_last"]
-        unit = copied(unit)
+        ready = both[settings.layout == "channels_last"]
+        unit = copied(ready.unit)
         layers = [layer for _, layer in unit.layers] if kind == "weights" else []
-        ways[way] = learning_step(unit, stage, live, target, layers, settings)
+        ways[way] = learning_step(unit, stage, ready.live, ready.target, layers, settings)
         started = time.perf_counter()
         ways[way](1)
         compiling[way] += time.perf_counter() - started
@@ -284,7 +292,8 @@ def steps(*, quick: bool) -> None:
     torch.set_num_threads(1)
     for name, network, size, count in networks(quick=quick):
         totals = {"bare": 0.0, "weights": 0.0, "activations": 0.0}
-        for unit, live, target in walk(network, size, count):
+        for ready in walk(network, size, count):
+            unit, live, target = ready.unit, ready.live, ready.target
             batch = [live[source].read(slice(0, 32)) for source in unit.inputs]
             layers = [layer for _, layer in unit.layers]
             plain = [layer.weight_quantizer for layer in layers]

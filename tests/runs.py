@@ -15,6 +15,34 @@ PATIENCE = 60.0
 """Seconds that a test waits for a run."""
 
 
+WAITS = """
+import time
+class Waits(Toy):
+    name = "waits"
+    def generate(self, teacher, ctx):
+        note("waits")
+        (HERE / "started").touch()
+        while not (HERE / "go").exists():
+            time.sleep(0.1)
+        return super().generate(teacher, ctx)
+"""
+"""A generator that goes on where a test says so."""
+
+
+def check_rows(bench, *engine, workers):
+    """The rows of a suite on an engine are those that one process gives."""
+
+    def rows():
+        names = ("keys", "metrics", "definition", "status")
+        return [[row[name] for name in names] for row in bench.rows().values()]
+
+    bench.matrix("quantizer: [toyq, unseeded]")
+    bench.run_anew("here")
+    here = rows()
+    said = bench.run_anew("there", *engine, workers=workers)
+    assert (said.code, rows()) == (0, here), said.err
+
+
 def simulated(node):
     """The start of a command that runs as on another machine: with a host name and numbers of processes of its own."""
     apart = [shutil.which("unshare"), "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]

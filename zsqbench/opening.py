@@ -93,11 +93,10 @@ def engine_of(
     """The engine that runs cells; without workers, this process."""
     found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     threads = max((cell.settings.threads for cell in cells), default=1)
-    if (address := limits.get("address")) and "address" not in found.model_fields:
-        raise ZSQBenchError(f"--address {address}: the engine {found.name} has none; --engine ray takes one")
-    if (slurm := limits.get("slurm")) and "slurm" not in found.model_fields:
-        option, value = next(iter(slurm.items()))
-        raise ZSQBenchError(f"--slurm-{option} {value}: the engine {found.name} has none; --engine slurm takes it")
+    for field, taker in (("address", "ray"), ("slurm", "slurm")):
+        if (value := limits.get(field)) and field not in found.model_fields:
+            given = f" {value}" if isinstance(value, str) else "-" + " ".join(next(iter(value.items())))
+            raise ZSQBenchError(f"--{field}{given}: the engine {found.name} has none; --engine {taker} takes it")
     return cast("type[Engine]", found)(workers=workers or None, threads=threads, **limits)
 
 

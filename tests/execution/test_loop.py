@@ -372,11 +372,8 @@ class Grouping(GroupExecutor):
     def __init__(self, **ends):
         self.ends, self.groups = ends, []
 
-    def submit(self, fn, *call):
-        return self.submit_group(fn, [call], [()])[0]
-
-    def submit_group(self, fn, calls, after):
-        steps = [call[-1].key for call in calls]
+    def submit_group(self, fn, config, jobs, after):
+        steps = [job.key for job in jobs]
         self.groups.append((steps, [list(each) for each in after]))
         futures = []
         for name in steps:
@@ -406,7 +403,7 @@ def chains(*names):
 
 
 def test_a_group_is_a_set_with_what_hangs_on_it_cell_by_cell(tmp_path, monkeypatch):
-    monkeypatch.setattr("zsqbench.execution.loop.UNKNOWN", 20.0)  # of six steps, which are 120 s
+    monkeypatch.setattr("zsqbench.execution.grouping.UNKNOWN", 20.0)  # of six steps, which are 120 s
     engine = GroupingEngine().grouping()
     loop, _ = loop_of(tmp_path, engine)
     loop.run(chains("a", "b"))
@@ -427,7 +424,7 @@ def test_an_exclusive_step_is_a_group_of_its_own(tmp_path):
 
 
 def test_groups_grow_with_the_work_and_prices_are_those_of_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr("zsqbench.execution.loop.Estimates.of", lambda *_: SimpleNamespace(seconds=60.0))
+    monkeypatch.setattr("zsqbench.execution.grouping.Estimates.of", lambda *_: SimpleNamespace(seconds=60.0))
     engine = GroupingEngine().grouping()
     loop, _ = loop_of(tmp_path, engine)
     loop.run(step(str(number)) for number in range(100))

@@ -4,41 +4,30 @@ import tempfile
 import pytest
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.execution.nodes import Conditions, Installation, Limits, PluginFile, Sight, end_workers, faults_of
+from zsqbench.execution.nodes import Conditions, Installation, Limits, PluginFile, end_workers
 from zsqbench.execution.session import WorkerConfig
 from zsqbench.methods.engine import NodeUnfitError
 
 HERE = Installation((("torch", "2.6.0"), ("Python", "3.11")), frozenset({"mine (mine 1.0)"}))
-DIFFERENT = (
-    "torch 2.5.1 in place of 2.6.0, Python 3.12 in place of 3.11, no plugin mine (mine 1.0), "
-    "the plugin mine (mine 0.9), which is not here"
-)
-ASKED = {"token": "home folder /runs/.zsqbench", "data": "data root /data"}
 
 
 @pytest.mark.parametrize(
-    ("sight", "faults"),
+    ("there", "different"),
     [
-        (Sight(HERE), []),
+        (HERE, []),
         (
-            Sight(HERE, unseen=("token",)),
-            ["does not see the home folder /runs/.zsqbench; it has to lie where all nodes see it"],
-        ),
-        (
-            Sight(HERE, unseen=("data",), changed=("/p.py",)),
+            Installation((("torch", "2.5.1"), ("Python", "3.12")), frozenset({"mine (mine 0.9)"})),
             [
-                "does not see the data root /data; it has to lie where all nodes see it",
-                "has another content of plugin file /p.py; remove it there, or copy it",
+                "torch 2.5.1 in place of 2.6.0",
+                "Python 3.12 in place of 3.11",
+                "no plugin mine (mine 1.0)",
+                "the plugin mine (mine 0.9), which is not here",
             ],
-        ),
-        (
-            Sight(Installation((("torch", "2.5.1"), ("Python", "3.12")), frozenset({"mine (mine 0.9)"}))),
-            [f"has {DIFFERENT}; install the same on all nodes"],
         ),
     ],
 )
-def test_what_a_node_lacks_is_said(sight, faults):
-    assert faults == faults_of(sight, HERE, ASKED)
+def test_what_another_machine_has_otherwise_is_said(there, different):
+    assert HERE.differences(there) == different
 
 
 def test_a_plugin_file_is_copied_where_it_is_not(tmp_path, monkeypatch):
@@ -73,8 +62,15 @@ def test_a_node_looks_for_what_a_run_needs(tmp_path, monkeypatch):
     ]
 
 
+def test_a_node_without_a_fault_says_none(tmp_path):
+    assert Conditions.of(Limits(), WorkerConfig(tmp_path, tmp_path)).look({}) == []
+
+
 def test_a_node_with_other_versions_makes_no_call():
     conditions = Conditions(Limits(), Installation((("torch", "0.1"),) * 5, frozenset()))
+    (fault,) = conditions.look({})
+    assert fault.startswith("has ")
+    assert fault.endswith("; install the same on all nodes")
     with pytest.raises(NodeUnfitError, match=r"it has .* in place of 0\.1.*; install the same on all nodes"):
         conditions.call(os.getpid)
 

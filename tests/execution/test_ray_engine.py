@@ -11,7 +11,7 @@ from collections import Counter
 
 import psutil
 import pytest
-from runs import Started
+from runs import WAITS, Started, check_rows
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution import ray_engine
@@ -117,7 +117,7 @@ def test_a_node_has_as_many_slots_as_cpus_and_gpus_allow(node, needs, slots):
 
 def test_an_address_is_refused_by_an_engine_that_has_none(bench):
     said = bench.run("--address", "10.0.0.1:6379", workers=1)
-    line = "error: --address 10.0.0.1:6379: the engine pool has none; --engine ray takes one\n"
+    line = "error: --address 10.0.0.1:6379: the engine pool has none; --engine ray takes it\n"
     assert (2, line) == (said.code, said.err)
 
 
@@ -238,25 +238,7 @@ def test_a_data_root_that_nodes_do_not_see_ends_the_run_before_any_step(local, t
 
 @pytest.mark.slow("it runs two suites")
 def test_a_suite_on_ray_gives_what_one_process_gives(local, bench):
-    bench.matrix("")
-    bench.run_anew("here")
-    (here,) = bench.rows().values()
-    said = bench.run_anew("ray", "--engine", "ray", workers=1)
-    (there,) = bench.rows().values()
-    names = ("keys", "metrics", "definition", "status")
-    assert (0, [here[name] for name in names]) == (said.code, [there[name] for name in names])
-
-
-WAITS = """
-class Waits(Toy):
-    name = "waits"
-    def generate(self, teacher, ctx):
-        note("waits")
-        (HERE / "started").touch()
-        while not (HERE / "go").exists():
-            time.sleep(0.1)
-        return super().generate(teacher, ctx)
-"""
+    check_rows(bench, "--engine", "ray", workers=1)
 
 
 @pytest.mark.slow("it starts three nodes of a Ray, and one is lost, which takes half a minute to be seen")

@@ -30,7 +30,10 @@ PACES: Mapping[Compiled, Pace] = {
     "updates": Pace(1.6, 1.5, 170, 15),
     "units": Pace(1.35, 1.25, 130, 20),
 }
-"""Of a ResNet-20, see docs/suites.md#settings; seconds are those of the less busy measurement."""
+"""Of a ResNet-20, see docs/suites.md#settings; seconds are those of the less busy measurement.
+
+That of updates in channels_last is a guess: they were measured against the default alone.
+"""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError, one_line
-from zsqbench.execution.estimates import Estimates
+from zsqbench.execution.grouping import Prices, places_before
 from zsqbench.execution.noderecord import Ended, NodeRecord
 from zsqbench.execution.stepqueue import Queue
 from zsqbench.execution.timings import Timings
@@ -34,12 +34,6 @@ LOSSES = 5
 """A step is tried on so many nodes that are lost; this one may be what ends them."""
 UNFIT = 3
 """So many nodes may be unfit to run steps before one has done a step; then something is wrong for all."""
-SHORTEST, LONGEST = 120.0, 600.0
-"""Seconds of work of a group of steps: a share of all that there is, but within these."""
-UNKNOWN = 20.0
-"""Seconds that a step is taken to last of which nothing is known."""
-PRICE_SECONDS = 60.0
-"""Prices of steps are so old at most."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +44,6 @@ class _News:
     since: float
     silent: int = 0
     """Minutes of silence since, as they were last shown."""
-
-
-class _Prices:
-    """Seconds that steps may take, by what is remembered when this is made."""
-
-    def __init__(self, timings: Timings, waiting: Iterable[Step], slots: int) -> None:
-        self._estimates = Estimates(timings)
-        self._made = time.monotonic()
-        self.share = min(max(sum(map(self.of, waiting)) / slots, SHORTEST), LONGEST)
-        """Seconds of work that a group should have, so that all slots have some."""
-
-    @property
-    def age(self) -> float:
-        """In seconds."""
-        return time.monotonic() - self._made
-
-    def of(self, step: Step) -> float:
-        """Of one step."""
-        estimate = self._estimates.of(step)
-        return UNKNOWN if estimate is None else estimate.seconds
 
 
 class Loop:
@@ -100,7 +74,7 @@ class Loop:
         self._nodes = NodeRecord()
         self._unfit: dict[str, str] = {}
         """The reasons of nodes that can run no step."""
-        self._prices: _Prices | None = None
+        self._prices: Prices | None = None
         self._made_again: set[str] = set()
         self._settled: list[Step] = []
         self._all_settled: list[Step] = []
@@ -224,14 +198,8 @@ class Loop:
                 self._executor = self.engine.start()
             if isinstance(self._executor, GroupExecutor):
                 group = self._grouped(step)
-                places = {step.key: place for place, step in enumerate(group)}
-                after = [
-                    [places[need.key] for need in (*step.needs, *step.order_only) if need.key in places]
-                    for step in group
-                ]
-                futures = self._executor.submit_group(
-                    run_step, [(self.run_.config, self._job(s)) for s in group], after
-                )
+                jobs = list(map(self._job, group))
+                futures = self._executor.submit_group(run_step, self.run_.config, jobs, places_before(group))
             else:
                 futures = [self._executor.submit(run_step, self.run_.config, self._job(step))]
         except KeyboardInterrupt:  # an engine that runs steps where they are submitted
@@ -249,8 +217,9 @@ class Loop:
     def _grouped(self, step: Step) -> list[Step]:
         """A step with others to be done after it in one place, those that hang on it first: a share of the work."""
         prices = self._prices
-        if prices is None or prices.age > PRICE_SECONDS:
-            prices = self._prices = _Prices(Timings(self.run_.store), [step, *self._queue.steps()], self.engine.slots())
+        if prices is None or prices.old:
+            prices = Prices(Timings(self.run_.store), [step, *self._queue.steps()], self.engine.slots())
+            self._prices = prices
         group, seconds = [step], prices.of(step)
         while seconds < prices.share and not step.type.exclusive:
             following = self._queue.take_after([step.key for step in group])

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,17 +80,6 @@ class Installation:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a node has and sees."""
-
-    installation: Installation
-    unseen: tuple[Path, ...] = ()
-    """Those of the paths that are asked about which are not there."""
-    changed: tuple[Path, ...] = ()
-    """The plugin files that are there with another content."""
-
-
-@dataclass(frozen=True)
 class Conditions:
     """The conditions under which nodes call functions: plain data that travels with the calls."""
 
@@ -115,28 +104,27 @@ class Conditions:
         asked = dict(seen)
         if self.data_root is not None:
             asked[self.data_root] = f"data root {self.data_root}"
-        return faults_of(look(tuple(asked), self.files, self.without), self.here, asked)
+        faults = [f"does not see the {asked[path]}; it has to lie where all nodes see it" for path in _unseen(asked)]
+        if different := self._differences():
+            faults.append(f"has {different}")
+        changed = [file.path for file in self.files if file.path.exists() and file.path.read_bytes() != file.content]
+        return faults + [f"has another content of plugin file {path}; remove it there, or copy it" for path in changed]
 
     def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The value of a function in the worker process that this process keeps.
 
         Raises NodeUnfitError on a node that has other versions or plugins, and what the function or the pool raises.
         """
-        if different := self.here.differences(installation(self.without)):
-            raise NodeUnfitError(f"it has {', '.join(different)}; install the same on all nodes")
+        if different := self._differences():
+            raise NodeUnfitError(f"it has {different}")
         placed = (_with_files(each, self.files) if isinstance(each, WorkerConfig) else each for each in args)
         pool = _pool(self.limits, os.environ.get("CUDA_VISIBLE_DEVICES"))
         return pool.submit(fn, *placed, **kwargs).result()
 
-
-def faults_of(sight: Sight, here: Installation, asked: Mapping[Path, str]) -> list[str]:
-    """The faults of a node, by what it has and sees; `asked` names paths."""
-    faults = [f"does not see the {asked[path]}; it has to lie where all nodes see it" for path in sight.unseen]
-    if different := here.differences(sight.installation):
-        faults.append(f"has {', '.join(different)}; install the same on all nodes")
-    return faults + [
-        f"has another content of plugin file {path}; remove it there, or copy it" for path in sight.changed
-    ]
+    def _differences(self) -> str:
+        """What is installed here otherwise, and what to do; empty where nothing is."""
+        different = ", ".join(self.here.differences(installation(self.without)))
+        return different and f"{different}; install the same on all nodes"
 
 
 @functools.cache
@@ -149,13 +137,12 @@ def installation(without: tuple[str, ...] = ()) -> Installation:
     return Installation(tuple(versions.items()), frozenset(f"{plugin.name} ({plugin.origin})" for plugin in plugins))
 
 
-def look(paths: tuple[Path, ...], files: tuple[PluginFile, ...], without: tuple[str, ...]) -> Sight:
-    """What this node has, and which paths it does not see, even after a while."""
+def _unseen(paths: Collection[Path]) -> list[Path]:
+    """Those that are not there, even after a while."""
     until = time.monotonic() + APPEAR_SECONDS
-    while (unseen := tuple(path for path in paths if not path.exists())) and time.monotonic() < until:
+    while (unseen := [path for path in paths if not path.exists()]) and time.monotonic() < until:
         time.sleep(0.2)
-    changed = tuple(file.path for file in files if file.path.exists() and file.path.read_bytes() != file.content)
-    return Sight(installation(without), unseen, changed)
+    return unseen
 
 
 def _with_files(config: WorkerConfig, files: Sequence[PluginFile]) -> WorkerConfig:

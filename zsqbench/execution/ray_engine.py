@@ -33,6 +33,7 @@ from zsqbench.methods.engine import NodeLostError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 log = logging.getLogger("zsqbench")
 
@@ -173,7 +174,7 @@ class RayExecutor(Executor):
         """The nodes that are there now and not left out."""
         return [node for node in _nodes() if node.name not in self._left_out]
 
-    def _place(self, future: NodeFuture, nodes: Sequence[Node]) -> Any:
+    def _place(self, future: NodeFuture, nodes: Sequence[Node]) -> "str | NodeAffinitySchedulingStrategy":
         """Ray's choice of a node; or, where one is left out, of which Ray cannot be told, the one with fewest tasks."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

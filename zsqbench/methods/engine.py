@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from zsqbench.methods.base import Kind, Method
 
 if TYPE_CHECKING:
     from zsqbench.execution.session import WorkerConfig
+    from zsqbench.steps import Job, Outcome
 
 
 class NodeLostError(BrokenExecutor):
@@ -30,11 +31,15 @@ class GroupExecutor(Executor, ABC):
 
     @abstractmethod
     def submit_group(
-        self, fn: Callable[..., Any], calls: Sequence[tuple[Any, ...]], after: Sequence[Sequence[int]]
-    ) -> "Sequence[Future[Any]]":
-        """Call a function once with each of these arguments; one future for each.
+        self,
+        fn: "Callable[[WorkerConfig, Job], Outcome]",
+        config: "WorkerConfig",
+        jobs: "Sequence[Job]",
+        after: Sequence[Sequence[int]],
+    ) -> "Sequence[Future[Outcome]]":
+        """Do these steps by a function; one future for each.
 
-        `after` says for each call which of those before it have to end well first, by their places.
+        `after` says for each step which of those before it have to end well first, by their places.
         """
 
 
