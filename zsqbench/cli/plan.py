@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -95,7 +96,6 @@ class _Priced:
     estimates: "Estimates"
     workers: int
     budget: float | None
-    cells: "Sequence[CellTime]"
     saving: "Saving | None"
     """What compiling would save."""
     part: "Part | None" = None
@@ -111,19 +111,24 @@ class _Priced:
         on_cpu: bool,
         part: "Part | None" = None,
     ) -> "_Priced":
-        from zsqbench.execution.budget import cell_times
         from zsqbench.execution.compiling import saving
 
-        def seconds(step: "Step") -> float | None:
-            estimate = estimates.of(step)
-            return None if estimate is None else estimate.seconds
-
         unfinished = [planned for planned in made.cells if not made.is_finished(planned)]
-        cells = cell_times(made, seconds, workers, budget)
         ids = {id(planned) for planned in unfinished}
         to_do = made.to_do(unfinished)
         saved = saving(to_do.values(), estimates, on_cpu=on_cpu)
-        return cls(made, to_do, ids, estimates, workers, budget, cells, saved, part)
+        return cls(made, to_do, ids, estimates, workers, budget, saved, part)
+
+    @cached_property
+    def cells(self) -> "Sequence[CellTime]":
+        """The time of each cell, which takes as long to find as the plan itself."""
+        from zsqbench.execution.budget import cell_times
+
+        def seconds(step: "Step") -> float | None:
+            estimate = self.estimates.of(step)
+            return None if estimate is None else estimate.seconds
+
+        return cell_times(self.made, seconds, self.workers, self.budget)
 
     def as_data(self) -> dict[str, object]:
         """All of it as plain data."""
@@ -183,9 +188,10 @@ class _Priced:
         """The same for people."""
         made = self.made
         lines = [f"{self.made.suite.name}: {self._counted_cells()}"]
-        for planned, time in zip(made.cells, self.cells, strict=True):
+        times = ["" for _ in made.cells] if self.budget is None else list(map(_told, self.cells))
+        for planned, time in zip(made.cells, times, strict=True):
             reason = f"  ({planned.reason})" if planned.reason else ""
-            lines.append(f"  {self._state(planned):10} {planned.cell.name}{_told(time)}{reason}")
+            lines.append(f"  {self._state(planned):10} {planned.cell.name}{time}{reason}")
         alone = sum(len(planned.keys) + len(planned.background) for planned in made.cells)
         lines.append(f"{len(made.steps)} steps, where the cells one by one would take {alone}:")
         kinds: dict[str, Counter[str]] = {}

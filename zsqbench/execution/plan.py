@@ -183,11 +183,11 @@ def _plan_cell(
                 cell, methods=maker.suite.methods(cell), status=status, reason=ended.error, traceback=ended.traceback
             )
     assert isinstance(known, NetworkFacts)  # noqa: S101 - outcomes ended above
-    planning = CellPlanning(maker, cell, known, data[cell.task])
     try:
-        methods = planning.methods  # whose options may not go together for this network
-    except ZSQBenchError as error:
+        methods = maker.methods(cell.task, cell.generator, cell.quantizer, cell.scheme, known)
+    except ZSQBenchError as error:  # the options may not go together for this network
         return PlannedCell(cell, methods=maker.suite.methods(cell), status="impossible", reason=str(error))
+    planning = CellPlanning(maker, cell, known, data[cell.task], methods)
     parts = (cell.task, cell.model, cell.generator, cell.quantizer)
     if parts not in maker.impossible:
         maker.impossible[parts] = _impossible(planning)
@@ -197,11 +197,25 @@ def _plan_cell(
     if reason is not None:
         return PlannedCell(cell, methods=methods, status="impossible", reason=reason)
     background: dict[str, Step] = {}
-    for kind, job in KINDS.items():
-        step = job.plan(planning)
-        if step is not None:
-            (background if job.background else planning.steps)[kind] = step
+    shared = (cell.task, cell.model, cell.generator, cell.seed, cell.settings)
+    if shared in maker.of_sets:
+        steps, others = maker.of_sets[shared]
+        planning.steps |= steps
+        background |= others
+    else:
+        _add_steps(planning, background, of_set=True)
+        maker.of_sets[shared] = dict(planning.steps), dict(background)
+    _add_steps(planning, background, of_set=False)
     return PlannedCell(cell, planning.steps, background, methods)
+
+
+def _add_steps(planning: CellPlanning, background: dict[str, Step], *, of_set: bool) -> None:
+    """Plan the steps of the kinds that are planned once for a set, or of all others."""
+    for kind, job in KINDS.items():
+        if job.of_set == of_set:
+            step = job.plan(planning)
+            if step is not None:
+                (background if job.background else planning.steps)[kind] = step
 
 
 def _impossible(planning: CellPlanning) -> str | None:

@@ -115,8 +115,9 @@ class Result(BaseModel):
     """What became of one cell, self-contained."""
 
     # factories, since pydantic makes a deep copy of an empty mapping for each row
+    # planning without rows does not wait for pydantic to build the validator
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", defer_build=True)
 
     suite: str
     cell: str = Field(description="its name: task:model:generator:quantizer:scheme:seed")

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tabulate import tabulate
-
 from zsqbench.scheme import TensorError
 from zsqbench.store import NoArtifact
 
@@ -84,6 +82,8 @@ def render_summary(found: Analysis) -> str:
 
 def render_layers(found: Analysis) -> str:
     """All tensors in network order as a table, with what the columns mean, and the worst ones in words."""
+    from tabulate import tabulate  # planning, which imports this for the kinds of steps, does not wait for it
+
     if not found.tensors:
         return render_summary(found)
     rows = [_row(tensor, found) for tensor in found.tensors]

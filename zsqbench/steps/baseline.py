@@ -24,6 +24,7 @@ class Baseline(Job):
 
     kind: ClassVar[str] = "baseline"
     final: ClassVar[bool] = True
+    of_set: ClassVar[bool] = True
 
     data: str
     """Digest of the evaluation data."""

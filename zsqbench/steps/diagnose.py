@@ -31,6 +31,7 @@ class Diagnose(Companion):
 
     kind: ClassVar[str] = "diagnose"
     about: ClassVar[type[Job]] = Generate
+    of_set: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:

@@ -24,6 +24,7 @@ class Generate(Job):
 
     kind: ClassVar[str] = "generate"
     axis: ClassVar[Literal["generator"]] = "generator"
+    of_set: ClassVar[bool] = True
 
     generator: MethodCall
     watched: tuple[str, ...]

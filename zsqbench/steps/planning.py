@@ -4,13 +4,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hashing import digest_of
-from zsqbench.methods import DataFiles, Method
+from zsqbench.methods import DataFiles, Method, Settings
 from zsqbench.methods.asking import asking
 from zsqbench.steps.step import Step, Work
 from zsqbench.store import FileDigests
@@ -82,6 +82,8 @@ class StepMaker:
         self.resolved = cache(self._resolved)
         self.timing_key = cache(hash_of)
         self.by_identity: dict[tuple[str, ...], Step] = {}
+        self.of_sets: dict[tuple[str | int | Settings | None, ...], tuple[dict[str, Step], dict[str, Step]]] = {}
+        """The steps, and the background steps, that cells share of which `Job.of_set` is true."""
         self.impossible: dict[tuple[str | None, ...], str | None] = {}
         """Why the methods of cells cannot work with network and data, or none, by task, model and methods."""
 
@@ -96,14 +98,16 @@ class StepMaker:
         return variants[label].resolved(network, None if scheme is None else self.suite.schemes[scheme])
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CellPlanning:
-    """The cell that kinds of steps plan for, with all that they may know of it."""
+    """The cell that kinds of steps plan for, with all that they may know of it. Frozen would make planning slower."""
 
     maker: StepMaker
     cell: Cell
     facts: NetworkFacts
     data: Data
+    methods: Mapping[str, Variant]
+    """Task, quantizer and generator, with the options that hold for the network and, for quantizers, the scheme."""
     steps: dict[str, Step] = field(default_factory=dict)
     """Those that the cell has so far, by kind."""
 
@@ -111,12 +115,6 @@ class CellPlanning:
     def suite(self) -> Suite:
         """The suite that the cell is of."""
         return self.maker.suite
-
-    @cached_property
-    def methods(self) -> Mapping[str, Variant]:
-        """Task, quantizer and generator, with the options that hold for the network and, for quantizers, the scheme."""
-        cell = self.cell
-        return self.maker.methods(cell.task, cell.generator, cell.quantizer, cell.scheme, self.facts)
 
     @property
     def generator(self) -> Variant | None:

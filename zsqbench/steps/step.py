@@ -176,6 +176,8 @@ class Job(BaseModel, ABC):
     """A cell is done when its final steps are, and its row is made of what they left."""
     background: ClassVar[bool] = False
     """No cell waits for it and no row holds its key. It runs where no other step could, for people."""
+    of_set: ClassVar[bool] = False
+    """Its step is one for all cells that share task, network, generator, seed and settings: it is planned once."""
     ships: ClassVar[bool] = False
     """It writes a network down for others: what it takes is no cost of the methods that made the network."""
     exclusive: ClassVar[bool] = False

@@ -206,12 +206,14 @@ class _SuiteBuilder:
                 analyzed.add(cell)
             if cell.export is not None:
                 exported.setdefault(cell, cell.export)
-            if cell not in first:
-                first[cell] = index
-            elif cell.seed is None and first[cell] == index and len(set(self.file.matrix[index].seed)) > 1:
+            known = len(first)
+            before = first.setdefault(cell, index)  # one look: hashing a cell takes as long as making it
+            if len(first) > known:
+                continue
+            if cell.seed is None and before == index and len(set(self.file.matrix[index].seed)) > 1:
                 collapsed[cell.generator or NO_GENERATOR, cell.quantizer] += 1
             else:
-                repeated[index, first[cell]] += 1
+                repeated[index, before] += 1
         for (index, before), count in repeated.items():
             other = "in the same block" if index == before else f"in block {before + 1}"
             place = self.source.where(("matrix", index))
@@ -219,6 +221,8 @@ class _SuiteBuilder:
         for (generator, quantizer), count in collapsed.items():
             pair = f"{_count(count, 'cell')} of {generator} with {quantizer}"
             self.notes.append(f"{pair} left out: neither uses the seed, so one cell stands for all seeds")
+        if not exported and not analyzed:
+            return list(first)
         return [
             replace(cell, export=exported.get(cell), analyze=cell in analyzed)
             if cell in exported or cell in analyzed
