@@ -8,11 +8,13 @@ from typing import Any
 CHUNK = 2**20
 """Bytes of a file that are read at once."""
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+"""`json.dumps` makes one of its own for each call."""
+
 
 def digest_of(value: Any) -> str:
     """Hash of plain data; equal data has an equal hash, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

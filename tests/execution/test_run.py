@@ -398,18 +398,19 @@ def entries(folder):
 
 
 def test_a_cell_takes_six_files_and_folders_and_what_cells_share_is_there_once(bench):
-    """6 for each cell, 7 for each calibration set, 3 for each baseline, 2 for each network and each student, 11 in all.
+    """6 for each cell, 7 for each calibration set, 3 for each baseline, 2 for each network and each student, 12 in all.
 
     A cell: the folders of quantize and evaluate, a manifest in each, model and samples. A set: two folders, two
     manifests, images, two pictures. A baseline: folder, manifest, samples. A network, or its student: folder, manifest.
-    In all: the store, a folder for each of seven kinds, what is remembered of files and times, the folder of leases.
+    In all: the store, a folder for each of seven kinds, what is remembered of files, rows and times, the folder of
+    leases.
     Besides, a file for each column of the table says which methods tie; columns with the same bits have one.
     """
     bench.matrix("model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8]")
     bench.run()
     cells, sets, networks, students = 16, 4, 2, 4
     assert list(bench.statuses().values()) == ["done"] * cells
-    assert entries(bench.home) == 6 * cells + 7 * sets + 3 * networks + 2 * networks + 2 * students + 11
+    assert entries(bench.home) == 6 * cells + 7 * sets + 3 * networks + 2 * networks + 2 * students + 12
     assert 1 <= len(list((bench.home / FOLDER).iterdir())) <= 4
     bench.matrix(
         "model: [a, b], generator: [toy, toyreal], quantizer: [toyq, unseeded], scheme: [hw/w4a4, hw/w8a8, hw/w4a8]"

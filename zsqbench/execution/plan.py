@@ -74,17 +74,17 @@ class Plan:
     """Networks that no run has loaded yet, so that their identity is provisional."""
     uninspected: Sequence[str] = ()
     """Labels of students that are not inspected yet: cells of them may be found to be impossible."""
+    _up_to_date: dict[str, bool] = field(init=False, default_factory=dict)
+    """True for the cells whose rows are of the same definition and artifacts."""
 
     def is_finished(self, planned: PlannedCell) -> bool:
         """True if the row of an earlier run still says what a run would say, and what it was measured from is there."""
-        row = self.rows.get(planned.cell.name)
-        return (
-            row is not None
-            and row.status == "done"
-            and all(step.key in self.cached for step in planned.final.values())
-            and row.keys == planned.keys
-            and row.definition == self.suite.definition(planned.cell)
-        )
+        row, name = self.rows.get(planned.cell.name), planned.cell.name
+        if row is None or row.status != "done" or not all(step.key in self.cached for step in planned.final.values()):
+            return False
+        if name not in self._up_to_date:
+            self._up_to_date[name] = row.keys == planned.keys and row.definition == self.suite.definition(planned.cell)
+        return self._up_to_date[name]
 
     def to_do(self, planned: Sequence[PlannedCell] | None = None) -> dict[str, Step]:
         """The steps that have to run: those of unfinished cells, and what they need, that are not in the store.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError, ZSQBenchError
 from zsqbench.execution.plan import Facts, Plan, PlannedCell
+from zsqbench.reports.agreements import Agreements
 from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.resultfile import ResultFile
 from zsqbench.reports.results import Result, environment
@@ -25,6 +26,7 @@ class Recorder:
         self.facts = facts
         self.outcomes = outcomes
         self._store = ReadOnce(run.store.home)
+        self._agreements = Agreements(run.store)
         self._results: dict[str, Result] = {}
         self._environment = environment()
         self._costs: dict[str, tuple[float, int]] = {}
@@ -36,7 +38,8 @@ class Recorder:
                 self._ending_with.setdefault(step.key, []).append(planned)
 
     def results(self) -> list[Result]:
-        """The rows in the order of the plan."""
+        """The rows in the order of the plan, which are remembered to be what their artifacts say."""
+        self._agreements.save()
         return [self._results[planned.cell.name] for planned in self.plan.cells]
 
     def missing(self) -> list[PlannedCell]:
@@ -57,6 +60,7 @@ class Recorder:
         for step in steps:
             if self._costs.pop(step.key, None) is not None:  # it was damaged, and made again
                 self._store = ReadOnce(self.run.store.home)
+                self._agreements.forget()
         for planned in (planned for step in steps for planned in self._ending_with.get(step.key, ())):
             settled = all(map(self._is_settled, planned.final.values()))
             if settled and planned.cell.name not in self._results:
@@ -64,7 +68,10 @@ class Recorder:
 
     def record(self, planned: PlannedCell) -> None:
         """Write the row of a cell, unless an earlier row says the same or, after an interruption, more."""
+        stamp = self._agreements.stamp(planned.keys)
         result = self._result(planned)
+        if result.status == "done":
+            self._agreements.add(result, stamp)
         before = self.plan.rows.get(planned.cell.name)
         if before is not None:
             # a clock that was set back makes no row the older one

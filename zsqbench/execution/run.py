@@ -108,6 +108,8 @@ class Run:
     """For each (task, model), the step that loads the model to learn its identity."""
     observers: Observers = field(init=False)
 
+    _last_rows: tuple[Contents, SuiteRows] | None = field(init=False, default=None)
+
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)
         self.observers = Observers(self.suite)
@@ -183,7 +185,12 @@ class Run:
         return part
 
     def _rows_in(self, contents: Contents) -> SuiteRows:
-        return SuiteRows.of(contents, self.suite.name, lambda row: row.cell in self._names and cell_of(row) is not None)
+        """The rows by what they are to the suite, found once where nobody has written to the file meanwhile."""
+        if self._last_rows is None or self._last_rows[0] is not contents:
+            has_cell = self._names.__contains__
+            rows = SuiteRows.of(contents, self.suite.name, lambda row: has_cell(row.cell) and cell_of(row) is not None)
+            self._last_rows = contents, rows
+        return self._last_rows[1]
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -202,6 +209,7 @@ class Run:
             else:
                 if difference is not None:
                     differences[name] = difference
+        evidence.agreements.save()
         if differences:
             log.warning(CONTRADICTED, counted(len(differences), "row"), told(differences))
         return [*differences, *damaged]
@@ -239,8 +247,6 @@ class Run:
             # what a user's function reads may have changed where nobody sees it
             remove(self.store.folder(Resolve.kind, self.resolve[pair].key))
             del known[pair]
-        # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
-        importlib.import_module("safetensors.numpy")
         results: list[Result] = []
         written: str | None = None
         report, report_error = None, None
@@ -297,9 +303,13 @@ class Run:
                     recorder.keep(planned)
                 elif not planned.steps:
                     recorder.record(planned)
-            self._verify(plan, recorder.missing())
+            missing = recorder.missing()
+            if missing:
+                # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
+                importlib.import_module("safetensors.numpy")
+            self._verify(plan, missing)
             if not loop.interrupted:
-                loop.run(plan.to_do(recorder.missing()).values(), recorder.record_settled)
+                loop.run(plan.to_do(missing).values(), recorder.record_settled)
         except KeyboardInterrupt as interruption:
             loop.interrupt(interruption)
         for planned in recorder.missing():

@@ -8,6 +8,7 @@ from functools import cache, cached_property, lru_cache
 from itertools import islice, takewhile
 from typing import Any
 
+from zsqbench.reports.agreements import Agreements, final_kinds
 from zsqbench.reports.results import Measured, Result, flat_all
 from zsqbench.steps import KINDS, contributed
 from zsqbench.store import Artifact, Store
@@ -34,10 +35,11 @@ class Evidence:
 
     def __init__(self, store: Store) -> None:
         self.store = ReadOnce(store.home)
+        self.agreements = Agreements(store)
 
     def is_at_hand(self, row: Result) -> bool:
         """True if a row is done, and the artifacts of all that was measured for it are in the store."""
-        return row.status == "done" and all(row.keys[kind] in self._there(kind) for kind in _final(row))
+        return row.status == "done" and all(row.keys[kind] in self._there(kind) for kind in final_kinds(row.keys))
 
     @cached_property
     def _there(self) -> Callable[[str], set[str]]:
@@ -49,14 +51,20 @@ class Evidence:
 
         Raises CorruptArtifactError where an artifact is damaged.
         """
-        return next(map(str, self.differences(row)), None)
+        stamp = self.agreements.stamp(row.keys)
+        if self.agreements.hold(row, stamp):
+            return None
+        difference = next(map(str, self.differences(row)), None)
+        if difference is None:
+            self.agreements.add(row, stamp)
+        return difference
 
     def differences(self, row: Result) -> list[Difference]:
         """All that a row and its artifacts, which are at hand, say differently.
 
         Raises CorruptArtifactError where an artifact is damaged.
         """
-        made = contributed((KINDS[kind] for kind in _final(row)), self.store, row.keys)
+        made = contributed((KINDS[kind] for kind in final_kinds(row.keys)), self.store, row.keys)
         found = {name: made[name] for name in Measured._fields if name in made}
         said, measured = dict(flat_all({name: getattr(row, name) for name in found})), dict(flat_all(found))
         return [
@@ -81,7 +89,7 @@ class Evidence:
 
     def _took_as_long(self, row: Result) -> Iterator[bool]:
         """For each final step of a row, whether its artifact took the seconds that the row says."""
-        for kind in _final(row):
+        for kind in final_kinds(row.keys):
             yield row.seconds.get(kind) == round(self.store.manifest(kind, row.keys[kind])["seconds"], 3)
 
 
@@ -108,10 +116,6 @@ class ReadOnce(Store):
         keys = self._keys(kind)
         first = bisect_left(keys, start)
         return list(takewhile(lambda key: key.startswith(start), islice(keys, first, None)))
-
-
-def _final(row: Result) -> list[str]:
-    return [kind for kind in row.keys if kind in KINDS and KINDS[kind].final]
 
 
 def _equal(said: Any, measured: Any) -> bool:

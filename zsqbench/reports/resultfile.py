@@ -133,7 +133,7 @@ def _contents(content: bytes, known: Mapping[bytes, Result]) -> Contents:
     schemas: set[int] = set()
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
-        row = (known.get(_digest(line)) or _row(line)) if schema == SCHEMA else None
+        row = ((known and known.get(_digest(line))) or _row(line)) if schema == SCHEMA else None
         if row is not None:
             found.setdefault((row.suite, row.cell), []).append(row)
         elif schema not in (None, SCHEMA):

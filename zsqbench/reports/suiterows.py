@@ -68,6 +68,7 @@ def believed(rows: Sequence[Result], store: Store) -> list[Result]:
                 differences[row.cell] = difference
         except CorruptArtifactError:
             damaged.append(row.cell)
+    evidence.agreements.save()
     if differences:
         log.warning(CONTRADICTED, counted(len(differences), "row"), told(differences))
     if damaged:

@@ -84,6 +84,8 @@ class StepMaker:
         self.by_identity: dict[tuple[str, ...], Step] = {}
         self.of_sets: dict[tuple[str | int | Settings | None, ...], tuple[dict[str, Step], dict[str, Step]]] = {}
         """The steps, and the background steps, that cells share of which `Job.of_set` is true."""
+        self.work: dict[tuple[str, str], Work | None] = {}
+        """What steps have to do, by timing key and scheme."""
         self.impossible: dict[tuple[str | None, ...], str | None] = {}
         """Why the methods of cells cannot work with network and data, or none, by task, model and methods."""
 
@@ -166,7 +168,10 @@ class CellPlanning:
         if step is None:
             key = job.key_of(hash_of(identity), needs)
             timing_key = maker.timing_key((job.kind, *parts, *[need.timing_key for need in needs]))
-            work = self._work(job, variant, images)
+            like = timing_key, self.cell.scheme
+            if like not in maker.work:
+                maker.work[like] = self._work(job, variant, images)
+            work = maker.work[like]
             step = Step(job, key, f"{job.kind} {label}", needs, self.cell, timing_key, seed, order_only, variant, work)
             maker.by_identity[identity] = maker.steps[key] = step
         return step

@@ -1,7 +1,9 @@
 """The cells of a suite file, as far as it tells them without the plugins that it needs."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Self
@@ -67,12 +69,20 @@ class DeclaredCells:
 
 def cell_of(row: Result) -> Cell | None:
     """The cell that a row tells of; none where its name and its fields say different things."""
+    settings = _settings_of(json.dumps(row.settings))
+    if settings is None:
+        return None
+    cell = Cell(row.task, row.model, row.generator, row.quantizer, row.scheme, row.seed, settings)
+    return cell if cell.name == row.cell else None
+
+
+@lru_cache
+def _settings_of(text: str) -> Settings | None:
+    """The settings that a row says, which thousands say alike; none where they are no settings."""
     try:
-        settings = Settings.model_validate(row.settings)
+        return Settings.model_validate_json(text)
     except ValidationError:
         return None
-    cell = Cell(**{axis: getattr(row, axis) for axis in AXES}, settings=settings)
-    return cell if cell.name == row.cell else None
 
 
 def _values(block: Block) -> dict[str, frozenset[str | int | None]]:

@@ -206,7 +206,7 @@ class Suite:
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
-        known = cell, cell.export  # which makes no other cell
+        known = cell.name, cell.export  # which is in no name
         if known not in self._definitions:
             parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
             generator = self._part("generator", cell.generator) if cell.generator else None
@@ -216,7 +216,7 @@ class Suite:
         return self._definitions[known]
 
     @cached_property
-    def _definitions(self) -> dict[tuple[Cell, ExportOptions | None], str]:
+    def _definitions(self) -> dict[tuple[str, ExportOptions | None], str]:
         return {}
 
     def _part(self, axis: str, label: str) -> str:

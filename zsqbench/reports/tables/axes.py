@@ -180,9 +180,12 @@ def _sized(group: Sequence[Result]) -> str:
     return f"{MIXED}: {bits:.1f} bits, {statistics.fmean(tensors['size_mb'] for tensors in done):.3g} MB"
 
 
+_DEFAULTS = Settings()
+
+
 def changed_settings(result: Result) -> str:
     """The settings that are not the default."""
-    changed = {name: value for name, value in result.settings.items() if value != getattr(Settings(), name, None)}
+    changed = {name: value for name, value in result.settings.items() if value != getattr(_DEFAULTS, name, None)}
     return ", ".join(_option(name, value) for name, value in changed.items())
 
 

@@ -7,11 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
 from zsqbench.reports.page import page, section
@@ -19,6 +16,9 @@ from zsqbench.reports.results import Result
 from zsqbench.reports.tables.axes import BESIDE, Column, ColumnKind, Row, unique
 from zsqbench.reports.tables.table import Table
 from zsqbench.reports.tables.tabulation import PLAIN, Layout, build_tables
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 Form = Literal["md", "csv", "html", "latex", "json"]
 
@@ -183,6 +183,8 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _csv(tables: Sequence[Table]) -> str:
+    import pandas as pd  # Markdown, which each run ends with, does not wait for it
+
     records = [record for table in tables for record in _records(table)]
     return pd.DataFrame(records).astype({"calibrated": "Int64"}).to_csv(index=False, lineterminator="\n")
 
@@ -198,8 +200,11 @@ def _json(tables: Sequence[Table]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def _styled(table: Table, escape: Callable[[str], str]) -> Styler:
+def _styled(table: Table, escape: Callable[[str], str]) -> "Styler":
     """The table with the best in bold and all texts escaped."""
+    import numpy as np
+    import pandas as pd
+
     frame = pd.DataFrame(lines_of(table), columns=pd.MultiIndex.from_tuples(heads_of(table)))
     bold = _per_cell(
         table, "", lambda row, column: "font-weight: bold" if (row, column) in table.competition.best else ""
@@ -243,6 +248,8 @@ def _html(tables: Sequence[Table]) -> str:
 
 
 def _html_section(table: Table, identifier: str) -> str:
+    import pandas as pd
+
     styler = _styled(table, html.escape)
     classes = pd.DataFrame(_per_cell(table, "label", partial(_css_class, table)), styler.index, styler.columns)
     body = styler.set_td_classes(classes).set_uuid(identifier).to_html()

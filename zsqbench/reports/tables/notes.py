@@ -1,7 +1,7 @@
 """The notes below a table say what was measured, on what, and what a reader must not compare."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from zsqbench.reports.results import Result
 from zsqbench.reports.tables.axes import CONTROLS, Column, Row, changed_settings, listed, unique
@@ -78,8 +78,11 @@ def caption_of(results: Sequence[Result]) -> str:
     )
 
 
-def measured_on(results: Sequence[Result]) -> Iterable[str]:
-    """Lines on what was measured, on what, calibrated on what, and on what does not compare."""
+def measured_on(results: Sequence[Result], groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> Iterable[str]:
+    """Lines on what was measured, on what, calibrated on what, and on what does not compare.
+
+    `groups` has the results by method and column.
+    """
     for task in unique(result.task for result in results):
         of_task = [result for result in results if result.task == task]
         counts = (result.data.get("evaluated") for result in of_task)  # a failed row may have that of the float network
@@ -92,7 +95,7 @@ def measured_on(results: Sequence[Result]) -> Iterable[str]:
     yield from _speeds(results)
     yield from unique(f"{result.task} {result.model}: {note}" for result in results for note in result.notes)
     yield from _disagreements(results)
-    yield from _different_bits(results)
+    yield from _different_bits(groups)
 
 
 def _calibrated(results: Sequence[Result]) -> Iterable[str]:
@@ -144,22 +147,26 @@ def _disagreements(results: Sequence[Result]) -> Iterable[str]:
             yield f"{where}: float accuracy differs between rows ({listed(sorted(values))}); run the suite again"
 
 
-def _different_bits(results: Sequence[Result]) -> Iterable[str]:
+def _different_bits(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> Iterable[str]:
     """Columns in which rows of one network differ in tensors, roles or bits: they do not compare the same thing.
 
     Grids are a method's own choice and stand in its details. A control that quantizes nothing is no offence, nor is
     mixed precision, in whose columns mean bits and size are the same.
     """
     methods: dict[Column, dict[str, list[str]]] = {}
-    for result in results:
-        column, is_float = Column.of(result), Row.of(result).control == CONTROLS["float"]
-        if result.status == "done" and "bits" in result.tensors and not is_float and not column.mixed:
-            by_bits = methods.setdefault(column, {})
-            by_bits.setdefault(result.tensors["bits"], []).append(result.quantizer)
+    for (row, column), group in groups.items():
+        for result in group:
+            if (
+                result.status == "done"
+                and "bits" in result.tensors
+                and not (row.control == CONTROLS["float"] or column.mixed)
+            ):
+                by_bits = methods.setdefault(column, {})
+                by_bits.setdefault(result.tensors["bits"], []).append(result.quantizer)
     for column, by_bits in methods.items():
         if len(by_bits) > 1:
-            groups = " and ".join(listed(names) for names in by_bits.values())
+            alike = " and ".join(listed(names) for names in by_bits.values())
             yield (
                 f"{column.task} {column.model} {column.scheme}: these quantize other tensors, or at other bits, and do "
-                f"not compare: {groups}; `zsqbench show` prints the tensors of a row"
+                f"not compare: {alike}; `zsqbench show` prints the tensors of a row"
             )

@@ -36,17 +36,17 @@ class Entry:
     stated: float | None = None
     """The deviation that a paper states."""
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean over the seeds that are done."""
         return statistics.fmean(self.values) if self.values else None
 
-    @property
+    @cached_property
     def std(self) -> float | None:
         """Sample standard deviation over the seeds that are done; none for a single one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else self.stated
 
-    @property
+    @cached_property
     def drop(self) -> float | None:
         """Mean loss against the float network."""
         return statistics.fmean(self.drops) if self.drops else None

@@ -124,7 +124,7 @@ def _table(results: Sequence[Result], by: Axis, title: str, figures: Sequence[Fi
         floats=_floats(groups) | _float_figures(groups, figures),
         random_models=random_models,
         caption=caption_of(results),
-        measured=tuple(measured_on(results)),
+        measured=tuple(measured_on(results, groups)),
         published=tuple(sources_of(results)),
         figures={figure.name: figure for figure in figures},
         standings=standings,

@@ -1,0 +1,94 @@
+"""A memory of the rows that were found to be what their artifacts say, so that thousands are not compared each time."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
+
+from zsqbench.reports.results import Result, package_version
+from zsqbench.steps import KINDS
+from zsqbench.store import Store, read_json, write_atomically
+
+MEANING = 1
+"""Raise it where steps make other fields of a row from the same artifacts: all rows are compared anew then."""
+
+
+class Agreements:
+    """Rows that agree with their artifacts, remembered in the home by what the row says and the state of the files.
+
+    A row is compared again where it says something else, or where a file of its artifacts has another size or time.
+    A damage that leaves both as they were is found by `cache verify`, which reads all.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._path = store.home / "agreements.json"
+        self._folder = store.home / "store"
+        self._new: dict[str, str] = {}
+        self._version = f"{package_version('zsqbench')} {MEANING}"
+
+    def stamp(self, keys: Mapping[str, str]) -> str:
+        """The state of the artifacts that a row with these keys is made of; take it before these are read."""
+        return "".join(self._state(kind, keys[kind]) for kind in final_kinds(keys))
+
+    def hold(self, row: Result, stamp: str) -> bool:
+        """True if this row was found to be what artifacts in this state say."""
+        name = _name(row)
+        known = self._new.get(name) or self._known.get(name)
+        return known is not None and known == self._digest(row, stamp)
+
+    def add(self, row: Result, stamp: str) -> None:
+        """Remember that a row is what artifacts in this state say."""
+        self._new[_name(row)] = self._digest(row, stamp)
+
+    def forget(self) -> None:
+        """Look at artifacts anew, of which one was made again."""
+        self.__dict__.pop("_state", None)
+
+    def save(self) -> None:
+        """Keep what was learnt, beside what others learnt meanwhile; not where the home cannot be written to."""
+        if not self._new:
+            return
+        self.__dict__.pop("_known", None)
+        there = {key for kind, job in KINDS.items() if job.final for key in self.store.keys(kind)}
+        known = {name: digest for name, digest in (self._known | self._new).items() if name in there}
+        with contextlib.suppress(OSError):  # a memory that cannot be kept is only slower
+            write_atomically(self._path, json.dumps(known))
+        self._new.clear()
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        try:
+            known = read_json(self._path)
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    @cached_property
+    def _state(self) -> Callable[[str, str], str]:
+        """Names, sizes and times of an artifact's files; many rows share that of a float network."""
+        return lru_cache(maxsize=32)(self._look)
+
+    def _look(self, kind: str, key: str) -> str:
+        try:
+            with os.scandir(f"{self._folder}/{kind}/{key}") as found:
+                files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in found)
+        except OSError:
+            return "absent"
+        return f"{key}{files}"
+
+    def _digest(self, row: Result, stamp: str) -> str:
+        return hashlib.sha256(f"{self._version} {row.measured} {stamp}".encode()).hexdigest()
+
+
+def final_kinds(keys: Mapping[str, str]) -> list[str]:
+    """The kinds of the artifacts that a row with these keys is made of."""
+    return [kind for kind in keys if kind in KINDS and KINDS[kind].final]
+
+
+def _name(row: Result) -> str:
+    """The key of the last artifact that a row is made of; each entry goes with it."""
+    kinds = final_kinds(row.keys)
+    return row.keys[kinds[-1]] if kinds else ""
