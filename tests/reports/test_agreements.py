@@ -75,7 +75,7 @@ def test_two_processes_keep_what_both_learnt_and_nothing_of_artifacts_that_are_g
     gone = made.model_copy(update={"keys": made.keys | {"evaluate": "0" * 64}})
     path.unlink()
     first, second = Agreements(store), Agreements(store)
-    assert not first.hold(made, "") and not second.hold(made, "")  # both have read the file
+    assert [memory.hold(made, "") for memory in (first, second)] == [False, False]  # both have read the file
     first.add(made, first.stamp(made.keys))
     first.save()
     second.add(gone, second.stamp(gone.keys))
