@@ -3,7 +3,7 @@
 import errno
 import json
 
-from zsqbench.hashing import digest_of
+from zsqbench.store import manifest_text
 
 
 def flip(path, position=None):
@@ -38,4 +38,4 @@ def rewrite_manifest(folder, **changes):
     """Change a manifest and give it a checksum that fits, as another version of zsqbench might have written it."""
     path = folder / "manifest.json"
     kept = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"} | changes
-    path.write_text(json.dumps({"checksum": digest_of(kept), **kept}))
+    path.write_text(manifest_text(kept))

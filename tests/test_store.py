@@ -161,11 +161,28 @@ def test_a_manifest_that_is_none_is_a_damaged_artifact(store, content):
         store.read("generate", KEY)
 
 
-@pytest.mark.parametrize("schema", [1, 3, "2", None])
+@pytest.mark.parametrize("schema", [1, 4, "3", None])
 def test_a_manifest_of_another_schema_is_a_damaged_artifact(store, schema):
     store.write("generate", KEY, {}, fill)
     rewrite_manifest(store.folder("generate", KEY), schema=schema)
-    with pytest.raises(CorruptArtifactError, match=f"its schema is {schema}, and this zsqbench reads 2"):
+    with pytest.raises(CorruptArtifactError, match=f"its schema is {schema}, and this zsqbench reads 2 and 3"):
+        store.read("generate", KEY)
+
+
+def as_older(path):
+    """A manifest as zsqbench wrote it before."""
+    content = json.loads(path.read_text()) | {"schema": 2}
+    del content["checksum"]
+    path.write_text(json.dumps({"checksum": digest_of(content), **content}))
+
+
+def test_a_manifest_of_the_schema_before_is_read_and_verified(store):
+    store.write("generate", KEY, {"label": "images"}, fill)
+    path = store.folder("generate", KEY) / "manifest.json"
+    as_older(path)
+    assert store.read("generate", KEY).label == "images"
+    path.write_text(path.read_text().replace("images", "others"))
+    with pytest.raises(CorruptArtifactError, match=r"the content of manifest\.json has changed"):
         store.read("generate", KEY)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -21,8 +22,16 @@ KEY = re.compile(r"[0-9a-f]{64}")
 """The names of artifacts, and all digests, look like this. Whatever else lies in the store is none of ours."""
 
 MANIFEST = "manifest.json"
-SCHEMA = 2
+SCHEMA = 3
 """Of a manifest: raise it when a reader of another version would misunderstand it."""
+
+BY_VALUE = 2
+"""The schema before: its checksum is the digest of the manifest as plain data. It is read, too."""
+
+HEAD = b'{"checksum": "'
+"""A manifest begins with this and its checksum, which is that of all bytes behind it."""
+DIGITS = 64
+"""Hexadecimal digits of a checksum."""
 
 FAILURE = "failure.txt"
 """Why a background step failed, beside where its checkpoint would be."""
@@ -60,8 +69,13 @@ def _write_synced(path: Path, text: str) -> None:
 
 def read_json(path: Path) -> Any:
     """The plain data of a file. Raises OSError or ValueError where it holds none."""
+    return plain_data(path.read_bytes())  # a text file would take twice as long to open
+
+
+def plain_data(content: bytes) -> Any:
+    """The plain data of bytes of JSON. Raises ValueError where they hold none."""
     try:
-        return json.loads(path.read_bytes().decode())  # a text file would take twice as long to open
+        return json.loads(content.decode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -208,8 +222,7 @@ class Store:
         try:
             fill(temporary)
             files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-            plain = json.loads(json.dumps({"schema": SCHEMA, **manifest, "files": files}))
-            _write_synced(temporary / MANIFEST, json.dumps({"checksum": digest_of(plain), **plain}))
+            _write_synced(temporary / MANIFEST, manifest_text({"schema": SCHEMA, **manifest, "files": files}))
             self._move_in(temporary, kind, key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -340,19 +353,37 @@ class Store:
             raise ZSQBenchError(f"{why}; move it away") from error
 
 
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """A manifest as a file holds it: with its checksum in front."""
+    behind = '", ' + json.dumps(manifest)[1:]
+    return HEAD.decode() + hashlib.sha256(behind.encode()).hexdigest() + behind
+
+
 def _manifest(folder: Path, key: str) -> dict[str, Any]:
     """The manifest in a folder. Raises CorruptArtifactError where it is not what was written."""
     try:
-        manifest = read_json(folder / MANIFEST)
+        content = (folder / MANIFEST).read_bytes()
+        manifest = plain_data(content)
     except (OSError, ValueError) as error:
         raise CorruptArtifactError(key, f"{MANIFEST}: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    if not isinstance(manifest, dict) or manifest.get("schema") not in (SCHEMA, BY_VALUE):
         found = manifest.get("schema", "none") if isinstance(manifest, dict) else "none"
-        raise CorruptArtifactError(key, f"its schema is {found}, and this zsqbench reads {SCHEMA}")
-    content = {name: value for name, value in manifest.items() if name != "checksum"}
-    if digest_of(content) != manifest.get("checksum"):
+        raise CorruptArtifactError(key, f"its schema is {found}, and this zsqbench reads {BY_VALUE} and {SCHEMA}")
+    if not (_is_whole(content) if manifest["schema"] == SCHEMA else _is_same(manifest)):
         raise CorruptArtifactError(key, f"the content of {MANIFEST} has changed")
     return manifest
+
+
+def _is_whole(content: bytes) -> bool:
+    """True if the bytes of a manifest fit its checksum."""
+    end = len(HEAD) + DIGITS
+    return content.startswith(HEAD) and hashlib.sha256(content[end:]).hexdigest().encode() == content[len(HEAD) : end]
+
+
+def _is_same(manifest: Mapping[str, Any]) -> bool:
+    """True if the data of a manifest fits its checksum."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return digest_of(content) == manifest.get("checksum")
 
 
 def _names(artifact: Artifact) -> list[str]:

@@ -290,7 +290,7 @@ def test_artifacts_of_another_schema_are_refused(bench, machines):
     rewrite_manifest(only(second, "evaluate"), schema=1)
     line = machines.refused(first, second)
     assert line.startswith("cannot merge B: evaluate artifact ")
-    assert "(its schema is 1, and this zsqbench reads 2)" in line
+    assert "(its schema is 1, and this zsqbench reads 2 and 3)" in line
 
 
 def test_other_weights_of_a_network_are_refused(bench, machines):

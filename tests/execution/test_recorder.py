@@ -122,7 +122,7 @@ class Damages(ToyQuantizer):
 """
 
 DAMAGE = {
-    "damaged": ("path.write_text('{}')", "its schema is none, and this zsqbench reads 2"),
+    "damaged": ("path.write_text('{}')", "its schema is none, and this zsqbench reads 2 and 3"),
     "deleted": ("import shutil; shutil.rmtree(path.parent)", "manifest.json: "),
 }
 
