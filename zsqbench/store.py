@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,19 +50,24 @@ def temporary_beside(path: Path) -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is either the old one or the new one, whatever happens meanwhile."""
+    write_parts_atomically(path, [text])
+
+
+def write_parts_atomically(path: Path, parts: Iterable[str]) -> None:
+    """The same for a text whose parts are not held at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        _write_synced(temporary, text)
+        _write_synced(temporary, parts)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_synced(path: Path, text: str) -> None:
+def _write_synced(path: Path, parts: Iterable[str]) -> None:
     """Write a text file that is on the disk then."""
     with path.open("wb") as file:
-        file.write(text.encode())
+        file.writelines(part.encode() for part in parts)
         file.flush()
         os.fsync(file.fileno())
 
@@ -222,7 +227,7 @@ class Store:
         try:
             fill(temporary)
             files = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-            _write_synced(temporary / MANIFEST, manifest_text({"schema": SCHEMA, **manifest, "files": files}))
+            _write_synced(temporary / MANIFEST, [manifest_text({"schema": SCHEMA, **manifest, "files": files})])
             self._move_in(temporary, kind, key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

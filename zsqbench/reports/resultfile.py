@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.results import Result
-from zsqbench.store import write_atomically
+from zsqbench.store import write_parts_atomically
 
 SCHEMA = 2
 """Of a row: raise it when a reader of another version would misunderstand a field, or lack one that it needs."""
@@ -84,7 +84,7 @@ class ResultFile:
                 status = os.fstat(file.fileno())  # before it is read, so that what is added meanwhile is not missed
                 state = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._last is None or self._last[0] != state:
-                    self._last = state, _contents(file.read(), self._appended)
+                    self._last = state, _contents(file, self._appended)
         except FileNotFoundError:
             return Contents()
         except OSError as error:
@@ -111,7 +111,7 @@ class ResultFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
             rows = arrange(self.contents())  # again: another run may have added some
-            write_atomically(self.path, "".join(map(_line, rows)))
+            write_parts_atomically(self.path, map(_line, rows))
         self._last = None  # ten thousand rows take 130 MB
         return rows
 
@@ -126,12 +126,15 @@ class ResultFile:
                     return
 
 
-def _contents(content: bytes, known: Mapping[bytes, Result]) -> Contents:
-    """The rows and other lines of a file; some rows are known by the digest of their line."""
+def _contents(lines: Iterable[bytes], known: Mapping[bytes, Result]) -> Contents:
+    """The rows and other lines of a file, one line at a time; some rows are known by the digest of their line."""
     found: dict[tuple[str, str], list[Result]] = {}
     unreadable: list[int] = []
     schemas: set[int] = set()
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    for number, whole in enumerate(lines, start=1):
+        line = whole.removesuffix(b"\n")
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
         row = ((known and known.get(_digest(line))) or _row(line)) if schema == SCHEMA else None
         if row is not None:
