@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import nct, t
 from statsmodels.stats.power import TTestPower
 
 from zsqbench.statistics import Difference, Samples, compare, detectable, needed, verdict
@@ -32,6 +33,14 @@ def test_seeds_add_to_the_detectable_difference_in_squares():
     assert TTestPower().power(by_seeds / 1.5, 5, 0.05) == pytest.approx(0.8)
     assert detectable(900, 40.0, 5, 1.5) == pytest.approx(math.hypot(detectable(900, 40.0), by_seeds))
     assert detectable(900, 40.0, 3, 0.0) == detectable(900, 40.0)
+
+
+def test_it_is_found_with_80_percent_by_any_number():
+    """From 2 seeds, of which statsmodels does not know it, to more images than data sets have."""
+    assert nct.sf(t.isf(0.025, 1), 1, float(detectable(2, 1.0)) * math.sqrt(2)) == pytest.approx(0.8)
+    counts = [*range(3, 400), 900, 1000, 5000, 10_000, 50_000, 1_000_000]
+    found = [TTestPower().power(float(detectable(count, 1.0)), count, 0.05) for count in counts]
+    assert found == pytest.approx([0.8] * len(counts), rel=1e-9)
 
 
 def test_so_many_images_as_are_needed_make_the_difference_detectable():

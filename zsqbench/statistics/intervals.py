@@ -66,7 +66,7 @@ def p_of(
     return p
 
 
-def t_quantile(degrees: int, alpha: Numbers) -> "np.ndarray":
+def t_quantile(degrees: float, alpha: Numbers) -> "np.ndarray":
     """How many standard errors a t interval at level 1 - alpha is to each side."""
     from scipy.special import stdtrit
 
