@@ -7,19 +7,22 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of
+from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.mlflow.database import Database, Logged, client_of, load_mlflow, tracking_uri
 from zsqbench.reports.mlflow.tables import CellRun, Point, Tables, as_json
 from zsqbench.reports.mlflow.turns import Turns
 from zsqbench.reports.results import Result, environment, flat, flat_method
 from zsqbench.steps import KINDS, Tracked
 from zsqbench.steps.step import Dataset
-from zsqbench.store import Store
+from zsqbench.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -33,8 +36,11 @@ NAME_LENGTH = 250  # of a run's name, too: a server's database may have no more 
 DIGEST_LENGTH = 36
 PARAMS_PER_BATCH = 100
 VALUES_PER_BATCH = 1000
-ROWS_PER_TURN = 50
-"""Rows that a database takes by one transaction; others wait meanwhile, for a fraction of a second."""
+ROWS_PER_TURN = 500
+"""Rows that a database takes by one transaction; others wait meanwhile, for about a second.
+
+The ids of runs are random, so each transaction writes to most pages of the indexes: the fewer, the cheaper.
+"""
 CURVE_POINTS = 320
 """Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
 
@@ -43,6 +49,9 @@ def identity(result: Result) -> str:
     """Hash that says whether MLflow holds a row: what the cell is, what was made for it, and what became of it."""
     return digest_of([result.cell, result.definition, result.keys, result.status, result.reason])
 
+
+ROW = "zsqbench.row"
+"""The tag of a run that holds the identity of its row."""
 
 UNRUN = ("impossible", "excluded")
 """Cells that no invocation will ever run."""
@@ -117,7 +126,7 @@ class Experiment:
             page = self.client.search_runs([self.id], which, max_results=1000, page_token=token)
             for run in page:
                 tags, ended = run.data.tags, run.info.status != "RUNNING"
-                found.append(Logged(tags["zsqbench.row"], run.info.run_id, ended, tags.get("zsqbench.home")))
+                found.append(Logged(tags[ROW], run.info.run_id, ended, tags.get("zsqbench.home")))
             token = page.token
             if not token:
                 return found
@@ -174,24 +183,22 @@ class Invocation:
 
     def log(self, *results: Result) -> list[Result]:
         """Log rows, with what the store has of their sets and curves, and return those that MLflow did not hold."""
-        details = [
-            Details() if result.status in UNRUN else Details.read(result, self.experiment.store) for result in results
-        ]
+        store = Shared(self.experiment.store.home)
+        details = [Details() if result.status in UNRUN else Details.read(result, store) for result in results]
+        identities = [identity(result) for result in results]
         with self.experiment.turns.take():
-            missing = self.experiment.claim([identity(result) for result in results])
-            new = [
-                (result, found) for result, found in zip(results, details, strict=True) if identity(result) in missing
-            ]
+            missing = self.experiment.claim(identities)
+            new = [row for row in zip(results, details, identities, strict=True) if row[2] in missing]
             if new:
                 self.run_id = self.run_id or self.experiment.start(self.what)
                 self._log_cells(new, {**self.experiment.tags, "mlflow.parentRunId": self.run_id})
-        return [result for result, _ in new]
+        return [result for result, *_ in new]
 
-    def _log_cells(self, new: Sequence[tuple[Result, "Details"]], tags: Mapping[str, str]) -> None:
-        runs = [_cell_run(result, details, tags) for result, details in new]
+    def _log_cells(self, new: Sequence[tuple[Result, "Details", str]], tags: Mapping[str, str]) -> None:
+        runs = [_cell_run(result, details, {**tags, ROW: name}) for result, details, name in new]
         tables = self.experiment.tables
         ids = list(map(self._by_client, runs)) if tables is None else tables.write(runs)
-        for run_id, (result, details) in zip(ids, new, strict=True):
+        for run_id, (result, details, _) in zip(ids, new, strict=True):
             for kind in details.awaited:
                 self.awaiting.setdefault(kind, []).append((run_id, result))
 
@@ -268,6 +275,18 @@ def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
     client.rename_experiment(found.experiment_id, name)
     client.delete_experiment(found.experiment_id)
     return name
+
+
+class Shared(ReadOnce):
+    """A store that reads the manifests, too, once for rows that are logged in one turn."""
+
+    @cached_property
+    def _look(self) -> "Callable[[str, str], Artifact]":
+        return lru_cache(maxsize=128)(super().look)
+
+    def look(self, kind: str, key: str) -> Artifact:
+        """An artifact whose manifest was verified."""
+        return self._look(kind, key)
 
 
 @dataclass(frozen=True)
@@ -358,6 +377,7 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
+@lru_cache(maxsize=4096)
 def _name(text: str) -> str:
     """A name that MLflow accepts: its characters only, and a normal relative path."""
     parts = re.sub(r"[^\w\-. /]", "_", text).split("/")
@@ -382,7 +402,6 @@ def _tags(result: Result) -> dict[str, str]:
     tags = {
         "cell": result.cell,
         "definition": result.definition,
-        "row": identity(result),
         "status": result.status,
         "reason": result.reason,
         "keys": result.keys,
@@ -424,6 +443,7 @@ def _thinned(steps: Sequence[int]) -> Sequence[int]:
     return [steps[round(place * stride)] for place in range(CURVE_POINTS)]
 
 
+@lru_cache(maxsize=256)
 def _dataset_input(dataset: Dataset) -> "DatasetInput":
     """A calibration set that MLflow can list, find and compare runs by."""
     from mlflow.entities import Dataset as MLflowDataset

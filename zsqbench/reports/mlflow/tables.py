@@ -5,10 +5,12 @@ of MLflow's own classes, with its values for what a run lacks.
 """
 
 import json
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -57,38 +59,60 @@ class Tables:
     experiment_id: str
     artifacts: str
     """Where the experiment's artifacts are, as a URI."""
+    folder: Path | None
+    """The same as a folder; none where they are not on a disk."""
 
     @classmethod
     def of(cls, client: "MlflowClient", experiment_id: str) -> "Tables":
         """Those that a client writes to, which is one of a database."""
         location = client.get_experiment(experiment_id).artifact_location
-        return cls(client._tracking_client.store, experiment_id, location)  # noqa: SLF001 - MLflow hands it out nowhere
+        store = client._tracking_client.store  # noqa: SLF001 - MLflow hands it out nowhere
+        return cls(store, experiment_id, location, _folder(location))
 
     def write(self, runs: Sequence[CellRun]) -> list[str]:
         """Add runs, all of them or none, and return their ids. Files come first: a run that is there has them."""
         ids = [uuid.uuid4().hex for _ in runs]
-        with tempfile.TemporaryDirectory() as folder:
-            for run_id, run in zip(ids, runs, strict=True):
-                self._keep_files(run_id, run, Path(folder))
+        for run_id, run in zip(ids, runs, strict=True):
+            if run.files or run.texts:
+                self._keep_files(run_id, run)
         with self.store.engine.begin() as connection:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * BUSY:.0f}")
             self._insert(connection, dict(zip(ids, runs, strict=True)))
         return ids
 
-    def _keep_files(self, run_id: str, run: CellRun, folder: Path) -> None:
-        """Copy the files of a run; texts become files in a folder first, since MLflow takes no other."""
+    def _keep_files(self, run_id: str, run: CellRun) -> None:
+        """Copy the files of a run, and write its texts.
+
+        No other process knows the run yet, so they are written at once to their places: MLflow looks at each folder on
+        the way to a file again and again, which takes longer than the file.
+        """
+        if self.folder is None:
+            self._upload_files(run_id, run)
+            return
+        place = self.folder / run_id / self.store.ARTIFACTS_FOLDER_NAME
+        place.parent.mkdir(parents=True)
+        place.mkdir()
+        for path in run.files:
+            shutil.copy2(path, place)
+        for name, text in run.texts.items():
+            file = place / name
+            if file.parent != place:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+
+    def _upload_files(self, run_id: str, run: CellRun) -> None:
+        """The same by MLflow. Texts become files in a folder first, since it takes no other."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        if not run.files and not run.texts:
-            return
         repository = get_artifact_repository(self._place(run_id))
         for path in run.files:
             repository.log_artifact(str(path))
-        for name, text in run.texts.items():
-            place = PurePosixPath(name)
-            file = folder / place.name
-            file.write_text(text, encoding="utf-8")
-            repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in run.texts.items():
+                place = PurePosixPath(name)
+                file = Path(folder, place.name)
+                file.write_text(text, encoding="utf-8")
+                repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
 
     def _place(self, run_id: str) -> str:
         from mlflow.utils.uri import append_to_uri_path
@@ -192,6 +216,21 @@ def _latest(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(latest.values())
 
 
+def _folder(location: str) -> Path | None:
+    """The folder of a URI where MLflow keeps artifacts in one."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    repository = get_artifact_repository(location)
+    return Path(repository.artifact_dir) if type(repository) is LocalArtifactRepository else None
+
+
 def as_json(document: Any) -> str:
     """Plain data as the text of a file, as MLflow's client writes it."""
-    return json.dumps(document, indent=2, default=str)
+    return _indented(json.dumps(document, default=str))
+
+
+@lru_cache(maxsize=64)
+def _indented(text: str) -> str:
+    """JSON with a line for each value. Many runs tell the same, and to indent it takes ten times as long as to spell it."""
+    return json.dumps(json.loads(text), indent=2)
