@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from zsqbench.reports.mlflow.database import BUSY
 
@@ -83,8 +84,8 @@ class Tables:
     def _keep_files(self, run_id: str, run: CellRun) -> None:
         """Copy the files of a run, and write its texts.
 
-        No other process knows the run yet, so they are written at once to their places: MLflow looks at each folder on
-        the way to a file again and again, which takes longer than the file.
+        Nobody knows the run yet, so they are written to their places. MLflow looks at each folder on the way to a file
+        again and again, which takes longer than the file.
         """
         if self.folder is None:
             self._upload_files(run_id, run)
@@ -95,10 +96,7 @@ class Tables:
         for path in run.files:
             shutil.copy2(path, place)
         for name, text in run.texts.items():
-            file = place / name
-            if file.parent != place:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            (place / name).write_text(text, encoding="utf-8")
 
     def _upload_files(self, run_id: str, run: CellRun) -> None:
         """The same by MLflow. Texts become files in a folder first, since it takes no other."""
@@ -109,10 +107,9 @@ class Tables:
             repository.log_artifact(str(path))
         with tempfile.TemporaryDirectory() as folder:
             for name, text in run.texts.items():
-                place = PurePosixPath(name)
-                file = Path(folder, place.name)
+                file = Path(folder, name)
                 file.write_text(text, encoding="utf-8")
-                repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
+                repository.log_artifact(str(file))
 
     def _place(self, run_id: str) -> str:
         from mlflow.utils.uri import append_to_uri_path
@@ -218,11 +215,9 @@ def _latest(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _folder(location: str) -> Path | None:
     """The folder of a URI where MLflow keeps artifacts in one."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.utils.file_utils import local_file_uri_to_path
 
-    repository = get_artifact_repository(location)
-    return Path(repository.artifact_dir) if type(repository) is LocalArtifactRepository else None
+    return Path(local_file_uri_to_path(location)) if urlsplit(location).scheme in ("", "file") else None
 
 
 def as_json(document: Any) -> str:
@@ -232,5 +227,5 @@ def as_json(document: Any) -> str:
 
 @lru_cache(maxsize=64)
 def _indented(text: str) -> str:
-    """JSON with a line for each value. Many runs tell the same, and to indent it takes ten times as long as to spell it."""
+    """JSON with a line for each value. Many runs tell the same, and to indent it takes longer than all else of it."""
     return json.dumps(json.loads(text), indent=2)
