@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from faults import flip
-from tracked import DIAGNOSE, GENERATE, fill, fill_diagnosis, invoke, row, runs
+from tracked import DIAGNOSE, GENERATE, QUANTIZE, fill, fill_diagnosis, invoke, row, runs
 
+from zsqbench.reports.mlflow import runs as mlflow_runs
 from zsqbench.reports.mlflow.runs import (
     CURVE_POINTS,
     BackgroundStep,
@@ -20,6 +21,7 @@ from zsqbench.reports.mlflow.runs import (
 )
 from zsqbench.reports.mlflow.tables import Tables
 from zsqbench.reports.mlflow.tracking import sync
+from zsqbench.reports.mlflow.turns import Turns
 from zsqbench.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -270,7 +272,7 @@ def test_a_database_holds_what_calls_of_the_client_make(tmp_path):
     rows = [rows[0], rows[1], rows[2].model_copy(update={"metrics": {"top1": 1e300, "top 5%": 2.0}})]
     experiment = Experiment.open("demo", store)
     client, ways = experiment.client, []
-    for tables in (experiment.tables, None):
+    for tables in (experiment.tables, replace(experiment.tables, folder=None), None):
         invocation = Invocation(replace(experiment, tables=tables), "run")
         assert [result.cell for result in invocation.log(*rows)] == ["a", "b", "c"]
         invocation.finish(Ending(rows))
@@ -280,9 +282,57 @@ def test_a_database_holds_what_calls_of_the_client_make(tmp_path):
         ways.append([told(experiment.client, experiment.client.get_run(run.info.run_id)) for run in found])
         for run in found:
             client.delete_run(run.info.run_id)
-    assert repr(ways[0]) == repr(ways[1])  # NaN is not equal to itself
+    assert repr(ways[0]) == repr(ways[1]) == repr(ways[2])  # NaN is not equal to itself
     assert len(ways[0]) == 3
     assert ways[0][1]["files"]["traceback.txt"] == b"Traceback: here"
+
+
+def test_copied_files_are_as_old_as_their_artifacts(logged, store):
+    source = store.folder("diagnose", DIAGNOSE) / "images.png"
+    copy = store.home / "mlartifacts" / logged.done.info.run_id / "artifacts" / "images.png"
+
+    assert (copy.stat().st_mtime_ns, copy.stat().st_mode) == (source.stat().st_mtime_ns, source.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("location", "folder"), [("file:///a%20b", Path("/a b")), ("/a b", Path("/a b")), ("s3://a/b", None)]
+)
+def test_artifacts_on_a_disk_have_a_folder(location, folder):
+    client = SimpleNamespace(
+        get_experiment=lambda _: SimpleNamespace(artifact_location=location),
+        _tracking_client=SimpleNamespace(store=None),
+    )
+
+    assert Tables.of(client, "1").folder == folder
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, [1, 1, 1]), (300, [2, 1]), (10_000, [3])])
+def test_rows_with_long_curves_are_logged_in_several_turns(tmp_path, store, monkeypatch, size, expected):
+    other = Store(tmp_path)
+    other.write("quantize", QUANTIZE, {"content": {}, "curves": {"mse": [(0, 0.5), (1, 0.4)]}, "notes": []})
+    monkeypatch.setattr(mlflow_runs, "SIZE_PER_TURN", size)
+    written = []
+    write = Tables.write
+    monkeypatch.setattr(Tables, "write", lambda self, runs: (written.append(len(runs)), write(self, runs))[1])
+    progress = []
+    experiment = Experiment.open(f"size {size}", store, Turns.of(store.home, lambda: progress.append(len(written))))
+
+    logged = Invocation(replace(experiment, store=other), "run").log(row("one"), row("two"), row("three"))
+
+    assert ([result.cell for result in logged], written) == (["one", "two", "three"], expected)
+    assert progress == list(range(len(expected) + 1))
+
+
+def test_what_rows_share_is_read_once(tmp_path, store, monkeypatch):
+    other = Store(tmp_path)
+    fill(other)
+    read = []
+    manifest = Store.manifest
+    monkeypatch.setattr(Store, "manifest", lambda self, kind, key: (read.append(kind), manifest(self, kind, key))[1])
+
+    Invocation(replace(Experiment.open("shared", store), store=other), "run").log(row("one"), row("two"))
+
+    assert sorted(read) == ["diagnose", "generate", "quantize"]
 
 
 def test_rows_that_are_held_are_not_logged_with_others(tmp_path):
@@ -407,7 +457,7 @@ def test_artifacts_that_are_gone_are_no_reason_not_to_log(tmp_path):
     details = Details.read(row(), Store(tmp_path))
 
     assert (details.points, details.unreadable, details.awaited) == ((), (), ("diagnose", "analyze"))
-    assert [tracked.dataset.key for tracked in details.tracked.values()] == [GENERATE]
+    assert [dataset.key for dataset in details.datasets] == [GENERATE]
 
 
 def test_diagnostics_that_come_after_their_cells_are_logged_to_them(tmp_path, store):

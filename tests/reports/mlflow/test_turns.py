@@ -19,6 +19,7 @@ def test_a_turn_is_waited_for_and_the_waiting_is_told(tmp_path):
 
     with Turns.of(tmp_path, waiting).take():
         assert len(waited) == 2
+    assert len(waited) == 3  # the turn is over
 
 
 def test_a_turn_ends_with_an_error_too(tmp_path):

@@ -7,19 +7,22 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.hashing import digest_of
+from zsqbench.reports.evidence import ReadOnce
 from zsqbench.reports.mlflow.database import Database, Logged, client_of, load_mlflow, tracking_uri
 from zsqbench.reports.mlflow.tables import CellRun, Point, Tables, as_json
 from zsqbench.reports.mlflow.turns import Turns
 from zsqbench.reports.results import Result, environment, flat, flat_method
 from zsqbench.steps import KINDS, Tracked
 from zsqbench.steps.step import Dataset
-from zsqbench.store import Store
+from zsqbench.store import Artifact, Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -33,8 +36,14 @@ NAME_LENGTH = 250  # of a run's name, too: a server's database may have no more 
 DIGEST_LENGTH = 36
 PARAMS_PER_BATCH = 100
 VALUES_PER_BATCH = 1000
-ROWS_PER_TURN = 50
-"""Rows that a database takes by one transaction; others wait meanwhile, for a fraction of a second."""
+ROWS_PER_TURN = 500
+"""Rows that a database takes by one transaction at most; others wait meanwhile, for about a second.
+
+The ids of runs are random, so each transaction writes to pages all over the indexes: the fewer, the cheaper.
+"""
+SIZE_PER_TURN = 5_000_000
+"""Bytes, about, of curves and texts, after which a turn takes no further row, and memory holds no more."""
+BYTES_PER_POINT = 100
 CURVE_POINTS = 320
 """Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
 
@@ -43,6 +52,9 @@ def identity(result: Result) -> str:
     """Hash that says whether MLflow holds a row: what the cell is, what was made for it, and what became of it."""
     return digest_of([result.cell, result.definition, result.keys, result.status, result.reason])
 
+
+ROW = "zsqbench.row"
+"""The tag of a run that holds the identity of its row."""
 
 UNRUN = ("impossible", "excluded")
 """Cells that no invocation will ever run."""
@@ -117,7 +129,7 @@ class Experiment:
             page = self.client.search_runs([self.id], which, max_results=1000, page_token=token)
             for run in page:
                 tags, ended = run.data.tags, run.info.status != "RUNNING"
-                found.append(Logged(tags["zsqbench.row"], run.info.run_id, ended, tags.get("zsqbench.home")))
+                found.append(Logged(tags[ROW], run.info.run_id, ended, tags.get("zsqbench.home")))
             token = page.token
             if not token:
                 return found
@@ -173,27 +185,31 @@ class Invocation:
     """By kind of background step, the runs of cells that were logged before it had left something of them."""
 
     def log(self, *results: Result) -> list[Result]:
-        """Log rows, with what the store has of their sets and curves, and return those that MLflow did not hold."""
-        details = [
-            Details() if result.status in UNRUN else Details.read(result, self.experiment.store) for result in results
-        ]
+        """Log rows, with what the store has of their sets and curves, and return those that MLflow did not hold.
+
+        Rows of much content are logged in several turns, and each is read before its own.
+        """
+        store = Shared(self.experiment.store.home)
+        found = (Found.of(result, store) for result in results)
+        return [row.result for rows in _turns(found) for row in self._log_in_turn(rows)]
+
+    def _log_in_turn(self, rows: Sequence["Found"]) -> Sequence["Found"]:
+        """Log those of the rows that MLflow does not hold, and return them."""
         with self.experiment.turns.take():
-            missing = self.experiment.claim([identity(result) for result in results])
-            new = [
-                (result, found) for result, found in zip(results, details, strict=True) if identity(result) in missing
-            ]
+            missing = self.experiment.claim([row.identity for row in rows])
+            new = [row for row in rows if row.identity in missing]
             if new:
                 self.run_id = self.run_id or self.experiment.start(self.what)
                 self._log_cells(new, {**self.experiment.tags, "mlflow.parentRunId": self.run_id})
-        return [result for result, _ in new]
+        return new
 
-    def _log_cells(self, new: Sequence[tuple[Result, "Details"]], tags: Mapping[str, str]) -> None:
-        runs = [_cell_run(result, details, tags) for result, details in new]
+    def _log_cells(self, new: Sequence["Found"], tags: Mapping[str, str]) -> None:
+        runs = [_cell_run(row, tags) for row in new]
         tables = self.experiment.tables
         ids = list(map(self._by_client, runs)) if tables is None else tables.write(runs)
-        for run_id, (result, details) in zip(ids, new, strict=True):
-            for kind in details.awaited:
-                self.awaiting.setdefault(kind, []).append((run_id, result))
+        for run_id, row in zip(ids, new, strict=True):
+            for kind in row.details.awaited:
+                self.awaiting.setdefault(kind, []).append((run_id, row.result))
 
     def _by_client(self, new: CellRun) -> str:
         """Make a run by calls of MLflow's client. Ending it comes last and makes it count."""
@@ -213,9 +229,10 @@ class Invocation:
     def log_background(self, news: BackgroundStep) -> None:
         """Log what a background step left to the cells that were logged without."""
         waiting = self.awaiting.pop(news.kind, [])
+        store = Shared(self.experiment.store.home)
         for run_id, result in waiting:
             concerned = news.needs <= set(result.keys.values())
-            tracked = KINDS[news.kind].track(self.experiment.store, result) if concerned else None
+            tracked = KINDS[news.kind].track(store, result) if concerned else None
             if tracked is None:
                 self.awaiting.setdefault(news.kind, []).append((run_id, result))
             else:
@@ -270,13 +287,28 @@ def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
     return name
 
 
+class Shared(ReadOnce):
+    """A store that reads once what many rows share, the manifests, too; it is for one round of rows."""
+
+    @cached_property
+    def _look(self) -> "Callable[[str, str], Artifact]":
+        return lru_cache(maxsize=128)(super().look)
+
+    def look(self, kind: str, key: str) -> Artifact:
+        """An artifact whose manifest was verified."""
+        return self._look(kind, key)
+
+
 @dataclass(frozen=True)
 class Details:
     """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
 
     points: tuple[Point, ...] = ()
-    tracked: Mapping[str, Tracked] = field(default_factory=dict)
-    """Those that are there, by kind of step."""
+    """Those of curves, and single numbers."""
+    files: tuple["Path", ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Content of further files, by name."""
+    datasets: tuple[Dataset, ...] = ()
     awaited: tuple[str, ...] = ()
     """The kinds of background steps that have not left anything yet."""
     unreadable: tuple[str, ...] = ()
@@ -291,35 +323,72 @@ class Details:
                 points += _curves(name, key, store)
             except (CorruptArtifactError, OSError, ValueError, TypeError) as error:
                 unreadable.append(f"{name}: {one_line(error)}")
-        tracked = {kind: found for kind, job in KINDS.items() if (found := job.track(store, result)) is not None}
-        unreadable += [found.unreadable for found in tracked.values() if found.unreadable]
-        awaited = tuple(kind for kind, job in KINDS.items() if kind not in tracked and job.is_expected(result))
-        return cls(tuple(points), tracked, awaited, tuple(unreadable))
+        by_kind = {kind: found for kind, job in KINDS.items() if (found := job.track(store, result)) is not None}
+        tracked = by_kind.values()
+        return cls(
+            points=(*points, *_numbers(tracked)),
+            files=tuple(path for found in tracked for path in found.files),
+            texts={name: as_json(document) for found in tracked for name, document in found.documents.items()},
+            datasets=tuple(found.dataset for found in tracked if found.dataset is not None),
+            awaited=tuple(kind for kind, job in KINDS.items() if kind not in by_kind and job.is_expected(result)),
+            unreadable=(*unreadable, *(found.unreadable for found in tracked if found.unreadable)),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes, about, that it takes in memory."""
+        return BYTES_PER_POINT * len(self.points) + sum(map(len, self.texts.values()))
 
 
-def _cell_run(result: Result, details: "Details", common: Mapping[str, str]) -> CellRun:
+@dataclass(frozen=True)
+class Found:
+    """A row, its identity, and what the store has of it."""
+
+    result: Result
+    identity: str
+    details: Details
+
+    @classmethod
+    def of(cls, result: Result, store: Store) -> "Found":
+        """Read it."""
+        details = Details() if result.status in UNRUN else Details.read(result, store)
+        return cls(result, identity(result), details)
+
+
+def _turns(rows: Iterable[Found]) -> Iterator[Sequence[Found]]:
+    """The rows of each turn, read when it comes."""
+    turn: list[Found] = []
+    size = 0
+    for row in rows:
+        turn.append(row)
+        size += row.details.size
+        if size >= SIZE_PER_TURN:
+            yield turn
+            turn, size = [], 0
+    if turn:
+        yield turn
+
+
+def _cell_run(row: Found, common: Mapping[str, str]) -> CellRun:
     """The run of a row, with the tags that it has in common with others."""
-    now = _now()
-    tracked = list(details.tracked.values())
-    points = [*_final(result), *details.points, *_numbers(tracked)]
+    now, result, details = _now(), row.result, row.details
     unreadable = {"zsqbench.unreadable": "; ".join(details.unreadable)[:TAG_LENGTH]} if details.unreadable else {}
-    texts = {name: as_json(document) for found in tracked for name, document in found.documents.items()}
     name = result.cell[:NAME_LENGTH]
     return CellRun(
         name=name,
         status="FAILED" if result.status == "failed" else "FINISHED",
         start=now - int(1000 * sum(result.seconds.values())),
         end=now,
-        tags={**common, **_tags(result), **unreadable, "mlflow.runName": name},
+        tags={**common, **_tags(result), ROW: row.identity, **unreadable, "mlflow.runName": name},
         params={_name(key): text for key, text in _params(result).items()},
-        points=[Point(_name(point.name), point.value, point.step) for point in points],
-        datasets=[_dataset_input(found.dataset) for found in tracked if found.dataset is not None],
-        files=[path for found in tracked for path in found.files],
-        texts=texts | ({"traceback.txt": result.traceback} if result.traceback else {}),
+        points=[Point(_name(point.name), point.value, point.step) for point in (*_final(result), *details.points)],
+        datasets=[_dataset_input(dataset) for dataset in details.datasets],
+        files=details.files,
+        texts={**details.texts, **({"traceback.txt": result.traceback} if result.traceback else {})},
     )
 
 
-def _numbers(tracked: Sequence[Tracked]) -> list[Point]:
+def _numbers(tracked: Iterable[Tracked]) -> list[Point]:
     return [Point(name, value, 0) for found in tracked for name, value in found.numbers.items()]
 
 
@@ -358,6 +427,7 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
+@lru_cache(maxsize=4096)
 def _name(text: str) -> str:
     """A name that MLflow accepts: its characters only, and a normal relative path."""
     parts = re.sub(r"[^\w\-. /]", "_", text).split("/")
@@ -382,7 +452,6 @@ def _tags(result: Result) -> dict[str, str]:
     tags = {
         "cell": result.cell,
         "definition": result.definition,
-        "row": identity(result),
         "status": result.status,
         "reason": result.reason,
         "keys": result.keys,
@@ -424,6 +493,7 @@ def _thinned(steps: Sequence[int]) -> Sequence[int]:
     return [steps[round(place * stride)] for place in range(CURVE_POINTS)]
 
 
+@lru_cache(maxsize=256)
 def _dataset_input(dataset: Dataset) -> "DatasetInput":
     """A calibration set that MLflow can list, find and compare runs by."""
     from mlflow.entities import Dataset as MLflowDataset

@@ -5,12 +5,15 @@ of MLflow's own classes, with its values for what a run lacks.
 """
 
 import json
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from zsqbench.reports.mlflow.database import BUSY
 
@@ -57,38 +60,56 @@ class Tables:
     experiment_id: str
     artifacts: str
     """Where the experiment's artifacts are, as a URI."""
+    folder: Path | None
+    """The same as a folder; none where they are not on a disk."""
 
     @classmethod
     def of(cls, client: "MlflowClient", experiment_id: str) -> "Tables":
         """Those that a client writes to, which is one of a database."""
         location = client.get_experiment(experiment_id).artifact_location
-        return cls(client._tracking_client.store, experiment_id, location)  # noqa: SLF001 - MLflow hands it out nowhere
+        store = client._tracking_client.store  # noqa: SLF001 - MLflow hands it out nowhere
+        return cls(store, experiment_id, location, _folder(location))
 
     def write(self, runs: Sequence[CellRun]) -> list[str]:
         """Add runs, all of them or none, and return their ids. Files come first: a run that is there has them."""
         ids = [uuid.uuid4().hex for _ in runs]
-        with tempfile.TemporaryDirectory() as folder:
-            for run_id, run in zip(ids, runs, strict=True):
-                self._keep_files(run_id, run, Path(folder))
+        for run_id, run in zip(ids, runs, strict=True):
+            if run.files or run.texts:
+                self._keep_files(run_id, run)
         with self.store.engine.begin() as connection:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * BUSY:.0f}")
             self._insert(connection, dict(zip(ids, runs, strict=True)))
         return ids
 
-    def _keep_files(self, run_id: str, run: CellRun, folder: Path) -> None:
-        """Copy the files of a run; texts become files in a folder first, since MLflow takes no other."""
+    def _keep_files(self, run_id: str, run: CellRun) -> None:
+        """Copy the files of a run, and write its texts.
+
+        Nobody knows the run yet, so they are written to their places. MLflow looks at each folder on the way to a file
+        again and again, which takes longer than the file.
+        """
+        if self.folder is None:
+            self._upload_files(run_id, run)
+            return
+        place = self.folder / run_id / self.store.ARTIFACTS_FOLDER_NAME
+        place.parent.mkdir(parents=True)
+        place.mkdir()
+        for path in run.files:
+            shutil.copy2(path, place)
+        for name, text in run.texts.items():
+            (place / name).write_text(text, encoding="utf-8")
+
+    def _upload_files(self, run_id: str, run: CellRun) -> None:
+        """The same by MLflow. Texts become files in a folder first, since it takes no other."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        if not run.files and not run.texts:
-            return
         repository = get_artifact_repository(self._place(run_id))
         for path in run.files:
             repository.log_artifact(str(path))
-        for name, text in run.texts.items():
-            place = PurePosixPath(name)
-            file = folder / place.name
-            file.write_text(text, encoding="utf-8")
-            repository.log_artifact(str(file), str(place.parent) if place.parent.name else None)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in run.texts.items():
+                file = Path(folder, name)
+                file.write_text(text, encoding="utf-8")
+                repository.log_artifact(str(file))
 
     def _place(self, run_id: str) -> str:
         from mlflow.utils.uri import append_to_uri_path
@@ -192,6 +213,19 @@ def _latest(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(latest.values())
 
 
+def _folder(location: str) -> Path | None:
+    """The folder of a URI where MLflow keeps artifacts in one."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    return Path(local_file_uri_to_path(location)) if urlsplit(location).scheme in ("", "file") else None
+
+
 def as_json(document: Any) -> str:
     """Plain data as the text of a file, as MLflow's client writes it."""
-    return json.dumps(document, indent=2, default=str)
+    return _indented(json.dumps(document, default=str))
+
+
+@lru_cache(maxsize=64)
+def _indented(text: str) -> str:
+    """JSON with a line for each value. Many runs tell the same, and to indent it takes longer than all else of it."""
+    return json.dumps(json.loads(text), indent=2)

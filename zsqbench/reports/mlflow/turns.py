@@ -11,7 +11,7 @@ from zsqbench.hashing import digest_of
 from zsqbench.leases import Leases
 
 PATIENCE = 300.0
-"""Seconds that a process waits for its turn. A turn is one cell, and a stopped process soon loses its own."""
+"""Seconds that a process waits for its turn. A turn takes about a second, and a stopped process soon loses its own."""
 
 PAUSE = 0.02
 """Seconds between two looks whether it is one's turn."""
@@ -26,8 +26,8 @@ class Turns:
     """
 
     leases: Leases
-    waiting: Callable[[], None] = lambda: None
-    """Called again and again while others have their turn."""
+    progress: Callable[[], None] = lambda: None
+    """Called after each turn, and again and again while others have theirs."""
     home: str = field(init=False)
     """Whose turns these are, as a hash. Two computers that share a server may have a folder of the same name."""
 
@@ -35,9 +35,9 @@ class Turns:
         self.home = digest_of([platform.node(), str(self.leases.home.resolve())])
 
     @classmethod
-    def of(cls, home: Path, waiting: Callable[[], None] = lambda: None) -> "Turns":
+    def of(cls, home: Path, progress: Callable[[], None] = lambda: None) -> "Turns":
         """Those of a home folder."""
-        return cls(Leases(home), waiting)
+        return cls(Leases(home), progress)
 
     @contextlib.contextmanager
     def take(self) -> Iterator[None]:
@@ -46,12 +46,13 @@ class Turns:
         while not self.leases.take("mlflow"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"other processes logged for {PATIENCE:.0f} s")
-            self.waiting()
+            self.progress()
             time.sleep(PAUSE)
         try:
             yield
         finally:
             self.leases.release("mlflow")
+        self.progress()
 
     def begin(self, run_id: str) -> None:
         """Say that an invocation is alive, until it is ended or its process is."""
