@@ -192,7 +192,7 @@ class _Priced:
         for planned, time in zip(made.cells, times, strict=True):
             reason = f"  ({planned.reason})" if planned.reason else ""
             lines.append(f"  {self._state(planned):10} {planned.cell.name}{time}{reason}")
-        alone = sum(len(planned.keys) + len(planned.background) for planned in made.cells)
+        alone = sum(len(planned.named) + len(planned.background) for planned in made.cells)
         lines.append(f"{len(made.steps)} steps, where the cells one by one would take {alone}:")
         kinds: dict[str, Counter[str]] = {}
         for step in made.steps.values():

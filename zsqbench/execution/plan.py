@@ -8,7 +8,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result, Status
 from zsqbench.scheme import Inspection
-from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, NetworkFacts, Outcome, Resolve, Step, StepMaker
+from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, Job, NetworkFacts, Outcome, Resolve, Step, StepMaker
 from zsqbench.steps.needs import lack_of_images, lack_of_network
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
@@ -163,14 +163,21 @@ def make_plan(
 ) -> Plan:
     """Plan these cells, with what is known of their networks and students."""
     maker = StepMaker(suite)
-    planned = [_plan_cell(maker, cell, data, facts, inspections) for cell in cells]
+    kinds = {of_set: [job for job in KINDS.values() if job.of_set == of_set] for of_set in (True, False)}
+    planned = [_plan_cell(maker, cell, data, facts, inspections, kinds) for cell in cells]
     there = {key for kind in {step.kind for step in maker.steps.values()} for key in store.keys(kind)}
     return Plan(suite, store, planned, maker.steps, there & maker.steps.keys(), rows or {})
 
 
 def _plan_cell(
-    maker: StepMaker, cell: Cell, data: Mapping[str, Data], facts: Facts, inspections: Inspections
+    maker: StepMaker,
+    cell: Cell,
+    data: Mapping[str, Data],
+    facts: Facts,
+    inspections: Inspections,
+    kinds: Mapping[bool, Sequence[type[Job]]],
 ) -> PlannedCell:
+    """Plan a cell; `kinds` has all kinds of steps by `Job.of_set`."""
     if cell.reason is not None:
         status: Status = "excluded" if cell.excluded else "impossible"
         return PlannedCell(cell, methods=maker.suite.methods(cell), status=status, reason=cell.reason)
@@ -187,7 +194,7 @@ def _plan_cell(
         methods = maker.methods(cell.task, cell.generator, cell.quantizer, cell.scheme, known)
     except ZSQBenchError as error:  # the options may not go together for this network
         return PlannedCell(cell, methods=maker.suite.methods(cell), status="impossible", reason=str(error))
-    planning = CellPlanning(maker, cell, known, data[cell.task], methods)
+    planning = CellPlanning(maker, cell, known, data[cell.task], methods, maker.settings(cell.settings))
     parts = (cell.task, cell.model, cell.generator, cell.quantizer)
     if parts not in maker.impossible:
         maker.impossible[parts] = _impossible(planning)
@@ -197,25 +204,24 @@ def _plan_cell(
     if reason is not None:
         return PlannedCell(cell, methods=methods, status="impossible", reason=reason)
     background: dict[str, Step] = {}
-    shared = (cell.task, cell.model, cell.generator, cell.seed, cell.settings)
+    shared = (cell.task, cell.model, cell.generator, cell.seed, planning.settings)
     if shared in maker.of_sets:
         steps, others = maker.of_sets[shared]
         planning.steps |= steps
         background |= others
     else:
-        _add_steps(planning, background, of_set=True)
+        _add_steps(planning, background, kinds[True])
         maker.of_sets[shared] = dict(planning.steps), dict(background)
-    _add_steps(planning, background, of_set=False)
+    _add_steps(planning, background, kinds[False])
     return PlannedCell(cell, planning.steps, background, methods)
 
 
-def _add_steps(planning: CellPlanning, background: dict[str, Step], *, of_set: bool) -> None:
-    """Plan the steps of the kinds that are planned once for a set, or of all others."""
-    for kind, job in KINDS.items():
-        if job.of_set == of_set:
-            step = job.plan(planning)
-            if step is not None:
-                (background if job.background else planning.steps)[kind] = step
+def _add_steps(planning: CellPlanning, background: dict[str, Step], kinds: Sequence[type[Job]]) -> None:
+    """Plan the steps of these kinds."""
+    for job in kinds:
+        step = job.plan(planning)
+        if step is not None:
+            (background if job.background else planning.steps)[job.kind] = step
 
 
 def _impossible(planning: CellPlanning) -> str | None:

@@ -96,7 +96,7 @@ class NetworkTraits:
 class Method(BaseModel):
     """Base of all that is pluggable: a frozen model whose fields are the options that a suite may set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     kind: ClassVar[Kind]
     name: ClassVar[str]

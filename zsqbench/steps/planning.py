@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.hashing import digest_of
-from zsqbench.methods import DataFiles, Method, Settings
+from zsqbench.methods import DataFiles, Method
 from zsqbench.methods.asking import asking
 from zsqbench.steps.step import Step, Work
 from zsqbench.store import FileDigests
@@ -82,7 +82,7 @@ class StepMaker:
         self.resolved = cache(self._resolved)
         self.timing_key = cache(hash_of)
         self.by_identity: dict[tuple[str, ...], Step] = {}
-        self.of_sets: dict[tuple[str | int | Settings | None, ...], tuple[dict[str, Step], dict[str, Step]]] = {}
+        self.of_sets: dict[tuple[str | int | None, ...], tuple[dict[str, Step], dict[str, Step]]] = {}
         """The steps, and the background steps, that cells share of which `Job.of_set` is true."""
         self.work: dict[tuple[str, str], Work | None] = {}
         """What steps have to do, by timing key and scheme."""
@@ -110,6 +110,8 @@ class CellPlanning:
     data: Data
     methods: Mapping[str, Variant]
     """Task, quantizer and generator, with the options that hold for the network and, for quantizers, the scheme."""
+    settings: str
+    """Identity of the settings that generate and quantize compute with."""
     steps: dict[str, Step] = field(default_factory=dict)
     """Those that the cell has so far, by kind."""
 
@@ -132,11 +134,6 @@ class CellPlanning:
     def task(self) -> str:
         """Identity of the task."""
         return self.suite.tasks[self.cell.task].digest
-
-    @property
-    def settings(self) -> str:
-        """Identity of the settings that generate and quantize compute with."""
-        return self.maker.settings(self.cell.settings)
 
     @property
     def seed_ending(self) -> str:
