@@ -1,9 +1,14 @@
+import copy
+import copyreg
 import json
 import os
+import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 from faults import bad_generator
+from torch import nn
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.execution import isolation
@@ -209,3 +214,52 @@ def test_the_same_step_makes_the_same_artifact(bench):
             {path.parent.name + path.name: path.read_bytes() for path in found if not path.name.startswith("manifest.")}
         )
     assert contents[0] == contents[1]
+
+
+@pytest.fixture
+def fast():
+    """Empty tables are copied fast, as in a worker; afterwards as before."""
+    before = dict(copyreg.dispatch_table)
+    isolation.copy_empty_tables_fast()
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_copy_of_a_network_shares_no_table_of_hooks_with_it():
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    network[0].register_forward_hook(lambda *_: None)
+    copied = copy.deepcopy(network)
+    assert [len(each._forward_hooks) for each in copied.modules()] == [0, 1, 0]
+    for mine, theirs in zip(copied.modules(), network.modules(), strict=True):
+        tables = [name for name, table in vars(theirs).items() if isinstance(table, OrderedDict)]
+        assert len(tables) > 5
+        assert all(getattr(mine, name) is not getattr(theirs, name) for name in tables)
+        assert len({id(getattr(mine, name)) for name in tables}) == len(tables)
+        assert [type(getattr(mine, name)) for name in tables] == [OrderedDict] * len(tables)
+
+
+def tables():
+    """Tables that copying has to tell apart: an empty one, one with items, and an empty one with an attribute."""
+    filled, noted = OrderedDict(a=[1], b={}), OrderedDict()
+    noted.note = [2]
+    return [OrderedDict(), filled, noted]
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_table_is_copied_with_its_items_and_attributes_and_stays_one_where_it_was_one():
+    first, second, third = tables()
+    copied = copy.deepcopy([first, second, third, first])
+    assert copied == [first, second, third, first]
+    assert [type(table) for table in copied] == [OrderedDict] * 4
+    assert copied[3] is copied[0] is not first
+    assert copied[1]["a"] is not second["a"]
+    assert copied[2].note == [2]
+    assert copied[2].note is not third.note
+
+
+def test_tables_are_pickled_as_before(request):
+    before = [pickle.dumps(tables(), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    request.getfixturevalue("fast")
+    assert [pickle.dumps(tables(), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)] == before

@@ -2,14 +2,12 @@ import contextlib
 import json
 import re
 import subprocess
-from collections import Counter, OrderedDict
+from collections import Counter
 
 import pytest
 from faults import no_space
-from torch import nn
 
 from zsqbench.execution import reporter as reporting
-from zsqbench.execution.session import _copy
 from zsqbench.methods import Pretrained
 from zsqbench.store import Store
 
@@ -65,19 +63,6 @@ def test_a_network_that_is_kept_is_not_hashed_for_each_step(bench, monkeypatch):
     times = Counter(map(id, hashed))
     assert len(times) > 5  # the others are copies of it, after each call of a method
     assert max(times.values()) <= 3  # when it was resolved, when it was loaded, and before the first call
-
-
-def test_a_copy_of_a_network_shares_no_table_of_hooks_with_it():
-    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    network[0].register_forward_hook(lambda *_: None)
-    copied = _copy(network)
-    assert [len(each._forward_hooks) for each in copied.modules()] == [0, 1, 0]
-    for mine, theirs in zip(copied.modules(), network.modules(), strict=True):
-        tables = [name for name, table in vars(theirs).items() if isinstance(table, OrderedDict)]
-        assert len(tables) > 5
-        assert all(getattr(mine, name) is not getattr(theirs, name) for name in tables)
-        assert len({id(getattr(mine, name)) for name in tables}) == len(tables)
-        assert [type(getattr(mine, name)) for name in tables] == [OrderedDict] * len(tables)
 
 
 def test_nothing_goes_on_from_training_that_diverged(bench, monkeypatch):

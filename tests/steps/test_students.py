@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from faults import rewrite_manifest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
@@ -18,7 +18,8 @@ from zsqbench.quant import (
     prepare,
 )
 from zsqbench.scheme import parse_scheme
-from zsqbench.steps.students import MODEL, check_structure, load_artifact, save_student
+from zsqbench.steps import students
+from zsqbench.steps.students import MODEL, check_structure, load_artifact, save_student, state_of
 from zsqbench.store import Artifact
 
 KEY = "0123456789abcdef"
@@ -197,3 +198,20 @@ class Extra(ToyTask):
     said = bench.run()
     kept = load_file(bench.artifact("quantize").folder / MODEL)
     assert (said.code, bench.row()["status"], "0._extra_state" in kept, "1.weight" in kept) == (0, "done", False, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_student_is_kept_as_safetensors_writes_it(tmp_path, dtype):
+    student = network().to(dtype)
+    student.register_buffer("flags", torch.tensor([True, False]))
+    student.register_buffer("count", torch.tensor(3))
+    student.register_buffer("nothing", torch.empty(0, 3))
+    save_student(student, tmp_path / MODEL)
+    assert (tmp_path / MODEL).read_bytes() == save(state_of(student))
+    path = tmp_path / MODEL
+    for small in (path.stat().st_size, path.stat().st_size + 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(students, "SMALL", small)
+            found = students._load_state(path)
+        assert found.keys() == state_of(student).keys()
+        assert all(torch.equal(found[name], value) for name, value in state_of(student).items())

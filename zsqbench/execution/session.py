@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -208,7 +207,7 @@ class Session:
 
         original, settings = self.teacher(job), settings or job.settings
         digest = self._digest(original)
-        module = _copy(original.module)
+        module = copy.deepcopy(original.module)
         if settings.layout == "channels_last":
             module = module.to(memory_format=torch.channels_last)
         teacher = Pretrained(**(vars(original) | {"module": module}))
@@ -272,17 +271,6 @@ class Session:
         import torch
 
         return torch.Generator(self.device).manual_seed(seed)
-
-
-def _copy(module: "nn.Module") -> "nn.Module":
-    """A deep copy. A module has a dozen empty tables of hooks, which to copy one by one is half of a small network."""
-    new = {
-        id(table): OrderedDict[Any, Any]()
-        for each in module.modules()
-        for table in vars(each).values()
-        if type(table) is OrderedDict and not table
-    }
-    return copy.deepcopy(module, new)
 
 
 def _where(model: ModelSpec) -> str:

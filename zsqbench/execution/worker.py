@@ -17,7 +17,7 @@ from zsqbench.errors import (
     is_memory_shortage,
     one_line,
 )
-from zsqbench.execution.isolation import clean_state
+from zsqbench.execution.isolation import clean_state, copy_empty_tables_fast
 from zsqbench.execution.session import GIB, Session, WorkerConfig
 from zsqbench.steps.step import Job, Outcome, Progress
 from zsqbench.store import Store
@@ -92,4 +92,5 @@ def _is_spent(config: WorkerConfig) -> bool:
 
 @lru_cache(maxsize=1)
 def _session(config: WorkerConfig) -> Session:
+    copy_empty_tables_fast()
     return Session(config)

@@ -15,7 +15,7 @@ from zsqbench.steps.generate import Generate
 from zsqbench.steps.planning import CellPlanning, work_of
 from zsqbench.steps.step import Shown, Step
 from zsqbench.steps.students import MODEL, StudentJob, measured_tensors, save_student
-from zsqbench.store import Store
+from zsqbench.store import Artifact, Store
 from zsqbench.suite import NO_GENERATOR, Variant
 from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
 
@@ -84,12 +84,12 @@ class Quantize(StudentJob):
         quantizer, ctx = self.method(session), session.context(self, reporter)
         ctx.scheme = self.student_scheme(session)
         ctx.over = cast("Quantizer", session.method("quantizer", self.over)) if self.over else None
-        data = Generate.images(session.store, self.needs[Generate.kind]) if Generate.kind in self.needs else None
-        if self.kind in self.needs:  # the result that it goes on from
-            ctx.start = self.restored(
-                session, self.prepared(session), session.store.read(self.kind, self.needs[self.kind])
-            )
-        for line in self._inherited(session.store):
+        made = {kind: session.store.read(kind, key) for kind, key in self.needs.items()}
+        data = Generate.load(made[Generate.kind]) if Generate.kind in made else None
+        start = made.get(self.kind)  # the result that it goes on from
+        if start is not None:
+            ctx.start = self.restored(session, self.prepared(session), start)
+        for line in (line for artifact in made.values() for line in artifact.footnotes):
             reporter.footnote(line)
         with session.method_call(self, quantizer, self.watched) as teacher:
             student = self.prepare(session, teacher)
@@ -104,24 +104,11 @@ class Quantize(StudentJob):
         measured = measured_map(student)
         content = {
             "images": None if data is None else len(data),
-            "images_read": None if data is None else self._images_read(session.store, len(data), ctx.read),
+            "images_read": None if data is None else _images_read(start, len(data), ctx.read),
             "summary": _summary(effective_map(student)) | bitwidths.weight_size(measured),
             "tensors": [asdict(tensor) for tensor in measured],
         }
         session.write(self, reporter, content, fill)
-
-    def _inherited(self, store: Store) -> list[str]:
-        """The footnotes of what it is made of."""
-        return [line for kind, key in self.needs.items() for line in store.look(kind, key).footnotes]
-
-    def _images_read(self, store: Store, images: int, reported: int | None) -> int:
-        """How many images of the set were read: the most that it, or what it starts from, reported, or else all."""
-        own = images if reported is None else reported
-        if self.kind not in self.needs:
-            return own
-        start = store.look(self.kind, self.needs[self.kind])
-        with start.reading():
-            return max(own, start.content["images_read"] or 0)
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
@@ -143,6 +130,15 @@ class Quantize(StudentJob):
             ]
         data = {"tensors": found.content["tensors"], "curves": found.curves, "notes": found.notes}
         return Shown("quantized", data, "\n\n".join(filter(None, parts)))
+
+
+def _images_read(start: Artifact | None, images: int, reported: int | None) -> int:
+    """How many images of the set were read: the most that it, or what it starts from, reported, or else all."""
+    own = images if reported is None else reported
+    if start is None:
+        return own
+    with start.reading():
+        return max(own, start.content["images_read"] or 0)
 
 
 def _summary(tensors: Sequence[TensorOnGrid]) -> dict[str, str | int]:

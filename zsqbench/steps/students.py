@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MODEL = "model.safetensors"
 """The student of a quantize step."""
 
+SMALL = 2**24
+"""Bytes of a file that is read as a whole."""
+
 EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
 """Those of epochs that it kept."""
 
@@ -97,13 +100,18 @@ def load_artifact(student: "nn.Module", artifact: Artifact, file: str = MODEL) -
     Raises ZSQBenchError where the artifact quantizes other tensors than the student, or at other bits or on other
     grids: codes would be read as what they are not.
     """
-    from safetensors.torch import load_file
-
     from zsqbench.quant import effective_map, restore
 
     check_structure(measured_tensors(artifact), effective_map(student), artifact.key)
-    restore(student, load_file(artifact.file(file)))
+    restore(student, _load_state(artifact.file(file)))
     return student
+
+
+def _load_state(path: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a file. To map a small one into memory takes several times as long as to read it."""
+    from safetensors.torch import load, load_file
+
+    return load(path.read_bytes()) if path.stat().st_size < SMALL else load_file(path)
 
 
 def measured_tensors(artifact: Artifact) -> list[MeasuredTensor]:
@@ -134,9 +142,16 @@ def _structure(tensor: TensorOnGrid | None) -> str:
 
 def save_student(student: "nn.Module", path: Path) -> None:
     """Write the state of a finalized student."""
-    from safetensors.torch import save_file
+    import safetensors.numpy
+    import safetensors.torch
 
-    save_file(state_of(student), path)
+    state = state_of(student)
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    except TypeError:  # of a type that numpy lacks, such as bfloat16
+        safetensors.torch.save_file(state, path)
+    else:  # the same file, for a third of the time: no tensor is looked for in all others
+        safetensors.numpy.save_file(arrays, path)
 
 
 def kept_epochs(folder: Path) -> dict[int, Path]:
