@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 
 def digest_of(value: Any) -> str:
     """Hash of plain data; equal data has an equal hash, whatever the order of its keys."""
-    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """Plain data as the text that is hashed: compact JSON, with sorted names."""
+    return _ENCODER.encode(value)
+
+
+def digest_of_texts(texts: Iterable[str]) -> str:
+    """The digest of a list of such texts: thousands of lists share most of their items."""
+    return hashlib.sha256(f"[{','.join(texts)}]".encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -3,7 +3,7 @@ from rows import result
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Settings
-from zsqbench.suite import DeclaredCells, cell_of, load_suite, shipped_suites
+from zsqbench.suite import DeclaredCells, load_suite, settings_said, shipped_suites
 
 SUITE = """
 name: s
@@ -77,7 +77,7 @@ def test_a_suite_has_no_other_cell(declared, changes):
     "changes", [{"cell": "t:m:none:q:hw/w4a4:7:threads=2"}, {"settings": {"threads": 0}}, {"settings": {"of_2030": 1}}]
 )
 def test_a_row_that_contradicts_itself_tells_of_no_cell(changes):
-    assert cell_of(row(**OF_SUITE).model_copy(update=changes)) is None
+    assert settings_said(row(**OF_SUITE).model_copy(update=changes)) is None
 
 
 def test_an_override_changes_which_cells_a_suite_has(declared):

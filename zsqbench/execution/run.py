@@ -38,7 +38,7 @@ from zsqbench.reports.site.source import Origin, Source, report_folder
 from zsqbench.reports.suiterows import CONTRADICTED, SuiteRows, believed, counted, told
 from zsqbench.steps import Data, Inspect, NetworkFacts, Outcome, Resolve, Step
 from zsqbench.store import FileDigests, Store, write_atomically
-from zsqbench.suite import Cell, DeclaredCells, Suite, cell_of
+from zsqbench.suite import Cell, DeclaredCells, Suite, settings_said
 from zsqbench.zoo.models import BUILT
 
 log = logging.getLogger("zsqbench")
@@ -188,7 +188,7 @@ class Run:
         """The rows by what they are to the suite, found once where nobody has written to the file meanwhile."""
         if self._last_rows is None or self._last_rows[0] is not contents:
             has_cell = self._names.__contains__
-            rows = SuiteRows.of(contents, self.suite.name, lambda row: has_cell(row.cell) and cell_of(row) is not None)
+            rows = SuiteRows.of(contents, self.suite.name, lambda row: has_cell(row.cell) and bool(settings_said(row)))
             self._last_rows = contents, rows
         return self._last_rows[1]
 

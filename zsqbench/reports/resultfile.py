@@ -203,6 +203,9 @@ def _counted(cells: Iterable[Sequence[Result]]) -> tuple[list[Result], list[Resu
     rows: list[Result] = []
     older: list[Result] = []
     for of_cell in cells:
+        if len(of_cell) == 1:
+            rows += of_cell
+            continue
         by_age = sorted(of_cell, key=lambda row: row.ended)  # rows that finished at once stay in the order of the file
         counts = reduce(lambda best, row: row if row.counts_over(best) else best, by_age)
         rows.append(counts)

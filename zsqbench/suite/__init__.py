@@ -1,6 +1,6 @@
 """A suite: a YAML file of matrices, checked against what is installed and expanded into cells."""
 
-from zsqbench.suite.declared import DeclaredCells, cell_of
+from zsqbench.suite.declared import DeclaredCells, settings_said
 from zsqbench.suite.files import find_suite, shipped_suites, suite_name, suite_plugins, suites_of_table
 from zsqbench.suite.reader import load_suite
 from zsqbench.suite.schema import SuiteFile
@@ -15,10 +15,10 @@ __all__ = [
     "Suite",
     "SuiteFile",
     "Variant",
-    "cell_of",
     "find_suite",
     "load_suite",
     "select",
+    "settings_said",
     "shipped_suites",
     "suite_name",
     "suite_plugins",

@@ -14,7 +14,7 @@ from zsqbench.methods import Settings
 from zsqbench.reports.results import Result
 from zsqbench.suite.files import parse_suite, settings_of
 from zsqbench.suite.schema import Block
-from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell
+from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, name_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class DeclaredBlock:
     values: Mapping[str, frozenset[str | int | None]]
     settings: Settings
 
-    def has(self, cell: Cell) -> bool:
-        """True if a cell is one of its."""
-        return cell.settings == self.settings and all(getattr(cell, axis) in self.values[axis] for axis in AXES)
+    def has(self, row: Result, settings: Settings) -> bool:
+        """True if the cell of a row, which says these settings, is one of its."""
+        return settings == self.settings and all(getattr(row, axis) in self.values[axis] for axis in AXES)
 
     def cells(self) -> Iterator[Cell]:
         """All of its cells, each with a seed."""
@@ -54,8 +54,8 @@ class DeclaredCells:
 
     def have(self, row: Result) -> bool:
         """True if a row tells of one of them."""
-        cell = cell_of(row)
-        return cell is not None and any(block.has(cell) for block in self.blocks)
+        settings = settings_said(row)
+        return settings is not None and any(block.has(row, settings) for block in self.blocks)
 
     def without(self, rows: Collection[str]) -> list[Cell]:
         """Cells that have no row among these names, neither with their seed nor without one; by name."""
@@ -67,13 +67,10 @@ class DeclaredCells:
         ]
 
 
-def cell_of(row: Result) -> Cell | None:
-    """The cell that a row tells of; none where its name and its fields say different things."""
+def settings_said(row: Result) -> Settings | None:
+    """The settings of the cell that a row tells of; none where its name and its fields say different things."""
     settings = _settings_of(json.dumps(row.settings))
-    if settings is None:
-        return None
-    cell = Cell(row.task, row.model, row.generator, row.quantizer, row.scheme, row.seed, settings)
-    return cell if cell.name == row.cell else None
+    return settings if settings is not None and name_of(row, settings) == row.cell else None
 
 
 @lru_cache

@@ -1,18 +1,21 @@
 """A suite as data: what its names mean, and its cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from zsqbench.export.options import ExportOptions
-from zsqbench.hashing import digest_of, file_digest
+from zsqbench.hashing import canonical, digest_of, digest_of_texts, file_digest
 from zsqbench.methods import Generator, Method, ModelSpec, Network, Quantizer, Settings, Task
 from zsqbench.methods.asking import asking
 from zsqbench.plugins import Catalog, Plugin
 from zsqbench.reports.published import ValueKey
 from zsqbench.scheme import Placement, Scheme
+
+if TYPE_CHECKING:
+    from zsqbench.reports.results import Result
 
 AXES = ("task", "model", "generator", "quantizer", "scheme", "seed")
 
@@ -143,14 +146,20 @@ class Cell:
     @cached_property
     def name(self) -> str:
         """`task:model:generator:quantizer:scheme:seed`, then the settings that are not the default."""
-        seed = "-" if self.seed is None else str(self.seed)
-        parts = [self.task, self.model, self.generator or NO_GENERATOR, self.quantizer, self.scheme, seed]
-        return ":".join(parts + _changed(self.settings))
+        return name_of(self, self.settings)
+
+
+def name_of(cell: "Cell | Result", settings: Settings) -> str:
+    """The name of a cell, or of that of a row which says these settings."""
+    seed = "-" if cell.seed is None else cell.seed
+    generator = cell.generator or NO_GENERATOR
+    return f"{cell.task}:{cell.model}:{generator}:{cell.quantizer}:{cell.scheme}:{seed}{_changed(settings)}"
 
 
 @cache
-def _changed(settings: Settings) -> list[str]:
-    return [f"{name}={value}" for name, value in settings.model_dump(mode="json", exclude_defaults=True).items()]
+def _changed(settings: Settings) -> str:
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    return "".join(f":{name}={value}" for name, value in changed.items())
 
 
 @dataclass(frozen=True)
@@ -208,12 +217,29 @@ class Suite:
         """Hash of all that the suite says of a cell."""
         known = cell.name, cell.export  # which is in no name
         if known not in self._definitions:
-            parts = [self._part(axis, getattr(cell, axis)) for axis in ("task", "model", "quantizer", "scheme")]
-            generator = self._part("generator", cell.generator) if cell.generator else None
-            asked = [] if cell.export is None else [cell.export.model_dump(mode="json")]
-            settings = cell.settings.model_dump(mode="json")
-            self._definitions[known] = digest_of([*parts, generator, cell.seed, settings, *asked])
+            methods = (cell.task, cell.model, cell.quantizer, cell.scheme, cell.generator)
+            before = self._parts_of(*methods)
+            asked = [] if cell.export is None else [canonical(cell.export.model_dump(mode="json"))]
+            self._definitions[known] = digest_of_texts(
+                [before, canonical(cell.seed), self._settings_text(cell.settings), *asked]
+            )
         return self._definitions[known]
+
+    @cached_property
+    def _parts_of(self) -> Callable[[str, str, str, str, str | None], str]:
+        """The parts of the definition of cells that names of the suite decide, as text; cells of all seeds share it."""
+
+        def parts(task: str, model: str, quantizer: str, scheme: str, generator: str | None) -> str:
+            named = {"task": task, "model": model, "quantizer": quantizer, "scheme": scheme}
+            digests = [self._part(axis, label) for axis, label in named.items()]
+            of_generator = self._part("generator", generator) if generator else None
+            return ",".join(map(canonical, [*digests, of_generator]))
+
+        return cache(parts)
+
+    @cached_property
+    def _settings_text(self) -> Callable[[Settings], str]:
+        return cache(lambda settings: canonical(settings.model_dump(mode="json")))
 
     @cached_property
     def _definitions(self) -> dict[tuple[str, ExportOptions | None], str]:
