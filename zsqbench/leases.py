@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import SoftFileLease, Timeout
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
 
 SECONDS = 30.0
 """A holder refreshes its file three times in this time; a file that is older is a dead holder's."""
@@ -27,8 +29,8 @@ class Leases:
     """
 
     home: Path
-    _held: dict[str, SoftFileLease] = field(default_factory=dict)
-    _watched: dict[str, SoftFileLease] = field(default_factory=dict)
+    _held: "dict[str, SoftFileLease]" = field(default_factory=dict)
+    _watched: "dict[str, SoftFileLease]" = field(default_factory=dict)
     """Leases of others, which are seen to grow old from one attempt to the next."""
     _claims: set[str] = field(default_factory=set)
     _holder: str = field(default_factory=lambda: f"steps-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -41,6 +43,8 @@ class Leases:
 
     def take(self, name: str) -> bool:
         """Take a lease, and hold it until it is released, or this process ends. False where another process has it."""
+        from filelock import SoftFileLease, Timeout  # planning takes none
+
         if name in self._held:
             return True
         lease = self._watched.pop(name, None)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import Evaluation, Pretrained
 from zsqbench.scheme import FLOAT_BITS
-from zsqbench.statistics import groups_of
 from zsqbench.store import Artifact
 from zsqbench.versions import EVALUATION_VERSION
 
@@ -56,6 +55,8 @@ def measure(
 ) -> Evaluation:
     """All that the task measures of a network. Raises ZSQBenchError where that is not what it said it would."""
     import torch
+
+    from zsqbench.statistics import groups_of
 
     task = session.task(job)
     with torch.no_grad():

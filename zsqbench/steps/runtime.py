@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from zsqbench.export.options import ExportOptions
 from zsqbench.methods import Evaluation
 from zsqbench.reports.results import Result
-from zsqbench.statistics import differs
 from zsqbench.steps import evaluations
 from zsqbench.steps.evaluate import Evaluate, label
 from zsqbench.steps.export import FILE, RUNTIME, Export, compare_file
@@ -108,6 +107,8 @@ class Runtime(StudentJob):
 
     def _accuracy_departs(self, store: Store, evaluation: Evaluation) -> str | None:
         """Why the accuracy is not the simulation's; none where it may be."""
+        from zsqbench.statistics import differs
+
         simulated = evaluations.read_samples(store.read(Evaluate.kind, self.needs[Evaluate.kind]))
         counts = evaluations.discordant(simulated, evaluations.samples_of(evaluation))
         if counts is None or not differs(*counts):

@@ -155,12 +155,24 @@ def grouped(results: Iterable[Result]) -> dict[tuple[Row, Column], list[Result]]
     A column of mixed precision has the mean bits and size of the weights of those that are done.
     """
     groups: dict[tuple[Row, Column], list[Result]] = {}
+    last: dict[tuple[str | None, ...], tuple[Result, list[Result]]] = {}
     for result in results:
-        groups.setdefault((Row.of(result), Column.of(result)), []).append(result)
+        names = (result.task, result.model, result.scheme, result.generator, result.quantizer)
+        if names in last and _is_alike(result, last[names][0]):
+            last[names][1].append(result)  # as nearly all seeds of a cell; to describe a method takes longer
+        else:
+            group = groups.setdefault((Row.of(result), Column.of(result)), [])
+            group.append(result)
+            last[names] = result, group
     return {
         (row, replace(column, mixed=_sized(group)) if column.mixed else column): group
         for (row, column), group in groups.items()
     }
+
+
+def _is_alike(one: Result, other: Result) -> bool:
+    """True if two results of the same names stand in the same row and column."""
+    return one.methods == other.methods and one.settings == other.settings and one.data_free == other.data_free
 
 
 def _is_mixed(result: Result) -> bool:
