@@ -70,6 +70,12 @@ def test_a_memory_that_cannot_be_kept_is_only_slower(bench, made, monkeypatch):
     assert [compared(bench.home, made, monkeypatch) for _ in range(2)] == [(None, 1)] * 2
 
 
+def test_a_row_of_no_artifact_is_not_remembered_and_makes_no_home(made, tmp_path, monkeypatch):
+    written = made.model_copy(update={"keys": {}})
+    assert compared(tmp_path / "nowhere", written, monkeypatch) == (None, 0)
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_two_processes_keep_what_both_learnt_and_nothing_of_artifacts_that_are_gone(bench, made):
     store, path = Store(bench.home), bench.home / "agreements.json"
     gone = made.model_copy(update={"keys": made.keys | {"evaluate": "0" * 64}})

@@ -90,5 +90,4 @@ def final_kinds(keys: Mapping[str, str]) -> list[str]:
 
 def _name(row: Result) -> str:
     """The key of the last artifact that a row is made of; each entry goes with it."""
-    kinds = final_kinds(row.keys)
-    return row.keys[kinds[-1]] if kinds else ""
+    return row.keys[final_kinds(row.keys)[-1]]
