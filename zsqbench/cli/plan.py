@@ -194,11 +194,10 @@ class _Priced:
             lines.append(f"  {self._state(planned):10} {planned.cell.name}{time}{reason}")
         alone = sum(len(planned.named) + len(planned.background) for planned in made.cells)
         lines.append(f"{len(made.steps)} steps, where the cells one by one would take {alone}:")
-        kinds: dict[str, Counter[str]] = {}
-        for step in made.steps.values():
-            kinds.setdefault(step.kind, Counter())[self._state_of(step)] += 1
-        for kind, states in kinds.items():
-            lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+        counts = Counter((step.kind, self._state_of(step)) for step in made.steps.values())
+        for kind in dict.fromkeys(kind for kind, _ in counts):
+            states = sorted((state, count) for (each, state), count in counts.items() if each == kind)
+            lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in states))
         for model in dict.fromkeys(self.made.pending):
             lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
         if self.made.uninspected:

@@ -67,6 +67,8 @@ def saving(steps: Iterable[Step], estimates: Estimates, *, on_cpu: bool) -> Savi
 
     Without times of this home, only float32 on a CPU is known: what is computed elsewhere is not counted.
     """
+    if not estimates.timings.all:
+        return None
     saved = total = 0.0
     count = measured = 0
     compiled: set[tuple[str, str, str]] = set()
