@@ -104,7 +104,7 @@ def measure(cells: int, folder: Path) -> None:
     steps = 2 * cells + 2 * seeds  # quantize and evaluate of each cell, generate and diagnose of each seed
     run = ("run", name, f"--home=home{cells}", "--quiet", "--no-plugin", "mlflow", "--isolation", "worker")
     home = ("--home", f"home{cells}")
-    cost("plan", "--help", folder=folder)  # compiles modules, where that was not done
+    cost("plan", name, *home, folder=folder)  # Python compiles modules, where that was not done
     start = cost("--help", folder=folder).cpu
 
     def figure(what: str, value: float, unit: str, bound: float) -> None:

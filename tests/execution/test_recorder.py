@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from faults import rewrite_manifest
 
+import zsqbench
 from zsqbench.reports.resultfile import SCHEMA
 
 
@@ -158,3 +159,10 @@ def test_a_measurement_of_before_that_is_no_number_fails_its_cell(bench):
     (bench.results / "toysuite.jsonl").unlink()
     said, row = bench.run(), bench.row()
     assert (said.code, row["status"], row["reason"]) == (1, "failed", "metrics.top1 is nan, which is no measurement")
+
+
+def test_rows_of_a_run_share_what_they_say_alike(bench):
+    bench.matrix("seed: [0, 1]")
+    one, other = zsqbench.run(bench.file, home=bench.home, results=bench.results, workers=0).results
+    for name in ("methods", "model_facts", "environment", "settings"):
+        assert getattr(one, name) is getattr(other, name)

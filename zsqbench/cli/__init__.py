@@ -4,7 +4,6 @@ A command, or a group of commands, is in the file of its name; `leaderboard`, `s
 `figure` is in report.py, `schema` in suite.py, and `export-images` in exportimages.py.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -38,9 +37,6 @@ from zsqbench.cli import (
 )
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
-GARBAGE = 50_000, 20, 50
-"""How rarely Python looks for cyclic garbage: plans and rows of 10,000 cells are a million objects, all in use."""
-
 PATIENCE = 5.0
 """Seconds that threads and handlers at exit have, which a plugin left behind, before the command ends without them."""
 
@@ -68,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from zsqbench.errors import ZSQBenchError
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    gc.set_threshold(*GARBAGE)
     try:
         code = cli.main(arguments, prog_name="zsqbench", standalone_mode=False)
     except click.ClickException as error:

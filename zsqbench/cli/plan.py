@@ -121,7 +121,7 @@ class _Priced:
 
     @cached_property
     def cells(self) -> "Sequence[CellTime]":
-        """The time of each cell, which takes as long to find as the plan itself."""
+        """The time of each cell, found only where it is shown."""
         from zsqbench.execution.budget import cell_times
 
         def seconds(step: "Step") -> float | None:

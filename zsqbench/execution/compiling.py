@@ -67,14 +67,13 @@ def saving(steps: Iterable[Step], estimates: Estimates, *, on_cpu: bool) -> Savi
 
     Without times of this home, only float32 on a CPU is known: what is computed elsewhere is not counted.
     """
-    if not estimates.timings.all:
-        return None
     saved = total = 0.0
     count = measured = 0
     compiled: set[tuple[str, str, str]] = set()
     for step in steps:
-        work, estimate, loop = step.work, estimates.of(step), _loop(step)
-        if work is None or estimate is None or loop is None:
+        work, loop = step.work, _loop(step)
+        estimate = None if work is None or loop is None else estimates.of(step)
+        if work is None or loop is None or estimate is None:
             continue
         seconds = estimates.compiled(work)
         if seconds is None and (not on_cpu or step.cell.settings.precision != "fp32"):

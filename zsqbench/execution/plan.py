@@ -1,6 +1,8 @@
 """The plan: cells become a DAG of steps; equal steps of different cells are one, because equal inputs hash alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,9 +166,22 @@ def make_plan(
     """Plan these cells, with what is known of their networks and students."""
     maker = StepMaker(suite)
     kinds = {of_set: [job for job in KINDS.values() if job.of_set == of_set] for of_set in (True, False)}
-    planned = [_plan_cell(maker, cell, data, facts, inspections, kinds) for cell in cells]
+    with _uncollected():
+        planned = [_plan_cell(maker, cell, data, facts, inspections, kinds) for cell in cells]
     there = {key for kind in {step.kind for step in maker.steps.values()} for key in store.keys(kind)}
     return Plan(suite, store, planned, maker.steps, there & maker.steps.keys(), rows or {})
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let Python not look for cyclic garbage meanwhile: a plan is a hundred thousand objects, all in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _plan_cell(

@@ -12,4 +12,5 @@ import zsqbench.synthesis  # noqa: F401
 from zsqbench.execution import worker  # noqa: F401
 from zsqbench.plugins import shipped_plugins
 
-shipped_plugins()
+for provided in shipped_plugins().provided.values():
+    provided.method.model_rebuild()  # the validator, which a command builds of the methods that it uses

@@ -109,6 +109,7 @@ class Run:
     observers: Observers = field(init=False)
 
     _last_rows: tuple[Contents, SuiteRows] | None = field(init=False, default=None)
+    """The contents of the row file that were looked at last, and what they are to the suite."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import statistics
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,8 +17,6 @@ _LINE: TypeAdapter[tuple[str, Amount] | tuple[str, Amount, Work]] = TypeAdapter(
     tuple[str, Amount] | tuple[str, Amount, Work]
 )
 """A line of the file; older versions wrote the first two alone."""
-
-_WORK = [each.name for each in fields(Work)]
 
 NO_STEP = ""
 """The timing key of what was no step of a run: a shortened one that only tells rates."""
@@ -42,7 +39,8 @@ class Timing:
 
     def line(self) -> str:
         """The line of the file."""
-        work = () if self.work is None else ({name: getattr(self.work, name) for name in _WORK},)
+        # asdict would copy each value deeply
+        work = [] if self.work is None else [{each.name: getattr(self.work, each.name) for each in fields(self.work)}]
         return json.dumps([self.key, round(self.seconds, 4), *work])
 
 
@@ -65,12 +63,8 @@ class Timings:
         self._append(Timing(NO_STEP, seconds, work))
 
     def _append(self, timing: Timing) -> None:
-        with contextlib.suppress(OSError):  # only estimates need it
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)  # a third of a text file's time
-            try:
-                os.write(file, f"{timing.line()}\n".encode())
-            finally:
-                os.close(file)
+        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # only estimates need it
+            file.write(timing.line() + "\n")
 
     @cached_property
     def all(self) -> list[Timing]:

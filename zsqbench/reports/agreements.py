@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
 from zsqbench.reports.results import Result, package_version
@@ -28,6 +28,8 @@ class Agreements:
         self._folder = store.home / "store"
         self._new: dict[str, str] = {}
         self._version = f"{package_version('zsqbench')} {MEANING}"
+        self._state = lru_cache(maxsize=32)(self._look)
+        """The state of an artifact's files; many rows share that of a float network."""
 
     def stamp(self, keys: Mapping[str, str]) -> str:
         """The state of the artifacts that a row with these keys is made of; take it before these are read."""
@@ -45,33 +47,31 @@ class Agreements:
 
     def forget(self) -> None:
         """Look at artifacts anew, of which one was made again."""
-        self.__dict__.pop("_state", None)
+        self._state.cache_clear()
 
     def save(self) -> None:
         """Keep what was learnt, beside what others learnt meanwhile; not where the home cannot be written to."""
         if not self._new:
             return
-        self.__dict__.pop("_known", None)
         there = {key for kind, job in KINDS.items() if job.final for key in self.store.keys(kind)}
-        known = {name: digest for name, digest in (self._known | self._new).items() if name in there}
+        self._known = {name: digest for name, digest in (self._read() | self._new).items() if name in there}
+        self._new = {}
         with contextlib.suppress(OSError):  # a memory that cannot be kept is only slower
-            write_atomically(self._path, json.dumps(known))
-        self._new.clear()
+            write_atomically(self._path, json.dumps(self._known))
 
     @cached_property
     def _known(self) -> dict[str, str]:
+        return self._read()
+
+    def _read(self) -> dict[str, str]:
         try:
             known = read_json(self._path)
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
 
-    @cached_property
-    def _state(self) -> Callable[[str, str], str]:
-        """Names, sizes and times of an artifact's files; many rows share that of a float network."""
-        return lru_cache(maxsize=32)(self._look)
-
     def _look(self, kind: str, key: str) -> str:
+        """Names, sizes and times of an artifact's files."""
         try:
             with os.scandir(f"{self._folder}/{kind}/{key}") as found:
                 files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in found)

@@ -106,12 +106,20 @@ class ReadOnce(Store):
         return lru_cache(maxsize=32)(super().read)
 
     @cached_property
+    def _look(self) -> Callable[[str, str], Artifact]:
+        return lru_cache(maxsize=128)(super().look)
+
+    @cached_property
     def _keys(self) -> Callable[[str], list[str]]:
         return cache(lambda kind: sorted(super(ReadOnce, self).keys(kind)))
 
     def read(self, kind: str, key: str) -> Artifact:
         """An artifact whose files were verified."""
         return self._read(kind, key)
+
+    def look(self, kind: str, key: str) -> Artifact:
+        """An artifact whose manifest was verified."""
+        return self._look(kind, key)
 
     def keys_from(self, kind: str, start: str) -> list[str]:
         """Keys of the artifacts of a kind that begin so, sorted: thousands of rows ask."""

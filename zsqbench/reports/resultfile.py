@@ -136,7 +136,7 @@ def _contents(lines: Iterable[bytes], known: Mapping[bytes, Result]) -> Contents
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         schema = SCHEMA if line.startswith(_BEGIN) else _schema_of(line)
-        row = ((known and known.get(_digest(line))) or _row(line)) if schema == SCHEMA else None
+        row = (known.get(_digest(line)) or _row(line)) if schema == SCHEMA else None
         if row is not None:
             found.setdefault((row.suite, row.cell), []).append(row)
         elif schema not in (None, SCHEMA):

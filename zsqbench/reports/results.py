@@ -234,8 +234,6 @@ class Result(BaseModel):
 
     def checked(self) -> Self:
         """The row, or that of a failed cell where a metric is NaN or infinite: no table can show it."""
-        if not self.oracle and all(map(math.isfinite, (*self.metrics.values(), *self.float_metrics.values()))):
-            return self  # as most are; of all that was measured, these alone have numbers
         for name, value in flat_all(self.measured._asdict()):
             if isinstance(value, float) and not math.isfinite(value):
                 return self.refused(f"{name} is {value}, which is no measurement")

@@ -207,7 +207,7 @@ class _SuiteBuilder:
             if cell.export is not None:
                 exported.setdefault(cell, cell.export)
             known = len(first)
-            before = first.setdefault(cell, index)  # one look: hashing a cell takes as long as making it
+            before = first.setdefault(cell, index)  # one look, for each hashes the cell anew
             if len(first) > known:
                 continue
             if cell.seed is None and before == index and len(set(self.file.matrix[index].seed)) > 1:

@@ -215,35 +215,25 @@ class Suite:
 
     def definition(self, cell: Cell) -> str:
         """Hash of all that the suite says of a cell."""
-        known = cell.name, cell.export  # which is in no name
-        if known not in self._definitions:
-            methods = (cell.task, cell.model, cell.quantizer, cell.scheme, cell.generator)
-            before = self._parts_of(*methods)
-            asked = [] if cell.export is None else [canonical(cell.export.model_dump(mode="json"))]
-            self._definitions[known] = digest_of_texts(
-                [before, canonical(cell.seed), self._settings_text(cell.settings), *asked]
-            )
-        return self._definitions[known]
+        named = self._named(cell.task, cell.model, cell.quantizer, cell.scheme, cell.generator)
+        asked = [] if cell.export is None else [canonical(cell.export.model_dump(mode="json"))]
+        return digest_of_texts([named, canonical(cell.seed), self._settings_text(cell.settings), *asked])
 
     @cached_property
-    def _parts_of(self) -> Callable[[str, str, str, str, str | None], str]:
+    def _named(self) -> Callable[[str, str, str, str, str | None], str]:
         """The parts of the definition of cells that names of the suite decide, as text; cells of all seeds share it."""
 
-        def parts(task: str, model: str, quantizer: str, scheme: str, generator: str | None) -> str:
-            named = {"task": task, "model": model, "quantizer": quantizer, "scheme": scheme}
-            digests = [self._part(axis, label) for axis, label in named.items()]
+        def text(task: str, model: str, quantizer: str, scheme: str, generator: str | None) -> str:
+            labels = {"task": task, "model": model, "quantizer": quantizer, "scheme": scheme}
+            digests = [self._part(axis, label) for axis, label in labels.items()]
             of_generator = self._part("generator", generator) if generator else None
             return ",".join(map(canonical, [*digests, of_generator]))
 
-        return cache(parts)
+        return cache(text)
 
     @cached_property
     def _settings_text(self) -> Callable[[Settings], str]:
         return cache(lambda settings: canonical(settings.model_dump(mode="json")))
-
-    @cached_property
-    def _definitions(self) -> dict[tuple[str, ExportOptions | None], str]:
-        return {}
 
     def _part(self, axis: str, label: str) -> str:
         """The part of the definition of cells that a name of the suite decides; thousands share it."""

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from zsqbench.errors import CorruptArtifactError
@@ -19,10 +19,9 @@ from zsqbench.reports.mlflow.turns import Turns
 from zsqbench.reports.results import Result, environment, flat, flat_method
 from zsqbench.steps import KINDS, Tracked
 from zsqbench.steps.step import Dataset
-from zsqbench.store import Artifact, Store
+from zsqbench.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -189,7 +188,7 @@ class Invocation:
 
         Rows of much content are logged in several turns, and each is read before its own.
         """
-        store = Shared(self.experiment.store.home)
+        store = ReadOnce(self.experiment.store.home)
         found = (Found.of(result, store) for result in results)
         return [row.result for rows in _turns(found) for row in self._log_in_turn(rows)]
 
@@ -229,7 +228,7 @@ class Invocation:
     def log_background(self, news: BackgroundStep) -> None:
         """Log what a background step left to the cells that were logged without."""
         waiting = self.awaiting.pop(news.kind, [])
-        store = Shared(self.experiment.store.home)
+        store = ReadOnce(self.experiment.store.home)
         for run_id, result in waiting:
             concerned = news.needs <= set(result.keys.values())
             tracked = KINDS[news.kind].track(store, result) if concerned else None
@@ -285,18 +284,6 @@ def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
     client.rename_experiment(found.experiment_id, name)
     client.delete_experiment(found.experiment_id)
     return name
-
-
-class Shared(ReadOnce):
-    """A store that reads once what many rows share, the manifests, too; it is for one round of rows."""
-
-    @cached_property
-    def _look(self) -> "Callable[[str, str], Artifact]":
-        return lru_cache(maxsize=128)(super().look)
-
-    def look(self, kind: str, key: str) -> Artifact:
-        """An artifact whose manifest was verified."""
-        return self._look(kind, key)
 
 
 @dataclass(frozen=True)
