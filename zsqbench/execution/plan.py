@@ -1,12 +1,11 @@
 """The plan: cells become a DAG of steps; equal steps of different cells are one, because equal inputs hash alike."""
 
-import contextlib
-import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.garbage import uncollected
 from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result, Status
 from zsqbench.scheme import Inspection
@@ -166,22 +165,10 @@ def make_plan(
     """Plan these cells, with what is known of their networks and students."""
     maker = StepMaker(suite)
     kinds = {of_set: [job for job in KINDS.values() if job.of_set == of_set] for of_set in (True, False)}
-    with _uncollected():
+    with uncollected():
         planned = [_plan_cell(maker, cell, data, facts, inspections, kinds) for cell in cells]
     there = {key for kind in {step.kind for step in maker.steps.values()} for key in store.keys(kind)}
     return Plan(suite, store, planned, maker.steps, there & maker.steps.keys(), rows or {})
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Let Python not look for cyclic garbage meanwhile: a plan is a hundred thousand objects, all in use."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _plan_cell(

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.garbage import uncollected
 from zsqbench.reports.results import Result
 from zsqbench.store import write_parts_atomically
 
@@ -84,7 +85,8 @@ class ResultFile:
                 status = os.fstat(file.fileno())  # before it is read, so that what is added meanwhile is not missed
                 state = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._last is None or self._last[0] != state:
-                    self._last = state, _contents(file, self._appended)
+                    with uncollected():
+                        self._last = state, _contents(file, self._appended)
         except FileNotFoundError:
             return Contents()
         except OSError as error:
