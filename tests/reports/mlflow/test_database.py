@@ -5,8 +5,6 @@ import pytest
 
 from zsqbench.reports.mlflow.database import Database, tracking_uri
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-
 
 @pytest.fixture
 def database(tmp_path):

@@ -24,8 +24,6 @@ from zsqbench.reports.mlflow.tracking import sync
 from zsqbench.reports.mlflow.turns import Turns
 from zsqbench.store import Store
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def logged(store):

@@ -18,8 +18,6 @@ from zsqbench.reports.mlflow.tracking import Tracker, make_database, move_aside,
 from zsqbench.steps import KINDS
 from zsqbench.store import Store
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-
 
 def test_an_excluded_cell_is_logged_once_however_often_the_suite_runs(store):
     excluded = row("excluded cell", status="excluded", reason="shown once")
