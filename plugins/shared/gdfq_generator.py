@@ -10,7 +10,14 @@ from torch.nn import functional
 
 from zsqbench import Pretrained, ZSQBenchError
 from zsqbench.methods import data_set
-from zsqbench.synthesis import BNLoss, ConditionalGenerator, ConditionalTraining, GeneratorBatch, initialize
+from zsqbench.synthesis import (
+    BNLoss,
+    ConditionalGenerator,
+    ConditionalTraining,
+    GeneratorBatch,
+    GeneratorLoss,
+    initialize,
+)
 
 WIDE_EPS = 0.8
 """Of the inner normalisations: their second argument in the release, meant for something else."""
@@ -160,16 +167,24 @@ class QimeraTraining(ConditionalTraining):
 
 
 def gdfq_training(
-    bn_loss: BNLoss, teacher: Pretrained, batch_size: int, rng: torch.Generator, lr: float = 1e-3, *, method: str
+    bn_loss: BNLoss,
+    teacher: Pretrained,
+    batch_size: int,
+    rng: torch.Generator,
+    lr: float = 1e-3,
+    *,
+    method: str,
+    loss: GeneratorLoss = gdfq_loss,
 ) -> ConditionalTraining:
     """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones.
 
-    Raises ZSQBenchError, in the name of a method, where the network is no classifier.
+    The loss is GDFQ's, unless another one is given. Raises ZSQBenchError, in the name of a method, where the network is
+    no classifier.
     """
     classes = require_classes(teacher.classes, method)
     conditioning: Conditioning = "norm" if data_set(teacher) == "imagenet" else "product"
     maker = ConditionalImages(GDFQ_LATENT, classes, teacher.input_size, conditioning, rng)
-    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, loss=gdfq_loss, lr=lr)
+    return ConditionalTraining(maker, bn_loss, batch_size, classes, rng, loss=loss, lr=lr)
 
 
 def qimera_training(

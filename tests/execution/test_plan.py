@@ -44,6 +44,26 @@ def test_a_method_that_needs_classes_cannot_go_with_a_network_that_is_no_classif
     assert row["reason"] == "needs_classes needs a classifier, and a is none"
 
 
+def test_a_method_that_compares_classes_cannot_go_with_a_network_of_one(bench):
+    bench.add_plugin("""
+        class Compares(Toy):
+            name = "compares"
+            needs_classes = True
+            least_classes = 2
+
+        class OneClass(ToyTask):
+            name = "one_class"
+
+            def load(self, model, ctx):
+                import dataclasses
+                return dataclasses.replace(super().load(model, ctx), classes=1 if model.name == "a" else 2)
+    """)
+    bench.matrix("task: one_class, model: [a, b], generator: compares")
+    bench.run()
+    reasons = {name.split(":")[1]: row.get("reason") for name, row in bench.rows().items()}
+    assert reasons == {"a": "compares needs 2 classes at least, and a has 1", "b": None}
+
+
 def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
     (bench.folder / "data" / "train.txt").unlink()
     bench.matrix("generator: [toyreal, toy]")

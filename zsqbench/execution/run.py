@@ -220,7 +220,7 @@ class Run:
         known = self.find(cells)
         pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
         assumed = {
-            pair: NetworkFacts(f"pending {step.key}", bn=1, classes=1, input_size=(3, 1, 1))
+            pair: NetworkFacts(f"pending {step.key}", bn=1, classes=2, input_size=(3, 1, 1))
             for pair, step in self.resolve.items()
         }
         steps = inspect_steps(self.suite, cells, known)

@@ -14,6 +14,8 @@ def lack_of_network(method: Method, facts: NetworkFacts, model: str) -> str | No
         return f"needs batch normalisation, and {model} has {has}"
     if method.needs_classes and facts.classes is None:
         return f"needs a classifier, and {model} is none"
+    if facts.classes is not None and facts.classes < method.least_classes:
+        return f"needs {method.least_classes} classes at least, and {model} has {facts.classes}"
     return None
 
 

@@ -18,6 +18,8 @@ from zsqbench.quant import (
     calibrate_weights,
     dequantize,
     finalize,
+    hold_image,
+    pass_gradients,
     prepare,
     quantize,
     quantized_layers,
@@ -110,6 +112,27 @@ def test_a_trained_activation_passes_its_gradient_on_and_rounds_half_precision_i
     assert quantizer(values).tolist() == [0, 0, 2, 3]
     assert values.grad.tolist() == [1, 1, 1, 1]
     assert quantizer(torch.tensor([0.4], dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_gradients_may_pass_activations_before_a_student_is_trained():
+    student = prepare(tiny_teacher().module, parse_scheme("qdq/w3a3"), SIZE)
+    hold_image(student, torch.tensor(-2.0), torch.tensor(2.0))
+    before = dict(activation_quantizers(student))
+    replaced = pass_gradients(student)
+    assert [quantizer for _, quantizer in activation_quantizers(student)] == replaced
+    assert [each.enabled for each in replaced] == [False] * len(before)  # as long as no range is set
+    assert [each.is_held for each in replaced] == [each.is_held for each in before.values()]
+    assert any(each.is_held for each in replaced)
+    calibrate_weights(student, "minmax")
+    calibrate_activations_minmax(student, [images()])
+    expected = calibrated("qdq/w3a3")
+    hold_image(expected, torch.tensor(-2.0), torch.tensor(2.0))
+    calibrate_activations_minmax(expected, [images()])
+    inputs = (9 * images()).requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(student(inputs), expected(inputs))
+    (gradient,) = torch.autograd.grad(student(inputs).sum(), inputs)
+    assert (gradient != 0).float().mean() > 0.9  # also where the image is clipped
 
 
 @pytest.mark.parametrize("compiling", [False, True])

@@ -15,6 +15,7 @@ from zsqbench.quant.training.finetuning import (
     Schedule,
     TrainedActivation,
     TrainedWeight,
+    pass_gradients,
     span_weights,
     student_state,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "attention",
     "block_outputs",
     "kl_divergence",
+    "pass_gradients",
     "span_weights",
     "split_features",
     "student_state",

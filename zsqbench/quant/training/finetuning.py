@@ -138,11 +138,8 @@ class FineTuning:
             quantizer = TrainedWeight(layer.weight_quantizer, layer.weight, follows=follow_weights)
             layer.weight_quantizer = quantizer
             self.weights.append((layer, quantizer))
-        for path, module in list(student.named_modules()):
-            if isinstance(module, ActivationQuantizer):
-                trained = TrainedActivation(**module.description())
-                trained.adopt(module)
-                student.set_submodule(path, trained)
+        for activation in pass_gradients(student):
+            activation.enabled = True  # where a state is resumed, its grid comes below
         self.network = _training_network(student, features)
         """Computes what the student does, to be differentiated: its output, and with features a tuple of both."""
         self._latent = dict(student.named_parameters())
@@ -265,6 +262,22 @@ class FineTuning:
     def _copy(self, updates: int) -> dict[str, Any]:
         state = self._state(updates)
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def pass_gradients(student: nn.Module) -> list[TrainedActivation]:
+    """Let gradients pass the rounding of activations unchanged, in place: each quantizer becomes one that lets them.
+
+    Those keep grids and what else was set, and are returned.
+    """
+    replaced = []
+    for path, module in list(student.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            trained = TrainedActivation(**module.description())
+            trained.adopt(module)
+            trained.enabled, trained.is_held = module.enabled, module.is_held
+            student.set_submodule(path, trained)
+            replaced.append(trained)
+    return replaced
 
 
 def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.GraphModule:
