@@ -185,6 +185,13 @@ def architectures(value):
     return [name for name in value if "/" in name] if isinstance(value, dict) else []
 
 
+def bits_of(value):
+    """The bits that a row has values for; those of weights and activations alike."""
+    if not isinstance(value, dict):
+        return set()
+    return {case for case in value if case.startswith("w") and case[1:2].isdigit()}.union(*map(bits_of, value.values()))
+
+
 def network_of(data_set, architecture):
     size, classes = SIZES[data_set]
     return dataclasses.replace(tiny(), input_size=size, classes=classes, architecture=architecture)
@@ -222,12 +229,12 @@ def test_what_is_left_out_is_as_published(case):
             assert METHODS[name].model_fields[option].default == value
             continue
         schemes = ("hw", "pot") if option in ("grid", "weights") else ("hw",)
-        for (preset, method), data_set, scheme, architecture in itertools.product(
-            by_preset.items(), SIZES, schemes, [*architectures(value), None]
+        for (preset, method), data_set, scheme, bits, architecture in itertools.product(
+            by_preset.items(), SIZES, schemes, bits_of(value) or ["w4a4"], [*architectures(value), None]
         ):
-            found = effective(method, option, network_of(data_set, architecture), parse_scheme(f"{scheme}/w4a4"))
-            expected = choose(value, preset, data_set, scheme, architecture)
-            assert found == expected, f"{option}: {found} for {preset}, {data_set}, {scheme}, {architecture}"
+            found = effective(method, option, network_of(data_set, architecture), parse_scheme(f"{scheme}/{bits}"))
+            expected = choose(value, preset, data_set, scheme, architecture, bits)
+            assert found == expected, f"{option}: {found} for {preset}, {data_set}, {scheme}, {architecture}, {bits}"
 
 
 def test_every_method_that_learns_has_a_row_of_what_it_hands_on():
