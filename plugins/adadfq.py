@@ -40,6 +40,9 @@ _IMAGENET: Mapping[str, Any] = {
 _SHORTER: Mapping[str, Any] = {"epochs": 300, "warmup": 20_000}
 """ResNet-50 at 3 bits: the generator is alone for 100 epochs of the 400."""
 
+SCHEDULE = frozenset({"epochs", "warmup", "milestones"})
+"""Options that go by bits for ResNet-50."""
+
 _RESNET50, _MOBILENETV2 = "resnet50", "mobilenetv2"
 
 
@@ -98,6 +101,8 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
         found = super().automatic(network, scheme)
         if data_set(network) != "imagenet" or family(network) != _RESNET50:
             return found
+        if scheme is None:
+            return {name: value for name, value in found.items() if name not in SCHEDULE} | {"lr": 1e-4}
         return {**found, "lr": 1e-4, **self.for_resnet50(_bits(scheme))}
 
     def for_resnet50(self, bits: int) -> Mapping[str, Any]:
@@ -105,9 +110,14 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
         return {**_SHORTER, "milestones": [100, 200]} if bits == 3 else {"milestones": [150, 250]}  # noqa: PLR2004
 
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
-        """GDFQ's generator, with a loss that sees the student. Raises ZSQBenchError for less than two classes."""
+        """GDFQ's generator, with a loss that sees the student.
+
+        Raises ZSQBenchError for less than two classes, and where values depend on a scheme that the context lacks.
+        """
         from zsqbench_plugins.shared.gdfq_generator import gdfq_training
 
+        if None in (self.lambda_l, self.alpha_ds, self.epochs):
+            self.scheme_of(ctx)
         if teacher.classes is not None and teacher.classes < self.least_classes:
             raise zsqbench.ZSQBenchError(
                 f"{self.name} compares networks by their classes, and this one has {teacher.classes}: take one with "
@@ -169,7 +179,7 @@ class AdaDFQ(AdaSG):
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The values for the data set, and for ImageNet those for architecture and bits."""
         found = super().automatic(network, scheme)
-        if data_set(network) != "imagenet":
+        if data_set(network) != "imagenet" or scheme is None:
             return found
         lambda_l, alpha_ds = BY_BITS[family(network)][_bits(scheme)]
         return {**found, "lambda_l": lambda_l, "alpha_ds": alpha_ds}
@@ -198,9 +208,9 @@ def family(network: Network) -> str | None:
     return next((each for each in (_RESNET50, _MOBILENETV2) if name.startswith(each)), None)
 
 
-def _bits(scheme: Scheme | None) -> int:
-    """The bits that released values are for, 3 to 5, of a scheme's weights; 3, as files of settings, without one."""
-    return 3 if scheme is None else min(5, max(3, scheme.weight_bits))
+def _bits(scheme: Scheme) -> int:
+    """The bits that released values are for, 3 to 5, of a scheme's weights."""
+    return min(5, max(3, scheme.weight_bits))
 
 
 def entropy(logits: "Tensor") -> "Tensor":

@@ -360,6 +360,20 @@ def test_resnet50_has_schedules_of_its_own():
     ]
 
 
+def test_values_that_go_by_bits_are_left_open_without_a_scheme():
+    network = NetworkTraits((3, 224, 224), 1000, "pytorchcv/resnet50")
+    for method, of_bits in ((AdaSG, set()), (AdaDFQ, {"lambda_l", "alpha_ds"})):
+        options = method().resolved(network).options()
+        assert {name for name, value in options.items() if value is None} == {
+            "epochs",
+            "warmup",
+            "milestones",
+            *of_bits,
+        }
+    with pytest.raises(ZSQBenchError, match="needs the student's scheme"):
+        quantized(AdaDFQ(batch_size=2), teacher=tiny_teacher((3, 64, 64)))
+
+
 def test_an_empty_band_is_one_clear_line_when_options_are_read():
     with pytest.raises(ValueError, match=r"the band from lambda_l 0.8 to lambda_u 0.8 is empty: take a smaller"):
         AdaDFQ(lambda_l=0.8)
