@@ -54,6 +54,19 @@ def test_a_value_that_cannot_be_sent_is_an_error(worker):
     assert worker.call(LIMIT, len, "abc") == 3
 
 
+def test_a_worker_that_walks_through_a_graph_makes_nothing_that_it_would_have_to_remove(worker):
+    pytest.importorskip("tqdm")  # torch makes its bars with it, if it is there
+    walk = """
+import multiprocessing.resource_tracker as tracker
+import torch
+made = []
+tracker.register = lambda name, kind: made.append(kind)
+torch.fx.Interpreter(torch.fx.symbolic_trace(torch.nn.ReLU())).run(torch.zeros(1))
+assert made == [], made
+"""
+    worker.call(LIMIT, exec, walk)
+
+
 def test_a_worker_has_imported_nothing_of_others_and_has_started_no_thread(worker):
     modules = worker.call(LIMIT, eval, "sorted(__import__('sys').modules)")
     assert {"torch", "zsqbench_plugins.zeroq"} <= set(modules)
