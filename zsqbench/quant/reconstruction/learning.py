@@ -16,7 +16,7 @@ from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import levels
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory
-from zsqbench.quant.reconstruction.draws import draw, keep_mask
+from zsqbench.quant.reconstruction.draws import draw, keep_mask, select
 from zsqbench.quant.reconstruction.losses import UnitBatch, UnitLoss, reconstruction_loss, total, with_loss
 from zsqbench.quant.reconstruction.prediction import Prediction
 from zsqbench.quant.reconstruction.propagation import push, quantized
@@ -257,7 +257,7 @@ class Learning:
         return [self._mixed(*pair) for pair in zip(values, self._read(others, index), strict=True)]
 
     def _mixed(self, rounded: Tensor, plain: Tensor) -> Tensor:
-        return torch.where(keep_mask(rounded.shape, 1 - self.stage.drop, self.ctx), rounded, plain)
+        return select(keep_mask(rounded.shape, 1 - self.stage.drop, self.ctx), rounded, plain)
 
     def _draws(self) -> Draws:
         return (self.stage.layer_draws if self.unit.kind == "layer" else None) or self.stage.draws
