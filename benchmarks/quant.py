@@ -74,6 +74,18 @@ def squant(teacher: Pretrained) -> None:
         show(what, f"{took:.1f} s", "at most 5 s for ResNet-18")
 
 
+def comq(teacher: Pretrained, count: int) -> None:
+    """COMQ on so many images, with all threads."""
+    images = torch.randn(count, *teacher.input_size, generator=torch.Generator().manual_seed(0))
+    quantizer = load_plugins().find("quantizer", "comq").method()
+    student = quantizer.prepare(teacher, parse_scheme("hw/w4a4"))
+    took = seconds(lambda: quantizer.quantize(student, teacher, CalibrationSet(images), context()))
+    what = f"comq on {type(teacher.module).__name__}, {teacher.input_size[1]} px, {count} images"
+    show(
+        f"{what}, {torch.get_num_threads()} threads", f"{took:.1f} s", "under 60 s for ResNet-18, 64 images, 2 threads"
+    )
+
+
 def hptq(teacher: Pretrained, count: int) -> None:
     """HPTQ against forward passes of the float network over the same images."""
     images = torch.randn(count, *teacher.input_size, generator=torch.Generator().manual_seed(0))
@@ -109,6 +121,7 @@ def main() -> None:
     activation_search(*((50_000, [4]) if quick else (4_200_000, [2, 4, 8])))
     squant(pretrained(small, side))
     hptq(pretrained(small, side), images)
+    comq(pretrained(small, side), images)
 
 
 if __name__ == "__main__":

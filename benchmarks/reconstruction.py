@@ -6,6 +6,7 @@ to see that it runs: its figures mean nothing.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import multiprocessing
@@ -21,6 +22,7 @@ from torch.nn import functional
 from torchvision import models
 
 from zsqbench.methods import Settings
+from zsqbench.plugins import load_plugins
 from zsqbench.quant import (
     Annealing,
     Memory,
@@ -109,13 +111,14 @@ def learning_step(
     target: ActivationCache,
     layers: Sequence[QuantizedLayer],
     settings: Settings = DEFAULT,
+    later: Sequence[Unit] = (),
 ) -> Callable[[int], None]:
     """Iterations of a stage, regulariser included."""
     ctx = context()
     ctx.settings = settings
     learning = Learning(
         unit=unit, stage=stage, ctx=ctx, memory=Memory(CPU), inputs=inputs, plain=inputs,
-        targets={unit.targets[0]: target}, layers=layers, later=[], curve="", tick=lambda: None,
+        targets={unit.targets[0]: target}, layers=layers, later=later, curve="", tick=lambda: None,
     )  # fmt: skip
     soft = learning._begin()  # noqa: SLF001
 
@@ -216,6 +219,8 @@ class Ready:
     live: dict[str, ActivationCache]
     """What is kept of the network before it."""
     target: ActivationCache
+    later: Sequence[Unit] = ()
+    """The rest of the network."""
 
 
 def walk(network: nn.Module, size: tuple[int, int, int], count: int) -> Iterator[Ready]:
@@ -229,7 +234,7 @@ def walk(network: nn.Module, size: tuple[int, int, int], count: int) -> Iterator
         with in_float(unit):
             following = push(unit, live, needed, 32, Memory(CPU))
         if unit.layers:
-            yield Ready(unit, live, following[unit.targets[0]])
+            yield Ready(unit, live, following[unit.targets[0]], units[place + 1 :])
         live = following
 
 
@@ -317,6 +322,70 @@ def steps(*, quick: bool) -> None:
             show(what, f"{ratio:.2f} x {totals['bare'] * 1000:.0f} ms", f"at most {bound} x bare")
 
 
+def bare_prediction_step(ready: Ready, logits: Tensor) -> Callable[[int], None]:
+    """What a step of PD-Quant cannot do without, in float.
+
+    The unit on twice the batch, the rest of the network on half of it, squared error and divergence, the way back, and
+    an Adam update of the unit's weights.
+    """
+    unit, target = ready.unit, ready.target.read(slice(0, 32))
+    weights = [layer.weight.requires_grad_() for _, layer in unit.layers]
+    optimizer = torch.optim.Adam(weights, fused=True)
+    values = {name: cache.read(slice(0, 32)) for name, cache in ready.live.items()}
+    twice = [torch.cat([values[name], values[name]]) for name in unit.inputs]
+
+    def steps(count: int) -> None:
+        with contextlib.ExitStack() as float_network:
+            for each in (unit, *ready.later):
+                float_network.enter_context(in_float(each))
+            for _ in range(count):
+                optimizer.zero_grad(set_to_none=True)
+                halves = {name: output.chunk(2) for name, output in unit.run(*twice).items()}
+                reached = values | {name: half for name, (_, half) in halves.items()}
+                for each in ready.later:
+                    reached |= each.run(*(reached[name] for name in each.inputs))
+                found = reached[(ready.later or [unit])[-1].outputs[-1]]
+                divergence = functional.kl_div(found.log_softmax(1), logits, reduction="batchmean")
+                (functional.mse_loss(halves[unit.targets[0]][0], target) + divergence).backward()
+                optimizer.step()
+
+    return steps
+
+
+def prediction(*, quick: bool) -> None:
+    """A step of PD-Quant against its bare parts, summed over all units of a network."""
+    torch.set_num_threads(1)
+    loss = load_plugins().find("quantizer", "pd_quant").method(temperature=4.0).loss
+    stage = dataclasses.replace(
+        WEIGHTS, step_sizes=StepSizes(), quantize_activations=True, source="mixed", drop=0.5, loss=loss, doubled=True
+    )
+    for name, network, size, count in networks(quick=quick):
+        with torch.no_grad():
+            logits = network.eval()(images_of(count, size)[:32]).softmax(1)
+        totals = {"bare": 0.0, "pd_quant": 0.0}
+        for ready in walk(network, size, count):
+            layers = [layer for _, layer in ready.unit.layers]
+            plain = [layer.weight_quantizer for layer in layers]
+            bare = bare_prediction_step(ready, logits)
+            learning = learning_step(ready.unit, stage, ready.live, ready.target, layers, later=ready.later)
+            rounding = [layer.weight_quantizer for layer in layers]
+            ways = {"bare": (bare, plain), "pd_quant": (learning, rounding)}
+            times: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(2 if quick else ROUNDS + 1):
+                for way, (action, quantizers) in ways.items():
+                    for layer, quantizer in zip(layers, quantizers, strict=True):
+                        layer.weight_quantizer = quantizer
+                        layer.weight.requires_grad_(way == "bare")
+                    times[way].append(seconds_per_step(action)())
+            for layer, quantizer in zip(layers, plain, strict=True):
+                layer.weight_quantizer = quantizer
+                layer.weight.requires_grad_(False)
+            for way, taken in times.items():
+                totals[way] += statistics.median(taken[1:])
+        measured = f"{totals['pd_quant'] / totals['bare']:.2f} x {totals['bare'] * 1000:.0f} ms"
+        show(f"a step of pd_quant, {name}, batch 32, 1 thread, all units", measured, "at most 1.3 x bare")
+
+
 def caching(*, quick: bool) -> None:
     """What a stage takes beyond its iterations, in passes over the images through the float network."""
     for name, network, size, count in networks(quick=quick):
@@ -363,7 +432,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[256, 1024])
-    parser.add_argument("--only", choices=["steps", "caching", "memory"])
+    parser.add_argument("--only", choices=["steps", "prediction", "caching", "memory"])
     parser.add_argument("--settings", action="store_true", help="measure settings that are to be fast, and the release")
     parser.add_argument(
         "--networks", nargs="+", default=[], help="networks for --settings, by the words before a comma"
@@ -376,6 +445,8 @@ def main() -> None:
         return
     if options.only in (None, "steps"):
         steps(quick=options.quick)
+    if options.only in (None, "prediction"):
+        prediction(quick=options.quick)
     if options.only in (None, "caching"):
         caching(quick=options.quick)
     if options.only in (None, "memory"):

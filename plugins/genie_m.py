@@ -1,6 +1,5 @@
 """GENIE-M, the quantizer of GENIE: Show Me the Data for Quantization (Jeon et al., CVPR 2023)."""
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
     from zsqbench.quant import ActivationQuantizer, Unit
-    from zsqbench.quant.ranges import Observer
 
 
 class GENIEM(zsqbench.ReconstructionQuantizer):
@@ -70,16 +68,12 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
             Reconstruction,
             Stage,
             StepSizes,
-            quantized_layers,
+            search_weights,
             shrink_search,
-            threshold_search,
         )
 
         images = self.images_of(data)
-        for _, layer in quantized_layers(student):
-            quantizer = layer.weight_quantizer
-            search = threshold_search if quantizer.grid == "symmetric" else shrink_search
-            quantizer.set_parameters(*search(layer.weight, quantizer.bits, quantizer.axis))
+        search_weights(student, shrink_search)
         stage = Stage(
             self.iterations,
             self.batch_size,
@@ -98,33 +92,18 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
 
 
 def _initialize_activations(unit: "Unit", inputs: "Sequence[Tensor]") -> None:
-    import torch
+    from zsqbench.quant import calibrate_unit
 
-    from zsqbench.quant import observed
-
-    with ExitStack() as hooks, torch.no_grad():
-        for quantizer in unit.quantizers:
-            hooks.enter_context(observed(quantizer, _initialize(quantizer)))
-        unit.run(*inputs)
+    calibrate_unit(unit, inputs, _grid)
 
 
-def _initialize(quantizer: "ActivationQuantizer") -> "Observer":
-    import torch
-
+def _grid(quantizer: "ActivationQuantizer", values: "Tensor") -> "tuple[Tensor, Tensor]":
     from zsqbench.quant import shrink_search
 
-    given: list[Tensor] = []
-
-    def initialize(values: "Tensor") -> None:
-        given.append(values)
-        if len(given) > 1:  # a head that levels share has one range, of all of them
-            values = torch.cat([each.flatten() for each in given])
-        signed = quantizer.is_signed(values.min())
-        scale, _ = shrink_search(values, quantizer.bits, symmetric=True, signed=signed)
-        # the search's own zero point is a rounded tie, for which the released code takes the exact one afterwards
-        quantizer.set_parameters(scale, scale.new_tensor(2.0 ** (quantizer.bits - 1) if signed else 0.0))
-
-    return initialize
+    signed = quantizer.is_signed(values.min())
+    scale, _ = shrink_search(values, quantizer.bits, symmetric=True, signed=signed)
+    # the search's own zero point is a rounded tie, for which the released code takes the exact one afterwards
+    return scale, scale.new_tensor(2.0 ** (quantizer.bits - 1) if signed else 0.0)
 
 
 @zsqbench.hookimpl

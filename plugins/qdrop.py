@@ -1,6 +1,5 @@
 """QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization (Wei et al., ICLR 2022)."""
 
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -9,10 +8,9 @@ import zsqbench
 from zsqbench.scheme import Grid
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import ActivationQuantizer
 
 
 class QDrop(zsqbench.ReconstructionQuantizer):
@@ -52,18 +50,13 @@ class QDrop(zsqbench.ReconstructionQuantizer):
             Reconstruction,
             Stage,
             StepSizes,
-            calibrate_float_activations,
             memory_errors,
-            quantized_layers,
             range_search,
-            threshold_search,
+            search_float_activations,
+            search_weights,
         )
 
         images = self.images_of(data)
-
-        def search(quantizer: "ActivationQuantizer", values: "Tensor") -> None:
-            quantizer.set_parameters(*range_search(values, quantizer.bits))
-
         stage = Stage(
             self.iterations,
             self.batch_size,
@@ -75,14 +68,9 @@ class QDrop(zsqbench.ReconstructionQuantizer):
             draws="replacement",
         )
         engine = Reconstruction(student, images, ctx, {"joint": stage}, memory=self.memory(ctx.device))
-        for _, layer in quantized_layers(student):
-            quantizer = layer.weight_quantizer
-            choose = threshold_search if quantizer.grid == "symmetric" else range_search
-            quantizer.set_parameters(*choose(layer.weight, quantizer.bits, quantizer.axis))
+        search_weights(student, range_search)
         with memory_errors(ctx.device, {"search_images": self.search_images}):
-            first = images[: self.search_images].to(ctx.device)
-            calibrate_float_activations(student, first, lambda quantizer: partial(search, quantizer))
-        ctx.images_read(len(first))
+            ctx.images_read(search_float_activations(student, images, self.search_images))
         engine.run("joint")
 
 

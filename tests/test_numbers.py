@@ -32,7 +32,9 @@ GIVEN = {
     "adaround": {"iterations": 40, **ROUNDING},
     "brecq": {"weight_iterations": 40, "activation_iterations": 20, **ROUNDING},
     "qdrop": {"iterations": 40, **ROUNDING},
+    "flexround": {"iterations": 40, "division_lr": 0.03, "weight_scale_lr": 1e-3},
     "genie_m": {"iterations": 40, **ROUNDING},
+    "pd_quant": {"iterations": 40, "correction_steps": 20, **ROUNDING},
     "mixed": {"over": "rtn", "layers": 2},
 }
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         StepContext,
         Task,
         TaskContext,
+        UnitQuantizer,
         auto,
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
@@ -73,6 +74,7 @@ __all__ = [
     "Task",
     "TaskContext",
     "TrainingQuantizer",
+    "UnitQuantizer",
     "ZSQBenchError",
     "auto",
     "compare",

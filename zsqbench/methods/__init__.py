@@ -20,7 +20,7 @@ from zsqbench.methods.data import CalibrationSet, Pretrained
 from zsqbench.methods.engine import Engine
 from zsqbench.methods.generator import Generator
 from zsqbench.methods.modelspec import ModelSpec
-from zsqbench.methods.quantizer import GridQuantizer, Quantizer, ReconstructionQuantizer
+from zsqbench.methods.quantizer import GridQuantizer, Quantizer, ReconstructionQuantizer, UnitQuantizer
 from zsqbench.methods.settings import Settings
 from zsqbench.methods.task import DataFiles, Evaluation, Task
 
@@ -47,6 +47,7 @@ __all__ = [
     "StepContext",
     "Task",
     "TaskContext",
+    "UnitQuantizer",
     "auto",
     "data_set",
 ]

@@ -1,4 +1,4 @@
-"""The bases of quantizers: of all, of those that take any grid, and of those that learn rounding unit by unit."""
+"""The bases of quantizers: of all, of those that take any grid, and of those that go through a network by units."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -168,21 +168,17 @@ class GridQuantizer(Quantizer, ABC):
         return replace(grids, per_channel=self.per_channel)
 
 
-class ReconstructionQuantizer(Quantizer, ABC):
-    """A quantizer that learns rounding unit by unit with `zsqbench.quant.Reconstruction`.
+class UnitQuantizer(Quantizer, ABC):
+    """A quantizer that goes through a network unit by unit, and caches what is live between two of them.
 
     Where activations are cached changes no value, so the bounds on that are no part of the identity.
     """
 
     by_units: ClassVar[bool] = True
-    compiles: ClassVar[Compiled | None] = "units"
     execution_options: ClassVar[frozenset[str]] = frozenset({"device_memory", "host_memory"})
     memory_options: ClassVar[tuple[str, ...]] = ("host_memory", "device_memory", "batch_size")
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")
-    rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
-    rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser (lambda)")
-    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights without regulariser")
     device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory that cached activations may take")
     host_memory: float = Field(8.0, ge=0, description="GiB of host memory that they may take; the rest is in files")
 
@@ -191,6 +187,16 @@ class ReconstructionQuantizer(Quantizer, ABC):
         from zsqbench.quant import GIB, Memory
 
         return Memory(device, int(self.device_memory * GIB), int(self.host_memory * GIB))
+
+
+class ReconstructionQuantizer(UnitQuantizer, ABC):
+    """A quantizer that learns rounding unit by unit with `zsqbench.quant.Reconstruction`, as AdaRound does."""
+
+    compiles: ClassVar[Compiled | None] = "units"
+
+    rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
+    rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser (lambda)")
+    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights without regulariser")
 
     def rounding(
         self, *, annealing: Literal["linear", "cosine"] = "linear", scale_lr: float | None = None

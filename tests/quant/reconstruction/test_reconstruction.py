@@ -626,3 +626,48 @@ def test_roots_of_what_a_grid_rounds_to_zero_leave_learning_finite(forward, fish
     assert student(images()).isfinite().all()
     before, after = losses(ctx, "activations")["last"]
     assert after < before
+
+
+def test_corrected_inputs_are_mixed_in_and_targets_are_what_the_float_unit_makes_of_them():
+    module, ctx, asked = network(), context(), []
+
+    def correct(unit, inputs):
+        asked.append((unit.name, len(inputs[0])))
+        return [values + 1 for values in inputs] if unit.name == "0" else None
+
+    stage = replace(ROUND, source="mixed", drop=0.5, iterations=2, keep_better=False)
+    student = reconstructed(module, {"weights": stage}, ctx, correct=correct)
+    assert asked[:5] == [("0", 8)] * 4 + [("2", 8)]  # of the others one batch, for nothing came of it
+    with torch.no_grad():
+        output, wanted = student.get_submodule("0")(images()).relu(), module[:2](images() + 1)
+    measured = (output - wanted).square().sum(1).mean().item()
+    assert losses(ctx, "weights")["0"][1] == pytest.approx(measured, rel=1e-4)
+
+
+def test_a_correction_that_leaves_inputs_as_they_are_changes_nothing():
+    stage = replace(ROUND, source="mixed", drop=0.5, iterations=5)
+    first = reconstructed(stages={"weights": stage})
+    second = reconstructed(stages={"weights": stage}, correct=lambda _, inputs: list(inputs))
+    assert all(torch.equal(codes(first, path), codes(second, path)) for path, _ in quantized_layers(first))
+
+
+def test_a_unit_that_runs_once_on_twice_the_batch_learns_what_it_learns_in_two_runs():
+    losses_of = []
+    for doubled in (False, True):
+        stage = replace(
+            ROUND, source="mixed", drop=0.5, iterations=5, doubled=doubled, keep_better=False,
+            loss=lambda batch: batch.distance() + (batch.prediction() - batch.float_prediction()).square().mean(),
+        )  # fmt: skip
+        ctx = context()
+        reconstructed(stages={"weights": stage}, ctx=ctx)
+        losses_of.append([value for values in losses(ctx, "weights").values() for value in values])
+    assert losses_of[0] == pytest.approx(losses_of[1], rel=1e-4)
+
+
+def test_more_images_than_a_batch_are_shown_before_a_unit_learns():
+    seen = []
+    reconstructed(
+        stages={"weights": replace(ROUND, iterations=1)}, before_images=20,
+        before_unit=lambda unit, inputs: seen.append((unit.name, len(inputs[0]))),
+    )  # fmt: skip
+    assert set(seen) == {(name, 20) for name in ("0", "2", "3", "6")}

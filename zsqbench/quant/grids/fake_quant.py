@@ -214,6 +214,14 @@ class QuantizedLayer(nn.Module):
     def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for x with another weight, of the layout of its codes, and another bias."""
 
+    @abstractmethod
+    def unfolded(self, x: Tensor) -> Tensor:
+        """What the weights of an output channel multiply in x, as [N, groups, weights, places].
+
+        The output is, up to the bias, weight.view(groups, -1, weights) times this. The order of weights is that of
+        `weight.flatten(1)`.
+        """
+
     def forward(self, x: Tensor) -> Tensor:
         """The output of torch's layer for x with the quantized weight."""
         return self.computed(x, self.quantized_weight(), cast("nn.Parameter | None", self.bias))
@@ -245,6 +253,12 @@ class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
         """Convolve x [N, C, L] with a weight."""
         return cast("Tensor", self._conv_forward(x, weight, bias))
 
+    def unfolded(self, x: Tensor) -> Tensor:
+        """What each weight multiplies in x [N, C, L], as [N, groups, in / groups * length, places]."""
+        padded = _padded(self, x)[:, :, None]
+        taps = functional.unfold(padded, (1, *self.kernel_size), (1, *self.dilation), stride=(1, *self.stride))
+        return _by_groups(taps, self.groups)
+
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A convolution with a quantized weight [out, in / groups, height, width]."""
@@ -252,6 +266,11 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve x [N, C, H, W] with a weight."""
         return cast("Tensor", self._conv_forward(x, weight, bias))
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """What each weight multiplies in x [N, C, H, W], as [N, groups, in / groups * height * width, places]."""
+        taps = functional.unfold(_padded(self, x), self.kernel_size, self.dilation, stride=self.stride)
+        return _by_groups(taps, self.groups)
 
 
 class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
@@ -265,6 +284,10 @@ class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
         """The output of torch's layer for x [N, C, H, W] with a weight."""
         return self.convolve(x, weight, bias, output_size)
 
+    def unfolded(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """What each weight multiplies in x [N, C, H, W], as [N, groups, in / groups * height * width, places]."""
+        return _by_groups(self.taps(x, output_size), self.groups)
+
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The same with the quantized weight."""
         return self.computed(x, self.quantized_weight(), self.bias, output_size)
@@ -276,6 +299,20 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply x [..., in] with a weight."""
         return functional.linear(x, weight, bias)
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """What each weight multiplies in x [..., in], as [1, 1, in, places]."""
+        return x.flatten(0, -2).T[None, None]
+
+
+def _by_groups(taps: Tensor, groups: int) -> Tensor:
+    return taps.view(len(taps), groups, -1, taps.shape[2])
+
+
+def _padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """X as a convolution pads it."""
+    sides = layer._reversed_padding_repeated_twice  # noqa: SLF001 - torch's own, of padding in words, too
+    return functional.pad(x, sides, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
 
 
 def quantized_layer(

@@ -48,10 +48,31 @@ class TransposedConv2d(nn.ConvTranspose2d):
         stride: Any = self.stride
         padding: Any = self.padding
         dilation: Any = self.dilation
-        kernel: Any = self.kernel_size
-        beyond: Any = self._output_padding(x, output_size, stride, padding, kernel, len(kernel), dilation)  # type: ignore[arg-type]
         usual = turned(weight, self.groups)
+        beyond = self._beyond(x, output_size)
         return functional.conv_transpose2d(x, usual, bias, stride, padding, beyond, self.groups, dilation)
+
+    def taps(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """What each weight of an output channel multiplies in x, as [N, in * height * width, places].
+
+        A transposed convolution is one of x with zeros between its values, with the kernel turned round.
+        """
+        (high, wide), (step_y, step_x) = x.shape[2:], self.stride
+        spread = x.new_zeros(*x.shape[:2], (high - 1) * step_y + 1, (wide - 1) * step_x + 1)
+        spread[:, :, ::step_y, ::step_x] = x
+        sides: list[int] = []
+        for axis, more in reversed(list(enumerate(self._beyond(x, output_size)))):
+            before = self.dilation[axis] * (self.kernel_size[axis] - 1) - int(self.padding[axis])
+            sides += [before, before + more]
+        kernel: Any = self.kernel_size
+        dilation: Any = self.dilation
+        found = functional.unfold(functional.pad(spread, sides), kernel, dilation)
+        return found.view(*x.shape[:2], *kernel, -1).flip(2, 3).flatten(1, 3)
+
+    def _beyond(self, x: Tensor, output_size: Sequence[int] | None) -> Any:
+        """What is added to the output at the end of each side."""
+        kernel: Any = self.kernel_size
+        return self._output_padding(x, output_size, self.stride, self.padding, kernel, len(kernel), self.dilation)  # type: ignore[arg-type]
 
 
 def turned(weight: Tensor, groups: int) -> Tensor:

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.graph.units import Unit
+from zsqbench.quant.grids.affine import Affine
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer
-from zsqbench.quant.ranges.observers import RunningMinMax, include_zero, lp_search, minmax, percentile
+from zsqbench.quant.ranges.observers import (
+    RunningMinMax,
+    include_zero,
+    lp_search,
+    minmax,
+    percentile,
+    range_search,
+    threshold_search,
+)
 from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
 RangeMethod = Literal["minmax", "mse", "percentile"]
@@ -47,6 +57,15 @@ def calibrate_weights(student: nn.Module, ranges: RangeMethod, percent: float = 
             quantizer.set_range(*include_zero(*percentile(weight, percent, quantizer.axis)))
         else:
             quantizer.set_range(*include_zero(*minmax(weight, quantizer.axis)))
+
+
+@torch.no_grad()
+def search_weights(student: nn.Module, search: Callable[[Tensor, int, int | None], Affine]) -> None:
+    """Set each weight quantizer by a search of affine grids (weight, bits, axis), or else by `threshold_search`."""
+    for _, layer in quantized_layers(student):
+        quantizer = layer.weight_quantizer
+        choose = threshold_search if quantizer.grid == "symmetric" else search
+        quantizer.set_parameters(*choose(layer.weight, quantizer.bits, quantizer.axis))
 
 
 @torch.no_grad()
@@ -99,6 +118,20 @@ def calibrate_float_activations(
         calibrate_activations(student, [images], sets)
     for quantizer in quantizers:
         quantizer.enabled = True
+
+
+def search_float_activations(student: nn.Module, images: Tensor, search_images: int) -> int:
+    """Set each activation quantizer by `range_search` in one forward pass of the float network, as QDrop does.
+
+    The first `search_images` of the images are read, which may be on another device; returns how many these are.
+    """
+
+    def search(quantizer: ActivationQuantizer, values: Tensor) -> None:
+        quantizer.set_parameters(*range_search(values, quantizer.bits))
+
+    first = images[:search_images].to(next(student.parameters(), images).device)
+    calibrate_float_activations(student, first, lambda quantizer: partial(search, quantizer))
+    return len(first)
 
 
 def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -154,6 +187,31 @@ def calibrate_activations_by(
     else:
         calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
     return len(images if ranges == "minmax" else first)
+
+
+@torch.no_grad()
+def calibrate_unit(
+    unit: Unit, inputs: Iterable[Tensor], choose: Callable[[ActivationQuantizer, Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    """Set each activation quantizer of a unit in one pass of these inputs, by what it is about to round.
+
+    A quantizer rounds as soon as it is set. One that is called several times is shown all that it was given so far.
+    """
+
+    def gathering(quantizer: ActivationQuantizer) -> Observer:
+        given: list[Tensor] = []
+
+        def show(values: Tensor) -> None:
+            given.append(values)
+            whole = values if len(given) == 1 else torch.cat([each.flatten() for each in given])
+            quantizer.set_parameters(*choose(quantizer, whole))
+
+        return show
+
+    with ExitStack() as hooks:
+        for quantizer in unit.quantizers:
+            hooks.enter_context(observed(quantizer, gathering(quantizer)))
+        unit.run(*inputs)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Learning rounding and step sizes unit by unit, by AdaRound or a parametrization and a loss of your own."""
 
 from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory
+from zsqbench.quant.reconstruction.divided_rounding import DividedRounding, Division
 from zsqbench.quant.reconstruction.draws import draw
 from zsqbench.quant.reconstruction.losses import Fisher, UnitBatch, UnitLoss, reconstruction_loss
 from zsqbench.quant.reconstruction.reconstruction import Reconstruction, memory_errors
@@ -12,6 +13,8 @@ __all__ = [
     "GIB",
     "ActivationCache",
     "Annealing",
+    "DividedRounding",
+    "Division",
     "Draws",
     "Fisher",
     "InputSource",

@@ -1,6 +1,7 @@
 """Reconstruction draws the images of batches, and which values stay float."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,3 +29,33 @@ def keep_mask(shape: torch.Size, probability: float, ctx: LearningContext) -> Te
     count = shape.numel()
     words = torch.empty(-(-count // 8), dtype=torch.int64, device=ctx.device).random_(generator=ctx.rng)
     return words.view(torch.uint8)[:count].bitwise_and_(1).view(torch.bool).view(shape)
+
+
+def select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """What torch.where gives of a mask and two tensors of its shape, and its gradients, bit for bit.
+
+    On a CPU in a fifth of the time: torch.where goes through truth values one by one, there and back.
+    """
+    plain = torch.compiler.is_compiling() or mask.device.type != "cpu"
+    if plain or {chosen.dtype, other.dtype} != {torch.float32} or chosen.shape != mask.shape:
+        return torch.where(mask, chosen, other)
+    selected: Tensor = _Selected.apply(mask, chosen, other)
+    return selected
+
+
+class _Selected(torch.autograd.Function):
+    """Takes the bits of one or of the other, with all bits of a number set where the mask is true."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+        bits = mask.view(torch.int8).to(torch.int32).neg_()
+        ctx.save_for_backward(bits)
+        first, second = chosen.view(torch.int32), other.view(torch.int32)
+        return (first ^ second).bitwise_and_(bits).bitwise_xor_(second).view(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+        (bits,) = ctx.saved_tensors
+        gradient = gradients[0].view(torch.int32)
+        chosen = gradient & bits
+        return None, chosen.view(torch.float32), (gradient ^ chosen).view(torch.float32)

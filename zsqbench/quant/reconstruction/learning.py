@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import levels
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory
-from zsqbench.quant.reconstruction.draws import draw, keep_mask
-from zsqbench.quant.reconstruction.losses import UnitBatch, reconstruction_loss, total, with_loss
+from zsqbench.quant.reconstruction.draws import draw, keep_mask, select
+from zsqbench.quant.reconstruction.losses import UnitBatch, UnitLoss, reconstruction_loss, total, with_loss
 from zsqbench.quant.reconstruction.prediction import Prediction
 from zsqbench.quant.reconstruction.propagation import push, quantized
 from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
@@ -48,6 +48,8 @@ class Learning:
     """Name of the stage and the unit, for the log."""
     tick: Callable[[], None]
     """Called after each iteration."""
+    mixed_with: LiveTensors | None = None
+    """What quantized inputs are mixed with, where that is not `plain`."""
 
     def run(self, needed: set[str]) -> tuple[float, float, dict[str, ActivationCache]]:
         """Learn, and keep what was learned unless it is worse and the stage keeps what is better.
@@ -124,11 +126,18 @@ class Learning:
             losses.append(loss)
         return total(losses)
 
-    def _batch(self, outputs: Mapping[str, Tensor], index: Tensor | slice) -> UnitBatch:
-        """The batch that a loss is given; slices of all images are read as they are, and drawn indices as drawn."""
+    def _batch(
+        self, outputs: Mapping[str, Tensor], index: Tensor | slice, quantized: Mapping[str, Tensor] | None = None
+    ) -> UnitBatch:
+        """The batch that a loss is given; slices of all images are read as they are, and drawn indices as drawn.
+
+        `quantized` are the outputs for the quantized inputs, where these are at hand beside those for mixed ones.
+        """
         is_mixed = self.stage.source == "mixed" and isinstance(index, Tensor)
 
         def predict() -> Tensor:
+            if quantized is not None:
+                return self._prediction.quantized(index, quantized)
             given = self.unit.run(*self._read(self.inputs, index)) if is_mixed else outputs
             return self._prediction.quantized(index, given)
 
@@ -179,12 +188,22 @@ class Learning:
             targets = self.targets.values()
             return lambda index: self._whole(*(target.read(index) for target in targets), *self._drawn_inputs(index))
         run = self.ctx.compile(self.unit.module)
+        if self.stage.doubled and self.stage.loss is not None:
+            return partial(self._doubled, run, self.stage.loss)
 
         def measure(index: Tensor) -> Tensor:
             outputs = dict(zip(self.unit.outputs, run(*self._drawn_inputs(index)), strict=True))
             return self._distance(outputs, index, weights)
 
         return measure
+
+    def _doubled(self, run: Callable[..., Sequence[Tensor]], loss: UnitLoss, index: Tensor) -> Tensor:
+        """The stage's own loss of drawn images, of one pass of drawn inputs and quantized ones."""
+        values = self._read(self.inputs, index)
+        both = run(*(torch.cat(pair) for pair in zip(self._drawn(values, index), values, strict=True)))
+        halves = {name: output.chunk(2) for name, output in zip(self.unit.outputs, both, strict=True)}
+        drawn, quantized = ({name: pair[place] for name, pair in halves.items()} for place in (0, 1))
+        return loss(self._batch(drawn, index, quantized))
 
     @cached_property
     def _whole(self) -> Callable[..., Tensor]:
@@ -228,13 +247,17 @@ class Learning:
         return [live[name].read(index) for name in self.unit.inputs]
 
     def _drawn_inputs(self, index: Tensor) -> list[Tensor]:
-        values = self._read(self.inputs, index)
+        return self._drawn(self._read(self.inputs, index), index)
+
+    def _drawn(self, values: list[Tensor], index: Tensor) -> list[Tensor]:
+        """What the unit learns from, of its inputs behind the units before it."""
         if self.stage.source != "mixed":
             return values
-        return [self._mixed(*pair) for pair in zip(values, self._read(self.plain, index), strict=True)]
+        others = self.plain if self.mixed_with is None else self.mixed_with
+        return [self._mixed(*pair) for pair in zip(values, self._read(others, index), strict=True)]
 
     def _mixed(self, rounded: Tensor, plain: Tensor) -> Tensor:
-        return torch.where(keep_mask(rounded.shape, 1 - self.stage.drop, self.ctx), rounded, plain)
+        return select(keep_mask(rounded.shape, 1 - self.stage.drop, self.ctx), rounded, plain)
 
     def _draws(self) -> Draws:
         return (self.stage.layer_draws if self.unit.kind == "layer" else None) or self.stage.draws

@@ -36,7 +36,8 @@ class Prediction:
 
     def quantized(self, index: Tensor | slice, outputs: Mapping[str, Tensor]) -> Tensor:
         """The logits [N, classes] where the unit gave these outputs and all behind it is float; differentiable."""
-        values = {name: cache.read(index) for name, cache in self.inputs.items()}
+        wanted = {name for unit in self.later for name in unit.inputs}
+        values = {name: cache.read(index) for name, cache in self.inputs.items() if name in wanted}
         with self._float_behind():
             # copies, since what follows may work in place
             return self._logits(values | {name: output.clone() for name, output in outputs.items()})

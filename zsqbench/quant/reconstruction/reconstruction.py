@@ -1,9 +1,9 @@
 """Reconstruction: learning rounding and step sizes unit by unit, so that each gives what the float network's gives.
 
-The engine under AdaRound, BRECQ, QDrop and GENIE-M. Inputs and targets of a unit are cached, and pushed on to the next
-one by running this unit alone: a stage costs one pass of the images through the float network and two through the
-quantized network, however deep it is, the losses before and after included; and another of each unit where learning is
-undone. The loss fisher also runs, for each unit, the network behind it.
+The engine under AdaRound, BRECQ, QDrop, GENIE-M, FlexRound and PD-Quant. Inputs and targets of a unit are cached, and
+pushed on to the next one by running this unit alone: a stage costs one pass of the images through the float network and
+two through the quantized network, however deep it is, the losses before and after included; and another of each unit
+where learning is undone. The loss fisher, and one on the prediction, also run, for each unit, the network behind it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from zsqbench.quant.context import LearningContext
 from zsqbench.quant.graph.units import Grain, Unit, describe_units, find_units
 from zsqbench.quant.grids.fake_quant import BYTE, ChosenCodes
 from zsqbench.quant.ranges.calibration import check_images
-from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory
+from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory, batches
 from zsqbench.quant.reconstruction.learning import Learning
 from zsqbench.quant.reconstruction.propagation import in_float, push, quantized
 from zsqbench.quant.reconstruction.stage import Stage
@@ -43,8 +43,13 @@ class Reconstruction:
         skip: Callable[[Unit], bool] = lambda _: False,
         memory: Memory | None = None,
         before_unit: Callable[[Unit, Sequence[Tensor]], None] | None = None,
+        before_images: int = 0,
+        correct: Callable[[Unit, Sequence[Tensor]], Sequence[Tensor] | None] | None = None,
     ) -> None:
-        """`before_unit` is called with each unit, before it learns, and a first batch of its inputs.
+        """`before_unit` is called with each unit, before it learns, and a first batch of its inputs, or more images.
+
+        `correct` is called with each unit that learns and a batch of its inputs in the float network; what it returns,
+        if anything, is what inputs are mixed with, and what the unit makes of them in float is what it is to give.
 
         Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
         """
@@ -60,6 +65,8 @@ class Reconstruction:
         self.memory = memory or Memory(ctx.device)
         self._skip = skip
         self._before_unit = before_unit
+        self._before_images = before_images
+        self._correct = correct
         self._resumed = ctx.resume() or {}
         self._settled: set[str] = set()  # layers that were learned, at their first call
         self._total = sum(stage.iterations * len(self._learners(stage)) for stage in stages.values())
@@ -95,14 +102,15 @@ class Reconstruction:
             with in_float(unit):
                 following = push(unit, plain, needed.union(unit.targets), stage.batch_size, self.memory)
             if self._before_unit is not None and unit.kind != "passage" and place >= finished:
-                first = slice(0, stage.batch_size)
+                first = slice(0, max(stage.batch_size, self._before_images))
                 self._before_unit(unit, [inputs[tensor].read(first) for tensor in unit.inputs])
             reads_float = stage.source == "float"
             if unit in learners and place >= finished:
                 to_push = set() if reads_float else needed
-                targets = {tensor: following[tensor] for tensor in unit.targets}
-                inputs = self._learn(name, stage, place, plain, inputs, targets, to_push)
-                del targets  # before the next unit wants its place
+                corrected = self._corrected(unit, plain, stage.batch_size)
+                mixed_with, targets = corrected or (None, {tensor: following[tensor] for tensor in unit.targets})
+                inputs = self._learn(name, stage, place, plain, inputs, targets, to_push, mixed_with)
+                del corrected, mixed_with, targets  # before the next unit wants their place
                 self.ctx.checkpoint(self._state(name, place + 1))
             else:
                 self._advance(stage.iterations if unit in learners else 0)
@@ -122,6 +130,7 @@ class Reconstruction:
         inputs: LiveTensors,
         targets: LiveTensors,
         needed: set[str],
+        mixed_with: LiveTensors | None,
     ) -> LiveTensors:
         unit = self.units[place]
         layers = [layer for path, layer in unit.layers if path not in self._settled] if stage.rounding else []
@@ -138,6 +147,7 @@ class Reconstruction:
             later=self.units[place + 1 :],
             curve=curve,
             tick=lambda: self._advance(1),
+            mixed_with=mixed_with,
         )
         before, after, following = learning.run(needed)
         self.ctx.log(f"reconstruction/{curve}", before, 0)
@@ -145,6 +155,27 @@ class Reconstruction:
         if stage.rounding:
             self._settled.update(path for path, _ in unit.layers)
         return following
+
+    def _corrected(
+        self, unit: Unit, plain: LiveTensors, batch_size: int
+    ) -> tuple[dict[str, ActivationCache], dict[str, ActivationCache]] | None:
+        """The unit's inputs in the float network as they are corrected, and its targets then; none where they stay."""
+        if self._correct is None:
+            return None
+        count = len(self.images)
+        moved = {name: ActivationCache(count, self.memory) for name in unit.inputs}
+        targets = {name: ActivationCache(count, self.memory) for name in unit.targets}
+        for part in batches(count, batch_size):
+            found = self._correct(unit, [plain[name].read(part) for name in unit.inputs])
+            if found is None:
+                return None
+            for cache, values in zip(moved.values(), found, strict=True):
+                cache.append(values)
+            with torch.no_grad(), in_float(unit):
+                outputs = unit.run(*(values.detach().clone() for values in found))
+            for name, cache in targets.items():
+                cache.append(outputs[name])
+        return moved, targets
 
     def _learners(self, stage: Stage) -> list[Unit]:
         """The units that have something to learn, where a layer that several call is learned in the first."""

@@ -40,6 +40,9 @@ class Stage:
     fisher: Fisher | None = None
     loss: UnitLoss | None = None
     """A loss of your own in the place of that of `power` and `fisher`."""
+    doubled: bool = False
+    """Run a unit once on twice the batch, on what it learns from and on the quantized inputs that the prediction of its
+    loss is for, as PD-Quant does; otherwise a mixed unit is run again for that."""
     keep_better: bool = True
     """Keep what a unit had before where learning made the loss worse on all calibration images."""
     draws: Draws = "permutation"
