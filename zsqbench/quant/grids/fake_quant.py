@@ -93,6 +93,15 @@ class TensorQuantizer(nn.Module):
         steps: Tensor = 2**self.bits - self.zero_point
         return steps * self.scale
 
+    def largest_multiple(self) -> int:
+        """Q_P of LSQ (Esser et al., ICLR 2020): how many steps a symmetric grid has above zero; of an affine one, all.
+
+        2^(b-1) - 1 where a symmetric grid is signed, and 2^b - 1 where it is not. LSQ has no affine grids; QDrop takes
+        2^b - 1 for these.
+        """
+        above = levels(self.bits) if self.grid == "affine" else levels(self.bits) - self.zero_point.max().item()
+        return int(above)
+
     def check(self) -> None:
         """Raise RuntimeError where it was never calibrated, or is not on a finite grid of its kind."""
         what = f"the {self.kind} quantizer of {self.name!r}"
