@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
     from zsqbench.methods.pixels import PixelGenerator
+    from zsqbench.methods.stepsizes import StepSizeQuantizer
     from zsqbench.methods.training import SetTrainingQuantizer, TrainingQuantizer
     from zsqbench.scheme import Scheme
     from zsqbench.statistics import resamples
@@ -70,6 +71,7 @@ __all__ = [
     "Scheme",
     "SetTrainingQuantizer",
     "StepContext",
+    "StepSizeQuantizer",
     "Task",
     "TaskContext",
     "TrainingQuantizer",
@@ -99,6 +101,7 @@ _HOMES = {
     "PixelGenerator": "zsqbench.methods.pixels",
     "Scheme": "zsqbench.scheme",
     "SetTrainingQuantizer": "zsqbench.methods.training",
+    "StepSizeQuantizer": "zsqbench.methods.stepsizes",
     "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",

@@ -28,6 +28,9 @@ Q = TypeVar("Q", bound="TensorQuantizer")
 HALVES = (torch.float16, torch.bfloat16)
 BYTE = 8
 
+SMALLEST_STEP = 1e-3
+"""A scale that learns stays above this part of what it was at first: an optimiser could take it through zero."""
+
 
 class TensorQuantizer(nn.Module):
     """Rounds one tensor of a network to a grid. Neutral (the identity) until it is calibrated.

@@ -13,13 +13,19 @@ from torch import Tensor
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.context import LearningContext
 from zsqbench.quant.graph.units import Unit
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
+from zsqbench.quant.grids.fake_quant import (
+    SMALLEST_STEP,
+    ActivationQuantizer,
+    QuantizedLayer,
+    TensorQuantizer,
+    WeightQuantizer,
+)
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory
 from zsqbench.quant.reconstruction.draws import draw, keep_mask
 from zsqbench.quant.reconstruction.losses import UnitBatch, reconstruction_loss, total, with_loss
 from zsqbench.quant.reconstruction.prediction import Prediction
 from zsqbench.quant.reconstruction.propagation import push, quantized
-from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
+from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGroup
 from zsqbench.quant.reconstruction.stage import Draws, Stage
 
 POINTS = 200
