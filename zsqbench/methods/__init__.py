@@ -23,6 +23,7 @@ from zsqbench.methods.modelspec import ModelSpec
 from zsqbench.methods.quantizer import GridQuantizer, Quantizer, ReconstructionQuantizer
 from zsqbench.methods.settings import Settings
 from zsqbench.methods.task import DataFiles, Evaluation, Task
+from zsqbench.zoo.detection import Detection
 
 __all__ = [
     "DATA_SETS",
@@ -30,6 +31,7 @@ __all__ = [
     "ByDataSet",
     "CalibrationSet",
     "DataFiles",
+    "Detection",
     "Engine",
     "Evaluation",
     "Generator",

@@ -14,6 +14,8 @@ def lack_of_network(method: Method, facts: NetworkFacts, model: str) -> str | No
         return f"needs batch normalisation, and {model} has {has}"
     if method.needs_classes and facts.classes is None:
         return f"needs a classifier, and {model} is none"
+    if method.needs_training_loss and not facts.training_loss:
+        return f"needs a detector whose task hands out its training loss, and {model} is none"
     return None
 
 
