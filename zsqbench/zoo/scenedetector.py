@@ -112,6 +112,7 @@ def postprocess(raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> 
 
 def detect(raw: Mapping[str, Tensor], size: Size, score: float, overlap: float) -> list[dict[str, Tensor]]:
     """The same in pixels of images of this height and width, which the network was given, with other thresholds."""
+    raw = {name: output.float() for name, output in raw.items()}
     boxes, scores = decode(raw["bbox_regression"], size), raw["cls_logits"].sigmoid()
     return [_found(*each, size, size, score, overlap) for each in zip(boxes, scores, strict=True)]
 
@@ -158,6 +159,7 @@ def detection_loss(raw: Mapping[str, Tensor], digits: Tensor, boxes: Tensor, siz
 
 def training_loss(raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """The loss of targets as `Detection.training_loss` has them; a label is the digit + 1."""
+    raw = {name: output.float() for name, output in raw.items()}
     like = raw["bbox_regression"]
     most = max(1, *(len(each["labels"]) for each in targets))
     digits = torch.full((len(targets), most), -1, device=like.device)
