@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch.nn import functional
 from zsqbench_plugins.lsq import LSQ
+from zsqbench_plugins.rtn import RTN
 
 from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import DATA_SETS
-from zsqbench.quant import Grids, activation_quantizers, quantized_layers
+from zsqbench.quant import Grids, activation_quantizers, finalize, quantized_layers
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 from zsqbench.zoo.detectors import scene_detector
@@ -92,3 +93,19 @@ def test_without_labels_the_float_network_labels_and_a_note_says_so():
     assert ctx.reporter.notes == ["labels are what the float network says, since the calibration set has none"]
     with pytest.raises(ZSQBenchError, match="labels of the calibration set, which has none: take a generator"):
         quantized(data(labels=False), labels="set")
+
+
+def test_it_goes_on_from_another_quantizers_grids_whatever_their_kind():
+    teacher, scheme, ctx = tiny_teacher(), parse_scheme("hw/w4a4"), context()
+    rtn = RTN()
+    started, student = rtn.prepare(teacher, scheme), rtn.prepare(teacher, scheme)
+    rtn.quantize(started, teacher, data(), context(scheme=scheme))
+    before = {name: (each.scale.clone(), each.zero_point.clone()) for name, each in activation_quantizers(started)}
+    finalize(started)
+    ctx.start, ctx.scheme = started, scheme
+    LSQ(**SHORT, lr=0.01).quantize(student, teacher, data(), ctx)
+    for name, quantizer in activation_quantizers(student):
+        assert quantizer.grid == "affine"
+        assert not torch.equal(quantizer.scale, before[name][0])
+        assert torch.equal(quantizer.zero_point, before[name][1])
+    assert all(layer.weight_quantizer.scale.dim() == layer.weight.dim() for _, layer in quantized_layers(student))

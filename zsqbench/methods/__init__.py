@@ -1,6 +1,6 @@
 """A plugin provides methods: generators, quantizers, tasks and engines, the bases of families of them, and their data.
 
-The bases of families (pixels, training, cotraining) are imported from their modules.
+The bases of families (pixels, training, stepsizes, cotraining) are imported from their modules.
 """
 
 from zsqbench.methods.base import (
