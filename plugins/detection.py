@@ -40,10 +40,10 @@ class COCODetection(zsqbench.Task):
     `coco` is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default; categories keep
     their numbers, with gaps, and images without annotations count. `scenes` are embedded: coloured digits on 96 x 96
     pixels. Detectors are torchvision's one-stage ones, the embedded `scenedetector`, or a user's file with `build`,
-    `preprocess` and `postprocess`. Calibration images come from another folder
-    (`calibration`), or from a part of the images that is then not evaluated (`holdout`); they are resized to the size
-    that images are made in. What is quantized are backbone, pyramid and heads; resizing, anchors, decoding and
-    suppression of overlapping boxes stay float.
+    `preprocess` and `postprocess`, and `training_loss` for methods that train on boxes. Calibration images come from
+    another folder (`calibration`), or from a part of the images that is then not evaluated (`holdout`); they are
+    resized to the size that images are made in. What is quantized are backbone, pyramid and heads; resizing, anchors,
+    decoding and suppression of overlapping boxes stay float.
     """
 
     name: ClassVar[str] = "coco_detection"
@@ -135,6 +135,7 @@ class COCODetection(zsqbench.Task):
             preprocessing={"channels": feeding.channels},
             architecture=model.base,
             decoding=detector,
+            detection=detector.detection,
         )
 
     def evaluate(

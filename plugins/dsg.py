@@ -173,7 +173,7 @@ def _extension(
     pixels: "Tensor", outputs: Any, labels: "Tensor", layers: int, ctx: "StepContext"
 ) -> "dict[str, Tensor]":
     """What the repository of 2023 adds to the loss."""
-    from zsqbench.synthesis import class_logits, inception_loss
+    from zsqbench.synthesis import class_logits, inception_loss, total_variation
 
     rolled = pixels.roll([int(ctx.rand(1) * (2 * PRIOR_SHIFT + 1)) - PRIOR_SHIFT] * 2, (2, 3))
     return {
@@ -191,14 +191,6 @@ def correlation_loss(images: "Tensor", noise: "Tensor") -> "Tensor":
     weights = (expected - expected.min()) / (expected.max() - expected.min()).clamp_min(1e-12)
     overlaps = (vectors * directions).sum(0)
     return 1e-4 * (values - expected).square().mean() + (weights * -overlaps).sum().abs()
-
-
-def total_variation(images: "Tensor") -> "Tensor":
-    """Norms of the differences of neighbours, added up over four directions, of the batch as a whole (TV_l2)."""
-    right, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
-    falling, rising = images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:]
-    norms: Tensor = right.norm() + down.norm() + falling.norm() + rising.norm()
-    return norms
 
 
 def _spectrum(images: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -39,7 +39,8 @@ class File(zsqbench.Generator):
         if not 0 < count <= len(found):
             raise zsqbench.ZSQBenchError(f"{self.path} holds {len(found)} images, and {count} were asked for")
         labels = None if found.labels is None else found.labels[:count]
-        return zsqbench.CalibrationSet(found.images[:count].float(), labels, found.provenance)
+        boxes = None if found.boxes is None else found.boxes[found.boxes[:, 0] < count]
+        return zsqbench.CalibrationSet(found.images[:count].float(), labels, found.provenance, boxes)
 
 
 @zsqbench.hookimpl

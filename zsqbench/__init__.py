@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Auto,
         CalibrationSet,
         DataFiles,
+        Detection,
         Engine,
         Evaluation,
         Generator,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     )
     from zsqbench.methods.cotraining import CoTrainedQuantizer
     from zsqbench.methods.pixels import PixelGenerator
+    from zsqbench.methods.stepsizes import StepSizeQuantizer
     from zsqbench.methods.training import SetTrainingQuantizer, TrainingQuantizer
     from zsqbench.scheme import Scheme
     from zsqbench.statistics import resamples
@@ -57,6 +59,7 @@ __all__ = [
     "CalibrationSet",
     "CoTrainedQuantizer",
     "DataFiles",
+    "Detection",
     "Engine",
     "Evaluation",
     "Generator",
@@ -71,6 +74,7 @@ __all__ = [
     "Scheme",
     "SetTrainingQuantizer",
     "StepContext",
+    "StepSizeQuantizer",
     "Task",
     "TaskContext",
     "TrainingQuantizer",
@@ -101,6 +105,7 @@ _HOMES = {
     "PixelGenerator": "zsqbench.methods.pixels",
     "Scheme": "zsqbench.scheme",
     "SetTrainingQuantizer": "zsqbench.methods.training",
+    "StepSizeQuantizer": "zsqbench.methods.stepsizes",
     "TrainingQuantizer": "zsqbench.methods.training",
     "ZSQBenchError": "zsqbench.errors",
     "hookimpl": "zsqbench.hookspecs",

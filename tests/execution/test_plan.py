@@ -64,6 +64,29 @@ def test_a_method_that_compares_classes_cannot_go_with_a_network_of_one(bench):
     assert reasons == {"a": "compares needs 2 classes at least, and a has 1", "b": None}
 
 
+def test_a_method_that_needs_a_training_loss_cannot_go_with_a_task_that_hands_out_none(bench):
+    bench.add_plugin("""
+        class NeedsLoss(Toy):
+            name = "needs_loss"
+            needs_training_loss = True
+
+        class Detection(ToyTask):
+            name = "detection"
+
+            def load(self, model, ctx):
+                import dataclasses
+                import zsqbench
+                detection = zsqbench.Detection((1,), lambda *_: None, lambda *_: None)
+                return dataclasses.replace(super().load(model, ctx), detection=detection)
+    """)
+    bench.matrix("task: [toytask, detection], generator: needs_loss")
+    bench.run()
+    rows = {row["task"]: row for row in bench.rows().values()}
+    expected = "needs_loss needs a detector whose task hands out its training loss, and a is none"
+    assert (rows["toytask"]["status"], rows["toytask"]["reason"]) == ("impossible", expected)
+    assert rows["detection"]["status"] == "done"
+
+
 def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
     (bench.folder / "data" / "train.txt").unlink()
     bench.matrix("generator: [toyreal, toy]")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.methods import Pretrained
+from zsqbench.methods import CalibrationSet, Pretrained
 
 
 class Extra(nn.Linear):
@@ -38,3 +38,13 @@ def test_extra_state_that_has_no_identity_is_refused():
         digest({"x": object()})
     with pytest.raises(ZSQBenchError, match="keys must be"):
         digest({(1, 2): 3})
+
+
+def test_boxes_are_kept_with_their_images(tmp_path):
+    boxes = torch.tensor([[0, 3, 0.5, 0.5, 0.2, 0.4], [0, 4, 0.3, 0.3, 0.1, 0.1], [2, 3, 0.5, 0.5, 1.0, 1.0]])
+    CalibrationSet(torch.zeros(3, 3, 4, 4), boxes=boxes).save(tmp_path / "set.safetensors")
+    found = CalibrationSet.load(tmp_path / "set.safetensors")
+    assert torch.equal(found.boxes, boxes)
+    assert found.labels is None
+    CalibrationSet(torch.zeros(3, 3, 4, 4)).save(tmp_path / "plain.safetensors")
+    assert CalibrationSet.load(tmp_path / "plain.safetensors").boxes is None

@@ -37,6 +37,10 @@ LEFT_OPEN = {
         for name in ("mixed", "mixed_classes", "latent", "embeddings")
     },
     ("quantizer", "hast", "start"): "another quantizer of the suite",
+    ("quantizer", "detect_kd", "boxes"): "none: the set's where it has any",
+    ("quantizer", "detect_kd", "start"): "another quantizer of the suite",
+    ("quantizer", "lsq", "labels"): "none: the set's where it has any",
+    ("quantizer", "lsq", "start"): "another quantizer of the suite",
     ("quantizer", "mixed", "budget"): "none: as layers says",
 }
 """The options that no preset, network and scheme decides, and what their description says None means."""

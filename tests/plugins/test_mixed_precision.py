@@ -13,6 +13,7 @@ QUANTIZERS = {
     "adaround": f"iterations: 2, {LEARNING}",
     "brecq": f"weight_iterations: 2, activation_iterations: 2, {LEARNING}",
     "ste": f"{TRAINING}, range_updates: 2",
+    "lsq": TRAINING,
     "squant": "noise_images: 2",
     "dfq": "",
     "gdfq": f"{TRAINING}, warmup: 1, range_updates: 2",

@@ -15,6 +15,14 @@ BAD_GENERATORS = {
     ),
     "type": ("x = x.double()", "generate: generator bad returned torch.float64 images; expected torch.float32"),
     "labels": ("labels = torch.zeros(3)", "generate: generator bad returned 3 labels for 4 images"),
+    "shape of boxes": (
+        "return zsqbench.CalibrationSet(x, boxes=torch.ones(2, 4))",
+        "generate: generator bad returned boxes of shape [2, 4]; expected float32 [M, 6]",
+    ),
+    "boxes": (
+        "return zsqbench.CalibrationSet(x, boxes=torch.ones(3, 6) * torch.tensor([[1], [9], [-1]]))",
+        "generate: generator bad returned 2 of 3 boxes that are of no image, or empty",
+    ),
     "tensor": ("return x", "generate: generator bad returned Tensor; expected a CalibrationSet"),
     "nothing": ("return None", "generate: generator bad returned NoneType; expected a CalibrationSet"),
     "raises": ("raise ValueError('no luck')", "generate: ValueError: no luck"),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,25 @@ def test_the_strict_check_raises():
 def test_the_strict_check_hands_on_what_the_task_raises():
     with pytest.raises(StopIteration):
         check_task(broken(find_data=gives()), TINY)
+
+
+def detecting(loss=lambda raw, *_: raw.square().mean(), labels=(1,), found=None):
+    """A sound task whose network comes with a detection."""
+    one = {"boxes": torch.ones(1, 4), "scores": torch.ones(1), "labels": torch.ones(1).long()}
+    detection = zsqbench.Detection(labels, loss, lambda *_: found or [one, one])
+    return broken(load=lambda *_: replace(tiny_teacher(), detection=detection))
+
+
+def test_what_a_task_hands_out_with_a_detector_is_checked():
+    classifier = replace(tiny_teacher(), detection=None)
+    assert tasks.DETECTION not in findings(broken(load=lambda *_: classifier))
+    assert findings(Sound())[tasks.DETECTION][0] == "ok"
+    assert findings(detecting())[tasks.DETECTION][0] == "ok"
+    wrong = {
+        "no finite scalar with a gradient": detecting(lambda raw, *_: raw.detach().mean()),
+        "no finite scalar": detecting(lambda raw, *_: raw / 0),
+        "names no label": detecting(labels=()),
+        "of shapes [()]": detecting(found=[{"boxes": torch.ones(1), "scores": torch.ones(1), "labels": torch.ones(1)}]),
+    }
+    for reason, task in wrong.items():
+        assert reason.split("[")[0] in failures(task)[tasks.DETECTION]

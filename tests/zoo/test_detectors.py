@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
@@ -17,7 +17,8 @@ from zsqbench.quant import (
     prepare,
 )
 from zsqbench.scheme import parse_scheme
-from zsqbench.zoo.detectors import SIDES, torchvision_detector
+from zsqbench.zoo.detectors import SIDES, torchvision_detector, user_detector
+from zsqbench.zoo.models import Feeding
 
 SIZE = (3, 64, 64)
 
@@ -123,3 +124,109 @@ def test_a_shared_head_is_one_unit_for_each_of_its_layers_with_all_levels():
 def test_an_unknown_name_is_one_clear_line():
     with pytest.raises(ZSQBenchError, match="unknown torchvision detector 'fcos_resnet50'; did you mean"):
         torchvision_detector("fcos_resnet50", "none", None)
+
+
+def targets(labels=(3, 18)):
+    boxes = torch.tensor([[5.0, 8.0, 50.0, 40.0], [30.0, 2.0, 60.0, 62.0]])
+    return [{"boxes": boxes, "labels": torch.tensor(labels)}, {"boxes": boxes[:0], "labels": torch.empty(0).long()}]
+
+
+def whole_model(detector):
+    """torchvision's own model around the same network, which takes images as they are, but for norms and dropout."""
+    shell = detector.detection.training_loss.__self__._model
+    model = copy.copy(shell)
+    model._modules = {**shell._modules, "backbone": detector.module.backbone, "head": detector.module.head}
+    return model
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_the_training_loss_is_that_of_the_whole_model_with_norms_in_eval_mode(name):
+    detector = torchvision_detector(name, "none", SIZE)
+    images = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(detector.module.state_dict())
+    raw = {key: value.requires_grad_() for key, value in detector.module(images).items()}
+    loss = detector.detection.training_loss(raw, SIZE[1:], targets())
+    model = whole_model(detector)
+    model.training = True  # and none of its modules
+    expected = sum(model(images, targets()).values())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert raw["cls_logits"].grad.abs().max() > 0
+    assert raw["bbox_regression"].grad.abs().max() > 0
+    assert not any(part.training for part in detector.module.modules())
+    assert all(torch.equal(value, before[key]) for key, value in detector.module.state_dict().items())
+
+
+def most_overlap(found):
+    """The largest intersection over union of two boxes with one label."""
+    same = found["labels"][:, None] == found["labels"]
+    return (box_iou(found["boxes"], found["boxes"]).nan_to_num() * same).fill_diagonal_(0).max()
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_boxes_are_decoded_in_pixels_of_the_images_and_with_the_thresholds_given(name):
+    detector = torchvision_detector(name, "none", SIZE)
+    raw = detector.module(torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0)))
+    raw["cls_logits"] = 3 * torch.randn(raw["cls_logits"].shape, generator=torch.Generator().manual_seed(1))
+    raw["bbox_regression"] = torch.ones_like(raw["bbox_regression"])  # so that neighbours overlap
+    many, few = (detector.detection.decode(raw, SIZE[1:], 0.05, overlap) for overlap in (0.9, 0.1))
+    for found in (many, few):
+        assert all((each["boxes"] >= 0).all() and (each["boxes"] <= 64).all() for each in found)
+        assert all((each["scores"] > 0.05).all() for each in found)
+    assert most_overlap(many[0]) > 0.1 >= most_overlap(few[0])
+    assert not len(detector.detection.decode(raw, SIZE[1:], 1.0, 0.5)[0]["boxes"])
+
+
+def test_labels_are_those_of_cocos_categories(ssdlite):
+    assert len(ssdlite.detection.labels) == 80
+    assert not {0, 12, 26, 91} & set(ssdlite.detection.labels)
+    assert {1, 90} <= set(ssdlite.detection.labels)
+
+
+FILE = """
+import torch
+from torch import nn
+
+LABELS = [2, 5]
+
+def build():
+    return nn.Conv2d(3, 5, 4, stride=4)
+
+def preprocess(image):
+    return torch.zeros(3, 16, 16)
+
+def postprocess(raw, sizes):
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
+    scores = torch.tensor([0.9, 0.1])
+    return [{"boxes": boxes * size[1], "scores": scores, "labels": torch.tensor([2, 5])} for size in sizes]
+
+def training_loss(raw, targets, size):
+    return raw.square().mean() + sum(len(each["labels"]) for each in targets)
+"""
+
+
+def user(tmp_path, text):
+    (tmp_path / "net.py").write_text(text)
+    return user_detector(tmp_path / "net.py", "build", "none", Feeding((3, 16, 16), (0.0,) * 3, (1.0,) * 3))
+
+
+def test_a_file_of_ones_own_may_hand_out_its_training_loss(tmp_path):
+    detection = user(tmp_path, FILE).detection
+    assert detection.labels == (2, 5)
+    assert detection.training_loss(torch.ones(2, 5, 4, 4), (16, 16), targets()).item() == 3
+    found = detection.decode(torch.ones(2, 5, 4, 4), (16, 16), 0.5, 0.6)
+    assert [each["boxes"].tolist() for each in found] == [[[0, 0, 16, 16]]] * 2
+    assert user(tmp_path, FILE.replace("def training_loss", "def other")).detection is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("LABELS = [2, 5]", "", r"has training_loss\(\), for which it must list the labels of boxes: LABELS"),
+        ("LABELS = [2, 5]", "LABELS = ['dog']", "must list the labels of boxes"),
+        ("raw.square().mean()", "raw", r"training_loss\(\) of .*net.py returned \[2, 5, 4, 4\]; expected one number"),
+    ],
+)
+def test_a_training_loss_that_is_none_is_one_clear_line(tmp_path, old, new, complaint):
+    with pytest.raises(ZSQBenchError, match=complaint):
+        user(tmp_path, FILE.replace(old, new)).detection.training_loss(torch.ones(2, 5, 4, 4), (16, 16), targets())

@@ -6,9 +6,20 @@ from zsqbench.quant import capture, fold_bn, output_layers
 from zsqbench.quant.graph.operators import is_batch_norm
 from zsqbench.zoo import traindetector
 from zsqbench.zoo.models import SCENE_DETECTOR
-from zsqbench.zoo.scenedetector import MEAN, STD, SceneDetector, places, postprocess, preprocess
+from zsqbench.zoo.scenedetector import (
+    MEAN,
+    STD,
+    SceneDetector,
+    assign,
+    detect,
+    detection_loss,
+    places,
+    postprocess,
+    preprocess,
+    training_loss,
+)
 from zsqbench.zoo.scenes import write_scenes
-from zsqbench.zoo.traindetector import DetectorTraining, assign, detection_loss, figures
+from zsqbench.zoo.traindetector import DetectorTraining, figures
 from zsqbench.zoo.weights import build_network
 
 
@@ -119,3 +130,36 @@ def test_the_script_writes_weights_that_load(tmp_path, monkeypatch):
     monkeypatch.setattr(traindetector, "figures", lambda *_: {})
     traindetector.main()
     build_network(SceneDetector, tmp_path / "weights.safetensors")
+
+
+def test_targets_of_images_with_any_number_of_boxes_have_the_loss_of_training():
+    rng = torch.Generator().manual_seed(0)
+    raw = {
+        name: torch.randn(3, 576, width, generator=rng) for name, width in (("cls_logits", 10), ("bbox_regression", 4))
+    }
+    boxes = torch.tensor([[10.0, 10, 40, 60], [50.0, 20, 90, 80]])
+    counts = [boxes[:count] for count in (2, 0, 1)]
+    targets = [{"boxes": each, "labels": torch.tensor([4, 8])[: len(each)]} for each in counts]
+    digits = torch.tensor([[3, 7], [-1, -1], [3, -1]])
+    padded = torch.stack([torch.cat([each, torch.zeros(2 - len(each), 4)]) for each in counts])
+    assert torch.equal(training_loss(raw, (96, 96), targets), detection_loss(raw, digits, padded))
+    nothing = training_loss(raw, (96, 96), [{"boxes": boxes[:0], "labels": torch.empty(0).long()}] * 3)
+    assert nothing.isfinite()
+
+
+def test_smaller_images_have_places_losses_and_boxes_of_their_own():
+    size = (32, 48)
+    assert places(size).shape == (8 * 12, 2)
+    assert places(size).max(0).values.tolist() == [46, 30]
+    network = build_network(SceneDetector, SCENE_DETECTOR)
+    raw = network(torch.zeros(1, 3, *size))
+    place = (places(size) - torch.tensor([20.0, 14.0])).square().sum(1).argmin()
+    raw["cls_logits"][0] = -10
+    raw["cls_logits"][0, place, 3] = 5
+    raw["bbox_regression"][0, place] = 2
+    ((box,),) = [each["boxes"].tolist() for each in detect(raw, size, 0.2, 0.6)]
+    x, y = places(size)[place].tolist()
+    assert box == [x - 8, y - 8, x + 8, y + 8]
+    found = [{"boxes": torch.tensor([box]), "labels": torch.tensor([4])}]
+    missed = [{"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([9])}]
+    assert training_loss(raw, size, found) < training_loss(raw, size, missed)

@@ -1,6 +1,6 @@
 """A plugin provides methods: generators, quantizers, tasks and engines, the bases of families of them, and their data.
 
-The bases of families (pixels, training, cotraining) are imported from their modules.
+The bases of families (pixels, training, stepsizes, cotraining) are imported from their modules.
 """
 
 from zsqbench.methods.base import (
@@ -23,6 +23,7 @@ from zsqbench.methods.modelspec import ModelSpec
 from zsqbench.methods.quantizer import GridQuantizer, Quantizer, ReconstructionQuantizer, UnitQuantizer
 from zsqbench.methods.settings import Settings
 from zsqbench.methods.task import DataFiles, Evaluation, Task
+from zsqbench.zoo.detection import Detection
 
 __all__ = [
     "DATA_SETS",
@@ -30,6 +31,7 @@ __all__ = [
     "ByDataSet",
     "CalibrationSet",
     "DataFiles",
+    "Detection",
     "Engine",
     "Evaluation",
     "Generator",

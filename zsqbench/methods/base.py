@@ -111,6 +111,8 @@ class Method(BaseModel):
     """True if it needs a classifier."""
     least_classes: ClassVar[int] = 1
     """How many classes a classifier needs for it to work on."""
+    needs_training_loss: ClassVar[bool] = False
+    """True if it needs a detector whose task hands out its training loss (`Pretrained.detection`)."""
     control: ClassVar[Literal["negative", "positive", "float"] | None] = None
     """Which control of an experiment it is, if any: what every method must beat (negative), a reference that has more
     than methods have, such as real images (positive), or the network left in floating point (float). A control is

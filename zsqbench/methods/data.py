@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from zsqbench.zoo.detection import Detection
+
+BOX = 6
+"""Numbers of a box in a calibration set."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -37,6 +42,9 @@ class Pretrained:
     """Paths of the modules that give the raw outputs; none where the network returns them as they are."""
     decoding: Any = None
     """What only the task that loaded it needs, to feed it and to read its outputs; in no identity."""
+    detection: "Detection | None" = None
+    """Of a detector its training loss and its boxes, where the task hands them out: for methods with
+    `needs_training_loss`. In no identity, but that it is there."""
 
     def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""
@@ -101,17 +109,22 @@ class CalibrationSet:
     """int64 [N], or float32 [N, classes] for soft labels."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, as plain data, for people."""
+    boxes: "torch.Tensor | None" = None
+    """float32 [M, 6], what detectors are to find: number of the image, label, centre (x, y), width and height, the last
+    four in parts of the image's width and height. An image may have any number of boxes."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file: `images`, `labels`, and the provenance as metadata."""
+        """Write a safetensors file: `images`, `labels`, `boxes`, and the provenance as metadata."""
         from safetensors.torch import save_file
 
         tensors = {"images": self.images.detach().cpu().float().contiguous()}
         if self.labels is not None:
             tensors["labels"] = self.labels.detach().cpu().contiguous()
+        if self.boxes is not None:
+            tensors["boxes"] = self.boxes.detach().cpu().float().contiguous()
         save_file(tensors, path, metadata={"provenance": json.dumps(dict(self.provenance))})
 
     @classmethod
@@ -126,7 +139,8 @@ class CalibrationSet:
                     raise ZSQBenchError(f"{path} holds no tensor 'images'; it holds {', '.join(names) or 'nothing'}")
                 images = file.get_tensor("images")
                 labels = file.get_tensor("labels") if "labels" in names else None
+                boxes = file.get_tensor("boxes") if "boxes" in names else None
                 provenance = json.loads((file.metadata() or {}).get("provenance", "{}"))
         except SafetensorError as error:
             raise ZSQBenchError(f"{path} is not a safetensors file that can be read: {error}") from error
-        return cls(images, labels, provenance)
+        return cls(images, labels, provenance, boxes)

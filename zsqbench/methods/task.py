@@ -62,7 +62,11 @@ class Task(Method, ABC):
 
     @abstractmethod
     def load(self, model: ModelSpec, ctx: "StepContext") -> "Pretrained":
-        """Load a network with its weights and its own preprocessing; tables show what `ctx.note` is told meanwhile."""
+        """Load a network with its weights and its own preprocessing; tables show what `ctx.note` is told meanwhile.
+
+        A task of detectors hands out their training loss and their boxes with them (`Pretrained.detection`), so that
+        methods can train on boxes without the task and its data.
+        """
 
     @abstractmethod
     def evaluate(self, module: "nn.Module", pretrained: "Pretrained", ctx: "TaskContext") -> "Evaluation":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, fx
 
     from zsqbench.methods import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import FineTuning, MovingRanges
+    from zsqbench.quant import FineTuning, MovingRanges, Schedule
 
 SET_RANGE_UPDATES = 200
 """Batches of a calibration set: an average that forgets a tenth with each batch knows no more after 800."""
@@ -96,6 +96,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         begin: "Callable[[FineTuning], Callable[..., Mapping[str, Tensor]]]",
         *,
         follow_weights: bool = True,
+        learn_steps: bool = False,
         features: Sequence[str] = (),
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
@@ -103,17 +104,35 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
         `draw` is given the engine and the number of an update, and returns the tensors that it learns from, and scalars
         to log. `begin` is given the engine and returns what puts gradients on its parameters, for such tensors.
-        `state`, `follow_weights`, `features` and `keep` are those of `zsqbench.quant.FineTuning`. Raises DivergedError
-        where a loss or a weight is not finite.
+        `state`, `follow_weights`, `learn_steps`, `features` and `keep` are those of `zsqbench.quant.FineTuning`.
+        Raises DivergedError where a loss or a weight is not finite.
         """
         import torch
 
-        from zsqbench.quant import FineTuning, Schedule
+        from zsqbench.quant import FineTuning
 
         if ctx.settings.compile:
             torch.compiler.reset()  # each student is compiled once, and a worker trains more than torch would keep
 
-        schedule = Schedule(
+        engine = FineTuning(
+            student,
+            ctx,
+            self.schedule(),
+            state,
+            follow_weights=follow_weights,
+            learn_steps=learn_steps,
+            features=features,
+            rates=self.rates,
+        )
+        with engine:
+            adjust = self.adjustment(engine)
+            engine.run(lambda update: draw(engine, update), begin(engine), adjust=adjust, keep=keep)
+
+    def schedule(self) -> "Schedule":
+        """How many updates there are, and how large they are."""
+        from zsqbench.quant import Schedule
+
+        return Schedule(
             epochs=self.epochs,
             updates_per_epoch=self.updates_per_epoch,
             lr=self.lr,
@@ -123,18 +142,6 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             weight_decay=self.weight_decay,
             keep_every=self.keep_every,
         )
-        engine = FineTuning(
-            student,
-            ctx,
-            schedule,
-            state,
-            follow_weights=follow_weights,
-            features=features,
-            rates=self.rates,
-        )
-        with engine:
-            adjust = self.adjustment(engine)
-            engine.run(lambda update: draw(engine, update), begin(engine), adjust=adjust, keep=keep)
 
     @property
     def rates(self) -> str:
@@ -200,10 +207,8 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         if not state and ctx.start is not None:
             take_over(student, ctx.start)
         elif not state:
-            ranges = self.ranges(student)
             few = min(self.range_batch_size, len(images))
-            for drawn in self.batches_for_ranges(teacher, ctx, lambda count: batches.draw(count)[0], few):
-                ranges.update(drawn)
+            self.set_grids(student, self.batches_for_ranges(teacher, ctx, lambda count: batches.draw(count)[0], few))
 
         self.train(
             student,
@@ -212,9 +217,21 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
             lambda *_: (batches.draw(self.batch_size), {}),
             begin,
             follow_weights=ctx.start is None,
+            learn_steps=self.learns_steps,
             features=features,
             keep=batches.state,
         )
+
+    @property
+    def learns_steps(self) -> bool:
+        """True if grids learn their step sizes."""
+        return False
+
+    def set_grids(self, student: "fx.GraphModule", batches: "Iterator[Tensor]") -> None:
+        """Set all grids before training, where it does not go on from another quantizer's."""
+        ranges = self.ranges(student)
+        for drawn in batches:
+            ranges.update(drawn)
 
     def batches_for_ranges(
         self,

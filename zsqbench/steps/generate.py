@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import CalibrationSet, Generator, Pretrained
+from zsqbench.methods.data import BOX
 from zsqbench.reports.results import Result
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.planning import CellPlanning, Data, work_of
@@ -102,3 +103,20 @@ def check_calibration_set(images: object, teacher: Pretrained, name: str) -> Non
     check_images(images.images, teacher.input_size, f"generator {name} returned")
     if images.labels is not None and len(images.labels) != len(images):
         raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(images)} images")
+    if images.boxes is not None:
+        check_boxes(images, name)
+
+
+def check_boxes(images: CalibrationSet, name: str) -> None:
+    """Raise ZSQBenchError unless the boxes of a set are of its images, and have a width and a height."""
+    import torch
+
+    boxes, expected = images.boxes, f"float32 [M, {BOX}]"
+    if not isinstance(boxes, torch.Tensor) or boxes.dim() != 2 or boxes.shape[1] != BOX:  # noqa: PLR2004 - rows of boxes
+        shape = list(boxes.shape) if isinstance(boxes, torch.Tensor) else type(boxes).__name__
+        raise ZSQBenchError(f"generator {name} returned boxes of shape {shape}; expected {expected}")
+    owners = boxes[:, 0]
+    sound = (owners >= 0) & (owners < len(images)) & (owners == owners.round()) & (boxes[:, 4:] > 0).all(1)
+    if not bool((sound & boxes.isfinite().all(1)).all()):
+        odd = int((~sound).sum())
+        raise ZSQBenchError(f"generator {name} returned {odd} of {len(boxes)} boxes that are of no image, or empty")

@@ -16,6 +16,8 @@ def lack_of_network(method: Method, facts: NetworkFacts, model: str) -> str | No
         return f"needs a classifier, and {model} is none"
     if facts.classes is not None and facts.classes < method.least_classes:
         return f"needs {method.least_classes} classes at least, and {model} has {facts.classes}"
+    if method.needs_training_loss and not facts.training_loss:
+        return f"needs a detector whose task hands out its training loss, and {model} is none"
     return None
 
 

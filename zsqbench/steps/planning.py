@@ -30,6 +30,8 @@ class NetworkFacts:
     other_bn: str = ""
     """The classes of batch normalisations that are none of these, such as BatchNorm1d."""
     classes: int | None = None
+    training_loss: bool = False
+    """True if it is a detector whose task hands out its training loss."""
     parameters: int = 0
     random_weights: bool = False
     input_size: tuple[int, ...] = ()

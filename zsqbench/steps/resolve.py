@@ -100,6 +100,7 @@ def facts_of(teacher: Pretrained, digest: str) -> NetworkFacts:
         bn=len(norms),
         other_bn=", ".join(sorted(name for name in others if "BatchNorm" in name)),
         classes=teacher.classes,
+        training_loss=teacher.detection is not None,
         parameters=sum(parameter.numel() for parameter in teacher.module.parameters()),
         input_size=teacher.input_size,
         architecture=teacher.architecture,

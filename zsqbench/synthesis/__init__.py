@@ -1,6 +1,6 @@
 """The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
-from zsqbench.synthesis.bn_loss import DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
+from zsqbench.synthesis.bn_loss import DEEP_INVERSION, DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
 from zsqbench.synthesis.channel_moments import image_moments
 from zsqbench.synthesis.conditional import (
     ConditionalGenerator,
@@ -18,9 +18,10 @@ from zsqbench.synthesis.images import (
     gaussian_line,
     random_crops,
     resized_crops,
+    total_variation,
 )
 from zsqbench.synthesis.moment_store import MomentStore
-from zsqbench.synthesis.optimization import Batch, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimize
+from zsqbench.synthesis.optimization import Batch, Cosine, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimize
 from zsqbench.synthesis.outputs import (
     EASIEST,
     RawOutputs,
@@ -35,6 +36,7 @@ from zsqbench.synthesis.probes import Probes, Seen, batch_norms, follow_convolut
 from zsqbench.synthesis.swing import SwingConvolutions
 
 __all__ = [
+    "DEEP_INVERSION",
     "DGH",
     "EASIEST",
     "GENIE",
@@ -46,6 +48,7 @@ __all__ = [
     "Batch",
     "ConditionalGenerator",
     "ConditionalTraining",
+    "Cosine",
     "Crops",
     "Diagnostics",
     "Doubled",
@@ -82,5 +85,6 @@ __all__ = [
     "random_crops",
     "resized_crops",
     "stretching",
+    "total_variation",
     "training_state",
 ]

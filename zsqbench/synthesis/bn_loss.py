@@ -66,6 +66,9 @@ GENIE = BNStatistics(unbiased=True, eps_bn=1e-6, layer_reduce="sum", input_term=
 HAST = BNStatistics(moment="var")
 """The releases of HAST and IntraQ: mean and biased variance of the batch, averaged over channels and layers."""
 
+DEEP_INVERSION = BNStatistics(moment="var", channel_reduce="sum", layer_reduce="sum")
+"""DeepInversion's release: mean and biased variance of the batch, squared gaps added up. It takes roots of the sums."""
+
 DGH = BNStatistics(scope="all", eps_images=1e-6, eps_bn=1e-6, moment_weight=10.0, input_term="scope")
 """DGH's release: statistics of all images, averages over channels, layers and input, deviations ten times."""
 

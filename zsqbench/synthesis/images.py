@@ -174,3 +174,11 @@ def _convolve(images: Tensor, line: tuple[float, ...], dim: int, first: int, len
             part = images.narrow(dim, first + offset + low, high - low)
             result.narrow(dim, low, high - low).add_(part, alpha=line[reach + offset])
     return result
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Norms of the differences of neighbours, added up over four directions, of the batch as a whole (TV_l2)."""
+    right, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
+    falling, rising = images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:]
+    norms: Tensor = right.norm() + down.norm() + falling.norm() + rising.norm()
+    return norms

@@ -29,6 +29,23 @@ class OptimizationContext(Protocol):
         """Offer a state."""
 
 
+class Rate(Protocol):
+    """A learning rate, which losses may change."""
+
+    @property
+    def lr(self) -> float:
+        """That of the next step."""
+
+    def step(self, loss: float) -> None:
+        """Take note of a loss."""
+
+    def state(self) -> dict[str, float]:
+        """What `load` needs."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said."""
+
+
 @dataclass
 class Plateau:
     """A learning rate that is cut when the loss has not fallen for a while: torch's ReduceLROnPlateau, and DGH's.
@@ -57,13 +74,50 @@ class Plateau:
             self.bad = 0
             self.best = math.inf if self.reset else self.best
 
+    def state(self) -> dict[str, float]:
+        """What `load` needs."""
+        return {"lr": self.lr, "best": self.best, "bad": self.bad}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said."""
+        self.lr, self.best, self.bad = (state[name] for name in ("lr", "best", "bad"))
+
+
+@dataclass
+class Cosine:
+    """A learning rate that falls along half a cosine, to 0 after all steps, whatever the losses are."""
+
+    highest: float
+    steps: int
+    made: int = 0
+
+    @property
+    def lr(self) -> float:
+        """That of the next step."""
+        return self.highest * 0.5 * (1 + math.cos(math.pi * self.made / self.steps))
+
+    def step(self, loss: float) -> None:  # noqa: ARG002 - other rates mind it
+        """Take note that a step was made."""
+        self.made += 1
+
+    def state(self) -> dict[str, float]:
+        """What `load` needs."""
+        return {"made": self.made}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said."""
+        self.made = state["made"]
+
 
 class Batch(Protocol):
     """Images that are optimised together, by whatever makes them."""
 
     pixels: Tensor
     """What is given away at the end, and noted in checkpoints."""
-    plateau: Plateau
+
+    @property
+    def plateau(self) -> Rate:
+        """Its learning rate."""
 
     def images(self) -> Tensor:
         """What the next loss is of."""
@@ -123,7 +177,7 @@ class PixelBatch:
         self,
         pixels: Tensor,
         optimizer: type[torch.optim.Adam],
-        plateau: Plateau,
+        plateau: Rate,
         iterations: int,
         *,
         rates: str = "'lr'",
@@ -172,7 +226,7 @@ class PixelBatch:
         """What `load` needs, as tensors and numbers."""
         moments = {name: value for name, value in self._optimizer.state[self.pixels].items() if name != "step"}
         pending = {} if self._pending is None else {"pending": self._pending.value}
-        schedule = {"lr": self.plateau.lr, "best": self.plateau.best, "bad": self.plateau.bad}
+        schedule = self.plateau.state()
         return {"pixels": self.pixels.detach(), "iteration": self.iteration, **moments, **pending, **schedule}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -180,7 +234,7 @@ class PixelBatch:
         if "iteration" not in state:
             return
         self.iteration = state["iteration"]
-        self.plateau.lr, self.plateau.best, self.plateau.bad = (state[name] for name in ("lr", "best", "bad"))
+        self.plateau.load(state)
         if "pending" in state:
             self._pending = _Underway(state["pending"])
         moments = {name: state[name].to(self.pixels) for name in ("exp_avg", "exp_avg_sq") if name in state}

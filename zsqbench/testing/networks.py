@@ -1,14 +1,15 @@
 """Tiny networks with seeded random weights and believable BN statistics, one for each way that networks are built."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
-from zsqbench.methods import Pretrained
+from zsqbench.methods import Detection, Pretrained
 
 
 class _TinyNet(nn.Module):
@@ -99,8 +100,36 @@ def tiny_teacher_without_bn(input_size: tuple[int, int, int] = (3, 8, 8), classe
 
 def _pretrained(build: Callable[[int, int], nn.Module], input_size: tuple[int, int, int], classes: int) -> Pretrained:
     channels = input_size[0]
-    module = copy.deepcopy(_trained(build, input_size, classes))
-    return Pretrained(module, input_size, mean=(0.5,) * channels, std=(0.25,) * channels, classes=classes)
+    return Pretrained(
+        copy.deepcopy(_trained(build, input_size, classes)),
+        input_size,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        classes=classes,
+        detection=Detection(tuple(range(1, classes + 1)), _boxes_loss, _boxes),
+    )
+
+
+def _boxes_loss(raw: Tensor, _: object, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Of a classifier that is taken for a detector: cross-entropy of its logits [N, classes] with labels 1, 2, ...
+
+    So methods that train on boxes are checked on the networks of all others.
+    """
+    owners = [number for number, each in enumerate(targets) for _ in each["labels"]]
+    if not owners:
+        return 0 * raw.float().sum()
+    return functional.cross_entropy(raw.float()[owners], torch.cat([each["labels"] for each in targets]) - 1)
+
+
+def _boxes(raw: Tensor, size: tuple[int, int], score: float, _: float) -> list[dict[str, Tensor]]:
+    """A box in the middle of an image for each class whose probability is above the score."""
+    height, width = size
+    middle = torch.tensor([0.25, 0.25, 0.75, 0.75]) * torch.tensor([width, height, width, height])
+    found = []
+    for probabilities in raw.float().softmax(1).cpu():
+        labels = (probabilities > score).nonzero().flatten()
+        found.append({"boxes": middle.expand(len(labels), 4), "scores": probabilities[labels], "labels": labels + 1})
+    return found
 
 
 @cache  # a check needs each network some ten times

@@ -78,7 +78,7 @@ def _replaced(data: CalibrationSet, part: slice) -> CalibrationSet:
     images = data.images.clone()
     noise = torch.Generator().manual_seed(1)
     images[part] = 3 * torch.randn(images[part].shape, generator=noise)
-    return CalibrationSet(images, data.labels)
+    return CalibrationSet(images, data.labels, boxes=data.boxes)
 
 
 def _differ(first: _Reading, second: _Reading) -> bool:

@@ -17,6 +17,7 @@ MODEL = "loads its network in eval mode"
 METRIC = "measures the metric that it names, in percent, the same twice"
 SAMPLES = "says of each evaluated sample whether it was right"
 NETWORK = "leaves the network as it was"
+DETECTION = "a detector's training loss is finite and has a gradient, and its boxes are read in any size asked for"
 CALIBRATION = "hands out calibration images that fit the network, the same for one seed"
 
 CALIBRATION_IMAGES = 4
@@ -25,9 +26,9 @@ CALIBRATION_IMAGES = 4
 def check_task(task: Task, model: ModelSpec, data_root: Path | None = None) -> Evaluation:
     """Check a task on a model of its own; returns what it measured of the float network.
 
-    Checked: evaluating twice gives the same and leaves the network as it was; the shown metric is there and is a
-    percentage; per-sample results are as many as the samples that are counted; calibration images fit the network and
-    are the same for one seed.
+    Checked: a detector's training loss and boxes; evaluating twice gives the same and leaves the network as it was; the
+    shown metric is there and is a percentage; per-sample results are as many as the samples that are counted;
+    calibration images fit the network and are the same for one seed.
     """
     evaluation = examine_task(Report(task, strict=True), model, data_root)
     assert evaluation is not None  # noqa: S101 - a strict report raises where there is none
@@ -51,6 +52,9 @@ def examine_task(report: Report, model: ModelSpec | None, data_root: Path | None
         pretrained = task.load(model, ctx)
         training = any(part.training for part in pretrained.module.modules())
         report.require(MODEL, not training, "loaded a network that is not in eval mode")
+        if pretrained.detection is not None:
+            check = DETECTION
+            _check_detection(report, pretrained)
         check = METRIC
         evaluation = _check_evaluation(report, pretrained, ctx)
         check = CALIBRATION
@@ -87,6 +91,25 @@ def _check_evaluation(report: Report, pretrained: Pretrained, ctx: TaskContext) 
     if samples and predicted:
         report.require(SAMPLES, predicted == samples, f"gave {predicted} predictions of {samples} samples")
     return first
+
+
+def _check_detection(report: Report, pretrained: Pretrained) -> None:
+    """With a box in the first of two images, and none in the second."""
+    detection, (_, height, width) = pretrained.detection, pretrained.input_size
+    assert detection is not None  # noqa: S101 - the caller looked
+    report.require(DETECTION, len(detection.labels) > 0, "names no label that a box could have")
+    images = torch.zeros(2, *pretrained.input_size, requires_grad=True)
+    raw = pretrained.module(images)
+    box = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * torch.tensor([width, height, width, height])
+    found = {"boxes": box, "labels": torch.tensor(detection.labels[:1])}
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    loss = detection.training_loss(raw, (height, width), [found, nothing])
+    sound = isinstance(loss, torch.Tensor) and loss.dim() == 0 and bool(loss.isfinite()) and loss.requires_grad
+    report.require(DETECTION, sound, "gave a training loss that is no finite scalar with a gradient")
+    with torch.no_grad():
+        boxes = detection.decode(raw, (height, width), 0.0, 1.0)
+    shapes = [tuple(each[name].shape[1:] for name in ("boxes", "scores", "labels")) for each in boxes]
+    report.require(DETECTION, shapes == [((4,), (), ())] * 2, f"decoded boxes, scores and labels of shapes {shapes}")
 
 
 def _same(first: Evaluation, second: Evaluation) -> bool:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError, unknown
+from zsqbench.zoo.detection import Detection, Size
+from zsqbench.zoo.digits import CLASSES
 from zsqbench.zoo.libraries import download
 from zsqbench.zoo.models import EMBEDDED_DETECTOR, SCENE_DETECTOR, TORCHVISION, Feeding, Weights
 from zsqbench.zoo.scenes import SIDE
@@ -55,6 +58,8 @@ class Detector:
     """Boxes of the images that these raw outputs, on the CPU, are of."""
     fit: "Callable[[Image], Tensor]"
     """An image as `preprocess` makes it, in the size of those that are made: [C, H, W]."""
+    detection: Detection | None = None
+    """Its training loss and its boxes, where they are at hand."""
 
 
 def is_detector(name: str) -> bool:
@@ -92,6 +97,7 @@ def torchvision_detector(name: str, weights: Weights | None, size: tuple[int, in
         preprocess=lambda image: transform([_as_tensor(image)])[0].tensors[0],
         postprocess=_Decoder(model),
         fit=lambda image: _fitted(image, feeding),
+        detection=_detection(name, model),
     )
 
 
@@ -105,13 +111,15 @@ def scene_detector(weights: Weights | None) -> Detector:
         preprocess=own.preprocess,
         postprocess=lambda raw, images: own.postprocess(raw, [(image.height, image.width) for image in images]),
         fit=own.preprocess,
+        detection=Detection(tuple(range(1, CLASSES + 1)), own.training_loss, own.detect),
     )
 
 
 def user_detector(file: Path, build: str, weights: Weights, feeding: Feeding) -> Detector:
     """A user's own: a file with `build` (by this name), `preprocess` and `postprocess`.
 
-    Raises ZSQBenchError where one of them is missing or fails, or gives something else than it should.
+    Its training loss is what `training_loss` computes, if there is such, for labels among `LABELS`. Raises
+    ZSQBenchError where one that is needed is missing or fails, or gives something else than it should.
     """
     source = UserFile(file)
     module = source.build(build, weights)
@@ -139,7 +147,39 @@ def user_detector(file: Path, build: str, weights: Weights, feeding: Feeding) ->
         _check(found, len(images), file)
         return cast("Sequence[Found]", found)
 
-    return Detector(module, feeding, prepared, decoded, fitted)
+    return Detector(module, feeding, prepared, decoded, fitted, _user_detection(source, file))
+
+
+def _user_detection(source: UserFile, file: Path) -> Detection | None:
+    """What a user's file says of training; none where it has no `training_loss`."""
+    if not source.has("training_loss"):
+        return None
+    loss, postprocess, labels = source.function("training_loss"), source.function("postprocess"), source.value("LABELS")
+    if not isinstance(labels, Sequence) or not labels or not all(isinstance(label, int) for label in labels):
+        raise ZSQBenchError(
+            f"model file {file} has training_loss(), for which it must list the labels of boxes: LABELS = [1, 2, ...]"
+        )
+
+    def training_loss(raw: Any, size: Size, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        found = loss(raw, targets, size)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ZSQBenchError(f"training_loss() of {file} returned {shape}; expected one number, as a tensor")
+        return found.reshape(())
+
+    def decode(raw: Any, size: Size, score: float, _: float) -> Sequence[Found]:
+        like = next(iter(_tensors(raw)))
+        boxes = postprocess(raw, [size] * len(like))
+        _check(boxes, len(like), file)
+        return [{name: each[name][each["scores"] > score] for name in ("boxes", "scores", "labels")} for each in boxes]
+
+    return Detection(tuple(labels), training_loss, decode)
+
+
+def _tensors(raw: Any) -> list[Tensor]:
+    from torch.utils import _pytree
+
+    return [value for value in _pytree.tree_leaves(raw) if isinstance(value, Tensor)]
 
 
 def _check(found: Any, images: int, file: Path) -> None:
@@ -167,17 +207,23 @@ class _TensorPart(nn.Module):
         return self.head(list(self.backbone(images).values()))  # type: ignore[no-any-return]
 
 
-class _Decoder:
-    """Runs torchvision's own code around the network, with raw outputs in its place.
+class _Shell:
+    """torchvision's own code around a network, with raw outputs in the network's place.
 
     Anchors need the sizes of the levels, which a backbone on the meta device tells without computing anything.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, **modules: nn.Module) -> None:
+        """`modules` are put in the place of the model's own."""
         sizes = _Sizes(copy.deepcopy(model.backbone).to("meta"))
         self._given = _Given()
+        self._given.compute_loss = getattr(model.head, "compute_loss", None)
         self._model = copy.copy(model)
-        self._model._modules = {**model._modules, "backbone": sizes, "head": self._given}  # noqa: SLF001
+        self._model._modules = {**model._modules, "backbone": sizes, "head": self._given, **modules}  # noqa: SLF001
+
+
+class _Decoder(_Shell):
+    """Boxes in real images of any size."""
 
     def __call__(self, raw: Mapping[str, Tensor], images: "Sequence[Image]") -> Sequence[Found]:
         found = []
@@ -185,6 +231,57 @@ class _Decoder:
             self._given.outputs = {name: output[place : place + 1] for name, output in raw.items()}
             found += self._model([_as_tensor(image)])
         return found
+
+
+class _Trainer(_Shell):
+    """Training loss, and boxes in images as they are, which are not resized again.
+
+    torchvision computes losses in train mode alone. The model that is in train mode here has no layer: no batch
+    normalisation and no dropout, as SSDLite has them, sees it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, transform=_AsTheyAre())
+
+    def training_loss(self, raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The sum of the losses that torchvision names."""
+        losses = self._run(raw, size, [dict(each) for each in targets])
+        return torch.stack(list(losses.values())).sum()
+
+    def decode(self, raw: Mapping[str, Tensor], size: Size, score: float, overlap: float) -> Sequence[Found]:
+        """What torchvision finds with these thresholds."""
+        self._model.score_thresh, self._model.nms_thresh = score, overlap
+        found: Sequence[Found] = self._run(raw, size, None)
+        return found
+
+    def _run(self, raw: Mapping[str, Tensor], size: Size, targets: "list[dict[str, Tensor]] | None") -> Any:
+        self._given.outputs = {name: output.float() for name, output in raw.items()}  # half precision has no losses
+        first = next(iter(self._given.outputs.values()))
+        images = first.new_zeros(()).expand(len(first), 3, *size)
+        self._model.training = targets is not None
+        return self._model(images, targets)
+
+
+class _AsTheyAre(nn.Module):
+    """In the place of what resizes and normalises images."""
+
+    def forward(self, images: Tensor, targets: Any) -> tuple[ImageList, Any]:
+        """The images, all of one size."""
+        return ImageList(images, [(images.shape[2], images.shape[3])] * len(images)), targets
+
+    def postprocess(self, found: Any, *_: object) -> Any:
+        """What was found, in pixels of the images."""
+        return found
+
+
+def _detection(name: str, model: Any) -> Detection:
+    """What torchvision's code computes. Labels without a category, of which COCO has ten, are none."""
+    from torchvision.models import get_model_weights
+
+    categories = get_model_weights(name).DEFAULT.meta["categories"]
+    labels = [label for label, category in enumerate(categories) if category not in ("__background__", "N/A")]
+    trainer = _Trainer(model)
+    return Detection(tuple(labels), trainer.training_loss, trainer.decode)
 
 
 class _Sizes(nn.Module):
@@ -206,6 +303,8 @@ class _Sizes(nn.Module):
 
 class _Given(nn.Module):
     outputs: Mapping[str, Tensor]
+    compute_loss: Any
+    """That of the head, which computes with outputs alone."""
 
     def forward(self, *_: Any) -> Mapping[str, Tensor]:
         """The raw outputs that are there."""

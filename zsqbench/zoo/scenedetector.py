@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
+from zsqbench.zoo.detection import Size
 from zsqbench.zoo.digits import CLASSES
 from zsqbench.zoo.resnet import BasicBlock
 from zsqbench.zoo.scenes import SIDE
@@ -36,6 +39,12 @@ PRIOR = 0.01
 
 EXTENT = 2.5
 """Distance to the sides of a box before training, in strides."""
+
+BOX_WEIGHT = 2.0
+"""Of the boxes' loss in training against that of the digits."""
+
+RADIUS = 1.5 * STRIDE
+"""Places of a digit lie in its box, and less than so many pixels from its centre in both directions."""
 
 THRESHOLD = 0.05
 """Least score of a box that is found."""
@@ -98,30 +107,80 @@ def postprocess(raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> 
     Boxes are left, top, right, bottom in pixels of an image of this height and width; a label is the digit + 1.
     """
     boxes, scores = decode(raw["bbox_regression"]), raw["cls_logits"].sigmoid()
-    return [_found(*each) for each in zip(boxes, scores, sizes, strict=True)]
+    return [_found(*each, (SIDE, SIDE)) for each in zip(boxes, scores, sizes, strict=True)]
 
 
-def decode(distances: Tensor) -> Tensor:
+def detect(raw: Mapping[str, Tensor], size: Size, score: float, overlap: float) -> list[dict[str, Tensor]]:
+    """The same in pixels of images of this height and width, which the network was given, with other thresholds."""
+    raw = {name: output.float() for name, output in raw.items()}
+    boxes, scores = decode(raw["bbox_regression"], size), raw["cls_logits"].sigmoid()
+    return [_found(*each, size, size, score, overlap) for each in zip(boxes, scores, strict=True)]
+
+
+def decode(distances: Tensor, size: Size = (SIDE, SIDE)) -> Tensor:
     """Boxes [N, places, 4] in pixels of the network's input, of what it gives as `bbox_regression`."""
-    x, y = places().to(distances.device).unbind(1)
+    x, y = places(size).to(distances.device).unbind(1)
     left, top, right, bottom = (distances.relu() * STRIDE).unbind(2)
     return torch.stack([x - left, y - top, x + right, y + bottom], 2)
 
 
-def places() -> Tensor:
+def places(size: Size = (SIDE, SIDE)) -> Tensor:
     """X and y of the centre of each place, [places, 2], in pixels of the network's input."""
-    centres = (torch.arange(SIDE // STRIDE) + 0.5) * STRIDE
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    rows, columns = ((torch.arange(side // STRIDE) + 0.5) * STRIDE for side in size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
 
 
-def _found(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+def assign(digits: Tensor, boxes: Tensor, size: Size = (SIDE, SIDE)) -> tuple[Tensor, Tensor]:
+    """The digit, or -1, and the box that each place is to find, [N, places] and [N, places, 4]; smaller ones win.
+
+    Digits are [N, M], -1 where an image has fewer than M; boxes are [N, M, 4], in pixels of the network's input.
+    """
+    points, corners = places(size).to(boxes.device)[None, :, None], boxes[:, None]  # [1, places, 1, 2], [N, 1, M, 4]
+    inside = ((points > corners[..., :2]) & (points < corners[..., 2:])).all(3)
+    near = ((points - (corners[..., :2] + corners[..., 2:]) / 2).abs() < RADIUS).all(3)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(2)
+    area, chosen = areas[:, None].where(inside & near & (digits >= 0)[:, None], torch.inf).min(2)
+    found = digits.gather(1, chosen).where(area < torch.inf, -1)
+    return found, boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+
+
+def detection_loss(raw: Mapping[str, Tensor], digits: Tensor, boxes: Tensor, size: Size = (SIDE, SIDE)) -> Tensor:
+    """Focal loss of the digits and generalised IoU loss of the boxes, per place that is to find something."""
+    wanted, targets = assign(digits, boxes, size)
+    positive = wanted >= 0
+    labels = functional.one_hot(wanted + 1, CLASSES + 1)[..., 1:].float()
+    classes = sigmoid_focal_loss(raw["cls_logits"], labels, reduction="sum")
+    predicted = decode(raw["bbox_regression"], size)[positive]
+    extents = generalized_box_iou_loss(predicted, targets[positive], reduction="sum")
+    loss: Tensor = (classes + BOX_WEIGHT * extents) / positive.sum().clamp_min(1)
+    return loss
+
+
+def training_loss(raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The loss of targets as `Detection.training_loss` has them; a label is the digit + 1."""
+    raw = {name: output.float() for name, output in raw.items()}
+    like = raw["bbox_regression"]
+    most = max(1, *(len(each["labels"]) for each in targets))
+    digits = torch.full((len(targets), most), -1, device=like.device)
+    boxes = like.new_zeros(len(targets), most, 4)
+    for number, each in enumerate(targets):
+        count = len(each["labels"])
+        digits[number, :count], boxes[number, :count] = each["labels"] - 1, each["boxes"].to(like)
+    return detection_loss(raw, digits, boxes, size)
+
+
+def _found(
+    boxes: Tensor, scores: Tensor, size: Size, given: Size, score: float = THRESHOLD, overlap: float = OVERLAP
+) -> dict[str, Tensor]:
+    """What is found in an image of this size, of boxes in pixels of what the network was given."""
     from torchvision.ops import batched_nms, clip_boxes_to_image
 
-    height, width = size
-    place, digit = (scores > THRESHOLD).nonzero().unbind(1)
-    boxes = clip_boxes_to_image(boxes[place] * torch.tensor([width, height, width, height]) / SIDE, size)
-    kept = batched_nms(boxes, scores[place, digit], digit, OVERLAP)[:MOST]
+    (height, width), (high, wide) = size, given
+    place, digit = (scores > score).nonzero().unbind(1)
+    boxes = boxes[place] * boxes.new_tensor([width, height, width, height]) / boxes.new_tensor([wide, high, wide, high])
+    boxes = clip_boxes_to_image(boxes, size)
+    kept = batched_nms(boxes, scores[place, digit], digit, overlap)[:MOST]
     return {"boxes": boxes[kept], "scores": scores[place, digit][kept], "labels": digit[kept] + 1}
 
 

@@ -8,7 +8,6 @@ on Gaussian noise.
 
 import logging
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +16,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from zsqbench.zoo.coco import Detections, coco_figures
-from zsqbench.zoo.digits import CLASSES
 from zsqbench.zoo.imagefiles import open_image
 from zsqbench.zoo.instances import Instances
 from zsqbench.zoo.models import SCENE_DETECTOR
-from zsqbench.zoo.scenedetector import MEAN, STD, STRIDE, SceneDetector, decode, places, postprocess, preprocess
+from zsqbench.zoo.scenedetector import MEAN, STD, SceneDetector, detection_loss, postprocess, preprocess
 from zsqbench.zoo.scenes import DIGITS, render_scene, write_scenes
 from zsqbench.zoo.train import spread_channels
 from zsqbench.zoo.weights import build_network
@@ -56,12 +52,6 @@ RECIPE = DetectorTraining()
 
 LOGGED = 100
 """Steps from one line to the next."""
-
-BOX_WEIGHT = 2.0
-"""Of the boxes' loss against that of the digits."""
-
-RADIUS = 1.5 * STRIDE
-"""Places of a digit lie in its box, and less than so many pixels from its centre in both directions."""
 
 
 def train(recipe: DetectorTraining) -> nn.Module:
@@ -103,28 +93,6 @@ def normalize(images: Tensor) -> Tensor:
     """From 0..1 to the detector's normalised space."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
-
-
-def assign(digits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The digit, or -1, and the box that each place is to find, [N, places] and [N, places, 4]; smaller ones win."""
-    points, corners = places()[None, :, None], boxes[:, None]  # [1, places, 1, 2] and [N, 1, M, 4]
-    inside = ((points > corners[..., :2]) & (points < corners[..., 2:])).all(3)
-    near = ((points - (corners[..., :2] + corners[..., 2:]) / 2).abs() < RADIUS).all(3)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(2)
-    area, chosen = areas[:, None].where(inside & near & (digits >= 0)[:, None], torch.inf).min(2)
-    found = digits.gather(1, chosen).where(area < torch.inf, -1)
-    return found, boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-
-
-def detection_loss(raw: Mapping[str, Tensor], digits: Tensor, boxes: Tensor) -> Tensor:
-    """Focal loss of the digits and generalised IoU loss of the boxes, per place that is to find something."""
-    wanted, targets = assign(digits, boxes)
-    positive = wanted >= 0
-    labels = functional.one_hot(wanted + 1, CLASSES + 1)[..., 1:].float()
-    classes = sigmoid_focal_loss(raw["cls_logits"], labels, reduction="sum")
-    extents = generalized_box_iou_loss(decode(raw["bbox_regression"])[positive], targets[positive], reduction="sum")
-    loss: Tensor = (classes + BOX_WEIGHT * extents) / positive.sum()
-    return loss
 
 
 @torch.no_grad()

@@ -39,6 +39,14 @@ class UserFile:
         _LOADED[self._file] = digests(self._file)
         return network
 
+    def has(self, name: str) -> bool:
+        """True if the file defines something by this name."""
+        return hasattr(self._module, name)
+
+    def value(self, name: str) -> object:
+        """What the file defines by this name, or none."""
+        return getattr(self._module, name, None)
+
     def function(self, name: str) -> Callable[..., Any]:
         """A function of the file, whose own errors are the user's. Raises ZSQBenchError where there is none."""
         found = getattr(self._module, name, None)

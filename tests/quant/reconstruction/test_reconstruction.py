@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
+    Grids,
     Memory,
     Reconstruction,
     Rounding,
@@ -250,13 +251,19 @@ def test_dropped_quantization_is_drawn_in_learning_only():
         assert torch.equal(student(data), student(data))
 
 
-@pytest.mark.parametrize(("elements", "bits"), [(8 * 6 * 8 * 8, 4)])
-def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, elements, bits):
-    found = []
+@pytest.mark.parametrize(
+    ("grid", "signed", "largest"),
+    [("affine", False, 2**4 - 1), ("symmetric", False, 2**4 - 1), ("symmetric", True, 2**3 - 1)],
+)
+def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, grid, signed, largest):
+    elements, found = 8 * 6 * 8 * 8, []
     for lsq in (False, True):
-        student = student_of(network(), f"hw/w3a{bits}")
+        student = prepare(network(), parse_scheme("hw/w3a4"), SIZE, Grids(activations=grid))
+        calibrate_weights(student, "mse")
         calibrate_activations_mse(student, images())
         stem = activation_quantizers(student)[0][1]
+        if signed:
+            stem.set_threshold(stem.threshold(), signed=True)
         adjust = Learning._adjust_gradients
 
         def look(self, *arguments, adjust=adjust, stem=stem):
@@ -268,7 +275,7 @@ def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, elements, 
         engine = Reconstruction(student, images(), context(), {"s": stage}, skip=lambda unit: unit.name != "0")
         engine.run("s")
         monkeypatch.setattr(Learning, "_adjust_gradients", adjust)
-    assert found[1] == pytest.approx(found[0] / (elements * (2**bits - 1)) ** 0.5, rel=1e-5)
+    assert found[1] == pytest.approx(found[0] / (elements * largest) ** 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -9,11 +9,14 @@ from torch.nn import functional
 from zsqbench.errors import DivergedError
 from zsqbench.quant import (
     FineTuning,
+    Grids,
+    LearnedWeight,
     Schedule,
     TrainedActivation,
     TrainedWeight,
     activation_quantizers,
     affine_parameters,
+    begin_steps,
     calibrate_activations_minmax,
     calibrate_weights,
     dequantize,
@@ -391,3 +394,133 @@ def test_frozen_batch_normalisation_is_left_alone():
     trained(student, Schedule(1, 3, 0.05))
     assert norms
     assert all(torch.equal(student.state_dict()[name], value) for name, value in norms.items())
+
+
+def with_steps(per_channel=False, module=None):
+    """A student on symmetric grids whose step sizes begin at LSQ's rule."""
+    module = module or tiny_teacher().module
+    student = prepare(module, parse_scheme("hw/w3a3"), SIZE, Grids("symmetric", "symmetric", per_channel))
+    begin_steps(student, [images()])
+    return student
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_gradients_of_weights_and_step_sizes_are_those_of_lsq(per_channel):
+    """Eq. 3 and 5 of the paper, element by element, on a signed grid of 3 bits: Q_N = 4 and Q_P = 3."""
+    rng = torch.Generator().manual_seed(3)
+    student = with_steps(per_channel)
+    layer = quantized_layers(student)[1][1]
+    layer.weight.data = torch.randn(layer.weight.shape, generator=rng)
+    gradient = torch.randn(layer.weight.shape, generator=rng)
+    engine = FineTuning(student, context(), Schedule(1, 1, 0.0, momentum=0, weight_decay=0), {}, learn_steps=True)
+    rounded = layer.weight_quantizer
+    step = rounded.scale.clone()
+    with engine:
+        engine.run(by_number, lambda _: {"loss": (rounded.values * gradient).sum().backward() or torch.zeros(())})
+        found = layer.weight.grad.clone(), rounded.scale.grad.clone()
+    steps = layer.weight.detach() / step
+    inside = (steps > -4) & (steps < 3)
+    slope = torch.where(inside, steps.round() - steps, steps.clamp(-4, 3))
+    expected = (gradient * slope).sum_to_size(step.shape)
+    count = layer.weight.numel() / step.numel()
+    torch.testing.assert_close(found[0], gradient * inside)
+    torch.testing.assert_close(found[1], expected / math.sqrt(count * 3), rtol=1e-4, atol=1e-6)
+    assert not inside.all()
+
+
+def test_gradients_of_activations_and_their_step_sizes_are_those_of_lsq():
+    student = with_steps()
+    relu = next(each for _, each in activation_quantizers(student) if not each.zero_point)
+    engine = FineTuning(student, context(), Schedule(1, 1, 0.0, momentum=0, weight_decay=0), {}, learn_steps=True)
+    seen = {}
+    relu.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], given=output) or None)
+
+    def gradients(update):
+        logits = engine.network(images(seed=update))
+        seen["given"].retain_grad()
+        loss = logits.square().sum()
+        loss.backward()
+        return {"loss": loss}
+
+    step = relu.scale.clone()
+    with engine:
+        engine.run(by_number, gradients)
+        found = relu.scale.grad.clone()
+    steps = seen["x"].detach() / step
+    slope = torch.where(steps < 7, steps.round() - steps, 7.0)  # 3 bits without a sign: Q_N = 0 and Q_P = 7
+    expected = (seen["given"].grad * slope).sum() / math.sqrt(steps[0].numel() * 7)  # features of an image
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert (steps > 7).any()
+
+
+def test_step_sizes_begin_at_lsqs_rule_and_signs_follow_what_was_seen():
+    student = with_steps()
+    _, layer = quantized_layers(student)[0]
+    assert layer.weight_quantizer.scale.item() == pytest.approx(2 * layer.weight.abs().mean().item() / 3**0.5, rel=1e-6)
+    assert layer.weight_quantizer.zero_point.item() == 4
+    seen, by_name = {}, dict(activation_quantizers(student))
+    for name, quantizer in by_name.items():
+        quantizer.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}) or None)
+    student(images())
+    for name, quantizer in by_name.items():
+        signed = bool((seen[name] < 0).any())
+        largest = 3 if signed else 7
+        assert quantizer.scale.item() == pytest.approx(2 * seen[name].abs().mean().item() / largest**0.5, rel=1e-5)
+        assert quantizer.zero_point.item() == (4 if signed else 0)
+    assert len({float(quantizer.zero_point) for quantizer in by_name.values()}) == 2
+
+
+def test_step_sizes_of_several_batches_are_of_their_average():
+    first, second, both = with_steps(), with_steps(), with_steps()
+    begin_steps(second, [images(seed=2)])
+    begin_steps(both, [images(), images(seed=2)])
+    (_, one), (_, other), (_, average) = (activation_quantizers(student)[0] for student in (first, second, both))
+    assert average.scale.item() == pytest.approx((one.scale.item() + other.scale.item()) / 2, rel=1e-6)
+
+
+def test_lsq_has_no_affine_grid_to_begin_on():
+    with pytest.raises(ValueError, match="is affine; expected symmetric"):
+        begin_steps(prepare(tiny_teacher().module, parse_scheme("hw/w4a4"), SIZE), [images()])
+
+
+def test_step_sizes_do_not_decay_and_stay_above_a_thousandth():
+    student, idle = with_steps(), with_steps()
+    before = {name: step.scale.clone() for name, step in activation_quantizers(student)}
+    trained(idle, Schedule(1, 3, 0.1, momentum=0, weight_decay=0.9), learn_steps=True, loss_of=lambda y, _: 0 * y.sum())
+    assert all(torch.equal(step.scale, before[name]) for name, step in activation_quantizers(idle))
+    trained(student, Schedule(1, 3, 1e3, momentum=0), learn_steps=True, loss_of=lambda y, _: -1e3 * y.square().mean())
+    ratios = [step.scale / before[name] for name, step in activation_quantizers(student)]
+    assert min(ratios) == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_training_step_sizes_goes_on_from_a_checkpoint_as_if_nothing_had_happened(optimizer):
+    schedule, ctx = Schedule(2, 4, 1e-3, optimizer=optimizer, annealing="cosine"), context()
+    expected, engine = trained(with_steps(), schedule, ctx, learn_steps=True)
+    found, _ = trained(with_steps(), schedule, state=ctx.reporter.states[2], learn_steps=True)
+    assert same(state_of(found), state_of(expected))
+    assert not same(state_of(expected), state_of(with_steps()))
+    assert not any(value.requires_grad for value in [*expected.buffers(), *expected.parameters()])
+    assert isinstance(engine.weights[0][1], LearnedWeight)
+
+
+def test_a_held_grid_stays_where_others_learn():
+    student = with_steps()
+    name, image = activation_quantizers(student)[0]
+    image.hold(torch.tensor(0.5), torch.tensor(4.0))
+    image.enabled = True
+    trained(student, Schedule(1, 3, 0.05), learn_steps=True)
+    assert dict(activation_quantizers(student))[name].scale.item() == 0.5
+
+
+def test_a_cosine_falls_from_epoch_to_epoch():
+    schedule = Schedule(4, 2, 1.0, annealing="cosine")
+    rates = [schedule.lr_at(update) for update in range(8)]
+    assert rates[::2] == rates[1::2] == pytest.approx([1.0, 0.853553, 0.5, 0.146447], rel=1e-5)
+
+
+def test_learned_step_sizes_are_what_the_artifact_keeps():
+    student, _ = trained(with_steps(), Schedule(1, 3, 0.01), learn_steps=True)
+    expected = student(images())
+    finalize(student)
+    torch.testing.assert_close(student(images()), expected)

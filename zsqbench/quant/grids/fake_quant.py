@@ -28,6 +28,9 @@ Q = TypeVar("Q", bound="TensorQuantizer")
 HALVES = (torch.float16, torch.bfloat16)
 BYTE = 8
 
+SMALLEST_STEP = 1e-3
+"""A scale that learns stays above this part of what it was at first: an optimiser could take it through zero."""
+
 
 class TensorQuantizer(nn.Module):
     """Rounds one tensor of a network to a grid. Neutral (the identity) until it is calibrated.
@@ -92,6 +95,15 @@ class TensorQuantizer(nn.Module):
         """The threshold t of a symmetric grid: its end below zero, or one step above its end where it has no sign."""
         steps: Tensor = 2**self.bits - self.zero_point
         return steps * self.scale
+
+    def largest_multiple(self) -> int:
+        """Q_P of LSQ (Esser et al., ICLR 2020): how many steps a symmetric grid has above zero; of an affine one, all.
+
+        2^(b-1) - 1 where a symmetric grid is signed, and 2^b - 1 where it is not. LSQ has no affine grids; QDrop takes
+        2^b - 1 for these.
+        """
+        above = levels(self.bits) if self.grid == "affine" else levels(self.bits) - self.zero_point.max().item()
+        return int(above)
 
     def check(self) -> None:
         """Raise RuntimeError where it was never calibrated, or is not on a finite grid of its kind."""

@@ -13,14 +13,19 @@ from torch import Tensor
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.context import LearningContext
 from zsqbench.quant.graph.units import Unit
-from zsqbench.quant.grids.affine import levels
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, TensorQuantizer, WeightQuantizer
+from zsqbench.quant.grids.fake_quant import (
+    SMALLEST_STEP,
+    ActivationQuantizer,
+    QuantizedLayer,
+    TensorQuantizer,
+    WeightQuantizer,
+)
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors, Memory
 from zsqbench.quant.reconstruction.draws import draw, keep_mask, select
 from zsqbench.quant.reconstruction.losses import UnitBatch, UnitLoss, reconstruction_loss, total, with_loss
 from zsqbench.quant.reconstruction.prediction import Prediction
 from zsqbench.quant.reconstruction.propagation import push, quantized
-from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
+from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGroup
 from zsqbench.quant.reconstruction.stage import Draws, Stage
 
 POINTS = 200
@@ -161,11 +166,13 @@ class Learning:
             for step in steps:
                 until_learned.callback(step.requires_grad_(True).requires_grad_, False)
             sizes = self._watch(until_learned)
+            largest: dict[TensorQuantizer, int] = {}
+            largest |= {quantizer: quantizer.largest_multiple() for quantizer in self._learned_quantizers()}
             for iteration, index in zip(range(1, iterations + 1), indices, strict=False):
                 loss = measure(index)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                self._adjust_gradients(learned, sizes, iteration)
+                self._adjust_gradients(learned, sizes, largest, iteration)
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"]((iteration - 1) / iterations)
                 optimizer.step()
@@ -220,13 +227,17 @@ class Learning:
         return [_group(tensors, lr, is_annealed=annealed) for (lr, annealed), tensors in merged.items()]
 
     def _adjust_gradients(
-        self, learned: Sequence[LearnedRounding], sizes: Mapping[TensorQuantizer, int], iteration: int
+        self,
+        learned: Sequence[LearnedRounding],
+        sizes: Mapping[TensorQuantizer, int],
+        largest: Mapping[TensorQuantizer, int],
+        iteration: int,
     ) -> None:
         for rounding in learned:
             rounding.regularize(iteration, self.stage.iterations)
         for step, size in sizes.items():
             if step.scale.grad is not None:
-                step.scale.grad.div_(math.sqrt(size * levels(step.bits)))
+                step.scale.grad.div_(math.sqrt(size * largest[step]))
 
     def _watch(self, until_learned: contextlib.ExitStack) -> dict[TensorQuantizer, int]:
         """Drop quantization at random behind the quantizers, and note the sizes of what they round, where wanted."""

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from zsqbench.quant.grids.fake_quant import WeightQuantizer
 
-SMALLEST_STEP = 1e-3
-"""A learned scale stays above this part of what it was at first: Adam could take it through zero."""
-
 
 class ParameterGroup(NamedTuple):
     """Tensors that learn with one rate."""

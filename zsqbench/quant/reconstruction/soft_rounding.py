@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zsqbench.quant.grids.affine import levels, within
-from zsqbench.quant.grids.fake_quant import WeightQuantizer
-from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
+from zsqbench.quant.grids.fake_quant import SMALLEST_STEP, WeightQuantizer
+from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGroup
 
 GAMMA, ZETA = -0.1, 1.1
 """The sigmoid is stretched to these ends and clipped to [0, 1], so that it reaches both."""

@@ -19,7 +19,7 @@ class StepSizes:
 
     lr: float = 4e-4
     lsq: bool = False
-    """Multiply gradients by 1 / sqrt(elements * largest code), as LSQ does."""
+    """Multiply gradients by 1 / sqrt(elements * Q_P), as LSQ does: Q_P is 2^(b-1) - 1 on a signed symmetric grid."""
 
 
 @dataclass(frozen=True)

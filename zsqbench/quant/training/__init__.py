@@ -1,7 +1,7 @@
 """Training a student as a whole: fine-tuning, distillation, feature alignment, recorded GPU updates."""
 
 from zsqbench.quant.training.cuda_graphs import RecordedFunction
-from zsqbench.quant.training.distillation import kl_divergence
+from zsqbench.quant.training.distillation import kl_divergence, map_divergence
 from zsqbench.quant.training.feature_alignment import (
     Alignment,
     alignment_loss,
@@ -12,6 +12,7 @@ from zsqbench.quant.training.feature_alignment import (
 )
 from zsqbench.quant.training.finetuning import (
     FineTuning,
+    LearnedWeight,
     Schedule,
     TrainedActivation,
     TrainedWeight,
@@ -19,18 +20,22 @@ from zsqbench.quant.training.finetuning import (
     span_weights,
     student_state,
 )
+from zsqbench.quant.training.step_sizes import begin_steps
 
 __all__ = [
     "Alignment",
     "FineTuning",
+    "LearnedWeight",
     "RecordedFunction",
     "Schedule",
     "TrainedActivation",
     "TrainedWeight",
     "alignment_loss",
     "attention",
+    "begin_steps",
     "block_outputs",
     "kl_divergence",
+    "map_divergence",
     "pass_gradients",
     "span_weights",
     "split_features",

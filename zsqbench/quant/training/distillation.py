@@ -1,5 +1,6 @@
 """Knowledge distillation: the loss of a student's logits against its float network's."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,3 +20,14 @@ def kl_divergence(
     found = functional.log_softmax(student / temperature, 1)
     divergence = functional.kl_div(found, expected, reduction="batchmean", log_target=True)
     return temperature**2 * (divergence if reduction == "batchmean" else divergence / student.shape[1])
+
+
+def map_divergence(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:
+    """KL(softmax(teacher / T) || softmax(student / T)), where each map of an image is one distribution.
+
+    Maps [N, ...] are flattened, divergences averaged over images and summed over maps, in float32 at least. There is no
+    factor T^2. So Li et al. (ICCV 2025) compare what detectors predict at each level, boxes included.
+    """
+    pairs = [(ours.flatten(1), theirs.flatten(1)) for ours, theirs in zip(student, teacher, strict=True)]
+    each = [kl_divergence(ours, theirs, temperature) / temperature**2 for ours, theirs in pairs]
+    return torch.stack(each).sum()

@@ -5,9 +5,10 @@ what, is the method's; updates, schedule, checkpoints, curves and the watch over
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,8 +16,21 @@ from torch import Tensor, fx, nn
 from zsqbench.errors import DivergedError
 from zsqbench.quant.context import TrainingContext
 from zsqbench.quant.graph.operators import RELUS, is_batch_norm, is_layer, operator
-from zsqbench.quant.grids.affine import dequantize, fake_quantize_identity, grid_parameters, rectify_and_quantize
-from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from zsqbench.quant.grids.affine import (
+    dequantize,
+    fake_quantize,
+    fake_quantize_identity,
+    grid_parameters,
+    rectify_and_quantize,
+)
+from zsqbench.quant.grids.fake_quant import (
+    HALVES,
+    SMALLEST_STEP,
+    ActivationQuantizer,
+    QuantizedLayer,
+    TensorQuantizer,
+    WeightQuantizer,
+)
 from zsqbench.quant.ranges.observers import minmax
 from zsqbench.quant.student import quantized_layers
 from zsqbench.quant.training.cuda_graphs import RecordedFunction
@@ -28,12 +42,14 @@ POINTS = 1000
 CEILINGS = {"relu": math.inf, "relu6": 6.0}
 """Where activation functions that a quantizer can do by the way end."""
 
-_STUDENT, _MOMENTUM = "student.", "momentum."
+_STUDENT, _FLOOR = "student.", "floor."
+_MOMENTS = {"momentum.": "momentum_buffer", "first.": "exp_avg", "second.": "exp_avg_sq"}
+"""What optimisers keep of a parameter, by the beginning of its name in a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many updates there are, and how large they are: SGD with Nesterov's momentum."""
+    """How many updates there are, and how large they are: SGD with Nesterov's momentum, or Adam."""
 
     epochs: int
     updates_per_epoch: int
@@ -45,6 +61,9 @@ class Schedule:
     weight_decay: float = 1e-4
     keep_every: int = 0
     """Keep the student after every so many epochs, and after the last; 0 for never."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    annealing: Literal["steps", "cosine"] = "steps"
+    """How the learning rate falls: at milestones, or from epoch to epoch along a cosine that is 0 after the last."""
 
     @property
     def updates(self) -> int:
@@ -57,6 +76,8 @@ class Schedule:
 
     def lr_at(self, update: int) -> float:
         """The learning rate of an update, counted from 0."""
+        if self.annealing == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (update // self.updates_per_epoch) / self.epochs))
         return self.lr * self.factor ** self.passed(update)
 
 
@@ -82,9 +103,32 @@ class TrainedWeight(WeightQuantizer):
             _span(self, weight)
         self.values.copy_(dequantize(self.codes(weight), self.scale, self.zero_point))
 
+    def hand_over(self, weight: Tensor) -> None:
+        """Give the latent weight the gradient that `values` got."""
+        weight.grad = self.values.grad
+
     def forward(self, x: Tensor) -> Tensor:
         """What the latent weight was rounded to last."""
         return self.values if self.enabled else x
+
+
+class LearnedWeight(TrainedWeight):
+    """A weight that is trained with the step sizes of its grid, as in LSQ (Esser et al., ICLR 2020, Eq. 2 to 5).
+
+    The gradient of the latent weight ends where it is clamped; that of the step size is not scaled here.
+    """
+
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
+        super().__init__(quantizer, weight, follows=False)
+
+    def hand_over(self, weight: Tensor) -> None:
+        """Give latent weight and step sizes the gradients that follow from that of `values`."""
+        if self.values.grad is None:
+            weight.grad = self.scale.grad = None
+            return
+        with torch.enable_grad():
+            rounded = fake_quantize(weight, self.scale, self.zero_point, self.bits, clips_first=True)
+        weight.grad, self.scale.grad = torch.autograd.grad(rounded, (weight, self.scale), self.values.grad)
 
 
 class TrainedActivation(ActivationQuantizer):
@@ -111,8 +155,9 @@ class FineTuning:
     """Trains all parameters of a prepared student update by update, on activation ranges that are set or in `state`.
 
     Weights and biases of layers, and gains and offsets of batch normalisations where they are not folded, learn alike;
-    running statistics stay. The student is in eval mode throughout. Use it as a context manager: afterwards nothing
-    requires a gradient, and weights are what the last update left.
+    running statistics stay. With `learn_steps`, all grids but one that is held learn their step sizes, by LSQ's
+    gradients. The student is in eval mode throughout. Use it as a context manager: afterwards nothing requires a
+    gradient, and weights are what the last update left.
     """
 
     def __init__(
@@ -123,10 +168,13 @@ class FineTuning:
         state: Mapping[str, Any],
         *,
         follow_weights: bool = True,
+        learn_steps: bool = False,
         features: Sequence[str] = (),
         rates: str = "'lr'",
     ) -> None:
         """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay.
+
+        With `learn_steps` all grids must be set; they are where learning begins, and weights do not follow theirs.
 
         `features` are names of nodes of the student's graph, for what `network` returns; `rates` names the options that
         an error suggests to lower.
@@ -135,10 +183,20 @@ class FineTuning:
         self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
         """Each layer with a quantized weight, and what rounds that."""
         for _, layer in quantized_layers(student):
-            quantizer = TrainedWeight(layer.weight_quantizer, layer.weight, follows=follow_weights)
+            if learn_steps:
+                quantizer: TrainedWeight = LearnedWeight(layer.weight_quantizer, layer.weight)
+            else:
+                quantizer = TrainedWeight(layer.weight_quantizer, layer.weight, follows=follow_weights)
             layer.weight_quantizer = quantizer
             self.weights.append((layer, quantizer))
-        for activation in pass_gradients(student):
+        learned: list[TensorQuantizer] = [
+            module
+            for module in student.modules()
+            if isinstance(module, ActivationQuantizer) and learn_steps and not module.is_held
+        ]
+        for quantizer in learned:
+            quantizer.clips_first = True
+        for activation in pass_gradients(student, but=learned):
             activation.enabled = True  # where a state is resumed, its grid comes below
         self.network = _training_network(student, features)
         """Computes what the student does, to be differentiated: its output, and with features a tuple of both."""
@@ -146,30 +204,42 @@ class FineTuning:
         working = {id(layer.weight): quantizer.values for layer, quantizer in self.weights}
         self.parameters: list[Tensor] = [working.get(id(latent), latent) for latent in self._latent.values()]
         """What the student computes with, and what gradients are to be put on: rounded weights, and all else."""
+        self.parameters += [quantizer.scale for quantizer in learned]
+        learned += [quantizer for _, quantizer in self.weights if isinstance(quantizer, LearnedWeight)]
+        self._steps = {f"step.{quantizer.kind}.{quantizer.name}": quantizer for quantizer in learned}
+        self._floors = {name: state[_FLOOR + name] for name in self._steps if _FLOOR + name in state}
+        self._divisors: list[float] = []
         self._renew = ctx.compile(self._renew_eagerly)
         self._first = state.get("updates", 0)
         if state:
             kept = {name.removeprefix(_STUDENT): value for name, value in state.items() if name.startswith(_STUDENT)}
             student.load_state_dict(kept)
-        self.optimizer = torch.optim.SGD(
-            list(self._latent.values()),
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            weight_decay=schedule.weight_decay,
-            nesterov=schedule.momentum > 0,
-        )
-        for name, latent in self._latent.items():
-            if _MOMENTUM + name in state:
-                self.optimizer.state[latent] = {"momentum_buffer": state[_MOMENTUM + name].to(latent)}
+        self._learned = self._latent | {name: quantizer.scale for name, quantizer in self._steps.items()}
+        """Latent parameters and step sizes: what an update moves."""
+        self.optimizer = _optimizer(schedule, list(self._latent.values()), [step.scale for step in learned])
+        for name, latent in self._learned.items():
+            places = {moment: place + name for place, moment in _MOMENTS.items() if place + name in state}
+            moments = {moment: state[place].to(latent) for moment, place in places.items()}
+            if moments and schedule.optimizer == "adam":
+                moments["step"] = torch.tensor(float(self._first), device=latent.device if latent.is_cuda else "cpu")
+            if moments:
+                self.optimizer.state[latent] = moments
 
     def __enter__(self) -> Self:
-        for latent in self._latent.values():
+        for latent in self._learned.values():
             latent.requires_grad_(True)
+        elements = _elements(self.student)
+        for name, quantizer in self._steps.items():
+            weight = next((layer.weight for layer, own in self.weights if own is quantizer), None)
+            count = elements[quantizer.name] if weight is None else weight.numel() // quantizer.scale.numel()
+            self._divisors.append(math.sqrt(count * quantizer.largest_multiple()))
+            floor = self._floors.get(name, SMALLEST_STEP * quantizer.scale.detach())
+            self._floors[name] = floor.to(quantizer.scale.device)
         self._renew()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for latent in self._latent.values():
+        for latent in self._learned.values():
             latent.requires_grad_(False)
             latent.grad = None
         for _layer, rounded in self.weights:
@@ -207,6 +277,7 @@ class FineTuning:
             if adjust is not None:
                 adjust(update)
             self.optimizer.step()
+            self._bound_steps()
             self._renew()
             return curves
 
@@ -227,9 +298,17 @@ class FineTuning:
 
     def _hand_over(self, lr: float) -> None:
         for layer, quantizer in self.weights:
-            layer.weight.grad = quantizer.values.grad
+            quantizer.hand_over(layer.weight)
+        for step, divisor in zip(self._steps.values(), self._divisors, strict=True):
+            if step.scale.grad is not None:
+                step.scale.grad.div_(divisor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+    @torch.no_grad()
+    def _bound_steps(self) -> None:
+        for name, step in self._steps.items():
+            torch.maximum(step.scale, self._floors[name], out=step.scale)
 
     def _log(self, curves: Mapping[str, Tensor], update: int, good: Mapping[str, Any]) -> None:
         values = {name: value.detach() for name, value in curves.items()}
@@ -247,7 +326,7 @@ class FineTuning:
         self.ctx.log("lr", self.schedule.lr_at(update), update + 1)
 
     def _is_finite(self) -> bool:
-        return bool(torch.stack([latent.detach().isfinite().all() for latent in self._latent.values()]).all())
+        return bool(torch.stack([latent.detach().isfinite().all() for latent in self._learned.values()]).all())
 
     def _keep_epoch(self, epoch: int) -> None:
         every = self.schedule.keep_every
@@ -255,29 +334,60 @@ class FineTuning:
             self.ctx.keep_epoch(epoch, self.student)
 
     def _state(self, updates: int) -> dict[str, Any]:
-        states = ((name, self.optimizer.state[latent]) for name, latent in self._latent.items())
-        momentum = {_MOMENTUM + name: state["momentum_buffer"] for name, state in states if "momentum_buffer" in state}
-        return {"updates": updates, **student_state(self.student), **momentum}
+        states = [(name, self.optimizer.state[latent]) for name, latent in self._learned.items()]
+        moments = {
+            place + name: state[moment]
+            for place, moment in _MOMENTS.items()
+            for name, state in states
+            if moment in state
+        }
+        floors = {_FLOOR + name: floor for name, floor in self._floors.items()}
+        return {"updates": updates, **student_state(self.student), **moments, **floors}
 
     def _copy(self, updates: int) -> dict[str, Any]:
         state = self._state(updates)
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-def pass_gradients(student: nn.Module) -> list[TrainedActivation]:
+def pass_gradients(student: nn.Module, *, but: Sequence[TensorQuantizer] = ()) -> list[TrainedActivation]:
     """Let gradients pass the rounding of activations unchanged, in place: each quantizer becomes one that lets them.
 
-    Those keep grids and what else was set, and are returned.
+    Those keep grids and what else was set, and are returned. `but` names quantizers that stay as they are.
     """
     replaced = []
     for path, module in list(student.named_modules()):
-        if isinstance(module, ActivationQuantizer):
+        if isinstance(module, ActivationQuantizer) and module not in but:
             trained = TrainedActivation(**module.description())
             trained.adopt(module)
             trained.enabled, trained.is_held = module.enabled, module.is_held
             student.set_submodule(path, trained)
             replaced.append(trained)
     return replaced
+
+
+def _optimizer(schedule: Schedule, latent: list[Tensor], steps: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of latent parameters and of step sizes, which do not decay."""
+    groups: list[dict[str, Any]] = [{"params": latent}, *([{"params": steps, "weight_decay": 0.0}] if steps else [])]
+    if schedule.optimizer == "adam":
+        on_gpu = latent[0].is_cuda  # where updates are recorded
+        return torch.optim.Adam(groups, lr=schedule.lr, weight_decay=schedule.weight_decay, capturable=on_gpu)
+    return torch.optim.SGD(
+        groups,
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+        nesterov=schedule.momentum > 0,
+    )
+
+
+def _elements(student: fx.GraphModule) -> Counter[str]:
+    """How many values of an image each activation quantizer rounds, over all its calls, by its tensor's name."""
+    counts: Counter[str] = Counter()
+    for node in student.graph.nodes:
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            counts[module.name] += math.prod(node.meta["shape"][1:])
+    return counts
 
 
 def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.GraphModule:

@@ -1,0 +1,143 @@
+"""LSQ: Learned Step Size Quantization (Esser et al., ICLR 2020), trained towards the float network."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+import zsqbench
+from zsqbench.methods import Network, auto
+from zsqbench.methods.base import Auto
+from zsqbench.scheme import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+    from zsqbench.quant import FineTuning
+
+_BYTE = 8
+
+_DECAYS = {2: 0.25e-4, 3: 0.5e-4}
+_USUAL_DECAY = 1e-4
+
+
+class LSQ(zsqbench.StepSizeQuantizer):
+    """A student whose step sizes learn with its weights, from its float network and from labels.
+
+    One step size for each weight and each activation, on symmetric grids, with LSQ's gradients and start (section 2).
+    The loss is that of the paper's distillation (section 3.7): cross-entropy and the divergence from the float network
+    at temperature 1, of equal weight; SGD, a cosine without restarts, 90 epochs, rate 0.01, and 0.001 at 8 bits; weight
+    decay 1e-4, half of it at 3 bits and a quarter at 2.
+
+    Of a network that is no classifier, such as a detector, the loss is the divergence alone, at `map_temperature`: each
+    tensor that the network returns is one distribution for each image, boxes included, as `detect_kd` has it at each
+    level.
+
+    Deviations: images are those of the calibration set, labels those of the set, or what the float network says;
+    an epoch is 200 updates; Nesterov's momentum; rates fall from epoch to epoch; which tensors have which bits is the
+    scheme's matter (the paper: first and last layer at 8 bits); batch normalisation keeps its statistics, and is folded
+    first where the scheme says so. The paper released no code; hyper-parameters are those of its text as remembered.
+    """
+
+    name = "lsq"
+    version = 1
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "": {name: {"epochs": 90, "batch_size": 256, "alpha": 1.0} for name in ("cifar10", "cifar100", "imagenet")}
+    }
+
+    temperature: float = Field(1.0, gt=0, description="T, by which logits are divided in the distillation loss")
+    map_temperature: float = Field(4.0, gt=0, description="the same for what a network returns that is no classifier")
+    ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards labels, of classifiers")
+    labels: Literal["set", "teacher"] | None = Field(
+        None, description="whose labels: the set's, or what the float network says; none: the set's where it has any"
+    )
+    lr: Auto[float] = auto(ge=0, description="learning rate at first; by default 0.01, and 0.001 for weights of 8 bits")
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The paper's values, of which rate and decay depend on the bits of weights."""
+        found = super().automatic(network, scheme)
+        if scheme is None:
+            return found
+        bits = scheme.weight_bits
+        return {
+            **found,
+            "lr": 1e-2 if bits < _BYTE else 1e-3,
+            "weight_decay": _DECAYS.get(bits, _USUAL_DECAY),
+        }
+
+    def quantize(
+        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
+    ) -> None:
+        """Set step sizes, then train. Raises ZSQBenchError for a set without labels where it is to have them."""
+        self = self.resolved(teacher, ctx.scheme)
+        learns_labels = self.ce_weight and teacher.classes is not None
+        if learns_labels and data is not None and data.labels is None:
+            if self.labels == "set":
+                raise zsqbench.ZSQBenchError(
+                    "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
+                    "generator that gives labels, labels: teacher, or ce_weight: 0"
+                )
+            if self.labels is None:
+                ctx.note("labels are what the float network says, since the calibration set has none")
+        gradients = self._to_classes if teacher.classes is not None else self._to_outputs
+        self.train_on(student, teacher, data, ctx, lambda engine: gradients(engine, teacher, ctx))
+
+    def _to_classes(
+        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
+    ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
+        """What puts gradients on the parameters of a classifier."""
+        import torch
+        from torch.nn import functional
+
+        from zsqbench.quant import kl_divergence
+        from zsqbench.synthesis import class_logits
+
+        def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
+            with torch.no_grad():
+                expected = class_logits(teacher.module(images), images)
+            logits = class_logits(engine.network(images), images)
+            guesses = expected.argmax(1)
+            kl = kl_divergence(logits, expected, self.temperature)
+            targets = guesses if labels is None or self.labels == "teacher" else labels
+            return kl, functional.cross_entropy(logits, targets), (logits.argmax(1) == guesses).float().mean()
+
+        compiled = ctx.compile(compare)
+
+        def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
+            kl, ce, agreement = compiled(images, labels)
+            loss = self.alpha * kl + self.ce_weight * ce
+            torch.autograd.backward(loss)
+            return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
+
+        return gradients
+
+    def _to_outputs(
+        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
+    ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
+        """What puts gradients on the parameters of any other network."""
+        import torch
+
+        from zsqbench.quant import map_divergence
+        from zsqbench.synthesis import flat_outputs
+
+        def compare(images: "Tensor") -> "Tensor":
+            with torch.no_grad():
+                expected = flat_outputs(teacher.module(images))
+            return map_divergence(flat_outputs(engine.network(images)), expected, self.map_temperature)
+
+        compiled = ctx.compile(compare)
+
+        def gradients(images: "Tensor", _: "Tensor | None") -> "Mapping[str, Tensor]":
+            kl = compiled(images)
+            loss = self.alpha * kl
+            torch.autograd.backward(loss)
+            return {"loss": loss, "kl": kl}
+
+        return gradients
+
+
+@zsqbench.hookimpl
+def register_quantizers() -> list[type[zsqbench.Quantizer]]:
+    """Provide `lsq`."""
+    return [LSQ]

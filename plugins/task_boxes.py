@@ -1,0 +1,393 @@
+"""Images for detectors towards boxes that the detector itself proposes (Li et al., ICCV 2025)."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from zsqbench_plugins.shared.boxes import corners, rows, targets
+
+import zsqbench
+from zsqbench.methods import Auto, Network, auto
+from zsqbench.methods.work import STEP
+from zsqbench.scheme import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zsqbench import CalibrationSet, Detection, Pretrained, StepContext
+    from zsqbench.synthesis import BNGap, BNLoss
+    from zsqbench.zoo.detection import Size
+
+ITERATIONS, FIRST, LAST, LOOK = 3000, 800, 2800, 100
+"""Steps of a stage of the release, those between which boxes are refined, and how often the network is looked at."""
+
+COARSEST = 32
+"""Sides of smaller images are multiples of this, as strides of detectors want them."""
+
+NMS_SCORE, NMS_OVERLAP = 0.001, 0.6
+"""Suppression of the network's boxes before they are proposed."""
+
+SMALLEST_BOX, LARGEST_BOX = 0.2, 0.8
+"""Sides of a random box, in parts of the image."""
+
+EPS = 1e-12
+"""Below the roots: the slope of a norm at 0 has no end."""
+
+
+class TaskBoxes(zsqbench.Generator):
+    """Images towards boxes: first boxes are refined on small images, then images are made for them.
+
+    Each image begins with one random box. Pixels minimise L = det_weight L_det + sum_l w_l (|m_l - mu_l| + |v_l -
+    var_l|) + variation_weight TV + norm_weight |x|, with the detector's own training loss L_det, norms that are not
+    squared, mean and biased variance of the batch, and w_l = bn_weight, to which the first layer has first_bn_weight
+    added. TV are four norms of differences over the whole batch. In the first stage images are small (`label_scale`);
+    every `refine_every` steps between `refine_from` and `refine_until` the detector's boxes above `score` are compared
+    with those that are there: those that overlap with none (IoU below `overlap`) are added if their area is between
+    `smallest_area` and `largest_area`, whatever their label; those that overlap with none of the detector's are
+    dropped, as long as one is left. The second stage begins at fresh noise, keeps the boxes, and gives away the pixels
+    whose L_det was lowest.
+
+    The default preset is `released`, the settings of the toolkit (DFQ-Dojo/dfq-toolkit, YOLO11); `paper` are those of
+    the paper for YOLO11. Its YOLOv5 has det_weight 0.5, bn_weight 0.01, norm_weight 5e-4 and 2,500 iterations.
+
+    Boxes are in the set. An image in which the detector proposes nothing that can be added keeps its random box for
+    ever; a note counts the images with a random box at which it never found anything.
+
+    Deviations: pixels are optimised between black (0) and white (1), as the release has them, and normalised for the
+    network; size of batches, |x| as the mean over images and the cosine of the preset `paper` are ours, for the sources
+    at hand do not say them; boxes are those of the detector's own decoding, with the release's thresholds where the
+    task takes such; a batch without any proposal leaves its boxes as they are (the release crashes); lowest losses are
+    looked for after each hundredth step and after the last; an epsilon of 1e-12 below roots; transformers, for which
+    the paper replaces the statistics, are none of it; seeded.
+    """
+
+    name = "task_boxes"
+    version = 1
+    needs_bn = True
+    needs_training_loss = True
+    memory_options = ("batch_size",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "det_weight": 1e-3,
+            "bn_weight": 1e-3,
+            "first_bn_weight": 0.0,
+            "variation_weight": 0.0,
+            "norm_weight": 5e-5,
+            "lr": 1e-2,
+            "start": "normal",
+        },
+        "released": {
+            "det_weight": 0.5,
+            "bn_weight": 0.05,
+            "first_bn_weight": 5.0,
+            "variation_weight": 0.002,
+            "norm_weight": 0.0,
+            "lr": 0.2,
+            "start": "uniform",
+        },
+    }
+
+    images: int = Field(2000, gt=0, description="size of the calibration set")
+    batch_size: int = Field(32, gt=0, description="images optimised together")
+    preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
+    iterations: int = Field(ITERATIONS, gt=0, description="Adam steps of each of the two stages, for each batch")
+    lr: Auto[float] = auto(gt=0, lt=1e30, description="learning rate of Adam at first, with a cosine to 0")
+    start: Auto[Literal["normal", "uniform"]] = auto(
+        description="pixels at first: normal noise, or uniform in 256 steps"
+    )
+    det_weight: Auto[float] = auto(ge=0, description="weight of the detector's training loss")
+    bn_weight: Auto[float] = auto(ge=0, description="weight of the statistics of each layer")
+    first_bn_weight: Auto[float] = auto(ge=0, description="further weight of those of the first layer")
+    variation_weight: Auto[float] = auto(ge=0, description="weight of the total variation, of the batch as a whole")
+    norm_weight: Auto[float] = auto(ge=0, description="weight of the images' norm")
+    clamp: bool = Field(False, description="hold pixels to valid values after each step, which the sources do not do")
+    label_scale: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="sides of images in the first stage, of those that are made; in steps of 32 pixels",
+    )
+    refine: bool = Field(True, description="refine boxes in a first stage; without it, each image keeps its random box")
+    refine_every: Auto[int] = auto(gt=0, description="steps between two looks; by default 100 of 3,000, in proportion")
+    refine_from: Auto[int] = auto(ge=0, description="the first step with a look; by default 800 of 3,000")
+    refine_until: Auto[int] = auto(ge=0, description="the last one; by default 2,800 of 3,000")
+    score: float = Field(0.2, ge=0, le=1, description="what the score of a proposed box is above")
+    overlap: float = Field(0.35, ge=0, le=1, description="intersection over union from which on two boxes are one")
+    smallest_area: float = Field(0.01, ge=0, le=1, description="what the area of an added box is above")
+    largest_area: float = Field(0.85, ge=0, le=1, description="what it is below")
+
+    @model_validator(mode="after")
+    def _has_room(self) -> "TaskBoxes":
+        if self.smallest_area >= self.largest_area:
+            raise ValueError(
+                f"no area is above smallest_area {self.smallest_area} and below largest_area {self.largest_area}"
+            )
+        return self
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The preset's values, and looks in proportion to the iterations."""
+        part = self.iterations / ITERATIONS
+        looks = {
+            "refine_every": max(1, round(LOOK * part)),
+            "refine_from": round(FIRST * part),
+            "refine_until": round(LAST * part),
+        }
+        return {**super().automatic(network, scheme), **looks}
+
+    def work(self, images: int) -> float:
+        """Both stages, the first on small images."""
+        small = self.label_scale**2 if self.refine else 0.0
+        return super().work(images) + small * STEP * self.iterations * images
+
+    def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
+        """Refine boxes, then make images; an interrupted run goes on where its last checkpoint was.
+
+        Raises ZSQBenchError for a network without a training loss, or that does not take small images, and
+        DivergedError where a loss is not finite.
+        """
+        import torch
+
+        from zsqbench.synthesis import DEEP_INVERSION, BNLoss, optimize
+
+        self = self.resolved(teacher)
+        if teacher.detection is None:
+            raise zsqbench.ZSQBenchError(
+                f"generator {self.name!r} needs a detector whose task hands out its training loss, and "
+                f"{type(teacher.module).__name__} is none"
+            )
+        with BNLoss(teacher.module, DEEP_INVERSION) as bn_loss:
+            run = _Run(self, teacher, teacher.detection, ctx, bn_loss)
+            made = optimize(run.order, run.begin, run.losses, ctx, run.state, stepped=run.stepped, keep=run.keep)
+        with torch.no_grad():
+            images = torch.cat([run.normalised(pixels.to(ctx.device)).cpu() for pixels in made[-len(run.sizes) :]])
+        kept = run.report() if self.refine else None
+        provenance = {"preset": self.preset, "boxes": len(run.boxes), "random_boxes_kept": kept}
+        return zsqbench.CalibrationSet(images.contiguous(), provenance=provenance, boxes=run.boxes)
+
+
+class _Run:
+    """What one call of `generate` keeps between steps: the boxes of all images, and the best pixels of a batch."""
+
+    def __init__(
+        self,
+        options: TaskBoxes,
+        teacher: "Pretrained",
+        detection: "Detection",
+        ctx: "StepContext",
+        bn_loss: "BNLoss",
+    ) -> None:
+
+        from zsqbench.synthesis import batch_sizes
+
+        self.options, self.teacher, self.detection, self.ctx, self.bn_loss = options, teacher, detection, ctx, bn_loss
+        self.state: dict[str, Any] = ctx.resume() or {}
+        self.sizes = batch_sizes(options.images, options.batch_size)
+        stages = 2 if options.refine else 1
+        # batch after batch in each stage: all boxes are there before the first image is
+        self.order = [batch for batch in range(stages * len(self.sizes)) for _ in range(options.iterations)]
+        low, high = (bound.to(ctx.device) for bound in teacher.valid_range())
+        self._black, self._range = low, high - low
+        height, width = teacher.input_size[1:]
+        self._full = height, width
+        self._small = smaller(height, options.label_scale), smaller(width, options.label_scale)
+        begun = {name: self.state[name] for name in ("boxes", "random", "found") if name in self.state} or self._begun()
+        self.boxes: Tensor = begun["boxes"]
+        """[M, 6], on the CPU, as the set has them."""
+        self._random: Tensor = begun["random"]
+        self._found: Tensor = begun["found"]
+        """True for images whose random box the detector proposed, too, at some time."""
+        self._targets: tuple[int, list[dict[str, Tensor]]] | None = None
+        self._best: tuple[float, Tensor] | None = None
+        if "best" in self.state:
+            self._best = self.state["best_loss"], self.state["best"].to(ctx.device)
+
+    def normalised(self, pixels: "Tensor") -> "Tensor":
+        """Pixels between 0 and 1 as the network takes them."""
+        return self._black + pixels * self._range
+
+    def begin(self, number: int, pixels: "Tensor | None") -> Any:
+        """Draw the pixels of a batch in a stage, or go on with those of a checkpoint."""
+        import torch
+
+        from zsqbench.synthesis import Cosine, PixelBatch
+
+        options, (batch, size) = self.options, self._place(number)
+        if pixels is None:
+            shape = (self.sizes[batch], self.teacher.input_size[0], *size)
+            uniform = options.start == "uniform"
+            pixels = (self.ctx.rand(*shape) * 256).floor() / 255 if uniform else self.ctx.randn(*shape)
+            self._targets = self._best = None
+        return PixelBatch(
+            pixels.to(self.ctx.device), torch.optim.Adam, Cosine(options.lr, options.iterations), options.iterations
+        )
+
+    def losses(self, pixels: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
+        """What a step minimises, and its parts."""
+        number, gap = self.order[step], self._run(self.normalised(pixels))
+        if self._looks(step):
+            self._refine(number, gap.seen.outputs)
+        return image_loss(self.options, pixels, gap, self._det_loss(number, gap.seen.outputs))
+
+    def stepped(self, pixels: "Tensor", step: int) -> None:
+        """Hold pixels to valid values, and keep those whose training loss is lowest, in the second stage."""
+        import torch
+
+        made, number = step % self.options.iterations + 1, self.order[step]
+        is_last = made == self.options.iterations
+        with torch.no_grad():
+            if self.options.clamp:
+                pixels.clamp_(0, 1)
+            if self._refines(number) or (made % self.options.refine_every and not is_last):
+                return
+            loss = float(self._det_loss(number, self.teacher.module(self.normalised(pixels))))
+            if self._best is None or loss < self._best[0]:
+                self._best = loss, pixels.detach().clone()
+            if is_last:
+                self.ctx.log("lowest_det_loss", self._best[0], step)
+                pixels.copy_(self._best[1])
+
+    def keep(self) -> dict[str, Any]:
+        """What a checkpoint holds besides pixels and optimisers."""
+        best = {} if self._best is None else {"best_loss": self._best[0], "best": self._best[1]}
+        return {"boxes": self.boxes, "random": self._random, "found": self._found, **best}
+
+    def report(self) -> int:
+        """Say how many images kept a random box that the detector never found."""
+        images = self.options.images
+        there = (self._random[:, None] == self.boxes).all(2).any(1)
+        kept = int((there & ~self._found).sum())
+        say = self.ctx.footnote if 2 * kept > images else self.ctx.note
+        say(f"{kept} of {images} images keep their random box, at which the detector never found anything")
+        self.ctx.note(f"{len(self.boxes)} boxes in {images} images")
+        return kept
+
+    def _begun(self) -> "dict[str, Tensor]":
+        """A random box in each image."""
+        import torch
+
+        draws = self.ctx.rand(self.options.images, 5).cpu()
+        labels = torch.tensor(self.detection.labels)
+        chosen = labels[(draws[:, 4] * len(labels)).long()].float()
+        owners = torch.arange(self.options.images).float()
+        boxes = torch.cat([owners[:, None], chosen[:, None], random_boxes(draws[:, :2], 2 * draws[:, 2:4] - 1)], 1)
+        return {"boxes": boxes, "random": boxes, "found": torch.zeros(len(boxes), dtype=torch.bool)}
+
+    def _refines(self, number: int) -> bool:
+        """True in the first of two stages."""
+        return self.options.refine and number < len(self.sizes)
+
+    def _place(self, number: int) -> "tuple[int, Size]":
+        """The batch that is meant, and the size of its images in this stage."""
+        return number % len(self.sizes), self._small if self._refines(number) else self._full
+
+    def _looks(self, step: int) -> bool:
+        options, made = self.options, step % self.options.iterations
+        inside = options.refine_from <= made <= options.refine_until
+        return self._refines(self.order[step]) and inside and made % options.refine_every == 0
+
+    def _run(self, images: "Tensor") -> Any:
+        try:
+            return self.bn_loss(images, outputs=True)
+        except RuntimeError as error:
+            if tuple(images.shape[2:]) == self._full:
+                raise
+            height, width = images.shape[2:]
+            raise zsqbench.ZSQBenchError(
+                f"{type(self.teacher.module).__name__} does not take images of {height} x {width} pixels, on which "
+                f"boxes are refined ({str(error).splitlines()[0]}): raise label_scale ({self.options.label_scale:g})"
+            ) from error
+
+    def _refine(self, number: int, raw: Any) -> None:
+        """Add and drop boxes of a batch, by what the detector finds in it."""
+        import torch
+        from torchvision.ops import box_iou
+
+        batch, size = self._place(number)
+        first = batch * self.options.batch_size
+        with torch.no_grad():
+            found = self.detection.decode(raw, size, NMS_SCORE, NMS_OVERLAP)
+        on_cpu = [{name: value.detach().cpu() for name, value in each.items()} for each in found]
+        proposed = rows(on_cpu, self.options.score, size)
+        proposed[:, 0] += first
+        options, random = self.options, self._random
+        overlaps = box_iou(corners(random), corners(proposed)) * (random[:, :1] == proposed[:, 0])
+        self._found |= (overlaps >= options.overlap).any(1)
+        self.boxes = refined(self.boxes, proposed, options.overlap, (options.smallest_area, options.largest_area))
+        self._targets = None
+
+    def _det_loss(self, number: int, raw: Any) -> "Tensor":
+        batch, size = self._place(number)
+        if self._targets is None or self._targets[0] != number:
+            first = batch * self.options.batch_size
+            owners = range(first, first + self.sizes[batch])
+            self._targets = number, targets(self.boxes.to(self.ctx.device), owners, size)
+        return self.detection.training_loss(raw, size, self._targets[1])
+
+
+def image_loss(
+    options: TaskBoxes, pixels: "Tensor", gap: "BNGap", det_loss: "Tensor"
+) -> "tuple[Tensor, dict[str, Tensor]]":
+    """What pixels [N, C, H, W] between 0 and 1 minimise, and its parts, with the options resolved."""
+    from zsqbench.synthesis import total_variation
+
+    norms = (gap.means + EPS).sqrt() + (gap.moments + EPS).sqrt()
+    bn_loss = options.bn_weight * norms.sum() + options.first_bn_weight * norms[0]
+    loss = options.det_weight * det_loss + bn_loss
+    if options.variation_weight:
+        loss = loss + options.variation_weight * total_variation(pixels)
+    if options.norm_weight:
+        loss = loss + options.norm_weight * pixels.flatten(1).norm(dim=1).mean()
+    return loss, {"det_loss": det_loss, "bn_loss": bn_loss, "loss": loss}
+
+
+def smaller(side: int, scale: float) -> int:
+    """The side of a smaller image: a multiple of 32 pixels, but no more than the side itself."""
+    return min(side, COARSEST * math.ceil(side * scale / COARSEST))
+
+
+def random_boxes(sides: "Tensor", places: "Tensor") -> "Tensor":
+    """Centres, widths and heights [N, 4] of boxes inside the image, of numbers in [0, 1) and in [-1, 1), [N, 2] each.
+
+    Sides are uniform between 0.2 and 0.8, centres over all places that keep the box inside.
+    """
+    import torch
+
+    spans = SMALLEST_BOX + (LARGEST_BOX - SMALLEST_BOX) * sides
+    return torch.cat([0.5 + (0.5 - spans / 2) * places, spans], 1)
+
+
+def refined(boxes: "Tensor", proposed: "Tensor", overlap: float, area: tuple[float, float]) -> "Tensor":
+    """Boxes [M, 6] without those that no proposed one overlaps with, and proposed ones that overlap with none of them.
+
+    Each image by itself, labels ignored, proposed boxes not compared with each other. An image without a box or without
+    a proposed one stays as it is; where all boxes would go, that with the largest overlap stays. Added boxes have an
+    area between these two (neither included), and come after those that stay.
+    """
+    import torch
+    from torchvision.ops import box_iou
+
+    overlaps = box_iou(corners(boxes), corners(proposed))
+    overlaps = overlaps.where(boxes[:, :1] == proposed[None, :, 0], -1.0)  # -1: of another image
+    stays = torch.ones(len(boxes), dtype=torch.bool)
+    added = torch.zeros(len(proposed), dtype=torch.bool)
+    areas = proposed[:, 4] * proposed[:, 5]
+    fits = (area[0] < areas) & (areas < area[1])
+    for image in set(proposed[:, 0].tolist()):
+        mine, theirs = boxes[:, 0] == image, proposed[:, 0] == image
+        if not mine.any():
+            continue
+        added |= theirs & fits & (overlaps.amax(0) < overlap)
+        best = overlaps.amax(1)
+        supported = best >= overlap
+        if mine.sum() > 1:
+            stays &= ~mine | supported
+            if not (mine & supported).any():
+                stays[best.where(mine, -1.0).argmax()] = True
+    return torch.cat([boxes[stays], proposed[added]])
+
+
+@zsqbench.hookimpl
+def register_generators() -> list[type[zsqbench.Generator]]:
+    """Provide `task_boxes`."""
+    return [TaskBoxes]

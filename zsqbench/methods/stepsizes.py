@@ -1,0 +1,71 @@
+"""The base of quantizers that train the step sizes of their grids beside the weights."""
+
+from abc import ABC
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from zsqbench.methods import Network
+from zsqbench.methods.training import SetTrainingQuantizer
+from zsqbench.scheme import Grid, Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+
+    from zsqbench.quant import Grids, Schedule
+
+
+class StepSizeQuantizer(SetTrainingQuantizer, ABC):
+    """A quantizer that trains a student on a set with the step sizes of its symmetric grids, as LSQ does.
+
+    Gradients are those of LSQ (Esser et al., ICLR 2020, Eq. 2 to 5): they end where a value is clamped, and that of a
+    step size is divided by sqrt(n Q_P), where n counts the values of a weight, or those of an activation in one image,
+    and Q_P is 2^(b-1) - 1 on a signed grid and 2^b - 1 on another. Step sizes begin at 2 <|x|> / sqrt(Q_P); they do not
+    decay, and stay above a thousandth of what they were. A network need not be a classifier.
+
+    With `start` grids are those of another quantizer, whatever their kind, and learn from there on.
+    """
+
+    needs_classes: ClassVar[bool] = False
+    weight_grids: ClassVar[tuple[Grid, ...]] = ("symmetric",)
+    activation_grids: ClassVar[tuple[Grid, ...]] = ("symmetric",)
+
+    per_channel: bool = Field(
+        False, description="a step size for each output channel of a weight, or one for the weight"
+    )
+    initial_steps: Literal["lsq", "ranges"] = Field(
+        "lsq", description="where step sizes begin: at LSQ's rule, or at averages of smallest and largest values"
+    )
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD with Nesterov's momentum, or Adam without")
+    annealing: Literal["steps", "cosine"] = Field(
+        "cosine", description="learning rate: cut at milestones, or lowered from epoch to epoch along a cosine"
+    )
+
+    def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
+        """The preset's values; LSQ's rule reads one batch."""
+        batches = {"range_updates": 1} if self.initial_steps == "lsq" else {}
+        return {"milestones": [], **super().automatic(network, scheme), **batches}
+
+    def grids_at(self, scheme: Scheme) -> "Grids":
+        """Symmetric ones, of weights as a whole unless `per_channel` says otherwise."""
+        return replace(super().grids_at(scheme), per_channel=self.per_channel)
+
+    @property
+    def learns_steps(self) -> bool:
+        """It does."""
+        return True
+
+    def set_grids(self, student: "fx.GraphModule", batches: "Iterator[Tensor]") -> None:
+        """Set all step sizes to where they begin."""
+        from zsqbench.quant import begin_steps
+
+        if self.initial_steps == "ranges":
+            super().set_grids(student, batches)
+        else:
+            begin_steps(student, batches)
+
+    def schedule(self) -> "Schedule":
+        """That of the options, with the optimiser and the annealing."""
+        return replace(super().schedule(), optimizer=self.optimizer, annealing=self.annealing)
