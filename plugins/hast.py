@@ -1,21 +1,17 @@
 """HAST: Hard Sample Matters a Lot in Zero-Shot Quantization (Li et al., CVPR 2023): its images, and its training."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
-from zsqbench_plugins.shared.generator_ranges import GeneratorRangesQuantizer
+from zsqbench_plugins.shared.hard_samples import HardSampleQuantizer
 from zsqbench_plugins.shared.labelled import InceptionGenerator
-from zsqbench_plugins.shared.protocols import HAST_PROTOCOL
+from zsqbench_plugins.shared.protocols import HAST_PROMOTION, RELEASED_PROMOTION
 
 import zsqbench
 from zsqbench.methods import Auto, auto
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
-
     from zsqbench import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import FineTuning
 
 _GAMMA = {"cifar10": 2.0, "cifar100": 2.0, "imagenet": 0.5}
 
@@ -78,15 +74,7 @@ class HAST(InceptionGenerator):
             return self.synthesize(teacher, ctx, losses, ctx.resume() or {})
 
 
-_RELEASED = {"alignment_weight": 1000.0, "epsilon": 0.01}
-_PAPER = {
-    "cifar10": {**HAST_PROTOCOL["cifar10"], "alignment_weight": 1000.0, "epsilon": 0.01},
-    "cifar100": {**HAST_PROTOCOL["cifar100"], "alignment_weight": 2000.0, "epsilon": 0.02},
-    "imagenet": {**HAST_PROTOCOL["imagenet"], "alignment_weight": 4000.0, "epsilon": 0.01},
-}
-
-
-class HASTTraining(GeneratorRangesQuantizer):
+class HASTTraining(HardSampleQuantizer):
     """A student that learns on images and on harder versions of them, with features aligned with the float network's.
 
     Each image is moved by `epsilon`, in normalised pixels, along the sign of the gradient of what the student is
@@ -108,120 +96,9 @@ class HASTTraining(GeneratorRangesQuantizer):
 
     name = "hast"
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "paper": _PAPER,
-        "released": {name: {**values, **_RELEASED} for name, values in _PAPER.items()},
+        "paper": HAST_PROMOTION,
+        "released": {name: {**values, **RELEASED_PROMOTION} for name, values in HAST_PROMOTION.items()},
     }
-
-    preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")
-    promotion: Literal["kl_fa", "kl", "fa", "none"] = Field(
-        "kl_fa", description="what harder images have more of: distillation loss, misaligned features, or both"
-    )
-    epsilon: Auto[float] = auto(ge=0, description="how far a pixel is moved for that, in normalised pixels")
-    alignment: Literal["attention", "paper_attention", "direct", "none"] = Field(
-        "attention",
-        description="what of features is aligned: normalised attention, as released; the paper's; themselves",
-    )
-    alignment_weight: Auto[float] = auto(ge=0, description="weight of the alignment (lambda)")
-    original_weight: float = Field(1.0, ge=0, description="weight of the losses on the images as they are")
-    promoted_weight: float = Field(1.0, ge=0, description="weight of the losses on the harder ones")
-
-    @model_validator(mode="after")
-    def _has_what_it_promotes(self) -> "HASTTraining":
-        if self.promotion == "fa" and self.alignment == "none":
-            raise ValueError("promotion fa is of features, and alignment none aligns none")
-        if not self.original_weight and (not self.promoted_weight or self.promotion == "none"):
-            raise ValueError("original_weight is 0, and nothing else is trained on")
-        return self
-
-    def quantize(
-        self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
-    ) -> None:
-        """Set ranges, then train."""
-        import copy
-
-        from zsqbench.quant import block_outputs, with_features
-
-        self = self.resolved(teacher, ctx.scheme)
-        network = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
-        nodes = block_outputs(network) if self.alignment != "none" else []
-        if self.alignment != "none" and not nodes:
-            raise zsqbench.ZSQBenchError(
-                f"{type(teacher.module).__name__} has no convolution to align: take alignment: none"
-            )
-        names = [node.name for node in nodes]
-        ctx.note(f"{len(names)} layers are aligned: {', '.join(str(node.target) for node in nodes)}")
-        taught = with_features(network, nodes)
-        self.train_on(student, teacher, data, ctx, lambda engine: self._gradients(engine, taught, ctx), features=names)
-
-    def _gradients(
-        self,
-        engine: "FineTuning",
-        network: "fx.GraphModule",
-        ctx: "StepContext",
-    ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-        import torch
-
-        from zsqbench.quant import alignment_loss, kl_divergence, split_features
-        from zsqbench.synthesis import class_logits
-
-        alpha, weight, epsilon = self.alpha, self.alignment_weight, self.epsilon
-
-        def compare(images: "Tensor", expected: "Tensor", features: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-            logits, found = split_features(engine.network(images))
-            logits = class_logits(logits, images)
-            kl = alpha * kl_divergence(logits, expected, self.temperature)
-            agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
-            if self.alignment == "none":
-                return kl, kl.new_zeros(()), agreement
-            return kl, weight * alignment_loss(found, features, self.alignment), agreement
-
-        def teach(images: "Tensor") -> "tuple[Tensor, tuple[Tensor, ...]]":
-            logits, features = split_features(network(images))
-            return class_logits(logits, images), features
-
-        if self.promotion in ("kl", "fa"):
-            ctx.note(f"promotion {self.promotion} is not compiled: it differentiates each graph twice")
-        else:
-            compare, teach = ctx.compile(compare), ctx.compile(teach)
-
-        def gradients(images: "Tensor", _: "Tensor | None") -> "Mapping[str, Tensor]":
-            promotes = self.promotion != "none" and self.promoted_weight > 0
-            images = images.detach().requires_grad_(promotes)
-            with torch.set_grad_enabled(promotes):  # else nothing of the float network is differentiated
-                taught = teach(images)
-            kl, fa, agreement = compare(images, *taught)
-            curves = {"kl": kl, "fa": fa, "agreement": agreement}
-            loss = self.original_weight * (kl + fa)
-            if not promotes:
-                torch.autograd.backward(loss)
-                return {"loss": loss, **curves}
-            harder = images.detach() + epsilon * self._differentiate(engine, images, kl, fa).sign()
-            with torch.no_grad():
-                taught = teach(harder)
-            promoted_kl, promoted_fa, _ = compare(harder, *taught)
-            promoted = self.promoted_weight * (promoted_kl + promoted_fa)
-            torch.autograd.backward(promoted)
-            return {"loss": loss + promoted, **curves, "promoted_kl": promoted_kl, "promoted_fa": promoted_fa}
-
-        return gradients
-
-    def _differentiate(self, engine: "FineTuning", images: "Tensor", kl: "Tensor", fa: "Tensor") -> "Tensor":
-        """The gradient to the images of what is promoted; that of the loss is put on the parameters by the way."""
-        import torch
-
-        sought = {"kl_fa": kl + fa, "kl": kl, "fa": fa}[self.promotion]
-        if not self.original_weight:
-            return torch.autograd.grad(sought, images)[0]
-        loss = self.original_weight * (kl + fa)
-        if self.promotion == "kl_fa":
-            wanted = [images, *engine.parameters]
-            direction, *gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-        else:
-            (direction,) = torch.autograd.grad(sought, images, retain_graph=True)
-            gradients = list(torch.autograd.grad(loss, engine.parameters, allow_unused=True))
-        for parameter, gradient in zip(engine.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return direction
 
 
 @zsqbench.hookimpl

@@ -211,7 +211,7 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     nodes = block_outputs(network)
     with FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
         network = with_features(network, nodes)
-        curves = training._gradients(engine, network, context())(stored["images"], None)
+        curves = training.update(engine, network, context(), len(nodes))(stored["images"], None)
         parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     losses = {
@@ -238,14 +238,14 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
 
 def test_a_pixel_is_moved_by_epsilon_wherever_there_is_a_gradient(monkeypatch):
     seen = []
-    plain = Training._gradients
+    plain = Training.update
 
     def noting(self, engine, network, *others):
         for each in (network, engine.network):
             each.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
         return plain(self, engine, network, *others)
 
-    monkeypatch.setattr(Training, "_gradients", noting)
+    monkeypatch.setattr(Training, "update", noting)
     trained(epochs=1, updates_per_epoch=1, epsilon=0.25)
     taught, learned, taught_harder, learned_harder = seen
     assert torch.equal(taught, learned)

@@ -109,6 +109,8 @@ class Method(BaseModel):
     """True if it reads batch-normalisation statistics: cells with a network without them are impossible."""
     needs_classes: ClassVar[bool] = False
     """True if it needs a classifier."""
+    fewest_classes: ClassVar[int] = 1
+    """How many classes a classifier has at least, where it needs one: cells with fewer are impossible."""
     control: ClassVar[Literal["negative", "positive", "float"] | None] = None
     """Which control of an experiment it is, if any: what every method must beat (negative), a reference that has more
     than methods have, such as real images (positive), or the network left in floating point (float). A control is

@@ -7,6 +7,7 @@ from zsqbench.quant.training.feature_alignment import (
     alignment_loss,
     attention,
     block_outputs,
+    from_features,
     split_features,
     with_features,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "alignment_loss",
     "attention",
     "block_outputs",
+    "from_features",
     "kl_divergence",
     "span_weights",
     "split_features",

@@ -128,8 +128,8 @@ class FineTuning:
     ) -> None:
         """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay.
 
-        `features` are names of nodes of the student's graph, for what `network` returns; `rates` names the options that
-        an error suggests to lower.
+        `features` are names of nodes of the student's graph, for what `network` returns, in this order; `rates` names
+        the options that an error suggests to lower.
         """
         self.student, self.ctx, self.schedule, self._rates = student.eval(), ctx, schedule, rates
         self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
@@ -272,7 +272,8 @@ def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.Gr
 
     Only where nothing else reads what ReLU is given or gives, and no gradient is computed from the former.
     """
-    network = with_features(student, [node for node in student.graph.nodes if node.name in features])
+    nodes = {node.name: node for node in student.graph.nodes}
+    network = with_features(student, [nodes[name] for name in features])
     for node in list(network.graph.nodes):
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, TrainedActivation):
