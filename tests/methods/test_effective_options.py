@@ -37,6 +37,7 @@ LEFT_OPEN = {
         for name in ("mixed", "mixed_classes", "latent", "embeddings")
     },
     ("quantizer", "hast", "start"): "another quantizer of the suite",
+    ("quantizer", "plf", "start"): "another quantizer of the suite",
     ("quantizer", "synq", "start"): "another quantizer of the suite",
     ("quantizer", "mixed", "budget"): "none: as layers says",
 }
