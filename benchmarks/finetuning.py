@@ -4,7 +4,8 @@ Run `python benchmarks/finetuning.py` on an otherwise idle machine; it prints on
 that the project set itself. Bare for `ste`: a forward pass of the float network, one forward and backward pass of a
 float student, and its optimiser's step. Bare for `hast`: two forward passes of each, a backward pass to images and
 parameters through both networks, for the release differentiates through the float network, too, one backward pass to
-parameters, and the optimiser's step. Augmentation is measured by itself.
+parameters, and the optimiser's step. Augmentation is measured by itself. `synq` is measured against `hast`, less what
+Grad-CAM cannot do without: one backward pass of each network from the class score to the last map.
 
 `--settings` measures settings that are to be fast, against what the releases of IntraQ and HAST do in an update in
 float32 (`released_updates`), which is written anew here: their code itself took 0.81 and 2.29 seconds for an update of
@@ -35,6 +36,9 @@ from zsqbench.zoo.resnet import CifarResNet
 
 BOUND = 1.25
 AUGMENTATION_BOUND = 0.03
+SYNQ_BOUND = 1.25
+"""What an update of `synq` costs at most, in updates of `hast`, without these backward passes."""
+
 FASTER = {"ste": (1.2, 3.0), "hast": (1.5, 3.0)}
 """How many times as fast as the release an update is to be, in float32 and with all settings that are to be fast."""
 
@@ -218,6 +222,25 @@ def augmentations(batch: int, size: tuple[int, int, int], device: torch.device) 
         yield time.perf_counter() - started
 
 
+def class_scores(teacher: zsqbench.Pretrained, batch: int) -> Iterator[float]:
+    """Seconds of a backward pass from the class score to the last map, in the float network and in another one."""
+    device, seen = device_of(teacher), list[torch.Tensor]()
+    networks = [copy.deepcopy(teacher.module).requires_grad_(True) for _ in range(2)]
+    images = torch.randn(batch, *teacher.input_size, device=device)
+    for network in networks:
+        last = [module for module in network.modules() if isinstance(module, nn.Conv2d)][-1]
+        last.register_forward_hook(lambda _, __, output: seen.append(output))
+    for _ in range(EFFORT[device.type] + 2):
+        seen.clear()
+        scores = [network(images).amax(1).sum() for network in networks]
+        started = time.perf_counter()
+        for score, maps in zip(scores, seen, strict=True):
+            torch.autograd.grad(score, maps)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        yield time.perf_counter() - started
+
+
 def measure(what: str, teacher: zsqbench.Pretrained, batch: int, names: list[str], *, compiled: bool) -> None:
     """Print the ratios in float32."""
     settings = Settings(compile=compiled)
@@ -225,11 +248,17 @@ def measure(what: str, teacher: zsqbench.Pretrained, batch: int, names: list[str
     for name in names:
         ways[f"bare {name}"] = lambda name=name: bare_updates(name, teacher, batch, settings)
         ways[name] = lambda name=name: updates(name, teacher, batch, settings)
+    if "hast" in names:
+        ways["synq"] = lambda: updates("synq", teacher, batch, settings)
+        ways["class scores"] = lambda: class_scores(teacher, batch)
     ways["augmentation"] = lambda: augmentations(batch, teacher.input_size, device_of(teacher))
     times = medians(ways)
     for name in names:
         ratio = times[name] / times[f"bare {name}"]
         show(name, what, ratio, f"x {times[f'bare {name}']:.4f} s", BOUND)
+    if "hast" in names:
+        ratio = (times["synq"] - times["class scores"]) / times["hast"]
+        show("synq", what, ratio, f"x an update of hast, {times['hast']:.4f} s", SYNQ_BOUND)
     part = times["augmentation"] / times[names[0]]
     show("augmentation", what, part, f"of an update of {names[0]}", AUGMENTATION_BOUND)
 

@@ -63,6 +63,7 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
     name = "pd_quant"
     needs_bn = True
     needs_classes = True
+    least_classes = 2
     weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric")
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")

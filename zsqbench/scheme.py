@@ -371,3 +371,5 @@ class Inspection:
     """Paths of the layers that took in a batch normalisation."""
     unfolded: Mapping[str, str] = field(default_factory=dict)
     """Why a batch normalisation stays, by its path."""
+    last_map: tuple[int, ...] = ()
+    """Height and width of the last map of features that has more than one position; none where there is none."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
-    from zsqbench.synthesis import BNLoss
+    from zsqbench.synthesis import BNGap, BNLoss
 
 
 class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
@@ -109,15 +109,23 @@ class InceptionGenerator(LabelledGenerator, ABC):
     beta: Auto[float] = auto(ge=0, description="weight of the inception loss")
 
     def towards_classes(
-        self, bn_loss: "BNLoss", ctx: "StepContext", gamma: float = 0.0
+        self,
+        bn_loss: "BNLoss",
+        ctx: "StepContext",
+        gamma: float = 0.0,
+        matched: "Callable[[BNGap], Tensor] | None" = None,
     ) -> "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]":
-        """The loss for `synthesize`: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma."""
+        """The loss for `synthesize`: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma.
+
+        `matched` says what else than the total is the BN loss of what was measured.
+        """
         from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
 
         def measure(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
             gap = bn_loss(images, outputs=True)
             logits = class_logits(gap.seen.outputs, labels)
-            return gap.total, inception_loss(logits, labels, gamma), difficulty(logits.detach(), labels)
+            bn = gap.total if matched is None else matched(gap)
+            return bn, inception_loss(logits, labels, gamma), difficulty(logits.detach(), labels)
 
         compiled = ctx.compile(measure)
 

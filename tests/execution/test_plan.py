@@ -87,6 +87,33 @@ def test_a_method_that_needs_a_training_loss_cannot_go_with_a_task_that_hands_ou
     assert rows["detection"]["status"] == "done"
 
 
+def test_a_quantizer_that_looks_at_the_last_map_cannot_go_with_a_network_without_one(bench):
+    bench.add_plugin("""
+        class NeedsMap(ToyQuantizer):
+            name = "needs_map"
+
+            @property
+            def needs_map(self):
+                return True
+
+        class Flat(ToyTask):
+            name = "flat"
+
+            def load(self, model, ctx):
+                import dataclasses
+                from torch import nn
+                loaded = super().load(model, ctx)
+                channels, height, width = loaded.input_size
+                layers = nn.Flatten(), nn.Linear(channels * height * width, 2)
+                return dataclasses.replace(loaded, module=nn.Sequential(*layers).eval().requires_grad_(False))
+    """)
+    bench.matrix("task: [flat, toytask], quantizer: needs_map")
+    bench.run()
+    reasons = {name.partition(":")[0]: (row["status"], row.get("reason")) for name, row in bench.rows().items()}
+    reason = "needs_map needs a convolution whose map has more than one position, and a has none"
+    assert reasons == {"flat": ("impossible", reason), "toytask": ("done", None)}
+
+
 def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
     (bench.folder / "data" / "train.txt").unlink()
     bench.matrix("generator: [toyreal, toy]")

@@ -41,6 +41,8 @@ LEFT_OPEN = {
     ("quantizer", "detect_kd", "start"): "another quantizer of the suite",
     ("quantizer", "lsq", "labels"): "none: the set's where it has any",
     ("quantizer", "lsq", "start"): "another quantizer of the suite",
+    ("quantizer", "plf", "start"): "another quantizer of the suite",
+    ("quantizer", "synq", "start"): "another quantizer of the suite",
     ("quantizer", "mixed", "budget"): "none: as layers says",
 }
 """The options that no preset, network and scheme decides, and what their description says None means."""

@@ -5,6 +5,17 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from zsqbench_plugins.hast import (
+    CENTRE_BETA,
+    DEEP_WEIGHT,
+    LAYERED_WEIGHT,
+    SHALLOW_WEIGHT,
+    STATISTICS_WEIGHT,
+    centre_labels,
+    deep_layers,
+    layered_gap,
+    pooled_moments,
+)
 
 from zsqbench import CalibrationSet, Pretrained, ZSQBenchError, synthesis
 from zsqbench.plugins import load_plugins
@@ -106,6 +117,82 @@ def test_the_first_loss_and_its_gradient_are_those_of_the_release(golden, resnet
         assert (images.grad - expected).norm() <= 2e-4 * expected.norm()
 
 
+@pytest.fixture
+def layered(golden):
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in golden("synq_lbns_a").items()}
+
+
+def test_the_first_loss_of_centres_and_its_gradient_are_those_of_the_release(layered, resnet20):
+    images = layered["centre_init_images"].requires_grad_()
+    assert torch.equal(centre_labels(10, 12)[0], layered["centre_labels"])
+    with BNLoss(resnet20, synthesis.HAST) as bn_loss:
+        gap = bn_loss(images, outputs=True)
+        deep = torch.tensor(deep_layers(gap.seen.order))
+        weights = torch.where(deep, DEEP_WEIGHT, SHALLOW_WEIGHT)
+        mean, variance = ((weights * each).mean() for each in (gap.means, gap.moments))
+        target = CENTRE_BETA * inception_loss(gap.seen.outputs, layered["centre_labels"])
+        total = mean + variance + target
+        total.backward()
+    assert deep.tolist() == [False] * 8 + [True] * 11
+    for name, found in (("mean", mean), ("var", variance), ("total", total)):
+        assert float(found.detach()) == pytest.approx(float(layered[f"centre_{name}_loss"]), rel=1e-5)
+    assert float(target.detach()) == pytest.approx(float(layered["centre_loss_target"]), rel=1e-5)
+    expected = layered["centre_grad_images"]
+    assert (images.grad - expected).norm() <= 2e-4 * expected.norm()
+
+
+def test_moments_of_centres_and_what_images_differ_from_them_are_those_of_the_release(layered, resnet20):
+    images, labels = layered["images"].requires_grad_(), layered["labels"]
+    with BNLoss(resnet20, synthesis.HAST) as bn_loss:
+        batches = [layered[f"centre_batch_{number}"] for number in range(int(layered["n_centre_batches"]))]
+        centres = pooled_moments([bn_loss(batch).batch for batch in batches], [len(batch) for batch in batches])
+        gap = bn_loss(images, outputs=True)
+        channels, deep = gap.seen.channels, torch.tensor(deep_layers(gap.seen.order))
+        of_centres = layered_gap(gap.batch, centres, channels, deep) / len(images)
+        target = float(layered["beta"]) * inception_loss(gap.seen.outputs, labels, float(layered["gamma"]))
+        total = STATISTICS_WEIGHT * gap.total + target + LAYERED_WEIGHT * of_centres
+        total.backward()
+    for moment, all_layers in zip(("mean", "var"), centres, strict=True):
+        of_layers = torch.split(all_layers, channels)
+        for layer in (0, 8, 18):
+            torch.testing.assert_close(of_layers[layer], layered[f"calib_{moment}_{layer}"], rtol=1e-5, atol=1e-6)
+    assert float(of_centres.detach()) == pytest.approx(float(layered["lbns_loss"]), rel=1e-5)
+    assert float(total.detach()) == pytest.approx(float(layered["total_loss"]), rel=1e-5)
+    expected = layered["grad_images"]
+    assert (images.grad - expected).norm() <= 2e-4 * expected.norm()
+
+
+def test_centres_are_made_before_images_and_the_contract_is_kept():
+    check_generator(HAST(images=5, batch_size=3, iterations=4, patience=0, centre_iterations=3), tiny_teacher())
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 13])
+def test_a_run_that_stops_among_centres_or_images_ends_as_undisturbed(step):
+    options = {"images": 6, "batch_size": 4, "iterations": 3, "centre_iterations": 3}
+    ctx = context()
+    expected = HAST(**options).generate(tiny_teacher(), ctx)
+    resumed = context(resume_from=ctx.reporter.states[step])
+    found = HAST(**options).generate(tiny_teacher(), resumed)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+    assert len(ctx.reporter.curves["centre_bn_loss"]) == 3 * 3
+    assert not torch.equal(
+        expected.images, HAST(**{**options, "centre_iterations": 0}).generate(tiny_teacher(), context()).images
+    )
+
+
+def test_without_centres_the_options_and_so_the_keys_are_what_they_were():
+    assert "centre_iterations" not in HAST().options()
+    assert HAST(centre_iterations=7).options()["centre_iterations"] == 7
+    assert HAST.model_validate(HAST(centre_iterations=7).options()) == HAST(centre_iterations=7)
+    assert HAST(centre_iterations=7, images=10).work(10) > HAST(images=10).work(10)
+
+
+def test_there_are_labels_for_an_image_of_each_class_and_the_rest_is_class_0():
+    assert centre_labels(5, 4).tolist() == [[0, 1, 2, 3], [4, 0, 0, 0]]
+    assert centre_labels(4, 4).tolist() == [[0, 1, 2, 3]]
+
+
 def test_finished_images_are_harder_with_a_larger_gamma():
     teacher = tiny_teacher()
     ends = {}
@@ -140,6 +227,8 @@ def test_a_network_that_is_no_classifier_is_one_clear_error():
     teacher = replace(tiny_teacher(), classes=None)
     with pytest.raises(ZSQBenchError, match="generator 'hast' makes images of classes, and the network has none"):
         HAST(images=2, iterations=1).generate(teacher, context())
+    with pytest.raises(ZSQBenchError, match="generator 'hast' makes images of classes, and the network has none"):
+        HAST(images=2, iterations=1, centre_iterations=1).generate(teacher, context())
     assert HAST.needs_classes
     assert HAST.needs_bn
 
@@ -211,7 +300,7 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     nodes = block_outputs(network)
     with FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
         network = with_features(network, nodes)
-        curves = training._gradients(engine, network, context())(stored["images"], None)
+        curves = training.update(engine, network, context(), len(nodes))(stored["images"], None)
         parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     losses = {
@@ -238,14 +327,14 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
 
 def test_a_pixel_is_moved_by_epsilon_wherever_there_is_a_gradient(monkeypatch):
     seen = []
-    plain = Training._gradients
+    plain = Training.update
 
     def noting(self, engine, network, *others):
         for each in (network, engine.network):
             each.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
         return plain(self, engine, network, *others)
 
-    monkeypatch.setattr(Training, "_gradients", noting)
+    monkeypatch.setattr(Training, "update", noting)
     trained(epochs=1, updates_per_epoch=1, epsilon=0.25)
     taught, learned, taught_harder, learned_harder = seen
     assert torch.equal(taught, learned)

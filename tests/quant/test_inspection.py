@@ -31,6 +31,12 @@ def test_a_network_that_can_be_quantized_has_no_blocker():
     assert (found.folded, dict(found.unfolded)) == (("0", "3"), {})
 
 
+def test_the_last_map_is_found():
+    assert inspect(network(), HW, SIZE).last_map == (4, 4)
+    flat = nn.Sequential(nn.Conv2d(3, 4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval().requires_grad_(False)
+    assert inspect(flat, HW, SIZE).last_map == ()
+
+
 def test_norms_that_stay_say_why():
     net = network()
     scheme = parse_scheme("hast/w8a8")

@@ -113,6 +113,12 @@ class _Students:
             return None
         if self.found[scheme.name].blocker:
             return "see the blocker"
+        from zsqbench.steps.needs import lack_of_map
+
+        for link in quantizer.chain:
+            lack = lack_of_map(link.quantizer, self.found[scheme.name], "the network")
+            if lack is not None:
+                return lack
         return self._units.get(scheme.placement.fold_bn) if _runs_by_units(quantizer) else None
 
 

@@ -110,7 +110,7 @@ class Method(BaseModel):
     needs_classes: ClassVar[bool] = False
     """True if it needs a classifier."""
     least_classes: ClassVar[int] = 1
-    """How many classes a classifier needs for it to work on."""
+    """How many classes a classifier has at least, where it needs one: cells with fewer are impossible."""
     needs_training_loss: ClassVar[bool] = False
     """True if it needs a detector whose task hands out its training loss (`Pretrained.detection`)."""
     control: ClassVar[Literal["negative", "positive", "float"] | None] = None

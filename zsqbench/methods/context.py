@@ -131,8 +131,8 @@ class StepContext:
         """
         self.reporter.keep_epoch(epoch, student)
 
-    def compile(self, function: F) -> F:
-        """The function, compiled where the settings say so.
+    def compile(self, function: F, *, twice: bool = False) -> F:
+        """The function, compiled where the settings say so; `twice`: so that it can be differentiated twice.
 
         The same function of a later step is not compiled again: what differs must be in arguments, in tensors, or in
         attributes of the same types. Raises ZSQBenchError where there is no compiler.
@@ -141,12 +141,13 @@ class StepContext:
             return function
         import torch
 
-        from zsqbench.methods.inductor import set_up
+        from zsqbench.methods.inductor import differentiable_twice, set_up
 
         if self.device.type == "cpu":
             _require_compiler()
         set_up(self.device)
-        return cast("F", torch.compile(function))
+        compiled = cast("F", torch.compile(function))
+        return differentiable_twice(compiled) if twice else compiled
 
 
 def _require_compiler() -> None:

@@ -4,8 +4,14 @@ On a CPU, its kernels store truth values one by one. ReLU's derivative is one fo
 storing them took longer than a convolution of 16 channels. So derivatives of what clips are numbers here.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED_AT_MOST = 64
 """How many versions of a function, for other networks or batch sizes, a worker compiles."""
@@ -18,6 +24,21 @@ def set_up(device: torch.device) -> None:
     _keep_graphs()
     if device.type == "cpu":
         _clip_with_numbers()
+
+
+def differentiable_twice(compiled: F) -> F:
+    """A compiled function whose backward pass may run twice: by default the first overwrites what the second reads."""
+    from torch._functorch import config
+
+    if not hasattr(config, "donated_buffer"):  # before torch 2.6, where none overwrote anything
+        return compiled
+
+    @functools.wraps(compiled)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with config.patch(donated_buffer=False):
+            return compiled(*arguments, **options)
+
+    return cast("F", call)
 
 
 def _keep_graphs() -> None:

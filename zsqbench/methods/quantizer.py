@@ -74,6 +74,11 @@ class Quantizer(Method, ABC):
         """True if it will call `ctx.keep_epoch`: the harness then also measures what it kept, for the oracle."""
         return False
 
+    @property
+    def needs_map(self) -> bool:
+        """True if it looks at the last map of features: cells of a network without one are impossible."""
+        return False
+
     def rejects(self, scheme: Scheme) -> str | None:
         """Why this quantizer cannot run at this scheme, or none."""
         if scheme.is_float:

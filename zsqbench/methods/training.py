@@ -186,13 +186,15 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         teacher: "Pretrained",
         data: "CalibrationSet | None",
         ctx: "StepContext",
-        begin: "Callable[[FineTuning], Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]]",
+        begin: "Callable[[FineTuning], Callable[..., Mapping[str, Tensor]]]",
         features: Sequence[str] = (),
+        further: "Callable[[int], Sequence[Tensor]]" = lambda _: (),
     ) -> None:
         """Set ranges and train on the set.
 
         `begin` is given the engine and returns what puts gradients on its parameters, for images [n, C, H, W] and
-        labels [n], if the set has any. Raises ZSQBenchError for a set that is smaller than a batch.
+        labels [n], if the set has any, and for `further` tensors of the update with this number, such as a schedule's
+        value. Raises ZSQBenchError for a set that is smaller than a batch.
         """
         from zsqbench.quant import take_over
 
@@ -214,7 +216,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
             student,
             ctx,
             state,
-            lambda *_: (batches.draw(self.batch_size), {}),
+            lambda _, update: ((*batches.draw(self.batch_size), *further(update)), {}),
             begin,
             follow_weights=ctx.start is None,
             learn_steps=self.learns_steps,

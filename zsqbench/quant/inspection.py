@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.bn_folding import FOLDED, UNFOLDED, fold_bn
+from zsqbench.quant.graph.maps import last_map
 from zsqbench.quant.graph.operators import is_batch_norm, tensor_name
 from zsqbench.quant.graph.tracing import capture
 from zsqbench.quant.graph.units import Grain, Unit, find_units
@@ -42,7 +43,13 @@ def inspect(module: nn.Module, scheme: Scheme, input_size: InputSize, *, by_unit
         len(activation_quantizers(student)),
         tuple(student.meta.get(FOLDED, {})),
         unfolded(student),
+        _extent(student),
     )
+
+
+def _extent(student: fx.GraphModule) -> tuple[int, ...]:
+    node = last_map(student)
+    return () if node is None else tuple(node.meta["shape"][2:])
 
 
 def unfolded(student: fx.GraphModule) -> dict[str, str]:

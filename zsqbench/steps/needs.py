@@ -3,7 +3,9 @@
 Reasons are clauses that follow the name of a method.
 """
 
-from zsqbench.methods import Method
+from zsqbench.methods import Method, Quantizer
+from zsqbench.methods.asking import asking
+from zsqbench.scheme import Inspection
 from zsqbench.steps.planning import NetworkFacts
 
 
@@ -14,11 +16,20 @@ def lack_of_network(method: Method, facts: NetworkFacts, model: str) -> str | No
         return f"needs batch normalisation, and {model} has {has}"
     if method.needs_classes and facts.classes is None:
         return f"needs a classifier, and {model} is none"
-    if facts.classes is not None and facts.classes < method.least_classes:
+    if method.needs_classes and (facts.classes or 0) < method.least_classes:
         return f"needs {method.least_classes} classes at least, and {model} has {facts.classes}"
     if method.needs_training_loss and not facts.training_loss:
         return f"needs a detector whose task hands out its training loss, and {model} is none"
     return None
+
+
+def lack_of_map(quantizer: Quantizer, found: Inspection, model: str) -> str | None:
+    """Why a quantizer cannot run that looks at the last map of features, where a network has none; or none."""
+    with asking(quantizer, "needs_map"):
+        needed = quantizer.needs_map
+    if not needed or found.last_map:
+        return None
+    return f"needs a convolution whose map has more than one position, and {model} has none"
 
 
 def lack_of_images(task: str) -> str:

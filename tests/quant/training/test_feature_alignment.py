@@ -6,7 +6,8 @@ from networks import from_forward
 from torch import nn
 from torch.nn import functional
 
-from zsqbench.quant import alignment_loss, attention, block_outputs, prepare, with_features
+from zsqbench.quant import alignment_loss, attention, block_outputs, from_features, prepare, with_features
+from zsqbench.quant.graph.maps import cut_behind, last_map
 from zsqbench.quant.graph.operators import tensor_name
 from zsqbench.quant.graph.tracing import capture
 from zsqbench.scheme import parse_scheme
@@ -130,3 +131,22 @@ def test_direct_alignment_compares_the_maps():
 def test_equal_features_are_aligned(form):
     features = [random(2, 3, 4, 4)]
     assert alignment_loss(features, features, form) == 0
+
+
+def test_the_network_behind_its_features_computes_its_output_from_them():
+    scale = nn.Parameter(torch.full((2,), 3.0))
+    module = from_forward(
+        lambda self, x: self.scale * self.fc((self.conv(x).relu() + x).mean((2, 3))),
+        conv=nn.Conv2d(3, 3, 1),
+        fc=nn.Linear(3, 2),
+        scale=scale,
+    )
+    captured = capture(module, (3, 4, 4))
+    node = last_map(captured)
+    network = with_features(captured, [node, *cut_behind(captured, node)])
+    logits, values = network(torch.randn(2, 3, 4, 4))
+    behind = from_features(network, 1)
+    assert torch.equal(behind(*values[1:]), logits)
+    assert behind.fc is network.fc
+    with pytest.raises(ValueError, match="the output is computed from 'images', too, and not from these features"):
+        from_features(with_features(captured, [node]))

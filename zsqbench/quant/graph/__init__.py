@@ -1,6 +1,7 @@
 """A network as a graph: tracing, operators, roles of tensors, BN folding, pairs of layers, units."""
 
 from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn, folded, why_unfolded
+from zsqbench.quant.graph.maps import cut_behind, last_map
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     AVERAGE_POOLS,
@@ -51,6 +52,7 @@ __all__ = [
     "capture",
     "check_supported",
     "comes_from",
+    "cut_behind",
     "decoding",
     "describe_units",
     "drop_bounds",
@@ -61,6 +63,7 @@ __all__ = [
     "free_bounds",
     "is_batch_norm",
     "is_layer",
+    "last_map",
     "layer_pairs",
     "operator",
     "output_layers",

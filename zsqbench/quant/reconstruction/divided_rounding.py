@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from zsqbench.quant.grids.affine import levels, within
-from zsqbench.quant.grids.fake_quant import WeightQuantizer
-from zsqbench.quant.reconstruction.rounding import SMALLEST_STEP, LearnedRounding, ParameterGroup
+from zsqbench.quant.grids.fake_quant import SMALLEST_STEP, WeightQuantizer
+from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGroup
 
 _MATRIX = 2
 

@@ -7,6 +7,7 @@ from zsqbench.quant.training.feature_alignment import (
     alignment_loss,
     attention,
     block_outputs,
+    from_features,
     split_features,
     with_features,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "attention",
     "begin_steps",
     "block_outputs",
+    "from_features",
     "kl_divergence",
     "map_divergence",
     "pass_gradients",

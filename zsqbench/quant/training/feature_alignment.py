@@ -1,25 +1,24 @@
 """Feature alignment (HAST): which intermediate outputs of student and float network are compared, and how far apart."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from zsqbench.quant.graph.maps import IMAGES, layers_before
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     comes_from,
     is_batch_norm,
     is_layer,
     operator,
+    output_node,
     readers,
     value_users,
 )
 from zsqbench.quant.graph.outputs import output_producers
-
-IMAGES = 4
-"""Dimensions of a map."""
 
 Alignment = Literal["attention", "paper_attention", "direct"]
 """What of two feature maps is compared: attention vectors as HAST's release computes them, as its paper defines them,
@@ -37,7 +36,7 @@ def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
     outputs = output_producers(captured)
     given = [node for node in captured.graph.nodes if is_layer(node) and len(node.meta["shape"]) == IMAGES]
     given = [node for node in map(_normalized, given) if node not in outputs]
-    depth = _layers_before(captured)
+    depth = layers_before(captured)
     ends = [node for node in given if not any(operator(reader) in ACTIVATIONS for reader in readers(node))]
     deepest: dict[fx.Node, fx.Node] = {}
     for node in ends:
@@ -62,6 +61,31 @@ def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Grap
 def split_features(returned: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output of a network that `with_features` made, and the features, of which there may be none."""
     return returned if isinstance(returned, tuple) else (returned, ())
+
+
+def from_features(network: fx.GraphModule, first: int = 0) -> fx.GraphModule:
+    """A network that computes the output of one that `with_features` made from its features, from this number on.
+
+    Modules are shared. Raises ValueError where these features do not suffice.
+    """
+    returned, features = cast("tuple[fx.Node, tuple[fx.Node, ...]]", output_node(network.graph).args[0])
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for number, node in enumerate(features[first:]):
+        given = graph.placeholder(f"feature_{number}")
+        copies.setdefault(node, given)
+    needed, pending = set[fx.Node](), [returned]
+    while pending:
+        node = pending.pop()
+        if node not in copies and node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    for node in network.graph.nodes:
+        if node in needed and node.op == "placeholder":
+            raise ValueError(f"the output is computed from {node.name!r}, too, and not from these features alone")
+        if node in needed:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[returned])
+    return fx.GraphModule(network, graph)
 
 
 def attention(features: Tensor) -> Tensor:
@@ -95,15 +119,6 @@ def _additions(node: fx.Node) -> list[fx.Node]:
 def _normalized(node: fx.Node) -> fx.Node:
     users = value_users(node)
     return users[0] if len(users) == 1 and is_batch_norm(users[0]) else node
-
-
-def _layers_before(captured: fx.GraphModule) -> dict[fx.Node, int]:
-    """How many layers lie on the longest way to each node, itself included."""
-    depth: dict[fx.Node, int] = {}
-    for node in captured.graph.nodes:
-        before = max((depth[source] for source in node.all_input_nodes), default=0)
-        depth[node] = before + is_layer(node)
-    return depth
 
 
 def _reads_depthwise(captured: fx.GraphModule, node: fx.Node) -> bool:

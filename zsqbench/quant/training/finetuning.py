@@ -176,8 +176,8 @@ class FineTuning:
 
         With `learn_steps` all grids must be set; they are where learning begins, and weights do not follow theirs.
 
-        `features` are names of nodes of the student's graph, for what `network` returns; `rates` names the options that
-        an error suggests to lower.
+        `features` are names of nodes of the student's graph, for what `network` returns, in this order; `rates` names
+        the options that an error suggests to lower.
         """
         self.student, self.ctx, self.schedule, self._rates = student.eval(), ctx, schedule, rates
         self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
@@ -194,8 +194,8 @@ class FineTuning:
             for module in student.modules()
             if isinstance(module, ActivationQuantizer) and learn_steps and not module.is_held
         ]
-        for quantizer in learned:
-            quantizer.clips_first = True
+        for each in learned:
+            each.clips_first = True
         for activation in pass_gradients(student, but=learned):
             activation.enabled = True  # where a state is resumed, its grid comes below
         self.network = _training_network(student, features)
@@ -395,7 +395,8 @@ def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.Gr
 
     Only where nothing else reads what ReLU is given or gives, and no gradient is computed from the former.
     """
-    network = with_features(student, [node for node in student.graph.nodes if node.name in features])
+    nodes = {node.name: node for node in student.graph.nodes}
+    network = with_features(student, [nodes[name] for name in features])
     for node in list(network.graph.nodes):
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, TrainedActivation):

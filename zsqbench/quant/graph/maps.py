@@ -1,0 +1,43 @@
+"""Maps of features [N, C, H, W] in a network: the last that has an extent, and what the network behind it reads."""
+
+from torch import fx
+
+from zsqbench.quant.graph.operators import is_layer
+
+IMAGES = 4
+"""Dimensions of a map."""
+
+
+def last_map(captured: fx.GraphModule) -> fx.Node | None:
+    """The layer with the last map of more than one position, or none: what Grad-CAM looks at.
+
+    Of several layers the one behind most layers, so that a projected shortcut is none; of equals the last. Layers of a
+    classifier that is written as a 1 x 1 convolution have maps of one position, and so have squeezed channels.
+    """
+    depth = layers_before(captured)
+    spatial = [node for node in captured.graph.nodes if is_layer(node) and _positions(node) > 1]
+    return max(reversed(spatial), key=depth.__getitem__, default=None)
+
+
+def layers_before(captured: fx.GraphModule) -> dict[fx.Node, int]:
+    """How many layers lie on the longest way to each node, itself included."""
+    depth: dict[fx.Node, int] = {}
+    for node in captured.graph.nodes:
+        before = max((depth[source] for source in node.all_input_nodes), default=0)
+        depth[node] = before + is_layer(node)
+    return depth
+
+
+def cut_behind(captured: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """All values that the network behind a node is computed from: first the node's, then others, such as a shortcut."""
+    behind = {node}
+    for later in captured.graph.nodes:
+        if not behind.isdisjoint(later.all_input_nodes):
+            behind.add(later)
+    read = {source for later in behind - {node} for source in later.all_input_nodes} - behind
+    return [node, *(each for each in captured.graph.nodes if each in read and each.op != "get_attr")]
+
+
+def _positions(node: fx.Node) -> int:
+    shape = node.meta["shape"]
+    return int(shape[2] * shape[3]) if shape is not None and len(shape) == IMAGES else 0
