@@ -53,9 +53,9 @@ class SynQ(HardSampleQuantizer):
     The paper searched its options on grids by test accuracy, so its table has no one setting. The default preset is
     `paper`: D0 20 of 32 pixels, where its grid begins (its figures have 8, which the grid has not), and 40 of 224, as
     in its figures; `easy_below` that it found best, the weights of the release's script, which are in its grids, and
-    100 epochs, of which 4 only learn ranges; the rest is HAST's, of the paper. `released` is what its script and parser run with: D0 80, 0.5, lambda 1000, 101 epochs, and for CIFAR no
-    alignment of harder images (`align_promoted`), which it computes and throws away. Its settings for CIFAR were not to
-    be had: batches and learning rates are HAST's there.
+    100 epochs, of which 4 only learn ranges; the rest is HAST's, of the paper. `released` is what its script and parser
+    run with: D0 80, 0.5, lambda 1000, 101 epochs, and for CIFAR no alignment of harder images (`align_promoted`), which
+    it computes and throws away. Its settings for CIFAR were not to be had: batches and learning rates are HAST's there.
 
     Deviations, besides those of `ste`: the map is that of the last convolution with more than one position, where the
     release takes the last that was registered, in MobileNetV2 a classifier whose map is one pixel; under a scheme that
