@@ -1,8 +1,10 @@
 import json
+import re
 import time
 
 from zsqbench.execution.plan import make_plan
 from zsqbench.methods import DataFiles
+from zsqbench.plugins import shipped_plugins
 from zsqbench.steps import Data, NetworkFacts, Outcome
 from zsqbench.store import Store
 from zsqbench.suite import load_suite
@@ -141,6 +143,29 @@ def test_a_start_that_needs_batch_normalisation_cannot_go_with_a_network_without
 
 def test_a_plan_before_the_first_run_says_which_model_is_pending(bench):
     assert bench.plan()["pending"] == ["a"]
+
+
+def test_a_plan_before_the_first_run_refuses_no_shipped_method_for_what_is_not_known(bench):
+    given = {"mixed": "over: rtn, layers: 1", "ait": "host: gdfq", "file": "path: toy.yaml"}
+    names = {"generator": [], "quantizer": []}
+    for kind, name in shipped_plugins().provided:
+        if kind in names:
+            names[kind].append(name)
+    head = "\n".join(
+        f"{kind}s: {{{', '.join(f'my_{name}: {{method: {name}, {given.get(name, str())}}}' for name in each)}}}"
+        for kind, each in names.items()
+    )
+    generators, quantizers = (", ".join(f"my_{name}" for name in each) for each in names.values())
+    for_quantizers = f"generator: [my_noise, none], quantizer: [{quantizers}], scheme: hast/w4a4"
+    bench.matrix(f"generator: [{generators}]", for_quantizers, head=head)
+    cells = bench.plan()["cells"]
+    reasons = {cell["reason"] for cell in cells if cell["state"] == "impossible"}
+    of_the_suite = r"\w+ (reads no calibration images:|needs calibration images,|rejects hast/w4a4:) .*"
+    assert {reason for reason in reasons if not re.fullmatch(of_the_suite, reason)} == set()
+    assert (
+        len([cell for cell in cells if cell["state"] == "to do"])
+        >= len(names["generator"]) + len(names["quantizer"]) - 2
+    )
 
 
 def test_a_plan_after_a_run_finds_everything_done(bench):

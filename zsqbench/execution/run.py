@@ -43,6 +43,9 @@ from zsqbench.zoo.models import BUILT
 
 log = logging.getLogger("zsqbench")
 
+NOT_LOADED = NetworkFacts("", bn=1, classes=1000, training_loss=True, input_size=(3, 224, 224))
+"""A network that was not loaded yet, as a plan takes it: no method is refused for what is not known."""
+
 
 @dataclass(frozen=True)
 class RunReport:
@@ -220,8 +223,7 @@ class Run:
         known = self.find(cells)
         pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
         assumed = {
-            pair: NetworkFacts(f"pending {step.key}", bn=1, classes=2, input_size=(3, 1, 1))
-            for pair, step in self.resolve.items()
+            pair: replace(NOT_LOADED, digest=f"pending {step.key}") for pair, step in self.resolve.items()
         }
         steps = inspect_steps(self.suite, cells, known)
         found = {student: Inspect.facts(self.store, step.key) for student, step in steps.items()}
