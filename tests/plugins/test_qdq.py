@@ -17,7 +17,9 @@ from zsqbench.testing.conformance import reduce_options
 SIZE = (3, 16, 16)
 MEAN, STD = 0.449, 0.226
 QUANTIZERS = sorted(
-    {name for kind, name in load_plugins().provided if kind == "quantizer"} - {"fp32", "mixed", "qdrop"}
+    name
+    for (kind, name), provided in load_plugins().provided.items()
+    if kind == "quantizer" and name not in {"fp32", "mixed", "qdrop"} and not provided.method.needs_training_loss
 )
 
 

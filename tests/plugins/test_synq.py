@@ -121,8 +121,8 @@ def test_features_of_harder_images_are_aligned_unless_it_is_said():
 @pytest.mark.parametrize(
     ("size", "classes", "paper", "released"),
     [
-        (32, 10, (8, 0.7, True), (80, 0.5, False)),
-        (32, 100, (8, 0.5, True), (80, 0.5, False)),
+        (32, 10, (20, 0.7, True), (80, 0.5, False)),
+        (32, 100, (20, 0.5, True), (80, 0.5, False)),
         (224, 1000, (40, 0.5, True), (80, 0.5, True)),
     ],
 )
