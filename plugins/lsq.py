@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.distillation import check_labels, label_gradients
 
 import zsqbench
 from zsqbench.methods import Network, auto
@@ -71,46 +72,11 @@ class LSQ(zsqbench.StepSizeQuantizer):
     ) -> None:
         """Set step sizes, then train. Raises ZSQBenchError for a set without labels where it is to have them."""
         self = self.resolved(teacher, ctx.scheme)
-        learns_labels = self.ce_weight and teacher.classes is not None
-        if learns_labels and data is not None and data.labels is None:
-            if self.labels == "set":
-                raise zsqbench.ZSQBenchError(
-                    "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
-                    "generator that gives labels, labels: teacher, or ce_weight: 0"
-                )
-            if self.labels is None:
-                ctx.note("labels are what the float network says, since the calibration set has none")
-        gradients = self._to_classes if teacher.classes is not None else self._to_outputs
-        self.train_on(student, teacher, data, ctx, lambda engine: gradients(engine, teacher, ctx))
-
-    def _to_classes(
-        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
-    ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-        """What puts gradients on the parameters of a classifier."""
-        import torch
-        from torch.nn import functional
-
-        from zsqbench.quant import kl_divergence
-        from zsqbench.synthesis import class_logits
-
-        def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
-            with torch.no_grad():
-                expected = class_logits(teacher.module(images), images)
-            logits = class_logits(engine.network(images), images)
-            guesses = expected.argmax(1)
-            kl = kl_divergence(logits, expected, self.temperature)
-            targets = guesses if labels is None or self.labels == "teacher" else labels
-            return kl, functional.cross_entropy(logits, targets), (logits.argmax(1) == guesses).float().mean()
-
-        compiled = ctx.compile(compare)
-
-        def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
-            kl, ce, agreement = compiled(images, labels)
-            loss = self.alpha * kl + self.ce_weight * ce
-            torch.autograd.backward(loss)
-            return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
-
-        return gradients
+        if teacher.classes is None:
+            self.train_on(student, teacher, data, ctx, lambda engine: self._to_outputs(engine, teacher, ctx))
+            return
+        check_labels(self, data, ctx)
+        self.train_on(student, teacher, data, ctx, lambda engine: label_gradients(self, engine, teacher, ctx))
 
     def _to_outputs(
         self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"

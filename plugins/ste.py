@@ -1,19 +1,19 @@
 """Uniform fake quantization with straight-through gradients, fine-tuned by teacher and student: IntraQ's trainer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from zsqbench_plugins.shared.distillation import check_labels, label_gradients
 from zsqbench_plugins.shared.generator_ranges import GeneratorRangesQuantizer
 from zsqbench_plugins.shared.protocols import HAST_PROTOCOL, INTRAQ_PROTOCOL
 
 import zsqbench
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import FineTuning
 
 
 class STE(GeneratorRangesQuantizer):
@@ -53,42 +53,8 @@ class STE(GeneratorRangesQuantizer):
     ) -> None:
         """Set ranges, then train. Raises ZSQBenchError for a set without labels where it is to have them."""
         self = self.resolved(teacher, ctx.scheme)
-        if self.labels == "set" and self.ce_weight and data is not None and data.labels is None:
-            raise zsqbench.ZSQBenchError(
-                "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
-                "generator that gives labels, labels: teacher, or ce_weight: 0"
-            )
-        if self.labels is None and self.ce_weight and data is not None and data.labels is None:
-            ctx.note("labels are what the float network says, since the calibration set has none")
-        self.train_on(student, teacher, data, ctx, lambda engine: self._gradients(engine, teacher, ctx))
-
-    def _gradients(
-        self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
-    ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-        import torch
-        from torch.nn import functional
-
-        from zsqbench.quant import kl_divergence
-        from zsqbench.synthesis import class_logits
-
-        def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
-            with torch.no_grad():
-                expected = class_logits(teacher.module(images), images)
-            logits = class_logits(engine.network(images), images)
-            guesses = expected.argmax(1)
-            kl = kl_divergence(logits, expected, self.temperature)
-            targets = guesses if labels is None or self.labels == "teacher" else labels
-            return kl, functional.cross_entropy(logits, targets), (logits.argmax(1) == guesses).float().mean()
-
-        compiled = ctx.compile(compare)
-
-        def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
-            kl, ce, agreement = compiled(images, labels)
-            loss = self.alpha * kl + self.ce_weight * ce
-            torch.autograd.backward(loss)
-            return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
-
-        return gradients
+        check_labels(self, data, ctx)
+        self.train_on(student, teacher, data, ctx, lambda engine: label_gradients(self, engine, teacher, ctx))
 
 
 @zsqbench.hookimpl

@@ -1,0 +1,75 @@
+"""Training a classifier by cross-entropy towards labels and distillation from its float network."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+    from zsqbench.quant import FineTuning
+
+
+class LearnsLabels(Protocol):
+    """The options of a method that learns so."""
+
+    @property
+    def labels(self) -> Literal["set", "teacher"] | None:
+        """Whose labels: the set's, or what the float network says; none: the set's where it has any."""
+
+    @property
+    def ce_weight(self) -> float:
+        """Weight of the cross-entropy."""
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the distillation loss."""
+
+    @property
+    def temperature(self) -> float:
+        """T, by which logits are divided in it."""
+
+
+def check_labels(method: LearnsLabels, data: "CalibrationSet | None", ctx: "StepContext") -> None:
+    """Note whose labels are learned. Raises ZSQBenchError for a set without labels where it is to have them."""
+    if not method.ce_weight or data is None or data.labels is not None:
+        return
+    if method.labels == "set":
+        raise zsqbench.ZSQBenchError(
+            "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
+            "generator that gives labels, labels: teacher, or ce_weight: 0"
+        )
+    if method.labels is None:
+        ctx.note("labels are what the float network says, since the calibration set has none")
+
+
+def label_gradients(
+    method: LearnsLabels, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
+) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
+    """What puts the gradients of CE + alpha T^2 KL on the student's parameters, for images and their labels."""
+    import torch
+    from torch.nn import functional
+
+    from zsqbench.quant import kl_divergence
+    from zsqbench.synthesis import class_logits
+
+    def compare(images: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, Tensor, Tensor]":
+        with torch.no_grad():
+            expected = class_logits(teacher.module(images), images)
+        logits = class_logits(engine.network(images), images)
+        guesses = expected.argmax(1)
+        kl = kl_divergence(logits, expected, method.temperature)
+        targets = guesses if labels is None or method.labels == "teacher" else labels
+        return kl, functional.cross_entropy(logits, targets), (logits.argmax(1) == guesses).float().mean()
+
+    compiled = ctx.compile(compare)
+
+    def gradients(images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
+        kl, ce, agreement = compiled(images, labels)
+        loss = method.alpha * kl + method.ce_weight * ce
+        torch.autograd.backward(loss)
+        return {"loss": loss, "kl": kl, "ce": ce, "agreement": agreement}
+
+    return gradients
