@@ -222,9 +222,7 @@ class Run:
         """A plan without running anything, which names networks not loaded, and students not inspected, so far."""
         known = self.find(cells)
         pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
-        assumed = {
-            pair: replace(NOT_LOADED, digest=f"pending {step.key}") for pair, step in self.resolve.items()
-        }
+        assumed = {pair: replace(NOT_LOADED, digest=f"pending {step.key}") for pair, step in self.resolve.items()}
         steps = inspect_steps(self.suite, cells, known)
         found = {student: Inspect.facts(self.store, step.key) for student, step in steps.items()}
         inspected = {student: facts for student, facts in found.items() if facts is not None}

@@ -21,7 +21,16 @@ from zsqbench.synthesis.images import (
     total_variation,
 )
 from zsqbench.synthesis.moment_store import MomentStore
-from zsqbench.synthesis.optimization import Batch, Cosine, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimize
+from zsqbench.synthesis.optimization import (
+    Batch,
+    Cosine,
+    PixelBatch,
+    Plateau,
+    RectifiedAdam,
+    WarmedCosine,
+    batch_sizes,
+    optimize,
+)
 from zsqbench.synthesis.outputs import (
     EASIEST,
     RawOutputs,
@@ -64,6 +73,7 @@ __all__ = [
     "Seen",
     "SmoothedCrops",
     "SwingConvolutions",
+    "WarmedCosine",
     "batch_norms",
     "batch_sizes",
     "blur",
