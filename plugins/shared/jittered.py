@@ -8,13 +8,15 @@ from pydantic import Field
 
 import zsqbench
 from zsqbench.methods import Auto, Network, auto
+from zsqbench.methods.generator import lack_of_attention
 from zsqbench.methods.work import STEP
 from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, fx
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
+    from zsqbench.quant import Attention
 
 BETAS = 0.5, 0.9
 """Of Adam, in the code of DeepInversion and of PSAQ-ViT."""
@@ -115,6 +117,27 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         shifts = (places * (2 * most + 1)).floor().long().minimum(2 * most) - most  # 1 - 2^-24 may round up to 1
         flips = ctx.rand(len(most)).cpu() < 0.5  # noqa: PLR2004 - a half
         return {"labels": labels.cpu(), "shifts": shifts.expand(-1, 2).contiguous(), "flips": flips}
+
+
+class AttentionGenerator(JitteredGenerator, ABC):
+    """A generator of such images that looks at a network's attention."""
+
+    needs_attention = True
+
+    def captured(self, teacher: "Pretrained") -> "tuple[fx.GraphModule, list[Attention]]":
+        """A captured copy of the network, and its attention in each block.
+
+        Raises ZSQBenchError for a network that cannot be captured, has no attention that capture takes apart, or has
+        patches that do not fill the image.
+        """
+        from zsqbench.quant import capture, find_attention, patch_size
+
+        captured = capture(teacher.module, teacher.input_size)
+        found, network = find_attention(captured), type(teacher.module).__name__
+        lack = lack_of_attention(len(found), patch_size(captured) or (), teacher.input_size, network)
+        if lack is not None:
+            raise zsqbench.ZSQBenchError(f"generator {self.name!r} {lack}")
+        return captured, found
 
 
 def jittered(pixels: "Tensor", shift: tuple[int, int], *, flip: bool) -> "Tensor":

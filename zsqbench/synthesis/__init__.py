@@ -40,6 +40,7 @@ from zsqbench.synthesis.outputs import (
     inception_loss,
     stretching,
 )
+from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features
 from zsqbench.synthesis.penultimate_features import PenultimateFeatures
 from zsqbench.synthesis.probes import Probes, Seen, batch_norms, follow_convolutions, frozen
 from zsqbench.synthesis.swing import SwingConvolutions
@@ -91,6 +92,8 @@ __all__ = [
     "load_training",
     "optimize",
     "part",
+    "patch_entropy",
+    "patch_features",
     "penultimate_features",
     "random_crops",
     "resized_crops",
