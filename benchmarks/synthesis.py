@@ -7,8 +7,8 @@ optimiser. All are taken in turns, medians of several.
 
 `--settings` measures settings that are to be fast instead, against the bare step in float32: bf16, channels_last and
 compile, alone and together. Bounds for those are for CPUs with AMX and for GPUs. `--only NAME...` takes some methods,
-`--device cuda` measures on a GPU. `--quick` runs everything once on a tiny network, to see that it runs: its figures
-mean nothing.
+`--device cuda` measures on a GPU. Generators that look at attention are measured on a DeiT-T, which needs timm.
+`--quick` runs everything once on a tiny network, to see that it runs: its figures mean nothing.
 """
 
 import argparse
@@ -27,8 +27,9 @@ import torchvision
 from torch import nn
 
 import zsqbench
-from zsqbench.methods import Settings
+from zsqbench.methods import Generator, Settings
 from zsqbench.plugins import load_plugins
+from zsqbench.testing import tiny_transformer
 from zsqbench.zoo.resnet import CifarResNet
 
 BOUNDS = {
@@ -40,6 +41,7 @@ BOUNDS = {
     "hast": 1.15,
     "genie": 1.15,
     "dgh": 1.15,
+    "psaq_vit": 1.2,
 }
 """What a step costs at most, in bare steps of the same settings: float32, uncompiled."""
 
@@ -226,14 +228,40 @@ def generate_batches(count: int, batch: int) -> None:
     dgh.generate(pretrained(CifarResNet(20), 32), ctx)
 
 
-def networks(*, small: bool, quick: bool) -> Iterator[tuple[str, Callable[[], nn.Module], int, int]]:
-    """Generators are measured on these: name, network, images and their side."""
+def networks(
+    names: list[str], *, small: bool, quick: bool
+) -> Iterator[tuple[str, Callable[[], nn.Module], int, int, list[str]]]:
+    """Generators are measured on these: name, network, images and their side, and which generators."""
+    attending = [name for name in names if looks_at_attention(name)]
+    others = [name for name in names if name not in attending]
     if quick:
-        yield "ResNet-20 of width 2, 4 x 8 px", lambda: CifarResNet(20, width=2), 4, 8
+        yield "ResNet-20 of width 2, 4 x 8 px", lambda: CifarResNet(20, width=2), 4, 8, others
+        yield "transformer of width 8, 4 x 8 px", lambda: tiny_transformer().module, 4, 8, attending
         return
-    yield "ResNet-20, 256 x 32 px", lambda: CifarResNet(20), 256, 32
-    if not small:
-        yield "ResNet-18, 16 x 224 px", torchvision.models.resnet18, 16, 224
+    if others:
+        yield "ResNet-20, 256 x 32 px", lambda: CifarResNet(20), 256, 32, others
+        if not small:
+            yield "ResNet-18, 16 x 224 px", torchvision.models.resnet18, 16, 224, others
+    if attending and not small:
+        yield "DeiT-T, 8 x 224 px", deit, 8, 224, attending
+
+
+def looks_at_attention(name: str) -> bool:
+    """True if a generator is measured on a transformer."""
+    method = load_plugins().find("generator", name).method
+    return issubclass(method, Generator) and method.needs_attention
+
+
+def deit() -> nn.Module:
+    """A DeiT-T of timm with random weights, whose attention is not fused."""
+    import timm
+
+    fused = timm.layers.config.use_fused_attn() > 0
+    timm.layers.set_fused_attn(enable=False)
+    try:
+        return timm.create_model("deit_tiny_patch16_224")
+    finally:
+        timm.layers.set_fused_attn(enable=fused)
 
 
 def main() -> None:
@@ -257,12 +285,12 @@ def main() -> None:
         memory(*((4, ()) if arguments.quick else (64, (8, 32))))
     for threads in [1] if on_gpu or arguments.quick else arguments.threads:
         torch.set_num_threads(threads)
-        for what, make, batch, side in networks(small=arguments.small, quick=arguments.quick):
+        for what, make, batch, side, names in networks(arguments.only, small=arguments.small, quick=arguments.quick):
             said, module = what if on_gpu else f"{what}, {threads} thread(s)", make().to(arguments.device)
             if arguments.settings:
-                measure_settings(said, module, batch, side, arguments.only)
+                measure_settings(said, module, batch, side, names)
             else:
-                measure(said, module, batch, side, arguments.only, compiled=arguments.compiled)
+                measure(said, module, batch, side, names, compiled=arguments.compiled)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from zsqbench.methods import Generator, Quantizer
 from zsqbench.plugins import SHIPPED, load_plugins
 from zsqbench.quant import effective_map, finalize, rank_weights
 from zsqbench.scheme import parse_scheme
-from zsqbench.testing import context, tiny_teacher
+from zsqbench.testing import context, tiny_teacher, tiny_transformer
 from zsqbench.testing.conformance import reduce_options
 from zsqbench.versions import QUANT_VERSION, SYNTHESIS_VERSION
 
@@ -61,7 +61,7 @@ def images(teacher, labels=True):
 
 
 def of_generator(kind, tmp_path):
-    teacher, given = tiny_teacher(), {}
+    teacher, given = tiny_transformer() if kind.needs_attention else tiny_teacher(), {}
     if kind.name == "file":
         images(teacher).save(tmp_path / "set.safetensors")
         given = {"path": str(tmp_path / "set.safetensors")}

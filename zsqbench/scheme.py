@@ -373,3 +373,7 @@ class Inspection:
     """Why a batch normalisation stays, by its path."""
     last_map: tuple[int, ...] = ()
     """Height and width of the last map of features that has more than one position; none where there is none."""
+    attention: int = 0
+    """Blocks with attention whose softmax and product with the values are steps of their own."""
+    patch: tuple[int, ...] = ()
+    """Height and width of the patches that a first convolution cuts the image into; none where it cuts none."""

@@ -133,6 +133,14 @@ def test_what_a_method_needs_of_the_network_is_said(bench, doctor):
     assert found["generators"]["needsbn"] is None
 
 
+def test_what_a_generator_needs_of_attention_is_said(bench, doctor):
+    bench.add_plugin("class Looks(Toy):\n    name = 'looks'\n    needs_attention = True\n")
+    bench.matrix("generator: [toy, looks]")
+    lack = "needs attention that capture takes apart, softmax and product with the values, and the network has none"
+    _, found = doctor("a")
+    assert found["generators"] == {"toy": None, "looks": lack}
+
+
 def test_what_a_quantizer_starts_from_has_needs_too(bench, doctor):
     bench.add_plugin(
         "class First(ToyQuantizer):\n    name = 'first'\n    needs_bn = True\n"

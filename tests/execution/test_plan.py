@@ -125,6 +125,43 @@ def test_a_generator_of_real_images_cannot_go_with_a_task_that_has_none(bench):
     assert "real images" in rows["toytask:a:toyreal:toyq:hw/w4a4:0"]["reason"]
 
 
+def test_a_generator_that_looks_at_attention_cannot_go_with_networks_without_it_or_with_other_patches(bench):
+    bench.add_plugin("""
+        from torch import nn
+        from zsqbench.testing import tiny_transformer
+
+        class NeedsAttention(Toy):
+            name = "needs_attention"
+            needs_attention = True
+
+        class Tokens(ToyTask):
+            name = "tokens"
+            sides: int = 0
+
+            def load(self, model, ctx):
+                import dataclasses
+                loaded = super().load(model, ctx)
+                channels, height, width = loaded.input_size
+                last = nn.Linear(10, 10)
+                nn.init.eye_(last.weight), nn.init.zeros_(last.bias)
+                network = nn.Sequential(tiny_transformer(loaded.input_size).module, last).eval().requires_grad_(False)
+                more = channels, height + self.sides, width
+                return dataclasses.replace(loaded, module=network, classes=10, input_size=more)
+    """)
+    head = "tasks: {uneven: {method: tokens, sides: 1}, tokens: {}, toytask: {}}"
+    bench.matrix("task: [toytask, tokens, uneven], generator: [toy, needs_attention]", head=head)
+    bench.run()
+    found = {":".join(name.split(":")[:3:2]): row for name, row in bench.rows().items()}
+    reasons = {name: row.get("reason") for name, row in found.items() if row["status"] == "impossible"}
+    assert reasons == {
+        "toytask:needs_attention": "needs_attention needs attention that capture takes apart, softmax and product with "
+        "the values, and a has none",
+        "uneven:needs_attention": "needs_attention needs patches that fill the image, and a cuts 9 x 8 pixels into "
+        "patches of 2 x 2",
+    }
+    assert found["tokens:needs_attention"]["status"] == "done"
+
+
 def test_a_start_that_needs_batch_normalisation_cannot_go_with_a_network_without(bench):
     bench.add_plugin("""
         class Starts(ToyQuantizer):

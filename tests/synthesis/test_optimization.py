@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zsqbench.errors import ZSQBenchError
-from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam, optimize
+from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam, WarmedCosine, optimize
 from zsqbench.testing import context
 
 
@@ -65,6 +65,47 @@ def test_a_plateau_with_reset_forgets_its_best_loss_when_it_cuts():
     assert (plain.best, forgetful.best) == (1.0, math.inf)
     forgetful.step(9.0)
     assert (forgetful.best, forgetful.bad) == (9.0, 0)
+
+
+def rates(schedule, steps):
+    found = []
+    for _ in range(steps):
+        found.append(schedule.lr)
+        schedule.step(0.0)
+    return found
+
+
+def test_a_warmed_rate_rises_falls_and_begins_anew():
+    found = rates(WarmedCosine(2.0, steps=8, warmup=4), 18)
+    assert found[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert found[4:8] == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])
+    assert found[8:16] == found[:8]
+    assert found[16:] == found[:2]
+
+
+def test_a_warmed_rate_of_few_steps_only_rises():
+    assert rates(WarmedCosine(1.0, steps=3, warmup=10), 4) == pytest.approx([0.1, 0.2, 0.3, 0.1])
+
+
+def test_a_warmed_rate_goes_on_from_its_state():
+    whole = rates(WarmedCosine(1.0, steps=5, warmup=2), 9)
+    begun, again = WarmedCosine(1.0, steps=5, warmup=2), WarmedCosine(1.0, steps=5, warmup=2)
+    rates(begun, 6)
+    again.load(begun.state())
+    assert rates(again, 3) == whole[6:]
+
+
+def test_adam_has_the_given_betas():
+    pixels = torch.ones(2, 3)
+    batch = PixelBatch(pixels.clone(), torch.optim.Adam, Plateau(0.1, 0.5, 9, 0.0), 2, betas=(0.5, 0.9))
+    expected = pixels.clone().requires_grad_()
+    adam = torch.optim.Adam([expected], lr=0.1, betas=(0.5, 0.9))
+    for factor in (1.0, -3.0, 0.5):
+        batch.step(factor * batch.images().square().sum())
+        adam.zero_grad()
+        (factor * expected.square().sum()).backward()
+        adam.step()
+    torch.testing.assert_close(batch.pixels.detach(), expected.detach())
 
 
 def test_batches_are_visited_in_the_given_order_each_with_its_own_optimiser():

@@ -227,6 +227,23 @@ def test_needing_bn_without_a_word_is_found():
     assert "does not declare needs_bn" in found[shared.WITHOUT_BN]
 
 
+def needing_attention(error=zsqbench.ZSQBenchError("the network has no attention")):  # noqa: B008
+    def act(teacher):
+        if not hasattr(teacher.module, "blocks") and not hasattr(teacher.module, "block"):
+            raise error
+
+    return act
+
+
+def test_what_looks_at_attention_is_tried_on_transformers_and_has_to_refuse_others():
+    assert failures(generator(needing_attention(), needs_attention=True), teachers=None) == {}
+    found = failures(generator(needs_attention=True), teachers=None)
+    assert found == {shared.WITHOUT_ATTENTION: found[shared.WITHOUT_ATTENTION]}
+    assert found[shared.WITHOUT_ATTENTION].startswith(
+        "declares needs_attention, and ran on a network without attention"
+    )
+
+
 @pytest.mark.parametrize(
     ("act", "networks"),
     [

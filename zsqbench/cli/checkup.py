@@ -51,7 +51,9 @@ def check_up(
         examination=examination,
         students=students.found,
         generators={
-            label: _lack(each, facts, network.spec.name) or (no_images if _reads_images(each) else None)
+            label: _lack(each, facts, network.spec.name)
+            or students.lack_of_attention(each, pretrained)
+            or (no_images if _reads_images(each) else None)
             for label, each in generators.items()
         },
         quantizers={
@@ -106,6 +108,19 @@ class _Students:
         if by_units and found.blocker is None:
             self._units[folds] = blocker
         return found
+
+    def lack_of_attention(self, generator: "Variant | str", network: "Pretrained") -> str | None:
+        """Why the network does not do for a generator that looks at attention, or none."""
+        from zsqbench.methods import Generator
+        from zsqbench.steps.needs import lack_of_attention
+
+        method = None if isinstance(generator, str) else generator.method
+        if not isinstance(method, Generator) or not method.needs_attention:
+            return None
+        captured = [found for found in self.found.values() if not found.blocker]
+        if not captured:
+            return "see the blocker"
+        return lack_of_attention(method, captured[0], network.input_size, "the network")
 
     def lack(self, quantizer: "Variant | str", scheme: "Scheme") -> str | None:
         """Why there is no student for a quantizer at a scheme, or none."""

@@ -10,7 +10,7 @@ from zsqbench.methods.asking import asking
 from zsqbench.reports.results import Result, Status
 from zsqbench.scheme import Inspection
 from zsqbench.steps import KINDS, CellPlanning, Data, Inspect, Job, NetworkFacts, Outcome, Resolve, Step, StepMaker
-from zsqbench.steps.needs import lack_of_images, lack_of_map, lack_of_network
+from zsqbench.steps.needs import lack_of_attention, lack_of_images, lack_of_map, lack_of_network
 from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
 
@@ -202,7 +202,7 @@ def _plan_cell(
         maker.impossible[parts] = _impossible(planning)
     reason = maker.impossible[parts]
     if reason is None and isinstance(inspected, Inspection):
-        reason = inspected.blocker or _lack_of_map(methods["quantizer"], inspected, cell.model)
+        reason = inspected.blocker or _lack_in(planning, inspected)
     if reason is not None:
         return PlannedCell(cell, methods=methods, status="impossible", reason=reason)
     background: dict[str, Step] = {}
@@ -218,13 +218,21 @@ def _plan_cell(
     return PlannedCell(cell, planning.steps, background, methods)
 
 
-def _lack_of_map(quantizer: Variant, found: Inspection, model: str) -> str | None:
-    """Why a network without a map does not do for one of the quantizers that go on from each other, or none."""
-    for link in quantizer.chain:
+def _lack_in(planning: CellPlanning, found: Inspection) -> str | None:
+    """Why a network does not do for the generator, or for one of the quantizers that go on from each other, or none.
+
+    A network has no map, for instance.
+    """
+    model = planning.cell.model
+    for link in planning.quantizer.chain:
         lack = lack_of_map(link.quantizer, found, model)
         if lack is not None:
             return f"{link.method.name} {lack}"
-    return None
+    generator = planning.suite.generator(planning.cell)
+    if generator is None:
+        return None
+    lack = lack_of_attention(generator, found, planning.facts.input_size, model)
+    return None if lack is None else f"{generator.name} {lack}"
 
 
 def _add_steps(planning: CellPlanning, background: dict[str, Step], kinds: Sequence[type[Job]]) -> None:

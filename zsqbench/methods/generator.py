@@ -1,6 +1,7 @@
 """The base of all generators."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -20,9 +21,27 @@ class Generator(Method, ABC):
     """True if it is handed real images (`ctx.real_images`); its rows are marked as not data-free."""
     gives_labels: ClassVar[bool] = False
     """True if its calibration sets carry labels."""
+    needs_attention: ClassVar[bool] = False
+    """True if it looks at attention that capture takes apart, and at whole patches: cells of a network without are
+    impossible."""
 
     images: int = Field(1024, gt=0, description="size of the calibration set")
 
     @abstractmethod
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Return `images` images in the teacher's normalised space. The teacher must stay as it is."""
+
+
+def lack_of_attention(blocks: int, patch: Sequence[int], input_size: Sequence[int], network: str) -> str | None:
+    """Why a generator with `needs_attention` cannot run, as a clause that follows its name, or none.
+
+    `blocks` are those with attention that capture takes apart, `patch` is height and width of patches, if there are
+    any, and `input_size` channels, height and width.
+    """
+    if not blocks:
+        return f"needs attention that capture takes apart, softmax and product with the values, and {network} has none"
+    sides = input_size[1:]
+    if any(side % part for side, part in zip(sides, patch, strict=False)):
+        cut, whole = (" x ".join(map(str, each)) for each in (patch, sides))
+        return f"needs patches that fill the image, and {network} cuts {whole} pixels into patches of {cut}"
+    return None

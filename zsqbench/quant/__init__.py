@@ -5,6 +5,7 @@ says what is in it; what authors of methods need of all of them is here, too.
 """
 
 from zsqbench.quant.artifact import effective_map, finalize, measured_map, restore, take_over
+from zsqbench.quant.attention import Attention, also_returning, find_attention, has_class_token, patch_size
 from zsqbench.quant.corrections import (
     Moments,
     ShiftedGrid,
@@ -146,6 +147,7 @@ __all__ = [
     "GIB",
     "ActivationQuantizer",
     "Annealing",
+    "Attention",
     "BoundedReLU",
     "Division",
     "ExactThresholdSearch",
@@ -185,6 +187,7 @@ __all__ = [
     "add_biases",
     "affine_parameters",
     "alignment_loss",
+    "also_returning",
     "attention",
     "balancing_factors",
     "begin_steps",
@@ -218,6 +221,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_identity",
     "finalize",
+    "find_attention",
     "find_units",
     "fold_bn",
     "folded",
@@ -225,6 +229,7 @@ __all__ = [
     "free_bounds",
     "from_features",
     "grid_parameters",
+    "has_class_token",
     "hold_image",
     "images_for",
     "include_zero",
@@ -245,6 +250,7 @@ __all__ = [
     "observed",
     "output_layers",
     "pass_gradients",
+    "patch_size",
     "per_input",
     "percentile",
     "positions",

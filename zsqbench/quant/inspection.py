@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.attention import find_attention, patch_size
 from zsqbench.quant.graph.bn_folding import FOLDED, UNFOLDED, fold_bn
 from zsqbench.quant.graph.maps import last_map
 from zsqbench.quant.graph.operators import is_batch_norm, tensor_name
@@ -44,6 +45,8 @@ def inspect(module: nn.Module, scheme: Scheme, input_size: InputSize, *, by_unit
         tuple(student.meta.get(FOLDED, {})),
         unfolded(student),
         _extent(student),
+        len(find_attention(student)),
+        patch_size(student) or (),
     )
 
 

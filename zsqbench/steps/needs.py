@@ -3,7 +3,10 @@
 Reasons are clauses that follow the name of a method.
 """
 
-from zsqbench.methods import Method, Quantizer
+from collections.abc import Sequence
+
+from zsqbench.methods import Generator, Method, Quantizer
+from zsqbench.methods import generator as generators
 from zsqbench.methods.asking import asking
 from zsqbench.scheme import Inspection
 from zsqbench.steps.planning import NetworkFacts
@@ -30,6 +33,13 @@ def lack_of_map(quantizer: Quantizer, found: Inspection, model: str) -> str | No
     if not needed or found.last_map:
         return None
     return f"needs a convolution whose map has more than one position, and {model} has none"
+
+
+def lack_of_attention(generator: Generator, found: Inspection, input_size: Sequence[int], model: str) -> str | None:
+    """Why a generator cannot run that looks at attention, where a network has none or cuts the image badly; or none."""
+    if not generator.needs_attention:
+        return None
+    return generators.lack_of_attention(found.attention, found.patch, input_size, model)
 
 
 def lack_of_images(task: str) -> str:

@@ -21,7 +21,16 @@ from zsqbench.synthesis.images import (
     total_variation,
 )
 from zsqbench.synthesis.moment_store import MomentStore
-from zsqbench.synthesis.optimization import Batch, Cosine, PixelBatch, Plateau, RectifiedAdam, batch_sizes, optimize
+from zsqbench.synthesis.optimization import (
+    Batch,
+    Cosine,
+    PixelBatch,
+    Plateau,
+    RectifiedAdam,
+    WarmedCosine,
+    batch_sizes,
+    optimize,
+)
 from zsqbench.synthesis.outputs import (
     EASIEST,
     RawOutputs,
@@ -31,6 +40,7 @@ from zsqbench.synthesis.outputs import (
     inception_loss,
     stretching,
 )
+from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features
 from zsqbench.synthesis.penultimate_features import PenultimateFeatures
 from zsqbench.synthesis.probes import Probes, Seen, batch_norms, follow_convolutions, frozen
 from zsqbench.synthesis.swing import SwingConvolutions
@@ -64,6 +74,7 @@ __all__ = [
     "Seen",
     "SmoothedCrops",
     "SwingConvolutions",
+    "WarmedCosine",
     "batch_norms",
     "batch_sizes",
     "blur",
@@ -81,6 +92,8 @@ __all__ = [
     "load_training",
     "optimize",
     "part",
+    "patch_entropy",
+    "patch_features",
     "penultimate_features",
     "random_crops",
     "resized_crops",

@@ -109,6 +109,24 @@ class Cosine:
         self.made = state["made"]
 
 
+@dataclass
+class WarmedCosine(Cosine):
+    """A rate that rises in equal steps to `highest`, then falls along half a cosine; and again after all steps.
+
+    Of `steps` steps, `warmup` are those of the rise; where they are not fewer, it only rises.
+    """
+
+    warmup: int = 0
+
+    @property
+    def lr(self) -> float:
+        """That of the next step."""
+        step = self.made % self.steps
+        if step < self.warmup:
+            return self.highest * (step + 1) / self.warmup
+        return self.highest * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+
+
 class Batch(Protocol):
     """Images that are optimised together, by whatever makes them."""
 
@@ -170,7 +188,7 @@ class RectifiedAdam(torch.optim.Adam):
 class PixelBatch:
     """Images that are optimised together: a leaf, its optimiser (Adam or a subclass), its learning rate.
 
-    `rates` names the options that an error suggests to lower.
+    `rates` names the options that an error suggests to lower, `betas` are Adam's.
     """
 
     def __init__(
@@ -181,6 +199,7 @@ class PixelBatch:
         iterations: int,
         *,
         rates: str = "'lr'",
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         self.pixels = pixels.detach().requires_grad_()
         self.plateau = plateau
@@ -188,7 +207,7 @@ class PixelBatch:
         self._iterations = iterations
         self._rates = rates
         fused = True if self.pixels.device.type == "cpu" else None  # one pass over memory
-        self._optimizer = optimizer([self.pixels], lr=plateau.lr, fused=fused)
+        self._optimizer = optimizer([self.pixels], lr=plateau.lr, betas=betas, fused=fused)
         self._pending: _Underway | None = None
 
     def images(self) -> Tensor:

@@ -6,7 +6,7 @@ with one sentence where it does not; `zsqbench plugins check` runs the same chec
 
 from zsqbench.testing.context import MemoryReporter, context
 from zsqbench.testing.generators import check_generator
-from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
+from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers, tiny_transformer
 from zsqbench.testing.quantizers import check_quantizer
 from zsqbench.testing.tasks import check_task
 
@@ -19,4 +19,5 @@ __all__ = [
     "tiny_teacher",
     "tiny_teacher_without_bn",
     "tiny_teachers",
+    "tiny_transformer",
 ]

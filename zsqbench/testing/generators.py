@@ -12,10 +12,23 @@ from zsqbench.errors import one_line
 from zsqbench.methods import CalibrationSet, Generator, Pretrained, TaskContext
 from zsqbench.steps.generate import check_calibration_set
 from zsqbench.testing.context import ForgetfulReporter, MemoryReporter, context
-from zsqbench.testing.networks import tiny_teacher, tiny_teacher_without_bn, tiny_teachers
+from zsqbench.testing.networks import (
+    tiny_teacher,
+    tiny_teacher_without_bn,
+    tiny_teachers,
+    tiny_transformer,
+    tiny_transformers,
+)
 from zsqbench.testing.observation import observe
 from zsqbench.testing.report import Report
-from zsqbench.testing.shared import BF16, WITHOUT_BN, check_memory, check_needs_bn, check_options
+from zsqbench.testing.shared import (
+    BF16,
+    WITHOUT_BN,
+    check_memory,
+    check_needs_attention,
+    check_needs_bn,
+    check_options,
+)
 
 IMAGES = "images are float32 [N, C, H, W], finite, contiguous, on the CPU, without gradient, as many as asked for"
 SEED = "one seed gives one set of images, another seed another"
@@ -32,7 +45,7 @@ def check_generator(generator: Generator, teacher: Pretrained | None = None) -> 
     Checked: count, shape, type and finiteness of the images; the same seed gives the same images, another seed others
     (unless it is not `seeded`); going on from any checkpoint gives the same images; teacher, gradient mode, global
     random state and the like are left as they were; no file is read but those that options name. Without a teacher
-    also: a network without BN, bfloat16, and memory.
+    also: a network without BN, bfloat16, and memory. One that looks at attention is checked on tiny transformers.
     """
     report = Report(generator, strict=True)
     made = examine_generator(report, None if teacher is None else {"this network": teacher})
@@ -43,10 +56,11 @@ def check_generator(generator: Generator, teacher: Pretrained | None = None) -> 
 def examine_generator(report: Report, teachers: Mapping[str, Pretrained] | None = None) -> CalibrationSet | None:
     """Make every check of a generator; returns the images that it made first, or none where it failed."""
     check_options(report)
-    sets = [_check_on(report, teacher, name) for name, teacher in (teachers or tiny_teachers()).items()]
+    needed = tiny_transformers if cast("Generator", report.method).needs_attention else tiny_teachers
+    sets = [_check_on(report, teacher, name) for name, teacher in (teachers or needed()).items()]
     if teachers is None:
         _check_without_bn(report)
-        _Trial(report, tiny_teacher(), BF16, "", torch.autocast("cpu", torch.bfloat16, cache_enabled=False)).run()
+        _Trial(report, _network(report), BF16, "", torch.autocast("cpu", torch.bfloat16, cache_enabled=False)).run()
         _check_memory(report)
     return sets[0]
 
@@ -140,9 +154,12 @@ def _check_on(report: Report, teacher: Pretrained, network: str) -> CalibrationS
 
 
 def _check_without_bn(report: Report) -> None:
-    teacher = tiny_teacher_without_bn()
+    generator, teacher = cast("Generator", report.method), tiny_teacher_without_bn()
+    if generator.needs_attention:  # the networks that it was tried on have no BN
+        check_needs_attention(report, lambda: _generate(generator, teacher, context()))
+        return
     if report.method.needs_bn:
-        check_needs_bn(report, lambda: _generate(cast("Generator", report.method), teacher, context()))
+        check_needs_bn(report, lambda: _generate(generator, teacher, context()))
     else:
         _Trial(report, teacher, WITHOUT_BN, " on a network without BN, and does not declare needs_bn").run()
 
@@ -155,9 +172,14 @@ def _check_memory(report: Report) -> None:
         ctx.reporter = ForgetfulReporter(rng=ctx.rng)
         options = json.dumps(generator.options() | {"images": images})
         sized = generator.model_validate_json(options, strict=True)
-        return _generate(sized, tiny_teacher(), ctx)
+        return _generate(sized, _network(report), ctx)
 
     check_memory(report, call, MEASURED_IMAGES)
+
+
+def _network(report: Report) -> Pretrained:
+    """A tiny network that the generator can work on."""
+    return tiny_transformer() if cast("Generator", report.method).needs_attention else tiny_teacher()
 
 
 def _are_labels(labels: torch.Tensor) -> bool:

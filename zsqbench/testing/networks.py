@@ -15,8 +15,9 @@ from zsqbench.methods import Detection, Pretrained
 class _TinyNet(nn.Module):
     """Convolutions with batch normalisation, a residual sum, a depthwise convolution, pooling and a classifier."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, input_size: tuple[int, int, int], classes: int) -> None:
         super().__init__()
+        channels = input_size[0]
         self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
         self.depthwise = nn.Sequential(
@@ -34,8 +35,9 @@ class _TinyNet(nn.Module):
 class _BranchNet(nn.Module):
     """Two branches with SiLU, one of them residual, concatenated, as detectors have them; then a classifier."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, input_size: tuple[int, int, int], classes: int) -> None:
         super().__init__()
+        channels = input_size[0]
 
         def layer(width: int, out: int, side: int, stride: int = 1) -> nn.Sequential:
             conv = nn.Conv2d(width, out, side, stride, padding=side // 2, bias=False)
@@ -57,8 +59,9 @@ class _BranchNet(nn.Module):
 class _DecoderNet(nn.Module):
     """An encoder, a transposed convolution back to the image's size, and a convolution along columns; a classifier."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, input_size: tuple[int, int, int], classes: int) -> None:
         super().__init__()
+        channels = input_size[0]
         self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.PReLU(8))
         self.down = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.up = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, groups=2, bias=False)
@@ -72,6 +75,69 @@ class _DecoderNet(nn.Module):
         line = torch.maximum(self.line(decoded.amax(3)), decoded.new_zeros(()))
         logits: Tensor = self.classifier(torch.cat([decoded.mean((2, 3)), line.mean(2)], 1))
         return logits
+
+
+class _Block(nn.Module):
+    """Attention and an MLP, each behind a layer normalisation and added to what came before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.heads = heads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows, count, width = tokens.shape
+        joined = self.qkv(self.norm(tokens)).reshape(rows, count, 3, self.heads, width // self.heads)
+        queries, keys, values = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (queries @ keys.transpose(-2, -1) * (width // self.heads) ** -0.5).softmax(-1)
+        tokens = tokens + self.proj((weights @ values).transpose(1, 2).reshape(rows, count, width))
+        mixed: Tensor = tokens + self.mlp(tokens)
+        return mixed
+
+
+class _TokenNet(nn.Module):
+    """A vision transformer of 4 x 4 patches behind a class token."""
+
+    def __init__(self, input_size: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = input_size
+        self.patches = nn.Conv2d(channels, 8, (height // _CUTS, width // _CUTS), (height // _CUTS, width // _CUTS))
+        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 1 + _CUTS**2, 8))
+        self.blocks = nn.Sequential(_Block(8, 2), _Block(8, 2))
+        self.norm, self.classifier = nn.LayerNorm(8), nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(images.shape[0], -1, -1), tokens], 1) + self.positions
+        logits: Tensor = self.classifier(self.norm(self.blocks(tokens))[:, 0])
+        return logits
+
+
+class _WindowNet(nn.Module):
+    """A transformer that looks within four windows of 2 x 2 patches, without a class token."""
+
+    def __init__(self, input_size: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = input_size
+        self.patches = nn.Conv2d(channels, 8, (height // _CUTS, width // _CUTS), (height // _CUTS, width // _CUTS))
+        self.block, self.norm, self.classifier = _Block(8, 2), nn.LayerNorm(8), nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = _CUTS // 2
+        cut = self.patches(images).reshape(images.shape[0], 8, 2, half, 2, half).permute(0, 2, 4, 3, 5, 1)
+        tokens = self.block(cut.reshape(4 * images.shape[0], half * half, 8)).reshape(
+            images.shape[0], 4 * half * half, 8
+        )
+        logits: Tensor = self.classifier(self.norm(tokens).mean(1))
+        return logits
+
+
+_CUTS = 4
+"""Patches along each side of the image in the tiny transformers."""
 
 
 def tiny_teacher(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> Pretrained:
@@ -98,7 +164,22 @@ def tiny_teacher_without_bn(input_size: tuple[int, int, int] = (3, 8, 8), classe
     return teacher
 
 
-def _pretrained(build: Callable[[int, int], nn.Module], input_size: tuple[int, int, int], classes: int) -> Pretrained:
+def tiny_transformer(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> Pretrained:
+    """A vision transformer with a class token, whose attention is written out; it has no batch normalisation."""
+    return _pretrained(_TokenNet, input_size, classes)
+
+
+def tiny_transformers(input_size: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> dict[str, Pretrained]:
+    """The networks that a method has to work on that looks at attention, by what is special about them."""
+    return {
+        "a class token": tiny_transformer(input_size, classes),
+        "windows": _pretrained(_WindowNet, input_size, classes),
+    }
+
+
+def _pretrained(
+    build: Callable[[tuple[int, int, int], int], nn.Module], input_size: tuple[int, int, int], classes: int
+) -> Pretrained:
     channels = input_size[0]
     return Pretrained(
         copy.deepcopy(_trained(build, input_size, classes)),
@@ -133,10 +214,12 @@ def _boxes(raw: Tensor, size: tuple[int, int], score: float, _: float) -> list[d
 
 
 @cache  # a check needs each network some ten times
-def _trained(build: Callable[[int, int], nn.Module], input_size: tuple[int, int, int], classes: int) -> nn.Module:
+def _trained(
+    build: Callable[[tuple[int, int, int], int], nn.Module], input_size: tuple[int, int, int], classes: int
+) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = build(input_size[0], classes)
+        module = build(input_size, classes)
         for _ in range(20):  # running statistics of what the network computes on noise
             module(torch.randn(32, *input_size))
     return module.eval().requires_grad_(False)

@@ -15,6 +15,7 @@ from zsqbench.testing.report import Report
 OPTIONS = "options survive the way to a worker, as JSON"
 FILLED_IN = "options that it fills in for a network are values that it takes, and stay when it does so again"
 WITHOUT_BN = "a network without BN: one clear line from a method that declares needs_bn, and no problem for others"
+WITHOUT_ATTENTION = "a network without attention: one clear line from a method that declares needs_attention"
 BF16 = "works under bfloat16 autocast, which suites may ask for"
 MEMORY = "memory grows no faster than the images, and is given back"
 
@@ -49,17 +50,25 @@ def _rebuilt(method: Method) -> Method:
 
 def check_needs_bn(report: Report, call: Callable[[], Any]) -> None:
     """A method that declares `needs_bn` must say so of a network without, in one line."""
+    _check_refusal(report, WITHOUT_BN, "needs_bn", "BN", call)
+
+
+def check_needs_attention(report: Report, call: Callable[[], Any]) -> None:
+    """A method that declares `needs_attention` must say so of a network without, in one line."""
+    _check_refusal(report, WITHOUT_ATTENTION, "needs_attention", "attention", call)
+
+
+def _check_refusal(report: Report, check: str, flag: str, what: str, call: Callable[[], Any]) -> None:
     try:
         call()
     except ZSQBenchError as error:
-        report.require(WITHOUT_BN, "\n" not in str(error), "raised an error of several lines without BN")
+        report.require(check, "\n" not in str(error), f"raised an error of several lines without {what}")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not the error that was expected
-        complaint = f"raised {one_line(error)} on a network without BN; expected a ZSQBenchError"
-        report.require(WITHOUT_BN, False, complaint)
+        complaint = f"raised {one_line(error)} on a network without {what}; expected a ZSQBenchError"
+        report.require(check, False, complaint)
     else:
-        report.require(
-            WITHOUT_BN, False, "declares needs_bn, and ran on a network without BN; expected a ZSQBenchError"
-        )
+        complaint = f"declares {flag}, and ran on a network without {what}; expected a ZSQBenchError"
+        report.require(check, False, complaint)
 
 
 def check_memory(report: Report, call: Callable[[int], Any], images: int) -> None:

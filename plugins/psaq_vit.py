@@ -1,0 +1,151 @@
+"""PSAQ-ViT: Patch Similarity Aware Data-Free Quantization for Vision Transformers (Li et al., ECCV 2022)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+from zsqbench_plugins.shared.jittered import AttentionGenerator
+
+import zsqbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zsqbench import CalibrationSet, Pretrained, StepContext
+
+LR, LR_OF_WINDOWS = 0.20, 0.25
+"""Of the release, for DeiT and for Swin."""
+
+RELEASED_BATCH = 32, 3, 224, 224
+"""The images whose total variation the release draws a target for."""
+
+
+class PSAQViT(AttentionGenerator):
+    """Images of classes in which patches differ: the entropy of the similarities of what attention gives them is high.
+
+    Minimises L = -sum_l H_l + class_weight CE + variation_weight |TV - R|. H_l is the entropy of block l: attention
+    times values, averaged over heads; cosines of all ordered pairs of patches of an image; their density by Gaussian
+    kernels at `points` points over the range of the batch; the mean over images. TV are four norms of differences over
+    the batch, R is drawn once. All are of the shifted images. Two phases of 500 iterations, with shifts by up to 15 and
+    30 pixels; the learning rate rises and falls in each. Labels are in the set.
+
+    Follows the released code, whose 32 images come with minimum and maximum as ranges and round to nearest (`rtn`). Ten
+    points and a bandwidth of 0.01 are the method: points are some 19 bandwidths apart, and two thirds of the pairs near
+    none of them have no gradient. Another number of either is another method. Of windows (Swin), similarities are
+    within each, those of an image are one density, and the first token of each is left out, as the release does, though
+    it is no class token. A network without windows and without a class token keeps all its tokens, which a note says;
+    of a distilled one the second class token stays, as in the release.
+
+    Where attention is, is found in the captured network: a softmax, then its product with the values. The learning rate
+    is 0.25 for windows and 0.20 for others.
+
+    Deviations: R is the release's for 32 images of 224 x 224 pixels, in proportion to the roots of the numbers of
+    differences for others, and shifts are in proportion to the image; pixels are clipped to what the network's own
+    normalisation makes valid (the release has ImageNet's for all); further batches where `images` exceeds `batch_size`;
+    kernels beyond 6 bandwidths (9 in float64) count as nothing where points are far apart; seeded. The second version
+    (TNNLS 2023), which trains the student beside, is none of it.
+    """
+
+    name = "psaq_vit"
+    compiles = "pixels"
+    one_shift = True
+
+    images: int = Field(32, gt=0, description="size of the calibration set")
+    batch_size: int = Field(32, gt=0, description="images optimised together; they share the range of similarities")
+    iterations: int = Field(500, gt=0, description="Adam steps of each phase, for each batch")
+    phases: int = Field(
+        2, gt=0, description="how often the learning rate rises and falls, with larger shifts each time"
+    )
+    lr: float | None = Field(
+        None, gt=0, lt=1e30, description="learning rate of Adam at its highest; none: 0.25 for windows, 0.20 for others"
+    )
+    points: int = Field(10, gt=1, description="points of the density; another number is another method")
+    bandwidth: float = Field(0.01, gt=0, description="deviation of its kernels; another one is another method")
+    class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards the wanted labels")
+    variation_weight: float = Field(0.05, ge=0, description="weight of the gap of total variation and target")
+    least_variation: float = Field(
+        2500.0, ge=0, description="smallest target of total variation, of 32 images of 224 x 224 pixels"
+    )
+    most_variation: float = Field(3000.0, ge=0, description="largest target of total variation, of the same")
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> "PSAQViT":
+        if self.least_variation > self.most_variation:
+            raise ValueError(
+                f"least_variation {self.least_variation:g} is above most_variation {self.most_variation:g}"
+            )
+        return self
+
+    def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
+        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was.
+
+        Raises ZSQBenchError for a network that cannot be captured, or has no attention that capture takes apart.
+        """
+        from zsqbench.quant import also_returning, has_class_token
+
+        self, state = self.resolved(teacher), ctx.resume() or {}
+        captured, found = self.captured(teacher)
+        in_windows = any(each.windows > 1 for each in found)
+        drop_first = in_windows or has_class_token(captured)
+        if in_windows:
+            ctx.note("attention is in windows: the first token of each is left out of similarities, as in the release")
+        elif not drop_first:
+            ctx.note(f"there is no class token: similarities are those of all {found[0].tokens} tokens")
+        network = also_returning(captured, [each.context for each in found]).requires_grad_(requires_grad=False)
+        run = ctx.compile(network)
+        target = state["variation_target"] if state else self._draw_target(ctx)
+
+        def losses(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Mapping[str, Tensor]]":
+            outputs, contexts = run(images)
+            aimed = target * strength(images.shape) / strength(RELEASED_BATCH)
+            return psaq_loss(self, images, outputs, contexts, labels, aimed, drop_first=drop_first)
+
+        lr = self.lr or (LR_OF_WINDOWS if in_windows else LR)
+        return self.synthesize(teacher, ctx, losses, lr, state=state, keep=lambda: {"variation_target": target})
+
+    def _draw_target(self, ctx: "StepContext") -> float:
+        return self.least_variation + float(ctx.rand(1)) * (self.most_variation - self.least_variation)
+
+
+def psaq_loss(
+    options: PSAQViT,
+    images: "Tensor",
+    outputs: Any,
+    contexts: "Sequence[Tensor]",
+    labels: "Tensor",
+    target: float,
+    *,
+    drop_first: bool,
+) -> "tuple[Tensor, dict[str, Tensor]]":
+    """What images [N, C, H, W] minimise, and its parts, by what the network returned and attention gave in each block.
+
+    `target` is that of their total variation.
+    """
+    import torch
+
+    from zsqbench.synthesis import class_logits, inception_loss, patch_entropy, patch_features, total_variation
+
+    count = len(images)
+    features = (patch_features(each, count, drop_first=drop_first) for each in contexts)
+    entropies = [patch_entropy(each, count, options.bandwidth, options.points) for each in features]
+    parts = {
+        "entropy_loss": -torch.stack(entropies).sum(),
+        "inception_loss": inception_loss(class_logits(outputs, labels), labels),
+        "variation_loss": (total_variation(images) - target).abs(),
+    }
+    weighted = options.class_weight * parts["inception_loss"] + options.variation_weight * parts["variation_loss"]
+    return parts["entropy_loss"] + weighted, parts
+
+
+def strength(shape: Sequence[int]) -> float:
+    """The total variation of images [N, C, H, W] in which differences of neighbours have a root mean square of 1."""
+    count, channels, height, width = shape
+    across, down, slanted = height * (width - 1), (height - 1) * width, (height - 1) * (width - 1)
+    return sum(math.sqrt(count * channels * number) for number in (across, down, slanted, slanted))
+
+
+@zsqbench.hookimpl
+def register_generators() -> list[type[zsqbench.Generator]]:
+    """Provide `psaq_vit`."""
+    return [PSAQViT]

@@ -1,0 +1,99 @@
+"""Attention in a captured network, found by structure: softmax, then its product with the values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from zsqbench.quant.graph.operators import CONCATENATIONS, is_layer, operator, output_node, readers, without_moves
+
+_MATRIX_PRODUCTS = frozenset({"matmul", "mm", "bmm", "einsum"})
+_CAPTURED_IMAGES = 2
+"""Images that the shapes of a captured graph are of."""
+_TOKENS = 3
+"""Dimensions of tokens: images, tokens, channels."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of one block, whose tensors have a row for each head, or for each image and head.
+
+    The first dimension is that of the images, or images times windows, or images times heads; an image's rows lie side
+    by side.
+    """
+
+    weights: fx.Node
+    """What each token looks at, behind the softmax: [..., tokens, keys]."""
+    context: fx.Node
+    """The weights times the values, before heads are joined: [..., tokens, channels]."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens look, in each window."""
+        return int(self.context.meta["shape"][-2])
+
+    @property
+    def windows(self) -> int:
+        """Into how many windows an image is cut; 1 where all its tokens see each other."""
+        shape = self.context.meta["shape"]
+        return 1 if len(shape) == _TOKENS else int(shape[0]) // _CAPTURED_IMAGES
+
+
+def find_attention(captured: fx.GraphModule) -> list[Attention]:
+    """The attention of each block of several tokens, in execution order.
+
+    Attention that is one operator, as a fused one is, has no weights and is not found; nor is pooling by attention,
+    in which one token looks.
+    """
+    found = []
+    for node in captured.graph.nodes:
+        if operator(node) == "softmax" and node.meta["shape"] is not None:
+            found += [Attention(reader.all_input_nodes[0], reader) for reader in readers(node) if _weighs(node, reader)]
+    return found
+
+
+def has_class_token(captured: fx.GraphModule) -> bool:
+    """True if the first token is none of the image's, as a learned class token is."""
+    of_image: set[fx.Node] = set()
+    for node in captured.graph.nodes:
+        sources = [source for source in node.all_input_nodes if source.meta["carries_values"]]
+        if node.op == "placeholder" or not of_image.isdisjoint(sources):
+            of_image.add(node)
+    return any(
+        operator(node) in CONCATENATIONS
+        and node in of_image
+        and node.all_input_nodes[0] not in of_image
+        and len(node.meta["shape"] or ()) == _TOKENS
+        and node.meta["shape"][1] > node.all_input_nodes[0].meta["shape"][1]
+        for node in captured.graph.nodes
+    )
+
+
+def patch_size(captured: fx.GraphModule) -> tuple[int, int] | None:
+    """Height and width of the patches that the first convolution cuts the image into; none where it cuts none."""
+    for node in captured.graph.nodes:
+        if operator(node) == "conv2d" and is_layer(node) and without_moves(node.all_input_nodes[0]).op == "placeholder":
+            layer: Any = captured.get_submodule(str(node.target))
+            if layer.stride == layer.kernel_size and layer.padding in ((0, 0), "valid"):
+                height, width = layer.kernel_size
+                return height, width
+    return None
+
+
+def also_returning(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
+    """The captured network itself, changed to return a pair: what it returned, and the values of these nodes."""
+    output = output_node(captured.graph)
+    output.args = ((output.args[0], tuple(nodes)),)
+    captured.recompile()
+    return captured
+
+
+def _weighs(softmax: fx.Node, product: fx.Node) -> bool:
+    """True if a product weighs values by what a softmax gives, for several tokens, each with a row of its own."""
+    if operator(product) not in _MATRIX_PRODUCTS or product.meta["shape"] is None:
+        return False
+    weights = product.all_input_nodes[0]
+    given, shape = weights.meta["shape"], product.meta["shape"]
+    several = len(shape) in (_TOKENS, _TOKENS + 1) and shape[-2] > 1
+    return several and without_moves(weights) is softmax and given[:-1] == shape[:-1]
