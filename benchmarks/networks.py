@@ -308,8 +308,8 @@ Networks of torchvision and timm with random weights, and random values of norms
 - *Departs*: the largest departure of the student, all quantizers off, over the largest output, on four seeded images,
   in float64 (f64) where float32 leaves doubt. At most 1e-5 says that the student is the network.
 - *Control*: the same with one batch normalisation dropped from the student. It has to be more than 1e-5.
-- *Weights*: those that are quantized, of the convolutions and linear layers that are called. Swin has more of the
-  former, for its attention reads weights in functions.
+- *Weights*: those that are quantized, of the convolutions and linear layers that are called. Swin and ViT have more
+  of the former, for their attention reads weights in functions.
 - *Activations*: the tensors that are quantized.
 - *Norms*: the batch normalisations that are folded, of those that are called.
 
