@@ -59,9 +59,10 @@ TIMM = _names("""
     vgg16_bn inception_v3 inception_v4 inception_resnet_v2 xception41 convnext_atto convnextv2_atto mixnet_s
     tf_mixnet_s mnasnet_100 semnasnet_100 fbnetc_100 fbnetv3_b tinynet_a repvgg_a0 mobileone_s0 res2net50_26w_4s
     resnest14d cspresnet50 cspdarknet53 darknet53 hardcorenas_a levit_128s convmixer_768_32 poolformer_s12
-    mixer_s32_224 edgenext_xx_small rexnet_100 selecsls42b dpn68
+    mixer_s32_224 edgenext_xx_small rexnet_100 selecsls42b dpn68 vit_tiny_patch16_224 deit_tiny_patch16_224
+    swin_tiny_patch4_window7_224
 """)
-"""60 networks of timm of moderate size, of as many families as there are."""
+"""63 networks of timm of moderate size, of as many families as there are."""
 
 Row = dict[str, Any]
 
@@ -307,8 +308,8 @@ Networks of torchvision and timm with random weights, and random values of norms
 - *Departs*: the largest departure of the student, all quantizers off, over the largest output, on four seeded images,
   in float64 (f64) where float32 leaves doubt. At most 1e-5 says that the student is the network.
 - *Control*: the same with one batch normalisation dropped from the student. It has to be more than 1e-5.
-- *Weights*: those that are quantized, of the convolutions and linear layers that are called. Swin has more of the
-  former, for its attention reads weights in functions.
+- *Weights*: those that are quantized, of the convolutions and linear layers that are called. Swin and ViT have more
+  of the former, for their attention reads weights in functions.
 - *Activations*: the tensors that are quantized.
 - *Norms*: the batch normalisations that are folded, of those that are called.
 

@@ -16,6 +16,7 @@ from torchvision import models
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import calibrate_weights, lp_search, prepare
+from zsqbench.quant.inspection import check_student
 from zsqbench.quant.ranges import observers
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
@@ -39,6 +40,19 @@ def pretrained(build: Callable[[], nn.Module], side: int) -> Pretrained:
     torch.manual_seed(0)
     network = build().eval().requires_grad_(False)
     return Pretrained(network, (3, side, side), (0.0,) * 3, (1.0,) * 3, classes=1000)
+
+
+def equality(teacher: Pretrained) -> None:
+    """A student of a transformer, and the check that it gives what the network gives."""
+    scheme = parse_scheme("hw_strict/w8a8")
+    took = seconds(lambda: check_student(teacher.module, scheme, teacher.input_size))
+    what = f"capture and equality check of {type(teacher.module).__name__}, {teacher.input_size[1]} px"
+    show(f"{what}, {torch.get_num_threads()} threads", f"{took:.1f} s", "under 15 s for vit_b_16, 2 threads")
+
+
+def vit() -> nn.Module:
+    """A vision transformer that is small."""
+    return models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
 
 
 def weight_search(teacher: Pretrained) -> None:
@@ -117,6 +131,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     large, small = (models.resnet50, models.resnet18) if not quick else (lambda: CifarResNet(20, width=2),) * 2
     side, images = (32, 2) if quick else (224, 64)
+    equality(pretrained(models.vit_b_16 if not quick else vit, side))
     weight_search(pretrained(large, side))
     activation_search(*((50_000, [4]) if quick else (4_200_000, [2, 4, 8])))
     squant(pretrained(small, side))

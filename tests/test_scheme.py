@@ -5,6 +5,7 @@ from zsqbench.hashing import digest_of
 from zsqbench.scheme import (
     ACTIVATION_ROLES,
     FLOAT,
+    PARTS,
     PLACEMENTS,
     POSITIONS,
     WEIGHT_ROLES,
@@ -133,7 +134,7 @@ def test_placements_of_ones_own_are_hashed_as_before_and_otherwise_where_they_us
     assert digest_of(FLOAT.placement.model_dump(mode="json")) == float_digest
     assert digest_of(Placement(tensors={"conv": 8}).model_dump(mode="json")) == mixed_digest
     own = [{"weight_grid": "affine"}, {"activation_grid": "affine"}, {"input_range": "valid"}]
-    own += [{"preactivation": width} for width in ("float", "a", 8)]
+    own += [{name: width} for name in ("preactivation", *PARTS) for width in ("float", "a", 8)]
     placements = [Placement(), *(Placement(**given) for given in own), PLACEMENTS["qdq"]]
     assert len({digest_of(each.model_dump(mode="json")) for each in placements}) == len(placements)
     assert all(Placement.model_validate(each.model_dump(mode="json")) == each for each in placements)
@@ -267,8 +268,9 @@ def test_patterns_are_written_down_in_their_order_and_read_again():
 
 
 def test_a_placement_without_patterns_is_written_down_as_its_roles():
-    roles = [*WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS]
+    roles = [*WEIGHT_ROLES, *ACTIVATION_ROLES, *(each for each in POSITIONS if each not in PARTS)]
     assert [*Placement(preactivation="a").model_dump()] == ["fold_bn", "grid", *roles]
+    assert [*Placement(softmax="float").model_dump()][-1] == "softmax"
     assert [*Placement().model_dump()] == ["fold_bn", "grid", *(role for role in roles if role != "preactivation")]
 
 

@@ -37,7 +37,21 @@ ACTIVATION_ROLES = (
 )
 """Each activation plays one of these, according to what makes and reads it."""
 
-POSITIONS = ("stem", "features", "feature_sum")
+PARTS = (
+    "query",
+    "key",
+    "value",
+    "scaled_query",
+    "scores",
+    "softmax",
+    "context",
+    "residual",
+    "layer_norm",
+    "gelu",
+)
+"""What an activation may be in a transformer besides; one that is several counts as the first that has a width."""
+
+POSITIONS = ("stem", "features", "feature_sum", *PARTS)
 """Where an activation may stand besides; a placement that gives a position a width overrides the role there."""
 
 
@@ -58,7 +72,7 @@ def is_kind_of(grid: Grid, demanded: Grid | None) -> bool:
     return demanded is None or kinds.index(grid) >= kinds.index(demanded)
 
 
-_ADDED = ("tensors", "weight_grid", "activation_grid", "input_range", "preactivation")
+_ADDED = ("tensors", "weight_grid", "activation_grid", "input_range", "preactivation", *PARTS)
 """Fields that a placement is hashed without where they have their defaults."""
 
 
@@ -116,6 +130,20 @@ class Placement(BaseModel):
     feature_sum: PositionWidth = Field(
         None, description="what the last layers read, seen through pooling, where an addition makes it"
     )
+    query: PositionWidth = Field(None, description="queries of attention, alone or with keys and values in one tensor")
+    key: PositionWidth = Field(None, description="keys of attention, alone or with values in one tensor")
+    value: PositionWidth = Field(None, description="values of attention")
+    scaled_query: PositionWidth = Field(
+        None, description="queries or keys times a constant, where the network scales them by itself"
+    )
+    scores: PositionWidth = Field(
+        None, description="products of queries and keys, scaled, and their sums with biases and masks"
+    )
+    softmax: PositionWidth = Field(None, description="softmax of scores: attention weights")
+    context: PositionWidth = Field(None, description="product of attention weights and values")
+    residual: PositionWidth = Field(None, description="sums of the residual stream, which layer normalisations read")
+    layer_norm: PositionWidth = Field(None, description="output of layer normalisation")
+    gelu: PositionWidth = Field(None, description="output of GELU")
     tensors: TensorPatterns = Field({}, description="widths by patterns of tensor names, which go before all roles")
 
     @model_validator(mode="after")
@@ -221,7 +249,8 @@ class Scheme(BaseModel):
         Not so the network's outputs, nor what an activation function reads, which only some networks have.
         """
         roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role not in ("logits", "preactivation")]
-        found = [role for role in roles if self.bits(role) == FLOAT_BITS]
+        given = [part for part in PARTS if getattr(self.placement, part) is not None]
+        found = [role for role in (*roles, *given) if self.bits(role) == FLOAT_BITS]
         return found if self.placement.fold_bn else [*found, "batch normalisation"]
 
     def check_patterns(self, tensors: Collection[tuple[str, str]]) -> None:

@@ -48,6 +48,13 @@ def test_powers_whose_slope_is_finite_are_left_alone(power):
     assert finite_gradient not in targets
 
 
+def test_a_power_of_a_size_is_left_alone():
+    student = student_of(lambda net, x: net.conv(x) * x.shape[-1] ** -0.5)
+    images = torch.rand(2, *SIZE)
+    assert torch.equal(student(images), student.conv(images) * 8**-0.5)
+    assert finite_gradient not in [node.target for node in student.graph.nodes]
+
+
 def test_other_readers_of_what_a_root_is_taken_of_keep_their_gradient():
     def forward(net, x):
         x = net.conv(x).mean((2, 3))

@@ -330,7 +330,7 @@ def test_a_layer_used_twice_has_one_weight_and_two_tensors():
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        (nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 4, batch_first=True)), "0.1' .transformerencoder"),
+        (nn.Sequential(nn.Flatten(2), nn.GRU(64, 4)), "0.1' .gru"),
         (nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(3, 4, 1)), "0.1' .convtranspose1d"),
         (nn.Sequential(nn.Flatten(2), nn.LSTM(64, 4)), "0.1' .lstm"),
     ],

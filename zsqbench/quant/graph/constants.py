@@ -12,7 +12,7 @@ CONSTANTS = "constants"
 """Name of the submodule that holds the values that `fold_constants` computed."""
 
 
-_SIZES = names("shape ndim dtype device size dim ndimension numel nelement")
+_SIZES = names("shape ndim dtype device size dim ndimension numel nelement is_nested")
 """Attributes and methods of a tensor that tell nothing of its values."""
 _LIKE_ANOTHER = names("full_like new_full new_ones new_tensor new_zeros ones_like zeros_like")
 _CREATIONS = _LIKE_ANOTHER | names("arange eye full linspace ones zeros")
@@ -116,7 +116,7 @@ class _Kept:
         """Let all that read a node read its value."""
         if not isinstance(value, Tensor):
             for user in list(node.users):
-                _replace_argument(user, node, value)
+                replace_argument(user, node, value)
             return
         path = self._paths.setdefault(self._number(node), f"{CONSTANTS}.{node.name}")
         if path == f"{CONSTANTS}.{node.name}":
@@ -139,7 +139,9 @@ class _Kept:
         return self._known[node]
 
 
-def _replace_argument(user: fx.Node, node: fx.Node, value: Any) -> None:
+def replace_argument(user: fx.Node, node: fx.Node, value: Any) -> None:
+    """Let one node read a value in place of another node."""
+
     def replaced(argument: fx.Node) -> Any:
         return value if argument is node else argument
 

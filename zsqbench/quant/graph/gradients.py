@@ -21,6 +21,8 @@ def keep_gradients_finite(student: fx.GraphModule) -> None:
         if node.op == "output" or not node.args or not isinstance(node.args[0], fx.Node) or not _has_steep_start(node):
             continue
         base = node.args[0]
+        if not base.meta["carries_values"]:  # a number made of sizes, as in (channels // heads) ** -0.5
+            continue
         with student.graph.inserting_before(node):
             kept = student.graph.call_function(finite_gradient, (base,))
         kept.meta |= base.meta | {"operator": "identity"}

@@ -27,8 +27,15 @@ ACTIVATIONS = RELUS | names(
 )
 AVERAGE_POOLS = names("adaptiveavgpool1d adaptiveavgpool2d avgpool1d avgpool2d")
 MULTIPLICATIONS = names("mul multiply")
-PRODUCTS = MULTIPLICATIONS | names("matmul mm bmm einsum")
+PRODUCTS = MULTIPLICATIONS | names("matmul mm bmm einsum scores")
 CONCATENATIONS = names("cat concat concatenate stack hstack vstack")
+
+FUSED = names(
+    "flashattnfunc flashattnqkvpackedfunc flexattention memoryefficientattention multiheadattentionforward "
+    "nativemultiheadattention scaleddotproductcudnnattention scaleddotproductefficientattention "
+    "scaleddotproductflashattention scaleddotproductflashattentionforcpu transformerencoderlayerfwd"
+)
+"""Attention in one operator, whose inner tensors nothing reaches."""
 
 # Between the last layers and what the network returns these are left to software, as a detector's decoding is.
 ENDINGS = CONCATENATIONS | names("logsigmoid logsoftmax sigmoid softmax")
@@ -50,7 +57,7 @@ ELEMENTWISE = (
     PASS_THROUGH
     | CONCATENATIONS
     | MULTIPLICATIONS
-    | names("add addcdiv addcmul div layernorm maskedfill maximum minimum prelu sub truediv where")
+    | names("add addcdiv addcmul div layernorm maskedfill maskedsoftmax maximum minimum prelu sub truediv where")
 )
 
 _IMAGE_DIMENSIONS = 4

@@ -32,6 +32,7 @@ from zsqbench.quant.graph.operators import (
     without_moves,
 )
 from zsqbench.quant.graph.outputs import output_producers, raw_outputs
+from zsqbench.quant.graph.parts import parts
 from zsqbench.scheme import Placement
 
 
@@ -58,16 +59,17 @@ def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
     """Which of `POSITIONS` a tensor is at besides, for those that are at any; never an output of the network."""
     first = next(iter(_layers(captured).values()), None)
     read_last = {_without_pooling(node.all_input_nodes[0]) for node in _last_layers(captured)}
+    played = {node: role for node, role in roles(captured).items() if role != "logits"}
+    own = parts(captured, played)
     found: dict[fx.Node, tuple[str, ...]] = {}
-    for node, role in roles(captured).items():
-        if role != "logits":
-            maker = _maker(node)
-            places = {
-                "stem": maker is first,
-                "features": node in read_last and is_layer(maker),
-                "feature_sum": node in read_last and adds_tensors(maker),
-            }
-            found[node] = tuple(position for position, is_here in places.items() if is_here)
+    for node in played:
+        maker = _maker(node)
+        places = {
+            "stem": maker is first,
+            "features": node in read_last and is_layer(maker),
+            "feature_sum": node in read_last and adds_tensors(maker),
+        }
+        found[node] = (*(position for position, is_here in places.items() if is_here), *own.get(node, ()))
     return {node: at for node, at in found.items() if at}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as symbolic_trace
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from zsqbench.errors import ZSQBenchError
@@ -44,6 +45,10 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     opened = {place: names for place, names in wrapped.items() if names.get("__name__") == _OPENED}
     for place in opened:
         del wrapped[place]
+    own_type_of = functional._none_or_dtype  # noqa: SLF001 - torch's transformers ask it for the type of each mask
+    functional._none_or_dtype = lambda mask: (  # type: ignore[assignment] # noqa: SLF001
+        mask.dtype if isinstance(mask, fx.Proxy) else own_type_of(mask)
+    )
     try:
         return tracer.trace(module)
     except Exception as error:
@@ -56,6 +61,7 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     finally:
         module.__class__ = own
         wrapped.update(opened)
+        functional._none_or_dtype = own_type_of  # noqa: SLF001
 
 
 def _call(self: nn.Module, images: Tensor) -> Any:
@@ -148,7 +154,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m is self.root or _is_changed(m):
+        if m is self.root or _is_changed(m) or type(m).__module__ == nn.Transformer.__module__:
             return False
         return torch_class(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
@@ -180,6 +186,8 @@ class _Tracer(fx.Tracer):
 
     def length(self, node: fx.Node) -> int:
         """The length of a value, which sizes decide."""
+        if node.op == "call_module" and isinstance(self.root.get_submodule(str(node.target)), nn.MultiheadAttention):
+            return 2  # output and weights; to compute them would take the most of the time that tracing takes
         return int(self._decide(node, len))
 
     def _decide(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.quant.graph.attention import ATTENTION, DIMENSIONS, FINITE, take_attention_apart
 from zsqbench.quant.graph.constants import fold_constants
 from zsqbench.quant.graph.inplace import make_out_of_place
 from zsqbench.quant.graph.layers import functions_to_modules, join_norms
@@ -21,8 +22,8 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
     """Trace a copy of a module, in eval mode, into a graph whose tensors have names and shapes.
 
     The graph is in a normal form, whatever way its code was written: nothing is changed in place, values that depend on
-    parameters alone are constants, and convolutions, linear layers and batch normalisations that are called as
-    functions of constants are modules.
+    parameters alone are constants, attention is written as its parts, and convolutions, linear layers and batch
+    normalisations that are called as functions of constants are modules.
 
     The name of a tensor, `tensor_name(node)`, is the path of the module that makes it, or `<path of the enclosing
     module>.<function>`; a second one of the same name gets the suffix `_1`. Raises ZSQBenchError for a module that
@@ -40,6 +41,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
     functions_to_modules(captured)
     _name_tensors(captured)
     _note_shapes(captured, input_size)
+    take_attention_apart(captured)
     join_norms(captured)
     put_outputs_first(captured)
     rectify_maxima(captured)
@@ -98,6 +100,8 @@ class _ShapeRecorder(fx.Interpreter):
         parts = result if isinstance(result, (tuple, list)) else [result]
         tensor = isinstance(result, Tensor) and result.is_floating_point()
         n.meta["shape"] = tuple(result.shape) if tensor else None
+        if isinstance(result, Tensor) and any(user.meta["operator"] in ATTENTION for user in n.users):
+            n.meta |= {FINITE: tensor and bool(result.isfinite().all()), DIMENSIONS: result.dim()}
         n.meta["carries_values"] = any(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
         return result
 
