@@ -253,15 +253,10 @@ def looks_at_attention(name: str) -> bool:
 
 
 def deit() -> nn.Module:
-    """A DeiT-T of timm with random weights, whose attention is not fused."""
+    """A DeiT-T of timm with random weights."""
     import timm
 
-    fused = timm.layers.config.use_fused_attn() > 0
-    timm.layers.set_fused_attn(enable=False)
-    try:
-        return timm.create_model("deit_tiny_patch16_224")
-    finally:
-        timm.layers.set_fused_attn(enable=fused)
+    return timm.create_model("deit_tiny_patch16_224")
 
 
 def main() -> None:

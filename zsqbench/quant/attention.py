@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from zsqbench.quant.graph.operators import CONCATENATIONS, is_layer, operator, output_node, readers, without_moves
+from zsqbench.quant.graph.parts import SOFTMAXES
 
 _MATRIX_PRODUCTS = frozenset({"matmul", "mm", "bmm", "einsum"})
 _CAPTURED_IMAGES = 2
@@ -43,12 +44,11 @@ class Attention:
 def find_attention(captured: fx.GraphModule) -> list[Attention]:
     """The attention of each block of several tokens, in execution order.
 
-    Attention that is one operator, as a fused one is, has no weights and is not found; nor is pooling by attention,
-    in which one token looks.
+    Pooling by attention, in which one token looks, is none.
     """
     found = []
     for node in captured.graph.nodes:
-        if operator(node) == "softmax" and node.meta["shape"] is not None:
+        if operator(node) in SOFTMAXES and node.meta["shape"] is not None:
             found += [Attention(reader.all_input_nodes[0], reader) for reader in readers(node) if _weighs(node, reader)]
     return found
 

@@ -82,6 +82,20 @@ def of_the_images(net, x):
     return net.conv(x) + net.conv(y)
 
 
+def a_slice(net, x):
+    x = net.conv(x)
+    net.relu(x[:, :2])
+    x[:, 2:, ::2].zero_()
+    return x
+
+
+def a_slice_that_is_read_with_its_tensor(net, x):
+    x = net.conv(x)
+    part = x[:, 1:3]
+    part += 1
+    return x.sum(1, keepdim=True) + part
+
+
 FORMS = [
     relu_module,
     relu_argument,
@@ -94,6 +108,8 @@ FORMS = [
     item,
     other_names,
     of_the_images,
+    a_slice,
+    a_slice_that_is_read_with_its_tensor,
 ]
 
 
@@ -117,7 +133,7 @@ def test_a_tensor_that_changes_in_place_is_a_new_one_for_all_later_readers(forwa
 
 def through_a_view(net, x):
     x = net.conv(x)
-    net.relu(x[:, :2])
+    net.relu(x.flatten(1))
     return x
 
 

@@ -48,16 +48,38 @@ _VIEWS = names(
 def make_out_of_place(captured: fx.GraphModule) -> None:
     """Let each operator that changes a tensor make a new one, which all later readers of the former read.
 
-    Raises ZSQBenchError where a tensor changes through a view of it and is read afterwards, or where an operator has no
-    other form.
+    A slice that changes is written back. Raises ZSQBenchError where a tensor changes through another view of it and is
+    read afterwards, or where an operator has no other form.
     """
-    order = {node: place for place, node in enumerate(captured.graph.nodes)}
+    order: dict[fx.Node, float] = {node: place for place, node in enumerate(captured.graph.nodes)}
     for node in list(captured.graph.nodes):
-        changed = _changed(captured, node)
-        if changed is not None:
-            _as_new(captured, node)
-            for alias in _aliases(changed, node, order):
-                alias.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)  # type: ignore[misc]
+        changed, new = _changed(captured, node), node
+        if changed is None:
+            continue
+        _as_new(captured, node)
+        if _is_slice(changed) and _is_read_after(changed.all_input_nodes[0], node, order):
+            _let_later_ones_read(node, changed, order)
+            new, changed = _written_back(captured, changed, node, order), changed.all_input_nodes[0]
+        for alias in _aliases(changed, new, order):
+            _let_later_ones_read(new, alias, order)
+
+
+def _let_later_ones_read(new: fx.Node, former: fx.Node, order: dict[fx.Node, float]) -> None:
+    former.replace_all_uses_with(new, lambda user: order[user] > order[new])
+
+
+def _is_slice(node: fx.Node) -> bool:
+    """True for a slice of a tensor: a number may as well be the place of a tensor among several."""
+    return node.meta["operator"] == "getitem" and isinstance(node.args[1], slice | tuple)
+
+
+def _written_back(captured: fx.GraphModule, view: fx.Node, node: fx.Node, order: dict[fx.Node, float]) -> fx.Node:
+    """The tensor of which a slice has changed to what a node gives, with that slice."""
+    with captured.graph.inserting_after(node):
+        whole = captured.graph.call_function(with_item, (view.args[0], view.args[1], node))
+    whole.meta |= {**node.meta, "operator": "setitem"}
+    order[whole] = order[node] + 0.5
+    return whole
 
 
 def _changed(captured: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -121,7 +143,7 @@ def _is_in_place(method: str) -> bool:
     return changes and method not in ("requires_grad_", "rename_")
 
 
-def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> Iterator[fx.Node]:
+def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, float]) -> Iterator[fx.Node]:
     """All names of the changed tensor. Raises ZSQBenchError where it is read by a view later."""
     names = [changed]
     while names[-1].meta["operator"] in _SAME:
@@ -141,7 +163,7 @@ def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> Iter
                 _refuse(node, _THROUGH_A_VIEW)
 
 
-def _is_read_after(tensor: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
+def _is_read_after(tensor: fx.Node, node: fx.Node, order: dict[fx.Node, float]) -> bool:
     return any(order[user] > order[node] for user in tensor.users)
 
 

@@ -15,7 +15,8 @@ from zsqbench.quant.graph.operators import (
 )
 from zsqbench.scheme import PARTS
 
-_SOFTMAXES = names("softmax maskedsoftmax causalsoftmax")
+SOFTMAXES = names("softmax maskedsoftmax causalsoftmax")
+"""The operators that make attention weights of scores, as `take_attention_apart` writes them, too."""
 _SCALINGS = MULTIPLICATIONS | names("div truediv")
 _BEFORE_SOFTMAX = _SCALINGS | names("add sub maskedfill where")
 _OF_ONE = {"layernorm": "layer_norm", "gelu": "gelu"}
@@ -31,7 +32,7 @@ def parts(captured: fx.GraphModule, roles: Mapping[fx.Node, str]) -> dict[fx.Nod
     played: dict[fx.Node, set[str]] = {node: set() for node in roles}
     for node in captured.graph.nodes:
         own = [(node, _OF_ONE[operator(node)])] if operator(node) in _OF_ONE else []
-        for each, part in _attention(node) if operator(node) in _SOFTMAXES else own:
+        for each, part in _attention(node) if operator(node) in SOFTMAXES else own:
             if each in played:
                 played[each].add(part)
     sums = [node for node, role in roles.items() if role == "sum" and "scores" not in played[node]]
