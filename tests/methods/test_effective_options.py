@@ -27,6 +27,7 @@ SHIPPED = {
 
 LEFT_OPEN = {
     ("generator", "file", "images"): "all by default",
+    ("generator", "psaq_vit", "lr"): "none: 0.25 for windows, 0.20 for others",
     ("generator", "zeroq", "pairing"): "none: the former where all fit",
     ("quantizer", "hptq", "z_threshold"): "none: no value does",
     ("quantizer", "squant", "sigmas"): "none: by each tensor's bits",
