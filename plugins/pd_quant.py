@@ -29,8 +29,8 @@ USUAL: Mapping[str, float] = {"temperature": 4.0, "correction_scale": 0.02, "reg
 """What it has for ResNets, and others here."""
 EPS = 1e-6
 """Added to both variances under the root by the correction."""
-PLATEAU: Mapping[str, Any] = {"factor": 0.1, "patience": 100, "min_lr": 1e-5}
-"""How the correction's learning rate falls."""
+PLATEAU = 0.1, 100, 1e-5
+"""Factor, patience and smallest value of the correction's learning rate."""
 
 
 class PDQuant(zsqbench.ReconstructionQuantizer):
@@ -179,7 +179,7 @@ def corrected(
 
     statistics = replace(ZEROQ, eps_images=EPS, eps_bn=EPS, input_term="none", hook_point="bn_input")
     moved = [values.detach().clone().requires_grad_() for values in inputs]
-    plateau = Plateau(lr, **PLATEAU)
+    plateau = Plateau(lr, *PLATEAU)
     optimizer = torch.optim.Adam(moved, lr=lr)
     with BNLoss(_taking_a_list(module), statistics) as gap, torch.enable_grad():
         for _ in range(steps):

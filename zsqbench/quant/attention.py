@@ -7,9 +7,8 @@ from typing import Any
 from torch import fx
 
 from zsqbench.quant.graph.operators import CONCATENATIONS, is_layer, operator, output_node, readers, without_moves
-from zsqbench.quant.graph.parts import SOFTMAXES
+from zsqbench.quant.graph.parts import SOFTMAXES, multiplies_matrices
 
-_MATRIX_PRODUCTS = frozenset({"matmul", "mm", "bmm", "einsum"})
 _CAPTURED_IMAGES = 2
 """Images that the shapes of a captured graph are of."""
 _TOKENS = 3
@@ -91,7 +90,7 @@ def also_returning(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Gra
 
 def _weighs(softmax: fx.Node, product: fx.Node) -> bool:
     """True if a product weighs values by what a softmax gives, for several tokens, each with a row of its own."""
-    if operator(product) not in _MATRIX_PRODUCTS or product.meta["shape"] is None:
+    if not multiplies_matrices(product) or product.meta["shape"] is None:
         return False
     weights = product.all_input_nodes[0]
     given, shape = weights.meta["shape"], product.meta["shape"]

@@ -1,8 +1,6 @@
 """Attention becomes its parts: projections, scores, softmax and context, each a tensor that a scheme can quantize."""
 
-import inspect
 import operator as operators
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NoReturn, cast
@@ -26,18 +24,6 @@ _CONTEXT = "scaled_dot_product_attention"
 
 FINITE, DIMENSIONS = "finite", "dimensions"
 """Keys of the `meta` of what attention reads: true for finite numbers, which truth values are not; how many axes."""
-
-_DEFAULTS: dict[str, Any] = {
-    "query": None,
-    "key": None,
-    "value": None,
-    "attn_mask": None,
-    "dropout_p": 0.0,
-    "is_causal": False,
-    "scale": None,
-    "enable_gqa": False,
-}
-"""The arguments of F.scaled_dot_product_attention, which is no Python function, in its order."""
 
 _BATCHED = 3
 """Dimensions of what nn.MultiheadAttention reads where it has images."""
@@ -85,6 +71,34 @@ def take_attention_apart(captured: fx.GraphModule) -> None:
                 "F.scaled_dot_product_attention: call one of these",
             )
     captured.recompile()
+
+
+@dataclass(frozen=True)
+class _FunctionCall:
+    """A call of F.scaled_dot_product_attention, with its arguments in its order."""
+
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    attn_mask: fx.Node | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | fx.Node | None = None
+    enable_gqa: bool = False
+
+
+@dataclass(frozen=True)
+class _ModuleCall:
+    """A call of nn.MultiheadAttention, with its arguments in its order."""
+
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    key_padding_mask: fx.Node | None = None
+    need_weights: bool = True
+    attn_mask: fx.Node | None = None
+    average_attn_weights: bool = True
+    is_causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,9 @@ class _Writer:
         node.meta |= {"padding_value": None, MADE: True}
         return self._describe(node, path, "linear", (*source.meta["shape"][:-1], weight.shape[0]))
 
-    def attend(self, query: fx.Node, key: fx.Node, value: fx.Node, scale: Any, mask: _Mask) -> fx.Node:
+    def attend(
+        self, query: fx.Node, key: fx.Node, value: fx.Node, scale: float | fx.Node | None, mask: _Mask
+    ) -> fx.Node:
         """The context [..., L, e] of queries [..., L, d], keys [..., S, d] and values [..., S, e]."""
         q, k, v = (source.meta["shape"] for source in (query, key, value))
         shape = (*_broadcast(q[:-2], k[:-2]), q[-2], k[-2])
@@ -209,25 +225,25 @@ class _Writer:
 
 def _take_function(writer: _Writer) -> None:
     node = writer.place
-    given = _DEFAULTS | dict(zip(_DEFAULTS, node.args, strict=False)) | node.kwargs
-    if given["dropout_p"] != 0:
+    given = _FunctionCall(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    if given.dropout_p != 0:
         _refuse(
             node,
-            f"drops attention weights in eval mode, too (dropout_p={given['dropout_p']}); expected dropout_p=0: "
+            f"drops attention weights in eval mode, too (dropout_p={given.dropout_p}); expected dropout_p=0: "
             "write dropout_p=p if self.training else 0.0",
         )
-    if given["enable_gqa"]:
+    if given.enable_gqa:
         _refuse(
             node,
             "has fewer heads of keys than of queries (enable_gqa); expected as many: repeat keys and values by "
             "repeat_interleave",
         )
-    mask = given["attn_mask"]
+    mask = given.attn_mask
     if mask is not None and not writer.is_fixed(mask) and not mask.meta[FINITE]:
         _refuse_mask(node, "attn_mask")
-    query, key, value = (given[name] for name in ("query", "key", "value"))
+    query, key, value = given.query, given.key, given.value
     writer.forget()
-    context = writer.attend(query, key, value, given["scale"], _Mask(mask, causal=bool(given["is_causal"])))
+    context = writer.attend(query, key, value, given.scale, _Mask(mask, causal=given.is_causal))
     node.replace_all_uses_with(context)
     writer.erase()
 
@@ -235,13 +251,13 @@ def _take_function(writer: _Writer) -> None:
 def _take_module(writer: _Writer) -> None:
     node = writer.place
     module = writer.module()
-    given = _arguments(node)
+    given = _ModuleCall(*node.args, **node.kwargs)  # type: ignore[arg-type]
     _check_module(writer, module, given)
     reads: dict[fx.Node, fx.Node] = {}
-    for source in (given["query"], given["key"], given["value"]):
+    for source in (given.query, given.key, given.value):
         batched = not module.batch_first and len(source.meta["shape"]) == _BATCHED
         reads[source] = reads.get(source) or (writer.move("transpose", source, 0, 1) if batched else source)
-    query, key, value = (reads[given[name]] for name in ("query", "key", "value"))
+    query, key, value = (reads[each] for each in (given.query, given.key, given.value))
     split = [
         writer.move("transpose", writer.move("unflatten", each, -1, (module.num_heads, -1)), -3, -2)
         for each in _projections(writer, module, query, key, value)
@@ -250,19 +266,13 @@ def _take_module(writer: _Writer) -> None:
     context = writer.attend(split[0], split[1], split[2], scale, mask)
     merged = writer.move("flatten", writer.move("transpose", context, -3, -2), -2)
     out = writer.layer("out_proj", merged, module.out_proj.weight, module.out_proj.bias)
-    if query is not given["query"]:
+    if query is not given.query:
         out = writer.move("transpose", out, 0, 1)
     _replace_first(writer, out)
 
 
-def _arguments(node: fx.Node) -> Mapping[str, Any]:
-    bound = inspect.signature(nn.MultiheadAttention.forward).bind(None, *node.args, **node.kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def _check_module(writer: _Writer, module: nn.MultiheadAttention, given: Mapping[str, Any]) -> None:
-    node, mask = writer.place, given["attn_mask"]
+def _check_module(writer: _Writer, module: nn.MultiheadAttention, given: _ModuleCall) -> None:
+    node, mask = writer.place, given.attn_mask
     if module.training and module.dropout:
         _refuse(
             node,
@@ -271,7 +281,7 @@ def _check_module(writer: _Writer, module: nn.MultiheadAttention, given: Mapping
     if module.bias_k is not None or module.add_zero_attn:
         option = "add_bias_kv" if module.bias_k is not None else "add_zero_attn"
         _refuse(node, f"has {option}=True; expected False: append tokens to keys and values before it")
-    if given["key_padding_mask"] is not None:
+    if given.key_padding_mask is not None:
         _refuse_mask(node, "key_padding_mask")
     if mask is not None and not writer.is_fixed(mask):
         _refuse_mask(node, "attn_mask")
@@ -279,7 +289,7 @@ def _check_module(writer: _Writer, module: nn.MultiheadAttention, given: Mapping
         index = user.args[1] if operator(user) == "getitem" else None
         if index in (1, -1) and not user.users:
             continue
-        if index not in (0, -2) and (given["need_weights"] or index not in (1, -1)):
+        if index not in (0, -2) and (given.need_weights or index not in (1, -1)):
             _refuse(
                 node,
                 "gives its attention weights to the network; expected its first output alone to be read: take "
@@ -310,11 +320,11 @@ def _projections(
     return made
 
 
-def _module_mask(writer: _Writer, module: nn.MultiheadAttention, given: Mapping[str, Any]) -> _Mask:
-    mask = given["attn_mask"]
-    if given["is_causal"] and not given["need_weights"]:  # as torch: the mask is then no more than a hint
+def _module_mask(writer: _Writer, module: nn.MultiheadAttention, given: _ModuleCall) -> _Mask:
+    mask = given.attn_mask
+    if given.is_causal and not given.need_weights:  # as torch: the mask is then no more than a hint
         return _Mask(causal=True)
-    if mask is not None and mask.meta[DIMENSIONS] == _BATCHED == len(given["query"].meta["shape"]):
+    if mask is not None and mask.meta[DIMENSIONS] == _BATCHED == len(given.query.meta["shape"]):
         mask = writer.split(mask, (-1, module.num_heads))
     return _Mask(mask, hides=True)
 

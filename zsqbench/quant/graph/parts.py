@@ -44,7 +44,7 @@ def parts(captured: fx.GraphModule, roles: Mapping[fx.Node, str]) -> dict[fx.Nod
 def _attention(softmax: fx.Node) -> Iterator[tuple[fx.Node, str]]:
     """The tensors of an attention with their parts, by its softmax; none where it is no attention."""
     scores = _scores(_without_moves_of(softmax))
-    contexts = [reader for reader in readers(softmax) if _multiplies_matrices(reader)]
+    contexts = [reader for reader in readers(softmax) if multiplies_matrices(reader)]
     if not scores or not contexts:
         return
     yield softmax, "softmax"
@@ -62,7 +62,7 @@ def _attention(softmax: fx.Node) -> Iterator[tuple[fx.Node, str]]:
 
 def _scores(node: fx.Node) -> list[fx.Node]:
     """The way from what a softmax reads back to the product of queries and keys; none where there is no such way."""
-    if _multiplies_matrices(node):
+    if multiplies_matrices(node):
         return [node]
     if operator(node) in _BEFORE_SOFTMAX:
         for source in _values(node):
@@ -84,7 +84,8 @@ def _stream(sums: list[fx.Node]) -> list[fx.Node]:
     return [node for node in sums if node in found]
 
 
-def _multiplies_matrices(node: fx.Node) -> bool:
+def multiplies_matrices(node: fx.Node) -> bool:
+    """True for a product of two matrices that images decide."""
     return operator(node) in PRODUCTS - MULTIPLICATIONS and count_activations(node) > 1
 
 
