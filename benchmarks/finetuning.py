@@ -37,7 +37,7 @@ from zsqbench.zoo.resnet import CifarResNet
 BOUND = 1.25
 AUGMENTATION_BOUND = 0.03
 SYNQ_BOUND = 1.25
-"""What an update of `synq` costs at most, in updates of `hast`, without these backward passes."""
+"""The most that an update of `synq` may cost without these backward passes, in updates of `hast`."""
 
 FASTER = {"ste": (1.2, 3.0), "hast": (1.5, 3.0)}
 """How many times as fast as the release an update is to be, in float32 and with all settings that are to be fast."""

@@ -323,7 +323,7 @@ def steps(*, quick: bool) -> None:
 
 
 def bare_prediction_step(ready: Ready, logits: Tensor) -> Callable[[int], None]:
-    """What a step of PD-Quant cannot do without, in float.
+    """Do the bare parts of a step of PD-Quant, in float.
 
     The unit on twice the batch, the rest of the network on half of it, squared error and divergence, the way back, and
     an Adam update of the unit's weights.

@@ -162,7 +162,7 @@ class COMQ(zsqbench.UnitQuantizer):
 def gram_matrices(layers: "dict[str, QuantizedLayer]") -> "Iterator[dict[str, Tensor]]":
     """X'X of what each layer is given until the block ends: float64 [groups, weights, weights], by path.
 
-    X are the unfolded inputs of all calls. What a layer is given is left as it is.
+    X are the unfolded inputs of all calls. The inputs themselves are not changed.
     """
     import torch
 

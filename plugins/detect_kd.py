@@ -111,7 +111,7 @@ class DetectKD(zsqbench.StepSizeQuantizer):
     def _boxes(
         self, teacher: "Pretrained", detection: "Detection", data: "CalibrationSet", ctx: "StepContext"
     ) -> "Tensor":
-        """What there is to find [M, 6], as a calibration set has it."""
+        """The boxes to find [M, 6], as a calibration set has them."""
         import torch
 
         if data.boxes is not None and self.boxes != "teacher":
@@ -142,7 +142,7 @@ class DetectKD(zsqbench.StepSizeQuantizer):
         boxes: "Tensor | None",
         ctx: "StepContext",
     ) -> "Callable[[Tensor, Tensor], Mapping[str, Tensor]]":
-        """What puts gradients on the parameters, for images and their numbers."""
+        """A function that puts gradients on the parameters, for images and their numbers."""
         import torch
         from torch.nn import functional
 
@@ -196,7 +196,7 @@ class _Learned:
         return cls(nodes, [place[node] for node in features], list(levels.values()))
 
     def maps(self, raw: Any, given: "Sequence[Tensor]") -> "list[Tensor]":
-        """What is predicted at each level, [N, values]; of a network without levels, each of its outputs."""
+        """The predictions of each level [N, values]; of a network without levels, each of its outputs."""
         import torch
 
         from zsqbench.synthesis import flat_outputs

@@ -42,8 +42,8 @@ class COCODetection(zsqbench.Task):
     pixels. Detectors are torchvision's one-stage ones, the embedded `scenedetector`, or a user's file with `build`,
     `preprocess` and `postprocess`, and `training_loss` for methods that train on boxes. Calibration images come from
     another folder (`calibration`), or from a part of the images that is then not evaluated (`holdout`); they are
-    resized to the size that images are made in. What is quantized are backbone, pyramid and heads; resizing, anchors,
-    decoding and suppression of overlapping boxes stay float.
+    resized to the size that images are made in. Backbone, pyramid and heads are quantized; resizing, anchors, decoding
+    and suppression of overlapping boxes stay float.
     """
 
     name: ClassVar[str] = "coco_detection"

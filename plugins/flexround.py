@@ -27,7 +27,7 @@ class FlexRound(zsqbench.UnitQuantizer):
     sizes, elements that stay float at random, none where `drop` is 0.
 
     No code was released, and of the paper summaries were read, which give neither rates nor schedules: rates and their
-    cosine to zero are ours. What is divided by is learned as it is and kept above a thousandth, not by its logarithm.
+    cosine to zero are ours. Divisors are learned as they are, not by their logarithms, and kept above a thousandth.
 
     Deviations: which tensors have which bits is the scheme's matter. A unit that learning made worse on the calibration
     images keeps what it had before. Grids begin with BRECQ's search, and zero points stay where it has put them.

@@ -81,7 +81,7 @@ class LSQ(zsqbench.StepSizeQuantizer):
     def _to_outputs(
         self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-        """What puts gradients on the parameters of any other network."""
+        """A function that puts gradients on the parameters of any other network."""
         import torch
 
         from zsqbench.quant import map_divergence

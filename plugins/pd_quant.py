@@ -24,9 +24,9 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "regnet": {"correction_scale": 0.01},
     "mnasnet": {"temperature": 1.0, "correction_scale": 0.001, "regularizer": 0.2},
 }
-"""What the release's script has for families of networks, by the beginning of their names."""
+"""The values of the release's script for families of networks, by the beginning of their names."""
 USUAL: Mapping[str, float] = {"temperature": 4.0, "correction_scale": 0.02, "regularizer": 0.01}
-"""What it has for ResNets, and others here."""
+"""Its values for ResNets, which other networks have here, too."""
 EPS = 1e-6
 """Added to both variances under the root by the correction."""
 PLATEAU = 0.1, 100, 1e-5
@@ -44,8 +44,8 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
 
     Float inputs are corrected first, for each unit by itself: `correction_steps` of Adam on the inputs of each batch
     bring mean and deviation of each image, in the unit's BN layers, closer to those stored there; the squared distance
-    from where they began, divided by `correction_scale`, holds them back. What the float unit makes of corrected inputs
-    is its target. T, `correction_scale` and the rounding regulariser are those of the release's script (commit e12038e)
+    from where they began, divided by `correction_scale`, holds them back. The float unit's output for corrected inputs
+    is the target. T, `correction_scale` and the rounding regulariser are those of the release's script (commit e12038e)
     for families of networks, and those of ResNets for others. Paper and release do not differ as far as could be looked
     up, so there is no preset.
 
@@ -137,7 +137,7 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
     def _correction(
         self, teacher: "Pretrained", scheme: Scheme
     ) -> "Callable[[Unit, Sequence[Tensor]], Sequence[Tensor] | None]":
-        """What corrects a unit's inputs, by the same unit of a network whose BN layers are not folded."""
+        """A function that corrects a unit's inputs, by the same unit of a network whose BN layers are not folded."""
         from zsqbench.quant import find_units, prepare
         from zsqbench.synthesis import batch_norms
 

@@ -118,7 +118,7 @@ def psaq_loss(
     *,
     drop_first: bool,
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """What images [N, C, H, W] minimise, and its parts, by what the network returned and attention gave in each block.
+    """The loss of images [N, C, H, W] and its parts, of the outputs of the network and of attention in each block.
 
     `target` is that of their total variation.
     """

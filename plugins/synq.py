@@ -44,7 +44,7 @@ class SynQ(HardSampleQuantizer):
       least, and has no gradient; all as released (the paper says the label's class, and nothing of a least).
     - `ce_weight`: cross-entropy towards the label, of easy images alone: those whose difficulty, one minus the label's
       probability as the float network sees the filtered image, is below `easy_below`. Their losses are summed and
-      divided by the number of all images. What is easy is found once, and holds for the harder version, too.
+      divided by the number of all images. An image is judged once, and the judgement holds for its harder version, too.
 
     The loss is HAST's with the cross-entropy beside distillation, in what images are made harder for, too; the paper's
     equation has neither alignment nor harder images, and its experiments have both. With all three at 0 it is `hast`,

@@ -167,7 +167,7 @@ class TaskBoxes(zsqbench.Generator):
 
 
 class _Run:
-    """What one call of `generate` keeps between steps: the boxes of all images, and the best pixels of a batch."""
+    """The state of one call of `generate` between steps: the boxes of all images, and the best pixels of a batch."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class _Run:
         )
 
     def losses(self, pixels: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
-        """What a step minimises, and its parts."""
+        """The loss of a step, and its parts."""
         number, gap = self.order[step], self._run(self.normalised(pixels))
         if self._looks(step):
             self._refine(number, gap.seen.outputs)
@@ -248,7 +248,7 @@ class _Run:
                 pixels.copy_(self._best[1])
 
     def keep(self) -> dict[str, Any]:
-        """What a checkpoint holds besides pixels and optimisers."""
+        """The part of a checkpoint besides pixels and optimisers."""
         best = {} if self._best is None else {"best_loss": self._best[0], "best": self._best[1]}
         return {"boxes": self.boxes, "random": self._random, "found": self._found, **best}
 
@@ -328,7 +328,7 @@ class _Run:
 def image_loss(
     options: TaskBoxes, pixels: "Tensor", gap: "BNGap", det_loss: "Tensor"
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """What pixels [N, C, H, W] between 0 and 1 minimise, and its parts, with the options resolved."""
+    """The loss of pixels [N, C, H, W] between 0 and 1, and its parts, with the options resolved."""
     from zsqbench.synthesis import total_variation
 
     norms = (gap.means + EPS).sqrt() + (gap.moments + EPS).sqrt()

@@ -49,7 +49,7 @@ PARTS = (
     "layer_norm",
     "gelu",
 )
-"""What an activation may be in a transformer besides; one that is several counts as the first that has a width."""
+"""The parts that an activation plays in a transformer; one that plays several counts as the first with a width."""
 
 POSITIONS = ("stem", "features", "feature_sum", *PARTS)
 """Where an activation may stand besides; a placement that gives a position a width overrides the role there."""

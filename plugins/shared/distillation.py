@@ -48,7 +48,7 @@ def check_labels(method: LearnsLabels, data: "CalibrationSet | None", ctx: "Step
 def label_gradients(
     method: LearnsLabels, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
 ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-    """What puts the gradients of CE + alpha T^2 KL on the student's parameters, for images and their labels."""
+    """A function that puts the gradients of CE + alpha T^2 KL on the student's parameters, for images and labels."""
     import torch
     from torch.nn import functional
 

@@ -22,7 +22,7 @@ HAST_PROTOCOL: Mapping[str, Mapping[str, Any]] = {
 """How students of HAST's tables are trained, by the settings that come with its code."""
 
 RELEASED_PROMOTION: Mapping[str, Any] = {"alignment_weight": 1000.0, "epsilon": 0.01}
-"""What the parser of HAST's code takes for all data sets; SynQ's took it over."""
+"""The values of the parser of HAST's code for all data sets. SynQ's parser took them over."""
 
 HAST_PROMOTION: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {**_HAST_CIFAR, **RELEASED_PROMOTION},

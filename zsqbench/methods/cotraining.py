@@ -54,7 +54,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
     def student_terms(
         self, logits: "Tensor", labels: "Tensor", expected: "Tensor"
     ) -> "Mapping[str, tuple[float, Tensor]]":
-        """What the student minimises, by the names of curves: the weight and the value, a scalar, of each term.
+        """The terms of the student's loss, by the names of curves: the weight and the value, a scalar, of each.
 
         `logits` are the student's, `expected` the float network's, and `labels` probabilities, all [n, classes]. It is
         compiled where the settings say so.

@@ -67,5 +67,5 @@ class StepSizeQuantizer(SetTrainingQuantizer, ABC):
             begin_steps(student, batches)
 
     def schedule(self) -> "Schedule":
-        """That of the options, with the optimiser and the annealing."""
+        """The schedule of the options, with the optimiser and the annealing."""
         return replace(super().schedule(), optimizer=self.optimizer, annealing=self.annealing)

@@ -24,7 +24,7 @@ class Attention:
     """
 
     weights: fx.Node
-    """What each token looks at, behind the softmax: [..., tokens, keys]."""
+    """The softmax: how much each token looks at each key, [..., tokens, keys]."""
     context: fx.Node
     """The weights times the values, before heads are joined: [..., tokens, channels]."""
 

@@ -34,13 +34,13 @@ class Rate(Protocol):
 
     @property
     def lr(self) -> float:
-        """That of the next step."""
+        """The learning rate of the next step."""
 
     def step(self, loss: float) -> None:
         """Take note of a loss."""
 
     def state(self) -> dict[str, float]:
-        """What `load` needs."""
+        """The state that `load` needs."""
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` said."""
@@ -75,7 +75,7 @@ class Plateau:
             self.best = math.inf if self.reset else self.best
 
     def state(self) -> dict[str, float]:
-        """What `load` needs."""
+        """The state that `load` needs."""
         return {"lr": self.lr, "best": self.best, "bad": self.bad}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Cosine:
 
     @property
     def lr(self) -> float:
-        """That of the next step."""
+        """The learning rate of the next step."""
         return self.highest * 0.5 * (1 + math.cos(math.pi * self.made / self.steps))
 
     def step(self, loss: float) -> None:  # noqa: ARG002 - other rates mind it
@@ -101,7 +101,7 @@ class Cosine:
         self.made += 1
 
     def state(self) -> dict[str, float]:
-        """What `load` needs."""
+        """The state that `load` needs."""
         return {"made": self.made}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ class WarmedCosine(Cosine):
 
     @property
     def lr(self) -> float:
-        """That of the next step."""
+        """The learning rate of the next step."""
         step = self.made % self.steps
         if step < self.warmup:
             return self.highest * (step + 1) / self.warmup

@@ -36,8 +36,8 @@ def patch_entropy(features: Tensor, images: int, bandwidth: float = 0.01, points
     `features` [images * windows, patches, channels], the windows of an image side by side, whose similarities are
     pooled. Densities are sums of Gaussian kernels of all ordered pairs, at this many points, equally spaced from the
     smallest to the largest similarity of all images; the entropy is a trapezoidal sum over them. Where points are far
-    apart in bandwidths, as ten are on most maps, most pairs are near none of them and have no gradient. That is the
-    method, and densities above 1 make entropies below 0.
+    apart in bandwidths, as ten are on most maps, most pairs are near none of them and have no gradient. The
+    method is so, and densities above 1 make entropies below 0.
 
     Differentiable once with respect to features; the points are constants. In float32 at least.
     """

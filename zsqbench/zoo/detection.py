@@ -1,4 +1,4 @@
-"""What a task hands out with a detector, for methods that train on boxes: its training loss, and the boxes it finds."""
+"""The training loss and the boxes of a detector, which its task hands out for methods that train on boxes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -151,7 +151,7 @@ def user_detector(file: Path, build: str, weights: Weights, feeding: Feeding) ->
 
 
 def _user_detection(source: UserFile, file: Path) -> Detection | None:
-    """What a user's file says of training; none where it has no `training_loss`."""
+    """The training loss and boxes of a user's file; none where it has no `training_loss`."""
     if not source.has("training_loss"):
         return None
     loss, postprocess, labels = source.function("training_loss"), source.function("postprocess"), source.value("LABELS")
@@ -249,7 +249,7 @@ class _Trainer(_Shell):
         return torch.stack(list(losses.values())).sum()
 
     def decode(self, raw: Mapping[str, Tensor], size: Size, score: float, overlap: float) -> Sequence[Found]:
-        """What torchvision finds with these thresholds."""
+        """The boxes that torchvision finds with these thresholds."""
         self._model.score_thresh, self._model.nms_thresh = score, overlap
         found: Sequence[Found] = self._run(raw, size, None)
         return found
@@ -270,12 +270,12 @@ class _AsTheyAre(nn.Module):
         return ImageList(images, [(images.shape[2], images.shape[3])] * len(images)), targets
 
     def postprocess(self, found: Any, *_: object) -> Any:
-        """What was found, in pixels of the images."""
+        """The boxes that were found, in pixels of the images."""
         return found
 
 
 def _detection(name: str, model: Any) -> Detection:
-    """What torchvision's code computes. Labels without a category, of which COCO has ten, are none."""
+    """The loss of torchvision's code. Labels without a category, of which COCO has ten, are none."""
     from torchvision.models import get_model_weights
 
     categories = get_model_weights(name).DEFAULT.meta["categories"]
@@ -304,7 +304,7 @@ class _Sizes(nn.Module):
 class _Given(nn.Module):
     outputs: Mapping[str, Tensor]
     compute_loss: Any
-    """That of the head, which computes with outputs alone."""
+    """The loss of the head, which computes with outputs alone."""
 
     def forward(self, *_: Any) -> Mapping[str, Tensor]:
         """The raw outputs that are there."""

@@ -173,7 +173,7 @@ def training_loss(raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mappi
 def _found(
     boxes: Tensor, scores: Tensor, size: Size, given: Size, score: float = THRESHOLD, overlap: float = OVERLAP
 ) -> dict[str, Tensor]:
-    """What is found in an image of this size, of boxes in pixels of what the network was given."""
+    """The boxes in an image of this size, of those in pixels of the image that the network was given."""
     from torchvision.ops import batched_nms, clip_boxes_to_image
 
     (height, width), (high, wide) = size, given

@@ -44,7 +44,7 @@ class UserFile:
         return hasattr(self._module, name)
 
     def value(self, name: str) -> object:
-        """What the file defines by this name, or none."""
+        """The object that the file defines by this name, or none."""
         return getattr(self._module, name, None)
 
     def function(self, name: str) -> Callable[..., Any]:

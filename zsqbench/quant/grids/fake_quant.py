@@ -228,7 +228,7 @@ class QuantizedLayer(nn.Module):
 
     @abstractmethod
     def unfolded(self, x: Tensor) -> Tensor:
-        """What the weights of an output channel multiply in x, as [N, groups, weights, places].
+        """The values of x that the weights of an output channel multiply: [N, groups, weights, places].
 
         The output is, up to the bias, weight.view(groups, -1, weights) times this. The order of weights is that of
         `weight.flatten(1)`.
@@ -266,7 +266,7 @@ class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
         return cast("Tensor", self._conv_forward(x, weight, bias))
 
     def unfolded(self, x: Tensor) -> Tensor:
-        """What each weight multiplies in x [N, C, L], as [N, groups, in / groups * length, places]."""
+        """The values of x [N, C, L] that each weight multiplies: [N, groups, in / groups * length, places]."""
         padded = _padded(self, x)[:, :, None]
         taps = functional.unfold(padded, (1, *self.kernel_size), (1, *self.dilation), stride=(1, *self.stride))
         return _by_groups(taps, self.groups)
@@ -280,7 +280,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         return cast("Tensor", self._conv_forward(x, weight, bias))
 
     def unfolded(self, x: Tensor) -> Tensor:
-        """What each weight multiplies in x [N, C, H, W], as [N, groups, in / groups * height * width, places]."""
+        """The values of x [N, C, H, W] for each weight: [N, groups, in / groups * height * width, places]."""
         taps = functional.unfold(_padded(self, x), self.kernel_size, self.dilation, stride=self.stride)
         return _by_groups(taps, self.groups)
 
@@ -297,7 +297,7 @@ class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
         return self.convolve(x, weight, bias, output_size)
 
     def unfolded(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """What each weight multiplies in x [N, C, H, W], as [N, groups, in / groups * height * width, places]."""
+        """The values of x [N, C, H, W] for each weight: [N, groups, in / groups * height * width, places]."""
         return _by_groups(self.taps(x, output_size), self.groups)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -313,7 +313,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         return functional.linear(x, weight, bias)
 
     def unfolded(self, x: Tensor) -> Tensor:
-        """What each weight multiplies in x [..., in], as [1, 1, in, places]."""
+        """The values of x [..., in] that each weight multiplies: [1, 1, in, places]."""
         return x.flatten(0, -2).T[None, None]
 
 

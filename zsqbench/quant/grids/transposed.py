@@ -53,7 +53,7 @@ class TransposedConv2d(nn.ConvTranspose2d):
         return functional.conv_transpose2d(x, usual, bias, stride, padding, beyond, self.groups, dilation)
 
     def taps(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """What each weight of an output channel multiplies in x, as [N, in * height * width, places].
+        """The values of x that each weight of an output channel multiplies: [N, in * height * width, places].
 
         A transposed convolution is one of x with zeros between its values, with the kernel turned round.
         """
@@ -70,7 +70,7 @@ class TransposedConv2d(nn.ConvTranspose2d):
         return found.view(*x.shape[:2], *kernel, -1).flip(2, 3).flatten(1, 3)
 
     def _beyond(self, x: Tensor, output_size: Sequence[int] | None) -> Any:
-        """What is added to the output at the end of each side."""
+        """The rows and columns that the output has more at its ends."""
         kernel: Any = self.kernel_size
         return self._output_padding(x, output_size, self.stride, self.padding, kernel, len(kernel), self.dilation)  # type: ignore[arg-type]
 

@@ -54,7 +54,7 @@ class Learning:
     tick: Callable[[], None]
     """Called after each iteration."""
     mixed_with: LiveTensors | None = None
-    """What quantized inputs are mixed with, where that is not `plain`."""
+    """The tensors that quantized inputs are mixed with, where these are not `plain`."""
 
     def run(self, needed: set[str]) -> tuple[float, float, dict[str, ActivationCache]]:
         """Learn, and keep what was learned unless it is worse and the stage keeps what is better.
@@ -261,7 +261,7 @@ class Learning:
         return self._drawn(self._read(self.inputs, index), index)
 
     def _drawn(self, values: list[Tensor], index: Tensor) -> list[Tensor]:
-        """What the unit learns from, of its inputs behind the units before it."""
+        """The inputs that the unit learns from, of those behind the units before it."""
         if self.stage.source != "mixed":
             return values
         others = self.plain if self.mixed_with is None else self.mixed_with

@@ -44,7 +44,7 @@ CEILINGS = {"relu": math.inf, "relu6": 6.0}
 
 _STUDENT, _FLOOR = "student.", "floor."
 _MOMENTS = {"momentum.": "momentum_buffer", "first.": "exp_avg", "second.": "exp_avg_sq"}
-"""What optimisers keep of a parameter, by the beginning of its name in a checkpoint."""
+"""The state that optimisers keep of a parameter, by the beginning of its name in a checkpoint."""
 
 
 @dataclass(frozen=True)
