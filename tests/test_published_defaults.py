@@ -263,6 +263,8 @@ def test_constants_are_as_published(row):
     found = getattr(module_of(row["beside"]), row["name"])
     if isinstance(found, frozenset):
         found = sorted(found)
+    elif isinstance(found, tuple):
+        found = list(found)
     elif dataclasses.is_dataclass(found):
         found = dataclasses.asdict(found)
     assert found == row["is"]
