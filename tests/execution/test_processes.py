@@ -209,6 +209,24 @@ def test_a_guard_ends_those_that_it_was_not_told_to_leave():
     sleepers[0].wait()
 
 
+class Ended:
+    """A process that was known, and whose number another one has."""
+
+    def is_running(self):
+        return False
+
+
+@pytest.mark.parametrize("former", [None, Ended()], ids=["ended before it was known", "ended later"])
+def test_another_process_with_the_number_of_one_that_has_ended_is_left_alone(former):
+    sleep = ["sleep", "600"]
+    sleeper = subprocess.Popen(sleep, start_new_session=True)
+    endings.end_tree(sleeper.pid, former)
+    time.sleep(0.1)
+    assert sleeper.poll() is None
+    endings.end_tree(sleeper.pid, endings.known(sleeper.pid))
+    assert sleeper.wait() == -signal.SIGKILL
+
+
 def test_a_guard_that_was_killed_is_no_error():
     guard = Guard()
     os.kill(guard._process.pid, signal.SIGKILL)

@@ -12,6 +12,14 @@ from collections.abc import Iterable, Sequence
 import psutil
 
 
+def known(pid: int) -> psutil.Process | None:
+    """The process that has this number now, with the time of its start; none where it has ended."""
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None
+
+
 def tree(pid: int) -> list[psutil.Process]:
     """A process and all below it, however they were started; nothing where it has ended."""
     try:
@@ -21,23 +29,33 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def end_tree(pid: int, before: Sequence[psutil.Process] = ()) -> None:
-    """Kill a process that leads a group, with all that it started; `before` was below it a while ago."""
-    for process in {*before, *tree(pid)}:
+def end_tree(pid: int, process: psutil.Process | None, before: Sequence[psutil.Process] = ()) -> None:
+    """Kill a process that leads a group, with all that it started; `before` was below it a while ago.
+
+    `process` is what was `known` by this number when it was started. Where another process has the number by now, that
+    one and its group are left alone.
+    """
+    is_another = psutil.pid_exists(pid) and (process is None or not process.is_running())
+    for each in {*before, *([] if is_another else tree(pid))}:
         with contextlib.suppress(psutil.Error):
-            process.kill()
-    with contextlib.suppress(OSError):  # orphans of a process that has ended by itself
-        os.killpg(pid, signal.SIGKILL)
+            each.kill()
+    if not is_another:
+        with contextlib.suppress(OSError):  # orphans of a process that has ended by itself
+            os.killpg(pid, signal.SIGKILL)
 
 
 def guard(lines: Iterable[str]) -> None:
     """Read which processes to watch and which to leave; end those that are left when nothing more comes."""
-    watched: set[int] = set()
+    watched: dict[int, psutil.Process | None] = {}
     for line in lines:
-        what, pid = line.split()
-        (watched.add if what == "watch" else watched.discard)(int(pid))
-    for left in watched:
-        end_tree(left)
+        what, number = line.split()
+        pid = int(number)
+        if what == "watch":
+            watched[pid] = known(pid)
+        else:
+            watched.pop(pid, None)
+    for left, process in watched.items():
+        end_tree(left, process)
 
 
 if __name__ == "__main__":

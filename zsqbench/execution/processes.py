@@ -22,7 +22,7 @@ import psutil
 from zsqbench.containment import describe_exit
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.execution import endings
-from zsqbench.execution.endings import end_tree, tree
+from zsqbench.execution.endings import end_tree, known, tree
 from zsqbench.execution.session import GIB
 
 PATIENCE = 5.0
@@ -100,6 +100,7 @@ class Worker:
             self._process.start()
             theirs.close()
         self.pid: int = self._process.pid or 0
+        self._known = known(self.pid)
 
     def is_alive(self) -> bool:
         """True if the process has not ended."""
@@ -134,7 +135,7 @@ class Worker:
             with contextlib.suppress(OSError):
                 self._connection.send(None)
             wait([self._process.sentinel], PATIENCE)
-        end_tree(self.pid, started)
+        end_tree(self.pid, self._known, started)
         wait([self._process.sentinel], PATIENCE)
         self._connection.close()
 

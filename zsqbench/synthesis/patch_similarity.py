@@ -37,7 +37,7 @@ def patch_entropy(features: Tensor, images: int, bandwidth: float = 0.01, points
     pooled. Densities are sums of Gaussian kernels of all ordered pairs, at this many points, equally spaced from the
     smallest to the largest similarity of all images; the entropy is a trapezoidal sum over them. Where points are far
     apart in bandwidths, as ten are on most maps, most pairs are near none of them and have no gradient. The
-    method is so, and densities above 1 make entropies below 0.
+    release has it so. Densities above 1 make entropies below 0.
 
     Differentiable once with respect to features; the points are constants. In float32 at least.
     """

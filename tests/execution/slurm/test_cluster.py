@@ -13,7 +13,7 @@ import psutil
 import pytest
 from runs import WAITS, Started, check_rows
 
-from zsqbench.execution.endings import end_tree
+from zsqbench.execution.endings import end_tree, known
 from zsqbench.execution.slurm.commands import State
 from zsqbench.execution.slurm.engine import Slurm
 
@@ -165,7 +165,7 @@ def test_the_step_of_a_node_that_slurm_lost_is_done_on_another(slurm, bench):
     slurm("lose", "n1")
     for process in psutil.process_iter():  # the script leaves what runs in a job
         if process.name().startswith("slurmstepd"):
-            end_tree(process.pid)
+            end_tree(process.pid, known(process.pid))
     wait_until(lambda: jobs() == ["PENDING"], 60)
     job = command("squeue", "-h", "-o", "%A").strip()
     command("scontrol", "update", f"JobId={job}", "ReqNodeList=n2", "StartTime=now")
