@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import Affine
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer
+from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, TensorQuantizer
+from zsqbench.quant.grids.logarithmic import LogQuantizer
 from zsqbench.quant.ranges.observers import (
     RunningMinMax,
     include_zero,
@@ -22,6 +23,7 @@ from zsqbench.quant.ranges.observers import (
     range_search,
     threshold_search,
 )
+from zsqbench.quant.ranges.quantiles import top_search
 from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
 RangeMethod = Literal["minmax", "mse", "percentile"]
@@ -229,10 +231,16 @@ def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterato
 
 @contextmanager
 def observed(module: nn.Module, observer: Callable[[Tensor], object]) -> Iterator[None]:
-    """Show what a module is given, in float32, before each of its calls, until the block ends."""
+    """Show what a module is given, in float32 or better, before each of its calls, until the block ends.
+
+    A quantizer on a logarithmic grid takes its top from the first values.
+    """
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        observer(inputs[0].float())  # and nothing returned: it would take the input's place
+        values = inputs[0].float() if inputs[0].dtype in HALVES else inputs[0]
+        if isinstance(module, LogQuantizer) and not module.scale:
+            module.set_top(top_search(values, module.bits))
+        observer(values)  # and nothing returned: it would take the input's place
 
     handle = module.register_forward_pre_hook(hook)
     try:
