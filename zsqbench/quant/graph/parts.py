@@ -102,12 +102,11 @@ def _part_of_scores(captured: fx.GraphModule, node: fx.Node, reader: fx.Node | N
 
 
 def is_mask(captured: fx.GraphModule, node: fx.Node) -> bool:
-    """True for a constant mask of scores: its numbers are 0, or hide keys."""
+    """True for a constant mask of scores: some of its numbers hide keys; a bias may be added to them already."""
     if node.op != "get_attr":
         return False
     values: Tensor = attrgetter(str(node.target))(captured)
-    hidden = values <= _HIDES
-    return bool(hidden.any()) and bool((hidden | (values == 0)).all())
+    return bool((values <= _HIDES).any())
 
 
 def _scores(node: fx.Node) -> list[fx.Node]:
