@@ -64,14 +64,12 @@ class RepQViT(zsqbench.Quantizer):
         """Find ranges in one pass and rescale. Raises ZSQBenchError without calibration images."""
         import torch
 
-        from zsqbench.quant import check_images, memory_errors, quantized_layers
+        from zsqbench.quant import check_images, memory_errors
 
         images = self.images_of(data)[: self.search_images]
         check_images(images, teacher.input_size)
         pairs = rescalable(student) if self.reparametrize else []
         with memory_errors(ctx.device, {"search_images": self.search_images}), torch.no_grad():
-            for _, layer in quantized_layers(student):
-                _search_weight(layer)
             calibrate(student, images.to(ctx.device), [pair.quantizers[0] for pair in pairs])
             for pair in pairs:
                 rescale(student, pair, round_zero_point=self.round_zero_point)
@@ -94,8 +92,8 @@ def rescalable(student: "fx.GraphModule") -> "list[NormedLayers]":
 
 
 def calibrate(student: "fx.GraphModule", images: "Tensor", by_channel: "Collection[ActivationQuantizer]") -> None:
-    """Set each activation quantizer in one pass of images [N, C, H, W]; some of them a grid for each channel."""
-    from zsqbench.quant import calibrate_activations, quantile_search
+    """Set all quantizers, those of activations in one pass of images [N, C, H, W], some with a grid for each channel."""
+    from zsqbench.quant import calibrate_activations, quantile_search, quantized_layers
 
     def see(quantizer: "ActivationQuantizer", values: "Tensor") -> None:
         if quantizer in by_channel:
@@ -104,6 +102,8 @@ def calibrate(student: "fx.GraphModule", images: "Tensor", by_channel: "Collecti
         else:
             quantizer.set_parameters(*quantile_search(values, quantizer.bits))
 
+    for _, layer in quantized_layers(student):
+        _search_weight(layer)
     calibrate_activations(student, [images], lambda quantizer: partial(see, quantizer))
 
 

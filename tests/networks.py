@@ -106,7 +106,9 @@ class GoldenViT(nn.Module):
         super().__init__()
         self.width, self.depth, self.heads = (int(stored[f"_{name}"]) for name in ("embed_dim", "depth", "num_heads"))
         self.patches = nn.Conv2d(3, self.width, int(stored["_patch_size"]), int(stored["_patch_size"]))
-        self.cls_token, self.pos_embed = (nn.Parameter(stored_tensor(stored, name)) for name in ("cls_token", "pos_embed"))
+        self.cls_token, self.pos_embed = (
+            nn.Parameter(stored_tensor(stored, name)) for name in ("cls_token", "pos_embed")
+        )
         eps = float(stored["_ln_eps"])
         self.blocks = nn.ModuleList([self.block(stored, f"blocks.{number}.", eps) for number in range(self.depth)])
         self.norm, self.head = nn.LayerNorm(self.width, eps), nn.Linear(self.width, int(stored["_num_classes"]))

@@ -15,7 +15,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import also_returning, capture, find_attention
 from zsqbench.synthesis import WarmedCosine, total_variation
 from zsqbench.testing import MemoryReporter, check_generator, context, tiny_teacher, tiny_transformer
-from zsqbench.testing.networks import tiny_transformers
+from zsqbench.testing.networks import _Block, tiny_transformers
 
 SHORT = {"images": 6, "batch_size": 4, "iterations": 3, "warmup": 2}
 

@@ -98,7 +98,8 @@ for _name, _counts in COUNTS.items():
 # downsamplings and projections, three branches of ShuffleNet's, and two of the three layers of each of nine inceptions
 # that read its input (the fourth reads it pooled, on a quantizer of its own).
 _REPQ = {
-    "resnet18": 21 - 3, "resnet50": 54 - 4, "regnet_y_400mf": 86 - 4, "shufflenet_v2_x1_0": 57 - 3, "googlenet": 58 - 2 * 9
+    "resnet18": 21 - 3, "resnet50": 54 - 4, "regnet_y_400mf": 86 - 4, "shufflenet_v2_x1_0": 57 - 3,
+    "googlenet": 58 - 2 * 9,
 }  # fmt: skip
 for _name, _counts in COUNTS.items():
     _counts |= {"repq": _REPQ.get(_name, WEIGHTS[_name])}

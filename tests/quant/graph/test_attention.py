@@ -463,7 +463,8 @@ def timm_swin(*, fused=False):
 NETWORKS = {
     # 2 blocks, patches and head; image, patches, class token, position, last LayerNorm, logits
     "vit": (vit, 2 * 4 + 2, 2 * 11 + 6),
-    # 4 blocks, merging and ends; two are shifted; image, patches, LayerNorm; LayerNorm, merged; LayerNorm, pooled, logits
+    # 4 blocks, merging and ends; two are shifted; image, patches, LayerNorm; LayerNorm, merged; LayerNorm, pooled,
+    # logits
     "swin": (swin, 4 * 4 + 3, 4 * 13 + 2 + 3 + 2 + 3),
     # one block, embedding and head; image, embedded, pooled, logits
     "encoder": (lambda: encoder(batch_first=True), 4 + 2, 11 + 4),

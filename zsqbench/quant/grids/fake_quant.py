@@ -106,6 +106,10 @@ class TensorQuantizer(nn.Module):
         steps: Tensor = 2**self.bits - self.zero_point
         return steps * self.scale
 
+    def unclamped_codes(self, x: Tensor) -> Tensor:
+        """The codes of x in floating point, below 0 and above the last where a value is beyond the grid."""
+        return (x / self.scale).round_().add_(self.zero_point)
+
     def largest_multiple(self) -> int:
         """Q_P of LSQ (Esser et al., ICLR 2020): how many steps a symmetric grid has above zero; of an affine one, all.
 

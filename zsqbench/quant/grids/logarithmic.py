@@ -16,8 +16,14 @@ from zsqbench.scheme import LogGrid
 
 def round_logarithmically(x: Tensor, top: Tensor, bits: int) -> Tensor:
     """X on the grid, of the same shape: above `top` it is `top`, and below the last code, or below zero, it is zero."""
-    codes = (-2 * torch.log2(x / top)).round().clamp(min=0)
-    return torch.where(codes <= levels(bits), top * torch.exp2(-codes / 2), torch.zeros_like(x))
+    beyond = levels(bits) + 1  # a code more, for zero
+    codes = (-2 * torch.log2(x / top)).round().nan_to_num_(beyond).clamp_(0, beyond)
+    steps = torch.arange(beyond + 1, dtype=x.dtype, device=x.device)
+    # taken from a table: vectorised powers of the same exponent differ in their last bits
+    values = torch.where(
+        steps == beyond, 0.0, top * torch.exp2(-steps.div(2, rounding_mode="floor")) * 0.5 ** (steps % 2 / 2)
+    )
+    return values.to(x.dtype)[codes.long()]
 
 
 class LogQuantizer(ActivationQuantizer):
@@ -60,6 +66,11 @@ class LogQuantizer(ActivationQuantizer):
     def range(self) -> tuple[Tensor, Tensor]:
         """Zero and the top."""
         return torch.zeros_like(self.scale), self.scale
+
+    def unclamped_codes(self, x: Tensor) -> Tensor:
+        """The codes of x in floating point, below 0 above the top; zero, and what becomes zero, has the last code."""
+        codes = (-2 * torch.log2(x / self.scale)).round_()
+        return codes.nan_to_num_(torch.inf).clamp_(max=levels(self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
         """X on the grid, of the same shape."""

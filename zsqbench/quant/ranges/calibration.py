@@ -157,9 +157,7 @@ def calibrate_activations_minmax(
     calibrate(student, batches, observer)
 
 
-def calibrate_activations_mse(
-    student: nn.Module, images: Tensor, calibrate: Calibrate = calibrate_activations
-) -> None:
+def calibrate_activations_mse(student: nn.Module, images: Tensor, calibrate: Calibrate = calibrate_activations) -> None:
     """Set each activation quantizer by the search `lp_search`, in one forward pass of all the images, as BRECQ does."""
 
     def search(quantizer: ActivationQuantizer, values: Tensor) -> None:
