@@ -92,7 +92,7 @@ def rescalable(student: "fx.GraphModule") -> "list[NormedLayers]":
 
 
 def calibrate(student: "fx.GraphModule", images: "Tensor", by_channel: "Collection[ActivationQuantizer]") -> None:
-    """Set all quantizers, those of activations in one pass of images [N, C, H, W], some with a grid for each channel."""
+    """Set all quantizers, activations' in one pass of images [N, C, H, W], some with a grid for each channel."""
     from zsqbench.quant import calibrate_activations, quantile_search, quantized_layers
 
     def see(quantizer: "ActivationQuantizer", values: "Tensor") -> None:

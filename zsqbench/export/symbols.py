@@ -45,8 +45,8 @@ class _StoredTensor(nn.Module):
         super().__init__()
         if isinstance(quantizer, LogQuantizer):
             raise ZSQBenchError(
-                f"tensor {quantizer.name!r} has the grid {quantizer.grid_name}, which no operator of ONNX expresses; take "
-                "a scheme of affine grids, such as qdq/w8a8"
+                f"tensor {quantizer.name!r} has the grid {quantizer.grid_name}, which no operator of ONNX expresses; "
+                "take a scheme of affine grids, such as qdq/w8a8"
             )
         self.name, self.top = quantizer.name, levels(quantizer.bits)
         _check_zero_point("tensor", quantizer.name, quantizer.zero_point, self.top)
