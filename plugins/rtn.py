@@ -20,18 +20,25 @@ class RTN(zsqbench.GridQuantizer):
     thresholds. `minmax` is ZeroQ's protocol: ranges from end to end. Batch normalisation is folded first where the
     scheme says so. Activations are calibrated with weights already rounded, and each tensor with those before it
     already rounded: searches in one pass of the first `search_images` images (BRECQ takes 64, DGH 512), min-max as a
-    running range over all the images.
+    running range over all the images. PSAQ-ViT's quantizer is `weight_range: absmax`, `activation_range: minmax` and
+    `float_ranges: true`, in the scheme `psaq`.
 
     Deviations: every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
-    (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too); ZeroQ keeps BN unfolded.
+    (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too, and PSAQ-ViT's code cuts off
+    tensors that lack zero); ZeroQ keeps BN unfolded.
     """
 
     name = "rtn"
     memory_options = ("search_images", "batch_size")
     seeded = False
-    weight_range: Literal["minmax", "mse", "percentile"] = Field("mse", description="how weight ranges are chosen")
+    weight_range: Literal["minmax", "mse", "percentile", "absmax"] = Field(
+        "mse", description="how weight ranges are chosen; absmax: around zero, to half a step short of the largest size"
+    )
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
         "mse", description="how activation ranges are chosen"
+    )
+    float_ranges: bool = Field(
+        False, description="find activation ranges in the float network, and not where all that comes before is rounded"
     )
     percent: float = Field(99.9, gt=50, le=100, description="where ranges end, with percentile")
     search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
@@ -56,6 +63,7 @@ class RTN(zsqbench.GridQuantizer):
             self.search_images,
             percent=self.percent,
             batch_size=self.batch_size,
+            in_float=self.float_ranges,
         )
         ctx.images_read(read)
 

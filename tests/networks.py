@@ -11,6 +11,7 @@ from torch import nn
 
 from zsqbench import Pretrained
 from zsqbench.quant import finalize
+from zsqbench.testing.networks import _Block
 from zsqbench.zoo.resnet import CifarResNet
 
 
@@ -96,3 +97,44 @@ def detector():
         score=nn.Conv2d(4, 2, 1),
         box=nn.Conv2d(4, 4, 1),
     )
+
+
+class GoldenViT(nn.Module):
+    """The network of the golden vectors: pre-norm blocks, a class token, the weights' names those of timm."""
+
+    def __init__(self, stored):
+        super().__init__()
+        self.width, self.depth, self.heads = (int(stored[f"_{name}"]) for name in ("embed_dim", "depth", "num_heads"))
+        self.patches = nn.Conv2d(3, self.width, int(stored["_patch_size"]), int(stored["_patch_size"]))
+        self.cls_token, self.pos_embed = (
+            nn.Parameter(stored_tensor(stored, name)) for name in ("cls_token", "pos_embed")
+        )
+        eps = float(stored["_ln_eps"])
+        self.blocks = nn.ModuleList([self.block(stored, f"blocks.{number}.", eps) for number in range(self.depth)])
+        self.norm, self.head = nn.LayerNorm(self.width, eps), nn.Linear(self.width, int(stored["_num_classes"]))
+        _take(stored, {"patch_embed.proj.": self.patches, "norm.": self.norm, "head.": self.head})
+
+    def block(self, stored, at, eps):
+        block = _Block(self.width, self.heads)
+        block.norm.eps = block.mlp[0].eps = eps
+        norm, first, _, second = block.mlp
+        names = {"norm1.": block.norm, "attn.qkv.": block.qkv, "attn.proj.": block.proj, "norm2.": norm}
+        _take(stored, {at + name: part for name, part in (names | {"mlp.fc1.": first, "mlp.fc2.": second}).items()})
+        return block
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), tokens], 1) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens)[:, 0])
+
+
+def stored_tensor(stored, name):
+    """An array of golden vectors, in float64."""
+    return torch.from_numpy(np.asarray(stored[name])).double()
+
+
+def _take(stored, parts):
+    for at, part in parts.items():
+        part.weight, part.bias = (nn.Parameter(stored_tensor(stored, at + name)) for name in ("weight", "bias"))

@@ -43,7 +43,7 @@ def test_hw_leaves_input_addends_and_pooled_features_in_float():
 
 
 def test_hast_quantizes_relus_alone_and_folds_nothing():
-    assert set(ACTIVATION_ROLES) - left_in_float("hast") == {"preactivation", "relu"}
+    assert set(ACTIVATION_ROLES) - left_in_float("hast") == {"preactivation", "embedding", "relu"}
     assert PLACEMENTS["hast"].preactivation is None
     assert not PLACEMENTS["hast"].fold_bn
     assert [PLACEMENTS["hast"].model_dump()[role] for role in WEIGHT_ROLES] == ["w", "w", "w"]
@@ -107,8 +107,8 @@ def test_the_image_has_a_grid_of_the_scheme_where_its_range_is_that_of_valid_pix
 
 
 def test_the_fields_of_a_placement_are_the_roles_and_positions():
-    grids = ["grid", "weight_grid", "activation_grid", "input_range"]
-    fields = ["fold_bn", *grids, *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS, "tensors"]
+    grids = ["grid", "weight_grid", "activation_grid", "softmax_grid", "input_range"]
+    fields = ["fold_bn", "fold_layer_norm", "side", *grids, *WEIGHT_ROLES, *ACTIVATION_ROLES, *POSITIONS, "tensors"]
     assert list(Placement.model_fields) == fields
 
 
@@ -134,7 +134,8 @@ def test_placements_of_ones_own_are_hashed_as_before_and_otherwise_where_they_us
     assert digest_of(FLOAT.placement.model_dump(mode="json")) == float_digest
     assert digest_of(Placement(tensors={"conv": 8}).model_dump(mode="json")) == mixed_digest
     own = [{"weight_grid": "affine"}, {"activation_grid": "affine"}, {"input_range": "valid"}]
-    own += [{name: width} for name in ("preactivation", *PARTS) for width in ("float", "a", 8)]
+    own += [{"side": "inputs"}, {"fold_layer_norm": True}, {"softmax": 4, "softmax_grid": "log_sqrt2"}]
+    own += [{name: width} for name in ("preactivation", "embedding", *PARTS) for width in ("float", "a", 8)]
     placements = [Placement(), *(Placement(**given) for given in own), PLACEMENTS["qdq"]]
     assert len({digest_of(each.model_dump(mode="json")) for each in placements}) == len(placements)
     assert all(Placement.model_validate(each.model_dump(mode="json")) == each for each in placements)
@@ -268,7 +269,8 @@ def test_patterns_are_written_down_in_their_order_and_read_again():
 
 
 def test_a_placement_without_patterns_is_written_down_as_its_roles():
-    roles = [*WEIGHT_ROLES, *ACTIVATION_ROLES, *(each for each in POSITIONS if each not in PARTS)]
+    later = [*WEIGHT_ROLES, *ACTIVATION_ROLES, *(each for each in POSITIONS if each not in PARTS)]
+    roles = [role for role in later if role != "embedding"]
     assert [*Placement(preactivation="a").model_dump()] == ["fold_bn", "grid", *roles]
     assert [*Placement(softmax="float").model_dump()][-1] == "softmax"
     assert [*Placement().model_dump()] == ["fold_bn", "grid", *(role for role in roles if role != "preactivation")]

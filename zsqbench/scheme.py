@@ -23,6 +23,7 @@ WEIGHT_ROLES = ("first_weight", "weight", "last_weight")
 ACTIVATION_ROLES = (
     "input",
     "preactivation",
+    "embedding",
     "relu",
     "activation",
     "gate",
@@ -42,7 +43,9 @@ PARTS = (
     "key",
     "value",
     "scaled_query",
+    "unscaled_scores",
     "scores",
+    "masked_scores",
     "softmax",
     "context",
     "residual",
@@ -62,6 +65,12 @@ Grid = Literal["affine", "symmetric", "power_of_two"]
 with a threshold 2^k, so that rescaling is a shift. Each is a special case of those before it.
 """
 
+LogGrid = Literal["log_sqrt2"]
+"""A grid that is not affine: zero and x' = top 2^(-q/2), q = clamp(round(-2 log2(x / top)), 0), for codes q < 2^b."""
+
+Side = Literal["outputs", "inputs"]
+"""Where tensors are quantized: behind what makes them, or in front of the layers and products that read them."""
+
 InputRange = Literal["calibrated", "valid"]
 """Where the grid of the image ends: where a quantizer finds that it should, or where the values of valid pixels do."""
 
@@ -72,7 +81,18 @@ def is_kind_of(grid: Grid, demanded: Grid | None) -> bool:
     return demanded is None or kinds.index(grid) >= kinds.index(demanded)
 
 
-_ADDED = ("tensors", "weight_grid", "activation_grid", "input_range", "preactivation", *PARTS)
+_ADDED = (
+    "tensors",
+    "weight_grid",
+    "activation_grid",
+    "softmax_grid",
+    "input_range",
+    "side",
+    "fold_layer_norm",
+    "preactivation",
+    "embedding",
+    *PARTS,
+)
 """Fields that a placement is hashed without where they have their defaults."""
 
 
@@ -81,16 +101,27 @@ class Placement(BaseModel):
 
     A tensor has one role. The value between a layer or an addition and the activation function behind it is no tensor
     here: such pairs are computed as one on hardware. Where that is true of ReLU and ReLU6 alone, the others read a
-    tensor, a `preactivation`.
+    tensor, a `preactivation`. With `side` `inputs` only what layers and products of matrices read is a tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fold_bn: bool = Field(True, description="fold batch normalisation into the layer before it")
+    fold_layer_norm: bool = Field(
+        False, description="fold gain and offset of layer normalisation into the linear layers that alone read it"
+    )
+    side: Side = Field(
+        "outputs",
+        description="outputs: each tensor is quantized behind what makes it; inputs: only what layers and products of "
+        "matrices read is quantized, for them alone",
+    )
     grid: Grid | None = Field(None, description="the grid that every tensor has to have; none: the quantizer's choice")
     weight_grid: Grid | None = Field(None, description="the grid that weights have to have; none: what `grid` says")
     activation_grid: Grid | None = Field(
         None, description="the grid that activations have to have; none: what `grid` says"
+    )
+    softmax_grid: LogGrid | None = Field(
+        None, description="the grid of attention weights, for which `softmax` has a width; none: that of activations"
     )
     input_range: InputRange = Field(
         "calibrated", description="whether the range of the image is the quantizer's choice or that of valid pixels"
@@ -105,6 +136,11 @@ class Placement(BaseModel):
         None,
         description="what a layer or an addition gives to another activation function than ReLU and ReLU6; none: they "
         "are one, and there is no tensor between them",
+    )
+    embedding: PositionWidth = Field(
+        None,
+        description="learned values that an addition reads: position embeddings, relative position biases; none: they "
+        "stay float",
     )
     relu: Width = Field("a", description="output of ReLU or ReLU6")
     activation: Width = Field("a", description="output of another activation function (hard-swish, SiLU, ...)")
@@ -136,8 +172,12 @@ class Placement(BaseModel):
     scaled_query: PositionWidth = Field(
         None, description="queries or keys times a constant, where the network scales them by itself"
     )
-    scores: PositionWidth = Field(
-        None, description="products of queries and keys, scaled, and their sums with biases and masks"
+    unscaled_scores: PositionWidth = Field(
+        None, description="products of queries and keys that the network scales by itself, before it does"
+    )
+    scores: PositionWidth = Field(None, description="products of queries and keys, scaled, and their sums with biases")
+    masked_scores: PositionWidth = Field(
+        None, description="scores after a mask, whose numbers of -100 and less hide keys"
     )
     softmax: PositionWidth = Field(None, description="softmax of scores: attention weights")
     context: PositionWidth = Field(None, description="product of attention weights and values")
@@ -148,6 +188,10 @@ class Placement(BaseModel):
 
     @model_validator(mode="after")
     def _check_grids(self) -> Self:
+        if self.softmax_grid is not None and self.softmax is None:
+            raise ValueError(
+                f"softmax_grid is {self.softmax_grid}, and softmax has no width: give one, such as softmax: a"
+            )
         for kind in KINDS:
             own = getattr(self, f"{kind}_grid")
             if None not in (self.grid, own) and own != self.grid:
@@ -181,7 +225,9 @@ class Placement(BaseModel):
         return next((pattern for pattern in reversed(names) if fnmatchcase(name, pattern)), None)
 
 
-_ONLY_RELU: dict[str, Any] = {role: "float" for role in ACTIVATION_ROLES if role not in ("relu", "preactivation")}
+_ONLY_RELU: dict[str, Any] = {
+    role: "float" for role in ACTIVATION_ROLES if role not in ("relu", "preactivation", "embedding")
+}
 _ACADEMIC: dict[str, Any] = {
     "first_weight": 8,
     "last_weight": 8,
@@ -210,6 +256,14 @@ PLACEMENTS: Mapping[str, Placement] = {
     # activations as uint8, the image as its pixels, and what activation functions read that no runtime computes with
     # the layer.
     "qdq": Placement(weight_grid="symmetric", activation_grid="affine", input_range="valid", preactivation="a"),
+    # The released code of PSAQ-ViT: all that a transformer computes but attention weights, learned embeddings too.
+    "psaq": Placement(
+        embedding="a",
+        **dict.fromkeys(("scaled_query", "unscaled_scores", "masked_scores", "softmax"), "float"),
+    ),
+    # The released code of RepQ-ViT: what layers and products of matrices read, the image at 8 bits, attention weights
+    # on powers of the square root of two.
+    "repq": Placement(side="inputs", input=8, softmax="a", softmax_grid="log_sqrt2"),
 }
 """The shipped placements, by name."""
 
@@ -246,9 +300,11 @@ class Scheme(BaseModel):
     def left_in_float(self) -> list[str]:
         """The roles of tensors without a grid, and what is not folded, if it is not.
 
-        Not so the network's outputs, nor what an activation function reads, which only some networks have.
+        Not so the network's outputs, nor what an activation function reads and learned values, which only some
+        networks have.
         """
-        roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role not in ("logits", "preactivation")]
+        optional = ("logits", "preactivation", "embedding")
+        roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role not in optional]
         given = [part for part in PARTS if getattr(self.placement, part) is not None]
         found = [role for role in (*roles, *given) if self.bits(role) == FLOAT_BITS]
         return found if self.placement.fold_bn else [*found, "batch normalisation"]
@@ -324,7 +380,7 @@ class PlannedTensor(MappedTensor):
 class TensorOnGrid(MappedTensor):
     """A tensor with the grid that decides how its codes are read."""
 
-    grid: Grid | Literal["float"] = "float"
+    grid: Grid | LogGrid | Literal["float"] = "float"
     axis: int | None = None
     """Along which each output channel of torch's layer has a grid of its own (1 in a transposed convolution); none: the
     tensor has one grid."""

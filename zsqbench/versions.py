@@ -17,7 +17,7 @@ where they change without a version.
 """
 
 SYNTHESIS_VERSION = "6"
-QUANT_VERSION = "8"
+QUANT_VERSION = "9"
 EVALUATION_VERSION = "3"
 EXPORT_VERSION = "2"
 DIAGNOSTICS_VERSION = "2"

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import GoldenViT, stored_tensor
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
@@ -17,44 +18,6 @@ from zsqbench.testing import MemoryReporter, check_generator, context, tiny_teac
 from zsqbench.testing.networks import _Block, tiny_transformers
 
 SHORT = {"images": 6, "batch_size": 4, "iterations": 3, "warmup": 2}
-
-
-class GoldenViT(nn.Module):
-    """The network of the golden vectors: pre-norm blocks, a class token, the weights' names those of timm."""
-
-    def __init__(self, stored):
-        super().__init__()
-        self.width, self.depth, self.heads = (int(stored[f"_{name}"]) for name in ("embed_dim", "depth", "num_heads"))
-        self.patches = nn.Conv2d(3, self.width, int(stored["_patch_size"]), int(stored["_patch_size"]))
-        self.cls_token, self.pos_embed = (nn.Parameter(tensor(stored, name)) for name in ("cls_token", "pos_embed"))
-        eps = float(stored["_ln_eps"])
-        self.blocks = nn.ModuleList([self.block(stored, f"blocks.{number}.", eps) for number in range(self.depth)])
-        self.norm, self.head = nn.LayerNorm(self.width, eps), nn.Linear(self.width, int(stored["_num_classes"]))
-        take(stored, {"patch_embed.proj.": self.patches, "norm.": self.norm, "head.": self.head})
-
-    def block(self, stored, at, eps):
-        block = _Block(self.width, self.heads)
-        block.norm.eps = block.mlp[0].eps = eps
-        norm, first, _, second = block.mlp
-        names = {"norm1.": block.norm, "attn.qkv.": block.qkv, "attn.proj.": block.proj, "norm2.": norm}
-        take(stored, {at + name: part for name, part in (names | {"mlp.fc1.": first, "mlp.fc2.": second}).items()})
-        return block
-
-    def forward(self, images):
-        tokens = self.patches(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), tokens], 1) + self.pos_embed
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.head(self.norm(tokens)[:, 0])
-
-
-def tensor(stored, name):
-    return torch.from_numpy(np.asarray(stored[name])).double()
-
-
-def take(stored, parts):
-    for at, part in parts.items():
-        part.weight, part.bias = (nn.Parameter(tensor(stored, at + name)) for name in ("weight", "bias"))
 
 
 @pytest.fixture
@@ -84,15 +47,15 @@ def first_step(vectors, teacher, dtype):
     stored = vectors("psaq_step_a")
     captured = capture(teacher.module.to(dtype), teacher.input_size)
     network = also_returning(captured, [each.context for each in find_attention(captured)])
-    images = tensor(stored, "start_images").to(dtype).requires_grad_()
+    images = stored_tensor(stored, "start_images").to(dtype).requires_grad_()
     shift = int(stored["jitter"][0])
     seen = jittered(images, (shift, shift), flip=bool(stored["flip"][0]))
     outputs, contexts = network(seen)
     labels, target = torch.from_numpy(stored["labels"]), float(stored["tv_target"])
     loss, parts = psaq_loss(PSAQViT(), seen, outputs, contexts, labels, target, drop_first=True)
     loss.backward()
-    departure = images.grad.double() - tensor(stored, "grad_images_first_f64")
-    return loss, parts, (departure.norm() / tensor(stored, "grad_images_first_f64").norm()).item()
+    departure = images.grad.double() - stored_tensor(stored, "grad_images_first_f64")
+    return loss, parts, (departure.norm() / stored_tensor(stored, "grad_images_first_f64").norm()).item()
 
 
 STORED = {"entropy_loss": "loss_entropy", "inception_loss": "loss_one_hot", "variation_loss": "loss_tv"}
@@ -141,7 +104,7 @@ def golden_run(vectors, teacher, steps):
         "shifts": shifts,
         "flips": torch.from_numpy(stored["flip"]).bool(),
         "variation_target": float(stored["tv_target"]) / scale,
-        "0.pixels": tensor(stored, "start_images"),
+        "0.pixels": stored_tensor(stored, "start_images"),
     }
     ctx = context()
     ctx.reporter = reporter = Stops(steps, begun)
@@ -154,7 +117,7 @@ def golden_run(vectors, teacher, steps):
 def test_pixels_move_as_in_the_release(vectors, golden_teacher, steps, expected):
     stored = vectors("psaq_step_a")
     pixels, curves = golden_run(vectors, golden_teacher, steps)
-    after, start = tensor(stored, expected), tensor(stored, "start_images")
+    after, start = stored_tensor(stored, expected), stored_tensor(stored, "start_images")
     pixels, start = pixels[: len(after)], start[: len(after)]
     low, high = golden_teacher.valid_range()
     inner = (start > low + 0.05) & (start < high - 0.05)
@@ -169,11 +132,11 @@ def test_pixels_move_as_in_the_release(vectors, golden_teacher, steps, expected)
 def test_total_variation_and_its_target_are_those_of_the_release(vectors):
     stored = vectors("psaq_tv_a")
     for case in range(2):
-        images = tensor(stored, f"images_{case}").requires_grad_()
+        images = stored_tensor(stored, f"images_{case}").requires_grad_()
         loss = (total_variation(images) - float(stored[f"target_{case}"])).abs()
         loss.backward()
         assert loss.item() == pytest.approx(float(stored[f"loss_tv_{case}_f64"]), rel=1e-12)
-        torch.testing.assert_close(images.grad, tensor(stored, f"grad_{case}_f64"), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(images.grad, stored_tensor(stored, f"grad_{case}_f64"), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("rates", "highest"), [("lr_deit", 0.20), ("lr_swin", 0.25)])
@@ -299,8 +262,8 @@ def test_attention_of_timm_is_found_where_it_is_not_fused():
 def test_the_golden_network_computes_what_cross_entropy_expects(golden_teacher, vectors):
     stored = vectors("psaq_step_a")
     shift = int(stored["jitter"][0])
-    images = jittered(tensor(stored, "start_images"), (shift, shift), flip=bool(stored["flip"][0]))
+    images = jittered(stored_tensor(stored, "start_images"), (shift, shift), flip=bool(stored["flip"][0]))
     logits = golden_teacher.module(images)
-    torch.testing.assert_close(logits, tensor(stored, "logits_first_f64"), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(logits, stored_tensor(stored, "logits_first_f64"), rtol=1e-10, atol=1e-10)
     loss = functional.cross_entropy(logits, torch.from_numpy(stored["labels"]))
     assert loss.item() == pytest.approx(stored["loss_one_hot_f64"][0])

@@ -1,10 +1,20 @@
+import numpy as np
 import pytest
 import torch
-from networks import Cifar
+from networks import Cifar, GoldenViT, stored_tensor
 
 from zsqbench import CalibrationSet, ZSQBenchError
 from zsqbench.plugins import load_plugins
-from zsqbench.quant import finalize, weight_quantizers
+from zsqbench.quant import (
+    activation_quantizers,
+    calibrate_activations_by,
+    calibrate_weights,
+    finalize,
+    prepare,
+    quantize,
+    weight_quantizers,
+)
+from zsqbench.quant.ranges.observers import absmax
 from zsqbench.scheme import FLOAT, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
@@ -116,3 +126,54 @@ def test_eight_bits_keep_the_accuracy_of_a_real_network(request):
     finalize(student)
     assert cifar.right(cifar.teacher.module) == 776
     assert abs(cifar.right(student) - 776) <= 8
+
+
+@pytest.fixture
+def psaq(shared):
+    """What PSAQ-ViT's released quantizer does to the small ViT of the golden vectors."""
+    return lambda name: np.load(shared / "golden" / "vit" / f"{name}.npz")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_around_zero_are_those_of_psaq_vit(psaq, bits):
+    stored = psaq("psaq_quant_a")
+    weight = torch.from_numpy(stored["W"]).float()
+    scale, zero_point = absmax(weight, bits, 0)
+    assert torch.equal(scale, torch.from_numpy(stored[f"W_scale_{bits}"]))
+    codes = quantize(weight, scale[:, None], zero_point[:, None], bits) - zero_point[:, None]
+    assert torch.equal(codes * scale[:, None], torch.from_numpy(stored[f"W_q_{bits}"]))
+
+
+@pytest.mark.parametrize("widths", ["w4a8", "w8a8", "w4a4"])
+def test_a_transformer_at_psaq_is_that_of_psaq_vit(psaq, widths):
+    stored = psaq("psaq_quant_a")
+    network = GoldenViT(psaq("tinyvit_a")).double().eval().requires_grad_(requires_grad=False)
+    student = prepare(network, parse_scheme(f"psaq/{widths}"), (3, 64, 64)).double()
+    images = stored_tensor(stored, "calibration_images")
+    calibrate_weights(student, "absmax")
+    calibrate_activations_by("minmax", student, images, len(images), in_float=True)
+    quantizers = [quantizer for _, quantizer in activation_quantizers(student)]
+    top = 2 ** quantizers[0].bits - 1
+    steps = [(high - low) / top for low, high in zip(stored["act_min_f64"], stored["act_max_f64"], strict=True)]
+    assert [quantizer.scale.item() for quantizer in quantizers] == pytest.approx(steps, rel=1e-12)
+    for quantizer in quantizers:  # the release adds the zero point before it rounds, which tells for ties alone
+        quantizer.forward = lambda x, its=quantizer: (
+            ((x / its.scale + its.zero_point).round().clamp(0, top) - its.zero_point) * its.scale
+        )
+    for kind in ("test", "calibration"):
+        found = student(stored_tensor(stored, f"{kind}_images"))
+        expected = stored_tensor(stored, f"logits_{widths}_{kind}_f64")
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("briefly")
+def test_ranges_of_the_float_network_do_not_depend_on_the_bits_before_them():
+    teacher = tiny_teacher()
+    images = torch.randn(8, *teacher.input_size)
+    found = []
+    for scheme in ("hw/w2a8", "hw/w8a8"):
+        student = RTN().prepare(teacher, parse_scheme(scheme))
+        RTN(float_ranges=True, activation_range="minmax").quantize(student, teacher, CalibrationSet(images), context())
+        found.append([quantizer.scale.item() for _, quantizer in activation_quantizers(student)])
+    assert found[0] == found[1]
+    check_quantizer(RTN(weight_range="absmax", float_ranges=True), "hw/w4a4", teacher)

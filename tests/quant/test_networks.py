@@ -92,7 +92,17 @@ for _name, _counts in COUNTS.items():
     # behind a layer or an addition each of these functions reads a tensor that is there at qdq alone
     read = sum(ROLES[_name].get(role, 0) for role in ("activation", "gate"))
     _counts |= {"academic_intended": _counts["academic"], "pot": _counts["hw_strict"]}
-    _counts |= {"qdq": _counts["hw_strict"] + read}
+    _counts |= {"qdq": _counts["hw_strict"] + read, "psaq": _counts["hw_strict"]}
+
+# What layers read: as many tensors as there are layers, less those that read what another one reads. These are
+# downsamplings and projections, three branches of ShuffleNet's, and two of the three layers of each of nine inceptions
+# that read its input (the fourth reads it pooled, on a quantizer of its own).
+_REPQ = {
+    "resnet18": 21 - 3, "resnet50": 54 - 4, "regnet_y_400mf": 86 - 4, "shufflenet_v2_x1_0": 57 - 3,
+    "googlenet": 58 - 2 * 9,
+}  # fmt: skip
+for _name, _counts in COUNTS.items():
+    _counts |= {"repq": _REPQ.get(_name, WEIGHTS[_name])}
 
 # Where the classifier reads a sum, academic leaves it at A bits; where it reads a concatenation, both do.
 EIGHT_BITS = {name: {"academic": 2, "academic_intended": 2} for name in COUNTS}
@@ -100,6 +110,9 @@ for _name in ("resnet18", "resnet50", "cifar_resnet20", "regnet_y_400mf"):
     EIGHT_BITS[_name] = {"academic": 1, "academic_intended": 2}
 for _name in ("densenet121", "googlenet"):
     EIGHT_BITS[_name] = {"academic": 1, "academic_intended": 1}
+
+for _eight in EIGHT_BITS.values():
+    _eight |= {"repq": 1}  # the image
 
 each_network = pytest.mark.parametrize("name", COUNTS)
 

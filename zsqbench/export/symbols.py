@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from zsqbench.errors import ZSQBenchError
 from zsqbench.export import OPSET
 from zsqbench.export.integers import Bias
-from zsqbench.quant import ActivationQuantizer, QuantizedLayer, quantized_layers
+from zsqbench.quant import ActivationQuantizer, LogQuantizer, QuantizedLayer, quantized_layers
 from zsqbench.quant.grids import levels
 
 TENSOR, TOP, LAYER = "zsqbench_tensor", "zsqbench_top", "zsqbench_layer"
@@ -43,6 +43,11 @@ class _StoredTensor(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
+        if isinstance(quantizer, LogQuantizer):
+            raise ZSQBenchError(
+                f"tensor {quantizer.name!r} has the grid {quantizer.grid_name}, which no operator of ONNX expresses; "
+                "take a scheme of affine grids, such as qdq/w8a8"
+            )
         self.name, self.top = quantizer.name, levels(quantizer.bits)
         _check_zero_point("tensor", quantizer.name, quantizer.zero_point, self.top)
         self.dtype = torch.uint8 if quantizer.bits <= BYTE else torch.uint16

@@ -78,7 +78,7 @@ def _on_grid(
     if quantizer is None:
         return TensorOnGrid(kind, name, role, FLOAT_BITS)
     axis = None if quantizer.axis is None else output_axis
-    return TensorOnGrid(kind, name, role, quantizer.bits, quantizer.grid, axis)
+    return TensorOnGrid(kind, name, role, quantizer.bits, quantizer.grid_name, axis)
 
 
 def measured_map(student: nn.Module) -> list[MeasuredTensor]:

@@ -10,12 +10,21 @@ from torch import Tensor, fx, nn
 
 from zsqbench.quant.graph.bn_folding import fold_bn
 from zsqbench.quant.graph.gradients import keep_gradients_finite
+from zsqbench.quant.graph.layer_norms import fold_layer_norms
 from zsqbench.quant.graph.operators import tensor_name
-from zsqbench.quant.graph.tensor_roles import activation_roles, check_supported, first_calls, weight_roles
+from zsqbench.quant.graph.tensor_roles import (
+    activation_roles,
+    check_supported,
+    first_calls,
+    read_part,
+    reads_by_matrix,
+    weight_roles,
+)
 from zsqbench.quant.graph.tracing import capture
 from zsqbench.quant.grids.affine import pixel_parameters
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer, quantized_layer
-from zsqbench.scheme import FLOAT_BITS, Grid, Scheme
+from zsqbench.quant.grids.logarithmic import LogQuantizer
+from zsqbench.scheme import FLOAT_BITS, Grid, Placement, Scheme, Side
 
 QUANTIZERS = "activation_quantizers"
 """Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
@@ -55,6 +64,8 @@ def prepare(
     student = capture(module, input_size)
     if scheme.placement.fold_bn:
         fold_bn(student)
+    if scheme.placement.fold_layer_norm:
+        fold_layer_norms(student)
     if scheme.quantizes_weights:
         check_supported(student)
     grids = grids or Grids()
@@ -145,12 +156,27 @@ def _insert_activation_quantizers(
             roles["activation", name] = role
         if bits != FLOAT_BITS:
             if node not in repeated:
-                kind = scheme.placement.image_grid or grid if role == IMAGE else grid
-                quantizer = ActivationQuantizer(name, role, bits, grid=kind, axis=None, shape=()).to(device)
+                quantizer = _activation_quantizer(name, role, bits, scheme.placement, grid).to(device)
                 student.add_submodule(f"{QUANTIZERS}.{name}", quantizer)
-            with student.graph.inserting_after(node):
-                quantized = student.graph.call_module(f"{QUANTIZERS}.{name}", (node,))
-            node.replace_all_uses_with(quantized)
-            quantized.args = (node,)  # the replacement took this use along with the others
-            quantized.meta |= node.meta | {"operator": "identity"}  # what it gives is the same tensor, on a grid
+            _quantize_reads(student, node, f"{QUANTIZERS}.{name}", scheme.placement.side)
     return roles
+
+
+def _activation_quantizer(name: str, role: str, bits: int, placement: Placement, grid: Grid) -> ActivationQuantizer:
+    if role == "softmax" and placement.softmax_grid is not None:
+        return LogQuantizer(name, role, bits)
+    kind = placement.image_grid or grid if role == IMAGE else grid
+    return ActivationQuantizer(name, role, bits, grid=kind, axis=None, shape=())
+
+
+def _quantize_reads(student: fx.GraphModule, node: fx.Node, path: str, side: Side) -> None:
+    """Let what reads a tensor read it from the quantizer of this path; with `inputs` layers and products alone."""
+    source = read_part(node) if side == "outputs" else node
+    with student.graph.inserting_after(source):
+        quantized = student.graph.call_module(path, (source,))
+    is_constant = source.op == "get_attr"
+    meta = {"operator": "identity", **({"carries_values": False} if is_constant else {})}
+    quantized.meta |= source.meta | meta  # what it gives is the same tensor, on a grid
+    for user in list(source.users):
+        if user is not quantized and (side == "outputs" or reads_by_matrix(user)):
+            user.replace_input_with(source, quantized)

@@ -153,7 +153,7 @@ class _GridUse:
 
     def add(self, x: Tensor) -> None:
         """Count in values that are rounded to the grid."""
-        codes = (x.float() / self.quantizer.scale).round_().add_(self.quantizer.zero_point)
+        codes = self.quantizer.unclamped_codes(x.float())
         self.clipped += int(((codes < 0) | (codes > self.top)).sum())
         self.count += codes.numel()
         self.see(codes.nan_to_num_().clamp_(0, self.top))

@@ -463,9 +463,9 @@ def timm_swin(*, fused=False):
 NETWORKS = {
     # 2 blocks, patches and head; image, patches, class token, position, last LayerNorm, logits
     "vit": (vit, 2 * 4 + 2, 2 * 11 + 6),
-    # 4 blocks, merging and ends; two are shifted; image, patches, LayerNorm; concat, LayerNorm, merged; LayerNorm,
-    # pooled, logits
-    "swin": (swin, 4 * 4 + 3, 4 * 13 + 2 + 3 + 3 + 3),
+    # 4 blocks, merging and ends; two are shifted; image, patches, LayerNorm; LayerNorm, merged; LayerNorm, pooled,
+    # logits
+    "swin": (swin, 4 * 4 + 3, 4 * 13 + 2 + 3 + 2 + 3),
     # one block, embedding and head; image, embedded, pooled, logits
     "encoder": (lambda: encoder(batch_first=True), 4 + 2, 11 + 4),
     "encoder_norm_first": (lambda: encoder(batch_first=True, norm_first=True, activation="gelu"), 4 + 2, 11 + 4),
@@ -475,7 +475,7 @@ NETWORKS = {
     "decoder": (decoder, 2 * (4 + 3) + 2, 2 * (11 + 8) + 4),
     "timm_vit": (timm_vit, 2 * 4 + 2, 2 * 11 + 6),
     "timm_deit": (lambda: timm_vit("deit_tiny_patch16_224"), 2 * 4 + 2, 2 * 11 + 6),
-    # one is shifted, and merging has no concatenation
+    # one is shifted
     "timm_swin": (timm_swin, 4 * 4 + 3, 4 * 13 + 1 + 3 + 2 + 3),
     # bias and mask are added to each other first
     "timm_swin_fused": (lambda: timm_swin(fused=True), 4 * 4 + 3, 4 * 12 + 1 + 3 + 2 + 3),
@@ -518,7 +518,7 @@ def test_transformers_are_quantized_by_rtn_and_come_back_from_their_artifact(nam
 
 @pytest.mark.slow("the networks have millions of weights, and take some seconds each")
 @pytest.mark.parametrize(
-    ("name", "weights", "activations"), [("vit_b_16", 12 * 4 + 2, 12 * 11 + 6), ("swin_t", 53, 12 * 13 + 5 + 3 + 9 + 3)]
+    ("name", "weights", "activations"), [("vit_b_16", 12 * 4 + 2, 12 * 11 + 6), ("swin_t", 53, 12 * 13 + 5 + 3 + 6 + 3)]
 )
 def test_transformers_of_torchvision_are_equal_as_they_are(name, weights, activations):
     torch.manual_seed(0)

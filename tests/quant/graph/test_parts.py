@@ -11,6 +11,7 @@ from torchvision.models import swin_transformer, vision_transformer
 
 from zsqbench.quant import activation_quantizers, capture, positions, prepare, roles
 from zsqbench.quant.graph.operators import tensor_name
+from zsqbench.quant.graph.tensor_roles import reads_by_matrix
 from zsqbench.quant.student import tensor_roles
 from zsqbench.scheme import PARTS, PLACEMENTS, POSITIONS, Placement, Scheme, parse_scheme
 
@@ -60,7 +61,7 @@ def test_a_swin_has_scaled_queries_and_scores_with_bias_and_mask():
         "mul_2": ("scaled_query",),  # two products of sizes come first
         "matmul": ("scores",),
         "add": ("scores",),
-        "add_1": ("scores",),
+        "add_1": ("masked_scores",),
         "softmax": ("softmax",),
         "matmul_1": ("context",),
     }
@@ -77,7 +78,7 @@ def test_an_attention_that_is_written_by_hand_has_them_too():
     layers = {name: nn.Linear(64, 64) for name in "qkv"}
     net = from_forward(by_hand, **layers, drop=nn.Dropout(), norm=nn.LayerNorm(64), head=nn.Linear(64, 2))
     assert parts_of(net, (3, 8, 8)) == {
-        "q": ("query",), "mul": ("scaled_query",), "k": ("key",), "v": ("value",), "bmm": ("scores",),
+        "q": ("query",), "mul": ("scaled_query",), "k": ("key",), "v": ("value",), "bmm": ("unscaled_scores",),
         "truediv": ("scores",), "softmax": ("softmax",), "einsum": ("context",), "add": ("residual",),
         "norm": ("layer_norm",),
     }  # fmt: skip
@@ -136,8 +137,10 @@ def test_a_part_with_a_width_goes_before_the_role_and_the_first_of_several_count
     assert {"softmax"} <= {*scheme.left_in_float()}
 
 
-def test_shipped_schemes_give_no_part_a_width_so_that_each_tensor_keeps_its_role():
-    assert {getattr(placement, part) for placement in PLACEMENTS.values() for part in PARTS} == {None}
+def test_shipped_schemes_of_all_networks_give_no_part_a_width_so_that_each_tensor_keeps_its_role():
+    given = {name: {part for part in PARTS if getattr(placement, part)} for name, placement in PLACEMENTS.items()}
+    unused = {"scaled_query", "unscaled_scores", "masked_scores", "softmax"}
+    assert {name: parts for name, parts in given.items() if parts} == {"psaq": unused, "repq": {"softmax"}}
     assert set(PARTS) < set(POSITIONS)
 
 
@@ -151,13 +154,60 @@ def test_the_document_says_what_each_scheme_quantizes_of_a_small_transformer():
     role_of = {tensor_name(node): role for node, role in roles(captured).items()}
     there = Counter((at.get(name) or "others", role) for name, role in role_of.items())
     quantized = {}
-    for name in PLACEMENTS:
-        found = [each for each, _ in activation_quantizers(prepare(vit(), parse_scheme(f"{name}/w4a4"), SIZE))]
-        quantized[name] = Counter((at.get(each) or "others", role_of.get(each, "preactivation")) for each in found)
-    there["others", "preactivation"] = 2
+    shipped = [name for name, placement in PLACEMENTS.items() if placement.side == "outputs"]
+    for name in shipped:
+        found = activation_quantizers(prepare(vit(), parse_scheme(f"{name}/w4a4"), SIZE))
+        quantized[name] = Counter((at.get(each) or "others", role_of.get(each, kind.role)) for each, kind in found)
+    there["others", "preactivation"], there["others", "embedding"] = 2, 1
     assert said == {
         (part if part != "others" else f"others {role}"): (
-            number, role, [quantized[name][part, role] for name in PLACEMENTS]
+            number, role, [quantized[name][part, role] for name in shipped]
         )
         for (part, role), number in there.items()
     }  # fmt: skip
+
+
+def test_the_inputs_of_layers_and_products_are_quantized_for_these_alone():
+    student = prepare(vit(), parse_scheme("repq/w4a4"), SIZE)
+    found = Counter((quantizer.role, quantizer.bits) for _, quantizer in activation_quantizers(student))
+    assert found == {
+        ("input", 8): 1, ("other", 4): 5, ("linear", 4): 6, ("softmax", 4): 2, ("product", 4): 2, ("activation", 4): 2
+    }  # fmt: skip
+    for node in student.graph.nodes:
+        quantized = str(node.target).startswith("activation_quantizers")
+        if quantized:
+            assert all(reads_by_matrix(user) for user in node.users)
+
+
+def test_learned_embeddings_are_tensors_and_masks_are_none():
+    def forward(net, x):
+        tokens = net.embed(x.flatten(2)) + net.positions + net.offset
+        scores = tokens @ tokens.transpose(1, 2) / 3 + net.bias + net.mask
+        return net.head((scores.softmax(-1) @ tokens).mean(1))
+
+    parts = {"embed": nn.Linear(64, 8), "head": nn.Linear(8, 2), "offset": nn.Parameter(torch.randn(8))}
+    parts |= {name: nn.Parameter(torch.randn(1, 3, size)) for name, size in (("positions", 8), ("bias", 3))}
+    mask = torch.zeros(3, 3)
+    mask[0, 1] = -100.0
+    net = from_forward(forward, **parts, mask=nn.Parameter(mask))
+    student = prepare(net, parse_scheme("psaq/w4a4"), (3, 8, 8))
+    found = {name: quantizer.role for name, quantizer in activation_quantizers(student)}
+    assert {name for name, role in found.items() if role == "embedding"} == {"positions", "bias"}
+    assert "add_3" not in found  # masked
+    assert {"add", "truediv", "add_2"} < set(found)
+    assert "matmul" not in found  # not scaled yet
+
+
+def test_a_layer_normalisation_of_which_one_token_is_read_has_the_range_of_this_token():
+    student = prepare(vit(), parse_scheme("hw_strict/w8a8"), SIZE)
+    quantizer = dict(activation_quantizers(student))["encoder.ln"]
+    given = []
+    quantizer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].shape))
+    student(torch.randn(2, *SIZE))
+    assert given == [(2, 16)]
+
+
+def test_parts_of_one_tensor_that_are_concatenated_are_no_tensor_of_their_own():
+    captured = capture(swin(), SIZE)
+    assert not [name for name, role in ((tensor_name(node), role) for node, role in roles(captured).items())
+                if role == "concat"]  # fmt: skip

@@ -1,6 +1,7 @@
 """A network as a graph: tracing, operators, roles of tensors, BN folding, pairs of layers, units."""
 
 from zsqbench.quant.graph.bn_folding import FOLDED, fold_bn, folded, why_unfolded
+from zsqbench.quant.graph.layer_norms import NormedLayers, fold_layer_norms, normed_layers
 from zsqbench.quant.graph.maps import cut_behind, last_map
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
@@ -45,6 +46,7 @@ __all__ = [
     "RELUS",
     "BoundedReLU",
     "Grain",
+    "NormedLayers",
     "Pair",
     "Unit",
     "activation_roles",
@@ -59,12 +61,14 @@ __all__ = [
     "find_units",
     "first_calls",
     "fold_bn",
+    "fold_layer_norms",
     "folded",
     "free_bounds",
     "is_batch_norm",
     "is_layer",
     "last_map",
     "layer_pairs",
+    "normed_layers",
     "operator",
     "output_layers",
     "output_producers",

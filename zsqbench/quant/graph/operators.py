@@ -60,6 +60,9 @@ ELEMENTWISE = (
     | names("add addcdiv addcmul div layernorm maskedfill maskedsoftmax maximum minimum prelu sub truediv where")
 )
 
+SELECTIONS = names("getitem indexselect narrow select")
+"""These take a part of a tensor."""
+
 _IMAGE_DIMENSIONS = 4
 _SPATIAL = frozenset({2, 3})
 
@@ -104,8 +107,8 @@ def repeats_values(node: fx.Node) -> bool:
         return _padding_value(node) in (None, 0) or _only_pooled(node)
     if operator(node) == "interpolate":
         return str(_argument(node, "mode", 3) or "nearest").startswith("nearest")
-    if operator(node) in CONCATENATIONS:
-        return len(node.all_input_nodes) == 1
+    if operator(node) in CONCATENATIONS:  # parts of one tensor, as where a Swin merges patches, are on its grid
+        return len({without_moves(source) for source in node.all_input_nodes}) == 1
     if operator(node) == "add":  # 0 + x is how Python's sum begins
         return count_activations(node) == 1 and any(type(value) in (int, float) and value == 0 for value in node.args)
     return operator(node) in PASS_THROUGH

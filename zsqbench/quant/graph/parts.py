@@ -1,8 +1,11 @@
 """The parts that tensors play in a transformer, besides the roles that they have in any network."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 
-from torch import fx
+from torch import Tensor, fx
 
 from zsqbench.quant.graph.operators import (
     MULTIPLICATIONS,
@@ -18,7 +21,10 @@ from zsqbench.scheme import PARTS
 SOFTMAXES = names("softmax maskedsoftmax causalsoftmax")
 """The operators that make attention weights of scores, as `take_attention_apart` writes them, too."""
 _SCALINGS = MULTIPLICATIONS | names("div truediv")
-_BEFORE_SOFTMAX = _SCALINGS | names("add sub maskedfill where")
+_MASKINGS = names("maskedfill where")
+_BEFORE_SOFTMAX = _SCALINGS | _MASKINGS | names("add sub")
+_HIDES = -100.0
+"""The number that Swin adds to the scores of keys that are not to be seen; other networks add less."""
 _OF_ONE = {"layernorm": "layer_norm", "gelu": "gelu"}
 
 
@@ -30,34 +36,77 @@ def parts(captured: fx.GraphModule, roles: Mapping[fx.Node, str]) -> dict[fx.Nod
     normalisation reads, and those that additions alone lead to or from these.
     """
     played: dict[fx.Node, set[str]] = {node: set() for node in roles}
-    for node in captured.graph.nodes:
-        own = [(node, _OF_ONE[operator(node)])] if operator(node) in _OF_ONE else []
-        for each, part in _attention(node) if operator(node) in SOFTMAXES else own:
-            if each in played:
-                played[each].add(part)
-    sums = [node for node, role in roles.items() if role == "sum" and "scores" not in played[node]]
+    found = [(node, _OF_ONE[operator(node)]) for node in captured.graph.nodes if operator(node) in _OF_ONE]
+    for node, part in (*found, *chain.from_iterable(each.parts(captured) for each in _attentions(captured))):
+        if node in played:
+            played[node].add(part)
+    sums = [node for node, role in roles.items() if role == "sum" and not played[node] & {"scores", "masked_scores"}]
     for node in _stream(sums):
         played[node].add("residual")
     return {node: tuple(part for part in PARTS if part in own) for node, own in played.items() if own}
 
 
-def _attention(softmax: fx.Node) -> Iterator[tuple[fx.Node, str]]:
-    """The tensors of an attention with their parts, by its softmax; none where it is no attention."""
-    scores = _scores(_without_moves_of(softmax))
-    contexts = [reader for reader in readers(softmax) if multiplies_matrices(reader)]
-    if not scores or not contexts:
-        return
-    yield softmax, "softmax"
-    yield from ((node, "scores") for node in scores)
-    for context in contexts:
-        yield context, "context"
-        yield from ((value, "value") for value in _factors(context) if value is not softmax)
-    for factor, part in zip(_factors(scores[-1]), ("query", "key"), strict=False):
-        made = factor
-        while operator(made) in _SCALINGS and count_activations(made) == 1:
-            yield made, "scaled_query"
-            made = _without_moves_of(made)
-        yield made, part
+def operands(captured: fx.GraphModule) -> dict[tuple[fx.Node, fx.Node], str]:
+    """The part that each factor of attention's products plays, by the product and what it reads."""
+    found: dict[tuple[fx.Node, fx.Node], str] = {}
+    for attention in _attentions(captured):
+        product = attention.scores[-1]
+        found |= {(product, factor): part for factor, part in zip(_factors(product), ("query", "key"), strict=False)}
+        for context in attention.contexts:
+            for factor in _factors(context):
+                is_weights = without_moves(factor) is attention.softmax
+                found[context, factor] = "softmax" if is_weights else "value"
+    return found
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """An attention: a softmax between products of matrices."""
+
+    softmax: fx.Node
+    scores: list[fx.Node]
+    """The way from what the softmax reads back to the product of queries and keys."""
+    contexts: list[fx.Node]
+    """The products of attention weights and values."""
+
+    def parts(self, captured: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
+        """The tensors of the attention with their parts."""
+        yield self.softmax, "softmax"
+        for node, reader in zip(self.scores, (None, *self.scores), strict=False):
+            yield node, _part_of_scores(captured, node, reader)
+        for context in self.contexts:
+            yield context, "context"
+            makers = map(without_moves, _factors(context))
+            yield from ((maker, "value") for maker in makers if maker is not self.softmax)
+        for factor, part in zip(_factors(self.scores[-1]), ("query", "key"), strict=False):
+            made = without_moves(factor)
+            while operator(made) in _SCALINGS and count_activations(made) == 1:
+                yield made, "scaled_query"
+                made = _without_moves_of(made)
+            yield made, part
+
+
+def _attentions(captured: fx.GraphModule) -> Iterator[_Attention]:
+    for node in captured.graph.nodes:
+        if operator(node) in SOFTMAXES:
+            contexts = [reader for reader in readers(node) if multiplies_matrices(reader)]
+            if contexts and (scores := _scores(_without_moves_of(node))):
+                yield _Attention(node, scores, contexts)
+
+
+def _part_of_scores(captured: fx.GraphModule, node: fx.Node, reader: fx.Node | None) -> str:
+    """Of scores, by what computes with them on the way to the softmax."""
+    if operator(node) in _MASKINGS or any(is_mask(captured, without_moves(each)) for each in node.all_input_nodes):
+        return "masked_scores"
+    return "unscaled_scores" if reader is not None and operator(reader) in _SCALINGS else "scores"
+
+
+def is_mask(captured: fx.GraphModule, node: fx.Node) -> bool:
+    """True for a constant mask of scores: some of its numbers hide keys; a bias may be added to them already."""
+    if node.op != "get_attr":
+        return False
+    values: Tensor = attrgetter(str(node.target))(captured)
+    return bool((values <= _HIDES).any())
 
 
 def _scores(node: fx.Node) -> list[fx.Node]:
@@ -90,7 +139,8 @@ def multiplies_matrices(node: fx.Node) -> bool:
 
 
 def _factors(node: fx.Node) -> list[fx.Node]:
-    return [without_moves(source) for source in node.args if isinstance(source, fx.Node) and source in _values(node)]
+    """Both tensors that a product of matrices reads."""
+    return [source for source in node.args if isinstance(source, fx.Node) and source in _values(node)]
 
 
 def _values(node: fx.Node) -> list[fx.Node]:

@@ -17,6 +17,7 @@ from zsqbench.quant.graph.operators import (
     LAYERS,
     PRODUCTS,
     RELUS,
+    SELECTIONS,
     adds_tensors,
     comes_from,
     count_activations,
@@ -29,25 +30,28 @@ from zsqbench.quant.graph.operators import (
     readers,
     repeats_values,
     tensor_name,
+    value_users,
     without_moves,
 )
 from zsqbench.quant.graph.outputs import output_producers, raw_outputs
-from zsqbench.quant.graph.parts import parts
+from zsqbench.quant.graph.parts import is_mask, multiplies_matrices, operands, parts
 from zsqbench.scheme import Placement
 
 
-def roles(captured: fx.GraphModule, *, preactivations: bool = False) -> dict[fx.Node, str]:
+def roles(captured: fx.GraphModule, *, preactivations: bool = False, embeddings: bool = False) -> dict[fx.Node, str]:
     """The role of each tensor by what makes and reads it, in execution order: one of `ACTIVATION_ROLES`.
 
     Left out are what hardware never stores (the output of a layer or an addition that only activation functions
     read), what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout), and what
     comes after the network's raw outputs. With `preactivations`, hardware stores what other activation functions than
-    ReLU and ReLU6 read.
+    ReLU and ReLU6 read, and with `embeddings` the learned values of several axes that additions read.
     """
     outputs, after = raw_outputs(captured)
     found = {}
     for node in captured.graph.nodes:
-        if _is_new_value(node) and node not in after:
+        if embeddings and _is_embedding(captured, node):
+            found[node] = "embedding"
+        elif _is_new_value(node) and node not in after:
             if not _is_fused(node, outputs):
                 found[node] = "logits" if node in outputs else _role(node)
             elif preactivations and any(operator(reader) in ACTIVATIONS - RELUS for reader in readers(node)):
@@ -81,9 +85,49 @@ def weight_roles(captured: fx.GraphModule) -> dict[str, str]:
 
 
 def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.Node, str]:
-    """The role of each tensor, in execution order, or its position where the placement gives that a width."""
-    at, found = positions(captured), roles(captured, preactivations=placement.preactivation is not None)
+    """The role of each tensor, in execution order, or its position where the placement gives that a width.
+
+    With `side` `inputs` these are the tensors that layers and products of matrices read, which may be a part of what
+    another operator made: queries, for instance.
+    """
+    at = positions(captured)
+    if placement.side == "inputs":
+        return _roles_of_inputs(captured, placement, at)
+    found = roles(
+        captured, preactivations=placement.preactivation is not None, embeddings=placement.embedding is not None
+    )
     return {node: placement.role(role, at.get(node, ())) for node, role in found.items()}
+
+
+def reads_by_matrix(node: fx.Node) -> bool:
+    """True for a layer and for a product of two matrices: what has inputs on a grid with `side` `inputs`."""
+    return is_layer(node) or multiplies_matrices(node)
+
+
+def read_part(node: fx.Node) -> fx.Node:
+    """The tensor itself or, of a layer normalisation of which one part alone is read (the class token's), that part.
+
+    Hardware need not compute the rest, so that no range has to hold it.
+    """
+    if operator(node) != "layernorm":
+        return node
+    while [operator(user) in SELECTIONS for user in value_users(node)] == [True]:
+        node = value_users(node)[0]
+    return node
+
+
+def _roles_of_inputs(
+    captured: fx.GraphModule, placement: Placement, at: Mapping[fx.Node, tuple[str, ...]]
+) -> dict[fx.Node, str]:
+    made, factors = roles(captured), operands(captured)
+    found: dict[fx.Node, str] = {}
+    for node in captured.graph.nodes:
+        for source in node.all_input_nodes if reads_by_matrix(node) else ():
+            maker = without_moves(source)
+            if maker in made:
+                played = (factors[node, source],) if (node, source) in factors else at.get(maker, ())
+                found.setdefault(source, placement.role(made[maker], played))
+    return found
 
 
 def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.Node, fx.Node]:
@@ -176,6 +220,13 @@ def _multiplies_by_parameter(node: fx.Node) -> bool:
 
 def _is_new_value(node: fx.Node) -> bool:
     return node.meta["shape"] is not None and node.op not in ("get_attr", "output") and not repeats_values(node)
+
+
+def _is_embedding(captured: fx.GraphModule, node: fx.Node) -> bool:
+    """True for learned values that an addition reads, of several axes: no bias for each channel, and no mask."""
+    read_by = list(readers(node)) if node.op == "get_attr" and node.meta["shape"] is not None else []
+    several = sum(size > 1 for size in node.meta["shape"] or ()) > 1
+    return several and any(operator(reader) == "add" for reader in read_by) and not is_mask(captured, node)
 
 
 def _is_fused(node: fx.Node, outputs: set[fx.Node]) -> bool:

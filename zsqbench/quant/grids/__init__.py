@@ -25,11 +25,13 @@ from zsqbench.quant.grids.fake_quant import (
     TensorQuantizer,
     WeightQuantizer,
 )
+from zsqbench.quant.grids.logarithmic import LogQuantizer, round_logarithmically
 
 __all__ = [
     "ActivationQuantizer",
     "Affine",
     "ChosenCodes",
+    "LogQuantizer",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConvTranspose2d",
@@ -47,5 +49,6 @@ __all__ = [
     "levels",
     "power_of_two",
     "quantize",
+    "round_logarithmically",
     "symmetric_parameters",
 ]

@@ -21,7 +21,7 @@ from zsqbench.quant.grids.affine import (
     symmetric_parameters,
 )
 from zsqbench.quant.grids.transposed import TransposedConv2d
-from zsqbench.scheme import Grid
+from zsqbench.scheme import Grid, LogGrid
 
 Q = TypeVar("Q", bound="TensorQuantizer")
 
@@ -64,6 +64,16 @@ class TensorQuantizer(nn.Module):
         names = ("name", "role", "bits", "grid", "axis")
         return {name: getattr(self, name) for name in names} | {"shape": shape}
 
+    @property
+    @abstractmethod
+    def plain_kind(self) -> "type[TensorQuantizer]":
+        """The class that rounds to nearest on such a grid, which artifacts hold."""
+
+    @property
+    def grid_name(self) -> Grid | LogGrid:
+        """The grid as schemes name it."""
+        return self.grid
+
     def adopt(self, other: "TensorQuantizer") -> None:
         """Take the grid of another quantizer, on its device, and start to quantize."""
         self.to(other.scale.device)
@@ -96,6 +106,10 @@ class TensorQuantizer(nn.Module):
         steps: Tensor = 2**self.bits - self.zero_point
         return steps * self.scale
 
+    def unclamped_codes(self, x: Tensor) -> Tensor:
+        """The codes of x in floating point, below 0 and above the last where a value is beyond the grid."""
+        return (x / self.scale).round_().add_(self.zero_point)
+
     def largest_multiple(self) -> int:
         """Q_P of LSQ (Esser et al., ICLR 2020): how many steps a symmetric grid has above zero; of an affine one, all.
 
@@ -125,13 +139,18 @@ class TensorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(student)` shows."""
-        return f"{self.role}, bits={self.bits}, grid={self.grid}, axis={self.axis}"
+        return f"{self.role}, bits={self.bits}, grid={self.grid_name}, axis={self.axis}"
 
 
 class WeightQuantizer(TensorQuantizer):
     """Rounds a weight to the nearest point of its grid."""
 
     kind = "weight"
+
+    @property
+    def plain_kind(self) -> "type[WeightQuantizer]":
+        """Of whatever chose its codes."""
+        return WeightQuantizer
 
     def is_signed(self, low: Tensor) -> bool:  # noqa: ARG002
         """Weights have both signs."""
@@ -180,6 +199,11 @@ class ActivationQuantizer(TensorQuantizer):
     is_held = False
     """True if its grid is a matter of the scheme: it stays, whatever calibration or learning finds."""
 
+    @property
+    def plain_kind(self) -> "type[ActivationQuantizer]":
+        """Of whatever learned its step size."""
+        return ActivationQuantizer
+
     def hold(self, scale: Tensor, zero_point: Tensor) -> None:
         """Take a grid for good; it rounds as soon as a method sets a range."""
         super().set_parameters(scale, zero_point)
@@ -195,8 +219,7 @@ class ActivationQuantizer(TensorQuantizer):
 
 def plain(quantizer: Q) -> Q:
     """A quantizer that rounds to nearest on another one's grid, without anything that only training needs."""
-    kind = WeightQuantizer if isinstance(quantizer, WeightQuantizer) else ActivationQuantizer
-    copy = kind(**quantizer.description())
+    copy = quantizer.plain_kind(**quantizer.description())
     copy.adopt(quantizer)
     return cast("Q", copy)
 

@@ -33,6 +33,7 @@ from zsqbench.quant.ranges.observers import (
     threshold_search,
     without_zeros,
 )
+from zsqbench.quant.ranges.quantiles import quantile_search, top_search
 from zsqbench.quant.ranges.thresholds import (
     Distance,
     ExactThresholdSearch,
@@ -71,6 +72,7 @@ __all__ = [
     "observed",
     "percentile",
     "power_of_two_weight_thresholds",
+    "quantile_search",
     "range_search",
     "search_float_activations",
     "search_weights",
@@ -78,5 +80,6 @@ __all__ = [
     "switched",
     "symmetric_weight_thresholds",
     "threshold_search",
+    "top_search",
     "without_zeros",
 ]

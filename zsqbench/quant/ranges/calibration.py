@@ -12,9 +12,11 @@ from torch import Tensor, fx, nn
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import Affine
-from zsqbench.quant.grids.fake_quant import ActivationQuantizer, TensorQuantizer
+from zsqbench.quant.grids.fake_quant import HALVES, ActivationQuantizer, TensorQuantizer
+from zsqbench.quant.grids.logarithmic import LogQuantizer
 from zsqbench.quant.ranges.observers import (
     RunningMinMax,
+    absmax,
     include_zero,
     lp_search,
     minmax,
@@ -22,16 +24,23 @@ from zsqbench.quant.ranges.observers import (
     range_search,
     threshold_search,
 )
+from zsqbench.quant.ranges.quantiles import top_search
 from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
 RangeMethod = Literal["minmax", "mse", "percentile"]
 """How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
+
+WeightRangeMethod = Literal["minmax", "mse", "percentile", "absmax"]
+"""The same of weights, and as `absmax` has them."""
 
 PERCENT = 99.9
 """The percentile that ranges end at where none is given."""
 
 Observer = Callable[[Tensor], None]
 """Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
+
+Calibrate = Callable[[nn.Module, Iterable[Tensor], Callable[[ActivationQuantizer], Observer]], None]
+"""`calibrate_activations`, or `calibrate_float_activations`."""
 
 
 def check_images(images: Tensor, input_size: tuple[int, ...], subject: str = "the calibration set has") -> None:
@@ -47,12 +56,14 @@ def check_images(images: Tensor, input_size: tuple[int, ...], subject: str = "th
 
 
 @torch.no_grad()
-def calibrate_weights(student: nn.Module, ranges: RangeMethod, percent: float = PERCENT) -> None:
+def calibrate_weights(student: nn.Module, ranges: WeightRangeMethod, percent: float = PERCENT) -> None:
     """Set each weight quantizer from the weight itself, per output channel or whole as it is; zero is inside."""
     for _, layer in quantized_layers(student):
         quantizer, weight = layer.weight_quantizer, layer.weight
         if ranges == "mse":
             quantizer.set_parameters(*lp_search(weight, quantizer.bits, quantizer.axis, grid=quantizer.grid))
+        elif ranges == "absmax":
+            quantizer.set_parameters(*absmax(weight, quantizer.bits, quantizer.axis))
         elif ranges == "percentile":
             quantizer.set_range(*include_zero(*percentile(weight, percent, quantizer.axis)))
         else:
@@ -100,9 +111,9 @@ def calibrate_activations(
 
 @torch.no_grad()
 def calibrate_float_activations(
-    student: nn.Module, images: Tensor, observer: Callable[[ActivationQuantizer], Observer]
+    student: nn.Module, batches: Iterable[Tensor], observer: Callable[[ActivationQuantizer], Observer]
 ) -> None:
-    """The same in one forward pass of the float network: no quantizer rounds before all are set."""
+    """The same in the float network: no quantizer rounds before all have seen all batches."""
     quantizers = [quantizer for _, quantizer in activation_quantizers(student)]
 
     def sets(quantizer: ActivationQuantizer) -> Observer:
@@ -115,7 +126,7 @@ def calibrate_float_activations(
         return show
 
     with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=False):
-        calibrate_activations(student, [images], sets)
+        calibrate_activations(student, batches, sets)
     for quantizer in quantizers:
         quantizer.enabled = True
 
@@ -130,37 +141,41 @@ def search_float_activations(student: nn.Module, images: Tensor, search_images: 
         quantizer.set_parameters(*range_search(values, quantizer.bits))
 
     first = images[:search_images].to(next(student.parameters(), images).device)
-    calibrate_float_activations(student, first, lambda quantizer: partial(search, quantizer))
+    calibrate_float_activations(student, [first], lambda quantizer: partial(search, quantizer))
     return len(first)
 
 
-def calibrate_activations_minmax(student: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate_activations_minmax(
+    student: nn.Module, batches: Iterable[Tensor], calibrate: Calibrate = calibrate_activations
+) -> None:
     """Set the range of each activation quantizer to the running min-max over batches of images, as in ZeroQ."""
 
     def observer(quantizer: ActivationQuantizer) -> Observer:
         running = RunningMinMax()
         return lambda values: quantizer.set_range(*running.update(values))
 
-    calibrate_activations(student, batches, observer)
+    calibrate(student, batches, observer)
 
 
-def calibrate_activations_mse(student: nn.Module, images: Tensor) -> None:
+def calibrate_activations_mse(student: nn.Module, images: Tensor, calibrate: Calibrate = calibrate_activations) -> None:
     """Set each activation quantizer by the search `lp_search`, in one forward pass of all the images, as BRECQ does."""
 
     def search(quantizer: ActivationQuantizer, values: Tensor) -> None:
         signed = quantizer.is_signed(values.min())
         quantizer.set_parameters(*lp_search(values, quantizer.bits, grid=quantizer.grid, signed=signed))
 
-    calibrate_activations(student, [images], lambda quantizer: partial(search, quantizer))
+    calibrate(student, [images], lambda quantizer: partial(search, quantizer))
 
 
-def calibrate_activations_percentile(student: nn.Module, images: Tensor, percent: float = PERCENT) -> None:
+def calibrate_activations_percentile(
+    student: nn.Module, images: Tensor, percent: float = PERCENT, calibrate: Calibrate = calibrate_activations
+) -> None:
     """Set the range of each activation quantizer to percentiles, in one forward pass of all the images."""
 
     def observer(quantizer: ActivationQuantizer) -> Observer:
         return lambda values: quantizer.set_range(*include_zero(*percentile(values, percent)))
 
-    calibrate_activations(student, [images], observer)
+    calibrate(student, [images], observer)
 
 
 def calibrate_activations_by(
@@ -171,21 +186,25 @@ def calibrate_activations_by(
     *,
     percent: float = PERCENT,
     batch_size: int = 64,
+    in_float: bool = False,
 ) -> int:
     """Set each activation quantizer: searches on the first `search_images`, min-max on all, in batches.
 
+    Each is shown what those before it, and weights, have rounded; with `in_float`, what the float network has there.
     The images may be on another device than the student. Returns how many of them were read.
     """
     if not activation_quantizers(student):
         return 0
     device = next(student.parameters(), images).device
     first = images[:search_images].to(device)
+    calibrate = calibrate_float_activations if in_float else calibrate_activations
     if ranges == "mse":
-        calibrate_activations_mse(student, first)
+        calibrate_activations_mse(student, first, calibrate)
     elif ranges == "percentile":
-        calibrate_activations_percentile(student, first, percent)
+        calibrate_activations_percentile(student, first, percent, calibrate)
     else:
-        calibrate_activations_minmax(student, (batch.to(device) for batch in torch.split(images, batch_size)))
+        batches = (batch.to(device) for batch in torch.split(images, batch_size))
+        calibrate_activations_minmax(student, batches, calibrate)
     return len(images if ranges == "minmax" else first)
 
 
@@ -229,10 +248,16 @@ def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterato
 
 @contextmanager
 def observed(module: nn.Module, observer: Callable[[Tensor], object]) -> Iterator[None]:
-    """Show what a module is given, in float32, before each of its calls, until the block ends."""
+    """Show what a module is given, in float32 or better, before each of its calls, until the block ends.
+
+    A quantizer on a logarithmic grid takes its top from the first values.
+    """
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        observer(inputs[0].float())  # and nothing returned: it would take the input's place
+        values = inputs[0].float() if inputs[0].dtype in HALVES else inputs[0]
+        if isinstance(module, LogQuantizer) and not module.scale:
+            module.set_top(top_search(values, module.bits))
+        observer(values)  # and nothing returned: it would take the input's place
 
     handle = module.register_forward_pre_hook(hook)
     try:

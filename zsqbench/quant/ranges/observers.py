@@ -124,6 +124,19 @@ def percentile(x: Tensor, percent: float, axis: int | None = None) -> Range:
     return _shaped(low, high, axis)
 
 
+def absmax(weight: Tensor, bits: int, axis: int | None = None) -> Affine:
+    """The grid of PSAQ-ViT's weights (Li et al., ECCV 2022), as its code has it, in the weight's own precision.
+
+    With M the largest |w|, the scale is M / ((2^b - 1) / 2), at least the machine epsilon of float32, and the zero
+    point is 2^(b-1). So -M lies half a step beyond the last code on both sides: rounding errors decide its code.
+    """
+    low, high = _ends(as_rows(weight.detach(), axis))
+    largest = torch.maximum(-low, high)
+    scale = (largest / (levels(bits) / 2)).clamp_min(torch.finfo(torch.float32).eps)
+    scale, zero_point = _shaped(scale, torch.full_like(scale, 2.0 ** (bits - 1)), axis)
+    return Affine(scale, zero_point)
+
+
 def mse80(x: Tensor, bits: int, axis: int | None = None, *, zero: bool = False) -> Range:
     """The range (1 - 0.01 i) * (min, max), i = 0 .. 79, with the least mean |x - Q(x)|^2.4; the first of equals.
 

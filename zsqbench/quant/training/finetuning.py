@@ -31,6 +31,7 @@ from zsqbench.quant.grids.fake_quant import (
     TensorQuantizer,
     WeightQuantizer,
 )
+from zsqbench.quant.grids.logarithmic import LogQuantizer
 from zsqbench.quant.ranges.observers import minmax
 from zsqbench.quant.student import quantized_layers
 from zsqbench.quant.training.cuda_graphs import RecordedFunction
@@ -349,14 +350,16 @@ class FineTuning:
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-def pass_gradients(student: nn.Module, *, but: Sequence[TensorQuantizer] = ()) -> list[TrainedActivation]:
+def pass_gradients(student: nn.Module, *, but: Sequence[TensorQuantizer] = ()) -> list[ActivationQuantizer]:
     """Let gradients pass the rounding of activations unchanged, in place: each quantizer becomes one that lets them.
 
     Those keep grids and what else was set, and are returned. `but` names quantizers that stay as they are.
     """
-    replaced = []
+    replaced: list[ActivationQuantizer] = []
     for path, module in list(student.named_modules()):
-        if isinstance(module, ActivationQuantizer) and module not in but:
+        if isinstance(module, LogQuantizer):  # lets them pass
+            replaced.append(module)
+        elif isinstance(module, ActivationQuantizer) and module not in but:
             trained = TrainedActivation(**module.description())
             trained.adopt(module)
             trained.enabled, trained.is_held = module.enabled, module.is_held

@@ -1,0 +1,64 @@
+"""Ranges that end at quantiles, found by the search of RepQ-ViT's released code (Li et al., ICCV 2023)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zsqbench.quant.grids.affine import Affine, levels
+from zsqbench.quant.grids.logarithmic import round_logarithmically
+from zsqbench.quant.ranges.observers import as_rows
+
+SHARES = (0.999, 0.9999, 0.99999)
+"""The quantiles that searches try."""
+
+
+def quantiles(rows: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """The quantiles [C] of each row of [C, n], between the two nearest values in proportion, as numpy's are.
+
+    Positions are computed in float64, and rows may have any length, which `torch.quantile` does not offer.
+    """
+    ordered = rows.sort(dim=1).values
+    found = []
+    for share in shares:
+        position = share * (rows.shape[1] - 1)
+        below = int(position)
+        above = min(below + 1, rows.shape[1] - 1)
+        found.append(torch.lerp(ordered[:, below], ordered[:, above], position - below))
+    return found
+
+
+def quantile_search(x: Tensor, bits: int, axis: int | None = None, shares: Sequence[float] = SHARES) -> Affine:
+    """The affine grid from quantile 1 - p to quantile p with the least mean squared error, the first p of equals.
+
+    One grid, or one for each channel along the axis. A grid need not hold zero, and its zero point is no code then. A
+    channel of one value v other than zero gets a grid that holds v.
+    """
+    rows = as_rows(x.detach(), axis)
+    ends = quantiles(rows, [*shares, *(1.0 - share for share in shares)])
+    grids = [_grid(low, high, bits) for high, low in zip(ends[: len(shares)], ends[len(shares) :], strict=True)]
+    errors = torch.stack([_error(rows, grid, bits) for grid in grids])
+    best = errors.argmin(0, keepdim=True)  # the first of equals
+    scale, zero_point = (torch.stack(each).gather(0, best)[0] for each in zip(*grids, strict=True))
+    return Affine(scale[0], zero_point[0]) if axis is None else Affine(scale, zero_point)
+
+
+def top_search(values: Tensor, bits: int, shares: Sequence[float] = SHARES) -> Tensor:
+    """The top of the logarithmic grid with the least mean squared error, the first of equals, among quantiles."""
+    tops = quantiles(as_rows(values.detach(), None), shares)
+    errors = [(round_logarithmically(values, top[0], bits) - values).square().mean() for top in tops]
+    return tops[int(torch.stack(errors).argmin())][0]
+
+
+def _grid(low: Tensor, high: Tensor, bits: int) -> Affine:
+    scale = (high - low) / levels(bits)
+    constant = torch.where(high == 0, torch.ones_like(high), high.abs())
+    scale = torch.where(scale < torch.finfo(scale.dtype).tiny, constant, scale)
+    return Affine(scale, torch.round(-low / scale))
+
+
+def _error(rows: Tensor, grid: Affine, bits: int) -> Tensor:
+    """Mean squared error of each row [C]."""
+    scale, zero_point = grid.scale[:, None], grid.zero_point[:, None]
+    codes = (rows / scale).round_().add_(zero_point).clamp_(0, levels(bits))
+    return codes.sub_(zero_point).mul_(scale).sub_(rows).square_().mean(1)
