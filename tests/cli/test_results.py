@@ -141,6 +141,7 @@ def test_show_tells_what_the_calibration_set_is_like(bench):
         "diversity",
         "within classes",
         "pixels outside",
+        "feature distance",
     ]
     assert [Path(line).name for line in lines[-2:]] == ["images.png", "diagnostics.png"]
     assert all(Path(line).is_file() for line in lines[-2:])

@@ -12,8 +12,9 @@ from zsqbench_plugins.shared.jittered import jittered
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
+from zsqbench.methods import open_attention
 from zsqbench.quant import also_returning, capture, find_attention
-from zsqbench.synthesis import WarmedCosine, total_variation
+from zsqbench.synthesis import WarmedCosine, diagnose, total_variation
 from zsqbench.testing import MemoryReporter, check_generator, context, tiny_teacher, tiny_transformer
 from zsqbench.testing.networks import _Block, tiny_transformers
 
@@ -56,6 +57,16 @@ def first_step(vectors, teacher, dtype):
     loss.backward()
     departure = images.grad.double() - stored_tensor(stored, "grad_images_first_f64")
     return loss, parts, (departure.norm() / stored_tensor(stored, "grad_images_first_f64").norm()).item()
+
+
+def test_diagnostics_measure_the_entropies_of_the_release(vectors, golden_teacher):
+    stored = vectors("psaq_step_a")
+    shift = int(stored["jitter"][0])
+    seen = jittered(tensor(stored, "start_images"), (shift, shift), flip=bool(stored["flip"][0]))
+    found = diagnose(golden_teacher, zsqbench.CalibrationSet(seen), None, "", open_attention(golden_teacher)).set
+    entropies = [block.entropy for block in found.patch_similarities]
+    assert -sum(entropies) == pytest.approx(stored["loss_entropy_f64"][0], rel=1e-10)
+    assert (found.attention_maps.grid, found.diversity.layer) == ((4, 4), "head")
 
 
 STORED = {"entropy_loss": "loss_entropy", "inception_loss": "loss_one_hot", "variation_loss": "loss_tv"}

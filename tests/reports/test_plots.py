@@ -1,11 +1,15 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from zsqbench import CalibrationSet, Pretrained
-from zsqbench.reports.plots import diagnostics_figure, image_grid
+from zsqbench.methods import open_attention
+from zsqbench.reports.plots import Looks, attention_figure, diagnostics_figure, image_grid
 from zsqbench.synthesis import diagnose
+from zsqbench.testing import tiny_transformer
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,47 @@ def test_what_is_absent_says_why_in_its_place(tmp_path):
     texts = [" ".join(text.get_text() for text in axes.texts) for axes in figure.axes]
     assert [texts[1], texts[2]] == ["the network is no classifier"] * 2
     assert "no batch\nnormalisation" in texts[3] or "no batch normalisation" in texts[3]
+
+
+def transformed():
+    """Diagnostics of a network without batch normalisation, and its maps."""
+    teacher = tiny_transformer()
+    images = CalibrationSet(torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    return diagnose(teacher, images, images, "", open_attention(teacher))
+
+
+def test_a_network_without_batch_normalisation_has_entropies_in_the_place_of_gaps():
+    data = transformed().as_data()
+    axes = diagnostics_figure(data, "a set").axes[3]
+    assert (axes.get_title(), axes.get_ylabel()) == ("patch similarity", "entropy of patch similarities")
+    assert len(axes.lines) == 2
+    assert axes.lines[0].get_ydata().tolist() == [each["entropy"] for each in data["set"]["patch_similarities"]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["blocks.0", "blocks.1"]
+
+
+def looks(maps, heading="a set", side=8):
+    return Looks(heading, np.full((len(maps), 3, side, side), 7, np.uint8), np.asarray(maps, np.float32))
+
+
+def test_maps_lie_below_their_images_from_dark_to_bright(tmp_path):
+    sides = [looks([[[0.0, 0.2], [0.1, 0.4]], [[1.0, 1.0], [1.0, 1.0]]]), looks([[[2.0, 1.0], [1.0, 1.0]]], "real")]
+    figure = attention_figure(sides, "a title")
+    figure.savefig(tmp_path / "attention.png")
+    above, below, *_, last = figure.axes
+    assert (above.get_title("left"), figure.axes[2].get_title("left")) == ("a set", "real")
+    assert above.images[0].get_array().shape == (8, 16, 3)
+    shown = below.images[0].get_array()
+    assert (shown.shape, shown[0, 0], shown[7, 7]) == ((8, 16), 0.0, 1.0)
+    assert shown[7, 0] == pytest.approx(0.25)
+    assert (shown[:, 8:] == 0).all()  # a map that is the same everywhere
+    blank = last.images[0].get_array()
+    assert (blank[0, 0], np.ma.getmaskarray(blank)[:, 8:].all()) == (1.0, True)  # the set has one more image
+
+
+def test_maps_that_are_not_finite_are_blank(tmp_path):
+    figure = attention_figure([looks([[[math.nan, 1.0], [0.0, 1.0]]])], "a title")
+    figure.savefig(tmp_path / "attention.png")
+    assert np.ma.getmaskarray(figure.axes[1].images[0].get_array()).all()
 
 
 def test_equal_diagnostics_are_equal_files(tmp_path):

@@ -25,6 +25,43 @@ def test_a_calibration_set_has_diagnostics_and_pictures(bench):
     assert found.manifest["label"] == "diagnose a toy seed 0"
 
 
+ATTENDING = """
+class Attending(ToyTask):
+    name = 'attending'
+    def load(self, model, ctx):
+        from zsqbench.testing import tiny_transformer
+        return tiny_transformer()
+"""
+
+
+def test_a_transformer_has_a_picture_of_its_attention(bench):
+    bench.add_plugin(ATTENDING)
+    bench.matrix("task: attending, quantizer: rtn")
+    assert bench.run().code == 0
+    found = bench.artifact("diagnose")
+    assert (found.folder / "attention.png").is_file()
+    assert found.content["real"]["attention_maps"] == {"by": "class token", "grid": [4, 4]}
+    assert len(found.content["set"]["patch_similarities"]) == 2
+    said = bench.zsqbench("show", bench.file, "rtn", *bench.places())
+    pictures = [line.rpartition("/")[2] for line in said.out.splitlines() if line.endswith(".png")]
+    assert pictures == ["images.png", "attention.png", "diagnostics.png"]
+    tracked = Diagnose.track(Store(bench.home), Result.model_validate(bench.row()))
+    assert [path.name for path in tracked.files] == ["diagnostics.png", "images.png", "attention.png"]
+    assert "calibration/patch_entropy_real" in tracked.numbers
+
+
+def test_a_network_with_neither_batch_normalisation_nor_attention_has_no_such_picture(bench):
+    bench.matrix("model: without_bn")
+    bench.run()
+    found = bench.artifact("diagnose")
+    assert not (found.folder / "attention.png").exists()
+    assert found.content["feature_distance"]["layer"] == "4"
+    reasons = [found.content["set"]["absent"][name] for name in ("bn_gaps", "patch_similarities", "attention_maps")]
+    assert ["has no batch normalisation" in reasons[0], *("needs attention" in each for each in reasons[1:])] == [
+        True
+    ] * 3
+
+
 def test_a_task_without_other_images_than_it_evaluates_has_none_to_compare_with(bench):
     (bench.folder / "data" / "train.txt").unlink()
     bench.matrix("")

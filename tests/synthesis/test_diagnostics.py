@@ -7,7 +7,9 @@ from networks import from_forward
 from torch import nn
 
 from zsqbench import CalibrationSet, Pretrained
-from zsqbench.synthesis import diagnose
+from zsqbench.methods import open_attention
+from zsqbench.synthesis import diagnose, penultimate_features
+from zsqbench.testing import tiny_teacher, tiny_teacher_without_bn, tiny_transformer
 
 IMAGES = torch.tensor([[1.0, 3.0], [5.0, 7.0]]).reshape(2, 1, 1, 2)
 
@@ -128,10 +130,8 @@ def test_ranges_are_compared_with_those_of_real_images():
 
 def test_a_range_of_zero_has_no_ratio():
     found = diagnose(pretrained(nn.Flatten()), CalibrationSet(IMAGES), CalibrationSet(0 * IMAGES)).as_data()
-    assert (found["output_range_ratio"], found["absent"]) == (
-        [None],
-        {"output_range_ratio[0]": "it is not finite: nan"},
-    )
+    assert found["output_range_ratio"] == [None]
+    assert found["absent"]["output_range_ratio[0]"] == "it is not finite: nan"
 
 
 # --- difficulty and classes -----------------------------------------------------------------------------------------
@@ -234,6 +234,116 @@ def test_a_network_without_a_linear_layer_has_no_diversity():
 def test_features_without_a_row_for_each_image_have_no_diversity():
     module = from_forward(lambda net, x: net.linear(x.reshape(-1, 1)).reshape(len(x), 2), linear=nn.Linear(1, 1))
     assert of_set(module).absent["diversity"] == "layer 'linear' reads 4 rows for 2 images"
+
+
+def squares(*corners):
+    """Images [N, 1, 1, 2] that are their own features."""
+    return CalibrationSet(torch.tensor(corners).reshape(-1, 1, 1, 2))
+
+
+def test_the_distance_of_features_is_the_mean_over_pairs_of_a_made_and_a_real_image():
+    teacher = pretrained(classifier(), classes=2)
+    found = diagnose(teacher, squares([3.0, 0.0], [1.0, 0.0]), squares([0.0, 4.0], [1.0, 0.0])).feature_distance
+    between = (5 + 2 + math.sqrt(17) + 0) / 4
+    assert (found.layer, found.cosine, found.euclidean) == ("1", pytest.approx(0.5), pytest.approx(between))
+    assert found.energy == pytest.approx((2 * between - 2 - math.sqrt(17)) / (2 * between), abs=1e-6)
+
+
+def test_images_of_two_points_are_as_far_apart_as_can_be_and_equal_ones_are_not():
+    teacher = pretrained(classifier(), classes=2)
+    ours, theirs = squares([1.0, 0.0], [1.0, 0.0]), squares([5.0, 0.0], [5.0, 0.0])
+    assert diagnose(teacher, ours, theirs).feature_distance.energy == pytest.approx(1.0, abs=1e-6)
+    many = CalibrationSet(torch.randn(100, 1, 1, 2, generator=torch.Generator().manual_seed(0)))
+    other = CalibrationSet(torch.randn(100, 1, 1, 2, generator=torch.Generator().manual_seed(1)))
+    assert abs(diagnose(teacher, many, other).feature_distance.energy) < 0.05
+
+
+def test_a_single_image_has_a_distance_and_no_energy():
+    found = diagnose(pretrained(classifier(), classes=2), squares([1.0, 0.0]), squares([4.0, 0.0]))
+    assert (found.feature_distance.euclidean, found.feature_distance.energy) == (pytest.approx(3.0), None)
+    assert found.absent["feature_distance.energy"] == "one image has no pairs"
+
+
+def test_equal_features_have_no_energy():
+    found = diagnose(pretrained(classifier(), classes=2), squares(*[[1.0, 0.0]] * 2), squares(*[[1.0, 0.0]] * 2))
+    assert found.as_data()["absent"]["feature_distance.energy"].startswith("it is not finite")
+
+
+def test_without_features_or_real_images_there_is_no_distance():
+    data = CalibrationSet(IMAGES)
+    assert "called a linear layer" in diagnose(pretrained(nn.Flatten()), data, data).absent["feature_distance"]
+    found = diagnose(pretrained(classifier()), data, None, "the task has none")
+    assert (found.feature_distance, found.absent["feature_distance"]) == (None, "the task has none")
+
+
+# --- networks without batch normalisation ---------------------------------------------------------------------------
+
+
+def noise(count, seed):
+    return CalibrationSet(torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_the_features_of_a_transformer_are_those_of_its_class_token():
+    teacher = tiny_transformer()
+    seen = []
+    teacher.module.norm.register_forward_hook(lambda *each: seen.append(each[2][:, 0]))
+    found = penultimate_features(teacher, noise(3, 0).images)
+    torch.testing.assert_close(found, seen[0].double())
+    (found,) = (diagnose(teacher, noise(3, 0)).set.diversity,)
+    assert found.layer == "classifier"
+
+
+def test_a_transformer_has_patches_and_maps_of_made_and_of_real_images():
+    teacher = tiny_transformer()
+    found = diagnose(teacher, noise(6, 0), noise(4, 1), "", open_attention(teacher))
+    for each, images in ((found.set, 6), (found.real, 4)):
+        assert (each.images, each.bn_gaps, list(each.absent)) == (images, None, ["bn_gaps", "labels"])
+        assert [(block.layer, block.images) for block in each.patch_similarities] == [
+            ("blocks.0", 4),
+            ("blocks.1", 4),
+        ]  # as many of both
+        assert each.attention_maps.maps.shape == (4, 4, 4)
+    assert found.set.patch_similarities != found.real.patch_similarities
+    assert found.feature_distance.layer == "classifier"
+
+
+def test_maps_are_no_plain_data():
+    teacher = tiny_transformer()
+    found = diagnose(teacher, noise(2, 0), None, "", open_attention(teacher)).as_data()
+    assert json.loads(json.dumps(found))["set"]["attention_maps"] == {"by": "class token", "grid": [4, 4]}
+
+
+def test_a_network_with_neither_has_distances_alone_and_says_why():
+    teacher = tiny_teacher_without_bn()
+    found = diagnose(teacher, noise(4, 0), noise(4, 1), "", open_attention(teacher))
+    assert found.feature_distance.layer == "classifier"
+    for name, reason in (
+        ("bn_gaps", "has no batch normalisation"),
+        ("patch_similarities", "it needs attention that capture takes apart"),
+        ("attention_maps", "it needs attention that capture takes apart"),
+    ):
+        assert (getattr(found.set, name), reason in found.set.absent[name]) == (None, True)
+
+
+def test_attention_that_nobody_opened_is_absent():
+    found = diagnose(tiny_transformer(), noise(2, 0)).set
+    assert found.absent["patch_similarities"] == found.absent["attention_maps"] == "attention was not looked at"
+
+
+def test_a_network_with_batch_normalisation_has_gaps_in_place_of_attention():
+    teacher = tiny_teacher()
+    found = diagnose(teacher, noise(4, 0), None, "", open_attention(teacher)).set
+    assert (found.bn_gaps is None, found.patch_similarities, found.attention_maps) == (False, None, None)
+    assert "has batch normalisation" in found.absent["patch_similarities"]
+
+
+def test_entropies_that_are_not_finite_are_null_with_a_reason():
+    teacher = tiny_transformer()
+    found = diagnose(
+        teacher, CalibrationSet(torch.full((2, 3, 8, 8), math.nan)), None, "", open_attention(teacher)
+    ).as_data()["set"]
+    assert found["patch_similarities"][0]["entropy"] is None
+    assert found["absent"]["patch_similarities[0].entropy"] == "it is not finite: nan"
 
 
 # --- pixels, absence ------------------------------------------------------------------------------------------------

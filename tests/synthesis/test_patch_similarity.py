@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from zsqbench.synthesis import patch_entropy, patch_features, patch_similarity
+from zsqbench.synthesis import patch_entropy, patch_features, patch_similarity, patch_spread
 
 
 def features(images=3, patches=12, width=6, spread=1.0, seed=0):
@@ -122,6 +122,21 @@ def test_half_precision_is_computed_in_single():
     assert gradient.dtype == torch.bfloat16
     torch.testing.assert_close(value, patch_entropy(given.float(), 3))
     torch.testing.assert_close(under, value)
+
+
+def test_the_spread_is_the_deviation_of_the_cosines_of_different_patches():
+    # in the first image at 0, 90 and 180 degrees, in the second all alike
+    apart = torch.tensor([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]])
+    expected = torch.tensor([0.0, -1.0, 0.0]).std(correction=0) / 2
+    torch.testing.assert_close(patch_spread(torch.stack([apart, torch.ones(3, 2)]), 2), expected)
+
+
+def test_the_spread_of_an_image_is_that_over_its_windows():
+    given = features(images=4)
+    assert torch.isclose(patch_spread(given[[1, 0, 2, 3]], 2), patch_spread(given, 2))
+    across = given[[0, 2, 1, 3]]
+    assert not torch.isclose(patch_spread(across, 2), patch_spread(given, 2))
+    assert patch_spread(given[:, :1], 4).isnan()
 
 
 def test_nothing_is_kept_without_gradients():

@@ -3,6 +3,7 @@
 The bases of families (pixels, training, stepsizes, cotraining) are imported from their modules.
 """
 
+from zsqbench.methods.attention import open_attention
 from zsqbench.methods.base import (
     DATA_SETS,
     Auto,
@@ -52,4 +53,5 @@ __all__ = [
     "UnitQuantizer",
     "auto",
     "data_set",
+    "open_attention",
 ]

@@ -7,9 +7,9 @@ from typing import Any
 
 from zsqbench.store import NoArtifact
 
-PLOTS, IMAGES = "diagnostics.png", "images.png"
+PLOTS, IMAGES, ATTENTION = "diagnostics.png", "images.png", "attention.png"
 FILES = (PLOTS, IMAGES)
-"""The pictures beside the numbers."""
+"""The pictures beside the numbers; `ATTENTION` is another one where there are maps of it."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Diagnosis:
     data: Mapping[str, Any]
     """The findings of `zsqbench.synthesis.diagnose`, as plain data."""
     files: Mapping[str, Path]
-    """Both pictures, by name."""
+    """The pictures, by name."""
     key: str = ""
     """The artifact that has both."""
 
@@ -31,6 +31,11 @@ class Diagnosis:
             "bn_gap": _mean(gaps),
             "bn_gap_worst": max(gaps, default=None),
             "bn_gap_real": _mean(real_gaps),
+            "patch_entropy": _mean(_patches(of_set, "entropy")),
+            "patch_entropy_real": _mean(_patches(real, "entropy")),
+            "patch_spread": _mean(_patches(of_set, "spread")),
+            "patch_spread_real": _mean(_patches(real, "spread")),
+            "feature_distance": _get(self.data, "feature_distance", "energy"),
             "output_range_ratio": _mean(_numbers(self.data["output_range_ratio"])),
             "difficulty": _get(of_set, "difficulty", "mean"),
             "difficulty_real": _get(real, "difficulty", "mean"),
@@ -48,7 +53,12 @@ def render(found: Diagnosis | NoArtifact) -> str:
         return f"calibration set: {found.why}"
     of_set, real = found.data["set"], found.data["real"]
     beside = f"beside {real['images']} real ones" if real else f"no real ones: {found.data['absent'].get('real')}"
-    rows = [("", "set", "real", ""), *_bn_rows(of_set, real), *_output_rows(found.data)]
+    rows = [
+        ("", "set", "real", ""),
+        *_bn_rows(of_set, real),
+        *_attention_rows(of_set, real or {}),
+        *_output_rows(found.data),
+    ]
     for name, path, remark in (
         ("difficulty", ("difficulty", "mean"), f"1 - p of the {_get(of_set, 'difficulty', 'by')}, mean"),
         ("class balance", ("class_balance", "predicted_entropy"), "entropy of predicted classes; 1: equally many"),
@@ -58,12 +68,13 @@ def render(found: Diagnosis | NoArtifact) -> str:
         ("pixels outside", ("pixels", "outside"), "share of values that no image can have"),
     ):
         rows.append(_row(name, path, remark, of_set, real))
+    rows += _distance_rows(found.data)
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [
         "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]]).rstrip()
         for row in rows
     ]
-    pictures = [str(found.files[name]) for name in (IMAGES, PLOTS)]
+    pictures = [str(found.files[name]) for name in (IMAGES, ATTENTION, PLOTS) if name in found.files]
     return "\n".join([f"calibration set: {of_set['images']} images, {beside}", *table, *pictures])
 
 
@@ -86,6 +97,43 @@ def _bn_rows(of_set: Mapping[str, Any], real: Mapping[str, Any] | None) -> list[
         ("BN gap", _text(_mean(gaps)), _text(_mean(_gaps(real or {}))), "in stored deviations, mean over layers"),
         ("  worst layer", _text(worst["gap"]), _text(beside.get(worst["layer"])), str(worst["layer"])),
     ]
+
+
+def _attention_rows(of_set: Mapping[str, Any], real: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Those of a network without batch normalisation; none in diagnostics that are older than these rows."""
+    if of_set["bn_gaps"] is not None or "patch_similarities" not in of_set:
+        return []
+    return [*_patch_rows(of_set, real), ("attention maps", "-", "-", _about_maps(of_set))]
+
+
+def _patch_rows(of_set: Mapping[str, Any], real: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    if of_set["patch_similarities"] is None:
+        return [("patch entropy", "-", "-", str(_reason(of_set, ["patch_similarities"])))]
+    return [
+        (name, _text(_mean(_patches(of_set, number))), _text(_mean(_patches(real, number))), remark)
+        for name, number, remark in (
+            ("patch entropy", "entropy", "of the similarities of patches, mean over blocks"),
+            ("  spread", "spread", "deviation of these similarities, mean over blocks"),
+        )
+    ]
+
+
+def _about_maps(of_set: Mapping[str, Any]) -> str:
+    maps = of_set["attention_maps"]
+    if maps is None:
+        return str(_reason(of_set, ["attention_maps"]))
+    return f"{' x '.join(map(str, maps['grid']))} patches, last block, by the {maps['by']}"
+
+
+def _distance_rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """None without real images, and in diagnostics that are older than this row."""
+    if data["real"] is None or "feature_distance" not in data:
+        return []
+    energy = _get(data, "feature_distance", "energy")
+    told = "of features to those of real images: 0 for alike, at most 1"
+    if energy is None:
+        told = _reason(data, ["feature_distance", "energy"]) or "not measured"
+    return [("feature distance", _text(energy), "", told)]
 
 
 def _output_rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -122,6 +170,11 @@ def _get(data: Mapping[str, Any], *path: str) -> Any:
 
 def _gaps(part: Mapping[str, Any]) -> list[float]:
     return _numbers([layer["gap"] for layer in part.get("bn_gaps") or ()])
+
+
+def _patches(part: Mapping[str, Any], number: str) -> list[float]:
+    """One number of the patch similarities, of each block."""
+    return _numbers([block[number] for block in part.get("patch_similarities") or ()])
 
 
 def _numbers(values: Sequence[float | None] | None) -> list[float]:

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,15 +42,30 @@ def image_grid(
     import numpy as np
     from PIL import Image
 
+    colours = viewable(images[:GRID_IMAGES], mean, std, value_range, channels)
+    tiles = np.pad(colours, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    return _fitted(Image.fromarray(_side_by_side(tiles)))
+
+
+def viewable(
+    images: "NDArray[np.float32]",
+    mean: Sequence[float],
+    std: Sequence[float],
+    value_range: tuple[float, float],
+    channels: str = "rgb",
+) -> "NDArray[np.uint8]":
+    """Images [N, C, H, W] as a person would look at them: red, green and blue [N, 3, H, W]; see `image_grid`."""
+    import numpy as np
+
     low, high = value_range
-    values = np.nan_to_num(images[:GRID_IMAGES]) * _per_channel(std) + _per_channel(mean)
+    values = np.nan_to_num(images) * _per_channel(std) + _per_channel(mean)
     shares = np.clip((values - low) / (high - low), 0, 1)
     if channels == "bgr":
         shares = shares[:, ::-1]
     if shares.shape[1] != 3:  # noqa: PLR2004 - red, green, blue
         shares = np.repeat(shares[:, :1], 3, axis=1)
-    tiles = np.pad((255 * shares).round().astype(np.uint8), ((0, 0), (0, 0), (0, 1), (0, 1)))
-    return _fitted(Image.fromarray(_side_by_side(tiles)))
+    colours: NDArray[np.uint8] = (255 * shares).round().astype(np.uint8)
+    return colours
 
 
 def boxes_side_by_side(rows: "Sequence[tuple[Image, Sequence[Sequence[tuple[Sequence[float], str]]]]]") -> "Image":
@@ -109,9 +125,67 @@ def _fitted(grid: "Image") -> "Image":
     return grid.resize((width, height), Image.Resampling.NEAREST)
 
 
+@dataclass(frozen=True)
+class Looks:
+    """Some images, and where a network looks in each of them."""
+
+    heading: str
+    images: "NDArray[np.uint8]"
+    """[N, 3, H, W]."""
+    maps: "NDArray[np.float32]"
+    """[N, rows, columns]."""
+
+
+def attention_figure(sides: Sequence[Looks], title: str) -> "Figure":
+    """Images side by side, and below each its map, enlarged smoothly to the image's size.
+
+    Colours of a map go from its smallest to its largest value, dark to bright. One that is not finite is blank.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = sides[0].images.shape[2:]
+    columns = max(len(side.images) for side in sides)
+    tall = 0.5 + len(sides) * (0.3 + 2 * 10.6 * height / width / columns)
+    figure = Figure(figsize=(11, tall), dpi=100)
+    grid = figure.add_gridspec(len(sides), 1, left=0.02, right=0.98, bottom=0.02, top=1 - 0.7 / tall, hspace=0.1)
+    for number, side in enumerate(sides):
+        parts = grid[number].subgridspec(2, 1, hspace=0.02)
+        above, below = (figure.add_subplot(parts[place]) for place in range(2))
+        above.imshow(_in_a_line(side.images.transpose(0, 2, 3, 1), columns))
+        below.imshow(_in_a_line(_enlarged(side.maps, height, width), columns), cmap="viridis", vmin=0, vmax=1)
+        above.set_title(side.heading, fontsize=9, loc="left")
+        for axes in (above, below):
+            axes.set_axis_off()
+    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
+    return figure
+
+
+def _in_a_line(tiles: "NDArray[Any]", columns: int) -> "NDArray[Any]":
+    """Tiles [N, H, W, ...] as one [H, W, ...], blank where there are fewer than `columns`."""
+    import numpy as np
+
+    blank = 255 if tiles.dtype == np.uint8 else np.nan
+    missing = np.full((columns - len(tiles), *tiles.shape[1:]), blank, tiles.dtype)
+    return np.concatenate([*tiles, *missing], axis=1)
+
+
+def _enlarged(maps: "NDArray[np.float32]", height: int, width: int) -> "NDArray[np.float32]":
+    """Maps from 0, the smallest value of each, to 1, the largest; all 0 where all values are the same."""
+    import numpy as np
+    from PIL import Image
+
+    low = maps.min((1, 2), keepdims=True)
+    span = maps.max((1, 2), keepdims=True) - low
+    shares = (maps - low) / np.where(span == 0, 1, span)
+    return np.stack(
+        [np.asarray(Image.fromarray(share).resize((width, height), Image.Resampling.BILINEAR)) for share in shares]
+    )
+
+
 def diagnostics_figure(data: Mapping[str, Any], title: str) -> "Figure":
     """Diagnostics, as in diagnostics.json, as four plots. What is absent is told in its place.
 
+    The last is of layers: BN gaps, or entropies of patch similarities where the network has no batch normalisation.
     Made of objects, without pyplot and its global state.
     """
     from matplotlib.figure import Figure
@@ -122,7 +196,7 @@ def diagnostics_figure(data: Mapping[str, Any], title: str) -> "Figure":
         (figure.add_subplot(grid[0, 0]), "output_ranges", "range of outputs", _plot_ranges),
         (figure.add_subplot(grid[0, 1]), "difficulty", "sample difficulty", _plot_difficulty),
         (figure.add_subplot(grid[0, 2]), "class_balance", "predicted classes", _plot_classes),
-        (figure.add_subplot(grid[1, :]), "bn_gaps", "distance from BN statistics", _plot_gaps),
+        (figure.add_subplot(grid[1, :]), *_of_layers(data["set"])),
     )
     for axes, name, heading, plot in panels:
         axes.set_title(heading, fontsize=10, y=1.02)  # a given place, as looking for one takes as long as the rest
@@ -151,20 +225,39 @@ def _sides(data: Mapping[str, Any], name: str, real: bool) -> list[tuple[str, An
     return [*sides, (REAL, data["real"][name])] if real else sides
 
 
+def _of_layers(of_set: Mapping[str, Any]) -> "tuple[str, str, Callable[[Axes, Mapping[str, Any], bool], None]]":
+    """The plot of the layers of a network, by what it has."""
+    if of_set["bn_gaps"] is None and of_set["patch_similarities"] is not None:
+        return "patch_similarities", "patch similarity", _plot_entropies
+    return "bn_gaps", "distance from BN statistics", _plot_gaps
+
+
 def _plot_gaps(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
-    values = []
-    for (colour, layers), marker in zip(_sides(data, "bn_gaps", real), "os", strict=False):
-        gaps = [math.nan if layer["gap"] is None else layer["gap"] for layer in layers]
-        axes.plot(gaps, color=colour, marker=marker, markersize=4, linewidth=1)
-        values += gaps
-    names = [layer["layer"] for layer in data["set"]["bn_gaps"]]
-    stride = math.ceil(len(names) / _NAMED_LAYERS)
-    axes.set_xticks(range(0, len(names), stride), [short_name(name) for name in names[::stride]], rotation=90)
+    values = _plot_layers(axes, _sides(data, "bn_gaps", real), "gap")
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel("gap in stored deviations", fontsize=8)
     if min(values) > 0:  # not of NaN
         _log_scale(axes)
+
+
+def _plot_entropies(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
+    _plot_layers(axes, _sides(data, "patch_similarities", real), "entropy")
+    axes.set_xlabel("attention of each block", fontsize=8)
+    axes.set_ylabel("entropy of patch similarities", fontsize=8)
+
+
+def _plot_layers(axes: "Axes", sides: Sequence[tuple[str, Any]], number: str) -> list[float]:
+    """A line for each side over its layers; returns all values."""
+    values = []
+    for (colour, layers), marker in zip(sides, "os", strict=False):
+        line = [math.nan if layer[number] is None else layer[number] for layer in layers]
+        axes.plot(line, color=colour, marker=marker, markersize=4, linewidth=1)
+        values += line
+    names = [layer["layer"] for layer in sides[0][1]]
+    stride = math.ceil(len(names) / _NAMED_LAYERS)
+    axes.set_xticks(range(0, len(names), stride), [short_name(name) for name in names[::stride]], rotation=90)
     axes.grid(axis="y", linewidth=0.3)
+    return values
 
 
 def _plot_ranges(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zsqbench.errors import CorruptArtifactError
-from zsqbench.reports.diagnosis import FILES, IMAGES, PLOTS, Diagnosis, render
+from zsqbench.reports.diagnosis import ATTENTION, FILES, IMAGES, PLOTS, Diagnosis, render
 from zsqbench.reports.results import Result
 from zsqbench.steps.companion import REAL_SEED, Companion, told, unreadable
 from zsqbench.steps.generate import Generate
@@ -16,6 +16,9 @@ from zsqbench.versions import DIAGNOSTICS_VERSION
 if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
+    from zsqbench.methods import CalibrationSet, Pretrained
+    from zsqbench.reports.plots import Looks
+    from zsqbench.synthesis import ImageStatistics
 
 CALLED = "diagnostics"
 
@@ -24,7 +27,7 @@ REAL_IMAGES = 256
 
 
 class Diagnose(Companion):
-    """Reads the float network, a calibration set and real images; leaves numbers in the manifest, and two pictures.
+    """Reads the float network, a calibration set and real images; leaves numbers in the manifest, and pictures.
 
     It is a companion of the set.
     """
@@ -45,8 +48,9 @@ class Diagnose(Companion):
         return cell.step(cls, label, parts, needs=(images,), images=lambda: cell.calibrated)
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Measure the set and real images alike, and draw both pictures."""
-        from zsqbench.reports.plots import GRID_IMAGES, diagnostics_figure, image_grid
+        """Measure the set and real images alike, and draw the pictures."""
+        from zsqbench.methods import open_attention
+        from zsqbench.reports.plots import GRID_IMAGES, attention_figure, diagnostics_figure, image_grid
         from zsqbench.synthesis import diagnose
 
         images = Generate.images(session.store, self.needs[Generate.kind])
@@ -55,15 +59,20 @@ class Diagnose(Companion):
         if self.real:
             count = min(len(images), REAL_IMAGES)
             real = task.calibration_images(count, REAL_SEED, teacher, session.task_context(self, reporter))
-        found = diagnose(teacher, images, real, why).as_data()
+        diagnosed = diagnose(teacher, images, real, why, open_attention(teacher))
+        found = diagnosed.as_data()
+        title = self.label.removeprefix(f"{self.kind} ")
 
         def fill(folder: Path) -> None:
-            title = self.label.removeprefix(f"{self.kind} ")
             # without the version of matplotlib, so that equal numbers are equal files
             diagnostics_figure(found, title).savefig(folder / PLOTS, metadata={"Software": None})
             channels = teacher.preprocessing.get("channels", "rgb")
             pixels = images.images[:GRID_IMAGES].numpy()
             image_grid(pixels, teacher.mean, teacher.std, teacher.value_range, channels).save(folder / IMAGES)
+            if looks := _looks(teacher, (images, diagnosed.set), (real, diagnosed.real)):
+                attention_figure(looks, f"{title}: attention of the last block").savefig(
+                    folder / ATTENTION, metadata={"Software": None}
+                )
 
         session.write(self, reporter, {"version": DIAGNOSTICS_VERSION, **found}, fill)
 
@@ -75,7 +84,8 @@ class Diagnose(Companion):
         try:
             if found := cls.beside(store, row):
                 best = max(found, key=lambda artifact: (cls.is_of_task(artifact, row), _version(artifact)))
-                return Diagnosis(best.content, {name: best.folder / name for name in FILES}, best.key)
+                names = [*FILES, *(name for name in (ATTENTION,) if name in best.field("files", dict))]
+                return Diagnosis(best.content, {name: best.folder / name for name in names}, best.key)
         except CorruptArtifactError as error:
             return unreadable(CALLED, error)
         if failure := cls.failure(store, row):
@@ -96,13 +106,32 @@ class Diagnose(Companion):
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:
-        """Numbers, and both pictures."""
+        """Numbers, and the pictures."""
         shown = told(cls.find(store, row), Diagnosis.numbers, CALLED)
         if isinstance(shown, NoArtifact):
             return Tracked(unreadable=shown.why) if shown.damaged else None
         found, numbers = shown
         named = {f"calibration/{name}": value for name, value in numbers.items()}
         return Tracked(named, list(found.files.values()), {"diagnostics.json": dict(found.data)})
+
+
+def _looks(
+    teacher: "Pretrained",
+    made: "tuple[CalibrationSet, ImageStatistics]",
+    real: "tuple[CalibrationSet | None, ImageStatistics | None]",
+) -> "list[Looks]":
+    """Images with their maps of attention, of the set and of real images, as far as they have maps."""
+    from zsqbench.reports.plots import Looks, viewable
+
+    channels = teacher.preprocessing.get("channels", "rgb")
+    found = []
+    for heading, (images, statistics) in (("calibration set", made), ("real images", real)):
+        if images is not None and statistics is not None and statistics.attention_maps is not None:
+            maps, by = statistics.attention_maps.maps.numpy(), statistics.attention_maps.by
+            pixels = images.images[: len(maps)].numpy()
+            shown = viewable(pixels, teacher.mean, teacher.std, teacher.value_range, channels)
+            found.append(Looks(f"{heading}, by the {by}", shown, maps))
+    return found
 
 
 def _version(artifact: Artifact) -> int:

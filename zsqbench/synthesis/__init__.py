@@ -1,5 +1,6 @@
 """The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
+from zsqbench.synthesis.attention_diagnostics import ALL_TOKENS, CLASS_TOKEN, MapForm, OpenAttention
 from zsqbench.synthesis.bn_loss import DEEP_INVERSION, DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
 from zsqbench.synthesis.channel_moments import image_moments
 from zsqbench.synthesis.conditional import (
@@ -8,7 +9,7 @@ from zsqbench.synthesis.conditional import (
     GeneratorBatch,
     GeneratorLoss,
 )
-from zsqbench.synthesis.diagnostics import Diagnostics, diagnose, penultimate_features
+from zsqbench.synthesis.diagnostics import Diagnostics, ImageStatistics, diagnose, penultimate_features
 from zsqbench.synthesis.generator_networks import Doubled, initialize, load_training, part, training_state
 from zsqbench.synthesis.images import (
     Crops,
@@ -40,12 +41,14 @@ from zsqbench.synthesis.outputs import (
     inception_loss,
     stretching,
 )
-from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features
+from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features, patch_spread
 from zsqbench.synthesis.penultimate_features import PenultimateFeatures
 from zsqbench.synthesis.probes import Probes, Seen, batch_norms, follow_convolutions, frozen
 from zsqbench.synthesis.swing import SwingConvolutions
 
 __all__ = [
+    "ALL_TOKENS",
+    "CLASS_TOKEN",
     "DEEP_INVERSION",
     "DGH",
     "EASIEST",
@@ -64,7 +67,10 @@ __all__ = [
     "Doubled",
     "GeneratorBatch",
     "GeneratorLoss",
+    "ImageStatistics",
+    "MapForm",
     "MomentStore",
+    "OpenAttention",
     "PenultimateFeatures",
     "PixelBatch",
     "Plateau",
@@ -94,6 +100,7 @@ __all__ = [
     "part",
     "patch_entropy",
     "patch_features",
+    "patch_spread",
     "penultimate_features",
     "random_crops",
     "resized_crops",

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
+from zsqbench.synthesis.attention_diagnostics import (
+    PATCH_IMAGES,
+    Attended,
+    AttentionMaps,
+    OpenAttention,
+    PatchSimilarity,
+    attend,
+)
 from zsqbench.synthesis.channel_moments import merge
 from zsqbench.synthesis.outputs import RawOutputs, difficulty
 from zsqbench.synthesis.penultimate_features import PenultimateFeatures
@@ -91,6 +99,21 @@ class Diversity:
 
 
 @dataclass(frozen=True)
+class FeatureDistance:
+    """How far a set is from real images in the space of penultimate features."""
+
+    layer: str
+    """Path of the layer that reads these features."""
+    cosine: float
+    """Mean over all pairs of an image of the set and a real one."""
+    euclidean: float
+    """The same."""
+    energy: float | None
+    """Szekely and Rizzo's coefficient of inhomogeneity (2 B - S - R) / 2 B, B being `euclidean` and S and R the mean
+    Euclidean distances of pairs within the set and within real images: about 0 for the same distribution, at most 1."""
+
+
+@dataclass(frozen=True)
 class Pixels:
     """Values of pixels in the network's normalised space."""
 
@@ -109,6 +132,10 @@ class ImageStatistics:
     pixels: Pixels
     bn_gaps: tuple[LayerGap, ...] | None
     """In order of registration."""
+    patch_similarities: tuple[PatchSimilarity, ...] | None
+    """Block by block, of networks without batch normalisation; of the first images, as many as of real ones."""
+    attention_maps: AttentionMaps | None
+    """Of the last block of such networks."""
     output_ranges: tuple[OutputRange, ...] | None
     difficulty: Difficulty | None
     class_balance: ClassBalance | None
@@ -126,35 +153,47 @@ class Diagnostics:
     real: ImageStatistics | None
     output_range_ratio: tuple[float, ...] | None
     """Mean output range of the set divided by that of real images, for each output."""
+    feature_distance: FeatureDistance | None
     absent: dict[str, str] = field(default_factory=dict)
 
     def as_data(self) -> dict[str, Any]:
-        """The same as plain data for JSON; a number that is not finite is none there, and `absent` says so."""
+        """The same as plain data for JSON, without maps of attention.
+
+        A number that is not finite is none there, and `absent` says so.
+        """
         data = asdict(self)
         parts: dict[str, Any] = {name: _finite_part(data.pop(name)) for name in ("set", "real")}
         return parts | (_finite_part(data) or {})
 
 
 def diagnose(
-    teacher: "Pretrained", data: "CalibrationSet", real: "CalibrationSet | None" = None, why_no_real: str = ""
+    teacher: "Pretrained",
+    data: "CalibrationSet",
+    real: "CalibrationSet | None" = None,
+    why_no_real: str = "",
+    attention: OpenAttention | str = "attention was not looked at",
 ) -> Diagnostics:
     """Run the network once over a calibration set and over real images, in eval mode and without gradients.
 
-    Labels count only where both have some, so that the numbers of both mean the same.
+    Labels count only where both have some, so that the numbers of both mean the same. `attention` is that of the
+    network, as `zsqbench.methods.open_attention` opens it, or why it is not there.
     """
     both = [data] if real is None else [data, real]
     labelled = all(each.labels is not None for each in both)
-    of_set, *rest = [_statistics(teacher, each, labelled=labelled) for each in both]
+    compared = min(PATCH_IMAGES, *map(len, both))
+    found = [
+        _statistics(teacher, each, _attended(attention, each.images[:compared]), labelled=labelled) for each in both
+    ]
+    of_set, *rest = [statistics for statistics, _ in found]
     absent: dict[str, str] = {}
-    ratio = None
+    ratio = distance = None
     if real is None:
-        absent["real"] = absent["output_range_ratio"] = why_no_real or "no real images were given"
-    elif of_set.output_ranges is None or rest[0].output_ranges is None:
-        absent["output_range_ratio"] = "there are no output ranges"
+        why = why_no_real or "no real images were given"
+        absent |= dict.fromkeys(("real", "output_range_ratio", "feature_distance"), why)
     else:
-        pairs = zip(of_set.output_ranges, rest[0].output_ranges, strict=True)
-        ratio = tuple(ours.mean / theirs.mean if theirs.mean else math.nan for ours, theirs in pairs)
-    return Diagnostics(of_set, rest[0] if rest else None, ratio, absent)
+        ratio = _range_ratio(of_set, rest[0], absent)
+        distance = _feature_distance(found[0][1], found[1][1], absent)
+    return Diagnostics(of_set, rest[0] if rest else None, ratio, distance, absent)
 
 
 def penultimate_features(teacher: "Pretrained", images: Tensor) -> Tensor:
@@ -219,7 +258,13 @@ class _Pass:
                 self.absent[name] = str(why)
 
 
-def _statistics(teacher: "Pretrained", data: "CalibrationSet", *, labelled: bool) -> ImageStatistics:
+def _attended(attention: OpenAttention | str, images: Tensor) -> Attended | str:
+    return attention if isinstance(attention, str) else attend(attention, _batches(images))
+
+
+def _statistics(
+    teacher: "Pretrained", data: "CalibrationSet", attended: Attended | str, *, labelled: bool
+) -> tuple[ImageStatistics, _Pass]:
     absent: dict[str, str] = {}
     try:
         found = _Pass(teacher, data.images, Probes(teacher.module))
@@ -236,10 +281,12 @@ def _statistics(teacher: "Pretrained", data: "CalibrationSet", *, labelled: bool
 
     labels = part("labels", _labels, data, teacher.classes)
     compared = labels if labelled else None
-    return ImageStatistics(
+    statistics = ImageStatistics(
         images=len(data),
         pixels=_pixels(teacher, data.images),
         bn_gaps=None if "bn_gaps" in absent else _bn_gaps(teacher.module, found),
+        patch_similarities=part("patch_similarities", _patch_similarities, attended),
+        attention_maps=part("attention_maps", _attention_maps, attended),
         output_ranges=part("output_ranges", _output_ranges, found, teacher.outputs),
         difficulty=part("difficulty", _difficulty, found, compared),
         class_balance=part("class_balance", _class_balance, found, labels),
@@ -247,6 +294,7 @@ def _statistics(teacher: "Pretrained", data: "CalibrationSet", *, labelled: bool
         not_finite=int(sum((~torch.stack(ranges).isfinite()).any(0).sum() for ranges in found.ranges)),
         absent=absent,
     )
+    return statistics, found
 
 
 def _batches(images: Tensor) -> Iterator[Tensor]:
@@ -303,6 +351,19 @@ def _bn_gaps(module: nn.Module, found: _Pass) -> tuple[LayerGap, ...]:
 
 def _root_mean_square(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
+
+
+def _patch_similarities(attended: Attended | str) -> tuple[PatchSimilarity, ...]:
+    if isinstance(attended, str):
+        raise _AbsentError(attended)
+    return attended.similarities
+
+
+def _attention_maps(attended: Attended | str) -> AttentionMaps:
+    maps = attended if isinstance(attended, str) else attended.maps
+    if isinstance(maps, str):
+        raise _AbsentError(maps)
+    return maps
 
 
 def _output_ranges(found: _Pass, names: Sequence[str]) -> tuple[OutputRange, ...]:
@@ -383,6 +444,32 @@ def _distances(groups: Sequence[Tensor]) -> tuple[float, float]:
     return cosine / pairs, euclidean / pairs
 
 
+def _range_ratio(of_set: ImageStatistics, real: ImageStatistics, absent: dict[str, str]) -> tuple[float, ...] | None:
+    if of_set.output_ranges is None or real.output_ranges is None:
+        absent["output_range_ratio"] = "there are no output ranges"
+        return None
+    pairs = zip(of_set.output_ranges, real.output_ranges, strict=True)
+    return tuple(ours.mean / theirs.mean if theirs.mean else math.nan for ours, theirs in pairs)
+
+
+def _feature_distance(of_set: _Pass, real: _Pass, absent: dict[str, str]) -> FeatureDistance | None:
+    try:
+        ours, theirs = (each.of_all("features", each.features) for each in (of_set, real))
+    except _AbsentError as why:
+        absent["feature_distance"] = str(why)
+        return None
+    cosine = 1 - float(functional.normalize(ours).mean(0) @ functional.normalize(theirs).mean(0))
+    euclidean = sum(torch.cdist(rows, theirs).sum().item() for rows in torch.split(ours, _IMAGES_AT_ONCE))
+    euclidean /= len(ours) * len(theirs)
+    energy = None
+    if min(len(ours), len(theirs)) == 1:
+        absent["feature_distance.energy"] = "one image has no pairs"
+    else:
+        within = sum(_distances([each])[1] for each in (ours, theirs))
+        energy = (2 * euclidean - within) / (2 * euclidean) if euclidean else math.nan
+    return FeatureDistance(of_set.layer, cosine, euclidean, energy)
+
+
 def _pixels(teacher: "Pretrained", images: Tensor) -> Pixels:
     low, high = (bound.double() for bound in teacher.valid_range())
     slack = _ROUNDING * (high - low)
@@ -406,9 +493,10 @@ def _finite_part(part: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _finite(value: Any, path: str, absent: dict[str, str]) -> Any:
-    """Plain data in which numbers that are not finite are none, and a reason is noted for each."""
+    """Plain data in which numbers that are not finite are none, and a reason is noted for each; without tensors."""
     if isinstance(value, dict):
-        return {name: _finite(each, f"{path}.{name}", absent) for name, each in value.items()}
+        plain = {name: each for name, each in value.items() if not isinstance(each, Tensor)}
+        return {name: _finite(each, f"{path}.{name}", absent) for name, each in plain.items()}
     if isinstance(value, list | tuple):
         return [_finite(each, f"{path}[{index}]", absent) for index, each in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 SHIFT = 1e-4
 """Added to densities before and within the logarithm."""
@@ -43,6 +44,18 @@ def patch_entropy(features: Tensor, images: int, bandwidth: float = 0.01, points
     """
     entropy: Tensor = _Entropy.apply(features, images, bandwidth, points)
     return entropy
+
+
+def patch_spread(features: Tensor, images: int) -> Tensor:
+    """The standard deviation of the cosines of different patches of an image, as the mean over images.
+
+    `features` as in `patch_entropy`. It has no points and no bandwidth, so it moves little with the number of images.
+    NaN where a window has a single patch.
+    """
+    unit = functional.normalize(features, dim=2, eps=_SHORTEST)
+    first, second = torch.triu_indices(unit.shape[1], unit.shape[1], 1, device=unit.device)
+    cosines = (unit @ unit.mT)[:, first, second].reshape(images, -1)
+    return (cosines - cosines.mean(1, keepdim=True)).square().mean(1).sqrt().mean()
 
 
 class _Entropy(torch.autograd.Function):

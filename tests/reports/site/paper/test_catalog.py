@@ -18,6 +18,7 @@ def part(gap):
         "images": 4,
         "difficulty": {"by": "label", "mean": 0.5, "counts": [1, 3]},
         "bn_gaps": [{"layer": "bn", "gap": gap}],
+        "patch_similarities": [{"layer": "block", "entropy": gap - 1}],
         "output_ranges": [{"output": "logits", "mean": 1.0, "quantiles": [1.0, 2.0, 3.0, 4.0, 5.0]}],
         "class_balance": {"predicted": [1, 3]},
         "absent": {},
@@ -63,7 +64,7 @@ def test_there_is_a_figure_of_each_kind_or_the_reason_why_not(store):
         "bits": "no method has results at two widths of one placement",
         "placements": "no method has results at two placements with the same bits",
         "error-by-difficulty": f"the measurement of the float network is not in {store.home}",
-        **dict.fromkeys(("difficulty", "bn-gap", "output-range", "class-balance"), no_set),
+        **dict.fromkeys(("difficulty", "bn-gap", "patch-entropy", "output-range", "class-balance"), no_set),
     }
     assert without == [Absent(f"{kind.name} digits resnet20", whys[kind.name]) for kind in KINDS]
     assert paper_figures([], store) == []

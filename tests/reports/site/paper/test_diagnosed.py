@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from zsqbench.reports.site.paper.diagnosed import Diagnosed, Difficulty, LayerGap, OutputRange
+from zsqbench.reports.site.paper.diagnosed import BlockEntropy, Diagnosed, Difficulty, LayerGap, OutputRange
 
 NONE = {"images": 4, **dict.fromkeys(("difficulty", "bn_gaps", "output_ranges", "class_balance")), "absent": {}}
 ALL = {
@@ -28,6 +28,13 @@ def test_a_part_that_is_not_there_is_none():
     parts = (found.real.difficulty, found.real.bn_gaps, found.real.output_ranges, found.real.class_balance)
     assert parts == (None, None, None, None)
     assert Diagnosed.of({"set": NONE, "real": None}).real is None
+
+
+def test_patch_similarities_are_read_and_older_diagnostics_have_none():
+    blocks = [{"layer": "a", "entropy": -1.0, "spread": 0.5}, {"layer": "b", "entropy": None, "spread": 0.5}]
+    found = Diagnosed.of({"set": ALL | {"patch_similarities": blocks}, "real": ALL})
+    assert found.of_set.patch_entropies == (BlockEntropy("a", -1.0), BlockEntropy("b", None))
+    assert found.real.patch_entropies is None
 
 
 @pytest.mark.parametrize(

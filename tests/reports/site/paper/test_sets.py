@@ -3,7 +3,7 @@ from rows import row
 
 from zsqbench.reports.site.paper import Absent
 from zsqbench.reports.site.paper.diagnosed import Diagnosed
-from zsqbench.reports.site.paper.sets import Sets, bn_gaps, class_balance, difficulty, output_ranges
+from zsqbench.reports.site.paper.sets import Sets, bn_gaps, class_balance, difficulty, output_ranges, patch_entropies
 from zsqbench.store import Store
 
 WHERE = "digits resnet20"
@@ -15,6 +15,7 @@ def statistics(counts, gap, ranges, images=4, **changes):
         "images": images,
         "difficulty": {"by": "label", "mean": 0.5, "counts": counts},
         "bn_gaps": [{"layer": "bn1", "gap": gap}, {"layer": "bn2", "gap": 2 * gap}],
+        "patch_similarities": [{"layer": "block1", "entropy": -gap}, {"layer": "block2", "entropy": None}],
         "output_ranges": [{"output": "logits", "mean": 1.0, "quantiles": ranges}],
         "class_balance": {"predicted": counts},
         "absent": {},
@@ -63,6 +64,12 @@ def test_gaps_are_means_over_seeds_layer_by_layer(sets):
     assert gaps[-2:] == [("real images", 1, "bn1", 0.5), ("real images", 2, "bn2", 1.0)]
 
 
+def test_entropies_are_means_over_seeds_block_by_block(sets):
+    (figure,) = patch_entropies(sets, WHERE)
+    found = [(each["images"], each["place"], each["layer"], each["entropy"]) for each in records(figure)]
+    assert found == [("dgh", 1, "block1", -0.2), ("noise", 1, "block1", -0.1), ("real images", 1, "block1", -0.5)]
+
+
 def test_quantiles_of_outputs_are_means_over_seeds(sets):
     (figure,) = output_ranges(sets, WHERE)
     found = {each["images"]: (each["p5"], each["median"], each["p95"]) for each in records(figure)}
@@ -90,9 +97,10 @@ def test_real_images_are_those_that_the_largest_set_is_compared_with():
     ]
 
 
-@pytest.mark.parametrize("make", [difficulty, bn_gaps, output_ranges, class_balance])
+@pytest.mark.parametrize("make", [difficulty, bn_gaps, patch_entropies, output_ranges, class_balance])
 def test_what_diagnostics_have_not_is_absent_with_their_reason(make):
-    part = {difficulty: "difficulty", bn_gaps: "bn_gaps", output_ranges: "output_ranges"}.get(make, "class_balance")
+    names = ("difficulty", "bn_gaps", "patch_similarities", "output_ranges", "class_balance")
+    part = dict(zip((difficulty, bn_gaps, patch_entropies, output_ranges, class_balance), names, strict=True))[make]
     without = statistics([1, 0], 1.0, [0.0] * 5, **{part: None, "absent": {part: "it is no such network"}})
     (absent,) = make(Sets({"a": [diagnosed(without)]}, ""), WHERE)
     assert isinstance(absent, Absent)

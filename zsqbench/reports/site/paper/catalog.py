@@ -58,6 +58,12 @@ KINDS = (
         lambda of: sets.difficulty(of.sets, of.where),
     ),
     Kind("bn-gap", "BN gap by layer", "DGH, Figure 3", lambda of: sets.bn_gaps(of.sets, of.where)),
+    Kind(
+        "patch-entropy",
+        "entropy of patch similarities by block",
+        "",
+        lambda of: sets.patch_entropies(of.sets, of.where),
+    ),
     Kind("output-range", "range of outputs", "DGH, Figure 4", lambda of: sets.output_ranges(of.sets, of.where)),
     Kind("class-balance", "classes of each set", "", lambda of: sets.class_balance(of.sets, of.where)),
 )

@@ -40,6 +40,20 @@ class LayerGap:
 
 
 @dataclass(frozen=True)
+class BlockEntropy:
+    """The entropy of the similarities of patches to a block."""
+
+    layer: str
+    entropy: float | None
+    """None for one that is not finite."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """See `Diagnosed.of`."""
+        return cls(str(data["layer"]), _number(data["entropy"]))
+
+
+@dataclass(frozen=True)
 class OutputRange:
     """Largest minus smallest value of an output, over images."""
 
@@ -64,6 +78,8 @@ class Images:
     difficulty: Difficulty | None
     bn_gaps: tuple[LayerGap, ...] | None
     """From the image on."""
+    patch_entropies: tuple[BlockEntropy, ...] | None
+    """From the image on, of a network without batch normalisation; none in older diagnostics, too."""
     output_ranges: tuple[OutputRange, ...] | None
     class_balance: tuple[int, ...] | None
     """Images that the float network takes for each class."""
@@ -76,6 +92,7 @@ class Images:
             count=int(data["images"]),
             difficulty=_some(Difficulty.of, data["difficulty"]),
             bn_gaps=_some(lambda layers: tuple(map(LayerGap.of, layers)), data["bn_gaps"]),
+            patch_entropies=_some(lambda blocks: tuple(map(BlockEntropy.of, blocks)), data.get("patch_similarities")),
             output_ranges=_some(lambda outputs: tuple(map(OutputRange.of, outputs)), data["output_ranges"]),
             class_balance=_some(lambda balance: _counts(balance["predicted"]), data["class_balance"]),
             absent=dict(data["absent"]),

@@ -168,25 +168,44 @@ def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
     ]
     if not rows:
         return [Absent(title, part.why)]
-    images = unique(str(row[0]) for row in rows)
+    axes = (
+        number("place", "batch normalisation, from the image on"),
+        number("gap", "gap, in stored deviations", log=True),
+    )
+    return [_by_layer(title, f"{where}: BN gap by layer{sets.left_out}", rows, *axes)]
+
+
+def patch_entropies(sets: Sets, where: str) -> list[PaperFigure | Absent]:
+    """How varied the similarities of patches are to each block of a network without batch normalisation."""
+    title, part = f"patch-entropy {where}", sets.part("patch_similarities", lambda images: images.patch_entropies)
+    rows: list[list[Value]] = [
+        [label, place, blocks[0].layer, value]
+        for label, parts in part.lines.items()
+        for place, blocks in enumerate(zip(*parts, strict=True), start=1)
+        if (value := _mean(block.entropy for block in blocks)) is not None
+    ]
+    if not rows:
+        return [Absent(title, part.why)]
+    axes = number("place", "block, from the image on"), number("entropy", "entropy of patch similarities")
+    return [_by_layer(title, f"{where}: entropy of patch similarities by block{sets.left_out}", rows, *axes)]
+
+
+def _by_layer(title: str, words: str, rows: list[list[Value]], x: Spec, y: Spec) -> PaperFigure:
+    """A line for each set over the layers of rows [images, place, layer, number]."""
+    images, of_layer = unique(str(row[0]) for row in rows), str(y["field"])
     spec: Spec = {
         "width": 480,
         "height": 260,
         "mark": {"type": "line", "point": {"size": 20}},
         "encoding": {
-            "x": number("place", "batch normalisation, from the image on")
-            | {"axis": {"tickMinStep": 1, "grid": False}},
-            "y": number("gap", "gap, in stored deviations", log=True),
+            "x": x | {"axis": {"tickMinStep": 1, "grid": False}},
+            "y": y,
             "color": _colors(images),
             "strokeDash": {"condition": {"test": f"datum.images === '{REAL}'", "value": [4, 4]}, "value": [1, 0]},
-            "tooltip": tips("images", "layer", "gap"),
+            "tooltip": tips("images", "layer", of_layer),
         },
     }
-    return [
-        PaperFigure.of(
-            title, f"{where}: BN gap by layer{sets.left_out}", ("images", "place", "layer", "gap"), rows, spec
-        )
-    ]
+    return PaperFigure.of(title, words, ("images", "place", "layer", of_layer), rows, spec)
 
 
 def output_ranges(sets: Sets, where: str) -> list[PaperFigure | Absent]:

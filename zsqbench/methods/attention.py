@@ -1,0 +1,72 @@
+"""The attention of a network without batch normalisation, opened for its diagnostics."""
+
+import math
+from typing import TYPE_CHECKING
+
+from zsqbench.errors import ZSQBenchError
+from zsqbench.methods.generator import lack_of_attention
+
+if TYPE_CHECKING:
+    from zsqbench.methods.data import Pretrained
+    from zsqbench.quant import Attention
+    from zsqbench.synthesis import MapForm, OpenAttention
+
+
+def open_attention(teacher: "Pretrained") -> "OpenAttention | str":
+    """A copy of a network that hands out its attention, or why there is none to look at.
+
+    Patches are those that `psaq_vit` compares. A network with batch normalisation is not opened: it stores what
+    calibration images can be measured by.
+    """
+    from zsqbench.quant import also_returning, capture, find_attention, has_class_token, patch_size, tensor_name
+    from zsqbench.synthesis import OpenAttention, batch_norms
+
+    network = type(teacher.module).__name__
+    if batch_norms(teacher.module):
+        return f"{network} has batch normalisation: the distance from its statistics is measured in place of attention"
+    try:
+        captured = capture(teacher.module, teacher.input_size)
+    except ZSQBenchError as error:
+        return f"it needs the network as a graph: {error}"
+    found = find_attention(captured)
+    if (lack := lack_of_attention(len(found), (), teacher.input_size, network)) is not None:
+        return f"it {lack}"
+    class_token = has_class_token(captured)
+    form = _form(found[-1], patch_size(captured), teacher.input_size[1:], class_token=class_token)
+    names = [tensor_name(each.context) for each in found]
+    blocks = tuple(name.rpartition(".")[0] or name for name in names)  # the function in it is the same in each
+    drop_first = class_token or any(each.windows > 1 for each in found)
+    opened = also_returning(captured, [*(each.context for each in found), found[-1].weights])
+    return OpenAttention(opened.requires_grad_(requires_grad=False), blocks, drop_first, form)
+
+
+def _form(
+    last: "Attention", patch: tuple[int, int] | None, size: tuple[int, int], *, class_token: bool
+) -> "MapForm | str":
+    """How the attention of the last block lies over an image of height and width `size`."""
+    from zsqbench.synthesis import ALL_TOKENS, CLASS_TOKEN, MapForm
+
+    if last.windows > 1:
+        return "the last block looks within windows, and the graph does not tell where in the image they lie"
+    keys = int(last.weights.meta["shape"][-1])
+    grid = _grid(keys, patch, size, class_token=class_token)
+    if grid is None:
+        height, width = size
+        return f"the {keys} tokens that the last block looks at are no grid over an image of {height} x {width} pixels"
+    return MapForm(CLASS_TOKEN if class_token and keys > math.prod(grid) else ALL_TOKENS, grid)
+
+
+def _grid(
+    keys: int, patch: tuple[int, int] | None, size: tuple[int, int], *, class_token: bool
+) -> tuple[int, int] | None:
+    """Rows and columns of patches: those that the first convolution cuts, or as many as are like the image in shape."""
+    height, width = size
+    if patch is not None:
+        cut = height // patch[0], width // patch[1]
+        if keys == math.prod(cut) or (class_token and keys > math.prod(cut)):
+            return cut
+    patches = keys - int(class_token)
+    rows = math.isqrt(patches * height // width)
+    columns = patches // max(1, rows)
+    is_grid = rows * columns == patches > 0 and rows * width == columns * height
+    return (rows, columns) if is_grid else None

@@ -1,0 +1,116 @@
+"""What a transformer makes of images: how similar their patches are to each block, and where its last block looks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features, patch_spread
+
+PATCH_IMAGES = 32
+"""Most images whose patches are compared: PSAQ-ViT's batch, whose images share the points of their densities."""
+PAIRS = 2**23
+"""Most pairs of patches in a block, unless one image has more: 32 images of 512 patches, one of 2896."""
+MAP_IMAGES = 8
+"""Most images that have a map of attention."""
+
+CLASS_TOKEN, ALL_TOKENS = "class token", "mean of all tokens"
+
+
+@dataclass(frozen=True)
+class MapForm:
+    """How the attention of the last block lies over an image."""
+
+    by: str
+    """Who looks: the `class token`, or the `mean of all tokens`."""
+    grid: tuple[int, int]
+    """Patches along height and width, row by row the last of the keys."""
+
+
+@dataclass(frozen=True)
+class OpenAttention:
+    """A network that hands out its attention."""
+
+    network: nn.Module
+    """It returns a pair for images [N, C, H, W]: its outputs, and the contexts of all blocks with the last weights.
+
+    Contexts are weights times values before heads are joined, [N * windows, heads, tokens, channels] or [N * heads,
+    tokens, channels]. Weights are the softmax of the last block, with keys in place of channels.
+    """
+    blocks: tuple[str, ...]
+    """Paths of the modules that make the contexts, in execution order."""
+    drop_first: bool
+    """True if the first token of each window is left out of similarities, as PSAQ-ViT does."""
+    form: MapForm | str
+    """Or why there are no maps."""
+
+
+@dataclass(frozen=True)
+class PatchSimilarity:
+    """How similar the patches of an image are to one block, by the cosines of what its attention gives them."""
+
+    layer: str
+    """Path of the module that multiplies attention and values."""
+    entropy: float
+    """Differential entropy of the cosines of all ordered pairs, mean over images: the term of PSAQ-ViT."""
+    spread: float
+    """Standard deviation of the cosines of different patches of an image, mean over images."""
+    images: int
+    """So many of the first images are compared."""
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Where the last block looks, of the first images."""
+
+    by: str
+    grid: tuple[int, int]
+    maps: Tensor = field(compare=False, repr=False)
+    """Mean over heads [n, rows, columns]; what tokens that are no patches get is left out."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The attention of one set of images."""
+
+    similarities: tuple[PatchSimilarity, ...]
+    maps: AttentionMaps | str
+    """Or why there are none."""
+
+
+def attend(opened: OpenAttention, batches: Iterable[Tensor]) -> Attended:
+    """Run the network over batches of images [n, C, H, W], without gradients."""
+    form = opened.form
+    features: list[list[Tensor]] = [[] for _ in opened.blocks]
+    maps: list[Tensor] = []
+    images = 0
+    with torch.no_grad():
+        for batch in batches:
+            device = next(chain(opened.network.parameters(), opened.network.buffers()), batch).device
+            _, (*contexts, weights) = opened.network(batch.to(device))
+            for kept, context in zip(features, contexts, strict=True):
+                kept.append(patch_features(context, len(batch), drop_first=opened.drop_first).double().cpu())
+            if isinstance(form, MapForm) and images < MAP_IMAGES:
+                maps.append(attention_maps(weights, len(batch), form)[: MAP_IMAGES - images])
+            images += len(batch)
+    pairs = zip(opened.blocks, features, strict=True)
+    similarities = tuple(_similarity(name, torch.cat(kept), images) for name, kept in pairs)
+    return Attended(similarities, form if isinstance(form, str) else AttentionMaps(form.by, form.grid, torch.cat(maps)))
+
+
+def attention_maps(weights: Tensor, images: int, form: MapForm) -> Tensor:
+    """Maps [images, rows, columns] of weights [images, heads, tokens, keys] or [images * heads, tokens, keys]."""
+    looks = weights.reshape(images, -1, *weights.shape[-2:]).mean(1)
+    keys = looks[:, 0] if form.by == CLASS_TOKEN else looks.mean(1)
+    rows, columns = form.grid
+    return keys[:, -rows * columns :].reshape(images, rows, columns).float().cpu()
+
+
+def _similarity(name: str, features: Tensor, images: int) -> PatchSimilarity:
+    """Of features [images * windows, patches, channels], as many images as have room."""
+    windows, patches = len(features) // images, features.shape[1]
+    count = max(1, min(images, PAIRS // (windows * patches**2)))
+    some = features[: count * windows]
+    return PatchSimilarity(name, float(patch_entropy(some, count)), float(patch_spread(some, count)), count)
