@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
-from zsqbench_plugins.psaq_vit import RELEASED_BATCH, PSAQViT, psaq_loss, strength
+from zsqbench_plugins.psaq_vit import PSAQViT, psaq_loss
+from zsqbench_plugins.shared.attending import RELEASED_BATCH, strength
 from zsqbench_plugins.shared.jittered import jittered
 
 import zsqbench

@@ -20,9 +20,9 @@ class Dots(JitteredGenerator):
     def generate(self, teacher, ctx):
         self.__dict__["seen"] = seen = []
 
-        def losses(images, labels):
-            seen.append((images.detach().clone(), labels))
-            loss = (images - self.target).square().mean()
+        def losses(batch):
+            seen.append((batch.images.detach().clone(), batch.labels))
+            loss = (batch.images - self.target).square().mean()
             return loss, {"distance": loss}
 
         return self.resolved(teacher).synthesize(teacher, ctx, losses, 0.5, state=ctx.resume() or {})
