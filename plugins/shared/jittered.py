@@ -71,6 +71,12 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         """All phases."""
         return super().work(images) + (self.phases - 1) * STEP * self.iterations * images
 
+    def classes_of(self, teacher: "Pretrained") -> int:
+        """How many classes the network knows. Raises ZSQBenchError for one that is no classifier."""
+        if teacher.classes is None:
+            raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
+        return teacher.classes
+
     def synthesize(
         self,
         teacher: "Pretrained",
@@ -94,8 +100,6 @@ class JitteredGenerator(zsqbench.Generator, ABC):
 
         from zsqbench.synthesis import PixelBatch, WarmedCosine, batch_sizes, optimize
 
-        if teacher.classes is None:
-            raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
         sizes, steps = batch_sizes(self.images, self.batch_size), self.phases * self.iterations
         drawn = (
             {name: state[name] for name in ("labels", "shifts", "flips")} if state else self._draw(teacher, ctx, labels)
@@ -129,7 +133,7 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         import torch
 
         if labels is None:
-            labels = torch.randint(teacher.classes or 1, (self.images,), generator=ctx.rng, device=ctx.device)
+            labels = torch.randint(self.classes_of(teacher), (self.images,), generator=ctx.rng, device=ctx.device)
         batches = -(-self.images // self.batch_size)
         phase = torch.arange(self.phases * self.iterations) // self.iterations + 1
         most = ((self.jitter or 0) * phase // self.phases).repeat(batches)[:, None]
