@@ -36,6 +36,27 @@ def test_batches_have_labels_of_their_own_which_are_given_away():
     assert len(set(made.labels.tolist())) == 5
 
 
+def test_losses_see_the_pixels_that_are_given_away_and_labels_that_were_given():
+    class Seeing(Dots):
+        def generate(self, teacher, ctx):
+            self.__dict__["seen"] = seen = []
+
+            def losses(batch):
+                seen.append(batch)
+                return batch.pixels.square().mean(), {}
+
+            labels = torch.eye(3)[torch.tensor([2, 1, 0])]
+            return self.resolved(teacher).synthesize(teacher, ctx, losses, 0.5, state={}, labels=labels)
+
+    method = Seeing(images=3, batch_size=2, iterations=4, jitter=3)
+    made = method.generate(tiny_teacher(), context())
+    assert torch.equal(made.labels, torch.eye(3).flip(0))
+    assert [batch.number for batch in method.seen] == [0] * 4 + [1] * 4
+    assert torch.equal(method.seen[-1].pixels, made.images[2:])
+    assert torch.equal(method.seen[0].labels, made.labels[:2])
+    assert not torch.equal(method.seen[-1].images, method.seen[-1].pixels)
+
+
 def test_what_is_given_away_are_valid_pixels():
     teacher = tiny_teacher()
     made = Dots(images=2, batch_size=2, iterations=40, warmup=2).generate(teacher, context())
