@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pydantic import Field
-from zsqbench_plugins.shared.jittered import JitteredGenerator
+from zsqbench_plugins.shared.jittered import JitteredBatch, JitteredGenerator
 
 import zsqbench
 
@@ -50,8 +50,8 @@ class ImagePrior(JitteredGenerator):
 
         compiled = ctx.compile(measure)
 
-        def losses(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, dict[str, Tensor]]":
-            inception, variation, norm = compiled(images, labels)
+        def losses(batch: JitteredBatch) -> "tuple[Tensor, dict[str, Tensor]]":
+            inception, variation, norm = compiled(batch.images, batch.labels)
             curves = {"inception_loss": inception, "variation": variation, "norm": norm}
             loss = self.class_weight * inception + self.variation_weight * variation + self.norm_weight * norm
             return loss, curves

@@ -1,11 +1,11 @@
 """PSAQ-ViT: Patch Similarity Aware Data-Free Quantization for Vision Transformers (Li et al., ECCV 2022)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-from zsqbench_plugins.shared.jittered import AttentionGenerator
+from pydantic import Field
+from zsqbench_plugins.shared.attending import AttentionGenerator, aimed_variation
+from zsqbench_plugins.shared.jittered import JitteredBatch
 
 import zsqbench
 
@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
-
-LR, LR_OF_WINDOWS = 0.20, 0.25
-"""Of the release, for DeiT and for Swin."""
-
-RELEASED_BATCH = 32, 3, 224, 224
-"""The images whose total variation the release draws a target for."""
 
 
 class PSAQViT(AttentionGenerator):
@@ -49,33 +43,10 @@ class PSAQViT(AttentionGenerator):
 
     name = "psaq_vit"
     compiles = "pixels"
-    one_shift = True
 
-    images: int = Field(32, gt=0, description="size of the calibration set")
     batch_size: int = Field(32, gt=0, description="images optimised together; they share the range of similarities")
-    iterations: int = Field(500, gt=0, description="Adam steps of each phase, for each batch")
-    phases: int = Field(
-        2, gt=0, description="how often the learning rate rises and falls, with larger shifts each time"
-    )
-    lr: float | None = Field(
-        None, gt=0, lt=1e30, description="learning rate of Adam at its highest; none: 0.25 for windows, 0.20 for others"
-    )
     points: int = Field(10, gt=1, description="points of the density; another number is another method")
     bandwidth: float = Field(0.01, gt=0, description="deviation of its kernels; another one is another method")
-    class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards the wanted labels")
-    variation_weight: float = Field(0.05, ge=0, description="weight of the gap of total variation and target")
-    least_variation: float = Field(
-        2500.0, ge=0, description="smallest target of total variation, of 32 images of 224 x 224 pixels"
-    )
-    most_variation: float = Field(3000.0, ge=0, description="largest target of total variation, of the same")
-
-    @model_validator(mode="after")
-    def _has_targets(self) -> "PSAQViT":
-        if self.least_variation > self.most_variation:
-            raise ValueError(
-                f"least_variation {self.least_variation:g} is above most_variation {self.most_variation:g}"
-            )
-        return self
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was.
@@ -94,18 +65,15 @@ class PSAQViT(AttentionGenerator):
             ctx.note(f"there is no class token: similarities are those of all {found[0].tokens} tokens")
         network = also_returning(captured, [each.context for each in found]).requires_grad_(requires_grad=False)
         run = ctx.compile(network)
-        target = state["variation_target"] if state else self._draw_target(ctx)
+        target = state["variation_target"] if state else self.draw_target(ctx)
 
-        def losses(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Mapping[str, Tensor]]":
-            outputs, contexts = run(images)
-            aimed = target * strength(images.shape) / strength(RELEASED_BATCH)
-            return psaq_loss(self, images, outputs, contexts, labels, aimed, drop_first=drop_first)
+        def losses(batch: JitteredBatch) -> "tuple[Tensor, Mapping[str, Tensor]]":
+            outputs, contexts = run(batch.images)
+            aimed = aimed_variation(target, batch.images.shape)
+            return psaq_loss(self, batch.images, outputs, contexts, batch.labels, aimed, drop_first=drop_first)
 
-        lr = self.lr or (LR_OF_WINDOWS if in_windows else LR)
+        lr = self.highest_rate(found)
         return self.synthesize(teacher, ctx, losses, lr, state=state, keep=lambda: {"variation_target": target})
-
-    def _draw_target(self, ctx: "StepContext") -> float:
-        return self.least_variation + float(ctx.rand(1)) * (self.most_variation - self.least_variation)
 
 
 def psaq_loss(
@@ -136,13 +104,6 @@ def psaq_loss(
     }
     weighted = options.class_weight * parts["inception_loss"] + options.variation_weight * parts["variation_loss"]
     return parts["entropy_loss"] + weighted, parts
-
-
-def strength(shape: Sequence[int]) -> float:
-    """The total variation of images [N, C, H, W] in which differences of neighbours have a root mean square of 1."""
-    count, channels, height, width = shape
-    across, down, slanted = height * (width - 1), (height - 1) * width, (height - 1) * (width - 1)
-    return sum(math.sqrt(count * channels * number) for number in (across, down, slanted, slanted))
 
 
 @zsqbench.hookimpl

@@ -2,27 +2,40 @@
 
 from abc import ABC
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 import zsqbench
 from zsqbench.methods import Auto, Network, auto
-from zsqbench.methods.generator import lack_of_attention
 from zsqbench.methods.work import STEP
 from zsqbench.scheme import Scheme
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import Tensor
 
     from zsqbench import CalibrationSet, Pretrained, StepContext
-    from zsqbench.quant import Attention
 
 BETAS = 0.5, 0.9
 """Of Adam, in the code of DeepInversion and of PSAQ-ViT."""
 
 JITTER, SIDE = 30, 224
 """Pixels that images are shifted by at most, and the side of those images."""
+
+
+@dataclass(frozen=True)
+class JitteredBatch:
+    """The images of a batch in one iteration."""
+
+    images: "Tensor"
+    """As the network sees them: shifted, flipped or not [n, C, H, W]."""
+    pixels: "Tensor"
+    """As they are given away, the same images before that: what is optimised."""
+    labels: "Tensor"
+    """int64 [n], or float32 [n, classes] where they were given so."""
+    number: int
+    """That of the batch, from 0."""
 
 
 class JitteredGenerator(zsqbench.Generator, ABC):
@@ -58,20 +71,28 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         """All phases."""
         return super().work(images) + (self.phases - 1) * STEP * self.iterations * images
 
+    def classes_of(self, teacher: "Pretrained") -> int:
+        """How many classes the network knows. Raises ZSQBenchError for one that is no classifier."""
+        if teacher.classes is None:
+            raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
+        return teacher.classes
+
     def synthesize(
         self,
         teacher: "Pretrained",
         ctx: "StepContext",
-        losses: "Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor]]]",
+        losses: "Callable[[JitteredBatch], tuple[Tensor, Mapping[str, Tensor]]]",
         lr: float,
         *,
         state: Mapping[str, Any],
+        labels: "Tensor | None" = None,
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> "CalibrationSet":
         """Images with their labels, of options that are resolved.
 
-        `losses` gives for images as the network sees them and their labels [n] what is minimised, and scalars to log.
-        `state` is what `ctx.resume` returned, if anything; `keep` says what else belongs into a checkpoint.
+        `losses` gives for a batch what is minimised, and scalars to log. `state` is what `ctx.resume` returned, if
+        anything; `keep` says what else belongs into a checkpoint. `labels`, on the CPU, are those of the images; one
+        class is drawn for each where there are none.
 
         Raises ZSQBenchError for a network that is no classifier, and DivergedError where a loss is not finite.
         """
@@ -79,10 +100,10 @@ class JitteredGenerator(zsqbench.Generator, ABC):
 
         from zsqbench.synthesis import PixelBatch, WarmedCosine, batch_sizes, optimize
 
-        if teacher.classes is None:
-            raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
         sizes, steps = batch_sizes(self.images, self.batch_size), self.phases * self.iterations
-        drawn = {name: state[name] for name in ("labels", "shifts", "flips")} if state else self._draw(teacher, ctx)
+        drawn = (
+            {name: state[name] for name in ("labels", "shifts", "flips")} if state else self._draw(teacher, ctx, labels)
+        )
         of_batches = torch.split(drawn["labels"].to(ctx.device), self.batch_size)
         shifts, flips = drawn["shifts"].tolist(), drawn["flips"].tolist()
         low, high = (bound.to(ctx.device) for bound in teacher.valid_range())
@@ -94,7 +115,9 @@ class JitteredGenerator(zsqbench.Generator, ABC):
             return PixelBatch(pixels.to(ctx.device), torch.optim.Adam, rate, steps, betas=BETAS)
 
         def of_jittered(pixels: "Tensor", step: int) -> "tuple[Tensor, Mapping[str, Tensor]]":
-            return losses(jittered(pixels, shifts[step], flip=flips[step]), of_batches[step // steps])
+            number = step // steps
+            seen = jittered(pixels, shifts[step], flip=flips[step])
+            return losses(JitteredBatch(seen, pixels, of_batches[number], number))
 
         def clip(pixels: "Tensor", _: int) -> None:
             with torch.no_grad():
@@ -105,11 +128,12 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         images = torch.cat([pixels.cpu() for pixels in made])
         return zsqbench.CalibrationSet(images, drawn["labels"], provenance={"lr": lr, "jitter": self.jitter})
 
-    def _draw(self, teacher: "Pretrained", ctx: "StepContext") -> "dict[str, Tensor]":
+    def _draw(self, teacher: "Pretrained", ctx: "StepContext", labels: "Tensor | None" = None) -> "dict[str, Tensor]":
         """Labels, and the shifts [steps, 2] and flips of all steps, on the CPU, so that no step waits for a GPU."""
         import torch
 
-        labels = torch.randint(teacher.classes or 1, (self.images,), generator=ctx.rng, device=ctx.device)
+        if labels is None:
+            labels = torch.randint(self.classes_of(teacher), (self.images,), generator=ctx.rng, device=ctx.device)
         batches = -(-self.images // self.batch_size)
         phase = torch.arange(self.phases * self.iterations) // self.iterations + 1
         most = ((self.jitter or 0) * phase // self.phases).repeat(batches)[:, None]
@@ -117,27 +141,6 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         shifts = (places * (2 * most + 1)).floor().long().minimum(2 * most) - most  # 1 - 2^-24 may round up to 1
         flips = ctx.rand(len(most)).cpu() < 0.5  # noqa: PLR2004 - a half
         return {"labels": labels.cpu(), "shifts": shifts.expand(-1, 2).contiguous(), "flips": flips}
-
-
-class AttentionGenerator(JitteredGenerator, ABC):
-    """A generator of such images that looks at a network's attention."""
-
-    needs_attention = True
-
-    def captured(self, teacher: "Pretrained") -> "tuple[fx.GraphModule, list[Attention]]":
-        """A captured copy of the network, and its attention in each block.
-
-        Raises ZSQBenchError for a network that cannot be captured, has no attention that capture takes apart, or has
-        patches that do not fill the image.
-        """
-        from zsqbench.quant import capture, find_attention, patch_size
-
-        captured = capture(teacher.module, teacher.input_size)
-        found, network = find_attention(captured), type(teacher.module).__name__
-        lack = lack_of_attention(len(found), patch_size(captured) or (), teacher.input_size, network)
-        if lack is not None:
-            raise zsqbench.ZSQBenchError(f"generator {self.name!r} {lack}")
-        return captured, found
 
 
 def jittered(pixels: "Tensor", shift: tuple[int, int], *, flip: bool) -> "Tensor":

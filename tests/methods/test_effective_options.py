@@ -26,6 +26,8 @@ SHIPPED = {
 }
 
 LEFT_OPEN = {
+    ("generator", "attention_prior", "lr"): "none: 0.25 for windows, 0.20 for others",
+    ("generator", "attention_prior", "prior_weight"): "none: 0.1 of the squared number of patches",
     ("generator", "file", "images"): "all by default",
     ("generator", "psaq_vit", "lr"): "none: 0.25 for windows, 0.20 for others",
     ("generator", "zeroq", "pairing"): "none: the former where all fit",

@@ -7,7 +7,8 @@ from networks import GoldenViT, stored_tensor
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
-from zsqbench_plugins.psaq_vit import RELEASED_BATCH, PSAQViT, psaq_loss, strength
+from zsqbench_plugins.psaq_vit import PSAQViT, psaq_loss
+from zsqbench_plugins.shared.attending import RELEASED_BATCH, strength
 from zsqbench_plugins.shared.jittered import jittered
 
 import zsqbench

@@ -1,8 +1,20 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
-from zsqbench.quant import also_returning, capture, find_attention, has_class_token, inspect, patch_size, prepare
+from zsqbench.quant import (
+    KeyGrid,
+    also_returning,
+    capture,
+    find_attention,
+    has_class_token,
+    inspect,
+    key_grid,
+    patch_size,
+    prepare,
+)
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import tiny_teacher, tiny_transformer
 from zsqbench.testing.networks import tiny_transformers
@@ -65,6 +77,41 @@ def test_attention_is_found_by_its_structure(form, shape):
 @pytest.mark.parametrize("form", [of_channels, pooling])
 def test_what_is_no_attention_of_tokens_is_not_found(form):
     assert find_attention(capture(Attending(form), SIZE)) == []
+
+
+@pytest.mark.parametrize(("form", "heads"), [(by_heads, 2), (by_rows, 2), (by_einsum, 1)])
+def test_heads_and_keys_are_counted_whatever_their_form(form, heads):
+    (found,) = find_attention(capture(Attending(form), SIZE))
+    assert (found.heads, found.keys) == (heads, 16)
+
+
+@dataclass(frozen=True)
+class Keys:
+    keys: int
+    windows: int = 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "sides", "patch", "expected"),
+    [
+        (Keys(17), (8, 8), (2, 2), (1, 4, 4)),
+        (Keys(16), (8, 8), (2, 2), (0, 4, 4)),
+        (Keys(18), (8, 8), (2, 2), (2, 4, 4)),  # a distilled one
+        (Keys(16), (4, 16), (1, 4), (0, 4, 4)),  # patches that are no squares
+        (Keys(49), (224, 224), (4, 4), (0, 7, 7)),  # keys are pooled: fewer than patches
+        (Keys(50), (224, 224), None, (1, 7, 7)),
+        (Keys(8), (4, 8), None, (0, 2, 4)),
+        (Keys(9), (4, 8), None, (1, 2, 4)),
+        (Keys(10), (4, 8), None, None),
+        (Keys(15), (8, 8), (2, 2), None),
+        (Keys(32), (8, 8), (2, 2), None),  # as many tokens of another kind as patches
+        (Keys(49, windows=64), (224, 448), (4, 4), (0, 7, 7)),
+        (Keys(50, windows=64), (224, 224), (4, 4), None),
+        (Keys(1), (8, 8), None, (0, 1, 1)),
+    ],
+)
+def test_keys_lie_on_a_grid_of_the_image_or_of_a_window(keys, sides, patch, expected):
+    assert key_grid(keys, sides, patch) == (expected and KeyGrid(*expected))
 
 
 def test_blocks_and_windows_are_found_in_order():

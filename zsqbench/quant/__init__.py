@@ -5,7 +5,15 @@ says what is in it; what authors of methods need of all of them is here, too.
 """
 
 from zsqbench.quant.artifact import effective_map, finalize, measured_map, restore, take_over
-from zsqbench.quant.attention import Attention, also_returning, find_attention, has_class_token, patch_size
+from zsqbench.quant.attention import (
+    Attention,
+    KeyGrid,
+    also_returning,
+    find_attention,
+    has_class_token,
+    key_grid,
+    patch_size,
+)
 from zsqbench.quant.corrections import (
     Moments,
     ShiftedGrid,
@@ -162,6 +170,7 @@ __all__ = [
     "FineTuning",
     "Grids",
     "Histogram",
+    "KeyGrid",
     "LearnedWeight",
     "LogQuantizer",
     "Memory",
@@ -246,6 +255,7 @@ __all__ = [
     "input_moments",
     "inspect",
     "kernel_share",
+    "key_grid",
     "kl_divergence",
     "last_map",
     "layer_pairs",

@@ -1,5 +1,6 @@
 """Attention in a captured network, found by structure: softmax, then its product with the values."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,36 @@ class Attention:
         return int(self.context.meta["shape"][-2])
 
     @property
+    def keys(self) -> int:
+        """How many keys each of them looks at."""
+        return int(self.weights.meta["shape"][-1])
+
+    @property
+    def heads(self) -> int:
+        """How many rows of an image, or of a window, are side by side."""
+        shape = self.weights.meta["shape"]
+        return int(shape[0]) // _CAPTURED_IMAGES if len(shape) == _TOKENS else int(shape[1])
+
+    @property
     def windows(self) -> int:
         """Into how many windows an image is cut; 1 where all its tokens see each other."""
         shape = self.context.meta["shape"]
         return 1 if len(shape) == _TOKENS else int(shape[0]) // _CAPTURED_IMAGES
+
+
+@dataclass(frozen=True)
+class KeyGrid:
+    """Keys of attention that lie on a grid, row by row, of the image or of a window."""
+
+    before: int
+    """Keys that come before them and lie nowhere, as a class token does."""
+    height: int
+    width: int
+
+    @property
+    def keys(self) -> int:
+        """How many lie on it."""
+        return self.height * self.width
 
 
 def find_attention(captured: fx.GraphModule) -> list[Attention]:
@@ -77,6 +104,28 @@ def patch_size(captured: fx.GraphModule) -> tuple[int, int] | None:
             if layer.stride == layer.kernel_size and layer.padding in ((0, 0), "valid"):
                 height, width = layer.kernel_size
                 return height, width
+    return None
+
+
+def key_grid(attention: Attention, sides: Sequence[int], patch: Sequence[int] | None) -> KeyGrid | None:
+    """The grid of an attention's keys, of an image with this height and width; none where it cannot be told.
+
+    Of windows it is a square. Otherwise it is that of the patches, whose height and width are `patch`, where there are
+    as many keys, or up to twice as many, of which the first are other tokens; or else the one that has the image's
+    proportions, where the keys make such a grid, or all but the first do.
+    """
+    if attention.windows == 1 and patch:
+        height, width = (side // part for side, part in zip(sides, patch, strict=True))
+        if height * width <= attention.keys < 2 * height * width:
+            return KeyGrid(attention.keys - height * width, height, width)
+    height, width = sides if attention.windows == 1 else (1, 1)
+    unit = math.gcd(height, width)
+    height, width = height // unit, width // unit
+    for before in (0, 1) if attention.windows == 1 else (0,):
+        cells, rest = divmod(attention.keys - before, height * width)
+        times = math.isqrt(cells)
+        if rest == 0 < times and times**2 == cells:
+            return KeyGrid(before, times * height, times * width)
     return None
 
 

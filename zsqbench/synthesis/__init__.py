@@ -1,6 +1,7 @@
 """The library for generator authors: BN statistics and the losses on them, image pipelines, the optimisation loop."""
 
 from zsqbench.synthesis.attention_diagnostics import ALL_TOKENS, CLASS_TOKEN, MapForm, OpenAttention
+from zsqbench.synthesis.attention_maps import attention_map, gaussian_mixtures, map_loss, soft_labels
 from zsqbench.synthesis.bn_loss import DEEP_INVERSION, DGH, GENIE, HAST, ZEROQ, BNGap, BNLoss, BNStatistics
 from zsqbench.synthesis.channel_moments import image_moments
 from zsqbench.synthesis.conditional import (
@@ -81,6 +82,7 @@ __all__ = [
     "SmoothedCrops",
     "SwingConvolutions",
     "WarmedCosine",
+    "attention_map",
     "batch_norms",
     "batch_sizes",
     "blur",
@@ -92,10 +94,12 @@ __all__ = [
     "follow_convolutions",
     "frozen",
     "gaussian_line",
+    "gaussian_mixtures",
     "image_moments",
     "inception_loss",
     "initialize",
     "load_training",
+    "map_loss",
     "optimize",
     "part",
     "patch_entropy",
@@ -104,6 +108,7 @@ __all__ = [
     "penultimate_features",
     "random_crops",
     "resized_crops",
+    "soft_labels",
     "stretching",
     "total_variation",
     "training_state",

@@ -20,9 +20,9 @@ class Dots(JitteredGenerator):
     def generate(self, teacher, ctx):
         self.__dict__["seen"] = seen = []
 
-        def losses(images, labels):
-            seen.append((images.detach().clone(), labels))
-            loss = (images - self.target).square().mean()
+        def losses(batch):
+            seen.append((batch.images.detach().clone(), batch.labels))
+            loss = (batch.images - self.target).square().mean()
             return loss, {"distance": loss}
 
         return self.resolved(teacher).synthesize(teacher, ctx, losses, 0.5, state=ctx.resume() or {})
@@ -34,6 +34,27 @@ def test_batches_have_labels_of_their_own_which_are_given_away():
     assert [len(labels) for _, labels in method.seen] == [2] * 12 + [1] * 6
     torch.testing.assert_close(torch.cat([labels for _, labels in method.seen[::6]]), made.labels)
     assert len(set(made.labels.tolist())) == 5
+
+
+def test_losses_see_the_pixels_that_are_given_away_and_labels_that_were_given():
+    class Seeing(Dots):
+        def generate(self, teacher, ctx):
+            self.__dict__["seen"] = seen = []
+
+            def losses(batch):
+                seen.append(batch)
+                return batch.pixels.square().mean(), {}
+
+            labels = torch.eye(3)[torch.tensor([2, 1, 0])]
+            return self.resolved(teacher).synthesize(teacher, ctx, losses, 0.5, state={}, labels=labels)
+
+    method = Seeing(images=3, batch_size=2, iterations=4, jitter=3)
+    made = method.generate(tiny_teacher(), context())
+    assert torch.equal(made.labels, torch.eye(3).flip(0))
+    assert [batch.number for batch in method.seen] == [0] * 4 + [1] * 4
+    assert torch.equal(method.seen[-1].pixels, made.images[2:])
+    assert torch.equal(method.seen[0].labels, made.labels[:2])
+    assert not torch.equal(method.seen[-1].images, method.seen[-1].pixels)
 
 
 def test_what_is_given_away_are_valid_pixels():
