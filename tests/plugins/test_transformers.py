@@ -7,7 +7,15 @@ from transformernets import pretrained
 from zsqbench import CalibrationSet
 from zsqbench.errors import ZSQBenchError
 from zsqbench.plugins import load_plugins
-from zsqbench.quant import activation_quantizers, finalize, rank_weights, restore, weight_quantizers
+from zsqbench.quant import (
+    activation_quantizers,
+    finalize,
+    layer_pairs,
+    prepare,
+    rank_weights,
+    restore,
+    weight_quantizers,
+)
 from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 
@@ -109,3 +117,22 @@ def test_what_needs_batch_normalisation_declares_it_and_refuses_a_transformer_in
     with pytest.raises(ZSQBenchError, match=r"no batch normalisation|network has none") as error:
         quantized(quantizer, teacher, scheme)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("network", "between"), [("vit", {"gelu"}), ("swin", {"gelu"}), ("encoder", {"relu"})])
+def test_channels_of_an_mlp_can_be_rescaled_where_it_has_relu(network, between):
+    teacher = pretrained(network)
+    student = prepare(teacher.module, parse_scheme("hw/w4a4"), teacher.input_size)
+    assert {pair.operator for pair in layer_pairs(student)} == between  # hptq equalizes over ReLU, and not over GELU
+
+
+@pytest.mark.parametrize("network", ["vit", "swin", "encoder"])
+def test_biases_are_corrected_for_tokens_too(network):
+    teacher, scheme = pretrained(network), parse_scheme("hw/w3a8")
+    errors = []
+    for corrects in (False, True):
+        quantizer = method_named("hptq", {"bias_correction": corrects}).resolved(teacher, scheme)
+        images, student, _ = quantized(quantizer, teacher, scheme)
+        with torch.no_grad():
+            errors.append((student(images).mean(0) - teacher.module(images).mean(0)).square().mean())
+    assert errors[1] < errors[0] / 2
