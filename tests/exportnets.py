@@ -11,6 +11,8 @@ import torch
 from networks import from_forward
 from torch import fx, nn
 from torch.nn import functional
+from transformernets import FORMS
+from transformernets import pretrained as transformer
 
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.export import exporting
@@ -154,7 +156,9 @@ NETWORKS = {function.__name__: function for function in (straight, bounded, gate
 
 
 def pretrained(name, feeding=EVEN):
-    """A network of random weights whose norms have seen valid pixels."""
+    """A network of random weights whose norms have seen valid pixels, or a transformer."""
+    if name in FORMS:
+        return transformer(name)
     torch.manual_seed(0)
     module = NETWORKS[name]()
     found = Pretrained(module, SIZE, *feeding)

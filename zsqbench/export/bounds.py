@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from zsqbench.export.graph import (
     CODES,
     QUANTIZE,
+    ROUNDING,
     called,
     constant,
     initializer,
@@ -52,7 +53,7 @@ def clip_codes(graph: ir.Graph) -> None:
         assert zero_point is not None  # noqa: S101
         bounds = _absorb(graph, node)
         ends = _Bounds(*(_code(bound, scale, zero_point, top) for bound in (bounds.low, bounds.high)))
-        output(node).name, node.name = f"{name}{CODES}", f"{name}/quantize"
+        output(node).name, node.name = f"{name}{CODES}", f"{name}{ROUNDING}"
         if ends.low <= 0 and ends.high >= np.iinfo(zero_point.dtype).max:
             continue
         if zero_point.dtype == np.uint8:

@@ -12,6 +12,8 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CALL = "#"
 CODES = "/codes"
 """The integers of a tensor are a value of its name with this ending."""
+ROUNDING = "/quantize"
+"""The operator that makes them has the tensor's name with this ending."""
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that layers with weights become."""
@@ -109,6 +111,19 @@ def called(name: str, calls: dict[str, int]) -> str:
     """The name of the next call of a layer or a tensor's quantizer: its own at first, then with a number."""
     number = calls[name] = calls.get(name, -1) + 1
     return f"{name}{CALL}{number}" if number else name
+
+
+def is_product(node: ir.Node) -> bool:
+    """True if an operator multiplies two matrices that the network computes, so that neither is a layer's weight."""
+    return node.op_type == "MatMul" and not any(_is_stored(source(node, index)) for index in (0, 1))
+
+
+def _is_stored(value: ir.Value) -> bool:
+    """True if a value is a constant, or a weight that is made of one."""
+    node = maker(value)
+    while node is not None and node.op_type in (DEQUANTIZE, "Cast", "Reshape", "Transpose"):
+        value, node = source(node), maker(source(node))
+    return node is None and not value.is_graph_input()
 
 
 def is_weight(dequantize: ir.Node) -> bool:

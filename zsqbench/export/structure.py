@@ -1,4 +1,4 @@
-"""Which layers of an exported network can run with integers, and which a runtime runs so."""
+"""Which layers and products of an exported network can run with integers, and which a runtime runs so."""
 
 import re
 import tempfile
@@ -15,9 +15,9 @@ from zsqbench.export.graph import (
     LAYERS,
     QUANTIZE,
     constant,
+    is_product,
     maker,
     of_type,
-    only_reader,
     output,
     readers,
     source,
@@ -48,9 +48,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of an exported network, in order."""
+    """The layers of an exported network, in order, and its products of two tensors, as attention has them."""
 
     layers: tuple[Layer, ...]
+    products: tuple[Layer, ...] = ()
+    """Each has the name of the first tensor that is rounded behind it."""
 
     @property
     def expected(self) -> int:
@@ -73,16 +75,14 @@ class Structure:
         return [layer.path for layer in self.layers if layer.island is None and layer.found is False]
 
     def lines(self) -> list[str]:
-        """Lines for people: how many layers run with integers, and why others do not."""
-        text = f"{self.integer} of {len(self.layers)} layers run with integers"
-        text += "" if self.integer == self.expected else f" ({self.expected} were expected to)"
-        if not self.is_known:
-            text = f"{self.expected} of {len(self.layers)} layers can run with integers; if they do cannot be told"
+        """Lines for people: how many layers and products run with integers, and why others do not."""
+        found = [_in_words("layers", self.layers)]
+        found += [_in_words("products of two tensors", self.products)] if self.products else []
         reasons: dict[str, list[str]] = {}
-        for layer in self.layers:
-            if layer.island is not None:
-                reasons.setdefault(layer.island, []).append(layer.path)
-        found = [f"in float, because {reason}: {_some(paths)}" for reason, paths in reasons.items()]
+        for each in (*self.layers, *self.products):
+            if each.island is not None:
+                reasons.setdefault(each.island, []).append(each.path)
+        found += [f"in float, because {reason}: {_some(paths)}" for reason, paths in reasons.items()]
         if self.missed:
             found.append(f"in float, although nothing is in the way: {_some(self.missed)}")
         if self.affine:
@@ -90,12 +90,20 @@ class Structure:
                 f"{len(self.affine)} layers have affine weights, with which integers are slower than floats; "
                 "schemes with weight_grid: symmetric, such as qdq/w8a8, have none"
             )
-        return [text, *found]
+        return found
 
     @property
     def affine(self) -> list[str]:
         """Layers whose weights have zero points."""
         return [layer.path for layer in self.layers if layer.affine]
+
+
+def _in_words(what: str, layers: Sequence[Layer]) -> str:
+    expected, integer = (sum(each) for each in zip(*((x.island is None, x.found is True) for x in layers), strict=True))
+    if any(each.found is None for each in layers):
+        return f"{expected} of {len(layers)} {what} can run with integers; if they do cannot be told"
+    text = f"{integer} of {len(layers)} {what} run with integers"
+    return text if integer == expected else f"{text} ({expected} were expected to)"
 
 
 def _some(paths: Sequence[str], most: int = 3) -> str:
@@ -111,12 +119,14 @@ def expected_structure(path: Path) -> Structure:
         graph = ir.load(path).graph
     except Exception as error:
         raise ZSQBenchError(f"{path} is no ONNX file that can be read: {error}") from error
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
+    products: dict[str, Layer] = {}
     for node in of_type(graph, *LAYERS):
-        name = _path(node)
+        name, found = _path(node), products if is_product(node) else layers
         before = found.get(name)  # a layer that is called again
-        found[name] = Layer(name, (before and before.island) or _island(node), _is_affine(node))
-    return Structure(tuple(found.values()))
+        island, affine = (_island_of_product(node), False) if is_product(node) else (_island(node), _is_affine(node))
+        found[name] = Layer(name, (before and before.island) or island, affine)
+    return Structure(tuple(layers.values()), tuple(products.values()))
 
 
 def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Structure:
@@ -132,10 +142,11 @@ def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Struc
         open_session(path, providers, save_optimized=kept)
         nodes = list(ir.load(kept).graph)
     kinds: dict[str, set[bool]] = {}
-    known = {layer.path for layer in expected.layers}
+    known = {each.path for each in (*expected.layers, *expected.products)}
     for node in nodes:
         kinds.setdefault(_path(node, known), set()).add(node.op_type in INTEGER)
-    return Structure(tuple(replace(each, found=kinds.get(each.path) == {True}) for each in expected.layers))
+    parts = expected.layers, expected.products
+    return Structure(*(tuple(replace(each, found=kinds.get(each.path) == {True}) for each in part) for part in parts))
 
 
 def _path(node: ir.Node, known: Collection[str] = ()) -> str:
@@ -149,6 +160,11 @@ def _island(layer: ir.Node) -> str | None:
     if layer.op_type == "ConvTranspose":
         return "runtimes have no transposed convolution on integers"
     return _lack_of_weight(maker(source(layer, 1))) or _lack_of_input(maker(source(layer))) or _lack_of_output(layer)
+
+
+def _island_of_product(node: ir.Node) -> str | None:
+    """Why a product of two tensors cannot run with integers; none if it can. It may give floats."""
+    return _lack_of_input(maker(source(node))) or _lack_of_input(maker(source(node, 1)))
 
 
 def _lack_of_weight(weight: ir.Node | None) -> str | None:
@@ -166,12 +182,9 @@ def _lack_of_input(reads: ir.Node | None) -> str | None:
 
 
 def _lack_of_output(layer: ir.Node) -> str | None:
-    if layer.op_type == "Gemm":  # it may give floats
+    if layer.op_type in ("Gemm", "MatMul"):  # it may give floats
         return None
     follows = [reader.op_type for reader in readers(output(layer))]
-    if layer.op_type == "MatMul" and follows == ["Add"]:
-        add = only_reader(output(layer))
-        follows = [] if add is None else [reader.op_type for reader in readers(output(add))]
     behind = ", ".join(sorted(set(follows))) or "the network's output"
     return None if follows == [QUANTIZE] else f"its output is not quantized before {behind}"
 

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from zsqbench.export.bounds import clip_codes
 from zsqbench.export.graph import (
     DEQUANTIZE,
+    LAYERS,
     MOVES,
     QUANTIZE,
+    ROUNDING,
     constant,
     drop_unused,
     initializer,
+    is_product,
     is_weight,
     maker,
     of_type,
@@ -42,10 +45,21 @@ def tidy(model: ir.Model) -> None:
     fold_pads(graph)
     pool_globally(graph)
     clip_codes(graph)
+    name_products(graph)
     repeat_behind_moves(graph)
     drop_unused(model)
     for value, name in zip(graph.outputs, names, strict=True):
         value.name = name  # another operator may make it by now
+
+
+def name_products(graph: ir.Graph) -> None:
+    """Give each product of two tensors the name of the first tensor that is rounded behind it."""
+    for node in [each for each in of_type(graph, "MatMul") if is_product(each)]:
+        behind = only_reader(output(node))
+        while behind is not None and behind.op_type not in (QUANTIZE, *LAYERS):
+            behind = only_reader(output(behind))
+        if behind is not None and behind.op_type == QUANTIZE:
+            node.name = str(behind.name).removesuffix(ROUNDING)
 
 
 def fold_pads(graph: ir.Graph) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision import models
-from torchvision.models import swin_transformer, vision_transformer
+from transformernets import CAUSAL, HIDDEN, SIZE, built, of_tokens
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
@@ -26,25 +26,6 @@ from zsqbench.quant.graph.tensor_roles import check_supported, roles, weight_rol
 from zsqbench.quant.graph.tracing import capture
 from zsqbench.quant.inspection import TOLERANCE, check_student, departure
 from zsqbench.scheme import parse_scheme
-
-SIZE = (3, 8, 8)
-HIDDEN = 16
-
-
-def tokens(x):
-    """The rows of images as tokens [N, 8, 24]."""
-    return x.permute(0, 2, 1, 3).flatten(2)
-
-
-def of_tokens(forward, **modules):
-    """A network that embeds the rows of an image, calls `forward` with itself and tokens [N, 8, 16], and classifies."""
-    torch.manual_seed(0)
-    layers = {"embed": nn.Linear(24, HIDDEN), "head": nn.Linear(HIDDEN, 4)} | modules
-    net = from_forward(lambda net, x: net.head(forward(net, net.embed(tokens(x))).mean(1)), **layers)
-    for name, parameter in net.named_parameters():
-        if parameter.dim() == 1:  # biases begin as zeros, so that a lost one would not show
-            nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0)
-    return net
 
 
 def captured_equal(net, size=SIZE):
@@ -173,7 +154,6 @@ def test_a_module_that_is_called_twice_has_each_layer_once():
     ]  # fmt: skip
 
 
-CAUSAL = torch.ones(8, 8, dtype=torch.bool).triu(1)
 ONE = torch.zeros(8, 8, dtype=torch.bool).index_fill(1, torch.tensor([2]), value=True)
 BIAS = torch.linspace(-1, 1, 64).view(8, 8)
 
@@ -408,97 +388,31 @@ def test_a_parameter_of_the_module_that_the_network_reads_too_stays():
     captured_equal(net)
 
 
-# Small forms of the networks that the field quantizes.
-
-
-def vit():
-    return vision_transformer.VisionTransformer(
-        image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
-    )
-
-
-def swin():
-    return swin_transformer.SwinTransformer([2, 2], 8, [2, 2], [1, 2], [2, 2], num_classes=5)
-
-
-def encoder(**options):
-    layer = nn.TransformerEncoderLayer(HIDDEN, 2, 32, **options)
-    return of_tokens(lambda net, x: net.encoder(x), encoder=layer)
-
-
-def stack():
-    layer = nn.TransformerEncoderLayer(HIDDEN, 2, 32, batch_first=True)
-    net = of_tokens(
-        lambda net, x: net.encoder(x, mask=net.mask), encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=True)
-    )
-    net.register_buffer("mask", CAUSAL)
-    return net
-
-
-def decoder():
-    layer = nn.TransformerDecoderLayer(HIDDEN, 2, 32, batch_first=True)
-    return of_tokens(lambda net, x: net.decoder(x[:, :4], x), decoder=nn.TransformerDecoder(layer, 2))
-
-
-def timm(name, **options):
-    created = pytest.importorskip("timm", reason="networks of timm need it: pip install 'zsqbench[timm]'").create_model
-    return created(name, num_classes=5, **options)
-
-
-def timm_vit(name="vit_tiny_patch16_224"):
-    return timm(name, img_size=16, patch_size=8, depth=2, embed_dim=16, num_heads=2)
-
-
-def timm_swin(*, fused=False):
-    net = timm("swin_tiny_patch4_window7_224", img_size=16, window_size=2, depths=(2, 2), num_heads=(1, 2), embed_dim=8)
-    for module in net.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = fused
-    return net
-
-
 # Network, and how many weights and activations are quantized at hw_strict. A block has 4 layers and 11 tensors:
 # LayerNorm, qkv, scores, softmax, context, proj, sum, LayerNorm, GELU, fc2, sum. Where the network itself scales
 # queries, these are one more; a relative position bias and a mask of shifted windows make a sum each.
 NETWORKS = {
     # 2 blocks, patches and head; image, patches, class token, position, last LayerNorm, logits
-    "vit": (vit, 2 * 4 + 2, 2 * 11 + 6),
+    "vit": (2 * 4 + 2, 2 * 11 + 6),
     # 4 blocks, merging and ends; two are shifted; image, patches, LayerNorm; LayerNorm, merged; LayerNorm, pooled,
     # logits
-    "swin": (swin, 4 * 4 + 3, 4 * 13 + 2 + 3 + 2 + 3),
+    "swin": (4 * 4 + 3, 4 * 13 + 2 + 3 + 2 + 3),
     # one block, embedding and head; image, embedded, pooled, logits
-    "encoder": (lambda: encoder(batch_first=True), 4 + 2, 11 + 4),
-    "encoder_norm_first": (lambda: encoder(batch_first=True, norm_first=True, activation="gelu"), 4 + 2, 11 + 4),
-    "encoder_batch_second": (encoder, 4 + 2, 11 + 4),
-    "stack": (stack, 2 * 4 + 2, 2 * 11 + 4),
+    "encoder": (4 + 2, 11 + 4),
+    "encoder_norm_first": (4 + 2, 11 + 4),
+    "encoder_batch_second": (4 + 2, 11 + 4),
+    "stack": (2 * 4 + 2, 2 * 11 + 4),
     # cross-attention makes 3 layers and 8 tensors more: queries, keys and values, scores to sum, LayerNorm
-    "decoder": (decoder, 2 * (4 + 3) + 2, 2 * (11 + 8) + 4),
-    "timm_vit": (timm_vit, 2 * 4 + 2, 2 * 11 + 6),
-    "timm_deit": (lambda: timm_vit("deit_tiny_patch16_224"), 2 * 4 + 2, 2 * 11 + 6),
+    "decoder": (2 * (4 + 3) + 2, 2 * (11 + 8) + 4),
+    "timm_vit": (2 * 4 + 2, 2 * 11 + 6),
+    "timm_deit": (2 * 4 + 2, 2 * 11 + 6),
     # one is shifted
-    "timm_swin": (timm_swin, 4 * 4 + 3, 4 * 13 + 1 + 3 + 2 + 3),
+    "timm_swin": (4 * 4 + 3, 4 * 13 + 1 + 3 + 2 + 3),
     # bias and mask are added to each other first
-    "timm_swin_fused": (lambda: timm_swin(fused=True), 4 * 4 + 3, 4 * 12 + 1 + 3 + 2 + 3),
+    "timm_swin_fused": (4 * 4 + 3, 4 * 12 + 1 + 3 + 2 + 3),
     # stages without attention: 4 blocks of 3 layers, stem, 3 downsamplings and head
-    "timm_convnext": (lambda: timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)), 4 * 3 + 1 + 3 + 1, 36),
+    "timm_convnext": (4 * 3 + 1 + 3 + 1, 36),
 }
-SIDES = {
-    "timm_convnext": 32,
-    "encoder": 8,
-    "encoder_norm_first": 8,
-    "encoder_batch_second": 8,
-    "stack": 8,
-    "decoder": 8,
-}
-
-
-def built(name):
-    torch.manual_seed(0)
-    net, size = NETWORKS[name][0]().eval().requires_grad_(False), (3, *[SIDES.get(name, 16)] * 2)
-    for path, parameter in net.named_parameters():
-        if parameter.dim() == 1 or not parameter.any():
-            nn.init.normal_(parameter, 1.0 if "norm" in path and path.endswith("weight") else 0.0, 0.5)
-    return net, size
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -506,7 +420,7 @@ def test_transformers_are_quantized_by_rtn_and_come_back_from_their_artifact(nam
     net, size = built(name)
     scheme = parse_scheme("hw_strict/w8a8")
     student = check_student(net, scheme, size, by_units=True)
-    assert (len(weight_quantizers(student)), len(activation_quantizers(student))) == NETWORKS[name][1:]
+    assert (len(weight_quantizers(student)), len(activation_quantizers(student))) == NETWORKS[name]
     images = torch.randn(8, *size, generator=torch.Generator().manual_seed(1))
     calibrate_weights(student, "mse")
     calibrate_activations_by("minmax", student, images, len(images))

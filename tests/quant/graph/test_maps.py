@@ -2,7 +2,9 @@ import pytest
 import torchvision
 from networks import from_forward
 from torch import nn
+from transformernets import built
 
+from zsqbench.quant import block_outputs
 from zsqbench.quant.graph.maps import cut_behind, last_map
 from zsqbench.quant.graph.tracing import capture
 from zsqbench.zoo.resnet import CifarResNet
@@ -53,3 +55,11 @@ def test_of_layers_as_deep_the_last_is_taken():
         right=nn.Conv2d(3, 2, 1),
     )
     assert found(module, 4)[2] == "right"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("vit", "conv_proj"), ("swin", "features.0.0")])
+def test_a_linear_layer_makes_no_map_though_tokens_may_have_four_dimensions(name, expected):
+    net, (_, side, _) = built(name)
+    captured, node, found_name = found(net, side)
+    assert found_name == expected
+    assert block_outputs(captured) == [node]

@@ -105,6 +105,28 @@ def test_images_of_the_wrong_size_are_one_clear_error():
         capture(nn.Sequential(nn.Conv2d(3, 4, 1)), (1, 8, 8))
 
 
+def asserting(forward):
+    return from_forward(forward, patches=nn.Conv2d(3, 4, 4, 4))
+
+
+def by_torch(net, x):
+    torch._assert(x.shape[2] % 4 == 0, f"Height {x.shape[2]} is no multiple of 4")
+    return net.patches(x)
+
+
+def by_python(net, x):
+    assert x.shape[2] % 4 == 0, f"Height {x.shape[2]} is no multiple of 4"
+    return net.patches(x)
+
+
+@pytest.mark.parametrize("forward", [by_torch, by_python])
+def test_a_size_that_a_network_itself_does_not_take_is_one_clear_error(forward):
+    capture(asserting(forward), (3, 8, 8))
+    with pytest.raises(ZSQBenchError) as error:
+        capture(asserting(forward), (3, 10, 8))
+    assert str(error.value) == "the network does not take images of size (3, 10, 8) (Height 10 is no multiple of 4)"
+
+
 def test_capturing_leaves_the_module_as_it_was():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -5,6 +5,7 @@ import torch
 from networks import called_twice, detector, from_forward
 from torch import nn
 from torchvision import models
+from transformernets import built
 
 from zsqbench.quant import activation_quantizers, describe_units, find_units, prepare, quantized_layers
 from zsqbench.quant.graph.units import MAX_LAYERS
@@ -205,3 +206,28 @@ def test_a_unit_ends_before_what_decodes_it_also_where_the_output_is_float():
     assert [unit.targets for unit in units if "b" in dict(unit.layers)] == [("b",)]
     computed = [node.name for unit in units for node in unit.module.graph.nodes if node.op != "placeholder"]
     assert computed.count("sigmoid") == 1
+
+
+HALVES = {
+    "vit": [f"encoder.layers.encoder_layer_{n}.{half}" for n in (0, 1) for half in ("self_attention", "mlp")],
+    "swin": [f"features.{stage}.{n}.{half}" for stage in (1, 3) for n in (0, 1) for half in ("attn", "mlp")],
+    "swin_v2": [f"features.{stage}.{n}.{half}" for stage in (1, 3) for n in (0, 1) for half in ("attn", "mlp")],
+    "encoder": ["encoder.self_attn", "encoder"],
+    "encoder_norm_first": ["encoder.self_attn", "encoder"],
+    "timm_vit": [f"blocks.{n}.{half}" for n in (0, 1) for half in ("attn", "mlp")],
+    "timm_vit_pooled": [f"blocks.{n}.{half}" for n in (0, 1) for half in ("attn", "mlp")],
+    "timm_swin": [f"layers.{s}.blocks.{n}.{half}" for s in (0, 1) for n in (0, 1) for half in ("attn", "mlp")],
+    "timm_swin_fused": [f"layers.{s}.blocks.{n}.{half}" for s in (0, 1) for n in (0, 1) for half in ("attn", "mlp")],
+}
+"""The blocks of transformers: the attention and the MLP of each."""
+
+
+@pytest.mark.parametrize("scheme", ["hw/w4a4", "hw_strict/w4a8", "qdq/w8a8"])
+@pytest.mark.parametrize("name", HALVES)
+def test_each_half_of_a_transformers_block_is_a_unit(name, scheme):
+    net, size = built(name)
+    student = students(net, scheme, size)
+    units = [unit for unit in find_units(student) if unit.kind == "block"]
+    assert [(unit.name, len(unit.layers)) for unit in units] == [(half, 2) for half in HALVES[name]]
+    softmaxes = ["softmax" in str(unit.module.graph) for unit in units]
+    assert softmaxes == [True, False] * (len(units) // 2)

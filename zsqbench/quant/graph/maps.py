@@ -2,7 +2,7 @@
 
 from torch import fx
 
-from zsqbench.quant.graph.operators import is_layer
+from zsqbench.quant.graph.operators import is_layer, operator
 
 IMAGES = 4
 """Dimensions of a map."""
@@ -15,7 +15,7 @@ def last_map(captured: fx.GraphModule) -> fx.Node | None:
     classifier that is written as a 1 x 1 convolution have maps of one position, and so have squeezed channels.
     """
     depth = layers_before(captured)
-    spatial = [node for node in captured.graph.nodes if is_layer(node) and _positions(node) > 1]
+    spatial = [node for node in captured.graph.nodes if gives_map(node) and _positions(node) > 1]
     return max(reversed(spatial), key=depth.__getitem__, default=None)
 
 
@@ -38,6 +38,11 @@ def cut_behind(captured: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     return [node, *(each for each in captured.graph.nodes if each in read and each.op != "get_attr")]
 
 
+def gives_map(node: fx.Node) -> bool:
+    """True for a convolution of images; a linear layer of four dimensions, as in Swin, has channels last."""
+    return is_layer(node) and operator(node) != "linear" and len(node.meta["shape"]) == IMAGES
+
+
 def _positions(node: fx.Node) -> int:
     shape = node.meta["shape"]
-    return int(shape[2] * shape[3]) if shape is not None and len(shape) == IMAGES else 0
+    return int(shape[2] * shape[3])

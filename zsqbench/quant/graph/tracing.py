@@ -31,7 +31,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
     """
     _check_inputs(module)
     copied = copy.deepcopy(module).eval()
-    captured = fx.GraphModule(copied, trace(copied, input_size), type(module).__name__)
+    captured = fx.GraphModule(copied, _traced(copied, input_size), type(module).__name__)
     for node in captured.graph.nodes:
         node.meta["operator"] = _operator(captured, node)
         if node.op == "call_module":
@@ -59,6 +59,29 @@ def _check_inputs(module: nn.Module) -> None:
             f"{type(module).__name__} has {len(needed)} inputs ({', '.join(needed)}); expected one, the images; give "
             "the others a default, or wrap the network in a module that knows them"
         )
+
+
+def _traced(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
+    """The graph of a module whose own assertions hold for images of this size."""
+    try:
+        graph = trace(module, input_size)
+    except ZSQBenchError:
+        _check_assertions(module, input_size)
+        raise
+    if any(node.target is torch._assert for node in graph.nodes):  # noqa: SLF001 - what networks call, for it is traced
+        _check_assertions(module, input_size)
+    return graph
+
+
+def _check_assertions(module: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Raise ZSQBenchError where a module asserts that images have another size."""
+    try:
+        with torch.no_grad():
+            module(images_of_zeros(module, 2, input_size))
+    except AssertionError as error:
+        raise ZSQBenchError(f"the network does not take images of size {input_size} ({first_line(error)})") from error
+    except Exception:  # noqa: BLE001 - what else is in the way is told where it is met
+        return
 
 
 def _operator(captured: fx.GraphModule, node: fx.Node) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from zsqbench.quant.graph.maps import IMAGES, layers_before
+from zsqbench.quant.graph.maps import gives_map, layers_before
 from zsqbench.quant.graph.operators import (
     ACTIVATIONS,
     comes_from,
@@ -34,7 +34,7 @@ def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
     first. HAST's layers: 8 in ResNet-18, 9 in ResNet-20, 13 in MobileNetV1, 17 in MobileNetV2.
     """
     outputs = output_producers(captured)
-    given = [node for node in captured.graph.nodes if is_layer(node) and len(node.meta["shape"]) == IMAGES]
+    given = [node for node in captured.graph.nodes if gives_map(node)]
     given = [node for node in map(_normalized, given) if node not in outputs]
     depth = layers_before(captured)
     ends = [node for node in given if not any(operator(reader) in ACTIVATIONS for reader in readers(node))]
