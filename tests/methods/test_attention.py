@@ -7,7 +7,7 @@ from torchvision.models import VisionTransformer
 
 from zsqbench import Pretrained
 from zsqbench.methods import open_attention
-from zsqbench.synthesis import ALL_TOKENS, CLASS_TOKEN, MapForm
+from zsqbench.synthesis import MapForm
 from zsqbench.testing import tiny_teacher, tiny_teacher_without_bn, tiny_transformer
 from zsqbench.testing.networks import tiny_transformers
 
@@ -34,7 +34,7 @@ def attending(layer, size=SIZE, extra=0):
 def test_a_class_token_looks_at_the_patches_that_the_first_convolution_cuts():
     opened = open_attention(tiny_transformer(SIZE))
     assert (opened.blocks, opened.drop_first) == (("blocks.0", "blocks.1"), True)
-    assert opened.form == MapForm(CLASS_TOKEN, (4, 4))
+    assert opened.form == MapForm(1, (4, 4))
 
 
 def test_a_network_in_windows_has_similarities_and_no_maps():
@@ -46,16 +46,16 @@ def test_a_network_in_windows_has_similarities_and_no_maps():
 @pytest.mark.parametrize(
     ("layer", "size", "extra", "form"),
     [
-        (nn.Conv2d(3, 8, 2, 2), SIZE, 0, MapForm(ALL_TOKENS, (4, 4))),
-        (nn.Conv2d(3, 8, (2, 4), (2, 4)), SIZE, 0, MapForm(ALL_TOKENS, (4, 2))),
-        (nn.Conv2d(3, 8, 2, 2), SIZE, 3, MapForm(CLASS_TOKEN, (4, 4))),
-        (nn.Conv2d(3, 8, 3, 2, 1), (3, 8, 16), 1, MapForm(CLASS_TOKEN, (4, 8))),
-        (nn.Conv2d(3, 8, 3, 1, 0), (3, 8, 8), 0, MapForm(ALL_TOKENS, (6, 6))),
+        (nn.Conv2d(3, 8, 2, 2), SIZE, 0, MapForm(0, (4, 4))),
+        (nn.Conv2d(3, 8, (2, 4), (2, 4)), SIZE, 0, MapForm(0, (4, 2))),
+        (nn.Conv2d(3, 8, 2, 2), SIZE, 3, MapForm(3, (4, 4))),
+        (nn.Conv2d(3, 8, 3, 2, 1), (3, 8, 16), 1, MapForm(1, (4, 8))),
+        (nn.Conv2d(3, 8, 3, 1, 0), (3, 8, 8), 0, MapForm(0, (6, 6))),
         (
             nn.Conv2d(3, 8, (1, 3), 1, 0),
             (3, 8, 8),
             0,
-            "the 48 tokens that the last block looks at are no grid over an image of 8 x 8 pixels",
+            "the 48 tokens that the last block looks at are no grid over 8 x 8 pixels",
         ),
     ],
     ids=["patches", "oblong patches", "several tokens", "overlapping", "a stem", "no grid"],
@@ -79,7 +79,7 @@ def test_fused_attention_of_both_libraries_is_opened():
     of_torchvision = VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4)
     for module in (of_timm, of_torchvision):
         opened = open_attention(pretrained(module, (3, 32, 32)))
-        assert (len(opened.blocks), opened.drop_first, opened.form) == (2, True, MapForm(CLASS_TOKEN, (4, 4)))
+        assert (len(opened.blocks), opened.drop_first, opened.form) == (2, True, MapForm(1, (4, 4)))
 
 
 def test_a_network_without_attention_says_so():

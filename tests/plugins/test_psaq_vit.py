@@ -63,7 +63,7 @@ def first_step(vectors, teacher, dtype):
 def test_diagnostics_measure_the_entropies_of_the_release(vectors, golden_teacher):
     stored = vectors("psaq_step_a")
     shift = int(stored["jitter"][0])
-    seen = jittered(tensor(stored, "start_images"), (shift, shift), flip=bool(stored["flip"][0]))
+    seen = jittered(stored_tensor(stored, "start_images"), (shift, shift), flip=bool(stored["flip"][0]))
     found = diagnose(golden_teacher, zsqbench.CalibrationSet(seen), None, "", open_attention(golden_teacher)).set
     entropies = [block.entropy for block in found.patch_similarities]
     assert -sum(entropies) == pytest.approx(stored["loss_entropy_f64"][0], rel=1e-10)

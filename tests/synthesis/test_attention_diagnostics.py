@@ -6,7 +6,6 @@ from torch.nn import functional
 from zsqbench.methods import open_attention
 from zsqbench.synthesis import (
     ALL_TOKENS,
-    CLASS_TOKEN,
     MapForm,
     OpenAttention,
     attention_diagnostics,
@@ -88,20 +87,18 @@ def test_the_class_token_looks_at_patches_and_heads_are_averaged():
     # two heads, a class token and two patches; rows are who looks
     weights = torch.tensor([[[0.2, 0.8, 0.0], [9, 9, 9], [9, 9, 9]], [[0.4, 0.2, 0.4], [9, 9, 9], [9, 9, 9]]])
     for each in (weights[None], weights):  # heads in a dimension of their own, and with images
-        maps = attention_maps(each, 1, MapForm(CLASS_TOKEN, (1, 2)))
-        torch.testing.assert_close(maps, torch.tensor([[[0.5, 0.2]]]))
+        maps = attention_maps(each, 1, MapForm(1, (1, 2)))
+        torch.testing.assert_close(maps, torch.tensor([[[2 / 3, 1 / 3]]]))
 
 
 def test_without_a_class_token_all_tokens_look():
     weights = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])[None]
-    torch.testing.assert_close(
-        attention_maps(weights, 1, MapForm(ALL_TOKENS, (2, 1))), torch.tensor([[[0.75], [0.25]]])
-    )
+    torch.testing.assert_close(attention_maps(weights, 1, MapForm(0, (2, 1))), torch.tensor([[[0.75], [0.25]]]))
 
 
 def test_what_each_image_looks_at_is_its_own():
     weights = torch.softmax(torch.randn(3, 1, 4, 4), -1)
-    opened, images = given(torch.randn(3, 1, 4, 2), weights, MapForm(ALL_TOKENS, (2, 2)))
+    opened, images = given(torch.randn(3, 1, 4, 2), weights, MapForm(0, (2, 2)))
     maps = attend(opened, images.split(2)).maps
     assert (maps.by, maps.grid) == (ALL_TOKENS, (2, 2))
     torch.testing.assert_close(maps.maps, weights[:, 0].mean(1).view(3, 2, 2))

@@ -1,6 +1,5 @@
 """The attention of a network without batch normalisation, opened for its diagnostics."""
 
-import math
 from typing import TYPE_CHECKING
 
 from zsqbench.errors import ZSQBenchError
@@ -32,7 +31,7 @@ def open_attention(teacher: "Pretrained") -> "OpenAttention | str":
     if (lack := lack_of_attention(len(found), (), teacher.input_size, network)) is not None:
         return f"it {lack}"
     class_token = has_class_token(captured)
-    form = _form(found[-1], patch_size(captured), teacher.input_size[1:], class_token=class_token)
+    form = _form(found[-1], teacher.input_size[1:], patch_size(captured))
     names = [tensor_name(each.context) for each in found]
     blocks = tuple(name.rpartition(".")[0] or name for name in names)  # the function in it is the same in each
     drop_first = class_token or any(each.windows > 1 for each in found)
@@ -40,33 +39,15 @@ def open_attention(teacher: "Pretrained") -> "OpenAttention | str":
     return OpenAttention(opened.requires_grad_(requires_grad=False), blocks, drop_first, form)
 
 
-def _form(
-    last: "Attention", patch: tuple[int, int] | None, size: tuple[int, int], *, class_token: bool
-) -> "MapForm | str":
+def _form(last: "Attention", size: tuple[int, int], patch: tuple[int, int] | None) -> "MapForm | str":
     """How the attention of the last block lies over an image of height and width `size`."""
-    from zsqbench.synthesis import ALL_TOKENS, CLASS_TOKEN, MapForm
+    from zsqbench.quant import key_grid
+    from zsqbench.synthesis import MapForm
 
     if last.windows > 1:
         return "the last block looks within windows, and the graph does not tell where in the image they lie"
-    keys = int(last.weights.meta["shape"][-1])
-    grid = _grid(keys, patch, size, class_token=class_token)
+    grid = key_grid(last, size, patch)
     if grid is None:
         height, width = size
-        return f"the {keys} tokens that the last block looks at are no grid over an image of {height} x {width} pixels"
-    return MapForm(CLASS_TOKEN if class_token and keys > math.prod(grid) else ALL_TOKENS, grid)
-
-
-def _grid(
-    keys: int, patch: tuple[int, int] | None, size: tuple[int, int], *, class_token: bool
-) -> tuple[int, int] | None:
-    """Rows and columns of patches: those that the first convolution cuts, or as many as are like the image in shape."""
-    height, width = size
-    if patch is not None:
-        cut = height // patch[0], width // patch[1]
-        if keys == math.prod(cut) or (class_token and keys > math.prod(cut)):
-            return cut
-    patches = keys - int(class_token)
-    rows = math.isqrt(patches * height // width)
-    columns = patches // max(1, rows)
-    is_grid = rows * columns == patches > 0 and rows * width == columns * height
-    return (rows, columns) if is_grid else None
+        return f"the {last.keys} tokens that the last block looks at are no grid over {height} x {width} pixels"
+    return MapForm(grid.before, (grid.height, grid.width))

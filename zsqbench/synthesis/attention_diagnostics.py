@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from zsqbench.synthesis.attention_maps import attention_map
 from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features, patch_spread
 
 PATCH_IMAGES = 32
@@ -23,10 +24,15 @@ CLASS_TOKEN, ALL_TOKENS = "class token", "mean of all tokens"
 class MapForm:
     """How the attention of the last block lies over an image."""
 
-    by: str
-    """Who looks: the `class token`, or the `mean of all tokens`."""
+    before: int
+    """Tokens that come before the patches, as a class token does."""
     grid: tuple[int, int]
-    """Patches along height and width, row by row the last of the keys."""
+    """Patches along height and width, row by row."""
+
+    @property
+    def by(self) -> str:
+        """Who looks: the `class token`, or the `mean of all tokens`."""
+        return CLASS_TOKEN if self.before else ALL_TOKENS
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class AttentionMaps:
     by: str
     grid: tuple[int, int]
     maps: Tensor = field(compare=False, repr=False)
-    """Mean over heads [n, rows, columns]; what tokens that are no patches get is left out."""
+    """Mean over heads of the parts of what all patches get [n, rows, columns]."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,7 @@ def attend(opened: OpenAttention, batches: Iterable[Tensor]) -> Attended:
 
 def attention_maps(weights: Tensor, images: int, form: MapForm) -> Tensor:
     """Maps [images, rows, columns] of weights [images, heads, tokens, keys] or [images * heads, tokens, keys]."""
-    looks = weights.reshape(images, -1, *weights.shape[-2:]).mean(1)
-    keys = looks[:, 0] if form.by == CLASS_TOKEN else looks.mean(1)
-    rows, columns = form.grid
-    return keys[:, -rows * columns :].reshape(images, rows, columns).float().cpu()
+    return attention_map(weights, images, form.before).mean(1).reshape(images, *form.grid).float().cpu()
 
 
 def _similarity(name: str, features: Tensor, images: int) -> PatchSimilarity:
