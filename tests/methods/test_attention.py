@@ -1,5 +1,4 @@
 import pytest
-import timm
 import torch
 from networks import from_forward
 from torch import nn
@@ -75,6 +74,7 @@ def test_the_network_itself_stays_as_it_is():
 
 
 def test_fused_attention_of_both_libraries_is_opened():
+    timm = pytest.importorskip("timm", reason="one of the networks is timm's")
     of_timm = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=4)
     of_torchvision = VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4)
     for module in (of_timm, of_torchvision):
