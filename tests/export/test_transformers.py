@@ -5,7 +5,10 @@ from collections import Counter
 import pytest
 from exportnets import exported
 
-SLOW = pytest.mark.slow("torch takes half a minute to write down a network of four blocks")
+SLOW = (
+    pytest.mark.slow("torch takes half a minute to write down a network of four blocks"),
+    pytest.mark.timeout(600),
+)
 
 # How many layers, and products of two tensors. Swin's merging is a layer.
 NETWORKS = [
