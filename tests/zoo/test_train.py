@@ -8,9 +8,11 @@ from zsqbench.zoo.models import load_named
 from zsqbench.zoo.train import RECIPES, ClassifierTraining, augment
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("mobilenetv2", "sgd"), ("vit", "adamw")])
-def test_training_is_the_same_each_time(name, optimizer):
-    short = ClassifierTraining(noise=0.5, weight_decay=1e-4, spread=1.0, epochs=1, batch=256, optimizer=optimizer)
+@pytest.mark.parametrize(("name", "optimizer", "blanks"), [("mobilenetv2", "sgd", 0), ("vit", "adamw", 8)])
+def test_training_is_the_same_each_time(name, optimizer, blanks):
+    short = ClassifierTraining(
+        0.5, weight_decay=1e-4, spread=1.0, epochs=1, batch=256, optimizer=optimizer, blanks=blanks
+    )
     one, two = (train.train(name, short).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -32,6 +34,26 @@ def test_augmentation_without_noise_stays_in_range_and_moves_images():
     assert moved.min() >= 0
     assert moved.max() <= 1
     assert not torch.equal(moved, images)
+
+
+def test_blanks_are_noise_of_half_to_one_and_a_half_deviations():
+    images = train.blank(50, torch.Generator().manual_seed(0))
+    assert images.shape == (50, 1, 16, 16)
+    assert images.mean().abs() < 0.05
+    deviations = images.flatten(1).std(1)
+    assert 0.4 < deviations.min() < 0.6
+    assert 1.4 < deviations.max() < 1.7
+
+
+def test_the_transformer_finds_no_class_in_noise_and_one_in_digits():
+    network = load_named("vit").module
+    images, _ = digits.load_digits("test")
+    certain, uncertain = (
+        network(x).softmax(1).amax(1).mean()
+        for x in (train.normalize(train.resize(images)), train.blank(100, torch.Generator().manual_seed(1)))
+    )
+    assert certain > 0.7
+    assert uncertain < 0.3
 
 
 def test_each_embedded_network_has_a_recipe():
