@@ -414,13 +414,13 @@ def test_damaged_weights_fail_the_model_with_one_line(tmp_path):
         Classification(data="digits").load(model(base="resnet20", weights=str(tmp_path / "w.safetensors")), context())
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
-def test_the_embedded_networks_are_right_on_98_percent_of_900_digits(name):
+@pytest.mark.parametrize(("name", "percent"), [("resnet20", 98), ("mobilenetv2", 98), ("vit", 97)])
+def test_the_embedded_networks_are_right_on_nearly_all_of_900_digits(name, percent):
     task = Classification(data="digits")
     loaded = task.load(model(base=name), context())
     evaluation = task.evaluate(loaded.module, loaded, context())
     assert evaluation.metrics["samples"] == len(evaluation.per_sample) == 900
-    assert evaluation.metrics["top1"] == 100 * sum(evaluation.per_sample) / 900 >= 98
+    assert evaluation.metrics["top1"] == 100 * sum(evaluation.per_sample) / 900 >= percent
 
 
 def test_a_sample_is_as_hard_as_its_label_is_improbable(tmp_path):

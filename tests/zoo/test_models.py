@@ -17,9 +17,9 @@ def test_names_can_be_listed_and_checked_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
-def test_an_embedded_network_is_right_on_98_percent_of_the_held_out_digits(name):
-    assert accuracy(load_named(name).module) >= 98
+@pytest.mark.parametrize(("name", "percent"), [("resnet20", 98), ("mobilenetv2", 98), ("vit", 97)])
+def test_an_embedded_network_is_right_on_nearly_all_held_out_digits(name, percent):
+    assert accuracy(load_named(name).module) >= percent
 
 
 def test_all_that_is_embedded_takes_less_than_two_megabytes():

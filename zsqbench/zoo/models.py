@@ -63,7 +63,7 @@ class Network:
 class Definition:
     """A network that is defined here: its family, the arguments of its constructor, its weights if there are any."""
 
-    family: Literal["resnet", "mobilenet", "brecq"]
+    family: Literal["resnet", "mobilenet", "vit", "brecq"]
     arguments: Mapping[str, Any]
     feeding: Feeding
     weights: Path | None = None
@@ -97,6 +97,9 @@ DEFINITIONS: Mapping[str, Definition] = {
         {"stages": ((6, 1, 1), (8, 2, 2), (12, 2, 2)), "stem": 6, "head": 48, "in_channels": 1},
         DIGITS,
         _FOLDER / "mobilenetv2.safetensors",
+    ),
+    "vit": Definition(
+        "vit", {"side": 16, "patch": 4, "width": 32, "depth": 4, "heads": 4}, DIGITS, _FOLDER / "vit.safetensors"
     ),
     **{f"cifar_resnet{depth}": Definition("resnet", {"depth": depth}, CIFAR10) for depth in (20, 32, 44, 56)},
     **{
@@ -164,11 +167,12 @@ def _load_definition(name: str, definition: Definition, weights: Weights | None,
     from zsqbench.zoo import brecq
     from zsqbench.zoo.mobilenet import MobileNetV2
     from zsqbench.zoo.resnet import CifarResNet
+    from zsqbench.zoo.vit import VisionTransformer
     from zsqbench.zoo.weights import build_network
 
     weights = weights or shipped_weights(name)
     families: dict[str, Callable[..., nn.Module]]
-    families = {"resnet": CifarResNet, "mobilenet": MobileNetV2, "brecq": brecq.build}
+    families = {"resnet": CifarResNet, "mobilenet": MobileNetV2, "vit": VisionTransformer, "brecq": brecq.build}
     build = families[definition.family]
     arguments = {**definition.arguments, "classes": classes or definition.classes}
     return Network(build_network(lambda: build(**arguments), weights), definition.feeding)
