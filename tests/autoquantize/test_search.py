@@ -117,9 +117,10 @@ def test_without_batch_normalisation_other_generators_make_the_images(searching)
 def test_generators_are_taken_as_far_as_there_is_time_for_their_images(searching):
     make, _, _ = searching
     search = make(lacks={"dgh": "needs batch normalisation"})
-    assert search._affordable(replace(TINY, iterations=2000)) == ("image_prior", "psaq_vit")
+    assert search._affordable(replace(TINY, iterations=1000)) == ("image_prior", "psaq_vit")
     assert search._affordable(replace(TINY, iterations=5000)) == ("image_prior",)
     assert search.lacks["psaq_vit"].startswith("its smallest set takes about ")
+    assert search._affordable(replace(TINY, iterations=9000)) == ()
 
 
 def test_no_images_to_judge_on_is_one_line(searching):

@@ -97,6 +97,7 @@ def build():
 """
 
 
+@pytest.mark.timeout(300)  # the export of a transformer is slow, and most so on a busy machine
 def test_a_transformer_is_judged_and_calibrated_on_images_that_need_no_batch_normalisation(
     quantize, bench, monkeypatch
 ):
@@ -108,7 +109,8 @@ def test_a_transformer_is_judged_and_calibrated_on_images_that_need_no_batch_nor
     assert "rtn on image_prior: " in said.err
     assert "rtn on psaq_vit: " in said.err
     assert "- Candidates were judged on 16 synthetic images; none was calibrated on any of them." in said.out
-    assert "LEFT OUT\n- dfq without images: needs batch normalisation, and net.py has none.\n- The search" in said.out
+    left_out = said.out.partition("LEFT OUT\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.partition(":")[0] for line in left_out[:-1]] == ["- dfq without images"]
 
 
 NET = """

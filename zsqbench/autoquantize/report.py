@@ -26,7 +26,7 @@ WORDS = {
     "agreement": "percent of the images for which the quantized and the float network decide for the same class",
     "fidelity": "100 less the difference of the outputs from the float network's in percent of their size",
     "top1": "percent of the labelled images for which a network decides for the label",
-    "control": "a candidate that any good one must beat, and that is chosen only where none is as good",
+    "control": "a candidate that any good one must beat, and that is chosen only where all others are clearly worse",
     "simulation": "the quantized network in PyTorch, on which all figures of candidates were measured",
     "bits": "how many bits a weight has on average; the size of all weights follows from them",
     "p50, p95": "what half of the runs, and 95 of 100 runs, do not exceed",

@@ -163,14 +163,18 @@ class Search:
         return fitting[-1] if fitting else LEVELS[0]
 
     def _affordable(self, level: Level) -> tuple[str, ...]:
-        """The generators whose images there is time for, to judge and to calibrate on; others lack it from now on."""
+        """The generators whose images there is time for, to judge and to calibrate on; others lack it from now on.
+
+        The first one may take all that is left, for without any there is little to try. With a further one, their
+        images take no more than their part of the budget.
+        """
         chosen: list[str] = []
         seconds = 0.0
         for generator in self._generators:
             if generator in self.lacks:
                 continue
             takes = self._costs.generate(level, generator)
-            if 2 * (seconds + takes) > self._left:
+            if seconds + takes > (IMAGES_SHARE * self.request.budget if chosen else self._left / 2):
                 self.lacks[generator] = f"its smallest set takes about {takes:.0f} s, and is needed twice"
                 continue
             chosen.append(generator)
