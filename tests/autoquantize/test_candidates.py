@@ -2,7 +2,17 @@ from fractions import Fraction
 
 import pytest
 
-from zsqbench.autoquantize.candidates import ABOUT, CANDIDATES, LEVELS, Candidate, Costs, generators, quantizers
+from zsqbench.autoquantize.candidates import (
+    ABOUT,
+    CANDIDATES,
+    LEVELS,
+    WITHOUT_BN,
+    Candidate,
+    Costs,
+    generators,
+    on_images_of,
+    quantizers,
+)
 from zsqbench.plugins import load_plugins
 
 
@@ -25,7 +35,36 @@ def test_dfq_moves_no_bound_of_relu6():
 
 
 def test_what_candidates_are_made_of_is_explained():
-    assert {word for each in CANDIDATES.values() for candidate in each for word in candidate.words} == set(ABOUT)
+    made = [*CANDIDATES.values(), *(on_images_of(WITHOUT_BN, each) for each in CANDIDATES.values())]
+    assert {word for each in made for candidate in each for word in candidate.words} == set(ABOUT)
+
+
+@pytest.mark.parametrize("target", CANDIDATES)
+def test_candidates_of_a_network_with_batch_normalisation_are_those_that_are_listed(target):
+    assert on_images_of(("dgh",), CANDIDATES[target]) == CANDIDATES[target]
+
+
+def test_without_batch_normalisation_two_generators_stand_for_one():
+    names = [candidate.name for candidate in on_images_of(WITHOUT_BN, CANDIDATES["int4"])]
+    both = {over: [f"{over} on image_prior", f"{over} on psaq_vit"] for over in ("rtn", "hptq", "brecq")}
+    mixed = [f"mixed {part} over {name}" for part in ("1/3", "1/2") for name in both["rtn"]]
+    without = ["squant without images", "dfq without images"]
+    assert names == [*without, *both["rtn"], *mixed, *both["hptq"], "rtn on noise", *both["brecq"]]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_generators_have_the_iterations_of_a_level(level):
+    made = generators(level)
+    assert made["dgh"]["iterations"] == made["image_prior"]["iterations"] == level.iterations
+    assert 2 * made["psaq_vit"]["iterations"] in {level.iterations, level.iterations - 1}
+    assert all(options["images"] == level.images for options in made.values())
+    assert all(made[name]["warmup"] <= made[name]["iterations"] / 5 for name in WITHOUT_BN)
+
+
+@pytest.mark.parametrize("generator", WITHOUT_BN)
+def test_other_generators_cost_no_less_than_dgh(generator):
+    costs = Costs(image=0.01, parameters=1, layers=1, judged=0)
+    assert costs.generate(LEVELS[2], generator) >= costs.generate(LEVELS[2])
 
 
 def test_images_are_judged_on_as_time_allows():

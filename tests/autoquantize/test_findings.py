@@ -24,9 +24,12 @@ def tried(name, agrees=(), control=False, metric="agreement", fidelity=50.0, bit
     return Tried(Candidate(name, control=control), row, 1.0)
 
 
-def ranked(*candidates):
-    found = Found(Path(), Path(), TINY, Path(), "dgh", candidates, {}, 1.0)
-    return [one.candidate.quantizer for one in found.ranking]
+def found(*candidates, generators=("dgh",), images=False):
+    return Found(Path(), Path(), TINY, Path(), generators, images, candidates, {}, 1.0)
+
+
+def ranked(*candidates, **judged):
+    return [one.candidate.quantizer for one in found(*candidates, **judged).ranking]
 
 
 def test_the_highest_agreement_is_first_where_no_other_one_comes_near():
@@ -59,11 +62,39 @@ def test_networks_that_are_no_classifiers_bear_a_little_less_fidelity_for_fewer_
     assert ranked(half, pure)[0] == first
 
 
-def test_the_control_is_not_ranked():
+@pytest.mark.parametrize("right", [1, 11, 16])
+def test_the_control_is_not_ranked_where_it_is_not_told_from_the_best_candidate(right):
+    control = tried("control", range(right), control=True)
+    assert ranked(tried("a", range(11)), tried("b", range(3)), control) == ["a", "b"]
+    assert found(control).control is control
+
+
+def test_the_control_is_chosen_where_all_candidates_are_told_from_it_as_worse():
     control = tried("control", range(16), control=True)
-    found = Found(Path(), Path(), TINY, Path(), "dgh", [tried("a", range(3)), control], {}, 1.0)
-    assert [one.candidate.quantizer for one in found.ranking] == ["a"]
-    assert found.control is control
+    assert ranked(tried("a", range(3)), control, tried("b", range(10))) == ["control", "b", "a"]
+    assert found(tried("a", range(3)), control).near == []
+
+
+def test_a_candidate_that_the_control_is_told_from_as_better_is_not_chosen_for_its_bits():
+    best, small = tried("best", range(15), bits=5.0), tried("small", range(10))
+    assert ranked(best, small) == ["small", "best"]
+    assert ranked(best, small, tried("control", range(16), control=True)) == ["best", "small"]
+
+
+def test_on_noise_alone_the_lead_of_the_control_which_is_calibrated_on_noise_counts_for_nothing():
+    one, control = tried("a", range(3)), tried("control", range(16), control=True)
+    assert ranked(one, control, generators=("noise",)) == ["a"]
+    assert ranked(one, control, generators=("noise",), images=True) == ["control", "a"]
+
+
+@pytest.mark.parametrize(("fidelity", "first"), [(85.0, "a"), (84.9, "control")])
+def test_of_networks_that_are_no_classifiers_the_control_has_to_lead_clearly(fidelity, first):
+    control = tried("control", range(16), control=True, metric="fidelity", fidelity=90.0)
+    assert ranked(tried("a", range(16), metric="fidelity", fidelity=fidelity), control)[0] == first
+
+
+def test_the_control_alone_is_nothing_to_choose():
+    assert ranked(tried("control", range(16), control=True), tried("failed")) == []
 
 
 def test_networks_that_are_no_classifiers_are_ranked_by_fidelity_alone():

@@ -80,7 +80,8 @@ FOUND = Found(
     Path("rows"),
     Level(16, 20, 20),
     Path("file"),
-    "dgh",
+    ("dgh",),
+    False,
     [CONTROL, WORST, SECOND, BEST],
     {"brecq on dgh": "about 90 s, and 3 s of the budget were left"},
     9.0,
@@ -247,9 +248,9 @@ def test_few_images_are_to_be_feared(checkup):
 
 
 def test_noise_to_judge_on_is_to_be_feared(checkup):
-    noisy, fear = replace(FOUND, generator="noise"), "- It was judged on noise, for which no network is made"
+    noisy, fear = replace(FOUND, generators=("noise",)), "- It was judged on noise, for which no network is made"
     assert fear in page(checkup, noisy)
-    assert fear not in page(checkup, noisy, replace(REQUEST, images=Path("mine")))
+    assert fear not in page(checkup, replace(noisy, images=True), replace(REQUEST, images=Path("mine")))
 
 
 CLIPPED = tried("hptq", "dgh", agreement=98.0).row.model_copy(
@@ -291,6 +292,66 @@ def test_a_control_that_is_as_good_is_to_be_feared_and_one_that_was_not_run_too(
         assert "- The control, rtn on noise, cannot be told from it" in page(checkup, judged(BEST, one))
     assert "- The control was not run" in page(checkup, judged(BEST))
     assert "- The control" not in page(checkup).partition("WHY")[0]
+
+
+BETTER = tried("rtn", "noise", control=True, agreement=100.0, fidelity=95.0)
+
+
+def test_a_control_that_is_clearly_better_is_never_said_to_be_as_good(checkup):
+    """Noise that is judged on is like what the control is calibrated on, so the worse candidate stays."""
+    text = page(checkup, judged(WORST, BETTER, generators=("noise",)), tried=WORST)
+    assert "cannot be told" not in text
+    because = "that says nothing, for it is calibrated on noise, which is all that was judged on"
+    assert f"- The control, rtn on noise, has the higher agreement, 100.00 instead of 25.00: {because}." in text
+    assert "- The highest agreement but for the control's is chosen; no other candidate comes so near" in text
+    assert f"- The control is rtn on noise; {because}." in text
+
+
+def test_a_control_that_is_chosen_is_to_be_feared(checkup):
+    text = page(checkup, judged(WORST, BETTER), tried=BETTER)
+    assert "- rtn on noise made it." in text
+    assert "- It is the control, rtn on noise, than which all candidates are worse" in text
+    said = "- All candidates have less agreement than the control, rtn on noise, by more than chance explains"
+    assert f"{said} (sign test, 5 %): so the control is chosen." in text
+    assert "rtn on noise           100.00     95.00     2        chosen" in text.splitlines()
+    assert "squant without images  25.00      99.00     2" in text.splitlines()
+    assert "cannot be told" not in text
+    outputs = [replace(one, row=one.row.model_copy(update={"metric": "fidelity"})) for one in (CLOSE, BETTER)]
+    assert "- All candidates have less fidelity than the control, rtn on noise, by more than 5: so" in page(
+        checkup, judged(*outputs), tried=outputs[1]
+    )
+
+
+CLOSE = tried("dfq", right=15, agreement=93.75, fidelity=80.0)
+
+
+def test_a_control_that_leads_by_little_is_told(checkup):
+    text = page(checkup, judged(CLOSE, BETTER), tried=CLOSE)
+    assert "- The control, rtn on noise, cannot be told from it" in text
+    assert "- The highest agreement but for the control's is chosen" in text
+    assert "- The control is rtn on noise; its lead is too small to choose it for." in text
+    best, near = (tried("dfq", metric="fidelity", fidelity=value, control=value > 96) for value in (96.0, 97.0))
+    text = page(checkup, judged(best, near), tried=best)
+    assert "- The control, dfq without images, has the higher fidelity, 97.00 instead of 96.00: its lead is" in text
+    assert "- The highest fidelity but for the control's is chosen." in text
+
+
+def test_candidates_that_are_near_the_best_one_and_worse_than_the_control_are_named(checkup):
+    small = tried("squant", right=10, bits=4.0, agreement=62.5, fidelity=70.0)
+    text = page(checkup, judged(CLOSE, small, BETTER), tried=CLOSE)
+    assert "- Not chosen, because the control is clearly better: squant without images." in text
+    assert "is chosen; no other one that the control is not clearly better than comes so near" in text
+
+
+def test_images_of_two_generators_are_told(checkup):
+    best = tried("hptq", "psaq_vit", agreement=100.0, fidelity=90.0)
+    text = page(checkup, judged(best, CONTROL, generators=("image_prior", "psaq_vit")), tried=best)
+    assert "- Candidates were judged on 32 synthetic images; none" in text
+    assert (
+        "- image_prior and psaq_vit make 16 images each to calibrate on, and as many of another seed to judge." in text
+    )
+    assert "- It was calibrated on images that psaq_vit made, as are some of those that it is judged on." in text
+    assert "\n- psaq_vit: makes images that the network takes for classes, and whose patches" in text
 
 
 def test_random_weights_and_what_the_doctor_and_the_task_say_stand_on_the_page(checkup):

@@ -1,6 +1,7 @@
 """The search on an embedded network: a budget that is kept, and what is left out."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_what_the_budget_has_no_time_for_is_left_out_by_name(searching):
     assert list(found.left_out) == ["dfq without images", "rtn on dgh", "hptq on dgh", "rtn on noise", "brecq on dgh"]
     assert all(reason.endswith("s, and 0 s of the budget were left") for reason in found.left_out.values())
     assert found.ranking == list(found.tried)
-    assert (found.control, found.generator, found.level) == (None, "dgh", TINY)
+    assert (found.control, found.generators, found.level) == (None, ("dgh",), TINY)
 
 
 def test_a_search_again_takes_what_is_done_and_goes_on_from_there(searching, monkeypatch):
@@ -96,10 +97,37 @@ def test_a_search_again_takes_what_is_done_and_goes_on_from_there(searching, mon
 def test_without_synthetic_images_noise_is_judged_on(searching):
     make, _, _ = searching
     lacks = dict.fromkeys(["dfq", "hptq", "brecq"], "no") | {"dgh": "needs batch normalisation"}
-    found = make(lacks=lacks).run()
-    assert found.generator == "noise"
-    assert found.left_out["rtn on dgh"] == "needs batch normalisation"
+    found = make(lacks=lacks | dict.fromkeys(["image_prior", "psaq_vit"], "needs a classifier")).run()
+    assert (found.generators, found.at_home) == (("noise",), True)
+    assert found.left_out["rtn on image_prior"] == found.left_out["rtn on psaq_vit"] == "needs a classifier"
+    assert "rtn on dgh" not in found.left_out
     assert found.control is not None
+
+
+def test_without_batch_normalisation_other_generators_make_the_images(searching):
+    make, _, _ = searching
+    lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq"], "no") | {"dgh": "needs batch normalisation"}
+    found = make(lacks=lacks).run()  # a ResNet has no attention, so that psaq_vit makes nothing
+    assert (found.generators, found.at_home) == (("image_prior",), False)
+    assert [tried.candidate.name for tried in found.tried] == ["rtn on image_prior", "rtn on noise"]
+    assert found.left_out["rtn on psaq_vit"].startswith("it made no images to judge on: psaq_vit needs attention")
+    assert all(tried.row.metrics["samples"] == TINY.images for tried in found.tried)
+
+
+def test_generators_are_taken_as_far_as_there_is_time_for_their_images(searching):
+    make, _, _ = searching
+    search = make(lacks={"dgh": "needs batch normalisation"})
+    assert search._affordable(replace(TINY, iterations=1000)) == ("image_prior", "psaq_vit")
+    assert search._affordable(replace(TINY, iterations=5000)) == ("image_prior",)
+    assert search.lacks["psaq_vit"].startswith("its smallest set takes about ")
+    assert search._affordable(replace(TINY, iterations=9000)) == ()
+
+
+def test_no_images_to_judge_on_is_one_line(searching):
+    make, _, _ = searching
+    with pytest.raises(ZSQBenchError, match=r"no images to judge on could be made: .*psaq_vit") as error:
+        make()._hold_out(TINY, ("psaq_vit",), Path("file"))
+    assert "\n" not in str(error.value)
 
 
 def test_images_that_take_too_long_are_left_out_with_what_calibrates_on_them(searching, monkeypatch):
@@ -107,7 +135,7 @@ def test_images_that_take_too_long_are_left_out_with_what_calibrates_on_them(sea
     monkeypatch.setattr(module, "LEVELS", (replace(TINY, iterations=10**9),))
     lacks = dict.fromkeys(["dfq", "hptq", "brecq"], "no")
     found = make(lacks=lacks).run()
-    assert found.generator == "noise"
+    assert found.generators == ("noise",)
     assert found.left_out["rtn on dgh"].startswith("its smallest set takes about ")
 
 

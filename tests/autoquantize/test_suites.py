@@ -35,6 +35,20 @@ def test_every_quantizer_runs_at_the_scheme_of_each_target(tmp_path, target, rel
         assert variant.quantizer.rejects(scheme) is None
 
 
+@pytest.mark.parametrize(("generator", "task"), [("dgh", "fidelity"), ("noise", "fidelity"), ("psaq_vit", "agreement")])
+def test_images_of_classes_are_made_for_a_classifier(tmp_path, generator, task):
+    suite = load_suite(held_out_suite(request(tmp_path), LEVELS[0], generator))
+    assert suite.task("held_out").name == task
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+def test_repq_vit_is_no_candidate_because_it_refuses_symmetric_weights(tmp_path, target):
+    made = Request("resnet20", {"base": "resnet20"}, target, 60.0, tmp_path)
+    suite = load_suite(held_out_suite(made, LEVELS[0]))
+    method = suite.catalog.find("quantizer", "repq_vit").method(round_zero_point=True)
+    assert "symmetric" in method.rejects(suite.schemes[made.scheme])
+
+
 def test_the_suite_has_a_cell_for_each_candidate_in_their_order(tmp_path):
     (tmp_path / "file").touch()
     made = request(tmp_path, tmp_path / "mine")

@@ -75,6 +75,44 @@ def test_images_of_the_users_decide_and_weights_of_4_bits_are_stored_so(quantize
     assert "3 layers have weights of 4 bits, which runtimes turn into floats: these layers run in float." in said.out
 
 
+TRANSFORMER = """
+import torch
+from torch import nn
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 4, stride=4)
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.qkv, self.norm, self.head = nn.Linear(16, 48), nn.LayerNorm(16), nn.Linear(16, 10)
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, 17, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 17, 16)
+        return self.head(x[:, 0])
+def build():
+    network = Transformer()
+    network.input_size, network.mean, network.std = (1, 16, 16), (0.5,), (0.25,)
+    return network
+"""
+
+
+@pytest.mark.timeout(300)  # the export of a transformer is slow, and most so on a busy machine
+def test_a_transformer_is_judged_and_calibrated_on_images_that_need_no_batch_normalisation(
+    quantize, bench, monkeypatch
+):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    kept = [each for each in search.CANDIDATES["int8"] if each.quantizer in {"dfq", "rtn"}]
+    monkeypatch.setattr(search, "CANDIDATES", {"int8": kept})
+    said = quantize(bench.write("net.py", TRANSFORMER), "--weights", "none")
+    assert said.code == 0, said.err
+    assert "rtn on image_prior: " in said.err
+    assert "rtn on psaq_vit: " in said.err
+    assert "- Candidates were judged on 16 synthetic images; none was calibrated on any of them." in said.out
+    left_out = said.out.partition("LEFT OUT\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.partition(":")[0] for line in left_out[:-1]] == ["- dfq without images"]
+
+
 NET = """
 from torch import nn
 def build():

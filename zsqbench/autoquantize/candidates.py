@@ -1,7 +1,7 @@
 """The data-free pipelines that are tried, in the order in which they are, and about how long each takes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -14,6 +14,9 @@ from zsqbench.steps.quantize import Quantize
 from zsqbench.steps.sensitivity import Sensitivity
 
 NOISE, SYNTHETIC, MIXED = "noise", "dgh", "mixed"
+
+WITHOUT_BN = IMAGE_PRIOR, PSAQ_VIT = "image_prior", "psaq_vit"
+"""The generators for networks without batch normalisation, in place of `SYNTHETIC`, which needs it."""
 
 CHECKED = 16
 """How many images a written file and its simulation are compared on, at most."""
@@ -83,7 +86,20 @@ _MIXED = tuple(Candidate("rtn", SYNTHETIC, part=part) for part in (Fraction(1, 3
 _LAST = (Candidate("hptq", SYNTHETIC), Candidate("rtn", NOISE, control=True), Candidate("brecq", SYNTHETIC))
 
 CANDIDATES: Mapping[Target, tuple[Candidate, ...]] = {"int8": (*_FIRST, *_LAST), "int4": (*_FIRST, *_MIXED, *_LAST)}
-"""Cheap ones come first, and `mixed` early, for at 4 bits it gains most."""
+"""Cheap ones come first, and `mixed` early, for at 4 bits it gains most.
+
+`repq_vit` is none of them: it takes weights on affine grids alone, which files run many times slower than float.
+"""
+
+
+def on_images_of(generators: Sequence[str], candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """These candidates; those on `SYNTHETIC` images are on those of each of the generators instead."""
+    return tuple(
+        replace(candidate, generator=generator)
+        for candidate in candidates
+        for generator in (generators if candidate.generator == SYNTHETIC else [candidate.generator])
+    )
+
 
 ABOUT = {
     "squant": "rounds each weight up or down so that the errors of a channel cancel",
@@ -96,6 +112,8 @@ ABOUT = {
         "lets another quantizer do the work"
     ),
     SYNTHETIC: "makes images for which the network's batch normalisations see what they saw in training",
+    IMAGE_PRIOR: "makes smooth images that the network takes for classes",
+    PSAQ_VIT: "makes images that the network takes for classes, and whose patches its attention tells apart",
     NOISE: "makes images of random pixels",
 }
 """Sentences on methods, each of which begins with the method's name."""
@@ -103,8 +121,15 @@ ABOUT = {
 
 def generators(level: Level) -> dict[str, dict[str, Any]]:
     """The generators of a suite."""
-    dgh = {"images": level.images, "batch_size": level.batch, "iterations": level.iterations}
-    return {NOISE: {"images": level.images}, SYNTHETIC: dgh}
+    made = {"images": level.images, "batch_size": level.batch}
+    # The learning rate rises in the part of a phase that published options have, and psaq_vit has two phases.
+    phase = max(1, level.iterations // 2)
+    return {
+        NOISE: {"images": level.images},
+        SYNTHETIC: {**made, "iterations": level.iterations},
+        IMAGE_PRIOR: {**made, "iterations": level.iterations, "warmup": level.iterations // 20},
+        PSAQ_VIT: {**made, "iterations": phase, "warmup": phase // 5},
+    }
 
 
 def quantizers(level: Level, target: Target, *, relu6: bool) -> dict[str, dict[str, Any]]:
@@ -152,6 +177,8 @@ class Costs:
     """Seconds of any step besides."""
     ITERATION: ClassVar[float] = 0.01
     """Seconds of an iteration of a generator besides its passes."""
+    PASSES: ClassVar[Mapping[str, float]] = {SYNTHETIC: 4.0, IMAGE_PRIOR: 4.0, PSAQ_VIT: 8.0}
+    """Passes that an iteration of a generator costs for each image; of others, none."""
     FLOAT: ClassVar[float] = 2.0
     """Passes that judging the float network costs for each image."""
     STUDENT: ClassVar[float] = 6.0
@@ -166,13 +193,13 @@ class Costs:
     def of(self, kind: str, candidate: Candidate, level: Level) -> float:
         """Seconds of a step of this kind."""
         seconds = self.START + self.image * self._passes(kind, candidate, level) + self._weights(kind, candidate)
-        if kind == Generate.kind and candidate.generator == SYNTHETIC:
+        if kind == Generate.kind and candidate.generator in self.PASSES:
             seconds += self.ITERATION * level.iterations * level.images / level.batch
         return seconds
 
-    def generate(self, level: Level) -> float:
-        """Seconds of making the synthetic images."""
-        return self.of(Generate.kind, Candidate("rtn", SYNTHETIC), level)
+    def generate(self, level: Level, generator: str = SYNTHETIC) -> float:
+        """Seconds of making the images of a generator."""
+        return self.of(Generate.kind, Candidate("rtn", generator), level)
 
     @property
     def delivery(self) -> float:
@@ -196,7 +223,7 @@ class Costs:
             }[candidate.quantizer]
         passes: Mapping[str, float] = {
             Baseline.kind: self.FLOAT * self.judged,
-            Generate.kind: 4.0 * level.images * level.iterations if candidate.generator == SYNTHETIC else 0.0,
+            Generate.kind: self.PASSES.get(candidate.generator or "", 0.0) * level.images * level.iterations,
             Evaluate.kind: self.STUDENT * self.judged,
             Diagnose.kind: 6.0 * level.images,
             Sensitivity.kind: min(level.images, RANKED) * (1 + 0.6 * self.layers),

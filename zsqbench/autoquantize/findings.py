@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsqbench.autoquantize.candidates import Candidate, Level
+from zsqbench.autoquantize.candidates import NOISE, Candidate, Level
 from zsqbench.statistics import differs
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Tried:
             return best.fidelity - self.fidelity <= NEAR
         return not self.is_told_from(best)
 
+    def is_worse_than(self, other: "Tried") -> bool:
+        """True if the other one has the higher rank, and so much that this one is not near it."""
+        return other.rank > self.rank and not self.is_near(other)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -81,8 +85,10 @@ class Found:
     level: Level
     held_out: Path
     """The synthetic images that were judged on."""
-    generator: str
-    """The generator that made them."""
+    generators: Sequence[str]
+    """The generators that made them, as many each."""
+    images: bool
+    """True if images of the user's were judged on, too; then they decide."""
     tried: Sequence[Tried]
     left_out: dict[str, str]
     """Why candidates were not tried, by name."""
@@ -92,17 +98,36 @@ class Found:
 
     @property
     def ranking(self) -> list[Tried]:
-        """The candidates that may be chosen, the best first.
+        """What may be chosen, the best first; the control stands there only where it is chosen.
 
-        Among those that are nearly as good as the one of the highest agreement, the fewest bits decide, for the target
-        asks for a small file; then the highest fidelity, which is a mean over all outputs, and moves less by chance
-        than a count of a few images does.
+        It is where all candidates are worse than it (`is_worse_than`), unless noise alone was judged on (`at_home`).
+        Among the candidates that are nearly as good as the one of the highest agreement, and not worse than the
+        control, the fewest bits decide, for the target asks for a small file; then the highest fidelity, which is a
+        mean over all outputs, and moves less by chance than a count of a few images does.
         """
-        able = [tried for tried in self.tried if tried.is_done and not tried.candidate.control]
-        able.sort(key=lambda tried: tried.rank, reverse=True)
+        able, near, control = self._able, self.near, self.control
+        chosen = [control] if able and not near and control is not None else near
+        return [*chosen, *(tried for tried in able if tried not in chosen)]
+
+    @property
+    def near(self) -> list[Tried]:
+        """The candidates of which one is chosen, the best first; none where all are worse than the control."""
+        able, bar = self._able, None if self.at_home else self.control
         near = [tried for tried in able if tried.is_near(able[0])]
-        near.sort(key=lambda tried: (tried.bits, -tried.fidelity))
-        return [*near, *(tried for tried in able if tried not in near)]
+        if bar is not None:
+            near = [] if able and able[0].is_worse_than(bar) else [one for one in near if not one.is_worse_than(bar)]
+        return sorted(near, key=lambda tried: (tried.bits, -tried.fidelity))
+
+    @property
+    def _able(self) -> list[Tried]:
+        """The candidates that were judged, the control apart, by rank."""
+        able = [tried for tried in self.tried if tried.is_done and not tried.candidate.control]
+        return sorted(able, key=lambda tried: tried.rank, reverse=True)
+
+    @property
+    def at_home(self) -> bool:
+        """True if all that was judged on is noise, which the control is calibrated on: its lead means nothing then."""
+        return not self.images and list(self.generators) == [NOISE]
 
     @property
     def sizes_differ(self) -> bool:

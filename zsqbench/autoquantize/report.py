@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from zsqbench.autoquantize.candidates import ABOUT, CANDIDATES, NOISE
+from zsqbench.autoquantize.candidates import ABOUT, CANDIDATES, WITHOUT_BN, on_images_of
 from zsqbench.autoquantize.delivery import Delivery
 from zsqbench.autoquantize.findings import NEAR, Found, Tried
 from zsqbench.autoquantize.page import Page, Section
@@ -26,7 +26,7 @@ WORDS = {
     "agreement": "percent of the images for which the quantized and the float network decide for the same class",
     "fidelity": "100 less the difference of the outputs from the float network's in percent of their size",
     "top1": "percent of the labelled images for which a network decides for the label",
-    "control": "a candidate that any good one must beat, and that is not chosen",
+    "control": "a candidate that any good one must beat, and that is chosen only where all others are clearly worse",
     "simulation": "the quantized network in PyTorch, on which all figures of candidates were measured",
     "bits": "how many bits a weight has on average; the size of all weights follows from them",
     "p50, p95": "what half of the runs, and 95 of 100 runs, do not exceed",
@@ -95,7 +95,7 @@ def _of(row: "Result") -> str:
 
 def _judged_on(request: Request, found: Found, tried: Tried) -> str:
     if request.images is None:
-        return f"{found.level.images} synthetic images"
+        return f"{len(found.generators) * found.level.images} synthetic images"
     count = int(tried.row.metrics["images/samples"])
     return f"{count} images of {request.images}"
 
@@ -137,20 +137,32 @@ def _fears_of_judgement(request: Request, found: Found, tried: Tried) -> Iterato
     control, count = found.control, int(tried.row.metrics["samples"])
     if control is None:
         yield "The control was not run, so it is not known whether synthetic images are better than noise."
-    elif control.rank >= tried.rank or not control.is_told_from(tried):
+    elif control is tried:
+        yield (
+            f"It is the control, {control.candidate.name}, than which all candidates are worse: no method that was "
+            "tried brings as much as random images do here."
+        )
+    elif control.rank > tried.rank and control.is_told_from(tried):
+        yield (
+            f"The control, {control.candidate.name}, has the higher {tried.row.metric}, {control.row.value:.2f} "
+            f"instead of {tried.row.value:.2f}: {_why_not(found)}."
+        )
+    elif not control.is_told_from(tried):
         yield (
             f"The control, {control.candidate.name}, cannot be told from it by what it was judged on, so these figures "
             "do not show that the choice matters."
         )
-    if request.images is None and found.generator == NOISE:
+    if found.at_home:
         yield "It was judged on noise, for which no network is made: take the figures as hints."
     elif request.images is None:
         yield (
             "It was judged on synthetic images alone, which can be easier or harder than real ones. Images of yours "
             "say more, without labels too: --images FOLDER."
         )
-        if tried.candidate.generator == found.generator:
-            yield f"It was calibrated on images that {found.generator} made, as are those that it is judged on."
+        if tried.candidate.generator in found.generators:
+            part = "those" if len(found.generators) == 1 else "some of those"
+            maker = tried.candidate.generator
+            yield f"It was calibrated on images that {maker} made, as are {part} that it is judged on."
     if tried.row.metric == "agreement" and count < FEW_IMAGES:
         yield f"It was judged on {count} images: one more or less is {100 / count:.1f} %. A longer --budget has more."
 
@@ -177,10 +189,15 @@ def _choice(request: Request, found: Found) -> list[str]:
     metric = str(first.row.metric)
     lines = [
         f"Candidates were judged on {_judged_on(request, found, first)}; none was calibrated on any of them.",
-        f"{found.generator} makes {found.level.images} images to calibrate on, and as many of another seed to judge.",
+        _made(found),
     ]
-    best = max(found.ranking, key=lambda tried: tried.rank)
-    near = [tried.candidate.name for tried in found.ranking if tried is not best and tried.is_near(best)]
+    if first is found.control:
+        return [*lines, _by_control(first), *_other_sizes(first, others)]
+    best, control = max(found.near, key=lambda tried: tried.rank), found.control
+    near = [tried.candidate.name for tried in found.near if tried is not best]
+    worse = [tried.candidate.name for tried in others if tried not in found.near and tried.is_near(best)]
+    leads = control is not None and (control.row.value or 0.0) > (best.row.value or 0.0)
+    highest = f"highest {metric} but for the control's" if leads else f"highest {metric}"
     decides = (
         "the fewest bits are chosen, then the highest fidelity"
         if found.sizes_differ
@@ -188,21 +205,47 @@ def _choice(request: Request, found: Found) -> list[str]:
     )
     if metric == "agreement" and near:
         lines.append(
-            f"{best.candidate.name} has the highest agreement. {_listed(near)} cannot be told from it: so small a "
+            f"{best.candidate.name} has the {highest}. {_listed(near)} cannot be told from it: so small a "
             f"difference is often chance (sign test, 5 %). Among these {decides}."
         )
     elif metric == "agreement":
-        lines.append("The highest agreement is chosen; no other candidate comes so near that it could be chance.")
+        other = "other one that the control is not clearly better than" if worse else "other candidate"
+        lines.append(f"The {highest} is chosen; no {other} comes so near that it could be chance.")
     elif found.sizes_differ:
         lines.append(
-            f"{best.candidate.name} has the highest fidelity. Among those that have at most {NEAR:g} less, {decides}."
+            f"{best.candidate.name} has the {highest}. Among those that have at most {NEAR:g} less, {decides}."
         )
     else:
-        lines.append("The highest fidelity is chosen.")
+        lines.append(f"The {highest} is chosen.")
+    if worse:
+        lines.append(f"Not chosen, because the control is clearly better: {_listed(worse)}.")
     lines += _other_sizes(first, others)
-    if found.control is not None:
-        lines.append(f"The control is {found.control.candidate.name}.")
+    if control is not None:
+        lines.append(f"The control is {control.candidate.name}{f'; {_why_not(found)}' if leads else ''}.")
     return lines
+
+
+def _made(found: Found) -> str:
+    """The images that were made, and by which generators."""
+    names, count = found.generators, found.level.images
+    makes = f"{_listed(names)} make {count} images each" if len(names) > 1 else f"{names[0]} makes {count} images"
+    return f"{makes} to calibrate on, and as many of another seed to judge."
+
+
+def _by_control(control: Tried) -> str:
+    """Why the control is chosen."""
+    how = "more than chance explains (sign test, 5 %)" if control.row.metric == "agreement" else f"more than {NEAR:g}"
+    return (
+        f"All candidates have less {control.row.metric} than the control, {control.candidate.name}, by {how}: so the "
+        "control is chosen."
+    )
+
+
+def _why_not(found: Found) -> str:
+    """Why a control that has the highest figure is not chosen, as a clause."""
+    if found.at_home:
+        return "that says nothing, for it is calibrated on noise, which is all that was judged on"
+    return "its lead is too small to choose it for"
 
 
 def _other_sizes(chosen: Tried, others: Sequence[Tried]) -> Iterator[str]:
@@ -284,7 +327,9 @@ def _words(request: Request, found: Found) -> Iterator[str]:
     }
     yield from (f"{word}: {meaning}." for word, meaning in WORDS.items() if not unused.get(word))
     named = {tried.candidate.name for tried in found.tried} | found.left_out.keys()
-    used = [candidate.words for candidate in CANDIDATES[request.target] if candidate.name in named]
+    candidates = CANDIDATES[request.target]
+    known = (*candidates, *on_images_of(WITHOUT_BN, candidates))
+    used = [candidate.words for candidate in known if candidate.name in named]
     yield from (f"{word}: {ABOUT[word]}." for word in dict.fromkeys(itertools.chain(*used)))
 
 

@@ -2,13 +2,23 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zsqbench import api
-from zsqbench.autoquantize.candidates import CANDIDATES, LEVELS, NOISE, SYNTHETIC, Candidate, Costs, Level
+from zsqbench.autoquantize.candidates import (
+    CANDIDATES,
+    LEVELS,
+    NOISE,
+    SYNTHETIC,
+    WITHOUT_BN,
+    Candidate,
+    Costs,
+    Level,
+    on_images_of,
+)
 from zsqbench.autoquantize.findings import Found, Tried
 from zsqbench.autoquantize.request import Request
 from zsqbench.autoquantize.runtime import on_threads
@@ -19,6 +29,8 @@ from zsqbench.opening import execute, open_run
 from zsqbench.store import write_atomically
 
 if TYPE_CHECKING:
+    import torch
+
     from zsqbench.execution.plan import Plan
     from zsqbench.execution.run import Run
     from zsqbench.methods import Pretrained
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 IMAGES_SHARE = 0.25
-"""The part of the budget that one set of synthetic images may take; two are made."""
+"""The part of the budget that the sets of synthetic images of one seed may take; two seeds are made."""
 STEPS_AROUND = 5
 """How many short steps there are besides the one that makes the images that are judged on."""
 JUDGED_SHARE = 0.25
@@ -80,7 +92,10 @@ class Search:
     def __post_init__(self) -> None:
         self._estimated = self._took = 0.0
         self._results = self.request.folder / "results"
-        self._candidates = CANDIDATES[self.request.target]
+        if self.task != "agreement":
+            self.lacks |= dict.fromkeys(WITHOUT_BN, f"needs a classifier, and {self.request.model} is none")
+        self._generators = WITHOUT_BN if SYNTHETIC in self.lacks else (SYNTHETIC,)
+        self._candidates = on_images_of(self._generators, CANDIDATES[self.request.target])
         pace = measure_pace(self.network, self.request.threads)
         self._busy = pace.busy
         costs = Costs(self._seconds_per_image(pace), self.parameters, self.layers, 0)
@@ -106,25 +121,20 @@ class Search:
         """Make held-out images, and try what fits into the budget. Raises ZSQBenchError where nothing does."""
         tried: list[Tried] = []
         left_out: dict[str, str] = {}
-        generator = NOISE if SYNTHETIC in self.lacks else SYNTHETIC
         level = self._level()
         file, suite = self.request.folder / "held_out.safetensors", self.request.folder / "candidates.yaml"
-        if generator == SYNTHETIC and 2 * self._costs.generate(level) > self._left:
-            self.lacks[SYNTHETIC] = (
-                f"its smallest set takes about {self._costs.generate(level):.0f} s, and is needed twice"
-            )
-            generator = NOISE
+        generators = self._affordable(level) or (NOISE,)
         signal: int | None = None
         try:
-            self._hold_out(level, generator, file)
+            generators = self._hold_out(level, generators, file)
             judged = Judged(file, max(self.most, 1))
             suite = candidates_suite(self.request, level, self._candidates, self.task, judged, relu6=self.relu6)
             for candidate in self._candidates:
                 self._try(candidate, suite, level, tried, left_out)
         except _Interrupted as interruption:
             signal = interruption.signal
-        seconds = self.clock() - self.started
-        found = Found(suite, self._results, level, file, generator, tried, left_out, seconds, signal)
+        seconds, mine = self.clock() - self.started, self.request.images is not None
+        found = Found(suite, self._results, level, file, generators, mine, tried, left_out, seconds, signal)
         if signal is None and not found.ranking:
             raise ZSQBenchError(_nothing(found))
         return found
@@ -147,25 +157,65 @@ class Search:
 
         The time of this command until here is not in the budget: an interrupted one would not find its images again.
         """
-        share = IMAGES_SHARE * self.request.budget - STEPS_AROUND * Costs.START
-        fitting = [level for level in LEVELS if self._costs.generate(level) <= share]
+        made = [each for each in self._generators if each not in self.lacks] or [SYNTHETIC]  # noise is as much then
+        share = IMAGES_SHARE * self.request.budget - len(made) * STEPS_AROUND * Costs.START
+        fitting = [level for level in LEVELS if sum(self._costs.generate(level, each) for each in made) <= share]
         return fitting[-1] if fitting else LEVELS[0]
 
-    def _hold_out(self, level: Level, generator: str, file: Path) -> None:
-        """Make the images that candidates are judged on, and none is calibrated on."""
-        self.tell(f"making {level.images} images to judge on ({generator})")
-        suite = held_out_suite(self.request, level, generator, relu6=self.relu6)
-        estimate, began = self._costs.generate(level) + STEPS_AROUND * Costs.START, self.clock()
-        row = self._execute(*self._open(suite, 0))
-        if (took := self.clock() - began) > estimate:  # less means that they were there
-            self._estimated, self._took = estimate, took
-        if row.status != "done":
-            raise ZSQBenchError(f"no images to judge on could be made: {row.reason}")
+    def _affordable(self, level: Level) -> tuple[str, ...]:
+        """The generators whose images there is time for, to judge and to calibrate on; others lack it from now on.
+
+        The first one may take all that is left, for without any there is little to try. With a further one, their
+        images take no more than their part of the budget.
+        """
+        chosen: list[str] = []
+        seconds = 0.0
+        for generator in self._generators:
+            if generator in self.lacks:
+                continue
+            takes = self._costs.generate(level, generator)
+            if seconds + takes > (IMAGES_SHARE * self.request.budget if chosen else self._left / 2):
+                self.lacks[generator] = f"its smallest set takes about {takes:.0f} s, and is needed twice"
+                continue
+            chosen.append(generator)
+            seconds += takes
+        return tuple(chosen)
+
+    def _hold_out(self, level: Level, generators: Sequence[str], file: Path) -> tuple[str, ...]:
+        """Make the images that candidates are judged on, and none is calibrated on, as many by each generator.
+
+        Returns the generators that made theirs; others lack it from now on. Raises ZSQBenchError where none did.
+        """
+        import torch
+
         from zsqbench.methods import CalibrationSet
 
-        images = api.load_images(suite, row.cell, home=self.request.home, results=self._results)
-        CalibrationSet(images).save(file)
-        self._costs = replace(self._costs, judged=level.images + self.most)
+        made: dict[str, torch.Tensor] = {}
+        for generator in generators:
+            found = self._made(level, generator)
+            if isinstance(found, str):
+                self.lacks[generator] = f"it made no images to judge on: {found}"
+            else:
+                made[generator] = found
+        if not made:
+            reasons = dict.fromkeys(self.lacks.get(generator, "") for generator in generators)
+            raise ZSQBenchError(f"no images to judge on could be made: {'; '.join(reasons)}")
+        # By turns, so that the first ones, which the file is compared on, are of each.
+        CalibrationSet(torch.stack(list(made.values()), dim=1).flatten(0, 1)).save(file)
+        self._costs = replace(self._costs, judged=len(made) * level.images + self.most)
+        return tuple(made)
+
+    def _made(self, level: Level, generator: str) -> "torch.Tensor | str":
+        """The images of a generator that are judged on [level.images, C, H, W], or why there are none."""
+        self.tell(f"making {level.images} images to judge on ({generator})")
+        suite = held_out_suite(self.request, level, generator, relu6=self.relu6)
+        estimate, began = self._costs.generate(level, generator) + STEPS_AROUND * Costs.START, self.clock()
+        row = self._execute(*self._open(suite, 0))
+        if (took := self.clock() - began) > estimate:  # less means that they were there
+            self._estimated, self._took = self._estimated + estimate, self._took + took
+        if row.status != "done":
+            return str(row.reason)
+        return api.load_images(suite, row.cell, home=self.request.home, results=self._results)
 
     def _try(
         self, candidate: Candidate, suite: Path, level: Level, tried: list[Tried], left_out: dict[str, str]

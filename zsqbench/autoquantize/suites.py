@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from zsqbench.autoquantize.candidates import SYNTHETIC, Candidate, Level, generators, quantizers
+from zsqbench.autoquantize.candidates import SYNTHETIC, WITHOUT_BN, Candidate, Level, generators, quantizers
 from zsqbench.autoquantize.request import PLACEMENTS, Request
 from zsqbench.errors import ZSQBenchError
 from zsqbench.store import write_atomically
@@ -36,7 +36,8 @@ class Judged:
 def held_out_suite(request: Request, level: Level, generator: str = SYNTHETIC, *, relu6: bool = False) -> Path:
     """The suite whose one cell makes the images that all candidates are judged on; it declares all methods."""
     block = _block(request, Candidate(FASTEST, generator), HELD_OUT_SEED)
-    task = {"method": "fidelity", "noise": 1}
+    # These generators make images of classes, which a network has by its task.
+    task = {"method": "agreement" if generator in WITHOUT_BN else "fidelity", "noise": 1}
     return _write(request, f"images_{generator}", level, task, [block], relu6=relu6)
 
 

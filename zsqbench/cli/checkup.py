@@ -181,15 +181,15 @@ def _no_images(network: "LoadedNetwork", suite: "Suite | None", data_root: Path 
     from zsqbench.methods.asking import asking
     from zsqbench.steps.needs import lack_of_images
 
-    if suite is None:
+    if suite is None or network.task is None:
         return None
     try:
-        task = suite.task(str(network.task))
+        task = suite.task(network.task)
         with asking(task, "find_data"):
             files = task.find_data(data_root)
     except ZSQBenchError as error:
         return str(error)
-    return None if files.calibration else lack_of_images(str(network.task))
+    return None if files.calibration else lack_of_images(network.task)
 
 
 def _reads_images(variant: "Variant | str") -> bool:
