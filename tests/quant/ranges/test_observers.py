@@ -298,10 +298,16 @@ def test_a_large_tensor_is_searched_as_every_candidate_on_every_element_would(ex
 
 def test_a_moving_range_follows_the_released_one_where_it_compounds(golden):
     stored = golden("quant_asym_a")
-    moving = MovingMinMax(compounding=True)
-    for values, (low, high, _) in zip(stored["quantact_inputs"], stored["quantact_trace_min_max_betat"], strict=True):
-        found = torch.stack(moving.update(torch.from_numpy(values)))
+    moving = MovingMinMax(float(stored["quantact_beta"]), compounding=True)
+    trace, outputs = stored["quantact_trace_min_max_betat"], stored["quantact_outputs"]
+    for values, (low, high, _), output in zip(stored["quantact_inputs"], trace, outputs, strict=True):
+        x = torch.from_numpy(values)
+        found = torch.stack(moving.update(x))
+        rounded = fake_quantize(x, *affine_parameters(*found, 4), 4)
+        torch.testing.assert_close(rounded, torch.from_numpy(output), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found, torch.tensor([low, high], dtype=found.dtype), rtol=1e-4, atol=1e-4)
+    frozen = fake_quantize(torch.from_numpy(stored["quantact_inputs"][0]), *affine_parameters(*found, 4), 4)
+    torch.testing.assert_close(frozen, torch.from_numpy(stored["quantact_frozen_out0"]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_compounding_range_of_a_constant_overshoots_and_settles():
@@ -310,6 +316,13 @@ def test_a_compounding_range_of_a_constant_overshoots_and_settles():
     assert highs[:3] == pytest.approx([1, 5.263, 17.848], abs=1e-3)
     assert max(highs) == highs[20] == pytest.approx(3945, rel=0.01)
     assert highs[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_compounding_range_of_a_constant_follows_the_released_one(golden):
+    moving, constant = MovingMinMax(compounding=True), torch.tensor([-1.0, 2.0])
+    for expected in golden("quant_asym_a")["quantact_const_trace"]:
+        found = torch.stack(moving.update(constant))
+        torch.testing.assert_close(found, torch.from_numpy(expected).to(found), rtol=1e-4, atol=1e-4)
 
 
 def test_an_unbiased_moving_range_is_right_from_the_first_batch():
