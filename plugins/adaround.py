@@ -27,9 +27,10 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
     Deviations: a layer whose rounding was learned to a larger loss on the calibration images than rounding to nearest
     has, is rounded to nearest, which a note says. The code behind AdaRound's rows in DGH's Table 3 is not released; its
     layer mode learns step sizes afterwards, and here ranges stay as they were searched. BRECQ's code, which DGH's is a
-    port of, initialises scales by the same search; DGH's adds 1e-8 to each, and neither widens a range to hold zero. No
-    layer is left out, whatever its width. A layer that reads what it gave before is learned at its first call; one that
-    is called beside itself, as a detector's head is for each level, once on all calls, each of which counts alike.
+    port of, initialises scales by the same search; DGH's adds 1e-8 to the divisor of each rounding, not to the scale,
+    and neither widens a range to hold zero. No layer is left out, whatever its width. A layer that reads what it gave
+    before is learned at its first call; one that is called beside itself, as a detector's head is for each level, once
+    on all calls, each of which counts alike.
     """
 
     name = "adaround"

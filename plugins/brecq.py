@@ -35,9 +35,10 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
 
     Deviations: a unit that learning made worse, on the calibration images and by its stage's loss, keeps what it had
     before, which a note says. Of calibration images that are no multiple of the batch the rest is not dropped. DGH's
-    code adds 1e-8 to each scale, and neither code widens ranges to hold zero. Step sizes stay above a thousandth of
-    what they were. Blocks are found from the graph, so other networks than the released code's have units too: a
-    head that the levels of a pyramid share is in one unit with all of them, each of which counts alike.
+    code adds 1e-8 to the divisor of each rounding (scales stay what they are), and this is left out. Neither code
+    widens ranges to hold zero. Step sizes stay above a thousandth of what they were. Blocks are found from the graph,
+    so other networks than the released code's have units too: a head that the levels of a pyramid share is in one unit
+    with all of them, each of which counts alike.
     """
 
     name = "brecq"

@@ -256,7 +256,7 @@ class HASTTraining(HardSampleQuantizer):
 
     The default preset is `paper`: lambda and epsilon for each data set, which the release's files of settings have,
     too, and its parser never reads. `released` is what the parser takes instead: 1000 and 0.01 for all. How it is
-    trained besides, and all deviations, are those of `ste`.
+    trained besides, and all deviations, are those of `ste`: ties between codes, and images that fill no batch, too.
     """
 
     name = "hast"

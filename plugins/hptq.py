@@ -45,8 +45,10 @@ class HPTQ(zsqbench.Quantizer):
     bias do, borders included; MCT also rounds the activation to 16 bits before the addition, which is left out, and it
     shifts through average pooling, which is not done here. Both presets shift the functions of either version of MCT,
     and `bounded: range` knows hard-sigmoid and tanh besides ReLU6, sigmoid and softmax. Linear and residual collapsing
-    (MCT 2) is not implemented: it never applies to ResNets and MobileNetV2. Second moments are measured on one batch,
-    and the layers that they correct need no bias correction.
+    (MCT 2) is not implemented: it never applies to ResNets and MobileNetV2. The histogram of a batch is merged with
+    that of all before it; MCT keeps all histograms, and merges them at the end. Bias correction takes the mean of all
+    inputs; MCT averages those of batches by a moving average with momentum 0.99, without bias. Second moments are
+    measured on one batch, and the layers that they correct need no bias correction.
     """
 
     name = "hptq"

@@ -38,7 +38,8 @@ class IntraQ(LabelledGenerator):
 
     Deviations: features are the input of the network's last linear layer or 1 x 1 convolution, whatever its name; the
     release's four processes of five batches, each of which begins with the features of those before it, are one run;
-    a smaller last batch where `images` is no multiple of `batch_size`; seeded.
+    a smaller last batch where `images` is no multiple of `batch_size`; seeded. A cosine divides by lengths of at
+    least 1e-8, of a class by that of the sum of its features; the release has 1e-6, and the length of their mean.
     """
 
     name = "intraq"

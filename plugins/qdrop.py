@@ -26,6 +26,7 @@ class QDrop(zsqbench.ReconstructionQuantizer):
     Deviations: which tensors have which bits is the scheme's matter (the code quantizes no logits, and has 8 bits for
     first and last weights and the classifier's input, which is close to `academic_intended`). A unit that learning made
     worse on the calibration images keeps what it had before, and step sizes stay above a thousandth of what they were.
+    Of calibration images that are no multiple of the batch the rest is not dropped, as it is in the code.
     Real images are not augmented. MobileNetV2 was run with `rounding_weight: 0.1`. At 8 bits the search has 25,600
     candidates for each channel of a weight, and takes its time.
     """

@@ -33,7 +33,9 @@ class STE(GeneratorRangesQuantizer):
     without bias over 200 augmented batches of 16 of the calibration set (`range_source: generator` and
     `range_correction: compounding` do as released, with 800); a channel of one value keeps it, where the releases
     divide by 1e-8; where the set has no labels, they are what the float network says (`labels`); outputs of other
-    functions than ReLU are rounded where the scheme says so; seeded.
+    functions than ReLU are rounded where the scheme says so; seeded. Codes are round(x / s) + z, where the releases
+    have round(S x - Z) with S = 1 / s and an integer Z: values halfway between two codes may be rounded the other way.
+    Images at the end of an order that fill no batch are left out; HAST's release has a smaller batch of them.
     """
 
     name = "ste"

@@ -44,6 +44,8 @@ def test_the_loss_of_a_batch_among_others_is_that_of_the_release(
     upcoming = iter(batches)
     monkeypatch.setattr(dgh, "initial_pixels", lambda *_: next(upcoming))
     options = DGH(images=count * size, batch_size=size, extra_pixels=8, output_weight=count / 8)
+    assert (options.extra_pixels, options.std_weight) == (int(vectors["padding"]), float(vectors["std_factor"]))
+    assert (options.filter_size, options.filter_sigma) == (int(vectors["filter_size"]), float(vectors["filter_sigma"]))
     with BNLoss(resnet20.module.to(dtype), synthesis.DGH) as bn_loss:
         run = run_of(options, resnet20, context(), bn_loss)
         pixels = [run.begin(batch, None).pixels for batch in range(count)][chosen]
@@ -54,6 +56,12 @@ def test_the_loss_of_a_batch_among_others_is_that_of_the_release(
         images = run.pipeline.augment(pixels, flip=False, top=top, left=left)
         assert relative(images, vectors["manipulated"]) <= 1e-6
         gap = bn_loss(images, run.store, chosen)
+        kept, together = gap.batch, run.store.join(chosen, gap.batch, "all")[:2]
+        for layer, of in columns.items():
+            for what, found in (("batch_mean", kept[0]), ("agg_mean", together[0]), ("agg_var", together[1])):
+                assert relative(found[of], vectors[f"{what}_{layer:02}"]) <= 1e-5
+            assert relative(kept[1][of] + kept[0][of] ** 2, vectors[f"batch_m2_{layer:02}"]) <= 1e-5
+        assert relative(run.raw.of(run.bn_loss(images, outputs=True).seen.outputs)[0], vectors["logits"]) <= 1e-5
         total, losses = run.losses(pixels, 0)
         bn_gradient = torch.autograd.grad(losses["bn_loss"], pixels, retain_graph=True)[0]
         output_gradient = torch.autograd.grad(losses["output_loss"], pixels, retain_graph=True)[0]

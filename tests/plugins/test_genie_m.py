@@ -22,8 +22,9 @@ from zsqbench.quant import (
 )
 from zsqbench.quant.graph.units import _units, find_units
 from zsqbench.quant.reconstruction.activation_cache import ActivationCache
+from zsqbench.quant.reconstruction.draws import select
 from zsqbench.quant.reconstruction.learning import Learning
-from zsqbench.quant.reconstruction.soft_rounding import SoftRounding
+from zsqbench.quant.reconstruction.soft_rounding import SoftRounding, rectified_sigmoid
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
 
@@ -130,11 +131,17 @@ def test_released_weight_quantizers_come_out(golden, bits):
     quantizer = quantized_layer_quantizer(values, bits)
     quantizer.set_parameters(*shrink_search(values, bits, 0))
     torch.testing.assert_close(quantizer.scale, take("scale"), rtol=1e-6, atol=0)
+    assert torch.equal(quantizer.zero_point, take("zero"))
     rounding = SoftRounding(quantizer, values, Rounding(scale_lr=1e-4))
+    torch.testing.assert_close(rounding.logits.detach(), take("bit_logit_init"), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rounding(values).detach(), take("soft_init"), rtol=0, atol=1e-5)
+    assert torch.equal(rounding._base, (take("x_floor") + take("zero")).clamp(0, 2**bits - 1))
+    hard = (rounding.codes(values) - rounding.zero_point) * rounding.scale.detach()
+    torch.testing.assert_close(hard, take("hard_init"), rtol=0, atol=1e-6)
     with torch.no_grad():
         rounding.logits.copy_(take("bit_logit"))
         rounding.scale.copy_(take("scale2"))
+    torch.testing.assert_close(rectified_sigmoid(rounding.logits.detach()), take("h"), rtol=0, atol=1e-6)
     soft = rounding(values)
     (soft * take("upstream")).sum().backward()
     torch.testing.assert_close(soft.detach(), take("soft"), rtol=0, atol=1e-5)
@@ -152,21 +159,22 @@ def quantized_layer_quantizer(values, bits):
 
 @pytest.mark.parametrize("tensor", ["act", "act_signed"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_released_step_sizes_have_these_gradients(golden, tensor, bits):
+@pytest.mark.parametrize("mixed", ["", "_mixed"])
+def test_released_step_sizes_have_these_gradients(golden, tensor, bits, mixed):
     from zsqbench.quant import fake_quantize
 
     stored = golden("genie_quant_a")
-    key = f"aq_{tensor}{bits}_"
+    take = lambda name: torch.from_numpy(stored[f"aq_{tensor}{bits}_{name}"])  # noqa: E731
     x = torch.from_numpy(stored[tensor]).clone().requires_grad_()
-    scale = torch.from_numpy(stored[f"{key}scale"]).reshape(()).clone().requires_grad_()
+    scale = take("scale").reshape(()).clone().requires_grad_()
     zero_point = torch.tensor(2.0 ** (bits - 1) if x.min() < 0 else 0.0)
     output = fake_quantize(x, scale, zero_point, bits, clips_first=True)
-    (output * torch.from_numpy(stored[f"{key}upstream"])).sum().backward()
-    torch.testing.assert_close(output.detach(), torch.from_numpy(stored[f"{key}out"]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(x.grad, torch.from_numpy(stored[f"{key}grad_x"]), rtol=1e-4, atol=1e-6)
-    assert scale.grad.item() == pytest.approx(
-        float(stored[f"{key}grad_scale"].reshape(())), rel=2e-4
-    )  # summed in float32
+    if mixed:
+        output = select(take("rand") < 0.5, output, x)
+    (output * take("upstream")).sum().backward()
+    torch.testing.assert_close(output.detach(), take(f"out{mixed}"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.grad, take(f"grad_x{mixed}"), rtol=1e-4, atol=1e-6)
+    assert scale.grad.item() == pytest.approx(take(f"grad_scale{mixed}").item(), rel=2e-4)  # summed in float32
 
 
 def test_a_released_block_comes_out(golden, monkeypatch):
@@ -188,6 +196,10 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     for (_, quantizer), name in zip(activation_quantizers(student), ("0", "2"), strict=True):
         torch.testing.assert_close(quantizer.scale.flatten(), take(f"a_scale_init_{name}").flatten(), rtol=1e-6, atol=0)
 
+    for (_, layer), name in zip(quantized_layers(student), ("0", "2"), strict=True):
+        torch.testing.assert_close(layer.weight_quantizer.scale, take(f"w_scale_init_{name}"), rtol=1e-6, atol=0)
+    torch.testing.assert_close(student(take("x")), take("out_before"), rtol=0, atol=1e-5)
+
     size, iterations = int(stored["batch_size"]), int(stored["iters"])
     rows = iter(take("perms").view(len(stored["perms"]) * size, -1))
     numbers = iter(sorted(name for name in stored if name.startswith("rand_")))
@@ -195,7 +207,7 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     monkeypatch.setattr("zsqbench.quant.reconstruction.learning.keep_mask", lambda *_: take(next(numbers)) < 0.5)
     stage = Stage(
         iterations, size, rounding=Rounding(1e-3, 1.0, Annealing(warmup=float(stored["annealing_warmup"])), 1e-4),
-        step_sizes=StepSizes(4e-5), quantize_activations=True, source="mixed", drop=0.5,
+        step_sizes=StepSizes(4e-5), quantize_activations=True, source="mixed", drop=0.5, keep_better=False,
     )  # fmt: skip
     memory = Memory(torch.device("cpu"))
     caches = {name: ActivationCache.of(take(name), memory) for name in ("x", "x_q", "y")}
@@ -213,3 +225,8 @@ def test_a_released_block_comes_out(golden, monkeypatch):
     for index, name in enumerate(("0", "2")):
         torch.testing.assert_close(learned[index].logits.detach(), take(f"bit_logit_final_{name}"), rtol=0, atol=1e-4)
         torch.testing.assert_close(learned[index].scale.detach(), take(f"w_scale_final_{name}"), rtol=1e-5, atol=0)
+    for (_, quantizer), name in zip(activation_quantizers(student), ("0", "2"), strict=True):
+        torch.testing.assert_close(
+            quantizer.scale.flatten(), take(f"a_scale_final_{name}").flatten(), rtol=1e-5, atol=0
+        )
+    torch.testing.assert_close(student(take("x")), take("out_after"), rtol=0, atol=1e-5)

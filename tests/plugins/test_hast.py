@@ -109,6 +109,10 @@ def test_the_first_loss_and_its_gradient_are_those_of_the_release(golden, resnet
         total = gap.total + inception
         total.backward()
     name = f"beta{beta}_gamma{gamma}"
+    logits = gap.seen.outputs.detach()
+    torch.testing.assert_close(logits, torch.from_numpy(vectors["logits"]), rtol=1e-5, atol=1e-5)
+    probabilities = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(probabilities, torch.from_numpy(vectors["p_label"]), rtol=1e-5, atol=1e-6)
     assert inception.item() == pytest.approx(vectors[f"loss_target_{name}"].item(), rel=1e-5)
     if f"total_loss_{name}" in vectors:
         assert total.item() == pytest.approx(vectors[f"total_loss_{name}"].item(), rel=1e-5)

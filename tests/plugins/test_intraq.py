@@ -82,6 +82,16 @@ def test_the_losses_and_their_gradient_are_those_of_the_release(golden, resnet20
         target = intraq.soft_inception_loss(gap.seen.outputs, labels, targets)
         total = gap.total + target + near + far
         total.backward()
+        pooled, logits = features.last.detach(), gap.seen.outputs.detach()
+    distances = [
+        intraq.marginal_distances(pooled[[image]], labels[[image]], sums, counts, 0.0, 0.0)[1] for image in range(10)
+    ]
+    cosines = (1 - torch.stack(distances)) * (counts[labels] > 0)
+    found = {"logits": logits, "softmax": logits.softmax(1), "last_features": pooled, "cosine_similarity": cosines}
+    for what, tensor in found.items():
+        torch.testing.assert_close(tensor, torch.from_numpy(vectors[what]), rtol=1e-5, atol=1e-5)
+    for terms, loss in ((gap.means, "mean_loss"), (gap.moments, "var_loss")):
+        assert terms.mean().item() == pytest.approx(vectors[loss].item(), rel=1e-5)
     assert target.item() == pytest.approx(vectors["loss_target"].item(), rel=1e-5)
     assert near.item() == pytest.approx(vectors["loss_cosineDistance"].item(), rel=1e-5, abs=1e-7)
     assert far.item() == pytest.approx(vectors["loss_cosineDistance_upper"].item(), rel=1e-5)

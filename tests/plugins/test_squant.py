@@ -52,6 +52,11 @@ def test_codes_are_those_of_the_released_code(golden, file, suffix, mode):
         assert torch.equal(zero.flatten(), torch.from_numpy(vectors[f"{case}_zero"]).flatten())
         codes = choose_codes(scale * weight - zero, int(bits), mode)
         assert torch.equal(codes, torch.from_numpy(vectors[f"{case}_{suffix}_codes"]).float()), case
+        values = torch.from_numpy(vectors[f"{case}_{suffix}_deq"])
+        torch.testing.assert_close((codes + zero) / scale, values, rtol=0, atol=1e-6)
+        assert torch.equal(scale * weight - zero, torch.from_numpy(vectors[f"{case}_scaled"]).view_as(weight))
+        if mode == "element":
+            assert torch.equal(codes, torch.from_numpy(vectors[f"{case}_rtn_codes"]).float())
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

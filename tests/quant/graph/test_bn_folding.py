@@ -58,6 +58,9 @@ def test_single_pairs_are_folded_as_brecq_folds_them(golden, pair):
     weight, bias = folded(conv, norm)
     torch.testing.assert_close(weight, torch.from_numpy(vectors[f"{pair}_folded_w"]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(bias, torch.from_numpy(vectors[f"{pair}_folded_b"]), rtol=1e-5, atol=1e-6)
+    network, x = nn.Sequential(conv, norm).requires_grad_(False), torch.from_numpy(vectors[f"{pair}_x"])
+    for module, when in ((network, "before"), (fold(network, x.shape[1:]), "after")):
+        torch.testing.assert_close(module(x), torch.from_numpy(vectors[f"{pair}_y_{when}"]), rtol=1e-5, atol=1e-5)
 
 
 def test_resnet_20_is_folded_as_brecq_folds_it(golden):
@@ -69,7 +72,8 @@ def test_resnet_20_is_folded_as_brecq_folds_it(golden):
     images = torch.from_numpy(vectors["images"])
     with torch.no_grad():
         before, after = network(images), captured(images)
-    torch.testing.assert_close(before, torch.from_numpy(vectors["logits_before"]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(before, torch.from_numpy(vectors["logits_before"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after, torch.from_numpy(vectors["logits_after"]), rtol=1e-5, atol=1e-5)
     assert (after - before).abs().max() <= 1e-5 * before.abs().max()
     for layer, name in [("conv1", "resnet20_conv1"), ("layer2.0.conv2", "resnet20_layer2_0_conv2")]:
         module = captured.get_submodule(layer)

@@ -118,15 +118,26 @@ def test_the_signed_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, nam
     differs = quantize(weight, *grid, bits) - half != expected
     assert differs.float().mean() <= 1e-3
     deq = torch.from_numpy(vectors[f"{name}_deq_{bits}"])
-    torch.testing.assert_close(fake_quantize(weight, *grid, bits)[~differs], deq[~differs], rtol=1e-5, atol=1e-6)
+    rounded = fake_quantize(weight, *grid, bits)
+    torch.testing.assert_close(rounded[~differs], deq[~differs], rtol=1e-5, atol=1e-6)
+    assert not differs.any()  # so that a layer's output can be compared
+    if name == "conv":
+        output = torch.conv2d(torch.from_numpy(vectors["conv_x"]), rounded)
+    else:
+        x, bias = (torch.from_numpy(vectors[f"linear_{what}"]) for what in "xb")
+        output = torch.nn.functional.linear(x, rounded, bias)
+    torch.testing.assert_close(output, torch.from_numpy(vectors[f"{name}_out_{bits}"]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
-@pytest.mark.parametrize("name", ["act", "act_signed"])
-def test_the_activation_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, name, bits):
+@pytest.mark.parametrize(("name", "tensor"), [("act", "act"), ("act_signed", "act_signed"), ("act_posmin", "act")])
+def test_the_activation_quantizer_of_intraq_and_hast_is_this_one_shifted(golden, name, tensor, bits):
     vectors = golden("quant_asym_a")
-    x, (low, high) = torch.from_numpy(vectors[name]), torch.from_numpy(vectors[f"{name}_range"])
-    result = fake_quantize(x, *affine_parameters(low, high, bits), bits)
+    x, (low, high) = torch.from_numpy(vectors[tensor]), torch.from_numpy(vectors[f"{name}_range"])
+    scale, zero_point = affine_parameters(low, high, bits)
+    torch.testing.assert_close(1 / scale[None], torch.from_numpy(vectors[f"{name}_scale_{bits}"]), rtol=1e-6, atol=0)
+    assert torch.equal(2 ** (bits - 1) - zero_point[None], torch.from_numpy(vectors[f"{name}_zero_{bits}"]))
+    result = fake_quantize(x, scale, zero_point, bits)
     torch.testing.assert_close(result, torch.from_numpy(vectors[f"{name}_deq_{bits}"]), rtol=1e-5, atol=1e-6)
 
 
@@ -136,6 +147,7 @@ def test_the_gradients_are_those_of_brecqs_step_size_learning(golden, bits):
     x = torch.from_numpy(vectors["x"]).requires_grad_()
     scale, zero_point = (torch.from_numpy(np.asarray(vectors[f"{name}_{bits}"])) for name in ("delta", "zero"))
     result = fake_quantize(x, scale.requires_grad_(), zero_point, bits)
+    torch.testing.assert_close(result.detach(), torch.from_numpy(vectors[f"deq_{bits}"]), rtol=1e-4, atol=1e-6)
     (result * torch.from_numpy(vectors["upstream"])).sum().backward()
     torch.testing.assert_close(x.grad, torch.from_numpy(vectors[f"grad_x_{bits}"]), rtol=1e-4, atol=1e-6)
     assert scale.grad.item() == pytest.approx(float(vectors[f"grad_delta_{bits}"]), rel=1e-4)

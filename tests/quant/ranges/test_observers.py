@@ -2,16 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from zsqbench.quant.grids.affine import affine_parameters, along, fake_quantize
+from zsqbench.quant.grids.affine import Affine, affine_parameters, along, fake_quantize
 from zsqbench.quant.ranges import observers
 from zsqbench.quant.ranges.observers import (
     MovingMinMax,
     RunningMinMax,
+    absmax,
     include_zero,
     lp_search,
     minmax,
     mse80,
     percentile,
+    range_search,
+    shrink_search,
     threshold_search,
 )
 
@@ -48,8 +51,7 @@ def test_the_running_range_holds_all_batches_and_zero():
     assert [value.item() for value in running.update(torch.tensor([3.0]))] == [-1, 3]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(
+BRECQ_TENSORS = pytest.mark.parametrize(
     ("tensor", "name", "axis"),
     [
         ("conv_w", "conv_pc", 0),
@@ -59,25 +61,78 @@ def test_the_running_range_holds_all_batches_and_zero():
         ("act_signed", "act_signed_pt", None),
     ],
 )
+
+
+def check_brecq(take, x, grid, key, fork=""):
+    """Compare a grid, and the tensor on it, with those of BRECQ, or of DGH's fork of it."""
+    torch.testing.assert_close(grid.scale, take(f"{key}_delta{fork}"), rtol=1e-6, atol=0)
+    assert torch.equal(grid.zero_point, take(f"{key}_zero{fork}"))
+    values = fake_quantize(x, *grid, int(key.split("_")[-1]))
+    torch.testing.assert_close(values, take(f"{key}_deq{fork}"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@BRECQ_TENSORS
 def test_the_search_picks_the_candidates_that_brecq_picks(brecq, tensor, name, axis, bits):
-    x = torch.from_numpy(brecq[tensor])
-    scale, zero_point = (along(value, axis, x.dim()) for value in affine_parameters(*mse80(x, bits, axis), bits))
-    torch.testing.assert_close(
-        scale, torch.from_numpy(np.asarray(brecq[f"{name}_mse_{bits}_delta"])), rtol=1e-6, atol=0
-    )
-    assert torch.equal(zero_point, torch.from_numpy(np.asarray(brecq[f"{name}_mse_{bits}_zero"])))
-    expected = torch.from_numpy(brecq[f"{name}_mse_{bits}_deq"])
-    torch.testing.assert_close(fake_quantize(x, scale, zero_point, bits), expected, rtol=0, atol=1e-6)
+    take = lambda name: torch.from_numpy(np.asarray(brecq[name]))  # noqa: E731
+    x, key = take(tensor), f"{name}_mse_{bits}"
+    low, high = mse80(x, bits, axis)
+    grid = Affine(*(along(value, axis, x.dim()) for value in affine_parameters(low, high, bits)))
+    check_brecq(take, x, grid, key)
+    check_brecq(take, x, grid, key, "_dghfork")  # it adds 1e-8 to the divisor, which no code here depends on
+    assert lp_error(x, low, high, bits, axis).item() == pytest.approx(take(f"{key}_lp24_error").item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize(("tensor", "name", "axis"), [("conv_w", "conv_pc", 0), ("act_signed", "act_signed_pt", None)])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@BRECQ_TENSORS
 def test_minmax_with_zero_is_the_max_range_of_brecq(brecq, tensor, name, axis, bits):
-    x = torch.from_numpy(brecq[tensor])
-    scale, zero_point = affine_parameters(*include_zero(*minmax(x, axis)), bits)
-    delta, zero = (torch.from_numpy(np.asarray(brecq[f"{name}_max_{bits}_{what}"])) for what in ("delta", "zero"))
-    torch.testing.assert_close(scale, delta.view_as(scale), rtol=1e-6, atol=0)
-    assert torch.equal(zero_point, zero.view_as(zero_point))
+    take = lambda name: torch.from_numpy(np.asarray(brecq[name]))  # noqa: E731
+    x = take(tensor)
+    grid = affine_parameters(*include_zero(*minmax(x, axis)), bits)
+    check_brecq(take, x, Affine(*(along(value, axis, x.dim()) for value in grid)), f"{name}_max_{bits}")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize(("tensor", "axis"), [("w", 0), ("act", None), ("act_signed", None)])
+def test_searched_and_whole_ranges_are_those_of_qdrop(golden, tensor, axis, bits):
+    stored = golden("qdrop_a")
+    x, key = torch.from_numpy(stored[tensor]), f"{tensor}_sym0_{bits}_"
+
+    def check(found, name):
+        expected = torch.from_numpy(np.asarray(stored[name])).view_as(found)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+    scale, zero_point = range_search(x, bits, axis)
+    for found, what in ((scale, "scale"), (-zero_point * scale, "min"), ((2**bits - 1 - zero_point) * scale, "max")):
+        check(found, f"mseobs_{key}{what}")
+    whole = affine_parameters(*include_zero(*minmax(x, axis)), bits)
+    check(whole.scale, f"minmax_{key}scale")
+    for zero, name in ((zero_point, "mseobs"), (whole.zero_point, "minmax")):
+        assert torch.equal(zero, torch.from_numpy(np.asarray(stored[f"{name}_{key}zero"])).view_as(zero))
+    symmetric, middle = absmax(x, bits, axis)  # its codes are counted from -2^(b-1) there
+    check(symmetric, f"minmax_{tensor}_sym1_{bits}_scale")
+    expected = torch.from_numpy(np.asarray(stored[f"minmax_{tensor}_sym1_{bits}_zero"])) + 2 ** (bits - 1)
+    assert torch.equal(middle, expected.view_as(middle))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("tensor", "name", "axis", "kinds"),
+    [
+        ("conv_w", "conv_pc", 0, [(False, True), (True, True)]),
+        ("linear_w", "linear_pc", 0, [(False, True), (True, True)]),
+        ("act", "act_pt", None, [(False, True), (True, True), (True, False)]),
+        ("act_signed", "act_signed_pt", None, [(False, True), (True, True)]),
+    ],
+)
+def test_shrunk_ranges_are_those_of_genie(golden, tensor, name, axis, kinds, bits):
+    stored = golden("genie_quant_a")
+    for symmetric, signed in kinds:
+        found = shrink_search(torch.from_numpy(stored[tensor]), bits, axis, symmetric=symmetric, signed=signed)
+        key = f"{name}_sym{int(symmetric)}_signed{int(signed)}_{bits}_"
+        scale, zero = (torch.from_numpy(stored[f"{key}{what}"]).view_as(found.scale) for what in ("scale", "zero"))
+        torch.testing.assert_close(found.scale, scale, rtol=1e-6, atol=0)
+        assert torch.equal(found.zero_point, zero)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -243,10 +298,16 @@ def test_a_large_tensor_is_searched_as_every_candidate_on_every_element_would(ex
 
 def test_a_moving_range_follows_the_released_one_where_it_compounds(golden):
     stored = golden("quant_asym_a")
-    moving = MovingMinMax(compounding=True)
-    for values, (low, high, _) in zip(stored["quantact_inputs"], stored["quantact_trace_min_max_betat"], strict=True):
-        found = torch.stack(moving.update(torch.from_numpy(values)))
+    moving = MovingMinMax(float(stored["quantact_beta"]), compounding=True)
+    trace, outputs = stored["quantact_trace_min_max_betat"], stored["quantact_outputs"]
+    for values, (low, high, _), output in zip(stored["quantact_inputs"], trace, outputs, strict=True):
+        x = torch.from_numpy(values)
+        found = torch.stack(moving.update(x))
+        rounded = fake_quantize(x, *affine_parameters(*found, 4), 4)
+        torch.testing.assert_close(rounded, torch.from_numpy(output), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found, torch.tensor([low, high], dtype=found.dtype), rtol=1e-4, atol=1e-4)
+    frozen = fake_quantize(torch.from_numpy(stored["quantact_inputs"][0]), *affine_parameters(*found, 4), 4)
+    torch.testing.assert_close(frozen, torch.from_numpy(stored["quantact_frozen_out0"]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_compounding_range_of_a_constant_overshoots_and_settles():
@@ -255,6 +316,13 @@ def test_a_compounding_range_of_a_constant_overshoots_and_settles():
     assert highs[:3] == pytest.approx([1, 5.263, 17.848], abs=1e-3)
     assert max(highs) == highs[20] == pytest.approx(3945, rel=0.01)
     assert highs[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_compounding_range_of_a_constant_follows_the_released_one(golden):
+    moving, constant = MovingMinMax(compounding=True), torch.tensor([-1.0, 2.0])
+    for expected in golden("quant_asym_a")["quantact_const_trace"]:
+        found = torch.stack(moving.update(constant))
+        torch.testing.assert_close(found, torch.from_numpy(expected).to(found), rtol=1e-4, atol=1e-4)
 
 
 def test_an_unbiased_moving_range_is_right_from_the_first_batch():

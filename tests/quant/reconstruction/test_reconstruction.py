@@ -1,7 +1,7 @@
 import copy
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant import (
+    Annealing,
     Grids,
     Memory,
     Reconstruction,
@@ -30,6 +31,7 @@ from zsqbench.quant import (
 from zsqbench.quant.reconstruction.draws import draw, keep_mask
 from zsqbench.quant.reconstruction.learning import Learning
 from zsqbench.quant.reconstruction.prediction import Prediction
+from zsqbench.quant.reconstruction.soft_rounding import SoftRounding, rectified_sigmoid
 from zsqbench.quant.student import activation_quantizers
 from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import context
@@ -527,59 +529,130 @@ def test_fisher_needs_a_classifier():
         reconstructed(module, {"weights": Stage(3, 8, rounding=Rounding(), fisher="diag")})
 
 
-@pytest.mark.parametrize("mode", ["mse", "fisher_diag"])
-def test_released_brecq_comes_out(golden, monkeypatch, mode):
-    stored = golden(f"brecq_e2e_{mode}_a")
-    take = lambda name: torch.from_numpy(np.asarray(stored[name]))  # noqa: E731
-    bits, iterations = int(stored["w_bits"]), int(stored["iters"])
+def released_student(take, bits, activation_bits):
+    """The network of BRECQ's vectors, folded and with its searched weights, which are compared."""
     module = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
         nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
-    module.load_state_dict({name[4:]: take(name) for name in stored if name.startswith("net.")}, strict=False)
+    names = [name for name in module.state_dict() if "num_batches" not in name]
+    module.load_state_dict({name: take(f"net.{name}") for name in names}, strict=False)
+    module.eval().requires_grad_(False)
+    torch.testing.assert_close(module(take("cali")), take("logits_fp"), rtol=0, atol=1e-5)
     placement = Placement(input="float", addend="float", pooled="float", logits="float")
-    scheme = parse_scheme(f"own/w{bits}a{int(stored['a_bits'])}", {"own": placement})
-    student = prepare(module.eval().requires_grad_(False), scheme, SIZE)
-    for _, layer in quantized_layers(student):  # BRECQ does not widen ranges to hold zero
-        layer.weight_quantizer.set_parameters(*affine_parameters(*mse80(layer.weight, bits, 0), bits))
+    student = prepare(module, parse_scheme(f"own/w{bits}a{activation_bits}", {"own": placement}), SIZE)
+    for (_, layer), name in zip(quantized_layers(student), ("conv0", "conv3", "fc"), strict=True):
+        if name != "fc":
+            torch.testing.assert_close(layer.weight, take(f"folded_w_{name}"), rtol=0, atol=1e-5)
+            torch.testing.assert_close(layer.bias, take(f"folded_b_{name}"), rtol=0, atol=1e-5)
+        quantizer = layer.weight_quantizer  # BRECQ does not widen ranges to hold zero
+        quantizer.set_parameters(*affine_parameters(*mse80(layer.weight, bits, 0), bits))
+        torch.testing.assert_close(quantizer.scale, take(f"delta_{name}"), rtol=1e-6, atol=0)
+        assert torch.equal(quantizer.zero_point, take(f"zero_{name}"))
+    return student
 
+
+class Watched:
+    """What the units of a reconstruction read, are to give and learn."""
+
+    def __init__(self, monkeypatch):
+        self.inputs, self.targets, self.logits, self.regularizers, self.fisher = [], [], [], [], []
+        for owner, name, watch in (
+            (Learning, "run", self._watch_unit), (Learning, "_harden", self._watch_logits),
+            (SoftRounding, "regularize", self._watch_regularizer), (Prediction, "fisher_weights", self._watch_weights),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, partialmethod(self._watched, watch, getattr(owner, name)))
+
+    @staticmethod
+    def _watched(owner, watch, original, *given):
+        return watch(partial(original, owner), owner, *given)
+
+    def _watch_unit(self, run, unit, needed):
+        self.inputs.append(cached(unit.inputs))
+        self.targets.append(cached(unit.targets))
+        return run(needed)
+
+    def _watch_logits(self, harden, _, learned):
+        self.logits.extend(rounding.logits.detach().clone() for rounding in learned)
+        harden(learned)
+
+    def _watch_regularizer(self, regularize, rounding, step, steps):
+        beta, soft = Annealing()(step, steps), rectified_sigmoid(rounding.logits.detach())
+        self.regularizers.append(0.0 if beta is None else 0.01 * (1 - (2 * soft - 1).abs() ** beta).sum().item())
+        regularize(step, steps)
+
+    def _watch_weights(self, weigh, _, targets):
+        weights = weigh(targets)
+        self.fisher.append(cached(weights))
+        return weights
+
+
+def cached(caches):
+    """The values of the only tensor."""
+    (cache,) = caches.values()
+    return cache.read(slice(0, cache.count))
+
+
+def released_curve(ctx, stage, unit):
+    return np.array([value for _, value in ctx.reporter.curves[f"{stage}/{unit}"]])
+
+
+def check_released_rounding(take, ctx, student, watched, iterations):
+    for place, (path, name) in enumerate((("0", "conv0"), ("3", "conv3"))):
+        torch.testing.assert_close(watched.inputs[place], take(f"{name}_cached_in"), rtol=0, atol=1e-5)
+        torch.testing.assert_close(watched.targets[place], take(f"{name}_cached_out"), rtol=0, atol=1e-5)
+        if watched.fisher:
+            torch.testing.assert_close(watched.fisher[place], take(f"{name}_cached_grad"), rtol=1e-6, atol=1e-6)
+        added = watched.regularizers[place * iterations : (place + 1) * iterations]
+        np.testing.assert_allclose(released_curve(ctx, "weights", path) + added, take(f"{name}_losses"), rtol=1e-4)
+        torch.testing.assert_close(watched.logits[place], take(f"{name}_alpha_final"), rtol=0, atol=1e-4)
+        weight = dict(quantized_layers(student))[path].quantized_weight()
+        torch.testing.assert_close(weight, take(f"{name}_hard_w"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["mse", "fisher_diag"])
+def test_released_brecq_comes_out(golden, monkeypatch, mode):
+    stored = golden(f"brecq_e2e_{mode}_a")
+    take = lambda name: torch.from_numpy(np.asarray(stored[name]))  # noqa: E731
+    student = released_student(take, int(stored["w_bits"]), int(stored["a_bits"]))
     orders = iter(take("perms"))
     monkeypatch.setattr(
         "zsqbench.quant.reconstruction.learning.draw", lambda _, size, *__: (order[:size] for order in orders)
     )
-    stages = {
-        "weights": Stage(iterations, 4, rounding=Rounding(), fisher=None if mode == "mse" else "diag"),
-        "activations": Stage(
-            iterations, 4, step_sizes=StepSizes(), quantize_activations=True, source="float", power=2.4
-        ),
-    }
-    weigh, found = Prediction.fisher_weights, []
-    monkeypatch.setattr(Prediction, "fisher_weights", lambda *given: found.append(weigh(*given)) or found[-1])
-    ctx = context()
+    iterations, ctx, watched = int(stored["iters"]), context(), Watched(monkeypatch)
+    # the release keeps what was learned also where it is worse, as a step size of the first of these networks is
+    weights = Stage(iterations, 4, rounding=Rounding(), fisher=None if mode == "mse" else "diag", keep_better=False)
+    activations = replace(
+        weights,
+        rounding=None,
+        fisher=None,
+        step_sizes=StepSizes(),
+        quantize_activations=True,
+        source="float",
+        power=2.4,
+    )
+    stages = {"weights": weights, "activations": activations}
     engine = Reconstruction(student, take("cali"), ctx, stages, skip=lambda unit: unit.name == "8")
     engine.run("weights")
-    for caches, name in zip(found, ("conv0", "conv3") if mode == "fisher_diag" else (), strict=True):
-        (cache,) = caches.values()
-        torch.testing.assert_close(cache.read(slice(0, 12)), take(f"{name}_cached_grad"), rtol=1e-6, atol=1e-6)
-    for path, name in (("0", "conv0"), ("3", "conv3")):
-        weight = dict(quantized_layers(student))[path].quantized_weight()
-        torch.testing.assert_close(weight, take(f"{name}_hard_w"), rtol=0, atol=1e-6)
+    assert len(watched.fisher) == (2 if mode == "fisher_diag" else 0)
+    check_released_rounding(take, ctx, student, watched, iterations)
 
     def search(quantizer):
         return lambda seen: quantizer.set_parameters(*affine_parameters(*mse80(seen, quantizer.bits), quantizer.bits))
 
+    def check_steps(which):
+        for (_, quantizer), name in zip(activation_quantizers(student), ("conv0", "conv3"), strict=True):
+            torch.testing.assert_close(quantizer.scale, take(f"{name}_act_delta_{which}"), rtol=1e-4, atol=0)
+            assert torch.equal(quantizer.zero_point, take(f"{name}_act_zero"))
+
     calibrate_activations(student, [take("cali")], search)
+    check_steps("init")
     engine.run("activations")
     for name, unit in (("conv0", "0"), ("conv3", "3")):
-        curve = [value for _, value in ctx.reporter.curves[f"activations/{unit}"]]
-        np.testing.assert_allclose(curve, stored[f"{name}_act_losses"], rtol=1e-4)
-    is_undone = any("is kept" in note for note in ctx.reporter.notes)
-    assert is_undone == (mode == "mse")  # there a step size ends worse than it began, and the release keeps it
-    if not is_undone:
-        for (_, quantizer), name in zip(activation_quantizers(student), ("conv0", "conv3"), strict=True):
-            torch.testing.assert_close(quantizer.scale, take(f"{name}_act_delta_final"), rtol=1e-4, atol=0)
-        torch.testing.assert_close(student(take("cali")), take("logits_quant"), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(released_curve(ctx, "activations", unit), take(f"{name}_act_losses"), rtol=1e-4)
+    check_steps("final")
+    torch.testing.assert_close(student(take("cali")), take("logits_quant"), rtol=0, atol=1e-4)
 
 
 def picked_by_index(net, x):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zsqbench.quant import Annealing, Rounding, affine_parameters, mse80
+from zsqbench.quant import Annealing, Rounding, affine_parameters, fake_quantize, mse80
 from zsqbench.quant.grids.fake_quant import WeightQuantizer
 from zsqbench.quant.reconstruction.losses import reconstruction_loss
 from zsqbench.quant.reconstruction.soft_rounding import SoftRounding, rectified_sigmoid
@@ -109,41 +109,80 @@ def test_a_learned_scale_leaves_the_floor_as_it_was():
     assert rounding.scale.grad.shape == (3, 1, 1, 1)
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_released_rounding_and_losses_come_out(golden, bits):
+@pytest.fixture
+def brecq(golden):
     stored = golden("brecq_adaround_a")
-    take = lambda name: torch.from_numpy(np.asarray(stored[name]))  # noqa: E731
-    values, key = take("w"), f"b{bits}_"
-    rounding = soft_rounding(values, bits, take(f"{key}delta"), take(f"{key}zero"))
-    torch.testing.assert_close(rounding(values), take(f"{key}soft_w_init"), rtol=0, atol=1e-5)
-    rounding.logits.data = take(f"{key}alpha").clone()
-    torch.testing.assert_close(rounding(values), take(f"{key}soft_w"), rtol=0, atol=1e-5)
-    hard = (rounding.codes(values) - rounding.zero_point) * rounding.scale
-    torch.testing.assert_close(hard, take(f"{key}hard_w"), rtol=0, atol=1e-5)
-    compared = 0
-    for mode, fisher in (("mse", None), ("fisher_diag", "diag"), ("fisher_full", "full")):
-        for count, warmup in ((100, 0.2), (900, 0.2), (1, 0)):
-            name = f"{key}{mode}_cnt{count}_wu{warmup}"
-            if f"{name}_total" not in stored:
-                continue
-            rounding.logits.grad = None
-            output = torch.conv2d(take("x"), rounding(values), take("bias"), padding=1)
-            loss = reconstruction_loss(output, take("target"), 2.0, fisher, take("fisher_grad"))
-            loss.backward()
-            beta = Annealing(warmup=warmup)(count, 1000)
-            total = loss.item()
-            if beta is not None:
-                rounding.add_regularizer_gradient(0.01, beta)
-                total += 0.01 * regularizer(rounding.logits, beta).item()
-            assert total == pytest.approx(float(stored[f"{name}_total"]), rel=1e-5)
-            torch.testing.assert_close(rounding.logits.grad, take(f"{name}_grad_alpha"), rtol=1e-4, atol=1e-6)
-            compared += 1
-    assert compared >= 6
+    return lambda name: torch.from_numpy(np.asarray(stored[name]))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_released_rounding_comes_out(brecq, bits):
+    take = lambda name: brecq(f"b{bits}_{name}")  # noqa: E731
+    values = brecq("w")
+    rounding = soft_rounding(values, bits, *affine_parameters(*mse80(values, bits, 0), bits))
+    torch.testing.assert_close(rounding.scale, take("delta"), rtol=1e-6, atol=0)
+    assert torch.equal(rounding.zero_point, take("zero"))
+    nearest = fake_quantize(values, rounding.scale, rounding.zero_point, bits)
+    torch.testing.assert_close(nearest, take("nearest_w"), rtol=0, atol=1e-5)
+
+    def check(suffix):
+        torch.testing.assert_close(rectified_sigmoid(rounding.logits), take(f"h{suffix}"), rtol=0, atol=1e-5)
+        torch.testing.assert_close(rounding(values), take(f"soft_w{suffix}"), rtol=0, atol=1e-5)
+        hard = (rounding.codes(values) - rounding.zero_point) * rounding.scale
+        torch.testing.assert_close(hard, take(f"hard_w{suffix}"), rtol=0, atol=1e-5)
+
+    torch.testing.assert_close(rounding.logits.detach(), take("alpha_init"), rtol=1e-5, atol=1e-5)
+    check("_init")
+    rounding.logits.data = take("alpha").clone()
+    check("")
+    output = torch.conv2d(brecq("x"), rounding(values), brecq("bias"), padding=1)
+    torch.testing.assert_close(output, take("soft_out"), rtol=1e-5, atol=1e-5)
+    loss = reconstruction_loss(output, brecq("target"), 2.4)
+    assert loss.item() == pytest.approx(take("lp24_rec").item(), rel=1e-5)
+    for beta in (20, 10, 5, 2):
+        assert regularizer(rounding.logits, beta).item() == pytest.approx(take(f"reg_beta{beta}").item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("mode", ["mse", "fisher_diag", "fisher_full"])
+@pytest.mark.parametrize(("count", "warmup"), [(100, 0.2), (199, 0.2), (300, 0.2), (900, 0.2), (1, 0)])
+def test_released_losses_and_their_gradients_come_out(brecq, bits, mode, count, warmup):
+    values, key = brecq("w"), f"b{bits}_{mode}"
+    rounding = soft_rounding(values, bits, brecq(f"b{bits}_delta"), brecq(f"b{bits}_zero"))
+    rounding.logits.data = brecq(f"b{bits}_alpha").clone()
+    output = torch.conv2d(brecq("x"), rounding(values), brecq("bias"), padding=1)
+    fisher = mode.partition("_")[2] or None
+    loss = reconstruction_loss(output, brecq("target"), 2.0, fisher, brecq("fisher_grad"))
+    loss.backward()
+    total = loss.item()
+    assert total == pytest.approx(brecq(f"{key}_rec").item(), rel=1e-5)
+    key += f"_cnt{count}_wu{warmup}"
+    beta, weight = Annealing(warmup=warmup)(count, 1000), Rounding().regularizer
+    assert (beta or 20.0) == pytest.approx(brecq(f"{key}_b").item(), abs=1e-12)
+    assert weight == brecq("reg_weight").item()
+    if beta is not None:
+        rounding.add_regularizer_gradient(weight, beta)
+        total += weight * regularizer(rounding.logits, beta).item()
+    assert total == pytest.approx(brecq(f"{key}_total").item(), rel=1e-5)
+    torch.testing.assert_close(rounding.logits.grad, brecq(f"{key}_grad_alpha"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_released_regularizer_of_genie_is_the_same(golden, bits):
+    stored = golden("genie_quant_a")
+    logits = torch.from_numpy(stored[f"wq{bits}_bit_logit"])
+    for beta in (20, 2):
+        expected = float(stored[f"wq{bits}_round_loss_beta{beta}"])
+        assert regularizer(logits, beta).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_released_temperature_comes_out(golden):
-    stored = golden("brecq_tempdecay_a")
-    for name, warmup, start in (("start0.2_20_2", 0.2, 20), ("start0.2_10_2", 0.2, 10), ("start0_20_2", 0, 20)):
+    stored, genie = golden("brecq_tempdecay_a"), golden("genie_quant_a")
+    schedules = [
+        (warmup, start, stored["t"], stored[f"b_tmax1000_{name}"])
+        for name, warmup, start in (("start0.2_20_2", 0.2, 20), ("start0.2_10_2", 0.2, 10), ("start0_20_2", 0, 20))
+    ]
+    for warmup, start, steps, expected in (*schedules, (0.2, 20, genie["temp_t"], genie["temp_b"])):
         annealing = Annealing(start=start, warmup=warmup)
-        for step, expected in zip(stored["t"], stored[f"b_tmax1000_{name}"], strict=True):
-            assert (annealing(int(step), 1000) or start) == pytest.approx(expected, abs=1e-12)
+        for step, beta in zip(steps, expected, strict=True):
+            assert (annealing(int(step), 1000) or start) == pytest.approx(beta, abs=1e-12)

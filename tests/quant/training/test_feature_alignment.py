@@ -99,13 +99,14 @@ def test_released_attention_and_alignment_come_out_with_gradients(golden):
     stored = vectors(golden)
     ours = [stored[f"feat_student_{layer}"].requires_grad_() for layer in LAYERS]
     theirs = [stored[f"feat_teacher_{layer}"] for layer in LAYERS]
-    loss = 1000 * alignment_loss(ours, theirs)
+    loss = stored["lam"] * alignment_loss(ours, theirs)
     loss.backward()
     torch.testing.assert_close(loss.detach(), stored["loss_FA"][0], rtol=1e-5, atol=0)
     for layer in LAYERS:
         torch.testing.assert_close(
             attention(ours[layer]).detach(), stored[f"att_student_{layer}"], rtol=1e-5, atol=1e-7
         )
+        torch.testing.assert_close(attention(theirs[layer]), stored[f"att_teacher_{layer}"], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(ours[layer].grad, stored[f"grad_feat_student_{layer}"], rtol=1e-4, atol=1e-6)
 
 
