@@ -386,9 +386,9 @@ def _of_chance(alone: BoxesAlone, map50: float, path: Path) -> str:
 
 
 def _on_cpu(raw: Any) -> Any:
-    from torch.utils import _pytree
+    from zsqbench.compat import tree_map
 
-    return _pytree.tree_map(lambda value: value.float().cpu() if hasattr(value, "cpu") else value, raw)
+    return tree_map(lambda value: value.float().cpu() if hasattr(value, "cpu") else value, raw)
 
 
 def _some(numbers: set[int]) -> str:

@@ -12,7 +12,7 @@ import click
 import pytest
 import yaml
 
-from zsqbench import hookspecs
+from zsqbench import hookspecs, versions
 from zsqbench.cli import cli
 from zsqbench.export.options import ExportOptions
 from zsqbench.hookspecs import PROJECT
@@ -24,7 +24,8 @@ from zsqbench.suite.schema import Block, Exclusion, Reference, SuiteFile
 from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+OF_CONTRIBUTORS = [ROOT / f"{name}.md" for name in ("AGENTS", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *OF_CONTRIBUTORS, *sorted((ROOT / "docs").glob("*.md"))]
 TUTORIAL, SUITES, SCHEMES, HOOKS = (ROOT / "docs" / f"{name}.md" for name in ("tutorial", "suites", "schemes", "hooks"))
 YOUR_METHOD = ROOT / "docs" / "your-method.md"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -351,3 +352,67 @@ def test_version_and_license_are_the_same_everywhere():
     latest = re.search(r"^## \[(.+?)\]", text_of(ROOT / "CHANGELOG.md"), re.MULTILINE)
     assert latest
     assert latest[1] == project["version"]
+
+
+each_for_contributors = pytest.mark.parametrize("document", OF_CONTRIBUTORS, ids=lambda path: path.name)
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+MATRIX_OF_CI = WORKFLOW["jobs"]["tests"]["strategy"]["matrix"]["include"]
+
+
+@each_for_contributors
+def test_files_that_contributors_are_told_of_are_there(document):
+    """Names in capitals stand for the reader's own."""
+    paths = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.(?:ini|md|py|toml))`", text_of(document))
+    assert not [path for path in paths if not re.search("NAME|SOURCE", path) and not (ROOT / path).exists()]
+
+
+@each_for_contributors
+def test_lines_for_contributors_wrap(document):
+    assert not [line for line in prose(document).splitlines() if len(line) > 120 and not line.startswith(("|", "["))]
+
+
+@each_for_contributors
+def test_environments_that_contributors_are_told_of_are_those_of_tox(document):
+    there = re.findall(r"^\[testenv:(\w+)\]$", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"tox -e (\w+)", text_of(document))) <= set(there)
+
+
+def test_contributors_are_told_of_each_version_that_is_raised_by_hand():
+    named = re.findall(r"`(\w+_VERSION)` \|$", text_of(ROOT / "CONTRIBUTING.md"), re.MULTILINE)
+    assert named == [name for name in vars(versions) if name.endswith("_VERSION")]
+
+
+def lowest(package):
+    """The lower bound of a dependency, as pyproject.toml has it."""
+    (bound,) = (
+        line.partition(">=")[2] for line in PYPROJECT["project"]["dependencies"] if line.startswith(f"{package}>=")
+    )
+    return bound
+
+
+def test_ci_runs_each_python_with_the_newest_torch_and_an_old_one():
+    newest = [each["python"] for each in MATRIX_OF_CI if "torch" not in each]
+    assert [each["python"] for each in MATRIX_OF_CI if "torch" in each] == newest
+    assert f">={newest[0]}" == PYPROJECT["project"]["requires-python"]
+    first, last = (int(version.partition(".")[2]) for version in (newest[0], newest[-1]))
+    assert newest == [f"3.{minor}" for minor in range(first, last + 1)]
+    assert f"from {newest[0]} to {newest[-1]}" in text_of(ROOT / "CONTRIBUTING.md")
+
+
+def test_the_oldest_torch_that_ci_runs_is_the_lower_bound():
+    oldest = MATRIX_OF_CI[0]
+    assert (oldest["torch"], oldest["torchvision"]) == (f"=={lowest('torch')}.0", f"=={lowest('torchvision')}.0")
+
+
+def test_each_environment_of_ci_is_one_of_tox():
+    there = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    assert all(f"[testenv:{each['tox']}]" in there for each in MATRIX_OF_CI)
+
+
+def test_the_hooks_before_a_commit_have_the_linter_of_the_group():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [hook["additional_dependencies"] for hook in repository["hooks"]] == [
+        PYPROJECT["dependency-groups"]["lint"]
+    ] * 2
+    lint = (ROOT / "tox.ini").read_text(encoding="utf-8").partition("[testenv:lint]")[2].partition("[testenv:tests]")[0]
+    assert all(hook["name"] in lint for hook in repository["hooks"])

@@ -23,6 +23,8 @@ def clean_state(device: "torch.device", key: str, threads: int) -> Iterator[None
     import numpy as np
     import torch
 
+    from zsqbench.compat import clear_global_hooks
+
     seed = int(key[:8], 16)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for methods that use the global generator against the rules
@@ -45,9 +47,7 @@ def clean_state(device: "torch.device", key: str, threads: int) -> Iterator[None
         os.chdir(folder)
         torch.set_default_device(None)
         torch.use_deterministic_algorithms(False)
-        for name, hooks in vars(torch.nn.modules.module).items():
-            if name.startswith("_global_") and name.endswith("_hooks") and isinstance(hooks, dict):
-                hooks.clear()
+        clear_global_hooks()
 
 
 def copy_empty_tables_fast() -> None:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from zsqbench.compat import tree_leaves
 from zsqbench.export.graph import CODES, called
 from zsqbench.export.integers import IntegerStudent
 from zsqbench.export.runtime import CPU, fed, open_session, run, saturates, seen
@@ -221,7 +221,7 @@ def _outputs(session: "InferenceSession", images: Tensor) -> Outputs:
 
 
 def _outputs_of(module: nn.Module, images: Tensor) -> Outputs:
-    parts = [[leaf.numpy() for leaf in pytree.tree_leaves(module(batch))] for batch in _batches(images)]
+    parts = [[leaf.numpy() for leaf in tree_leaves(module(batch))] for batch in _batches(images)]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 

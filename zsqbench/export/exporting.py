@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from zsqbench.compat import tree_places
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.export import IR_VERSION, OPSET
 from zsqbench.export.integers import with_integer_biases
@@ -140,7 +140,7 @@ def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
     """The outputs of a network by the names that a file has for them, and what each is: its layer, or its place."""
     with torch.no_grad():
         returned = outputs_of(module, pretrained)
-    places = [pytree.keystr(place) or "the output" for place, _ in pytree.tree_flatten_with_path(returned)[0]]
+    places = [place or "the output" for place in tree_places(returned)]
     told = list(pretrained.outputs) if len(pretrained.outputs) == len(places) else places
     return {f"output_{index}" if len(places) > 1 else "output": name for index, name in enumerate(told)}
 

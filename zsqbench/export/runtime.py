@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from zsqbench.compat import TreeSpec, tree_structure, tree_unflatten
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.methods import Pretrained
 
@@ -78,9 +78,7 @@ class RuntimeNetwork(nn.Module):
     The first `kept` images that it was given are kept, for a closer look afterwards.
     """
 
-    def __init__(
-        self, session: "InferenceSession", structure: pytree.TreeSpec, pretrained: Pretrained, kept: int = 0
-    ) -> None:
+    def __init__(self, session: "InferenceSession", structure: TreeSpec, pretrained: Pretrained, kept: int = 0) -> None:
         super().__init__()
         self.session = session
         self.pretrained = pretrained
@@ -94,7 +92,7 @@ class RuntimeNetwork(nn.Module):
             self.images.append(images[: self._missing].detach().cpu().clone())
             self._missing -= len(self.images[-1])
         outputs = run(self.session, fed(self.session, images, self.pretrained))
-        return pytree.tree_unflatten([torch.from_numpy(values) for values in outputs], self.structure)
+        return tree_unflatten([torch.from_numpy(values) for values in outputs], self.structure)
 
 
 def fed(session: "InferenceSession", images: Tensor, pretrained: Pretrained) -> Tensor:
@@ -113,9 +111,9 @@ def seen(given: Tensor, pretrained: Pretrained) -> Tensor:
     return black + (white - black) * given / 255
 
 
-def structure_of(returned: Any) -> pytree.TreeSpec:
+def structure_of(returned: Any) -> TreeSpec:
     """How a network's outputs are put together."""
-    return pytree.tree_structure(returned)
+    return tree_structure(returned)
 
 
 def saturates() -> bool:

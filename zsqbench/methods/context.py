@@ -141,7 +141,8 @@ class StepContext:
             return function
         import torch
 
-        from zsqbench.methods.inductor import differentiable_twice, set_up
+        from zsqbench.compat import differentiable_twice
+        from zsqbench.methods.inductor import set_up
 
         if self.device.type == "cpu":
             _require_compiler()
@@ -151,16 +152,13 @@ class StepContext:
 
 
 def _require_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    from zsqbench.compat import finds_compiler
 
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
+    if not finds_compiler():
         raise ZSQBenchError(
             "settings.compile is true, and torch finds no C++ compiler; install g++, name one in the variable CXX, or "
             "leave compile out"
-        ) from error
+        )
 
 
 @dataclass

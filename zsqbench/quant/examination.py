@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from zsqbench.compat import tree_leaves
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.quant.corrections.equalization import dead_channels
 from zsqbench.quant.graph.bn_folding import fold_bn

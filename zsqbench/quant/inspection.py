@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from zsqbench.compat import tree_leaves
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.attention import find_attention, patch_size
 from zsqbench.quant.graph.bn_folding import FOLDED, UNFOLDED, fold_bn

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from zsqbench.compat import tree_leaves
 from zsqbench.quant.artifact import effective_map
 from zsqbench.quant.counterpart import weight_of
 from zsqbench.quant.grids.affine import levels

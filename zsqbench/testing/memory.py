@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from zsqbench.compat import TorchDispatchMode, tree_leaves
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

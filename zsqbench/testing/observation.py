@@ -15,8 +15,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 
+from zsqbench.compat import global_hooks, hook_tables
 from zsqbench.errors import one_line
 from zsqbench.execution.isolation import forbid_opening
 from zsqbench.methods import Method, Pretrained
@@ -70,14 +70,9 @@ def _require_untouched(report: Report, copied: Pretrained, teacher: Pretrained, 
     modules = list(copied.module.modules())
     trainable = any(parameter.requires_grad for parameter in copied.module.parameters())
     report.require(TEACHER, copied.digest() == teacher.digest(), "changed the teacher's weights or buffers", where)
-    report.require(TEACHER, not _hooks(copied.module), "left hooks on the teacher", where)
+    report.require(TEACHER, not any(map(hook_tables, modules)), "left hooks on the teacher", where)
     report.require(TEACHER, not any(part.training for part in modules), "left the teacher in train mode", where)
     report.require(TEACHER, not trainable, "left the teacher's weights with requires_grad", where)
-
-
-def _hooks(module: nn.Module) -> list[str]:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [name for part in module.modules() for name in names if getattr(part, name)]
 
 
 def _set_python(state: Any) -> None:
@@ -95,16 +90,11 @@ def _set_numpy(state: tuple[Any, ...]) -> None:
 
 
 def _global_hooks() -> dict[str, list[int]]:
-    return {name: sorted(hooks) for name, hooks in _hooks_of_all_modules().items()}
-
-
-def _hooks_of_all_modules() -> dict[str, dict[int, Any]]:
-    found = vars(torch.nn.modules.module).items()
-    return {name: hooks for name, hooks in found if name.startswith("_global_") and isinstance(hooks, dict)}
+    return {name: sorted(hooks) for name, hooks in global_hooks().items()}
 
 
 def _drop_hooks(before: Mapping[str, list[int]]) -> None:
-    for name, hooks in _hooks_of_all_modules().items():
+    for name, hooks in global_hooks().items():
         for key in set(hooks) - set(before[name]):
             del hooks[key]
 

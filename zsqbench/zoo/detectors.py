@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
+from zsqbench.compat import tree_leaves, with_children
 from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.zoo.detection import Detection, Size
 from zsqbench.zoo.digits import CLASSES
@@ -177,9 +178,7 @@ def _user_detection(source: UserFile, file: Path) -> Detection | None:
 
 
 def _tensors(raw: Any) -> list[Tensor]:
-    from torch.utils import _pytree
-
-    return [value for value in _pytree.tree_leaves(raw) if isinstance(value, Tensor)]
+    return [value for value in tree_leaves(raw) if isinstance(value, Tensor)]
 
 
 def _check(found: Any, images: int, file: Path) -> None:
@@ -218,8 +217,7 @@ class _Shell:
         sizes = _Sizes(copy.deepcopy(model.backbone).to("meta"))
         self._given = _Given()
         self._given.compute_loss = getattr(model.head, "compute_loss", None)
-        self._model = copy.copy(model)
-        self._model._modules = {**model._modules, "backbone": sizes, "head": self._given, **modules}  # noqa: SLF001
+        self._model = with_children(model, **{"backbone": sizes, "head": self._given, **modules})
 
 
 class _Decoder(_Shell):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from zsqbench.compat import attributes, children
 from zsqbench.errors import ZSQBenchError, one_line
 from zsqbench.zoo.checkpoints import some
 
@@ -17,10 +18,10 @@ def bare(module: nn.Module) -> nn.Module:
     inner = module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
     if isinstance(inner, nn.Module):
         return bare(inner)
-    children = module._modules  # noqa: SLF001  # named_children() leaves out the second name of a child
-    for name, child in children.items():
+    table = children(module)
+    for name, child in table.items():
         if child is not None and (plain := bare(child)) is not child:
-            children[name] = plain
+            table[name] = plain
     return module
 
 
@@ -73,9 +74,7 @@ def check_finite(module: nn.Module) -> None:
 def _uncopied(module: nn.Module) -> str:
     """The attribute that cannot be copied alone, if there is such a one."""
     for path, child in module.named_modules():
-        for name, value in vars(child).items():
-            if name == "_modules":
-                continue
+        for name, value in attributes(child):
             try:
                 copy.deepcopy(value)
             except Exception:  # noqa: BLE001  # as above

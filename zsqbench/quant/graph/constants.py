@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zsqbench.compat import is_assertion
 from zsqbench.quant.graph.operators import call_name, names
 
 CONSTANTS = "constants"
@@ -28,7 +29,7 @@ def fold_constants(captured: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     interpreter = fx.Interpreter(captured)
     values = _made_by_sizes(captured, batches)
     for node in list(captured.graph.nodes):
-        if node.op == "call_function" and node.target is torch._assert:  # noqa: SLF001 - that is its public name
+        if is_assertion(node):
             captured.graph.erase_node(node)
         elif node not in values and _is_constant(node, values):
             values[node] = _value(interpreter, node, values)

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import _symbolic_trace as symbolic_trace
-from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
+from zsqbench.compat import forward_is_hooked, tracing_into
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.constants import known_by_sizes
 
@@ -41,16 +40,9 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     own = type(module)
     # a class of its own, because a tracer starts from a function of the class, and `forward` is behind hooks
     module.__class__ = types.new_class(own.__name__, (own,), {}, lambda names: names.update({_TRACED: _call}))
-    wrapped = symbolic_trace._wrapped_fns_to_patch  # noqa: SLF001 - there is no public way to look into a function
-    opened = {place: names for place, names in wrapped.items() if names.get("__name__") == _OPENED}
-    for place in opened:
-        del wrapped[place]
-    own_type_of = functional._none_or_dtype  # noqa: SLF001 - torch's transformers ask it for the type of each mask
-    functional._none_or_dtype = lambda mask: (  # type: ignore[assignment] # noqa: SLF001
-        mask.dtype if isinstance(mask, fx.Proxy) else own_type_of(mask)
-    )
     try:
-        return tracer.trace(module)
+        with tracing_into(_OPENED):
+            return tracer.trace(module)
     except Exception as error:
         # Anything: what the module's own code raises when it is handed a placeholder instead of a tensor.
         where = f" in module {tracer.current_module!r}" if tracer.current_module else ""
@@ -60,8 +52,6 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
         ) from error
     finally:
         module.__class__ = own
-        wrapped.update(opened)
-        functional._none_or_dtype = own_type_of  # noqa: SLF001
 
 
 def _call(self: nn.Module, images: Tensor) -> Any:
@@ -90,9 +80,9 @@ _COMPUTES = "forward", "_conv_forward", "__call__"
 
 def _is_changed(module: nn.Module) -> bool:
     """True if a module computes something else than its class says: it has hooks, or methods of its own."""
-    hooks = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 - torch has no public way to ask
     # parametrized: its weight is computed from others
-    return bool(hooks) or any(name in vars(module) for name in _COMPUTES) or hasattr(module, "parametrizations")
+    changed = forward_is_hooked(module) or hasattr(module, "parametrizations")
+    return changed or any(name in vars(module) for name in _COMPUTES)
 
 
 class _Sized:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zsqbench.compat import is_assertion
 from zsqbench.errors import ZSQBenchError
 from zsqbench.quant.graph.attention import ATTENTION, DIMENSIONS, FINITE, take_attention_apart
 from zsqbench.quant.graph.constants import fold_constants
@@ -68,7 +69,7 @@ def _traced(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     except ZSQBenchError:
         _check_assertions(module, input_size)
         raise
-    if any(node.target is torch._assert for node in graph.nodes):  # noqa: SLF001 - what networks call, for it is traced
+    if any(is_assertion(node) for node in graph.nodes):
         _check_assertions(module, input_size)
     return graph
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zsqbench.compat import padding_of
 from zsqbench.quant.grids.affine import (
     dequantize,
     fake_quantize,
@@ -346,8 +347,7 @@ def _by_groups(taps: Tensor, groups: int) -> Tensor:
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """X as a convolution pads it."""
-    sides = layer._reversed_padding_repeated_twice  # noqa: SLF001 - torch's own, of padding in words, too
-    return functional.pad(x, sides, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    return functional.pad(x, padding_of(layer), "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
 
 
 def quantized_layer(
