@@ -24,7 +24,7 @@ from zsqbench.suite.schema import Block, Exclusion, Reference, SuiteFile
 from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIAL, SUITES, SCHEMES, HOOKS = (ROOT / "docs" / f"{name}.md" for name in ("tutorial", "suites", "schemes", "hooks"))
 YOUR_METHOD = ROOT / "docs" / "your-method.md"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

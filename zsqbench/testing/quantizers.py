@@ -37,8 +37,9 @@ def check_quantizer(
 
     Checked: what is quantized depends on network and scheme alone; the same data gives the same network; the artifact,
     loaded into a freshly prepared network, gives the same outputs bit for bit; outputs are finite; teacher, gradient
-    mode, global random state and the like are left as they were; no file is read but those that options name. Without
-    a teacher also: a network without BN, no images where these are optional, labels, bfloat16, how many images it says that it reads, and memory.
+    mode, global random state and the like are left as they were; no file is read but those that options name. Without a
+    teacher also: a network without BN, no images where these are optional, labels, bfloat16, how many images it says
+    that it reads, and memory.
     """
     report = Report(quantizer, strict=True)
     student = examine_quantizer(report, scheme, None if teacher is None else {"this network": teacher}, labels)
