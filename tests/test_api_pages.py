@@ -76,13 +76,22 @@ def test_the_bases_and_the_words_of_methods_have_an_entry():
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
+    assert run_examples(page) == text_of(page).count("\n## ")
+
+
+def test_the_examples_of_larger_methods_run():
+    assert run_examples("../your-method.md")
+
+
+def run_examples(page):
+    """Run the examples of a page, and say how many there are."""
     examples = re.findall(r"^```pycon\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
-    assert len(examples) == text_of(page).count("\n## ")
     said = []
     for example in examples:
         test = doctest.DocTestParser().get_doctest(example, {}, page, page, 0)
         doctest.DocTestRunner(verbose=False).run(test, out=said.append)
     assert not said, "".join(said)
+    return len(examples)
 
 
 def test_the_docstring_of_zsqbench_names_all_that_is_public():
