@@ -25,7 +25,7 @@ from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_CONTRIBUTORS = [ROOT / f"{name}.md" for name in ("AGENTS", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *OF_CONTRIBUTORS, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *OF_CONTRIBUTORS, *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIAL, SUITES, SCHEMES, HOOKS = (ROOT / "docs" / f"{name}.md" for name in ("tutorial", "suites", "schemes", "hooks"))
 YOUR_METHOD = ROOT / "docs" / "your-method.md"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -1,6 +1,19 @@
 """zsqbench: a benchmark harness for zero-shot (data-free) quantization.
 
 The names below are the public API. They are imported when they are first used, so that `zsqbench --help` is instant.
+
+- Runs and results: `run`, `plan`, `merge`, `results`, `compare`, `report`, `figures`, `figure`, `embedding`,
+  `landscape`, `reproduce`, `load_student`, `load_images`, `export_model`, `export_images`, `resamples`
+- Bases of generators: `Generator`, `PixelGenerator`
+- Bases of quantizers: `Quantizer`, `GridQuantizer`, `UnitQuantizer`, `ReconstructionQuantizer`, `TrainingQuantizer`,
+  `SetTrainingQuantizer`, `StepSizeQuantizer`, `CoTrainedQuantizer`
+- Other bases: `Task`, `Engine`
+- Objects that methods exchange: `Pretrained`, `Detection`, `CalibrationSet`, `Evaluation`, `DataFiles`, `ModelSpec`,
+  `Network`, `Scheme`, `StepContext`, `TaskContext`
+- Options, hooks and errors: `Auto`, `auto`, `InputFile`, `hookimpl`, `ZSQBenchError`
+
+Authors of quantizers find more in `zsqbench.quant`, those of generators in `zsqbench.synthesis`, and both in
+`zsqbench.testing` the checks of the contract that a method keeps.
 """
 
 import importlib
@@ -130,6 +143,10 @@ _HOMES = {
         "zsqbench.api",
     ),
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

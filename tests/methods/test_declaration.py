@@ -112,6 +112,12 @@ BAD = {
 }
 
 
+def test_a_quantizer_says_of_images_one_of_three_things():
+    assert complaint("needs_images = 'optional'", "Quantizer", "quantizer") is None
+    said = complaint("needs_images = 'no'", "Quantizer", "quantizer")
+    assert said == "Mine.needs_images is 'no': expected True, False or 'optional'"
+
+
 @pytest.mark.parametrize("body", BAD)
 def test_a_class_that_would_fail_later_is_refused_in_one_line(body):
     said = complaint(body) or ""

@@ -192,6 +192,16 @@ def test_what_a_quantizer_starts_from_has_to_be_possible_too(starting, quantizer
     assert [cell.reason for cell in suite.cells] == [reason]
 
 
+def test_a_quantizer_whose_images_are_optional_has_cells_with_and_without(bench, load):
+    plugin = "class Either(ToyQuantizer):\n    name = 'either'\n    seeded = False\n    needs_images = 'optional'\n"
+    bench.add_plugin(plugin)
+    bench.matrix("generator: [none, toy], quantizer: either")
+    assert [cell.reason for cell in load().cells] == [None, None]
+    said = bench.run()
+    names = ["toytask:a:none:either:hw/w4a4:-", "toytask:a:toy:either:hw/w4a4:0"]
+    assert bench.statuses() == dict.fromkeys(names, "done"), said.err
+
+
 def test_a_quantizer_that_needs_labels_cannot_take_images_without(bench, load):
     bench.add_plugin("class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n")
     bench.matrix("quantizer: labels")

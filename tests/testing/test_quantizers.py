@@ -199,6 +199,31 @@ def test_a_quantizer_that_reads_no_images_is_handed_none():
     assert failures(DataFree(), None) == {}
 
 
+def optional(without):
+    """A quantizer that calls images optional, and does `without` where it gets none."""
+
+    class Optional(zsqbench.Quantizer):
+        name = "optional"
+        needs_images = "optional"
+
+        def quantize(self, student, teacher, data, ctx):
+            calibrate_weights(student, "minmax")
+            images = without(teacher) if data is None else data.images
+            calibrate_activations_minmax(student, [images])
+
+    return Optional()
+
+
+def test_a_quantizer_that_calls_images_optional_is_tried_with_and_without():
+    assert failures(optional(lambda teacher: torch.zeros(1, *teacher.input_size)), None) == {}
+
+    def fails(_):
+        raise ZSQBenchError("there are no images")
+
+    found = failures(optional(fails), None)
+    assert found == {quantizers.NO_IMAGES: "raised there are no images (on plain BN, no images, hw/w4a4)"}
+
+
 def reading(choose, **flags):
     """Round to nearest on some of the images."""
 

@@ -16,6 +16,7 @@ from zsqbench.scheme import Scheme
 T = TypeVar("T")
 
 Kind = Literal["generator", "quantizer", "task", "engine"]
+"""The kinds of methods, as hooks and suites name them."""
 
 Compiled = Literal["pixels", "updates", "units"]
 """What methods compile: steps on pixels, updates of a student, or units that learn one by one."""

@@ -27,8 +27,10 @@ class Quantizer(Method, ABC):
     kind: ClassVar[Kind] = "quantizer"
     needs_labels: ClassVar[bool] = False
     """True if it needs a calibration set with labels."""
-    needs_images: ClassVar[bool] = True
-    """True if it reads calibration images; the cells of one that does not have `generator: none`."""
+    needs_images: ClassVar[Literal[True, False, "optional"]] = True
+    """True if it cannot do without calibration images; "optional" if it reads those that it is given and can do without
+    them (`data` is none then), so that its cells may have a generator or none; false if it reads none at all, and its
+    cells have `generator: none`."""
     needs_graph: ClassVar[bool] = True
     """True if its student is made of the network's graph: cells of a network that has none are impossible then."""
     by_units: ClassVar[bool] = False

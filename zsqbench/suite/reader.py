@@ -399,7 +399,7 @@ def _misfit(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -
         reason = quantizer.rejects(scheme)
     if reason:
         return f"{quantizer.name} rejects {scheme.name}: {reason}"
-    if generator is None and quantizer.needs_images:
+    if generator is None and quantizer.needs_images is True:
         return f"{quantizer.name} needs calibration images, and the generator is none"
     if generator is not None and not quantizer.needs_images:
         return f"{quantizer.name} reads no calibration images: its generator is none"

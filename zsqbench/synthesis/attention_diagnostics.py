@@ -17,7 +17,10 @@ PAIRS = 2**23
 MAP_IMAGES = 8
 """Most images that have a map of attention."""
 
-CLASS_TOKEN, ALL_TOKENS = "class token", "mean of all tokens"
+CLASS_TOKEN = "class token"  # noqa: S105 - no password
+"""Name of maps that say where the class token of a transformer looks."""
+ALL_TOKENS = "mean of all tokens"
+"""Name of maps that are the mean over all tokens, of a transformer without a class token."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ SAME = "one seed gives one network, and data does not change its structure"
 ARTIFACT = "the artifact, loaded into a fresh network, gives the same outputs"
 OUTPUTS = "outputs are finite"
 IMAGE = "the image stays on the range that the scheme gives it"
+NO_IMAGES = "works without images, which it calls optional"
 LABELS = "works with labels, and without where it does not need them"
 
 IMAGES = 32
@@ -36,8 +37,9 @@ def check_quantizer(
 
     Checked: what is quantized depends on network and scheme alone; the same data gives the same network; the artifact,
     loaded into a freshly prepared network, gives the same outputs bit for bit; outputs are finite; teacher, gradient
-    mode, global random state and the like are left as they were; no file is read but those that options name. Without
-    a teacher also: a network without BN, labels, bfloat16, how many images it says that it reads, and memory.
+    mode, global random state and the like are left as they were; no file is read but those that options name. Without a
+    teacher also: a network without BN, no images where these are optional, labels, bfloat16, how many images it says
+    that it reads, and memory.
     """
     report = Report(quantizer, strict=True)
     student = examine_quantizer(report, scheme, None if teacher is None else {"this network": teacher}, labels)
@@ -58,6 +60,8 @@ def examine_quantizer(
     if teachers is None:
         plain = tiny_teacher()
         _check_without_bn(report, scheme, labels)
+        if quantizer.needs_images == "optional":
+            _Trial(report, scheme, plain, "plain BN, no images", labels, images=False).run(NO_IMAGES)
         _check_labels(report, scheme, plain)
         _Trial(report, scheme, plain, "plain BN", labels).run(
             BF16, torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
@@ -76,6 +80,7 @@ class _Trial:
     teacher: Pretrained
     network: str
     labels: bool
+    images: bool = True
 
     @property
     def where(self) -> str:
@@ -86,7 +91,8 @@ class _Trial:
 
         def call(copied: Pretrained) -> nn.Module:
             with surroundings or nullcontext():
-                return _quantize(self.report, self.scheme, copied, _data(copied, IMAGES, self.labels), context())
+                data = _data(copied, IMAGES, self.labels) if self.images else None
+                return _quantize(self.report, self.scheme, copied, data, context())
 
         called = observe(self.report, check, self.teacher, call, self.where)
         student: nn.Module | None = called.result
@@ -145,7 +151,9 @@ class _Trial:
         self.report.require(check, condition, complaint, self.where)
 
 
-def _quantize(report: Report, scheme: str, teacher: Pretrained, data: CalibrationSet, ctx: StepContext) -> nn.Module:
+def _quantize(
+    report: Report, scheme: str, teacher: Pretrained, data: CalibrationSet | None, ctx: StepContext
+) -> nn.Module:
     """Prepare, quantize and finish, as a worker does."""
     ctx.scheme = parse_scheme(scheme)
     quantizer = cast("Quantizer", report.method).resolved(teacher, ctx.scheme)

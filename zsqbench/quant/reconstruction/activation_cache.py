@@ -14,6 +14,7 @@ from torch import Tensor
 from zsqbench.errors import OutOfResourcesError
 
 GIB = 2**30
+"""Bytes of a GiB."""
 
 Storage = Literal["device", "host", "disk"]
 
