@@ -12,6 +12,7 @@ from sphinx.pycode import ModuleAnalyzer
 project = "zsqbench"
 extensions = ["sphinx.ext.autodoc", "myst_parser"]
 html_theme = "furo"
+smartquotes = False  # quotes in docstrings may be those of code
 html_title = "zsqbench"
 html_copy_source = False
 html_show_copyright = False
