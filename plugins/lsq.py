@@ -26,10 +26,10 @@ _USUAL_DECAY = 1e-4
 class LSQ(zsqbench.StepSizeQuantizer):
     """A student whose step sizes learn with its weights, from its float network and from labels.
 
-    One step size for each weight and each activation, on symmetric grids, with LSQ's gradients and start (section 2).
-    The loss is that of the paper's distillation (section 3.7): cross-entropy and the divergence from the float network
-    at temperature 1, of equal weight; SGD, a cosine without restarts, 90 epochs, rate 0.01, and 0.001 at 8 bits; weight
-    decay 1e-4, half of it at 3 bits and a quarter at 2.
+    One step size for each weight and each activation, on symmetric grids, with LSQ's gradients and start.
+    The loss is that of the paper's distillation: cross-entropy and the divergence from the float network at temperature
+    1, of equal weight; SGD, a cosine without restarts, 90 epochs, rate 0.01, and 0.001 at 8 bits; weight decay 1e-4,
+    half of it at 3 bits and a quarter at 2.
 
     Of a network that is no classifier, such as a detector, the loss is the divergence alone, at `map_temperature`: each
     tensor that the network returns is one distribution for each image, boxes included, as `detect_kd` has it at each
@@ -38,7 +38,11 @@ class LSQ(zsqbench.StepSizeQuantizer):
     Deviations: images are those of the calibration set, labels those of the set, or what the float network says;
     an epoch is 200 updates; Nesterov's momentum; rates fall from epoch to epoch; which tensors have which bits is the
     scheme's matter (the paper: first and last layer at 8 bits); batch normalisation keeps its statistics, and is folded
-    first where the scheme says so. The paper released no code; hyper-parameters are those of its text as remembered.
+    first where the scheme says so.
+
+    The paper released no code, and its text could not be looked up. Start, first batch, SGD, rate, cosine and 8 bits at
+    first and last layers are as a reproduction says of it (zhutmost/lsq-net, README), which has weight decays from 1e-5
+    to 1e-4; which decay goes with which bits, the rate at 8 bits, epochs and distillation are as remembered.
     """
 
     name = "lsq"

@@ -33,21 +33,23 @@ class PLF(GeneratorRangesQuantizer):
     that towards the second, weighed by the probabilities of the two, p1 / (p1 + p2) and p2 / (p1 + p2). MSE is of
     features of both networks.
 
-    The text leaves these things open:
+    A cross-entropy is a mean over the images that have it, as in Eq. 7 and 9, and 0 in a batch without such images. The
+    text leaves these things open:
 
     - which features are compared: here those of `zsqbench.quant.block_outputs`, means of squares over all values,
       averaged over layers. Summed over layers, as the equation can be read, training leaves the finite numbers within
       five updates of a ResNet-20 at 4 and at 3 bits, at the published weight and learning rate (tried);
-    - the scale of KL, which has no weight in the equation: here T^2 KL at T = 20, with `alpha` 1;
-    - by what number cross-entropies are divided: here by that of all images of the batch;
+    - the scale of KL, which has neither a weight nor a temperature in its equation: here T^2 KL at T = 20, with `alpha`
+      1, as those have it on whose training it builds (`temperature` 1 is the equation);
     - when the threshold falls: here before each epoch but the first, by the same part, so that it is above `lowest` in
       the last one;
     - epochs, batches and cuts of the learning rate: here HAST's;
-    - the exact loss of its images: the paper's suite takes `zeroq_il`, whose weights are those that it states;
+    - how its images begin and learn: the paper's suite takes `zeroq_il`, which has its losses and their weight;
     - ranges of activations: here as in `ste`, whose deviations are those of this method, too.
     """
 
     name = "plf"
+    version = 3
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "": {
             "cifar10": {**HAST_PROTOCOL["cifar10"], **_CIFAR},
@@ -160,18 +162,19 @@ def self_entropy(logits: "Tensor") -> "Tensor":
 
 
 def pseudo_label_losses(logits: "Tensor", expected: "Tensor", reliable: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Cross-entropies of a student's logits [N, C] towards labels of the float network's, over all N images.
+    """Cross-entropies of a student's logits [N, C] towards labels of the float network's, each over its own images.
 
-    Of reliable ones, true in [N], towards the first class; of the others towards the first and the second, each weighed
-    by its part of the probability of the two.
+    Of reliable images, true in [N], towards the first class; of the others towards the first and the second, each
+    weighed by its part of the probability of the two. A mean over no image is 0.
     """
     import torch
 
     values, classes = expected.topk(2, dim=1)
     losses = -logits.log_softmax(1).gather(1, classes)
     both = (values.softmax(1) * losses).sum(1)
-    zero = torch.zeros_like(both)
-    return torch.where(reliable, losses[:, 0], zero).mean(), torch.where(reliable, zero, both).mean()
+    zero, count = torch.zeros_like(both), reliable.sum()
+    sure, unsure = torch.where(reliable, losses[:, 0], zero).sum(), torch.where(reliable, zero, both).sum()
+    return sure / count.clamp(min=1), unsure / (len(both) - count).clamp(min=1)
 
 
 @zsqbench.hookimpl

@@ -25,6 +25,9 @@ ITERATIONS, FIRST, LAST, LOOK = 3000, 800, 2800, 100
 COARSEST = 32
 """Sides of smaller images are multiples of this, as strides of detectors want them."""
 
+SMALL, SMALL_SIDE = 0.25, 160
+"""Sides of images in the release's first stage, of those that are made, and in pixels."""
+
 NMS_SCORE, NMS_OVERLAP = 0.001, 0.6
 """Suppression of the network's boxes before they are proposed."""
 
@@ -38,15 +41,15 @@ EPS = 1e-12
 class TaskBoxes(zsqbench.Generator):
     """Images towards boxes: first boxes are refined on small images, then images are made for them.
 
-    Each image begins with one random box. Pixels minimise L = det_weight L_det + sum_l w_l (|m_l - mu_l| + |v_l -
-    var_l|) + variation_weight TV + norm_weight |x|, with the detector's own training loss L_det, norms that are not
-    squared, mean and biased variance of the batch, and w_l = bn_weight, to which the first layer has first_bn_weight
-    added. TV are four norms of differences over the whole batch. In the first stage images are small (`label_scale`);
-    every `refine_every` steps between `refine_from` and `refine_until` the detector's boxes above `score` are compared
-    with those that are there: those that overlap with none (IoU below `overlap`) are added if their area is between
-    `smallest_area` and `largest_area`, whatever their label; those that overlap with none of the detector's are
-    dropped, as long as one is left. The second stage begins at fresh noise, keeps the boxes, and gives away the pixels
-    whose L_det was lowest.
+    Each image begins with one random box. Pixels minimise L = det_weight n L_det + sum_l w_l (|m_l - mu_l| + |v_l -
+    var_l|) + variation_weight TV + norm_weight |x|, with the detector's own training loss L_det, times the n images of
+    a batch as in the loss of the release's YOLO11, norms that are not squared, mean and biased variance of the batch,
+    and w_l = bn_weight, to which the first layer has first_bn_weight added. TV are four norms of differences over the
+    whole batch. In the first stage images are small (`label_scale`); every `refine_every` steps between `refine_from`
+    and `refine_until` the detector's boxes above `score` are compared with those that are there: those that overlap
+    with none (IoU below `overlap`) are added if their area is between `smallest_area` and `largest_area`, whatever
+    their label; those that overlap with none of the detector's are dropped, as long as one is left. The second stage
+    begins at fresh noise, keeps the boxes, and gives away the pixels whose L_det was lowest.
 
     The default preset is `released`, the settings of the toolkit (DFQ-Dojo/dfq-toolkit, YOLO11); `paper` are those of
     the paper for YOLO11. Its YOLOv5 has det_weight 0.5, bn_weight 0.01, norm_weight 5e-4 and 2,500 iterations.
@@ -54,16 +57,19 @@ class TaskBoxes(zsqbench.Generator):
     Boxes are in the set. An image in which the detector proposes nothing that can be added keeps its random box for
     ever; a note counts the images with a random box at which it never found anything.
 
-    Deviations: pixels are optimised between black (0) and white (1), as the release has them, and normalised for the
-    network; size of batches, |x| as the mean over images and the cosine of the preset `paper` are ours, for the sources
-    at hand do not say them; boxes are those of the detector's own decoding, with the release's thresholds where the
-    task takes such; a batch without any proposal leaves its boxes as they are (the release crashes); lowest losses are
-    looked for after each hundredth step and after the last; an epsilon of 1e-12 below roots; transformers, for which
-    the paper replaces the statistics, are none of it; seeded.
+    Deviations: where made images are smaller than the release's 640 pixels, those of the first stage keep its 160, or
+    have their own size, for a quarter of less shows objects at sizes that the detector does not know; pixels are
+    optimised between black (0) and white (1), as the release has them, and normalised for the network; size of batches,
+    |x| as the mean over images and the cosine of the preset `paper` are ours, for the sources at hand do not say them;
+    boxes are those of the detector's own decoding, with the release's thresholds where the task takes such; of boxes
+    that overlap by 0.6 the best alone is proposed, whatever their labels, for other decodings than the release's give
+    several labels to one place; a batch without any proposal leaves its boxes as they are (the release crashes); lowest
+    losses are looked for after each hundredth step and after the last; an epsilon of 1e-12 below roots; transformers,
+    for which the paper replaces the statistics, are none of it; seeded.
     """
 
     name = "task_boxes"
-    version = 1
+    version = 2
     needs_bn = True
     needs_training_loss = True
     memory_options = ("batch_size",)
@@ -102,11 +108,11 @@ class TaskBoxes(zsqbench.Generator):
     variation_weight: Auto[float] = auto(ge=0, description="weight of the total variation, of the batch as a whole")
     norm_weight: Auto[float] = auto(ge=0, description="weight of the images' norm")
     clamp: bool = Field(False, description="hold pixels to valid values after each step, which the sources do not do")
-    label_scale: float = Field(
-        0.25,
+    label_scale: Auto[float] = auto(
         gt=0,
         le=1,
-        description="sides of images in the first stage, of those that are made; in steps of 32 pixels",
+        description="sides of images in the first stage, of those that are made, in steps of 32 pixels; by default 160 "
+        "pixels, but no less than a quarter and no more than all",
     )
     refine: bool = Field(True, description="refine boxes in a first stage; without it, each image keeps its random box")
     refine_every: Auto[int] = auto(gt=0, description="steps between two looks; by default 100 of 3,000, in proportion")
@@ -126,14 +132,15 @@ class TaskBoxes(zsqbench.Generator):
         return self
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The preset's values, and looks in proportion to the iterations."""
+        """The preset's values, looks in proportion to the iterations, and the side of the first stage's images."""
         part = self.iterations / ITERATIONS
         looks = {
             "refine_every": max(1, round(LOOK * part)),
             "refine_from": round(FIRST * part),
             "refine_until": round(LAST * part),
         }
-        return {**super().automatic(network, scheme), **looks}
+        scale = min(1.0, max(SMALL, SMALL_SIDE / min(network.input_size[1:])))
+        return {**super().automatic(network, scheme), **looks, "label_scale": scale}
 
     def work(self, images: int) -> float:
         """Both stages, the first on small images."""
@@ -227,7 +234,9 @@ class _Run:
         number, gap = self.order[step], self._run(self.normalised(pixels))
         if self._looks(step):
             self._refine(number, gap.seen.outputs)
-        return image_loss(self.options, pixels, gap, self._det_loss(number, gap.seen.outputs))
+        det_loss = self._det_loss(number, gap.seen.outputs)
+        loss, parts = image_loss(self.options, pixels, gap, len(pixels) * det_loss)
+        return loss, {**parts, "det_loss": det_loss}
 
     def stepped(self, pixels: "Tensor", step: int) -> None:
         """Hold pixels to valid values, and keep those whose training loss is lowest, in the second stage."""
@@ -308,7 +317,7 @@ class _Run:
         with torch.no_grad():
             found = self.detection.decode(raw, size, NMS_SCORE, NMS_OVERLAP)
         on_cpu = [{name: value.detach().cpu() for name, value in each.items()} for each in found]
-        proposed = rows(on_cpu, self.options.score, size)
+        proposed = rows([one_label(each) for each in on_cpu], self.options.score, size)
         proposed[:, 0] += first
         options, random = self.options, self._random
         overlaps = box_iou(corners(random), corners(proposed)) * (random[:, :1] == proposed[:, 0])
@@ -339,6 +348,14 @@ def image_loss(
     if options.norm_weight:
         loss = loss + options.norm_weight * pixels.flatten(1).norm(dim=1).mean()
     return loss, {"det_loss": det_loss, "bn_loss": bn_loss, "loss": loss}
+
+
+def one_label(found: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """The boxes of an image without those that overlap with a better one, of whatever label."""
+    from torchvision.ops import nms
+
+    kept = nms(found["boxes"], found["scores"], NMS_OVERLAP)
+    return {name: values[kept] for name, values in found.items()}
 
 
 def smaller(side: int, scale: float) -> int:

@@ -55,14 +55,20 @@ def test_self_entropy_is_0_where_one_class_is_sure_and_1_where_none_is():
 
 
 def test_reliable_images_have_the_first_class_and_others_both_by_their_probabilities():
-    expected = torch.tensor([[2.0, 0.0, -1.0], [0.0, math.log(3), -5.0]])
-    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    sure, unsure = pseudo_label_losses(logits, expected, torch.tensor([True, False]))
-    each = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
-    second = functional.cross_entropy(logits[1:], torch.tensor([0]))
-    torch.testing.assert_close(sure, each[0] / 2)
-    torch.testing.assert_close(unsure, (0.75 * each[1] + 0.25 * second) / 2)
+    """Each loss is a mean over its own images."""
+    expected = torch.tensor([[2.0, 0.0, -1.0], [0.0, math.log(3), -5.0], [3.0, 0.0, 0.0]])
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    sure, unsure = pseudo_label_losses(logits, expected, torch.tensor([True, False, True]))
+    each = functional.cross_entropy(logits, torch.tensor([0, 1, 0]), reduction="none")
+    second = functional.cross_entropy(logits[1:2], torch.tensor([0]))
+    torch.testing.assert_close(sure, (each[0] + each[2]) / 2)
+    torch.testing.assert_close(unsure, 0.75 * each[1] + 0.25 * second)
+
+
+def test_a_loss_that_no_image_has_is_0():
+    logits, expected = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
     assert pseudo_label_losses(logits, expected, torch.tensor([False, False]))[0] == 0
+    assert pseudo_label_losses(logits, expected, torch.tensor([True, True]))[1] == 0
 
 
 def test_the_error_of_features_is_a_mean_over_values_and_layers():

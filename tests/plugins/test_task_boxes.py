@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 from zsqbench_plugins.shared.boxes import corners, rows, targets
-from zsqbench_plugins.task_boxes import TaskBoxes, random_boxes, refined, smaller
+from zsqbench_plugins.task_boxes import TaskBoxes, one_label, random_boxes, refined, smaller
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.methods import DATA_SETS
+from zsqbench.methods.base import NetworkTraits
 from zsqbench.synthesis import DEEP_INVERSION, BNLoss, total_variation
 from zsqbench.testing import check_generator, context, tiny_teacher
 from zsqbench.zoo.detectors import scene_detector
@@ -134,6 +135,26 @@ def test_of_one_box_none_is_dropped_and_of_several_the_best_stays():
     assert torch.equal(refined(one, large, *limits), one)
 
 
+def test_of_boxes_at_one_place_the_best_alone_is_proposed():
+    found = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 8]]),
+        "scores": torch.tensor([0.3, 0.9, 0.5, 0.4]),
+        "labels": torch.tensor([1, 2, 1, 2]),
+    }
+    best = one_label(found)
+    assert best["labels"].tolist() == [2, 1]
+    assert torch.equal(best["boxes"], found["boxes"][[1, 2]])
+
+
+def test_the_training_loss_counts_for_each_image_of_a_batch(scenes):
+    """As that of the release's YOLO11, which is multiplied by their number."""
+    ctx = context()
+    options = {"bn_weight": 0, "first_bn_weight": 0, "variation_weight": 0, "det_weight": 0.25}
+    made(scenes, ctx, refine=False, iterations=1, images=3, batch_size=3, **options)
+    found = {name: ctx.reporter.curves[name][0][1] for name in ("loss", "det_loss")}
+    assert found["loss"] == pytest.approx(0.25 * 3 * found["det_loss"], rel=1e-5)
+
+
 def test_targets_and_rows_are_each_others_reverse():
     boxes = torch.tensor([[1, 7, 0.5, 0.4, 0.2, 0.6], [0, 3, 0.3, 0.3, 0.2, 0.2], [1, 2, 0.6, 0.6, 0.4, 0.4]])
     found = [each | {"scores": torch.ones(len(each["labels"]))} for each in targets(boxes, [0, 1], (50, 100))]
@@ -179,7 +200,7 @@ def test_proposals_replace_random_boxes(scenes):
     box = {"boxes": torch.tensor([[4.0, 4, 12, 12]]), "scores": torch.ones(1), "labels": torch.tensor([3])}
     detection = replace(scenes.detection, decode=lambda *_: [box] * 4)
     ctx = context()
-    found = made(replace(scenes, detection=detection), ctx, iterations=8)
+    found = made(replace(scenes, detection=detection), ctx, iterations=8, label_scale=0.25)
     expected = torch.tensor([[3, 0.25, 0.25, 0.25, 0.25]]).expand(4, 5)
     assert torch.equal(found.boxes[:, 1:], expected)
     assert found.boxes[:, 0].tolist() == [0, 1, 2, 3]
@@ -216,6 +237,12 @@ def test_small_images_have_sides_that_strides_divide(side, scale, expected):
     assert smaller(side, scale) == expected
 
 
+@pytest.mark.parametrize(("side", "expected"), [(640, 160), (800, 224), (320, 160), (160, 160), (96, 96)])
+def test_first_images_have_160_pixels_or_a_quarter_of_more(side, expected):
+    options = TaskBoxes().resolved(NetworkTraits((3, side, side)))
+    assert smaller(side, options.label_scale) == expected
+
+
 def test_pixels_start_and_are_normalised_as_valid_ones(scenes):
     low, high = scenes.valid_range()
     images = made(scenes, refine=False, iterations=1, lr=1e-9, preset="released").images
@@ -243,4 +270,4 @@ def test_what_it_cannot_do_is_one_clear_line(scenes):
 
     teacher = replace(tiny_teacher((3, 64, 64)), module=Fixed().eval().requires_grad_(False))
     with pytest.raises(ZSQBenchError, match=r"does not take images of 32 x 32 pixels, .*raise label_scale \(0.25\)"):
-        made(teacher)
+        made(teacher, label_scale=0.25)

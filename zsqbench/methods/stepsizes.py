@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class StepSizeQuantizer(SetTrainingQuantizer, ABC):
     """A quantizer that trains a student on a set with the step sizes of its symmetric grids, as LSQ does.
 
-    Gradients are those of LSQ (Esser et al., ICLR 2020, Eq. 2 to 5): they end where a value is clamped, and that of a
+    Gradients are those of LSQ (Esser et al., ICLR 2020): they end where a value is clamped, and that of a
     step size is divided by sqrt(n Q_P), where n counts the values of a weight, or those of an activation in one image,
     and Q_P is 2^(b-1) - 1 on a signed grid and 2^b - 1 on another. Step sizes begin at 2 <|x|> / sqrt(Q_P); they do not
     decay, and stay above a thousandth of what they were. A network need not be a classifier.

@@ -114,7 +114,7 @@ class TrainedWeight(WeightQuantizer):
 
 
 class LearnedWeight(TrainedWeight):
-    """A weight that is trained with the step sizes of its grid, as in LSQ (Esser et al., ICLR 2020, Eq. 2 to 5).
+    """A weight that is trained with the step sizes of its grid, as in LSQ (Esser et al., ICLR 2020).
 
     The gradient of the latent weight ends where it is clamped; that of the step size is not scaled here.
     """

@@ -12,7 +12,7 @@ from zsqbench.quant.student import quantized_layers
 
 @torch.no_grad()
 def begin_steps(student: fx.GraphModule, batches: Iterable[Tensor]) -> None:
-    """Set the step size of each symmetric grid to 2 <|x|> / sqrt(Q_P) (Esser et al., ICLR 2020, section 2.1).
+    """Set the step size of each symmetric grid to 2 <|x|> / sqrt(Q_P) (Esser et al., ICLR 2020).
 
     <|x|> is the mean size of a weight's values (of a channel's, where each has a grid), or of an activation's,
     averaged over batches of images [n, C, H, W]. A tensor is seen when all before it are rounded, as in LSQ's first
