@@ -152,7 +152,7 @@ def test_detectors_are_compared_without_flips(bench):
     [
         (["dgh and scenes and rtn", "real and resnet20 and hw/w4a4 and rtn"], "A was measured by mAP, and B by top1"),
         ([DGH, "real and resnet20 and hw/w4a4"], "error: B selects 4 methods in digits resnet20 hw/w4a4, expected one"),
-        ([DGH, "rael"], "error: none of 167 rows in"),
+        ([DGH, "rael"], "error: none of 171 rows in"),
         ([DGH, "real and ("], "error: cannot read B 'real and ('"),
         ([DGH, DGH], "error: A and B both select digits:resnet20:dgh:rtn:hw/w4a4:0"),
         ([f"{DGH} and 4:0", f"{REAL} and 4:1"], "no seeds in common: one has 0, the other 1"),
