@@ -28,7 +28,7 @@ OUTPUTS = {"boxes": [torch.zeros(1), torch.ones(2)], "scores": (torch.full((3,),
 
 @pytest.fixture
 def restored(monkeypatch):
-    """What is set in torch's configuration is set back, by the parts that say what they set."""
+    """Torch has its configuration of before after each test, as far as the parts say that they set it."""
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
     from torch._inductor import decomposition

@@ -108,7 +108,7 @@ FORMS = {
     "timm_swin_fused": (lambda: _timm_swin(fused=True), 16),
     "timm_convnext": (lambda: _timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)), 32),
 }
-"""What builds each network, and the side of its images."""
+"""The function that builds each network, and the side of its images."""
 
 
 def built(name):

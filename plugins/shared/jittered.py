@@ -35,7 +35,7 @@ class JitteredBatch:
     labels: "Tensor"
     """int64 [n], or float32 [n, classes] where they were given so."""
     number: int
-    """That of the batch, from 0."""
+    """The number of the batch, from 0."""
 
 
 class JitteredGenerator(zsqbench.Generator, ABC):

@@ -130,7 +130,7 @@ def test_eight_bits_keep_the_accuracy_of_a_real_network(request):
 
 @pytest.fixture
 def psaq(shared):
-    """What PSAQ-ViT's released quantizer does to the small ViT of the golden vectors."""
+    """The golden vectors of PSAQ-ViT's released quantizer, by file."""
     return lambda name: np.load(shared / "golden" / "vit" / f"{name}.npz")
 
 

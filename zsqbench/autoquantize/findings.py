@@ -98,7 +98,7 @@ class Found:
 
     @property
     def ranking(self) -> list[Tried]:
-        """What may be chosen, the best first; the control stands there only where it is chosen.
+        """The candidates that may be chosen, the best first; the control stands there only where it is chosen.
 
         It is where all candidates are worse than it (`is_worse_than`), unless noise alone was judged on (`at_home`).
         Among the candidates that are nearly as good as the one of the highest agreement, and not worse than the

@@ -1,4 +1,4 @@
-"""What a transformer makes of images: how similar their patches are to each block, and where its last block looks."""
+"""Attention of a transformer on images: how similar patches are to each block, and where the last block looks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -554,7 +554,7 @@ def released_student(take, bits, activation_bits):
 
 
 class Watched:
-    """What the units of a reconstruction read, are to give and learn."""
+    """The tensors that units of a reconstruction read and are to give, and the parameters that learn."""
 
     def __init__(self, monkeypatch):
         self.inputs, self.targets, self.logits, self.regularizers, self.fisher = [], [], [], [], []
