@@ -1,7 +1,7 @@
 """SynQ: Accurate Zero-Shot Quantization by Synthesis-Aware Fine-Tuning (Kim, Kim, Kang, ICLR 2025): its training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from zsqbench_plugins.shared.hard_samples import HardSampleQuantizer, HardSampleUpdate
 from zsqbench_plugins.shared.protocols import HAST_PROMOTION, RELEASED_PROMOTION
@@ -232,17 +232,18 @@ def class_score(head: "fx.GraphModule") -> "Callable[..., Tensor]":
     return score
 
 
-def channel_weights(score: "Callable[..., Tensor]", values: "Sequence[Tensor]") -> "Tensor":
+def channel_weights(score: "Callable[..., Tensor]", values: "Sequence[Tensor | int]") -> "Tensor":
     """Grad-CAM's weight of each channel [N, K]: the mean gradient of the score to the map, the first of the values.
 
     At least 1e-10. The part of the network behind the map runs once more, on values that are cut off from the rest, so
-    that the graphs of the update stay whole.
+    that the graphs of the update stay whole. A value may be a size, such as the number of images.
     """
     import torch
 
-    maps, *others = (each.detach() for each in values)
+    others = [each.detach() if isinstance(each, torch.Tensor) else each for each in values[1:]]
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(score(maps.requires_grad_(), *others), maps)
+        maps = cast("Tensor", values[0]).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(score(maps, *others), maps)
     return gradient.float().mean((2, 3)).clamp_min(SMALLEST)
 
 

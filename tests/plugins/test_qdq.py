@@ -19,7 +19,9 @@ MEAN, STD = 0.449, 0.226
 QUANTIZERS = sorted(
     name
     for (kind, name), provided in load_plugins().provided.items()
-    if kind == "quantizer" and name not in {"fp32", "mixed", "qdrop"} and not provided.method.needs_training_loss
+    if kind == "quantizer"
+    and name not in {"fp32", "mixed", "qdrop", "repq_vit"}
+    and not provided.method.needs_training_loss
 )
 
 

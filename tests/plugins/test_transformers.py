@@ -31,6 +31,7 @@ QUANTIZERS = {
     "squant": ("squant", {"noise_images": 2}),
     "comq": ("comq", {}),
     "comq-released": ("comq", {"preset": "released"}),
+    "repq_vit": ("repq_vit", {}),
     "adaround": ("adaround", {"iterations": 2, **LEARNS}),
     "brecq": ("brecq", {"weight_iterations": 2, "activation_iterations": 2, **LEARNS}),
     "brecq-paper": ("brecq", {"preset": "paper", "weight_iterations": 2, "activation_iterations": 2, **LEARNS}),
@@ -52,7 +53,7 @@ OTHERS = {"detect_kd", "fp32"}
 
 NETWORKS = ("vit", "swin", "swin_v2", "encoder", "encoder_norm_first", "convnext")
 OF_TIMM = ("timm_vit", "timm_deit_distilled", "timm_vit_pooled", "timm_swin", "timm_swin_fused")
-SCHEMES = ("hw_strict/w4a8", "hw/w4a4")
+SCHEMES = ("hw_strict/w4a8", "hw/w4a4", "repq/w4a4", "psaq/w4a8")
 
 
 def _pairs():
