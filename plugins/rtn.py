@@ -23,7 +23,8 @@ class RTN(zsqbench.GridQuantizer):
     running range over all the images. PSAQ-ViT's quantizer is `weight_range: absmax`, `activation_range: minmax` and
     `float_ranges: true`, in the scheme `psaq`.
 
-    Deviations: every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
+    Deviations: PSAQ-ViT's code adds the zero point before it rounds, which tells where a value lies halfway between two
+    codes. Every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
     (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too, and PSAQ-ViT's code cuts off
     tensors that lack zero); ZeroQ keeps BN unfolded.
     """

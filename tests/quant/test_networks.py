@@ -94,7 +94,7 @@ for _name, _counts in COUNTS.items():
     _counts |= {"academic_intended": _counts["academic"], "pot": _counts["hw_strict"]}
     _counts |= {"qdq": _counts["hw_strict"] + read, "psaq": _counts["hw_strict"]}
 
-# What layers read: as many tensors as there are layers, less those that read what another one reads. These are
+# Layers read as many tensors as there are layers, less those that read the tensor of another one. These are
 # downsamplings and projections, three branches of ShuffleNet's, and two of the three layers of each of nine inceptions
 # that read its input (the fourth reads it pooled, on a quantizer of its own).
 _REPQ = {

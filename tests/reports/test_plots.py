@@ -7,7 +7,7 @@ from torch import nn
 
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.methods import open_attention
-from zsqbench.reports.plots import Looks, attention_figure, diagnostics_figure, image_grid
+from zsqbench.reports.plots import Looks, PixelSpace, attention_figure, diagnostics_figure, image_grid
 from zsqbench.synthesis import diagnose
 from zsqbench.testing import tiny_transformer
 
@@ -18,27 +18,30 @@ from zsqbench.testing import tiny_transformer
 )
 def test_an_image_grid_has_a_size_that_can_be_looked_at(shape, size):
     channels = shape[1]
-    grid = image_grid(np.zeros(shape, np.float32), [0.0] * channels, [1.0] * channels, (0.0, 1.0))
+    grid = image_grid(np.zeros(shape, np.float32), PixelSpace([0.0] * channels, [1.0] * channels, (0.0, 1.0)))
     assert (grid.size, grid.mode) == (size, "RGB")
 
 
 def test_images_are_shown_as_they_were_before_they_were_normalised():
     # (x - 0.5) / 0.25 of black, of half grey, of something brighter than white, and of what is no number
     images = np.array([-2.0, 0.0, 3.0, np.nan], np.float32).reshape(1, 1, 2, 2)
-    grid = np.asarray(image_grid(images, [0.5], [0.25], (0.0, 1.0)))
+    grid = np.asarray(image_grid(images, PixelSpace([0.5], [0.25], (0.0, 1.0))))
     scale = len(grid) // 3  # a border on two sides
     assert grid[::scale, ::scale, 0][:2, :2].tolist() == [[0, 128], [255, 128]]
 
 
 def test_a_value_range_may_be_another_one():
-    grid = image_grid(np.array([-1.0], np.float32).reshape(1, 1, 1, 1), [0.0], [127.5], (-127.5, 127.5))
+    grid = image_grid(np.array([-1.0], np.float32).reshape(1, 1, 1, 1), PixelSpace([0.0], [127.5], (-127.5, 127.5)))
     assert np.asarray(grid)[0, 0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("channels", "expected"), [("rgb", [255, 0, 0]), ("bgr", [0, 0, 255])])
 def test_colours_are_those_of_the_networks_channels(channels, expected):
     images = np.array([1.0, 0.0, 0.0], np.float32).reshape(1, 3, 1, 1)
-    assert np.asarray(image_grid(images, [0.0] * 3, [1.0] * 3, (0.0, 1.0), channels))[0, 0].tolist() == expected
+    assert (
+        np.asarray(image_grid(images, PixelSpace([0.0] * 3, [1.0] * 3, (0.0, 1.0), channels)))[0, 0].tolist()
+        == expected
+    )
 
 
 def network(classes):

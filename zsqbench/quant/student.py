@@ -164,7 +164,7 @@ def _insert_activation_quantizers(
 
 def _activation_quantizer(name: str, role: str, bits: int, placement: Placement, grid: Grid) -> ActivationQuantizer:
     if role == "softmax" and placement.softmax_grid is not None:
-        return LogQuantizer(name, role, bits)
+        return LogQuantizer(name, role, bits, axis=None, shape=())
     kind = placement.image_grid or grid if role == IMAGE else grid
     return ActivationQuantizer(name, role, bits, grid=kind, axis=None, shape=())
 

@@ -28,44 +28,45 @@ _NAMED_CLASSES = 40
 _LONGEST_NAME = 22
 
 
-def image_grid(
-    images: "NDArray[np.float32]",
-    mean: Sequence[float],
-    std: Sequence[float],
-    value_range: tuple[float, float],
-    channels: str = "rgb",
-) -> "Image":
-    """The first images [N, C, H, W] of a set side by side, taken back from the network's normalised space.
+@dataclass(frozen=True)
+class PixelSpace:
+    """How a network is given pixels: normalised by means and deviations of channels, which lie in this order."""
 
-    Values that no image can have are shown as the nearest that it can. Small images are enlarged without smoothing.
+    mean: Sequence[float]
+    std: Sequence[float]
+    value_range: tuple[float, float]
+    """The values of black and white before that."""
+    channels: str = "rgb"
+
+    def viewable(self, images: "NDArray[np.float32]") -> "NDArray[np.uint8]":
+        """Images [N, C, H, W] as a person would look at them: red, green and blue [N, 3, H, W].
+
+        Values that no image can have are shown as the nearest that it can.
+        """
+        import numpy as np
+
+        low, high = self.value_range
+        values = np.nan_to_num(images) * _per_channel(self.std) + _per_channel(self.mean)
+        shares = np.clip((values - low) / (high - low), 0, 1)
+        if self.channels == "bgr":
+            shares = shares[:, ::-1]
+        if shares.shape[1] != 3:  # noqa: PLR2004 - red, green, blue
+            shares = np.repeat(shares[:, :1], 3, axis=1)
+        colours: NDArray[np.uint8] = (255 * shares).round().astype(np.uint8)
+        return colours
+
+
+def image_grid(images: "NDArray[np.float32]", space: PixelSpace) -> "Image":
+    """The first images [N, C, H, W] of a set side by side, as a person would look at them.
+
+    Small images are enlarged without smoothing.
     """
     import numpy as np
     from PIL import Image
 
-    colours = viewable(images[:GRID_IMAGES], mean, std, value_range, channels)
+    colours = space.viewable(images[:GRID_IMAGES])
     tiles = np.pad(colours, ((0, 0), (0, 0), (0, 1), (0, 1)))
     return _fitted(Image.fromarray(_side_by_side(tiles)))
-
-
-def viewable(
-    images: "NDArray[np.float32]",
-    mean: Sequence[float],
-    std: Sequence[float],
-    value_range: tuple[float, float],
-    channels: str = "rgb",
-) -> "NDArray[np.uint8]":
-    """Images [N, C, H, W] as a person would look at them: red, green and blue [N, 3, H, W]; see `image_grid`."""
-    import numpy as np
-
-    low, high = value_range
-    values = np.nan_to_num(images) * _per_channel(std) + _per_channel(mean)
-    shares = np.clip((values - low) / (high - low), 0, 1)
-    if channels == "bgr":
-        shares = shares[:, ::-1]
-    if shares.shape[1] != 3:  # noqa: PLR2004 - red, green, blue
-        shares = np.repeat(shares[:, :1], 3, axis=1)
-    colours: NDArray[np.uint8] = (255 * shares).round().astype(np.uint8)
-    return colours
 
 
 def boxes_side_by_side(rows: "Sequence[tuple[Image, Sequence[Sequence[tuple[Sequence[float], str]]]]]") -> "Image":
@@ -192,18 +193,19 @@ def diagnostics_figure(data: Mapping[str, Any], title: str) -> "Figure":
 
     figure = Figure(figsize=(11, 7.5), dpi=100)
     grid = figure.add_gridspec(2, 3, left=0.07, right=0.98, top=0.88, bottom=0.22, wspace=0.3, hspace=0.4)
-    panels: Sequence[tuple[Axes, str, str, Callable[[Axes, Mapping[str, Any], bool], None]]] = (
-        (figure.add_subplot(grid[0, 0]), "output_ranges", "range of outputs", _plot_ranges),
-        (figure.add_subplot(grid[0, 1]), "difficulty", "sample difficulty", _plot_difficulty),
-        (figure.add_subplot(grid[0, 2]), "class_balance", "predicted classes", _plot_classes),
-        (figure.add_subplot(grid[1, :]), *_of_layers(data["set"])),
+    panels = (
+        (grid[0, 0], _Panel("output_ranges", "range of outputs", _plot_ranges)),
+        (grid[0, 1], _Panel("difficulty", "sample difficulty", _plot_difficulty)),
+        (grid[0, 2], _Panel("class_balance", "predicted classes", _plot_classes)),
+        (grid[1, :], _of_layers(data["set"])),
     )
-    for axes, name, heading, plot in panels:
-        axes.set_title(heading, fontsize=10, y=1.02)  # a given place, as looking for one takes as long as the rest
+    for place, panel in panels:
+        axes, name = figure.add_subplot(place), panel.part
+        axes.set_title(panel.heading, fontsize=10, y=1.02)  # a given place: to look for one takes as long as the rest
         if data["set"][name] is None:
             _say(axes, data["set"]["absent"].get(name, "not measured"))
         else:
-            plot(axes, data, bool(data["real"] and data["real"][name] is not None))
+            panel.plot(axes, data, bool(data["real"] and data["real"][name] is not None))
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12, x=0.02, ha="left")
@@ -225,11 +227,21 @@ def _sides(data: Mapping[str, Any], name: str, real: bool) -> list[tuple[str, An
     return [*sides, (REAL, data["real"][name])] if real else sides
 
 
-def _of_layers(of_set: Mapping[str, Any]) -> "tuple[str, str, Callable[[Axes, Mapping[str, Any], bool], None]]":
+@dataclass(frozen=True)
+class _Panel:
+    """A plot of one part of the diagnostics."""
+
+    part: str
+    """Its name in diagnostics.json."""
+    heading: str
+    plot: "Callable[[Axes, Mapping[str, Any], bool], None]"
+
+
+def _of_layers(of_set: Mapping[str, Any]) -> _Panel:
     """The plot of the layers of a network, by what it has."""
     if of_set["bn_gaps"] is None and of_set["patch_similarities"] is not None:
-        return "patch_similarities", "patch similarity", _plot_entropies
-    return "bn_gaps", "distance from BN statistics", _plot_gaps
+        return _Panel("patch_similarities", "patch similarity", _plot_entropies)
+    return _Panel("bn_gaps", "distance from BN statistics", _plot_gaps)
 
 
 def _plot_gaps(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:

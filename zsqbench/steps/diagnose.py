@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zsqbench.execution.reporter import Reporter
     from zsqbench.execution.session import Session
     from zsqbench.methods import CalibrationSet, Pretrained
-    from zsqbench.reports.plots import Looks
+    from zsqbench.reports.plots import Looks, PixelSpace
     from zsqbench.synthesis import ImageStatistics
 
 CALLED = "diagnostics"
@@ -66,9 +66,7 @@ class Diagnose(Companion):
         def fill(folder: Path) -> None:
             # without the version of matplotlib, so that equal numbers are equal files
             diagnostics_figure(found, title).savefig(folder / PLOTS, metadata={"Software": None})
-            channels = teacher.preprocessing.get("channels", "rgb")
-            pixels = images.images[:GRID_IMAGES].numpy()
-            image_grid(pixels, teacher.mean, teacher.std, teacher.value_range, channels).save(folder / IMAGES)
+            image_grid(images.images[:GRID_IMAGES].numpy(), _space(teacher)).save(folder / IMAGES)
             if looks := _looks(teacher, (images, diagnosed.set), (real, diagnosed.real)):
                 attention_figure(looks, f"{title}: attention of the last block").savefig(
                     folder / ATTENTION, metadata={"Software": None}
@@ -115,21 +113,25 @@ class Diagnose(Companion):
         return Tracked(named, list(found.files.values()), {"diagnostics.json": dict(found.data)})
 
 
+def _space(teacher: "Pretrained") -> "PixelSpace":
+    from zsqbench.reports.plots import PixelSpace
+
+    return PixelSpace(teacher.mean, teacher.std, teacher.value_range, teacher.preprocessing.get("channels", "rgb"))
+
+
 def _looks(
     teacher: "Pretrained",
     made: "tuple[CalibrationSet, ImageStatistics]",
     real: "tuple[CalibrationSet | None, ImageStatistics | None]",
 ) -> "list[Looks]":
     """Images with their maps of attention, of the set and of real images, as far as they have maps."""
-    from zsqbench.reports.plots import Looks, viewable
+    from zsqbench.reports.plots import Looks
 
-    channels = teacher.preprocessing.get("channels", "rgb")
     found = []
     for heading, (images, statistics) in (("calibration set", made), ("real images", real)):
         if images is not None and statistics is not None and statistics.attention_maps is not None:
             maps, by = statistics.attention_maps.maps.numpy(), statistics.attention_maps.by
-            pixels = images.images[: len(maps)].numpy()
-            shown = viewable(pixels, teacher.mean, teacher.std, teacher.value_range, channels)
+            shown = _space(teacher).viewable(images.images[: len(maps)].numpy())
             found.append(Looks(f"{heading}, by the {by}", shown, maps))
     return found
 

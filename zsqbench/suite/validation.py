@@ -62,7 +62,9 @@ def _explain(
         elif item["type"] == "missing":
             lines[f"{place}: {path} has too few values, got {shape(item['input'])}"] = []
         else:
-            given = f"{place}: {f'{path}: ' if path else ''}%s, got {shape(item['input'])}"
+            # fields that contradict each other are named in the message, and all of them at once say less
+            got = "" if item["type"] == "value_error" and isinstance(item["input"], dict) else shape(item["input"])
+            given = f"{place}: {f'{path}: ' if path else ''}%s{got and f', got {got}'}"
             message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
             alternatives = lines.setdefault(given, [])
             alternatives.append(message.removeprefix("expected ") if alternatives else message)

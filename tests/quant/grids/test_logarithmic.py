@@ -26,7 +26,7 @@ def test_values_are_those_of_the_release(golden, bits):
 
 
 def quantizer(top=1.0, bits=4):
-    made = LogQuantizer("softmax", "softmax", bits)
+    made = LogQuantizer("softmax", "softmax", bits, axis=None, shape=())
     made.set_top(torch.tensor(top))
     return made
 
@@ -66,7 +66,7 @@ def test_an_artifact_keeps_the_grid():
 
 
 def test_it_is_neutral_until_it_has_a_top_and_a_tensor_of_zeros_gets_one():
-    made = LogQuantizer("softmax", "softmax", 4)
+    made = LogQuantizer("softmax", "softmax", 4, axis=None, shape=())
     x = torch.rand(3)
     assert made(x) is x
     with pytest.raises(RuntimeError, match="'softmax' was not calibrated"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -61,17 +61,19 @@ def fold_layer_norms(captured: fx.GraphModule) -> None:
     float64.
     """
     for each in normed_layers(captured):
-        norm = cast("Any", captured.get_submodule(each.norm))
-        for path in each.layers if norm.weight is not None else ():
-            layer = cast("Any", captured.get_submodule(path))
+        norm = cast("nn.LayerNorm", captured.get_submodule(each.norm))
+        if not norm.elementwise_affine:
+            continue
+        for path in each.layers:
+            layer = cast("nn.Linear", captured.get_submodule(path))
             weight, dtype = layer.weight.double(), layer.weight.dtype
             if norm.bias is not None:
                 moved = weight @ norm.bias.double() + (0 if layer.bias is None else layer.bias.double())
                 layer.bias = nn.Parameter(moved.to(dtype), requires_grad=False)
             layer.weight = nn.Parameter((weight * norm.weight.double()).to(dtype), requires_grad=False)
-        if norm.weight is not None:
-            norm.weight = nn.Parameter(torch.ones_like(norm.weight), requires_grad=False)
-            norm.bias = None if norm.bias is None else nn.Parameter(torch.zeros_like(norm.bias), requires_grad=False)
+        norm.weight = nn.Parameter(torch.ones_like(norm.weight), requires_grad=False)
+        if norm.bias is not None:
+            norm.bias = nn.Parameter(torch.zeros_like(norm.bias), requires_grad=False)
 
 
 def _ends(node: fx.Node, channels: int) -> Iterator[fx.Node | None]:

@@ -111,8 +111,8 @@ def read_part(node: fx.Node) -> fx.Node:
     """
     if operator(node) != "layernorm":
         return node
-    while [operator(user) in SELECTIONS for user in value_users(node)] == [True]:
-        node = value_users(node)[0]
+    while len(users := value_users(node)) == 1 and operator(users[0]) in SELECTIONS:
+        node = users[0]
     return node
 
 

@@ -17,7 +17,7 @@ from zsqbench.scheme import LogGrid
 def round_logarithmically(x: Tensor, top: Tensor, bits: int) -> Tensor:
     """X on the grid, of the same shape: above `top` it is `top`, and below the last code, or below zero, it is zero."""
     beyond = levels(bits) + 1  # a code more, for zero
-    codes = (-2 * torch.log2(x / top)).round().nan_to_num_(beyond).clamp_(0, beyond)
+    codes = _nearest_codes(x, top).clamp_(0, beyond)
     steps = torch.arange(beyond + 1, dtype=x.dtype, device=x.device)
     # taken from a table: vectorised powers of the same exponent differ in their last bits
     values = torch.where(
@@ -34,9 +34,6 @@ class LogQuantizer(ActivationQuantizer):
     """
 
     is_held = True
-
-    def __init__(self, name: str, role: str, bits: int, **_: Any) -> None:
-        super().__init__(name, role, bits, axis=None, shape=())
 
     @property
     def plain_kind(self) -> "type[LogQuantizer]":
@@ -69,8 +66,7 @@ class LogQuantizer(ActivationQuantizer):
 
     def unclamped_codes(self, x: Tensor) -> Tensor:
         """The codes of x in floating point, below 0 above the top; zero, and what becomes zero, has the last code."""
-        codes = (-2 * torch.log2(x / self.scale)).round_()
-        return codes.nan_to_num_(torch.inf).clamp_(max=levels(self.bits))
+        return _nearest_codes(x, self.scale).clamp_(max=levels(self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
         """X on the grid, of the same shape."""
@@ -78,6 +74,11 @@ class LogQuantizer(ActivationQuantizer):
             return x
         rounded: Tensor = _Rounded.apply(x.float() if x.dtype in HALVES else x, self.scale, self.bits)
         return rounded
+
+
+def _nearest_codes(x: Tensor, top: Tensor) -> Tensor:
+    """The codes of x, below 0 above the top; infinity for zero and below."""
+    return (-2 * torch.log2(x / top)).round_().nan_to_num_(torch.inf, posinf=torch.inf)
 
 
 class _Rounded(torch.autograd.Function):

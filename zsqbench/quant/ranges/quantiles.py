@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zsqbench.quant.grids.affine import Affine, levels
+from zsqbench.quant.grids.affine import Affine, affine_parameters, fake_quantize
 from zsqbench.quant.grids.logarithmic import round_logarithmically
 from zsqbench.quant.ranges.observers import as_rows
 
@@ -36,8 +36,10 @@ def quantile_search(x: Tensor, bits: int, axis: int | None = None, shares: Seque
     """
     rows = as_rows(x.detach(), axis)
     ends = quantiles(rows, [*shares, *(1.0 - share for share in shares)])
-    grids = [_grid(low, high, bits) for high, low in zip(ends[: len(shares)], ends[len(shares) :], strict=True)]
-    errors = torch.stack([_error(rows, grid, bits) for grid in grids])
+    pairs = zip(ends[: len(shares)], ends[len(shares) :], strict=True)
+    grids = [affine_parameters(low, high, bits) for high, low in pairs]
+    rounded = (fake_quantize(rows, scale[:, None], zero_point[:, None], bits) for scale, zero_point in grids)
+    errors = torch.stack([(each - rows).square().mean(1) for each in rounded])
     best = errors.argmin(0, keepdim=True)  # the first of equals
     scale, zero_point = (torch.stack(each).gather(0, best)[0] for each in zip(*grids, strict=True))
     return Affine(scale[0], zero_point[0]) if axis is None else Affine(scale, zero_point)
@@ -48,17 +50,3 @@ def top_search(values: Tensor, bits: int, shares: Sequence[float] = SHARES) -> T
     tops = quantiles(as_rows(values.detach(), None), shares)
     errors = [(round_logarithmically(values, top[0], bits) - values).square().mean() for top in tops]
     return tops[int(torch.stack(errors).argmin())][0]
-
-
-def _grid(low: Tensor, high: Tensor, bits: int) -> Affine:
-    scale = (high - low) / levels(bits)
-    constant = torch.where(high == 0, torch.ones_like(high), high.abs())
-    scale = torch.where(scale < torch.finfo(scale.dtype).tiny, constant, scale)
-    return Affine(scale, torch.round(-low / scale))
-
-
-def _error(rows: Tensor, grid: Affine, bits: int) -> Tensor:
-    """Mean squared error of each row [C]."""
-    scale, zero_point = grid.scale[:, None], grid.zero_point[:, None]
-    codes = (rows / scale).round_().add_(zero_point).clamp_(0, levels(bits))
-    return codes.sub_(zero_point).mul_(scale).sub_(rows).square_().mean(1)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from zsqbench.reports.site.paper.diagnosed import BlockEntropy, Diagnosed, Difficulty, LayerGap, OutputRange
+from zsqbench.reports.site.paper.diagnosed import Diagnosed, Difficulty, OfLayer, OutputRange
 
 NONE = {"images": 4, **dict.fromkeys(("difficulty", "bn_gaps", "output_ranges", "class_balance")), "absent": {}}
 ALL = {
@@ -19,7 +19,7 @@ def test_all_parts_are_read():
     images = Diagnosed.of({"set": ALL, "real": None}).of_set
     assert (images.count, images.class_balance, images.absent) == (4, (1, 3), {"diversity": "no features"})
     assert images.difficulty == Difficulty("label", (1, 3))
-    assert images.bn_gaps == (LayerGap("bn1", 5.0), LayerGap("bn2", None))
+    assert images.bn_gaps == (OfLayer("bn1", 5.0), OfLayer("bn2", None))
     assert images.output_ranges == (OutputRange("logits", (1.0, 2.0, 3.0, 4.0, None)),)
 
 
@@ -33,7 +33,7 @@ def test_a_part_that_is_not_there_is_none():
 def test_patch_similarities_are_read_and_older_diagnostics_have_none():
     blocks = [{"layer": "a", "entropy": -1.0, "spread": 0.5}, {"layer": "b", "entropy": None, "spread": 0.5}]
     found = Diagnosed.of({"set": ALL | {"patch_similarities": blocks}, "real": ALL})
-    assert found.of_set.patch_entropies == (BlockEntropy("a", -1.0), BlockEntropy("b", None))
+    assert found.of_set.patch_entropies == (OfLayer("a", -1.0), OfLayer("b", None))
     assert found.real.patch_entropies is None
 
 

@@ -26,31 +26,17 @@ class Difficulty:
 
 
 @dataclass(frozen=True)
-class LayerGap:
-    """The BN gap of a layer."""
+class OfLayer:
+    """A number of a layer: the BN gap, in stored deviations, or the entropy of the similarities of patches."""
 
     layer: str
-    gap: float | None
-    """In stored deviations; none for one that is not finite."""
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """See `Diagnosed.of`."""
-        return cls(str(data["layer"]), _number(data["gap"]))
-
-
-@dataclass(frozen=True)
-class BlockEntropy:
-    """The entropy of the similarities of patches to a block."""
-
-    layer: str
-    entropy: float | None
+    value: float | None
     """None for one that is not finite."""
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """See `Diagnosed.of`."""
-        return cls(str(data["layer"]), _number(data["entropy"]))
+    def all_of(cls, layers: Iterable[Mapping[str, Any]], number: str) -> tuple[Self, ...]:
+        """The number of this name of all layers. See `Diagnosed.of`."""
+        return tuple(cls(str(data["layer"]), _number(data[number])) for data in layers)
 
 
 @dataclass(frozen=True)
@@ -76,9 +62,9 @@ class Images:
 
     count: int
     difficulty: Difficulty | None
-    bn_gaps: tuple[LayerGap, ...] | None
+    bn_gaps: tuple[OfLayer, ...] | None
     """From the image on."""
-    patch_entropies: tuple[BlockEntropy, ...] | None
+    patch_entropies: tuple[OfLayer, ...] | None
     """From the image on, of a network without batch normalisation; none in older diagnostics, too."""
     output_ranges: tuple[OutputRange, ...] | None
     class_balance: tuple[int, ...] | None
@@ -91,8 +77,8 @@ class Images:
         return cls(
             count=int(data["images"]),
             difficulty=_some(Difficulty.of, data["difficulty"]),
-            bn_gaps=_some(lambda layers: tuple(map(LayerGap.of, layers)), data["bn_gaps"]),
-            patch_entropies=_some(lambda blocks: tuple(map(BlockEntropy.of, blocks)), data.get("patch_similarities")),
+            bn_gaps=_some(lambda layers: OfLayer.all_of(layers, "gap"), data["bn_gaps"]),
+            patch_entropies=_some(lambda blocks: OfLayer.all_of(blocks, "entropy"), data.get("patch_similarities")),
             output_ranges=_some(lambda outputs: tuple(map(OutputRange.of, outputs)), data["output_ranges"]),
             class_balance=_some(lambda balance: _counts(balance["predicted"]), data["class_balance"]),
             absent=dict(data["absent"]),

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.results import Result
 from zsqbench.reports.site.charts import Spec, Value
-from zsqbench.reports.site.paper.diagnosed import QUANTILES, Diagnosed, Difficulty, Images
+from zsqbench.reports.site.paper.diagnosed import QUANTILES, Diagnosed, Difficulty, Images, OfLayer
 from zsqbench.reports.site.paper.figure import (
     COLORS,
     REAL,
@@ -160,12 +160,7 @@ def _bins(panel: str, images: str, parts: Sequence[Difficulty]) -> Iterator[list
 def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
     """How far each batch normalisation's statistics of images are from those that it stores (DGH, Figure 3)."""
     title, part = f"bn-gap {where}", sets.part("bn_gaps", lambda images: images.bn_gaps)
-    rows: list[list[Value]] = [
-        [label, place, layers[0].layer, value]
-        for label, parts in part.lines.items()
-        for place, layers in enumerate(zip(*parts, strict=True), start=1)
-        if (value := _mean(layer.gap for layer in layers))
-    ]
+    rows = [row for row in _layer_rows(part) if row[-1]]  # none on a logarithmic axis is 0
     if not rows:
         return [Absent(title, part.why)]
     axes = (
@@ -178,16 +173,21 @@ def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
 def patch_entropies(sets: Sets, where: str) -> list[PaperFigure | Absent]:
     """How varied the similarities of patches are to each block of a network without batch normalisation."""
     title, part = f"patch-entropy {where}", sets.part("patch_similarities", lambda images: images.patch_entropies)
-    rows: list[list[Value]] = [
-        [label, place, blocks[0].layer, value]
-        for label, parts in part.lines.items()
-        for place, blocks in enumerate(zip(*parts, strict=True), start=1)
-        if (value := _mean(block.entropy for block in blocks)) is not None
-    ]
+    rows = _layer_rows(part)
     if not rows:
         return [Absent(title, part.why)]
     axes = number("place", "block, from the image on"), number("entropy", "entropy of patch similarities")
     return [_by_layer(title, f"{where}: entropy of patch similarities by block{sets.left_out}", rows, *axes)]
+
+
+def _layer_rows(part: Compared[tuple[OfLayer, ...]]) -> list[list[Value]]:
+    """Rows [images, place, layer, number], where the number is finite; means over seeds."""
+    return [
+        [label, place, layers[0].layer, value]
+        for label, parts in part.lines.items()
+        for place, layers in enumerate(zip(*parts, strict=True), start=1)
+        if (value := _mean(layer.value for layer in layers)) is not None
+    ]
 
 
 def _by_layer(title: str, words: str, rows: list[list[Value]], x: Spec, y: Spec) -> PaperFigure:
