@@ -47,7 +47,7 @@ def with_annotation(**changed):
         (with_annotation(area=None), "'area' of annotation 1 is null; expected a number, 0 or more"),
         (with_annotation(area=-1), "'area' of annotation 1 is -1; expected a number, 0 or more"),
         (with_annotation(area=float("nan")), "'area' of annotation 1 is NaN; expected a number"),
-        (with_annotation(iscrowd=None), "'iscrowd' of annotation 1 is null; expected a whole number"),
+        (with_annotation(iscrowd=None), "'iscrowd' of annotation 1 is null; expected 0 or 1"),
         (with_annotation(iscrowd=2), "'iscrowd' of annotation 1 is 2; expected 0 or 1"),
         (
             with_annotation(bbox=None),

@@ -4,6 +4,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tabulate import tabulate
+
 
 @dataclass(frozen=True)
 class Section:
@@ -26,7 +28,7 @@ class Page:
         parts = [self.title]
         for section in self.sections:
             lines = [section.title.upper(), *(f"- {line}" for line in section.lines)]
-            parts.append("\n".join([*lines, *_aligned(section.table)]))
+            parts.append("\n".join([*lines, tabulate(section.table, tablefmt="plain", disable_numparse=True)]))
         return "\n\n".join(parts)
 
     def html(self) -> str:
@@ -61,11 +63,6 @@ td:first-child,.number{white-space:nowrap}
 .number{text-align:right}
 tr+tr{border-top:1px solid #8884}
 """
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def _html_table(table: Sequence[Sequence[str]]) -> str:

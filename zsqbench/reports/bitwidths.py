@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tabulate import tabulate
+
 from zsqbench.scheme import (
     FLOAT_BITS,
     Grid,
@@ -274,8 +276,7 @@ def render_ranking(weights: Sequence[RankedWeight]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines()
 
 
 def _bits(bits: int) -> str:

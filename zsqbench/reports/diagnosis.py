@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from zsqbench.store import NoArtifact
 
 PLOTS, IMAGES, ATTENTION = "diagnostics.png", "images.png", "attention.png"
@@ -69,11 +71,8 @@ def render(found: Diagnosis | NoArtifact) -> str:
     ):
         rows.append(_row(name, path, remark, of_set, real))
     rows += _distance_rows(found.data)
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]]).rstrip()
-        for row in rows
-    ]
+    align = ("left", "right", "right", "left")
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
     pictures = [str(found.files[name]) for name in (IMAGES, ATTENTION, PLOTS) if name in found.files]
     return "\n".join([f"calibration set: {of_set['images']} images, {beside}", *table, *pictures])
 

@@ -6,6 +6,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from tabulate import tabulate
+
 from zsqbench.scheme import Inspection
 
 if TYPE_CHECKING:
@@ -131,9 +133,7 @@ def _students(students: Mapping[str, Inspection]) -> list[str]:
         counts = (found.weights, found.activations, len(found.folded), len(found.unfolded))
         weights, activations, folded, kept = ("" if found.blocker else str(count) for count in counts)
         rows.append((name, weights, activations, folded, kept, "no" if found.blocker else "yes"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines if students else []
+    return tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines() if students else []
 
 
 def _unfolded(students: Mapping[str, Inspection]) -> list[str]:

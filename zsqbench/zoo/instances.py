@@ -1,11 +1,12 @@
 """COCO's instances JSON, checked when it is read: a field that is wrong is one line, which names it and its entry."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from zsqbench.errors import ZSQBenchError
 
@@ -23,7 +24,6 @@ LARGEST = 2**63 - 1
 """Numbers are kept as int64, in what a detector found and by pycocotools."""
 
 _LISTS = ("images", "annotations", "categories")
-_NOT_GIVEN: Any = object()
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,17 @@ class Instances:
     def read(cls, path: Path) -> "Instances":
         """Raises ZSQBenchError, in one line that names the entry, for a file that COCO's format does not allow."""
         content = _load(path)
-        images = sorted((_image(_Entry(path, "image", each)) for each in content["images"]), key=lambda each: each.id)
+        images = sorted((_image(path, each) for each in content["images"]), key=lambda each: each.id)
         if not images:
             raise ZSQBenchError(f"{path} lists no images; expected at least one under 'images'")
-        categories = sorted(
-            (_category(_Entry(path, "category", each)) for each in content["categories"]), key=lambda each: each["id"]
-        )
+        categories = sorted((_category(path, each) for each in content["categories"]), key=lambda each: each["id"])
         if not categories:
             raise ZSQBenchError(f"{path} lists no categories; expected at least one under 'categories'")
         by_id = {image.id: image for image in images}
         known = {category["id"] for category in categories}
         _only_once(path, "image", [image.id for image in images])
         _only_once(path, "category", [category["id"] for category in categories])
-        annotations = [_annotation(_Entry(path, "annotation", each), by_id, known) for each in content["annotations"]]
+        annotations = [_annotation(path, each, by_id, known) for each in content["annotations"]]
         _only_once(path, "annotation", [annotation["id"] for annotation in annotations])
         annotations.sort(key=lambda each: each["id"])
         notes = _outside(path, annotations, by_id)
@@ -82,76 +80,59 @@ class Instances:
         }
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """An entry of a list, whose fields are read each with its own line for what is wrong."""
+def _fits_int64(number: int) -> int:
+    if abs(number) > LARGEST:
+        raise ValueError(f"a number that int64 can hold, {LARGEST} at most")
+    return number
 
-    path: Path
-    kind: str
-    content: Any
 
-    def whole(self, name: str, default: Any = _NOT_GIVEN) -> int:
-        """A whole number that int64 can hold."""
-        value = self._value(name, default)
-        try:
-            number = int(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self.wrong(name, "a whole number") from error
-        if isinstance(value, float) and value != number:
-            raise self.wrong(name, "a whole number")
-        if abs(number) > LARGEST:
-            raise self.wrong(name, f"a number that int64 can hold, {LARGEST} at most")
-        return number
+_Whole = Annotated[int, AfterValidator(_fits_int64), Field(description="a whole number")]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-    def real(self, name: str, default: Any = _NOT_GIVEN) -> float:
-        """A finite number, 0 or more."""
-        (number,) = self._finite(name, [self._value(name, default)], "a number, 0 or more")
-        if number < 0:
-            raise self.wrong(name, "a number, 0 or more")
-        return number
 
-    def box(self, name: str) -> list[float]:
-        """Left, top, width and height."""
-        expected = "[left, top, width, height] in pixels"
-        value = self._value(name, _NOT_GIVEN)
-        if not isinstance(value, list) or len(value) != 4:  # noqa: PLR2004 - a box
-            raise self.wrong(name, expected)
-        return self._finite(name, value, expected)
+class _Entry(BaseModel):
+    """An entry of a list. The description of a field says what is expected."""
 
-    def text(self, name: str) -> str:
-        """A text."""
-        value = self._value(name, _NOT_GIVEN)
-        if not isinstance(value, str):
-            raise self.wrong(name, "a text")
-        return value
+    id: _Whole
 
-    def wrong(self, name: str, expected: str) -> ZSQBenchError:
-        """The error that a field is not what was expected."""
-        return self.error(f"{name!r} of {self} is {_short(json.dumps(self.content[name]))}; expected {expected}")
 
-    def error(self, text: str) -> ZSQBenchError:
-        """The error that says this of the file."""
-        return ZSQBenchError(f"{self.path}: {text}")
+class _Image(_Entry):
+    file_name: str = Field(description="a text")
+    width: _Whole
+    height: _Whole
 
-    def __str__(self) -> str:
-        number = self.content.get("id")
-        return f"{self.kind} {number}" if isinstance(number, int) else f"{self.kind} {_short(str(self.content))}"
 
-    def _value(self, name: str, default: Any) -> Any:
-        if not isinstance(self.content, dict):
-            raise self.error(f"{self.kind} {_short(str(self.content))} is no object with fields")
-        if name not in self.content and default is _NOT_GIVEN:
-            raise self.error(f"{self} has no {name!r}")
-        return self.content.get(name, default)
+class _Category(_Entry):
+    name: Any = None
 
-    def _finite(self, name: str, values: Sequence[Any], expected: str) -> list[float]:
-        try:
-            numbers = [float(value) for value in values]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self.wrong(name, expected) from error
-        if not all(map(math.isfinite, numbers)):
-            raise self.wrong(name, expected)
-        return numbers
+
+class _Annotation(_Entry):
+    image_id: _Whole
+    category_id: _Whole
+    bbox: list[_Finite] = Field(min_length=4, max_length=4, description="[left, top, width, height] in pixels")
+    area: _Finite = Field(0.0, ge=0, description="a number, 0 or more")
+    iscrowd: int = Field(0, ge=0, le=1, description="0 or 1")
+
+
+_Kind = TypeVar("_Kind", bound=_Entry)
+
+
+def _read(kind: type[_Kind], path: Path, content: Any) -> _Kind:
+    """Raises ZSQBenchError, which names the entry, the first field that is wrong, and what is expected."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        name = kind.__name__.strip("_").lower()
+        if not isinstance(content, dict):
+            raise ZSQBenchError(f"{path}: {name} {_short(str(content))} is no object with fields") from error
+        first, number = error.errors()[0], content.get("id")
+        entry = f"{name} {number}" if isinstance(number, int) else f"{name} {_short(str(content))}"
+        field = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise ZSQBenchError(f"{path}: {entry} has no {field!r}") from error
+        expected = first["ctx"]["error"] if first["type"] == "value_error" else kind.model_fields[field].description
+        given = _short(json.dumps(content[field]))
+        raise ZSQBenchError(f"{path}: {field!r} of {entry} is {given}; expected {expected}") from error
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -170,43 +151,38 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _image(entry: _Entry) -> ImageFile:
-    image = ImageFile(entry.whole("id"), entry.text("file_name"), entry.whole("width"), entry.whole("height"))
-    if Path(image.name).is_absolute() or ".." in Path(image.name).parts:
-        raise entry.error(f"file_name {image.name!r} of image {image.id} leaves the folder of the images")
-    return image
-
-
-def _category(entry: _Entry) -> dict[str, Any]:
-    number = entry.whole("id")
-    return {"id": number, "name": str(entry.content.get("name", number))}
-
-
-def _annotation(entry: _Entry, images: Mapping[int, ImageFile], categories: set[int]) -> dict[str, Any]:
-    number, image, category = (entry.whole(name) for name in ("id", "image_id", "category_id"))
-    box = entry.box("bbox")
-    area, crowd = entry.real("area", box[2] * box[3]), entry.whole("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise entry.wrong("iscrowd", "0 or 1")
-    if image not in images:
-        raise entry.error(f"annotation {number} is of image {image}, which is not in the list")
-    if category not in categories:
-        raise entry.error(f"annotation {number} is of category {category}, which is not in the list")
-    size = images[image]
-    limit = max(FEW_PIXELS, FEW_PARTS * max(size.width, size.height))
-    if min(box[2:]) < 0 or _overhang(box, size) > limit:
-        raise entry.error(
-            f"the box {box} of annotation {number} is outside of image {image}, which is {size.width} x "
-            f"{size.height} pixels; expected [left, top, width, height] in pixels, {limit:g} outside at most"
+def _image(path: Path, content: Any) -> ImageFile:
+    entry = _read(_Image, path, content)
+    parts = Path(entry.file_name)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ZSQBenchError(
+            f"{path}: file_name {entry.file_name!r} of image {entry.id} leaves the folder of the images"
         )
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": area,
-        "iscrowd": crowd,
-    }
+    return ImageFile(entry.id, entry.file_name, entry.width, entry.height)
+
+
+def _category(path: Path, content: Any) -> dict[str, Any]:
+    entry = _read(_Category, path, content)
+    return {"id": entry.id, "name": str(entry.name if "name" in entry.model_fields_set else entry.id)}
+
+
+def _annotation(
+    path: Path, content: Any, images: Mapping[int, ImageFile], categories: Collection[int]
+) -> dict[str, Any]:
+    entry = _read(_Annotation, path, content)
+    for name, number, known in (("image", entry.image_id, images), ("category", entry.category_id, categories)):
+        if number not in known:
+            raise ZSQBenchError(f"{path}: annotation {entry.id} is of {name} {number}, which is not in the list")
+    size = images[entry.image_id]
+    limit = max(FEW_PIXELS, FEW_PARTS * max(size.width, size.height))
+    if min(entry.bbox[2:]) < 0 or _overhang(entry.bbox, size) > limit:
+        raise ZSQBenchError(
+            f"{path}: the box {entry.bbox} of annotation {entry.id} is outside of image {entry.image_id}, which is "
+            f"{size.width} x {size.height} pixels; expected [left, top, width, height] in pixels, {limit:g} outside at "
+            "most"
+        )
+    has_area = "area" in entry.model_fields_set
+    return entry.model_dump() | {"area": entry.area if has_area else entry.bbox[2] * entry.bbox[3]}
 
 
 def _overhang(box: Sequence[float], size: ImageFile) -> float:
