@@ -347,8 +347,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """An option of test_numbers.py."""
+    """Options of test_numbers.py and of test_docs.py."""
     parser.addoption("--refresh-numbers", action="store_true", help="write tests/numbers.json anew")
+    parser.addoption("--refresh-tables", action="store_true", help="measure the tables of docs/ anew")
 
 
 class BlankFigure:

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -287,6 +288,54 @@ def test_the_suite_of_the_short_way_runs(bench):
     assert re.findall(r"^\| (\w+) .*\| rtn ", said.out, re.MULTILINE) == ["noise", "zeroq", "bn_match", "real"]
 
 
+MEASURED = {"my_suite": (TUTORIAL, write_tutorial), "bn_match": (YOUR_METHOD, write_your_method)}
+"""Suites that documents have their reader write and run: the document that shows the table, and what writes the files."""
+ROWS = ROOT / "docs" / "results"
+"""Rows of these suites, of which the tables are made."""
+each_measured = pytest.mark.parametrize("suite", MEASURED)
+
+
+def shown_table(document, suite):
+    (shown,) = re.findall(rf"<!-- table: {suite} -->\n(.*?)<!-- end -->", text_of(document), re.DOTALL)
+    return shown.strip()
+
+
+def printed_table(bench, suite, results):
+    said = bench.zsqbench("leaderboard", bench.folder / f"{suite}.yaml", "--results", results)
+    return said.out.split("\n\n", 2)[2].strip()
+
+
+@each_measured
+def test_a_table_of_a_document_is_made_of_kept_rows(bench, suite):
+    """Rows are kept by the keys of their steps, so a method whose version was raised since has none."""
+    document, write = MEASURED[suite]
+    write(bench.folder)
+    measured = printed_table(bench, suite, ROWS)
+    assert "not run" not in measured, f"measure it: pytest tests/test_docs.py -m slow -k {suite} --refresh-tables"
+    assert shown_table(document, suite) == measured
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@each_measured
+def test_a_table_of_a_document_is_measured(bench, suite, request):
+    """With --refresh-tables, keep these rows, and show their table."""
+    document, write = MEASURED[suite]
+    write(bench.folder)
+    said = bench.zsqbench("run", bench.folder / f"{suite}.yaml", *bench.places(), "--no-plugin", "mlflow")
+    assert said.code == 0, said.err
+    if request.config.getoption("--refresh-tables"):
+        shutil.copy(bench.results / f"{suite}.jsonl", ROWS)
+        shown = shown_table(document, suite)
+        document.write_text(text_of(document).replace(shown, printed_table(bench, suite, ROWS)), encoding="utf-8")
+
+    def top1(folder):
+        rows = map(json.loads, text_of(folder / f"{suite}.jsonl").splitlines())
+        return {row["cell"]: row["metrics"]["top1"] for row in rows}
+
+    assert top1(bench.results) == pytest.approx(top1(ROWS), abs=1.0)  # processors differ in the last bit
+
+
 def test_the_example_of_an_observer_is_called(bench):
     (example,) = blocks(HOOKS, "python")
     observer = bench.write("observer.py", example.replace("> 10", "> -1000"))
@@ -304,6 +353,18 @@ def test_the_table_in_the_readme_is_the_measured_one(bench):
     assert (suite_title, title) == (f"# {suite}", "## digits: top-1 accuracy in percent")
     assert table.strip() == measured.strip(), f"put what that command prints between the marks of {suite}"
     assert 3 <= table.count("\n|") <= 10  # a heading, a line below it, and at most eight methods
+
+
+def test_the_picture_in_the_readme_shows_what_was_measured(bench):
+    """Marks are compared, by the words that describe them: how a line is drawn may differ between releases."""
+    readme = text_of(ROOT / "README.md")
+    (shown,) = (ROOT / path for path in re.findall(r"!\[.+\]\((docs/images/\S+)\)", readme))
+    (command,) = re.findall(r"`zsqbench (figure .+?)`", readme)
+    drawn = bench.home / "drawn.svg"
+    assert bench.zsqbench(*command.split(), "--results", ROOT / "results", "-o", drawn).code == 0
+    marks = sorted(re.findall('aria-label="([^"]+: [^"]+)"', text_of(drawn)))
+    assert len(marks) > 15
+    assert marks == sorted(re.findall('aria-label="([^"]+: [^"]+)"', text_of(shown)))
 
 
 def test_what_the_comparison_prints_is_shown_as_it_is(bench):
