@@ -303,18 +303,20 @@ def summary(rows: list[Row]) -> list[str]:
 
 HEAD = """# Networks
 
-Networks of torchvision and timm with random weights, and random values of norms, LayerScale and zero-initialised gains.
+These networks of torchvision and timm have random weights. Norms, LayerScale and zero-initialised gains have random
+values, too.
 
-- *Departs*: the largest departure of the student, all quantizers off, over the largest output, on four seeded images,
-  in float64 (f64) where float32 leaves doubt. At most 1e-5 says that the student is the network.
+- *Departs*: the largest departure of the student's outputs, as a part of the largest output. All quantizers of the
+  student are off. It is measured on four seeded images, and in float64 (f64) where float32 leaves doubt. A value of at
+  most 1e-5 means that the student equals the network.
 - *Control*: the same with one batch normalisation dropped from the student. It has to be more than 1e-5.
-- *Weights*: those that are quantized, of the convolutions and linear layers that are called. Swin and ViT have more
-  of the former, for their attention reads weights in functions.
-- *Activations*: the tensors that are quantized.
-- *Norms*: the batch normalisations that are folded, of those that are called.
+- *Weights*: the number of quantized weights, of the number of convolutions and linear layers that are called. Swin and
+  ViT have more quantized weights than layers, because their attention reads weights in functions.
+- *Activations*: the number of quantized activations.
+- *Norms*: the number of folded batch normalisations, of the number that are called.
 
 Two figures with a slash between them are at hw/w8a8 and at hw_strict/w8a8. `python benchmarks/networks.py` tries the
-networks, and with `--table` it prints this page.
+networks. With `--table` it prints this page.
 """
 
 
