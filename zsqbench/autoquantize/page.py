@@ -28,7 +28,9 @@ class Page:
         parts = [self.title]
         for section in self.sections:
             lines = [section.title.upper(), *(f"- {line}" for line in section.lines)]
-            parts.append("\n".join([*lines, tabulate(section.table, tablefmt="plain", disable_numparse=True)]))
+            parts.append(
+                "\n".join([*lines, *tabulate(section.table, tablefmt="plain", disable_numparse=True).splitlines()])
+            )
         return "\n\n".join(parts)
 
     def html(self) -> str:
