@@ -78,10 +78,12 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
         }
     }
 
-    temperature: Auto[float] = auto(gt=0, description="T, by which the difference of logits is divided for the student")
+    temperature: Auto[float] = auto(
+        gt=0, description="T, the temperature of the difference of logits in the student's loss"
+    )
     ce_weight: float = Field(0.0, ge=0, description="weight of the student's cross-entropy")
-    lambda_l: Auto[float] = auto(ge=0, lt=1, description="lower end of the band of h', at which networks disagree")
-    lambda_u: float = Field(0.8, gt=0, le=1, description="upper end of the band of h', at which they agree")
+    lambda_l: Auto[float] = auto(ge=0, lt=1, description="lower end of the band of h', where the networks disagree")
+    lambda_u: float = Field(0.8, gt=0, le=1, description="upper end of the band of h', where they agree")
     alpha_ds: Auto[float] = auto(ge=0, description="weight of the class loss on the difference of logits")
     alpha_as: float = Field(0.1, ge=0, description="weight of the class loss on the sum of logits")
     beta: float = Field(1.0, ge=0, description="weight of both class losses")

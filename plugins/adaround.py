@@ -41,14 +41,16 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     iterations: Auto[int] = auto(ge=0, description="iterations for each layer")
-    annealing: Auto[Literal["linear", "cosine"]] = auto(description="how beta falls from 20 to 2")
+    annealing: Auto[Literal["linear", "cosine"]] = auto(description="curve along which beta falls from 20 to 2")
     draws: Auto[Literal["permutation", "epoch", "replacement"]] = auto(
         description="images of an iteration: the first of a new permutation, the next of one, or any, independently"
     )
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="how activation ranges are chosen"
+        "mse", description="method that chooses activation ranges"
     )
-    search_images: int = Field(512, gt=0, description="images that activation ranges are chosen on, unless minmax")
+    search_images: int = Field(
+        512, gt=0, description="images on which activation ranges are chosen; without effect with minmax"
+    )
 
     def quantize(
         self,

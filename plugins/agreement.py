@@ -51,13 +51,13 @@ class _Judge(zsqbench.Task, ABC):
     )
     folder: Path | None = Field(
         None,
-        description="folder of image files, under the data root unless absolute; as many class folders as the network "
-        "has classes are labels",
+        description="folder of image files, under the data root or absolute; class folders are labels where "
+        "there is one for each class of the network",
     )
     most: int | None = Field(
-        None, gt=0, description="at most so many images of the folder, the same ones each time; by default all"
+        None, gt=0, description="largest number of images of the folder, the same ones each time; unset: all"
     )
-    noise: int = Field(64, gt=0, description="images of noise, where there is neither file nor folder")
+    noise: int = Field(64, gt=0, description="images of noise, used where neither file nor folder is given")
     batch_size: int = Field(32, gt=0, description="images evaluated at a time")
 
     def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:

@@ -54,7 +54,7 @@ class AIT(MixtureQuantizer):
     }
 
     ce_weight: float = Field(0.0, ge=0, description="weight of the student's cross-entropy")
-    host: Literal["gdfq", "qimera"] = Field("gdfq", description="whose generator makes the images")
+    host: Literal["gdfq", "qimera"] = Field("gdfq", description="method whose generator makes the images")
     threshold: Auto[float] = auto(ge=0, lt=1, description="share of a tensor's integers that a step changes")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:

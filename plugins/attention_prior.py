@@ -71,16 +71,19 @@ class AttentionPrior(AttentionGenerator):
         None,
         ge=0,
         lt=1e30,
-        description="weight of attention's distance from blobs; none: 0.1 of the squared number of patches",
+        description="weight of attention's distance from blobs; unset: 0.1 of the squared number of patches",
     )
-    components: int = Field(5, gt=0, description="most Gaussians that a blob is made of")
+    components: int = Field(5, gt=0, description="largest number of Gaussians in a blob")
     narrowest: float = Field(0.1, gt=0, le=1, description="smallest deviation of a Gaussian, in parts of the grid")
     widest: float = Field(0.25, gt=0, le=1, description="largest deviation of a Gaussian, in parts of the grid")
     views: int = Field(
-        4, ge=0, le=QUADRANTS, description="most rectangles of an image that are optimised as images, too; 0: none"
+        4,
+        ge=0,
+        le=QUADRANTS,
+        description="largest number of an image's rectangles that are optimised as images; 0: none",
     )
     smallest_view: float = Field(0.25, gt=0, le=0.5, description="smallest side of a rectangle, in parts of the image")
-    least_logit: float = Field(5.0, ge=0, description="smallest logit of a wanted class, beside 0 for others")
+    least_logit: float = Field(5.0, ge=0, description="smallest logit of a wanted class; other classes have 0")
     most_logit: float = Field(10.0, ge=0, description="largest logit of a wanted class")
 
     @model_validator(mode="after")

@@ -49,12 +49,14 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    loss: Auto[Literal["mse", "fisher_diag", "fisher_full"]] = auto(description="what stage 1 minimizes")
-    units: Literal["block", "layer"] = Field("block", description="what is reconstructed at a time")
+    loss: Auto[Literal["mse", "fisher_diag", "fisher_full"]] = auto(description="loss that stage 1 minimizes")
+    units: Literal["block", "layer"] = Field(
+        "block", description="parts of the network that are reconstructed one at a time"
+    )
     weight_iterations: int = Field(20_000, ge=0, description="iterations of stage 1 for each unit")
     activation_iterations: int = Field(5000, ge=0, description="iterations of stage 2 for each unit")
     activation_lr: Auto[float] = auto(gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    search_images: Auto[int] = auto(gt=0, description="images that activation ranges are chosen on")
+    search_images: Auto[int] = auto(gt=0, description="images on which activation ranges are chosen")
     layer_draws: Auto[Literal["permutation", "epoch", "replacement"]] = auto(
         description="images of an iteration on a single layer: the first of a new permutation, as on blocks, the next "
         "of one, or any, independently"

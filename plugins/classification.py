@@ -50,13 +50,15 @@ class Classification(zsqbench.Task):
     execution_options: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
     memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="what is classified")
-    root: Path | None = Field(None, description="its folder under the data root; by default its name")
+    data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="kind of data that is classified")
+    root: Path | None = Field(None, description="folder of the data under the data root; unset: the name of the data")
     calibration: Path | None = Field(
-        None, description="imagefolder: another folder, under the data root, to calibrate on"
+        None, description="imagefolder: another folder under the data root, whose images are for calibration"
     )
-    holdout: int = Field(0, ge=0, description="imagefolder: images to calibrate on and not to evaluate")
-    split_seed: int = Field(0, description="which images are held out")
+    holdout: int = Field(
+        0, ge=0, description="imagefolder: number of images that are for calibration and are not evaluated"
+    )
+    split_seed: int = Field(0, description="seed of the choice of held-out images")
     batch_size: int = Field(100, gt=0, description="images evaluated at a time")
 
     @model_validator(mode="after")

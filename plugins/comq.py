@@ -64,15 +64,19 @@ class COMQ(zsqbench.UnitQuantizer):
         description="layers whose codes are searched: convolutions and linear ones, or linear ones alone"
     )
     update_scale: Auto[bool] = auto(description="set the steps of weights to the least error after each sweep")
-    sweeps: int = Field(1, ge=0, description="visits of each column; with 0 weights are rounded to nearest")
-    greedy: bool = Field(True, description="visit the columns of a channel in descending |w_j| |X_j|, not in order")
-    scalar: float = Field(1.0, gt=0, le=1, description="what the steps of weights are multiplied by")
-    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+    sweeps: int = Field(1, ge=0, description="visits of each column; 0: weights are rounded to nearest")
+    greedy: bool = Field(True, description="visit the columns of a channel in descending |w_j| |X_j|; false: in order")
+    scalar: float = Field(1.0, gt=0, le=1, description="factor of the steps of weights")
+    per_channel: bool = Field(
+        True, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
     batch_size: int = Field(32, gt=0, description="images of a forward pass")
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="how activation ranges are chosen"
+        "mse", description="method that chooses activation ranges"
     )
-    search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
+    search_images: int = Field(
+        64, gt=0, description="images on which activation ranges are chosen; without effect with minmax"
+    )
 
     def grids_at(self, scheme: Scheme) -> "Grids":
         """Those that the scheme demands, for channels or whole weights."""

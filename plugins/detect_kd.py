@@ -54,19 +54,23 @@ class DetectKD(zsqbench.StepSizeQuantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    updates_per_epoch: int = Field(125, gt=0, description="updates of an epoch, however many images there are")
+    updates_per_epoch: int = Field(125, gt=0, description="updates of an epoch, for any number of images")
     optimizer: Literal["sgd", "adam"] = Field("adam", description="SGD with Nesterov's momentum, or Adam without")
     annealing: Literal["steps", "cosine"] = Field(
         "steps", description="learning rate: cut at milestones, or lowered from epoch to epoch along a cosine"
     )
-    augment: bool = Field(False, description="crop images, which would need other boxes: only where det_weight is 0")
-    temperature: float = Field(4.0, gt=0, description="T, by which maps are divided in the distillation loss")
+    augment: bool = Field(
+        False, description="crop images, which would need other boxes; allowed only with det_weight 0"
+    )
+    temperature: float = Field(4.0, gt=0, description="T, the temperature of maps in the distillation loss")
     feature_weight: float = Field(0.1, ge=0, description="weight of the mean squared error of features")
     det_weight: float = Field(1.0, ge=0, description="weight of the detector's training loss")
     boxes: Literal["set", "teacher"] | None = Field(
-        None, description="whose boxes: the set's, or what the float network finds; none: the set's where it has any"
+        None,
+        description="source of boxes: the set, or the float network; unset: the set where it has boxes, else "
+        "the float network",
     )
-    score: float = Field(0.2, ge=0, le=1, description="what the score of a box of the float network is above")
+    score: float = Field(0.2, ge=0, le=1, description="lower bound of the score of the float network's boxes")
     alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss")
 
     def quantize(

@@ -55,13 +55,15 @@ class COCODetection(zsqbench.Task):
     )
     memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    data: Literal["coco", "scenes"] = Field("coco", description="what is detected")
+    data: Literal["coco", "scenes"] = Field("coco", description="kind of data")
     root: Path = Field(Path("coco"), description="folder of the data, under the data root")
-    images: Path = Field(Path("val2017"), description="folder of the images, in it")
-    annotations: Path = Field(Path("annotations/instances_val2017.json"), description="the instances JSON, in it")
-    calibration: Path | None = Field(None, description="another folder of images, under the data root, to calibrate on")
-    holdout: int = Field(0, ge=0, description="images to calibrate on and not to evaluate")
-    split_seed: int = Field(0, description="which images are held out")
+    images: Path = Field(Path("val2017"), description="folder of the images, in the folder of the data")
+    annotations: Path = Field(
+        Path("annotations/instances_val2017.json"), description="the instances JSON, in the folder of the data"
+    )
+    calibration: Path | None = Field(None, description="another folder of images under the data root, for calibration")
+    holdout: int = Field(0, ge=0, description="number of images that are for calibration and are not evaluated")
+    split_seed: int = Field(0, description="seed of the choice of held-out images")
     batch_size: int = Field(8, gt=0, description="images evaluated at a time, where they have the same size")
 
     @model_validator(mode="after")

@@ -62,18 +62,26 @@ class DFQ(zsqbench.GridQuantizer):
     needs_bn = True
 
     equalization: bool = Field(True, description="rescale channels so that consecutive layers have equal ranges")
-    sweeps: int = Field(40, gt=0, description="passes over all pairs of layers, unless equalization converges before")
+    sweeps: int = Field(
+        40, gt=0, description="largest number of passes over all pairs of layers; fewer where equalization converges"
+    )
     relu6: Literal["relu", "per_channel"] = Field(
-        "relu", description="what becomes of ReLU6 between such layers: ReLU, or a bound for each channel"
+        "relu", description="function that replaces ReLU6 between equalized layers: ReLU, or a bound for each channel"
     )
-    absorption: bool = Field(True, description="move what almost always passes a ReLU into the next layer's bias")
+    absorption: bool = Field(
+        True, description="move the part of values that almost always passes a ReLU into the next layer's bias"
+    )
     absorb_padded: bool = Field(
-        True, description="also where the next layer pads with zeros, which is inexact at borders"
+        True, description="absorb also where the next layer pads with zeros, which is inexact at borders"
     )
-    absorption_sigmas: float = Field(3.0, ge=0, description="how many standard deviations below the mean that is")
+    absorption_sigmas: float = Field(
+        3.0, ge=0, description="standard deviations between the mean and the absorbed value below it"
+    )
     bias_correction: bool = Field(True, description="correct biases by the expected error of the quantized weights")
     sigmas: float = Field(6.0, gt=0, description="standard deviations between mean and ends of an activation's range")
-    per_channel: bool = Field(False, description="a grid for each output channel of a weight, or one for the weight")
+    per_channel: bool = Field(
+        False, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
 
     def rejects(self, scheme: Scheme) -> str | None:
         """Batch normalisation that is not folded, besides a grid that is not the demanded one."""

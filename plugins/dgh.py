@@ -77,23 +77,25 @@ class DGH(zsqbench.Generator):
     iterations: int = Field(1000, gt=0, description="RAdam steps for each batch")
     lr: float = Field(16.0, gt=0, description="learning rate of RAdam, in normalised pixels")
     scope: Literal["all", "batch", "image"] | Annotated[int, Field(gt=0)] = Field(
-        "all", description="whose statistics are matched: of all images, each batch, each image, or groups of a number"
+        "all",
+        description="images whose statistics are matched together: all, a batch, one image, or groups of this number",
     )
     image_pipeline: bool = Field(True, description="flip, blur and crop images on their way to the network")
     output_weight: Auto[float] = auto(
         ge=0,
-        description="weight of the output loss for 8 batches, 0 for none; by default the published one of the network",
+        description="weight of the output loss for 8 batches; 0 disables it; unset: the value published for "
+        "this network",
     )
     std_weight: float = Field(10.0, ge=0, description="weight of deviations against means")
-    slack: float = Field(0.5, ge=0, description="how far features may be from normal before the output loss minds")
+    slack: float = Field(0.5, ge=0, description="distance of features from normal that the output loss leaves free")
     extra_pixels: Auto[int] = auto(
-        ge=0, description="height and width beyond the image's, for crops; by default 32 for 224, in proportion"
+        ge=0, description="height and width beyond the image's, for crops; unset: 32 for 224, in proportion"
     )
-    filter_size: int = Field(3, gt=0, description="side of the blur, odd")
+    filter_size: int = Field(3, gt=0, description="side of the blur in pixels; odd")
     filter_sigma: float = Field(1.25, gt=0, description="standard deviation of the blur, in pixels")
-    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
+    factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rate on a plateau")
     patience: Auto[int] = auto(
-        ge=0, description="steps without a better loss that make a plateau; by default iterations / 50"
+        ge=0, description="steps without a better loss that make a plateau; unset: iterations / 50"
     )
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
 

@@ -47,22 +47,27 @@ class DSG(zsqbench.PixelGenerator):
         "released": {"emphasised": 20, "extended": True},
     }
 
-    preset: Literal["paper", "released"] = Field("paper", description="the two parts of the paper, or all of the code")
+    preset: Literal["paper", "released"] = Field(
+        "paper", description="paper: the two parts of the paper; released: all of the code"
+    )
     images: int = Field(64, gt=0, description="size of the calibration set; 64 in the release's README")
     batch_size: int = Field(64, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(500, gt=0, description="Adam steps for each batch")
     lr: float = Field(0.9, gt=0, description="learning rate of Adam")
     patience: int = Field(260, ge=0, description="iterations without a better loss that make a plateau")
-    margin: float = Field(0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise that is free")
-    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise that margins are measured on")
+    margin: float = Field(
+        0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise up to which gaps are free"
+    )
+    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise on which margins are measured")
     enhancement: bool = Field(True, description="let each image emphasise a layer")
     emphasised: Auto[Literal["all"] | Annotated[int, Field(gt=0)]] = auto(
-        description="how many images, from the first on, emphasise a layer, image i layer i; all: every one, in turns"
+        description="number of first images that emphasise a layer, image i layer i; all: every image, layers in turns"
     )
-    extended: Auto[bool] = auto(description="add what the repository of 2023 adds to the loss; needs a classifier")
+    extended: Auto[bool] = auto(description="add the terms of the repository of 2023 to the loss; needs a classifier")
     pairing: Literal["conv_output", "bn_input"] = Field(
         "conv_output",
-        description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs",
+        description="tensors whose statistics are compared with BN statistics: outputs of convolutions, "
+        "paired by order, or BN inputs",
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
@@ -131,8 +136,10 @@ class DSGIL(InceptionGenerator):
     """
 
     name = "dsg_il"
-    margin: float = Field(0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise that is free")
-    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise that margins are measured on")
+    margin: float = Field(
+        0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise up to which gaps are free"
+    )
+    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise on which margins are measured")
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""

@@ -19,9 +19,9 @@ class File(zsqbench.Generator):
     name = "file"
     seeded = False
 
-    path: zsqbench.InputFile = Field(description="safetensors file with images, and labels perhaps")
+    path: zsqbench.InputFile = Field(description="safetensors file with images, and optionally labels")
     images: int | None = Field(  # type: ignore[assignment] # no other generator leaves their number to a file
-        None, gt=0, description="how many of the images, from the first on; all by default"
+        None, gt=0, description="number of images, from the first on; unset: all"
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":  # noqa: ARG002

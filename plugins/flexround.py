@@ -41,9 +41,11 @@ class FlexRound(zsqbench.UnitQuantizer):
     division_lr: float = Field(1e-3, gt=0, description="learning rate of S2, s3 and s4 (Adam, cosine to zero)")
     weight_scale_lr: float = Field(1e-4, gt=0, description="learning rate of weight scales (Adam, cosine to zero)")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
-    per_channel: bool = Field(False, description="a grid for each output channel of a weight, or one for the weight")
-    search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
+    per_channel: bool = Field(
+        False, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
+    search_images: int = Field(256, gt=0, description="images on which activation ranges are chosen")
 
     def grids_at(self, scheme: Scheme) -> "Grids":
         """Those that the scheme demands, for channels or whole weights."""

@@ -41,12 +41,12 @@ class GENIE(zsqbench.Generator):
     iterations: int = Field(4000, gt=0, description="Adam steps for each batch")
     latent: int = Field(256, gt=0, description="length of an image's latent vector")
     latent_lr: float = Field(0.1, gt=0, description="learning rate of the latents")
-    factor: float = Field(0.1, gt=0, lt=1, description="what the latents' learning rate is multiplied by on a plateau")
+    factor: float = Field(0.1, gt=0, lt=1, description="factor of the latents' learning rate on a plateau")
     patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate of the latents")
-    generator_lr: float = Field(0.01, gt=0, description="learning rate of the network at first")
-    decay: float = Field(0.95, gt=0, le=1, description="what the network's learning rate is multiplied by")
-    decay_interval: int = Field(100, gt=0, description="iterations between two of these decays")
+    generator_lr: float = Field(0.01, gt=0, description="learning rate of the network at the start")
+    decay: float = Field(0.95, gt=0, le=1, description="factor of the network's learning rate at each decay")
+    decay_interval: int = Field(100, gt=0, description="iterations between two decays")
     swing: bool = Field(True, description="shift the inputs of strided convolutions at random")
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":

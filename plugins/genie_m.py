@@ -41,7 +41,7 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
     rounding_weight: float = Field(1.0, ge=0, description="weight of the regulariser (lambda)")
     weight_scale_lr: float = Field(1e-4, gt=0, description="learning rate of weight scales (Adam, cosine to zero)")
     activation_scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
     fold: bool = Field(False, description="fold batch normalisation, if the scheme folds it")
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":

@@ -85,7 +85,7 @@ class HAST(InceptionGenerator):
 
     gamma: Auto[float] = auto(ge=0, description="power of a sample's difficulty that weighs its class loss")
     centre_iterations: int = Field(
-        0, ge=0, description="Adam steps for an image of each class, whose moments are matched, too; 0 for none"
+        0, ge=0, description="Adam steps for an image of each class, whose moments are matched too; 0 disables it"
     )
 
     def options(self) -> dict[str, Any]:

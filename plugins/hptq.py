@@ -75,21 +75,21 @@ class HPTQ(zsqbench.Quantizer):
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     weights: Auto[Literal["power_of_two", "symmetric"]] = auto(
-        description="thresholds of weights; none: what the scheme demands, else the preset's"
+        description="thresholds of weights; unset: the kind that the scheme demands, else the preset's"
     )
     activation_error: Literal["mse", "mae", "lp", "kl", "no_clipping"] = Field(
-        "mse", description="what activation thresholds minimize, or that they cover all values"
+        "mse", description="error that activation thresholds minimize; no_clipping: thresholds cover all values"
     )
     weight_error: Literal["mse", "mae", "lp", "no_clipping"] = Field(
-        "mse", description="what weight thresholds minimize, or that they cover all values"
+        "mse", description="error that weight thresholds minimize; no_clipping: thresholds cover all values"
     )
-    lp_power: float = Field(2.0, gt=0, description="the power of the error lp")
+    lp_power: float = Field(2.0, gt=0, description="power of the error lp")
     statistics: Literal["histogram", "exact"] = Field(
         "histogram",
-        description="whether errors are summed over a histogram, or over all values in a second pass",
+        description="values over which errors are summed: a histogram, or all values in a second pass",
     )
     z_threshold: float | None = Field(
-        None, gt=0, description="z-score of activations that count as outliers; none: no value does"
+        None, gt=0, description="z-score above which activations are outliers; unset: no value is an outlier"
     )
     bounded: Auto[Literal["range", "search"]] = auto(
         description="thresholds of bounded functions (ReLU6, sigmoid, ...): from their range, or searched"
@@ -100,7 +100,7 @@ class HPTQ(zsqbench.Quantizer):
     equalization: Auto[bool] = auto(description="let each channel between two layers fill the threshold")
     bias_correction: bool = Field(True, description="correct biases by the mean error of the quantized weights")
     second_moment_correction: bool = Field(
-        False, description="restore mean and variance that batch normalisation gave each layer's output"
+        False, description="restore the mean and variance that batch normalisation gave each layer's output"
     )
     batch_size: int = Field(64, gt=0, description="images of a forward pass")
 

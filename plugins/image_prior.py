@@ -33,7 +33,7 @@ class ImagePrior(JitteredGenerator):
     name = "image_prior"
     compiles = "pixels"
 
-    lr: float = Field(0.2, gt=0, lt=1e30, description="learning rate of Adam at its highest")
+    lr: float = Field(0.2, gt=0, lt=1e30, description="highest learning rate of Adam")
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards the wanted labels")
     variation_weight: float = Field(1e-4, ge=0, description="weight of the total variation of a batch")
     norm_weight: float = Field(1e-5, ge=0, description="weight of the mean norm of images")

@@ -50,8 +50,12 @@ class IntraQ(LabelledGenerator):
     }
 
     target: Auto[float] = auto(ge=0, le=1, description="lowest target for the probability of a label")
-    nearest: Auto[float] = auto(ge=0, le=2, description="cosine distance from the class centre, at least")
-    farthest: Auto[float] = auto(ge=0, le=2, description="cosine distance from the class centre, at most")
+    nearest: Auto[float] = auto(
+        ge=0, le=2, description="lower end of the band of cosine distances from the class centre"
+    )
+    farthest: Auto[float] = auto(
+        ge=0, le=2, description="upper end of the band of cosine distances from the class centre"
+    )
 
     @model_validator(mode="after")
     def _is_a_band(self) -> "IntraQ":

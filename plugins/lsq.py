@@ -51,13 +51,19 @@ class LSQ(zsqbench.StepSizeQuantizer):
         "": {name: {"epochs": 90, "batch_size": 256, "alpha": 1.0} for name in ("cifar10", "cifar100", "imagenet")}
     }
 
-    temperature: float = Field(1.0, gt=0, description="T, by which logits are divided in the distillation loss")
-    map_temperature: float = Field(4.0, gt=0, description="the same for what a network returns that is no classifier")
-    ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards labels, of classifiers")
-    labels: Literal["set", "teacher"] | None = Field(
-        None, description="whose labels: the set's, or what the float network says; none: the set's where it has any"
+    temperature: float = Field(1.0, gt=0, description="T, the temperature of logits in the distillation loss")
+    map_temperature: float = Field(4.0, gt=0, description="the temperature for a network that is not a classifier")
+    ce_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the cross-entropy towards labels; without effect on a network that is not a classifier",
     )
-    lr: Auto[float] = auto(ge=0, description="learning rate at first; by default 0.01, and 0.001 for weights of 8 bits")
+    labels: Literal["set", "teacher"] | None = Field(
+        None,
+        description="source of labels: the set, or the float network; unset: the set where it has labels, "
+        "else the float network",
+    )
+    lr: Auto[float] = auto(ge=0, description="learning rate at the start; unset: 0.01, and 0.001 for weights of 8 bits")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The paper's values, of which rate and decay depend on the bits of weights."""

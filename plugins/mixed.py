@@ -47,16 +47,19 @@ class Mixed(zsqbench.Quantizer):
     name = "mixed"
     seeded = False
 
-    over: str = Field(description="the quantizer that does the work, by its name in the suite")
+    over: str = Field(description="name in the suite of the quantizer that does the work")
     layers: Layers | None = Field(
-        None, description="how many weights get more bits, or, below 1, which part of them; none: as budget says"
+        None,
+        description="number of weights that get more bits; below 1: their share of all weights; unset: budget decides",
     )
     budget: float | None = Field(
-        None, gt=0, description="size of all weights in MB (10^6 bytes) at most, without scales; none: as layers says"
+        None,
+        gt=0,
+        description="upper bound of the size of all weights in MB (10^6 bytes), without scales; unset: layers decides",
     )
     bits: int = Field(8, ge=MIN_BITS, le=MAX_BITS, description="bits of the most sensitive weights")
     images: int = Field(
-        32, gt=0, description="calibration images that sensitivity is measured on, the first of the set"
+        32, gt=0, description="calibration images on which sensitivity is measured, the first of the set"
     )
 
     @model_validator(mode="after")

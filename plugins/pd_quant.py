@@ -70,15 +70,17 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
     rounding_lr: float = Field(3e-3, gt=0, description="learning rate of the rounding variables (Adam)")
     rounding_weight: Auto[float] = auto(ge=0, description="weight of the regulariser (lambda)")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
-    temperature: Auto[float] = auto(gt=0, description="T of the predictions that are compared")
-    prediction_scale: float = Field(0.1, gt=0, description="what the difference of predictions is divided by (lamb_r)")
-    correction_steps: int = Field(500, ge=0, description="steps of Adam that correct float inputs; 0 leaves them")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
+    temperature: Auto[float] = auto(gt=0, description="T, the temperature of the predictions that are compared")
+    prediction_scale: float = Field(0.1, gt=0, description="divisor of the difference of predictions (lamb_r)")
+    correction_steps: int = Field(
+        500, ge=0, description="steps of Adam that correct float inputs; 0 leaves the inputs as they are"
+    )
     correction_lr: float = Field(1e-3, gt=0, description="learning rate of the correction (on a plateau)")
     correction_scale: Auto[float] = auto(
-        gt=0, description="what the distance from uncorrected inputs is divided by (lamb_c); smaller is stiffer"
+        gt=0, description="divisor of the distance from uncorrected inputs (lamb_c); a smaller one allows less change"
     )
-    search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
+    search_images: int = Field(256, gt=0, description="images on which activation ranges are chosen")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:  # noqa: ARG002 - needs no scheme
         """The release's values for the family that a network's published definition is of."""

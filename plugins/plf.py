@@ -59,12 +59,16 @@ class PLF(GeneratorRangesQuantizer):
     }
     least_classes = 2
 
-    lowest: Auto[float] = auto(ge=0, le=1, description="self-entropy that the threshold ends at (Tl)")
-    highest: Auto[float] = auto(ge=0, le=1, description="self-entropy that the threshold begins at (Tu)")
-    label_weight: float = Field(1.0, ge=0, description="weight of all losses but distillation (tau)")
-    reliable_weight: float = Field(1.0, ge=0, description="weight of the labels of reliable images; 0 for none")
-    other_weight: Auto[float] = auto(ge=0, description="weight of the labels of other images (beta); 0 for none")
-    feature_weight: Auto[float] = auto(ge=0, description="weight of the error of features (mu); 0 for none")
+    lowest: Auto[float] = auto(ge=0, le=1, description="self-entropy at which the threshold ends (Tl)")
+    highest: Auto[float] = auto(ge=0, le=1, description="self-entropy at which the threshold begins (Tu)")
+    label_weight: float = Field(1.0, ge=0, description="weight of all losses except distillation (tau)")
+    reliable_weight: float = Field(
+        1.0, ge=0, description="weight of the labels of reliable images; 0 disables this loss"
+    )
+    other_weight: Auto[float] = auto(
+        ge=0, description="weight of the labels of other images (beta); 0 disables this loss"
+    )
+    feature_weight: Auto[float] = auto(ge=0, description="weight of the error of features (mu); 0 disables this loss")
 
     @model_validator(mode="after")
     def _falls(self) -> "PLF":

@@ -45,8 +45,10 @@ class PSAQViT(AttentionGenerator):
     compiles = "pixels"
 
     batch_size: int = Field(32, gt=0, description="images optimised together; they share the range of similarities")
-    points: int = Field(10, gt=1, description="points of the density; another number is another method")
-    bandwidth: float = Field(0.01, gt=0, description="deviation of its kernels; another one is another method")
+    points: int = Field(10, gt=1, description="number of points of the density; another number makes another method")
+    bandwidth: float = Field(
+        0.01, gt=0, description="deviation of the density's kernels; another one makes another method"
+    )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
         """Optimise batch after batch; an interrupted run goes on where its last checkpoint was.

@@ -36,8 +36,8 @@ class QDrop(zsqbench.ReconstructionQuantizer):
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
-    search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
+    search_images: int = Field(256, gt=0, description="images on which activation ranges are chosen")
 
     def quantize(
         self,

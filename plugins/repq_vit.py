@@ -46,13 +46,13 @@ class RepQViT(zsqbench.Quantizer):
     weight_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
     activation_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
 
-    search_images: int = Field(32, gt=0, description="images that ranges are found on, in one pass")
+    search_images: int = Field(32, gt=0, description="images on which ranges are found, in one pass")
     reparametrize: bool = Field(
         True,
-        description="move the differences of channels into weights; else what a layer normalisation puts out has one "
-        "grid from the start",
+        description="move the differences of channels into weights; false: outputs of layer normalisations "
+        "have one grid from the start",
     )
-    round_zero_point: bool = Field(False, description="round the zero point that channels share, to what codes can be")
+    round_zero_point: bool = Field(False, description="round the zero point that channels share to a code")
 
     def quantize(
         self,

@@ -33,17 +33,22 @@ class RTN(zsqbench.GridQuantizer):
     memory_options = ("search_images", "batch_size")
     seeded = False
     weight_range: Literal["minmax", "mse", "percentile", "absmax"] = Field(
-        "mse", description="how weight ranges are chosen; absmax: around zero, to half a step short of the largest size"
+        "mse",
+        description="method that chooses weight ranges; absmax: around zero, half a step short of the largest size",
     )
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="how activation ranges are chosen"
+        "mse", description="method that chooses activation ranges"
     )
     float_ranges: bool = Field(
-        False, description="find activation ranges in the float network, and not where all that comes before is rounded"
+        False,
+        description="find activation ranges in the float network; false: in the network whose earlier "
+        "tensors are rounded",
     )
-    percent: float = Field(99.9, gt=50, le=100, description="where ranges end, with percentile")
-    search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
-    batch_size: int = Field(64, gt=0, description="images of a forward pass, with minmax")
+    percent: float = Field(99.9, gt=50, le=100, description="percentile at which ranges end; for percentile only")
+    search_images: int = Field(
+        64, gt=0, description="images on which activation ranges are chosen; without effect with minmax"
+    )
+    batch_size: int = Field(64, gt=0, description="images of a forward pass; for minmax only")
 
     def quantize(
         self,

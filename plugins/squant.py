@@ -65,12 +65,13 @@ class SQuant(zsqbench.Quantizer):
 
     mode: Mode = Field(
         "full",
-        description="flips of kernels, then channels (full), one of the two, or none: round to nearest (element)",
+        description="full: flips of kernels, then of channels; kernel or channel: one of the two; element: "
+        "round to nearest",
     )
     sigmas: float | None = Field(
-        None, gt=0, description="standard deviations k that activations end at; none: by each tensor's bits"
+        None, gt=0, description="standard deviations k at which activations end; unset: chosen by each tensor's bits"
     )
-    noise_images: int = Field(32, gt=0, description="images of noise that activation ranges are found on")
+    noise_images: int = Field(32, gt=0, description="images of noise on which activation ranges are found")
 
     def quantize(
         self,

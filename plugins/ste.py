@@ -47,7 +47,9 @@ class STE(GeneratorRangesQuantizer):
     preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards labels")
     labels: Literal["set", "teacher"] | None = Field(
-        None, description="whose labels: the set's, or what the float network says; none: the set's where it has any"
+        None,
+        description="source of labels: the set, or the float network; unset: the set where it has labels, "
+        "else the float network",
     )
 
     def quantize(

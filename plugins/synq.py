@@ -79,12 +79,14 @@ class SynQ(HardSampleQuantizer):
     least_classes = 2
 
     lowpass: Auto[float] = auto(
-        ge=0, description="D0 of the low-pass filter, in parts of the shorter side of an image; 0 for no filter"
+        ge=0, description="D0 of the low-pass filter, in parts of the shorter side of an image; 0 disables the filter"
     )
-    cam_weight: Auto[float] = auto(ge=0, description="weight of the gap between Grad-CAM maps; 0 for none")
-    ce_weight: Auto[float] = auto(ge=0, description="weight of the cross-entropy of easy images; 0 for none")
-    easy_below: Auto[float] = auto(ge=0, le=1, description="difficulty below which an image is easy; 1: all are")
-    align_promoted: Auto[bool] = auto(description="align features of harder images, too; as released not for CIFAR")
+    cam_weight: Auto[float] = auto(ge=0, description="weight of the gap between Grad-CAM maps; 0 disables it")
+    ce_weight: Auto[float] = auto(ge=0, description="weight of the cross-entropy of easy images; 0 disables it")
+    easy_below: Auto[float] = auto(
+        ge=0, le=1, description="difficulty below which an image is easy; 1: all images are easy"
+    )
+    align_promoted: Auto[bool] = auto(description="align features of harder images too; as released, not for CIFAR")
 
     @property
     def needs_map(self) -> bool:

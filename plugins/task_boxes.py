@@ -98,30 +98,32 @@ class TaskBoxes(zsqbench.Generator):
     batch_size: int = Field(32, gt=0, description="images optimised together")
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     iterations: int = Field(ITERATIONS, gt=0, description="Adam steps of each of the two stages, for each batch")
-    lr: Auto[float] = auto(gt=0, lt=1e30, description="learning rate of Adam at first, with a cosine to 0")
+    lr: Auto[float] = auto(
+        gt=0, lt=1e30, description="learning rate of Adam at the start; it falls along a cosine to 0"
+    )
     start: Auto[Literal["normal", "uniform"]] = auto(
-        description="pixels at first: normal noise, or uniform in 256 steps"
+        description="pixels at the start: normal noise, or uniform in 256 steps"
     )
     det_weight: Auto[float] = auto(ge=0, description="weight of the detector's training loss")
     bn_weight: Auto[float] = auto(ge=0, description="weight of the statistics of each layer")
-    first_bn_weight: Auto[float] = auto(ge=0, description="further weight of those of the first layer")
-    variation_weight: Auto[float] = auto(ge=0, description="weight of the total variation, of the batch as a whole")
+    first_bn_weight: Auto[float] = auto(ge=0, description="further weight of the statistics of the first layer")
+    variation_weight: Auto[float] = auto(ge=0, description="weight of the total variation of the batch as a whole")
     norm_weight: Auto[float] = auto(ge=0, description="weight of the images' norm")
-    clamp: bool = Field(False, description="hold pixels to valid values after each step, which the sources do not do")
+    clamp: bool = Field(False, description="hold pixels to valid values after each step; the sources do not")
     label_scale: Auto[float] = auto(
         gt=0,
         le=1,
-        description="sides of images in the first stage, of those that are made, in steps of 32 pixels; by default 160 "
-        "pixels, but no less than a quarter and no more than all",
+        description="side of images in the first stage, as a part of the final side, in steps of 32 pixels; "
+        "unset: 160 pixels, at least a quarter and at most all of the side",
     )
-    refine: bool = Field(True, description="refine boxes in a first stage; without it, each image keeps its random box")
-    refine_every: Auto[int] = auto(gt=0, description="steps between two looks; by default 100 of 3,000, in proportion")
-    refine_from: Auto[int] = auto(ge=0, description="the first step with a look; by default 800 of 3,000")
-    refine_until: Auto[int] = auto(ge=0, description="the last one; by default 2,800 of 3,000")
-    score: float = Field(0.2, ge=0, le=1, description="what the score of a proposed box is above")
-    overlap: float = Field(0.35, ge=0, le=1, description="intersection over union from which on two boxes are one")
-    smallest_area: float = Field(0.01, ge=0, le=1, description="what the area of an added box is above")
-    largest_area: float = Field(0.85, ge=0, le=1, description="what it is below")
+    refine: bool = Field(True, description="refine boxes in a first stage; false: each image keeps its random box")
+    refine_every: Auto[int] = auto(gt=0, description="steps between two looks; unset: 100 of 3,000, in proportion")
+    refine_from: Auto[int] = auto(ge=0, description="first step with a look; unset: 800 of 3,000, in proportion")
+    refine_until: Auto[int] = auto(ge=0, description="last step with a look; unset: 2,800 of 3,000, in proportion")
+    score: float = Field(0.2, ge=0, le=1, description="lower bound of the score of a proposed box")
+    overlap: float = Field(0.35, ge=0, le=1, description="intersection over union from which on two boxes count as one")
+    smallest_area: float = Field(0.01, ge=0, le=1, description="lower bound of the area of an added box")
+    largest_area: float = Field(0.85, ge=0, le=1, description="upper bound of the area of an added box")
 
     @model_validator(mode="after")
     def _has_room(self) -> "TaskBoxes":

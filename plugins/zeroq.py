@@ -37,8 +37,9 @@ class ZeroQ(zsqbench.PixelGenerator):
     patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
     pairing: Literal["conv_output", "bn_input"] | None = Field(
         None,
-        description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs; "
-        "none: the former where all fit",
+        description="tensors whose statistics are compared with BN statistics: outputs of convolutions, "
+        "paired by order, or BN inputs; unset: outputs of convolutions where all fit, else BN "
+        "inputs",
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":

@@ -38,17 +38,19 @@ class AttentionGenerator(JitteredGenerator, ABC):
     batch_size: int = Field(32, gt=0, description="images optimised together")
     iterations: int = Field(500, gt=0, description="Adam steps of each phase, for each batch")
     phases: int = Field(
-        2, gt=0, description="how often the learning rate rises and falls, with larger shifts each time"
+        2, gt=0, description="number of times that the learning rate rises and falls, with larger shifts each time"
     )
     lr: float | None = Field(
-        None, gt=0, lt=1e30, description="learning rate of Adam at its highest; none: 0.25 for windows, 0.20 for others"
+        None, gt=0, lt=1e30, description="highest learning rate of Adam; unset: 0.25 for windows, 0.20 for others"
     )
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards the wanted labels")
-    variation_weight: float = Field(0.05, ge=0, description="weight of the gap of total variation and target")
+    variation_weight: float = Field(0.05, ge=0, description="weight of the gap between total variation and its target")
     least_variation: float = Field(
-        2500.0, ge=0, description="smallest target of total variation, of 32 images of 224 x 224 pixels"
+        2500.0, ge=0, description="smallest target of total variation, for 32 images of 224 x 224 pixels"
     )
-    most_variation: float = Field(3000.0, ge=0, description="largest target of total variation, of the same")
+    most_variation: float = Field(
+        3000.0, ge=0, description="largest target of total variation, for 32 images of 224 x 224 pixels"
+    )
 
     @model_validator(mode="after")
     def _has_targets(self) -> Self:

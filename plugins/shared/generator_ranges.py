@@ -26,10 +26,11 @@ class GeneratorRangesQuantizer(zsqbench.SetTrainingQuantizer, ABC):
     """
 
     range_source: Literal["calibration", "generator"] = Field(
-        "calibration", description="whose images ranges are of: the set's, or a generator's that is trained meanwhile"
+        "calibration",
+        description="source of the images of activation ranges: the set, or a generator that is trained meanwhile",
     )
     range_updates: Auto[int] = auto(
-        gt=0, description="batches that ranges are averaged over; by default 200, and 800 of a generator, as released"
+        gt=0, description="batches over which ranges are averaged; unset: 200, or 800 of a generator, as released"
     )
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:

@@ -25,16 +25,17 @@ class HardSampleQuantizer(GeneratorRangesQuantizer, ABC):
 
     preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")
     promotion: Literal["kl_fa", "kl", "fa", "none"] = Field(
-        "kl_fa", description="what harder images have more of: distillation loss, misaligned features, or both"
+        "kl_fa", description="loss that harder images increase: distillation, misaligned features, or both"
     )
-    epsilon: Auto[float] = auto(ge=0, description="how far a pixel is moved for that, in normalised pixels")
+    epsilon: Auto[float] = auto(ge=0, description="size of a pixel's move towards a harder image, in normalised pixels")
     alignment: Literal["attention", "paper_attention", "direct", "none"] = Field(
         "attention",
-        description="what of features is aligned: normalised attention, as released; the paper's; themselves",
+        description="features that are aligned: normalised attention, as released; the paper's attention; "
+        "the maps themselves",
     )
     alignment_weight: Auto[float] = auto(ge=0, description="weight of the alignment (lambda)")
     original_weight: float = Field(1.0, ge=0, description="weight of the losses on the images as they are")
-    promoted_weight: float = Field(1.0, ge=0, description="weight of the losses on the harder ones")
+    promoted_weight: float = Field(1.0, ge=0, description="weight of the losses on the harder images")
 
     @model_validator(mode="after")
     def _has_what_it_promotes(self) -> "HardSampleQuantizer":

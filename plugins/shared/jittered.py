@@ -56,12 +56,10 @@ class JitteredGenerator(zsqbench.Generator, ABC):
     batch_size: int = Field(64, gt=0, description="images optimised together")
     iterations: int = Field(2000, gt=0, description="Adam steps of each phase, for each batch")
     phases: int = Field(
-        1, gt=0, description="how often the learning rate rises and falls, with larger shifts each time"
+        1, gt=0, description="number of times that the learning rate rises and falls, with larger shifts each time"
     )
     warmup: int = Field(100, ge=0, description="steps of a phase in which the learning rate rises")
-    jitter: Auto[int] = auto(
-        ge=0, description="pixels that images are shifted by at most; by default 30 of 224, in proportion"
-    )
+    jitter: Auto[int] = auto(ge=0, description="largest shift of images in pixels; unset: 30 of 224, in proportion")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The preset's values, and shifts in proportion to the images."""

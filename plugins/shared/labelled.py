@@ -30,7 +30,7 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
     crop_probability: Auto[float] = auto(
         ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
     )
-    crop_scale: Auto[float] = auto(gt=0, le=1, description="smallest part of its area that a crop of it has")
+    crop_scale: Auto[float] = auto(gt=0, le=1, description="smallest area of a crop, as a part of the image's")
 
     def synthesize(
         self,

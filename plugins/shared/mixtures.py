@@ -20,14 +20,12 @@ class MixtureQuantizer(zsqbench.CoTrainedQuantizer, ABC):
         ge=0, le=1, description="part of the batches whose images are of several classes; for Qimera's generator only"
     )
     mixed_classes: Auto[int] = auto(
-        gt=0, description="how many classes such an image is of; for Qimera's generator only"
+        gt=0, description="number of classes of an image of several classes; for Qimera's generator only"
     )
-    latent: Auto[int] = auto(
-        gt=0, description="length of an embedding, unless it is the network's; for Qimera's generator only"
-    )
+    latent: Auto[int] = auto(gt=0, description="length of an embedding that learns; for Qimera's generator only")
     embeddings: Auto[Literal["random", "network"]] = auto(
-        description="of classes: random ones that learn, or the weights of the network's last layer; for Qimera's "
-        "generator only"
+        description="embeddings of classes: random ones that learn, or the weights of the network's last "
+        "layer; for Qimera's generator only"
     )
 
     def qimera(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":

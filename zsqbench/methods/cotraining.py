@@ -40,9 +40,9 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
     generator is alone, the student does not learn, and rounds on the ranges of the images so far, those at hand
     included."""
 
-    range_updates: int = Field(800, gt=0, description="updates of the generator, of whose images ranges are averages")
+    range_updates: int = Field(800, gt=0, description="updates of the generator over whose images ranges are averaged")
     generator_lr: float = Field(
-        1e-3, gt=0, description="learning rate of the generator (Adam), cut as the student's is"
+        1e-3, gt=0, description="learning rate of the generator (Adam); cut when the student's is cut"
     )
     warmup: Auto[int] = auto(ge=0, description="updates of the generator before the student learns")
     ce_weight: float = Field(1.0, ge=0, description="weight of the student's cross-entropy")

@@ -49,7 +49,7 @@ class Engine(Method, ABC):
     kind: ClassVar[Kind] = "engine"
     seeded: ClassVar[bool] = False
 
-    workers: int | None = Field(None, ge=0, description="steps that run at the same time")
+    workers: int | None = Field(None, ge=0, description="number of steps that run at the same time")
     threads: int = Field(1, gt=0, description="CPU threads that one step takes")
     step_timeout: float | None = Field(None, gt=0, description="seconds that one step may take")
     memory: int | None = Field(None, gt=0, description="bytes of host memory that one worker may take")

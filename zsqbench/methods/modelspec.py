@@ -24,7 +24,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="what the suite calls it")
+    name: str = Field(description="name of the model in the suite")
     base: str | None = Field(None, description="a named model that this one is a variant of")
     file: InputFile | None = Field(None, description="a .py file with a function that returns the module")
     build: str = Field("build", description="name of that function")
@@ -35,10 +35,13 @@ class ModelSpec(BaseModel):
     )
     checkpoint: Literal["model", "ema"] | None = Field(
         None,
-        description="which weights of a file that holds both: the model's own, or their exponential moving average; by "
-        "default the model's, or the average where there are no others",
+        description="weights that are taken from a file that holds both kinds: the model's own, or their "
+        "exponential moving average; unset: the model's own, or the average where there are no "
+        "others",
     )
-    classes: int | None = Field(None, gt=0, description="number of classes, where a shipped definition is built for it")
+    classes: int | None = Field(
+        None, gt=0, description="number of classes, for a shipped definition that is built for it"
+    )
     input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
     resize: Side | Literal["none"] | None = Field(
         None, description="length of the shorter side before the crop, or height and width"
@@ -47,14 +50,16 @@ class ModelSpec(BaseModel):
     crop_mode: Literal["center", "squash", "border"] | None = Field(
         None, description="keep the proportions and cut, give the image those of `resize`, or fit it in and fill"
     )
-    mean: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
-    std: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
+    mean: tuple[float, ...] | None = Field(None, description="mean of each channel, on the value range")
+    std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel, on the value range")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order of the input channels")
-    value_range: tuple[float, float] | None = Field(None, description="what black and white are before mean and std")
+    value_range: tuple[float, float] | None = Field(
+        None, description="values of black and white before mean and std are applied"
+    )
     float_accuracy: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="what the float network reaches, in percent; its cells fail where it is not within 0.1",
+        description="accuracy of the float network in percent, as published; its cells fail where it is not within 0.1",
     )
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class PixelGenerator(Generator, ABC):
     batch_size: int = Field(256, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(1000, gt=0, description="Adam steps for each batch")
     lr: float = Field(0.5, gt=0, lt=1e30, description="learning rate of Adam")
-    factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
+    factor: float = Field(0.1, gt=0, lt=1, description="factor of the learning rate on a plateau")
     patience: int = Field(50, ge=0, description="iterations without a better loss that make a plateau")
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
 

@@ -148,9 +148,12 @@ class GridQuantizer(Quantizer, ABC):
     activation_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
 
     grid: Auto[Grid] = auto(
-        description="kind of grid, of weights and activations alike; none: what the scheme demands of each, else affine"
+        description="kind of grid, of weights and activations alike; unset: the kind that the scheme demands "
+        "of each, else affine"
     )
-    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+    per_channel: bool = Field(
+        True, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The grid that the scheme demands of all, besides what the preset says; none where it demands two kinds."""
@@ -186,8 +189,8 @@ class UnitQuantizer(Quantizer, ABC):
     memory_options: ClassVar[tuple[str, ...]] = ("host_memory", "device_memory", "batch_size")
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")
-    device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory that cached activations may take")
-    host_memory: float = Field(8.0, ge=0, description="GiB of host memory that they may take; the rest is in files")
+    device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory for cached activations")
+    host_memory: float = Field(8.0, ge=0, description="GiB of host memory for cached activations; the rest is in files")
 
     def memory(self, device: "torch.device") -> "Memory":
         """The bounds of what is cached."""
@@ -203,7 +206,7 @@ class ReconstructionQuantizer(UnitQuantizer, ABC):
 
     rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
     rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser (lambda)")
-    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights without regulariser")
+    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights that has no regulariser")
 
     def rounding(
         self, *, annealing: Literal["linear", "cosine"] = "linear", scale_lr: float | None = None

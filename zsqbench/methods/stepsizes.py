@@ -33,10 +33,10 @@ class StepSizeQuantizer(SetTrainingQuantizer, ABC):
     activation_grids: ClassVar[tuple[Grid, ...]] = ("symmetric",)
 
     per_channel: bool = Field(
-        False, description="a step size for each output channel of a weight, or one for the weight"
+        False, description="true: a step size for each output channel of a weight; false: one for the weight"
     )
     initial_steps: Literal["lsq", "ranges"] = Field(
-        "lsq", description="where step sizes begin: at LSQ's rule, or at averages of smallest and largest values"
+        "lsq", description="values at which step sizes begin: LSQ's rule, or averages of smallest and largest values"
     )
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD with Nesterov's momentum, or Adam without")
     annealing: Literal["steps", "cosine"] = Field(

@@ -38,22 +38,26 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
 
     compiles: ClassVar[Compiled | None] = "updates"
 
-    epochs: Auto[int] = auto(ge=0, description="epochs of training, all of which count for the result")
-    updates_per_epoch: int = Field(200, gt=0, description="updates of an epoch, however many images there are")
+    epochs: Auto[int] = auto(ge=0, description="epochs of training; the result is the student after the last one")
+    updates_per_epoch: int = Field(200, gt=0, description="updates of an epoch, for any number of images")
     batch_size: Auto[int] = auto(gt=0, description="images of an update")
-    lr: Auto[float] = auto(ge=0, description="learning rate (SGD) at first")
+    lr: Auto[float] = auto(ge=0, description="learning rate (SGD) at the start")
     milestones: Auto[list[int]] = auto(description="epochs after which the learning rate is cut")
-    lr_factor: float = Field(0.1, gt=0, le=1, description="what it is multiplied by then")
+    lr_factor: float = Field(0.1, gt=0, le=1, description="factor of the learning rate at each milestone")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's momentum")
     weight_decay: Auto[float] = auto(ge=0, description="weight decay of all that is trained")
-    temperature: float = Field(20.0, gt=0, description="T, by which logits are divided in the distillation loss")
-    alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss, which has a factor T^2, too")
-    range_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the moving average that ranges are")
+    temperature: float = Field(20.0, gt=0, description="T, the temperature of logits in the distillation loss")
+    alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss, beside its factor T^2")
+    range_momentum: float = Field(
+        0.9, ge=0, lt=1, description="momentum of the moving average that gives activation ranges"
+    )
     range_correction: Literal["unbiased", "compounding"] = Field(
-        "unbiased", description="how that average is freed of its start; compounding, as released, needs 200 batches"
+        "unbiased", description="correction of the average's start; compounding, as released, needs 200 batches"
     )
     keep_every: int = Field(
-        0, ge=0, description="keep the student of every so many epochs and of the last, for the oracle; 0 for none"
+        0,
+        ge=0,
+        description="keep the student after every so many epochs and after the last, for the oracle; 0 disables it",
     )
 
     version: ClassVar[int] = 2
@@ -168,9 +172,9 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
     """
 
     augment: bool = Field(True, description="crop images to half of their area at least, resize and flip them")
-    range_updates: Auto[int] = auto(gt=0, description="batches that ranges are averaged over; 200 by default")
-    range_batch_size: int = Field(16, gt=0, description="images of each batch that ranges are averaged over")
-    start: str | None = Field(None, description="another quantizer of the suite, whose result is where training begins")
+    range_updates: Auto[int] = auto(gt=0, description="batches over which ranges are averaged; unset: 200")
+    range_batch_size: int = Field(16, gt=0, description="images of each batch over which ranges are averaged")
+    start: str | None = Field(None, description="another quantizer of the suite, from whose result training begins")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The preset's values, and batches for ranges."""
