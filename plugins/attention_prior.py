@@ -26,7 +26,7 @@ QUADRANTS = 4
 """Rectangles that a cut makes of an image."""
 
 PART = 0.1
-"""Of the square of the number of patches: the weight of attention's distance from blobs."""
+"""Weight of attention's distance from blobs, as a part of the squared number of patches."""
 
 
 class AttentionPrior(AttentionGenerator):
@@ -188,7 +188,7 @@ class AttentionPrior(AttentionGenerator):
 
 
 _CHANCES = 1, 2, QUADRANTS, QUADRANTS, 2 * QUADRANTS
-"""Numbers of an image: how many views, its row and column, the order of its rectangles, classes, logits."""
+"""Uniform numbers of an image: for its number of views, row and column, order of rectangles, classes, logits."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Look:
     grid: "KeyGrid"
     heads: int
     weight: float
-    """Of its heads' mean squared differences in the loss."""
+    """Weight in the loss of the mean squared differences of its heads."""
 
 
 @dataclass(frozen=True)
@@ -210,17 +210,17 @@ class Cuts:
     sides: Sequence[int]
     """Height and width of the images."""
     classes: int
-    """How many there are."""
+    """Number of classes."""
     count: "Tensor"
-    """Views of each image: int64 [n]."""
+    """Number of views of each image: int64 [n]."""
     corner: "Tensor"
     """Row and column of the cut [n, 2]."""
     order: "Tensor"
-    """The rectangles from the first view on, of four in rows: int64 [n, 4]."""
+    """Rectangles in the order of views, numbered row by row: int64 [n, 4]."""
     wanted: "Tensor"
     """The classes of views, in their order: int64 [n, 4]."""
     logits: "Tensor"
-    """Of these classes, as wanted of the image, and of views [n, 2, 4]."""
+    """Logits of these classes: in the image's label, and in those of views [n, 2, 4]."""
 
     def of(self, images: slice) -> "Cuts":
         """The cuts of some of the images."""
@@ -228,7 +228,7 @@ class Cuts:
         return Cuts(self.sides, self.classes, *(each[images] for each in tensors))
 
     def labels(self) -> "Tensor":
-        """Soft labels of the images [n, classes]: the classes of their views, or the first class without views."""
+        """Soft labels of the images [n, classes]: the classes of their views; without views, the first class."""
         import torch
 
         from zsqbench.synthesis import soft_labels

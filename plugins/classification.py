@@ -101,7 +101,7 @@ class Classification(zsqbench.Task):
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.Evaluation:
-        """Count the samples whose largest output is at their class. A sample with an output that is not finite is wrong."""
+        """Count the samples whose largest output is at their class. Outputs that are not finite are wrong."""
         import torch
 
         found = self._find(ctx.data_root)

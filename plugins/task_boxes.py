@@ -150,7 +150,7 @@ class TaskBoxes(zsqbench.Generator):
         return super().work(images) + small * STEP * self.iterations * images
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Refine boxes, then make images; an interrupted run goes on where its last checkpoint was.
+        """Refine boxes, then make images; an interrupted run resumes from its last checkpoint.
 
         Raises ZSQBenchError for a network without a training loss, or that does not take small images, and
         DivergedError where a loss is not finite.

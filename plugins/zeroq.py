@@ -43,7 +43,7 @@ class ZeroQ(zsqbench.PixelGenerator):
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from dataclasses import replace
 
         from zsqbench.synthesis import ZEROQ, BNLoss, follow_convolutions
