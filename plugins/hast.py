@@ -206,7 +206,10 @@ def centre_labels(classes: int, batch_size: int) -> "Tensor":
 
 
 def deep_layers(order: "Sequence[int]") -> list[bool]:
-    """By number of a layer: true from place (L + 2) // 2 - 2 of a pass on. Places count from 0, and L is their number."""
+    """True for a layer, by its number, that a pass reaches at place (L + 2) // 2 - 2 or later.
+
+    Places are counted from 0, and L is the number of layers.
+    """
     first = (len(order) + 2) // 2 - 2
     place = {layer: number for number, layer in enumerate(order)}
     return [place[layer] >= first for layer in range(len(order))]

@@ -130,7 +130,7 @@ class Mixed(zsqbench.Quantizer):
             )
         needs_images = ctx.over.needs_images
         ctx.over.quantize(student, teacher, data if needs_images else None, ctx)
-        if data is not None and not (needs_images and ctx.read is None):  # the other quantizer read them all
+        if data is not None and not (needs_images and ctx.read is None):  # no number in ctx.read: `over` read all
             ctx.images_read(min(self.images, len(data)))
 
 

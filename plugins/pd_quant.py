@@ -174,7 +174,7 @@ def prediction_difference(logits: "Tensor", expected: "Tensor", temperature: flo
 def corrected(
     module: "fx.GraphModule", inputs: "Sequence[Tensor]", *, steps: int, lr: float, scale: float
 ) -> "list[Tensor]":
-    """The inputs of a unit, moved so that each image's statistics in the unit's BN layers are closer to the stored ones.
+    """The inputs of a unit, moved so that each image's statistics in its BN layers are closer to the stored ones.
 
     For each image and channel, squared gaps of means and of deviations are summed over channels and layers, and
     averaged over images. The squared distance of the inputs from their original values is averaged too, and divided by

@@ -28,7 +28,7 @@ class PLF(GeneratorRangesQuantizer):
     image is reliable if its self-entropy is at most a threshold. The threshold falls from epoch to epoch from `highest`
     towards `lowest`. The loss is
 
-        KL + label_weight (CE_reliable + other_weight CE_other + feature_weight MSE):
+        KL + label_weight (CE_reliable + other_weight CE_other + feature_weight MSE).
 
     Reliable images have the cross-entropy towards the class that is predicted first. Other images have cross-entropies
     towards the first and the second class, weighed by the probabilities of the two, p1 / (p1 + p2) and p2 / (p1 + p2).

@@ -1,4 +1,4 @@
-"""Round to nearest: the floor that every learned quantizer must beat."""
+"""Round to nearest: the lower reference that every learned quantizer must exceed."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 class RTN(zsqbench.GridQuantizer):
     """Rounds weights per output channel and activations per tensor to the nearest point of a grid; nothing is learned.
 
-    Ranges are searched by default: of the ranges (1 - 0.01 i) (min, max), i < 80, the one with the least mean
-    |x - Q(x)|^2.4, which is how BRECQ initialises, in its own code and in DGH's; of a power-of-two grid, of ten
-    thresholds. `minmax` is ZeroQ's protocol: ranges from end to end. Batch normalisation is folded first where the
-    scheme says so. Activations are calibrated with weights already rounded, and each tensor with those before it
-    already rounded: searches in one pass of the first `search_images` images (BRECQ takes 64, DGH 512), min-max as a
-    running range over all the images. PSAQ-ViT's quantizer is `weight_range: absmax`, `activation_range: minmax` and
+    Ranges are searched by default. Of the ranges (1 - 0.01 i) (min, max), i < 80, the search takes the one with the
+    least mean |x - Q(x)|^2.4. BRECQ initialises in this way, in its own code and in DGH's. A power-of-two grid has ten
+    candidate thresholds. `minmax` is ZeroQ's protocol: ranges from end to end. Batch normalisation is folded first
+    where the scheme says so. Activations are calibrated with rounded weights, and each tensor with the earlier tensors
+    rounded. Searches use one pass of the first `search_images` images (BRECQ takes 64, DGH 512). Min-max is a running
+    range over all the images. PSAQ-ViT's quantizer is `weight_range: absmax`, `activation_range: minmax` and
     `float_ranges: true`, in the scheme `psaq`.
 
-    Deviations: PSAQ-ViT's code adds the zero point before it rounds, which tells where a value lies halfway between two
-    codes. Every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
-    (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too, and PSAQ-ViT's code cuts off
-    tensors that lack zero); ZeroQ keeps BN unfolded.
+    Deviations:
+
+    - PSAQ-ViT's code adds the zero point before it rounds. This decides the code of a value halfway between two codes.
+    - Every range includes zero. So zero, and with it padding, is exact, and the zero point is a code. BRECQ's search
+      excludes zero where all values have one sign, and so do ZeroQ's weights. PSAQ-ViT's code clips tensors that lack
+      zero.
+    - ZeroQ keeps BN unfolded.
     """
 
     name = "rtn"

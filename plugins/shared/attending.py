@@ -1,4 +1,4 @@
-"""Generators that look at a transformer's attention, with PSAQ-ViT's loop: rates, shifts and total variation."""
+"""Generators that use a transformer's attention, with PSAQ-ViT's loop: rates, shifts and total variation."""
 
 import math
 from abc import ABC
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from zsqbench.quant import Attention
 
 LR, LR_OF_WINDOWS = 0.20, 0.25
-"""Of PSAQ-ViT's release, for DeiT and for Swin."""
+"""Learning rates of PSAQ-ViT's release, for DeiT and for Swin."""
 
 RELEASED_BATCH = 32, 3, 224, 224
-"""The images whose total variation the release draws a target for."""
+"""Shape of the images for which the release draws a target of total variation."""
 
 
 class AttentionGenerator(JitteredGenerator, ABC):
-    """A generator of such images that looks at a network's attention, with PSAQ-ViT's loop.
+    """A generator of images of classes that uses a network's attention, with PSAQ-ViT's loop.
 
-    Two phases of 500 iterations, with shifts by up to 15 and 30 pixels, as many down as to the right. The total
-    variation of a batch goes towards a target, which is drawn once.
+    It has two phases of 500 iterations, with shifts by up to 15 and 30 pixels, as many down as to the right. The total
+    variation of a batch is pulled to a target, which is drawn once.
     """
 
     needs_attention = True
@@ -63,8 +63,8 @@ class AttentionGenerator(JitteredGenerator, ABC):
     def captured(self, teacher: "Pretrained") -> "tuple[fx.GraphModule, list[Attention]]":
         """A captured copy of the network, and its attention in each block.
 
-        Raises ZSQBenchError for a network that cannot be captured, has no attention that capture takes apart, or has
-        patches that do not fill the image.
+        Raises ZSQBenchError for a network that cannot be captured, and where capture cannot take its attention apart.
+        Also raises it where patches do not fill the image.
         """
         from zsqbench.quant import capture, find_attention, patch_size
 
@@ -76,16 +76,16 @@ class AttentionGenerator(JitteredGenerator, ABC):
         return captured, found
 
     def highest_rate(self, found: "Sequence[Attention]") -> float:
-        """The learning rate at its highest, for a network with this attention."""
+        """The highest learning rate, for a network with this attention."""
         return self.lr or (LR_OF_WINDOWS if any(each.windows > 1 for each in found) else LR)
 
     def draw_target(self, ctx: "StepContext") -> float:
-        """A total variation of the release's images."""
+        """Draw a total variation for the release's images."""
         return self.least_variation + float(ctx.rand(1)) * (self.most_variation - self.least_variation)
 
 
 def aimed_variation(target: float, shape: Sequence[int]) -> float:
-    """A target of total variation for images [N, C, H, W] that is as strict as this one is for those of the release.
+    """A target of total variation for images [N, C, H, W], as strict as this target is for the release's images.
 
     It is in proportion to the roots of the numbers of differences.
     """

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class LearnsLabels(Protocol):
-    """The options of a method that learns so."""
+    """The options of a method that learns from labels and from its float network."""
 
     @property
     def labels(self) -> Literal["set", "teacher"] | None:
-        """Whose labels: the set's, or what the float network says; none: the set's where it has any."""
+        """Source of labels: the set, or the float network. None: the set where it has labels, else the network."""
 
     @property
     def ce_weight(self) -> float:
@@ -29,11 +29,11 @@ class LearnsLabels(Protocol):
 
     @property
     def temperature(self) -> float:
-        """T, by which logits are divided in it."""
+        """T, the temperature of logits in the distillation loss."""
 
 
 def check_labels(method: LearnsLabels, data: "CalibrationSet | None", ctx: "StepContext") -> None:
-    """Note whose labels are learned. Raises ZSQBenchError for a set without labels where it is to have them."""
+    """Note the source of labels. Raises ZSQBenchError where the set is the source and has no labels."""
     if not method.ce_weight or data is None or data.labels is not None:
         return
     if method.labels == "set":
