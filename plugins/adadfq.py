@@ -124,8 +124,8 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
             self.scheme_of(ctx)
         if teacher.classes is not None and teacher.classes < self.least_classes:
             raise zsqbench.ZSQBenchError(
-                f"{self.name} compares networks by their classes, and this one has {teacher.classes}: take one with "
-                f"{self.least_classes} at least"
+                f"{self.name} compares networks by their classes, and this network has {teacher.classes}: take one "
+                f"with at least {self.least_classes}"
             )
         return gdfq_training(
             bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, method=self.name, loss=self.generator_loss

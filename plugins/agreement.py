@@ -88,7 +88,7 @@ class _Judge(zsqbench.Task, ABC):
                 f"model {model.name!r} fails on an input of {list(shape)}: {one_line(error)}"
             ) from error
         if not outputs:
-            raise ZSQBenchError(f"model {model.name!r} returns no tensor of real numbers, by which it could be judged")
+            raise ZSQBenchError(f"model {model.name!r} returns no tensor of real numbers; the task needs one")
         return image_networks.pretrained_of(model, network, self._classes(model, outputs))
 
     @abstractmethod
@@ -190,7 +190,7 @@ class Agreement(_Judge):
         if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:  # noqa: PLR2004 - images, classes
             shapes = ", ".join(str(list(output.shape)) for output in outputs)
             raise ZSQBenchError(
-                f"model {model.name!r} is no classifier: it returns {shapes} for 2 images; the task fidelity judges it"
+                f"model {model.name!r} is not a classifier: it returns {shapes} for 2 images; take the task fidelity"
             )
         return int(outputs[0].shape[1])
 

@@ -104,8 +104,8 @@ class AttentionPrior(AttentionGenerator):
         height, width = network.input_size[1:]
         if self.views and min(height, width) < 2:  # noqa: PLR2004 - a cut has two sides
             raise zsqbench.ZSQBenchError(
-                f"generator {self.name!r} cuts images into four, and those of this network have {height} x {width} "
-                "pixels; expected 2 pixels a side at least: set views: 0"
+                f"generator {self.name!r} cuts images into four, and images of this network have {height} x {width} "
+                "pixels; expected at least 2 pixels a side: set views: 0"
             )
         return super().automatic(network, scheme)
 

@@ -192,8 +192,8 @@ class Classification(zsqbench.Task):
         sizes = range(self.batch_size + 1, self.batch_size + samples)
         other = next((f", or set the task's batch_size to {size}" for size in sizes if samples % size != 1), "")
         return (
-            f"batch {number} of {self._title()} has 1 image, and the network {outcome}: a squeeze() of it may take the "
-            f"batch's dimension, too; name the dimensions to squeeze{other}"
+            f"batch {number} of {self._title()} has 1 image, and the network {outcome}: a squeeze() in it may also "
+            f"remove the batch dimension; name the dimensions to squeeze{other}"
         )
 
     def _find(self, data_root: Path | None) -> "ImageData":

@@ -97,10 +97,10 @@ class DetectKD(zsqbench.StepSizeQuantizer):
         if detection is None:
             raise zsqbench.ZSQBenchError(
                 f"quantizer {self.name!r} needs a detector whose task hands out its training loss, and "
-                f"{type(teacher.module).__name__} is none"
+                f"{type(teacher.module).__name__} is not one"
             )
         if self.det_weight and self.augment:
-            raise zsqbench.ZSQBenchError("augment crops images, and boxes stay: leave it false, or take det_weight: 0")
+            raise zsqbench.ZSQBenchError("augment crops images but not boxes: set augment: false or det_weight: 0")
         boxes = self._boxes(teacher, detection, data, ctx) if self.det_weight else None
         network = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
         learned = _Learned.of(network, teacher.output_layers)
@@ -131,11 +131,11 @@ class DetectKD(zsqbench.StepSizeQuantizer):
             return data.boxes.to(ctx.device)
         if self.boxes == "set":
             raise zsqbench.ZSQBenchError(
-                "boxes are to be those of the calibration set, which has none: take a generator that makes boxes "
-                "(task_boxes), boxes: teacher, or det_weight: 0"
+                "the training loss needs boxes of the calibration set, which has none: take a generator that makes "
+                "boxes (task_boxes), or set boxes: teacher or det_weight: 0"
             )
         if self.boxes is None:
-            ctx.note("boxes are what the float network finds, since the calibration set has none")
+            ctx.note("boxes are those that the float network finds, because the calibration set has none")
         size = teacher.input_size[1:]
         found: list[Mapping[str, Tensor]] = []
         with torch.no_grad():

@@ -104,7 +104,7 @@ class COCODetection(zsqbench.Task):
         files = {} if model.file is None else {"file": model.file}
         if model.file is None and model.base != EMBEDDED_DETECTOR and not (model.base or "").startswith(TORCHVISION):
             raise ZSQBenchError(
-                f"model {model.base!r} is no detector that is known; expected {EMBEDDED_DETECTOR}, {TORCHVISION}NAME, "
+                f"model {model.base!r} is not a known detector; expected {EMBEDDED_DETECTOR}, {TORCHVISION}NAME, "
                 f"such as {TORCHVISION}ssdlite320_mobilenet_v3_large, or a file of your own"
             )
         given = {name for name, value in model if value is not None}
@@ -169,7 +169,7 @@ class COCODetection(zsqbench.Task):
         seen = set(detections.categories.tolist())
         if seen and not seen & known:
             raise ZSQBenchError(
-                f"the detector's labels ({_some(seen)}) are no categories of {found.instances.path} ({_some(known)}): "
+                f"the detector's labels ({_some(seen)}) are not categories of {found.instances.path} ({_some(known)}): "
                 "postprocess must give their numbers as the data has them"
             )
         truth = found.instances.of(evaluated)
@@ -274,7 +274,9 @@ class COCODetection(zsqbench.Task):
             calibration = _list_images(elsewhere)
         shared = {path.resolve() for path in calibration.values()} & {path.resolve() for _, path in evaluated}
         if shared:
-            raise ZSQBenchError(f"{min(shared)} is evaluated and among the images to calibrate on; nothing may be both")
+            raise ZSQBenchError(
+                f"{min(shared)} is evaluated and among the images to calibrate on; no image may be both"
+            )
         return _FoundImages(instances, evaluated, calibration)
 
     def _batches(

@@ -21,7 +21,7 @@ _BYTE = 8
 
 def _number_or_part(layers: float) -> float:
     if layers < 0 or (isinstance(layers, float) and not 0 < layers < 1):
-        raise ValueError("expected how many weights get more bits, or a part of them between 0 and 1")
+        raise ValueError("expected a number of weights, or a part of all weights between 0 and 1")
     return layers
 
 
@@ -66,9 +66,7 @@ class Mixed(zsqbench.Quantizer):
     def _check_how_many(self) -> Self:
         if (self.layers is None) == (self.budget is None):
             given = "neither" if self.layers is None else "both"
-            raise ValueError(
-                f"expected one of layers and budget, which say how many weights get more bits, got {given}"
-            )
+            raise ValueError(f"expected exactly one of layers and budget, got {given}")
         return self
 
     @property
@@ -103,7 +101,7 @@ class Mixed(zsqbench.Quantizer):
             if self.layers > len(candidates):
                 raise zsqbench.ZSQBenchError(
                     f"{self.name}: layers is {self.layers}, and {len(candidates)} weights of the network have less "
-                    f"than {self.bits} bits at {scheme.name}; expected {len(candidates)} at most"
+                    f"than {self.bits} bits at {scheme.name}; expected at most {len(candidates)}"
                 )
             return candidates[: self.layers]
         budget, taken = (self.budget or 0.0) * MB * _BYTE, sum(weight.bits * weight.elements for weight in weights)
@@ -126,7 +124,7 @@ class Mixed(zsqbench.Quantizer):
         """Run the quantizer `over`. Raises ZSQBenchError where the context has none."""
         if ctx.over is None:
             raise zsqbench.ZSQBenchError(
-                f"quantizer {self.name!r} needs {self.over!r}, which does the work: its context has no ctx.over"
+                f"quantizer {self.name!r} needs {self.over!r}, which does the work, and its context has no ctx.over"
             )
         needs_images = ctx.over.needs_images
         ctx.over.quantize(student, teacher, data if needs_images else None, ctx)

@@ -109,7 +109,7 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
         if not batch_norms(teacher.module):
             raise zsqbench.ZSQBenchError(
                 f"quantizer {self.name!r} corrects inputs towards what batch normalisation stores, and the network has "
-                "none of it"
+                "none"
             )
         stage = Stage(
             self.iterations,

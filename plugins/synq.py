@@ -107,7 +107,7 @@ class SynQ(HardSampleQuantizer):
         if 0 < part * side < 1:
             raise zsqbench.ZSQBenchError(
                 f"lowpass {part:g} of images of {side} pixels is a filter of {part * side:.2g} frequencies, which "
-                f"leaves one colour: give {1 / side:.2g} at least, or 0 for no filter"
+                f"leaves one colour: give at least {1 / side:.2g}, or 0, which disables the filter"
             )
         return found
 
@@ -162,7 +162,7 @@ class _Update(HardSampleUpdate):
             return ()
         targets = expected.argmax(1) if labels is None else labels
         if labels is None:
-            self.ctx.note("labels are what the float network says, since the calibration set has none")
+            self.ctx.note("labels are the float network's predictions, because the calibration set has none")
         return targets, is_easy(expected, targets, self.method.easy_below)
 
     def further(self, logits: "Tensor", *judged: "Tensor") -> "dict[str, Tensor]":

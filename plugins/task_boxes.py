@@ -172,7 +172,7 @@ class TaskBoxes(zsqbench.Generator):
         if teacher.detection is None:
             raise zsqbench.ZSQBenchError(
                 f"generator {self.name!r} needs a detector whose task hands out its training loss, and "
-                f"{type(teacher.module).__name__} is none"
+                f"{type(teacher.module).__name__} is not one"
             )
         with BNLoss(teacher.module, DEEP_INVERSION) as bn_loss:
             run = _Run(self, teacher, teacher.detection, ctx, bn_loss)

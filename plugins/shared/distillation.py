@@ -38,11 +38,11 @@ def check_labels(method: LearnsLabels, data: "CalibrationSet | None", ctx: "Step
         return
     if method.labels == "set":
         raise zsqbench.ZSQBenchError(
-            "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
-            "generator that gives labels, labels: teacher, or ce_weight: 0"
+            "the cross-entropy needs labels of the calibration set, which has none: take a generator that makes "
+            "labels, or set labels: teacher or ce_weight: 0"
         )
     if method.labels is None:
-        ctx.note("labels are what the float network says, since the calibration set has none")
+        ctx.note("labels are the float network's predictions, because the calibration set has none")
 
 
 def label_gradients(

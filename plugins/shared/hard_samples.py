@@ -40,9 +40,9 @@ class HardSampleQuantizer(GeneratorRangesQuantizer, ABC):
     @model_validator(mode="after")
     def _has_what_it_promotes(self) -> "HardSampleQuantizer":
         if self.promotion == "fa" and self.alignment == "none":
-            raise ValueError("promotion fa is of features, and alignment none aligns none")
+            raise ValueError("promotion: fa needs aligned features, and alignment: none aligns none")
         if not self.original_weight and (not self.promoted_weight or self.promotion == "none"):
-            raise ValueError("original_weight is 0, and nothing else is trained on")
+            raise ValueError("original_weight is 0, and no harder image is trained on")
         return self
 
     @property

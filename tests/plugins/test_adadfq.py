@@ -385,7 +385,7 @@ def test_an_empty_band_is_one_clear_line_when_options_are_read():
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (1, "adadfq compares networks by their classes, and this one has 1: take one with 2 at least"),
+        (1, "adadfq compares networks by their classes, and this network has 1: take one with at least 2"),
         (None, "has none"),
     ],
 )
