@@ -1,4 +1,4 @@
-"""A network as a suite names it."""
+"""A network as named in a suite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ Side = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
 class ModelSpec(BaseModel):
-    """A network as a suite names it: a shipped or published one, a variant of one, or a user's own file."""
+    """A network as named in a suite: a shipped or published one, a variant of one, or a user's own file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,18 +80,18 @@ class ModelSpec(BaseModel):
         return self
 
     def weights_to_load(self, note: Callable[[str], None]) -> Weights | None:
-        """The weights that the suite gives, if any; what is found in their file is told to `note`, as to `ctx.note`."""
+        """The suite's weights, or None. `note` is told the findings about their file, like `ctx.note`."""
         source = self.weights_from
         return Checkpoint(source, self.checkpoint, note) if isinstance(source, Path) else source
 
     @property
     def builder(self) -> str:
-        """The function that builds a network of one's own, in words: `build() of net.py`."""
+        """The function that builds a user's network, as text: `build() of net.py`."""
         return f"{self.build}() of {self.file.name if self.file else 'no file'}"
 
     @property
     def weights_from(self) -> Path | Literal["none", "built"] | None:
-        """The weights that the suite gives, if any; "none" asks for random ones, "built" for what was built."""
+        """The suite's weights, or None. "none" means random ones, "built" those of the built network."""
         if self.weights == RANDOM:
             return RANDOM
         if self.weights == BUILT:
@@ -100,5 +100,5 @@ class ModelSpec(BaseModel):
 
     @property
     def random_weights(self) -> bool:
-        """True if the weights are seeded random numbers; rows of such a model are marked."""
+        """True if the weights are seeded random numbers. Rows of these models are marked."""
         return self.weights == RANDOM
