@@ -240,7 +240,7 @@ def test_what_only_the_network_can_refuse_fails_its_cell_with_one_line(bench, gi
 @pytest.mark.parametrize(
     ("quantizers", "error"),
     [
-        ("m: {method: mixed, over: rtn}", "5: quantizers.m: expected one of layers and budget, which say how many "),
+        ("m: {method: mixed, over: rtn}", "5: quantizers.m: expected exactly one of layers and budget, got "),
         (
             "m: {method: mixed, over: rtn, layers: 1, budget: 2}",
             "5: quantizers.m: expected exactly one of layers and budget, got both",
