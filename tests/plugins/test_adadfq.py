@@ -405,8 +405,8 @@ matrix:
 """)
     (cell,) = bench.plan()["cells"]
     assert cell["reason"].endswith(
-        "lambda_l: 0.3, alpha_ds: 0.1 for this network, with which its other options do not go together: the band from "
-        "lambda_l 0.3 to lambda_u 0.2 is empty: take a smaller lambda_l or a larger lambda_u; give these options, too"
+        "lambda_l: 0.3, alpha_ds: 0.1 for this network, and its other options contradict them: the band from "
+        "lambda_l 0.3 to lambda_u 0.2 is empty: take a smaller lambda_l or a larger lambda_u; give these options too"
     )
 
 

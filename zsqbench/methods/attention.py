@@ -45,9 +45,9 @@ def _form(last: "Attention", size: tuple[int, int], patch: tuple[int, int] | Non
     from zsqbench.synthesis import MapForm
 
     if last.windows > 1:
-        return "the last block looks within windows, and the graph does not tell where in the image they lie"
+        return "the last block attends within windows, and the graph does not give their places in the image"
     grid = key_grid(last, size, patch)
     if grid is None:
         height, width = size
-        return f"the {last.keys} tokens that the last block looks at are no grid over {height} x {width} pixels"
+        return f"the {last.keys} tokens that the last block attends to are not a grid over {height} x {width} pixels"
     return MapForm(grid.before, (grid.height, grid.width))

@@ -155,8 +155,8 @@ class Method(BaseModel):
             complaints = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
             filled = ", ".join(f"{name}: {value}" for name, value in values.items())
             raise ZSQBenchError(
-                f"{self.kind} {self.name!r} fills in {filled} for this network, with which its other options do not go "
-                f"together: {complaints}; give these options, too"
+                f"{self.kind} {self.name!r} fills in {filled} for this network, and its other options contradict "
+                f"them: {complaints}; give these options too"
             ) from error
 
     def options(self) -> dict[str, Any]:

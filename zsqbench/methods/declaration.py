@@ -43,7 +43,7 @@ def _check_name(method: type[Method]) -> None:
     if not NAME.fullmatch(name):
         raise ZSQBenchError(f"{method.__name__} is named {name!r}; expected letters, digits and any of _ . + -")
     if name == RESERVED:
-        raise ZSQBenchError(f"{method.__name__} is named {name!r}, which a suite says for no generator; rename it")
+        raise ZSQBenchError(f"{method.__name__} is named {name!r}, which means no generator in a suite; rename it")
 
 
 def _check_attributes(method: type[Method], kind: Kind) -> None:
@@ -51,7 +51,7 @@ def _check_attributes(method: type[Method], kind: Kind) -> None:
     for name, annotation in _declared(method).items():
         if name in method.model_fields:
             raise ZSQBenchError(
-                f"{method.__name__}.{name} has an annotation, which makes it an option; write {name} = ... without"
+                f"{method.__name__}.{name} has an annotation, which makes it an option; write {name} = ... without it"
             )
         if not hasattr(method, name):
             raise ZSQBenchError(f"{method.__name__} has no {name}; give it a class attribute {name} = ...")
@@ -96,7 +96,7 @@ def _check_names_of_options(method: type[Method]) -> None:
     for field, info in method.model_fields.items():
         if "method" in (field, info.alias):
             raise ZSQBenchError(
-                f"{method.__name__} has an option 'method', by which a suite names the method; rename it"
+                f"{method.__name__} has an option 'method', the key by which a suite names the method; rename it"
             )
         if any(field in vars(parent) for parent in parents):
             raise ZSQBenchError(
@@ -104,7 +104,7 @@ def _check_names_of_options(method: type[Method]) -> None:
             )
         if not info.alias == info.validation_alias == info.serialization_alias:
             raise ZSQBenchError(
-                f"option {field!r} of {method.__name__} is not read by the name that it is written by; give it `alias`"
+                f"option {field!r} of {method.__name__} is read and written by different names; give it `alias`"
             )
 
 
@@ -132,7 +132,7 @@ def _default(method: type[Method], name: str, info: FieldInfo) -> Any:
         ) from error
     if _plain(method, name, value) != _plain(method, name, again):
         raise ZSQBenchError(
-            f"the default of option {name!r} of {method.__name__} is another one each time it is made, such as "
+            f"the default of option {name!r} of {method.__name__} is different each time it is made, such as "
             f"{_short(value)}; the identity of a step must not change"
         )
     return value
@@ -147,7 +147,7 @@ def _plain(method: type[Method], name: str, value: Any) -> Any:
         return json.loads(json.dumps(dumped), parse_constant=_number)
     except Exception as error:
         raise ZSQBenchError(
-            f"the default of option {name!r} of {method.__name__} is {_short(value)}, which is no plain data: "
+            f"the default of option {name!r} of {method.__name__} is {_short(value)}, which is not plain data: "
             f"{one_line(error)}"
         ) from error
 
@@ -155,7 +155,7 @@ def _plain(method: type[Method], name: str, value: Any) -> Any:
 def _number(text: str) -> float:
     """An infinity. Raises ValueError for NaN, which does not even equal itself."""
     if text == "NaN":
-        raise ValueError("NaN is no value of an option; say None where there is none")
+        raise ValueError("NaN is not a value of an option; use None for no value")
     return float(text)
 
 
