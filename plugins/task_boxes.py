@@ -51,7 +51,7 @@ class TaskBoxes(zsqbench.Generator):
     `refine_until`, the detector's boxes above `score` are compared with the present boxes. A box of the detector that
     overlaps with none (IoU below `overlap`) is added, whatever its label, if its area is between `smallest_area` and
     `largest_area`. A present box that overlaps with none of the detector's is dropped, but one box always stays. The
-    second stage begins with fresh noise and keeps the boxes. Its result are the pixels with the lowest L_det.
+    second stage begins with fresh noise and keeps the boxes. Its result is the pixels with the lowest L_det.
 
     The default preset is `released`, the settings of the toolkit (DFQ-Dojo/dfq-toolkit, YOLO11). `paper` has the
     paper's settings for YOLO11. The paper's YOLOv5 has det_weight 0.5, bn_weight 0.01, norm_weight 5e-4 and 2,500

@@ -184,7 +184,7 @@ def test_outputs_of_zeros_have_no_relative_error(tmp_path):
     task, spec = Fidelity(noise=4), own(tmp_path, "x * 0")
     network = task.load(spec, context())
     assert complaint(task.evaluate, network.module, network, context()).startswith(
-        "the float network's outputs are zeros"
+        "the float network's outputs are all zero"
     )
 
 
