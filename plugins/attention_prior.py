@@ -85,7 +85,7 @@ class AttentionPrior(AttentionGenerator):
         4,
         ge=0,
         le=QUADRANTS,
-        description="largest number of an image's rectangles that are optimised as images; 0: none",
+        description="largest number of an image's rectangles that are optimised as images; 0 disables them",
     )
     smallest_view: float = Field(0.25, gt=0, le=0.5, description="smallest side of a rectangle, in parts of the image")
     least_logit: float = Field(5.0, ge=0, description="smallest logit of a wanted class; other classes have 0")
