@@ -1,1 +1,1 @@
-"""The methods that come with zsqbench: one file a paper, found through entry points as a stranger's are."""
+"""Methods that come with zsqbench, one file for each paper, found through entry points as other plugins are."""

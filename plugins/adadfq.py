@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zsqbench.synthesis import BNLoss, ConditionalTraining, GeneratorBatch
 
 SMALLEST_SPAN = 1e-5
-"""Between the smallest entropy of a batch and the largest possible one: below that, float32 tells no images apart."""
+"""Distance between the smallest entropy of a batch and log C. Below it, float32 cannot tell images apart."""
 
 _CIFAR: Mapping[str, Any] = {
     "epochs": 396,
@@ -38,34 +38,36 @@ _IMAGENET: Mapping[str, Any] = {
     "warmup": 10_000,
 }
 _SHORTER: Mapping[str, Any] = {"epochs": 300, "warmup": 20_000}
-"""ResNet-50 at 3 bits: the generator is alone for 100 epochs of the 400."""
+"""ResNet-50 at 3 bits: in 100 of the 400 epochs only the generator learns."""
 
 SCHEDULE = frozenset({"epochs", "warmup", "milestones"})
-"""Options that go by bits for ResNet-50."""
+"""Options that depend on bits for ResNet-50."""
 
 _RESNET50, _MOBILENETV2 = "resnet50", "mobilenetv2"
 
 
 class AdaSG(zsqbench.CoTrainedQuantizer):
-    """GDFQ's generator beside a student: it seeks images on which both networks neither agree nor disagree fully.
+    """GDFQ whose generator seeks images on which float network and student neither agree nor disagree fully.
 
-    t and s are logits of float network and student, C the number of classes, H the entropy of a softmax. H(t - s) is
-    log C where both agree up to a constant. h' spreads it over the batch: 0 for the image with the smallest, 1 for
-    log C; gradients flow through that smallest one, too. The generator minimises
+    t and s are the logits of float network and student. C is the number of classes, and H is the entropy of a softmax.
+    H(t - s) is log C where both agree up to a constant. h' spreads H(t - s) over the batch: 0 for the image with the
+    smallest value, 1 for log C. Gradients also flow through the smallest value. The generator minimises
 
         mean max(lambda_l - h', 0) + mean max(h' - lambda_u, 0)
         + beta (alpha_ds CE(t - s, y) + alpha_as CE(t + s, y)) + gamma times the distance from BN statistics
 
     and its gradient runs through both networks. The student minimises -alpha T^2 H((t - s) / T), without cross-entropy
-    and KL. While the generator warms up, it plays against the student as it was calibrated.
+    and KL. While the generator warms up, it plays against the student as calibrated.
 
-    Follows the released code (hfutqian/AdaSG), whose values these are, by data set, and for ResNet-50 by bits, too; the
-    paper was not looked up, so there is no preset. h' depends on the batch: with another `batch_size` than 16, which
-    the release has as a constant, it is another method.
+    The class follows the released code (hfutqian/AdaSG). Default values are those of the code: by data set, and for
+    ResNet-50 also by bits. The paper was not looked up, so there is no preset. h' depends on the batch. The release
+    fixes `batch_size` at 16; another value makes another method.
 
-    Deviations: those of `gdfq`; where all images of a batch agree to float32's precision, h' is 1 and without a
-    gradient (0 / 0 in the release); each batch of the warm-up counts once for activation ranges, and in the release
-    twice, for the student sees it twice.
+    Deviations, besides those of `gdfq`:
+
+    - Where all images of a batch agree to float32's precision, h' is 1 and has no gradient (0 / 0 in the release).
+    - Each batch of the warm-up counts once for activation ranges. In the release the student sees each batch twice, so
+      it counts twice.
     """
 
     name = "adasg"
@@ -78,10 +80,12 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
         }
     }
 
-    temperature: Auto[float] = auto(gt=0, description="T, by which the difference of logits is divided for the student")
+    temperature: Auto[float] = auto(
+        gt=0, description="T, the temperature of the difference of logits in the student's loss"
+    )
     ce_weight: float = Field(0.0, ge=0, description="weight of the student's cross-entropy")
-    lambda_l: Auto[float] = auto(ge=0, lt=1, description="lower end of the band of h', at which networks disagree")
-    lambda_u: float = Field(0.8, gt=0, le=1, description="upper end of the band of h', at which they agree")
+    lambda_l: Auto[float] = auto(ge=0, lt=1, description="lower end of the band of h', where the networks disagree")
+    lambda_u: float = Field(0.8, gt=0, le=1, description="upper end of the band of h', where they agree")
     alpha_ds: Auto[float] = auto(ge=0, description="weight of the class loss on the difference of logits")
     alpha_as: float = Field(0.1, ge=0, description="weight of the class loss on the sum of logits")
     beta: float = Field(1.0, ge=0, description="weight of both class losses")
@@ -112,7 +116,7 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
         """GDFQ's generator, with a loss that sees the student.
 
-        Raises ZSQBenchError for less than two classes, and where values depend on a scheme that the context lacks.
+        Raises ZSQBenchError for fewer than two classes, and where values depend on a scheme that the context lacks.
         """
         from zsqbench_plugins.shared.gdfq_generator import gdfq_training
 
@@ -120,8 +124,8 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
             self.scheme_of(ctx)
         if teacher.classes is not None and teacher.classes < self.least_classes:
             raise zsqbench.ZSQBenchError(
-                f"{self.name} compares networks by their classes, and this one has {teacher.classes}: take one with "
-                f"{self.least_classes} at least"
+                f"{self.name} compares networks by their classes, and this network has {teacher.classes}: take one "
+                f"with at least {self.least_classes}"
             )
         return gdfq_training(
             bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, method=self.name, loss=self.generator_loss
@@ -158,11 +162,11 @@ class AdaSG(zsqbench.CoTrainedQuantizer):
 
 
 class AdaDFQ(AdaSG):
-    """AdaSG with another lower end of the band and another weight of the difference's class loss at each bit-width.
+    """AdaSG with its own lower end of the band and its own weight alpha_ds at each bit-width.
 
-    Follows the released code (hfutqian/AdaDFQ). Its files of settings are for 3 bits, and for ImageNet have other
-    values for 4 and 5 in comments, of ResNet-18, MobileNetV2 and ResNet-50 each; those of ResNet-18 are taken for
-    networks that it does not name. The bits are those of weights: fewer than 3 are taken for 3, more than 5 for 5.
+    The class follows the released code (hfutqian/AdaDFQ). Its settings files are for 3 bits. For ImageNet, their
+    comments give other values for 4 and 5 bits, for ResNet-18, MobileNetV2 and ResNet-50 each. Other networks have the
+    values of ResNet-18. The bits are those of weights: fewer than 3 count as 3, more than 5 as 5.
 
     Deviations: those of `adasg`.
     """
@@ -199,17 +203,20 @@ BY_BITS: Mapping[str | None, Mapping[int, tuple[float, float]]] = {
     _MOBILENETV2: {3: (0.1, 0.2), 4: (0.1, 0.3), 5: (0.1, 0.2)},
     _RESNET50: {3: (0.4, 0.2), 4: (0.3, 0.1), 5: (0.3, 0.2)},
 }
-"""AdaDFQ's lambda_l and alpha_ds for ImageNet, by architecture (none is ResNet-18 and any other) and bits."""
+"""AdaDFQ's lambda_l and alpha_ds for ImageNet, by architecture and bits. None: ResNet-18 and all other networks."""
 
 
 def family(network: Network) -> str | None:
-    """The architecture by which values differ, whatever a library calls it: torchvision/mobilenet_v2 is mobilenetv2."""
+    """The architecture that decides the values, or None.
+
+    Names of libraries are unified: torchvision/mobilenet_v2 is mobilenetv2.
+    """
     name = (network.architecture or "").rpartition("/")[2].replace("_", "")
     return next((each for each in (_RESNET50, _MOBILENETV2) if name.startswith(each)), None)
 
 
 def _bits(scheme: Scheme) -> int:
-    """The bits that released values are for, 3 to 5, of a scheme's weights."""
+    """The bits of a scheme's weights, moved into the range of released values, 3 to 5."""
     return min(5, max(3, scheme.weight_bits))
 
 
@@ -220,9 +227,9 @@ def entropy(logits: "Tensor") -> "Tensor":
 
 
 def band_loss(difference: "Tensor", low: float, high: float) -> "Tensor":
-    """How far from a band of h' the images of a batch are on average, a scalar; of differences of logits [N, classes].
+    """The mean distance of the images of a batch from a band of h', a scalar, for differences of logits [N, classes].
 
-    0 in the band. Where all agree to float32's precision, h' is 1, without a gradient.
+    The distance is 0 in the band. Where all images agree to float32's precision, h' is 1 and has no gradient.
     """
     import torch
 

@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
     """Learns layer by layer whether each weight is rounded up or down; the scales stay fixed.
 
-    For each layer, in execution order, it minimizes || f(W x) - f(W~ x^) ||^2 + lambda sum(1 - |2 h(V) - 1|^beta),
-    where x is the layer's input in the float network, x^ that behind the layers that are already rounded, and f the
+    For each layer, in execution order, it minimizes || f(W x) - f(W~ x^) ||^2 + lambda sum(1 - |2 h(V) - 1|^beta). x is
+    the layer's input in the float network. x^ is the input behind the layers that are already rounded. f is the
     activation function that follows. Activations stay float meanwhile, and their ranges are searched at the end.
 
-    The default preset is `released`: the layer mode of DGH's port of BRECQ, which its options call similar to AdaRound
-    (20,000 iterations, beta annealed on a line, batches in turn through a permutation). `paper` is 10,000 iterations
-    with beta annealed by a cosine, as in AIMET, the library of AdaRound's authors, whose text could not be looked up.
+    The default preset is `released`: the layer mode of DGH's port of BRECQ. The port's options call this mode similar
+    to AdaRound. It makes 20,000 iterations, anneals beta linearly and goes through a permutation batch by batch.
+    `paper` makes 10,000 iterations and anneals beta by a cosine, as AIMET does, the library of AdaRound's authors. The
+    paper's text could not be looked up.
 
-    Deviations: a layer whose rounding was learned to a larger loss on the calibration images than rounding to nearest
-    has, is rounded to nearest, which a note says. The code behind AdaRound's rows in DGH's Table 3 is not released; its
-    layer mode learns step sizes afterwards, and here ranges stay as they were searched. BRECQ's code, which DGH's is a
-    port of, initialises scales by the same search; DGH's adds 1e-8 to the divisor of each rounding, not to the scale,
-    and neither widens a range to hold zero. No layer is left out, whatever its width. A layer that reads what it gave
-    before is learned at its first call; one that is called beside itself, as a detector's head is for each level, once
-    on all calls, each of which counts alike.
+    Deviations:
+
+    - A layer may end with a larger loss on the calibration images than rounding to nearest gives. It is then rounded to
+      nearest, and a note says so.
+    - The code behind AdaRound's rows in DGH's Table 3 is not released. DGH's layer mode learns step sizes afterwards;
+      here ranges stay as they were searched.
+    - BRECQ's code, of which DGH's is a port, initialises scales by the same search. DGH's code adds 1e-8 to the divisor
+      of each rounding, not to the scale. Neither code widens a range to hold zero.
+    - No layer is left out, whatever its width.
+    - A layer that reads its own earlier output is learned at its first call. A layer that is called several times side
+      by side, as a detector's head is for each level, is learned once on all calls, with equal weights.
     """
 
     name = "adaround"
@@ -41,14 +46,16 @@ class AdaRound(zsqbench.ReconstructionQuantizer, zsqbench.GridQuantizer):
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     iterations: Auto[int] = auto(ge=0, description="iterations for each layer")
-    annealing: Auto[Literal["linear", "cosine"]] = auto(description="how beta falls from 20 to 2")
+    annealing: Auto[Literal["linear", "cosine"]] = auto(description="curve along which beta falls from 20 to 2")
     draws: Auto[Literal["permutation", "epoch", "replacement"]] = auto(
-        description="images of an iteration: the first of a new permutation, the next of one, or any, independently"
+        description="order of images in batches: first of a new permutation, next of one permutation, or independent"
     )
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="how activation ranges are chosen"
+        "mse", description="method that chooses activation ranges"
     )
-    search_images: int = Field(512, gt=0, description="images that activation ranges are chosen on, unless minmax")
+    search_images: int = Field(
+        512, gt=0, description="images on which activation ranges are chosen; without effect with minmax"
+    )
 
     def quantize(
         self,

@@ -1,4 +1,4 @@
-"""Judgement without labels: how far a quantized network decides, or computes, as the float network does."""
+"""Tasks without labels: how far a quantized network's decisions or outputs are from the float network's."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-# As in classification: a worker measures many networks on the same images.
+# A worker measures many networks on the same images, as in classification.
 _DECODED = PixelCache(limit=512 * 2**20)
 
 UNLABELLED = -1
@@ -28,7 +28,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class _Part:
-    """Batches of normalised images [N, C, H, W] with labels, -1 where there is none."""
+    """Batches of normalised images [N, C, H, W] with labels; -1 stands for no label."""
 
     name: str
     count: int
@@ -36,11 +36,11 @@ class _Part:
 
 
 class _Judge(zsqbench.Task, ABC):
-    """Held-out images without a truth: those of a file, such as synthetic ones, and those of a folder.
+    """Held-out images without labels: images of a file, such as synthetic ones, and images of a folder.
 
-    Where both are given, the headline figure is that of the folder; each part has figures of its own, which begin with
-    `synthetic/` and `images/`. Without any, seeded noise in the values that pixels can have is judged on. Nothing is
-    handed out for calibration.
+    Where both are given, the headline figure is that of the folder. Each part also has its own figures, whose names
+    begin with `synthetic/` and `images/`. Where neither is given, the task evaluates on seeded noise in the valid range
+    of pixels. It hands out no images for calibration.
     """
 
     execution_options: ClassVar[frozenset[str]] = frozenset({"folder"})
@@ -51,13 +51,13 @@ class _Judge(zsqbench.Task, ABC):
     )
     folder: Path | None = Field(
         None,
-        description="folder of image files, under the data root unless absolute; as many class folders as the network "
-        "has classes are labels",
+        description="folder of image files, under the data root or absolute; class folders are labels where "
+        "there is one for each class of the network",
     )
     most: int | None = Field(
-        None, gt=0, description="at most so many images of the folder, the same ones each time; by default all"
+        None, gt=0, description="largest number of images of the folder, the same ones each time; unset: all"
     )
-    noise: int = Field(64, gt=0, description="images of noise, where there is neither file nor folder")
+    noise: int = Field(64, gt=0, description="images of noise, used where neither file nor folder is given")
     batch_size: int = Field(32, gt=0, description="images evaluated at a time")
 
     def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
@@ -71,11 +71,11 @@ class _Judge(zsqbench.Task, ABC):
         return zsqbench.DataFiles(files, {}, folders=folders)
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
-        """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
+        """The model file and the weights file, where they exist. Raises ZSQBenchError for an unknown name."""
         return image_networks.find_model(model)
 
     def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
-        """Build the network, and try it on empty images; ZSQBenchError where that fails or it gives no tensors."""
+        """Build the network and run it on empty images. Raises ZSQBenchError if that fails or gives no tensors."""
         import torch
 
         network = image_networks.load_network(model, ctx.note)
@@ -88,15 +88,15 @@ class _Judge(zsqbench.Task, ABC):
                 f"model {model.name!r} fails on an input of {list(shape)}: {one_line(error)}"
             ) from error
         if not outputs:
-            raise ZSQBenchError(f"model {model.name!r} returns no tensor of real numbers, by which it could be judged")
+            raise ZSQBenchError(f"model {model.name!r} returns no tensor of real numbers; the task needs one")
         return image_networks.pretrained_of(model, network, self._classes(model, outputs))
 
     @abstractmethod
     def _classes(self, model: zsqbench.ModelSpec, outputs: "list[torch.Tensor]") -> int | None:
-        """The number of classes, as far as there are such. Raises ZSQBenchError where the network cannot be judged."""
+        """The number of classes, or None. Raises ZSQBenchError where the task cannot evaluate the network."""
 
     def preprocessor(self, pretrained: zsqbench.Pretrained) -> "Callable[[Image], torch.Tensor]":
-        """Resize, crop and normalise one image, as the images of the folder are."""
+        """Resize, crop and normalise one image, in the same way as the images of the folder."""
 
         def preprocess(image: "Image") -> "torch.Tensor":
             samples = [Sample(id(image), UNLABELLED, lambda: eight_bit(image))]
@@ -111,7 +111,7 @@ class _Judge(zsqbench.Task, ABC):
         pretrained: zsqbench.Pretrained,  # noqa: ARG002
         ctx: zsqbench.TaskContext,  # noqa: ARG002
     ) -> zsqbench.CalibrationSet:
-        """There are none."""
+        """Raise ZSQBenchError: the task has no calibration images."""
         raise ZSQBenchError(f"task {self.name} has no images to calibrate on")
 
     def _root(self, data_root: Path | None) -> Path:
@@ -123,7 +123,7 @@ class _Judge(zsqbench.Task, ABC):
         return data_root / self.folder
 
     def _drawn(self, data_root: Path | None) -> tuple[list[LabelledFile], list[str]]:
-        """The images of the folder that are judged on, and the names of all class folders."""
+        """The images of the folder that are evaluated, and the names of all class folders."""
         root = self._root(data_root)
         if not root.is_dir():
             raise ZSQBenchError(f"there is no folder {root} of images to judge on")
@@ -137,7 +137,7 @@ class _Judge(zsqbench.Task, ABC):
         return found, names
 
     def _parts(self, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> list[_Part]:
-        """The sets of images that are judged on; that of the headline comes last."""
+        """The sets of images that are evaluated. The set of the headline figure comes last."""
         parts = []
         if self.file is not None:
             parts.append(self._tensor_part("synthetic", zsqbench.CalibrationSet.load(self.file).images, pretrained))
@@ -178,9 +178,9 @@ class _Judge(zsqbench.Task, ABC):
 
 
 class Agreement(_Judge):
-    """Percent of held-out images of which a quantized classifier has the largest logit where the float one has it.
+    """Percent of held-out images for which the quantized and the float classifier have the same largest logit.
 
-    Besides, `fidelity` (see the task of that name), and `top1` where the folder's images are labelled.
+    The task also measures `fidelity` (see the task `fidelity`), and `top1` where the folder's images are labelled.
     """
 
     name: ClassVar[str] = "agreement"
@@ -190,14 +190,14 @@ class Agreement(_Judge):
         if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:  # noqa: PLR2004 - images, classes
             shapes = ", ".join(str(list(output.shape)) for output in outputs)
             raise ZSQBenchError(
-                f"model {model.name!r} is no classifier: it returns {shapes} for 2 images; the task fidelity judges it"
+                f"model {model.name!r} is not a classifier: it returns {shapes} for 2 images; take the task fidelity"
             )
         return int(outputs[0].shape[1])
 
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.Evaluation:
-        """Compare decisions, image by image. Raises ZSQBenchError for outputs that are not finite."""
+        """Compare the decisions image by image. Raises ZSQBenchError for outputs that are not finite."""
         metrics: dict[str, float] = {}
         agrees: list[bool] = []
         made: list[int] = []
@@ -227,10 +227,10 @@ class Agreement(_Judge):
 
 
 class Fidelity(_Judge):
-    """How near the outputs of a quantized network are to the float network's: 100 (1 - |y - y'| / |y|), at most 100.
+    """Closeness of the quantized network's outputs to the float network's: 100 (1 - |y - y'| / |y|), at most 100.
 
-    The norms are Euclidean, over all values of all outputs of all images. Below 0, the outputs are further from the
-    float network's than zeros are.
+    The norms are Euclidean, over all values of all outputs of all images. A value below 0 means that zeros would be
+    closer to the float network's outputs.
     """
 
     name: ClassVar[str] = "fidelity"
@@ -242,7 +242,7 @@ class Fidelity(_Judge):
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.Evaluation:
-        """Compare all outputs. Raises ZSQBenchError where the float network's are zeros throughout."""
+        """Compare all outputs. Raises ZSQBenchError where all of the float network's outputs are zero."""
         metrics: dict[str, float] = {}
         for part in self._parts(pretrained, ctx):
             error, done = _Error(), 0
@@ -256,7 +256,7 @@ class Fidelity(_Judge):
 
 @dataclass
 class _Error:
-    """Sums of squares of the float network's outputs, and of differences from them."""
+    """Sums of squares of the float network's outputs, and of their differences from the quantized network's."""
 
     norm: float = 0.0
     difference: float = 0.0
@@ -268,11 +268,9 @@ class _Error:
 
     @property
     def fidelity(self) -> float:
-        """100 (1 - relative error). Raises ZSQBenchError where that has no meaning."""
+        """100 (1 - relative error). Raises ZSQBenchError where outputs are zero throughout or not finite."""
         if self.norm == 0 or not math.isfinite(self.norm):
-            raise ZSQBenchError(
-                "the float network's outputs are zeros or not finite, so that no error is relative to them"
-            )
+            raise ZSQBenchError("the float network's outputs are all zero or not finite, so no relative error exists")
         if not math.isfinite(self.difference):
             raise ZSQBenchError("the quantized network's outputs are not finite")
         return 100 * (1 - math.sqrt(self.difference / self.norm))
@@ -281,18 +279,18 @@ class _Error:
 def _both(
     module: "nn.Module", pretrained: zsqbench.Pretrained, images: "torch.Tensor", ctx: zsqbench.TaskContext
 ) -> "tuple[list[torch.Tensor], list[torch.Tensor]]":
-    """The outputs of a network and of the float one, on the CPU."""
+    """The outputs of a network and of the float network, on the CPU."""
     fed = images.to(ctx.device)
     outputs, expected = (
         [tensor.float().cpu() for tensor in _tensors(network(fed))] for network in (module, pretrained.module)
     )
     if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
-        raise ZSQBenchError("the quantized network returns other tensors than the float network")
+        raise ZSQBenchError("the quantized network and the float network return different tensors")
     return outputs, expected
 
 
 def _tensors(output: object) -> "list[torch.Tensor]":
-    """The tensors of real numbers in what a network returns, whatever holds them."""
+    """The tensors of real numbers in a network's return value, in any container."""
     import torch
 
     if isinstance(output, torch.Tensor):
@@ -303,7 +301,7 @@ def _tensors(output: object) -> "list[torch.Tensor]":
 
 
 def _noise(count: int, pretrained: zsqbench.Pretrained) -> "torch.Tensor":
-    """Seeded normal noise within the values that pixels can have."""
+    """Seeded normal noise within the valid range of pixels."""
     import torch
 
     low, high = pretrained.valid_range()

@@ -21,24 +21,29 @@ if TYPE_CHECKING:
 
 BISECTIONS = 5
 TOLERANCE = 0.01
-"""How near to the wanted share of changed integers a step has to come, as a part of it."""
+"""Allowed distance from the wanted share of changed integers, as a part of that share."""
 
 LARGEST_FACTOR = 2.0**40
-"""A step that changes no integer even then would change none at all: the weight has no gradient to speak of."""
+"""A step that is still too small with this factor is left as it is: the gradient is practically zero."""
 
 
 class AIT(MixtureQuantizer):
-    """GDFQ or Qimera with a student that learns from the float network alone, and whose steps change integers.
+    """GDFQ or Qimera, with a student that learns from the float network alone and whose steps change integers.
 
-    No cross-entropy. And gradient inundation: the step of each weight tensor is enlarged until a share of its integers
-    changes with it (`threshold`, cut as the learning rate is), by doubling and then by at most five bisections; it is
-    never made smaller than the learning rate says. Follows the released code (iamkanghyunchoi/ait): KL averaged over
-    classes, alpha 1, T 20, no weight decay; the direction is Nesterov's, ranges of weights are those after the step.
+    The student has no cross-entropy. Gradient inundation enlarges the step of each weight tensor until the step changes
+    a share of the tensor's integers (`threshold`, cut when the learning rate is). The step is doubled, then refined by
+    at most five bisections. It is never smaller than the learning rate says. The class follows the released code
+    (iamkanghyunchoi/ait): KL averaged over classes, alpha 1, T 20, no weight decay. The direction is Nesterov's, and
+    ranges of weights are those after the step.
 
-    HAST's tables have the best of three hosts, of which AutoReCon is not here (`host`); so no cell of this method is
-    one of those rows. The paper was not looked up, so there is no preset. Values of the hosts are those of `gdfq` and
-    `qimera`. Deviations: those of `gdfq`; enlarging starts with the student's first step, while the release caps it at
-    100 for an epoch more, and a tensor without a gradient is left alone, at which the release would not end.
+    HAST's tables show the best of three hosts. One of them, AutoReCon, is not available here (`host`), so no cell of
+    this method equals one of those rows. The paper was not looked up, so there is no preset. Values of the hosts are
+    those of `gdfq` and `qimera`.
+
+    Deviations, besides those of `gdfq`:
+
+    - Enlarging starts with the student's first step. The release caps the factor at 100 for one more epoch.
+    - A tensor without a gradient is left alone. The release would not end on it.
     """
 
     name = "ait"
@@ -54,7 +59,7 @@ class AIT(MixtureQuantizer):
     }
 
     ce_weight: float = Field(0.0, ge=0, description="weight of the student's cross-entropy")
-    host: Literal["gdfq", "qimera"] = Field("gdfq", description="whose generator makes the images")
+    host: Literal["gdfq", "qimera"] = Field("gdfq", description="method whose generator makes the images")
     threshold: Auto[float] = auto(ge=0, lt=1, description="share of a tensor's integers that a step changes")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
@@ -73,7 +78,7 @@ class AIT(MixtureQuantizer):
         return gdfq_training(bn_loss, teacher, self.batch_size, ctx.rng, self.generator_lr, method=self.name)
 
     def adjustment(self, engine: "FineTuning") -> Callable[[int], None] | None:
-        """What makes the part of a step that goes beyond the learning rate."""
+        """A function that adds the part of a step beyond the learning rate, or None where no step is enlarged."""
         import torch
 
         weights = [layer.weight for layer, _ in engine.weights]
@@ -105,13 +110,13 @@ def _direction(weight: "Tensor", optimizer: "Optimizer", momentum: float) -> "Te
 
 
 class _Packed:
-    """Weights of several layers and a step of each, a row for each output channel, so that all are tried at once."""
+    """Weights of several layers and a step for each, one row for each output channel, so that all are tried at once."""
 
     weights: "Tensor"
     steps: "Tensor"
 
     def __init__(self, weights: "Sequence[Tensor]", grids: Sequence[tuple[int, Grid]]) -> None:
-        """The layout is that of these weights, whose grids have these bits and are of these kinds; `take` fills it."""
+        """Prepare the layout for these weights and their grids, given as bits and kinds. `take` fills it."""
         import torch
 
         self._longest = longest = max(weight[0].numel() for weight in weights)
@@ -126,7 +131,7 @@ class _Packed:
         ]
 
     def take(self, weights: "Sequence[Tensor]", steps: "Sequence[Tensor]") -> "_Packed":
-        """Weights as they are now, and the steps that are to be made; returns itself."""
+        """Store the current weights and the steps that are to be made. Returns itself."""
         import torch
 
         self.weights, self.steps = (
@@ -136,13 +141,13 @@ class _Packed:
         return self
 
     def changed(self, factors: "Tensor") -> "Tensor":
-        """Which share of each layer's integers a step that many times as large changes: [layers]."""
+        """The share of each layer's integers that change with steps enlarged by these factors: [layers]."""
         moved = self._codes(self.weights - factors[self.layer, None] * self.steps)
         counts = ((moved != self._now) & self._is_weight).sum(1)
         return counts.new_zeros(len(self.sizes)).index_add_(0, self.layer, counts) / self.sizes
 
     def moves(self) -> "Tensor":
-        """True for a layer of which any weight is to change: bool [layers]."""
+        """True for a layer in which any weight is to change: bool [layers]."""
         rows = self.steps.abs().sum(1)
         return rows.new_zeros(len(self.sizes)).index_add_(0, self.layer, rows) > 0
 
@@ -159,9 +164,9 @@ class _Packed:
 
 
 def inundation(packed: _Packed, threshold: float) -> "Tensor":
-    """How many times as large the step of each layer has to be, so that this share of its integers changes: [layers].
+    """The factor of each layer's step with which this share of its integers changes: [layers].
 
-    At least 1, and 1 where no step would do, because there is no gradient.
+    A factor is at least 1. It is 1 where no factor suffices because there is no gradient.
     """
     import torch
 
@@ -184,7 +189,7 @@ def inundation(packed: _Packed, threshold: float) -> "Tensor":
 
 
 def _padded(rows: "Tensor", length: int) -> "Tensor":
-    """Rows made longer by their first value, by which neither the smallest nor the largest changes."""
+    """Rows extended with their first value, which leaves their smallest and largest value unchanged."""
     import torch
 
     return torch.cat([rows, rows[:, :1].expand(-1, length - rows.shape[1])], 1)

@@ -26,42 +26,47 @@ QUADRANTS = 4
 """Rectangles that a cut makes of an image."""
 
 PART = 0.1
-"""Of the square of the number of patches: the weight of attention's distance from blobs."""
+"""Weight of attention's distance from blobs, as a part of the squared number of patches."""
 
 
 class AttentionPrior(AttentionGenerator):
-    """Images of classes that a transformer looks at in blobs: maps of its attention are pulled to random mixtures.
+    """Images of classes for transformers: maps of attention are pulled to random mixtures of blobs.
 
-    After the text of SARDFQ (Zhong et al., ICCV 2025), whose code is not at hand and whose formulas and settings are
-    known from third-party notes: not a reproduction. Minimises L = prior_weight APA + class_weight SL +
-    variation_weight |TV - R|.
+    The class follows the text of SARDFQ (Zhong et al., ICCV 2025). Its code is not available, and its formulas and
+    settings are known from third-party notes only, so this is not a reproduction. It minimises L = prior_weight APA +
+    class_weight SL + variation_weight |TV - R|.
 
-    APA: the class token's attention to the patches, and a mixture of Gaussians on their grid, another one for each
-    image, block and head; their mean squared difference, added up over heads, and over the blocks l from L/2 to L with
-    weights l/L. Without a class token: the mean attention of all tokens. MSR: up to four rectangles of each image,
-    which do not overlap, are enlarged to the image's size and optimised as images beside it, with blobs and a class of
-    their own; their gradients go to their rectangles alone. SL: cross-entropy towards softmax(Z), Z drawn from 5 to 10
-    for wanted classes; those of an image are the classes of its rectangles. Soft labels are in the set.
+    APA compares the class token's attention to the patches with a mixture of Gaussians on their grid. Each image, block
+    and head has its own mixture. The mean squared difference is summed over heads, and over the blocks l from L/2 to L
+    with weights l/L. Without a class token, the mean attention of all tokens is compared. MSR enlarges up to four
+    rectangles of each image, which do not overlap, to the image's size. They are optimised as images beside it, with
+    their own blobs and class; their gradients go to their rectangles alone. SL is the cross-entropy towards softmax(Z).
+    Z is drawn from 5 to 10 for wanted classes. The wanted classes of an image are the classes of its rectangles. The
+    set contains the soft labels.
 
-    Open in the text, and ours:
-    - number of components: drawn from 1 to `components`, and each has the same part of the sum;
-    - centres: anywhere from the first to the last row and column; deviations: from `narrowest` to `widest` of the
-      grid's side, drawn for rows and columns apart;
-    - the scale: maps, without the class token's own entry, and mixtures are divided by their sums;
-    - mixtures are drawn once for each image, and nothing is averaged over heads; blocks count from 1, and L/2 is one;
-    - windows (Swin): the mean over the tokens of all windows, on the grid of one window;
-    - `prior_weight`, searched for each network from 1 to 1e5 in the text: a tenth of the square of the number of
-      patches, 3,842 for 14 x 14. By the square, a head's term is in parts of even attention, whatever the size of the
-      image. The tenth was chosen on an untrained network of two blocks and 16 patches, in 200 steps of one seed: all
-      terms fall with it, while the gap of total variation stays with the whole square. No accuracy was looked at;
-    - rectangles: one row and one column, at `smallest_view` of the side from the borders at least, cut the image into
-      four, of which 1 to `views` are taken; drawn once for each image; interpolation is bilinear;
-    - rectangles have terms of APA and SL, as heavy as the image's, and none of TV; they are not shifted nor flipped;
-    - Z is 0 for classes that are not wanted, and is drawn once; classes are drawn with replacement;
-    - TV, its target R, rates, shifts, flips and clipping: those of `psaq_vit`, of which 1,000 iterations are two phases
+    The text leaves these choices open; they are ours:
+
+    - Number of components: drawn from 1 to `components`. Each component has the same part of the sum.
+    - Centres: anywhere from the first to the last row and column. Deviations: from `narrowest` to `widest` of the
+      grid's side, drawn separately for rows and columns.
+    - Scale: maps, without the class token's own entry, and mixtures are divided by their sums.
+    - Mixtures are drawn once for each image, and nothing is averaged over heads. Blocks count from 1, and block L/2 is
+      included.
+    - Windows (Swin): the mean over the tokens of all windows, on the grid of one window.
+    - `prior_weight`: the text searched it for each network from 1 to 1e5. Here it is a tenth of the square of the
+      number of patches, 3,842 for 14 x 14. With the square, a head's term is in parts of even attention, whatever the
+      size of the image. The tenth was chosen on an untrained network of two blocks and 16 patches, in 200 steps of one
+      seed. All terms fall with it, while with the whole square the gap of total variation does not fall. No accuracy
+      was looked at.
+    - Rectangles: one row and one column cut the image into four. They are at least `smallest_view` of the side away
+      from the borders. 1 to `views` of the rectangles are taken, drawn once for each image. Interpolation is bilinear.
+    - Rectangles have terms of APA and SL, as heavy as the image's, and no term of TV. They are neither shifted nor
+      flipped.
+    - Z is 0 for classes that are not wanted, and is drawn once. Classes are drawn with replacement.
+    - TV, its target R, rates, shifts, flips and clipping are those of `psaq_vit`. Its 1,000 iterations are two phases
       of 500.
 
-    Second-hand are also 32 images, and the weight 0.05 of TV. The quantizer of the paper is none of it.
+    The 32 images and the weight 0.05 of TV are also second-hand. The paper's quantizer is not implemented here.
     """
 
     name = "attention_prior"
@@ -71,16 +76,19 @@ class AttentionPrior(AttentionGenerator):
         None,
         ge=0,
         lt=1e30,
-        description="weight of attention's distance from blobs; none: 0.1 of the squared number of patches",
+        description="weight of attention's distance from blobs; unset: 0.1 of the squared number of patches",
     )
-    components: int = Field(5, gt=0, description="most Gaussians that a blob is made of")
+    components: int = Field(5, gt=0, description="largest number of Gaussians in a blob")
     narrowest: float = Field(0.1, gt=0, le=1, description="smallest deviation of a Gaussian, in parts of the grid")
     widest: float = Field(0.25, gt=0, le=1, description="largest deviation of a Gaussian, in parts of the grid")
     views: int = Field(
-        4, ge=0, le=QUADRANTS, description="most rectangles of an image that are optimised as images, too; 0: none"
+        4,
+        ge=0,
+        le=QUADRANTS,
+        description="largest number of an image's rectangles that are optimised as images; 0 disables them",
     )
     smallest_view: float = Field(0.25, gt=0, le=0.5, description="smallest side of a rectangle, in parts of the image")
-    least_logit: float = Field(5.0, ge=0, description="smallest logit of a wanted class, beside 0 for others")
+    least_logit: float = Field(5.0, ge=0, description="smallest logit of a wanted class; other classes have 0")
     most_logit: float = Field(10.0, ge=0, description="largest logit of a wanted class")
 
     @model_validator(mode="after")
@@ -92,25 +100,25 @@ class AttentionPrior(AttentionGenerator):
         return self
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """Shifts in proportion. Raises ZSQBenchError for images that cannot be cut."""
+        """Shifts in proportion to the image. Raises ZSQBenchError for images that cannot be cut."""
         height, width = network.input_size[1:]
         if self.views and min(height, width) < 2:  # noqa: PLR2004 - a cut has two sides
             raise zsqbench.ZSQBenchError(
-                f"generator {self.name!r} cuts images into four, and those of this network have {height} x {width} "
-                "pixels; expected 2 pixels a side at least: set views: 0"
+                f"generator {self.name!r} cuts images into four, and images of this network have {height} x {width} "
+                "pixels; expected at least 2 pixels a side: set views: 0"
             )
         return super().automatic(network, scheme)
 
     def work(self, images: int) -> float:
-        """All phases, of images and of their rectangles."""
+        """The work of all phases, on images and on their rectangles."""
         of_views = (self.views + 1) / 2 if self.views else 0.0
         return super().work(images) + STEP * of_views * self.phases * self.iterations * images
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was.
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint.
 
-        Raises ZSQBenchError for a network that is no classifier, cannot be captured, has no attention that capture
-        takes apart, or has patches whose grid cannot be told.
+        Raises ZSQBenchError for a network that is not a classifier or cannot be captured. Also raises it where capture
+        cannot take attention apart, or the grid of patches is unknown.
         """
         from zsqbench.quant import also_returning
 
@@ -149,7 +157,7 @@ class AttentionPrior(AttentionGenerator):
     def _looks(
         self, teacher: "Pretrained", captured: "fx.GraphModule", found: "Sequence[Attention]", ctx: "StepContext"
     ) -> "list[Look]":
-        """The attention of the deeper half of all blocks. Raises ZSQBenchError where its grid cannot be told."""
+        """The attention of the deeper half of all blocks. Raises ZSQBenchError where its grid is unknown."""
         from zsqbench.quant import has_class_token, key_grid, patch_size
 
         size, patch = teacher.input_size[1:], patch_size(captured)
@@ -172,7 +180,7 @@ class AttentionPrior(AttentionGenerator):
         return looks
 
     def _draw_views(self, looks: "Sequence[Look]", ctx: "StepContext") -> "dict[str, Tensor]":
-        """Uniform numbers for all images, on the CPU: they decide cuts and classes, and blobs."""
+        """Uniform numbers for all images, on the CPU. They decide cuts, classes and blobs."""
         heads = sum(look.heads for look in looks)
         cuts = ctx.rand(self.images, sum(_CHANCES))
         blobs = ctx.rand(self.images, 1 + QUADRANTS, heads, 1 + 4 * self.components)
@@ -180,7 +188,7 @@ class AttentionPrior(AttentionGenerator):
 
 
 _CHANCES = 1, 2, QUADRANTS, QUADRANTS, 2 * QUADRANTS
-"""Numbers of an image: how many views, its row and column, the order of its rectangles, classes, logits."""
+"""Uniform numbers of an image: for its number of views, row and column, order of rectangles, classes, logits."""
 
 
 @dataclass(frozen=True)
@@ -192,35 +200,35 @@ class Look:
     grid: "KeyGrid"
     heads: int
     weight: float
-    """Of its heads' mean squared differences in the loss."""
+    """Weight in the loss of the mean squared differences of its heads."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """How images are cut into four, which rectangles are views of their own, and what the classes are."""
+    """Cuts of images into four rectangles, with the rectangles that are views and the classes."""
 
     sides: Sequence[int]
     """Height and width of the images."""
     classes: int
-    """How many there are."""
+    """Number of classes."""
     count: "Tensor"
-    """Views of each image: int64 [n]."""
+    """Number of views of each image: int64 [n]."""
     corner: "Tensor"
     """Row and column of the cut [n, 2]."""
     order: "Tensor"
-    """The rectangles from the first view on, of four in rows: int64 [n, 4]."""
+    """Rectangles in the order of views, numbered row by row: int64 [n, 4]."""
     wanted: "Tensor"
     """The classes of views, in their order: int64 [n, 4]."""
     logits: "Tensor"
-    """Of these classes, as wanted of the image, and of views [n, 2, 4]."""
+    """Logits of these classes: in the image's label, and in those of views [n, 2, 4]."""
 
     def of(self, images: slice) -> "Cuts":
-        """Those of some of the images."""
+        """The cuts of some of the images."""
         tensors = (self.count, self.corner, self.order, self.wanted, self.logits)
         return Cuts(self.sides, self.classes, *(each[images] for each in tensors))
 
     def labels(self) -> "Tensor":
-        """Soft labels of the images [n, classes]: the classes of their views; of one without views, the first."""
+        """Soft labels of the images [n, classes]: the classes of their views; without views, the first class."""
         import torch
 
         from zsqbench.synthesis import soft_labels
@@ -229,7 +237,7 @@ class Cuts:
         return soft_labels(self.wanted, self.logits[:, 0] * has, self.classes)
 
     def view(self, number: int) -> "View":
-        """The view with this number, from 0, of all images that have so many."""
+        """The view with this number, counted from 0, of all images that have it."""
         import torch
 
         from zsqbench.synthesis import Crops, soft_labels
@@ -262,12 +270,12 @@ class View:
     """Soft labels [m, classes]."""
 
     def to(self, device: "torch.device") -> "View":
-        """On this device."""
+        """The view on this device."""
         crops = type(self.crops)(*(each.to(device) for each in vars(self.crops).values()))
         return View(self.owners.to(device), crops, self.labels.to(device))
 
     def enlarged(self, pixels: "Tensor") -> "Tensor":
-        """The rectangles of images [n, C, H, W], as large as these: [m, C, H, W]."""
+        """The rectangles of images [n, C, H, W], enlarged to the size of the images: [m, C, H, W]."""
         from zsqbench.synthesis import resized_crops
 
         return resized_crops(pixels.index_select(0, self.owners), self.crops)
@@ -275,27 +283,27 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """All that is optimised of a batch: first its images, then their rectangles."""
+    """Everything of a batch that is optimised: first its images, then their rectangles."""
 
     rectangles: Sequence[View]
     priors: "Sequence[Tensor]"
     """The blobs of each block [views, heads, patches]."""
 
     def of(self, images: "Tensor", pixels: "Tensor") -> "Tensor":
-        """These images, and rectangles of these pixels."""
+        """These images, followed by rectangles of these pixels."""
         import torch
 
         return torch.cat([images, *(view.enlarged(pixels) for view in self.rectangles)])
 
     def labels(self, of_images: "Tensor") -> "Tensor":
-        """Soft labels of all, with those of the images."""
+        """Soft labels of images and rectangles, from the soft labels of the images."""
         import torch
 
         return torch.cat([of_images, *(view.labels for view in self.rectangles)])
 
 
 def cut(options: AttentionPrior, chances: "Tensor", sides: Sequence[int], classes: int) -> Cuts:
-    """Cut images with these numbers, uniform in [0, 1) [n, 19]."""
+    """Cut images by uniform numbers in [0, 1), [n, 19]."""
     import torch
 
     count, corner, order, wanted, logits = torch.split(chances, list(_CHANCES), 1)
@@ -309,14 +317,14 @@ def cut(options: AttentionPrior, chances: "Tensor", sides: Sequence[int], classe
 
 
 def below(chances: "Tensor", count: "Tensor") -> "Tensor":
-    """Whole numbers from 0 on that are below a count: int64. A product may round up to it."""
+    """Whole numbers from 0 to count - 1, int64, from numbers in [0, 1). A product may round up to the count."""
     return (chances * count).long().minimum((count - 1).clamp_min(0))
 
 
 def make_views(
     options: AttentionPrior, cuts: Cuts, blobs: "Tensor", looks: Sequence[Look], device: "torch.device"
 ) -> Views:
-    """The views of a batch, with their blobs, which these uniform numbers [n, 5, heads, 1 + 4 components] decide."""
+    """The views of a batch with their blobs, drawn by uniform numbers [n, 5, heads, 1 + 4 components]."""
     import torch
 
     from zsqbench.synthesis import gaussian_mixtures
@@ -341,9 +349,9 @@ def prior_loss(
     looks: Sequence[Look],
     target: float,
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """The loss of a batch and its parts, of the outputs of the network for all views, and of attention in each block.
+    """The loss of a batch and its parts, from the network's outputs for all views and the attention in each block.
 
-    Sums over views, as a mean over images. `target` is that of the images' total variation.
+    Sums over views are divided by the number of images. `target` is the target of the images' total variation.
     """
     from zsqbench.synthesis import attention_map, class_logits, inception_loss, map_loss, total_variation
 

@@ -21,24 +21,28 @@ FISHER: dict[str, Literal["diag", "full"] | None] = {"mse": None, "fisher_diag":
 class BRECQ(zsqbench.ReconstructionQuantizer):
     """Block reconstruction in two stages: the rounding of weights, then the step sizes of activations.
 
-    Units are residual blocks (and what corresponds to them in other networks), and the layers outside of them. Stage 1
-    learns the rounding of all weights of a unit together, as AdaRound does, from inputs behind weights that are already
-    rounded; activations stay float. Then all activation ranges are searched in one forward pass, and stage 2 learns
-    the step sizes, unit by unit, from inputs of the float network, to the loss |y' - y|^2.4.
+    Units are residual blocks (in other networks, the parts that correspond to them) and the layers outside of them.
+    Stage 1 learns the rounding of all weights of a unit together, as AdaRound does. Its inputs come from layers whose
+    weights are already rounded, and activations stay float. Then one forward pass searches all activation ranges. Stage
+    2 learns the step sizes unit by unit, from inputs of the float network, with the loss |y' - y|^2.4.
 
-    The default preset is `released`: DGH's port of BRECQ, which produced its Tables 1, 4 and 5. Its loss is the plain
+    The default preset is `released`: DGH's port of BRECQ, which produced DGH's Tables 1, 4 and 5. Its loss is the plain
     squared error, step sizes learn at 4e-4, and ranges are searched on 512 images. `paper` weights squared errors with
-    the diagonal of the Fisher information (in the code's form, |dKL/dy| + 1), with 4e-5 and 64 images; that text could
-    not be looked up. A first layer for which the placement has a number of bits (`academic`) is left out of both
-    stages, as in BRECQ's code, and the last one is not; one whose bits a pattern of tensor names sets is learned like
-    any other. MobileNetV2 was run with `rounding_weight: 0.1`.
+    the diagonal of the Fisher information (in the code's form, |dKL/dy| + 1), with 4e-5 and 64 images. The paper's text
+    could not be looked up. The placement may have its own number of bits for the first layer (`academic`). Both stages
+    then leave this layer out, as BRECQ's code does, but not the last layer. A first layer whose bits come from a
+    pattern of tensor names is learned like any other. MobileNetV2 was run with `rounding_weight: 0.1`.
 
-    Deviations: a unit that learning made worse, on the calibration images and by its stage's loss, keeps what it had
-    before, which a note says. Of calibration images that are no multiple of the batch the rest is not dropped. DGH's
-    code adds 1e-8 to the divisor of each rounding (scales stay what they are), and this is left out. Neither code
-    widens ranges to hold zero. Step sizes stay above a thousandth of what they were. Blocks are found from the graph,
-    so other networks than the released code's have units too: a head that the levels of a pyramid share is in one unit
-    with all of them, each of which counts alike.
+    Deviations:
+
+    - A unit that learning made worse, on the calibration images and by its stage's loss, keeps its earlier values. A
+      note says so.
+    - Calibration images beyond a multiple of the batch are not dropped.
+    - DGH's code adds 1e-8 to the divisor of each rounding, and leaves scales as they are. Here this is left out.
+    - Neither code widens ranges to hold zero.
+    - Step sizes stay above a thousandth of their initial values.
+    - Blocks are found from the graph, so networks outside the released code also have units. A head that the levels of
+      a pyramid share is in one unit with all of them, and all levels have equal weights.
     """
 
     name = "brecq"
@@ -49,12 +53,14 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    loss: Auto[Literal["mse", "fisher_diag", "fisher_full"]] = auto(description="what stage 1 minimizes")
-    units: Literal["block", "layer"] = Field("block", description="what is reconstructed at a time")
+    loss: Auto[Literal["mse", "fisher_diag", "fisher_full"]] = auto(description="loss that stage 1 minimizes")
+    units: Literal["block", "layer"] = Field(
+        "block", description="parts of the network that are reconstructed one at a time"
+    )
     weight_iterations: int = Field(20_000, ge=0, description="iterations of stage 1 for each unit")
     activation_iterations: int = Field(5000, ge=0, description="iterations of stage 2 for each unit")
     activation_lr: Auto[float] = auto(gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    search_images: Auto[int] = auto(gt=0, description="images that activation ranges are chosen on")
+    search_images: Auto[int] = auto(gt=0, description="images on which activation ranges are chosen")
     layer_draws: Auto[Literal["permutation", "epoch", "replacement"]] = auto(
         description="images of an iteration on a single layer: the first of a new permutation, as on blocks, the next "
         "of one, or any, independently"
@@ -110,7 +116,7 @@ class BRECQ(zsqbench.ReconstructionQuantizer):
 
 
 def _stem_of_its_own(student: "fx.GraphModule", scheme: Scheme) -> str | None:
-    """The first layer, where the placement has a number of bits for it and no pattern of tensor names sets others."""
+    """The first layer, where the placement has bits for it and no pattern of tensor names sets others; or None."""
     from zsqbench.quant import weight_quantizers
 
     stem = next((name for name, quantizer in weight_quantizers(student) if quantizer.role == "first_weight"), "")

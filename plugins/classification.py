@@ -22,41 +22,43 @@ if TYPE_CHECKING:
     from torch import nn
 
 TOP = 5
-"""A network with more classes than this is measured by its five best guesses, too."""
+"""A network with more classes than this also has top-5 accuracy."""
 
 FED_AS: Mapping[str, Feeding] = {"digits": models.DIGITS, "cifar10": models.CIFAR10, "cifar100": models.CIFAR100}
-"""Mean and deviation for networks whose weights the user brings, where the suite does not say them."""
+"""Mean and deviation for networks with a user's weights, where the suite does not give them."""
 
 CLASSES: Mapping[str, int] = {"digits": digits.CLASSES, **CIFAR_CLASSES}
 
 # A worker measures many networks on the same images, and decoding 1,000 JPEGs takes longer than running a small network
-# on them. What is kept is a function of the file and the preprocessing alone, so no step can tell.
+# on them. A kept image depends on the file and the preprocessing alone, so no result depends on the cache.
 _DECODED = PixelCache(limit=512 * 2**20)
 
 
 class Classification(zsqbench.Task):
-    """Top-1 accuracy of a classifier, in percent. What is evaluated is never handed out for calibration.
+    """Top-1 accuracy of a classifier, in percent. Images that are evaluated are never handed out for calibration.
 
     `digits` is embedded. `cifar10` and `cifar100` are class folders (test/CLASS/*, train/CLASS/*) or the python batches
-    of the original archives. `imagefolder` is any folder of class folders; a class's index is its position among them,
-    sorted by name. Calibration images come from the train part; for an image folder from another folder
-    (`calibration`), or from a part of the folder that is then not evaluated (`holdout`).
+    of the original archives. `imagefolder` is any folder of class folders. The index of a class is its position among
+    the folders, sorted by name. Calibration images come from the train part. For an image folder they come from another
+    folder (`calibration`), or from a part of the folder that is then not evaluated (`holdout`).
     """
 
     name: ClassVar[str] = "classification"
     version: ClassVar[int] = 2
     metric: ClassVar[str] = "top1"
-    # What these lead to, files and split, is in the identity by content.
+    # The files and the split that these options lead to are in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset({"root", "calibration", "holdout", "split_seed"})
     memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="what is classified")
-    root: Path | None = Field(None, description="its folder under the data root; by default its name")
+    data: Literal["digits", "cifar10", "cifar100", "imagefolder"] = Field(description="kind of data that is classified")
+    root: Path | None = Field(None, description="folder of the data under the data root; unset: the name of the data")
     calibration: Path | None = Field(
-        None, description="imagefolder: another folder, under the data root, to calibrate on"
+        None, description="imagefolder: another folder under the data root, whose images are for calibration"
     )
-    holdout: int = Field(0, ge=0, description="imagefolder: images to calibrate on and not to evaluate")
-    split_seed: int = Field(0, description="which images are held out")
+    holdout: int = Field(
+        0, ge=0, description="imagefolder: number of images that are for calibration and are not evaluated"
+    )
+    split_seed: int = Field(0, description="seed of the choice of held-out images")
     batch_size: int = Field(100, gt=0, description="images evaluated at a time")
 
     @model_validator(mode="after")
@@ -87,11 +89,11 @@ class Classification(zsqbench.Task):
         )
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
-        """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
+        """The model file and the weights file, where they exist. Raises ZSQBenchError for an unknown name."""
         return image_networks.find_model(model, FED_AS.get(self.data))
 
     def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
-        """Build the network, give it its weights, and try it on empty images; ZSQBenchError where that fails."""
+        """Build the network, load its weights and run it on empty images. Raises ZSQBenchError if that fails."""
         usual, classes = FED_AS.get(self.data), CLASSES.get(self.data)
         network = image_networks.load_network(model, ctx.note, usual, classes)
         return image_networks.pretrained_of(model, network, _count_outputs(network, model))
@@ -99,7 +101,7 @@ class Classification(zsqbench.Task):
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.Evaluation:
-        """Count the samples whose largest output is their class's; one with an output that is not finite is wrong."""
+        """Count the samples whose largest output is at their class. Outputs that are not finite are wrong."""
         import torch
 
         found = self._find(ctx.data_root)
@@ -139,14 +141,14 @@ class Classification(zsqbench.Task):
         return preprocess
 
     def viewer(self, data_root: Path | None) -> "Callable[[int], Image]":
-        """The images as they lie in the data, before they are resized and cropped."""
+        """The images as stored in the data, before they are resized and cropped."""
         samples = self._find(data_root).evaluation.samples()
         return lambda place: samples[place].open()
 
     def calibration_images(
         self, count: int, seed: int, pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.CalibrationSet:
-        """A seeded choice, without repetition, of the part that is not evaluated; with labels.
+        """A seeded choice, without repetition, from the part that is not evaluated; with labels.
 
         Raises ZSQBenchError where there is no such part.
         """
@@ -166,7 +168,7 @@ class Classification(zsqbench.Task):
     ) -> "torch.Tensor":
         """The logits of a batch, [N, classes].
 
-        Raises ZSQBenchError where it gives something else, or fails on an image that is alone in its batch.
+        Raises ZSQBenchError where the network gives something else, or fails on an image that is alone in its batch.
         """
         import torch
 
@@ -184,14 +186,14 @@ class Classification(zsqbench.Task):
         return logits
 
     def _about_batch(self, number: int, images: int, outcome: str, samples: int) -> str:
-        """The line on a batch that a network does not take, with what to do where an image is alone in it."""
+        """The error text for a batch that a network does not take, with a remedy where its image is alone."""
         if images > 1:
             return f"batch {number} of {self._title()} has {images} images, and the network {outcome}"
         sizes = range(self.batch_size + 1, self.batch_size + samples)
         other = next((f", or set the task's batch_size to {size}" for size in sizes if samples % size != 1), "")
         return (
-            f"batch {number} of {self._title()} has 1 image, and the network {outcome}: a squeeze() of it may take the "
-            f"batch's dimension, too; name the dimensions to squeeze{other}"
+            f"batch {number} of {self._title()} has 1 image, and the network {outcome}: a squeeze() in it may also "
+            f"remove the batch dimension; name the dimensions to squeeze{other}"
         )
 
     def _find(self, data_root: Path | None) -> "ImageData":
@@ -267,7 +269,7 @@ def _percent(hits: "torch.Tensor") -> float:
 
 
 def _count_outputs(network: Network, model: zsqbench.ModelSpec) -> int:
-    """Feed two empty images. Raises ZSQBenchError where the network does not make one row of logits for each."""
+    """Run two empty images. Raises ZSQBenchError where the network does not return one row of logits for each."""
     import torch
 
     shape = (2, *network.feeding.input_size)
@@ -287,5 +289,5 @@ def _count_outputs(network: Network, model: zsqbench.ModelSpec) -> int:
 
 @zsqbench.hookimpl
 def register_tasks() -> list[type[zsqbench.Task]]:
-    """The classification task."""
+    """Provide `classification`."""
     return [Classification]

@@ -18,36 +18,43 @@ if TYPE_CHECKING:
     from zsqbench.quant import Grids, QuantizedLayer
 
 COLUMNS = 32
-"""Columns that are visited before what their moves do to all others is added up."""
+"""Number of columns that are visited before the effect of their moves on all others is added up."""
 PANEL = 256
-"""Rows of a Gram matrix that are computed at a time: half of it follows by symmetry."""
+"""Rows of a Gram matrix that are computed at a time. Half of the matrix follows by symmetry."""
 PLACES = 2**12
-"""Places whose products are summed in float32, before they are added to a Gram matrix in float64."""
+"""Positions whose products are summed in float32, before the sum is added to a Gram matrix in float64."""
 
 
 class COMQ(zsqbench.UnitQuantizer):
-    """Coordinate descent on |X (W - Q)|^2 layer by layer, without gradients; activations as `rtn` has them.
+    """Coordinate descent on |X (W - Q)|^2 layer by layer, without gradients; activations as in `rtn`.
 
-    Each output channel w has the grid from its smallest to its largest value, whose step `scalar` shrinks after its
-    first point round(min / step) was found. From Q = W on, a sweep visits each column j once and puts Q_j on the grid
-    point nearest to Q_j + X_j'X (w - Q) / |X_j|^2, where the error of the channel is least with all else as it is. X
-    are the layer's inputs in the float network, all places of all images; only the Gram matrix X'X of it is kept, in
-    float64. `greedy` visits the columns of each channel in descending |w_j| |X_j|. Activation ranges are chosen in the
-    end, with all weights quantized.
+    Each output channel w has the grid from its smallest to its largest value. `scalar` shrinks the step of the grid
+    after its first point round(min / step) was found. A sweep starts from Q = W and visits each column j once. It puts
+    Q_j on the grid point nearest to Q_j + X_j'X (w - Q) / |X_j|^2. There the error of the channel is least while all
+    other columns stay. X are the layer's inputs in the float network, all positions of all images. Only the Gram matrix
+    X'X is kept, in float64. `greedy` visits the columns of each channel in descending |w_j| |X_j|. Activation ranges
+    are chosen at the end, with all weights quantized.
 
-    The default preset is `paper`, whose text could not be read beyond abstracts and summaries: convolutions, whose
-    inputs are unfolded, and linear layers alike, and the step as one more coordinate, which is set to the least error
-    after each sweep. `released` is the code (commit fecf9ea, without a licence, and therefore done anew from a
-    description): linear layers alone, and steps that stay. Layers left out are rounded to nearest on the same grids.
+    The default preset is `paper`, whose text could not be read beyond abstracts and summaries. It covers convolutions,
+    whose inputs are unfolded, and linear layers alike. The step is one more coordinate, which is set to the least error
+    after each sweep. `released` is the code (commit fecf9ea). The code has no licence, so it was written anew from a
+    description. It covers linear layers alone, and steps stay. Layers left out are rounded to nearest on the same
+    grids.
 
-    Deviations: which tensors have which bits is the scheme's matter (the code leaves activations, the classifier and
-    convolutions in float, and finds the classifier by a number that holds for one version of a library). X is that of
-    the calibration set; the code draws 1,024 training images anew for each layer and augments them. In the code steps
-    do not learn and nothing has symmetric grids, which a scheme may demand: the finest one that holds the channel, with
-    the middle as its zero. A column whose inputs are all zero is rounded to nearest (the code divides 0 by 0). A group
-    of a convolution has a Gram matrix of its own, so that a depthwise one is as any other; a layer that reads what it
-    gave before is done at its first call. Sums over moved columns are of products in float32. The fine-tuning of norms
-    and biases with labels (`--batchtuning`), which published values at 2 bits may have, is not there: it needs labels.
+    Deviations:
+
+    - The scheme decides the bits of each tensor. The code leaves activations, the classifier and convolutions in float.
+      It finds the classifier by a number that holds for one version of a library.
+    - X comes from the calibration set. The code draws 1,024 training images anew for each layer and augments them.
+    - In the code steps do not learn.
+    - A scheme may demand symmetric grids, which the code does not have. The grid is then the finest one that holds the
+      channel, with its middle at zero.
+    - A column whose inputs are all zero is rounded to nearest. The code divides 0 by 0.
+    - Each group of a convolution has its own Gram matrix, so depthwise convolutions need no special case.
+    - A layer that reads its own earlier output is searched at its first call.
+    - Sums over moved columns are sums of float32 products.
+    - The fine-tuning of norms and biases with labels (`--batchtuning`) is not implemented, because it needs labels.
+      Published values at 2 bits may include it.
     """
 
     name = "comq"
@@ -64,18 +71,22 @@ class COMQ(zsqbench.UnitQuantizer):
         description="layers whose codes are searched: convolutions and linear ones, or linear ones alone"
     )
     update_scale: Auto[bool] = auto(description="set the steps of weights to the least error after each sweep")
-    sweeps: int = Field(1, ge=0, description="visits of each column; with 0 weights are rounded to nearest")
-    greedy: bool = Field(True, description="visit the columns of a channel in descending |w_j| |X_j|, not in order")
-    scalar: float = Field(1.0, gt=0, le=1, description="what the steps of weights are multiplied by")
-    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+    sweeps: int = Field(1, ge=0, description="visits of each column; 0: weights are rounded to nearest")
+    greedy: bool = Field(True, description="visit the columns of a channel in descending |w_j| |X_j|; false: in order")
+    scalar: float = Field(1.0, gt=0, le=1, description="factor of the steps of weights")
+    per_channel: bool = Field(
+        True, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
     batch_size: int = Field(32, gt=0, description="images of a forward pass")
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="how activation ranges are chosen"
+        "mse", description="method that chooses activation ranges"
     )
-    search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
+    search_images: int = Field(
+        64, gt=0, description="images on which activation ranges are chosen; without effect with minmax"
+    )
 
     def grids_at(self, scheme: Scheme) -> "Grids":
-        """Those that the scheme demands, for channels or whole weights."""
+        """The grids that the scheme demands, for channels or whole weights."""
         return replace(super().grids_at(scheme), per_channel=self.per_channel)
 
     def quantize(
@@ -101,7 +112,7 @@ class COMQ(zsqbench.UnitQuantizer):
             )
 
     def _quantize_weights(self, student: "fx.GraphModule", images: "Tensor", ctx: "StepContext") -> None:
-        """Go through the float network unit by unit, so that the inputs of one alone are kept."""
+        """Go through the float network unit by unit, so that only the inputs of one unit are kept."""
         from zsqbench.quant import find_units
         from zsqbench.quant.reconstruction.activation_cache import ActivationCache, LiveTensors
         from zsqbench.quant.reconstruction.propagation import in_float, push
@@ -140,7 +151,7 @@ class COMQ(zsqbench.UnitQuantizer):
             quantizer.set_parameters(scale * self.scalar, zero_point)
 
     def _search(self, layer: "QuantizedLayer", gram: "Tensor") -> float:
-        """Choose the codes of a layer; returns the error of its outputs as a part of these."""
+        """Choose the codes of a layer. Returns the error of its outputs, divided by the outputs' norm."""
         quantizer, rows = layer.weight_quantizer, layer.weight.flatten(1).double()
         scale, zero_point = (values.double().view(-1, 1) for values in (quantizer.scale, quantizer.zero_point))
         codes, scale, error = descend(
@@ -160,7 +171,7 @@ class COMQ(zsqbench.UnitQuantizer):
 
 @contextmanager
 def gram_matrices(layers: "dict[str, QuantizedLayer]") -> "Iterator[dict[str, Tensor]]":
-    """X'X of what each layer is given until the block ends: float64 [groups, weights, weights], by path.
+    """X'X of the inputs of each layer until the block ends: float64 [groups, weights, weights], by path.
 
     X are the unfolded inputs of all calls. The inputs themselves are not changed.
     """
@@ -204,10 +215,10 @@ def descend(
     greedy: bool = True,
     update_scale: bool = False,
 ) -> "tuple[Tensor, Tensor, float]":
-    """Codes [out, columns] of a weight of this shape, their steps, and the error |X (W - Q)| / |X W|.
+    """The codes [out, columns] of a weight of this shape, their steps, and the error |X (W - Q)| / |X W|.
 
-    All are float64. `gram` [groups, columns, columns] is X'X of each group of channels; steps and zero points, [out, 1]
-    or [1, 1] for one grid, are those of the grid, whose codes are 0 .. 2^bits - 1.
+    All are float64. `gram` [groups, columns, columns] is X'X of each group of channels. Steps and zero points are those
+    of the grid, whose codes are 0 .. 2^bits - 1. Their shape is [out, 1], or [1, 1] for one grid.
     """
     import torch
     from torch.nn import functional
@@ -226,7 +237,9 @@ def descend(
     target = _times(weight, gram)
     for _ in range(sweeps):
         for visited in torch.split(order, COLUMNS, 1):
-            among = table[(first + visited)[:, :, None], visited[:, None]]  # of the columns that are visited together
+            among = table[
+                (first + visited)[:, :, None], visited[:, None]
+            ]  # block of the columns that are visited together
             values, forces, norms = (each.gather(1, visited) for each in (point, pull, squares))
             chosen, moves = torch.empty_like(values), torch.empty_like(values)
             for place in range(visited.shape[1]):
@@ -253,7 +266,7 @@ def _times(rows: "Tensor", gram: "Tensor") -> "Tensor":
 
 
 def _best_scale(steps: "Tensor", target: "Tensor", gram: "Tensor", scale: "Tensor") -> "Tensor":
-    """The s > 0 of each grid with the least |X (w - s q)|^2: q'Gw / q'Gq; where there is none, what it was."""
+    """The s > 0 of each grid with the least |x (w - s q)|^2: q'Gw / q'Gq; without such an s, the old scale."""
     import torch
 
     wanted = (steps * target).sum(1, keepdim=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zsqbench.quant import FineTuning
 
 NMS_SCORE, NMS_OVERLAP = 0.001, 0.6
-"""Suppression of the float network's boxes, where it says what there is to find."""
+"""Suppression of the float network's boxes, where they are the target boxes."""
 
 MAPS = 4
 """Dimensions of a map."""
@@ -26,23 +26,29 @@ _USUAL = {"epochs": 100, "batch_size": 16, "weight_decay": 0.0}
 
 
 class DetectKD(zsqbench.StepSizeQuantizer):
-    """A detector that learns from its float network, and from boxes, with step sizes that learn as LSQ's do.
+    """A detector that learns from its float network and from boxes, with LSQ's learned step sizes.
 
-    alpha KL + feature_weight (1/M) sum MSE(features) + det_weight L_det. KL is of what the heads predict: at each level
-    of the pyramid all maps of an image, boxes included, are one distribution at temperature 4; averaged over images,
-    summed over levels, without a factor T^2. Features are what all convolutions, linear layers and normalisations give;
-    M counts them. L_det is the detector's own training loss towards the boxes of the set, or where the set has none,
-    those that the float network finds with a score above `score`. Images are taken as they are.
+    The loss is alpha KL + feature_weight (1/M) sum MSE(features) + det_weight L_det. KL compares the predictions of the
+    heads. At each level of the pyramid, all maps of an image, boxes included, are one distribution at temperature 4. KL
+    is averaged over images and summed over levels, without a factor T^2. Features are the outputs of all convolutions,
+    linear layers and normalisations; M is their number. L_det is the detector's own training loss towards the boxes of
+    the set. A set without boxes gets those that the float network finds with a score above `score`. Images are used as
+    they are.
 
     The default preset is `released`, the settings of the toolkit for YOLO11 (DFQ-Dojo/dfq-toolkit): Adam, rate 1e-5,
-    weights 0.01, 0.1 and 1. `paper` are those of the paper for YOLOv5: rate 1e-4 and weight 0.04. Both train for 100
-    epochs in batches of 16, which for 2,000 images are 125 updates.
+    weights 0.01, 0.1 and 1. `paper` has the paper's settings for YOLOv5: rate 1e-4 and weight 0.04. Both train for 100
+    epochs in batches of 16. For 2,000 images, an epoch is 125 updates.
 
-    Deviations: the last epoch is the result (the release chooses by mAP on COCO val, and stops when that does not rise
-    for 10 epochs, which looks at evaluation data); batch normalisation and dropout stay in eval mode; levels are told
-    by the sizes of maps, so that two of one size are one; first and last layers are quantized as the scheme says (the
-    release leaves them float); a constant rate and no weight decay, for the sources at hand do not say more; step sizes
-    begin at LSQ's rule; seeded.
+    Deviations:
+
+    - The last epoch is the result. The release chooses by mAP on COCO val, and stops when mAP does not rise for 10
+      epochs; this looks at evaluation data.
+    - Batch normalisation and dropout stay in eval mode.
+    - Levels are told apart by the sizes of maps, so two levels of one size count as one.
+    - The scheme decides how first and last layers are quantized. The release leaves them float.
+    - The rate is constant and there is no weight decay, because the available sources say nothing else.
+    - Step sizes begin at LSQ's rule.
+    - The method is seeded.
     """
 
     name = "detect_kd"
@@ -54,19 +60,23 @@ class DetectKD(zsqbench.StepSizeQuantizer):
     }
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
-    updates_per_epoch: int = Field(125, gt=0, description="updates of an epoch, however many images there are")
+    updates_per_epoch: int = Field(125, gt=0, description="updates of an epoch, for any number of images")
     optimizer: Literal["sgd", "adam"] = Field("adam", description="SGD with Nesterov's momentum, or Adam without")
     annealing: Literal["steps", "cosine"] = Field(
         "steps", description="learning rate: cut at milestones, or lowered from epoch to epoch along a cosine"
     )
-    augment: bool = Field(False, description="crop images, which would need other boxes: only where det_weight is 0")
-    temperature: float = Field(4.0, gt=0, description="T, by which maps are divided in the distillation loss")
+    augment: bool = Field(
+        False, description="crop images, which would need other boxes; allowed only with det_weight 0"
+    )
+    temperature: float = Field(4.0, gt=0, description="T, the temperature of maps in the distillation loss")
     feature_weight: float = Field(0.1, ge=0, description="weight of the mean squared error of features")
     det_weight: float = Field(1.0, ge=0, description="weight of the detector's training loss")
     boxes: Literal["set", "teacher"] | None = Field(
-        None, description="whose boxes: the set's, or what the float network finds; none: the set's where it has any"
+        None,
+        description="source of boxes: the set, or the float network; unset: the set where it has boxes, else "
+        "the float network",
     )
-    score: float = Field(0.2, ge=0, le=1, description="what the score of a box of the float network is above")
+    score: float = Field(0.2, ge=0, le=1, description="lower bound of the score of the float network's boxes")
     alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss")
 
     def quantize(
@@ -74,8 +84,8 @@ class DetectKD(zsqbench.StepSizeQuantizer):
     ) -> None:
         """Set step sizes, then train.
 
-        Raises ZSQBenchError for a network without a training loss, a set without boxes where it is to have them, and
-        images that are cropped away from their boxes.
+        Raises ZSQBenchError for a network without a training loss, and for images that are cropped away from their
+        boxes. Also raises it for a set without boxes where `boxes` is set.
         """
         import copy
 
@@ -87,16 +97,16 @@ class DetectKD(zsqbench.StepSizeQuantizer):
         if detection is None:
             raise zsqbench.ZSQBenchError(
                 f"quantizer {self.name!r} needs a detector whose task hands out its training loss, and "
-                f"{type(teacher.module).__name__} is none"
+                f"{type(teacher.module).__name__} is not one"
             )
         if self.det_weight and self.augment:
-            raise zsqbench.ZSQBenchError("augment crops images, and boxes stay: leave it false, or take det_weight: 0")
+            raise zsqbench.ZSQBenchError("augment crops images but not boxes: set augment: false or det_weight: 0")
         boxes = self._boxes(teacher, detection, data, ctx) if self.det_weight else None
         network = copy.deepcopy(student)  # quantizers round nothing before they are calibrated
         learned = _Learned.of(network, teacher.output_layers)
         ctx.note(f"{len(learned.features)} features are compared, and predictions of {len(learned.levels)} levels")
         taught = with_features(network, learned.nodes)
-        numbered = zsqbench.CalibrationSet(images, _numbers(len(images)))  # a batch knows its boxes by these
+        numbered = zsqbench.CalibrationSet(images, _numbers(len(images)))  # the numbers find the boxes of a batch
         names = [node.name for node in learned.nodes]
 
         def begin(engine: "FineTuning") -> "Callable[..., Mapping[str, Tensor]]":
@@ -105,24 +115,27 @@ class DetectKD(zsqbench.StepSizeQuantizer):
         self.train_on(student, teacher, numbered, ctx, begin, features=names)
 
     def adjustment(self, engine: "FineTuning") -> Callable[[int], None] | None:
-        """Nothing; updates are not recorded, for a training loss looks at what it matches."""
+        """A function that changes nothing, where there is a training loss; else the base's.
+
+        Updates are then not recorded on a GPU, because a training loss reads the values that it matches.
+        """
         return (lambda _: None) if self.det_weight else super().adjustment(engine)
 
     def _boxes(
         self, teacher: "Pretrained", detection: "Detection", data: "CalibrationSet", ctx: "StepContext"
     ) -> "Tensor":
-        """The boxes to find [M, 6], as a calibration set has them."""
+        """The target boxes [M, 6], in the format of a calibration set."""
         import torch
 
         if data.boxes is not None and self.boxes != "teacher":
             return data.boxes.to(ctx.device)
         if self.boxes == "set":
             raise zsqbench.ZSQBenchError(
-                "boxes are to be those of the calibration set, which has none: take a generator that makes some "
-                "(task_boxes), boxes: teacher, or det_weight: 0"
+                "the training loss needs boxes of the calibration set, which has none: take a generator that makes "
+                "boxes (task_boxes), or set boxes: teacher or det_weight: 0"
             )
         if self.boxes is None:
-            ctx.note("boxes are what the float network finds, since the calibration set has none")
+            ctx.note("boxes are those that the float network finds, because the calibration set has none")
         size = teacher.input_size[1:]
         found: list[Mapping[str, Tensor]] = []
         with torch.no_grad():
@@ -174,15 +187,15 @@ class DetectKD(zsqbench.StepSizeQuantizer):
 
 
 class _Learned:
-    """Nodes of a network's graph that are compared, in its order: features, and what heads predict at each level."""
+    """Nodes of a graph that are compared, in graph order: features, and the heads' predictions of each level."""
 
     def __init__(self, nodes: "Sequence[fx.Node]", features: Sequence[int], levels: Sequence[Sequence[int]]) -> None:
-        """`features` and `levels` are places among the nodes; a network may have no levels."""
+        """`features` and `levels` are indices of nodes. A network may have no levels."""
         self.nodes, self.features, self.levels = nodes, features, levels
 
     @classmethod
     def of(cls, network: "fx.GraphModule", output_layers: Sequence[str]) -> "_Learned":
-        """All layers and normalisations, and the calls of those that give raw outputs, by the size of their maps."""
+        """All layers and normalisations, and the calls that give raw outputs, grouped by the size of their maps."""
         from zsqbench.quant.graph import is_batch_norm, is_layer
 
         features = [node for node in network.graph.nodes if is_layer(node) or is_batch_norm(node)]
@@ -196,7 +209,7 @@ class _Learned:
         return cls(nodes, [place[node] for node in features], list(levels.values()))
 
     def maps(self, raw: Any, given: "Sequence[Tensor]") -> "list[Tensor]":
-        """The predictions of each level [N, values]; of a network without levels, each of its outputs."""
+        """The predictions of each level [N, values]; each output of a network without levels."""
         import torch
 
         from zsqbench.synthesis import flat_outputs
@@ -207,7 +220,7 @@ class _Learned:
 
 
 def _rounded(network: "fx.GraphModule", node: "fx.Node") -> "fx.Node":
-    """The quantizer behind a layer, where it has one, which gives what the network predicts."""
+    """The quantizer behind a layer, whose output is the network's prediction; the layer where there is none."""
     from zsqbench.quant import ActivationQuantizer
 
     behind = [user for user in node.users if user.op == "call_module"]

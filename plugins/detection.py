@@ -1,4 +1,4 @@
-"""Object detection on data in COCO's format: COCOeval's figures for boxes, by pycocotools."""
+"""Object detection on data in COCO's format, measured by COCOeval's box figures from pycocotools."""
 
 import functools
 import tempfile
@@ -28,40 +28,42 @@ if TYPE_CHECKING:
 _RESIZING = frozenset({"resize", "crop", "crop_mode", "classes"})
 _VALUES = frozenset({"mean", "std", "channels", "value_range"})
 _UNUSED = {"file": _RESIZING, TORCHVISION: _RESIZING | _VALUES, EMBEDDED_DETECTOR: _RESIZING | _VALUES | {"input_size"}}
-"""Fields of a model that would have no effect, by where it comes from."""
+"""Fields of a model that have no effect, by the origin of the model."""
 
 PICTURED, SHOWN, SHOWN_SCORE = 4, 20, 0.3
-"""Images of a picture, and which of their boxes: so many at most, with this score at least."""
+"""Images of a picture, largest number of boxes of each, and smallest score of a box."""
 
 
 class COCODetection(zsqbench.Task):
-    """Mean average precision of a detector, in percent. What is evaluated is never handed out for calibration.
+    """Mean average precision of a detector, in percent. Images that are evaluated are never handed out for calibration.
 
-    `coco` is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default; categories keep
+    `coco` is a folder of images and an instances JSON in COCO's format, laid out as val2017 by default. Categories keep
     their numbers, with gaps, and images without annotations count. `scenes` are embedded: coloured digits on 96 x 96
-    pixels. Detectors are torchvision's one-stage ones, the embedded `scenedetector`, or a user's file with `build`,
-    `preprocess` and `postprocess`, and `training_loss` for methods that train on boxes. Calibration images come from
-    another folder (`calibration`), or from a part of the images that is then not evaluated (`holdout`); they are
-    resized to the size that images are made in. Backbone, pyramid and heads are quantized; resizing, anchors, decoding
-    and suppression of overlapping boxes stay float.
+    pixels. Detectors are torchvision's one-stage detectors, the embedded `scenedetector`, or a user's file with
+    `build`, `preprocess` and `postprocess`. The file also has `training_loss` for methods that train on boxes.
+    Calibration images come from another folder (`calibration`), or from a part of the images that is then not evaluated
+    (`holdout`). They are resized to the size in which generators make images. Backbone, pyramid and heads are
+    quantized. Resizing, anchors, decoding and suppression of overlapping boxes stay float.
     """
 
     name: ClassVar[str] = "coco_detection"
     version: ClassVar[int] = 3
     metric: ClassVar[str] = "mAP"
-    # What these lead to, files and split, is in the identity by content.
+    # The files and the split that these options lead to are in the identity by content.
     execution_options: ClassVar[frozenset[str]] = frozenset(
         {"root", "images", "annotations", "calibration", "holdout", "split_seed"}
     )
     memory_options: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    data: Literal["coco", "scenes"] = Field("coco", description="what is detected")
+    data: Literal["coco", "scenes"] = Field("coco", description="kind of data")
     root: Path = Field(Path("coco"), description="folder of the data, under the data root")
-    images: Path = Field(Path("val2017"), description="folder of the images, in it")
-    annotations: Path = Field(Path("annotations/instances_val2017.json"), description="the instances JSON, in it")
-    calibration: Path | None = Field(None, description="another folder of images, under the data root, to calibrate on")
-    holdout: int = Field(0, ge=0, description="images to calibrate on and not to evaluate")
-    split_seed: int = Field(0, description="which images are held out")
+    images: Path = Field(Path("val2017"), description="folder of the images, in the folder of the data")
+    annotations: Path = Field(
+        Path("annotations/instances_val2017.json"), description="the instances JSON, in the folder of the data"
+    )
+    calibration: Path | None = Field(None, description="another folder of images under the data root, for calibration")
+    holdout: int = Field(0, ge=0, description="number of images that are for calibration and are not evaluated")
+    split_seed: int = Field(0, description="seed of the choice of held-out images")
     batch_size: int = Field(8, gt=0, description="images evaluated at a time, where they have the same size")
 
     @model_validator(mode="after")
@@ -78,9 +80,10 @@ class COCODetection(zsqbench.Task):
     def find_data(self, data_root: Path | None) -> zsqbench.DataFiles:
         """The files of both parts. Raises ZSQBenchError for a folder or annotations that are absent.
 
-        Where annotations or images are damaged, only cells that evaluate them are to fail: that is told when they do.
+        Damaged annotations or images raise no error here, because only cells that evaluate them should fail. They are
+        found during evaluation.
         """
-        if self.data == "scenes":  # the digits and how they are placed; the files are made when they are needed
+        if self.data == "scenes":  # identity: the digits and their places; the files are made on demand
             made_of = {digits.FILE.name: digits.FILE}
             return zsqbench.DataFiles(
                 made_of, made_of, {"scenes": scenes.VERSION}, (digits.FILE,), samples=scenes.EVALUATED
@@ -97,11 +100,11 @@ class COCODetection(zsqbench.Task):
         return zsqbench.DataFiles(evaluated, dict(found.calibration), split, folders, found.absent, samples=count)
 
     def find_model(self, model: zsqbench.ModelSpec) -> Mapping[str, Path]:
-        """The model file and the weights file, as far as there are such. Raises ZSQBenchError for an unknown name."""
+        """The model file and the weights file, where they exist. Raises ZSQBenchError for an unknown name."""
         files = {} if model.file is None else {"file": model.file}
         if model.file is None and model.base != EMBEDDED_DETECTOR and not (model.base or "").startswith(TORCHVISION):
             raise ZSQBenchError(
-                f"model {model.base!r} is no detector that is known; expected {EMBEDDED_DETECTOR}, {TORCHVISION}NAME, "
+                f"model {model.base!r} is not a known detector; expected {EMBEDDED_DETECTOR}, {TORCHVISION}NAME, "
                 f"such as {TORCHVISION}ssdlite320_mobilenet_v3_large, or a file of your own"
             )
         given = {name for name, value in model if value is not None}
@@ -117,7 +120,7 @@ class COCODetection(zsqbench.Task):
         return files | ({"weights": weights} if isinstance(weights, Path) else {})
 
     def load(self, model: zsqbench.ModelSpec, ctx: zsqbench.StepContext) -> zsqbench.Pretrained:
-        """Build the detector, and try it on a black image; ZSQBenchError where that fails or it cannot be traced."""
+        """Build the detector and run it on a black image. Raises ZSQBenchError if that or tracing fails."""
         from zsqbench.quant import capture, output_layers
 
         detector = _detector(model, model.weights_to_load(ctx.note))
@@ -141,7 +144,7 @@ class COCODetection(zsqbench.Task):
     def evaluate(
         self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext
     ) -> zsqbench.Evaluation:
-        """COCOeval's twelve figures, of all images and all boxes that the detector finds in them.
+        """COCOeval's twelve figures, from all images and all boxes that the detector finds in them.
 
         Raises ZSQBenchError for damaged data, and for boxes of which none has a category of the data.
         """
@@ -166,7 +169,7 @@ class COCODetection(zsqbench.Task):
         seen = set(detections.categories.tolist())
         if seen and not seen & known:
             raise ZSQBenchError(
-                f"the detector's labels ({_some(seen)}) are no categories of {found.instances.path} ({_some(known)}): "
+                f"the detector's labels ({_some(seen)}) are not categories of {found.instances.path} ({_some(known)}): "
                 "postprocess must give their numbers as the data has them"
             )
         truth = found.instances.of(evaluated)
@@ -181,7 +184,7 @@ class COCODetection(zsqbench.Task):
         resampled = matches.average_precisions(zsqbench.resamples(len(evaluated)))
         return zsqbench.Evaluation(
             {**figures, "samples": len(evaluated)},
-            # without one of few images there may be no box to be found
+            # a resample of few images may have no box to find
             resampled={name: values.tolist() for name, values in resampled.items() if np.isfinite(values).all()},
             tensors={name: torch.from_numpy(values) for name, values in kept.items()},
         )
@@ -192,7 +195,7 @@ class COCODetection(zsqbench.Task):
         return lambda image: detector.preprocess(eight_bit(image))[None]
 
     def picture(self, module: "nn.Module", pretrained: zsqbench.Pretrained, ctx: zsqbench.TaskContext) -> "Image":
-        """The boxes of the float network, left, and of the quantized one in the first of the evaluated images."""
+        """The first evaluated image with the boxes of the float network (left) and of the quantized one."""
         from zsqbench.reports.plots import boxes_side_by_side
 
         found, detector, rows = self._find(ctx), cast("Detector", pretrained.decoding), []
@@ -271,13 +274,15 @@ class COCODetection(zsqbench.Task):
             calibration = _list_images(elsewhere)
         shared = {path.resolve() for path in calibration.values()} & {path.resolve() for _, path in evaluated}
         if shared:
-            raise ZSQBenchError(f"{min(shared)} is evaluated and among the images to calibrate on; nothing may be both")
+            raise ZSQBenchError(
+                f"{min(shared)} is evaluated and among the images to calibrate on; no image may be both"
+            )
         return _FoundImages(instances, evaluated, calibration)
 
     def _batches(
         self, found: "_FoundImages", detector: "Detector"
     ) -> "Iterator[list[tuple[ImageFile, Image, torch.Tensor]]]":
-        """Images that come one after the other and have the same size as tensors, so many at most."""
+        """Batches of consecutive images that have the same size as tensors, up to `batch_size`."""
         batch: list[tuple[ImageFile, Image, torch.Tensor]] = []
         for entry, path in found.evaluated:
             image = open_image(path)
@@ -297,17 +302,17 @@ class COCODetection(zsqbench.Task):
 
 @dataclass(frozen=True)
 class _FoundImages:
-    """The images that are evaluated, each with its file, and those that are not, by name."""
+    """The evaluated images with their files, and the images that are not evaluated, by name."""
 
     instances: Instances
     evaluated: tuple[tuple[ImageFile, Path], ...]
     calibration: Mapping[str, Path]
     absent: str | None = None
-    """Why there is nothing to calibrate on, where the task names a folder for that."""
+    """The reason why there are no calibration images although the task names a folder for them."""
 
 
 def _find_scenes(folder: Path | None) -> _FoundImages:
-    """The embedded data, which is written where it is not there yet."""
+    """The embedded data, which is written if it is absent."""
     root = (folder or Path(tempfile.gettempdir()) / "zsqbench") / f"scenes-{scenes.VERSION}"
     if not root.is_dir():
         scenes.write_scenes(root)
@@ -351,7 +356,7 @@ def _detector(model: zsqbench.ModelSpec, weights: Weights | None) -> "Detector":
 
 
 def _try(detector: "Detector", name: str) -> None:
-    """Raises ZSQBenchError where a step between a black image and its boxes fails, or gives something else."""
+    """Raise ZSQBenchError where a step from a black image to its boxes fails or gives something else."""
     import torch
     from PIL.Image import new
 
@@ -368,7 +373,7 @@ def _try(detector: "Detector", name: str) -> None:
 
 
 def _shown(found: "Found", names: Mapping[int, str]) -> list[tuple[list[float], str]]:
-    """The best boxes, with their category."""
+    """The best boxes with their categories."""
     import torch
 
     order = torch.argsort(found["scores"], descending=True)[:SHOWN]

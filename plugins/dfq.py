@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     Norms = dict[str, tuple[Tensor, Tensor]]
 
 HOMOGENEOUS = frozenset({"identity", "leakyrelu", "prelu", "relu", "relu6"})
-"""What may stand between equalized layers: a factor above zero passes through it (through ReLU6 with its bound)."""
+"""Operators allowed between equalized layers: a positive factor passes through them (ReLU6: with its bound)."""
 CONVERGED = 1e-3
-"""Equalization ends with a sweep that changes no range by more than this part of it."""
+"""Equalization ends when a sweep changes no range by more than this part of the range."""
 TOLERATED_ABOVE = 1e-4
-"""The share of values above 6 from which on a table says that ReLU6 became ReLU.
+"""Share of values above 6 from which a table has a footnote that ReLU6 became ReLU.
 
-EfficientNet-Lite0, with 0.0012, loses 16 points of 85 by that; the embedded MobileNetV2, with 1e-7, loses none.
+EfficientNet-Lite0 has a share of 0.0012 and loses 16 points of 85. The embedded MobileNetV2 has 1e-7 and loses none.
 """
 UNBOUNDED = "dfq_unbounded"
 """Key of a graph's `meta`: the paths of the layers whose ReLU6 became ReLU."""
@@ -31,29 +31,39 @@ UNBOUNDED = "dfq_unbounded"
 class DFQ(zsqbench.GridQuantizer):
     """Equalizes weights, and takes ranges and bias corrections from batch normalisation: no data, no training.
 
-    On folded layers, in this order: cross-layer equalization, until consecutive layers (in chains of any length,
-    depthwise ones included) have the same largest |weight| in each channel between them; high-bias absorption, c =
-    max(0, beta - 3 gamma); weights from end to end on one affine grid per tensor, activations on beta +- 6 gamma, cut
-    off at the bounds of their function; and analytic bias correction, b -= (Q(W) - W) E[x]. For tensors that no batch
-    normalisation describes, `zsqbench.quant.corrections.bn_moments` carries mean and variance along the graph.
+    The method works on folded layers, in this order:
 
-    The paper's other bias correction, empirical, needs images and is not implemented. Nor are AIMET's released
-    defaults, which use it.
+    - Cross-layer equalization. Consecutive layers (in chains of any length, depthwise layers included) get the same
+      largest |weight| in each channel between them.
+    - High-bias absorption, c = max(0, beta - 3 gamma).
+    - Ranges. Weights are on one affine grid for each tensor, from end to end. Activations end at beta +- 6 gamma, cut
+      off at the bounds of their function.
+    - Analytic bias correction, b -= (Q(W) - W) E[x].
 
-    Deviations: a batch normalisation's output deviates by gamma sqrt(var / (var + eps)), where the paper has gamma;
-    they differ in dead channels. A channel whose weights are zero, or below a 2^24th of the layer's largest, is a
-    constant, and is folded into the next bias before equalization, which would blow it up. ReLU6 becomes ReLU only
-    where equalized layers share it (in the paper everywhere). That changes the network: a MobileNetV1 of which 1 % of
-    the values exceed 6 falls from 57 to 9 % before anything is quantized. `relu6: per_channel` changes nothing, but
-    asks for a bound for each channel, which not all hardware has. Biases are corrected behind sums and poolings and in
-    the first layer, too, with pixels expected uniform and tensors that are added independent.
+    Where no batch normalisation describes a tensor, `zsqbench.quant.corrections.bn_moments` carries mean and variance
+    along the graph.
 
-    Absorption and bias correction are inexact along borders where a layer pads with zeros: an absorbed c is added
-    there without having been taken away, which may cost more than absorption gains (`absorb_padded` leaves these
-    layers out). Absorption is also inexact for what lies below c, of a normal distribution 0.13 %.
+    The paper's other bias correction, empirical, needs images and is not implemented. AIMET's released defaults, which
+    use it, are not implemented either.
 
-    The paper has no transposed convolutions. Where these have a stride, each place of the output reads another part of
-    the kernel, so nothing is absorbed into their bias, and it is corrected for the part that is read on average.
+    Deviations:
+
+    - The output of a batch normalisation deviates by gamma sqrt(var / (var + eps)); the paper has gamma. The two differ
+      in dead channels.
+    - A channel whose weights are zero, or below a 2^24th of the layer's largest, is a constant. It is folded into the
+      next bias before equalization, which would otherwise enlarge it without bound.
+    - ReLU6 becomes ReLU only between equalized layers; in the paper everywhere. This changes the network: a MobileNetV1
+      in which 1 % of the values exceed 6 falls from 57 to 9 % before quantization. `relu6: per_channel` changes
+      nothing, but needs a bound for each channel, which not all hardware has.
+    - Biases are also corrected behind sums and poolings and in the first layer. Pixels are assumed uniform, and tensors
+      that are added are assumed independent.
+
+    Absorption and bias correction are inexact along borders where a layer pads with zeros. There an absorbed c is added
+    although it was not subtracted. This may cost more than absorption gains; `absorb_padded: false` leaves these layers
+    out. Absorption is also inexact for values below c, 0.13 % of a normal distribution.
+
+    The paper has no transposed convolutions. In those with a stride, each position of the output reads another part of
+    the kernel. So nothing is absorbed into their bias, and the bias is corrected for the part that is read on average.
     """
 
     name = "dfq"
@@ -62,27 +72,35 @@ class DFQ(zsqbench.GridQuantizer):
     needs_bn = True
 
     equalization: bool = Field(True, description="rescale channels so that consecutive layers have equal ranges")
-    sweeps: int = Field(40, gt=0, description="passes over all pairs of layers, unless equalization converges before")
+    sweeps: int = Field(
+        40, gt=0, description="largest number of passes over all pairs of layers; fewer where equalization converges"
+    )
     relu6: Literal["relu", "per_channel"] = Field(
-        "relu", description="what becomes of ReLU6 between such layers: ReLU, or a bound for each channel"
+        "relu", description="function that replaces ReLU6 between equalized layers: ReLU, or a bound for each channel"
     )
-    absorption: bool = Field(True, description="move what almost always passes a ReLU into the next layer's bias")
+    absorption: bool = Field(
+        True, description="move the part of values that almost always passes a ReLU into the next layer's bias"
+    )
     absorb_padded: bool = Field(
-        True, description="also where the next layer pads with zeros, which is inexact at borders"
+        True, description="absorb also where the next layer pads with zeros, which is inexact at borders"
     )
-    absorption_sigmas: float = Field(3.0, ge=0, description="how many standard deviations below the mean that is")
+    absorption_sigmas: float = Field(
+        3.0, ge=0, description="standard deviations between the mean and the absorbed value below it"
+    )
     bias_correction: bool = Field(True, description="correct biases by the expected error of the quantized weights")
     sigmas: float = Field(6.0, gt=0, description="standard deviations between mean and ends of an activation's range")
-    per_channel: bool = Field(False, description="a grid for each output channel of a weight, or one for the weight")
+    per_channel: bool = Field(
+        False, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """Batch normalisation that is not folded, besides a grid that is not the demanded one."""
+        """Reject unfolded batch normalisation, and a grid that is not the demanded one."""
         if not scheme.is_float and not scheme.placement.fold_bn:
             return "it needs batch normalisation folded into the layers, and the scheme leaves it unfolded"
         return super().rejects(scheme)
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put quantizers in place, and what the method needs: biases, and no bound that cannot be moved."""
+        """Insert quantizers, and the biases and movable bounds that the method needs."""
         from zsqbench.quant import add_biases, drop_bounds, free_bounds
 
         student = super().prepare(teacher, scheme)
@@ -127,7 +145,9 @@ class DFQ(zsqbench.GridQuantizer):
                 self._absorb(graph, norms, ctx)
             moments = input_moments(graph, Moments.uniform(*pixels), norms, self.sigmas)
             for name, quantizer in activation_quantizers(graph):
-                calls = moments[quantizer]  # several where levels of a pyramid share the layer that makes the tensor
+                calls = moments[
+                    quantizer
+                ]  # several calls where levels of a pyramid share the layer that makes the tensor
                 low, high = min(values.low.min() for values in calls), max(values.high.max() for values in calls)
                 if not (low.isfinite() and high.isfinite()):
                     raise zsqbench.ZSQBenchError(
@@ -208,7 +228,7 @@ def _note_unbounded(student: Any, norms: "Norms", ctx: "StepContext") -> None:
 
 
 def _share_above(mean: "Tensor", deviation: "Tensor", amounts: "Tensor") -> "Tensor":
-    """How many of a channel's normally distributed values are expected to be at least this; one of 0 / 0."""
+    """The expected share of a channel's normally distributed values that are at least this amount; 1 for 0 / 0."""
     import torch
 
     share: Tensor = torch.special.ndtr(((mean - amounts) / deviation).nan_to_num(nan=torch.inf, posinf=torch.inf))
@@ -224,10 +244,10 @@ def _pairs(student: Any) -> "list[Pair]":
 
 
 def _fold_constants(student: Any, pair: "Pair", norms: "Norms") -> int:
-    """Move the channels for which a layer has no weights into the next bias; returns how many.
+    """Move the channels for which a layer has no weights into the next bias. Returns their number.
 
-    Where the next layer pads with zeros, it would see such a constant there, too, and a transposed convolution with a
-    stride makes no constant of one: it stays, unless it is zero.
+    A constant that is not zero stays in two cases. A next layer that pads with zeros would see it in the padding too. A
+    transposed convolution with a stride does not turn it into a constant.
     """
     import torch
 
@@ -254,7 +274,7 @@ def _fold_constants(student: Any, pair: "Pair", norms: "Norms") -> int:
 
 
 def _bound(student: Any, pair: "Pair") -> "Tensor | None":
-    """The bounds of the activation function between, where they can be moved."""
+    """The bounds of the activation function between two layers, or None where they cannot be moved."""
     from zsqbench.quant import BoundedReLU
 
     if pair.activation is None or pair.activation.op != "call_module":
@@ -264,7 +284,7 @@ def _bound(student: Any, pair: "Pair") -> "Tensor | None":
 
 
 def _norms(student: Any) -> "Norms":
-    """Beta and gamma of the batch normalisation that each layer took in. Raises ZSQBenchError where there is none."""
+    """Beta and gamma of the norm folded into each layer. Raises ZSQBenchError if the network has no norms."""
     from zsqbench.quant import norm_moments
     from zsqbench.quant.graph import FOLDED, is_batch_norm
 
@@ -277,13 +297,13 @@ def _norms(student: Any) -> "Norms":
 
 
 def _correct_biases(student: Any, moments: "dict[nn.Module, list[Moments]]") -> None:
-    """Take from each bias what the rounding of the weight makes of the expected inputs."""
+    """Subtract from each bias the expected effect of the weight's rounding error."""
     import torch
 
     from zsqbench.quant import corrected_bias, kernel_share, quantized_layers
 
     for _, layer in quantized_layers(student):
-        channels = -1 if layer.weight.dim() == 2 else 1  # noqa: PLR2004 - of a linear layer
+        channels = -1 if layer.weight.dim() == 2 else 1  # noqa: PLR2004 - a linear layer
         means = [values.mean.movedim(channels, 0).flatten(1).mean(1) for values in moments[layer]]
         mean, groups = torch.stack(means).mean(0), getattr(layer, "groups", 1)
         weights = layer.weight, layer.quantized_weight()

@@ -25,45 +25,56 @@ PUBLISHED_WEIGHTS = {
     "mobilenetv2_w1": 3e-5,
     "mobilenetv2b_w1": 3e-5,
 }
-"""Weights of the output loss in the release, by the networks' names in torchvision, BRECQ, timm and pytorchcv."""
+"""Weights of the output loss in the release, by the names of networks in torchvision, BRECQ, timm and pytorchcv."""
 
 USUAL_WEIGHT = 1e-5
-"""What Sony's Model Compression Toolkit, the authors' own library, takes for every network."""
+"""Weight for every network in the authors' own library, Sony's Model Compression Toolkit."""
 
 PUBLISHED_BATCHES = 8
 """Memory batches of the release: 1,024 images, 128 at a time."""
 
 
 class DGH(zsqbench.Generator):
-    """Images that together have the statistics of every BN layer, seen through flips, blur and crops, outputs spread.
+    """Images that together match the statistics of every BN layer, seen through flips, blur and crops.
 
-    Three parts, each with its switch: statistics of all images (`scope`; Eq. 5), although only a memory batch is in the
-    network at a time; image preprocessing (`image_pipeline`); and a loss that stretches the range of the network's
-    outputs (`output_weight`; Eq. 6 and 7). What is left without them (`scope: batch`, false, 0) matches each batch.
+    The method has three parts, each with its switch. Statistics are those of all images (`scope`; Eq. 5), although only
+    one memory batch is in the network at a time. Images are preprocessed (`image_pipeline`). A loss stretches the range
+    of the network's outputs (`output_weight`; Eq. 6 and 7). Without these parts (`scope: batch`, false, 0), the method
+    matches each batch.
 
-    Follows the released code (ssi-research/DGH) where the paper is silent: the weight 10 of deviations (the paper reads
-    as 1), the input as one more layer, slack 0.5, an optimiser and a plateau schedule that forgets its best loss for
-    each batch, whole batches flipped and cropped alike, a clamp that gradients pass straight through, the constraint of
-    the output loss once for each output. After a step, the kept statistics of its batch are those of the augmented
-    images before it; only those of the input are of the finished images, as in the release.
+    Where the paper is silent, the class follows the released code (ssi-research/DGH):
 
-    The weight of the output loss against the statistics changes with the number n of memory batches whose statistics
-    are matched together, since a batch has the whole output loss and 1/n of the statistics. The published weights are
-    for n = 8; here the weight is always `output_weight` * 8 / n, so that another batch size, number of images or scope
-    (n = 1 for `batch` and `image`) leaves the balance as it was; a smaller last batch counts by its share of images. By
-    default it is the published one for ResNet-18 (3e-7), ResNet-50 (1e-7) and MobileNetV2 (3e-5), and 1e-5 for any
-    other network.
+    - The weight of deviations is 10; the paper reads as 1.
+    - The input is one more layer, and the slack is 0.5.
+    - Each batch has an optimiser and a plateau schedule that forgets its best loss.
+    - Whole batches are flipped and cropped alike.
+    - Gradients pass the clamp unchanged.
+    - The constraint of the output loss counts once for each output.
+    - After a step, the kept statistics of its batch are those of the augmented images before the step. Only the input's
+      statistics are those of the finished images.
 
-    Memory grows with the number of images by the pixels, twice as much for the optimiser, and two numbers for each
+    A batch has the whole output loss but only 1/n of the statistics. n is the number of memory batches whose statistics
+    are matched together. So the balance of the two losses depends on n. The published weights are for n = 8. Here the
+    weight is always `output_weight` * 8 / n. Another batch size, number of images or scope (n = 1 for `batch` and
+    `image`) then keeps the balance. A smaller last batch counts by its share of images. The default is the published
+    weight for ResNet-18 (3e-7), ResNet-50 (1e-7) and MobileNetV2 (3e-5), and 1e-5 for any other network.
+
+    Memory grows with the number of images: by the pixels, twice as much for the optimiser, and two numbers for each
     batch and channel.
 
-    Deviations: float32 unless settings.precision says bf16, and statistics always (the release: fp16 with a scaled
-    loss); variances merged without cancellation, hence no eps that grows until no root is NaN; a smaller last batch
-    weighs less; outputs are what the module returns, each flattened (the release: convolutions and linear layers that
-    feed the end of an fx graph), and of a detector what the last layer of each head gives, over all levels of its
-    pyramid, constrained once for all; 1x1 maps have no deviation term, and the output loss is constrained at the last
-    BN that a pass reaches with larger maps; extra pixels in proportion to the image (the release: 32 for 224); without
-    the pipeline images are still clamped; seeded.
+    Deviations:
+
+    - Precision is float32 unless settings.precision says bf16, and always float32 for statistics. The release has fp16
+      with a scaled loss.
+    - Variances are merged without cancellation. The release needs an eps that grows until no root is NaN.
+    - A smaller last batch weighs less.
+    - Outputs are the tensors that the module returns, each flattened. The release takes the convolutions and linear
+      layers that feed the end of an fx graph. A detector's outputs are those of the last layer of each head, over all
+      levels of its pyramid, constrained once for all.
+    - 1x1 maps have no deviation term. The output loss is constrained at the last BN of a pass that has larger maps.
+    - Extra pixels are in proportion to the image. The release has 32 for 224.
+    - Without the pipeline images are still clamped.
+    - The method is seeded.
     """
 
     name = "dgh"
@@ -77,23 +88,25 @@ class DGH(zsqbench.Generator):
     iterations: int = Field(1000, gt=0, description="RAdam steps for each batch")
     lr: float = Field(16.0, gt=0, description="learning rate of RAdam, in normalised pixels")
     scope: Literal["all", "batch", "image"] | Annotated[int, Field(gt=0)] = Field(
-        "all", description="whose statistics are matched: of all images, each batch, each image, or groups of a number"
+        "all",
+        description="images whose statistics are matched together: all, a batch, one image, or groups of this number",
     )
     image_pipeline: bool = Field(True, description="flip, blur and crop images on their way to the network")
     output_weight: Auto[float] = auto(
         ge=0,
-        description="weight of the output loss for 8 batches, 0 for none; by default the published one of the network",
+        description="weight of the output loss for 8 batches; 0 disables it; unset: the value published for "
+        "this network",
     )
     std_weight: float = Field(10.0, ge=0, description="weight of deviations against means")
-    slack: float = Field(0.5, ge=0, description="how far features may be from normal before the output loss minds")
+    slack: float = Field(0.5, ge=0, description="distance of features from normal that the output loss leaves free")
     extra_pixels: Auto[int] = auto(
-        ge=0, description="height and width beyond the image's, for crops; by default 32 for 224, in proportion"
+        ge=0, description="height and width beyond the image's, for crops; unset: 32 for 224, in proportion"
     )
-    filter_size: int = Field(3, gt=0, description="side of the blur, odd")
+    filter_size: int = Field(3, gt=0, description="side of the blur in pixels; odd")
     filter_sigma: float = Field(1.25, gt=0, description="standard deviation of the blur, in pixels")
-    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
+    factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rate on a plateau")
     patience: Auto[int] = auto(
-        ge=0, description="steps without a better loss that make a plateau; by default iterations / 50"
+        ge=0, description="steps without a better loss that make a plateau; unset: iterations / 50"
     )
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
 
@@ -108,7 +121,7 @@ class DGH(zsqbench.Generator):
         return self
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:  # noqa: ARG002 - needs no scheme
-        """The published weight of this architecture, and what follows from image size and iterations."""
+        """The published weight of this architecture, and the values that follow from image size and iterations."""
         return {
             "output_weight": published_weight(network.architecture),
             "extra_pixels": round(32 * max(network.input_size[1:]) / 224) if self.image_pipeline else 0,
@@ -116,7 +129,7 @@ class DGH(zsqbench.Generator):
         }
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise all batches in turns; an interrupted run goes on where its last checkpoint was."""
+        """Optimise all batches in turns; an interrupted run resumes from its last checkpoint."""
         from dataclasses import replace
 
         import torch
@@ -136,7 +149,7 @@ class DGH(zsqbench.Generator):
         return zsqbench.CalibrationSet(images, provenance=provenance)
 
     def output_weight_of(self, share: float) -> float:
-        """The weight of the output loss of a batch that has this share of the images that are matched together."""
+        """The output loss's weight for a batch with this share of the images that are matched together."""
         return self.output_weight * PUBLISHED_BATCHES * share
 
     @property
@@ -146,14 +159,14 @@ class DGH(zsqbench.Generator):
 
 
 def published_weight(architecture: str | None) -> float:
-    """The weight of the output loss that the release has for an architecture, or the usual one."""
+    """The weight of the output loss that the release has for an architecture, or the usual weight."""
     library, _, name = (architecture or "").partition("/")
-    name = name.partition(".")[0] if library == "timm" else name  # timm/resnet18.a1_in1k: weights by their tag
+    name = name.partition(".")[0] if library == "timm" else name  # timm/resnet18.a1_in1k: the tag names the weights
     return PUBLISHED_WEIGHTS.get(name, USUAL_WEIGHT)
 
 
 class _Run:
-    """What one call of `generate` keeps between steps: the pipeline, the visits, statistics of all batches."""
+    """The state of one call of `generate` between steps: the pipeline, the visits, statistics of all batches."""
 
     def __init__(
         self,
@@ -189,7 +202,7 @@ class _Run:
         self._batch_moments: tuple[Tensor, Tensor] | None = None
 
     def begin(self, batch: int, pixels: "Tensor | None") -> Any:
-        """Draw a batch and note its statistics, or go on with its pixels."""
+        """Draw the pixels of a batch and store its statistics, or resume with given pixels."""
         import torch
 
         from zsqbench.synthesis import PixelBatch, Plateau, RectifiedAdam
@@ -204,17 +217,17 @@ class _Run:
         return PixelBatch(pixels.to(self.ctx.device), RectifiedAdam, plateau, options.iterations)
 
     def losses(self, pixels: "Tensor", step: int) -> "tuple[Tensor, dict[str, Tensor]]":
-        """What a step minimises, and its parts."""
+        """The loss that a step minimises, and its parts."""
         batch, flip, top, left = self.visits[step]
         images = self.pipeline.augment(pixels, flip=bool(flip), top=top, left=left)
-        stretched = self.output_weights[batch] > 0  # found here: a compiled function would be one for each batch
+        stretched = self.output_weights[batch] > 0  # found here, else each batch would compile its own function
         bn_loss, output_loss, self._batch_moments = self._measure(images, batch, stretched)
         if output_loss is None:
             return bn_loss, {"bn_loss": bn_loss}
         return bn_loss + self.output_weights[batch] * output_loss, {"bn_loss": bn_loss, "output_loss": output_loss}
 
     def stepped(self, pixels: "Tensor", step: int) -> None:
-        """Note the statistics of the batch: of the layers before the step, of the finished images after it."""
+        """Store the statistics of the batch: of the layers before the step, of the finished images after it."""
         import torch
 
         if self.store is not None and self._batch_moments is not None:
@@ -224,7 +237,7 @@ class _Run:
                 self.store.put_input(batch, self.pipeline.finalize(pixels))
 
     def keep(self) -> dict[str, Any]:
-        """What a checkpoint holds besides pixels and optimisers."""
+        """The part of a checkpoint besides pixels and optimisers."""
         return {"visits": self._drawn} | ({} if self.store is None else self.store.state())
 
     def _measure_eagerly(
@@ -259,10 +272,10 @@ def initial_pixels(count: int, extra: int, teacher: "Pretrained", ctx: "StepCont
 
 
 def draw_visits(iterations: int, batches: int, room: int, flips: float, ctx: "StepContext") -> "Tensor":
-    """All that is random in the loop, at once, so that no step waits for a GPU's numbers: int64 [steps, 4].
+    """All random numbers of the loop, drawn at once, so that no step waits for a GPU: int64 [steps, 4].
 
     Each row is a step: the batch, whether it is flipped, top and left of its crop. Each iteration visits all batches in
-    an order of its own.
+    its own order.
     """
     import torch
 

@@ -18,26 +18,34 @@ NOISE_BATCH = 64
 """Noise images in the network at a time while margins are measured."""
 
 PRIOR_SHIFT = 30
-"""Pixels that the images are rolled by at most before the release takes their smoothness."""
+"""Largest shift in pixels by which the release rolls the images before it measures their smoothness."""
 
 
 class DSG(zsqbench.PixelGenerator):
-    """ZeroQ's images, diversified: gaps within a margin are free, and each image emphasises a layer of its own.
+    """ZeroQ's images, diversified: gaps within a margin are free, and each image emphasises its own layer.
 
-    Slack distribution alignment: each image's mean and deviation at a layer may be off by the layer's margin, which is
-    the quantile `margin` of the gaps that Gaussian noise has. Layer-wise sample enhancement: the gaps of image i at
-    layer i (modulo the number of layers) are doubled before they are squared. Else the loss is ZeroQ's release, which
-    DSG's is a fork of, with images that start uniform in [0, 1).
+    Slack distribution alignment: each image's mean and deviation at a layer may be off by the layer's margin. The
+    margin is the quantile `margin` of the gaps of Gaussian noise. Layer-wise sample enhancement: the gaps of image i at
+    layer i (modulo the number of layers) are doubled before they are squared. Otherwise the loss is that of ZeroQ's
+    release, of which DSG's code is a fork. Images start uniform in [0, 1).
 
-    A reconstruction: the margins of the release come from files that are not in its repository, no code computes them,
-    and the quantile 0.9 is from memory of the paper, whose text could not be looked up. The default preset is `paper`,
-    these two parts alone. `released` is the PTQ branch of the repository of 2023, an extension: emphasis for layers 0
-    to 19 of images 0 to 19 only; a sample correlation term (eigenvalues and eigenvectors of the images' cosine matrix
-    against those of fresh noise, by the number of layers); twice the cross-entropy towards random labels, so the
-    network must be a classifier; 0.01 times total variation and 0.01 times the mean norm of the images.
+    This is a reconstruction. The release reads margins from files that are not in its repository, and no code computes
+    them. The quantile 0.9 is from memory of the paper, whose text could not be looked up. The default preset is
+    `paper`, these two parts alone. `released` is the PTQ branch of the repository of 2023, an extension with these
+    changes:
 
-    Deviations: `dsg_il` is the row "DSG+IL" of HAST's and IntraQ's tables, and this is not; further batches where
-    `images` exceeds `batch_size`; a layer with 1x1 maps has no deviation term; seeded.
+    - Only images 0 to 19 emphasise a layer, layers 0 to 19.
+    - A sample correlation term compares eigenvalues and eigenvectors of the images' cosine matrix with those of fresh
+      noise, multiplied by the number of layers.
+    - Twice the cross-entropy towards random labels is added, so the network must be a classifier.
+    - 0.01 times total variation and 0.01 times the mean norm of the images are added.
+
+    Deviations:
+
+    - `dsg_il` is the row "DSG+IL" of HAST's and IntraQ's tables; this generator is not.
+    - Further batches are made where `images` exceeds `batch_size`.
+    - A layer with 1x1 maps has no deviation term.
+    - The method is seeded.
     """
 
     name = "dsg"
@@ -47,26 +55,31 @@ class DSG(zsqbench.PixelGenerator):
         "released": {"emphasised": 20, "extended": True},
     }
 
-    preset: Literal["paper", "released"] = Field("paper", description="the two parts of the paper, or all of the code")
+    preset: Literal["paper", "released"] = Field(
+        "paper", description="paper: the two parts of the paper; released: all of the code"
+    )
     images: int = Field(64, gt=0, description="size of the calibration set; 64 in the release's README")
     batch_size: int = Field(64, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(500, gt=0, description="Adam steps for each batch")
     lr: float = Field(0.9, gt=0, description="learning rate of Adam")
     patience: int = Field(260, ge=0, description="iterations without a better loss that make a plateau")
-    margin: float = Field(0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise that is free")
-    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise that margins are measured on")
+    margin: float = Field(
+        0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise up to which gaps are free"
+    )
+    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise on which margins are measured")
     enhancement: bool = Field(True, description="let each image emphasise a layer")
     emphasised: Auto[Literal["all"] | Annotated[int, Field(gt=0)]] = auto(
-        description="how many images, from the first on, emphasise a layer, image i layer i; all: every one, in turns"
+        description="number of first images that emphasise a layer, image i layer i; all: every image, layers in turns"
     )
-    extended: Auto[bool] = auto(description="add what the repository of 2023 adds to the loss; needs a classifier")
+    extended: Auto[bool] = auto(description="add the terms of the repository of 2023 to the loss; needs a classifier")
     pairing: Literal["conv_output", "bn_input"] = Field(
         "conv_output",
-        description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs",
+        description="tensors whose statistics are compared with BN statistics: outputs of convolutions, "
+        "paired by order, or BN inputs",
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from dataclasses import replace
 
         import torch
@@ -77,7 +90,7 @@ class DSG(zsqbench.PixelGenerator):
         extended = self.extended
         if extended and teacher.classes is None:
             raise zsqbench.ZSQBenchError(
-                "generator 'dsg' needs a classifier where it is extended, as its preset released is"
+                "generator 'dsg' needs a classifier where it is extended, as in its preset released"
             )
         with BNLoss(teacher.module, replace(ZEROQ, hook_point=self.pairing)) as bn_loss:
             kept = _with_margins(bn_loss, state, self.margin, self.margin_images, teacher, ctx)
@@ -105,7 +118,7 @@ class DSG(zsqbench.PixelGenerator):
         return zsqbench.CalibrationSet(images, kept["labels"].cpu() if extended else None)
 
     def emphasis(self, layers: int) -> "Tensor":
-        """What the gaps of each image [N] at each layer [L] are multiplied by: 1 or 2."""
+        """The factors of the gaps of each image [N] at each layer [L]: 1 or 2."""
         import torch
 
         factors = torch.ones(self.images, layers)
@@ -122,20 +135,23 @@ class DSG(zsqbench.PixelGenerator):
 class DSGIL(InceptionGenerator):
     """DSG with an inception loss: HAST's pipeline, whose statistics of the batch have DSG's margins.
 
-    The baseline "DSG+IL" of HAST's and IntraQ's tables. No released code is it, so this is a reconstruction: `zeroq_il`
-    where gaps of a layer count beyond a margin only, the quantile `margin` of the absolute gaps of its channels for
-    Gaussian noise. Statistics are those of a batch, so there is no image that could emphasise a layer.
+    The baseline "DSG+IL" of HAST's and IntraQ's tables. No code of it was released, so this is a reconstruction. It is
+    `zeroq_il` where gaps of a layer count only beyond a margin. The margin is the quantile `margin` of the absolute
+    gaps of the layer's channels for Gaussian noise. Statistics are those of a batch, so no single image can emphasise a
+    layer.
 
-    Margins are those of all `margin_images` together, not of a batch of 256. The presets are `zeroq_il`'s, and so are
-    the other deviations.
+    Margins are those of all `margin_images` together, not of a batch of 256. The presets and the other deviations are
+    those of `zeroq_il`.
     """
 
     name = "dsg_il"
-    margin: float = Field(0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise that is free")
-    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise that margins are measured on")
+    margin: float = Field(
+        0.9, ge=0, le=1, description="quantile of the gaps of Gaussian noise up to which gaps are free"
+    )
+    margin_images: int = Field(1024, gt=0, description="images of Gaussian noise on which margins are measured")
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from zsqbench.synthesis import HAST, BNLoss
 
         self, state = self.resolved(teacher), ctx.resume() or {}
@@ -148,7 +164,7 @@ class DSGIL(InceptionGenerator):
 def _with_margins(
     bn_loss: "BNLoss", state: dict[str, Any], margin: float, images: int, teacher: "Pretrained", ctx: "StepContext"
 ) -> "dict[str, Tensor]":
-    """Allow the margins of a checkpoint, or else those of Gaussian noise; returns what the next one keeps."""
+    """Set the margins of a checkpoint, or else those of Gaussian noise. Returns the entries of the next checkpoint."""
     from zsqbench.synthesis import batch_sizes
 
     margins = state.get("margins")
@@ -172,7 +188,7 @@ def _uniform(shape: tuple[int, ...], ctx: "StepContext") -> "Tensor":
 def _extension(
     pixels: "Tensor", outputs: Any, labels: "Tensor", layers: int, ctx: "StepContext"
 ) -> "dict[str, Tensor]":
-    """What the repository of 2023 adds to the loss."""
+    """The terms that the repository of 2023 adds to the loss."""
     from zsqbench.synthesis import class_logits, inception_loss, total_variation
 
     rolled = pixels.roll([int(ctx.rand(1) * (2 * PRIOR_SHIFT + 1)) - PRIOR_SHIFT] * 2, (2, 3))
@@ -185,7 +201,7 @@ def _extension(
 
 
 def correlation_loss(images: "Tensor", noise: "Tensor") -> "Tensor":
-    """How far the spectrum of the images' cosine matrix [N, N] is from that of noise, in values and directions."""
+    """Distance between the spectra of two cosine matrices [N, N], of images and noise, in values and directions."""
     values, vectors = _spectrum(images)
     expected, directions = _spectrum(noise)
     weights = (expected - expected.min()) / (expected.max() - expected.min()).clamp_min(1e-12)

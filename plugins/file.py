@@ -1,4 +1,4 @@
-"""Images made elsewhere, so that other people's calibration sets can be compared."""
+"""Images from a file, so that calibration sets made elsewhere can be compared."""
 
 from typing import TYPE_CHECKING
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 class File(zsqbench.Generator):
     """Reads a safetensors file with a tensor `images` [N, C, H, W], in the network's normalised space.
 
-    An optional tensor `labels` is read too: int64 [N], or float32 [N, classes] for soft labels.
+    It also reads an optional tensor `labels`: int64 [N], or float32 [N, classes] for soft labels.
     """
 
     name = "file"
     seeded = False
 
-    path: zsqbench.InputFile = Field(description="safetensors file with images, and labels perhaps")
+    path: zsqbench.InputFile = Field(description="safetensors file with images, and optionally labels")
     images: int | None = Field(  # type: ignore[assignment] # no other generator leaves their number to a file
-        None, gt=0, description="how many of the images, from the first on; all by default"
+        None, gt=0, description="number of images, from the first on; unset: all"
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":  # noqa: ARG002
-        """Read the images. Raises ZSQBenchError where they do not fit the network or are too few."""
+        """Read the images. Raises ZSQBenchError if they do not fit the network or are too few."""
         found = zsqbench.CalibrationSet.load(self.path)
         shape, dtype = list(found.images.shape), str(found.images.dtype).removeprefix("torch.")
         if shape[1:] != list(teacher.input_size) or not found.images.is_floating_point():

@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 
 class FlexRound(zsqbench.UnitQuantizer):
-    """Block reconstruction in which each weight is divided by a number of its own before it is rounded.
+    """Block reconstruction in which each weight is divided by its own learned number before it is rounded.
 
-    W^ = s1 (clip(round(W / (s1 S2 s3 s4)) + z, 0, 2^b - 1) - z), where S2 has a number for each weight, s3 one for each
-    output channel, and s4, of convolutions, one for each input channel. All begin with 1 and learn together with the
-    step s1, by the squared error of a unit's output alone: there is no regulariser and no warm-up, for any of them is a
-    quantized weight. So a large weight may move by several codes. A weight has one grid, which is the paper's claim;
-    `per_channel` gives each output channel its own. Units, inputs and activations are QDrop's: one stage, LSQ's step
-    sizes, elements that stay float at random, none where `drop` is 0.
+    W^ = s1 (clip(round(W / (s1 S2 s3 s4)) + z, 0, 2^b - 1) - z). S2 has a number for each weight, s3 one for each
+    output channel, and s4, for convolutions only, one for each input channel. All begin with 1 and learn together with
+    the step s1, by the squared error of a unit's output alone. There is no regulariser and no warm-up, because any
+    values give a quantized weight. So a large weight may move by several codes. A weight has one grid, as the paper
+    claims; `per_channel` gives each output channel its own. Units, inputs and activations are QDrop's: one stage, LSQ's
+    step sizes, and elements that stay float at random (none with `drop: 0`).
 
-    No code was released, and of the paper summaries were read, which give neither rates nor schedules: rates and their
-    cosine to zero are ours. Divisors are learned as they are, not by their logarithms, and kept above a thousandth.
+    No code was released. Only summaries of the paper were read; they give neither rates nor schedules. The rates and
+    their cosine to zero are ours. Divisors are learned directly, not by their logarithms, and stay above a thousandth.
 
-    Deviations: which tensors have which bits is the scheme's matter. A unit that learning made worse on the calibration
-    images keeps what it had before. Grids begin with BRECQ's search, and zero points stay where it has put them.
+    Deviations:
+
+    - The scheme decides the bits of each tensor.
+    - A unit that learning made worse on the calibration images keeps its earlier values.
+    - Grids begin with BRECQ's search, and zero points stay as found.
     """
 
     name = "flexround"
@@ -41,12 +44,14 @@ class FlexRound(zsqbench.UnitQuantizer):
     division_lr: float = Field(1e-3, gt=0, description="learning rate of S2, s3 and s4 (Adam, cosine to zero)")
     weight_scale_lr: float = Field(1e-4, gt=0, description="learning rate of weight scales (Adam, cosine to zero)")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
-    per_channel: bool = Field(False, description="a grid for each output channel of a weight, or one for the weight")
-    search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
+    per_channel: bool = Field(
+        False, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
+    search_images: int = Field(256, gt=0, description="images on which activation ranges are chosen")
 
     def grids_at(self, scheme: Scheme) -> "Grids":
-        """Those that the scheme demands, for channels or whole weights."""
+        """The grids that the scheme demands, for channels or whole weights."""
         return replace(super().grids_at(scheme), per_channel=self.per_channel)
 
     def quantize(

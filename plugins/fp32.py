@@ -1,4 +1,4 @@
-"""The network as it is: a control of the harness itself, which must reproduce the baseline exactly."""
+"""The unchanged network: a control of the harness itself, which must reproduce the baseline exactly."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ class FP32(zsqbench.Quantizer):
     needs_images = False
 
     def rejects(self, scheme: "Scheme") -> str | None:
-        """Every scheme but `float`."""
+        """Reject every scheme except `float`."""
         return None if scheme.is_float else "it leaves the network in floating point, so it runs at scheme float only"
 
     def quantize(

@@ -16,15 +16,20 @@ class GDFQ(zsqbench.CoTrainedQuantizer):
     """A student that learns from the images of a generator of classes, which is trained at the same time.
 
     The generator minimises the float network's cross-entropy towards the classes plus 0.1 times the distance from its
-    BN statistics, and the student CE + alpha T^2 KL on the same images, with alpha 1 and T 20. Follows the released
-    code (xushoukai/GDFQ): its KL is averaged over classes as well, which makes it some 20,000 times weaker against the
-    cross-entropy than IntraQ's and HAST's; inner normalisations have an eps of 0.8. Values are those of its files of
-    settings for CIFAR-100, which are taken for CIFAR-10, too, and ImageNet; the paper was not looked up, so there is no
-    preset. Images below 64 pixels are made by its network for CIFAR, where a class's embedding is multiplied with
-    noise; larger ones by that for ImageNet, where classes have gains and offsets of their own in normalisations.
+    BN statistics. The student minimises CE + alpha T^2 KL on the same images, with alpha 1 and T 20. The class follows
+    the released code (xushoukai/GDFQ). Its KL is also averaged over classes. Against the cross-entropy, it is thus some
+    20,000 times weaker than IntraQ's and HAST's. Inner normalisations have an eps of 0.8. Values are those of the
+    code's settings files for CIFAR-100, also used for CIFAR-10, and for ImageNet. The paper was not looked up, so there
+    is no preset. Images below 64 pixels are made by the code's network for CIFAR, which multiplies a class's embedding
+    with noise. Larger ones are made by its network for ImageNet, where classes have their own gains and offsets in
+    normalisations.
 
-    Deviations: the last epoch is the result (the release reports the best by test accuracy); ranges of activations are
-    an average without bias (`range_correction`); other layers than ReLU's are rounded where the scheme says so; seeded.
+    Deviations:
+
+    - The last epoch is the result. The release reports the best epoch by test accuracy.
+    - Ranges of activations are an average without bias (`range_correction`).
+    - Outputs of layers other than ReLU are rounded where the scheme says so.
+    - The method is seeded.
     """
 
     name = "gdfq"

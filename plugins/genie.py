@@ -15,19 +15,24 @@ if TYPE_CHECKING:
 
 
 class GENIE(zsqbench.Generator):
-    """Images of a small network that is trained, anew for each batch, together with the latent vectors that it reads.
+    """Images of a small network that is trained, anew for each batch, together with its latent vectors.
 
-    They match mean and standard deviation of each batch at every BN layer, by squared distances averaged over channels
-    and summed over layers, and each image's own to 0 and 1, summed over its channels. Strided convolutions see their
-    input shifted by up to a pixel meanwhile, at random (`swing`). Follows the released code (SamsungLabs/Genie,
-    distill.py). Its arguments `lr_g` and `lr_z` are used the wrong way round, by which latents learn at 0.1 and the
-    network at 0.01, as in the paper: the options here say what they are. Paper and code differ in no option that is
-    known, so there is no preset. Images are those of the last forward pass, before the last update, as in the release.
+    The images match mean and standard deviation of each batch at every BN layer, by squared distances averaged over
+    channels and summed over layers. Each image's own mean and deviation are matched to 0 and 1, summed over its
+    channels. Strided convolutions meanwhile see their input shifted at random by up to a pixel (`swing`). The class
+    follows the released code (SamsungLabs/Genie, distill.py). The code swaps its arguments `lr_g` and `lr_z`: latents
+    learn at 0.1 and the network at 0.01, as in the paper. The options here are named by their true meaning. Paper and
+    code differ in no known option, so there is no preset. Images come from the last forward pass, before the last
+    update, as in the release.
 
-    Deviations: images that fill no batch are made in a smaller one (the release leaves them out); any size and number
-    of channels (224 and 3 in the release): the network makes the next multiple of 4, at least 8, of which a corner is
-    cut off before the final standardisation; maps that are one pixel high or wide do not swing in this direction; under
-    precision bf16 the network's last layers, like all statistics, are in float32; seeded.
+    Deviations:
+
+    - Images that fill no batch are made in a smaller batch. The release leaves them out.
+    - Images may have any size and number of channels; in the release, 224 and 3. The network makes the next multiple of
+      4, at least 8. A corner is cut off before the final standardisation.
+    - Maps that are one pixel high or wide do not swing in this direction.
+    - With precision bf16, the network's last layers are in float32, as all statistics are.
+    - The method is seeded.
     """
 
     name = "genie"
@@ -41,16 +46,16 @@ class GENIE(zsqbench.Generator):
     iterations: int = Field(4000, gt=0, description="Adam steps for each batch")
     latent: int = Field(256, gt=0, description="length of an image's latent vector")
     latent_lr: float = Field(0.1, gt=0, description="learning rate of the latents")
-    factor: float = Field(0.1, gt=0, lt=1, description="what the latents' learning rate is multiplied by on a plateau")
+    factor: float = Field(0.1, gt=0, lt=1, description="factor of the latents' learning rate on a plateau")
     patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate of the latents")
-    generator_lr: float = Field(0.01, gt=0, description="learning rate of the network at first")
-    decay: float = Field(0.95, gt=0, le=1, description="what the network's learning rate is multiplied by")
-    decay_interval: int = Field(100, gt=0, description="iterations between two of these decays")
+    generator_lr: float = Field(0.01, gt=0, description="learning rate of the network at the start")
+    decay: float = Field(0.95, gt=0, le=1, description="factor of the network's learning rate at each decay")
+    decay_interval: int = Field(100, gt=0, description="iterations between two decays")
     swing: bool = Field(True, description="shift the inputs of strided convolutions at random")
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Train network after network; an interrupted run goes on where its last checkpoint was."""
+        """Train network after network; an interrupted run resumes from its last checkpoint."""
         import torch
 
         from zsqbench import synthesis
@@ -60,7 +65,7 @@ class GENIE(zsqbench.Generator):
         make = ctx.compile(make_images)
 
         def begin(batch: int, pixels: "Tensor | None") -> _Batch:
-            # a batch that goes on has its numbers from the checkpoint, so it must not take any from ctx
+            # a resumed batch has its numbers from the checkpoint, so it must not draw from ctx
             rng = ctx.rng if pixels is None else torch.Generator(ctx.device)
             latents = torch.randn(sizes[batch], self.latent, generator=rng, device=ctx.device)
             network = image_network(self.latent, teacher.input_size, rng)
@@ -95,7 +100,7 @@ class GENIE(zsqbench.Generator):
 
 
 class _Batch:
-    """Latents and the network that makes images of them, each with an optimiser and a schedule."""
+    """Latents and the network that makes images of them, each with its optimiser and schedule."""
 
     def __init__(
         self, options: GENIE, latents: "Tensor", network: "nn.Sequential", make: "Callable[[Tensor], Tensor]"
@@ -114,7 +119,7 @@ class _Batch:
         self.pixels = latents.new_empty(0)  # until images are made
 
     def images(self) -> "Tensor":
-        """Run the network; what it makes is given away if it is the last time."""
+        """Run the network. The images of the last call are the result."""
         images = self._make(self._latents.pixels)
         self.pixels = images.detach()
         return images
@@ -132,14 +137,14 @@ class _Batch:
         self._latents.settle()
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs, as tensors and numbers."""
+        """The state that `load` needs, as tensors and numbers."""
         from zsqbench.synthesis import training_state
 
         latents = {f"latents.{name}": value for name, value in self._latents.state().items()}
         return {"pixels": self.pixels, **latents, **training_state(self._network, self._optimizer)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said."""
+        """Restore a state that `state` returned."""
         import torch
 
         from zsqbench.synthesis import load_training, part
@@ -160,9 +165,9 @@ def make_images(network: "nn.Sequential", latents: "Tensor", size: tuple[int, in
 
 
 def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> "nn.Sequential":
-    """The generator of the release in two parts: maps at least as large as the images, and what finishes the crop.
+    """The release's generator in two parts: one makes maps at least as large as the images, one finishes the crop.
 
-    In train mode, on the device of `rng`, from which its weights are drawn as torch's defaults are.
+    It is in train mode, on the device of `rng`. Its weights are drawn from `rng` with torch's default distributions.
     """
     import torch
     from torch import nn
@@ -170,7 +175,7 @@ def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> 
     from zsqbench.synthesis import Doubled, initialize
 
     channels, *sides = size
-    height, width = (max(2, -(-side // 4)) for side in sides)  # of 1 x 1, one image alone would have no deviation
+    height, width = (max(2, -(-side // 4)) for side in sides)  # a single image of 1 x 1 would have no deviation
     with torch.device("meta"):
         maps = nn.Sequential(
             nn.Linear(latent, 128 * height * width),
@@ -191,7 +196,7 @@ def image_network(latent: int, size: tuple[int, int, int], rng: "Generator") -> 
 
 
 def offsets(count: int, ctx: "StepContext") -> "Tensor":
-    """How many pixels swing convolutions crop: x and y of that many, each of 0, 1 and 2."""
+    """Crop offsets in pixels of swing convolutions: `count` pairs of x and y, each 0, 1 or 2."""
     import torch
 
     return torch.randint(0, 3, (count, 2), generator=ctx.rng, device=ctx.device)

@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 
 
 class GENIEM(zsqbench.ReconstructionQuantizer):
-    """QDrop with the scales of weights learned, too: floor(W / s) stays what it was at first, while s is trained.
+    """QDrop with learned scales of weights: floor(W / s) keeps its initial value while s is trained.
 
-    W~ = s (clip(floor(W / s0) + h(V) + z, 0, 2^b - 1) - z), with s and V learned together, and the step sizes of
-    symmetric activations with them. Weights start with the best of 100 shrunk ranges, activations of a unit with that
-    on the first batch behind the quantized units before it, when its turn comes. Batch normalisation is not folded, as
-    in the released code (`fold` folds it: Adam's steps on s are absolute, so this gives other results). Paper and
-    released code do not differ as far as could be looked up, so there is no preset.
+    W~ = s (clip(floor(W / s0) + h(V) + z, 0, 2^b - 1) - z). s and V are learned together with the step sizes of
+    symmetric activations. Weights start with the best of 100 shrunk ranges. Activations of a unit start when the unit's
+    turn comes, with the best range on the first batch behind the earlier quantized units. Batch normalisation is not
+    folded, as in the released code. `fold` folds it; this gives other results, because Adam's steps on s are absolute.
+    Paper and released code do not differ as far as could be looked up, so there is no preset.
 
-    Deviations: batches are of `batch_size`; the code has `batch_size` batches in an epoch, which is the same for its
-    1024 images. When activations are initialised, those before them in the unit are rounded, not mixed at random. Which
-    tensors have which bits is the scheme's matter (the code has 8 bits for first and last weights, the classifier's and
-    the second layer's input; it quantizes no logits, and tensors where layers read them rather than where they are
-    made). A unit that learning made worse on the calibration images keeps what it had before, and scales stay above a
-    thousandth of what they were.
+    Deviations:
+
+    - Batches have `batch_size` images. In the code an epoch has `batch_size` batches, which is the same for its 1024
+      images.
+    - When activations are initialised, earlier activations of the unit are rounded, not mixed at random.
+    - The scheme decides the bits of each tensor. The code has 8 bits for first and last weights, the classifier's input
+      and the second layer's input. It quantizes no logits, and it quantizes tensors where layers read them, not where
+      they are made.
+    - A unit that learning made worse on the calibration images keeps its earlier values.
+    - Scales stay above a thousandth of their initial values.
     """
 
     name = "genie_m"
@@ -41,11 +45,11 @@ class GENIEM(zsqbench.ReconstructionQuantizer):
     rounding_weight: float = Field(1.0, ge=0, description="weight of the regulariser (lambda)")
     weight_scale_lr: float = Field(1e-4, gt=0, description="learning rate of weight scales (Adam, cosine to zero)")
     activation_scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
     fold: bool = Field(False, description="fold batch normalisation, if the scheme folds it")
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put quantizers in place, of symmetric activations and of layers that are not folded."""
+        """Insert quantizers of symmetric activations and of layers that are not folded."""
         from zsqbench.quant import activation_quantizers
 
         if not self.fold:
@@ -102,7 +106,7 @@ def _grid(quantizer: "ActivationQuantizer", values: "Tensor") -> "tuple[Tensor, 
 
     signed = quantizer.is_signed(values.min())
     scale, _ = shrink_search(values, quantizer.bits, symmetric=True, signed=signed)
-    # the search's own zero point is a rounded tie, for which the released code takes the exact one afterwards
+    # the search's zero point is a rounded tie; the released code then uses the exact one instead
     return scale, scale.new_tensor(2.0 ** (quantizer.bits - 1) if signed else 0.0)
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from zsqbench.synthesis import BNGap, BNLoss
 
 STATISTICS_WEIGHT, LAYERED_WEIGHT = 0.4, 0.02
-"""Weights of BN statistics, and of those of centres, where there are centres."""
+"""Weights of BN statistics and of the statistics of centres, with `centre_iterations`."""
 
 CENTRE_BETA, DEEP_WEIGHT, SHALLOW_WEIGHT = 5.0, 1.1, 0.2
-"""Weights in the loss of centres: of the class loss, and of the statistics of deeper layers and of others."""
+"""Weights in the loss of centres: class loss, statistics of deeper layers, statistics of other layers."""
 
 CENTRE_PLATEAU = (0.5, 0.1, 50, 0.05)
 """Learning rate, factor, patience and smallest learning rate of centres."""
@@ -35,23 +35,26 @@ _GAMMA = {"cifar10": 2.0, "cifar100": 2.0, "imagenet": 0.5}
 class ZeroQIL(InceptionGenerator):
     """ZeroQ in batch form with an inception loss: statistics of the batch, and cross-entropy towards random labels.
 
-    The baseline "ZeroQ+IL" of HAST's and IntraQ's tables (HAST, Eq. 3 to 5), and not the method `zeroq`, which matches
-    each image. Nobody released it by itself; it is HAST's code with gamma 0, which HAST's ablation calls its baseline:
-    mean and variance of each batch of 256 at every BN layer, mean squared gaps averaged over layers, plus `beta` times
-    the mean cross-entropy; Adam on standard normal pixels.
+    The baseline "ZeroQ+IL" of HAST's and IntraQ's tables (HAST, Eq. 3 to 5). It is not the method `zeroq`, which
+    matches each image. It was not released by itself. It is HAST's code with gamma 0, which HAST's ablation calls its
+    baseline. Each batch of 256 matches mean and variance at every BN layer, by mean squared gaps averaged over layers.
+    `beta` times the mean cross-entropy is added. Adam optimises standard normal pixels.
 
-    The default preset is `released`, HAST's code: beta 10 for CIFAR, without crops, and 0.1 for ImageNet, with crops of
-    40 % of the area at least in half of the iterations. `paper` crops as in IntraQ, as the paper says: 50 % at least,
-    for all data sets. The paper takes beta from IntraQ, too, which has none, so it is the code's in both.
+    The default preset is `released`, HAST's code: beta 10 for CIFAR, without crops, and 0.1 for ImageNet. For ImageNet
+    half of the iterations have crops of at least 40 % of the area. `paper` crops as in IntraQ, as the paper says: at
+    least 50 %, for all data sets. The paper takes beta from IntraQ, which has no beta, so both presets have the code's
+    beta.
 
-    Deviations: a smaller last batch where `images` is no multiple of `batch_size`; seeded (the release makes 5,120
-    images in four unseeded processes).
+    Deviations:
+
+    - The last batch is smaller where `images` is not a multiple of `batch_size`.
+    - The method is seeded. The release makes 5,120 images in four unseeded processes.
     """
 
     name = "zeroq_il"
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from zsqbench import synthesis
         from zsqbench.synthesis import BNLoss
 
@@ -61,19 +64,19 @@ class ZeroQIL(InceptionGenerator):
 
 
 class HAST(InceptionGenerator):
-    """Images that are hard to classify: `zeroq_il`, where each sample's class loss counts by its difficulty to a power.
+    """Images that are hard to classify: `zeroq_il`, where a power of each sample's difficulty weighs its class loss.
 
-    Difficulty is one minus the probability of the label (Eq. 7), and its power `gamma` weighs the cross-entropy (Eq. 8
-    and 9), so that images stop before they are trivial. Gradients flow through the weight, as in the release. gamma is
-    2 for CIFAR and 0.5 for ImageNet. This is the synthesis; most of HAST's gain comes from its fine-tuning.
+    Difficulty is one minus the probability of the label (Eq. 7). Its power `gamma` weighs the cross-entropy (Eq. 8 and
+    9), so that images stop before they are trivial. Gradients flow through the weight, as in the release. gamma is 2
+    for CIFAR and 0.5 for ImageNet. This class is the synthesis; most of HAST's gain comes from its fine-tuning.
 
-    `centre_iterations` adds the layered statistics of TexQ as SynQ's release has them (`--lbns`, 1500 iterations), with
-    which its published images were made. An image of each class is made first, in batches whose other labels are class
-    0, by the class loss and statistics that count more in the deeper layers. Then images are held to the moments of all
-    these centres together, too, in the deeper layers (`layered_gap`, weight 0.02), and statistics count 0.4. There are
-    no moments of a class in the release. TexQ's texture energy is not in it, and not here.
+    `centre_iterations` adds TexQ's layered statistics as in SynQ's release (`--lbns`, 1500 iterations), which made
+    SynQ's published images. First one image of each class is made, a centre. The other labels of these batches are
+    class 0. The loss is the class loss, and statistics that count more in the deeper layers. Then images are also held
+    to the moments of all centres together, in the deeper layers (`layered_gap`, weight 0.02), and statistics count 0.4.
+    The release has no moments of a single class. TexQ's texture energy is neither in the release nor here.
 
-    Presets and deviations are those of `zeroq_il`; besides, difficulty is at least 1e-12, for with gamma 0.5 the
+    Presets and deviations are those of `zeroq_il`. In addition, difficulty is at least 1e-12. With gamma 0.5 the
     release makes NaN of an image whose label has all of the probability.
     """
 
@@ -85,20 +88,20 @@ class HAST(InceptionGenerator):
 
     gamma: Auto[float] = auto(ge=0, description="power of a sample's difficulty that weighs its class loss")
     centre_iterations: int = Field(
-        0, ge=0, description="Adam steps for an image of each class, whose moments are matched, too; 0 for none"
+        0, ge=0, description="Adam steps for an image of each class, whose moments are matched too; 0 disables it"
     )
 
     def options(self) -> dict[str, Any]:
-        """The options; without centres as they were before there was an option for them, so that keys stay."""
+        """The options, without `centre_iterations` where it is 0, so that keys from before this option stay valid."""
         found = super().options()
         return found if self.centre_iterations else {name: found[name] for name in found if name != _CENTRES}
 
     def work(self, images: int) -> float:
-        """A batch of centres comes before."""
+        """The base's work, and a batch of centres before it."""
         return super().work(images) + STEP * self.centre_iterations * self.batch_size
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from zsqbench import synthesis
         from zsqbench.synthesis import BNLoss
 
@@ -166,7 +169,7 @@ class _Layers:
 
     channels: list[int]
     deep: "Tensor"
-    """True [L] for those in the deeper part of a pass."""
+    """True [L] for norms in the deeper part of a pass."""
 
     @classmethod
     def of(cls, bn_loss: "BNLoss", teacher: "Pretrained", ctx: "StepContext") -> "_Layers":
@@ -179,7 +182,7 @@ class _Layers:
 
 @dataclass(frozen=True)
 class _OfCentres:
-    """A context whose curves are those of centres."""
+    """A context that names its curves as curves of centres."""
 
     ctx: "StepContext"
 
@@ -194,7 +197,7 @@ class _OfCentres:
 
 
 def centre_labels(classes: int, batch_size: int) -> "Tensor":
-    """Labels [batches, batch_size] of an image of each class, in order; the rest of the last batch is of class 0."""
+    """Labels [batches, batch_size] of one image of each class, in order. The rest of the last batch is class 0."""
     import torch
 
     labels = torch.zeros(-(-classes // batch_size) * batch_size, dtype=torch.int64)
@@ -203,17 +206,20 @@ def centre_labels(classes: int, batch_size: int) -> "Tensor":
 
 
 def deep_layers(order: "Sequence[int]") -> list[bool]:
-    """By number of a layer, true for those that a pass reaches from place (L + 2) // 2 - 2 on, of L; from 0."""
+    """True for a layer, by its number, that a pass reaches at place (L + 2) // 2 - 2 or later.
+
+    Places are counted from 0, and L is the number of layers.
+    """
     first = (len(order) + 2) // 2 - 2
     place = {layer: number for number, layer in enumerate(order)}
     return [place[layer] >= first for layer in range(len(order))]
 
 
 def pooled_moments(moments: "Sequence[tuple[Tensor, Tensor]]", sizes: "Sequence[int]") -> "tuple[Tensor, Tensor]":
-    """Mean and variance [T] of batches of these sizes together, from those of each, as SynQ's release pools them.
+    """Mean and variance [T] of batches of these sizes together, from those of each batch, as in SynQ's release.
 
-    The variance is that within batches and that of their means, and the first batch's own counts once, not by its
-    size, so that it comes out too small: a slip that is kept.
+    The variance is the variance within batches plus the variance of their means. The first batch's own variance counts
+    once, not by its size, so the result is too small. This mistake of the release is kept.
     """
     import torch
 
@@ -228,9 +234,9 @@ def pooled_moments(moments: "Sequence[tuple[Tensor, Tensor]]", sizes: "Sequence[
 def layered_gap(
     moments: "tuple[Tensor, Tensor]", target: "tuple[Tensor, Tensor]", channels: "Sequence[int]", deep: "Tensor"
 ) -> "Tensor":
-    """Mean squared gaps of mean and variance [T] of a batch to those of centres, summed over deep layers, over L.
+    """Mean squared gaps of a batch's mean and variance [T] to those of centres, summed over deep layers, divided by L.
 
-    The release divides this by the number of images in the batch once more, and then weighs it.
+    The release also divides by the number of images in the batch before it weighs the result.
     """
     import torch
 
@@ -240,23 +246,28 @@ def layered_gap(
 
 
 class HASTTraining(HardSampleQuantizer):
-    """A student that learns on images and on harder versions of them, with features aligned with the float network's.
+    """A student that learns on images and on harder versions of them, with features aligned to the float network's.
 
-    Each image is moved by `epsilon`, in normalised pixels, along the sign of the gradient of what the student is
-    trained to minimise: its difficulty is promoted. The student then learns from both (`original_weight`,
-    `promoted_weight`; Table 6): alpha T^2 KL, and `alignment_weight` (lambda) times the distance between attention
-    vectors of what blocks give before their additions (Eq. 11 to 14). There is no cross-entropy.
+    Each image is moved by `epsilon`, in normalised pixels, along the sign of the gradient of the loss that the student
+    minimises. This promotes the image's difficulty. The student then learns from both images (`original_weight`,
+    `promoted_weight`; Table 6). The loss is alpha T^2 KL, and `alignment_weight` (lambda) times the distance between
+    attention vectors of the blocks' outputs before their additions (Eq. 11 to 14). There is no cross-entropy.
 
-    Follows the released code where the paper differs: the loss of KL and alignment is what is promoted, not the
-    student's error on a label (its Table 5 says so, too); its gradient goes through the float network as well; the
-    promoted image is compared with the float network's output there; lambda weighs the alignment only; attention
-    vectors are normalised means, averaged over channels and summed over layers (`alignment: paper_attention` is Eq. 13
-    and 14 to the letter, for which the published lambdas are far too large); T = 20. Layers are chosen by
-    `zsqbench.quant.block_outputs`.
+    The class follows the released code where the paper differs:
 
-    The default preset is `paper`: lambda and epsilon for each data set, which the release's files of settings have,
-    too, and its parser never reads. `released` is what the parser takes instead: 1000 and 0.01 for all. How it is
-    trained besides, and all deviations, are those of `ste`: ties between codes, and images that fill no batch, too.
+    - The loss of KL and alignment is promoted, not the student's error on a label. The paper's Table 5 agrees.
+    - The gradient of this loss also goes through the float network.
+    - The promoted image is compared with the float network's output for the promoted image.
+    - lambda weighs the alignment only.
+    - Attention vectors are normalised means, averaged over channels and summed over layers. `alignment:
+      paper_attention` is Eq. 13 and 14 exactly, for which the published lambdas are far too large.
+    - T is 20.
+
+    `zsqbench.quant.block_outputs` chooses the layers.
+
+    The default preset is `paper`: lambda and epsilon for each data set. The release's settings files also have them,
+    but its parser never reads them. `released` has the parser's values: 1000 and 0.01 for all data sets. All other
+    values and all deviations are those of `ste`, including ties between codes and images that fill no batch.
     """
 
     name = "hast"

@@ -19,36 +19,43 @@ if TYPE_CHECKING:
 BOUNDS = {"relu6": 6.0, "sigmoid": 1.0, "hardsigmoid": 1.0, "softmax": 1.0, "tanh": 1.0}
 """Largest value of the activation functions that are bounded."""
 SHIFTED = frozenset({"elu", "gelu", "hardswish", "leakyrelu", "prelu", "selu", "silu"})
-"""Activation functions that are barely negative: of MCT v1.0.0 and of its current code together."""
+"""Activation functions that are barely negative, in MCT v1.0.0 or in its current code."""
 HOMOGENEOUS = frozenset({"identity", "relu", "relu6"})
-"""What may stand between equalized layers: a factor above zero passes through it (through ReLU6 with its bound)."""
+"""Operators allowed between equalized layers: a positive factor passes through them (ReLU6: with its bound)."""
 
 
 class HPTQ(zsqbench.Quantizer):
-    """Uniform, symmetric quantizers whose thresholds are powers of two, found without training.
+    """Uniform, symmetric quantizers with power-of-two thresholds, found without training.
 
-    Activations per tensor, on thresholds 2^k that err least on a histogram of the float network's activations; signed
-    where the histogram has negative mass. Weights per output channel, on power-of-two or plain symmetric thresholds.
-    Then, in this order: shift negative correction, equalization of activation channels, weight thresholds, and bias
-    correction. Neither labels nor gradients.
+    Activations have one threshold 2^k for each tensor: the one with the least error on a histogram of the float
+    network's activations. They are signed where the histogram has negative mass. Weights have power-of-two or plain
+    symmetric thresholds for each output channel. The steps after the activations are, in this order: shift negative
+    correction, equalization of activation channels, weight thresholds, and bias correction. No labels and no gradients
+    are used.
 
-    The default preset is `released`: MCT 2.2.0 of August 2024, the library of the authors of DGH when they published
-    HPTQ's numbers (their Table 2 does not say which version or target they ran). Its weights are symmetric, not powers
-    of two, bounded activations take the range of their function, shifts need |min| / t <= 0.05, and nothing is
-    equalized. `paper` is what the paper describes: powers of two for weights too, |min| / t <= 0.25, equalization. A
-    scheme that demands powers of two (`pot`) gets them for weights in either preset.
+    The default preset is `released`: MCT 2.2.0 of August 2024. It is the library of DGH's authors at the time when they
+    published HPTQ's numbers. Their Table 2 does not give version or target. Its weights are symmetric, not powers of
+    two. Bounded activations take the range of their function, shifts need |min| / t <= 0.05, and nothing is equalized.
+    `paper` follows the paper: powers of two for weights too, |min| / t <= 0.25, equalization. A scheme that demands
+    powers of two (`pot`) gets them for weights in either preset.
 
-    Deviations: the paper removes outliers at a z-score that could not be looked up, and neither version of MCT does by
-    default, so it is off in both presets (`z_threshold`; MCT's guidance is 5 to 20). Searches start and end as in
-    current MCT (20 thresholds for activations, weights whose top level holds their maximum), in `paper` too. A shift is
-    kept as the zero point of an otherwise power-of-two grid, which computes what MCT's explicit addition, padding and
-    bias do, borders included; MCT also rounds the activation to 16 bits before the addition, which is left out, and it
-    shifts through average pooling, which is not done here. Both presets shift the functions of either version of MCT,
-    and `bounded: range` knows hard-sigmoid and tanh besides ReLU6, sigmoid and softmax. Linear and residual collapsing
-    (MCT 2) is not implemented: it never applies to ResNets and MobileNetV2. The histogram of a batch is merged with
-    that of all before it; MCT keeps all histograms, and merges them at the end. Bias correction takes the mean of all
-    inputs; MCT averages those of batches by a moving average with momentum 0.99, without bias. Second moments are
-    measured on one batch, and the layers that they correct need no bias correction.
+    Deviations:
+
+    - The paper removes outliers at a z-score that could not be looked up. Neither version of MCT removes them by
+      default, so `z_threshold` is off in both presets. MCT's guidance is 5 to 20.
+    - Searches start and end as in current MCT, in `paper` too: 20 thresholds for activations, and weights whose top
+      level holds their maximum.
+    - A shift is kept as the zero point of an otherwise power-of-two grid. This computes the same as MCT's explicit
+      addition, padding and bias, borders included. MCT also rounds the activation to 16 bits before the addition; this
+      is left out. MCT shifts through average pooling; this is not done here.
+    - Both presets shift the functions of either version of MCT. `bounded: range` knows hard-sigmoid and tanh besides
+      ReLU6, sigmoid and softmax.
+    - Linear and residual collapsing (MCT 2) is not implemented. It never applies to ResNets and MobileNetV2.
+    - The histogram of a batch is merged with the histogram of all earlier batches. MCT keeps all histograms and merges
+      them at the end.
+    - Bias correction takes the mean of all inputs. MCT takes a moving average of batch means with momentum 0.99,
+      without bias.
+    - Second moments are measured on one batch. The layers that they correct need no bias correction.
     """
 
     name = "hptq"
@@ -75,21 +82,21 @@ class HPTQ(zsqbench.Quantizer):
 
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     weights: Auto[Literal["power_of_two", "symmetric"]] = auto(
-        description="thresholds of weights; none: what the scheme demands, else the preset's"
+        description="thresholds of weights; unset: the kind that the scheme demands, else the preset's"
     )
     activation_error: Literal["mse", "mae", "lp", "kl", "no_clipping"] = Field(
-        "mse", description="what activation thresholds minimize, or that they cover all values"
+        "mse", description="error that activation thresholds minimize; no_clipping: thresholds cover all values"
     )
     weight_error: Literal["mse", "mae", "lp", "no_clipping"] = Field(
-        "mse", description="what weight thresholds minimize, or that they cover all values"
+        "mse", description="error that weight thresholds minimize; no_clipping: thresholds cover all values"
     )
-    lp_power: float = Field(2.0, gt=0, description="the power of the error lp")
+    lp_power: float = Field(2.0, gt=0, description="power of the error lp")
     statistics: Literal["histogram", "exact"] = Field(
         "histogram",
-        description="whether errors are summed over a histogram, or over all values in a second pass",
+        description="values over which errors are summed: a histogram, or all values in a second pass",
     )
     z_threshold: float | None = Field(
-        None, gt=0, description="z-score of activations that count as outliers; none: no value does"
+        None, gt=0, description="z-score above which activations are outliers; unset: no value is an outlier"
     )
     bounded: Auto[Literal["range", "search"]] = auto(
         description="thresholds of bounded functions (ReLU6, sigmoid, ...): from their range, or searched"
@@ -100,12 +107,12 @@ class HPTQ(zsqbench.Quantizer):
     equalization: Auto[bool] = auto(description="let each channel between two layers fill the threshold")
     bias_correction: bool = Field(True, description="correct biases by the mean error of the quantized weights")
     second_moment_correction: bool = Field(
-        False, description="restore mean and variance that batch normalisation gave each layer's output"
+        False, description="restore the mean and variance that batch normalisation gave each layer's output"
     )
     batch_size: int = Field(64, gt=0, description="images of a forward pass")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The preset's values, but the grid of weights that the scheme demands."""
+        """The preset's values, except a grid of weights that the scheme demands."""
         found = super().automatic(network, scheme)
         demanded = None if scheme is None else scheme.placement.grid_of("weight")
         if scheme is None or demanded in self.weight_grids:
@@ -113,7 +120,7 @@ class HPTQ(zsqbench.Quantizer):
         return found
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """Another grid than powers of two, or errors that cannot be had."""
+        """Reject a demanded grid that is not available, and errors that need a histogram where statistics are exact."""
         if self.weights == "symmetric" and scheme.placement.grid_of("weight") == "power_of_two":
             return "the scheme demands the grid power_of_two, and its option weights is symmetric"
         if self.statistics == "exact" and (self.activation_error == "kl" or self.z_threshold is not None):
@@ -121,7 +128,7 @@ class HPTQ(zsqbench.Quantizer):
         return super().rejects(scheme)
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put quantizers in place, and what corrections need: biases, and bounds that can be moved."""
+        """Insert quantizers, and the biases and movable bounds that corrections need."""
         from zsqbench.quant import Grids, add_biases, free_bounds, prepare
 
         self = self.resolved(teacher, scheme)
@@ -164,7 +171,7 @@ class HPTQ(zsqbench.Quantizer):
     ) -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
         """Set the threshold of each activation from the float network.
 
-        Returns the mean input of each layer, and by how much it is shifted, where it is.
+        Returns the mean input of each layer, and the shift of each shifted activation.
         """
         from zsqbench.quant import (
             ExactThresholdSearch,
@@ -211,9 +218,9 @@ class HPTQ(zsqbench.Quantizer):
         return values, {path: values[path].new_full(values[path].shape, shift) for path, shift in shifts.items()}
 
     def _shift_negative(self, student: Any, histograms: Any) -> dict[str, float]:
-        """Move barely negative activations that one layer alone reads into an unsigned grid; returns layer and shift.
+        """Move barely negative activations with a single reading layer into an unsigned grid. Returns shifts by layer.
 
-        Where biases are not corrected, what the rounding of weights makes of the shift stays in them, as in MCT.
+        Where biases are not corrected, the effect of the weights' rounding on the shift stays in them, as in MCT.
         """
         from zsqbench.quant import activation_quantizers, best_shifted_grid, shifted_grid
 
@@ -268,7 +275,7 @@ class _RunningMean:
 
 
 def _all_but_channels(layer: "nn.Module", values: "Tensor") -> list[int]:
-    """The dimensions of what a layer reads or makes that are not its channels: these are last in a linear layer's."""
+    """All dimensions of a layer's input or output except the channels, which come last in a linear layer's."""
     channels = values.dim() - 1 if hasattr(layer, "in_features") else 1
     return [dim for dim in range(values.dim()) if dim != channels]
 
@@ -285,7 +292,7 @@ def _observe(
     activations: "dict[str, Callable[[Tensor], Any]]",
     means: "dict[str, _RunningMean]",
 ) -> None:
-    """Run the student in float, and show what its quantizers and layers are given."""
+    """Run the student in float, and pass the inputs of its quantizers and layers to these functions."""
     from contextlib import ExitStack
 
     from zsqbench.quant import activation_quantizers, observed, switched, weight_quantizers
@@ -314,7 +321,7 @@ def _checked(name: str, update: "Callable[[Tensor], Any]") -> "Callable[[Tensor]
 
 
 def _producers(student: Any) -> "dict[str, fx.Node]":
-    """The node that makes each quantized activation, and behind it the quantizer's own, by the tensor's name."""
+    """The node that makes each quantized activation, then the quantizer's own node, by the tensor's name."""
     from zsqbench.quant import ActivationQuantizer
 
     calls = [node for node in student.graph.nodes if node.op == "call_module"]
@@ -329,7 +336,7 @@ def _operators(student: Any) -> dict[str, str]:
 
 
 def _sole_reader(student: Any, name: str) -> str | None:
-    """Path of the layer that alone reads a quantized activation, if there is one."""
+    """Path of the only layer that reads a quantized activation, or None."""
     from zsqbench.quant.graph import is_layer, readers
 
     found = list(readers(_producers(student)[name]))
@@ -341,7 +348,7 @@ def _equalize(
 ) -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
     """Let the channels between each pair of layers fill the threshold.
 
-    Returns the factors of the outputs of first layers, and the mean inputs of second layers, which changed.
+    Returns the factors of the first layers' outputs, and the changed mean inputs of the second layers.
     """
     import torch
 
@@ -375,9 +382,9 @@ def _equalize(
 
 
 def _restore_moments(student: Any, images: "Tensor", factors: "dict[str, Tensor]") -> set[str]:
-    """Give each layer's output the mean and deviation of the norm that it took in, times its equalization factors.
+    """Give each layer's output the mean and deviation of its folded norm, times its equalization factors.
 
-    A layer sees inputs that are already corrected, as the re-inserted norms of MCT do. Returns the layers' paths.
+    A layer sees inputs that are already corrected, as with the re-inserted norms of MCT. Returns the layers' paths.
     """
     import torch
 
@@ -418,7 +425,7 @@ def _restore_moments(student: Any, images: "Tensor", factors: "dict[str, Tensor]
 
 
 def _correct_biases(student: "nn.Module", means: "dict[str, Tensor]") -> None:
-    """Take from each bias what the rounding of the weight makes of these mean inputs."""
+    """Subtract from each bias the effect of the weight's rounding error on these mean inputs."""
     from zsqbench.quant import corrected_bias, kernel_share
 
     layers = _layers(student)

@@ -14,32 +14,37 @@ if TYPE_CHECKING:
 
 
 class ImagePrior(JitteredGenerator):
-    """Images that the network takes for random classes and that are smooth and small, for any classifier.
+    """Smooth and small images that the network assigns to random classes, for any classifier.
 
-    DeepInversion without its term of batch normalisation: L = class_weight CE + variation_weight TV + norm_weight |x|,
-    with the cross-entropy towards the wanted labels, four norms of differences of neighbours over the whole batch, and
-    the mean norm of the images. Loop and values are those of its code (imagenet_inversion.py, setting 1: 2,000
-    iterations at full resolution): shifts by up to 30 of 224 pixels, flips, pixels clipped to valid ones. Labels are in
-    the set.
+    This is DeepInversion without its batch normalisation term: L = class_weight CE + variation_weight TV + norm_weight
+    |x|. CE is the cross-entropy towards the wanted labels. TV is the sum of four norms of differences of neighbours
+    over the whole batch. |x| is the mean norm of the images. Loop and values are those of DeepInversion's code
+    (imagenet_inversion.py, setting 1: 2,000 iterations at full resolution): shifts by up to 30 of 224 pixels, flips,
+    pixels clipped to valid values. The set contains the labels.
 
-    No paper has it as a method of quantization: it says what images are worth that know labels and nothing else of the
-    network. Its weights were chosen beside statistics of batch normalisation, which are most of DeepInversion's loss.
+    No paper uses this as a method of quantization. It shows the worth of images that know labels and nothing else of
+    the network. Its weights were chosen for use beside statistics of batch normalisation, which are most of
+    DeepInversion's loss.
 
-    Deviations: the term of batch normalisation, and competition with a student, are none of it; classes are drawn,
-    which the code does if asked to; shifts in proportion to the images; further batches where `images` exceeds
-    `batch_size`; seeded.
+    Deviations:
+
+    - The batch normalisation term and competition with a student are left out.
+    - Classes are drawn; the code draws them only on request.
+    - Shifts are in proportion to the images.
+    - Further batches are made where `images` exceeds `batch_size`.
+    - The method is seeded.
     """
 
     name = "image_prior"
     compiles = "pixels"
 
-    lr: float = Field(0.2, gt=0, lt=1e30, description="learning rate of Adam at its highest")
+    lr: float = Field(0.2, gt=0, lt=1e30, description="highest learning rate of Adam")
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards the wanted labels")
     variation_weight: float = Field(1e-4, ge=0, description="weight of the total variation of a batch")
     norm_weight: float = Field(1e-5, ge=0, description="weight of the mean norm of images")
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from zsqbench.synthesis import class_logits, frozen, inception_loss, total_variation
 
         self = self.resolved(teacher)

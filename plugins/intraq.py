@@ -23,23 +23,29 @@ _CIFAR = {
 class IntraQ(LabelledGenerator):
     """Images of random classes that differ within a class: random crops, soft targets, a band around class centres.
 
-    Statistics are HAST's and those of its batches, weight 1. Beside them, each with weight 1:
+    Statistics are HAST's statistics of each batch, weight 1. The other terms each have weight 1:
 
-    - local object reinforcement: in half of the iterations, each image of a batch is cropped and flipped by itself;
-    - soft inception loss: the mean squared gap of the label's probability to its target, which is 1 for half of the
-      images and uniform in [`target`, 1] for the others, drawn once;
-    - marginal distance constraint: the cosine distance of an image's penultimate features to the mean features of the
-      finished images of its class is held between `nearest` and `farthest` (Eq. of the release: two hinges, each
-      averaged over the images whose class has such a mean). The first batch has none.
+    - Local object reinforcement: in half of the iterations, each image of a batch is cropped and flipped separately.
+    - Soft inception loss: the mean squared gap of the label's probability to its target. The target is 1 for half of
+      the images and uniform in [`target`, 1] for the others, drawn once.
+    - Marginal distance constraint: the cosine distance of an image's penultimate features to a class centre stays
+      between `nearest` and `farthest` (Eq. of the release). The centre is the mean feature of the finished images of
+      the image's class. Two hinges are each averaged over the images whose class has a centre. The first batch has no
+      centres.
 
-    The default preset is `released`, whose script for ImageNet switches soft targets and margins off (target 1, margins
-    0 and 2). `paper` has for ImageNet what the paper is remembered to say (0.9, 0.3, 0.8); its text could not be looked
-    up. Values for CIFAR are the released ones in both.
+    The default preset is `released`. Its script for ImageNet disables soft targets and margins (target 1, margins 0 and
+    2). `paper` has for ImageNet the paper's values from memory (0.9, 0.3, 0.8), because its text could not be looked
+    up. Values for CIFAR are the released ones in both presets.
 
-    Deviations: features are the input of the network's last linear layer or 1 x 1 convolution, whatever its name; the
-    release's four processes of five batches, each of which begins with the features of those before it, are one run;
-    a smaller last batch where `images` is no multiple of `batch_size`; seeded. A cosine divides by lengths of at
-    least 1e-8, of a class by that of the sum of its features; the release has 1e-6, and the length of their mean.
+    Deviations:
+
+    - Features are the input of the network's last linear layer or 1 x 1 convolution, whatever its name.
+    - The release runs four processes of five batches. Each process begins with the features of the earlier ones. Here
+      they are one run.
+    - The last batch is smaller where `images` is not a multiple of `batch_size`.
+    - A cosine divides by lengths of at least 1e-8; the release has 1e-6. The length of a class centre is that of the
+      sum of its features; the release takes the length of their mean.
+    - The method is seeded.
     """
 
     name = "intraq"
@@ -50,8 +56,12 @@ class IntraQ(LabelledGenerator):
     }
 
     target: Auto[float] = auto(ge=0, le=1, description="lowest target for the probability of a label")
-    nearest: Auto[float] = auto(ge=0, le=2, description="cosine distance from the class centre, at least")
-    farthest: Auto[float] = auto(ge=0, le=2, description="cosine distance from the class centre, at most")
+    nearest: Auto[float] = auto(
+        ge=0, le=2, description="lower end of the band of cosine distances from the class centre"
+    )
+    farthest: Auto[float] = auto(
+        ge=0, le=2, description="upper end of the band of cosine distances from the class centre"
+    )
 
     @model_validator(mode="after")
     def _is_a_band(self) -> "IntraQ":
@@ -60,7 +70,7 @@ class IntraQ(LabelledGenerator):
         return self
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         import torch
 
         from zsqbench.synthesis import HAST, BNLoss, PenultimateFeatures, class_logits
@@ -113,7 +123,7 @@ class IntraQ(LabelledGenerator):
 
 
 class _Centres:
-    """Sums of the features of finished images, class by class, and their numbers."""
+    """Sums and numbers of the features of finished images, class by class."""
 
     def __init__(self, teacher: "Pretrained", features: Any, ctx: "StepContext", state: dict[str, Any]) -> None:
         import torch
@@ -139,7 +149,7 @@ class _Centres:
 
 
 def soft_inception_loss(logits: "Tensor", labels: "Tensor", targets: "Tensor") -> "Tensor":
-    """Mean squared gap between the probability of each label and its target [N]; other classes do not count."""
+    """Mean squared gap between the probability of each label and its target [N]. Other classes are ignored."""
     probabilities = logits.softmax(1).gather(1, labels[:, None])[:, 0]
     return (probabilities - targets).square().mean()
 
@@ -147,10 +157,10 @@ def soft_inception_loss(logits: "Tensor", labels: "Tensor", targets: "Tensor") -
 def marginal_distances(
     features: "Tensor", labels: "Tensor", sums: "Tensor", counts: "Tensor", nearest: float, farthest: float
 ) -> "tuple[Tensor, Tensor]":
-    """How far features [N, F] are inside of the band around their classes' centres, and how far beyond it.
+    """Distances by which features [N, F] are inside and beyond the band around the centres of their classes.
 
-    The centre of a class is the mean of `counts` features, of which `sums` are the sums; images of classes without any
-    do not count. Distances are one minus the cosine.
+    The centre of a class is the mean of `counts` features, whose sums are `sums`. Images of classes without features do
+    not count. Distances are one minus the cosine.
     """
     from torch.nn import functional
 

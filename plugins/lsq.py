@@ -26,23 +26,27 @@ _USUAL_DECAY = 1e-4
 class LSQ(zsqbench.StepSizeQuantizer):
     """A student whose step sizes learn with its weights, from its float network and from labels.
 
-    One step size for each weight and each activation, on symmetric grids, with LSQ's gradients and start.
-    The loss is that of the paper's distillation: cross-entropy and the divergence from the float network at temperature
-    1, of equal weight; SGD, a cosine without restarts, 90 epochs, rate 0.01, and 0.001 at 8 bits; weight decay 1e-4,
-    half of it at 3 bits and a quarter at 2.
+    Each weight and each activation has one step size, on symmetric grids, with LSQ's gradients and start. The loss is
+    the paper's distillation loss: cross-entropy and the divergence from the float network at temperature 1, with equal
+    weights. Training is SGD with a cosine without restarts for 90 epochs. The rate is 0.01, and 0.001 at 8 bits. Weight
+    decay is 1e-4, half of it at 3 bits and a quarter at 2.
 
-    Of a network that is no classifier, such as a detector, the loss is the divergence alone, at `map_temperature`: each
-    tensor that the network returns is one distribution for each image, boxes included, as `detect_kd` has it at each
-    level.
+    For a network that is not a classifier, such as a detector, the loss is the divergence alone, at `map_temperature`.
+    Each tensor that the network returns is one distribution for each image, boxes included. `detect_kd` does this at
+    each level.
 
-    Deviations: images are those of the calibration set, labels those of the set, or what the float network says;
-    an epoch is 200 updates; Nesterov's momentum; rates fall from epoch to epoch; which tensors have which bits is the
-    scheme's matter (the paper: first and last layer at 8 bits); batch normalisation keeps its statistics, and is folded
-    first where the scheme says so.
+    Deviations:
+
+    - Images are those of the calibration set. Labels are those of the set, or the float network's predictions.
+    - An epoch is 200 updates.
+    - The momentum is Nesterov's.
+    - Rates fall from epoch to epoch.
+    - The scheme decides the bits of each tensor. In the paper, first and last layer have 8 bits.
+    - Batch normalisation keeps its statistics, and is folded first where the scheme says so.
 
     The paper released no code, and its text could not be looked up. Start, first batch, SGD, rate, cosine and 8 bits at
-    first and last layers are as a reproduction says of it (zhutmost/lsq-net, README), which has weight decays from 1e-5
-    to 1e-4; which decay goes with which bits, the rate at 8 bits, epochs and distillation are as remembered.
+    first and last layers come from a reproduction (zhutmost/lsq-net, README), which has weight decays from 1e-5 to
+    1e-4. From memory are the decay for each number of bits, the rate at 8 bits, epochs and distillation.
     """
 
     name = "lsq"
@@ -51,16 +55,22 @@ class LSQ(zsqbench.StepSizeQuantizer):
         "": {name: {"epochs": 90, "batch_size": 256, "alpha": 1.0} for name in ("cifar10", "cifar100", "imagenet")}
     }
 
-    temperature: float = Field(1.0, gt=0, description="T, by which logits are divided in the distillation loss")
-    map_temperature: float = Field(4.0, gt=0, description="the same for what a network returns that is no classifier")
-    ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards labels, of classifiers")
-    labels: Literal["set", "teacher"] | None = Field(
-        None, description="whose labels: the set's, or what the float network says; none: the set's where it has any"
+    temperature: float = Field(1.0, gt=0, description="T, the temperature of logits in the distillation loss")
+    map_temperature: float = Field(4.0, gt=0, description="the temperature for a network that is not a classifier")
+    ce_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the cross-entropy towards labels; without effect on a network that is not a classifier",
     )
-    lr: Auto[float] = auto(ge=0, description="learning rate at first; by default 0.01, and 0.001 for weights of 8 bits")
+    labels: Literal["set", "teacher"] | None = Field(
+        None,
+        description="source of labels: the set, or the float network; unset: the set where it has labels, "
+        "else the float network",
+    )
+    lr: Auto[float] = auto(ge=0, description="learning rate at the start; unset: 0.01, and 0.001 for weights of 8 bits")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The paper's values, of which rate and decay depend on the bits of weights."""
+        """The paper's values. Rate and decay depend on the bits of weights."""
         found = super().automatic(network, scheme)
         if scheme is None:
             return found
@@ -85,7 +95,7 @@ class LSQ(zsqbench.StepSizeQuantizer):
     def _to_outputs(
         self, engine: "FineTuning", teacher: "Pretrained", ctx: "StepContext"
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-        """A function that puts gradients on the parameters of any other network."""
+        """A function that puts gradients on the parameters of a network that is not a classifier."""
         import torch
 
         from zsqbench.quant import map_divergence

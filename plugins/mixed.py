@@ -21,60 +21,61 @@ _BYTE = 8
 
 def _number_or_part(layers: float) -> float:
     if layers < 0 or (isinstance(layers, float) and not 0 < layers < 1):
-        raise ValueError("expected how many weights get more bits, or a part of them between 0 and 1")
+        raise ValueError("expected a number of weights, or a part of all weights between 0 and 1")
     return layers
 
 
 Layers = Annotated[int | float, AfterValidator(_number_or_part)]
-"""A number of weights, as an integer, or a part of all, more than 0 and less than 1."""
+"""A number of weights, as an integer, or a part of all weights, between 0 and 1 (both excluded)."""
 
 
 class Mixed(zsqbench.Quantizer):
     """Another quantizer, at a scheme in which the most sensitive weights have more bits.
 
-    The harness ranks weights before (the step `sensitivity`): each alone is rounded to nearest at the scheme's bits,
-    and the squared error of the raw outputs on calibration images says what it does. No label is used. The first
-    `layers` get `bits`, a number of them or a part of all; or, in this order, each that still fits into `budget`.
-    Activations and all other weights keep the scheme's bits. The quantizer that it is `over` then works as at a scheme
-    that names these layers. The images are read for the ranking even where that one reads none (`squant`, `dfq`), so a
-    generator stands before it.
+    The harness ranks weights before (the step `sensitivity`). It rounds each weight alone to nearest at the scheme's
+    bits and measures the squared error of the raw outputs on calibration images. No label is used. The first `layers`
+    weights get `bits`; `layers` is a number, or a part of all weights. With `budget`, each weight in this order that
+    still fits gets `bits`. Activations and all other weights keep the scheme's bits. The quantizer `over` then works as
+    at a scheme that names these weights. The ranking reads images even if `over` reads none (`squant`, `dfq`), so a
+    cell needs a generator.
 
-    Deviations: this is no paper's method. Layers are ranked one by one, and how errors add up is left out (HAWQ weighs
-    curvature, others solve for widths together); `over` may change weights before it rounds them (`dfq`, `hptq`), and
-    the ranking is that of the network as it is.
+    Deviations: this is no paper's method. Weights are ranked one by one, and the sum of their errors is ignored. HAWQ
+    weighs curvature, and others solve for all widths together. `over` may change weights before it rounds them (`dfq`,
+    `hptq`). The ranking is that of the unchanged network.
     """
 
     name = "mixed"
     seeded = False
 
-    over: str = Field(description="the quantizer that does the work, by its name in the suite")
+    over: str = Field(description="name in the suite of the quantizer that does the work")
     layers: Layers | None = Field(
-        None, description="how many weights get more bits, or, below 1, which part of them; none: as budget says"
+        None,
+        description="number of weights that get more bits; below 1: their share of all weights; unset: budget decides",
     )
     budget: float | None = Field(
-        None, gt=0, description="size of all weights in MB (10^6 bytes) at most, without scales; none: as layers says"
+        None,
+        gt=0,
+        description="upper bound of the size of all weights in MB (10^6 bytes), without scales; unset: layers decides",
     )
     bits: int = Field(8, ge=MIN_BITS, le=MAX_BITS, description="bits of the most sensitive weights")
     images: int = Field(
-        32, gt=0, description="calibration images that sensitivity is measured on, the first of the set"
+        32, gt=0, description="calibration images on which sensitivity is measured, the first of the set"
     )
 
     @model_validator(mode="after")
     def _check_how_many(self) -> Self:
         if (self.layers is None) == (self.budget is None):
             given = "neither" if self.layers is None else "both"
-            raise ValueError(
-                f"expected one of layers and budget, which say how many weights get more bits, got {given}"
-            )
+            raise ValueError(f"expected exactly one of layers and budget, got {given}")
         return self
 
     @property
     def ranking_images(self) -> int:
-        """As the option says."""
+        """The number of images in the option `images`."""
         return self.images
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """A scheme that has these bits already; what grid it demands is the matter of what this is over."""
+        """Reject a scheme that has these bits already. The grids that it demands concern the quantizer `over`."""
         if scheme.is_float:
             return super().rejects(scheme)
         if self.bits <= scheme.weight_bits:
@@ -82,11 +83,11 @@ class Mixed(zsqbench.Quantizer):
         return None
 
     def adapted(self, scheme: Scheme, weights: Sequence[RankedWeight]) -> Scheme:
-        """The scheme with a pattern for each weight that gets more bits; patterns go before all else that it says."""
+        """The scheme with a pattern for each weight that gets more bits. These patterns come before all others."""
         tensors = dict(scheme.placement.tensors)
         for weight in self.chosen(scheme, weights):
             pattern = glob.escape(weight.name)
-            if pattern in tensors:  # whose place, and what it says of activations, stay
+            if pattern in tensors:  # its place, and its value for activations, stay
                 pattern = f"[{weight.name[0]}]{glob.escape(weight.name[1:])}"
             tensors[pattern] = PatternWidths(weight=self.bits)
         return scheme.model_copy(update={"placement": scheme.placement.model_copy(update={"tensors": tensors})})
@@ -100,7 +101,7 @@ class Mixed(zsqbench.Quantizer):
             if self.layers > len(candidates):
                 raise zsqbench.ZSQBenchError(
                     f"{self.name}: layers is {self.layers}, and {len(candidates)} weights of the network have less "
-                    f"than {self.bits} bits at {scheme.name}; expected {len(candidates)} at most"
+                    f"than {self.bits} bits at {scheme.name}; expected at most {len(candidates)}"
                 )
             return candidates[: self.layers]
         budget, taken = (self.budget or 0.0) * MB * _BYTE, sum(weight.bits * weight.elements for weight in weights)
@@ -120,14 +121,14 @@ class Mixed(zsqbench.Quantizer):
     def quantize(
         self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
-        """Let the other quantizer do it. Raises ZSQBenchError where the context has none."""
+        """Run the quantizer `over`. Raises ZSQBenchError where the context has none."""
         if ctx.over is None:
             raise zsqbench.ZSQBenchError(
-                f"quantizer {self.name!r} needs {self.over!r}, which does the work: its context has no ctx.over"
+                f"quantizer {self.name!r} needs {self.over!r}, which does the work, and its context has no ctx.over"
             )
         needs_images = ctx.over.needs_images
         ctx.over.quantize(student, teacher, data if needs_images else None, ctx)
-        if data is not None and not (needs_images and ctx.read is None):  # which says that it read them all
+        if data is not None and not (needs_images and ctx.read is None):  # no number in ctx.read: `over` read all
             ctx.images_read(min(self.images, len(data)))
 
 

@@ -1,4 +1,4 @@
-"""Gaussian noise: the negative control that every generator must beat."""
+"""Gaussian noise: the negative control. Every generator must be better."""
 
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Noise(zsqbench.Generator):
     """Independent N(0, 1) pixels in normalised space, clamped to the valid range.
 
-    The clamp is that of the released code of DGH (`random_noise`), a path that cannot run there as it stands: it reads
-    an argument that its parser does not define.
+    The clamp is that of DGH's released code (`random_noise`). That function cannot run there, because it reads an
+    argument that its parser does not define.
     """
 
     name = "noise"

@@ -26,38 +26,43 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 }
 """The values of the release's script for families of networks, by the beginning of their names."""
 USUAL: Mapping[str, float] = {"temperature": 4.0, "correction_scale": 0.02, "regularizer": 0.01}
-"""Its values for ResNets, which other networks have here, too."""
+"""The script's values for ResNets. Here networks of other families have them too."""
 EPS = 1e-6
-"""Added to both variances under the root by the correction."""
+"""The correction adds this number to both variances under the root."""
 PLATEAU = 0.1, 100, 1e-5
 """Factor, patience and smallest value of the correction's learning rate."""
 
 
 class PDQuant(zsqbench.ReconstructionQuantizer):
-    """QDrop with a loss on what the network predicts, on inputs that were moved towards the statistics of BN layers.
+    """QDrop with a loss on the network's prediction, on inputs that are moved towards the statistics of BN layers.
 
-    A unit's loss is the squared error of its output and KL(softmax(t / T) || softmax(q / T)) / `prediction_scale`. It
-    runs once on twice the batch: on inputs behind the quantized units before it, mixed element by element with float
-    ones, whose output is compared, and on the quantized ones as they are, whose output goes through the float rest of
-    the network to the logits q; t are those of the float network. Elements behind activation quantizers stay float at
-    random in both halves.
+    A unit's loss is the squared error of its output plus KL(softmax(t / T) || softmax(q / T)) / `prediction_scale`. The
+    unit runs once on twice the batch. The first half are inputs behind the earlier quantized units, mixed element by
+    element with float inputs; their output is compared. The second half are the quantized inputs alone; their output
+    goes through the float rest of the network to the logits q. t are the logits of the float network. In both halves,
+    elements behind activation quantizers stay float at random.
 
-    Float inputs are corrected first, for each unit by itself: `correction_steps` of Adam on the inputs of each batch
-    bring mean and deviation of each image, in the unit's BN layers, closer to those stored there; the squared distance
-    from where they began, divided by `correction_scale`, holds them back. The float unit's output for corrected inputs
-    is the target. T, `correction_scale` and the rounding regulariser are those of the release's script (commit e12038e)
-    for families of networks, and those of ResNets for others. Paper and release do not differ as far as could be looked
-    up, so there is no preset.
+    Float inputs are corrected first, separately for each unit. `correction_steps` of Adam on the inputs of each batch
+    bring mean and deviation of each image, in the unit's BN layers, closer to the stored ones. The squared distance
+    from the original inputs, divided by `correction_scale`, limits the change. The float unit's output for corrected
+    inputs is the target. T, `correction_scale` and the rounding regulariser are those of the release's script (commit
+    e12038e) for families of networks. Networks of other families have the values of ResNets. Paper and release do not
+    differ as far as could be looked up, so there is no preset.
 
-    Weights have QDrop's ranges; activations of a unit get theirs when its turn comes, on `search_images` images behind
-    the quantized units before it. Rates of step sizes are not scaled as LSQ's are.
+    Weights have QDrop's ranges. Activations of a unit get their ranges when its turn comes, on `search_images` images
+    behind the earlier quantized units. Rates of step sizes are not scaled as in LSQ.
 
-    Deviations: which tensors have which bits is the scheme's matter (the release has 8 bits for first and last weights
-    and the classifier's input, logits in float). Images that fill no batch are corrected, too, and not dropped. Maps of
-    one place have no deviation to correct (the release makes NaN of it). A unit that learning made worse on the
-    calibration images, by its loss on quantized inputs, keeps what it had before, and step sizes stay above a
-    thousandth of what they were. It needs a network with batch normalisation even where nothing is corrected. Real
-    images are not augmented.
+    Deviations:
+
+    - The scheme decides the bits of each tensor. The release has 8 bits for first and last weights and the classifier's
+      input, and float logits.
+    - Images that fill no batch are also corrected, and not dropped.
+    - Maps of one position have no deviation to correct. The release makes NaN of them.
+    - A unit that learning made worse on the calibration images, by its loss on quantized inputs, keeps its earlier
+      values.
+    - Step sizes stay above a thousandth of their initial values.
+    - The network needs batch normalisation even where nothing is corrected.
+    - Real images are not augmented.
     """
 
     name = "pd_quant"
@@ -70,18 +75,20 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
     rounding_lr: float = Field(3e-3, gt=0, description="learning rate of the rounding variables (Adam)")
     rounding_weight: Auto[float] = auto(ge=0, description="weight of the regulariser (lambda)")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
-    temperature: Auto[float] = auto(gt=0, description="T of the predictions that are compared")
-    prediction_scale: float = Field(0.1, gt=0, description="what the difference of predictions is divided by (lamb_r)")
-    correction_steps: int = Field(500, ge=0, description="steps of Adam that correct float inputs; 0 leaves them")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
+    temperature: Auto[float] = auto(gt=0, description="T, the temperature of the predictions that are compared")
+    prediction_scale: float = Field(0.1, gt=0, description="divisor of the difference of predictions (lamb_r)")
+    correction_steps: int = Field(
+        500, ge=0, description="steps of Adam that correct float inputs; 0 leaves the inputs as they are"
+    )
     correction_lr: float = Field(1e-3, gt=0, description="learning rate of the correction (on a plateau)")
     correction_scale: Auto[float] = auto(
-        gt=0, description="what the distance from uncorrected inputs is divided by (lamb_c); smaller is stiffer"
+        gt=0, description="divisor of the distance from uncorrected inputs (lamb_c); a smaller one allows less change"
     )
-    search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
+    search_images: int = Field(256, gt=0, description="images on which activation ranges are chosen")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:  # noqa: ARG002 - needs no scheme
-        """The release's values for the family that a network's published definition is of."""
+        """The release's values for the family of the network's published definition."""
         name = (network.architecture or "").rpartition("/")[2]
         own = next((values for family, values in PUBLISHED.items() if name.startswith(family)), {})
         values = {**USUAL, **own}
@@ -102,7 +109,7 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
         if not batch_norms(teacher.module):
             raise zsqbench.ZSQBenchError(
                 f"quantizer {self.name!r} corrects inputs towards what batch normalisation stores, and the network has "
-                "none of it"
+                "none"
             )
         stage = Stage(
             self.iterations,
@@ -130,14 +137,14 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
         engine.run("joint")
 
     def loss(self, batch: "UnitBatch") -> "Tensor":
-        """The squared error of a unit's output and the difference of predictions that it makes."""
+        """The squared error of a unit's output plus the difference of predictions that it causes."""
         expected, found = batch.float_prediction(), batch.prediction()
         return batch.distance() + prediction_difference(found, expected, self.temperature) / self.prediction_scale
 
     def _correction(
         self, teacher: "Pretrained", scheme: Scheme
     ) -> "Callable[[Unit, Sequence[Tensor]], Sequence[Tensor] | None]":
-        """A function that corrects a unit's inputs, by the same unit of a network whose BN layers are not folded."""
+        """A function that corrects a unit's inputs with the same unit of a network with unfolded BN layers."""
         from zsqbench.quant import find_units, prepare
         from zsqbench.synthesis import batch_norms
 
@@ -157,7 +164,7 @@ class PDQuant(zsqbench.ReconstructionQuantizer):
 
 
 def prediction_difference(logits: "Tensor", expected: "Tensor", temperature: float) -> "Tensor":
-    """KL(softmax(expected / T) || softmax(logits / T)), a mean over images [N, classes]."""
+    """KL(softmax(expected / T) || softmax(logits / T)) of logits [N, classes], a mean over images."""
     from torch.nn import functional
 
     found, wanted = (each / temperature for each in (logits, expected))
@@ -167,10 +174,11 @@ def prediction_difference(logits: "Tensor", expected: "Tensor", temperature: flo
 def corrected(
     module: "fx.GraphModule", inputs: "Sequence[Tensor]", *, steps: int, lr: float, scale: float
 ) -> "list[Tensor]":
-    """The inputs of a unit, moved so that what its BN layers see of each image is closer to what they store.
+    """The inputs of a unit, moved so that each image's statistics in its BN layers are closer to the stored ones.
 
-    Per image and channel, squared gaps of means and of deviations are summed over channels and layers, and averaged
-    over images; so is the squared distance of the inputs from where they began, which is divided by `scale`.
+    For each image and channel, squared gaps of means and of deviations are summed over channels and layers, and
+    averaged over images. The squared distance of the inputs from their original values is averaged too, and divided by
+    `scale`.
     """
     import torch
 
@@ -194,7 +202,7 @@ def corrected(
 
 
 def _taking_a_list(module: "fx.GraphModule") -> Any:
-    """A unit that takes its inputs as one argument, for what measures a network of one input."""
+    """A unit that takes its inputs as one argument, as probes of networks with one input need it."""
     from torch import nn
 
     class OfOneArgument(nn.Module):
@@ -203,7 +211,7 @@ def _taking_a_list(module: "fx.GraphModule") -> Any:
             self.unit = module
 
         def forward(self, inputs: "list[Tensor]") -> Any:
-            # copies, since what the unit does may be in place
+            # copies, since the unit may work in place
             return self.unit(*(values.clone() for values in inputs))
 
     return OfOneArgument()

@@ -21,31 +21,32 @@ _IMAGENET = {"lr": 1e-5, "alpha": 1.0, "lowest": 0.1, "highest": 0.4, "other_wei
 
 
 class PLF(GeneratorRangesQuantizer):
-    """A student that learns from predicted labels, by how sure they are: a reproduction from the text.
+    """A student that learns from predicted labels, by their certainty: a reproduction from the text.
 
-    No code was released, so there is nothing to compare this with. Labels of the set are not read. An image is reliable
-    if its self-entropy, that of the float network's prediction over the logarithm of the number of classes, is at most
-    a threshold, which falls from epoch to epoch from `highest` towards `lowest`. The loss is
+    No code was released, so the results cannot be compared with a reference. Labels of the set are not read.
+    Self-entropy is the entropy of the float network's prediction, divided by the logarithm of the number of classes. An
+    image is reliable if its self-entropy is at most a threshold. The threshold falls from epoch to epoch from `highest`
+    towards `lowest`. The loss is
 
-        KL + label_weight (CE_reliable + other_weight CE_other + feature_weight MSE):
+        KL + label_weight (CE_reliable + other_weight CE_other + feature_weight MSE).
 
-    reliable images have the cross-entropy towards the class that is predicted first; others that towards the first and
-    that towards the second, weighed by the probabilities of the two, p1 / (p1 + p2) and p2 / (p1 + p2). MSE is of
-    features of both networks.
+    Reliable images have the cross-entropy towards the class that is predicted first. Other images have cross-entropies
+    towards the first and the second class, weighed by the probabilities of the two, p1 / (p1 + p2) and p2 / (p1 + p2).
+    MSE compares features of both networks.
 
-    A cross-entropy is a mean over the images that have it, as in Eq. 7 and 9, and 0 in a batch without such images. The
-    text leaves these things open:
+    A cross-entropy is a mean over its images, as in Eq. 7 and 9, and 0 in a batch without such images. The text leaves
+    these choices open:
 
-    - which features are compared: here those of `zsqbench.quant.block_outputs`, means of squares over all values,
-      averaged over layers. Summed over layers, as the equation can be read, training leaves the finite numbers within
-      five updates of a ResNet-20 at 4 and at 3 bits, at the published weight and learning rate (tried);
-    - the scale of KL, which has neither a weight nor a temperature in its equation: here T^2 KL at T = 20, with `alpha`
-      1, as those have it on whose training it builds (`temperature` 1 is the equation);
-    - when the threshold falls: here before each epoch but the first, by the same part, so that it is above `lowest` in
-      the last one;
-    - epochs, batches and cuts of the learning rate: here HAST's;
-    - how its images begin and learn: the paper's suite takes `zeroq_il`, which has its losses and their weight;
-    - ranges of activations: here as in `ste`, whose deviations are those of this method, too.
+    - Features: here those of `zsqbench.quant.block_outputs`, mean squares over all values, averaged over layers. The
+      equation can also be read as a sum over layers. With a sum, training of a ResNet-20 at 4 and at 3 bits becomes
+      infinite or NaN within five updates, at the published weight and learning rate (tried).
+    - Scale of KL: its equation has neither a weight nor a temperature. Here it is T^2 KL at T = 20 with `alpha` 1, as
+      in the methods on whose training PLF builds. `temperature` 1 is the equation.
+    - Time of the threshold's fall: here before each epoch except the first, by the same part. So it is above `lowest`
+      in the last epoch.
+    - Epochs, batches and cuts of the learning rate: here HAST's.
+    - Start and learning of its images: the paper's suite takes `zeroq_il`, which has its losses and their weight.
+    - Ranges of activations: here as in `ste`. The deviations of `ste` also apply to this method.
     """
 
     name = "plf"
@@ -59,12 +60,16 @@ class PLF(GeneratorRangesQuantizer):
     }
     least_classes = 2
 
-    lowest: Auto[float] = auto(ge=0, le=1, description="self-entropy that the threshold ends at (Tl)")
-    highest: Auto[float] = auto(ge=0, le=1, description="self-entropy that the threshold begins at (Tu)")
-    label_weight: float = Field(1.0, ge=0, description="weight of all losses but distillation (tau)")
-    reliable_weight: float = Field(1.0, ge=0, description="weight of the labels of reliable images; 0 for none")
-    other_weight: Auto[float] = auto(ge=0, description="weight of the labels of other images (beta); 0 for none")
-    feature_weight: Auto[float] = auto(ge=0, description="weight of the error of features (mu); 0 for none")
+    lowest: Auto[float] = auto(ge=0, le=1, description="self-entropy at which the threshold ends (Tl)")
+    highest: Auto[float] = auto(ge=0, le=1, description="self-entropy at which the threshold begins (Tu)")
+    label_weight: float = Field(1.0, ge=0, description="weight of all losses except distillation (tau)")
+    reliable_weight: float = Field(
+        1.0, ge=0, description="weight of the labels of reliable images; 0 disables this loss"
+    )
+    other_weight: Auto[float] = auto(
+        ge=0, description="weight of the labels of other images (beta); 0 disables this loss"
+    )
+    feature_weight: Auto[float] = auto(ge=0, description="weight of the error of features (mu); 0 disables this loss")
 
     @model_validator(mode="after")
     def _falls(self) -> "PLF":
@@ -73,7 +78,7 @@ class PLF(GeneratorRangesQuantizer):
         return self
 
     def threshold(self, update: int) -> float:
-        """The self-entropy up to which a label is reliable, at an update counted from 0."""
+        """The largest self-entropy of a reliable label at an update, counted from 0."""
         passed = update // self.updates_per_epoch / max(1, self.epochs)
         return self.highest - passed * (self.highest - self.lowest)
 
@@ -154,7 +159,7 @@ def feature_error(ours: "Sequence[Tensor]", theirs: "Sequence[Tensor]") -> "Tens
 
 
 def self_entropy(logits: "Tensor") -> "Tensor":
-    """Entropy [N] of the predictions of logits [N, C] over that of no knowledge, log C: from 0 to 1."""
+    """Entropy [N] of the predictions of logits [N, C], divided by log C, its largest value: from 0 to 1."""
     import math
 
     logs = logits.log_softmax(1)
@@ -162,10 +167,10 @@ def self_entropy(logits: "Tensor") -> "Tensor":
 
 
 def pseudo_label_losses(logits: "Tensor", expected: "Tensor", reliable: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Cross-entropies of a student's logits [N, C] towards labels of the float network's, each over its own images.
+    """Cross-entropies of a student's logits [N, C] towards the float network's labels, each over its own images.
 
-    Of reliable images, true in [N], towards the first class; of the others towards the first and the second, each
-    weighed by its part of the probability of the two. A mean over no image is 0.
+    Reliable images, true in [N], have the first class as target. Others have the first and the second, each weighed by
+    its part of the probability of the two. A mean over no image is 0.
     """
     import torch
 

@@ -16,42 +16,51 @@ if TYPE_CHECKING:
 
 
 class PSAQViT(AttentionGenerator):
-    """Images of classes in which patches differ: the entropy of the similarities of what attention gives them is high.
+    """Images of classes with diverse patches: the entropy of the similarities of patches in attention is high.
 
-    Minimises L = -sum_l H_l + class_weight CE + variation_weight |TV - R|. H_l is the entropy of block l: attention
-    times values, averaged over heads; cosines of all ordered pairs of patches of an image; their density by Gaussian
-    kernels at `points` points over the range of the batch; the mean over images. TV are four norms of differences over
-    the batch, R is drawn once. All are of the shifted images. Two phases of 500 iterations, with shifts by up to 15 and
-    30 pixels; the learning rate rises and falls in each. Labels are in the set.
+    The method minimises L = -sum_l H_l + class_weight CE + variation_weight |TV - R|. H_l is the entropy of block l. It
+    comes from attention times values, averaged over heads. Cosines of all ordered pairs of patches of an image give a
+    density, by Gaussian kernels at `points` points over the range of the batch. H_l is the mean entropy over images. TV
+    is the sum of four norms of differences over the batch, and R is drawn once. All terms are measured on the shifted
+    images. There are two phases of 500 iterations, with shifts by up to 15 and 30 pixels. The learning rate rises and
+    falls in each. The set contains the labels.
 
-    Follows the released code, whose 32 images come with minimum and maximum as ranges and round to nearest (`rtn`). Ten
-    points and a bandwidth of 0.01 are the method: points are some 19 bandwidths apart, and two thirds of the pairs near
-    none of them have no gradient. Another number of either is another method. Of windows (Swin), similarities are
-    within each, those of an image are one density, and the first token of each is left out, as the release does, though
-    it is no class token. A network without windows and without a class token keeps all its tokens, which a note says;
-    of a distilled one the second class token stays, as in the release.
+    The class follows the released code. The code uses its 32 images with min-max ranges and round to nearest (`rtn`).
+    Ten points and a bandwidth of 0.01 are part of the method. Points are some 19 bandwidths apart. Two thirds of the
+    pairs are near no point and have no gradient. Another number of points, or another bandwidth, makes another method.
+    In windows (Swin), similarities are computed within each window, and those of an image form one density. The first
+    token of each window is left out, as in the release, though it is not a class token. A network with neither windows
+    nor a class token keeps all its tokens, and a note says so. A distilled network keeps its second class token, as in
+    the release.
 
-    Where attention is, is found in the captured network: a softmax, then its product with the values. The learning rate
-    is 0.25 for windows and 0.20 for others.
+    Attention is found in the captured network: a softmax, then its product with the values. The learning rate is 0.25
+    for windows and 0.20 for other networks.
 
-    Deviations: R is the release's for 32 images of 224 x 224 pixels, in proportion to the roots of the numbers of
-    differences for others, and shifts are in proportion to the image; pixels are clipped to what the network's own
-    normalisation makes valid (the release has ImageNet's for all); further batches where `images` exceeds `batch_size`;
-    kernels beyond 6 bandwidths (9 in float64) count as nothing where points are far apart; seeded. The second version
-    (TNNLS 2023), which trains the student beside, is none of it.
+    Deviations:
+
+    - R is the release's for 32 images of 224 x 224 pixels. For other sizes it is in proportion to the roots of the
+      numbers of differences. Shifts are in proportion to the image.
+    - Pixels are clipped to the valid range of the network's own normalisation. The release has ImageNet's for all
+      networks.
+    - Further batches are made where `images` exceeds `batch_size`.
+    - Kernels beyond 6 bandwidths (9 in float64) count as zero where points are far apart.
+    - The method is seeded.
+    - The second version (TNNLS 2023), which also trains the student, is not implemented.
     """
 
     name = "psaq_vit"
     compiles = "pixels"
 
     batch_size: int = Field(32, gt=0, description="images optimised together; they share the range of similarities")
-    points: int = Field(10, gt=1, description="points of the density; another number is another method")
-    bandwidth: float = Field(0.01, gt=0, description="deviation of its kernels; another one is another method")
+    points: int = Field(10, gt=1, description="number of points of the density; another number makes another method")
+    bandwidth: float = Field(
+        0.01, gt=0, description="deviation of the density's kernels; another one makes another method"
+    )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was.
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint.
 
-        Raises ZSQBenchError for a network that cannot be captured, or has no attention that capture takes apart.
+        Raises ZSQBenchError for a network that cannot be captured, and where capture cannot take its attention apart.
         """
         from zsqbench.quant import also_returning, has_class_token
 
@@ -86,9 +95,9 @@ def psaq_loss(
     *,
     drop_first: bool,
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """The loss of images [N, C, H, W] and its parts, of the outputs of the network and of attention in each block.
+    """The loss of images [N, C, H, W] and its parts, from the network's outputs and the attention in each block.
 
-    `target` is that of their total variation.
+    `target` is the target of the images' total variation.
     """
     import torch
 

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
 class QDrop(zsqbench.ReconstructionQuantizer):
     """Block reconstruction in one stage: rounding and step sizes together, with quantization dropped at random.
 
-    Inputs of a unit are mixed, element by element, from those behind the quantized units before it and those of the
-    float network, and behind each activation quantizer half of the elements stay float, so that what is learned is not
-    made for one pattern of rounding errors. Ranges are searched first: of weights by themselves, of activations in a
-    forward pass of the float network; one-sided tensors over 100 thresholds, others over 100 ranges and all zero
-    points. Losses and rounding are BRECQ's; step sizes are LSQ's, whose gradients are scaled. Paper and released code
-    do not differ as far as could be looked up, so there is no preset.
+    Inputs of a unit are mixed, element by element, from two sources: the earlier quantized units and the float network.
+    Behind each activation quantizer half of the elements stay float. So learning does not fit a single pattern of
+    rounding errors. Ranges are searched first, of weights by themselves and of activations in a forward pass of the
+    float network. The search covers 100 thresholds for one-sided tensors, and 100 ranges with all zero points for
+    others. Losses and rounding are BRECQ's. Step sizes are LSQ's, with scaled gradients. Paper and released code do not
+    differ as far as could be looked up, so there is no preset.
 
-    Deviations: which tensors have which bits is the scheme's matter (the code quantizes no logits, and has 8 bits for
-    first and last weights and the classifier's input, which is close to `academic_intended`). A unit that learning made
-    worse on the calibration images keeps what it had before, and step sizes stay above a thousandth of what they were.
-    Of calibration images that are no multiple of the batch the rest is not dropped, as it is in the code.
-    Real images are not augmented. MobileNetV2 was run with `rounding_weight: 0.1`. At 8 bits the search has 25,600
-    candidates for each channel of a weight, and takes its time.
+    Deviations:
+
+    - The scheme decides the bits of each tensor. The code quantizes no logits, and has 8 bits for first and last
+      weights and the classifier's input. This is close to `academic_intended`.
+    - A unit that learning made worse on the calibration images keeps its earlier values.
+    - Step sizes stay above a thousandth of their initial values.
+    - Calibration images beyond a multiple of the batch are not dropped. The code drops them.
+    - Real images are not augmented.
+
+    MobileNetV2 was run with `rounding_weight: 0.1`. At 8 bits the search has 25,600 candidates for each channel of a
+    weight, so it is slow.
     """
 
     name = "qdrop"
@@ -36,8 +41,8 @@ class QDrop(zsqbench.ReconstructionQuantizer):
 
     iterations: int = Field(20_000, ge=0, description="iterations for each unit")
     scale_lr: float = Field(4e-5, gt=0, description="learning rate of step sizes (Adam, cosine to zero)")
-    drop: float = Field(0.5, ge=0, lt=1, description="probability of an element to stay float")
-    search_images: int = Field(256, gt=0, description="images that activation ranges are chosen on")
+    drop: float = Field(0.5, ge=0, lt=1, description="probability that an element stays float")
+    search_images: int = Field(256, gt=0, description="images on which activation ranges are chosen")
 
     def quantize(
         self,

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class Qimera(MixtureQuantizer):
-    """GDFQ with images of several classes at once, in part of the updates: they lie where classes meet.
+    """GDFQ with images of several classes in part of the updates. These images lie near the borders between classes.
 
-    The generator reads embeddings of classes plus noise, normalised. In `mixed` of the batches they are those of
-    `mixed_classes` classes, drawn for each image, mixed with weights that are the softmax of normal numbers; labels are
-    mixed alike. All else is GDFQ's. Follows the released code (iamkanghyunchoi/qimera) and its scripts: embeddings are
-    random and learn for CIFAR-10 and ResNet-18, although the method is described with the weights of the network's last
-    layer, which CIFAR-100 takes (`embeddings`); the mapping that is to disentangle them is off, and not there. Values
-    go by data set; scripts for ResNet-50 and MobileNetV2 differ (`mixed` 0.7, the last layer's weights; 100 classes).
-    The paper was not looked up, so there is no preset.
+    The generator reads embeddings of classes plus noise, normalised. In `mixed` of the batches the embeddings are
+    mixtures of `mixed_classes` classes, drawn for each image. The weights are the softmax of normal numbers, and labels
+    are mixed alike. All else is GDFQ's. The class follows the released code (iamkanghyunchoi/qimera) and its scripts.
+    Embeddings are random and learn for CIFAR-10 and ResNet-18. The method is described with the weights of the
+    network's last layer, which CIFAR-100 uses (`embeddings`). The mapping that should disentangle embeddings is off in
+    the release, and is not implemented. Values depend on the data set. The scripts for ResNet-50 and MobileNetV2 differ
+    (`mixed` 0.7, the last layer's weights; 100 classes). The paper was not looked up, so there is no preset.
 
-    Deviations: those of `gdfq`; for large images the generator has plain normalisations, since an image of several
-    classes has none to choose gains by (how the release does it there could not be looked up).
+    Deviations: those of `gdfq`. For large images the generator has plain normalisations, because an image of several
+    classes has no single class that could choose gains. The release's solution could not be looked up.
     """
 
     name = "qimera"

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
 
 
 class Real(zsqbench.Generator):
-    """Images that the task hands out for calibration and does not evaluate, as it preprocesses them for the network.
+    """Images that the task hands out for calibration and does not evaluate, preprocessed for the network.
 
-    Papers call this row "real data". It is a reference and no upper bound: generated images sometimes calibrate better.
+    Papers call this row "real data". It is a reference, not an upper bound: generated images sometimes calibrate
+    better.
     """
 
     name = "real"
@@ -20,7 +21,7 @@ class Real(zsqbench.Generator):
     gives_labels = True
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":  # noqa: ARG002
-        """Return the task's images, fewer than `images` where it has no more."""
+        """Return the task's images, or fewer than `images` where the task has no more."""
         if ctx.real_images is None:
             raise zsqbench.ZSQBenchError("generator 'real' needs a task that hands out calibration images")
         return ctx.real_images

@@ -17,27 +17,31 @@ if TYPE_CHECKING:
 
 
 class RepQViT(zsqbench.Quantizer):
-    """Gives what layer normalisations put out a grid for each channel, and moves the differences into weights.
+    """Gives outputs of layer normalisations one grid for each channel, then moves the differences into weights.
 
     Ranges end at quantiles: of p in 0.999, 0.9999 and 0.99999 the one with the least mean squared error, for each
-    output channel of a weight and for each activation, found in one pass in which all before it is rounded. In that
-    pass the output of a layer normalisation that one linear layer alone reads has scales s_j and zero points z_j for
-    its channels j. Then S and Z are the means of these, r_j = s_j / S, and gain, offset, weights and bias become
+    output channel of a weight and for each activation. One pass finds them, in which all earlier tensors are rounded.
+    In that pass, the output of a layer normalisation with a single reading linear layer has scales s_j and zero points
+    z_j for its channels j. Then S and Z are their means, r_j = s_j / S, and gain, offset, weights and bias become
 
-        g_j / r_j,   (o_j + s_j (z_j - Z)) / r_j,   W_ij r_j,   b_i - sum_j W_ij s_j (z_j - Z),
+        g_j / r_j,   (o_j + s_j (z_j - Z)) / r_j,   W_ij r_j,   b_i - sum_j W_ij s_j (z_j - Z).
 
-    which changes nothing in the float network, and lets one grid (S, Z) do for all channels. The weight's ranges are
-    found anew; all other ranges stay. Nothing is learned. In the scheme `repq` attention weights are on a logarithmic
-    grid, whose top is found by the same search; the method works in any scheme of affine grids.
+    This changes nothing in the float network, and one grid (S, Z) then fits all channels. The weight's ranges are found
+    anew; all other ranges stay. Nothing is learned. In the scheme `repq` attention weights are on a logarithmic grid,
+    whose top is found by the same search. The method works in any scheme of affine grids.
 
-    The release (commit a160561) made the published tables. As there, Z is not rounded, so that a grid of b bits has
-    one value more than 2^b, and no integer hardware computes with it; `round_zero_point` rounds Z. The last
+    The release (commit a160561) made the published tables. As in the release, Z is not rounded. So a grid of b bits has
+    one value more than 2^b, and integer hardware cannot compute with it. `round_zero_point` rounds Z. The last
     normalisation, before the classifier, has one grid from the start.
 
-    Deviations: pairs of a normalisation and a layer are found in the graph, and not by names. A tensor of four axes, as
-    Swin has in newer libraries, has its channels on the last, too (the release would take images for channels). A
-    constant channel keeps its value (the release divides 0 by 0). Quantiles are exact for tensors of any size. Where
-    a scheme quantizes other tensors, these have one grid each, by the same search.
+    Deviations:
+
+    - Pairs of a normalisation and a layer are found in the graph, not by names.
+    - A tensor of four axes, as Swin has in newer libraries, has its channels on the last axis. The release would treat
+      images as channels.
+    - A constant channel keeps its value. The release divides 0 by 0.
+    - Quantiles are exact for tensors of any size.
+    - Other tensors that a scheme quantizes have one grid each, by the same search.
     """
 
     name = "repq_vit"
@@ -46,13 +50,13 @@ class RepQViT(zsqbench.Quantizer):
     weight_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
     activation_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
 
-    search_images: int = Field(32, gt=0, description="images that ranges are found on, in one pass")
+    search_images: int = Field(32, gt=0, description="images on which ranges are found, in one pass")
     reparametrize: bool = Field(
         True,
-        description="move the differences of channels into weights; else what a layer normalisation puts out has one "
-        "grid from the start",
+        description="move the differences of channels into weights; false: outputs of layer normalisations "
+        "have one grid from the start",
     )
-    round_zero_point: bool = Field(False, description="round the zero point that channels share, to what codes can be")
+    round_zero_point: bool = Field(False, description="round the zero point that channels share to a code")
 
     def quantize(
         self,
@@ -78,7 +82,7 @@ class RepQViT(zsqbench.Quantizer):
 
 
 def rescalable(student: "fx.GraphModule") -> "list[NormedLayers]":
-    """The layer normalisations whose output is quantized and that one layer alone reads, which is not the last."""
+    """Layer normalisations, except the last, whose output is quantized and read by one layer alone."""
     from zsqbench.quant import normed_layers, quantized_layers
 
     layers = dict(quantized_layers(student))
@@ -92,7 +96,10 @@ def rescalable(student: "fx.GraphModule") -> "list[NormedLayers]":
 
 
 def calibrate(student: "fx.GraphModule", images: "Tensor", by_channel: "Collection[ActivationQuantizer]") -> None:
-    """Set all quantizers, activations' in one pass of images [N, C, H, W], some with a grid for each channel."""
+    """Set all quantizers, those of activations in one pass of images [N, C, H, W].
+
+    The quantizers in `by_channel` get a grid for each channel.
+    """
     from zsqbench.quant import calibrate_activations, quantile_search, quantized_layers
 
     def see(quantizer: "ActivationQuantizer", values: "Tensor") -> None:
@@ -108,7 +115,7 @@ def calibrate(student: "fx.GraphModule", images: "Tensor", by_channel: "Collecti
 
 
 def rescale(student: "fx.GraphModule", pair: "NormedLayers", *, round_zero_point: bool) -> None:
-    """Give a quantizer of channels [C] one grid, and change normalisation and layer so that the float network stays."""
+    """Give a quantizer of channels [C] one grid. Normalisation and layer change so that the float network stays."""
     from torch import nn
 
     norm = cast("nn.LayerNorm", student.get_submodule(pair.norm))

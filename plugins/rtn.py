@@ -1,4 +1,4 @@
-"""Round to nearest: the floor that every learned quantizer must beat."""
+"""Round to nearest: the lower reference that every learned quantizer must exceed."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -15,35 +15,43 @@ if TYPE_CHECKING:
 class RTN(zsqbench.GridQuantizer):
     """Rounds weights per output channel and activations per tensor to the nearest point of a grid; nothing is learned.
 
-    Ranges are searched by default: of the ranges (1 - 0.01 i) (min, max), i < 80, the one with the least mean
-    |x - Q(x)|^2.4, which is how BRECQ initialises, in its own code and in DGH's; of a power-of-two grid, of ten
-    thresholds. `minmax` is ZeroQ's protocol: ranges from end to end. Batch normalisation is folded first where the
-    scheme says so. Activations are calibrated with weights already rounded, and each tensor with those before it
-    already rounded: searches in one pass of the first `search_images` images (BRECQ takes 64, DGH 512), min-max as a
-    running range over all the images. PSAQ-ViT's quantizer is `weight_range: absmax`, `activation_range: minmax` and
+    Ranges are searched by default. Of the ranges (1 - 0.01 i) (min, max), i < 80, the search takes the one with the
+    least mean |x - Q(x)|^2.4. BRECQ initialises in this way, in its own code and in DGH's. A power-of-two grid has ten
+    candidate thresholds. `minmax` is ZeroQ's protocol: ranges from end to end. Batch normalisation is folded first
+    where the scheme says so. Activations are calibrated with rounded weights, and each tensor with the earlier tensors
+    rounded. Searches use one pass of the first `search_images` images (BRECQ takes 64, DGH 512). Min-max is a running
+    range over all the images. PSAQ-ViT's quantizer is `weight_range: absmax`, `activation_range: minmax` and
     `float_ranges: true`, in the scheme `psaq`.
 
-    Deviations: PSAQ-ViT's code adds the zero point before it rounds, which tells where a value lies halfway between two
-    codes. Every range includes zero, so that zero, and with it padding, is exact and the zero point is a code
-    (BRECQ's search lets go of it where all values have one sign, ZeroQ's weights do too, and PSAQ-ViT's code cuts off
-    tensors that lack zero); ZeroQ keeps BN unfolded.
+    Deviations:
+
+    - PSAQ-ViT's code adds the zero point before it rounds. This decides the code of a value halfway between two codes.
+    - Every range includes zero. So zero, and with it padding, is exact, and the zero point is a code. BRECQ's search
+      excludes zero where all values have one sign, and so do ZeroQ's weights. PSAQ-ViT's code clips tensors that lack
+      zero.
+    - ZeroQ keeps BN unfolded.
     """
 
     name = "rtn"
     memory_options = ("search_images", "batch_size")
     seeded = False
     weight_range: Literal["minmax", "mse", "percentile", "absmax"] = Field(
-        "mse", description="how weight ranges are chosen; absmax: around zero, to half a step short of the largest size"
+        "mse",
+        description="method that chooses weight ranges; absmax: around zero, half a step short of the largest size",
     )
     activation_range: Literal["minmax", "mse", "percentile"] = Field(
-        "mse", description="how activation ranges are chosen"
+        "mse", description="method that chooses activation ranges"
     )
     float_ranges: bool = Field(
-        False, description="find activation ranges in the float network, and not where all that comes before is rounded"
+        False,
+        description="find activation ranges in the float network; false: in the network whose earlier "
+        "tensors are rounded",
     )
-    percent: float = Field(99.9, gt=50, le=100, description="where ranges end, with percentile")
-    search_images: int = Field(64, gt=0, description="images that activation ranges are chosen on, unless minmax")
-    batch_size: int = Field(64, gt=0, description="images of a forward pass, with minmax")
+    percent: float = Field(99.9, gt=50, le=100, description="percentile at which ranges end; for percentile only")
+    search_images: int = Field(
+        64, gt=0, description="images on which activation ranges are chosen; without effect with minmax"
+    )
+    batch_size: int = Field(64, gt=0, description="images of a forward pass; for minmax only")
 
     def quantize(
         self,

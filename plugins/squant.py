@@ -18,44 +18,51 @@ if TYPE_CHECKING:
 Mode = Literal["full", "kernel", "channel", "element"]
 
 NARROWEST_SPAN = 1e-8
-"""The released code takes a narrower range of a weight's channel for this wide."""
+"""Smallest range of a weight's channel in the released code; a narrower one counts as this."""
 SIGMAS = {4: 12.0, 6: 14.0, 8: 25.0}
-"""Where activations end, in standard deviations, by the widths that were published."""
+"""Ends of activations in standard deviations k, by the published widths."""
 SIGNED_SIGMAS = 1.25
-"""What that is divided by where activations have both signs."""
+"""Divisor of k where activations have both signs."""
 CAPPED_BELOW = 6
-"""Narrower activations end at the largest value that was seen."""
+"""Below this width, activations end at the largest observed value at most."""
 
 
 class SQuant(zsqbench.Quantizer):
     """Rounds weights so that their errors cancel within each kernel and each output channel; reads no images.
 
-    From round to nearest on, with e = code - scaled weight: in each kernel (out, in) round(|sum e|) weights are rounded
-    the other way, those with the largest |e| that bring the sum closer to zero (SQuant-K). Then the same in each output
-    channel (SQuant-C), to which a kernel offers one weight: the last one flipped, to be flipped back, where it flipped
-    more than |sum e|, else the one that would have come next. 1x1 convolutions and linear layers have the second stage
-    alone, on all weights. In the end every sum of e is within half a step, and every |e| below one.
+    It starts from round to nearest, with e = code - scaled weight. SQuant-K: in each kernel (out, in), round(|sum e|)
+    weights are rounded the other way. These are the weights with the largest |e| that bring the sum closer to zero.
+    SQuant-C: the same in each output channel, to which each kernel offers one weight. A kernel that flipped more than
+    |sum e| offers its last flipped weight, to be flipped back. Other kernels offer the weight that would have come
+    next. 1x1 convolutions and linear layers have the second stage alone, on all weights. At the end every sum of e is
+    within half a step, and every |e| is below one.
 
-    Weights are on the grid from the smallest to the largest value of each output channel. Activations are on one that a
-    forward pass of uniform noise in [0, 1) gives, fed to the network as it is: from 0 to k standard deviations of the
-    positive values or, where some are negative, to k / 1.25 of those of all values on both sides; below 6 bits no
-    further than to the largest value. All this is the released code (commit 9cc77fc). The paper's own clipping, by the
-    statistics of batch normalisation, could not be looked up and is not implemented.
+    Weights are on the grid from the smallest to the largest value of each output channel. A forward pass of uniform
+    noise in [0, 1), fed directly to the network, gives the grids of activations. They go from 0 to k standard
+    deviations of the positive values. Where some values are negative, they go to k / 1.25 standard deviations of all
+    values on both sides. Below 6 bits they end at the largest value at most. All this is the released code (commit
+    9cc77fc). The paper's own clipping, by the statistics of batch normalisation, could not be looked up and is not
+    implemented.
 
-    Deviations: the scheme decides what is quantized (the released code: weights and inputs of all layers, but the image
-    in float and the classifier's input with 8 bits) and whether batch normalisation is folded. The released code leaves
-    it unfolded, which is what published tables are made with; up to rounding that makes no difference, because the grid
-    of a channel scales with the channel. Where the image is quantized, its range is that of valid pixels. k is
-    published for 4, 6 and 8 bits: other widths take that of the next larger one, or 25 above 8, and each tensor that of
-    its own width (the released code 12 for all of W4A4, its 8-bit input included; `sigmas: 12` does that). 32 images of
-    noise, not 256: on ResNet-20 deviations agree to 1 %, and largest values are some 8 % smaller. A constant channel
-    gets a grid that holds its value, and activations without a deviation, or of which none is positive, end at the
-    largest magnitude. A kernel whose sum is exactly 0 offers nothing (the released code: the last weight in Python, one
-    out of bounds in CUDA), and only weights that can be rounded the other way are.
+    Deviations:
 
-    Unlike elsewhere in this harness, but as in the released code, a weight's range need not include zero: the zero
+    - The scheme decides which tensors are quantized, and whether batch normalisation is folded. The released code
+      quantizes weights and inputs of all layers, except the image, which stays float, and the classifier's input with 8
+      bits. It leaves batch normalisation unfolded, and published tables were made in this way. Up to rounding this
+      makes no difference, because a channel's grid scales with the channel.
+    - Where the image is quantized, its range is that of valid pixels.
+    - k is published for 4, 6 and 8 bits. Other widths take k of the next larger one, or 25 above 8. Each tensor takes k
+      of its own width. The released code takes 12 for all of W4A4, its 8-bit input included; `sigmas: 12` does this.
+    - There are 32 images of noise, not 256. On ResNet-20 deviations agree to 1 %, and largest values are some 8 %
+      smaller.
+    - A constant channel gets a grid that holds its value. Activations without a deviation, or without a positive value,
+      end at the largest magnitude.
+    - A kernel whose sum is exactly 0 offers nothing. The released code offers the last weight in Python, and one out of
+      bounds in CUDA. Only weights that can be rounded the other way are offered.
+
+    A weight's range need not include zero, as in the released code but unlike elsewhere in this harness. So the zero
     point of a channel of one sign is not a code. A scheme may demand symmetric weights, which the released code does
-    not have: S is then that of the finest symmetric grid that holds the channel, and z' is 0; all else is the same.
+    not have. S is then that of the finest symmetric grid that holds the channel, and z' is 0. All else is the same.
     """
 
     name = "squant"
@@ -65,12 +72,13 @@ class SQuant(zsqbench.Quantizer):
 
     mode: Mode = Field(
         "full",
-        description="flips of kernels, then channels (full), one of the two, or none: round to nearest (element)",
+        description="full: flips of kernels, then of channels; kernel or channel: one of the two; element: "
+        "round to nearest",
     )
     sigmas: float | None = Field(
-        None, gt=0, description="standard deviations k that activations end at; none: by each tensor's bits"
+        None, gt=0, description="standard deviations k at which activations end; unset: chosen by each tensor's bits"
     )
-    noise_images: int = Field(32, gt=0, description="images of noise that activation ranges are found on")
+    noise_images: int = Field(32, gt=0, description="images of noise on which activation ranges are found")
 
     def quantize(
         self,
@@ -146,7 +154,7 @@ def choose_codes(scaled: "Tensor", bits: int, mode: Mode = "full") -> "Tensor":
     x = scaled.reshape(*scaled.shape[:2], -1)  # [out, in, kernel]
     codes = x.round()
     e = codes - x
-    # what may be rounded up, or down, instead: its priority, |e|, and 0 for what may not
+    # priorities |e| of weights that may be rounded up, or down, instead; 0 for all others
     up, down = -e * ((e < 0) & (x < high)), e * ((e > 0) & (x > low))
     at = None
     if mode in {"full", "kernel"} and x.shape[2] > 1:
@@ -176,11 +184,11 @@ def _flips(total: "Tensor", up: "Tensor", down: "Tensor") -> "tuple[Tensor, Tens
 def _offers(
     total: "Tensor", order: "Tensor", e: "Tensor", up: "Tensor", down: "Tensor"
 ) -> "tuple[Tensor, Tensor, Tensor]":
-    """What each kernel offers its channel after its flips: one weight [out, in, 1], and its priority up and down."""
+    """The weight that each kernel offers its channel after its flips [out, in, 1], with its priorities up and down."""
     import torch
 
     rises, count = total < 0, total.abs().round()
-    over = count >= total.abs()  # flipped back, if at all; otherwise the next to be flipped
+    over = count >= total.abs()  # offers to flip back; other kernels offer the next weight
     at = order.gather(2, (count - over.to(count)).clamp(min=0).long())
     candidate = (torch.where(rises, up, down).gather(2, at) > 0) & (total != 0)
     priority = e.gather(2, at).abs() * candidate
@@ -188,7 +196,7 @@ def _offers(
 
 
 def activation_end(values: "Tensor", bits: int, sigmas: float | None = None) -> "Tensor":
-    """Where the range of an activation ends that has these values, on both sides if some are negative."""
+    """The end of the range of an activation with these values, on both sides if some are negative."""
     import torch
 
     from zsqbench.quant.ranges import without_zeros

@@ -1,4 +1,4 @@
-"""Uniform fake quantization with straight-through gradients, fine-tuned by teacher and student: IntraQ's trainer."""
+"""Uniform fake quantization with straight-through gradients, fine-tuned towards the float network: IntraQ's trainer."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,25 +17,31 @@ if TYPE_CHECKING:
 
 
 class STE(GeneratorRangesQuantizer):
-    """A student that learns from its float network and from labels, through rounding that gradients do not see.
+    """A student that learns from its float network and from labels; gradients ignore rounding.
 
-    CE + alpha T^2 KL(float || student) (HAST, Eq. 1, 2 and 6), weights on the grid between the smallest and largest
-    value of each channel, renewed in each update; ranges of activations learned before, and fixed. This is the
-    protocol of all rows of HAST's tables but its own, and comes from IntraQ (zysxmu/IntraQ), whose code it follows:
-    T = 20, of which HAST's paper does not speak, integer zero points and clamped codes, which its Eq. 1 does not have.
+    The loss is CE + alpha T^2 KL(float || student) (HAST, Eq. 1, 2 and 6). Weights are on the grid between the smallest
+    and largest value of each channel, renewed in each update. Ranges of activations are learned before training and
+    then fixed. All rows of HAST's tables except its own use this protocol. It comes from IntraQ (zysxmu/IntraQ), whose
+    code this class follows: T = 20, which HAST's paper does not mention, and integer zero points and clamped codes,
+    which its Eq. 1 does not have.
 
-    The default preset is `paper`, the protocol of HAST's tables: learning rate 1e-5 (CIFAR) and 1e-6 (ImageNet), and
-    what HAST's files of settings say where the paper is silent or says otherwise (it cuts rates every 100 epochs).
-    `released` is IntraQ's own for CIFAR, with 1e-4. Epochs are counted from the first in which the student learns: the
-    releases count four of warming up, too, so that their 20, 40, 60 of 151 are 16, 36, 56 of 147 here.
+    The default preset is `paper`, the protocol of HAST's tables: learning rate 1e-5 (CIFAR) and 1e-6 (ImageNet). HAST's
+    settings files decide where the paper is silent or differs; the paper cuts rates every 100 epochs. `released` is
+    IntraQ's own protocol for CIFAR, with 1e-4. Epochs are counted from the first in which the student learns. The
+    releases also count four warm-up epochs, so their 20, 40, 60 of 151 are 16, 36, 56 of 147 here.
 
-    Deviations: the last epoch is the result, where the releases report the best by test accuracy; ranges are averages
-    without bias over 200 augmented batches of 16 of the calibration set (`range_source: generator` and
-    `range_correction: compounding` do as released, with 800); a channel of one value keeps it, where the releases
-    divide by 1e-8; where the set has no labels, they are what the float network says (`labels`); outputs of other
-    functions than ReLU are rounded where the scheme says so; seeded. Codes are round(x / s) + z, where the releases
-    have round(S x - Z) with S = 1 / s and an integer Z: values halfway between two codes may be rounded the other way.
-    Images at the end of an order that fill no batch are left out; HAST's release has a smaller batch of them.
+    Deviations:
+
+    - The last epoch is the result. The releases report the best epoch by test accuracy.
+    - Ranges are averages without bias over 200 augmented batches of 16 of the calibration set. `range_source:
+      generator` and `range_correction: compounding` work as released, with 800 batches.
+    - A channel of one value keeps it. The releases divide by 1e-8.
+    - Where the set has no labels, labels are the float network's predictions (`labels`).
+    - Outputs of functions other than ReLU are rounded where the scheme says so.
+    - Codes are round(x / s) + z. The releases have round(S x - Z) with S = 1 / s and an integer Z. Values halfway
+      between two codes may be rounded the other way.
+    - Images at the end of an order that fill no batch are left out. HAST's release puts them in a smaller batch.
+    - The method is seeded.
     """
 
     name = "ste"
@@ -47,7 +53,9 @@ class STE(GeneratorRangesQuantizer):
     preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards labels")
     labels: Literal["set", "teacher"] | None = Field(
-        None, description="whose labels: the set's, or what the float network says; none: the set's where it has any"
+        None,
+        description="source of labels: the set, or the float network; unset: the set where it has labels, "
+        "else the float network",
     )
 
     def quantize(

@@ -33,35 +33,41 @@ SMALLEST = 1e-10
 
 
 class SynQ(HardSampleQuantizer):
-    """`hast` with three corrections for synthetic images, each an option that is off at 0.
+    """`hast` with three corrections for synthetic images, each an option that 0 disables.
 
-    - `lowpass`: the augmented batch loses its high frequencies before anything else is done with it (`LowPass`). D0 is
-      `lowpass` times the shorter side of an image: the released 80 frequencies change nothing at 32 pixels, where the
-      farthest is 22.6.
-    - `cam_weight`: float network and student are to look at the same place. Their Grad-CAM maps (`class_activation`) of
-      the images as they are, not of the harder ones, differ by a mean square that is minimised beside the rest, and no
-      image is made harder for it. Each network's map is of the class that it finds itself, a channel counts 1e-10 at
-      least, and has no gradient; all as released (the paper says the label's class, and nothing of a least).
-    - `ce_weight`: cross-entropy towards the label, of easy images alone: those whose difficulty, one minus the label's
-      probability as the float network sees the filtered image, is below `easy_below`. Their losses are summed and
-      divided by the number of all images. An image is judged once, and the judgement holds for its harder version, too.
+    - `lowpass`: the augmented batch first loses its high frequencies (`LowPass`). D0 is `lowpass` times the shorter
+      side of an image. The released 80 frequencies change nothing at 32 pixels, where the highest frequency is 22.6.
+    - `cam_weight`: float network and student should look at the same place. The mean squared difference of their
+      Grad-CAM maps (`class_activation`) is minimised with the other losses. The maps are of the original images, not of
+      the harder ones, and no image is made harder for this loss. Each network's map is of the class that the network
+      itself predicts. A channel counts at least 1e-10 and has no gradient. All this is as released. The paper says the
+      label's class, and has no lower bound.
+    - `ce_weight`: cross-entropy towards the label, for easy images alone. An image is easy if its difficulty is below
+      `easy_below`. Difficulty is one minus the label's probability in the float network's output for the filtered
+      image. The losses are summed and divided by the number of all images. An image is judged once, and the judgement
+      also holds for its harder version.
 
-    The loss is HAST's with the cross-entropy beside distillation, in what images are made harder for, too; the paper's
-    equation has neither alignment nor harder images, and its experiments have both. With all three at 0 it is `hast`,
-    bit for bit. The labels are the set's, or what the float network says where it has none.
+    The loss is HAST's plus this cross-entropy, which also counts when images are made harder. The paper's equation has
+    neither alignment nor harder images, but its experiments have both. With all three at 0 the method is `hast`, bit
+    for bit. Labels are those of the set, or the float network's predictions where the set has none.
 
-    The paper searched its options on grids by test accuracy, so its table has no one setting. The default preset is
-    `paper`: D0 20 of 32 pixels, where its grid begins (its figures have 8, which the grid has not), and 40 of 224, as
-    in its figures; `easy_below` that it found best, the weights of the release's script, which are in its grids, and
-    100 epochs, of which 4 only learn ranges; the rest is HAST's, of the paper. `released` is what its script and parser
-    run with: D0 80, 0.5, lambda 1000, 101 epochs, and for CIFAR no alignment of harder images (`align_promoted`), which
-    it computes and throws away. Its settings for CIFAR were not to be had: batches and learning rates are HAST's there.
+    The paper searched its options on grids by test accuracy, so its table has no single setting. The default preset is
+    `paper`. D0 is 20 of 32 pixels, where the paper's grid begins (its figures have 8, which is not in the grid), and 40
+    of 224, as in the figures. `easy_below` is the paper's best value. Weights are those of the release's script, which
+    are in the paper's grids. Of 100 epochs, 4 only learn ranges. The rest is HAST's preset `paper`. `released` has the
+    values of the release's script and parser: D0 80, 0.5, lambda 1000, 101 epochs. For CIFAR it does not align harder
+    images (`align_promoted`); the release computes this loss and discards it. The release's settings for CIFAR were not
+    available, so batches and learning rates there are HAST's.
 
-    Deviations, besides those of `ste`: the map is that of the last convolution with more than one position, where the
-    release takes the last that was registered, in MobileNetV2 a classifier whose map is one pixel; under a scheme that
-    folds batch normalisation, the map is what is behind it. Ranges are not averaged over images of zeros in turns,
-    which each new Grad-CAM of the release passes through the student. The constant that excluded images add to the
-    release's cross-entropy is left out, and so are 1e-7 beside logarithms and 1e-10 beside gradients that hold a zero.
+    Deviations, besides those of `ste`:
+
+    - The map is that of the last convolution with more than one position. The release takes the last registered one; in
+      MobileNetV2 this is a classifier whose map is one pixel. In a scheme that folds batch normalisation, the map is
+      the output behind it.
+    - Ranges are averaged over real batches only. In the release each new Grad-CAM passes images of zeros through the
+      student, which enter the average in turns.
+    - The constant that excluded images add to the release's cross-entropy is left out. So are 1e-7 beside logarithms
+      and 1e-10 beside gradients that contain a zero.
     """
 
     name = "synq"
@@ -79,12 +85,14 @@ class SynQ(HardSampleQuantizer):
     least_classes = 2
 
     lowpass: Auto[float] = auto(
-        ge=0, description="D0 of the low-pass filter, in parts of the shorter side of an image; 0 for no filter"
+        ge=0, description="D0 of the low-pass filter, in parts of the shorter side of an image; 0 disables the filter"
     )
-    cam_weight: Auto[float] = auto(ge=0, description="weight of the gap between Grad-CAM maps; 0 for none")
-    ce_weight: Auto[float] = auto(ge=0, description="weight of the cross-entropy of easy images; 0 for none")
-    easy_below: Auto[float] = auto(ge=0, le=1, description="difficulty below which an image is easy; 1: all are")
-    align_promoted: Auto[bool] = auto(description="align features of harder images, too; as released not for CIFAR")
+    cam_weight: Auto[float] = auto(ge=0, description="weight of the gap between Grad-CAM maps; 0 disables it")
+    ce_weight: Auto[float] = auto(ge=0, description="weight of the cross-entropy of easy images; 0 disables it")
+    easy_below: Auto[float] = auto(
+        ge=0, le=1, description="difficulty below which an image is easy; 1: all images are easy"
+    )
+    align_promoted: Auto[bool] = auto(description="align features of harder images too; as released, not for CIFAR")
 
     @property
     def needs_map(self) -> bool:
@@ -99,12 +107,12 @@ class SynQ(HardSampleQuantizer):
         if 0 < part * side < 1:
             raise zsqbench.ZSQBenchError(
                 f"lowpass {part:g} of images of {side} pixels is a filter of {part * side:.2g} frequencies, which "
-                f"leaves one colour: give {1 / side:.2g} at least, or 0 for no filter"
+                f"leaves one colour: give at least {1 / side:.2g}, or 0, which disables the filter"
             )
         return found
 
     def further_features(self, network: "fx.GraphModule", ctx: "StepContext") -> "Sequence[fx.Node]":
-        """The last map, and what else the network behind it reads. Raises ZSQBenchError for a network without one."""
+        """The last map, and all other inputs of the network behind it. Raises ZSQBenchError where there is no map."""
         if not self.cam_weight:
             return ()
         from zsqbench.quant import cut_behind, last_map
@@ -121,12 +129,12 @@ class SynQ(HardSampleQuantizer):
     def update(
         self, engine: "FineTuning", network: "fx.GraphModule", ctx: "StepContext", aligned: int
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
-        """HAST's, with what is added."""
+        """HAST's update with the three corrections."""
         return _Update(self, engine, network, ctx, aligned)
 
 
 class _Update(HardSampleUpdate):
-    """HAST's update on filtered images, with two losses more."""
+    """HAST's update on filtered images, with two further losses."""
 
     method: SynQ
 
@@ -154,7 +162,7 @@ class _Update(HardSampleUpdate):
             return ()
         targets = expected.argmax(1) if labels is None else labels
         if labels is None:
-            self.ctx.note("labels are what the float network says, since the calibration set has none")
+            self.ctx.note("labels are the float network's predictions, because the calibration set has none")
         return targets, is_easy(expected, targets, self.method.easy_below)
 
     def further(self, logits: "Tensor", *judged: "Tensor") -> "dict[str, Tensor]":
@@ -174,8 +182,8 @@ class _Update(HardSampleUpdate):
 class LowPass:
     """A Gaussian filter of images: Re F^-1(G F(x)), G = exp(-(u^2 + v^2) / (2 D0^2)), u and v in whole frequencies.
 
-    D0 is a part of the shorter side. Channels are filtered each by itself, on the device of the images, and G is made
-    once for each size of images, for a recorded update reads it where it lies.
+    D0 is a part of the shorter side. Channels are filtered separately, on the device of the images. G is made once for
+    each size of images, because a recorded update reads it at a fixed address.
     """
 
     def __init__(self, part: float) -> None:
@@ -222,7 +230,7 @@ def easy_cross_entropy(logits: "Tensor", labels: "Tensor", easy: "Tensor") -> "T
 
 
 def class_score(head: "fx.GraphModule") -> "Callable[..., Tensor]":
-    """The sum over images of the largest logit, as a function of what the network behind the last map reads."""
+    """The sum over images of the largest logit, as a function of the inputs of the network behind the last map."""
     from zsqbench.synthesis import class_logits
 
     def score(*values: "Tensor") -> "Tensor":
@@ -235,8 +243,8 @@ def class_score(head: "fx.GraphModule") -> "Callable[..., Tensor]":
 def channel_weights(score: "Callable[..., Tensor]", values: "Sequence[Tensor | int]") -> "Tensor":
     """Grad-CAM's weight of each channel [N, K]: the mean gradient of the score to the map, the first of the values.
 
-    At least 1e-10. The part of the network behind the map runs once more, on values that are cut off from the rest, so
-    that the graphs of the update stay whole. A value may be a size, such as the number of images.
+    It is at least 1e-10. The network behind the map runs once more, on values that are cut off from the rest, so that
+    the graphs of the update stay whole. A value may be a size, such as the number of images.
     """
     import torch
 
@@ -250,7 +258,7 @@ def channel_weights(score: "Callable[..., Tensor]", values: "Sequence[Tensor | i
 def class_activation(maps: "Tensor", weights: "Tensor", height: int, width: int) -> "Tensor":
     """Grad-CAM [N, height, width]: ReLU of the weighted sum of maps [N, K, h, w], enlarged, each from 0 to 1.
 
-    Gradients pass the sum, and the least and the largest value, too.
+    Gradients pass the sum, and also the smallest and the largest value.
     """
     from torch.nn import functional
 

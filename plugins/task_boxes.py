@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from zsqbench.zoo.detection import Size
 
 ITERATIONS, FIRST, LAST, LOOK = 3000, 800, 2800, 100
-"""Steps of a stage of the release, those between which boxes are refined, and how often the network is looked at."""
+"""In the release: steps of a stage, first and last step with refinement, steps between two refinements."""
 
 COARSEST = 32
-"""Sides of smaller images are multiples of this, as strides of detectors want them."""
+"""Sides of smaller images are multiples of this number, because of the strides of detectors."""
 
 SMALL, SMALL_SIDE = 0.25, 160
-"""Sides of images in the release's first stage, of those that are made, and in pixels."""
+"""Sides of images in the release's first stage, as a part of the final side, and in pixels."""
 
 NMS_SCORE, NMS_OVERLAP = 0.001, 0.6
 """Suppression of the network's boxes before they are proposed."""
@@ -35,37 +35,46 @@ SMALLEST_BOX, LARGEST_BOX = 0.2, 0.8
 """Sides of a random box, in parts of the image."""
 
 EPS = 1e-12
-"""Below the roots: the slope of a norm at 0 has no end."""
+"""Added below roots: the slope of a norm at 0 is infinite."""
 
 
 class TaskBoxes(zsqbench.Generator):
-    """Images towards boxes: first boxes are refined on small images, then images are made for them.
+    """Images with target boxes: first boxes are refined on small images, then images are made for them.
 
     Each image begins with one random box. Pixels minimise L = det_weight n L_det + sum_l w_l (|m_l - mu_l| + |v_l -
-    var_l|) + variation_weight TV + norm_weight |x|, with the detector's own training loss L_det, times the n images of
-    a batch as in the loss of the release's YOLO11, norms that are not squared, mean and biased variance of the batch,
-    and w_l = bn_weight, to which the first layer has first_bn_weight added. TV are four norms of differences over the
-    whole batch. In the first stage images are small (`label_scale`); every `refine_every` steps between `refine_from`
-    and `refine_until` the detector's boxes above `score` are compared with those that are there: those that overlap
-    with none (IoU below `overlap`) are added if their area is between `smallest_area` and `largest_area`, whatever
-    their label; those that overlap with none of the detector's are dropped, as long as one is left. The second stage
-    begins at fresh noise, keeps the boxes, and gives away the pixels whose L_det was lowest.
+    var_l|) + variation_weight TV + norm_weight |x|. L_det is the detector's own training loss, times the n images of a
+    batch as in the loss of the release's YOLO11. Norms are not squared. m_l and v_l are mean and biased variance of the
+    batch. w_l is bn_weight; the first layer has first_bn_weight in addition. TV is the sum of four norms of differences
+    over the whole batch.
 
-    The default preset is `released`, the settings of the toolkit (DFQ-Dojo/dfq-toolkit, YOLO11); `paper` are those of
-    the paper for YOLO11. Its YOLOv5 has det_weight 0.5, bn_weight 0.01, norm_weight 5e-4 and 2,500 iterations.
+    In the first stage images are small (`label_scale`). Every `refine_every` steps between `refine_from` and
+    `refine_until`, the detector's boxes above `score` are compared with the present boxes. A box of the detector that
+    overlaps with none (IoU below `overlap`) is added, whatever its label, if its area is between `smallest_area` and
+    `largest_area`. A present box that overlaps with none of the detector's is dropped, but one box always stays. The
+    second stage begins with fresh noise and keeps the boxes. Its result is the pixels with the lowest L_det.
 
-    Boxes are in the set. An image in which the detector proposes nothing that can be added keeps its random box for
-    ever; a note counts the images with a random box at which it never found anything.
+    The default preset is `released`, the settings of the toolkit (DFQ-Dojo/dfq-toolkit, YOLO11). `paper` has the
+    paper's settings for YOLO11. The paper's YOLOv5 has det_weight 0.5, bn_weight 0.01, norm_weight 5e-4 and 2,500
+    iterations.
 
-    Deviations: where made images are smaller than the release's 640 pixels, those of the first stage keep its 160, or
-    have their own size, for a quarter of less shows objects at sizes that the detector does not know; pixels are
-    optimised between black (0) and white (1), as the release has them, and normalised for the network; size of batches,
-    |x| as the mean over images and the cosine of the preset `paper` are ours, for the sources at hand do not say them;
-    boxes are those of the detector's own decoding, with the release's thresholds where the task takes such; of boxes
-    that overlap by 0.6 the best alone is proposed, whatever their labels, for other decodings than the release's give
-    several labels to one place; a batch without any proposal leaves its boxes as they are (the release crashes); lowest
-    losses are looked for after each hundredth step and after the last; an epsilon of 1e-12 below roots; transformers,
-    for which the paper replaces the statistics, are none of it; seeded.
+    The set contains the boxes. An image keeps its random box if the detector proposes nothing that can be added. A note
+    counts the images with a random box where the detector never found anything.
+
+    Deviations:
+
+    - Where the final images are smaller than the release's 640 pixels, images of the first stage keep its 160 pixels or
+      have their own size. A quarter of a smaller side would show objects at sizes that the detector does not know.
+    - Pixels are optimised between black (0) and white (1), as in the release, and normalised for the network.
+    - The batch size, |x| as the mean over images, and the cosine of the preset `paper` are ours, because the available
+      sources do not give them.
+    - Boxes come from the detector's own decoding, with the release's thresholds where the task takes thresholds.
+    - Of boxes that overlap by 0.6 only the best is proposed, whatever their labels. Decodings other than the release's
+      give several labels to one place.
+    - A batch without any proposal leaves its boxes as they are. The release crashes.
+    - The lowest losses are looked for after each hundredth step and after the last.
+    - There is an epsilon of 1e-12 below roots.
+    - Transformers, for which the paper replaces the statistics, are not supported.
+    - The method is seeded.
     """
 
     name = "task_boxes"
@@ -98,30 +107,32 @@ class TaskBoxes(zsqbench.Generator):
     batch_size: int = Field(32, gt=0, description="images optimised together")
     preset: Literal["paper", "released"] = Field("released", description="values of the options that are not given")
     iterations: int = Field(ITERATIONS, gt=0, description="Adam steps of each of the two stages, for each batch")
-    lr: Auto[float] = auto(gt=0, lt=1e30, description="learning rate of Adam at first, with a cosine to 0")
+    lr: Auto[float] = auto(
+        gt=0, lt=1e30, description="learning rate of Adam at the start; it falls along a cosine to 0"
+    )
     start: Auto[Literal["normal", "uniform"]] = auto(
-        description="pixels at first: normal noise, or uniform in 256 steps"
+        description="pixels at the start: normal noise, or uniform in 256 steps"
     )
     det_weight: Auto[float] = auto(ge=0, description="weight of the detector's training loss")
     bn_weight: Auto[float] = auto(ge=0, description="weight of the statistics of each layer")
-    first_bn_weight: Auto[float] = auto(ge=0, description="further weight of those of the first layer")
-    variation_weight: Auto[float] = auto(ge=0, description="weight of the total variation, of the batch as a whole")
+    first_bn_weight: Auto[float] = auto(ge=0, description="further weight of the statistics of the first layer")
+    variation_weight: Auto[float] = auto(ge=0, description="weight of the total variation of the batch as a whole")
     norm_weight: Auto[float] = auto(ge=0, description="weight of the images' norm")
-    clamp: bool = Field(False, description="hold pixels to valid values after each step, which the sources do not do")
+    clamp: bool = Field(False, description="hold pixels to valid values after each step; the sources do not")
     label_scale: Auto[float] = auto(
         gt=0,
         le=1,
-        description="sides of images in the first stage, of those that are made, in steps of 32 pixels; by default 160 "
-        "pixels, but no less than a quarter and no more than all",
+        description="side of images in the first stage, as a part of the final side, in steps of 32 pixels; "
+        "unset: 160 pixels, at least a quarter and at most all of the side",
     )
-    refine: bool = Field(True, description="refine boxes in a first stage; without it, each image keeps its random box")
-    refine_every: Auto[int] = auto(gt=0, description="steps between two looks; by default 100 of 3,000, in proportion")
-    refine_from: Auto[int] = auto(ge=0, description="the first step with a look; by default 800 of 3,000")
-    refine_until: Auto[int] = auto(ge=0, description="the last one; by default 2,800 of 3,000")
-    score: float = Field(0.2, ge=0, le=1, description="what the score of a proposed box is above")
-    overlap: float = Field(0.35, ge=0, le=1, description="intersection over union from which on two boxes are one")
-    smallest_area: float = Field(0.01, ge=0, le=1, description="what the area of an added box is above")
-    largest_area: float = Field(0.85, ge=0, le=1, description="what it is below")
+    refine: bool = Field(True, description="refine boxes in a first stage; false: each image keeps its random box")
+    refine_every: Auto[int] = auto(gt=0, description="steps between two looks; unset: 100 of 3,000, in proportion")
+    refine_from: Auto[int] = auto(ge=0, description="first step with a look; unset: 800 of 3,000, in proportion")
+    refine_until: Auto[int] = auto(ge=0, description="last step with a look; unset: 2,800 of 3,000, in proportion")
+    score: float = Field(0.2, ge=0, le=1, description="lower bound of the score of a proposed box")
+    overlap: float = Field(0.35, ge=0, le=1, description="intersection over union from which on two boxes count as one")
+    smallest_area: float = Field(0.01, ge=0, le=1, description="lower bound of the area of an added box")
+    largest_area: float = Field(0.85, ge=0, le=1, description="upper bound of the area of an added box")
 
     @model_validator(mode="after")
     def _has_room(self) -> "TaskBoxes":
@@ -143,14 +154,14 @@ class TaskBoxes(zsqbench.Generator):
         return {**super().automatic(network, scheme), **looks, "label_scale": scale}
 
     def work(self, images: int) -> float:
-        """Both stages, the first on small images."""
+        """The work of both stages; the first has small images."""
         small = self.label_scale**2 if self.refine else 0.0
         return super().work(images) + small * STEP * self.iterations * images
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Refine boxes, then make images; an interrupted run goes on where its last checkpoint was.
+        """Refine boxes, then make images; an interrupted run resumes from its last checkpoint.
 
-        Raises ZSQBenchError for a network without a training loss, or that does not take small images, and
+        Raises ZSQBenchError for a network without a training loss, and for one that does not take small images. Raises
         DivergedError where a loss is not finite.
         """
         import torch
@@ -161,7 +172,7 @@ class TaskBoxes(zsqbench.Generator):
         if teacher.detection is None:
             raise zsqbench.ZSQBenchError(
                 f"generator {self.name!r} needs a detector whose task hands out its training loss, and "
-                f"{type(teacher.module).__name__} is none"
+                f"{type(teacher.module).__name__} is not one"
             )
         with BNLoss(teacher.module, DEEP_INVERSION) as bn_loss:
             run = _Run(self, teacher, teacher.detection, ctx, bn_loss)
@@ -191,7 +202,7 @@ class _Run:
         self.state: dict[str, Any] = ctx.resume() or {}
         self.sizes = batch_sizes(options.images, options.batch_size)
         stages = 2 if options.refine else 1
-        # batch after batch in each stage: all boxes are there before the first image is
+        # batch after batch in each stage, so all boxes exist before the first final image
         self.order = [batch for batch in range(stages * len(self.sizes)) for _ in range(options.iterations)]
         low, high = (bound.to(ctx.device) for bound in teacher.valid_range())
         self._black, self._range = low, high - low
@@ -200,21 +211,21 @@ class _Run:
         self._small = smaller(height, options.label_scale), smaller(width, options.label_scale)
         begun = {name: self.state[name] for name in ("boxes", "random", "found") if name in self.state} or self._begun()
         self.boxes: Tensor = begun["boxes"]
-        """[M, 6], on the CPU, as the set has them."""
+        """[M, 6], on the CPU, in the format of the set."""
         self._random: Tensor = begun["random"]
         self._found: Tensor = begun["found"]
-        """True for images whose random box the detector proposed, too, at some time."""
+        """True for images whose random box the detector also proposed at some time."""
         self._targets: tuple[int, list[dict[str, Tensor]]] | None = None
         self._best: tuple[float, Tensor] | None = None
         if "best" in self.state:
             self._best = self.state["best_loss"], self.state["best"].to(ctx.device)
 
     def normalised(self, pixels: "Tensor") -> "Tensor":
-        """Pixels between 0 and 1 as the network takes them."""
+        """Pixels between 0 and 1, normalised for the network."""
         return self._black + pixels * self._range
 
     def begin(self, number: int, pixels: "Tensor | None") -> Any:
-        """Draw the pixels of a batch in a stage, or go on with those of a checkpoint."""
+        """Draw the pixels of a batch in a stage, or resume with the pixels of a checkpoint."""
         import torch
 
         from zsqbench.synthesis import Cosine, PixelBatch
@@ -239,7 +250,7 @@ class _Run:
         return loss, {**parts, "det_loss": det_loss}
 
     def stepped(self, pixels: "Tensor", step: int) -> None:
-        """Hold pixels to valid values, and keep those whose training loss is lowest, in the second stage."""
+        """Hold pixels to valid values. In the second stage, also keep the pixels with the lowest training loss."""
         import torch
 
         made, number = step % self.options.iterations + 1, self.order[step]
@@ -262,7 +273,7 @@ class _Run:
         return {"boxes": self.boxes, "random": self._random, "found": self._found, **best}
 
     def report(self) -> int:
-        """Say how many images kept a random box that the detector never found."""
+        """Note the number of images that kept a random box where the detector never found anything."""
         images = self.options.images
         there = (self._random[:, None] == self.boxes).all(2).any(1)
         kept = int((there & ~self._found).sum())
@@ -287,7 +298,7 @@ class _Run:
         return self.options.refine and number < len(self.sizes)
 
     def _place(self, number: int) -> "tuple[int, Size]":
-        """The batch that is meant, and the size of its images in this stage."""
+        """The batch of this number, and the size of its images in this stage."""
         return number % len(self.sizes), self._small if self._refines(number) else self._full
 
     def _looks(self, step: int) -> bool:
@@ -308,7 +319,7 @@ class _Run:
             ) from error
 
     def _refine(self, number: int, raw: Any) -> None:
-        """Add and drop boxes of a batch, by what the detector finds in it."""
+        """Add and drop boxes of a batch, by the detector's boxes."""
         import torch
         from torchvision.ops import box_iou
 
@@ -337,7 +348,7 @@ class _Run:
 def image_loss(
     options: TaskBoxes, pixels: "Tensor", gap: "BNGap", det_loss: "Tensor"
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """The loss of pixels [N, C, H, W] between 0 and 1, and its parts, with the options resolved."""
+    """The loss of pixels [N, C, H, W] between 0 and 1, and its parts; options are resolved."""
     from zsqbench.synthesis import total_variation
 
     norms = (gap.means + EPS).sqrt() + (gap.moments + EPS).sqrt()
@@ -351,7 +362,7 @@ def image_loss(
 
 
 def one_label(found: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The boxes of an image without those that overlap with a better one, of whatever label."""
+    """The boxes of an image without those that overlap with a better box of any label."""
     from torchvision.ops import nms
 
     kept = nms(found["boxes"], found["scores"], NMS_OVERLAP)
@@ -359,14 +370,14 @@ def one_label(found: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def smaller(side: int, scale: float) -> int:
-    """The side of a smaller image: a multiple of 32 pixels, but no more than the side itself."""
+    """The side of a smaller image: a multiple of 32 pixels, at most the side itself."""
     return min(side, COARSEST * math.ceil(side * scale / COARSEST))
 
 
 def random_boxes(sides: "Tensor", places: "Tensor") -> "Tensor":
-    """Centres, widths and heights [N, 4] of boxes inside the image, of numbers in [0, 1) and in [-1, 1), [N, 2] each.
+    """Centres, widths and heights [N, 4] of boxes inside the image, from numbers in [0, 1) and in [-1, 1), [N, 2] each.
 
-    Sides are uniform between 0.2 and 0.8, centres over all places that keep the box inside.
+    Sides are uniform between 0.2 and 0.8. Centres are uniform over all positions that keep the box inside.
     """
     import torch
 
@@ -375,11 +386,12 @@ def random_boxes(sides: "Tensor", places: "Tensor") -> "Tensor":
 
 
 def refined(boxes: "Tensor", proposed: "Tensor", overlap: float, area: tuple[float, float]) -> "Tensor":
-    """Boxes [M, 6] without those that no proposed one overlaps with, and proposed ones that overlap with none of them.
+    """Boxes [M, 6] that overlap with a proposed box, and proposed boxes that overlap with none of the boxes.
 
-    Each image by itself, labels ignored, proposed boxes not compared with each other. An image without a box or without
-    a proposed one stays as it is; where all boxes would go, that with the largest overlap stays. Added boxes have an
-    area between these two (neither included), and come after those that stay.
+    Images are treated separately, labels are ignored, and proposed boxes are not compared with each other. An image
+    without a box or without a proposed box stays as it is. If all boxes of an image would be dropped, the one with the
+    largest overlap stays. Added boxes have an area between the two limits (both excluded), and come after the boxes
+    that stay.
     """
     import torch
     from torchvision.ops import box_iou

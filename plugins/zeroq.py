@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 class ZeroQ(zsqbench.PixelGenerator):
     """Distilled data: pixels optimised until each image alone reproduces the statistics of every BN layer.
 
-    Follows the released code (distill_data.py, 500 iterations of Adam), which matches mean and standard deviation of
-    each image by squared distances summed over channels and layers, and the image itself to mean 0 and deviation 1;
-    the paper leaves these choices open. Two things of the release that look unintended are kept, for they made the
-    published tables: the images start at a standard deviation of 0.0136 instead of 1 (a division by the variance), and
-    the l-th BN is compared with the output of the l-th convolution in the order of registration, not with its own
-    input (option `pairing`; the same wherever each BN follows its convolution). Where these do not fit together, as in
-    networks with convolutions that no BN follows, it is its own input by default.
+    The class follows the released code (distill_data.py, 500 iterations of Adam). The code matches mean and standard
+    deviation of each image by squared distances summed over channels and layers, and the image itself to mean 0 and
+    deviation 1. The paper leaves these choices open.
 
-    Deviations: further batches where `images` exceeds `batch_size` (the release makes one), each with an optimiser and
-    a schedule of its own; a layer with 1x1 maps has no deviation term (the release makes NaN of it); seeded.
+    Two properties of the release look unintended. They are kept, because they made the published tables. The images
+    start at a standard deviation of 0.0136 instead of 1 (a division by the variance). The l-th BN is compared with the
+    output of the l-th convolution in the order of registration, not with its own input (option `pairing`). Both are the
+    same where each BN follows its convolution. Where they do not fit together, as in networks with convolutions that no
+    BN follows, the default is the BN's own input.
+
+    Deviations:
+
+    - Further batches are made where `images` exceeds `batch_size`, each with its own optimiser and schedule. The
+      release makes one.
+    - A layer with 1x1 maps has no deviation term. The release makes NaN of it.
+    - The method is seeded.
     """
 
     name = "zeroq"
@@ -37,12 +43,13 @@ class ZeroQ(zsqbench.PixelGenerator):
     patience: int = Field(100, ge=0, description="iterations without a better loss that make a plateau")
     pairing: Literal["conv_output", "bn_input"] | None = Field(
         None,
-        description="what BN statistics are compared with: outputs of convolutions, paired by order, or BN inputs; "
-        "none: the former where all fit",
+        description="tensors whose statistics are compared with BN statistics: outputs of convolutions, "
+        "paired by order, or BN inputs; unset: outputs of convolutions where all fit, else BN "
+        "inputs",
     )
 
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Optimise batch after batch; an interrupted run goes on where its last checkpoint was."""
+        """Optimise batch after batch; an interrupted run resumes from its last checkpoint."""
         from dataclasses import replace
 
         from zsqbench.synthesis import ZEROQ, BNLoss, follow_convolutions

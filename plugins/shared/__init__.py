@@ -1,1 +1,1 @@
-"""Values, networks and pipelines of papers that several shipped methods stand on; no method is registered here."""
+"""Values, networks and pipelines of papers that several shipped methods use. No method is registered here."""

@@ -1,4 +1,4 @@
-"""Generators that look at a transformer's attention, with PSAQ-ViT's loop: rates, shifts and total variation."""
+"""Generators that use a transformer's attention, with PSAQ-ViT's loop: rates, shifts and total variation."""
 
 import math
 from abc import ABC
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from zsqbench.quant import Attention
 
 LR, LR_OF_WINDOWS = 0.20, 0.25
-"""Of PSAQ-ViT's release, for DeiT and for Swin."""
+"""Learning rates of PSAQ-ViT's release, for DeiT and for Swin."""
 
 RELEASED_BATCH = 32, 3, 224, 224
-"""The images whose total variation the release draws a target for."""
+"""Shape of the images for which the release draws a target of total variation."""
 
 
 class AttentionGenerator(JitteredGenerator, ABC):
-    """A generator of such images that looks at a network's attention, with PSAQ-ViT's loop.
+    """A generator of images of classes that uses a network's attention, with PSAQ-ViT's loop.
 
-    Two phases of 500 iterations, with shifts by up to 15 and 30 pixels, as many down as to the right. The total
-    variation of a batch goes towards a target, which is drawn once.
+    It has two phases of 500 iterations, with shifts by up to 15 and 30 pixels, as many down as to the right. The total
+    variation of a batch is pulled to a target, which is drawn once.
     """
 
     needs_attention = True
@@ -38,17 +38,19 @@ class AttentionGenerator(JitteredGenerator, ABC):
     batch_size: int = Field(32, gt=0, description="images optimised together")
     iterations: int = Field(500, gt=0, description="Adam steps of each phase, for each batch")
     phases: int = Field(
-        2, gt=0, description="how often the learning rate rises and falls, with larger shifts each time"
+        2, gt=0, description="number of times that the learning rate rises and falls, with larger shifts each time"
     )
     lr: float | None = Field(
-        None, gt=0, lt=1e30, description="learning rate of Adam at its highest; none: 0.25 for windows, 0.20 for others"
+        None, gt=0, lt=1e30, description="highest learning rate of Adam; unset: 0.25 for windows, 0.20 for others"
     )
     class_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy towards the wanted labels")
-    variation_weight: float = Field(0.05, ge=0, description="weight of the gap of total variation and target")
+    variation_weight: float = Field(0.05, ge=0, description="weight of the gap between total variation and its target")
     least_variation: float = Field(
-        2500.0, ge=0, description="smallest target of total variation, of 32 images of 224 x 224 pixels"
+        2500.0, ge=0, description="smallest target of total variation, for 32 images of 224 x 224 pixels"
     )
-    most_variation: float = Field(3000.0, ge=0, description="largest target of total variation, of the same")
+    most_variation: float = Field(
+        3000.0, ge=0, description="largest target of total variation, for 32 images of 224 x 224 pixels"
+    )
 
     @model_validator(mode="after")
     def _has_targets(self) -> Self:
@@ -61,8 +63,8 @@ class AttentionGenerator(JitteredGenerator, ABC):
     def captured(self, teacher: "Pretrained") -> "tuple[fx.GraphModule, list[Attention]]":
         """A captured copy of the network, and its attention in each block.
 
-        Raises ZSQBenchError for a network that cannot be captured, has no attention that capture takes apart, or has
-        patches that do not fill the image.
+        Raises ZSQBenchError for a network that cannot be captured, and where capture cannot take its attention apart.
+        Also raises it where patches do not fill the image.
         """
         from zsqbench.quant import capture, find_attention, patch_size
 
@@ -74,16 +76,16 @@ class AttentionGenerator(JitteredGenerator, ABC):
         return captured, found
 
     def highest_rate(self, found: "Sequence[Attention]") -> float:
-        """The learning rate at its highest, for a network with this attention."""
+        """The highest learning rate, for a network with this attention."""
         return self.lr or (LR_OF_WINDOWS if any(each.windows > 1 for each in found) else LR)
 
     def draw_target(self, ctx: "StepContext") -> float:
-        """A total variation of the release's images."""
+        """Draw a total variation for the release's images."""
         return self.least_variation + float(ctx.rand(1)) * (self.most_variation - self.least_variation)
 
 
 def aimed_variation(target: float, shape: Sequence[int]) -> float:
-    """A target of total variation for images [N, C, H, W] that is as strict as this one is for those of the release.
+    """A target of total variation for images [N, C, H, W], as strict as this target is for the release's images.
 
     It is in proportion to the roots of the numbers of differences.
     """

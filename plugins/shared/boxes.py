@@ -1,4 +1,4 @@
-"""Boxes of calibration sets as detectors' losses want them, and back."""
+"""Conversion of boxes between calibration sets and detectors' losses."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def corners(boxes: "Tensor") -> "Tensor":
-    """Left, top, right, bottom [M, 4] of boxes [M, 6] as a calibration set has them, in parts of the image."""
+    """Left, top, right, bottom [M, 4] of a calibration set's boxes [M, 6], in parts of the image."""
     import torch
 
     centre, half = boxes[:, 2:4], boxes[:, 4:6] / 2
@@ -26,7 +26,7 @@ def targets(boxes: "Tensor", images: Sequence[int], size: "Size") -> "list[dict[
 
 
 def rows(found: "Sequence[Mapping[str, Tensor]]", score: float, size: "Size") -> "Tensor":
-    """Boxes [M, 6] of what `Detection.decode` found in images 0, 1, ..., as far as their score is above this number.
+    """Boxes [M, 6] with a score above this number, from the results of `Detection.decode` for images 0, 1, ...
 
     Corners are clamped at 0, but not at the right and the bottom, as in the release of Li et al.
     """

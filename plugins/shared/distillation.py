@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class LearnsLabels(Protocol):
-    """The options of a method that learns so."""
+    """The options of a method that learns from labels and from its float network."""
 
     @property
     def labels(self) -> Literal["set", "teacher"] | None:
-        """Whose labels: the set's, or what the float network says; none: the set's where it has any."""
+        """Source of labels: the set, or the float network. None: the set where it has labels, else the network."""
 
     @property
     def ce_weight(self) -> float:
@@ -29,20 +29,20 @@ class LearnsLabels(Protocol):
 
     @property
     def temperature(self) -> float:
-        """T, by which logits are divided in it."""
+        """T, the temperature of logits in the distillation loss."""
 
 
 def check_labels(method: LearnsLabels, data: "CalibrationSet | None", ctx: "StepContext") -> None:
-    """Note whose labels are learned. Raises ZSQBenchError for a set without labels where it is to have them."""
+    """Note the source of labels. Raises ZSQBenchError where the set is the source and has no labels."""
     if not method.ce_weight or data is None or data.labels is not None:
         return
     if method.labels == "set":
         raise zsqbench.ZSQBenchError(
-            "the cross-entropy is to be towards the labels of the calibration set, which has none: take a "
-            "generator that gives labels, labels: teacher, or ce_weight: 0"
+            "the cross-entropy needs labels of the calibration set, which has none: take a generator that makes "
+            "labels, or set labels: teacher or ce_weight: 0"
         )
     if method.labels is None:
-        ctx.note("labels are what the float network says, since the calibration set has none")
+        ctx.note("labels are the float network's predictions, because the calibration set has none")
 
 
 def label_gradients(

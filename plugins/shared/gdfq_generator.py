@@ -1,4 +1,4 @@
-"""GDFQ's generator of images of classes, and Qimera's on top of it."""
+"""GDFQ's generator of images of classes, and Qimera's generator, which is based on it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ from zsqbench.synthesis import (
 )
 
 WIDE_EPS = 0.8
-"""Of the inner normalisations: their second argument in the release, meant for something else."""
+"""eps of the inner normalisations: their second argument in the release, which was not meant as eps."""
 
 BN_WEIGHT = 0.1
-"""Of the distance from BN statistics, against the cross-entropy towards classes."""
+"""Weight of the distance from BN statistics, beside the cross-entropy towards classes."""
 
 GDFQ_LATENT = 100
-"""Numbers in a latent vector of GDFQ's generator."""
+"""Length of a latent vector of GDFQ's generator."""
 
 Conditioning = Literal["product", "norm", "embedding"]
-"""Where the class enters: its embedding times the noise (GDFQ, CIFAR), gains and offsets of norms (GDFQ, ImageNet), or
+"""Input of the class: its embedding times the noise (GDFQ, CIFAR), gains and offsets of norms (GDFQ, ImageNet), or
 its embedding plus the noise, normalised (Qimera)."""
 
 
 class ConditionalImages(ConditionalGenerator):
-    """GDFQ's network, in train mode, with Qimera's input as a choice.
+    """GDFQ's network, in train mode, optionally with Qimera's input.
 
-    Its weights are drawn from `rng`, on whose device it is. Images are the corner of what it makes, a multiple of 4
-    pixels a side, normalised to mean 0 and deviation 1 for each channel.
+    Its weights are drawn from `rng`, on the device of `rng`. The network makes a multiple of 4 pixels a side. Images
+    are a corner of this, normalised to mean 0 and deviation 1 for each channel.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ConditionalImages(ConditionalGenerator):
         rng: torch.Generator,
         embeddings: Tensor | None = None,
     ) -> None:
-        """`embeddings` [classes, latent] are those of the classes, which then do not learn."""
+        """Given `embeddings` [classes, latent] do not learn."""
         super().__init__()
         self.conditioning, self.size, self.latent = conditioning, size, latent
         channels, *sides = size
@@ -110,34 +110,37 @@ class _Norm(nn.Module):
         return maps * self.gains[classes][..., None, None] + self.offsets[classes][..., None, None]
 
     def reset_parameters(self) -> None:
-        """Let all classes be alike."""
+        """Give all classes the same gains and offsets."""
         if self.gains is not None and self.offsets is not None:
             nn.init.ones_(self.gains)
             nn.init.zeros_(self.offsets)
 
 
 def gdfq_loss(batch: GeneratorBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """GDFQ's: the float network's cross-entropy towards the classes plus 0.1 times the distance from its statistics."""
+    """GDFQ's loss of a generator.
+
+    It is the float network's cross-entropy towards the classes plus 0.1 times the distance from its statistics.
+    """
     ce = functional.cross_entropy(batch.logits, batch.labels)
     return ce + BN_WEIGHT * batch.bn_gap, {"generator_ce": ce, "generator_bn": batch.bn_gap}
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How Qimera's generator makes images of several classes."""
+    """Settings of Qimera's generator for images of several classes."""
 
     mixed: float
     """Part of the batches whose images are of several classes, 0 to 1."""
     mixed_classes: int
-    """Number of classes that such an image is of."""
+    """Number of classes of an image of several classes."""
     latent: int
     """Length of an embedding that learns."""
     embeddings: Literal["random", "network"]
-    """Of classes: random ones that learn, or the weights of the network's last layer."""
+    """Embeddings of classes: random ones that learn, or the weights of the network's last layer."""
 
 
 class QimeraTraining(ConditionalTraining):
-    """Trains GDFQ's generator on images of several classes, too; their labels are mixed as the images are."""
+    """Trains GDFQ's generator also on images of several classes. Their labels are mixed as the images are."""
 
     def __init__(
         self,
@@ -153,7 +156,7 @@ class QimeraTraining(ConditionalTraining):
         self._mixture = mixture
 
     def draw(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """As before; or noise [N, K, latent], classes [N, K] and how these are mixed, [N, K]; and labels."""
+        """The base's draw; or noise [N, K, latent], classes [N, K] and their weights [N, K]; with labels."""
         device, rng = self.rng.device, self.rng
         mixed = self._mixture.mixed
         if not (mixed and torch.rand((), generator=rng, device=device).item() < mixed):
@@ -176,10 +179,10 @@ def gdfq_training(
     method: str,
     loss: GeneratorLoss = gdfq_loss,
 ) -> ConditionalTraining:
-    """GDFQ's generator and how it is trained: class times noise for small images, norms by class for large ones.
+    """GDFQ's generator and its training: class times noise for small images, norms by class for large ones.
 
     The loss is GDFQ's, unless another one is given. Raises ZSQBenchError, in the name of a method, where the network is
-    no classifier.
+    not a classifier.
     """
     classes = require_classes(teacher.classes, method)
     conditioning: Conditioning = "norm" if data_set(teacher) == "imagenet" else "product"
@@ -197,9 +200,9 @@ def qimera_training(
     *,
     method: str,
 ) -> ConditionalTraining:
-    """Qimera's generator, which reads embeddings of classes, and how it is trained.
+    """Qimera's generator, which reads embeddings of classes, and its training.
 
-    Raises ZSQBenchError, in the name of a method, where the network is no classifier, or has no weights of classes.
+    Raises ZSQBenchError, in the name of a method, where the network is not a classifier, or has no weights of classes.
     """
     classes = require_classes(teacher.classes, method)
     fixed = class_weights(teacher.module, classes) if mixture.embeddings == "network" else None
@@ -209,7 +212,7 @@ def qimera_training(
 
 
 def require_classes(classes: int | None, method: str) -> int:
-    """The number of classes. Raises ZSQBenchError where the network is no classifier."""
+    """The number of classes. Raises ZSQBenchError where the network is not a classifier."""
     if classes is None:
         raise ZSQBenchError(f"{method} trains a generator of images of classes, and the network has none")
     return classes
@@ -218,7 +221,7 @@ def require_classes(classes: int | None, method: str) -> int:
 def class_weights(module: nn.Module, classes: int) -> Tensor:
     """The weights [classes, features] of a network's last linear layer, as embeddings of classes.
 
-    Raises ZSQBenchError where there is none with so many outputs.
+    Raises ZSQBenchError where no linear layer has this number of outputs.
     """
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
     if not linear:

@@ -1,4 +1,4 @@
-"""Activation ranges of GDFQ's generator, as the releases of IntraQ and HAST take them."""
+"""Activation ranges from GDFQ's generator, as in the releases of IntraQ and HAST."""
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
@@ -16,33 +16,34 @@ if TYPE_CHECKING:
     from zsqbench import Pretrained, StepContext
 
 RELEASED_RANGE_UPDATES = 800
-"""Batches that ranges are averaged over in the releases, while a generator learns."""
+"""Batches over which the releases average ranges, while a generator learns."""
 
 
 class GeneratorRangesQuantizer(zsqbench.SetTrainingQuantizer, ABC):
-    """One that trains on a calibration set, and learns activation ranges from it or from a generator's images.
+    """A quantizer that trains on a calibration set, and learns activation ranges from it or from a generator's images.
 
-    The releases of IntraQ and HAST train GDFQ's generator for that, whose images are of no other use there.
+    The releases of IntraQ and HAST train GDFQ's generator for the ranges. They do not use its images for anything else.
     """
 
     range_source: Literal["calibration", "generator"] = Field(
-        "calibration", description="whose images ranges are of: the set's, or a generator's that is trained meanwhile"
+        "calibration",
+        description="source of the images of activation ranges: the set, or a generator that is trained meanwhile",
     )
     range_updates: Auto[int] = auto(
-        gt=0, description="batches that ranges are averaged over; by default 200, and 800 of a generator, as released"
+        gt=0, description="batches over which ranges are averaged; unset: 200, or 800 of a generator, as released"
     )
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The preset's values, and as many batches as the source of ranges takes."""
+        """The preset's values, and the number of batches for the source of ranges."""
         found = super().automatic(network, scheme)
         return {**found, "range_updates": RELEASED_RANGE_UPDATES} if self.range_source == "generator" else found
 
     def batches_for_ranges(
         self, teacher: "Pretrained", ctx: "StepContext", draw: "Callable[[int], Tensor]", size: int
     ) -> "Iterator[Tensor]":
-        """Batches of the set, or those that the generator learns with.
+        """Batches of the set, or the batches on which the generator learns.
 
-        Raises ZSQBenchError where it is trained against a network that is no classifier.
+        Raises ZSQBenchError where a generator is trained against a network that is not a classifier.
         """
         if self.range_source == "calibration":
             yield from super().batches_for_ranges(teacher, ctx, draw, size)

@@ -1,4 +1,4 @@
-"""Training on images and on harder versions of them, with features aligned: HAST's, and what others add to it."""
+"""HAST's training on images and on harder versions of them, with aligned features; other methods extend it."""
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
@@ -18,30 +18,31 @@ if TYPE_CHECKING:
 
 
 class HardSampleQuantizer(GeneratorRangesQuantizer, ABC):
-    """HAST's training: `HardSampleUpdate` says what an update is, and `hast` where it comes from.
+    """HAST's training. `HardSampleUpdate` describes an update, and `hast` names the source.
 
-    A method that adds to it overrides `further_features` and `update`.
+    A method that extends it overrides `further_features` and `update`.
     """
 
     preset: Literal["paper", "released"] = Field("paper", description="values of the options that are not given")
     promotion: Literal["kl_fa", "kl", "fa", "none"] = Field(
-        "kl_fa", description="what harder images have more of: distillation loss, misaligned features, or both"
+        "kl_fa", description="loss that harder images increase: distillation, misaligned features, or both"
     )
-    epsilon: Auto[float] = auto(ge=0, description="how far a pixel is moved for that, in normalised pixels")
+    epsilon: Auto[float] = auto(ge=0, description="size of a pixel's move towards a harder image, in normalised pixels")
     alignment: Literal["attention", "paper_attention", "direct", "none"] = Field(
         "attention",
-        description="what of features is aligned: normalised attention, as released; the paper's; themselves",
+        description="features that are aligned: normalised attention, as released; the paper's attention; "
+        "the maps themselves",
     )
     alignment_weight: Auto[float] = auto(ge=0, description="weight of the alignment (lambda)")
     original_weight: float = Field(1.0, ge=0, description="weight of the losses on the images as they are")
-    promoted_weight: float = Field(1.0, ge=0, description="weight of the losses on the harder ones")
+    promoted_weight: float = Field(1.0, ge=0, description="weight of the losses on the harder images")
 
     @model_validator(mode="after")
     def _has_what_it_promotes(self) -> "HardSampleQuantizer":
         if self.promotion == "fa" and self.alignment == "none":
-            raise ValueError("promotion fa is of features, and alignment none aligns none")
+            raise ValueError("promotion: fa needs aligned features, and alignment: none aligns none")
         if not self.original_weight and (not self.promoted_weight or self.promotion == "none"):
-            raise ValueError("original_weight is 0, and nothing else is trained on")
+            raise ValueError("original_weight is 0, and no harder image is trained on")
         return self
 
     @property
@@ -77,7 +78,7 @@ class HardSampleQuantizer(GeneratorRangesQuantizer, ABC):
         )
 
     def further_features(self, network: "fx.GraphModule", ctx: "StepContext") -> "Sequence[fx.Node]":  # noqa: ARG002
-        """Nodes of the prepared network whose values an update needs, besides those that are aligned."""
+        """Nodes of the prepared network whose values an update needs, besides the aligned ones."""
         return ()
 
     def update(
@@ -85,16 +86,17 @@ class HardSampleQuantizer(GeneratorRangesQuantizer, ABC):
     ) -> "Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]":
         """A function that puts the gradients of an update on the engine's parameters.
 
-        The float network and `engine.network` return features, too, of which the first are aligned, so many.
+        The float network and `engine.network` also return features. The first `aligned` of them are aligned.
         """
         return HardSampleUpdate(self, engine, network, ctx, aligned)
 
 
 class HardSampleUpdate:
-    """One update: losses on images, the direction in which they become harder, and losses on these harder ones.
+    """One update: losses on images, the direction in which they become harder, and losses on these harder images.
 
-    A method that adds to it overrides what HAST leaves as it is: how images are `seen`, what is `judged` of them once
-    for both versions, `further` losses, and one `beside` them, for which no image is made harder.
+    A method that extends it overrides parts that HAST leaves empty. `seen` changes images. `judged` are tensors that
+    are computed once for both versions. `further` are losses on both versions. `beside` is a loss for which no image is
+    made harder.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class HardSampleUpdate:
 
     @property
     def twice(self) -> bool:
-        """True if the student is differentiated twice, since a loss is beside those that images are made harder for."""
+        """True if the student is differentiated twice, because one loss does not make images harder."""
         return False
 
     def seen(self, images: "Tensor") -> "Tensor":
@@ -123,11 +125,11 @@ class HardSampleUpdate:
         return images
 
     def judged(self, expected: "Tensor", labels: "Tensor | None") -> "tuple[Tensor, ...]":  # noqa: ARG002
-        """Tensors that `further` reads, found of the float network's logits [N, classes] for the images as they are."""
+        """Tensors that `further` reads, from the float network's logits [N, classes] for the original images."""
         return ()
 
     def further(self, logits: "Tensor", *judged: "Tensor") -> "dict[str, Tensor]":  # noqa: ARG002
-        """Losses of the student's logits [N, classes] by name, weighted, that count with distillation."""
+        """Weighted losses of the student's logits [N, classes] by name, which are added to distillation."""
         return {}
 
     def beside(
@@ -136,11 +138,11 @@ class HardSampleUpdate:
         theirs: "tuple[Tensor, ...]",  # noqa: ARG002
         ours: "tuple[Tensor, ...]",  # noqa: ARG002
     ) -> "dict[str, Tensor]":
-        """A loss by name, weighted, of the further features of float network and student: of images as they are."""
+        """A weighted loss by name, of the further features of float network and student for the original images."""
         return {}
 
     def aligns(self, *, harder: bool) -> bool:  # noqa: ARG002
-        """True if features of images as they are, or of harder ones, are aligned."""
+        """True if features of harder images (`harder`), or of the original ones, are aligned."""
         return self.method.alignment != "none"
 
     def teach(self, images: "Tensor") -> "tuple[Tensor, tuple[Tensor, ...]]":
@@ -160,7 +162,7 @@ class HardSampleUpdate:
         *,
         harder: bool = False,
     ) -> "tuple[dict[str, Tensor], Tensor, tuple[Tensor, ...]]":
-        """Weighted losses by name, how often both networks agree, and the further features of the student."""
+        """Weighted losses by name, the share of equal predictions, and the further features of the student."""
         from zsqbench.quant import alignment_loss, kl_divergence, split_features
         from zsqbench.synthesis import class_logits
 
@@ -176,12 +178,12 @@ class HardSampleUpdate:
         return {"kl": kl, "fa": fa, **self.further(logits, *judged)}, agreement, found[self.aligned :]
 
     def __call__(self, images: "Tensor", labels: "Tensor | None") -> "Mapping[str, Tensor]":
-        """Put the gradients of all losses on the parameters of the engine; returns what is logged."""
+        """Put the gradients of all losses on the parameters of the engine. Returns scalars for the log."""
         import torch
 
         method = self.method
         images = self.seen(images).detach().requires_grad_(method.promotes)
-        with torch.set_grad_enabled(method.promotes):  # else nothing of the float network is differentiated
+        with torch.set_grad_enabled(method.promotes):  # otherwise the float network is not differentiated
             expected, features = self._teach(images)
         judged = self.judged(expected.detach(), labels)
         losses, agreement, further = self._compare(images, expected, features, judged)
@@ -202,7 +204,7 @@ class HardSampleUpdate:
     def _differentiate(
         self, images: "Tensor", losses: "Mapping[str, Tensor]", beside: "Mapping[str, Tensor]"
     ) -> "Tensor":
-        """The gradient to the images of what is promoted; that of the loss is put on the parameters by the way."""
+        """The gradient of the promoted loss to the images. The loss's gradient is also put on the parameters."""
         import torch
 
         method, parameters = self.method, self.engine.parameters

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from zsqbench import CalibrationSet, Pretrained, StepContext
 
 BETAS = 0.5, 0.9
-"""Of Adam, in the code of DeepInversion and of PSAQ-ViT."""
+"""betas of Adam in the code of DeepInversion and of PSAQ-ViT."""
 
 JITTER, SIDE = 30, 224
-"""Pixels that images are shifted by at most, and the side of those images."""
+"""Largest shift of images in pixels, and the side of those images."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class JitteredBatch:
     """The images of a batch in one iteration."""
 
     images: "Tensor"
-    """As the network sees them: shifted, flipped or not [n, C, H, W]."""
+    """Images as the network sees them, shifted and perhaps flipped [n, C, H, W]."""
     pixels: "Tensor"
-    """As they are given away, the same images before that: what is optimised."""
+    """The optimised images, before shift and flip; the result consists of them."""
     labels: "Tensor"
-    """int64 [n], or float32 [n, classes] where they were given so."""
+    """int64 [n], or float32 [n, classes] where soft labels were given."""
     number: int
     """The number of the batch, from 0."""
 
 
 class JitteredGenerator(zsqbench.Generator, ABC):
-    """A generator of images of classes that are drawn at random, whose pixels are kept valid.
+    """A generator of images of random classes, whose pixels stay valid.
 
-    In each iteration the images of a batch are rolled and, every other time, flipped, all alike; what is minimised is
-    measured there. The rate rises, then falls along a cosine, again in each phase, while Adam's moments go on. Phase p
-    of P shifts by p/P of `jitter` at most. After each step pixels are clipped to what an image can have.
+    In each iteration the images of a batch are rolled and, with probability one half, flipped, all alike. The loss is
+    measured on these images. The rate rises, then falls along a cosine, again in each phase, while Adam's moments go
+    on. Phase p of P shifts by p/P of `jitter` at most. After each step pixels are clipped to the valid range.
     """
 
     needs_classes = True
@@ -56,12 +56,10 @@ class JitteredGenerator(zsqbench.Generator, ABC):
     batch_size: int = Field(64, gt=0, description="images optimised together")
     iterations: int = Field(2000, gt=0, description="Adam steps of each phase, for each batch")
     phases: int = Field(
-        1, gt=0, description="how often the learning rate rises and falls, with larger shifts each time"
+        1, gt=0, description="number of times that the learning rate rises and falls, with larger shifts each time"
     )
     warmup: int = Field(100, ge=0, description="steps of a phase in which the learning rate rises")
-    jitter: Auto[int] = auto(
-        ge=0, description="pixels that images are shifted by at most; by default 30 of 224, in proportion"
-    )
+    jitter: Auto[int] = auto(ge=0, description="largest shift of images in pixels; unset: 30 of 224, in proportion")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
         """The preset's values, and shifts in proportion to the images."""
@@ -72,7 +70,7 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         return super().work(images) + (self.phases - 1) * STEP * self.iterations * images
 
     def classes_of(self, teacher: "Pretrained") -> int:
-        """How many classes the network knows. Raises ZSQBenchError for one that is no classifier."""
+        """The network's number of classes. Raises ZSQBenchError for a network that is not a classifier."""
         if teacher.classes is None:
             raise zsqbench.ZSQBenchError(f"generator {self.name!r} makes images of classes, and the network has none")
         return teacher.classes
@@ -88,13 +86,13 @@ class JitteredGenerator(zsqbench.Generator, ABC):
         labels: "Tensor | None" = None,
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> "CalibrationSet":
-        """Images with their labels, of options that are resolved.
+        """Images with their labels; options must be resolved.
 
-        `losses` gives for a batch what is minimised, and scalars to log. `state` is what `ctx.resume` returned, if
-        anything; `keep` says what else belongs into a checkpoint. `labels`, on the CPU, are those of the images; one
-        class is drawn for each where there are none.
+        `losses` gives the loss of a batch, and scalars to log. `state` is the result of `ctx.resume`, or None. `keep`
+        returns further entries of a checkpoint. `labels`, on the CPU, are those of the images; without them, one class
+        is drawn for each image.
 
-        Raises ZSQBenchError for a network that is no classifier, and DivergedError where a loss is not finite.
+        Raises ZSQBenchError for a network that is not a classifier, and DivergedError where a loss is not finite.
         """
         import torch
 

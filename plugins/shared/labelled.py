@@ -1,4 +1,4 @@
-"""Generators of images of classes that are drawn at random: IntraQ's pipeline, and HAST's on top of it."""
+"""Generators of images of random classes: IntraQ's pipeline, and HAST's, which is based on it."""
 
 from abc import ABC
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
-    """A generator of images of classes that are drawn at random, seen through random crops on their way to the network.
+    """A generator of images of random classes, seen through random crops on their way to the network.
 
-    In part of the iterations each image of a batch is cropped, resized and flipped or not, by itself (IntraQ calls it
-    local object reinforcement); what is given away are the pixels.
+    In part of the iterations each image of a batch is separately cropped, resized and perhaps flipped. IntraQ calls
+    this local object reinforcement. The result is the uncropped pixels.
     """
 
     needs_classes = True
@@ -30,7 +30,7 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
     crop_probability: Auto[float] = auto(
         ge=0, le=1, description="part of the iterations in which images are cropped and flipped"
     )
-    crop_scale: Auto[float] = auto(gt=0, le=1, description="smallest part of its area that a crop of it has")
+    crop_scale: Auto[float] = auto(gt=0, le=1, description="smallest area of a crop, as a part of the image's")
 
     def synthesize(
         self,
@@ -44,10 +44,10 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
     ) -> "CalibrationSet":
         """Images with their labels.
 
-        `losses` gives for images as the network sees them, their labels [n] and the number of their batch what is
-        minimised, and scalars to log. `stepped` is called with pixels, labels and step after each step.
+        `losses` is given images as the network sees them, their labels [n] and the number of their batch. It returns
+        the loss and scalars to log. `stepped` is called with pixels, labels and step after each step.
 
-        Raises ZSQBenchError for a network that is no classifier, and DivergedError where a loss is not finite.
+        Raises ZSQBenchError for a network that is not a classifier, and DivergedError where a loss is not finite.
         """
         import torch
 
@@ -78,7 +78,7 @@ class LabelledGenerator(ByDataSet, zsqbench.PixelGenerator, ABC):
         return zsqbench.CalibrationSet(images, labels.cpu(), provenance={"preset": self.preset, **chosen})
 
     def _draw(self, classes: int, ctx: "StepContext") -> "dict[str, torch.Tensor]":
-        """What is random in all batches and does not need a step: so that no step waits for a GPU's numbers."""
+        """All random numbers that do not depend on a step, drawn at once, so that no step waits for a GPU."""
         import torch
 
         labels = torch.randint(classes, (self.images,), generator=ctx.rng, device=ctx.device)
@@ -95,9 +95,9 @@ _AS_INTRAQ = {"crop_probability": 0.5, "crop_scale": 0.5}
 class InceptionGenerator(LabelledGenerator, ABC):
     """A generator with BN statistics and an inception loss, the pipeline of HAST's code, with its values.
 
-    The default preset is `released`: beta 10 for CIFAR, without crops, and 0.1 for ImageNet, with crops of 40 % of the
-    area at least in half of the iterations. `paper` crops as in IntraQ, as HAST's paper says: 50 % at least, for all
-    data sets. The paper takes beta from IntraQ, too, which has none, so it is the code's in both.
+    The default preset is `released`: beta 10 for CIFAR, without crops, and 0.1 for ImageNet. For ImageNet half of the
+    iterations have crops of at least 40 % of the area. `paper` crops as in IntraQ, as HAST's paper says: at least 50 %,
+    for all data sets. The paper takes beta from IntraQ, which has no beta, so both presets have the code's beta.
     """
 
     compiles = "pixels"
@@ -117,7 +117,7 @@ class InceptionGenerator(LabelledGenerator, ABC):
     ) -> "Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, Tensor]]]":
         """The loss for `synthesize`: BN loss plus beta times the inception loss, hard-sample-enhanced with a gamma.
 
-        `matched` says what else than the total is the BN loss of what was measured.
+        `matched` returns the BN loss from the measured gaps, in place of their total.
         """
         from zsqbench.synthesis import EASIEST, class_logits, difficulty, inception_loss
 

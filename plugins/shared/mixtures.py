@@ -1,4 +1,4 @@
-"""The options of Qimera's generator, whose images may be of several classes at once."""
+"""The options of Qimera's generator, whose images may have several classes at once."""
 
 from abc import ABC
 from typing import TYPE_CHECKING, Literal
@@ -14,24 +14,22 @@ MIXTURE_OPTIONS = ("mixed", "mixed_classes", "latent", "embeddings")
 
 
 class MixtureQuantizer(zsqbench.CoTrainedQuantizer, ABC):
-    """One that trains Qimera's generator beside the student, or can."""
+    """A quantizer that trains Qimera's generator beside the student, or can do so."""
 
     mixed: Auto[float] = auto(
         ge=0, le=1, description="part of the batches whose images are of several classes; for Qimera's generator only"
     )
     mixed_classes: Auto[int] = auto(
-        gt=0, description="how many classes such an image is of; for Qimera's generator only"
+        gt=0, description="number of classes of an image of several classes; for Qimera's generator only"
     )
-    latent: Auto[int] = auto(
-        gt=0, description="length of an embedding, unless it is the network's; for Qimera's generator only"
-    )
+    latent: Auto[int] = auto(gt=0, description="length of an embedding that learns; for Qimera's generator only")
     embeddings: Auto[Literal["random", "network"]] = auto(
-        description="of classes: random ones that learn, or the weights of the network's last layer; for Qimera's "
-        "generator only"
+        description="embeddings of classes: random ones that learn, or the weights of the network's last "
+        "layer; for Qimera's generator only"
     )
 
     def qimera(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
-        """Qimera's generator, and how it is trained. Raises ZSQBenchError for a network that is no classifier."""
+        """Qimera's generator and its training. Raises ZSQBenchError for a network that is not a classifier."""
         from zsqbench_plugins.shared.gdfq_generator import Mixture, qimera_training
 
         mixture = Mixture(self.mixed, self.mixed_classes, self.latent, self.embeddings)

@@ -1,4 +1,4 @@
-"""How released code trains, by data set: the values that several methods take over."""
+"""Values of released training code, by data set, that several methods share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ HAST_PROTOCOL: Mapping[str, Mapping[str, Any]] = {
     "cifar100": _HAST_CIFAR,
     "imagenet": _IMAGENET,
 }
-"""How students of HAST's tables are trained, by the settings that come with its code."""
+"""Training of students in HAST's tables, from the settings of its code."""
 
 RELEASED_PROMOTION: Mapping[str, Any] = {"alignment_weight": 1000.0, "epsilon": 0.01}
 """The values of the parser of HAST's code for all data sets. SynQ's parser took them over."""
@@ -29,14 +29,14 @@ HAST_PROMOTION: Mapping[str, Mapping[str, Any]] = {
     "cifar100": {**_HAST_CIFAR, "alignment_weight": 2000.0, "epsilon": 0.02},
     "imagenet": {**_IMAGENET, "alignment_weight": 4000.0, "epsilon": 0.01},
 }
-"""How HAST's own students are trained: lambda and epsilon, too, as its paper says."""
+"""Training of HAST's own students, with the paper's lambda and epsilon."""
 
 INTRAQ_PROTOCOL: Mapping[str, Mapping[str, Any]] = {
     "cifar10": _INTRAQ_CIFAR,
     "cifar100": _INTRAQ_CIFAR,
     "imagenet": _IMAGENET,
 }
-"""The same of IntraQ's code, which differs on CIFAR."""
+"""Training of students by IntraQ's code, which differs on CIFAR."""
 
 _GDFQ_CIFAR: Mapping[str, Any] = {
     "epochs": 396,
@@ -61,11 +61,11 @@ GDFQ_PROTOCOL: Mapping[str, Mapping[str, Any]] = {
     "cifar100": _GDFQ_CIFAR,
     "imagenet": _GDFQ_IMAGENET,
 }
-"""How GDFQ's code trains: 400 epochs, in the first 4 of which (ImageNet: 50) the generator is alone."""
+"""Training by GDFQ's code: 400 epochs. In the first 4 (ImageNet: 50) only the generator learns."""
 
 QIMERA_MIXTURES: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {"mixed": 0.4, "mixed_classes": 2, "latent": 64, "embeddings": "random"},
     "cifar100": {"mixed": 0.4, "mixed_classes": 10, "latent": 64, "embeddings": "network"},
     "imagenet": {"mixed": 0.4, "mixed_classes": 500, "latent": 512, "embeddings": "random"},
 }
-"""Qimera's images of several classes, by its scripts for CIFAR and ResNet-18."""
+"""Qimera's images of several classes, from its scripts for CIFAR and ResNet-18."""

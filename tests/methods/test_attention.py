@@ -39,7 +39,7 @@ def test_a_class_token_looks_at_the_patches_that_the_first_convolution_cuts():
 def test_a_network_in_windows_has_similarities_and_no_maps():
     opened = open_attention(tiny_transformers(SIZE)["windows"])
     assert (opened.blocks, opened.drop_first) == (("block",), True)
-    assert opened.form == "the last block looks within windows, and the graph does not tell where in the image they lie"
+    assert opened.form == "the last block attends within windows, and the graph does not give their places in the image"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_network_in_windows_has_similarities_and_no_maps():
             nn.Conv2d(3, 8, (1, 3), 1, 0),
             (3, 8, 8),
             0,
-            "the 48 tokens that the last block looks at are no grid over 8 x 8 pixels",
+            "the 48 tokens that the last block attends to are not a grid over 8 x 8 pixels",
         ),
     ],
     ids=["patches", "oblong patches", "several tokens", "overlapping", "a stem", "no grid"],

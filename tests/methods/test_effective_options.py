@@ -26,27 +26,27 @@ SHIPPED = {
 }
 
 LEFT_OPEN = {
-    ("generator", "attention_prior", "lr"): "none: 0.25 for windows, 0.20 for others",
-    ("generator", "attention_prior", "prior_weight"): "none: 0.1 of the squared number of patches",
-    ("generator", "file", "images"): "all by default",
-    ("generator", "psaq_vit", "lr"): "none: 0.25 for windows, 0.20 for others",
-    ("generator", "zeroq", "pairing"): "none: the former where all fit",
-    ("quantizer", "hptq", "z_threshold"): "none: no value does",
-    ("quantizer", "squant", "sigmas"): "none: by each tensor's bits",
-    ("quantizer", "ste", "labels"): "none: the set's where it has any",
+    ("generator", "attention_prior", "lr"): "unset: 0.25 for windows, 0.20 for others",
+    ("generator", "attention_prior", "prior_weight"): "unset: 0.1 of the squared number of patches",
+    ("generator", "file", "images"): "unset: all",
+    ("generator", "psaq_vit", "lr"): "unset: 0.25 for windows, 0.20 for others",
+    ("generator", "zeroq", "pairing"): "unset: outputs of convolutions where all fit",
+    ("quantizer", "hptq", "z_threshold"): "unset: no value is an outlier",
+    ("quantizer", "squant", "sigmas"): "unset: chosen by each tensor's bits",
+    ("quantizer", "ste", "labels"): "unset: the set where it has labels",
     ("quantizer", "ste", "start"): "another quantizer of the suite",
     **{
         ("quantizer", "ait", name): "for Qimera's generator only"
         for name in ("mixed", "mixed_classes", "latent", "embeddings")
     },
     ("quantizer", "hast", "start"): "another quantizer of the suite",
-    ("quantizer", "detect_kd", "boxes"): "none: the set's where it has any",
+    ("quantizer", "detect_kd", "boxes"): "unset: the set where it has boxes",
     ("quantizer", "detect_kd", "start"): "another quantizer of the suite",
-    ("quantizer", "lsq", "labels"): "none: the set's where it has any",
+    ("quantizer", "lsq", "labels"): "unset: the set where it has labels",
     ("quantizer", "lsq", "start"): "another quantizer of the suite",
     ("quantizer", "plf", "start"): "another quantizer of the suite",
     ("quantizer", "synq", "start"): "another quantizer of the suite",
-    ("quantizer", "mixed", "budget"): "none: as layers says",
+    ("quantizer", "mixed", "budget"): "unset: layers decides",
 }
 """The options that no preset, network and scheme decides, and what their description says None means."""
 
@@ -148,7 +148,7 @@ class Toy(ByDataSet):
     preset: Literal["large", "small"] = "large"
     lr: Auto[float] = auto(gt=0, description="learning rate")
     steps: Auto[int] = auto(ge=0, description="steps")
-    limit: int | None = Field(None, description="none: no limit")
+    limit: int | None = Field(None, description="unset: no limit")
 
     @model_validator(mode="after")
     def _is_short(self):

@@ -158,7 +158,7 @@ def test_one_image_will_do_where_a_batch_is_one():
 def test_a_network_without_relu_is_one_clear_line():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 10))
     teacher = Pretrained(module.eval().requires_grad_(False), (3, 8, 8), (0.0,) * 3, (1.0,) * 3, classes=10)
-    with pytest.raises(ZSQBenchError, match=r"hast/w3a3 quantizes what ReLU gives, and Sequential has no ReLU: take a"):
+    with pytest.raises(ZSQBenchError, match=r"hast/w3a3 quantizes outputs of ReLU, and Sequential has no ReLU: take a"):
         quantized(teacher=teacher)
     assert quantized(teacher=teacher, scheme="hw/w3a3") is not None
     assert quantized(teacher=teacher, scheme="hast/w3a32") is not None

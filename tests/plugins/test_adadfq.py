@@ -385,7 +385,7 @@ def test_an_empty_band_is_one_clear_line_when_options_are_read():
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (1, "adadfq compares networks by their classes, and this one has 1: take one with 2 at least"),
+        (1, "adadfq compares networks by their classes, and this network has 1: take one with at least 2"),
         (None, "has none"),
     ],
 )
@@ -405,8 +405,8 @@ matrix:
 """)
     (cell,) = bench.plan()["cells"]
     assert cell["reason"].endswith(
-        "lambda_l: 0.3, alpha_ds: 0.1 for this network, with which its other options do not go together: the band from "
-        "lambda_l 0.3 to lambda_u 0.2 is empty: take a smaller lambda_l or a larger lambda_u; give these options, too"
+        "lambda_l: 0.3, alpha_ds: 0.1 for this network, and its other options contradict them: the band from "
+        "lambda_l 0.3 to lambda_u 0.2 is empty: take a smaller lambda_l or a larger lambda_u; give these options too"
     )
 
 

@@ -172,19 +172,19 @@ def test_fidelity_judges_all_outputs_of_a_network_that_is_no_classifier(tmp_path
 
 def test_agreement_refuses_what_is_no_classifier_and_names_the_task_that_takes_it(tmp_path):
     said = complaint(Agreement().load, own(tmp_path, "x"), context())
-    assert said == ("model 'own' is no classifier: it returns [2, 4, 6, 6] for 2 images; the task fidelity judges it")
+    assert said == ("model 'own' is not a classifier: it returns [2, 4, 6, 6] for 2 images; take the task fidelity")
 
 
 def test_a_network_without_real_outputs_is_refused(tmp_path):
     said = complaint(Fidelity().load, own(tmp_path, "x.argmax(1)"), context())
-    assert said == "model 'own' returns no tensor of real numbers, by which it could be judged"
+    assert said == "model 'own' returns no tensor of real numbers; the task needs one"
 
 
 def test_outputs_of_zeros_have_no_relative_error(tmp_path):
     task, spec = Fidelity(noise=4), own(tmp_path, "x * 0")
     network = task.load(spec, context())
     assert complaint(task.evaluate, network.module, network, context()).startswith(
-        "the float network's outputs are zeros"
+        "the float network's outputs are all zero"
     )
 
 

@@ -234,7 +234,7 @@ def test_keys_on_no_grid_are_one_clear_line(monkeypatch):
 
 def test_images_that_cannot_be_cut_are_refused_in_the_plan():
     network = zsqbench.methods.NetworkTraits((3, 1, 8), 10)
-    with pytest.raises(ZSQBenchError, match="cuts images into four, and those of this network have 1 x 8 pixels"):
+    with pytest.raises(ZSQBenchError, match="cuts images into four, and images of this network have 1 x 8 pixels"):
         AttentionPrior().resolved(network)
     assert AttentionPrior(views=0).resolved(network).jitter == 1
 

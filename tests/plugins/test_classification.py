@@ -475,9 +475,7 @@ def test_a_batch_of_one_image_that_squeeze_breaks_is_one_clear_line(tmp_path, sq
     if number is None:
         assert task.evaluate(*arguments).metrics["samples"] == 6
         return
-    said = (
-        rf"batch {number} of imagefolder x has 1 image, and the network {outcome}: a squeeze\(\) of it may take the .*"
-    )
+    said = rf"batch {number} of imagefolder x has 1 image, and the network {outcome}: a squeeze\(\) in it may also .*"
     with pytest.raises(
         ZSQBenchError, match=rf"{said}; name the dimensions to squeeze, .* batch_size to {better}$"
     ) as error:

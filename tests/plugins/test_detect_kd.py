@@ -128,7 +128,7 @@ def test_without_boxes_the_float_network_finds_them_and_a_note_says_so(scenes):
     ctx, other, plain = context(), context(), data(boxes=False)
     quantized(scenes, plain, ctx, score=0.1)
     notes = ctx.reporter.notes
-    assert notes[0] == "boxes are what the float network finds, since the calibration set has none"
+    assert notes[0] == "boxes are those that the float network finds, because the calibration set has none"
     assert notes[1].startswith("the float network finds ")
     quantized(scenes, data(), other, boxes="teacher", score=0.1)
     assert ctx.reporter.curves == other.reporter.curves
@@ -161,7 +161,7 @@ def test_levels_of_a_pyramid_are_told_by_the_sizes_of_their_maps(name, levels):
 def test_what_it_cannot_do_is_one_clear_line(scenes):
     with pytest.raises(ZSQBenchError, match="needs a detector whose task hands out its training loss, and SceneDet"):
         quantized(replace(scenes, detection=None), data())
-    with pytest.raises(ZSQBenchError, match=r"boxes are to be those of the calibration set, which has none: take"):
+    with pytest.raises(ZSQBenchError, match=r"needs boxes of the calibration set, which has none: take"):
         quantized(scenes, data(boxes=False), boxes="set")
-    with pytest.raises(ZSQBenchError, match=r"augment crops images, and boxes stay: leave it false"):
+    with pytest.raises(ZSQBenchError, match=r"augment crops images but not boxes: set augment: false"):
         quantized(scenes, data(), augment=True)

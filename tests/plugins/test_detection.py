@@ -285,7 +285,7 @@ def test_damaged_data_is_found_without_harm_and_one_clear_line_when_it_is_evalua
 
 def test_labels_that_the_data_does_not_have_are_one_clear_line(root):
     (root / "net.py").write_text(DETECTOR.replace("torch.tensor([2, 5])", "torch.tensor([0, 1])"))
-    with pytest.raises(ZSQBenchError, match=r"labels \(.*\) are no categories of .* \(2, 5\): postprocess must give"):
+    with pytest.raises(ZSQBenchError, match=r"labels \(.*\) are not categories of .* \(2, 5\): postprocess must give"):
         evaluated(root)
 
 
@@ -335,7 +335,7 @@ def test_what_is_absent_is_said_before_anything_runs(root):
         COCODetection().find_data(None)
     with pytest.raises(ZSQBenchError, match="there is no folder"):
         COCODetection(root="elsewhere").find_data(root)
-    with pytest.raises(ZSQBenchError, match="is no detector that is known"):
+    with pytest.raises(ZSQBenchError, match="is not a known detector"):
         COCODetection().find_model(zsqbench.ModelSpec(name="x", base="resnet20"))
     with pytest.raises(ValueError, match="not both"):
         COCODetection(calibration="a", holdout=1)

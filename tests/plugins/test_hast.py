@@ -266,7 +266,9 @@ def test_the_training_is_a_quantizer(scheme):
 @pytest.mark.parametrize("promotion", ["kl_fa", "kl", "fa", "none"])
 def test_each_form_of_alignment_goes_with_each_promotion(alignment, promotion):
     if (alignment, promotion) == ("none", "fa"):
-        with pytest.raises(ValidationError, match="promotion fa is of features, and alignment none aligns none"):
+        with pytest.raises(
+            ValidationError, match="promotion: fa needs aligned features, and alignment: none aligns none"
+        ):
             Training(alignment=alignment, promotion=promotion)
         return
     weight = 1e-6 if alignment == "paper_attention" else None  # the published ones are for the released form
@@ -397,7 +399,7 @@ def test_no_promotion_is_one_pass_of_each():
 
 @pytest.mark.parametrize("options", [{"promoted_weight": 0}, {"promotion": "none"}])
 def test_something_has_to_be_trained_on(options):
-    with pytest.raises(ValidationError, match="original_weight is 0, and nothing else is trained on"):
+    with pytest.raises(ValidationError, match="original_weight is 0, and no harder image is trained on"):
         Training(original_weight=0, **options)
 
 

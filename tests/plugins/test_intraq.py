@@ -55,7 +55,7 @@ def test_what_is_not_given_is_published_for_a_data_set_like_the_networks(side, c
 
 
 def test_a_limit_beyond_the_other_one_that_is_filled_in_is_one_clear_line():
-    with pytest.raises(ZSQBenchError, match=r"nearest 0\.9 is beyond farthest 0\.8; give these options, too"):
+    with pytest.raises(ZSQBenchError, match=r"nearest 0\.9 is beyond farthest 0\.8; give these options too"):
         IntraQ(nearest=0.9).resolved(tiny_teacher())
 
 

@@ -90,7 +90,7 @@ def test_without_labels_the_float_network_labels_and_a_note_says_so():
     quantized(data(labels=False), ctx)
     quantized(data(), other, labels="teacher")
     assert ctx.reporter.curves == other.reporter.curves
-    assert ctx.reporter.notes == ["labels are what the float network says, since the calibration set has none"]
+    assert ctx.reporter.notes == ["labels are the float network's predictions, because the calibration set has none"]
     with pytest.raises(ZSQBenchError, match="labels of the calibration set, which has none: take a generator"):
         quantized(data(labels=False), labels="set")
 

@@ -58,13 +58,11 @@ def test_without_labels_the_float_network_labels_and_a_note_says_so():
     quantized(data(labels=False), ctx)
     quantized(data(), other, labels="teacher")
     assert ctx.reporter.curves == other.reporter.curves
-    assert ctx.reporter.notes == ["labels are what the float network says, since the calibration set has none"]
+    assert ctx.reporter.notes == ["labels are the float network's predictions, because the calibration set has none"]
 
 
 def test_labels_that_are_asked_for_and_absent_are_one_clear_line():
-    with pytest.raises(
-        ZSQBenchError, match=r"towards the labels of the calibration set, which has none: take a generator"
-    ):
+    with pytest.raises(ZSQBenchError, match=r"needs labels of the calibration set, which has none: take a generator"):
         quantized(data(labels=False), labels="set")
     quantized(data(labels=False), labels="set", ce_weight=0)
 

@@ -143,7 +143,7 @@ def test_without_labels_the_float_network_labels_and_a_note_says_so():
     ctx, other = context(), context()
     trained(ctx=ctx, images=data(labels=False))
     trained(ctx=other, images=data())
-    assert "labels are what the float network says, since the calibration set has none" in ctx.reporter.notes
+    assert "labels are the float network's predictions, because the calibration set has none" in ctx.reporter.notes
     assert ctx.reporter.curves["agreement"] == other.reporter.curves["agreement"]
 
 

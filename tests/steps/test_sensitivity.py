@@ -217,7 +217,7 @@ def test_what_it_is_over_has_to_be_possible_too(bench):
             "layers: 21",
             (
                 "quantize: mixed: layers is 21, and 20 weights of the network have less than 8 bits at hw/w4a8; "
-                "expected 20 at most"
+                "expected at most 20"
             ),
         ),
         (
@@ -240,10 +240,10 @@ def test_what_only_the_network_can_refuse_fails_its_cell_with_one_line(bench, gi
 @pytest.mark.parametrize(
     ("quantizers", "error"),
     [
-        ("m: {method: mixed, over: rtn}", "5: quantizers.m: expected one of layers and budget, which say how many "),
+        ("m: {method: mixed, over: rtn}", "5: quantizers.m: expected exactly one of layers and budget, got "),
         (
             "m: {method: mixed, over: rtn, layers: 1, budget: 2}",
-            "5: quantizers.m: expected one of layers and budget, which say how many weights get more bits, got both",
+            "5: quantizers.m: expected exactly one of layers and budget, got both",
         ),
         ("m: {method: mixed, layers: 1}", "5: option of mixed 'over' is missing"),
         ("m: {method: mixed, over: rtm, layers: 1}", "unknown quantizer 'rtm' in toy.yaml:5; did you mean 'rtn'?"),

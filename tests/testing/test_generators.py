@@ -352,7 +352,7 @@ def test_options_that_are_filled_in_pass():
 def test_a_value_that_an_option_does_not_take_is_found():
     found = failures(filling_in(lambda *_: {"first": 0.0}))[shared.FILLED_IN]
     assert "fills in first: 0.0 for this network" in found
-    assert found.endswith("greater than 0; give these options, too (for a network of cifar10)")
+    assert found.endswith("greater than 0; give these options too (for a network of cifar10)")
 
 
 def test_an_option_that_is_filled_in_the_second_time_only_is_found():

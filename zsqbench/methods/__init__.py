@@ -1,4 +1,4 @@
-"""A plugin provides methods: generators, quantizers, tasks and engines, the bases of families of them, and their data.
+"""A plugin provides methods: generators, quantizers, tasks and engines. Here are their bases and their data.
 
 The bases of families (pixels, training, stepsizes, cotraining) are imported from their modules.
 """

@@ -1,4 +1,4 @@
-"""Ask a method something while a suite is planned: a fault in its answer is one line that names it."""
+"""Questions to a method while a suite is planned. A fault in an answer is one line that names the method."""
 
 import contextlib
 import traceback
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def asking(method: "Method | type[Method]", what: str) -> Iterator[None]:
-    """Raise MethodFaultError for whatever a method raises within, except ZSQBenchError, and a KeyboardInterrupt."""
+    """Raise MethodFaultError for any error of a method inside the block, except ZSQBenchError and KeyboardInterrupt."""
     try:
         yield
     except (ZSQBenchError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a stranger's method may raise anything, or exit
+    except BaseException as error:  # a third-party method may raise anything, or exit
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
         raise MethodFaultError(

@@ -1,4 +1,4 @@
-"""What a method may use besides its arguments: device, seeded randomness, reporting, checkpoints."""
+"""The context of a method: device, seeded randomness, reporting, checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,33 +21,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ReportsProgress(Protocol):
-    """Where a step's context sends what it is told; implemented by the worker. See `StepContext` for what they mean."""
+    """Receiver of a step context's reports, implemented by the worker. `StepContext` explains the calls."""
 
     def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
         """Add a point to a curve."""
 
     def progress(self, done: int, total: int) -> None:
-        """Note how far the step is."""
+        """Note the progress of the step."""
 
     def note(self, line: str) -> None:
-        """Keep a line for people."""
+        """Keep a line for readers."""
 
     def footnote(self, line: str) -> None:
-        """Keep a line for people that stands below tables, too."""
+        """Keep a line for readers that also stands below tables."""
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Keep a state, now and then."""
+        """Keep a state from time to time."""
 
     def resume(self) -> dict[str, Any] | None:
-        """The state kept last."""
+        """The last kept state, or None."""
 
     def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
-        """Keep a student as it is after an epoch."""
+        """Keep the student's state after an epoch."""
 
 
 @dataclass
 class StepContext:
-    """What a method may use besides its arguments: device, seeded randomness, reporting, checkpoints."""
+    """The context of a method: device, seeded randomness, reporting, checkpoints."""
 
     device: "torch.device"
     seed: int
@@ -60,7 +60,7 @@ class StepContext:
     scheme: Scheme | None = None
     """The scheme that the student was prepared for, for a quantizer only."""
     read: int | None = None
-    """How many images of the calibration set were read, as far as `images_read` was told; none: the whole set."""
+    """Number of images of the calibration set that were read, from `images_read`. None: the whole set."""
     start: "nn.Module | None" = None
     """The finalized student of the quantizer that the option `start` names, for a quantizer that has one only."""
     over: "Quantizer | None" = None
@@ -86,29 +86,29 @@ class StepContext:
         self.reporter.log(name, value, step)
 
     def progress(self, done: int, total: int) -> None:
-        """Say how far the method is."""
+        """Report the progress of the method."""
         self.reporter.progress(done, total)
 
     def note(self, line: str) -> None:
-        """Say in one line what the method found or decided. Notes are kept with the artifact; `zsqbench show` has them.
+        """Say in one line what the method found or decided.
 
-        A line is kept once, however often it is said.
+        Notes are kept with the artifact; `zsqbench show` prints them. Repeated lines are kept once.
         """
         self.reporter.note(line)
 
     def footnote(self, line: str) -> None:
-        """Say in one line what whoever reads the result in a table must know: a note that is a footnote there, too.
+        """Say in one line what a reader of a table must know about the result: a note that tables show too.
 
-        For what a method expects to cost accuracy, with what to do. A line that all its results would have belongs into
-        its description. A result that is made of this one has the footnote, too.
+        Use it for effects that probably cost accuracy, and say what to do. A line that applies to all results of a
+        method belongs into the method's description. A result that is made from this one also has the footnote.
         """
         self.reporter.footnote(line)
 
     def images_read(self, count: int) -> None:
         """Say that only the first `count` images of the calibration set were read; the largest number counts.
 
-        For a quantizer that leaves some out, such as those that fill no batch, or that are more than it searches on. A
-        random draw from the set is one from all of it. Whoever says nothing has read the whole set.
+        It is for a quantizer that leaves some images out, such as those that fill no batch, or those beyond its search.
+        A random draw from the set reads all of it. A method that does not call this has read the whole set.
         """
         self.read = max(count, self.read or 0)
 
@@ -120,22 +120,22 @@ class StepContext:
         self.reporter.checkpoint(state)
 
     def resume(self) -> dict[str, Any] | None:
-        """The state that an interrupted run of this very step left, with `rng` set back to it, or none."""
+        """The state that an interrupted run of this step left, or None. `rng` is set back to it."""
         return self.reporter.resume()
 
     def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
-        """Keep a copy of the student as the result would be if training ended with this epoch.
+        """Keep a copy of the student: the result if training ended with this epoch.
 
-        Only for a quantizer that said so (`keeps_epochs`). The result is the student that `quantize` leaves, all the
-        same. After an interruption, the copies that were kept are still there.
+        Only for a quantizer with `keeps_epochs`. The result is still the student that `quantize` leaves. After an
+        interruption, the kept copies still exist.
         """
         self.reporter.keep_epoch(epoch, student)
 
     def compile(self, function: F, *, twice: bool = False) -> F:
-        """The function, compiled where the settings say so; `twice`: so that it can be differentiated twice.
+        """The function, compiled where the settings say so. With `twice` it can be differentiated twice.
 
-        The same function of a later step is not compiled again: what differs must be in arguments, in tensors, or in
-        attributes of the same types. Raises ZSQBenchError where there is no compiler.
+        The same function of a later step is not compiled again. Differences between steps must be in arguments, in
+        tensors, or in attributes of the same types. Raises ZSQBenchError where there is no compiler.
         """
         if not self.settings.compile:
             return function
@@ -163,8 +163,8 @@ def _require_compiler() -> None:
 
 @dataclass
 class TaskContext(StepContext):
-    """A step context that also knows where the data is: for tasks alone."""
+    """A step context that also gives the place of the data; for tasks alone."""
 
     data_root: Path | None = None
     folder: Path | None = None
-    """Where a task may keep data that it makes; methods cannot open files there."""
+    """Folder for data that a task makes. Methods cannot open files there."""

@@ -21,43 +21,42 @@ if TYPE_CHECKING:
     from zsqbench.synthesis import BNLoss, ConditionalTraining
 
 POINTS = 1000
-"""Points of a curve of warming up that are kept."""
+"""Points that are kept of a curve of the warm-up."""
 
 
 class CoTrainedQuantizer(TrainingQuantizer, ABC):
     """A quantizer that reads no images: a generator is trained beside the student, which learns from its images.
 
-    Each update is one of the generator, whose loss may look at the float network and at the student, and one of the
-    student, on the same images. The student minimises CE + alpha T^2 KL, the latter averaged over images and classes,
-    unless `student_terms` says otherwise. The generator is alone at first (`warmup`, or `range_updates` if that is
-    longer), and activation ranges are averages over what it makes then.
+    Each update trains first the generator, then the student, on the same images. The generator's loss may use the float
+    network and the student. The student minimises CE + alpha T^2 KL unless `student_terms` says otherwise; KL is
+    averaged over images and classes. At first only the generator learns, for `warmup` updates, or `range_updates` if
+    that is more. Activation ranges are averages over the images of these updates.
     """
 
     needs_images: ClassVar[bool] = False
     needs_bn: ClassVar[bool] = True
     student_from_start: ClassVar[bool] = False
-    """True if the generator's loss, which then has to ask for it, sees the student from the first update on. While the
-    generator is alone, the student does not learn, and rounds on the ranges of the images so far, those at hand
-    included."""
+    """True if the generator's loss sees the student from the first update on; it must then ask for the student. During
+    the warm-up the student does not learn. It rounds on the ranges of all images so far, including the current ones."""
 
-    range_updates: int = Field(800, gt=0, description="updates of the generator, of whose images ranges are averages")
+    range_updates: int = Field(800, gt=0, description="updates of the generator over whose images ranges are averaged")
     generator_lr: float = Field(
-        1e-3, gt=0, description="learning rate of the generator (Adam), cut as the student's is"
+        1e-3, gt=0, description="learning rate of the generator (Adam); cut when the student's is cut"
     )
     warmup: Auto[int] = auto(ge=0, description="updates of the generator before the student learns")
     ce_weight: float = Field(1.0, ge=0, description="weight of the student's cross-entropy")
 
     @abstractmethod
     def generator_training(self, teacher: "Pretrained", ctx: "StepContext", bn_loss: "BNLoss") -> "ConditionalTraining":
-        """The generator, and how it is trained. Raises ZSQBenchError for a network that it cannot be trained on."""
+        """The generator and its training. Raises ZSQBenchError for a network on which it cannot be trained."""
 
     def student_terms(
         self, logits: "Tensor", labels: "Tensor", expected: "Tensor"
     ) -> "Mapping[str, tuple[float, Tensor]]":
-        """The terms of the student's loss, by the names of curves: the weight and the value, a scalar, of each.
+        """The terms of the student's loss by the names of curves: the weight and the value, a scalar, of each.
 
-        `logits` are the student's, `expected` the float network's, and `labels` probabilities, all [n, classes]. It is
-        compiled where the settings say so.
+        `logits` are the student's, `expected` the float network's, and `labels` probabilities, all [n, classes]. The
+        function is compiled where the settings say so.
         """
         from torch.nn import functional
 
@@ -85,7 +84,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
             training = self.generator_training(teacher, ctx, bn_loss)
             if state:
                 training.load(state)
-                ctx.rng.set_state(numbers)  # weights were drawn that are not needed
+                ctx.rng.set_state(numbers)  # the weights that were drawn are not needed
             if "updates" not in state:
                 self._warm_up(training, student, ranges, ctx, state)
                 state = {}
@@ -101,16 +100,16 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
             self.train(student, ctx, state, draw, begin, keep=training.state)
 
     def work(self, images: int) -> float:
-        """Each update is one of the generator, through the float network, too; and so is each of the warm-up.
+        """The work of all updates and of the warm-up. An update of the generator also runs the float network.
 
-        Where the generator's loss sees the student from the start, it sees it in all of them.
+        Where the generator's loss sees the student from the start, each of its updates also runs the student.
         """
         updates = self._alone + self.epochs * self.updates_per_epoch
         return super().work(images) + STEP * self.batch_size * updates * (2 if self.student_from_start else 1)
 
     @property
     def _alone(self) -> int:
-        """Updates of the generator before the student learns."""
+        """Number of generator updates before the student learns."""
         return max(self.range_updates, self.warmup)
 
     @property
@@ -156,7 +155,7 @@ class CoTrainedQuantizer(TrainingQuantizer, ABC):
     def _gradients(
         self, engine: "FineTuning", ctx: "StepContext"
     ) -> "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]":
-        """What puts gradients on parameters, for images, labels [n, classes] and the float network's logits."""
+        """A function that puts gradients on parameters, for images, labels [n, classes] and float logits."""
         import torch
 
         from zsqbench.synthesis import class_logits

@@ -1,4 +1,4 @@
-"""Methods exchange a trained network, and images to calibrate on."""
+"""Data that methods exchange: a trained network, and images for calibration."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from zsqbench.zoo.detection import Detection
 
 BOX = 6
-"""Numbers of a box in a calibration set."""
+"""Number of values of a box in a calibration set."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained network in eval mode with frozen weights, and how to feed it."""
+    """A trained network in eval mode with frozen weights, and its input format."""
 
     module: "nn.Module"
     input_size: tuple[int, int, int]
@@ -29,22 +29,22 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: tuple[float, float] = (0.0, 1.0)
-    """What black and white are before mean and std are applied."""
+    """Values of black and white before mean and std are applied."""
     outputs: tuple[str, ...] = ("logits",)
     """Names of the raw outputs."""
     classes: int | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """What else the task needs to feed it (resize, crop, channel order), as plain data; part of the identity."""
+    """Other preprocessing of the task (resize, crop, channel order), as plain data; part of the identity."""
     architecture: str | None = None
-    """Name of the published definition that it is, such as torchvision/resnet18; none for a network of one's own."""
+    """Name of the published definition, such as torchvision/resnet18; None for a user's own network."""
 
     output_layers: tuple[str, ...] = ()
-    """Paths of the modules that give the raw outputs; none where the network returns them as they are."""
+    """Paths of the modules that give the raw outputs; empty where the network returns the raw outputs."""
     decoding: Any = None
-    """What only the task that loaded it needs, to feed it and to read its outputs; in no identity."""
+    """Data for the task that loaded the network, for its inputs and outputs; part of no identity."""
     detection: "Detection | None" = None
-    """Of a detector its training loss and its boxes, where the task hands them out: for methods with
-    `needs_training_loss`. In no identity, but that it is there."""
+    """Training loss and boxes of a detector, where the task hands them out, for methods with `needs_training_loss`.
+    The identity contains only its presence."""
 
     def valid_range(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Smallest and largest value of a valid pixel in normalised space, each [1, C, 1, 1]."""
@@ -55,7 +55,7 @@ class Pretrained:
         return (low - mean) / std, (high - mean) / std
 
     def digest(self) -> str:
-        """Hash of weights, buffers and preprocessing: changes when anything that a method can read of it changes."""
+        """Hash of weights, buffers and preprocessing. It changes when anything changes that a method can read."""
         sha = hashlib.sha256()
         feeding = [
             self.input_size,
@@ -84,7 +84,7 @@ def _add(sha: "hashlib._Hash", name: str, value: Any) -> None:
         return
     try:
         sha.update(f"{name} {json.dumps(value, default=_digest)}".encode())
-    except (TypeError, ValueError) as error:  # of json: keys that are none, and data that holds itself
+    except (TypeError, ValueError) as error:  # from json: invalid keys, and data that contains itself
         raise ZSQBenchError(f"the extra state {name} of the network cannot be hashed: {error}") from error
 
 
@@ -108,10 +108,10 @@ class CalibrationSet:
     labels: "torch.Tensor | None" = None
     """int64 [N], or float32 [N, classes] for soft labels."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made, as plain data, for people."""
+    """The origin of the images, as plain data, for readers."""
     boxes: "torch.Tensor | None" = None
-    """float32 [M, 6], what detectors are to find: number of the image, label, centre (x, y), width and height, the last
-    four in parts of the image's width and height. An image may have any number of boxes."""
+    """float32 [M, 6], targets of detectors: number of the image, label, centre (x, y), width and height. The last four
+    are in parts of the image's width and height. An image may have any number of boxes."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -129,7 +129,7 @@ class CalibrationSet:
 
     @classmethod
     def load(cls, path: Path) -> "CalibrationSet":
-        """Read what `save` wrote, or any safetensors file with a tensor `images`. Raises ZSQBenchError for others."""
+        """Read a file of `save`, or any safetensors file with a tensor `images`. Raises ZSQBenchError for others."""
         from safetensors import SafetensorError, safe_open
 
         try:

@@ -1,4 +1,4 @@
-"""Check the class of a method, so that suites can name it, and keys, rows and workers can hold it."""
+"""Checks of a method's class, so that suites can name it, and keys, rows and workers can hold it."""
 
 import inspect
 import json
@@ -16,17 +16,17 @@ from zsqbench.methods.base import DATA_SETS, Kind, Method
 from zsqbench.scheme import parse_scheme
 
 NAME = re.compile(r"[\w.+-]+")
-"""The names that a suite can give a method: parts of a cell's name, which `:` separates, and of expressions."""
+"""Valid names of methods. They are parts of expressions and of cell names, which `:` separates."""
 RESERVED = "none"
-"""The word of a suite for no generator."""
+"""A suite's word for no generator."""
 SCHEME = "hw/w4a4"
-"""The scheme at which it is tried what a method fills in."""
+"""The scheme for trying the values that a method fills in."""
 
 
 def check_declaration(method: type[Method], kind: Kind) -> None:
-    """Raise ZSQBenchError, with class, option and value, for what would fail, or go wrong in silence, when it is used.
+    """Raise ZSQBenchError, with class, option and value, for declarations that would fail or silently go wrong in use.
 
-    Inherited attributes are checked, too, so that a method is found to be wrong before a step runs.
+    Inherited attributes are checked too, so that a wrong method is found before a step runs.
     """
     _check_name(method)
     _check_attributes(method, kind)
@@ -43,15 +43,15 @@ def _check_name(method: type[Method]) -> None:
     if not NAME.fullmatch(name):
         raise ZSQBenchError(f"{method.__name__} is named {name!r}; expected letters, digits and any of _ . + -")
     if name == RESERVED:
-        raise ZSQBenchError(f"{method.__name__} is named {name!r}, which a suite says for no generator; rename it")
+        raise ZSQBenchError(f"{method.__name__} is named {name!r}, which means no generator in a suite; rename it")
 
 
 def _check_attributes(method: type[Method], kind: Kind) -> None:
-    """The class attributes that the bases declare have the types that these say."""
+    """Check that class attributes have the types that the bases declare."""
     for name, annotation in _declared(method).items():
         if name in method.model_fields:
             raise ZSQBenchError(
-                f"{method.__name__}.{name} has an annotation, which makes it an option; write {name} = ... without"
+                f"{method.__name__}.{name} has an annotation, which makes it an option; write {name} = ... without it"
             )
         if not hasattr(method, name):
             raise ZSQBenchError(f"{method.__name__} has no {name}; give it a class attribute {name} = ...")
@@ -71,7 +71,7 @@ def _check_attributes(method: type[Method], kind: Kind) -> None:
 
 
 def _declared(method: type[Method]) -> dict[str, Any]:
-    """The types of class attributes that bases of zsqbench declare; those of more special bases hold."""
+    """The types of class attributes that zsqbench's bases declare. Declarations of more special bases win."""
     return {
         name: get_args(annotation)[0]
         for parent in reversed(method.__mro__[1:])
@@ -87,7 +87,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _named_options(method: type[Method]) -> Iterator[tuple[str, FieldInfo]]:
-    """The options by what a suite calls them."""
+    """The options by their names in a suite."""
     return ((info.alias or field, info) for field, info in method.model_fields.items())
 
 
@@ -96,7 +96,7 @@ def _check_names_of_options(method: type[Method]) -> None:
     for field, info in method.model_fields.items():
         if "method" in (field, info.alias):
             raise ZSQBenchError(
-                f"{method.__name__} has an option 'method', by which a suite names the method; rename it"
+                f"{method.__name__} has an option 'method', the key by which a suite names the method; rename it"
             )
         if any(field in vars(parent) for parent in parents):
             raise ZSQBenchError(
@@ -104,12 +104,12 @@ def _check_names_of_options(method: type[Method]) -> None:
             )
         if not info.alias == info.validation_alias == info.serialization_alias:
             raise ZSQBenchError(
-                f"option {field!r} of {method.__name__} is not read by the name that it is written by; give it `alias`"
+                f"option {field!r} of {method.__name__} is read and written by different names; give it `alias`"
             )
 
 
 def _check_defaults(method: type[Method]) -> None:
-    """Each default is of its option's type, within its constraints, and plain data that JSON can hold."""
+    """Check that each default has its option's type, is within its constraints, and is plain data for JSON."""
     defaults = {
         name: _default(method, name, info)
         for name, info in _named_options(method)
@@ -132,14 +132,14 @@ def _default(method: type[Method], name: str, info: FieldInfo) -> Any:
         ) from error
     if _plain(method, name, value) != _plain(method, name, again):
         raise ZSQBenchError(
-            f"the default of option {name!r} of {method.__name__} is another one each time it is made, such as "
+            f"the default of option {name!r} of {method.__name__} is different each time it is made, such as "
             f"{_short(value)}; the identity of a step must not change"
         )
     return value
 
 
 def _plain(method: type[Method], name: str, value: Any) -> Any:
-    """A default as plain data, which keys are made of and workers are handed."""
+    """A default as plain data, for keys and workers."""
     field = next(field for field, info in method.model_fields.items() if name in (field, info.alias))
     try:
         others = dict.fromkeys(other for other, _ in _named_options(method))
@@ -147,20 +147,20 @@ def _plain(method: type[Method], name: str, value: Any) -> Any:
         return json.loads(json.dumps(dumped), parse_constant=_number)
     except Exception as error:
         raise ZSQBenchError(
-            f"the default of option {name!r} of {method.__name__} is {_short(value)}, which is no plain data: "
+            f"the default of option {name!r} of {method.__name__} is {_short(value)}, which is not plain data: "
             f"{one_line(error)}"
         ) from error
 
 
 def _number(text: str) -> float:
-    """An infinity. Raises ValueError for NaN, which is not even equal to itself."""
+    """An infinity. Raises ValueError for NaN, which does not even equal itself."""
     if text == "NaN":
-        raise ValueError("NaN is no value of an option; say None where there is none")
+        raise ValueError("NaN is not a value of an option; use None for no value")
     return float(text)
 
 
 def _refuse_invalid(method: type[Method], values: Mapping[str, Any], what: str, *, as_json: bool = False) -> None:
-    """Raise ZSQBenchError for the first of these values that its option does not take; others may be missing."""
+    """Raise ZSQBenchError for the first of these values that its option rejects. Other values may be missing."""
     context, after = {"files_exist": False}, " once it was written as JSON" if as_json else ""
     try:
         if as_json:
@@ -180,7 +180,7 @@ def _refuse_invalid(method: type[Method], values: Mapping[str, Any], what: str, 
 
 
 def _check_types(method: type[Method]) -> None:
-    """The types of options can be described, for lists and editors, and hence given in a suite."""
+    """Check that the types of options can be described for lists and editors, and given in a suite."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -202,9 +202,9 @@ def _check_type(method: type[Method], name: str, info: FieldInfo) -> None:
 
 
 def _check_automatic(method: type[Method]) -> None:
-    """Presets exist, and what is filled in for options that are left open has their names and types."""
+    """Check that presets exist, and that values for open options have valid names and types."""
     if any(info.is_required() for info in method.model_fields.values()):
-        return  # there is no method to ask
+        return  # no method can be built to ask
     if "preset" in method.model_fields:
         for preset in method.presets:
             _refuse_invalid(method, {"preset": preset}, "a name in presets, which option")
@@ -234,10 +234,10 @@ def _check_filled_in(method: type[Method], values: Any) -> None:
 
 
 def _short(value: object) -> str:
-    """A value in a few words; one whose `repr` fails, by its type."""
+    """A short text of a value; its type where `repr` fails."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # noqa: BLE001 - a stranger's
+    except Exception:  # noqa: BLE001 - third-party code
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - fits a line
 
@@ -247,11 +247,11 @@ def _type(annotation: Any) -> str:
 
 
 def _first(error: Exception) -> str:
-    """The first line of an error; pydantic adds addresses."""
+    """The first line of an error, because pydantic adds addresses."""
     return str(error).strip().partition("\n")[0]
 
 
 def _message(error: ValidationError, item: Any = None) -> str:
-    """The complaint of pydantic about the first value, or about this one, in our words."""
+    """Pydantic's complaint about the first value, or about this one, in our words."""
     message = str((item or error.errors()[0])["msg"])
     return message.removeprefix("Value error, ").replace("Input should be", "expected")

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class NodeLostError(BrokenExecutor):
-    """A future of an engine raises this where its machine was lost, of which the step may be innocent."""
+    """Raised by a future of an engine whose machine was lost, perhaps through no fault of the step."""
 
 
 class NodeUnfitError(NodeLostError):
-    """A future of an engine raises this where its machine can run no step at all, and the step was not begun."""
+    """Raised by a future of an engine whose machine can run no step at all. The step was not begun."""
 
 
 class NotBegunError(BrokenExecutor):
-    """A future of an engine raises this where a step was not begun, for one that it needs was ended before."""
+    """Raised by a future of an engine if the step was not begun because a step that it needs was ended."""
 
 
 class GroupExecutor(Executor, ABC):
-    """An executor that takes several steps at a time, to be done one after the other in one place."""
+    """An executor that takes several steps at a time and runs them one after the other in one place."""
 
     @abstractmethod
     def submit_group(
@@ -37,37 +37,37 @@ class GroupExecutor(Executor, ABC):
         jobs: "Sequence[Job]",
         after: Sequence[Sequence[int]],
     ) -> "Sequence[Future[Outcome]]":
-        """Do these steps by a function; one future for each.
+        """Run these steps with a function. Returns one future for each.
 
-        `after` says for each step which of those before it have to end well first, by their places.
+        `after` names for each step the earlier steps, by index, that must end well first.
         """
 
 
 class Engine(Method, ABC):
-    """Where steps run: anything that gives a `concurrent.futures.Executor`."""
+    """Place where steps run: anything that gives a `concurrent.futures.Executor`."""
 
     kind: ClassVar[Kind] = "engine"
     seeded: ClassVar[bool] = False
 
-    workers: int | None = Field(None, ge=0, description="steps that run at the same time")
+    workers: int | None = Field(None, ge=0, description="number of steps that run at the same time")
     threads: int = Field(1, gt=0, description="CPU threads that one step takes")
     step_timeout: float | None = Field(None, gt=0, description="seconds that one step may take")
     memory: int | None = Field(None, gt=0, description="bytes of host memory that one worker may take")
 
     def check(self, config: "WorkerConfig") -> None:
-        """Look, before the first step of a run, whether steps can run. Raises ZSQBenchError where they cannot.
+        """Check, before the first step of a run, that steps can run. Raises ZSQBenchError where they cannot.
 
-        `config` says which folders and plugin files all workers have to see.
+        `config` names the folders and plugin files that all workers must see.
         """
 
     @abstractmethod
     def slots(self) -> int:
-        """How many steps, or groups of them, to hand to the executor at the same time."""
+        """Number of steps, or groups of steps, to hand to the executor at the same time."""
 
     def leave_out(self, node: str) -> bool:  # noqa: ARG002 - for engines that have nodes
-        """Give a node no more steps. False where no other is left, and nothing changes then."""
+        """Give a node no more steps. Returns False, and changes nothing, where no other node is left."""
         return False
 
     @abstractmethod
     def start(self) -> Executor:
-        """Start the executor. Workers build their own plugin manager; what is submitted is plain data."""
+        """Start the executor. Workers build their own plugin manager; submitted work is plain data."""

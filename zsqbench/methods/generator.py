@@ -18,25 +18,24 @@ class Generator(Method, ABC):
 
     kind: ClassVar[Kind] = "generator"
     uses_real_data: ClassVar[bool] = False
-    """True if it is handed real images (`ctx.real_images`); its rows are marked as not data-free."""
+    """True if it gets real images (`ctx.real_images`). Its rows are marked as not data-free."""
     gives_labels: ClassVar[bool] = False
-    """True if its calibration sets carry labels."""
+    """True if its calibration sets have labels."""
     needs_attention: ClassVar[bool] = False
-    """True if it looks at attention that capture takes apart, and at whole patches: cells of a network without are
-    impossible."""
+    """True if it needs attention that capture takes apart, and whole patches. Other networks have no cells."""
 
     images: int = Field(1024, gt=0, description="size of the calibration set")
 
     @abstractmethod
     def generate(self, teacher: "Pretrained", ctx: "StepContext") -> "CalibrationSet":
-        """Return `images` images in the teacher's normalised space. The teacher must stay as it is."""
+        """Return `images` images in the teacher's normalised space. The teacher must not change."""
 
 
 def lack_of_attention(blocks: int, patch: Sequence[int], input_size: Sequence[int], network: str) -> str | None:
-    """Why a generator with `needs_attention` cannot run, as a clause that follows its name, or none.
+    """The reason why a generator with `needs_attention` cannot run, as a clause after its name, or None.
 
-    `blocks` are those with attention that capture takes apart, `patch` is height and width of patches, if there are
-    any, and `input_size` channels, height and width.
+    `blocks` counts the blocks whose attention capture takes apart. `patch` is height and width of patches, if there are
+    any. `input_size` is channels, height and width.
     """
     if not blocks:
         return f"needs attention that capture takes apart, softmax and product with the values, and {network} has none"

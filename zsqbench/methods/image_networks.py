@@ -1,6 +1,6 @@
-"""Networks that are fed one image: found by name or file, loaded, and fed as a suite or they themselves say.
+"""Networks with one image as input: found by name or file, loaded, and fed as the suite or their definition says.
 
-For tasks of images; the classification task is one.
+They are for tasks of images, such as the classification task.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def find_model(model: ModelSpec, usual: Feeding | None = None) -> Mapping[str, Path]:
-    """The model file and the weights file, as far as there are such; see `load_network` for `usual`.
+    """The model file and the weights file, where they exist; see `load_network` for `usual`.
 
-    Raises ZSQBenchError for an unknown name, and where nobody says how a file's network is fed.
+    Raises ZSQBenchError for an unknown name, and for a file whose input format nobody gives.
     """
     weights = model.weights_from
     files: dict[str, Path] = {}
     if model.file is not None:
-        _feeding(model, None, usual)  # complains now if mean and std are needed and not given
+        _feeding(model, None, usual)  # raises if mean and std are needed and not given
         files["file"] = model.file
     else:
         models.check_name(_base(model))
@@ -40,11 +40,11 @@ def find_model(model: ModelSpec, usual: Feeding | None = None) -> Mapping[str, P
 def load_network(
     model: ModelSpec, note: Callable[[str], None], usual: Feeding | None = None, classes: int | None = None
 ) -> Network:
-    """Build a network and give it its weights; `note` is told what was found in their file.
+    """Build a network and load its weights. `note` is told the findings about the weights file.
 
-    `usual` and `classes` are mean, deviation and number of classes of the data, for networks whose weights the user
-    brings, where the suite does not say them. Raises ZSQBenchError where weights do not fit, or nobody says how the
-    network is fed.
+    `usual` and `classes` are mean and deviation, and number of classes, of the data. They are used for networks with a
+    user's weights where the suite does not give them. Raises ZSQBenchError where weights do not fit, or nobody gives
+    the input format.
     """
     weights = model.weights_to_load(note)
     if model.file is not None:
@@ -58,7 +58,7 @@ def load_network(
 
 
 def pretrained_of(model: ModelSpec, network: Network, classes: int | None) -> Pretrained:
-    """A network as methods take it."""
+    """A network in the form that methods take."""
     feeding = network.feeding
     return Pretrained(
         module=network.module,
@@ -84,7 +84,7 @@ def image_tensors(
 
 
 def geometry_of(pretrained: Pretrained) -> Geometry:
-    """How an image is brought to the size of a network."""
+    """Resizing and cropping of an image to the size of a network."""
     geometry = Geometry(input_size=pretrained.input_size, **pretrained.preprocessing)
     if geometry.crop_mode != "border":
         return geometry
@@ -93,7 +93,7 @@ def geometry_of(pretrained: Pretrained) -> Geometry:
 
 
 def _feeding(model: ModelSpec, own: Feeding | None, usual: Feeding | None) -> Feeding:
-    """The suite's values, else those of the network's own definition, else those that suit the data."""
+    """The suite's values, else those of the network's own definition, else those of the data."""
     if own is None:
         mean, std = model.mean or (usual and usual.mean), model.std or (usual and usual.std)
         if not mean or not std or model.input_size is None:
@@ -115,18 +115,18 @@ def _feeding(model: ModelSpec, own: Feeding | None, usual: Feeding | None) -> Fe
 
 
 def _preprocessing(feeding: Feeding) -> dict[str, Any]:
-    """The preprocessing that `Pretrained` has no field for. The usual crop mode is in the identity of no network."""
+    """The preprocessing without a field in `Pretrained`. The usual crop mode is in no network's identity."""
     fields = {name: getattr(feeding, name) for name in ("resize", "crop", "interpolation", "channels")}
     return fields if feeding.crop_mode == "center" else {**fields, "crop_mode": feeding.crop_mode}
 
 
 def _base(model: ModelSpec) -> str:
-    """The named network that a model without a file is a variant of; the spec demands one of the two."""
+    """The named network of which a model without a file is a variant. The spec demands a base or a file."""
     return model.base or ""
 
 
 def _comes_bare(base: str) -> bool:
-    """True if this is a definition without weights of its own."""
+    """True for a definition without its own weights."""
     return base in DEFINITIONS and DEFINITIONS[base].weights is None
 
 
@@ -136,7 +136,10 @@ def _said(model: ModelSpec) -> dict[str, Any]:
 
 
 def _resize_and_crop(model: ModelSpec, own: Feeding) -> tuple[Side | None, Side | None]:
-    """The suite's values; where it resizes or changes the input and names no crop, that to the network's input."""
+    """The suite's values.
+
+    Where the suite resizes or changes the input and gives no crop, the crop has the size of the network's input.
+    """
 
     def choose(said: Side | Literal["none"] | None, default: Side | None) -> Side | None:
         if said is None or said == "none":

@@ -1,4 +1,4 @@
-"""A network as a suite names it."""
+"""A network as named in a suite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ Side = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
 class ModelSpec(BaseModel):
-    """A network as a suite names it: a shipped or published one, a variant of one, or a user's own file."""
+    """A network as named in a suite: a shipped or published one, a variant of one, or a user's own file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="what the suite calls it")
+    name: str = Field(description="name of the model in the suite")
     base: str | None = Field(None, description="a named model that this one is a variant of")
     file: InputFile | None = Field(None, description="a .py file with a function that returns the module")
     build: str = Field("build", description="name of that function")
@@ -35,10 +35,13 @@ class ModelSpec(BaseModel):
     )
     checkpoint: Literal["model", "ema"] | None = Field(
         None,
-        description="which weights of a file that holds both: the model's own, or their exponential moving average; by "
-        "default the model's, or the average where there are no others",
+        description="weights that are taken from a file that holds both kinds: the model's own, or their "
+        "exponential moving average; unset: the model's own, or the average where there are no "
+        "others",
     )
-    classes: int | None = Field(None, gt=0, description="number of classes, where a shipped definition is built for it")
+    classes: int | None = Field(
+        None, gt=0, description="number of classes, for a shipped definition that is built for it"
+    )
     input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
     resize: Side | Literal["none"] | None = Field(
         None, description="length of the shorter side before the crop, or height and width"
@@ -47,14 +50,16 @@ class ModelSpec(BaseModel):
     crop_mode: Literal["center", "squash", "border"] | None = Field(
         None, description="keep the proportions and cut, give the image those of `resize`, or fit it in and fill"
     )
-    mean: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
-    std: tuple[float, ...] | None = Field(None, description="per channel, on the value range")
+    mean: tuple[float, ...] | None = Field(None, description="mean of each channel, on the value range")
+    std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel, on the value range")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order of the input channels")
-    value_range: tuple[float, float] | None = Field(None, description="what black and white are before mean and std")
+    value_range: tuple[float, float] | None = Field(
+        None, description="values of black and white before mean and std are applied"
+    )
     float_accuracy: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="what the float network reaches, in percent; its cells fail where it is not within 0.1",
+        description="accuracy of the float network in percent, as published; its cells fail where it is not within 0.1",
     )
 
     @model_validator(mode="after")
@@ -75,18 +80,18 @@ class ModelSpec(BaseModel):
         return self
 
     def weights_to_load(self, note: Callable[[str], None]) -> Weights | None:
-        """The weights that the suite gives, if any; what is found in their file is told to `note`, as to `ctx.note`."""
+        """The suite's weights, or None. `note` is told the findings about their file, like `ctx.note`."""
         source = self.weights_from
         return Checkpoint(source, self.checkpoint, note) if isinstance(source, Path) else source
 
     @property
     def builder(self) -> str:
-        """The function that builds a network of one's own, in words: `build() of net.py`."""
+        """The function that builds a user's network, as text: `build() of net.py`."""
         return f"{self.build}() of {self.file.name if self.file else 'no file'}"
 
     @property
     def weights_from(self) -> Path | Literal["none", "built"] | None:
-        """The weights that the suite gives, if any; "none" asks for random ones, "built" for what was built."""
+        """The suite's weights, or None. "none" means random ones, "built" those of the built network."""
         if self.weights == RANDOM:
             return RANDOM
         if self.weights == BUILT:
@@ -95,5 +100,5 @@ class ModelSpec(BaseModel):
 
     @property
     def random_weights(self) -> bool:
-        """True if the weights are seeded random numbers; rows of such a model are marked."""
+        """True if the weights are seeded random numbers. Rows of these models are marked."""
         return self.weights == RANDOM

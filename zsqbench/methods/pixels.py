@@ -1,4 +1,4 @@
-"""Bases of generators that optimise pixels: the options that such methods share, and the loop that they go through."""
+"""Bases of generators that optimise pixels: their common options and their loop."""
 
 from abc import ABC
 from collections.abc import Callable, Mapping
@@ -24,12 +24,12 @@ class PixelGenerator(Generator, ABC):
     batch_size: int = Field(256, gt=0, description="images optimised together; they share the learning-rate schedule")
     iterations: int = Field(1000, gt=0, description="Adam steps for each batch")
     lr: float = Field(0.5, gt=0, lt=1e30, description="learning rate of Adam")
-    factor: float = Field(0.1, gt=0, lt=1, description="what the learning rate is multiplied by on a plateau")
+    factor: float = Field(0.1, gt=0, lt=1, description="factor of the learning rate on a plateau")
     patience: int = Field(50, ge=0, description="iterations without a better loss that make a plateau")
     min_lr: float = Field(1e-4, ge=0, description="smallest learning rate")
 
     def batch_sizes(self) -> list[int]:
-        """How many images each batch has; the last may have fewer."""
+        """The number of images of each batch. The last may have fewer."""
         from zsqbench.synthesis import batch_sizes
 
         return batch_sizes(self.images, self.batch_size)
@@ -45,11 +45,11 @@ class PixelGenerator(Generator, ABC):
         stepped: "Callable[[Tensor, int], None]" = lambda *_: None,
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> "Tensor":
-        """Optimised pixels [N, C, H, W], on the CPU, as they come out of the last step.
+        """Optimised pixels [N, C, H, W], on the CPU, from the last step.
 
-        `losses` gives for the pixels of a batch and a step what is minimised, and scalars to log; step s is of batch
-        s // iterations. `state` is what `ctx.resume` returned, if anything. Pixels start as normal noise unless
-        `initial` makes others. `stepped` and `keep` are those of `zsqbench.synthesis.optimize`.
+        `losses` gives the loss of a batch's pixels at a step, and scalars to log; step s belongs to batch s //
+        iterations. `state` is the result of `ctx.resume`, or empty. Pixels start as normal noise unless `initial` makes
+        others. `stepped` and `keep` are those of `zsqbench.synthesis.optimize`.
 
         Raises DivergedError where a loss is not finite.
         """

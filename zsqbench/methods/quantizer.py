@@ -1,4 +1,4 @@
-"""The bases of quantizers: of all, of those that take any grid, and of those that go through a network by units."""
+"""Bases of quantizers: of all, of those with any kind of grid, and of those that go through a network by units."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -28,30 +28,29 @@ class Quantizer(Method, ABC):
     needs_labels: ClassVar[bool] = False
     """True if it needs a calibration set with labels."""
     needs_images: ClassVar[Literal[True, False, "optional"]] = True
-    """True if it cannot do without calibration images; "optional" if it reads those that it is given and can do without
-    them (`data` is none then), so that its cells may have a generator or none; false if it reads none at all, and its
-    cells have `generator: none`."""
+    """True if it needs calibration images. "optional" if it can also work without them: `data` is then None, and
+    cells may have `generator: none`. False if it reads no images: its cells must have `generator: none`."""
     needs_graph: ClassVar[bool] = True
-    """True if its student is made of the network's graph: cells of a network that has none are impossible then."""
+    """True if its student is made of the network's graph. Cells of a network without a graph are then impossible."""
     by_units: ClassVar[bool] = False
-    """True if it runs a student unit by unit; that this is the same is checked before anything is generated."""
+    """True if it runs a student unit by unit. The harness checks first that this equals a run of the whole student."""
     weight_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
-    """The grids that its weights can have: the first, unless a scheme demands another (`pot` and `qdq` do)."""
+    """Possible grids of its weights. The first is used unless a scheme demands another (`pot` and `qdq` do)."""
     activation_grids: ClassVar[tuple[Grid, ...]] = ("affine",)
-    """The same of activations."""
+    """Possible grids of its activations, in the same way."""
 
     @property
     def starts_from(self) -> str | None:
-        """The quantizer of the suite from whose result it goes on (`ctx.start`): its option `start`, if it has one.
+        """The quantizer of the suite whose result is the start (`ctx.start`): the option `start`, if there is one.
 
-        That one then prepares the student for both.
+        The named quantizer then prepares the student for both.
         """
         start: str | None = getattr(self, "start", None)
         return start
 
     @property
     def works_over(self) -> str | None:
-        """The quantizer of the suite that it leaves its work to (`ctx.over`): its option `over`, if it has one.
+        """The quantizer of the suite that does the work (`ctx.over`): the option `over`, if there is one.
 
         The inner quantizer prepares the student.
         """
@@ -60,29 +59,29 @@ class Quantizer(Method, ABC):
 
     @property
     def ranking_images(self) -> int | None:
-        """On how many calibration images the harness ranks weights by sensitivity, for `adapted`; none: it does not."""
+        """Number of calibration images on which the harness ranks weights for `adapted`. None: no ranking."""
         return None
 
     def adapted(self, scheme: Scheme, weights: "Sequence[RankedWeight]") -> Scheme:  # noqa: ARG002 - for overrides
-        """The scheme that its student is prepared for, of the cell's scheme and the weights as they were ranked.
+        """The scheme for which the student is prepared, from the cell's scheme and the ranked weights.
 
-        Called where `ranking_images` is a number. `weights` are all of the network, the most sensitive first. Raises
-        ZSQBenchError where the options do not go together with them.
+        It is called where `ranking_images` is a number. `weights` are all weights of the network, the most sensitive
+        first. Raises ZSQBenchError where the options do not go together with them.
         """
         return scheme
 
     @property
     def keeps_epochs(self) -> bool:
-        """True if it will call `ctx.keep_epoch`: the harness then also measures what it kept, for the oracle."""
+        """True if it will call `ctx.keep_epoch`. The harness then also measures the kept students, for the oracle."""
         return False
 
     @property
     def needs_map(self) -> bool:
-        """True if it looks at the last map of features: cells of a network without one are impossible."""
+        """True if it reads the last map of features. Cells of a network without one are impossible."""
         return False
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """Why this quantizer cannot run at this scheme, or none."""
+        """The reason why this quantizer cannot run at this scheme, or None."""
         if scheme.is_float:
             return "it quantizes, and scheme float leaves nothing to quantize"
         for kind, own in (("weight", self.weight_grids), ("activation", self.activation_grids)):
@@ -92,9 +91,10 @@ class Quantizer(Method, ABC):
         return None
 
     def grids_at(self, scheme: Scheme) -> "Grids":
-        """The grids of its student at a scheme that it does not reject.
+        """The grids of the student at a scheme that the quantizer does not reject.
 
-        Those that the scheme demands, where it has them, or the first of its own that are special cases of these.
+        They are the scheme's demanded grids, where the quantizer has them. Otherwise they are its first grids that are
+        special cases of the demanded ones.
         """
         from zsqbench.quant import Grids
 
@@ -114,18 +114,19 @@ class Quantizer(Method, ABC):
         return ctx.scheme
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Return a copy of the network with quantizers in place, as a function of network, scheme and options alone.
+        """Return a copy of the network with quantizers in place. It is a function of network, scheme and options alone.
 
-        What data decides is a buffer with a neutral value: evaluation calls this again and loads the artifact into it.
+        Values that depend on data are buffers with a neutral value. Evaluation calls this again and loads the artifact
+        into the result.
         """
         from zsqbench.quant import prepare
 
         return prepare(teacher.module, scheme, teacher.input_size, self.grids_at(scheme))
 
     def make_student(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """The student that `quantize` is given, and that artifacts are loaded into: the prepared one.
+        """The prepared student, which `quantize` changes and into which artifacts are loaded.
 
-        The image has the range of valid pixels for good, where the scheme says so. Not to be overridden.
+        Where the scheme quantizes the image, its range is fixed to that of valid pixels. Do not override this.
         """
         student = self.prepare(teacher, scheme)
         if scheme.placement.input_range == "valid":
@@ -138,22 +139,25 @@ class Quantizer(Method, ABC):
     def quantize(
         self, student: "fx.GraphModule", teacher: "Pretrained", data: "CalibrationSet | None", ctx: "StepContext"
     ) -> None:
-        """Set the student's quantizers (and weights), in place. The teacher must stay as it is."""
+        """Set the student's quantizers (and weights), in place. The teacher must not change."""
 
 
 class GridQuantizer(Quantizer, ABC):
-    """A quantizer that rounds weights and activations to any kinds of grid."""
+    """A quantizer that rounds weights and activations to any kind of grid."""
 
     weight_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
     activation_grids: ClassVar[tuple[Grid, ...]] = ("affine", "symmetric", "power_of_two")
 
     grid: Auto[Grid] = auto(
-        description="kind of grid, of weights and activations alike; none: what the scheme demands of each, else affine"
+        description="kind of grid, of weights and activations alike; unset: the kind that the scheme demands "
+        "of each, else affine"
     )
-    per_channel: bool = Field(True, description="a grid for each output channel of a weight, or one for the weight")
+    per_channel: bool = Field(
+        True, description="true: a grid for each output channel of a weight; false: one grid for the weight"
+    )
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The grid that the scheme demands of all, besides what the preset says; none where it demands two kinds."""
+        """The preset's values, and the scheme's single kind of grid; None where the scheme demands two kinds."""
         found = super().automatic(network, scheme)
         if scheme is None:
             return found
@@ -161,14 +165,14 @@ class GridQuantizer(Quantizer, ABC):
         return {**found, "grid": demanded.pop() if len(demanded) == 1 else None}
 
     def rejects(self, scheme: Scheme) -> str | None:
-        """A grid of its own that is not one that the scheme demands."""
+        """Reject a scheme whose demanded grid contradicts the option `grid`."""
         for kind in KINDS:
             if self.grid is not None and not is_kind_of(self.grid, scheme.placement.grid_of(kind)):
                 return f"{_demand(scheme, kind)}, and its option grid is {self.grid}"
         return super().rejects(scheme)
 
     def grids_at(self, scheme: Scheme) -> "Grids":
-        """Those of its option `grid`, or that the scheme demands, or else affine ones."""
+        """The grids of the option `grid`, else those that the scheme demands, else affine ones."""
         grids = super().grids_at(scheme)
         if self.grid is not None:
             grids = replace(grids, weights=self.grid, activations=self.grid)
@@ -176,9 +180,9 @@ class GridQuantizer(Quantizer, ABC):
 
 
 class UnitQuantizer(Quantizer, ABC):
-    """A quantizer that goes through a network unit by unit, and caches what is live between two of them.
+    """A quantizer that goes through a network unit by unit, and caches the tensors that are live between two units.
 
-    Where activations are cached changes no value, so the bounds on that are no part of the identity.
+    The place of cached activations changes no value, so its bounds are not part of the identity.
     """
 
     by_units: ClassVar[bool] = True
@@ -186,11 +190,11 @@ class UnitQuantizer(Quantizer, ABC):
     memory_options: ClassVar[tuple[str, ...]] = ("host_memory", "device_memory", "batch_size")
 
     batch_size: int = Field(32, gt=0, description="images of an iteration")
-    device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory that cached activations may take")
-    host_memory: float = Field(8.0, ge=0, description="GiB of host memory that they may take; the rest is in files")
+    device_memory: float = Field(4.0, ge=0, description="GiB of a GPU's memory for cached activations")
+    host_memory: float = Field(8.0, ge=0, description="GiB of host memory for cached activations; the rest is in files")
 
     def memory(self, device: "torch.device") -> "Memory":
-        """The bounds of what is cached."""
+        """The memory bounds of cached activations."""
         from zsqbench.quant import GIB, Memory
 
         return Memory(device, int(self.device_memory * GIB), int(self.host_memory * GIB))
@@ -203,12 +207,12 @@ class ReconstructionQuantizer(UnitQuantizer, ABC):
 
     rounding_lr: float = Field(1e-3, gt=0, description="learning rate of the rounding variables (Adam)")
     rounding_weight: float = Field(0.01, ge=0, description="weight of the regulariser (lambda)")
-    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights without regulariser")
+    warmup: float = Field(0.2, ge=0, le=1, description="part of the iterations on weights that has no regulariser")
 
     def rounding(
         self, *, annealing: Literal["linear", "cosine"] = "linear", scale_lr: float | None = None
     ) -> "Rounding":
-        """How rounding is learned, as the options say."""
+        """The rounding settings from the options."""
         from zsqbench.quant import Annealing, Rounding
 
         return Rounding(
@@ -217,7 +221,7 @@ class ReconstructionQuantizer(UnitQuantizer, ABC):
 
 
 def _chosen(own: Sequence[Grid], demanded: Grid | None) -> Grid:
-    """The grid that is demanded, where one has it, or else the first of one's own that is a special case of it."""
+    """The demanded grid if it is in `own`, else the first grid of `own` that is a special case of it."""
     fitting = [grid for grid in own if is_kind_of(grid, demanded)]
     if demanded in fitting:
         return demanded
@@ -227,7 +231,7 @@ def _chosen(own: Sequence[Grid], demanded: Grid | None) -> Grid:
 
 
 def _demand(scheme: Scheme, kind: str) -> str:
-    """The demand of a scheme on the grids of weights, or of activations, as the first half of a reason."""
+    """A scheme's demand on the grids of weights or activations, as the first half of a reason."""
     demanded = scheme.placement.grid_of(kind)
     of = "" if demanded == scheme.placement.grid else f" of {kind}s"
     return f"the scheme demands the grid {demanded}{of}"

@@ -1,4 +1,4 @@
-"""How a step computes: precision, memory layout, compilation, threads."""
+"""The computation of a step: precision, memory layout, compilation, threads."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
-    """How generate and quantize compute. Part of a step's identity, since it may change numbers."""
+    """Settings of generate and quantize. They are part of a step's identity, because they may change numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

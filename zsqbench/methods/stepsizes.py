@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class StepSizeQuantizer(SetTrainingQuantizer, ABC):
-    """A quantizer that trains a student on a set with the step sizes of its symmetric grids, as LSQ does.
+    """A quantizer that trains a student on a set together with the step sizes of its symmetric grids, as LSQ does.
 
-    Gradients are those of LSQ (Esser et al., ICLR 2020): they end where a value is clamped, and that of a
-    step size is divided by sqrt(n Q_P), where n counts the values of a weight, or those of an activation in one image,
-    and Q_P is 2^(b-1) - 1 on a signed grid and 2^b - 1 on another. Step sizes begin at 2 <|x|> / sqrt(Q_P); they do not
-    decay, and stay above a thousandth of what they were. A network need not be a classifier.
+    Gradients are those of LSQ (Esser et al., ICLR 2020). They are zero where a value is clamped. The gradient of a step
+    size is divided by sqrt(n Q_P). n is the number of values of a weight, or of an activation in one image. Q_P is
+    2^(b-1) - 1 on a signed grid and 2^b - 1 on an unsigned one. Step sizes begin at 2 <|x|> / sqrt(Q_P). They do not
+    decay, and stay above a thousandth of their initial values. A network need not be a classifier.
 
-    With `start` grids are those of another quantizer, whatever their kind, and learn from there on.
+    With `start`, grids of any kind are taken from another quantizer, and learning continues from them.
     """
 
     needs_classes: ClassVar[bool] = False
@@ -33,10 +33,10 @@ class StepSizeQuantizer(SetTrainingQuantizer, ABC):
     activation_grids: ClassVar[tuple[Grid, ...]] = ("symmetric",)
 
     per_channel: bool = Field(
-        False, description="a step size for each output channel of a weight, or one for the weight"
+        False, description="true: a step size for each output channel of a weight; false: one for the weight"
     )
     initial_steps: Literal["lsq", "ranges"] = Field(
-        "lsq", description="where step sizes begin: at LSQ's rule, or at averages of smallest and largest values"
+        "lsq", description="values at which step sizes begin: LSQ's rule, or averages of smallest and largest values"
     )
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD with Nesterov's momentum, or Adam without")
     annealing: Literal["steps", "cosine"] = Field(
@@ -44,12 +44,12 @@ class StepSizeQuantizer(SetTrainingQuantizer, ABC):
     )
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The preset's values; LSQ's rule reads one batch."""
+        """The preset's values. LSQ's rule reads one batch."""
         batches = {"range_updates": 1} if self.initial_steps == "lsq" else {}
         return {"milestones": [], **super().automatic(network, scheme), **batches}
 
     def grids_at(self, scheme: Scheme) -> "Grids":
-        """Symmetric ones, of weights as a whole unless `per_channel` says otherwise."""
+        """Symmetric grids, one for each weight unless `per_channel` says otherwise."""
         return replace(super().grids_at(scheme), per_channel=self.per_channel)
 
     @property
@@ -58,7 +58,7 @@ class StepSizeQuantizer(SetTrainingQuantizer, ABC):
         return True
 
     def set_grids(self, student: "fx.GraphModule", batches: "Iterator[Tensor]") -> None:
-        """Set all step sizes to where they begin."""
+        """Set all step sizes to their initial values."""
         from zsqbench.quant import begin_steps
 
         if self.initial_steps == "ranges":
@@ -67,5 +67,5 @@ class StepSizeQuantizer(SetTrainingQuantizer, ABC):
             begin_steps(student, batches)
 
     def schedule(self) -> "Schedule":
-        """The schedule of the options, with the optimiser and the annealing."""
+        """The schedule of the options, with optimiser and annealing."""
         return replace(super().schedule(), optimizer=self.optimizer, annealing=self.annealing)

@@ -1,4 +1,4 @@
-"""The base of all tasks, the files that they read, and what they measure."""
+"""The base of all tasks, their files, and their measurements."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,24 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The files that a task reads, so that the harness can hash them, watch them and say early that they are missing.
+    """The files that a task reads. The harness hashes and watches them, and reports early that they are missing.
 
-    Names are relative and stable across machines; `split` is whatever else decides which sample is in which part.
+    Names are relative and the same on all machines. `split` contains everything else that assigns samples to parts.
     """
 
     evaluation: Mapping[str, Path]
     calibration: Mapping[str, Path]
     split: Mapping[str, Any] = field(default_factory=dict)
     folders: Sequence[Path] = ()
-    """Folders that no method may open files in."""
+    """Folders in which no method may open files."""
     absent: str | None = None
-    """Why there are no images to calibrate on, where the task was told of some: an error for cells that are given real
-    images, and for no others."""
+    """The reason why named calibration images are absent. It is an error only for cells with real images."""
     classes: Sequence[str] = ()
-    """Names of the classes, in the order of a classifier's outputs, where the data has such."""
+    """Names of the classes, in the order of a classifier's outputs; empty where the data has none."""
     samples: int | None = None
-    """How many images are evaluated, where that is known without reading them; none: about as many as files. Only times
-    are estimated by it."""
+    """Number of evaluated images, if it is known without reading them. None: about the number of files. Only estimates
+    of times use it."""
 
 
 class Task(Method, ABC):
@@ -55,17 +54,17 @@ class Task(Method, ABC):
 
     @abstractmethod
     def find_model(self, model: ModelSpec) -> Mapping[str, Path]:
-        """The files that define a model, without torch, as far as they are known before it is loaded.
+        """The files that define a model, without torch, as far as they are known before loading.
 
         Raises ZSQBenchError for a model that this task does not know.
         """
 
     @abstractmethod
     def load(self, model: ModelSpec, ctx: "StepContext") -> "Pretrained":
-        """Load a network with its weights and its own preprocessing; tables show what `ctx.note` is told meanwhile.
+        """Load a network with its weights and preprocessing. Tables show the notes of `ctx.note`.
 
-        A task of detectors hands out their training loss and their boxes with them (`Pretrained.detection`), so that
-        methods can train on boxes without the task and its data.
+        A task of detectors also hands out their training loss and boxes (`Pretrained.detection`). Methods can then
+        train on boxes without the task and its data.
         """
 
     @abstractmethod
@@ -73,11 +72,11 @@ class Task(Method, ABC):
         """Measure a network (the float one, or a quantized copy) on the evaluation data."""
 
     def preprocessor(self, pretrained: "Pretrained") -> "Callable[[Image], torch.Tensor]":  # noqa: ARG002
-        """A function that makes a PIL image a tensor [1, C, H, W] for a network, as evaluation does; on the CPU.
+        """A function from a PIL image to a tensor [1, C, H, W] for a network, as in evaluation; on the CPU.
 
-        For those who use a network outside of the harness. Raises ZSQBenchError where the task does not say.
+        It is for use of a network outside of the harness. Raises ZSQBenchError where the task has none.
         """
-        raise ZSQBenchError(f"task {self.name} does not say how one image is preprocessed; give it a preprocessor()")
+        raise ZSQBenchError(f"task {self.name} does not say how one image is preprocessed; define preprocessor()")
 
     def picture(
         self,
@@ -85,14 +84,14 @@ class Task(Method, ABC):
         pretrained: "Pretrained",  # noqa: ARG002
         ctx: "TaskContext",  # noqa: ARG002
     ) -> "Image | None":
-        """What people should see of a quantized network, beside the float one; by default, nothing."""
+        """A picture for readers that compares a quantized network with the float one. By default None."""
         return None
 
     def viewer(self, data_root: Path | None) -> "Callable[[int], Image] | None":  # noqa: ARG002
-        """A function that shows an evaluated sample by its place, as it lies in the data; by default, none.
+        """A function from an evaluated sample's index to its image, as stored in the data. By default None.
 
-        A report asks for it, when all is measured: people see which samples a quantized network gets wrong. No method
-        is given it. Raises ZSQBenchError where the data is absent.
+        A report asks for it after all measurements, so that readers see the samples that a quantized network gets
+        wrong. Methods never get it. Raises ZSQBenchError where the data is absent.
         """
         return None
 
@@ -100,25 +99,25 @@ class Task(Method, ABC):
     def calibration_images(
         self, count: int, seed: int, pretrained: "Pretrained", ctx: "TaskContext"
     ) -> "CalibrationSet":
-        """Real images, preprocessed for this network, none of which is evaluated; fewer where there are no more."""
+        """Real images, preprocessed for this network, none of them evaluated; fewer where there are no more."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a task measured: named metrics (accuracies in percent), and which samples were right."""
+    """The measurements of a task: named metrics (accuracies in percent), and the samples that were right."""
 
     metrics: Mapping[str, float]
     per_sample: Sequence[bool] = ()
     predictions: Sequence[int] = ()
-    """What was predicted of each sample, such as the index of a class; below 0 where nothing was. With them, the
-    harness says on how many samples a quantized network agrees with the float one."""
+    """The prediction for each sample, such as the index of a class; below 0 for no prediction. From predictions the
+    harness counts the samples on which a quantized network agrees with the float one."""
     labels: Sequence[int] = ()
-    """The truth of each sample, such as the index of its class; kept once, with the float network's measurement."""
+    """The truth of each sample, such as the index of its class. It is kept with the float network's measurement."""
     difficulties: Sequence[float] = ()
-    """How hard each sample is for the network, from 0 to 1: one minus the probability of its label, as GHM and HAST
-    (Eq. 7) measure it. Those of the float network are kept, so that a report tells errors by them."""
+    """Difficulty of each sample, from 0 to 1: one minus the probability of its label (GHM; HAST, Eq. 7).
+    The float network's difficulties are kept, so that a report can group errors by them."""
     resampled: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """For a metric that is not the share of samples that are right: its value on each of `zsqbench.resamples(samples)`,
-    by name. Without them tables cannot say which methods can be told apart by it."""
+    """Values on each of `zsqbench.resamples(samples)`, by name, of metrics that are not the share of right samples.
+    Without them tables cannot tell which methods differ significantly in the metric."""
     tensors: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
-    """What else there is of each sample, such as boxes, so that any statistic can be computed later."""
+    """Other data of each sample, such as boxes, so that any statistic can be computed later."""

@@ -1,4 +1,4 @@
-"""Bases of quantizers that train the student: the options that such methods share, and the loop they go through."""
+"""Bases of quantizers that train the student: their common options and their loop."""
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,42 +18,47 @@ if TYPE_CHECKING:
     from zsqbench.quant import FineTuning, MovingRanges, Schedule
 
 SET_RANGE_UPDATES = 200
-"""Batches of a calibration set: an average that forgets a tenth with each batch knows no more after 800."""
+"""Batches of a calibration set for ranges. 800 give no more to an average that forgets a tenth with each batch."""
 
 SMALLEST_CROP = 0.5
-"""Part of the area of an image that a crop has at least where images are augmented."""
+"""Smallest area of a crop in augmented images, as a part of the image's."""
 
 
 class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     """A quantizer that trains a student beside its frozen float network, by SGD with Nesterov's momentum.
 
     Each update rounds the latent float weights to the grid between their smallest and largest value, channel by
-    channel, or to the symmetric one that holds both, where the scheme demands it; gradients pass rounding and clamping
-    unchanged. Ranges of activations are set before and stay. Under schemes that leave batch normalisation alone
-    (`hast`), its gains and offsets learn (unless they are frozen, as in FrozenBatchNorm2d) and its statistics stay;
-    under those that fold it (`hw`), it is folded first, and what learns is the weight and the bias that came of it: one
-    weight decay and one learning rate then act on gain times weight, so that the same options train another student.
-    The result is the student of the last update.
+    channel. A scheme may demand the symmetric grid that holds both. Gradients pass rounding and clamping unchanged.
+    Ranges of activations are set before training and stay.
+
+    Under schemes that leave batch normalisation alone (`hast`), its gains and offsets learn and its statistics stay.
+    Frozen ones, as in FrozenBatchNorm2d, do not learn. Under schemes that fold it (`hw`), it is folded first, and the
+    resulting weight and bias learn. One weight decay and one learning rate then act on gain times weight, so the same
+    options train another student. The result is the student of the last update.
     """
 
     compiles: ClassVar[Compiled | None] = "updates"
 
-    epochs: Auto[int] = auto(ge=0, description="epochs of training, all of which count for the result")
-    updates_per_epoch: int = Field(200, gt=0, description="updates of an epoch, however many images there are")
+    epochs: Auto[int] = auto(ge=0, description="epochs of training; the result is the student after the last one")
+    updates_per_epoch: int = Field(200, gt=0, description="updates of an epoch, for any number of images")
     batch_size: Auto[int] = auto(gt=0, description="images of an update")
-    lr: Auto[float] = auto(ge=0, description="learning rate (SGD) at first")
+    lr: Auto[float] = auto(ge=0, description="learning rate (SGD) at the start")
     milestones: Auto[list[int]] = auto(description="epochs after which the learning rate is cut")
-    lr_factor: float = Field(0.1, gt=0, le=1, description="what it is multiplied by then")
+    lr_factor: float = Field(0.1, gt=0, le=1, description="factor of the learning rate at each milestone")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's momentum")
     weight_decay: Auto[float] = auto(ge=0, description="weight decay of all that is trained")
-    temperature: float = Field(20.0, gt=0, description="T, by which logits are divided in the distillation loss")
-    alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss, which has a factor T^2, too")
-    range_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the moving average that ranges are")
+    temperature: float = Field(20.0, gt=0, description="T, the temperature of logits in the distillation loss")
+    alpha: Auto[float] = auto(ge=0, description="weight of the distillation loss, beside its factor T^2")
+    range_momentum: float = Field(
+        0.9, ge=0, lt=1, description="momentum of the moving average that gives activation ranges"
+    )
     range_correction: Literal["unbiased", "compounding"] = Field(
-        "unbiased", description="how that average is freed of its start; compounding, as released, needs 200 batches"
+        "unbiased", description="correction of the average's start; compounding, as released, needs 200 batches"
     )
     keep_every: int = Field(
-        0, ge=0, description="keep the student of every so many epochs and of the last, for the oracle; 0 for none"
+        0,
+        ge=0,
+        description="keep the student after every so many epochs and after the last, for the oracle; 0 disables it",
     )
 
     version: ClassVar[int] = 2
@@ -67,21 +72,21 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         return self.keep_every > 0
 
     def prepare(self, teacher: "Pretrained", scheme: Scheme) -> "fx.GraphModule":
-        """Put quantizers in place. Raises ZSQBenchError where no activation is one that the scheme quantizes."""
+        """Put quantizers in place. Raises ZSQBenchError if the scheme quantizes none of the network's activations."""
         from zsqbench.quant import activation_quantizers, effective_map
 
         student = super().prepare(teacher, scheme)
         roles = [tensor.role for tensor in effective_map(student) if tensor.kind == "activation"]
-        meant = any(scheme.bits(role) != FLOAT_BITS for role in roles)  # to be float, by patterns of tensor names
+        meant = any(scheme.bits(role) != FLOAT_BITS for role in roles)  # patterns of names may keep all float
         if scheme.activation_bits != FLOAT_BITS and not activation_quantizers(student) and not meant:
             raise ZSQBenchError(
-                f"scheme {scheme.name} quantizes what ReLU gives, and {type(teacher.module).__name__} has no ReLU: "
+                f"scheme {scheme.name} quantizes outputs of ReLU, and {type(teacher.module).__name__} has no ReLU: "
                 "take a scheme that quantizes other activations, such as hw, or leave activations float (a32)"
             )
         return student
 
     def ranges(self, student: "fx.GraphModule") -> "MovingRanges":
-        """Set weights to their smallest and largest value; activations follow, as a moving average over batches."""
+        """Set weights to their smallest and largest value. Activations follow as a moving average over batches."""
         from zsqbench.quant import MovingRanges, span_weights
 
         span_weights(student)
@@ -102,17 +107,17 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
     ) -> None:
         """Make all updates.
 
-        `draw` is given the engine and the number of an update, and returns the tensors that it learns from, and scalars
-        to log. `begin` is given the engine and returns what puts gradients on its parameters, for such tensors.
-        `state`, `follow_weights`, `learn_steps`, `features` and `keep` are those of `zsqbench.quant.FineTuning`.
-        Raises DivergedError where a loss or a weight is not finite.
+        `draw` is given the engine and the number of an update. It returns the tensors of the update, and scalars to
+        log. `begin` is given the engine and returns the function that puts gradients on its parameters, for these
+        tensors. `state`, `follow_weights`, `learn_steps`, `features` and `keep` are those of
+        `zsqbench.quant.FineTuning`. Raises DivergedError where a loss or a weight is not finite.
         """
         import torch
 
         from zsqbench.quant import FineTuning
 
         if ctx.settings.compile:
-            torch.compiler.reset()  # each student is compiled once, and a worker trains more than torch would keep
+            torch.compiler.reset()  # each student compiles anew; torch keeps fewer than a worker trains
 
         engine = FineTuning(
             student,
@@ -129,7 +134,7 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
             engine.run(lambda update: draw(engine, update), begin(engine), adjust=adjust, keep=keep)
 
     def schedule(self) -> "Schedule":
-        """How many updates there are, and how large they are."""
+        """The number and the sizes of updates."""
         from zsqbench.quant import Schedule
 
         return Schedule(
@@ -149,35 +154,35 @@ class TrainingQuantizer(ByDataSet, Quantizer, ABC):
         return "'lr'"
 
     def work(self, images: int) -> float:
-        """The float network looks at each batch, too."""
+        """The work of all updates. The float network also runs on each batch."""
         return super().work(images) + self.batch_size * self.epochs * self.updates_per_epoch
 
     def adjustment(self, engine: "FineTuning") -> Callable[[int], None] | None:  # noqa: ARG002
-        """What changes gradients or latent parameters between a backward pass and its update, if anything.
+        """A function that changes gradients or latent parameters between a backward pass and its update, or None.
 
-        Updates with such a change are not recorded on a GPU, so that it may look at what it computes.
+        Updates with this function are not recorded on a GPU, so it may read its values.
         """
         return None
 
 
 class SetTrainingQuantizer(TrainingQuantizer, ABC):
-    """One that trains on a calibration set, cropped and flipped at random, and learns activation ranges from the same.
+    """A quantizer that trains on a calibration set, cropped and flipped at random, and learns ranges from it.
 
-    `start` names another quantizer of the suite, from whose result it goes on: its network and weights are the latent
-    ones then, and all grids are those that it chose, and stay, so that options for ranges have no effect.
+    `start` names another quantizer of the suite, whose result is the start. Its network and weights are then the latent
+    ones. All grids are those that it chose, and stay, so options for ranges have no effect.
     """
 
     augment: bool = Field(True, description="crop images to half of their area at least, resize and flip them")
-    range_updates: Auto[int] = auto(gt=0, description="batches that ranges are averaged over; 200 by default")
-    range_batch_size: int = Field(16, gt=0, description="images of each batch that ranges are averaged over")
-    start: str | None = Field(None, description="another quantizer of the suite, whose result is where training begins")
+    range_updates: Auto[int] = auto(gt=0, description="batches over which ranges are averaged; unset: 200")
+    range_batch_size: int = Field(16, gt=0, description="images of each batch over which ranges are averaged")
+    start: str | None = Field(None, description="another quantizer of the suite, from whose result training begins")
 
     def automatic(self, network: Network, scheme: Scheme | None) -> Mapping[str, Any]:
-        """The preset's values, and batches for ranges."""
+        """The preset's values, and the number of batches for ranges."""
         return {"range_updates": SET_RANGE_UPDATES, **super().automatic(network, scheme)}
 
     def work(self, images: int) -> float:
-        """Ranges are averaged over batches before, in forward passes."""
+        """The base's work, and forward passes of the batches over which ranges are averaged."""
         return super().work(images) + self.range_updates * self.range_batch_size
 
     def train_on(
@@ -192,9 +197,9 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
     ) -> None:
         """Set ranges and train on the set.
 
-        `begin` is given the engine and returns what puts gradients on its parameters, for images [n, C, H, W] and
-        labels [n], if the set has any, and for `further` tensors of the update with this number, such as a schedule's
-        value. Raises ZSQBenchError for a set that is smaller than a batch.
+        `begin` is given the engine. It returns the function that puts gradients on the engine's parameters, for images
+        [n, C, H, W] and labels [n], if the set has any. The function also gets the `further` tensors of the update with
+        this number, such as a schedule's value. Raises ZSQBenchError for a set that is smaller than a batch.
         """
         from zsqbench.quant import take_over
 
@@ -230,7 +235,7 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         return False
 
     def set_grids(self, student: "fx.GraphModule", batches: "Iterator[Tensor]") -> None:
-        """Set all grids before training, where it does not go on from another quantizer's."""
+        """Set all grids before training. It is not called where training starts from another quantizer."""
         ranges = self.ranges(student)
         for drawn in batches:
             ranges.update(drawn)
@@ -242,13 +247,13 @@ class SetTrainingQuantizer(TrainingQuantizer, ABC):
         draw: "Callable[[int], Tensor]",
         size: int,
     ) -> "Iterator[Tensor]":
-        """Batches [size, C, H, W] that activation ranges are averaged over: of the set, as `draw` gives them."""
+        """Batches [size, C, H, W] of the set from `draw`, over which activation ranges are averaged."""
         for _ in range(self.range_updates):
             yield draw(size)
 
 
 class _Batches:
-    """Batches of a set, in an order that is drawn anew when fewer images than a batch are left of it."""
+    """Batches of a set. The order is drawn anew when fewer images than a batch are left."""
 
     def __init__(
         self,
@@ -266,7 +271,7 @@ class _Batches:
         self._order: torch.Tensor = state.get("order", torch.empty(0, dtype=torch.int64)).to(images.device)
 
     def draw(self, size: int) -> "tuple[Tensor, Tensor | None]":
-        """The next so many images, augmented, and their labels if there are any."""
+        """The next `size` images, augmented, and their labels if there are any."""
         import torch
 
         from zsqbench.synthesis import random_crops, resized_crops
@@ -280,5 +285,5 @@ class _Batches:
         return images, None if self._labels is None else self._labels[index]
 
     def state(self) -> dict[str, Any]:
-        """The order in which what is left comes."""
+        """The order of the remaining images."""
         return {"order": self._order}

@@ -1,4 +1,4 @@
-"""The work of a method, by the names that methods give their options: from it times are estimated before a run."""
+"""The work of a method, from the usual names of options. Estimates of times before a run are based on it."""
 
 from typing import TYPE_CHECKING
 
@@ -8,26 +8,26 @@ if TYPE_CHECKING:
     from zsqbench.methods.base import Method
 
 STEPS = ("iterations", "weight_iterations", "activation_iterations", "updates")
-"""Options that say how many steps a method makes for each batch of images, or for each unit of the network.
+"""Options with the number of steps for each batch of images, or for each unit of the network.
 
 The units of a network together are the network, so a step of all units costs what a step of the network does.
 """
 EPOCHS, UPDATES = "epochs", "updates_per_epoch"
-"""So many times all images, or so many updates; the latter where there is such an option."""
+"""Options with the number of passes over all images, and of updates in a pass. Updates count where both exist."""
 READ = ("search_images", "noise_images")
-"""Options that bound how many images a method without steps reads."""
+"""Options that bound the number of images that a method without steps reads."""
 OTHER_STEPS = ("range_updates", "warmup")
-"""Options that are lowered with the steps where a method is tried for a short time."""
+"""Options that are lowered together with the steps for a short trial."""
 
 STEP = 3.0
 """A forward and a backward pass cost about three forward passes."""
 
 
 def usual_work(method: "Method", images: int) -> float:
-    """About how many images pass through the network, by the method's options of the usual names.
+    """About how many images pass through the network, from the method's options of the usual names.
 
-    A generator reads each of its images once, and makes all steps with each. Others read the images once, and make
-    all steps with a batch.
+    A generator reads each of its images once, and makes all steps with each image. Others read the images once, and
+    make all steps with a batch.
     """
     steps = sum(_number(method, name) or 0 for name in STEPS)
     batch = min(_number(method, "batch_size") or images, images) if images else _number(method, "batch_size") or 1
@@ -39,9 +39,9 @@ def usual_work(method: "Method", images: int) -> float:
 
 
 def shortened(method: "Method", steps: int, images: int) -> "Method":
-    """A copy that makes so many steps of each kind at most, in batches of so many images at most.
+    """A copy with at most this many steps of each kind, in batches of at most this many images.
 
-    The method itself where its options do not go together then.
+    It is the method itself where its options then contradict each other.
     """
     most = dict.fromkeys((*STEPS, UPDATES, *OTHER_STEPS), steps) | {EPOCHS: 1, "batch_size": images}
     if method.kind == "generator":
@@ -58,6 +58,6 @@ def shortened(method: "Method", steps: int, images: int) -> "Method":
 
 
 def _number(method: "Method", name: str) -> int | None:
-    """The value of an option that is a whole number; none where there is no such option."""
+    """The value of an option that is a whole number; None where there is no such option."""
     value = getattr(method, name, None) if name in type(method).model_fields else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""Attention of a transformer on images: how similar patches are to each block, and where the last block looks."""
+"""Attention of a transformer on images: similarities of patches in each block, and maps of the last block."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,21 +11,21 @@ from zsqbench.synthesis.attention_maps import attention_map
 from zsqbench.synthesis.patch_similarity import patch_entropy, patch_features, patch_spread
 
 PATCH_IMAGES = 32
-"""Most images whose patches are compared: PSAQ-ViT's batch, whose images share the points of their densities."""
+"""Largest number of images whose patches are compared: PSAQ-ViT's batch, whose images share density points."""
 PAIRS = 2**23
-"""Most pairs of patches in a block, unless one image has more: 32 images of 512 patches, one of 2896."""
+"""Largest number of patch pairs in a block, unless one image has more: 32 images of 512 patches, one of 2896."""
 MAP_IMAGES = 8
-"""Most images that have a map of attention."""
+"""Largest number of images with a map of attention."""
 
 CLASS_TOKEN = "class token"  # noqa: S105 - no password
-"""Name of maps that say where the class token of a transformer looks."""
+"""Name of maps of the attention of a transformer's class token."""
 ALL_TOKENS = "mean of all tokens"
 """Name of maps that are the mean over all tokens, of a transformer without a class token."""
 
 
 @dataclass(frozen=True)
 class MapForm:
-    """How the attention of the last block lies over an image."""
+    """The layout of the last block's attention over an image."""
 
     before: int
     """Tokens that come before the patches, as a class token does."""
@@ -34,16 +34,16 @@ class MapForm:
 
     @property
     def by(self) -> str:
-        """Who looks: the `class token`, or the `mean of all tokens`."""
+        """The source of attention: the `class token`, or the `mean of all tokens`."""
         return CLASS_TOKEN if self.before else ALL_TOKENS
 
 
 @dataclass(frozen=True)
 class OpenAttention:
-    """A network that hands out its attention."""
+    """A network that also returns its attention."""
 
     network: nn.Module
-    """It returns a pair for images [N, C, H, W]: its outputs, and the contexts of all blocks with the last weights.
+    """For images [N, C, H, W] it returns a pair: its outputs, and the contexts of all blocks with the last weights.
 
     Contexts are weights times values before heads are joined, [N * windows, heads, tokens, channels] or [N * heads,
     tokens, channels]. Weights are the softmax of the last block, with keys in place of channels.
@@ -53,12 +53,12 @@ class OpenAttention:
     drop_first: bool
     """True if the first token of each window is left out of similarities, as PSAQ-ViT does."""
     form: MapForm | str
-    """Or why there are no maps."""
+    """The layout of maps, or the reason why there are no maps."""
 
 
 @dataclass(frozen=True)
 class PatchSimilarity:
-    """How similar the patches of an image are to one block, by the cosines of what its attention gives them."""
+    """Similarity of the patches of an image in one block, by cosines of the attention's outputs for them."""
 
     layer: str
     """Path of the module that multiplies attention and values."""
@@ -67,17 +67,17 @@ class PatchSimilarity:
     spread: float
     """Standard deviation of the cosines of different patches of an image, mean over images."""
     images: int
-    """So many of the first images are compared."""
+    """Number of compared images, the first of the set."""
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where the last block looks, of the first images."""
+    """Maps of the last block's attention for the first images."""
 
     by: str
     grid: tuple[int, int]
     maps: Tensor = field(compare=False, repr=False)
-    """Mean over heads of the parts of what all patches get [n, rows, columns]."""
+    """Attention as parts of the attention to all patches, a mean over heads [n, rows, columns]."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Attended:
 
     similarities: tuple[PatchSimilarity, ...]
     maps: AttentionMaps | str
-    """Or why there are none."""
+    """Maps, or the reason why there are none."""
 
 
 def attend(opened: OpenAttention, batches: Iterable[Tensor]) -> Attended:
@@ -115,7 +115,7 @@ def attention_maps(weights: Tensor, images: int, form: MapForm) -> Tensor:
 
 
 def _similarity(name: str, features: Tensor, images: int) -> PatchSimilarity:
-    """Of features [images * windows, patches, channels], as many images as have room."""
+    """The similarity of features [images * windows, patches, channels], for as many images as fit."""
     windows, patches = len(features) // images, features.shape[1]
     count = max(1, min(images, PAIRS // (windows * patches**2)))
     some = features[: count * windows]

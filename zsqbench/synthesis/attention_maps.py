@@ -1,18 +1,18 @@
-"""Maps of attention and blobs to compare them with, after the text of SARDFQ (Zhong et al., ICCV 2025)."""
+"""Maps of attention, and blobs as their targets, after the text of SARDFQ (Zhong et al., ICCV 2025)."""
 
 import torch
 from torch import Tensor
 
 _LEAST = 1e-12
-"""Attention that all patches together are taken to get at least."""
+"""Lower bound of the attention to all patches together."""
 
 
 def attention_map(weights: Tensor, images: int, before: int) -> Tensor:
-    """How much of attention each patch gets, as parts of all that patches get: [images, heads, patches].
+    """The attention to each patch, as a part of the attention to all patches: [images, heads, patches].
 
-    Of a token that comes before the patches, as a class token does, or the mean over all tokens, and over the windows
-    of an image, where `before` says that none does. `weights` are a softmax [images * windows, heads, tokens, keys], or
-    [images * heads, tokens, keys]; the first `before` keys are no patches. In float32 at least.
+    `before` tokens, such as a class token, come before the patches. The map is that of the first of them. With `before`
+    0 it is the mean over all tokens, and over the windows of an image. `weights` are a softmax [images * windows,
+    heads, tokens, keys], or [images * heads, tokens, keys]. In float32 at least.
     """
     if weights.dim() == 3:  # noqa: PLR2004 - no dimension of its own for heads
         weights = weights.reshape(images, -1, *weights.shape[1:])
@@ -26,9 +26,9 @@ def attention_map(weights: Tensor, images: int, before: int) -> Tensor:
 def gaussian_mixtures(chances: Tensor, height: int, width: int, spread: tuple[float, float]) -> Tensor:
     """Mixtures of Gaussians on a grid, as parts of 1: [..., height * width].
 
-    `chances` are uniform numbers [..., 1 + 4 K]: the first says how many of K components there are, from 1 on, each of
-    which has the same part of the sum; four say of each where its centre is, from the first row and column to the last,
-    and how wide it is along both, within `spread`, in parts of the grid's sides.
+    `chances` are uniform numbers [..., 1 + 4 K]. The first gives the number of components, 1 to K. Each component has
+    the same part of the sum. Four more give each component's centre, from the first row and column to the last, and its
+    width along both, within `spread`, in parts of the grid's sides.
     """
     components = chances[..., 1:].reshape(*chances.shape[:-1], -1, 4)
     most = components.shape[-2]
@@ -48,7 +48,7 @@ def map_loss(maps: Tensor, priors: Tensor) -> Tensor:
 def soft_labels(labels: Tensor, logits: Tensor, classes: int) -> Tensor:
     """The softmax of these logits at these classes and of zeros at all others: [images, classes].
 
-    `labels` int64 [images, wanted], `logits` [images, wanted], not negative; one of 0 wants nothing. The largest counts
+    `labels` are int64 [images, wanted]. `logits` [images, wanted] are at least 0; 0 has no effect. The largest counts
     where a class is wanted twice.
     """
     wanted = logits.new_zeros(len(labels), classes)

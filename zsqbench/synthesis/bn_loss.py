@@ -1,7 +1,7 @@
-"""How far images are from the statistics that a network's batch normalisation stores: the "BNS loss", in every form.
+"""The "BNS loss" in every form: distance of images from the statistics that a network's batch normalisation stores.
 
-Methods mean different things by it. `BNStatistics` holds the differences as switches, each method is a setting of
-them, and `BNLoss` measures it.
+Methods define it differently. `BNStatistics` holds the differences as switches. Each method is a setting of them, and
+`BNLoss` measures it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,32 +20,32 @@ Reduction = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class BNStatistics:
-    """What is compared with the stored mean and variance, and how the gaps are added up."""
+    """The statistics that are compared with the stored mean and variance, and the reduction of the gaps."""
 
     scope: Scope = "batch"
-    """Whose statistics: each image's over its height and width, averaged as gaps; those of the batch; those of all
-    images, of which the batches that are not at hand are in a `MomentStore`; or those of groups of this many images."""
+    """Images whose statistics are compared. `image`: each image over its height and width, gaps averaged. `batch`: the
+    batch. `all`: all images; a `MomentStore` has the other batches. A number: groups of this many images."""
     moment: Literal["std", "var"] = "std"
-    """The second quantity that is compared."""
+    """The second compared quantity."""
     unbiased: bool = False
     """True if the variance of the images is divided by n - 1."""
     eps_images: float = 0.0
-    """Added to the variance of the images under the root."""
+    """Number that is added to the variance of the images under the root."""
     eps_bn: float = 0.0
-    """Added to the stored variance under the root."""
+    """Number that is added to the stored variance under the root."""
     channel_reduce: Reduction = "mean"
-    """How the squared gaps of a layer's channels become its term."""
+    """Reduction of the squared gaps of a layer's channels to its term."""
     layer_reduce: Reduction = "mean"
-    """How the terms become the loss; the input term counts as a layer."""
+    """Reduction of the terms to the loss; the input term counts as a layer."""
     moment_weight: float = 1.0
     """Weight of the second quantity's terms."""
     input_term: Literal["none", "image", "scope"] = "none"
-    """The input is held to mean 0 and variance 1 like a layer: not at all, per image, or in the layers' scope."""
+    """Matching of the input to mean 0 and variance 1, like a layer: none, per image, or in the layers' scope."""
     input_channel_reduce: Reduction | None = None
     """Reduction of the input term's channels, where it differs from the layers'."""
     hook_point: HookPoint = "bn_input"
-    """What a batch normalisation's statistics are compared with: its own input; or, as ZeroQ's release does, the output
-    of the convolution with the same number in the order of registration."""
+    """Tensor that is compared with a batch normalisation's statistics: its own input; or, as in ZeroQ's release, the
+    output of the convolution with the same number in the order of registration."""
 
 
 ZEROQ = BNStatistics(
@@ -75,14 +75,14 @@ DGH = BNStatistics(scope="all", eps_images=1e-6, eps_bn=1e-6, moment_weight=10.0
 
 @dataclass(frozen=True)
 class BNGap:
-    """What `BNLoss` measures; the terms are those of the layers in order of registration, then that of the input."""
+    """Measurements of `BNLoss`. Terms are those of the layers in order of registration, then that of the input."""
 
     total: Tensor
-    """Reduced over layers, the second quantity weighted: what is minimised. A scalar."""
+    """The minimised loss, reduced over layers, with the second quantity weighted. A scalar."""
     seen: Seen
-    """What it was computed from, for further losses: moments of each image, and what the network returned."""
+    """Data for further losses: moments of each image, and the network's outputs."""
     batch: tuple[Tensor, Tensor]
-    """Mean and biased variance [T] of the batch as a whole, channels of the input last: what a store keeps."""
+    """Mean and biased variance [T] of the whole batch for a store; channels of the input are last."""
     _parts: "list[_Part]"
 
     @property
@@ -99,8 +99,8 @@ class BNGap:
 class BNLoss:
     """Measures images against the stored statistics of a network, which it probes until it is closed.
 
-    The network is put into eval mode with its parameters frozen meanwhile, and is afterwards as it was. Use it as a
-    context manager: `with BNLoss(module, ZEROQ) as loss: gap = loss(images)`.
+    Meanwhile the network is in eval mode with frozen parameters. Afterwards it is unchanged. Use it as a context
+    manager: `with BNLoss(module, ZEROQ) as loss: gap = loss(images)`.
 
     Raises ZSQBenchError for a network without batch normalisation.
     """
@@ -127,7 +127,7 @@ class BNLoss:
     def gap_quantiles(self, batches: Iterable[Tensor], share: float) -> Tensor:
         """The quantile `share` of the absolute gaps of each layer [2, layers]: of means, of second quantities.
 
-        Gaps are those of the scope, with images [n, C, H, W] of all batches taken together; the input has none.
+        Gaps are those of the scope, with images [n, C, H, W] of all batches taken together. The input has no quantiles.
         """
         with torch.no_grad():
             seen = [self.probes(images, outputs=False) for images in batches]
@@ -135,7 +135,7 @@ class BNLoss:
             return self._layers.gap_quantiles(mean, variance, seen[0].counts, share)
 
     def allow(self, margins: Tensor) -> None:
-        """From now on, gaps within these margins [2, layers] are free: DSG's slack distribution alignment."""
+        """Ignore gaps within these margins [2, layers] from now on: DSG's slack distribution alignment."""
         self._layers.allow(margins)
 
     def __call__(
@@ -149,9 +149,9 @@ class BNLoss:
     ) -> BNGap:
         """Run the network on images [N, C, H, W] and compare; differentiable with respect to the images.
 
-        With a store they are its batch of this number, and the others are what it holds; without one they are all
-        there is. The network's outputs are computed where they are asked for. With an emphasis [groups, layers], the
-        gaps of each group of images in the scope are multiplied by it before they are squared.
+        With a store, the images are its batch of this number, and the store has the moments of the others. Without a
+        store they are all images. The network's outputs are computed if asked for. With an emphasis [groups, layers],
+        the gaps of each group of images in the scope are multiplied by it before they are squared.
         """
         seen = self.probes(images, outputs=outputs)
         place = None if store is None else (store, batch)
@@ -167,16 +167,16 @@ class BNLoss:
         return BNGap(total, seen, (batches[0], batches[1]), parts)
 
     def _input_target(self, images: Tensor) -> "_Target":
-        """How many channels the input has is known when images come; the same from then on."""
+        """The target of the input, made at the first images, which give the number of channels, and then kept."""
         target = self._input or _input_target(images, self.statistics, first=sum(self._layers.channels))
-        if not torch.compiler.is_compiling():  # what changes in here would be compiled anew
+        if not torch.compiler.is_compiling():  # changes in here would be compiled anew
             self._input = target
         return target
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Squared gaps [T] of layers whose channels lie side by side, weighted for the layers' own reduction."""
+    """Squared gaps [T] of layers with adjacent channels, weighted for the layers' own reduction."""
 
     means: Tensor
     moments: Tensor
@@ -185,7 +185,7 @@ class _Part:
 
 
 class _Target:
-    """What the channels of some layers, side by side [T], are compared with."""
+    """Target statistics of the channels of some layers, side by side [T]."""
 
     def __init__(self, means: list[Tensor], variances: list[Tensor], statistics: BNStatistics, first: int = 0) -> None:
         self.statistics = statistics
@@ -237,27 +237,27 @@ class _Target:
         batch: tuple[Tensor, Tensor],
         place: tuple[MomentStore, int] | None,
     ) -> tuple[Tensor, Tensor]:
-        """What means and second quantities [groups, T] differ by, beyond the margins if there are some."""
+        """Differences of means and second quantities [groups, T] beyond the margins, if there are margins."""
         groups, groups_variance, images = self._in_scope(mean, variance, batch, place)
         values = self._per_channel(tuple(counts)) * images
-        spread = values > 1  # an image's 1 x 1 map has no spread: the released codes make NaN of it
+        spread = values > 1  # an image's 1 x 1 map has no spread; released codes make NaN of it
         if self.statistics.unbiased:
             groups_variance = groups_variance * (values / (values - 1).clamp_min(1))
         moment = groups_variance
         if self.statistics.moment == "std":
-            # at the tiny number the root has a slope that is finite: no channel that is constant gives NaN
+            # the tiny number gives the root a finite slope, so constant channels give no NaN
             moment = (groups_variance + self.statistics.eps_images).clamp_min(torch.finfo(mean.dtype).tiny).sqrt()
         gaps = groups - self.mean, torch.where(spread, moment - self._moment, 0)
         if self._margins is None:
             return gaps
-        # the sign is lost, and the square that follows does not miss it
+        # the sign is lost, but the gap is squared next
         beyond = [(each.abs() - margin).clamp_min(0) for each, margin in zip(gaps, self._margins, strict=True)]
         return beyond[0], beyond[1]
 
     def _in_scope(
         self, mean: Tensor, variance: Tensor, batch: tuple[Tensor, Tensor], place: tuple[MomentStore, int] | None
     ) -> tuple[Tensor, Tensor, "Tensor | int"]:
-        """Moments [groups, T] of the groups of images that the scope means, and how many images each has."""
+        """Moments [groups, T] of the groups of images in the scope, and the number of images of each group."""
         scope = self.statistics.scope
         if scope == "image":
             return mean, variance, 1
@@ -277,20 +277,20 @@ class _Target:
         return means[0], variances[0]
 
     def _per_channel(self, counts: tuple[int, ...]) -> Tensor:
-        if torch.compiler.is_compiling():  # what changes in here would be compiled anew
+        if torch.compiler.is_compiling():  # changes in here would be compiled anew
             return self._spread_out(counts)
         if counts not in self._counts:
             self._counts = {counts: self._spread_out(counts)}
         return self._counts[counts]
 
     def _spread_out(self, of_layers: Sequence[float]) -> Tensor:
-        """One number for each layer to one for each channel."""
+        """Repeat one number for each layer to one for each channel."""
         parts = [self.mean.new_full((each,), number) for each, number in zip(self.channels, of_layers, strict=True)]
         return torch.cat(parts)
 
 
 def _input_target(images: Tensor, statistics: BNStatistics, first: int) -> _Target:
-    """Mean 0 and deviation 1 for each channel; per image, these are exact, as in ZeroQ's and GENIE's releases."""
+    """Mean 0 and deviation 1 for each channel; exact per image, as in ZeroQ's and GENIE's releases."""
     if statistics.input_term == "image":
         statistics = replace(statistics, scope="image", eps_bn=0.0)
     if statistics.input_channel_reduce is not None:
@@ -300,5 +300,5 @@ def _input_target(images: Tensor, statistics: BNStatistics, first: int) -> _Targ
 
 
 def _exact(values: Tensor) -> Tensor:
-    """In float32 at least: half-precision second moments lose the variance where the mean is large."""
+    """The values in float32 at least. Half-precision second moments lose the variance where the mean is large."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,7 +1,7 @@
-"""Mean and variance of each image's channels, taken in a network's forward pass at little more than its own cost.
+"""Mean and variance of each image's channels, measured in a network's forward pass at little extra cost.
 
-Everything that a loss on BN statistics needs follows from them by arithmetic on small tensors: those of a batch or of
-a group of images (`merge`), of several calls of one layer (`merge_calls`), of batches seen earlier (`store.py`).
+Losses on BN statistics need only these moments and arithmetic on small tensors: moments of a batch or of a group of
+images (`merge`), of several calls of one layer (`merge_calls`), of earlier batches (`store.py`).
 """
 
 from typing import Any
@@ -11,21 +11,21 @@ from torch import Tensor
 from torch.nn import functional
 
 CANCELLED = 100.0
-"""Square of a mean, in variances, from which on a variance is not taken as a difference of squares: below, its relative
-error is about 1e-4 at most, and 2e-6 where the mean is as large as the deviation."""
+"""Squared mean, in variances, above which a variance is not computed as a difference of squares. Below it, the
+relative error is about 1e-4 at most, and 2e-6 where the mean is as large as the deviation."""
 
 
 def image_moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of values [N, C, H, W] over height and width, each [N, C]; differentiable once.
 
-    At least in float32, and in two passes where the difference of squares would lose the variance.
+    In float32 at least, and in two passes where the difference of squares would lose the variance.
     """
     mean, variance = _Moments.apply(values)
     return mean, variance
 
 
 def norm_and_moments(values: Tensor, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """What a batch normalisation in eval mode makes of values, and their `image_moments`; differentiable once."""
+    """The output of a batch normalisation in eval mode, and the `image_moments` of its input; differentiable once."""
     normalized, mean, variance = _NormAndMoments.apply(
         values, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
     )
@@ -45,7 +45,7 @@ def merge(mean: Tensor, variance: Tensor, size: int | None = None) -> tuple[Tens
 
 
 def merge_calls(calls: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor, int]:
-    """Moments of all values that a layer saw in several calls, each given by mean, variance and number of values."""
+    """Moments of all values of a layer in several calls, each given by mean, variance and number of values."""
     if len(calls) == 1:
         return calls[0]
     counts = [count for _, _, count in calls]
@@ -57,7 +57,7 @@ def merge_calls(calls: list[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor
 
 
 def _merge_rows(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Over the second dimension of [groups, size, C]; all rows stand for equally many values."""
+    """Merge over the second dimension of [groups, size, C]. All rows have the same number of values."""
     of_group = mean.mean(1)
     return of_group, variance.mean(1) + (mean - of_group[:, None]).square().mean(1)
 
@@ -77,7 +77,7 @@ class _Moments(torch.autograd.Function):
 
 
 class _NormAndMoments(torch.autograd.Function):
-    """A batch normalisation and moments of its input, whose gradients meet in one pass over the input."""
+    """A batch normalisation and moments of its input. Their gradients meet in one pass over the input."""
 
     @staticmethod
     def forward(
@@ -100,7 +100,7 @@ class _NormAndMoments(torch.autograd.Function):
 
 
 def _for_maps(values: Tensor) -> bool:
-    """True if they lie in memory map by map, on a CPU, whose kernels for that are fast; a compiler has its own."""
+    """True if values lie in memory map by map on a CPU, where map kernels are fast; a compiler has its own kernels."""
     return values.device.type == "cpu" and values.is_contiguous() and not torch.compiler.is_compiling()
 
 
@@ -108,7 +108,7 @@ def _measure(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each map.
 
     A CPU reads values once for each and writes nothing: a third of the time of `torch.mean` of squared differences, a
-    tenth of `torch.var_mean`'s. Looking for cancelled digits would hold up a GPU.
+    tenth of `torch.var_mean`'s. A check for cancelled digits would make a GPU wait.
     """
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     mean = exact.mean((2, 3))
@@ -124,9 +124,9 @@ def _measure(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _measure_around(values: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in one pass, which a compiler makes of it.
+    """Mean and biased variance of each map, in one pass when compiled.
 
-    The difference of squares is safe around what the norm stores: the mean is not far from there, in deviations.
+    The difference of squares is safe around the norm's stored mean, because the mean is near it, in deviations.
     """
     exact = values.to(torch.promote_types(values.dtype, torch.float32)) - centre[:, None, None]
     gap, square = exact.mean((2, 3)), exact.square().mean((2, 3))
@@ -150,9 +150,9 @@ def _gradient(
 
 
 def _from_centre(values: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """The sum (values - centre) * slope + offset, of maps [N, C, H, W] and numbers [N, C].
+    """(values - centre) * slope + offset, of maps [N, C, H, W] and numbers [N, C].
 
-    On a CPU as a batch normalisation of maps that are all channels of one image: one pass with vectors.
+    On a CPU it is a batch normalisation in which all maps are channels of one image: one pass with vectors.
     """
     if not _for_maps(values):
         slope, shift = slope[:, :, None, None], (offset - centre * slope)[:, :, None, None]

@@ -1,4 +1,4 @@
-"""Training of networks that make images of classes, by a loss of your own."""
+"""Training of networks that make images of classes, with your own loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +15,10 @@ from zsqbench.synthesis.outputs import class_logits
 
 
 class ConditionalGenerator(nn.Module, ABC):
-    """A network that makes images of classes of latent vectors."""
+    """A network that makes images of classes from latent vectors."""
 
     latent: int
-    """Numbers in a latent vector."""
+    """Length of a latent vector."""
 
     @abstractmethod
     def forward(self, noise: Tensor, classes: Tensor) -> Tensor:
@@ -27,25 +27,25 @@ class ConditionalGenerator(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class GeneratorBatch:
-    """A batch of images as the loss of a generator sees it; all is differentiable to the images."""
+    """A batch of images for a generator's loss. Everything is differentiable to the images."""
 
     labels: Tensor
-    """The classes that were asked for, as probabilities [N, classes]."""
+    """The wanted classes, as probabilities [N, classes]."""
     logits: Tensor
     """Logits of the float network for the images, [N, classes]."""
     bn_gap: Tensor
-    """How far the batch is from the network's BN statistics; a scalar."""
+    """Distance of the batch from the network's BN statistics; a scalar."""
     student_logits: Callable[[], Tensor] | None
-    """Logits of the student for the images, [N, classes], computed when it is called; none where there is no student,
-    as while the generator is alone at first."""
+    """A function that computes the student's logits for the images, [N, classes]. None where there is no student, as in
+    the warm-up."""
 
 
 GeneratorLoss = Callable[[GeneratorBatch], tuple[Tensor, Mapping[str, Tensor]]]
-"""The loss of a generator: the scalar that it minimizes, and scalars to log."""
+"""The loss of a generator: the minimised scalar, and scalars to log."""
 
 
 class ConditionalTraining:
-    """Trains a generator of images of classes against a network, and gives what it makes meanwhile.
+    """Trains a generator of images of classes against a network, and returns its images.
 
     Each step draws noise and classes, and minimises the loss by Adam.
     """
@@ -66,7 +66,7 @@ class ConditionalTraining:
         self._optimizer = torch.optim.Adam(maker.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
 
     def draw(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Draw what the generator reads, here noise [N, latent] and classes [N]; and labels [N, classes]."""
+        """Draw the generator's inputs, here noise [N, latent] and classes [N]; and labels [N, classes]."""
         noise = torch.randn(self.batch_size, self.maker.latent, generator=self.rng, device=self.rng.device)
         classes = torch.randint(self.classes, (self.batch_size,), generator=self.rng, device=self.rng.device)
         return (noise, classes), functional.one_hot(classes, self.classes).float()
@@ -76,13 +76,13 @@ class ConditionalTraining:
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """One update: images [N, C, H, W], labels [N, classes], the network's logits there, and scalars to log.
 
-        `student` is what the loss may compare with the network, as AdaSG's and AdaDFQ's do: a function of images that
-        returns logits. It runs only if the loss asks for it, and its parameters get no gradient.
+        `student` is a function from images to logits, for losses that compare it with the network, as in AdaSG and
+        AdaDFQ. It runs only if the loss asks for it, and its parameters get no gradient.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr if lr is None else lr
         read, labels = self.draw()
-        with torch.enable_grad():  # whoever asks for images need not differentiate
+        with torch.enable_grad():  # callers may have disabled gradients
             images = self.maker(*read)
             gap = self._bn_loss(images, outputs=True)
             logits = class_logits(gap.seen.outputs, labels)
@@ -94,14 +94,14 @@ class ConditionalTraining:
         return images.detach(), labels, logits.detach(), {name: value.detach() for name, value in curves.items()}
 
     def images(self, steps: int) -> Iterator[Tensor]:
-        """The images of so many steps."""
+        """The images of this number of steps."""
         for _ in range(steps):
             yield self.step()[0]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Entries of a checkpoint."""
         return training_state(self.maker, self._optimizer)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said."""
+        """Restore a state that `state` returned."""
         load_training(self.maker, self._optimizer, state)

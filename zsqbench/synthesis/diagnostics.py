@@ -1,4 +1,4 @@
-"""What a calibration set is like, as the network sees it that it is for, and what real images are like beside it."""
+"""Diagnostics of a calibration set, as its network sees it, and of real images beside it."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,24 +34,24 @@ DIFFICULTY_BINS = 10
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _VALUES_AT_ONCE = 2**22
-"""Values of images in a forward pass: 27 images of 3 x 224 x 224, at most `_IMAGES_AT_ONCE` small ones."""
+"""Number of image values in a forward pass: 27 images of 3 x 224 x 224, at most `_IMAGES_AT_ONCE` small ones."""
 _IMAGES_AT_ONCE = 256
 _ROUNDING = 1e-5
-"""Part of the valid range by which a value may be outside of it: float32 rounds mean and deviation."""
+"""Tolerance of the valid range, as a part of it, because float32 rounds mean and deviation."""
 
 
 @dataclass(frozen=True)
 class LayerGap:
-    """How far the images are from what one batch normalisation stores, in units of its standard deviation."""
+    """Distance of the images from one batch normalisation's stored statistics, in its standard deviations."""
 
     layer: str
     """Its path."""
     mean: float
     """Root mean square over channels of (mean of the images - stored mean) / stored deviation."""
     std: float
-    """The same of (deviation of the images - stored deviation) / stored deviation."""
+    """Root mean square over channels of (deviation of the images - stored deviation) / stored deviation."""
     gap: float
-    """Both together, sqrt(mean^2 + std^2): the 2-Wasserstein distance of two normal distributions."""
+    """sqrt(mean^2 + std^2) of the two: the 2-Wasserstein distance of two normal distributions."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class OutputRange:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """1 - p of the label, in which GHM and HAST (Eq. 7) measure how hard a sample is: the gradient's norm."""
+    """Difficulty 1 - p of samples as in GHM and HAST (Eq. 7): the gradient's norm."""
 
     by: str
-    """What p is the probability of: the `label`, or the `predicted class` where there are no labels to compare."""
+    """Class whose probability is p: the `label`, or the `predicted class` where there are no labels to compare."""
     mean: float
     counts: tuple[int, ...]
     """Images in bins of equal width from 0 to 1."""
@@ -77,7 +77,7 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """How many images each class has; entropies are divided by that of equally many, log(classes)."""
+    """Number of images of each class. Entropies are divided by log(classes), that of equal numbers."""
 
     predicted: tuple[int, ...]
     predicted_entropy: float
@@ -94,13 +94,13 @@ class Diversity:
     cosine: float
     euclidean: float
     cosine_within: float | None
-    """Pairs of one class only: of the label, or of the predicted class where there are none."""
+    """Pairs within one class only: of the label, or of the predicted class where there are no labels."""
     euclidean_within: float | None
 
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """How far a set is from real images in the space of penultimate features."""
+    """Distance of a set from real images in the space of penultimate features."""
 
     layer: str
     """Path of the layer that reads these features."""
@@ -126,16 +126,16 @@ class Pixels:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Everything about one set of images; what there is not is none, and `absent` says why."""
+    """All statistics of one set of images. Where one is None, `absent` gives the reason."""
 
     images: int
     pixels: Pixels
     bn_gaps: tuple[LayerGap, ...] | None
     """In order of registration."""
     patch_similarities: tuple[PatchSimilarity, ...] | None
-    """Block by block, of networks without batch normalisation; of the first images, as many as of real ones."""
+    """Of each block, in networks without batch normalisation; of the first images, as many as there are real ones."""
     attention_maps: AttentionMaps | None
-    """Of the last block of such networks."""
+    """Of the last block, in networks without batch normalisation."""
     output_ranges: tuple[OutputRange, ...] | None
     difficulty: Difficulty | None
     class_balance: ClassBalance | None
@@ -159,7 +159,7 @@ class Diagnostics:
     def as_data(self) -> dict[str, Any]:
         """The same as plain data for JSON, without maps of attention.
 
-        A number that is not finite is none there, and `absent` says so.
+        A number that is not finite becomes None, and `absent` says so.
         """
         data = asdict(self)
         parts: dict[str, Any] = {name: _finite_part(data.pop(name)) for name in ("set", "real")}
@@ -175,8 +175,8 @@ def diagnose(
 ) -> Diagnostics:
     """Run the network once over a calibration set and over real images, in eval mode and without gradients.
 
-    Labels count only where both have some, so that the numbers of both mean the same. `attention` is that of the
-    network, as `zsqbench.methods.open_attention` opens it, or why it is not there.
+    Labels are used only where both have labels, so that both sets' numbers have the same meaning. `attention` is the
+    network's attention from `zsqbench.methods.open_attention`, or the reason why it is absent.
     """
     both = [data] if real is None else [data, real]
     labelled = all(each.labels is not None for each in both)
@@ -197,9 +197,9 @@ def diagnose(
 
 
 def penultimate_features(teacher: "Pretrained", images: Tensor) -> Tensor:
-    """The features of images [N, C, H, W] that the network classifies, float64 [N, F].
+    """The penultimate features of images [N, C, H, W], float64 [N, F].
 
-    Raises ZSQBenchError where it has no such features.
+    Raises ZSQBenchError where the network has none.
     """
     try:
         found = _Pass(teacher, images, None)
@@ -209,17 +209,17 @@ def penultimate_features(teacher: "Pretrained", images: Tensor) -> Tensor:
 
 
 class _AbsentError(Exception):
-    """Why there is no such number."""
+    """The reason why a number is absent."""
 
 
 class _Pass:
-    """One forward pass over all images, in batches: what it left, and why something is not there."""
+    """Results of one forward pass over all images, in batches, and reasons for absent results."""
 
     def __init__(self, teacher: "Pretrained", images: Tensor, probes: Probes | None) -> None:
         self.moments: list[tuple[Tensor, Tensor]] = []
-        """Of each batch, [n, T]."""
+        """Moments of each batch, [n, T]."""
         self.ranges: list[list[Tensor]] = []
-        """Of each batch, for each output [n]."""
+        """Ranges of each batch, for each output [n]."""
         self.logits: list[Tensor] = []
         self.features: list[Tensor] = []
         self.layer = ""
@@ -341,7 +341,7 @@ def _bn_gaps(module: nn.Module, found: _Pass) -> tuple[LayerGap, ...]:
     gaps = []
     sizes = [len(norm.running_mean) for norm in norms.values()]
     for (name, norm), m, v in zip(norms.items(), torch.split(mean, sizes), torch.split(variance, sizes), strict=True):
-        # With eps, as the layer divides: a channel that is always the same is then no gap.
+        # With eps, as in the layer: a constant channel then has no gap.
         sigma = (norm.running_var.double().cpu() + norm.eps).sqrt()
         of_mean = _root_mean_square((m.double() - norm.running_mean.double().cpu()) / sigma)
         of_std = _root_mean_square((v.double() + norm.eps).sqrt() / sigma - 1)
@@ -380,7 +380,7 @@ def _output_ranges(found: _Pass, names: Sequence[str]) -> tuple[OutputRange, ...
 
 
 def _finite_logits(found: _Pass) -> tuple[Tensor, Tensor]:
-    """The rows that are finite, and which these are."""
+    """The finite rows of logits, and a mask of these rows."""
     logits = found.of_all("logits", found.logits)
     finite = logits.isfinite().all(1)
     if not finite.any():
@@ -410,7 +410,7 @@ def _class_balance(found: _Pass, labels: Tensor | None) -> ClassBalance:
 
 
 def _entropy(counts: Tensor) -> float:
-    """Between 0, all of one class, and 1, equally many of each; of a single class it is not defined."""
+    """Entropy from 0 (one class) to 1 (equal numbers of each class); undefined for a single class."""
     shares = counts.double() / counts.sum()
     return float(torch.special.entr(shares).sum()) / math.log(len(counts)) if len(counts) > 1 else math.nan
 
@@ -430,7 +430,7 @@ def _diversity(found: _Pass, labels: Tensor | None, absent: dict[str, str]) -> D
 
 
 def _distances(groups: Sequence[Tensor]) -> tuple[float, float]:
-    """Mean cosine distance and Euclidean distance of all pairs inside of groups [n, F]."""
+    """Mean cosine distance and Euclidean distance of all pairs within groups [n, F]."""
     pairs, cosine, euclidean = 0, 0.0, 0.0
     for group in groups:
         count = len(group) * (len(group) - 1) // 2
@@ -493,7 +493,7 @@ def _finite_part(part: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _finite(value: Any, path: str, absent: dict[str, str]) -> Any:
-    """Plain data in which numbers that are not finite are none, and a reason is noted for each; without tensors."""
+    """Plain data without tensors, in which numbers that are not finite are None, each with a reason."""
     if isinstance(value, dict):
         plain = {name: each for name, each in value.items() if not isinstance(each, Tensor)}
         return {name: _finite(each, f"{path}.{name}", absent) for name, each in plain.items()}

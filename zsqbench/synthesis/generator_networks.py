@@ -1,4 +1,4 @@
-"""Networks that make images: a part of them, how weights are drawn, and what a checkpoint holds of a training."""
+"""Parts of networks that make images: a module, the drawing of weights, and checkpoints of their training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional
 class Doubled(nn.Module):
     """Maps [N, C, H, W] of twice the height and width, each value four times: torch's nearest upsampling by 2.
 
-    A compiler turns the gradient of that into scalar sums, one by one; of values that are spread out, into vectors, in
+    A compiler turns torch's gradient into scalar sums, one by one. For values that are spread out, it makes vectors, in
     the order in which a CPU's convolution reads them.
     """
 
@@ -26,7 +26,7 @@ class Doubled(nn.Module):
 
 
 def initialize(part: Any, rng: torch.Generator) -> None:
-    """Give one module weights as torch's `reset_parameters` does, which takes its numbers from the global generator."""
+    """Draw one module's weights from `rng` as torch's `reset_parameters` draws them from the global generator."""
     if isinstance(part, nn.Linear | nn.Conv2d):
         bound = part.weight[0].numel() ** -0.5
         for parameter in (part.weight, part.bias):
@@ -35,11 +35,11 @@ def initialize(part: Any, rng: torch.Generator) -> None:
     elif isinstance(part, nn.Embedding):
         nn.init.normal_(part.weight, generator=rng)
     elif hasattr(part, "reset_parameters"):
-        part.reset_parameters()  # to what is not random: a normalisation's
+        part.reset_parameters()  # a normalisation's parameters, which are not random
 
 
 def training_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a checkpoint keeps of a network and its optimiser."""
+    """A checkpoint's entries of a network and its optimiser."""
     moments = optimizer.state_dict()["state"]
     return {f"network.{name}": value for name, value in network.state_dict().items()} | {
         f"moments.{index}.{name}": value for index, values in moments.items() for name, value in values.items()
@@ -47,12 +47,12 @@ def training_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def load_training(network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Go on from what `training_state` said."""
+    """Restore a state that `training_state` returned."""
     network.load_state_dict(part(state, "network."))
     moments = {index: part(state, f"moments.{index}.") for index, _ in enumerate(network.parameters())}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names begin so, without that."""
+    """The entries whose names begin with this prefix, without the prefix."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What generators do to images between the pixels that they optimise and the network: blur, flip, crop, clamp."""
+"""Operations of generators on images between the optimised pixels and the network: blur, flip, crop, clamp."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 _TRIES = 10
-"""How often torchvision draws a box before it gives up."""
+"""Number of boxes that torchvision draws before it gives up."""
 
 
 @dataclass(frozen=True)
 class SmoothedCrops:
-    """DGH's pipeline: images are blurred crops of larger ones; values that no pixel can have are cut off."""
+    """DGH's pipeline: images are blurred crops of larger images, with pixels clamped to the valid range."""
 
     size: tuple[int, int]
     """Height and width of the images."""
@@ -22,16 +22,16 @@ class SmoothedCrops:
     """Smallest valid values, [1, C, 1, 1]."""
     high: Tensor
     line: tuple[float, ...]
-    """The blur's kernel in one direction, see `gaussian_line`; (1.0,) is none."""
+    """The blur's kernel in one direction, see `gaussian_line`; (1.0,) disables the blur."""
 
     def augment(self, pixels: Tensor, *, flip: bool, top: int, left: int) -> Tensor:
-        """The images of one step: flipped from left to right or not, blurred, and cropped at a corner."""
+        """The images of one step: perhaps flipped from left to right, blurred, and cropped at a corner."""
         if not flip:
             return self._cut(pixels, top, left)
         return self._cut(pixels, top, pixels.shape[3] - self.size[1] - left).flip(3)  # the blur is symmetric
 
     def finalize(self, pixels: Tensor) -> Tensor:
-        """The images as they are given away: blurred centre crops."""
+        """The resulting images: blurred centre crops."""
         top, left = (round((whole - part) / 2) for whole, part in zip(pixels.shape[2:], self.size, strict=True))
         return self._cut(pixels, top, left)
 
@@ -40,17 +40,17 @@ class SmoothedCrops:
 
 
 def gaussian_line(size: int, sigma: float) -> tuple[float, ...]:
-    """A Gaussian at an odd number of whole offsets, normalised: its products are the square kernel."""
+    """A normalised Gaussian at an odd number of whole offsets. Its outer product is the square kernel."""
     values = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(-(size // 2), size // 2 + 1)]
     return tuple(value / sum(values) for value in values)
 
 
 def blur(images: Tensor, line: tuple[float, ...], crop: tuple[int, int, int, int] | None = None) -> Tensor:
-    """Convolve images [N, C, H, W] with a symmetric kernel, in one direction and in the other; zeros lie around them.
+    """Convolve images [N, C, H, W] with a symmetric kernel, in one direction and then the other, with zero padding.
 
-    Only a crop (top, left, height, width) of the result, if one is given, at the cost of its own pixels. By sums of
-    shifted images: on a CPU a fifth of a grouped convolution's time, and in the images' own precision under autocast,
-    too.
+    If a crop (top, left, height, width) is given, only its own pixels are computed. The convolution is a sum of shifted
+    images. On a CPU it takes a fifth of a grouped convolution's time. It keeps the images' own precision under
+    autocast.
     """
     blurred: Tensor = _Blur.apply(images, line, crop or (0, 0, *images.shape[2:]))
     return blurred
@@ -58,7 +58,7 @@ def blur(images: Tensor, line: tuple[float, ...], crop: tuple[int, int, int, int
 
 @dataclass(frozen=True)
 class Crops:
-    """A box of each of N images and whether it is flipped; positions in pixels, float32 [N]."""
+    """A box of each of N images with its flip; positions in pixels, float32 [N]."""
 
     top: Tensor
     left: Tensor
@@ -73,8 +73,9 @@ def random_crops(
 ) -> Crops:
     """Boxes as torchvision's RandomResizedCrop draws them, one for each image of this shape [N, C, H, W], half flipped.
 
-    A box has from `smallest` to all of the image's area, and a ratio of width to height between these; where ten tries
-    do not fit into the image, the largest central box of such a ratio. Drawn at once, on the generator's device.
+    A box has from `smallest` to all of the image's area, and a ratio of width to height between `ratios`. Where ten
+    tries do not fit into the image, it is the largest central box with a valid ratio. All are drawn at once, on the
+    generator's device.
     """
     count, _, rows, columns = shape
     areas, shapes, tops, lefts = torch.rand(4, count, _TRIES, generator=rng, device=rng.device)
@@ -100,10 +101,10 @@ def random_crops(
 
 
 def resized_crops(images: Tensor, crops: Crops) -> Tensor:
-    """Each image's box enlarged to the image's size, bilinear as in torchvision, and flipped where it says so.
+    """Each image's box enlarged to the image's size, bilinear as in torchvision, and flipped where its crop says so.
 
-    By two matrix products for each image, of all its channels side by side, instead of a loop over images: on a CPU a
-    third of the time of products that broadcast. Gradients are deterministic on a GPU, too.
+    It uses two matrix products for each image, with all its channels side by side, instead of a loop over images. On a
+    CPU this takes a third of the time of products that broadcast. Gradients are deterministic on a GPU too.
     """
     count, channels, height, width = images.shape
     flips = torch.zeros_like(crops.flipped), crops.flipped
@@ -113,7 +114,7 @@ def resized_crops(images: Tensor, crops: Crops) -> Tensor:
             (crops.top, crops.left), (crops.height, crops.width), images.shape[2:], flips, strict=True
         )
     )
-    with torch.autocast(images.device.type, enabled=False):  # pixels in half precision would be another image
+    with torch.autocast(images.device.type, enabled=False):  # half precision would change the pixels
         lines = images.transpose(1, 2).reshape(count, height, channels * width)
         enlarged = torch.bmm(rows.to(images), lines).view(count, height * channels, width)
         crops_of = torch.bmm(enlarged, columns.to(images).mT).view(count, height, channels, width)
@@ -121,13 +122,13 @@ def resized_crops(images: Tensor, crops: Crops) -> Tensor:
 
 
 def clamp_straight_through(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clamped values, whose gradients pass as if they had not been: pixels outside can come back."""
+    """Clamped values with the gradients of unclamped ones, so pixels outside the range can return."""
     clamped: Tensor = _StraightThroughClamp.apply(images, low, high)
     return clamped
 
 
 def _enlargement(first: Tensor, side: Tensor, size: int, flipped: Tensor) -> Tensor:
-    """Matrices [N, size, size] that take a line of pixels to its part of this length, enlarged by interpolation."""
+    """Matrices [N, size, size] that enlarge a part of a line of pixels to the whole line, by interpolation."""
     places = torch.arange(size, device=first.device, dtype=first.dtype)
     targets = torch.where(flipped[:, None], places.flip(0), places)
     sources = (targets + 0.5) * (side / size)[:, None] - 0.5
@@ -138,7 +139,7 @@ def _enlargement(first: Tensor, side: Tensor, size: int, flipped: Tensor) -> Ten
 class _StraightThroughClamp(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.maximum(images, low).clamp_max_(high)  # with vectors, unlike a clamp between two tensors
+        return torch.maximum(images, low).clamp_max_(high)  # vectorised, unlike a clamp between two tensors
 
     @staticmethod
     def backward(_: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -146,7 +147,7 @@ class _StraightThroughClamp(torch.autograd.Function):
 
 
 class _Blur(torch.autograd.Function):
-    """The kernel is symmetric, so a gradient goes back by the same blur, from where the crop lies to all pixels."""
+    """The kernel is symmetric, so the backward pass is the same blur, from the crop's place to all pixels."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, line: tuple[float, ...], crop: tuple[int, int, int, int]) -> Tensor:
@@ -161,7 +162,7 @@ class _Blur(torch.autograd.Function):
 
 
 def _convolve(images: Tensor, line: tuple[float, ...], dim: int, first: int, length: int) -> Tensor:
-    """Convolve along one dimension: this many values from the first on, which may lie outside, where zeros are."""
+    """Convolve along one dimension: `length` values from `first` on. Values outside are zero."""
     reach, there = len(line) // 2, images.shape[dim]
     inside = 0 <= first <= there - length
     if inside:
@@ -177,7 +178,7 @@ def _convolve(images: Tensor, line: tuple[float, ...], dim: int, first: int, len
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Norms of the differences of neighbours, added up over four directions, of the batch as a whole (TV_l2)."""
+    """Norms of the differences of neighbours, summed over four directions, for the whole batch (TV_l2)."""
     right, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
     falling, rising = images[..., 1:, 1:] - images[..., :-1, :-1], images[..., 1:, :-1] - images[..., :-1, 1:]
     norms: Tensor = right.norm() + down.norm() + falling.norm() + rising.norm()

@@ -1,4 +1,4 @@
-"""Moments of batches that were measured earlier, for statistics of more images than fit into one forward pass."""
+"""Moments of earlier batches, for statistics of more images than fit into one forward pass."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,16 +9,16 @@ from torch import Tensor
 from zsqbench.synthesis.channel_moments import image_moments, merge
 
 Scope = Literal["image", "batch", "all"] | int
-"""Whose statistics are meant: each image's, the batch's, those of all images, of groups of this many images."""
+"""Images whose statistics are meant: each image, the batch, all images, or groups of this many images."""
 
 
 class MomentStore:
     """Mean and variance of all channels for each of several batches, without gradients.
 
-    Columns are the channels of all layers side by side, then those of the input. A further batch of images adds a row,
-    two numbers for each channel, whatever the images' size. The variance
-    is kept instead of DGH's second moment, from which the same follows with less cancellation: a group's variance is
-    the mean of its batches' plus the variance of their means.
+    Columns are the channels of all layers side by side, then those of the input. A further batch of images adds a row
+    with two numbers for each channel, whatever the images' size. The variance is kept instead of DGH's second moment.
+    The same results follow from it with less cancellation: a group's variance is the mean of its batches' variances
+    plus the variance of their means.
     """
 
     def __init__(self, sizes: Sequence[int], channels: int, inputs: int, like: Tensor) -> None:
@@ -34,11 +34,11 @@ class MomentStore:
         return self.variance + self.mean.square()
 
     def put(self, batch: int, moments: tuple[Tensor, Tensor], columns: slice = slice(None)) -> None:
-        """Keep mean and variance of a batch, of all its channels or of these."""
+        """Keep mean and variance of a batch, for all its channels or for `columns`."""
         self.mean[batch, columns], self.variance[batch, columns] = (each.detach() for each in moments)
 
     def put_input(self, batch: int, images: Tensor) -> None:
-        """Keep what these images, instead of those that went through the network, say of the input."""
+        """Keep the input's moments of these images, instead of those that went through the network."""
         if self._inputs.start < self._inputs.stop:
             mean, variance = merge(*image_moments(images))
             self.put(batch, (mean[0], variance[0]), self._inputs)
@@ -48,7 +48,7 @@ class MomentStore:
         return scope == "all" if isinstance(scope, str) else scope > self.sizes[0]
 
     def share(self, batch: int, scope: Scope) -> float:
-        """Which part of the images of its group a batch has."""
+        """The batch's share of the images of its group."""
         group = self.sizes[self._group(batch, scope)]
         return self.sizes[batch] / sum(group)
 
@@ -57,8 +57,8 @@ class MomentStore:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance of the group that a batch belongs to, and the group's number of images.
 
-        These moments of the batch stand in the place of those that are kept, and gradients flow to them. Batches count
-        by their number of images, so a smaller last one weighs less.
+        These moments of the batch replace the kept ones, and gradients flow to them. Batches count by their number of
+        images, so a smaller last batch weighs less.
         """
         rows = self._group(batch, scope)
         images = self._shares[rows].sum()
@@ -76,10 +76,10 @@ class MomentStore:
         return slice(first, first + several)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Entries of a checkpoint."""
         return {"store.mean": self.mean, "store.variance": self.variance}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` said."""
+        """Restore a state that `state` returned."""
         self.mean.copy_(state["store.mean"])
         self.variance.copy_(state["store.variance"])

@@ -1,7 +1,7 @@
-"""The loop of a generator that optimises images, in batches each with an optimiser and a schedule of its own.
+"""The loop of a generator that optimises images, in batches that each have their own optimiser and schedule.
 
-It reports progress and curves, keeps checkpoints from which it goes on as if nothing had happened, and stops with a
-clear error when a loss is not a number.
+It reports progress and curves. It keeps checkpoints, from which it resumes with the same results. It stops with a clear
+error when a loss is not finite.
 """
 
 import math
@@ -17,13 +17,13 @@ from zsqbench.synthesis.generator_networks import part
 
 
 class OptimizationContext(Protocol):
-    """What of a step's context the loop uses."""
+    """The part of a step's context that the loop uses."""
 
     def log(self, name: str, value: float | Tensor, step: int = 0) -> None:
         """Add a point to a curve."""
 
     def progress(self, done: int, total: int) -> None:
-        """Say how far it is."""
+        """Report progress."""
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Offer a state."""
@@ -50,8 +50,8 @@ class Rate(Protocol):
 class Plateau:
     """A learning rate that is cut when the loss has not fallen for a while: torch's ReduceLROnPlateau, and DGH's.
 
-    A loss is better if it is below (1 - threshold) times the best; more than `patience` losses in a row that are not
-    cut the rate. With `reset`, the best is then forgotten, so the next loss is one.
+    A loss is better if it is below (1 - threshold) times the best loss. The rate is cut after more than `patience`
+    losses in a row that are not better. With `reset`, the best loss is then forgotten, so the next loss is the best.
     """
 
     lr: float
@@ -85,7 +85,7 @@ class Plateau:
 
 @dataclass
 class Cosine:
-    """A learning rate that falls along half a cosine, to 0 after all steps, whatever the losses are."""
+    """A learning rate that falls along half a cosine to 0 after all steps, whatever the losses are."""
 
     highest: float
     steps: int
@@ -97,7 +97,7 @@ class Cosine:
         return self.highest * 0.5 * (1 + math.cos(math.pi * self.made / self.steps))
 
     def step(self, loss: float) -> None:  # noqa: ARG002 - other rates mind it
-        """Take note that a step was made."""
+        """Count a step."""
         self.made += 1
 
     def state(self) -> dict[str, float]:
@@ -113,7 +113,7 @@ class Cosine:
 class WarmedCosine(Cosine):
     """A rate that rises in equal steps to `highest`, then falls along half a cosine; and again after all steps.
 
-    Of `steps` steps, `warmup` are those of the rise; where they are not fewer, it only rises.
+    The first `warmup` of `steps` steps are the rise. Where `warmup` is not smaller than `steps`, the rate only rises.
     """
 
     warmup: int = 0
@@ -128,43 +128,43 @@ class WarmedCosine(Cosine):
 
 
 class Batch(Protocol):
-    """Images that are optimised together, by whatever makes them."""
+    """Images that are optimised together, made in any way."""
 
     pixels: Tensor
-    """What is given away at the end, and noted in checkpoints."""
+    """The result at the end, which is also kept in checkpoints."""
 
     @property
     def plateau(self) -> Rate:
         """Its learning rate."""
 
     def images(self) -> Tensor:
-        """What the next loss is of."""
+        """The images for the next loss."""
 
     def step(self, loss: Tensor) -> None:
         """Minimise a loss by one step."""
 
     def settle(self) -> None:
-        """Finish what the last step left over."""
+        """Finish the pending work of the last step."""
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs, as tensors and numbers; `pixels` among them."""
+        """The state that `load` needs, as tensors and numbers, with `pixels`."""
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said, if anything."""
+        """Restore a state that `state` returned, if there is one."""
 
 
 class RectifiedAdam(torch.optim.Adam):
-    """What `torch.optim.RAdam` does (Liu et al., ICLR 2020), with `fused` in one pass over memory: a fifth of its time.
+    """`torch.optim.RAdam` (Liu et al., ICLR 2020); with `fused` in one pass over memory, in a fifth of its time.
 
-    By torch's Adam: a rectified step is one of Adam with another rate. Where the variance is not known well
-    enough yet, the denominator must be 1; it is an epsilon beside which no gradient counts, and the rate as large.
+    It uses torch's Adam, because a rectified step is a step of Adam with another rate. While the variance is too
+    uncertain, the denominator must be 1. It is then a very large epsilon, with a rate of the same size.
     """
 
     _FLAT = 1e15
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of all parameters, which have all made the same number of steps."""
+        """One step of all parameters. All must have made the same number of steps."""
         given = [(group["lr"], group["eps"]) for group in self.param_groups]
         for group in self.param_groups:
             made = self.state[group["params"][0]].get("step", 0)
@@ -186,9 +186,9 @@ class RectifiedAdam(torch.optim.Adam):
 
 
 class PixelBatch:
-    """Images that are optimised together: a leaf, its optimiser (Adam or a subclass), its learning rate.
+    """Images that are optimised together: a leaf tensor, its optimiser (Adam or a subclass), and its learning rate.
 
-    `rates` names the options that an error suggests to lower, `betas` are Adam's.
+    `rates` names the options that an error suggests to lower. `betas` are Adam's.
     """
 
     def __init__(
@@ -211,13 +211,13 @@ class PixelBatch:
         self._pending: _Underway | None = None
 
     def images(self) -> Tensor:
-        """The pixels, as they are."""
+        """The pixels."""
         return self.pixels
 
     def step(self, loss: Tensor) -> None:
         """Minimise a loss by one step. Raises DivergedError where the loss of the step before is not finite.
 
-        A loss decides the learning rate of the next step and is read only then: reading it now would hold up a GPU.
+        A loss decides the learning rate of the next step and is read only then. Reading it now would make a GPU wait.
         """
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -242,14 +242,14 @@ class PixelBatch:
         self._pending = None
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs, as tensors and numbers."""
+        """The state that `load` needs, as tensors and numbers."""
         moments = {name: value for name, value in self._optimizer.state[self.pixels].items() if name != "step"}
         pending = {} if self._pending is None else {"pending": self._pending.value}
         schedule = self.plateau.state()
         return {"pixels": self.pixels.detach(), "iteration": self.iteration, **moments, **pending, **schedule}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said, if anything; the pixels are those that it began with."""
+        """Restore a state that `state` returned, if there is one. The pixels are those given at the start."""
         if "iteration" not in state:
             return
         self.iteration = state["iteration"]
@@ -262,7 +262,7 @@ class PixelBatch:
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
-    """How many images each memory batch has; the last may have fewer."""
+    """The number of images of each memory batch. The last may have fewer."""
     return [min(batch_size, images - first) for first in range(0, images, batch_size)]
 
 
@@ -277,13 +277,12 @@ def optimize(
     stepped: Callable[[Tensor, int], None] = lambda *_: None,
     keep: Callable[[], Mapping[str, Any]] = dict,
 ) -> list[Tensor]:
-    """Optimise batches of images by as many steps as `order` names batches; returns the pixels of each batch.
+    """Optimise batches of images, one step for each entry of `order`. Returns the pixels of each batch.
 
-    `begin` makes a batch, from pixels where it gets some: those of a checkpoint, whose state the batch is given next.
-    Batches are made when they are first needed and give their optimiser's memory back when they are done, unless all
-    are to be made `at_once`. `losses` gives for a batch's images and a step what is minimised, and scalars to log.
-    `stepped` is called after each step. `state` is what `ctx.resume` returned, if anything; `keep` says what else
-    belongs into a checkpoint.
+    `begin` makes a batch. It gets the pixels of a checkpoint, if there are any, and the batch is then given its state.
+    Batches are made when they are first needed, and free their optimiser's memory when they are done, unless all are
+    made `at_once`. `losses` gives the loss of a batch's images at a step, and scalars to log. `stepped` is called after
+    each step. `state` is the result of `ctx.resume`, or empty. `keep` returns further entries of a checkpoint.
 
     Raises DivergedError where a loss is not finite.
     """

@@ -1,4 +1,4 @@
-"""Losses on what a network returns, whatever the form: one tensor, or several in tuples, lists and dictionaries."""
+"""Losses on a network's outputs in any form: one tensor, or several in tuples, lists and dictionaries."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from torch.nn import functional
 from zsqbench.errors import ZSQBenchError
 
 EASIEST = 1e-12
-"""Difficulty of a sample whose label has all of the probability."""
+"""Smallest difficulty, of a sample whose label has all of the probability."""
 
 
 def flat_outputs(outputs: Any) -> list[Tensor]:
@@ -29,13 +29,13 @@ def flat_outputs(outputs: Any) -> list[Tensor]:
 
 
 class RawOutputs:
-    """The raw outputs of a network while the block lasts: what it returns, or what modules of it give in a pass.
+    """The raw outputs of a network while the block lasts: its return value, or the outputs of some of its modules.
 
-    A detector decodes what its heads give, and calls those that it shares once for each level of its pyramid.
+    A detector decodes the outputs of its heads, and calls shared heads once for each level of its pyramid.
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str] = ()) -> None:
-        """`names` are paths of these modules; without any, the network returns its raw outputs."""
+        """`names` are paths of the modules. Without names, the network returns its raw outputs."""
         self._module, self._names = module, names
         self._given: dict[str, list[Tensor]] = {name: [] for name in names}
         self._resources = ExitStack()
@@ -75,9 +75,9 @@ def stretching(
 ) -> Tensor:
     """DGH's output distribution stretching loss: minus each image's range of outputs, while its features stay normal.
 
-    `moments` are mean and deviation [N, C] of each image at the last batch normalisation, `target` those [C] that it
-    stores; their mean squared gaps count beyond the slack, and as in the release for each output, or once. Where there
-    are none, nothing holds the range.
+    `moments` are mean and deviation [N, C] of each image at the last batch normalisation, `target` the stored ones [C].
+    Their mean squared gaps count beyond the slack: once, or for each output as in the release. Without moments, nothing
+    limits the range.
     """
     excess = outputs[0].new_zeros(len(outputs[0]))
     for of_image, stored in zip(moments, target, strict=True):
@@ -87,9 +87,9 @@ def stretching(
 
 
 def class_logits(outputs: Any, labels: Tensor) -> Tensor:
-    """The logits [N, classes] among what a classifier returned for images with these labels.
+    """The logits [N, classes] in a classifier's return value for images with these labels.
 
-    Raises ZSQBenchError where it is not one tensor with two dimensions, as a detector's outputs are not.
+    Raises ZSQBenchError where it is not one tensor with two dimensions, as for a detector.
     """
     found = flat_outputs(outputs)
     shape = tuple(found[0].shape) if isinstance(outputs, Tensor) and outputs.dim() == 2 else None  # noqa: PLR2004
@@ -102,9 +102,9 @@ def class_logits(outputs: Any, labels: Tensor) -> Tensor:
 
 
 def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
-    """HAST's sample difficulty 1 - p [N] (Eq. 7), p being the probability of the label; exact also where p is near 1.
+    """HAST's sample difficulty 1 - p [N] (Eq. 7), p being the probability of the label; exact also for p near 1.
 
-    At 1e-12 at least, where its gradient is 0: the slope of a root of 0 is infinite.
+    It is at least 1e-12, and its gradient there is 0, because the slope of a root at 0 is infinite.
     """
     return _difficulty(functional.cross_entropy(logits, labels, reduction="none"))
 
@@ -112,7 +112,8 @@ def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
 def inception_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor:
     """Mean cross-entropy towards the labels; with gamma, HAST's hard-sample-enhanced one (Eq. 8).
 
-    Each sample then counts by its difficulty to the power of gamma, through which gradients flow, as in the release.
+    With gamma, each sample is weighed by its difficulty to the power of gamma. Gradients flow through the weight, as in
+    the release.
     """
     losses = functional.cross_entropy(logits, labels, reduction="none")
     return (losses * _difficulty(losses) ** gamma).mean() if gamma else losses.mean()

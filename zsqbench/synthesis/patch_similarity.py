@@ -1,4 +1,4 @@
-"""How diverse the patches of images are to a transformer: PSAQ-ViT's entropy of their similarities."""
+"""Diversity of image patches in a transformer: PSAQ-ViT's entropy of their similarities."""
 
 import math
 from typing import Any
@@ -8,23 +8,23 @@ from torch import Tensor
 from torch.nn import functional
 
 SHIFT = 1e-4
-"""Added to densities before and within the logarithm."""
+"""Number that is added to densities before and within the logarithm."""
 
 _SHORTEST = 1e-8
-"""Features are taken to be as long at least, as torch's cosine similarity does."""
+"""Lower bound of the length of features, as in torch's cosine similarity."""
 
 _REACH = {torch.float32: 6.0, torch.float64: 9.0}
-"""Bandwidths beyond which a kernel is nothing beside others in this precision: below 2e-8 and 3e-18 of its height."""
+"""Bandwidths beyond which a kernel is negligible in this precision: below 2e-8 and 3e-18 of its height."""
 
 _LEAST = -44.0
-"""The smallest exponent of a kernel: much smaller ones give numbers with which a CPU takes ten times as long."""
+"""The smallest exponent of a kernel. With much smaller ones a CPU takes ten times as long."""
 
 
 def patch_features(context: Tensor, images: int, *, drop_first: bool) -> Tensor:
-    """The mean over heads of what attention gives its patches [images * windows, patches, channels].
+    """Outputs of attention for patches [images * windows, patches, channels], a mean over heads.
 
-    `context` are weights times values, before heads are joined: [images * windows, heads, tokens, channels], or
-    [images * heads, tokens, channels]. The first token of each window is dropped, or none.
+    `context` are weights times values, before heads are joined: [images * windows, heads, tokens, channels], or [images
+    * heads, tokens, channels]. With `drop_first` the first token of each window is dropped.
     """
     if context.dim() == 3:  # noqa: PLR2004 - no dimension of its own for heads
         context = context.reshape(images, -1, *context.shape[1:])
@@ -34,11 +34,11 @@ def patch_features(context: Tensor, images: int, *, drop_first: bool) -> Tensor:
 def patch_entropy(features: Tensor, images: int, bandwidth: float = 0.01, points: int = 10) -> Tensor:
     """The differential entropy of the similarities of patches, as the mean over images: PSAQ-ViT's term of one block.
 
-    `features` [images * windows, patches, channels], the windows of an image side by side, whose similarities are
-    pooled. Densities are sums of Gaussian kernels of all ordered pairs, at this many points, equally spaced from the
-    smallest to the largest similarity of all images; the entropy is a trapezoidal sum over them. Where points are far
-    apart in bandwidths, as ten are on most maps, most pairs are near none of them and have no gradient. The
-    release has it so. Densities above 1 make entropies below 0.
+    `features` are [images * windows, patches, channels], with the windows of an image side by side; similarities of all
+    windows are pooled. Densities are sums of Gaussian kernels of all ordered pairs. They are measured at `points`
+    points, equally spaced from the smallest to the largest similarity of all images. The entropy is a trapezoidal sum
+    over them. On most maps ten points are many bandwidths apart. Then most pairs are near no point and have no
+    gradient, as in the release. Densities above 1 make entropies below 0.
 
     Differentiable once with respect to features; the points are constants. In float32 at least.
     """
@@ -49,7 +49,7 @@ def patch_entropy(features: Tensor, images: int, bandwidth: float = 0.01, points
 def patch_spread(features: Tensor, images: int) -> Tensor:
     """The standard deviation of the cosines of different patches of an image, as the mean over images.
 
-    `features` as in `patch_entropy`. It has no points and no bandwidth, so it moves little with the number of images.
+    `features` as in `patch_entropy`. It has neither points nor bandwidth, so it depends little on the number of images.
     NaN where a window has a single patch.
     """
     unit = functional.normalize(features, dim=2, eps=_SHORTEST)
@@ -59,7 +59,7 @@ def patch_spread(features: Tensor, images: int) -> Tensor:
 
 
 class _Entropy(torch.autograd.Function):
-    """The gradient is computed with the value: what has to be kept for it is then one tensor of the features' size."""
+    """The gradient is computed with the value, so only one tensor of the features' size is kept for it."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, images: int, bandwidth: float, points: int) -> Tensor:
@@ -87,15 +87,15 @@ class _Entropy(torch.autograd.Function):
 
 
 def _pairs(count: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where pairs (i, j) with i <= j are in a matrix of N x N that is a row, where (j, i) are, and how many each is."""
+    """Indices of pairs (i, j) with i <= j in a flattened N x N matrix, those of (j, i), and the counts of pairs."""
     first, second = torch.triu_indices(count, count, device=like.device)
     return first * count + second, second * count + first, (2 - (first == second).to(torch.int)).to(like.dtype)
 
 
 class _Density:
-    """Densities [images, points] of rows of similarities [images, pairs], and what they send back.
+    """Densities [images, points] of rows of similarities [images, pairs], and their gradients.
 
-    Each similarity counts as many times [pairs] as it is there.
+    Each similarity counts `counts` times [pairs].
     """
 
     def __init__(self, rows: Tensor, counts: Tensor, bandwidth: float, points: int) -> None:
@@ -109,7 +109,7 @@ class _Density:
         self.values = (self._of_near() if self._are_far_apart() else self._of_all()) * self._height
 
     def gradient(self, slopes: Tensor) -> Tensor:
-        """Of what has these slopes [images, points] by densities, that by each similarity [images, pairs]."""
+        """The gradient to each similarity [images, pairs], from the gradient to densities [images, points]."""
         if self._all is None:
             total = torch.zeros_like(self._rows)
             for distance, kernel, place in self._near:
@@ -121,9 +121,9 @@ class _Density:
         return total.mul_(-self._height / self._bandwidth**2)
 
     def _are_far_apart(self) -> bool:
-        """True if a kernel reaches no further than the points beside it, and that is known on the CPU.
+        """True if a kernel reaches only the neighbouring points, and this is known on the CPU.
 
-        A GPU would have to be waited for, and adds up in any order.
+        A GPU would have to be waited for, and its sums have no fixed order.
         """
         return self._rows.device.type == "cpu" and float(self.step) >= _REACH[self._rows.dtype] * self._bandwidth
 
@@ -135,7 +135,7 @@ class _Density:
         return kernels @ self._counts
 
     def _of_near(self) -> Tensor:
-        """Each similarity counts at the point below and at the one above: a quarter of the work."""
+        """Each similarity counts at the point below and at the point above: a quarter of the work."""
         images = len(self._rows)
         below = (self._rows / self.step).floor_().clamp_(max=self._points - 2)
         distance = self._rows - below * self.step

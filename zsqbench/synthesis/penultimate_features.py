@@ -1,4 +1,4 @@
-"""What a network makes of images before it classifies them: the input of its last linear layer."""
+"""Penultimate features of images: the input of a network's last linear layer."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -12,9 +12,9 @@ from zsqbench.errors import ZSQBenchError
 class PenultimateFeatures:
     """Keeps the penultimate features of each forward pass while the block lasts.
 
-    They are the input of the last `Linear` or 1 x 1 convolution that a pass calls, whichever that is:
-    `with PenultimateFeatures(module) as features: module(images); features.last`. Enter it before a compiled module
-    runs for the first time, since torch.compile does not notice hooks that come later.
+    They are the input of the last `Linear` or 1 x 1 convolution that a pass calls: `with PenultimateFeatures(module) as
+    features: module(images); features.last`. Enter it before a compiled module runs for the first time, because
+    torch.compile ignores later hooks.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -32,18 +32,18 @@ class PenultimateFeatures:
 
     def __exit__(self, *_: object) -> None:
         self._resources.close()
-        self._layer = self._input = None  # it would hold the pass's memory
+        self._layer = self._input = None  # else it would keep the pass's memory
 
     @property
     def layer(self) -> str:
-        """Path of the layer whose input they are; a network that is such a layer itself has the path ''."""
+        """Path of the layer that reads the features. It is '' where the network itself is the layer."""
         return self._last()[0]
 
     @property
     def last(self) -> Tensor:
-        """The features [N, F] of the last pass, averaged over positions where there are some; differentiable.
+        """The features [N, F] of the last pass, averaged over positions if there are any; differentiable.
 
-        Raises ZSQBenchError where no pass called such a layer.
+        Raises ZSQBenchError where no pass called a linear layer or 1 x 1 convolution.
         """
         layer, values = self._last()
         if values.dim() > 2 and not isinstance(self._module.get_submodule(layer), nn.Linear):  # noqa: PLR2004
@@ -63,5 +63,5 @@ class PenultimateFeatures:
 
 
 def _mixes_channels(layer: nn.Module) -> bool:
-    """True if it is a linear layer, also where that is written as a convolution."""
+    """True for a linear layer, also if it is written as a convolution."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))

@@ -1,4 +1,4 @@
-"""What the batch normalisations of a network see, image by image, measured in the forward pass itself."""
+"""Moments of the inputs of a network's batch normalisations, image by image, measured in the forward pass itself."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,13 +28,13 @@ class Seen:
     variance: Tensor
     """[N, T], biased."""
     channels: list[int]
-    """How many of the T belong to each layer."""
+    """Number of channels of each layer, of the T."""
     counts: list[int]
-    """From how many values of an image those of a layer come: the size of its map."""
+    """Number of values of an image in a channel of each layer: the size of its map."""
     outputs: Any
-    """What the network returned; none if it was stopped after its last batch normalisation."""
+    """The network's return value. None if the pass stopped after the last batch normalisation."""
     order: list[int]
-    """The layers as the pass reached them, those that it reached several times by the last."""
+    """The layers in the order of the pass. A layer that it reached several times counts at the last."""
 
     def layer(self, index: int) -> tuple[Tensor, Tensor, int]:
         """Mean and variance [N, C] of one layer, and its map's size."""
@@ -43,13 +43,13 @@ class Seen:
 
 
 class Probes:
-    """Runs a network and measures what its batch normalisations see, while the block lasts.
+    """Runs a network and measures the inputs of its batch normalisations, while the block lasts.
 
-    The network is put into eval mode with its parameters frozen, its norms compute moments beside their output, and
-    afterwards all is as it was. Moments are differentiable once with respect to the images.
+    The network is in eval mode with frozen parameters, and its norms compute moments beside their output. Afterwards
+    the network is unchanged. Moments are differentiable once with respect to the images. Hook point `conv_output` reads
+    the output of the convolution with the same number in the order of registration, as ZeroQ's release does.
 
-    Raises ZSQBenchError for a network without batch normalisation; for hook point `conv_output`, where ZeroQ's release
-    reads the output of the convolution with the same number in the order of registration, also where there are fewer
+    Raises ZSQBenchError for a network without batch normalisation, and for `conv_output` also where there are fewer
     convolutions.
     """
 
@@ -82,7 +82,7 @@ class Probes:
         self._resources.close()
 
     def __call__(self, images: Tensor, *, outputs: bool = True) -> Seen:
-        """Run the network on images [N, C, H, W], to its end only if its outputs are asked for.
+        """Run the network on images [N, C, H, W], to its end only if `outputs` are asked for.
 
         Raises ZSQBenchError for a batch normalisation that the pass does not reach, or whose convolution does not fit.
         """
@@ -92,9 +92,9 @@ class Probes:
         stop = not outputs and not torch.compiler.is_compiling()
         returned = self._run(images, self._last if stop else None)
         if not torch.compiler.is_compiling():
-            self._last = self._passed  # what comes after it carries no statistics: of a detector, neck and head
+            self._last = self._passed  # later parts have no statistics, such as neck and head of a detector
         moments = [self._measured(index, name) for index, name in enumerate(self.norms)]
-        self._calls, self._unmeasured = [], []  # they would hold the pass's memory until the next one
+        self._calls, self._unmeasured = [], []  # else they would keep the pass's memory until the next pass
         means, variances, counts = zip(*moments, strict=True)
         channels = [mean.shape[1] for mean in means]
         order = list(dict.fromkeys(reversed(self._reached)))[::-1]
@@ -123,7 +123,7 @@ class Probes:
         return merge_calls(calls)
 
     def norm(self, index: int, norm: Any, forward: Callable[..., Tensor], values: Tensor) -> Tensor:
-        """What a norm does in a pass of these probes."""
+        """The computation of a norm in a pass of these probes."""
         self._reached.append(index)
         if self._of_convolutions:
             mine = any(values is output for output in self._unmeasured[index])
@@ -143,7 +143,7 @@ class Probes:
         return result
 
     def _convolution(self, index: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep an output until its norm takes it, which nearly always comes next, or the pass is over."""
+        """Keep an output until its norm reads it, usually the next call, or until the pass is over."""
         if self.running:
             self._unmeasured[index].append(output)
             self._pass()
@@ -165,7 +165,7 @@ def batch_norms(module: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode and let it collect no gradients, until the block ends."""
+    """Put a network into eval mode and disable its parameters' gradients, until the block ends."""
     modes = [(part, part.training) for part in module.modules()]
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
@@ -181,16 +181,17 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 class _Probed(nn.Module):
-    """What a norm is while it is probed.
+    """A norm while it is probed.
 
-    By its class and not by a `forward` of its own, which torch.compile would not know again in the next step.
+    The class of the norm is replaced, not its `forward`, because torch.compile would not recognise a new `forward` in
+    the next step.
     """
 
     plain: ClassVar[bool]
-    """True if its class does nothing but normalise: a subclass may do more, as those of timm with an activation do."""
+    """True if its class only normalises. A subclass may do more, such as timm's norms with an activation."""
     probes: "tuple[tuple[Probes, int], ...]"
     own: "Callable[..., Tensor] | None"
-    """A forward that a user put on it."""
+    """A user's own forward of this norm."""
 
     def forward(self, values: Tensor) -> Tensor:
         forward = super().forward if self.own is None else self.own
@@ -222,7 +223,7 @@ def _as_probe(norm: nn.Module, probes: Probes, index: int) -> Iterator[None]:
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error
-    """The forward pass went as far as it needs to."""
+    """The forward pass has gone as far as needed."""
 
 
 def _size(values: Tensor) -> int:

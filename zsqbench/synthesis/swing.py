@@ -1,4 +1,4 @@
-"""Swing convolutions: strided convolutions see their input shifted by up to a pixel, so that no pixel is preferred."""
+"""Swing convolutions: inputs of strided convolutions are shifted by up to a pixel, so that no pixel is preferred."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,14 +12,14 @@ from torch.nn import functional
 class SwingConvolutions:
     """Shifts the input of each strided Conv2d of a network, at random, while the block lasts.
 
-    After GENIE (Jeon et al., CVPR 2023): gradients through a stride reach some pixels more often than others, which
-    leaves a checkerboard. The input is padded by one reflected pixel on each side and cropped to its size again at an
-    offset of 0 to 2 in each direction, one for each call of a layer and the same for the whole batch; 1 is no shift.
-    A map that is one pixel high or wide has nothing to reflect and is left as it is in this direction.
+    After GENIE (Jeon et al., CVPR 2023). Gradients through a stride reach some pixels more often than others, which
+    leaves a checkerboard. The input is padded by one reflected pixel on each side, then cropped to its size at an
+    offset of 0 to 2 in each direction; 1 is no shift. Each call of a layer has its own offset, the same for the whole
+    batch. A map that is one pixel high or wide has nothing to reflect and is not shifted in this direction.
 
-    `draw` gives that many offsets, x and y: int64 [count, 2] on the device of the images. It is asked once for all
-    layers, by `draw` or at the first call, and for more where layers are called more than once. Offsets are only read
-    where images are, so a GPU is not waited for, and a compiled pass is compiled once.
+    `draw` returns the requested number of offsets, x and y: int64 [count, 2] on the device of the images. It is called
+    once for all layers, by the method `draw` or at the first call, and again where layers are called more than once.
+    Offsets are only read on the device of the images. So no GPU is waited for, and a compiled pass is compiled once.
     """
 
     def __init__(self, module: nn.Module, draw: Callable[[int], Tensor]) -> None:
@@ -37,7 +37,7 @@ class SwingConvolutions:
         self._resources.close()
 
     def draw(self) -> None:
-        """Draw for the next pass; to be called before each, as offsets may be left over of the one before."""
+        """Draw for the next pass. Call it before each pass, because offsets of the earlier pass may be left."""
         self._upcoming = list(self._draw(len(self._layers))) if self._layers else []
 
     def _shift(self, _: nn.Module, inputs: tuple[Tensor, *tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -54,9 +54,10 @@ def shifted(values: Tensor, offset: Tensor) -> Tensor:
 
 
 def _shifted(values: Tensor, offset: Tensor) -> Tensor:
-    """By a crop; or, since an offset on a GPU is no number for a crop, and a line has nothing to reflect, by picking.
+    """Shift by a crop; or by picking rows and columns.
 
-    Rows and columns are picked twice at most, so that sums of gradients have no order in which they could differ.
+    Picking is needed on a GPU, where a crop cannot read the offset, and for a line, which has nothing to reflect. Rows
+    and columns are picked twice at most, so sums of gradients have no order that could change them.
     """
     height, width = values.shape[-2:]
     if values.device.type == "cpu" and min(height, width) > 1:
@@ -66,12 +67,12 @@ def _shifted(values: Tensor, offset: Tensor) -> Tensor:
 
 
 def _sources(size: int, offset: Tensor) -> Tensor:
-    """From where each place of a line comes."""
+    """The source of each position of a line."""
     places = (torch.arange(size, device=offset.device) + (offset - 1)).abs()
     return (size - 1 - (size - 1 - places).abs()).clamp_min(0)
 
 
-# A compiler makes scalar loops of picking, and of what leads there, so for one it is a single operation.
+# A compiler would turn picking, and the computation of its indices, into scalar loops, so it sees one operation.
 @torch.library.custom_op("zsqbench::shift", mutates_args=())
 def _shift(values: Tensor, offset: Tensor) -> Tensor:
     return torch.empty_like(values).copy_(_shifted(values, offset))

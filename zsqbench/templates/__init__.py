@@ -1,4 +1,4 @@
-"""The files that `zsqbench plugins new` starts a method with: real ones, which are linted and tested as they are."""
+"""The files with which `zsqbench plugins new` starts a method. They are linted and tested like all other code."""
 
 import importlib.util
 import keyword
@@ -15,9 +15,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def write_template(kind: str, name: str, folder: Path, taken: Collection[str] = ()) -> list[Path]:
-    """Write NAME.py and test_NAME.py into a folder; returns their paths.
+    """Write NAME.py and test_NAME.py into a folder. Returns their paths.
 
-    Raises ZSQBenchError, and writes nothing, where the name is no name of a module or is taken, or a file is there.
+    Raises ZSQBenchError, and writes nothing, if the name is not a module's name or is taken, or if a file exists.
     """
     _check_name(kind, name, taken)
     source = Path(__file__).parent / kind
@@ -29,7 +29,7 @@ def write_template(kind: str, name: str, folder: Path, taken: Collection[str] = 
         if path.exists():
             raise ZSQBenchError(f"{path} is there already, and is left as it is; take another name or folder")
     if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
-        raise ZSQBenchError(f"there is a Python module named {name!r} already, which the test would import instead")
+        raise ZSQBenchError(f"there is a Python module named {name!r} already, and the test would import that module")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
@@ -40,7 +40,7 @@ def write_template(kind: str, name: str, folder: Path, taken: Collection[str] = 
 
 
 def class_name(name: str) -> str:
-    """`feature_match` to `FeatureMatch`."""
+    """The class name of a module: `FeatureMatch` for `feature_match`."""
     return "".join(part.capitalize() for part in name.split("_"))
 
 
@@ -49,7 +49,7 @@ def _rename(text: str, name: str) -> str:
 
 
 def _check_name(kind: str, name: str, taken: Collection[str]) -> None:
-    """It is the name of a method, of a module that a test imports, and of a class."""
+    """Check that it is a valid name of a method, of a module that a test imports, and of a class."""
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise ZSQBenchError(f"{name!r} is no name for a module; expected lower case, digits and _, such as my_{kind}")
     if name in taken:

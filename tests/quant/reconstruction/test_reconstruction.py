@@ -123,7 +123,7 @@ def test_what_learning_made_worse_is_not_kept_and_noted():
     wild = Stage(5, 8, rounding=Rounding(lr=50.0))
     student = reconstructed(module, {"weights": wild}, ctx)
     assert torch.equal(codes(student, "0"), codes(student_of(module), "0"))
-    assert any("what was there is kept" in note for note in ctx.reporter.notes)
+    assert any("the earlier values are kept" in note for note in ctx.reporter.notes)
 
 
 def test_correlated_inputs_round_so_that_the_sum_stays():

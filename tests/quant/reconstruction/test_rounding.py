@@ -77,7 +77,7 @@ def test_a_weight_may_land_several_points_away_and_is_kept_though_it_is_worse_wh
         stage = Stage(1, 4, rounding=lambda *layer: Division(*layer, lr=0.7), keep_better=keep_better)
         learn(student, stage, ctx)
         assert values_of(student) == [value]
-        assert any("what was there is kept" in note for note in ctx.reporter.notes) is keep_better
+        assert any("the earlier values are kept" in note for note in ctx.reporter.notes) is keep_better
 
 
 def test_a_scale_that_was_learned_is_in_the_artifact():

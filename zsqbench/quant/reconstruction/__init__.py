@@ -1,4 +1,4 @@
-"""Learning rounding and step sizes unit by unit, by AdaRound or a parametrization and a loss of your own."""
+"""Learning of rounding and step sizes unit by unit, by AdaRound or by your own parametrization and loss."""
 
 from zsqbench.quant.reconstruction.activation_cache import GIB, ActivationCache, LiveTensors, Memory
 from zsqbench.quant.reconstruction.divided_rounding import DividedRounding, Division

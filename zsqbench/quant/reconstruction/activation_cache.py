@@ -1,4 +1,4 @@
-"""What a network computes of all calibration images, kept on the device, in pinned host memory or on disk."""
+"""Values of a network for all calibration images, kept on the device, in pinned host memory or on disk."""
 
 import math
 import os
@@ -21,9 +21,9 @@ Storage = Literal["device", "host", "disk"]
 
 @dataclass
 class Memory:
-    """How many bytes caches may take, and how many they take; what fits nowhere is kept in files.
+    """Bounds of caches in bytes, and their current sizes. Caches that fit in no memory are files.
 
-    On a CPU, device memory is host memory, and only the latter counts.
+    On a CPU, device memory is host memory, and only the bound of host memory counts.
     """
 
     device: torch.device
@@ -34,14 +34,14 @@ class Memory:
         self.used: dict[Storage, int] = {"device": 0, "host": 0, "disk": 0}
 
     def place(self, size: int) -> Storage:
-        """Where so many bytes go."""
+        """The place for this number of bytes."""
         if self.device.type != "cpu" and self.used["device"] + size <= self.device_bytes:
             return "device"
         return "host" if self.used["host"] + size <= self.host_bytes else "disk"
 
 
 class ActivationCache:
-    """One tensor [count, ...] that is written in parts and read by index; it takes no memory where it is on disk.
+    """One tensor [count, ...] that is written in parts and read by index. A tensor on disk takes no memory.
 
     The order of dimensions in memory (channels last or not) is that of the first part.
     """
@@ -55,7 +55,7 @@ class ActivationCache:
 
     @classmethod
     def of(cls, images: Tensor, memory: Memory) -> "ActivationCache":
-        """What is there already, where it is."""
+        """A cache of existing images, in their present place."""
         cache = cls(len(images), memory)
         cache._store = _Resident(images, memory.device)
         cache.written = len(images)
@@ -89,7 +89,7 @@ class ActivationCache:
 
 
 def batches(count: int, size: int) -> list[slice]:
-    """Slices of at most `size` that together are all of them."""
+    """Slices of at most `size` that together cover `count`."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -113,14 +113,14 @@ class _Resident:
 
     def read(self, index: Tensor | slice) -> Tensor:
         if isinstance(index, slice):
-            # a copy in any case: the network may work in place on what it is given
+            # always a copy, because the network may change its input in place
             return self._rows[index].to(self._device, non_blocking=True, copy=True)
         rows = self._rows.index_select(0, index.to(self._rows.device))  # a tenth of the time of rows[index] on a CPU
         return rows.to(self._device, non_blocking=True)
 
 
 class _File:
-    """Rows in a file without a name, which is gone when it is closed, however this process ends."""
+    """Rows in a file without a name, which disappears when it is closed or the process ends."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self._device = device

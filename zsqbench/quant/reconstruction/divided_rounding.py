@@ -1,4 +1,4 @@
-"""Learning how weights are rounded by dividing each by a number of its own before: FlexRound's parametrization."""
+"""Learned rounding of weights, each divided by its own number before it is rounded: FlexRound's parametrization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _MATRIX = 2
 
 @dataclass(frozen=True)
 class Division:
-    """How weights learn what they are divided by before they are rounded, by `DividedRounding`."""
+    """Settings of weights that learn their divisors before rounding, by `DividedRounding`."""
 
     lr: float = 1e-3
     scale_lr: float | None = 1e-3
-    """Learn the grid's step, too, with this rate."""
+    """Rate with which the grid's step also learns."""
     is_annealed: bool = True
     """True if both rates fall to zero by a cosine."""
 
@@ -32,10 +32,10 @@ class Division:
 class DividedRounding(LearnedRounding):
     """A weight whose rounding is learned by division: W^ = s1 (clip(round(W / (s1 S2 s3 s4)) + z, 0, 2^b - 1) - z).
 
-    FlexRound (Lee et al., ICML 2023). `scale` is the grid's step s1. `elements` is S2, one number for each weight;
-    `outputs` is s3, one for each output channel; `inputs` is s4, one for each input channel of a convolution, and None
-    for a linear layer. They begin with 1, which is rounding to nearest, and stay above a thousandth. The zero point
-    stays. Gradients pass the rounding straight through, and end beyond the last codes: a code on the end passes them.
+    FlexRound (Lee et al., ICML 2023). `scale` is the grid's step s1. `elements` is S2, one number for each weight.
+    `outputs` is s3, one for each output channel. `inputs` is s4, one for each input channel of a convolution, and None
+    for a linear layer. Divisors begin with 1, which is rounding to nearest, and stay above a thousandth. The zero point
+    stays. Gradients pass the rounding unchanged. They are zero beyond the last codes, but pass a code on the end.
     """
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor, settings: Division | None = None) -> None:
@@ -59,12 +59,12 @@ class DividedRounding(LearnedRounding):
         return groups
 
     def codes(self, weight: Tensor) -> Tensor:
-        """The codes of the weight, divided as it is now."""
+        """The codes of the weight with the current divisors."""
         steps = weight / (self.scale.detach() * _divisor(*(each.detach() for each in self._divisors())))
         return steps.round_().add_(self.zero_point).clamp_(0, levels(self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The rounded weight, of the shape of x; differentiable to all that learns."""
+        """The rounded weight, of the shape of x, differentiable to all learned parameters."""
         if not self.enabled:
             return x
         values: Tensor = _Divided.apply(x, self.scale, self.zero_point, self.bits, *self._divisors())
@@ -72,7 +72,7 @@ class DividedRounding(LearnedRounding):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep the step and all divisors above zero: a weight divided by less would change its sign."""
+        """Keep the step and all divisors above zero. A negative divisor would change a weight's sign."""
         for divisor in self._divisors():
             divisor.clamp_(min=SMALLEST_STEP)
         if self._settings.scale_lr is not None:
@@ -91,7 +91,7 @@ def _divisor(elements: Tensor, *channels: Tensor) -> Tensor:
 
 
 class _Divided(torch.autograd.Function):
-    """One function, whose clip lets gradients pass on its bounds, and compares the integers that it clips."""
+    """One function. Its clip lets gradients pass on its bounds, and compares the clipped integers."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *divisors: Tensor) -> Tensor:
@@ -110,6 +110,6 @@ class _Divided(torch.autograd.Function):
         steps, scale, codes, *divisors = ctx.saved_tensors
         (gradient,) = gradients
         to_scale = (gradient * (codes - steps)).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
-        to_logarithm = (gradient * steps).mul_(-scale)  # of any divisor: d W^ / d log S
+        to_logarithm = (gradient * steps).mul_(-scale)  # for any divisor: d W^ / d log S
         to_divisors = [to_logarithm.sum_to_size(divisor.shape) / divisor for divisor in divisors]
         return None, to_scale, None, None, *to_divisors

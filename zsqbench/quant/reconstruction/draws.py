@@ -1,4 +1,4 @@
-"""Reconstruction draws the images of batches, and which values stay float."""
+"""Random draws of reconstruction: images of batches, and values that stay float."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from zsqbench.quant.reconstruction.stage import Draws
 
 
 def draw(count: int, size: int, how: Draws, ctx: LearningContext) -> Iterator[Tensor]:
-    """Indices of batch after batch, without end."""
+    """Indices of endless batches."""
     while True:
         if how == "replacement":
             yield torch.randint(count, (size,), generator=ctx.rng, device=ctx.device)
@@ -24,7 +24,7 @@ def draw(count: int, size: int, how: Draws, ctx: LearningContext) -> Iterator[Te
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def keep_mask(shape: torch.Size, probability: float, ctx: LearningContext) -> Tensor:
     """A mask that is true with this probability."""
-    if probability != 0.5:  # noqa: PLR2004 - the published one, for which a bit of each byte is enough
+    if probability != 0.5:  # noqa: PLR2004 - for the published 0.5, one bit of each byte is enough
         return torch.rand(shape, generator=ctx.rng, device=ctx.device) < probability
     count = shape.numel()
     words = torch.empty(-(-count // 8), dtype=torch.int64, device=ctx.device).random_(generator=ctx.rng)
@@ -32,9 +32,9 @@ def keep_mask(shape: torch.Size, probability: float, ctx: LearningContext) -> Te
 
 
 def select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    """Do what torch.where does, of a mask and two tensors of its shape, and for its gradients, bit for bit.
+    """torch.where of a mask and two tensors of its shape, with its gradients, bit for bit.
 
-    On a CPU in a fifth of the time: torch.where goes through truth values one by one, there and back.
+    On a CPU it takes a fifth of the time, because torch.where reads truth values one by one, forward and backward.
     """
     plain = torch.compiler.is_compiling() or mask.device.type != "cpu"
     if plain or {chosen.dtype, other.dtype} != {torch.float32} or chosen.shape != mask.shape:
@@ -44,7 +44,7 @@ def select(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
 
 
 class _Selected(torch.autograd.Function):
-    """Takes the bits of one or of the other, with all bits of a number set where the mask is true."""
+    """Takes the bits of one tensor or of the other. All bits of a number are set where the mask is true."""
 
     @staticmethod
     def forward(ctx: Any, mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

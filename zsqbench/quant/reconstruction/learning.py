@@ -1,4 +1,4 @@
-"""Learning one unit: the rounding of its weights and the step sizes of its activations, by gradient descent."""
+"""Learning of one unit: the rounding of its weights and the step sizes of its activations, by gradient descent."""
 
 import contextlib
 import math
@@ -29,37 +29,37 @@ from zsqbench.quant.reconstruction.rounding import LearnedRounding, ParameterGro
 from zsqbench.quant.reconstruction.stage import Draws, Stage
 
 POINTS = 200
-"""Points of a curve that are kept for each unit."""
+"""Points that are kept of each unit's curve."""
 
 
 @dataclass
 class Learning:
-    """One unit in one stage, with what it reads and is to give. Its loss is that of the stage, over all images."""
+    """One unit in one stage, with its inputs and targets. Its loss is the stage's, over all images."""
 
     unit: Unit
     stage: Stage
     ctx: LearningContext
     memory: Memory
     inputs: LiveTensors
-    """What the unit reads."""
+    """Inputs of the unit."""
     plain: LiveTensors
-    """The same values of the float network."""
+    """The same inputs in the float network."""
     targets: Mapping[str, ActivationCache]
-    """What its outputs are to be: what they are in the float network."""
+    """Targets of its outputs: the outputs in the float network."""
     layers: Sequence[QuantizedLayer]
-    """Those whose rounding is learned."""
+    """Layers whose rounding is learned."""
     later: Sequence[Unit]
     curve: str
     """Name of the stage and the unit, for the log."""
     tick: Callable[[], None]
     """Called after each iteration."""
     mixed_with: LiveTensors | None = None
-    """The tensors that quantized inputs are mixed with, where these are not `plain`."""
+    """Tensors with which quantized inputs are mixed, where they are not `plain`."""
 
     def run(self, needed: set[str]) -> tuple[float, float, dict[str, ActivationCache]]:
-        """Learn, and keep what was learned unless it is worse and the stage keeps what is better.
+        """Learn. If the stage keeps the better values, learned values are kept only where the loss did not rise.
 
-        Returns the loss before and after, and what is live and needed behind the unit.
+        Returns the loss before and after, and the live values that are needed behind the unit.
         """
         rounded = [layer.weight_quantizer for layer in self.layers]
         steps = [quantizer.scale.clone() for quantizer in self._learned_quantizers()]
@@ -77,10 +77,10 @@ class Learning:
                 for quantizer, step in zip(self._learned_quantizers(), steps, strict=True):
                     quantizer.set_parameters(step, quantizer.zero_point)
                 self.ctx.note(
-                    f"{self.curve}: what was there is kept, for what was learned is worse on the calibration images: "
-                    f"{after:.4g} against {before:.4g}"
+                    f"{self.curve}: the earlier values are kept, because learning increased the loss on the "
+                    f"calibration images: {after:.4g} against {before:.4g}"
                 )
-                del following  # before its place is needed again
+                del following  # frees its memory, which is needed again
                 after, following = self._loss(weights, needed)
         return before, after, following
 
@@ -108,7 +108,7 @@ class Learning:
         return next(iter(self.targets.values())).count
 
     def _loss(self, weights: LiveTensors | None, needed: set[str]) -> tuple[float, dict[str, ActivationCache]]:
-        """The loss on all images and, of the same pass, what is needed behind the unit."""
+        """The loss on all images and, from the same pass, the values that are needed behind the unit."""
         total = 0.0
 
         def add(outputs: Mapping[str, Tensor], part: slice) -> None:
@@ -121,7 +121,7 @@ class Learning:
         return total / self._count, following
 
     def _distance(self, outputs: Mapping[str, Tensor], index: Tensor | slice, weights: LiveTensors | None) -> Tensor:
-        """The loss of a batch, summed over the outputs that are reconstructed; or the stage's own."""
+        """The loss of a batch: the stage's own loss, or the sum over the reconstructed outputs."""
         if self.stage.loss is not None:
             return self.stage.loss(self._batch(outputs, index))
         losses = []
@@ -134,9 +134,9 @@ class Learning:
     def _batch(
         self, outputs: Mapping[str, Tensor], index: Tensor | slice, quantized: Mapping[str, Tensor] | None = None
     ) -> UnitBatch:
-        """The batch that a loss is given; slices of all images are read as they are, and drawn indices as drawn.
+        """The batch for a loss. Slices of all images are read as they are, and drawn indices as drawn.
 
-        `quantized` are the outputs for the quantized inputs, where these are at hand beside those for mixed ones.
+        `quantized` are the outputs for the quantized inputs, where they exist beside the outputs for mixed inputs.
         """
         is_mixed = self.stage.source == "mixed" and isinstance(index, Tensor)
 
@@ -154,7 +154,7 @@ class Learning:
         steps = [quantizer.scale for quantizer in self._learned_quantizers()]
         lowest = [SMALLEST_STEP * step.detach() for step in steps]
         groups = self._groups(learned, steps)
-        if not groups:  # its quantizers are not calibrated, or its layers were learned in another unit
+        if not groups:  # its quantizers are not calibrated, or another unit learned its layers
             for _ in range(iterations):
                 self.tick()
             return
@@ -190,7 +190,10 @@ class Learning:
             raise self._diverged()
 
     def _measure(self, weights: LiveTensors | None) -> Callable[[Tensor], Tensor]:
-        """The loss of drawn images, compiled where the settings say so: with the unit, unless it is the stage's own."""
+        """The loss of drawn images, compiled where the settings say so.
+
+        The unit is compiled with it, unless the loss is the stage's own.
+        """
         if self.stage.loss is None and weights is None:
             targets = self.targets.values()
             return lambda index: self._whole(*(target.read(index) for target in targets), *self._drawn_inputs(index))
@@ -205,7 +208,7 @@ class Learning:
         return measure
 
     def _doubled(self, run: Callable[..., Sequence[Tensor]], loss: UnitLoss, index: Tensor) -> Tensor:
-        """The stage's own loss of drawn images, of one pass of drawn inputs and quantized ones."""
+        """The stage's own loss of drawn images, from one pass of drawn inputs and quantized inputs."""
         values = self._read(self.inputs, index)
         both = run(*(torch.cat(pair) for pair in zip(self._drawn(values, index), values, strict=True)))
         halves = {name: output.chunk(2) for name, output in zip(self.unit.outputs, both, strict=True)}
@@ -217,7 +220,7 @@ class Learning:
         return self.ctx.compile(with_loss(self.unit, list(self.targets), self.stage.power))
 
     def _groups(self, learned: Sequence[LearnedRounding], steps: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Groups for the optimiser, those of one rate together."""
+        """Groups of parameters for the optimiser, by their rates."""
         groups = [group for rounding in learned for group in rounding.parameter_groups()]
         if self.stage.step_sizes and steps:
             groups.append(ParameterGroup(steps, self.stage.step_sizes.lr, is_annealed=True))
@@ -240,7 +243,7 @@ class Learning:
                 step.scale.grad.div_(math.sqrt(size * largest[step]))
 
     def _watch(self, until_learned: contextlib.ExitStack) -> dict[TensorQuantizer, int]:
-        """Drop quantization at random behind the quantizers, and note the sizes of what they round, where wanted."""
+        """Drop quantization at random behind the quantizers, and note the sizes of rounded values, where needed."""
         sizes: dict[TensorQuantizer, int] = {}
         scales_gradients = self.stage.step_sizes is not None and self.stage.step_sizes.lsq
 
@@ -261,7 +264,7 @@ class Learning:
         return self._drawn(self._read(self.inputs, index), index)
 
     def _drawn(self, values: list[Tensor], index: Tensor) -> list[Tensor]:
-        """The inputs that the unit learns from, of those behind the units before it."""
+        """The inputs for learning, from the values behind the earlier units."""
         if self.stage.source != "mixed":
             return values
         others = self.plain if self.mixed_with is None else self.mixed_with
@@ -286,7 +289,7 @@ class Learning:
 
 
 def _group(parameters: Sequence[Tensor], lr: float, *, is_annealed: bool) -> dict[str, Any]:
-    """Parameters of an optimiser with their rate as a function of the part of the iterations that is over."""
+    """Parameters of an optimiser with their rate as a function of the finished part of the iterations."""
 
     def rate(done: float) -> float:
         return lr * 0.5 * (1 + math.cos(math.pi * done)) if is_annealed else lr

@@ -1,4 +1,4 @@
-"""What reconstruction minimizes: the distance between the output of a quantized unit and of the float one."""
+"""Losses of reconstruction: the distance between the outputs of a quantized unit and of the float one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from zsqbench.quant.graph.units import Unit
 from zsqbench.quant.grids.affine import inner_product
 
 Fisher = Literal["diag", "full"]
-"""How squared errors are weighted with the gradients of the network's loss: element by element, or image by image."""
+"""Weighting of squared errors with the gradients of the network's loss: element by element, or image by image."""
 
 _SQUARE = 2.0
 
@@ -20,10 +20,10 @@ _SQUARE = 2.0
 def reconstruction_loss(
     output: Tensor, target: Tensor, power: float = 2.0, fisher: Fisher | None = None, weights: Tensor | None = None
 ) -> Tensor:
-    """The sum over channels (dimension 1) of |output - target|^power, averaged over the others, as in BRECQ.
+    """The sum over channels (dimension 1) of |output - target|^power, averaged over the other dimensions, as in BRECQ.
 
-    With `fisher`, squared errors weighted by `weights`, of the output's shape: (e g)^2, reduced in the same way
-    (diag), or mean(sum(|e| |g|) |e| |g|) / 100, the inner sum over an image (full). One value for each image, [N],
+    With `fisher`, squared errors are weighted by `weights` of the output's shape. diag: (e g)^2, reduced in the same
+    way. full: mean(sum(|e| |g|) |e| |g|) / 100, where the inner sum is over an image. One value for each image, [N],
     counts as one channel.
     """
     if output.dim() == 1:
@@ -50,9 +50,9 @@ def total(losses: Sequence[Tensor]) -> Tensor:
 
 
 def with_loss(unit: Unit, targets: Sequence[str], power: float) -> fx.GraphModule:
-    """A unit that returns the loss without weights, for what these outputs are to be, and then its inputs.
+    """A unit that returns the loss without weights, for the targets of these outputs and then its inputs.
 
-    A graph of its own for each unit: torch counts by functions how often it compiles, and stops at some number.
+    Each unit has its own graph. torch counts compilations by function, and stops at a limit.
     """
     graph = fx.Graph()
     wanted = [graph.placeholder(f"wanted_{place}") for place in range(len(targets))]
@@ -67,10 +67,10 @@ def with_loss(unit: Unit, targets: Sequence[str], power: float) -> fx.GraphModul
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """A batch of images as a loss sees it: what a unit gives for them, and what the network predicts with that.
+    """A batch of images for a loss: the unit's outputs for them, and the network's predictions with these outputs.
 
-    Predictions are those of a classifier, in float32, and computed when they are asked for; ZSQBenchError is raised
-    where the network is none.
+    Predictions are a classifier's, in float32, and computed on request. Raises ZSQBenchError where the network is not a
+    classifier.
     """
 
     outputs: Mapping[str, Tensor]
@@ -80,13 +80,13 @@ class UnitBatch:
     prediction: Callable[[], Tensor]
     """The logits [N, classes] of the network that is quantized up to and including this unit and float behind it.
 
-    They are differentiable, too. Where the unit learns from mixed inputs, it is run on the quantized ones for this.
+    They are differentiable. A unit that learns from mixed inputs is run on the quantized ones for this.
     """
     float_prediction: Callable[[], Tensor]
     """The logits [N, classes] of the float network."""
 
     def distance(self, power: float = _SQUARE) -> Tensor:
-        """The `reconstruction_loss` of outputs and targets, summed over them: BRECQ's and QDrop's."""
+        """The `reconstruction_loss` summed over all outputs: the loss of BRECQ and QDrop."""
         losses = [reconstruction_loss(self.outputs[name], target, power) for name, target in self.targets.items()]
         return torch.stack(losses).sum()
 

@@ -1,4 +1,4 @@
-"""The prediction of a network that is quantized up to and including a unit, for losses that look beyond the unit."""
+"""Predictions of a network that is quantized up to and including a unit, for losses on predictions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from zsqbench.quant.reconstruction.propagation import in_float, quantizers_of
 
 @dataclass
 class Prediction:
-    """The logits of a classifier on calibration images: quantized as far as a unit reaches, or in float.
+    """The logits of a classifier on calibration images: quantized up to and including a unit, or in float.
 
-    All raise ZSQBenchError where the network is no classifier with one output [N, classes].
+    All methods raise ZSQBenchError where the network is not a classifier with one output [N, classes].
     """
 
     unit: Unit
@@ -28,26 +28,26 @@ class Prediction:
     inputs: LiveTensors
     """The values that are live before the unit, in the quantized network."""
     plain: LiveTensors
-    """The same in the float network."""
+    """The same values in the float network."""
     batch_size: int
     memory: Memory
     loss: str
-    """Name of the loss that asks, for an error."""
+    """Name of the loss, for error messages."""
 
     def quantized(self, index: Tensor | slice, outputs: Mapping[str, Tensor]) -> Tensor:
-        """The logits [N, classes] where the unit gave these outputs and all behind it is float; differentiable."""
+        """The logits [N, classes] for these outputs of the unit, with everything behind it float; differentiable."""
         wanted = {name for unit in self.later for name in unit.inputs}
         values = {name: cache.read(index) for name, cache in self.inputs.items() if name in wanted}
         with self._float_behind():
-            # copies, since what follows may work in place
+            # copies, because later layers may work in place
             return self._logits(values | {name: output.clone() for name, output in outputs.items()})
 
     def in_float(self, index: Tensor | slice) -> Tensor:
-        """The logits [N, classes] of the float network; computed once for all images."""
+        """The logits [N, classes] of the float network, computed once for all images."""
         return self._float_logits.read(index)
 
     def fisher_weights(self, names: Iterable[str]) -> dict[str, ActivationCache]:
-        """|g| + 1 for each element of these outputs, g being the gradient there of KL(float || quantized logits)."""
+        """|g| + 1 for each element of these outputs; g is their gradient of KL(float || quantized logits)."""
         caches = {name: ActivationCache(self._count, self.memory) for name in names}
         with self._float_behind():
             for part in batches(self._count, self.batch_size):
@@ -61,7 +61,7 @@ class Prediction:
                 tensors = list(outputs.values())
                 if divergence.requires_grad:
                     gradients = torch.autograd.grad(divergence, tensors, materialize_grads=True)
-                else:  # of all that is behind the unit only indices depend on it
+                else:  # behind the unit only indices depend on it
                     gradients = tuple(map(torch.zeros_like, tensors))
                 for cache, gradient in zip(caches.values(), gradients, strict=True):
                     cache.append(gradient.abs().add_(1))

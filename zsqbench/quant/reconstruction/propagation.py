@@ -1,4 +1,4 @@
-"""Running one unit on all images: in float, or as a stage quantizes it, from the caches of one boundary to the next."""
+"""Runs of one unit on all images, in float or quantized for a stage, from the caches of one boundary to the next."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from zsqbench.quant.reconstruction.stage import Stage
 
 
 def in_float(unit: Unit) -> contextlib.AbstractContextManager[None]:
-    """Let a unit compute what the float network does."""
+    """Let a unit compute as in the float network."""
     return switched(quantizers_of(unit), enabled=False)
 
 
 def quantized(unit: Unit, stage: Stage) -> contextlib.AbstractContextManager[None]:
-    """Let a unit compute what it does in a stage: with rounded weights, and rounded activations if the stage says."""
+    """Let a unit compute as in a stage: with rounded weights, and rounded activations if the stage says so."""
     return switched(() if stage.quantize_activations else unit.quantizers, enabled=False)
 
 
@@ -32,7 +32,7 @@ def push(
     memory: Memory,
     look: Callable[[Mapping[str, Tensor], slice], None] | None = None,
 ) -> dict[str, ActivationCache]:
-    """Run a unit on all images, and return what of all that is live then is needed; `look` sees the outputs."""
+    """Run a unit on all images. Returns the needed part of the live values. `look` is given the outputs."""
     count = next(iter(live.values())).count
     made = {name: ActivationCache(count, memory) for name in unit.outputs if name in needed}
     for part in batches(count, batch_size) if made or look else ():

@@ -1,9 +1,10 @@
-"""Reconstruction: learning rounding and step sizes unit by unit, so that each gives what the float network's gives.
+"""Reconstruction: rounding and step sizes are learned unit by unit, so that unit outputs fit the float ones.
 
-The engine under AdaRound, BRECQ, QDrop, GENIE-M, FlexRound and PD-Quant. Inputs and targets of a unit are cached, and
-pushed on to the next one by running this unit alone: a stage costs one pass of the images through the float network and
-two through the quantized network, however deep it is, the losses before and after included; and another of each unit
-where learning is undone. The loss fisher, and one on the prediction, also run, for each unit, the network behind it.
+This is the engine of AdaRound, BRECQ, QDrop, GENIE-M, FlexRound and PD-Quant. Inputs and targets of a unit are cached.
+Running the unit alone gives those of the next one. So a stage costs one pass of the images through the float network
+and two through the quantized network, whatever the depth, including the losses before and after. A unit whose learning
+is undone costs one more pass of the unit. The loss fisher, and losses on the prediction, also run the network behind
+each unit.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ from zsqbench.quant.student import activation_quantizers, quantized_layers
 class Reconstruction:
     """Runs the stages of a method on a prepared student whose weight quantizers are calibrated.
 
-    A unit that learning made worse than it was before, on the calibration images and by the loss of its stage, keeps
-    what it had. Goes on from a checkpoint after the last finished unit as if it had never stopped.
+    A unit that learning made worse, on the calibration images and by the loss of its stage, keeps its earlier values.
+    From a checkpoint it resumes after the last finished unit, with the same results.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Reconstruction:
         before_images: int = 0,
         correct: Callable[[Unit, Sequence[Tensor]], Sequence[Tensor] | None] | None = None,
     ) -> None:
-        """`before_unit` is called with each unit, before it learns, and a first batch of its inputs, or more images.
+        """`before_unit` is called with each unit before it learns, and its inputs for a first batch or more images.
 
-        `correct` is called with each unit that learns and a batch of its inputs in the float network; what it returns,
-        if anything, is what inputs are mixed with, and what the unit makes of them in float is what it is to give.
+        `correct` is called with each unit that learns and a batch of its inputs in the float network. Its result,
+        unless None, replaces the float inputs in the mixture. The float unit's outputs for it are the targets.
 
         Raises ZSQBenchError for images that the network does not take, or that are fewer than a batch.
         """
@@ -68,7 +69,7 @@ class Reconstruction:
         self._before_images = before_images
         self._correct = correct
         self._resumed = ctx.resume() or {}
-        self._settled: set[str] = set()  # layers that were learned, at their first call
+        self._settled: set[str] = set()  # layers that were learned at their first call
         self._total = sum(stage.iterations * len(self._learners(stage)) for stage in stages.values())
         self._done = 0
         ctx.note(describe_units(self.units))
@@ -110,7 +111,7 @@ class Reconstruction:
                 corrected = self._corrected(unit, plain, stage.batch_size)
                 mixed_with, targets = corrected or (None, {tensor: following[tensor] for tensor in unit.targets})
                 inputs = self._learn(name, stage, place, plain, inputs, targets, to_push, mixed_with)
-                del corrected, mixed_with, targets  # before the next unit wants their place
+                del corrected, mixed_with, targets  # frees memory for the next unit
                 self.ctx.checkpoint(self._state(name, place + 1))
             else:
                 self._advance(stage.iterations if unit in learners else 0)
@@ -159,7 +160,7 @@ class Reconstruction:
     def _corrected(
         self, unit: Unit, plain: LiveTensors, batch_size: int
     ) -> tuple[dict[str, ActivationCache], dict[str, ActivationCache]] | None:
-        """The unit's inputs in the float network as they are corrected, and its targets then; none where they stay."""
+        """The corrected inputs of the unit in the float network, and their targets; None where nothing is corrected."""
         if self._correct is None:
             return None
         count = len(self.images)
@@ -178,7 +179,7 @@ class Reconstruction:
         return moved, targets
 
     def _learners(self, stage: Stage) -> list[Unit]:
-        """The units that have something to learn, where a layer that several call is learned in the first."""
+        """The units with something to learn. A layer that several units call is learned in the first."""
         known = set(self._settled) if stage.rounding else set()
         learners = []
         for unit in self.units if stage.iterations else ():
@@ -193,7 +194,7 @@ class Reconstruction:
         self.ctx.progress(self._done, self._total)
 
     def _resume(self, name: str) -> int:
-        """Take over from the checkpoint what concerns this stage; returns how many units are finished."""
+        """Restore this stage's part of the checkpoint. Returns the number of finished units."""
         order = list(self.stages)
         resumed = order.index(self._resumed["stage"]) if self._resumed else -1
         if order.index(name) > resumed:
@@ -210,7 +211,7 @@ class Reconstruction:
         for quantizer in (quantizer for unit in self.units[:finished] for quantizer in unit.quantizers):
             scale = self._resumed[f"step.{quantizer.name}"].to(self.ctx.device)
             zero_point = self._resumed[f"zero_point.{quantizer.name}"].to(self.ctx.device)
-            if (scale > 0).all():  # and not neutral, before activations are calibrated
+            if (scale > 0).all():  # a neutral scale means that activations are not calibrated yet
                 quantizer.set_parameters(scale, zero_point)
         return finished
 

@@ -1,7 +1,7 @@
-"""The contract of what learns how a weight is rounded: AdaRound's parametrization (`SoftRounding`), or one of your own.
+"""The interface of learned rounding of a weight: AdaRound's parametrization (`SoftRounding`), or your own.
 
-A stage of reconstruction makes one for each layer, puts it in the place of the layer's weight quantizer, trains its
-parameters with Adam, and keeps the codes and the scale that it ends with.
+A stage of reconstruction makes one object for each layer, in place of the layer's weight quantizer. It trains the
+object's parameters with Adam, and keeps the final codes and scale.
 """
 
 from abc import ABC, abstractmethod
@@ -25,9 +25,9 @@ class ParameterGroup(NamedTuple):
 class LearnedRounding(WeightQuantizer, ABC):
     """A weight while its rounding is learned, on the grid that another quantizer found.
 
-    Override `forward`, the weight that the layer computes with meanwhile, of the shape of the float weight that it is
-    given and differentiable to the parameters; and `codes`, the integers 0 .. 2^b - 1 at the end, of the same shape, on
-    the grid of `scale` and `zero_point` as they are then. `scale` may learn; `zero_point` must stay as it is.
+    Override two methods. `forward` returns the weight for the layer's computation during learning. It has the shape of
+    the given float weight and is differentiable to the parameters. `codes` returns the final integers 0 .. 2^b - 1, of
+    the same shape, on the grid of the final `scale` and `zero_point`. `scale` may learn; `zero_point` must not change.
     """
 
     def __init__(self, quantizer: WeightQuantizer) -> None:
@@ -42,8 +42,8 @@ class LearnedRounding(WeightQuantizer, ABC):
         """Add the gradient of a regulariser to those of the parameters, at an iteration counted from 1."""
 
     def constrain(self) -> None:
-        """Bring parameters back to where they may be, after each step of the optimiser; without gradients."""
+        """Move parameters back into their valid range, after each step of the optimiser; without gradients."""
 
 
 RoundingMethod = Callable[[WeightQuantizer, Tensor], LearnedRounding]
-"""Makes what learns the rounding of a weight, from the quantizer that the weight has and the float weight."""
+"""Makes the learned rounding of a weight, from the weight's quantizer and the float weight."""

@@ -1,4 +1,4 @@
-"""Learning for each weight whether it is rounded up or down: AdaRound's relaxation, and GENIE's with learned scales."""
+"""Learned rounding of each weight up or down: AdaRound's relaxation, and GENIE's with learned scales."""
 
 import math
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ GAMMA, ZETA = -0.1, 1.1
 
 @dataclass(frozen=True)
 class Annealing:
-    """beta of the regulariser: none during the warm-up, then from start to end."""
+    """Beta of the regulariser: None during the warm-up, then from start to end."""
 
     start: float = 20.0
     end: float = 2.0
     warmup: float = 0.2
-    """Part of the iterations."""
+    """Part of the iterations without regulariser."""
     shape: Literal["linear", "cosine"] = "linear"
 
     def __call__(self, step: int, iterations: int) -> float | None:
-        """Beta at a step, counted from 1; none during the warm-up."""
+        """Beta at a step, counted from 1; None during the warm-up."""
         first = self.warmup * iterations
         if step < first:
             return None
@@ -38,13 +38,13 @@ class Annealing:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How weights learn whether to round up or down, by `SoftRounding`."""
+    """Settings of weights that learn to round up or down, by `SoftRounding`."""
 
     lr: float = 1e-3
     regularizer: float = 0.01
     annealing: Annealing = field(default_factory=Annealing)
     scale_lr: float | None = None
-    """Learn the weights' scales, too, with this rate, annealed by a cosine (GENIE-M)."""
+    """Rate with which the weights' scales also learn, annealed by a cosine (GENIE-M)."""
 
     def __call__(self, quantizer: WeightQuantizer, weight: Tensor) -> "SoftRounding":
         """The parameters that learn the rounding of a weight."""
@@ -54,9 +54,9 @@ class Rounding:
 class SoftRounding(LearnedRounding):
     """A weight whose rounding is being learned: W~ = s (clip(floor(W / s) + h(V) + z, 0, 2^b - 1) - z).
 
-    h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), and V starts where W~ = W (AdaRound, Nagel et al., ICML 2020).
-    `logits` is V. With a `scale_lr` the scale outside of the floor is trained too, and floor(W / s) stays what it was
-    at the start (GENIE, Jeon et al., CVPR 2023).
+    h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), and V starts where W~ = W (AdaRound, Nagel et al., ICML 2020). `logits` is
+    V. With a `scale_lr` the scale outside of the floor is trained too, and floor(W / s) keeps its initial value (GENIE,
+    Jeon et al., CVPR 2023).
     """
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor, settings: Rounding | None = None) -> None:
@@ -67,7 +67,7 @@ class SoftRounding(LearnedRounding):
         fraction = (ratio - below).sub_(GAMMA)
         self.logits = nn.Parameter(-torch.log((ZETA - GAMMA) / fraction - 1))
         base = below.add_(self.zero_point)
-        # h decides nothing where even the floor, or the ceiling, is beyond the grid
+        # h has no effect where the floor, or the ceiling, is beyond the grid
         self._open = (base >= 0) & (base < levels(self.bits))
         self._base = base.clamp_(0, levels(self.bits))
         if self._settings.scale_lr is not None:
@@ -85,7 +85,7 @@ class SoftRounding(LearnedRounding):
         return groups
 
     def codes(self, weight: Tensor) -> Tensor:  # noqa: ARG002
-        """The codes that the logits stand for: the floor, and one more where V >= 0."""
+        """The codes of the logits: the floor, plus one where V >= 0."""
         return self._base + (self._open & (self.logits.detach() >= 0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class SoftRounding(LearnedRounding):
         return soft
 
     def regularize(self, iteration: int, iterations: int) -> None:
-        """Pull h(V) to 0 and 1, after the warm-up more and more."""
+        """Pull h(V) to 0 and 1, more and more after the warm-up."""
         beta = self._settings.annealing(iteration, iterations)
         if beta is not None:
             self.add_regularizer_gradient(self._settings.regularizer, beta)
@@ -112,7 +112,7 @@ class SoftRounding(LearnedRounding):
 
     @torch.no_grad()
     def add_regularizer_gradient(self, weight: float, beta: float) -> None:
-        """Add weight times the gradient of sum(1 - |2 h(V) - 1|^beta), which ends at h of 0 or 1, in closed form."""
+        """Add weight times the gradient of sum(1 - |2 h(V) - 1|^beta), zero at h of 0 or 1, in closed form."""
         soft = torch.sigmoid(self.logits)
         slope = soft * (1 - soft)
         centred = soft.mul_(2 * (ZETA - GAMMA)).add_(2 * GAMMA - 1)  # 2 h - 1, before h is clipped
@@ -132,7 +132,7 @@ def rectified_sigmoid(logits: Tensor) -> Tensor:
 
 
 class _SoftWeight(torch.autograd.Function):
-    """lower + step * h(V), with what the backward pass needs kept as one tensor and used in place."""
+    """lower + step * h(V). The backward pass keeps one tensor and uses it in place."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, lower: Tensor, step: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The settings of a stage of reconstruction: what is learned, from what, and how."""
+"""The settings of a stage of reconstruction."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,15 +7,15 @@ from zsqbench.quant.reconstruction.losses import Fisher, UnitLoss
 from zsqbench.quant.reconstruction.rounding import RoundingMethod
 
 Draws = Literal["permutation", "epoch", "replacement"]
-"""How images of a batch are drawn: the first of a new permutation, in turn through a permutation, or independently."""
+"""Draw of a batch's images: the first of a new permutation, the next of one permutation, or independent."""
 
 InputSource = Literal["quantized", "float", "mixed"]
-"""What a unit reads while it learns: outputs of the quantized units before it, of the float ones, or of both."""
+"""Inputs of a unit while it learns: outputs of the earlier quantized units, of the float ones, or of both."""
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """How activations learn their step sizes; rates are annealed by a cosine to zero."""
+    """Settings of learned step sizes of activations. Rates are annealed by a cosine to zero."""
 
     lr: float = 4e-4
     lsq: bool = False
@@ -24,27 +24,27 @@ class StepSizes:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is learned in a stage of reconstruction, and how."""
+    """Settings of a stage: its learned parameters, inputs and loss."""
 
     iterations: int
     batch_size: int = 32
     rounding: RoundingMethod | None = None
-    """How the rounding of weights is learned, if it is: `Rounding` (AdaRound), or a parametrization of your own."""
+    """Learned rounding of weights, or None: `Rounding` (AdaRound), or your own parametrization."""
     step_sizes: StepSizes | None = None
     quantize_activations: bool = False
     source: InputSource = "quantized"
     drop: float = 0.0
-    """Probability of an element to stay float: behind each activation quantizer and, where `mixed`, of the input."""
+    """Probability that an element stays float: behind each activation quantizer and, with `mixed`, in the input."""
     power: float = 2.0
     """p of the loss sum |y' - y|^p over channels, averaged over images and places."""
     fisher: Fisher | None = None
     loss: UnitLoss | None = None
-    """A loss of your own in the place of that of `power` and `fisher`."""
+    """Your own loss, in place of the loss of `power` and `fisher`."""
     doubled: bool = False
-    """Run a unit once on twice the batch, on what it learns from and on the quantized inputs that the prediction of its
-    loss is for, as PD-Quant does; otherwise a mixed unit is run again for that."""
+    """Run a unit once on twice the batch, as PD-Quant does: on its inputs for learning, and on the quantized inputs for
+    the prediction in its loss. Otherwise a mixed unit is run again for the prediction."""
     keep_better: bool = True
-    """Keep what a unit had before where learning made the loss worse on all calibration images."""
+    """Keep a unit's earlier values where learning increased the loss on all calibration images."""
     draws: Draws = "permutation"
     layer_draws: Draws | None = None
-    """The same for units of one layer, where that differs."""
+    """The draw for units of one layer, where it differs."""

@@ -1,4 +1,4 @@
-"""Work that a GPU repeats from a recording (a CUDA graph): small networks would wait for Python in each step."""
+"""Recordings of GPU work (CUDA graphs). Without them, small networks would wait for Python in each step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Calls before the one that is recorded: in the first, libraries take their memory, and compilers do their work."""
+"""Calls before the recorded call. In the first, libraries allocate memory and compilers work."""
 
 Results = Mapping[str, Tensor]
 
 
 class RecordedFunction:
-    """A function of tensors, called often with tensors of the same shapes; on a GPU it is recorded and played back.
+    """A function of tensors, called often with tensors of the same shapes. On a GPU it is recorded and played back.
 
-    The recording is the same work on the same memory, so that results are those of plain calls, bit for bit. It keeps
-    that memory until it goes. What else the function reads must lie where it lay, and numbers that it computes with are
-    in `setting`: with another one it is recorded anew. A function that waits for the GPU cannot be recorded; it is
-    called on, `note` is told, and nothing more is recorded in this process, whose allocator may still be in recording.
+    The recording is the same work on the same memory, so results equal those of plain calls, bit for bit. It keeps its
+    memory as long as it exists. Other data that the function reads must keep their addresses. Numbers that it computes
+    with are in `setting`; another setting makes a new recording. A function that waits for the GPU cannot be recorded.
+    It is then called as usual, and `note` is told. Nothing more is recorded in this process, because its allocator may
+    still be in recording mode.
     """
 
     _possible: ClassVar[bool] = True
@@ -26,7 +27,7 @@ class RecordedFunction:
     def __init__(
         self, function: Callable[..., Results], device: torch.device, note: Callable[[str], None] = lambda _: None
     ) -> None:
-        """`function` takes the setting and the tensors, of which some may be none."""
+        """`function` takes the setting and the tensors, some of which may be None."""
         self._function, self._note = function, note
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda" and RecordedFunction._possible:
@@ -54,7 +55,7 @@ class RecordedFunction:
         return self._results
 
     def _call_aside(self, stream: torch.cuda.Stream, setting: float, *inputs: Tensor | None) -> Results:
-        """Call it on the stream that is recorded later."""
+        """Call it on the stream of the later recording."""
         current = torch.cuda.current_stream(stream.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -63,8 +64,8 @@ class RecordedFunction:
         return results
 
     def _record(self, stream: torch.cuda.Stream, setting: float, *inputs: Tensor | None) -> torch.cuda.CUDAGraph | None:
-        """The recording, or none where there cannot be one."""
-        self._graph, self._results = None, {}  # the memory of an earlier one is free again
+        """The recording, or None where recording fails."""
+        self._graph, self._results = None, {}  # frees the memory of an earlier recording
         self._setting, self._inputs = setting, [None if given is None else given.clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
@@ -75,7 +76,7 @@ class RecordedFunction:
             ):
                 self._results = self._function(setting, *self._inputs)
         except RuntimeError as error:
-            cause = error.__context__ or error  # the end of a recording that failed says that it did
+            cause = error.__context__ or error  # the end of a failed recording reports only that it failed
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             self._note(f"steps are not recorded on the GPU: {reason}")
             self._stream, self._inputs, RecordedFunction._possible = None, [], False
@@ -83,7 +84,7 @@ class RecordedFunction:
         return graph
 
     def _take(self, inputs: Sequence[Tensor | None]) -> None:
-        """Put these where the recording reads."""
+        """Copy these tensors to the addresses that the recording reads."""
         shapes, expected = ([None if x is None else x.shape for x in each] for each in (inputs, self._inputs))
         if shapes != expected:
             raise ValueError(f"tensors of shapes {shapes} cannot be played back; those recorded had {expected}")

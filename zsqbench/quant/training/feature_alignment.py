@@ -1,4 +1,4 @@
-"""Feature alignment (HAST): which intermediate outputs of student and float network are compared, and how far apart."""
+"""Feature alignment (HAST): intermediate outputs of student and float network, and their distances."""
 
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -21,17 +21,16 @@ from zsqbench.quant.graph.operators import (
 from zsqbench.quant.graph.outputs import output_producers
 
 Alignment = Literal["attention", "paper_attention", "direct"]
-"""What of two feature maps is compared: attention vectors as HAST's release computes them, as its paper defines them,
-or the maps themselves."""
+"""Compared part of feature maps: attention vectors as in HAST's release or as in its paper, or the maps themselves."""
 
 
 def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
-    """What the last layer of each block gives, normalised, before an addition or activation function follows.
+    """Outputs of the last layer of each block, normalised, before an addition or activation function follows.
 
-    Those are the layers that no activation function follows: the last of a residual branch, and the projection of an
-    inverted residual; of several that are added up, the one behind most layers, so that a projected shortcut is none.
-    In a network without them, the layers that read depthwise convolutions; and in any other, all convolutions but the
-    first. HAST's layers: 8 in ResNet-18, 9 in ResNet-20, 13 in MobileNetV1, 17 in MobileNetV2.
+    These are the layers without a following activation function: the last of a residual branch, and the projection of
+    an inverted residual. Of several layers that are added, the one behind most layers counts, so a projected shortcut
+    does not. Networks without such layers have the layers that read depthwise convolutions. Other networks have all
+    convolutions except the first. HAST's layers: 8 in ResNet-18, 9 in ResNet-20, 13 in MobileNetV1, 17 in MobileNetV2.
     """
     outputs = output_producers(captured)
     given = [node for node in captured.graph.nodes if gives_map(node)]
@@ -42,13 +41,13 @@ def block_outputs(captured: fx.GraphModule) -> list[fx.Node]:
     for node in ends:
         for addition in _additions(node):
             deepest[addition] = max(deepest.get(addition, node), node, key=depth.__getitem__)
-    # what the branch itself reads is no shortcut beside it, but the end of the block before
+    # an input of the branch itself is not a shortcut beside it, but the end of the earlier block
     ends = [node for node in ends if all(comes_from(deepest[addition], node) for addition in _additions(node))]
     return ends or [node for node in given if _reads_depthwise(captured, node)] or given[1:]
 
 
 def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """A network that returns what the given one does and, if there are any, a tuple of these of its nodes.
+    """A network with the same output as the given one and, if there are `nodes`, a tuple of their values.
 
     Modules are shared.
     """
@@ -59,12 +58,12 @@ def with_features(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Grap
 
 
 def split_features(returned: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The output of a network that `with_features` made, and the features, of which there may be none."""
+    """The output of a network from `with_features`, and its features, which may be empty."""
     return returned if isinstance(returned, tuple) else (returned, ())
 
 
 def from_features(network: fx.GraphModule, first: int = 0) -> fx.GraphModule:
-    """A network that computes the output of one that `with_features` made from its features, from this number on.
+    """A network that computes the output of a `with_features` network from its features, starting at feature `first`.
 
     Modules are shared. Raises ValueError where these features do not suffice.
     """
@@ -91,13 +90,13 @@ def from_features(network: fx.GraphModule, first: int = 0) -> fx.GraphModule:
 def attention(features: Tensor) -> Tensor:
     """HAST's attention vector [N, C] of maps [N, C, H, W]: the mean square of each channel, normalised over channels.
 
-    That is what the release computes. Eq. 14 of the paper is the sum of squares, as it is.
+    This follows the release. Eq. 14 of the paper is the plain sum of squares.
     """
     return functional.normalize(features.float().square().mean((2, 3)), dim=1)
 
 
 def alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], form: Alignment = "attention") -> Tensor:
-    """How far feature maps [N, C, H, W] of a student are from those of its float network.
+    """Distance between feature maps [N, C, H, W] of a student and of its float network.
 
     `attention`, as released: squared differences of normalised attention vectors, averaged over images and channels and
     summed over layers. `paper_attention` (Eq. 13 and 14): squared distances of sums of squares, averaged over images

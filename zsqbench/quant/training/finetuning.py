@@ -1,7 +1,7 @@
-"""Fine-tuning a student as a whole: latent float weights that are rounded once for each update, by gradient descent.
+"""Fine-tuning of a whole student by gradient descent: latent float weights that are rounded once for each update.
 
-The engine under `ste`, `hast` and the methods that train a generator beside the student. What is minimised, and on
-what, is the method's; updates, schedule, checkpoints, curves and the watch over the loss are here.
+This is the engine of `ste`, `hast` and the methods that train a generator beside the student. The method decides the
+loss and the data. The engine has updates, schedule, checkpoints, curves and the watch over the loss.
 """
 
 import math
@@ -38,19 +38,19 @@ from zsqbench.quant.training.cuda_graphs import RecordedFunction
 from zsqbench.quant.training.feature_alignment import with_features
 
 POINTS = 1000
-"""Points of a curve that are kept of a run."""
+"""Points that are kept of a curve of a run."""
 
 CEILINGS = {"relu": math.inf, "relu6": 6.0}
-"""Where activation functions that a quantizer can do by the way end."""
+"""Upper bounds of activation functions that a quantizer can also compute."""
 
 _STUDENT, _FLOOR = "student.", "floor."
 _MOMENTS = {"momentum.": "momentum_buffer", "first.": "exp_avg", "second.": "exp_avg_sq"}
-"""The state that optimisers keep of a parameter, by the beginning of its name in a checkpoint."""
+"""Optimisers' states of a parameter, by the beginning of their names in a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many updates there are, and how large they are: SGD with Nesterov's momentum, or Adam."""
+    """The number and the sizes of updates: SGD with Nesterov's momentum, or Adam."""
 
     epochs: int
     updates_per_epoch: int
@@ -61,18 +61,18 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     keep_every: int = 0
-    """Keep the student after every so many epochs, and after the last; 0 for never."""
+    """Keep the student after every so many epochs, and after the last. 0: never."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     annealing: Literal["steps", "cosine"] = "steps"
-    """How the learning rate falls: at milestones, or from epoch to epoch along a cosine that is 0 after the last."""
+    """Fall of the learning rate: at milestones, or from epoch to epoch along a cosine that is 0 after the last."""
 
     @property
     def updates(self) -> int:
-        """All of them."""
+        """The number of all updates."""
         return self.epochs * self.updates_per_epoch
 
     def passed(self, update: int) -> int:
-        """How many milestones lie before an update."""
+        """The number of milestones before an update."""
         return sum(milestone <= update // self.updates_per_epoch for milestone in self.milestones)
 
     def lr_at(self, update: int) -> float:
@@ -83,11 +83,11 @@ class Schedule:
 
 
 class TrainedWeight(WeightQuantizer):
-    """A weight while it is trained: `renew` rounds the latent weight, and passes give their gradients to the result.
+    """A weight in training: `renew` rounds the latent weight, and backward passes put their gradients on the result.
 
-    The gradient passes rounding and clamping unchanged, so that of the latent weight is that of `values`. The grid
-    spans the latent weight as it is at each update, an affine one without zero where all of a channel has one sign; or
-    stays as it is (`follows` false).
+    The gradient passes rounding and clamping unchanged, so the latent weight has the gradient of `values`. The grid
+    spans the latent weight at each update. An affine grid excludes zero where all of a channel has one sign. With
+    `follows` false, the grid stays.
     """
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor, *, follows: bool) -> None:
@@ -99,31 +99,31 @@ class TrainedWeight(WeightQuantizer):
 
     @torch.no_grad()
     def renew(self, weight: Tensor) -> None:
-        """Round the latent weight as it is now."""
+        """Round the current latent weight."""
         if self.follows:
             _span(self, weight)
         self.values.copy_(dequantize(self.codes(weight), self.scale, self.zero_point))
 
     def hand_over(self, weight: Tensor) -> None:
-        """Give the latent weight the gradient that `values` got."""
+        """Copy the gradient of `values` to the latent weight."""
         weight.grad = self.values.grad
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the latent weight was rounded to last."""
+        """The last rounded value of the latent weight."""
         return self.values if self.enabled else x
 
 
 class LearnedWeight(TrainedWeight):
-    """A weight that is trained with the step sizes of its grid, as in LSQ (Esser et al., ICLR 2020).
+    """A weight that is trained with the step size of its grid, as in LSQ (Esser et al., ICLR 2020).
 
-    The gradient of the latent weight ends where it is clamped; that of the step size is not scaled here.
+    The gradient of the latent weight is zero where it is clamped. The gradient of the step size is not scaled here.
     """
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
         super().__init__(quantizer, weight, follows=False)
 
     def hand_over(self, weight: Tensor) -> None:
-        """Give latent weight and step sizes the gradients that follow from that of `values`."""
+        """Give latent weight and step sizes the gradients that follow from the gradient of `values`."""
         if self.values.grad is None:
             weight.grad = self.scale.grad = None
             return
@@ -135,8 +135,8 @@ class LearnedWeight(TrainedWeight):
 class TrainedActivation(ActivationQuantizer):
     """An activation in training: its gradient passes rounding and clamping unchanged, and its grid stays.
 
-    Where it `rectifies` up to a number (infinity, or 6), it does what ReLU (or ReLU6) before it would, too, and in the
-    place of what it is given: an activation less in memory, which on a CPU costs more than its arithmetic.
+    With a bound (infinity or 6) in `rectifies`, it also does the work of the ReLU (or ReLU6) before it, in place. This
+    saves an activation in memory, which costs more on a CPU than its arithmetic.
     """
 
     rectifies: float | None = None
@@ -155,10 +155,10 @@ class TrainedActivation(ActivationQuantizer):
 class FineTuning:
     """Trains all parameters of a prepared student update by update, on activation ranges that are set or in `state`.
 
-    Weights and biases of layers, and gains and offsets of batch normalisations where they are not folded, learn alike;
-    running statistics stay. With `learn_steps`, all grids but one that is held learn their step sizes, by LSQ's
-    gradients. The student is in eval mode throughout. Use it as a context manager: afterwards nothing requires a
-    gradient, and weights are what the last update left.
+    Weights and biases of layers learn, and gains and offsets of batch normalisations that are not folded. Running
+    statistics stay. With `learn_steps`, the step sizes of all grids learn by LSQ's gradients, except held grids. The
+    student is always in eval mode. Use the class as a context manager. Afterwards nothing requires a gradient, and
+    weights are those of the last update.
     """
 
     def __init__(
@@ -173,16 +173,16 @@ class FineTuning:
         features: Sequence[str] = (),
         rates: str = "'lr'",
     ) -> None:
-        """`state` is what `ctx.resume` returned, if anything. Without `follow_weights` the grids of weights stay.
+        """`state` is the result of `ctx.resume`, or empty. Without `follow_weights` the grids of weights stay.
 
-        With `learn_steps` all grids must be set; they are where learning begins, and weights do not follow theirs.
+        With `learn_steps` all grids must be set. Learning begins with them, and grids do not follow their weights.
 
-        `features` are names of nodes of the student's graph, for what `network` returns, in this order; `rates` names
-        the options that an error suggests to lower.
+        `features` are names of nodes of the student's graph, whose values `network` also returns in this order. `rates`
+        names the options that an error suggests to lower.
         """
         self.student, self.ctx, self.schedule, self._rates = student.eval(), ctx, schedule, rates
         self.weights: list[tuple[QuantizedLayer, TrainedWeight]] = []
-        """Each layer with a quantized weight, and what rounds that."""
+        """Each layer with a quantized weight, and the weight's quantizer."""
         for _, layer in quantized_layers(student):
             if learn_steps:
                 quantizer: TrainedWeight = LearnedWeight(layer.weight_quantizer, layer.weight)
@@ -198,13 +198,13 @@ class FineTuning:
         for each in learned:
             each.clips_first = True
         for activation in pass_gradients(student, but=learned):
-            activation.enabled = True  # where a state is resumed, its grid comes below
+            activation.enabled = True  # a resumed state loads its grid below
         self.network = _training_network(student, features)
-        """Computes what the student does, to be differentiated: its output, and with features a tuple of both."""
+        """Computes the student's output, differentiably; with features a tuple of output and features."""
         self._latent = dict(student.named_parameters())
         working = {id(layer.weight): quantizer.values for layer, quantizer in self.weights}
         self.parameters: list[Tensor] = [working.get(id(latent), latent) for latent in self._latent.values()]
-        """What the student computes with, and what gradients are to be put on: rounded weights, and all else."""
+        """Tensors that the student computes with and that receive gradients: rounded weights, and all others."""
         self.parameters += [quantizer.scale for quantizer in learned]
         learned += [quantizer for _, quantizer in self.weights if isinstance(quantizer, LearnedWeight)]
         self._steps = {f"step.{quantizer.kind}.{quantizer.name}": quantizer for quantizer in learned}
@@ -216,7 +216,7 @@ class FineTuning:
             kept = {name.removeprefix(_STUDENT): value for name, value in state.items() if name.startswith(_STUDENT)}
             student.load_state_dict(kept)
         self._learned = self._latent | {name: quantizer.scale for name, quantizer in self._steps.items()}
-        """Latent parameters and step sizes: what an update moves."""
+        """Latent parameters and step sizes, which an update changes."""
         self.optimizer = _optimizer(schedule, list(self._latent.values()), [step.scale for step in learned])
         for name, latent in self._learned.items():
             places = {moment: place + name for place, moment in _MOMENTS.items() if place + name in state}
@@ -258,12 +258,12 @@ class FineTuning:
         adjust: Callable[[int], None] | None = None,
         keep: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """Make all updates that are left.
+        """Make all remaining updates.
 
-        `draw` returns what an update learns from, tensors of the same shapes each time, and scalars to log. `gradients`
-        is given these tensors, puts gradients on `parameters` and returns scalars, too; all must be finite. On a GPU it
-        is recorded with the update (`RecordedFunction`), unless there is an `adjust`, which may change gradients or
-        learning rates of the latent parameters before the update is made. `keep` says what else belongs into a
+        `draw` returns the tensors of an update, with the same shapes each time, and scalars to log. `gradients` is
+        given these tensors, puts gradients on `parameters` and returns further scalars. All scalars must be finite. On
+        a GPU it is recorded with the update (`RecordedFunction`), unless `adjust` is given. `adjust` may change
+        gradients or learning rates of the latent parameters before the update. `keep` returns further entries of a
         checkpoint. Raises DivergedError where a scalar or a weight is not finite.
         """
         schedule, total = self.schedule, self.schedule.updates
@@ -290,7 +290,7 @@ class FineTuning:
             is_last_of_epoch = (update + 1) % schedule.updates_per_epoch == 0
             self.ctx.progress(update + 1, total)
             if (update + 1) % every and not is_last_of_epoch and update:
-                continue  # reading a loss holds up a GPU, and to offer a checkpoint takes its time
+                continue  # reading a loss makes a GPU wait, and a checkpoint takes time
             self._log(curves, update, good)
             if is_last_of_epoch:
                 good = self._copy(update + 1)
@@ -351,13 +351,14 @@ class FineTuning:
 
 
 def pass_gradients(student: nn.Module, *, but: Sequence[TensorQuantizer] = ()) -> list[ActivationQuantizer]:
-    """Let gradients pass the rounding of activations unchanged, in place: each quantizer becomes one that lets them.
+    """Replace each activation quantizer, in place, by one that lets gradients pass the rounding unchanged.
 
-    Those keep grids and what else was set, and are returned. `but` names quantizers that stay as they are.
+    The new quantizers keep grids and all other settings, and are returned. `but` names quantizers that stay as they
+    are.
     """
     replaced: list[ActivationQuantizer] = []
     for path, module in list(student.named_modules()):
-        if isinstance(module, LogQuantizer):  # lets them pass
+        if isinstance(module, LogQuantizer):  # already passes gradients
             replaced.append(module)
         elif isinstance(module, ActivationQuantizer) and module not in but:
             trained = TrainedActivation(**module.description())
@@ -369,10 +370,10 @@ def pass_gradients(student: nn.Module, *, but: Sequence[TensorQuantizer] = ()) -
 
 
 def _optimizer(schedule: Schedule, latent: list[Tensor], steps: list[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser of latent parameters and of step sizes, which do not decay."""
+    """The optimiser of latent parameters and of step sizes. Step sizes do not decay."""
     groups: list[dict[str, Any]] = [{"params": latent}, *([{"params": steps, "weight_decay": 0.0}] if steps else [])]
     if schedule.optimizer == "adam":
-        on_gpu = latent[0].is_cuda  # where updates are recorded
+        on_gpu = latent[0].is_cuda  # updates are recorded there
         return torch.optim.Adam(groups, lr=schedule.lr, weight_decay=schedule.weight_decay, capturable=on_gpu)
     return torch.optim.SGD(
         groups,
@@ -384,7 +385,7 @@ def _optimizer(schedule: Schedule, latent: list[Tensor], steps: list[Tensor]) ->
 
 
 def _elements(student: fx.GraphModule) -> Counter[str]:
-    """How many values of an image each activation quantizer rounds, over all its calls, by its tensor's name."""
+    """The number of values of an image that each activation quantizer rounds in all its calls, by its tensor's name."""
     counts: Counter[str] = Counter()
     for node in student.graph.nodes:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -394,9 +395,9 @@ def _elements(student: fx.GraphModule) -> Counter[str]:
 
 
 def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.GraphModule:
-    """The student with its modules, in which quantizers rectify what ReLU did before them, and with these outputs.
+    """The student with its modules and these features as further outputs. Quantizers replace ReLU before them.
 
-    Only where nothing else reads what ReLU is given or gives, and no gradient is computed from the former.
+    A ReLU is replaced only where nothing else reads its input or output, and no gradient is computed from its input.
     """
     nodes = {node.name: node for node in student.graph.nodes}
     network = with_features(student, [nodes[name] for name in features])
@@ -418,7 +419,7 @@ def _training_network(student: fx.GraphModule, features: Sequence[str]) -> fx.Gr
 
 @torch.no_grad()
 def span_weights(student: nn.Module) -> None:
-    """Set each weight's grid to span its values, as training does: in an affine one, zero need not be inside."""
+    """Set each weight's grid to span its values, as in training. An affine grid may exclude zero."""
     for _, layer in quantized_layers(student):
         _span(layer.weight_quantizer, layer.weight)
 

@@ -9,7 +9,7 @@ FILE = Path(__file__).with_name("calibration.safetensors")
 
 
 def images():
-    """The images that the network is fed: float32 [N, C, H, W], normalised."""
+    """The images in the network's input format: float32 [N, C, H, W], normalised."""
     from safetensors.numpy import load_file
 
     return load_file(FILE)["images"]
@@ -63,7 +63,7 @@ def tensorrt_calibrator(cache="calibration.cache", size=1):
             batch = next(left, None)
             if batch is None:
                 return None
-            self.batch = torch.from_numpy(batch).cuda()  # kept until the next one is asked for
+            self.batch = torch.from_numpy(batch).cuda()  # kept until the next call
             return [self.batch.data_ptr()]
 
         def read_calibration_cache(self):

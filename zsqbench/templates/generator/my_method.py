@@ -9,7 +9,7 @@ class MyMethod(zsqbench.Generator):
 
     name = "my_method"
     version = 1  # raise it whenever results change
-    needs_bn = True  # it reads BN statistics: impossible for a network without
+    needs_bn = True  # it reads BN statistics, so a network without them is impossible
 
     images: int = Field(64, gt=0, description="size of the calibration set")
     batch_size: int = Field(32, gt=0, description="images that are optimised together")

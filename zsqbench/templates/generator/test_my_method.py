@@ -1,4 +1,4 @@
-"""Tests of my_method: that it keeps the contract, and that it does what it says."""
+"""Tests of my_method: it keeps the contract, and more iterations come nearer to the statistics."""
 
 import my_method
 from zsqbench.synthesis import BNLoss, BNStatistics

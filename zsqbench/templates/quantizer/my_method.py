@@ -1,15 +1,15 @@
-"""my_method: round to nearest, on ranges that leave out the values furthest from the mean."""
+"""my_method: round to nearest, on ranges without the values furthest from the mean."""
 
 import zsqbench
 from pydantic import Field
 
 
 class MyMethod(zsqbench.Quantizer):
-    """Ranges of mean +- some standard deviations, as far as there are values. Start your own method here."""
+    """Ranges of mean +- some standard deviations, cut at the extreme values. Start your own method here."""
 
     name = "my_method"
     version = 1  # raise it whenever results change
-    seeded = False  # the seed changes nothing, so seeds collapse into one cell
+    seeded = False  # the seed changes nothing, so all seeds are one cell
 
     deviations: float = Field(3.0, gt=0, description="standard deviations between the mean and the ends of a range")
 
@@ -22,7 +22,7 @@ class MyMethod(zsqbench.Quantizer):
         calibrate_activations(student, [images], self.observer)
 
     def observer(self, quantizer):
-        """A function that is called with the float values of a tensor, the ones before it being quantized already."""
+        """A function for the float values of a tensor. The earlier tensors are quantized when it is called."""
 
         def observe(values):
             mean, reach = values.mean(), self.deviations * values.std(correction=0)

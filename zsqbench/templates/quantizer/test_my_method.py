@@ -1,4 +1,4 @@
-"""Tests of my_method: that it keeps the contract, and its formula against a value worked out by hand."""
+"""Tests of my_method: it keeps the contract, and its formula gives a value worked out by hand."""
 
 import my_method
 import pytest

@@ -1,4 +1,4 @@
-"""my_method: which way stripes run, on images that are drawn when they are needed and a network that is built here."""
+"""my_method: the direction of stripes, on images that are drawn on demand and a network that is built here."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ class MyMethod(zsqbench.Task):
     samples: int = Field(200, gt=0, description="images that are evaluated")
 
     def find_data(self, data_root):
-        """The files that the data is made of, without torch: this one. Data of yours lies below `data_root`."""
+        """The files of the data, without torch; here this file. Your own data lies below `data_root`."""
         files = {"my_method.py": Path(__file__)}
         return zsqbench.DataFiles(evaluation=files, calibration=files, split={"evaluation": 0, "calibration": 1})
 
     def find_model(self, model):
-        """The files that a network is made of; raise ZSQBenchError for one that the task does not know."""
+        """The files of a network. Raise ZSQBenchError for a network that the task does not know."""
         if model.base != "edges":
             raise zsqbench.ZSQBenchError(unknown("model", str(model.base), ["edges"]))
         return {"code": Path(__file__)}
 
     def load(self, model, ctx):
-        """A network in eval mode, and how images are normalised for it."""
+        """A network in eval mode, and the normalisation of its images."""
         import torch
         from torch import nn
 
