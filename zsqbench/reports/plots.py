@@ -61,12 +61,14 @@ def image_grid(images: "NDArray[np.float32]", space: PixelSpace) -> "Image":
 
     Small images are enlarged without smoothing.
     """
-    import numpy as np
-    from PIL import Image
+    import torch
+    from torch.nn.functional import pad
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
 
-    colours = space.viewable(images[:GRID_IMAGES])
-    tiles = np.pad(colours, ((0, 0), (0, 0), (0, 1), (0, 1)))
-    return _fitted(Image.fromarray(_side_by_side(tiles)))
+    tiles = pad(torch.from_numpy(space.viewable(images[:GRID_IMAGES])), (0, 1, 0, 1))
+    grid = make_grid(tiles, nrow=math.ceil(math.sqrt(len(tiles))), padding=0)
+    return _fitted(to_pil_image(grid))
 
 
 def boxes_side_by_side(rows: "Sequence[tuple[Image, Sequence[Sequence[tuple[Sequence[float], str]]]]]") -> "Image":
@@ -99,19 +101,6 @@ def _per_channel(values: Sequence[float]) -> "NDArray[np.float32]":
     import numpy as np
 
     return np.asarray(values, dtype=np.float32).reshape(1, -1, 1, 1)
-
-
-def _side_by_side(tiles: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-    """Tiles [N, 3, H, W] as one picture [H, W, 3], as square as may be."""
-    import numpy as np
-
-    columns = math.ceil(math.sqrt(len(tiles)))
-    rows = math.ceil(len(tiles) / columns)
-    filled = np.zeros((rows * columns, *tiles.shape[1:]), dtype=np.uint8)
-    filled[: len(tiles)] = tiles
-    _, channels, height, width = tiles.shape
-    grid = filled.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    return np.ascontiguousarray(grid.reshape(rows * height, columns * width, channels))
 
 
 def _fitted(grid: "Image") -> "Image":
