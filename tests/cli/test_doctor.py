@@ -202,7 +202,7 @@ class Absent(ToyTask):
 
 def test_the_accuracy_of_random_weights_is_not_measured(bench, doctor):
     _, found = doctor("a", "--weights", "none")
-    assert (found["random_weights"], found["accuracy"]["reason"]) == (True, "for its weights are random")
+    assert (found["random_weights"], found["accuracy"]["reason"]) == (True, "because its weights are random")
     assert "evaluate" not in (bench.folder / "calls.txt").read_text()
 
 
@@ -293,10 +293,10 @@ MISTAKES = {
     "an unknown model": (["resnet21"], "unknown model 'resnet21'; did you mean 'resnet20'? known: "),
     "a file": (["net.py"], "model 'net.py' is a file: name it under 'models' in a suite, and give --suite"),
     "no weights": (["cifar_resnet20"], "model 'cifar_resnet20' comes without weights; give 'weights': a file, or none"),
-    "absent weights": (["resnet20", "--weights", "x.pt"], "there is no file x.pt; expected a file of weights, or none"),
+    "absent weights": (["resnet20", "--weights", "x.pt"], "there is no file x.pt; expected a file of weights, 'none'"),
     "no file of one's own": (
         ["resnet20", "--weights", "built"],
-        "model 'resnet20' is no file of yours, which --weights built is for: a named network has its own where no",
+        "--weights built is for a .py file of yours, and 'resnet20' is not one: a named network has its own where no",
     ),
     "an unknown suite": (["resnet20", "--suite", "smokes"], "there is no suite file smokes; did you mean"),
     "an unknown model of a suite": (["zzz", "--suite", "TOY"], "unknown model 'zzz'; known: a, b, without_bn"),

@@ -16,13 +16,13 @@ def test_a_plan_tells_cells_and_shared_steps(bench):
         "toysuite: 2 cells",
         "  to do      toytask:a:toy:toyq:hw/w4a4:0",
         "  to do      toytask:a:toy:unseeded:hw/w4a4:0",
-        "7 steps, where the cells one by one would take 10:",
+        "7 steps, shared by cells (without sharing: 10):",
         "  baseline  1 to do",
         "  generate  1 to do",
         "  diagnose  1 to do",
         "  quantize  2 to do",
         "  evaluate  2 to do",
-        "pending: a has not been loaded yet, so nothing of it is known to be cached",
+        "pending: a has not been loaded yet, so its cached steps are not known",
         "time: unknown: no step like these 7 has run yet; see --probe",
     ]
     assert expected == plan_text(bench)

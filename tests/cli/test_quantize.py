@@ -168,7 +168,7 @@ def test_what_cannot_be_meant_is_one_line(quantize, arguments, line):
 def test_numbers_with_commas_are_read(quantize):
     said = quantize("resnet20", "--mean", "a,b")
     assert said.code == 2
-    assert "'a,b' is no list of numbers such as R,G,B" in said.err
+    assert "'a,b' is not a list of numbers such as R,G,B" in said.err
 
 
 def test_an_interrupted_search_ends_as_the_signal_asks(quantize, monkeypatch):

@@ -279,7 +279,7 @@ def test_results_are_the_rows_as_a_table_in_each_form(two):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--format", "parquet"], "parquet is no text to print; say with -o FILE where to write it"),
+        (["--format", "parquet"], "parquet cannot be printed as text; name a file to write with -o FILE"),
         (["-o", "{folder}/none/rows.csv"], "cannot write {folder}/none/rows.csv: No such file or directory"),
         (["--results", "{folder}/none"], "there are no results of toysuite in {folder}/none; "),
     ],
@@ -487,4 +487,4 @@ def test_a_leaderboard_shows_figures_in_any_format_and_takes_names_alone(bench):
     assert bench.zsqbench(*arguments, "sise").err.startswith(
         "error: unknown column 'sise' in --columns; did you mean 'size'?"
     )
-    assert "is no list of names" in bench.zsqbench(*arguments, "memory,,").err
+    assert "is not a list of names" in bench.zsqbench(*arguments, "memory,,").err
