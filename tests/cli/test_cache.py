@@ -192,7 +192,9 @@ def test_nothing_is_removed_while_a_run_is_at_work(bench, command, lease):
     with Leases(bench.home).hold(lease):
         said = bench.zsqbench("cache", *command, "--home", bench.home, *results)
     assert (said.code, said.out, all(path.exists() for path in left)) == (2, "", True)
-    assert said.err.startswith(f"error: a run is at work in {bench.home} ({lease}) and may need what would be removed;")
+    assert said.err.startswith(
+        f"error: a run is at work in {bench.home} ({lease}) and may need the files that would be removed;"
+    )
     assert len(said.err.splitlines()) == 1
 
 

@@ -106,8 +106,8 @@ def test_a_plan_as_json_has_seconds_for_each_cell(bench):
 @pytest.mark.parametrize("text", ["soon", "0", "-5", "-1h", "0s", ""])
 def test_a_budget_that_is_no_time_is_refused(bench, text):
     said = bench.zsqbench("plan", bench.file, "--budget", text, *bench.places())
-    expected = "expected such as 90s, 20m, 1h30m, or seconds such as 90"
-    assert (said.code, said.err) == (2, f"error: a budget of {text!r} is no time; {expected}\n")
+    expected = "expected 90s, 20m, 1h30m, or a number of seconds"
+    assert (said.code, said.err) == (2, f"error: budget {text!r} is not a duration; {expected}\n")
 
 
 def test_a_plan_says_what_compiling_would_save_where_it_would(bench, monkeypatch):

@@ -150,7 +150,7 @@ def test_a_blocker_ends_it_with_the_line_of_the_doctor(quantize, bench):
     [
         (
             ["resnet20", "--budget", "long"],
-            "a budget of 'long' is no time; expected such as 90s, 20m, 1h30m, or seconds such as 90",
+            "budget 'long' is not a duration; expected 90s, 20m, 1h30m, or a number of seconds",
         ),
         (["resnet2"], "unknown model 'resnet2'; did you mean 'resnet20'?"),
         (["scenedetector"], "scenedetector is a detector, which is judged by its boxes"),

@@ -37,8 +37,8 @@ def load_network(
 
     if weights not in (None, RANDOM, BUILT) and not Path(str(weights)).is_file():
         raise ZSQBenchError(
-            f"there is no file {weights}; expected a file of weights, 'none' (random weights) or 'built' (a .py file of "
-            "yours loads its weights itself)"
+            f"there is no file {weights}; expected a file of weights, 'none' (random weights) or 'built' (a .py "
+            "file of yours loads its weights itself)"
         )
     of_file = suite is not None and model in suite.models and suite.models[model].file is not None
     if weights == BUILT and not of_file and Path(model).suffix != ".py":
