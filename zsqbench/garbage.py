@@ -1,4 +1,4 @@
-"""Python searches for reference cycles again and again. This wastes time while thousands of lasting objects are made."""
+"""Python searches for reference cycles again and again. This wastes time while many lasting objects are made."""
 
 import contextlib
 import gc

@@ -393,7 +393,7 @@ def test_rows_of_a_suite_that_cannot_be_meant_are_shown_with_a_warning(two, capl
     bench.file.write_text(bench.file.read_text().replace("seed: [0, 1]", "sed: 0"))
     assert means(bench) == [(60.0, 2, "done")]
     (warning,) = caplog.messages
-    assert warning.startswith("all rows of the suite are taken, for which cells it has cannot be told: ")
+    assert warning.startswith("all rows of the suite are taken, because its cells cannot be found: ")
 
 
 def test_rows_are_shown_without_the_plugins_of_the_suite(two):

@@ -590,7 +590,7 @@ def test_the_limit_of_a_suite_holds_unless_the_command_gives_another(bench, monk
 @pytest.mark.parametrize("option", [("--step-timeout", 5), ("--memory", 1), ("--isolation", "step")])
 def test_limits_of_workers_are_refused_where_there_are_none(bench, option):
     said = bench.run(*option)
-    text = "needs worker processes, and --workers 0 runs steps in this one"
+    text = "needs worker processes, but --workers 0 runs steps in this process"
     assert (said.code, text in said.err, len(said.err.splitlines())) == (2, True, 1)
 
 
