@@ -96,7 +96,7 @@ def test_show_says_that_the_artifact_is_not_here(bench):
     shutil.rmtree(bench.home)
     _, after = show(bench)
     assert after == [
-        f"what was quantized is not in {bench.home}: this cell was run on another machine, or its artifact was removed"
+        f"the quantized network is not in {bench.home}: this cell was run on another machine, or its artifact was removed"
     ]
 
 
@@ -162,7 +162,7 @@ def test_show_as_json_says_what_is_not_there(bench):
     bench.run()
     shutil.rmtree(bench.home)
     shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
-    assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has none"}, None)
+    assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has no calibration set"}, None)
 
 
 KEEPS = """
@@ -215,7 +215,7 @@ def test_show_says_why_diagnosing_failed(bench, monkeypatch):
     monkeypatch.setattr("zsqbench.synthesis.diagnose", lambda *_: 1 / 0)
     said = bench.run()
     _, lines, _ = show_all(bench)
-    assert lines[0].startswith("calibration set: diagnosing it failed, the next run tries again: ")
+    assert lines[0].startswith("calibration set: diagnosing it failed; the next run tries again: ")
     assert lines[-1] == "ZeroDivisionError: division by zero"
     warning = "warning: diagnose a toy seed 0 failed: ZeroDivisionError: division by zero; results do not depend on it"
     assert said.code == 0
