@@ -96,7 +96,8 @@ def test_show_says_that_the_artifact_is_not_here(bench):
     shutil.rmtree(bench.home)
     _, after = show(bench)
     assert after == [
-        f"the quantized network is not in {bench.home}: this cell was run on another machine, or its artifact was removed"
+        f"the quantized network is not in {bench.home}: this cell was run on another machine, or its artifact was "
+        "removed"
     ]
 
 
