@@ -95,10 +95,8 @@ def test_show_says_that_the_artifact_is_not_here(bench):
     bench.run()
     shutil.rmtree(bench.home)
     _, after = show(bench)
-    assert after == [
-        f"the quantized network is not in {bench.home}: this cell was run on another machine, or its artifact was "
-        "removed"
-    ]
+    why = "this cell was run on another machine, or its artifact was removed"
+    assert after == [f"the quantized network is not in {bench.home}: {why}"]
 
 
 def test_show_says_that_the_artifact_is_damaged(bench):
