@@ -329,7 +329,7 @@ def test_a_node_that_fails_all_it_gets_is_left_out_and_its_steps_are_done_elsewh
     assert len(heard) == 9  # each step ends once
     assert [node for node, _ in engine.start().order].count("n1") == 3
     assert [record.message for record in caplog.records] == [
-        "node n1 is left out: it failed all 3 steps that it got, which are tried elsewhere; the first was s0: no CUDA"
+        "node n1 is left out: all 3 steps failed on it and are tried elsewhere; the first was s0: no CUDA"
     ]
 
 

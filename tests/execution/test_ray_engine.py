@@ -232,7 +232,7 @@ def test_plugin_files_travel_with_the_steps(local, tmp_path):
 def test_a_data_root_that_nodes_do_not_see_ends_the_run_before_any_step(local, tmp_path):
     engine = Ray(workers=1)
     config = WorkerConfig(tmp_path / "home", data_root=tmp_path / "nowhere")
-    with pytest.raises(ZSQBenchError, match=r"node [\d.]+ \(\w{8}\) does not see the data root .*nowhere; it has to"):
+    with pytest.raises(ZSQBenchError, match=r"node [\d.]+ \(\w{8}\) does not see the data root .*nowhere; put it"):
         engine.check(config)
 
 
