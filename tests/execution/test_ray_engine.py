@@ -93,7 +93,7 @@ def test_a_port_that_nobody_listens_at_is_one_line_at_once():
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad Request\r\n", b""])
 def test_another_server_is_no_ray(server, answer):
-    with pytest.raises(ZSQBenchError, match="is no Ray; give HOST:PORT"):
+    with pytest.raises(ZSQBenchError, match="is not Ray; give the HOST:PORT"):
         ray_engine._check_answer(server(answer))
 
 

@@ -226,8 +226,8 @@ def _check_alike(here: _Rows, there: _Rows, folder: Path) -> None:
                 if value not in known.get(what, {value}):
                     ours = " and ".join(sorted(known[what]))
                     raise ZSQBenchError(
-                        f"cannot merge {folder}: {what} is {value} there ({row.cell}), but {ours} here, so their numbers do "
-                        "not compare; run that part again with the same as here, or merge into another home"
+                        f"cannot merge {folder}: {what} is {value} there ({row.cell}), but {ours} here, so their "
+                        "numbers do not compare; run that part again with the same as here, or merge into another home"
                     )
             _check_keys(here.files.get(name, {}).get((row.suite, row.cell)), row, folder)
 

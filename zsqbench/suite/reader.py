@@ -186,7 +186,7 @@ class _SuiteBuilder:
         )
 
     def _declare(self, generator: str, quantizer: str, scheme: str) -> tuple[bool, str | None]:
-        """Declared by the methods of a cell: if they use the seed, and why they cannot run together (None: they can)."""
+        """True if a cell's methods use the seed, and why they cannot run together (None: they can)."""
         maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
         variant = self.variants["quantizer"][quantizer]
         seeded = any(link.method.seeded for link in variant.chain) or (maker is not None and maker.seeded)
