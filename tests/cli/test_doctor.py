@@ -69,7 +69,7 @@ def test_a_named_network_is_examined_with_all_that_is_installed(bench):
 def test_a_detector_is_no_classifier(bench):
     found = json.loads(bench.zsqbench("doctor", "scenedetector", "--format", "json").out)
     assert found["generators"]["zeroq"] is None
-    assert found["generators"]["hast"] == "needs a classifier, and scenedetector is none"
+    assert found["generators"]["hast"] == "needs a classifier, and scenedetector is not one"
     assert (found["accuracy"], len(found["examination"]["outputs"])) == (None, 2)
 
 

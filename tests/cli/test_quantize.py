@@ -155,7 +155,7 @@ def test_a_blocker_ends_it_with_the_line_of_the_doctor(quantize, bench):
         (["resnet2"], "unknown model 'resnet2'; did you mean 'resnet20'?"),
         (["scenedetector"], "scenedetector is a detector, which is judged by its boxes"),
         (["resnet20", "--images", "nowhere"], "there is no folder nowhere; --images is a folder of images"),
-        (["model.onnx"], "model.onnx is ONNX, which holds no PyTorch network"),
+        (["model.onnx"], "model.onnx is ONNX, but images and learning need a PyTorch network"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(quantize, arguments, line):

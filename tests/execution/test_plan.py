@@ -43,7 +43,7 @@ def test_a_method_that_needs_classes_cannot_go_with_a_network_that_is_no_classif
     bench.matrix("task: detection, generator: needs_classes")
     bench.run()
     (row,) = bench.rows().values()
-    assert row["reason"] == "needs_classes needs a classifier, and a is none"
+    assert row["reason"] == "needs_classes needs a classifier, and a is not one"
 
 
 def test_a_method_that_compares_classes_cannot_go_with_a_network_of_one(bench):

@@ -387,7 +387,7 @@ matrix:
     said = bench.run()
     rows = {row["generator"]: row for row in bench.rows().values()}
     assert rows["hast"]["status"] == "impossible"
-    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is none"
+    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is not one"
     real = rows["real"]
     assert real["metric"] == "mAP"
     assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5

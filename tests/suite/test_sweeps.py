@@ -129,7 +129,7 @@ def test_rows_of_variants_are_those_of_the_suite(tmp_path, parsed):
         ),
         (
             f"toy: {{a: {{each: {list(range(40))}}}, b: {{each: {list(range(40))}}}}}",
-            "generators.toy makes 1600 variants; at most 1000 can be",
+            "generators.toy makes 1600 variants; at most 1000 are possible",
         ),
     ],
 )

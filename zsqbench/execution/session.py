@@ -202,7 +202,7 @@ class Session:
     def method_call(
         self, job: Job, method: Method, watched: Sequence[str], settings: Settings | None = None
     ) -> Iterator[Pretrained]:
-        """A copy of the teacher for one call, under the settings. Raises if the call changes it or opens the task's data."""
+        """A copy of the teacher for one call, under the settings. The call must not change it or open task data."""
         import torch
 
         original, settings = self.teacher(job), settings or job.settings
