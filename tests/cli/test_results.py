@@ -308,7 +308,7 @@ def test_rows_of_another_schema_are_one_line_with_what_to_do(old, command):
     said = old.zsqbench(*command.split(), old.file, *cell, *places)
     expected = (
         f"error: {old.results}/toysuite.jsonl has rows of schema 1, and this zsqbench reads {SCHEMA}; run the suite "
-        "again, which measures what is missing and replaces them\n"
+        "again: it measures missing cells and replaces these rows\n"
     )
     assert (said.code, said.out, said.err) == (2, "", expected)
 
@@ -435,7 +435,7 @@ def test_show_says_that_a_hand_changed_a_row(two, caplog):
     said = bench.zsqbench("show", bench.file, "w4a4:0", "--format", "json", *bench.places())
     row = json.loads(said.out)["row"]
     assert (row["status"], row["metrics"], len(caplog.messages)) == ("failed", {}, 1)
-    assert "metrics.top1 is 99.5, and 60.0 in its artifact" in row["reason"]
+    assert "metrics.top1 is 99.5, but 60.0 in its artifact" in row["reason"]
 
 
 def test_a_row_is_taken_as_it_is_where_its_artifact_is_not_at_hand(two, caplog):
