@@ -196,7 +196,11 @@ class Absent(ToyTask):
     )
     bench.matrix("task: absent, generator: toyreal")
     code, found = doctor()
-    assert (code, found["accuracy"]["value"], found["accuracy"]["reason"]) == (0, None, "for there is no folder data")
+    assert (code, found["accuracy"]["value"], found["accuracy"]["reason"]) == (
+        0,
+        None,
+        "because there is no folder data",
+    )
     assert found["generators"]["toyreal"] == "there is no folder data"
 
 

@@ -265,7 +265,7 @@ def test_a_picture_has_both_networks_side_by_side(root):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda root: write(root, "{"), "are no JSON"),
+        (lambda root: write(root, "{"), "are not JSON"),
         (lambda root: write(root, {**stored(root), "categories": []}), "lists no categories"),
         (lambda root: (root / "coco/val2017/3.png").unlink(), r"1 of the 6 images that .* lists are missing, such as"),
         (lambda root: write(root, {**stored(root), "annotations": []}), "annotates no box of the 6 evaluated images"),

@@ -75,7 +75,7 @@ def _measure(network: LoadedNetwork, suite: "Suite", data_root: Path | None, tel
     try:
         task.find_data(data_root)
     except ZSQBenchError as error:
-        return Accuracy(label, task.metric, None, f"for {error}")
+        return Accuracy(label, task.metric, None, f"because {error}")
     tell(f"measuring the float network on {label}")
     try:
         with torch.no_grad():
