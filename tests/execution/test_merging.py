@@ -318,7 +318,7 @@ def test_other_evaluation_data_are_refused(bench, machines):
 def test_rows_of_another_version_of_a_library_are_refused(bench, machines, package):
     first, second = twice(bench, machines)
     edit_row(second, environment={package: "0.0.1"})
-    assert f"the version of {package} is 0.0.1 there (toytask:a:toy:toyq:hw/w4a4:0), and " in machines.refused(
+    assert f"the version of {package} is 0.0.1 there (toytask:a:toy:toyq:hw/w4a4:0), but " in machines.refused(
         first, second
     )
     machines.merge(first)

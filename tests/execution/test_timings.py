@@ -67,7 +67,7 @@ def test_a_damaged_line_of_the_timings_is_left_out(tmp_path, bench, damage, capl
     Timings(plan.store).add(step, 3.0)
     assert Timings(plan.store).estimate(step) == 3.0
     (warning,) = caplog.messages
-    assert warning.startswith("estimates ignore 1 line of ")
+    assert warning.startswith("estimates ignore 1 invalid line of ")
 
 
 def test_damaged_lines_of_the_timings_are_counted_once_where_times_are_estimated(bench, caplog):
