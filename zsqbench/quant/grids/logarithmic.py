@@ -65,7 +65,7 @@ class LogQuantizer(ActivationQuantizer):
         return torch.zeros_like(self.scale), self.scale
 
     def unclamped_codes(self, x: Tensor) -> Tensor:
-        """The codes of x in floating point, below 0 above the top. Zero, and values that become zero, have the last code."""
+        """Codes of x in floating point, below 0 above the top. Zero, and values that become zero, have the last one."""
         return _nearest_codes(x, self.scale).clamp_(max=levels(self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
