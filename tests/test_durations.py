@@ -17,8 +17,8 @@ def test_a_duration_is_numbers_with_units_or_seconds(text, seconds):
 def test_a_duration_that_is_no_time_is_refused(text):
     with pytest.raises(ZSQBenchError) as error:
         parse_duration(text, "budget")
-    expected = "expected such as 90s, 20m, 1h30m, or seconds such as 90"
-    assert str(error.value) == f"a budget of {text!r} is no time; {expected}"
+    expected = "expected 90s, 20m, 1h30m, or a number of seconds"
+    assert str(error.value) == f"budget {text!r} is not a duration; {expected}"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (7500, "2 h 05 min")])

@@ -190,18 +190,16 @@ NEVER_CALLED_SO = {
         "has an unknown argument 'resul'; did you mean 'result'? known: cached, result, suite"
     ),
     "def cell_finished(*, result): ...": (
-        "takes 'result' by keyword alone, and hooks are called without; write it without `*`"
+        "takes 'result' by keyword only, but hooks are called by position; write it without `*`"
     ),
     "def cell_finished(result, cached=True): ...": (
-        "has a default for 'cached', which it would always get; write 'cached' without"
+        "has a default for 'cached', but always gets a value; write 'cached' without a default"
     ),
     "def cell_finished(**all): ...": (
-        "takes '**all', which would be empty; name what it needs of: suite, result, cached"
+        "takes '**all', which would be empty; name the arguments that it needs, out of: suite, result, cached"
     ),
     "async def cell_finished(result): ...": "is async, and nothing waits for it; write it with `def`",
-    "def cell_finished(result): yield": (
-        "has a `yield`, so that it does not run when it is called; return a list instead"
-    ),
+    "def cell_finished(result): yield": ("has a `yield`, so a call does not run it; return a list instead"),
     "def register_tasks(self): ...": "takes 'self'; provide an object, not its class",
 }
 
@@ -220,7 +218,7 @@ def test_a_hook_may_have_defaults_for_arguments_of_its_own(load):
 
 def test_a_hook_that_is_no_function_is_refused(load):
     _, plugin = load("import functools, zsqbench\ncell_finished = zsqbench.hookimpl(functools.partial(print))")
-    assert plugin.error == "cell_finished is marked as a hook and is no function, but a partial"
+    assert plugin.error == "cell_finished is marked as a hook, but is a partial, not a function"
 
 
 @pytest.mark.parametrize(

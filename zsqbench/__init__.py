@@ -12,8 +12,8 @@ The names below are the public API. They are imported when they are first used, 
   `Network`, `Scheme`, `StepContext`, `TaskContext`
 - Options, hooks and errors: `Auto`, `auto`, `InputFile`, `hookimpl`, `ZSQBenchError`
 
-Authors of quantizers find more in `zsqbench.quant`, those of generators in `zsqbench.synthesis`, and both in
-`zsqbench.testing` the checks of the contract that a method keeps.
+Authors of quantizers find more in `zsqbench.quant`, authors of generators in `zsqbench.synthesis`. Both find the
+checks of the contract for methods in `zsqbench.testing`.
 """
 
 import importlib

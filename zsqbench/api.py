@@ -1,6 +1,6 @@
 """zsqbench from Python: run and plan a suite, read its results, and take students and images out of the store.
 
-Each function takes what its command takes, by the same names; `suite` is a file, or the name of a shipped one.
+Each function takes the arguments of its command, by the same names. `suite` is a file, or the name of a shipped suite.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,16 +70,16 @@ def run(
     columns: Sequence[str] = (),
     report: bool = False,
 ) -> "RunReport":
-    """Run what is not there yet of a suite, as `zsqbench run` does, and say what became of each cell.
+    """Run the missing steps of a suite, as `zsqbench run` does, and return the outcome of each cell.
 
-    `select` is an expression over names of cells (`-k`), `shard` one part of these, such as "3/8" (see `merge`),
-    `overrides` are texts `a.b=value` (`--set`), `workers` is the number of steps at the same time (0: in this process).
-    `engine` says where they run, and `address` (HOST:PORT) which Ray the engine "ray" uses; `slurm` are options of
-    sbatch for the engine "slurm", such as {"partition": "gpu"}. `isolation` says which steps get a fresh process: those
-    of methods that are not shipped with zsqbench ("auto"), every one ("step"), or none ("worker"). `step_timeout` is in
-    seconds and has precedence over the suite's, `memory` in GiB for a worker. `columns` are figures that the table has
-    beside results. `report` ends it with pages for a browser, as the function of this name makes them. Raises
-    ZSQBenchError for what cannot be meant.
+    `select` is an expression over names of cells (`-k`). `shard` is one part of these cells, such as "3/8" (see
+    `merge`). `overrides` are texts `a.b=value` (`--set`). `workers` is the number of steps at the same time (0: in this
+    process). `engine` says where steps run. `address` (HOST:PORT) is the Ray cluster of the engine "ray". `slurm` holds
+    options of sbatch for the engine "slurm", such as {"partition": "gpu"}. `isolation` says which steps get a process
+    of their own: steps of methods that are not shipped with zsqbench ("auto"), all steps ("step"), or no step
+    ("worker"). `step_timeout` is in seconds and overrides that of the suite. `memory` is in GiB for one worker.
+    `columns` are figures that the table has beside results. With `report`, the run also writes pages for a browser, as
+    the function `report` does. Raises ZSQBenchError for invalid arguments.
     """
     this, cells = open_run(
         suite, home, results, data_root, select, overrides, plugins, without, device, isolation, shard=shard
@@ -101,7 +101,7 @@ def plan(
 ) -> "Plan":
     """Plan what a run of a suite would do: cells, the steps that they share, what is cached. Nothing is run.
 
-    A network that no run has loaded yet stands with a provisional identity; with a `shard`, it is loaded. Raises
+    A network that no run has loaded yet has a provisional identity in the plan. With a `shard`, it is loaded. Raises
     ZSQBenchError as `run` does.
     """
     this, cells = open_run(suite, home, results, data_root, select, overrides, plugins, without, shard=shard)
@@ -112,10 +112,10 @@ def plan(
 def merge(folders: Sequence[Path | str], *, home: Path | str = HOME, results: Path | str = RESULTS) -> "MergeReport":
     """Add the artifacts and rows of several folders to one home and one folder of results.
 
-    Each folder is one in which a run had its home (`.zsqbench` or `home`) and its rows (`results`), as the shards of a
-    suite have them that ran on several machines. Nothing that is there is overwritten, and numbers of equal keys that
-    differ are in the report. A merge that was interrupted is run again. Raises ZSQBenchError for a folder without a
-    home, with a damaged artifact or with a run at work, and where networks, data or versions are not those here.
+    In each folder a run had its home (`.zsqbench` or `home`) and its rows (`results`), such as a shard of a suite that
+    ran on another machine. Nothing is overwritten. If equal keys have different numbers, the report shows both. After
+    an interruption, run the merge again. Raises ZSQBenchError for a folder without a home, with a damaged artifact or
+    with a run at work, and if networks, data or versions differ from those here.
     """
     from zsqbench.execution.merging import Place, find_place, merge_places
     from zsqbench.store import Store
@@ -132,11 +132,11 @@ def results(
     overrides: Sequence[str] = (),
     home: Path | str = HOME,
 ) -> "pd.DataFrame":
-    """The rows of a suite: one for each cell, with a column for each field.
+    """The rows of a suite: one row for each cell, with a column for each field.
 
-    What a field holds by name stands in columns of its own, such as `metrics.top1`, `quantizer.lr` (the value that
-    held, given or not) and `seconds.generate`. A row that differs from the artifacts that it was made from, where
-    `home` has them, is that of a failed cell. Raises ZSQBenchError where there are no rows.
+    A field with several named values has a column for each, such as `metrics.top1`, `quantizer.lr` (the effective
+    value) and `seconds.generate`. If `home` has the artifacts of a row and they say something else, the cell counts as
+    failed. Raises ZSQBenchError if there are no rows.
     """
     import pandas as pd
 
@@ -156,10 +156,10 @@ def compare(
 ) -> "Comparison":
     """Compare the methods A and B of a suite image by image, in each column that both have.
 
-    `a` and `b` are names of cells, parts of them, or expressions as `select` of `run` takes them; each selects one
-    method in each column. `other` is the folder of B's rows, where it is not `results`. With a `margin`, in points,
-    `failing` are the pairs in which B may be worse than A by so much. Raises ZSQBenchError where there are no rows, and
-    where nothing can be compared.
+    `a` and `b` are names of cells, parts of names, or expressions like `select` of `run`. Each of the two selects one
+    method in each column. `other` is the folder of B's rows. None: `results`. With a `margin`, in points, `failing`
+    holds the pairs in which B may be worse than A by the margin or more. Raises ZSQBenchError if there are no rows, and
+    if nothing can be compared.
     """
     from zsqbench.reports.comparison.comparison import compare_selected
     from zsqbench.reports.comparison.selected import Selected
@@ -200,10 +200,10 @@ def reproduce(
 ) -> "Reproduction":
     """Each published value of a paper's table with what was measured, and a verdict: reached, or why not.
 
-    `paper` is a source of results/published, `row` an expression over names of cells that selects values. The cells are
-    those of the shipped suite that asks for the table, or of `suite`, which calls them the same. With `run`, cells that
-    have all that they need are run first, as `zsqbench.run` does. Raises ZSQBenchError for a paper, a table or a row
-    that there is not, and for a suite that cannot be meant.
+    `paper` is a source of results/published. `row` is an expression over names of cells that selects values. The cells
+    are those of the shipped suite for the table, or of `suite`, which must use the same names. With `run`, the cells
+    that can run on this machine are run first, as `zsqbench.run` does. Raises ZSQBenchError for an unknown paper, table
+    or row, and for a suite that does not fit.
     """
     this = open_reproduction(paper, table, row, suite, home, results, data_root, overrides, plugins, without, device)
     if run and this.run is not None and this.runnable:
@@ -224,9 +224,9 @@ def report(
 ) -> Path:
     """Write the results of a suite as pages that a browser opens from disk, and return the start page.
 
-    Without a `folder` they are in `results`/NAME.report. Pages show evaluated images that flip where their data is
-    found under `data_root`. `data_root` and `plugins` stand in the commands that make a cell again, too. Raises
-    ZSQBenchError where there are no rows, and for a folder with something else.
+    Without a `folder` the pages are in `results`/NAME.report. If the data is found under `data_root`, they show
+    evaluation images that flip. The commands on the pages, which make a cell again, contain `data_root` and `plugins`.
+    Raises ZSQBenchError if there are no rows, and for a folder with other content.
     """
     from zsqbench.reports.site.source import Origin, report_folder
     from zsqbench.reports.site.writing import check_folder, write_report
@@ -262,9 +262,9 @@ def figure(
     select: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Draw a chart of a suite's report into a file that ends in .svg, .pdf or .png, and return that.
+    """Draw a chart of a suite's report into a file that ends in .svg, .pdf or .png, and return the path.
 
-    `name` is one of `figures`. Raises ZSQBenchError for another name or file, and where there are no rows.
+    `name` is one of `figures`. Raises ZSQBenchError for another name or file type, and if there are no rows.
     """
     from zsqbench.reports.site.drawing import check_figure_file, draw
 
@@ -282,7 +282,7 @@ def figure(
 def _sections(
     suite: str | Path, home: Path | str, results: Path | str, select: str | None, overrides: Sequence[str]
 ) -> "list[Section]":
-    """The parts of a report, which have its charts."""
+    """The parts of a report. They hold its charts."""
     from zsqbench.reports.site.sections import sections
 
     return sections(rows_of(suite, Path(results), select, overrides, Path(home)), Path(home))
@@ -298,10 +298,10 @@ def load_student(
     plugins: Sequence[Path | str] = (),
     device: str = "cpu",
 ) -> "tuple[nn.Module, Callable[[Image], torch.Tensor]]":
-    """The quantized network of a cell in eval mode, and what makes a PIL image a tensor [1, C, H, W] for it.
+    """The quantized network of a cell in eval mode, and a function that turns a PIL image into its input [1, C, H, W].
 
-    The student computes on the grids that the cell's accuracy was measured on. Raises ZSQBenchError for a cell that
-    there is not, that is not done, or whose artifact is not in `home`.
+    The student computes on the same grids as when the accuracy of the cell was measured. Raises ZSQBenchError for a
+    cell that does not exist or is not done, and if its artifact is not in `home`.
     """
     row = find_row(rows_of(suite, Path(results)), cell)
     opened = open_student(row, open_session(suite, home, data_root, plugins, device=device), home)
@@ -314,13 +314,13 @@ class ExportedModel:
 
     path: Path
     script: Path
-    """Runs it on an image."""
+    """The script that runs the file on an image."""
     size_mb: float
     """In 10^6 bytes."""
     lines: Sequence[str]
-    """Notes, outputs, and all that the comparison found; one line each."""
+    """Notes, outputs, and the findings of the comparison, one line each."""
     problems: Sequence[str]
-    """Why the file is not what was measured; none where it is, or was not compared."""
+    """Why the file does not compute what was measured. None: it does, or it was not compared."""
 
 
 def export_model(
@@ -338,9 +338,9 @@ def export_model(
 ) -> ExportedModel:
     """Write the quantized network of a cell as an ONNX file, and compare it with the simulation in ONNX Runtime.
 
-    The images are those that the cell was calibrated on, or noise of valid pixels where it has none. Raises
-    ZSQBenchError where `load_student` does, where the extra `onnx` is not installed, where the network or the grids of
-    the cell cannot be written, and for a place that nothing can be written to.
+    The comparison uses the calibration images of the cell, or noise of valid pixels if it has none. Raises
+    ZSQBenchError as `load_student`, without the extra `onnx`, if the network or the grids of the cell cannot be
+    written, and if the file cannot be written.
     """
     from zsqbench.export import missing
     from zsqbench.export.options import ExportOptions
@@ -379,10 +379,10 @@ def analyze_cell(
     plugins: Sequence[Path | str] = (),
     without: Sequence[str] = (),
 ) -> None:
-    """Measure the error of each tensor of a row's cell, unless the store has it; it is kept as a run would keep it.
+    """Measure the error of each tensor of a row's cell, unless the store has it. The result is kept as in a run.
 
-    Evaluation images are not read. Raises ZSQBenchError where `load_student` does, where the cell is float, and where
-    its calibration set, or the data of its task, is not there.
+    Evaluation images are not read. Raises ZSQBenchError as `load_student`, if the cell is float, and if its calibration
+    set or the data of its task is missing.
     """
     from zsqbench.execution.isolation import clean_state
     from zsqbench.reports.tensorerrors import Analysis
@@ -401,7 +401,7 @@ def analyze_cell(
             artifact_of(home, row, kind, what)
     session = open_session(suite, home, data_root, plugins, without)
     job = Analyze.of_row(session, row, quantized)
-    session.store.discard(job.key)  # one that is there is damaged
+    session.store.discard(job.key)  # an artifact of this key is damaged
     with clean_state(session.device, job.key, job.settings.threads):
         session.run(job)
 
@@ -415,7 +415,7 @@ def load_images(
 ) -> "torch.Tensor":
     """The calibration images of a cell: float32 [N, C, H, W], in the network's normalised space.
 
-    Raises ZSQBenchError for a cell that there is not, that has none, or whose artifact is not in `home`.
+    Raises ZSQBenchError for a cell that does not exist or has no images, and if its artifact is not in `home`.
     """
     from zsqbench.steps.generate import Generate
 
@@ -434,9 +434,9 @@ def export_images(
 ) -> "ExportedImages":
     """Write the calibration set of a cell into a folder that is new or empty, for the calibrators of other tools.
 
-    See `zsqbench.export.images.export_images` for what is written; it says how far the pixels of the PNGs are from the
-    images. The network is loaded, for it says how it is fed. Raises ZSQBenchError as `load_images` does, and for a
-    folder that is not empty or that cannot be written to.
+    `zsqbench.export.images.export_images` describes the files. The result says how far the pixels of the PNGs are from
+    the images. The network is loaded, because it defines how it is fed. Raises ZSQBenchError as `load_images` does, and
+    for a folder that is not empty or that cannot be written to.
     """
     from zsqbench.export.images import check_target
     from zsqbench.export.images import export_images as export
@@ -464,7 +464,7 @@ def embedding(
     overrides: Sequence[str] = (),
     plugins: Sequence[Path | str] = (),
 ) -> Path:
-    """Draw calibration sets and real images as points into a file that ends in .svg, .pdf or .png, and return that.
+    """Draw calibration sets and real images as points into a .svg, .pdf or .png file, and return its path.
 
     The float network is run over the first `images` of the first set of each generator, and over as many real images
     that the task does not evaluate. Raises ZSQBenchError for cells of several networks, and as `load_images` does.
@@ -497,12 +497,12 @@ def landscape(
     plugins: Sequence[Path | str] = (),
     device: str = "cpu",
 ) -> Path:
-    """Draw the loss terms of fine-tuning around quantized networks into a .svg, .pdf or .png file, and return that.
+    """Draw the loss terms of fine-tuning around quantized networks into a .svg, .pdf or .png file, and return its path.
 
-    The terms are those of `zsqbench.quant.landscape`, on the first `images` of the calibration set of each cell.
-    Raises ZSQBenchError where the extra `landscape` is not installed, for cells of several networks or too many of one,
-    for a cell that is not done, that has no calibration images, whose weights are float or whose network is no
-    classifier, and where an artifact is not in `home`.
+    The terms are those of `zsqbench.quant.landscape`, on the first `images` of the calibration set of each cell. Raises
+    ZSQBenchError without the extra `landscape`, for cells of several networks or too many cells of one network, and if
+    an artifact is not in `home`. Also raises it for a cell that is not done, has no calibration images, has float
+    weights, or whose network is not a classifier.
     """
     from zsqbench.execution.landscape import QuantizedCell, check_installed, find_landscapes
     from zsqbench.reports.site.drawing import check_figure_file
@@ -534,7 +534,7 @@ def _drawn(figure: "PaperFigure", path: Path) -> Path:
 
 
 def _only_network(rows: "Sequence[Result]") -> str:
-    """Task and network of rows. Raises ZSQBenchError where these are several, or there are no rows."""
+    """Task and network of rows. Raises ZSQBenchError if there are several networks, or no rows."""
     networks = sorted({f"{row.task} {row.model}" for row in rows})
     if len(networks) != 1:
         given = f"cells of several ({', '.join(networks)})" if networks else "no cell with calibration images"

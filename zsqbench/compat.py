@@ -1,7 +1,7 @@
-"""All that zsqbench takes from torch beyond its public interface, so that a new release is looked through in one place.
+"""Everything that zsqbench takes from torch beyond its public interface. A new release is checked in this one place.
 
-tests/test_compat.py has a test for each part, and one that no other module reaches into torch. This module imports
-torch: who must not do so at import imports it where it is used.
+tests/test_compat.py has a test for each part, and a test that no other module reaches into torch. This module imports
+torch. A module that must not import torch imports this one inside its functions.
 """
 
 import copy
@@ -58,17 +58,17 @@ _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def tree_places(returned: Any) -> list[str]:
-    """Where each leaf of an output is, such as `['boxes'][0]`, in the order of `tree_leaves`; `""` for a leaf alone."""
+    """Where each leaf of an output is, such as `['boxes'][0]`, in the order of `tree_leaves`. `""`: the only leaf."""
     return [keystr(place) for place, _ in tree_flatten_with_path(returned)[0]]
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The table of a module's children itself: `named_children` leaves out the second name of a child."""
+    """The table of a module's children. `named_children` would leave out the second name of a child."""
     return module._modules  # noqa: SLF001
 
 
 def with_children(module: Network, **given: nn.Module) -> Network:
-    """A shallow copy of a module with other modules in the place of some children."""
+    """A shallow copy of a module in which other modules replace some children."""
     copied = copy.copy(module)
     copied._modules = {**module._modules, **given}  # noqa: SLF001
     return copied
@@ -80,7 +80,7 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def hook_tables(module: nn.Module) -> list[str]:
-    """The names of a module's own tables of hooks that are not empty; torch has no public way to ask."""
+    """The names of a module's own tables of hooks that are not empty. torch has no public function for this."""
     return [name for name in _HOOKS if getattr(module, name)]
 
 
@@ -102,20 +102,20 @@ def clear_global_hooks() -> None:
 
 
 def padding_of(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
-    """The padding of a convolution as `functional.pad` takes it, also where the layer has it in words."""
+    """The padding of a convolution as `functional.pad` takes it, even if the layer states it as a word ("same")."""
     return layer._reversed_padding_repeated_twice  # noqa: SLF001
 
 
 def is_assertion(node: fx.Node) -> bool:
-    """True for a call of `torch._assert`, which networks make because it is traced."""
+    """True for a call of `torch._assert`. Networks call it because it can be traced."""
     return node.op == "call_function" and node.target is torch._assert  # noqa: SLF001
 
 
 @contextmanager
 def tracing_into(home: str) -> Iterator[None]:
-    """Let a tracer look into the functions of a module that `torch.fx.wrap` makes one operator, by the module's name.
+    """Let a tracer look into functions of a module that `torch.fx.wrap` makes one operator. The module is named.
 
-    torch's transformers meanwhile take a placeholder for a mask, whose type they ask for.
+    Meanwhile the transformers of torch accept a placeholder for a mask, although they ask for its type.
     """
     wrapped = symbolic_trace._wrapped_fns_to_patch  # noqa: SLF001
     opened = {place: names for place, names in wrapped.items() if names.get("__name__") == home}
@@ -133,7 +133,7 @@ def tracing_into(home: str) -> Iterator[None]:
 
 
 def recompile_at_most(versions: int) -> None:
-    """Let torch.compile make so many versions of a function; beyond its limit it goes on uncompiled."""
+    """Let torch.compile make so many versions of a function. Beyond its limit a function runs uncompiled."""
     config = torch._dynamo.config  # noqa: SLF001 - where torch documents it
     if hasattr(config, "recompile_limit"):
         config.recompile_limit = versions
@@ -142,9 +142,9 @@ def recompile_at_most(versions: int) -> None:
 
 
 def keep_custom_graphs() -> None:
-    """Let torch keep compiled graphs with an `autograd.Function`, where it can: torch 2.5 cannot.
+    """Let torch cache compiled graphs with an `autograd.Function`. torch 2.5 cannot do this.
 
-    It traces both of its passes into the graph, whose content is what the graph is found by.
+    torch traces both passes of the function into the graph, and finds a cached graph by its content.
     """
     from torch._functorch import config
 
@@ -153,10 +153,10 @@ def keep_custom_graphs() -> None:
 
 
 def differentiable_twice(compiled: F) -> F:
-    """A compiled function whose backward pass may run twice: by default the first overwrites what the second reads."""
+    """A compiled function whose backward pass may run twice. By default the first run overwrites data of the second."""
     from torch._functorch import config
 
-    if not hasattr(config, "donated_buffer"):  # before torch 2.6, where none overwrote anything
+    if not hasattr(config, "donated_buffer"):  # before torch 2.6 no pass overwrote anything
         return compiled
 
     @functools.wraps(compiled)
@@ -168,7 +168,7 @@ def differentiable_twice(compiled: F) -> F:
 
 
 def decompose(operators: Mapping[Any, Callable[..., Any]]) -> None:
-    """Let torch.compile compute operators by functions of ours, from now on."""
+    """From now on, let torch.compile compute operators by functions of zsqbench."""
     from torch._inductor import decomposition
 
     decomposition.decompositions.update(operators)

@@ -1,4 +1,4 @@
-"""Call what strangers wrote: whatever it raises is its failure, and a signal to this process is still obeyed."""
+"""Call code of plugins. Any exception is a failure of that code. Signals to this process still have their effect."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def describe_exit(code: int) -> str:
-    """The end of a process in words, `exit code 3` or `signal 11 (SIGSEGV)`, by its code as Python gives it."""
+    """How a process ended, in words (`exit code 3`, `signal 11 (SIGSEGV)`), from its code in Python's form."""
     if code >= 0:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):
@@ -28,22 +28,22 @@ class Contained:
     """The result of a call that may raise anything."""
 
     error: BaseException | None = None
-    """The exception that it raised, if any: SystemExit and its own KeyboardInterrupt, too."""
+    """The exception that it raised, if any. SystemExit and its own KeyboardInterrupt count, too."""
 
 
 @contextlib.contextmanager
 def contain() -> Iterator[Contained]:
-    """Keep whatever is raised within, and let what follows go on.
+    """Keep any exception that is raised within, and let the code behind the block go on.
 
-    Raises only what the handler of a signal raised meanwhile, such as KeyboardInterrupt for a Ctrl-C, even where the
-    code within swallowed it: a stranger's `raise KeyboardInterrupt` is no signal. Working folder and handlers of
-    signals are what they were, afterwards.
+    Raises only exceptions of signal handlers, such as KeyboardInterrupt for a Ctrl-C, even if the code within swallowed
+    them. A `raise KeyboardInterrupt` of the code within is not a signal. Afterwards the working folder and the signal
+    handlers are the same as before.
     """
     contained = Contained()
     with _watch_signals() as raised, _same_folder():
         try:
             yield contained
-        except BaseException as error:  # noqa: BLE001 - strangers may raise anything
+        except BaseException as error:  # noqa: BLE001 - code of plugins may raise anything
             contained.error = error
     if raised:
         raise raised[0]
@@ -51,7 +51,7 @@ def contain() -> Iterator[Contained]:
 
 @contextlib.contextmanager
 def _same_folder() -> Iterator[None]:
-    """Come back to the working folder, which relative paths of the command stand on; it may have been removed."""
+    """Return to the working folder, because relative paths of the command start there. It may have been removed."""
     folder = None
     with contextlib.suppress(OSError):
         folder = Path.cwd()
@@ -63,7 +63,7 @@ def _same_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watch_signals() -> Iterator[list[BaseException]]:
-    """Note what handlers of signals raise. Python runs them in its main thread alone."""
+    """Note exceptions of signal handlers. Python runs these only in its main thread."""
     raised: list[BaseException] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

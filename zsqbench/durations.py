@@ -11,7 +11,7 @@ _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 def parse_duration(text: str, what: str = "duration") -> float:
     """Seconds of `90s`, `20m`, `1.5h`, `1h30m`, or of a plain number of seconds.
 
-    `what` names in the error what is asked for. Raises ZSQBenchError for anything else, and for no time at all.
+    `what` is the name of the duration in an error message. Raises ZSQBenchError for other texts, and for zero.
     """
     parts = _PART.findall(text)
     units = [unit for _, unit in parts]
@@ -20,7 +20,7 @@ def parse_duration(text: str, what: str = "duration") -> float:
     else:
         seconds = float(text) if re.fullmatch(r"\d+(?:\.\d+)?", text) else 0.0
     if not 0 < seconds < float("inf"):
-        raise ZSQBenchError(f"a {what} of {text!r} is no time; expected such as 90s, 20m, 1h30m, or seconds such as 90")
+        raise ZSQBenchError(f"{what} {text!r} is not a duration; expected 90s, 20m, 1h30m, or a number of seconds")
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend; anything else that is raised is a bug and keeps its traceback."""
+"""Errors that the user can correct. Any other exception is a bug and keeps its traceback."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ZSQBenchError(Exception):
-    """A mistake of the user's: shown as one line, without a traceback, with exit code 2."""
+    """A mistake of the user. It is shown as one line without a traceback, and the exit code is 2."""
 
     exit_code = 2
 
@@ -18,7 +18,7 @@ class PluginUnavailableError(ZSQBenchError):
 
 
 class MethodFaultError(ZSQBenchError):
-    """A method of a plugin failed at what it is asked while a suite is planned: a fault of the plugin's."""
+    """A method of a plugin failed while a suite was planned. This is a fault of the plugin."""
 
     exit_code = 4
 
@@ -30,11 +30,11 @@ class NothingSelectedError(ZSQBenchError):
 
 
 class OutdatedError(ZSQBenchError):
-    """A file is not what it was when the run began; another run takes it as it is."""
+    """A file has changed since the run began. Another run accepts the new content."""
 
 
 class OutOfResourcesError(ZSQBenchError):
-    """Memory or a disk is full: a step's checkpoint stays, to go on from when there is more, or with less."""
+    """Memory or a disk is full. The checkpoint of a step stays, so that the step can continue later."""
 
 
 class OutOfMemoryError(OutOfResourcesError):
@@ -44,7 +44,7 @@ class OutOfMemoryError(OutOfResourcesError):
 def is_memory_shortage(error: BaseException | None) -> bool:
     """True for an error that says that memory was full, or that was raised because of one.
 
-    torch.OutOfMemoryError is a RuntimeError with these words; of host and pinned memory torch says it in words only.
+    torch.OutOfMemoryError is a RuntimeError with these words. For host and pinned memory torch has only the words.
     """
     if error is None:
         return False
@@ -56,7 +56,7 @@ _MEMORY_IS_FULL = ("can't allocate memory", "out of memory")
 
 
 class DivergedError(ZSQBenchError):
-    """Training has left the finite numbers. `state` is the last that was good, by name; it is kept to be looked at."""
+    """Training has left the finite numbers. `state` is the last good state, by name. It is kept for inspection."""
 
     def __init__(self, message: str, state: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -64,10 +64,10 @@ class DivergedError(ZSQBenchError):
 
 
 class CorruptArtifactError(ZSQBenchError):
-    """An artifact in the store is not what was written; `key` says which, so that it can be made again."""
+    """The content of an artifact in the store has changed. `key` names the artifact, so that it can be made again."""
 
     def __init__(self, key: str, detail: str) -> None:
-        super().__init__(key, detail)  # both in args, so that the error survives the way back from a worker
+        super().__init__(key, detail)  # both are in args, so that a worker can send the error to its parent
         self.key = key
         self.detail = detail
 
@@ -76,17 +76,17 @@ class CorruptArtifactError(ZSQBenchError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`; did you mean 'zeroq'?` for the closest of the known names, or nothing where none is close."""
+    """`; did you mean 'zeroq'?` with the closest known name. Empty: no name is close."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 MOST_NAMES = 40
-"""A message lists so many names; of more, it lists the first dozen and counts the others."""
+"""A message lists at most so many names. Of more names, it lists the first dozen and counts the others."""
 
 
 def unknown(what: str, given: str, known: Iterable[str], where: str = "") -> str:
-    """One line that says what was given, where, what is meant perhaps, and what there is."""
+    """One line with the given name, its place, the name that may be meant, and the known names."""
     names = sorted(known)
     place = f" in {where}" if where else ""
     suggestion = did_you_mean(given, names) or ";"
@@ -96,15 +96,15 @@ def unknown(what: str, given: str, known: Iterable[str], where: str = "") -> str
 
 
 def in_one_line(text: str) -> str:
-    """A text, which may be from a file or its name, as one line that can be printed."""
+    """A text as one line that can be printed. It may come from a file or be the name of one."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line: what a user's mistake says, or the type and text of any other."""
+    """An error in one line: the text of a user's mistake, or type and text of any other error."""
     try:
         text = in_one_line(str(error))
-    except Exception:  # noqa: BLE001 - an error of a stranger's, which cannot even say what it is
+    except Exception:  # noqa: BLE001 - an error of a plugin whose own text fails
         text = ""
     if isinstance(error, ZSQBenchError):
         return text

@@ -1,4 +1,4 @@
-"""Python looks for objects that hang in cycles, again and again; where thousands are made to stay, it looks in vain."""
+"""Python searches for reference cycles again and again. This wastes time while many lasting objects are made."""
 
 import contextlib
 import gc
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Let Python not look meanwhile. It is for what ends soon and leaves no cycles, such as a plan, or rows of a file.
+    """Turn the search off meanwhile. Use it for short work without cycles, such as a plan or the rows of a file.
 
-    Not for steps: networks hang in cycles, and take the memory of the next one.
+    Do not use it for steps. Networks are in cycles, and would keep memory that the next network needs.
     """
     enabled = gc.isenabled()
     gc.disable()

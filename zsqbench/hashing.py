@@ -1,4 +1,4 @@
-"""Hashes of plain data and of files, of which identities are made."""
+"""Hashes of plain data and of files. Identities are made of them."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 2**20
-"""Bytes of a file that are read at once."""
+"""Number of bytes of a file that are read at once."""
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
-"""`json.dumps` makes one of its own for each call."""
+"""One encoder for all calls. `json.dumps` would make a new one for each call."""
 
 
 def digest_of(value: Any) -> str:
-    """Hash of plain data; equal data has an equal hash, whatever the order of its keys."""
+    """Hash of plain data. Equal data has an equal hash, for any order of its keys."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
@@ -24,12 +24,12 @@ def canonical(value: Any) -> str:
 
 
 def digest_of_texts(texts: Iterable[str]) -> str:
-    """The digest of a list of such texts: thousands of lists share most of their items."""
+    """The digest of a list of texts of `canonical`. Thousands of lists share most of their items."""
     return hashlib.sha256(f"[{','.join(texts)}]".encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content. Most files of a store are small: hashlib's own function fills a buffer for each."""
+    """sha256 of a file's content. Most files are small, and hashlib's own function fills a large buffer for each."""
     sha = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(CHUNK):

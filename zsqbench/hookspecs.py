@@ -1,4 +1,4 @@
-"""All hooks: four that register methods, five that observe a run."""
+"""All hooks: four hooks register methods, five hooks observe a run."""
 
 from typing import TYPE_CHECKING
 
@@ -45,28 +45,28 @@ def register_engines() -> "list[type[Engine]]":  # type: ignore[empty-body]
 
 @hookspec
 def suite_started(suite: "Suite", plan: "Plan") -> None:
-    """Called in the parent process once the plan stands, before the first step of the matrix runs."""
+    """Called in the parent process when the plan is complete, before the first step of the matrix runs."""
 
 
 @hookspec
 def step_progress(step: "Step", progress: "Progress") -> None:
     """Called in the parent process, a few times a second, while a step runs and has news.
 
-    `progress` holds the iterations done and in all, and the last value of each curve that the method logs.
+    `progress` holds the number of iterations done, their total, and the last value of each curve that the method logs.
     """
 
 
 @hookspec
 def step_finished(step: "Step", outcome: "Outcome") -> None:
-    """Called in the parent process when a step is done, failed or blocked; not for a step that was cached."""
+    """Called in the parent process when a step is done, failed or blocked. Not called for a cached step."""
 
 
 @hookspec
 def cell_finished(suite: "Suite", result: "Result", cached: bool) -> None:
     """Called in the parent process when a cell's row has been written, in the order in which cells finish.
 
-    `cached` is true where every step was already there and the row was, too. MLflow logs the others, and those of
-    the former that it does not hold.
+    `cached` is true if the row and all its steps were already there. MLflow logs every row that is not cached, and
+    each cached row that it lacks.
     """
 
 
@@ -74,6 +74,6 @@ def cell_finished(suite: "Suite", result: "Result", cached: bool) -> None:
 def suite_finished(suite: "Suite", results: "list[Result]", table: "str | None", report: "str | None") -> None:
     """Called once in the parent process at the end of a run: done, interrupted, or ended by an error.
 
-    `results` has a row for every cell of the plan, or none where the run ended before all cells had one. `table` is the
-    path of the leaderboard that was written, or none, and `report` the folder of its pages, where these were asked for.
+    `results` has a row for every cell of the plan. It is empty if the run ended before all cells had a row. `table` is
+    the path of the leaderboard (None: not written). `report` is the folder of the pages (None: not asked for).
     """

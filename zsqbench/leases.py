@@ -1,4 +1,4 @@
-"""One holder at a time for a name, among all processes that share a home folder, on network file systems, too."""
+"""A name has at most one holder among all processes that share a home folder, even on network file systems."""
 
 import contextlib
 import os
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from filelock import SoftFileLease
 
 SECONDS = 30.0
-"""A holder refreshes its file three times in this time; a file that is older is a dead holder's."""
+"""A holder refreshes its file three times in so many seconds. The holder of an older file is dead."""
 
 RUN = "run-"
-"""The names of leases that say that a run uses the home begin so."""
+"""The prefix of leases that say that a run uses the home."""
 
 
 @dataclass
 class Leases:
     """The leases of one process: files with a heartbeat below the home folder, made with O_EXCL.
 
-    They save work and guard no result: a holder that is stopped for longer than `SECONDS` loses its lease to another
-    process without noticing it. A folder that cannot be written to has no leases: each is granted then.
+    Leases save work, but results do not depend on them. A holder that stops for longer than `SECONDS` loses its lease
+    to another process and does not notice it. In a folder that cannot be written to, every lease is granted.
     """
 
     home: Path
     _held: "dict[str, SoftFileLease]" = field(default_factory=dict)
     _watched: "dict[str, SoftFileLease]" = field(default_factory=dict)
-    """Leases of others, which are seen to grow old from one attempt to the next."""
+    """Leases of other processes. Their age is compared from one attempt to the next."""
     _claims: set[str] = field(default_factory=set)
     _holder: str = field(default_factory=lambda: f"steps-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     """The name of the lease that all claims refer to."""
@@ -42,8 +42,8 @@ class Leases:
         return self.home / "leases"
 
     def take(self, name: str) -> bool:
-        """Take a lease, and hold it until it is released, or this process ends. False where another process has it."""
-        from filelock import SoftFileLease, Timeout  # planning takes none
+        """Take a lease, and hold it until it is released or this process ends. False: another process has it."""
+        from filelock import SoftFileLease, Timeout  # planning takes no lease, so it does not import this
 
         if name in self._held:
             return True
@@ -63,10 +63,10 @@ class Leases:
         return True
 
     def claim(self, name: str) -> bool:
-        """Take a lease as one of many: a link to the file of one lease, whose heartbeat stands for all of them.
+        """Take a lease as one of many: it links to the file of one lease, whose heartbeat counts for all of them.
 
-        A file of its own with a heartbeat takes a thread, which is too much for each of many short steps. Where the
-        file system has no links, it is taken like any other.
+        A file with its own heartbeat needs a thread, which is too much for each of many short steps. On a file system
+        without links, the lease gets a file of its own.
         """
         if name in self._claims or name in self._held:
             return True
@@ -87,7 +87,7 @@ class Leases:
         return False  # another process was faster
 
     def _clear_claim(self, link: Path) -> bool:
-        """Remove a claim whose holder is dead; true if it is gone. One process at a time does, so that none is lost."""
+        """Remove the claim of a dead holder. True: it is gone. One process at a time does this, to lose no claim."""
         with self.hold("clearing") as alone, contextlib.suppress(OSError):  # the claim may be released meanwhile
             holder = link.readlink().stem
             if not alone or holder == self._holder or not self.take(holder):
@@ -100,7 +100,7 @@ class Leases:
         """Give back a lease, if it is held."""
         if name in self._claims:
             self._claims.discard(name)
-            with contextlib.suppress(OSError):  # it, or the folder, may be gone
+            with contextlib.suppress(OSError):  # the file or the folder may be gone
                 if self._link(name).readlink().stem == self._holder:
                     self._link(name).unlink()
         lease = self._held.pop(name, None)
@@ -115,7 +115,7 @@ class Leases:
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[bool]:
-        """Hold a lease meanwhile; yields whether it could be had."""
+        """Hold a lease meanwhile. Yields true if the lease was granted."""
         taken = self.take(name)
         try:
             yield taken
@@ -124,7 +124,7 @@ class Leases:
                 self.release(name)
 
     def alive(self, prefix: str = "") -> list[str]:
-        """Names that living processes hold, this one included, sorted."""
+        """Names that living processes hold, sorted. This process is included."""
         return sorted(file.stem for file, age in self._ages(f"{prefix}*.lease").items() if age < SECONDS)
 
     def stale(self) -> list[Path]:
@@ -147,7 +147,7 @@ class Leases:
         return {file: now - refreshed for file, refreshed in times.items()}
 
     def _now(self, times: Iterable[float]) -> float:
-        """The time by the clock of the file system, which may be another one than this host's."""
+        """The time by the clock of the file system, which may differ from the clock of this host."""
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder) as clock:
                 return Path(clock.name).stat().st_mtime
@@ -162,7 +162,7 @@ class Leases:
 
 
 def _target(link: Path) -> str:
-    """The file that a link names; nothing where it is no link, or gone."""
+    """The file that a link names. Empty: it is not a link, or is gone."""
     try:
         return link.readlink().name
     except OSError:

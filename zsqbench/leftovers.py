@@ -14,12 +14,12 @@ from zsqbench.leases import SECONDS, Leases
 from zsqbench.store import TEMPORARY, Store, temporary_beside
 
 UNFINISHED = re.compile(rf"{TEMPORARY.pattern}|\..+\.(?:safetensors|json)")
-"""The names of files beside a checkpoint, until they are complete."""
+"""The pattern of names of files beside a checkpoint that are not complete yet."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something in a home folder that no process is at work on."""
+    """A file or folder in a home folder that no process works on."""
 
     path: Path
     what: str
@@ -33,26 +33,26 @@ class Leftovers:
     home: Path
 
     def all(self) -> list[Leftover]:
-        """All leftovers, which a run may want to go on from, or people to look at, included."""
+        """All leftovers, also those that a run may continue from or that people may inspect."""
         return [
             *self._left(self._unfinished(), "a writer was killed"),
             *self._left(Leases(self.home).stale(), "its holder is dead"),
             *self._left(self.home.glob("partial/*"), "its step was interrupted or failed; it may go on from here"),
-            *self._left(self.home.glob("damaged/*"), "it was not what had been written"),
+            *self._left(self.home.glob("damaged/*"), "its content had changed"),
         ]
 
     def clear_temporary(self, ours: Collection[str] = ()) -> int:
-        """Remove what no process will ever complete, and say how much that was; nothing while others are at work.
+        """Remove files that no process will complete, and return their number. Do nothing while other processes work.
 
-        `ours` are the names of the leases that this process holds. Whoever begins to work meanwhile is safe: what is
-        removed was there before all leases were looked at.
+        `ours` are the names of the leases of this process. A process that begins meanwhile is safe, because the removed
+        files existed before the leases were read.
         """
         beside = [path for path in self.home.glob("partial/*/.*") if UNFINISHED.fullmatch(path.name) and _is_old(path)]
         found = [*self._unfinished(), *beside, *Leases(self.home).stale()]
         if set(Leases(self.home).alive()) - set(ours):
             return 0
         for path in found:
-            with contextlib.suppress(OSError):  # it costs space only
+            with contextlib.suppress(OSError):  # a file that stays only costs space
                 remove(path)
         return len(found)
 
@@ -73,15 +73,15 @@ def check_nobody_works(home: Path) -> None:
     if alive:
         others = f" and {len(alive) - 1} more" if len(alive) > 1 else ""
         raise ZSQBenchError(
-            f"a run is at work in {home} ({alive[0]}{others}) and may need what would be removed; wait for its end, or "
-            f"end it (if it was killed, wait for {SECONDS:.0f} s)"
+            f"a run is at work in {home} ({alive[0]}{others}) and may need the files that would be removed; wait for "
+            f"its end, or end it (if it was killed, wait for {SECONDS:.0f} s)"
         )
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, whatever of it vanishes meanwhile.
+    """Remove a file, a link or a folder, even if parts of it vanish meanwhile.
 
-    A folder gets the name of an unfinished one first: an artifact is complete or absent, also when this is killed.
+    A folder first gets the name of an unfinished folder. So an artifact is complete or absent, even if this is killed.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def remove(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder, whatever of them vanishes meanwhile."""
+    """Bytes of a file, or of all files in a folder, even if some vanish meanwhile."""
     inside = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
     size = 0
     for file in inside if path.is_dir() else [path]:
@@ -102,7 +102,7 @@ def size_of(path: Path) -> int:
 
 
 def _is_old(path: Path) -> bool:
-    """True for a file that nobody has written to for a while; commands that only look hold no lease."""
+    """True for a file that was not written to for a while. Commands that only read hold no lease."""
     with contextlib.suppress(OSError):
         return path.is_file() and time.time() - path.lstat().st_mtime > SECONDS
     return False

@@ -1,4 +1,4 @@
-"""Open what commands and the API work on: a suite to run, its rows, a paper's table, the network of a cell."""
+"""Open the objects of commands and of the API: a suite to run, its rows, a paper's table, the network of a cell."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ def open_run(
 ) -> "tuple[Run, Sequence[Cell]]":
     """Load a suite and select its cells; see `run` for the arguments, and `load_suite` for `find_files`.
 
-    The cells are those of all shards: which are in the run's own shows when their networks were loaded.
+    The cells are those of all shards. The cells of the run's own shard are known only after networks are loaded.
     """
     from zsqbench.execution.run import Run
     from zsqbench.execution.session import WorkerConfig
@@ -56,7 +56,7 @@ def open_run(
     working = [plugin for plugin in loaded.catalog.plugins if not plugin.error]
     sources = {plugin.origin: plugin.source for plugin in working}
     files = tuple(file for file in loaded.plugin_files if str(file) in sources)
-    # what does not load here is not tried in workers, which it may end
+    # a plugin that does not load here is not tried in workers, because it may end them
     broken = {plugin.name for plugin in loaded.catalog.broken if plugin.source is None}
     lost = broken - {plugin.name for plugin in working}
     config = WorkerConfig(
@@ -75,9 +75,10 @@ def open_run(
 def part_of(
     this: "Run", cells: "Sequence[Cell]", workers: int | None = None, tell: "Callable[[str], None]" = lambda _: None
 ) -> "Part | None":
-    """The part of these cells that is in the shard of a run, or none where it has no shard.
+    """The part of these cells that is in the shard of a run. None: the run has no shard.
 
-    Networks that no run has loaded yet are loaded, for work is counted in operations of a network; `tell` hears of it.
+    Networks that no run has loaded yet are loaded, because work is counted in operations of a network. `tell` reports
+    it.
     """
     from zsqbench.execution.probing import load_networks
 
@@ -90,7 +91,7 @@ def part_of(
 def engine_of(
     this: "Run", cells: "Sequence[Cell]", workers: int | None, engine: str = "pool", **limits: Any
 ) -> "Engine":
-    """The engine that runs cells; without workers, this process."""
+    """The engine that runs cells. With 0 workers, it is this process."""
     found = this.suite.catalog.find("engine", "in_process" if workers == 0 else engine, "--engine").method
     threads = max((cell.settings.threads for cell in cells), default=1)
     for field, taker in (("address", "ray"), ("slurm", "slurm")):
@@ -119,7 +120,7 @@ def execute(
     if report:
         from zsqbench.reports.site.writing import check_folder
 
-        check_folder(report_folder(this.results, this.suite.name))  # before hours of work
+        check_folder(report_folder(this.results, this.suite.name))  # checked before hours of work
     if workers == 0:
         asked = {
             "--isolation step": this.config.isolation == "step",
@@ -127,7 +128,7 @@ def execute(
             "--memory": memory,
         }
         if given := [name for name, value in asked.items() if value]:
-            raise ZSQBenchError(f"{given[0]} needs worker processes, and --workers 0 runs steps in this one")
+            raise ZSQBenchError(f"{given[0]} needs worker processes, but --workers 0 runs steps in this process")
     device = this.config.device
     if device.startswith("cuda:") and workers != 0:
         raise ZSQBenchError(f"--device {device} needs --workers 0; for the pool, set CUDA_VISIBLE_DEVICES instead")
@@ -145,10 +146,10 @@ def rows_of(
     overrides: Sequence[str] = (),
     home: Path | None = None,
 ) -> "list[Result]":
-    """The rows of the cells that a suite has, which needs no plugin; what is left out is told in warnings.
+    """The rows of the cells that a suite has. No plugin is needed. Warnings name the rows that are left out.
 
-    Where the store of a home has the artifacts that a row was made from, and they say otherwise, its cell is one that
-    failed. Raises ZSQBenchError where there are no rows.
+    If the store has the artifacts of a row and they say something else, the cell counts as failed. Raises ZSQBenchError
+    if there are no rows.
     """
     from zsqbench.reports.suiterows import believed
     from zsqbench.store import Store
@@ -164,7 +165,7 @@ def rows_of(
 
 
 def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
-    """The row of a cell, by its name or by a part of it that no other name has. Raises ZSQBenchError elsewise."""
+    """The row of a cell, by its name or by a unique part of it. Raises ZSQBenchError for any other text."""
     found = [row for row in rows if row.cell == cell] or [row for row in rows if cell in row.cell]
     if not found:
         raise ZSQBenchError(unknown("cell", cell, [row.cell for row in rows]))
@@ -174,9 +175,9 @@ def find_row(rows: "Sequence[Result]", cell: str) -> "Result":
 
 
 def own_rows(suite: str | Path, results: Path, declared: "DeclaredCells | None") -> "list[Result]":
-    """The rows of a folder that are of cells that a suite has, or all of the suite where these are not known.
+    """The rows of a folder whose cells a suite has. If the cells are not known, all rows of the suite.
 
-    Raises ZSQBenchError where there are none.
+    Raises ZSQBenchError if there are no rows.
     """
     from zsqbench.suite import find_suite, suite_name
 
@@ -188,7 +189,7 @@ def own_rows(suite: str | Path, results: Path, declared: "DeclaredCells | None")
 
 
 def found_rows(name: str, results: Path, declared: "DeclaredCells | None") -> "list[Result]":
-    """The same; none where there are none."""
+    """The rows of `own_rows`. Empty: there are no rows."""
     from zsqbench.reports.resultfile import ResultFile
     from zsqbench.reports.suiterows import SuiteRows
 
@@ -201,7 +202,7 @@ def found_rows(name: str, results: Path, declared: "DeclaredCells | None") -> "l
 
 
 def declared_cells(path: Path, overrides: Sequence[str]) -> "DeclaredCells | None":
-    """The cells that a suite file has. A file that is wrong elsewhere hides no rows: that is a warning, and none."""
+    """The cells that a suite file has. None: the file has an error. A warning says so, and no row is hidden."""
     import logging
 
     from zsqbench.suite import DeclaredCells
@@ -211,13 +212,13 @@ def declared_cells(path: Path, overrides: Sequence[str]) -> "DeclaredCells | Non
     except ZSQBenchError as error:
         if overrides:
             raise
-        text = "all rows of the suite are taken, for which cells it has cannot be told: %s"
+        text = "all rows of the suite are taken, because its cells cannot be found: %s"
         logging.getLogger("zsqbench").warning(text, error)
         return None
 
 
 def source_of(origin: "Origin", select: str | None) -> "Source":
-    """The rows of a suite, the cells without one, and what shows the samples that they were evaluated on."""
+    """The rows of a suite, the cells without a row, and a function that shows their evaluation samples."""
     from zsqbench.execution.viewing import Viewers
     from zsqbench.reports.site.source import Source
     from zsqbench.store import Store
@@ -234,7 +235,7 @@ def source_of(origin: "Origin", select: str | None) -> "Source":
 
 @dataclass(frozen=True)
 class OpenedReproduction:
-    """A paper's table, the run that measures it, and what that needs; no run where no suite is there for it."""
+    """A paper's table, the run that measures it, and the requirements of the run. No run: no suite has the table."""
 
     table: "PaperTable"
     run: "Run | None"
@@ -242,11 +243,11 @@ class OpenedReproduction:
 
     @property
     def runnable(self) -> "Sequence[Cell]":
-        """The cells that have here what they need."""
+        """The cells that can run on this machine."""
         return self.requirements.runnable if self.requirements is not None else ()
 
     def look(self) -> "Reproduction":
-        """The verdicts by the rows that there are now."""
+        """The verdicts from the present rows."""
         from zsqbench.reports.suiterows import believed
         from zsqbench.suite import DeclaredCells
 
@@ -306,7 +307,7 @@ def open_reproduction(
 
 
 def _only_suite(paper: str, table: str, shipped: Sequence[str], given: str | Path | None) -> str | None:
-    """The shipped suite that asks for a table, or that of several which is given; none where there is none."""
+    """The shipped suite for a table, or the given one if there are several. None: no suite asks for the table."""
     if len(shipped) > 1 and str(given) not in shipped:
         listed = " or ".join(f"--suite {name}" for name in shipped)
         raise ZSQBenchError(f"{len(shipped)} suites ask for table {table} of {paper}; give one of them: {listed}")
@@ -317,7 +318,7 @@ def _only_suite(paper: str, table: str, shipped: Sequence[str], given: str | Pat
 
 @dataclass(frozen=True)
 class OpenedCell:
-    """The quantized network of a cell, out of the store."""
+    """The quantized network of a cell, from the store."""
 
     row: "Result"
     session: "Session"
@@ -330,7 +331,7 @@ class OpenedCell:
         return self.session.teacher(self.job)
 
     def images(self, count: int) -> "torch.Tensor":
-        """The first images that it was calibrated on, or seeded noise of valid pixels where it was on none."""
+        """The first calibration images, or seeded noise of valid pixels if the cell has none."""
         import torch
 
         from zsqbench.steps.generate import Generate
@@ -344,7 +345,7 @@ class OpenedCell:
 
 
 def open_student(row: "Result", session: "Session", home: Path | str) -> OpenedCell:
-    """Rebuild the quantized network of a row's cell; see `load_student` for what is raised."""
+    """Rebuild the quantized network of a row's cell. Raises errors as `load_student` does."""
     from zsqbench.steps.quantize import Quantize
 
     check_done(row)
@@ -379,7 +380,7 @@ def open_session(
 
 
 def calibration_of(home: Path | str, row: "Result") -> "Artifact":
-    """The calibration set of a row's cell. Raises ZSQBenchError for one that has none, and as `artifact_of`."""
+    """The calibration set of a row's cell. Raises ZSQBenchError for a cell without a set, and as `artifact_of`."""
     from zsqbench.steps.generate import Generate
 
     if Generate.kind not in row.keys:
@@ -388,7 +389,7 @@ def calibration_of(home: Path | str, row: "Result") -> "Artifact":
 
 
 def artifact_of(home: Path | str, row: "Result", kind: str, what: str) -> "Artifact":
-    """The artifact that a row was made from, verified. Raises ZSQBenchError where it is not there, or damaged."""
+    """The artifact that a row was made from, verified. Raises ZSQBenchError if it is missing or damaged."""
     from zsqbench.store import Store
 
     store = Store(Path(home).resolve())

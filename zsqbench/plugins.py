@@ -37,16 +37,16 @@ class Plugin:
     origin: str
     """The distribution and its version, or the path of a single file."""
     error: str | None = None
-    """One line on why it did not load."""
+    """Why it did not load, in one line. None: it loaded."""
     traceback: str | None = None
     source: str | None = None
-    """Hash of a single file; the identity of a distribution's methods is their version."""
+    """Hash of a single file. Methods of a distribution are identified by their version instead."""
     shipped: bool = False
     """True if it comes with zsqbench."""
 
     @property
     def label(self) -> str:
-        """The name that tells it from all others."""
+        """The name by which it differs from all other plugins."""
         return f"{self.origin}:{self.name}"
 
 
@@ -60,7 +60,7 @@ class Provided:
 
 @dataclass
 class Catalog:
-    """What is installed: (kind, name) to class, the plugins, and the hooks to fire."""
+    """The installed methods, by kind and name, the plugins, and the hooks to call."""
 
     hooks: pluggy.PluginManager
     plugins: list[Plugin] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Catalog:
         return sorted(name for found, name in self.provided if found == kind)
 
     def find(self, kind: Kind, name: str, where: str = "") -> Provided:
-        """The method of this name. Raises ZSQBenchError, or PluginUnavailableError where a broken plugin may be why."""
+        """The method of this name. Raises ZSQBenchError, or PluginUnavailableError if a broken plugin may have it."""
         provided = self.provided.get((kind, name))
         if provided is not None:
             return provided
@@ -85,30 +85,30 @@ class Catalog:
         return [plugin for plugin in self.plugins if plugin.error]
 
     def lack(self, text: str) -> ZSQBenchError:
-        """The error that something is not there, which says, too, which plugins might have had it."""
+        """The error for a missing method. It also names the broken plugins, which might provide the method."""
         if not self.broken:
             return ZSQBenchError(text)
         failures = "; ".join(f"plugin {plugin.name!r} ({plugin.origin}): {plugin.error}" for plugin in self.broken)
         return PluginUnavailableError(f"{text}; these failed to load: {failures}")
 
     def check(self) -> None:
-        """Raise ZSQBenchError where two plugins claim one name."""
+        """Raise ZSQBenchError if two plugins claim one name."""
         if self.clashes:
             raise ZSQBenchError("; ".join(self.clashes))
 
 
 @cache
 def shipped_plugins() -> Catalog:
-    """The plugins that are shipped with zsqbench, loaded once in a process; no other is imported for them."""
+    """The plugins that are shipped with zsqbench, loaded once in a process. No other plugin is imported."""
     return load_plugins(only_shipped=True)
 
 
 def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, only_shipped: bool = False) -> Catalog:
-    """Load all installed plugins and these files, except the plugins named in `without`; or the shipped ones alone.
+    """Load all installed plugins and these files, except the plugins named in `without`; or only the shipped plugins.
 
-    A plugin that fails to load, in whatever way, is noted in the catalog and stops nothing here. Those that are not
-    shipped are tried first in a copy of this process, where there can be one: see `zsqbench.probe`. Raises
-    ZSQBenchError where a name in `without` is no plugin.
+    If a plugin fails to load, the catalog notes it and loading continues. A plugin that is not shipped is first tried
+    in a copy of this process, if a copy is possible: see `zsqbench.probe`. Raises ZSQBenchError if a name in `without`
+    is not a plugin.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -128,7 +128,7 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, onl
 
 
 def installed_plugins() -> list[Plugin]:
-    """The installed plugins, none of which is loaded."""
+    """The installed plugins, not loaded."""
     return [plugin for plugin, _ in _entry_points()]
 
 
@@ -138,8 +138,11 @@ def _from_files(files: Sequence[Path]) -> list[tuple[Plugin, Load]]:
 
 
 def _add_strangers(catalog: Catalog, found: Sequence[tuple[Plugin, Load]]) -> None:
-    """Add plugins of others, except those that would end this process."""
-    from zsqbench.probe import can_probe, find_fatal  # which commands without such plugins do not wait for
+    """Add plugins that are not shipped, except plugins that would end this process."""
+    from zsqbench.probe import (
+        can_probe,
+        find_fatal,
+    )  # commands without such plugins do not wait for it
 
     untried = [(plugin, load) for plugin, load in found if plugin not in _harmless]
     endings = find_fatal([partial(_add, catalog, *entry) for entry in untried]) if untried and can_probe() else {}
@@ -153,7 +156,7 @@ def _add_strangers(catalog: Catalog, found: Sequence[tuple[Plugin, Load]]) -> No
 
 
 _harmless: set[Plugin] = set()
-"""Plugins whose import did not end this process: what they are made of need not be tried again."""
+"""Plugins whose import did not end this process. The same files need not be tried again."""
 
 
 def _source(path: Path) -> str:
@@ -164,7 +167,7 @@ def _source(path: Path) -> str:
 
 
 def _add(catalog: Catalog, plugin: Plugin, load: Load) -> None:
-    """Register one plugin; on any failure leave no trace of it but the failure."""
+    """Register one plugin. If this fails, only the failure is kept."""
     classes: list[type[Method]] = []
     with contain() as contained:
         module = load()
@@ -190,7 +193,7 @@ def _add(catalog: Catalog, plugin: Plugin, load: Load) -> None:
 
 
 def _check_distinct(classes: Sequence[type[Method]]) -> None:
-    """Refuse two classes of one plugin that have one name."""
+    """Refuse two classes of one plugin with the same name."""
     named: dict[tuple[Kind, str], type[Method]] = {}
     for method in classes:
         other = named.setdefault((method.kind, method.name), method)
@@ -201,7 +204,7 @@ def _check_distinct(classes: Sequence[type[Method]]) -> None:
 
 
 def _registered(manager: pluggy.PluginManager, plugin: Plugin, kind: Kind) -> Iterator[type[Method]]:
-    """The classes of a kind that this plugin returns, checked; those of zsqbench's own are checked by its tests."""
+    """The classes of a kind that this plugin returns, checked. Tests check the classes of shipped plugins."""
     hook = getattr(manager.hook, f"register_{kind}s")
     base = BASES[kind]
     for implementation in hook.get_hookimpls():
@@ -223,7 +226,7 @@ def _registered(manager: pluggy.PluginManager, plugin: Plugin, kind: Kind) -> It
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a single file under a name of its own."""
+    """Import a single file under a unique module name."""
     name = f"zsqbench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -239,10 +242,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _entry_points() -> Iterator[tuple[Plugin, EntryPoint]]:
-    """All installed plugins with their entry points, zsqbench's own first, then by distribution and name.
+    """All installed plugins with their entry points: shipped plugins first, then by distribution and name.
 
-    pluggy's own loader is not used: it drops the second of two distributions that use one entry-point name, silently,
-    and stops at the first plugin that fails.
+    The loader of pluggy is not used. If two distributions use one entry-point name, it silently drops the second. It
+    also stops at the first plugin that fails.
     """
     adopted = _adopt_checkout()
     found: dict[tuple[str, str], tuple[str, EntryPoint]] = {}
@@ -250,7 +253,7 @@ def _entry_points() -> Iterator[tuple[Plugin, EntryPoint]]:
         ours = [entry_point for entry_point in distribution.entry_points if entry_point.group == hookspecs.PROJECT]
         if not ours:
             continue
-        project, version = distribution.name, distribution.version  # each look at these reads all of the metadata
+        project, version = distribution.name, distribution.version  # each access to these reads all metadata
         if project == "zsqbench" and adopted:
             continue  # a stale egg-info of an uninstalled checkout
         for entry_point in ours:
@@ -264,7 +267,7 @@ def _entry_points() -> Iterator[tuple[Plugin, EntryPoint]]:
 
 
 def _adopt_checkout() -> list[EntryPoint]:
-    """Make an uninstalled checkout's plugins/ importable and read its table of entry points; nothing if installed."""
+    """Make plugins/ of an uninstalled checkout importable, and read its entry points. Empty: it is installed."""
     checkout = Path(__file__).resolve().parent.parent
     folder = checkout / "plugins"
     if SHIPPED not in sys.modules:

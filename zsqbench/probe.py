@@ -1,4 +1,4 @@
-"""Try in a copy of this process what may end a process: an import that calls exit in C, or a segmentation fault."""
+"""Try dangerous actions in a copy of this process, such as an import that calls exit in C or crashes."""
 
 import contextlib
 import faulthandler
@@ -19,25 +19,26 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
 
 POLL_SECONDS = 0.05
-"""The end of a copy is seen so soon, where a child of its own still holds the connection."""
+"""Seconds between looks at a copy. Its child may still hold the connection, so the end is not seen otherwise."""
 END_SECONDS = 1.0
-"""A copy that closed its connection may take so long to end."""
+"""A copy that closed its connection has so many seconds to end."""
 
 
 def can_probe() -> bool:
-    """True where a copy of this process can be made and is worth it.
+    """True if a copy of this process is possible and useful.
 
-    Not on macOS, whose frameworks abort in a copy, and not in a worker, whose death is a failed step and no more. A
-    process that has loaded torch, such as a notebook's, is copied, too: see `_prepare`.
+    It is not possible on macOS, because its frameworks abort in a copy. It is not useful in a worker, because the end
+    of a worker is only a failed step. A process that has loaded torch, such as a notebook, is copied, too: see
+    `_prepare`.
     """
     return hasattr(os, "fork") and sys.platform != "darwin" and multiprocessing.parent_process() is None
 
 
 def find_fatal(actions: Sequence[Callable[[], object]]) -> dict[int, str]:
-    """Find the actions that end the process, when they are done one after the other, and how; none is done here.
+    """Find the actions that end a process when they run one after the other, and how. They do not run in this process.
 
-    They may raise, print or leave things in memory: that does not matter. After a fatal one the
-    others are tried again without it.
+    Actions may raise, print or leave data in memory. This does not matter. After a fatal action the others are tried
+    again without it.
     """
     fatal: dict[int, str] = {}
     while True:
@@ -49,7 +50,7 @@ def find_fatal(actions: Sequence[Callable[[], object]]) -> dict[int, str]:
 
 
 def _first_fatal(actions: Sequence[tuple[int, Callable[[], object]]]) -> tuple[int, str] | None:
-    """The first action that ends a copy of this process, and how it does. None where no copy can be made."""
+    """The first action that ends a copy of this process, and how. None: no action does, or no copy can be made."""
     context = multiprocessing.get_context("fork")
     try:
         receiver, sender = context.Pipe(duplex=False)
@@ -57,7 +58,7 @@ def _first_fatal(actions: Sequence[tuple[int, Callable[[], object]]]) -> tuple[i
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # there are other threads; `_prepare` says why it works
             copy.start()
-    except OSError:  # no more processes or files; whoever needs them says so
+    except OSError:  # no more processes or files; the code that needs them reports it
         return None
     try:
         sender.close()
@@ -69,7 +70,7 @@ def _first_fatal(actions: Sequence[tuple[int, Callable[[], object]]]) -> tuple[i
 
 
 def _follow(copy: "ForkProcess", receiver: Connection) -> tuple[int | None, bool]:
-    """The last action that a copy began, and whether it did all."""
+    """The last action that a copy began, and true if it completed all actions."""
     doing: int | None = None
     while True:
         wait([receiver, copy.sentinel], POLL_SECONDS)
@@ -88,14 +89,14 @@ def _follow(copy: "ForkProcess", receiver: Connection) -> tuple[int | None, bool
 
 
 def _wait_for_end(copy: "ForkProcess") -> None:
-    """Give a copy that closed its connection the time to end; `join` would wait for ever for another program."""
+    """Give a copy that closed its connection time to end. `join` would wait forever for a program that replaced it."""
     deadline = time.monotonic() + END_SECONDS
     while copy.exitcode is None and time.monotonic() < deadline:
         time.sleep(END_SECONDS / 200)
 
 
 def _end(copy: "ForkProcess") -> None:
-    """End a copy, and what it started."""
+    """End a copy and the processes that it started."""
     assert copy.pid is not None  # noqa: S101 - it was started
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(copy.pid, signal.SIGKILL)
@@ -120,15 +121,15 @@ def _do_all(actions: Sequence[tuple[int, Callable[[], object]]], sender: Connect
                 action()
         sender.send(None)
     finally:
-        os._exit(0)  # nothing of the parent's is run at exit
+        os._exit(0)  # no exit handler of the parent runs
 
 
 def _prepare() -> None:
-    """Make a copy that is not heard, leaves nothing, ends with its parent, and does not wait for lost threads.
+    """Make a copy that prints nothing, leaves nothing, ends with its parent, and does not wait for lost threads.
 
-    A fork keeps one thread alone. The locks of Python and of the C library are made new for it. The threads that torch
-    computes with are not, so it computes with one: an import that does, waits for none. CUDA refuses to work in a copy,
-    which raises something, and that does not matter here.
+    A fork keeps only one thread. The locks of Python and of the C library are made new, but the threads of torch are
+    not. So torch computes with one thread here, and an import that computes does not wait for lost threads. CUDA raises
+    an error in a copy, which does not matter here.
     """
     os.setpgid(0, 0)
     _end_with_parent()
@@ -145,7 +146,7 @@ def _prepare() -> None:
 
 
 def _end_with_parent() -> None:
-    """Let Linux end this process when its parent ends; elsewhere it ends when it is done."""
+    """Let Linux end this process when its parent ends. On other systems it ends when it is done."""
     if sys.platform == "linux":
         import ctypes
 

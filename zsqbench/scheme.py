@@ -15,10 +15,10 @@ from zsqbench.errors import ZSQBenchError, did_you_mean
 from zsqbench.widths import KINDS, MAX_BITS, MIN_BITS, PositionWidth, TensorPatterns, Width
 
 FLOAT_BITS = 32
-"""The bit-width that means "left in floating point", as the field writes W32A32."""
+"""The bit-width that means "stays in floating point". Papers write W32A32."""
 
 WEIGHT_ROLES = ("first_weight", "weight", "last_weight")
-"""Each weight plays one of these."""
+"""The roles of weights. Each weight has one."""
 
 ACTIVATION_ROLES = (
     "input",
@@ -36,7 +36,7 @@ ACTIVATION_ROLES = (
     "logits",
     "other",
 )
-"""Each activation plays one of these, according to what makes and reads it."""
+"""The roles of activations. Each activation has one. It depends on the operators that make and read it."""
 
 PARTS = (
     "query",
@@ -52,31 +52,31 @@ PARTS = (
     "layer_norm",
     "gelu",
 )
-"""The parts that an activation plays in a transformer; one that plays several counts as the first with a width."""
+"""Positions of activations in a transformer. An activation with several counts as the first that has a width."""
 
 POSITIONS = ("stem", "features", "feature_sum", *PARTS)
-"""Where an activation may stand besides; a placement that gives a position a width overrides the role there."""
+"""All positions of activations. A placement that gives a position a width overrides the role there."""
 
 
 Grid = Literal["affine", "symmetric", "power_of_two"]
-"""Where a quantizer's points lie: q = clamp(round(x / scale) + zero_point, 0, 2^b - 1), x' = scale (q - zero_point).
+"""The points of a quantizer: q = clamp(round(x / scale) + zero_point, 0, 2^b - 1), x' = scale (q - zero_point).
 
-`affine` is free; `symmetric` has its zero point in the middle (signed) or at 0 (unsigned); `power_of_two` is symmetric
-with a threshold 2^k, so that rescaling is a shift. Each is a special case of those before it.
+`affine` has a free zero point. `symmetric` has its zero point in the middle (signed) or at 0 (unsigned). `power_of_two`
+is symmetric with a threshold 2^k, so that rescaling is a shift. Each grid is a special case of the grid before it.
 """
 
 LogGrid = Literal["log_sqrt2"]
 """A grid that is not affine: zero and x' = top 2^(-q/2), q = clamp(round(-2 log2(x / top)), 0), for codes q < 2^b."""
 
 Side = Literal["outputs", "inputs"]
-"""Where tensors are quantized: behind what makes them, or in front of the layers and products that read them."""
+"""Where tensors are quantized: behind the operators that make them, or before the layers and products that read."""
 
 InputRange = Literal["calibrated", "valid"]
-"""Where the grid of the image ends: where a quantizer finds that it should, or where the values of valid pixels do."""
+"""The range of the grid of the image: chosen by the quantizer, or the range of valid pixels."""
 
 
 def is_kind_of(grid: Grid, demanded: Grid | None) -> bool:
-    """True if a grid is one that is demanded: a power-of-two grid is symmetric, too, and all are affine."""
+    """True if a grid fulfils a demand. A power-of-two grid is also symmetric, and both are also affine."""
     kinds = get_args(Grid)
     return demanded is None or kinds.index(grid) >= kinds.index(demanded)
 
@@ -93,54 +93,54 @@ _ADDED = (
     "embedding",
     *PARTS,
 )
-"""Fields that a placement is hashed without where they have their defaults."""
+"""Fields that are not hashed if they have their default values."""
 
 
 class Placement(BaseModel):
     """Which tensors are quantized. Each field that takes a width is a role of a tensor in the graph, or a position.
 
-    A tensor has one role. The value between a layer or an addition and the activation function behind it is no tensor
-    here: such pairs are computed as one on hardware. Where that is true of ReLU and ReLU6 alone, the others read a
-    tensor, a `preactivation`. With `side` `inputs` only what layers and products of matrices read is a tensor.
+    A tensor has one role. The value between a layer or an addition and the activation function behind it does not count
+    as a tensor, because hardware computes the pair as one. If hardware does so only for ReLU and ReLU6, the other
+    functions read a tensor, a `preactivation`. With `side` `inputs`, only the inputs of layers and of products of
+    matrices are tensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fold_bn: bool = Field(True, description="fold batch normalisation into the layer before it")
     fold_layer_norm: bool = Field(
-        False, description="fold gain and offset of layer normalisation into the linear layers that alone read it"
+        False, description="fold gain and offset of layer normalisation into its readers, if all are linear layers"
     )
     side: Side = Field(
         "outputs",
-        description="outputs: each tensor is quantized behind what makes it; inputs: only what layers and products of "
-        "matrices read is quantized, for them alone",
+        description="outputs: each tensor is quantized behind the operator that makes it; inputs: only inputs of "
+        "layers and of products of matrices are quantized, for each reader alone",
     )
-    grid: Grid | None = Field(None, description="the grid that every tensor has to have; none: the quantizer's choice")
-    weight_grid: Grid | None = Field(None, description="the grid that weights have to have; none: what `grid` says")
-    activation_grid: Grid | None = Field(
-        None, description="the grid that activations have to have; none: what `grid` says"
-    )
+    grid: Grid | None = Field(None, description="the grid that every tensor must have; unset: the quantizer chooses")
+    weight_grid: Grid | None = Field(None, description="the grid that weights must have; unset: as `grid`")
+    activation_grid: Grid | None = Field(None, description="the grid that activations must have; unset: as `grid`")
     softmax_grid: LogGrid | None = Field(
-        None, description="the grid of attention weights, for which `softmax` has a width; none: that of activations"
+        None, description="the grid of attention weights (needs a width for `softmax`); unset: that of activations"
     )
     input_range: InputRange = Field(
-        "calibrated", description="whether the range of the image is the quantizer's choice or that of valid pixels"
+        "calibrated",
+        description="range of the image: calibrated (the quantizer chooses) or valid (that of valid pixels)",
     )
     first_weight: Width = Field("w", description="weight of the first convolution or linear layer")
     weight: Width = Field("w", description="weight of every other layer")
     last_weight: Width = Field(
-        "w", description="weight of the last layer, the classifier; of a detector those of each head"
+        "w", description="weight of the last layer, the classifier; in a detector, the last weights of each head"
     )
     input: Width = Field("a", description="the image")
     preactivation: PositionWidth = Field(
         None,
-        description="what a layer or an addition gives to another activation function than ReLU and ReLU6; none: they "
-        "are one, and there is no tensor between them",
+        description="output of a layer or an addition that an activation function other than ReLU and ReLU6 reads; "
+        "unset: there is no tensor between them",
     )
     embedding: PositionWidth = Field(
         None,
-        description="learned values that an addition reads: position embeddings, relative position biases; none: they "
-        "stay float",
+        description="learned values that an addition reads: position embeddings, relative position biases; unset: "
+        "they stay float",
     )
     relu: Width = Field("a", description="output of ReLU or ReLU6")
     activation: Width = Field("a", description="output of another activation function (hard-swish, SiLU, ...)")
@@ -158,22 +158,22 @@ class Placement(BaseModel):
     logits: Width = Field("a", description="output of the network")
     other: Width = Field("a", description="output of any other operator that makes new values")
     stem: PositionWidth = Field(
-        None, description="what the first layer (with its activation function) makes: the second layer's input"
+        None, description="output of the first layer (with its activation function): the input of the second layer"
     )
     features: PositionWidth = Field(
-        None, description="what the last layers read, seen through pooling, where one layer makes it"
+        None, description="input of the last layers (looking back through pooling), if one layer makes it"
     )
     feature_sum: PositionWidth = Field(
-        None, description="what the last layers read, seen through pooling, where an addition makes it"
+        None, description="input of the last layers (looking back through pooling), if an addition makes it"
     )
     query: PositionWidth = Field(None, description="queries of attention, alone or with keys and values in one tensor")
     key: PositionWidth = Field(None, description="keys of attention, alone or with values in one tensor")
     value: PositionWidth = Field(None, description="values of attention")
     scaled_query: PositionWidth = Field(
-        None, description="queries or keys times a constant, where the network scales them by itself"
+        None, description="queries or keys times a constant, where the network scales them itself"
     )
     unscaled_scores: PositionWidth = Field(
-        None, description="products of queries and keys that the network scales by itself, before it does"
+        None, description="products of queries and keys before scaling, where the network scales them itself"
     )
     scores: PositionWidth = Field(None, description="products of queries and keys, scaled, and their sums with biases")
     masked_scores: PositionWidth = Field(
@@ -184,7 +184,7 @@ class Placement(BaseModel):
     residual: PositionWidth = Field(None, description="sums of the residual stream, which layer normalisations read")
     layer_norm: PositionWidth = Field(None, description="output of layer normalisation")
     gelu: PositionWidth = Field(None, description="output of GELU")
-    tensors: TensorPatterns = Field({}, description="widths by patterns of tensor names, which go before all roles")
+    tensors: TensorPatterns = Field({}, description="widths by patterns of tensor names; they override all roles")
 
     @model_validator(mode="after")
     def _check_grids(self) -> Self:
@@ -200,27 +200,27 @@ class Placement(BaseModel):
 
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A placement is hashed without what it does not use, so that a field more changes no key."""
+        """A placement is hashed without unused fields, so that a new field changes no key."""
         data: dict[str, Any] = serialize(self)
         unused = {name for name in _ADDED if getattr(self, name) == type(self).model_fields[name].default}
         return {key: value for key, value in data.items() if key not in unused}
 
     def grid_of(self, kind: str) -> Grid | None:
-        """The grid that tensors of this kind (`weight` or `activation`) have to have, if that is said."""
+        """The grid that tensors of this kind (`weight` or `activation`) must have. None: the quantizer chooses."""
         own: Grid | None = getattr(self, f"{kind}_grid")
         return own if own is not None else self.grid
 
     @property
     def image_grid(self) -> Grid | None:
-        """The grid of the image where its range is that of valid pixels; none where all that is the quantizer's."""
+        """The grid of the image if its range is that of valid pixels. None: the quantizer chooses grid and range."""
         return None if self.input_range == "calibrated" else self.grid_of("activation") or "affine"
 
     def role(self, role: str, positions: Collection[str] = ()) -> str:
-        """The role that counts for a tensor that plays `role` at `positions`: the first of these that has a width."""
+        """The role or position that decides: the first of `positions` with a width, or else `role`."""
         return next((position for position in positions if getattr(self, position) is not None), role)
 
     def pattern_of(self, kind: str, name: str) -> str | None:
-        """The pattern that counts for a tensor: the last that matches its name and has a width for its kind, if any."""
+        """The pattern that decides for a tensor: the last match that has a width for its kind, if any."""
         names = [pattern for pattern, widths in self.tensors.items() if widths.of(kind) is not None]
         return next((pattern for pattern in reversed(names) if fnmatchcase(name, pattern)), None)
 
@@ -237,32 +237,32 @@ _ACADEMIC: dict[str, Any] = {
 }
 
 PLACEMENTS: Mapping[str, Placement] = {
-    # HAST's released code, and IntraQ's, whose trainer it is: the weights of convolutions and linear layers, the output
-    # of each nn.ReLU and nn.ReLU6, and nothing else; BN is a layer of its own. The paper calls this "all layers".
+    # The released code of HAST, which uses the trainer of IntraQ. It quantizes the weights of convolutions and linear
+    # layers and the output of each nn.ReLU and nn.ReLU6. BN stays a layer. The paper calls this "all layers".
     "hast": Placement(fold_bn=False, **_ONLY_RELU),
-    # DGH's release with --head_stem_8bit --disable_network_output_quantization (its Table 5). The 8 bits that are meant
-    # for the classifier's input go to the quantizer of the layer before it. In a ResNet that one is switched off, for
-    # the addition behind it has its own; so there the classifier reads A bits.
+    # DGH's release with --head_stem_8bit --disable_network_output_quantization (its Table 5). The 8 bits for the
+    # classifier's input go to the quantizer of the layer before it. In a ResNet this quantizer is off, because the
+    # addition behind the layer has its own. So there the classifier reads A bits.
     "academic": Placement(**_ACADEMIC),
-    # What these options are meant to do: the classifier's input has 8 bits in ResNets, too.
+    # The intended effect of these options: the classifier's input has 8 bits in ResNets, too.
     "academic_intended": Placement(**_ACADEMIC, feature_sum=8),
-    # DGH's "hardware-friendly", as its released BRECQ does it by default (Tables 1 and 4).
+    # DGH's "hardware-friendly" scheme, the default of its released BRECQ (Tables 1 and 4).
     "hw": Placement(input="float", addend="float", pooled="float"),
-    # All that int8 hardware stores: what MCT v1.0.0, the code of HPTQ (Habi et al., 2021), quantizes.
+    # All tensors that int8 hardware stores. MCT v1.0.0, the code of HPTQ (Habi et al., 2021), quantizes these.
     "hw_strict": Placement(),
     # The same on HPTQ's grid: symmetric, with thresholds that are powers of two.
     "pot": Placement(grid="power_of_two"),
-    # The form that integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero,
-    # activations as uint8, the image as its pixels, and what activation functions read that no runtime computes with
-    # the layer.
+    # The tensors that integer runtimes store between QuantizeLinear and DequantizeLinear: weights as int8 around zero,
+    # activations as uint8, the image as its pixels, and inputs of activation functions that no runtime computes
+    # together with the layer.
     "qdq": Placement(weight_grid="symmetric", activation_grid="affine", input_range="valid", preactivation="a"),
-    # The released code of PSAQ-ViT: all that a transformer computes but attention weights, learned embeddings too.
+    # The released code of PSAQ-ViT: all values of a transformer except attention weights, and learned embeddings.
     "psaq": Placement(
         embedding="a",
         **dict.fromkeys(("scaled_query", "unscaled_scores", "masked_scores", "softmax"), "float"),
     ),
-    # The released code of RepQ-ViT: what layers and products of matrices read, the image at 8 bits, attention weights
-    # on powers of the square root of two.
+    # The released code of RepQ-ViT: inputs of layers and of products of matrices. The image has 8 bits. Attention
+    # weights are on powers of the square root of two.
     "repq": Placement(side="inputs", input=8, softmax="a", softmax_grid="log_sqrt2"),
 }
 """The shipped placements, by name."""
@@ -279,11 +279,11 @@ class Scheme(BaseModel):
     activation_bits: int
 
     def bits(self, role: str) -> int:
-        """Bits of the tensors that play this role, as `Placement.role` names it; 32 means float, or no such tensor."""
+        """Bits of the tensors with this role, as `Placement.role` names it. 32: float, or no tensor has the role."""
         return self._bits_at(getattr(self.placement, role))
 
     def bits_of(self, kind: str, name: str, role: str) -> int:
-        """Bits of one tensor: what the pattern says that counts for it, or else its role."""
+        """Bits of one tensor, by the pattern that decides for it, or else by its role."""
         pattern = self.placement.pattern_of(kind, name)
         return self.bits(role) if pattern is None else self._bits_at(self.placement.tensors[pattern].of(kind))
 
@@ -298,10 +298,10 @@ class Scheme(BaseModel):
         return self._quantizes("weight", WEIGHT_ROLES)
 
     def left_in_float(self) -> list[str]:
-        """The roles of tensors without a grid, and what is not folded, if it is not.
+        """The roles of tensors without a grid, and the norms that are not folded.
 
-        Not so the network's outputs, nor what an activation function reads and learned values, which only some
-        networks have.
+        The outputs of the network are left out. So are preactivations and learned values, which only some networks
+        have.
         """
         optional = ("logits", "preactivation", "embedding")
         roles = [role for role in (*WEIGHT_ROLES, *ACTIVATION_ROLES) if role not in optional]
@@ -310,7 +310,7 @@ class Scheme(BaseModel):
         return found if self.placement.fold_bn else [*found, "batch normalisation"]
 
     def check_patterns(self, tensors: Collection[tuple[str, str]]) -> None:
-        """Raise ZSQBenchError for a pattern that matches none of a network's tensors, given by kind and name."""
+        """Raise ZSQBenchError for a pattern that matches no tensor of a network. Tensors are given by kind and name."""
         for pattern, widths in self.placement.tensors.items():
             if problem := widths.mismatch(pattern, tensors):
                 raise ZSQBenchError(f"scheme {self.name}: {problem} `zsqbench scheme hw/w4a4 MODEL` lists its tensors")
@@ -373,40 +373,40 @@ class PlannedTensor(MappedTensor):
     """A tensor as a scheme plans it."""
 
     pattern: str | None = None
-    """The pattern of the scheme that gives it its bits; none: its role does."""
+    """The pattern of the scheme that sets its bits. None: its role sets them."""
 
 
 @dataclass(frozen=True)
 class TensorOnGrid(MappedTensor):
-    """A tensor with the grid that decides how its codes are read."""
+    """A tensor with its grid, which says how codes are read."""
 
     grid: Grid | LogGrid | Literal["float"] = "float"
     axis: int | None = None
-    """Along which each output channel of torch's layer has a grid of its own (1 in a transposed convolution); none: the
-    tensor has one grid."""
+    """The axis of output channels if each has its own grid (1 in a transposed convolution). None: the tensor has one
+    grid."""
 
 
 @dataclass(frozen=True)
 class MeasuredTensor(TensorOnGrid):
-    """A tensor with what calibration found."""
+    """A tensor with the results of calibration."""
 
     low: float | None = None
-    """Smallest value of its grids; none for a tensor that stays float."""
+    """Smallest value of its grids. None: the tensor stays float."""
     high: float | None = None
     groups: int | None = None
-    """Number of grids; none for a tensor that stays float."""
+    """Number of grids. None: the tensor stays float."""
     elements: int | None = None
-    """Number of values of a weight; none for an activation."""
+    """Number of values of a weight. None: the tensor is an activation."""
 
 
 @dataclass(frozen=True)
 class RankedWeight(MappedTensor):
-    """A weight with what it does to a network when it alone is quantized."""
+    """A weight with its effect on a network in which only this weight is quantized."""
 
     elements: int
     """Number of values."""
     error: float | None
-    """Squared error of the raw outputs as a part of their squares; none for a weight that the scheme leaves float."""
+    """Squared error of the raw outputs, relative to their squares. None: the scheme leaves the weight float."""
 
 
 @dataclass(frozen=True)
@@ -414,27 +414,27 @@ class TensorError(MappedTensor):
     """A quantized tensor with its error. Ratios of signal to error are in decibels, shares go from 0 to 1."""
 
     sqnr: float | None = None
-    """Signal to error of an activation on the calibration images, with the error of all that comes before it; of a
-    weight, beside the float weight."""
+    """Signal to error. For an activation: on the calibration images, with the error of all tensors before it. For a
+    weight: relative to the float weight."""
     sqnr_real: float | None = None
-    """The same of an activation on real images."""
+    """`sqnr` of an activation on real images."""
     own: float | None = None
-    """Signal to error of the rounding of this tensor alone: of an activation, what its quantizer is given beside what
-    it gives, on the calibration images; of a weight, the same as `sqnr`."""
+    """Signal to error of the rounding of this tensor alone. For an activation: input against output of its quantizer,
+    on the calibration images. For a weight: the same as `sqnr`."""
     own_real: float | None = None
-    """The same of an activation on real images."""
+    """`own` of an activation on real images."""
     clipped: float | None = None
-    """Share of the values, of a weight or on the calibration images, beyond the grid by more than half a step."""
+    """Share of values that are beyond the grid by more than half a step, of a weight or on the calibration images."""
     clipped_real: float | None = None
-    """The same of an activation on real images."""
+    """`clipped` of an activation on real images."""
     codes: float | None = None
-    """Share of the codes of the grid that any value has, on the calibration images, or on real ones where there are
-    none; channels with grids of their own are taken together."""
+    """Share of the codes of the grid that occur, on the calibration images, or on real images if there is no set.
+    Channels with their own grids are taken together."""
     alone: float | None = None
-    """The sensitivity of a weight: squared error of the network's outputs, as a part of their squares, where it alone
-    is quantized."""
+    """The sensitivity of a weight: squared error of the network's outputs, relative to their squares, if only this
+    weight is quantized."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Why a number is none, by its name."""
+    """Why a number is None, by the name of the number."""
 
     @property
     def rounding(self) -> float | None:
@@ -447,7 +447,7 @@ class Inspection:
     """Facts of a network at a scheme, found before anything is quantized."""
 
     blocker: str | None = None
-    """Why it cannot be quantized, in one line; none if it can."""
+    """Why it cannot be quantized, in one line. None: it can."""
     weights: int = 0
     """Number of quantized weights."""
     activations: int = 0
@@ -455,10 +455,10 @@ class Inspection:
     folded: tuple[str, ...] = ()
     """Paths of the layers that took in a batch normalisation."""
     unfolded: Mapping[str, str] = field(default_factory=dict)
-    """Why a batch normalisation stays, by its path."""
+    """Why a batch normalisation is not folded, by its path."""
     last_map: tuple[int, ...] = ()
-    """Height and width of the last map of features that has more than one position; none where there is none."""
+    """Height and width of the last feature map with more than one position. Empty: there is none."""
     attention: int = 0
-    """Blocks with attention whose softmax and product with the values are steps of their own."""
+    """Number of attention blocks whose softmax and product with the values are separate operators."""
     patch: tuple[int, ...] = ()
-    """Height and width of the patches that a first convolution cuts the image into; none where it cuts none."""
+    """Height and width of the patches into which a first convolution cuts the image. Empty: it cuts no patches."""

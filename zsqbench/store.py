@@ -19,42 +19,42 @@ from zsqbench.hashing import digest_of, file_digest
 T = TypeVar("T")
 
 KEY = re.compile(r"[0-9a-f]{64}")
-"""The names of artifacts, and all digests, look like this. Whatever else lies in the store is none of ours."""
+"""The pattern of names of artifacts and of digests. Other files in the store are not of zsqbench."""
 
 MANIFEST = "manifest.json"
 SCHEMA = 3
-"""Of a manifest: raise it when a reader of another version would misunderstand it."""
+"""The schema of a manifest. Raise it when a reader of another version would misunderstand a manifest."""
 
 BY_VALUE = 2
-"""The schema before: its checksum is the digest of the manifest as plain data. It is read, too."""
+"""The previous schema. Its checksum is the digest of the manifest as plain data. It can still be read."""
 
 HEAD = b'{"checksum": "'
-"""A manifest begins with this and its checksum, which is that of all bytes behind it."""
+"""A manifest begins with this text and its checksum. The checksum covers all bytes behind it."""
 DIGITS = 64
 """Hexadecimal digits of a checksum."""
 
 FAILURE = "failure.txt"
-"""Why a background step failed, beside where its checkpoint would be."""
+"""The name of the file that says why a background step failed. It is beside the place of its checkpoint."""
 
 TEMPORARY = re.compile(r"\.(?P<of>.+)\.[0-9a-f]{8}")
-"""The names of what is being written, until it is complete."""
+"""The pattern of names of files and folders that are not complete yet."""
 
 ATTEMPTS = 3
-"""An artifact is moved into its place so often, while others move theirs, or an obstacle is put aside."""
+"""So many attempts to move an artifact into its place, while others move theirs or an obstacle is put aside."""
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name for what is not complete yet, or any more."""
+    """A name for a file or folder that is incomplete or being removed."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either the old one or the new one, whatever happens meanwhile."""
+    """Write a text file. At any time the file has either the old or the new content."""
     write_parts_atomically(path, [text])
 
 
 def write_parts_atomically(path: Path, parts: Iterable[str]) -> None:
-    """The same for a text whose parts are not held at once."""
+    """Write a text file as `write_atomically` does, from parts that are not all in memory at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -65,7 +65,7 @@ def write_parts_atomically(path: Path, parts: Iterable[str]) -> None:
 
 
 def _write_synced(path: Path, parts: Iterable[str]) -> None:
-    """Write a text file that is on the disk then."""
+    """Write a text file, and wait until it is on the disk."""
     with path.open("wb") as file:
         file.writelines(part.encode() for part in parts)
         file.flush()
@@ -73,12 +73,12 @@ def _write_synced(path: Path, parts: Iterable[str]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The plain data of a file. Raises OSError or ValueError where it holds none."""
+    """The plain data of a file. Raises OSError or ValueError if it cannot be read or has no plain data."""
     return plain_data(path.read_bytes())  # a text file would take twice as long to open
 
 
 def plain_data(content: bytes) -> Any:
-    """The plain data of bytes of JSON. Raises ValueError where they hold none."""
+    """The plain data of bytes of JSON. Raises ValueError if they are not JSON."""
     try:
         return json.loads(content.decode())
     except RecursionError as error:
@@ -87,7 +87,7 @@ def plain_data(content: bytes) -> Any:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A step leaves an artifact: a folder with a manifest, and the files that it names."""
+    """The result of a step: a folder with a manifest, and the files that the manifest names."""
 
     kind: str
     key: str
@@ -118,7 +118,7 @@ class Artifact:
 
     @property
     def footnotes(self) -> list[str]:
-        """Those of the lines that stand below tables; none in an artifact that an older version wrote."""
+        """Lines that are footnotes of tables. Empty for an artifact of an older version."""
         return [str(line) for line in self.field("footnotes", list)] if "footnotes" in self.manifest else []
 
     @property
@@ -128,17 +128,17 @@ class Artifact:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes that its step took."""
+        """Peak memory of its step, in bytes."""
         return self.field("peak_memory", int)
 
     def file(self, name: str) -> Path:
-        """A file that the manifest tells of. Raises CorruptArtifactError where it does not."""
+        """A file that the manifest names. Raises CorruptArtifactError if it does not name the file."""
         if name not in self.field("files", dict):
             raise CorruptArtifactError(self.key, f"there is no {name} in it")
         return self.folder / name
 
     def field(self, name: str, expected: type[T]) -> T:
-        """A field of the manifest. Raises CorruptArtifactError where it is not there, or of another type."""
+        """A field of the manifest. Raises CorruptArtifactError if it is missing or has another type."""
         value = self.manifest.get(name)
         if not isinstance(value, expected):
             found = type(value).__name__ if name in self.manifest else "not there"
@@ -152,7 +152,7 @@ class Artifact:
 
 @contextlib.contextmanager
 def reading(key: str) -> Iterator[None]:
-    """Raise CorruptArtifactError where the manifest of an artifact is not of the shape that is read meanwhile."""
+    """Raise CorruptArtifactError if code within reads a manifest and finds another shape than expected."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -160,18 +160,18 @@ def reading(key: str) -> Iterator[None]:
 
 
 def _point(step: Any, value: Any) -> tuple[int, float]:
-    """A point of a curve. Raises TypeError, ValueError or OverflowError for what is none."""
+    """A point of a curve. Raises TypeError, ValueError or OverflowError for other data."""
     int(step)
     return step, float(value)
 
 
 @dataclass(frozen=True)
 class NoArtifact:
-    """Why there is nothing to tell of an artifact."""
+    """Why an artifact cannot be described."""
 
     why: str
     damaged: bool = False
-    """True if there was something."""
+    """True if the artifact exists and is damaged."""
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ class Store:
     home: Path
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where this artifact is, or would be."""
+        """The folder of this artifact. It may not exist."""
         return self.home.joinpath("store", kind, key)
 
     def partial(self, key: str) -> Path:
-        """Where a running step keeps its progress and checkpoint; gone when the step is done."""
+        """The folder where a running step keeps its progress and checkpoint. It is removed when the step is done."""
         return self.home / "partial" / key
 
     def kinds(self) -> list[str]:
@@ -193,11 +193,11 @@ class Store:
         return sorted(entry.name for entry in entries(self.home / "store") if _is_kind(entry))
 
     def keys(self, kind: str) -> set[str]:
-        """Keys of all artifacts of a kind, in one look."""
+        """Keys of all artifacts of a kind, read at once."""
         return {entry.name for entry in entries(self.home / "store" / kind) if _is_artifact(entry)}
 
     def keys_from(self, kind: str, start: str) -> list[str]:
-        """Keys of the artifacts of a kind that begin so, sorted."""
+        """Keys of the artifacts of a kind that begin with this text, sorted."""
         return sorted(key for key in self.keys(kind) if key.startswith(start))
 
     def artifacts(self) -> Iterator[tuple[str, str]]:
@@ -207,12 +207,12 @@ class Store:
                 yield kind, key
 
     def has(self, kind: str, key: str) -> bool:
-        """True if the artifact is there. That it is undamaged shows when it is read."""
+        """True if the artifact exists. Damage is only found when it is read."""
         folder = self.folder(kind, key)
         return KEY.fullmatch(key) is not None and folder.is_dir() and not folder.is_symlink()
 
     def kind_of(self, key: str) -> str | None:
-        """The kind of the artifact that has this key, if it is there."""
+        """The kind of the artifact with this key. None: it does not exist."""
         return next((kind for kind in self.kinds() if self.has(kind, key)), None)
 
     def write(
@@ -220,7 +220,7 @@ class Store:
     ) -> None:
         """Add an artifact: a manifest of plain data, which has its own checksum and those of the other files.
 
-        `fill` writes these into a folder, which is then moved into place. Where another process was faster, its
+        `fill` writes these files into a folder, which is then moved into place. If another process was faster, its
         artifact stays.
         """
         temporary = self._make_temporary(kind, key)
@@ -237,7 +237,7 @@ class Store:
         temporary = temporary_beside(self.folder(kind, key))
         try:
             temporary.mkdir()
-        except (FileNotFoundError, NotADirectoryError):  # the first of its kind
+        except (FileNotFoundError, NotADirectoryError):  # this is the first artifact of its kind
             self._make_folder(kind)
             temporary.mkdir()
         return temporary
@@ -252,7 +252,7 @@ class Store:
             folder.mkdir(exist_ok=True)
 
     def _move_in(self, temporary: Path, kind: str, key: str) -> None:
-        """Move a complete artifact into its place, unless there is one; what else stands there is put aside."""
+        """Move a complete artifact into its place, unless an artifact is there. Any other file there is put aside."""
         place = self.folder(kind, key)
         for attempt in range(ATTEMPTS):
             try:
@@ -267,31 +267,31 @@ class Store:
                 return
 
     def _is_sound(self, kind: str, key: str) -> bool:
-        """True if an artifact is there, by its manifest; its other files are not looked at."""
+        """True if an artifact exists, judged by its manifest. Its other files are not read."""
         with contextlib.suppress(CorruptArtifactError):
             return self.has(kind, key) and bool(self.manifest(kind, key))
         return False
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
-        """The manifest of an artifact. Raises CorruptArtifactError where it is not what was written."""
+        """The manifest of an artifact. Raises CorruptArtifactError if its content has changed."""
         return _manifest(self.folder(kind, key), key)
 
     def look(self, kind: str, key: str) -> Artifact:
-        """An artifact with its verified manifest; its other files are not looked at, which may be gigabytes."""
+        """An artifact with its verified manifest. Its other files are not read: they may be gigabytes."""
         return Artifact(kind, key, self.folder(kind, key), self.manifest(kind, key))
 
     def read(self, kind: str, key: str) -> Artifact:
-        """An artifact whose files were just verified. Raises CorruptArtifactError where one differs."""
+        """An artifact whose files were just verified. Raises CorruptArtifactError if a file has changed."""
         artifact = self.look(kind, key)
         _verify(artifact)
         return artifact
 
     def take_from(self, other: "Store", kind: str, key: str) -> bool:
-        """Copy an artifact of another store, unless there is one with a sound manifest; True if it was copied.
+        """Copy an artifact of another store, unless this store has it with a sound manifest. True: it was copied.
 
-        The copy is verified before it is moved into place, so that an artifact is complete or absent here, too. Raises
-        CorruptArtifactError where that of the other store is not what was written (of one that is here, too, only the
-        manifest is looked at), and OSError where nothing can be written.
+        The copy is verified before it is moved into place, so an artifact is complete or absent. Raises
+        CorruptArtifactError if the artifact of the other store has changed (if this store has it, only its manifest is
+        read). Raises OSError if nothing can be written.
         """
         source = other.look(kind, key)
         if self._is_sound(kind, key):
@@ -317,23 +317,23 @@ class Store:
         keys = sorted(entry.name for entry in entries(self.home / "partial") if entry.name.startswith(key_begins))
         found = []
         for key in keys:
-            with contextlib.suppress(OSError):  # most have none
+            with contextlib.suppress(OSError):  # most folders have no such file
                 note = (self.partial(key) / FAILURE).read_text(encoding="utf-8", errors="replace")
                 found.append(note.strip())
         return found
 
     def discard(self, key: str) -> None:
-        """Take a damaged artifact out of use; it is moved aside, so that a look at it stays possible."""
+        """Take a damaged artifact out of use. It is moved aside and can still be inspected."""
         for kind in self.kinds():
             if self.has(kind, key):
                 self._put_aside(self.folder(kind, key), f"{kind}-{key}")
 
     def unfinished(self) -> list[Path]:
-        """Folders that artifacts are written into, until they are moved into their place; their writer may be dead."""
+        """Folders of artifacts that are being written. Their writer may be dead."""
         return self._others(_is_unfinished)
 
     def strays(self) -> list[Path]:
-        """The entries of the store that are neither artifacts nor on the way to be, sorted; nobody touches them."""
+        """Entries of the store that are neither artifacts nor unfinished artifacts, sorted. They are left alone."""
         root = self.home / "store"
         beside = [root / entry.name for entry in entries(root) if not _is_kind(entry)]
         return sorted(beside + self._others(lambda entry: not _is_artifact(entry) and not _is_unfinished(entry)))
@@ -343,7 +343,7 @@ class Store:
         return [Path(entry) for kind in self.kinds() for entry in entries(self.home / "store" / kind) if wanted(entry)]
 
     def _put_aside(self, path: Path, name: str) -> None:
-        """Move what stands in the way of an artifact, unless another process does. Raises ZSQBenchError."""
+        """Move an obstacle in the place of an artifact away, unless another process does. Raises ZSQBenchError."""
         aside = self.home / "damaged" / f"{name}-{uuid.uuid4().hex[:8]}"
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
@@ -359,13 +359,13 @@ class Store:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """A manifest as a file holds it: with its checksum in front."""
+    """The text of a manifest file: its checksum, then the manifest."""
     behind = '", ' + json.dumps(manifest)[1:]
     return HEAD.decode() + hashlib.sha256(behind.encode()).hexdigest() + behind
 
 
 def _manifest(folder: Path, key: str) -> dict[str, Any]:
-    """The manifest in a folder. Raises CorruptArtifactError where it is not what was written."""
+    """The manifest in a folder. Raises CorruptArtifactError if its content has changed."""
     try:
         content = (folder / MANIFEST).read_bytes()
         manifest = plain_data(content)
@@ -392,16 +392,16 @@ def _is_same(manifest: Mapping[str, Any]) -> bool:
 
 
 def _names(artifact: Artifact) -> list[str]:
-    """The names of the files beside a manifest. Raises CorruptArtifactError for one that leads elsewhere."""
+    """The names of the files beside a manifest. Raises CorruptArtifactError for a name that leads elsewhere."""
     names = list(artifact.field("files", dict))
     for name in names:
         if Path(name).name != name:
-            raise CorruptArtifactError(artifact.key, f"{name!a} in {MANIFEST} is no name of a file beside it")
+            raise CorruptArtifactError(artifact.key, f"{name!a} in {MANIFEST} is not the name of a file beside it")
     return names
 
 
 def _verify(artifact: Artifact) -> None:
-    """Raise CorruptArtifactError where a file beside the manifest is not what was written."""
+    """Raise CorruptArtifactError if the content of a file beside the manifest has changed."""
     for name in _names(artifact):
         try:
             found = file_digest(artifact.folder / name)
@@ -412,7 +412,7 @@ def _verify(artifact: Artifact) -> None:
 
 
 def entries(folder: Path) -> "list[os.DirEntry[str]]":
-    """The entries of a folder; none where there is no folder. Raises ZSQBenchError where that cannot be seen."""
+    """The entries of a folder. Empty: there is no folder. Raises ZSQBenchError if the folder cannot be read."""
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -432,7 +432,7 @@ def _is_unfinished(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_kind(entry: "os.DirEntry[str]") -> bool:
-    """True for the folder of a kind, which may be a link to another disk."""
+    """True for the folder of a kind. It may be a link to another disk."""
     return not entry.name.startswith(".") and Path(entry).is_dir()  # entry.is_dir raises where a link leads to itself
 
 
@@ -445,7 +445,7 @@ class FileDigests:
         try:
             remembered = read_json(self._path)
         except (OSError, ValueError):
-            remembered = None  # a memory that cannot be read is only slower
+            remembered = None  # if it cannot be read, all files are hashed, which is only slower
         known = remembered.items() if isinstance(remembered, dict) else ()
         self._known = {path: entry for path, entry in known if _is_remembered(entry)}
 
@@ -466,9 +466,9 @@ class FileDigests:
         return digest_of([[name, self.file(path)] for name, path in sorted(files.items())])
 
     def save(self) -> None:
-        """Keep what was learnt."""
+        """Write the new hashes to the disk."""
         if self._changed:
-            with contextlib.suppress(IsADirectoryError):  # somebody's folder of this name: all is hashed each time
+            with contextlib.suppress(IsADirectoryError):  # a folder has this name, so all files are hashed each time
                 write_atomically(self._path, json.dumps(self._known))
             self._changed = False
 

@@ -1,7 +1,7 @@
-"""The versions that are raised by hand where code changes numbers, and what each of them covers.
+"""The versions that developers raise by hand when code changes numbers, and the code that each version covers.
 
-Keys hash data, options and the versions below, not code. So whoever changes what code computes raises the version that
-covers it, and all that depends on it is made again:
+Keys hash data, options and the versions below, but not code. If you change the results of code, raise the version
+that covers this code. Then everything that depends on the code is made again:
 
 - `version` of a method: the file of that method;
 - `SYNTHESIS_VERSION`: zsqbench.synthesis, and what generators use of zsqbench.methods;
@@ -11,9 +11,9 @@ covers it, and all that depends on it is made again:
 - `DIAGNOSTICS_VERSION`: what diagnostics of a calibration set mean or show;
 - `ANALYSIS_VERSION`: what the errors of the tensors of a quantized network mean or show.
 
-Images outlive a change in quantization: no key of theirs holds `QUANT_VERSION`. A quantizer may train a generator, so
-its key holds `SYNTHESIS_VERSION`, too. tests/test_numbers.py holds a few numbers of each shipped method, and fails
-where they change without a version.
+Images stay valid after a change in quantization, because their keys do not hold `QUANT_VERSION`. A quantizer may
+train a generator, so its key holds `SYNTHESIS_VERSION`, too. tests/test_numbers.py holds a few numbers of each shipped
+method. It fails if these numbers change without a new version.
 """
 
 SYNTHESIS_VERSION = "6"

@@ -1,4 +1,4 @@
-"""How a placement writes the bit-widths of tensors: of those of a role, and of those whose name matches a pattern."""
+"""How a placement states bit-widths of tensors: by role, and by patterns of tensor names."""
 
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -10,7 +10,7 @@ from zsqbench.errors import did_you_mean
 
 MIN_BITS = 2
 MAX_BITS = 16
-"""More integer bits than this do not survive the float32 arithmetic that simulates them."""
+"""The most integer bits. The float32 arithmetic of the simulation cannot represent more."""
 
 KINDS = ("weight", "activation")
 """The kinds of tensors."""
@@ -30,10 +30,10 @@ Width = Annotated[Literal["w", "a", "float"] | int, BeforeValidator(_bits)]
 PositionWidth = Annotated[
     Literal["w", "a", "float"] | int | None, BeforeValidator(lambda value: None if value is None else _bits(value))
 ]
-"""The same, or none: the width of the role that the tensor has otherwise."""
+"""A width, or None. None: the tensor has the width of its role."""
 
 GivenWidth = Annotated[Literal["w", "a", "float"] | int | None, BeforeValidator(_bits)]
-"""A width that may be left out, but is one where it is given."""
+"""A width that may be left out. If it is given, it must be a width."""
 
 
 class PatternWidths(BaseModel):
@@ -52,14 +52,15 @@ class PatternWidths(BaseModel):
         return self
 
     def of(self, kind: str) -> int | str | None:
-        """The width of tensors of this kind (`weight` or `activation`), if it gives them one."""
+        """The width of tensors of this kind (`weight` or `activation`). None: not given."""
         width: int | str | None = self.both if self.both is not None else getattr(self, kind)
         return width
 
     def mismatch(self, pattern: str, tensors: Collection[tuple[str, str]]) -> str | None:
-        """A clause that says that its pattern matches none of these tensors, given by kind and name, or none.
+        """A clause that says that its pattern matches none of these tensors, given by kind and name. None: it matches.
 
-        It has to match a tensor of each kind that it names; where it has one width for `both`, of either.
+        The pattern has to match a tensor of each kind that it names. With one width for `both`, a tensor of either kind
+        is enough.
         """
         matched = {kind for kind, name in tensors if fnmatchcase(name, pattern)}
         named = [kind for kind in KINDS if self.of(kind) is not None]
@@ -77,7 +78,7 @@ def _as_widths(value: Any) -> Any:
 
 
 def _as_list(patterns: Mapping[str, PatternWidths]) -> list[dict[str, Any]]:
-    """Patterns as they are written down and hashed: their order counts, and that of a mapping's keys would not."""
+    """Patterns as they are written and hashed. Their order matters, and a mapping would lose it."""
     return [{"pattern": pattern, **widths.model_dump(exclude_none=True)} for pattern, widths in patterns.items()]
 
 

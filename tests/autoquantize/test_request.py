@@ -81,10 +81,10 @@ def test_torchscript_exported_programs_and_onnx_are_told_apart_with_what_to_give
     torch.save(module.state_dict(), tmp_path / "weights.pth")
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     reasons = {
-        "script.pt": f"is TorchScript, whose layers cannot be taken out and quantized: {INSTEAD}",
-        "program.pt2": f"is an exported program, whose batch normalisations and layers are taken apart: {INSTEAD}",
-        "weights.pth": f"is no network; if it holds weights, {INSTEAD}",
-        "model.onnx": f"is ONNX, which holds no PyTorch network to generate images from and to learn with: {INSTEAD}",
+        "script.pt": f"is TorchScript, whose layers cannot be replaced by quantized layers: {INSTEAD}",
+        "program.pt2": f"is an exported program, in which batch normalisations and layers are already split: {INSTEAD}",
+        "weights.pth": f"is not a network; if it holds weights, {INSTEAD}",
+        "model.onnx": f"is ONNX, but images and learning need a PyTorch network: {INSTEAD}",
     }
     said = {name: complaint(model_entry, str(tmp_path / name)) for name in reasons}
     assert said == {name: f"{tmp_path / name} {reason}" for name, reason in reasons.items()}
@@ -103,7 +103,7 @@ def test_unknown_names_and_absent_files_are_refused(tmp_path):
     )
     assert complaint(model_entry, "no.pt").startswith("there is no file no.pt; ")
     said = complaint(model_entry, "resnet20", str(tmp_path / "w"))
-    assert said.startswith(f"there is no file {tmp_path / 'w'}; expected a file, none for random weights, or ")
+    assert said.startswith(f"there is no file {tmp_path / 'w'}; expected a file of weights, 'none' (random weights)")
     assert complaint(model_entry, "resnet20", "built").startswith("--weights built is for a .py file")
 
 

@@ -192,7 +192,9 @@ def test_nothing_is_removed_while_a_run_is_at_work(bench, command, lease):
     with Leases(bench.home).hold(lease):
         said = bench.zsqbench("cache", *command, "--home", bench.home, *results)
     assert (said.code, said.out, all(path.exists() for path in left)) == (2, "", True)
-    assert said.err.startswith(f"error: a run is at work in {bench.home} ({lease}) and may need what would be removed;")
+    assert said.err.startswith(
+        f"error: a run is at work in {bench.home} ({lease}) and may need the files that would be removed;"
+    )
     assert len(said.err.splitlines()) == 1
 
 
@@ -229,5 +231,5 @@ def test_verify_removes_kernels_that_are_damaged(bench, monkeypatch):
     assert last(bench.zsqbench("cache", "verify", "--home", bench.home).out) == "1 artifacts, 0 damaged"
     archive.write_bytes(b"")
     said = bench.zsqbench("cache", "verify", "--home", bench.home)
-    expected = f"compiled {archive.relative_to(bench.home)} was not what had been written, and is removed"
+    expected = f"compiled {archive.relative_to(bench.home)} was damaged, and is removed"
     assert (said.code, said.out.splitlines(), archive.exists()) == (1, [expected, "1 artifacts, 1 damaged"], False)

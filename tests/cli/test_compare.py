@@ -155,7 +155,7 @@ def test_detectors_are_compared_without_flips(bench):
         ([DGH, "rael"], "error: none of 171 rows in"),
         ([DGH, "real and ("], "error: cannot read B 'real and ('"),
         ([DGH, DGH], "error: A and B both select digits:resnet20:dgh:rtn:hw/w4a4:0"),
-        ([f"{DGH} and 4:0", f"{REAL} and 4:1"], "no seeds in common: one has 0, the other 1"),
+        ([f"{DGH} and 4:0", f"{REAL} and 4:1"], "no common seeds: one has 0, the other 1"),
         ([DGH, REAL, "--margin", "0"], "error: a margin of 0 points; expected a number above 0"),
         ([DGH, REAL, "--margin", "-1"], "error: a margin of -1 points; expected a number above 0"),
     ],

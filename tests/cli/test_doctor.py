@@ -69,7 +69,7 @@ def test_a_named_network_is_examined_with_all_that_is_installed(bench):
 def test_a_detector_is_no_classifier(bench):
     found = json.loads(bench.zsqbench("doctor", "scenedetector", "--format", "json").out)
     assert found["generators"]["zeroq"] is None
-    assert found["generators"]["hast"] == "needs a classifier, and scenedetector is none"
+    assert found["generators"]["hast"] == "needs a classifier, and scenedetector is not one"
     assert (found["accuracy"], len(found["examination"]["outputs"])) == (None, 2)
 
 
@@ -196,13 +196,17 @@ class Absent(ToyTask):
     )
     bench.matrix("task: absent, generator: toyreal")
     code, found = doctor()
-    assert (code, found["accuracy"]["value"], found["accuracy"]["reason"]) == (0, None, "for there is no folder data")
+    assert (code, found["accuracy"]["value"], found["accuracy"]["reason"]) == (
+        0,
+        None,
+        "because there is no folder data",
+    )
     assert found["generators"]["toyreal"] == "there is no folder data"
 
 
 def test_the_accuracy_of_random_weights_is_not_measured(bench, doctor):
     _, found = doctor("a", "--weights", "none")
-    assert (found["random_weights"], found["accuracy"]["reason"]) == (True, "for its weights are random")
+    assert (found["random_weights"], found["accuracy"]["reason"]) == (True, "because its weights are random")
     assert "evaluate" not in (bench.folder / "calls.txt").read_text()
 
 
@@ -293,10 +297,10 @@ MISTAKES = {
     "an unknown model": (["resnet21"], "unknown model 'resnet21'; did you mean 'resnet20'? known: "),
     "a file": (["net.py"], "model 'net.py' is a file: name it under 'models' in a suite, and give --suite"),
     "no weights": (["cifar_resnet20"], "model 'cifar_resnet20' comes without weights; give 'weights': a file, or none"),
-    "absent weights": (["resnet20", "--weights", "x.pt"], "there is no file x.pt; expected a file of weights, or none"),
+    "absent weights": (["resnet20", "--weights", "x.pt"], "there is no file x.pt; expected a file of weights, 'none'"),
     "no file of one's own": (
         ["resnet20", "--weights", "built"],
-        "model 'resnet20' is no file of yours, which --weights built is for: a named network has its own where no",
+        "--weights built is for a .py file of yours, and 'resnet20' is not one: a named network has its own where no",
     ),
     "an unknown suite": (["resnet20", "--suite", "smokes"], "there is no suite file smokes; did you mean"),
     "an unknown model of a suite": (["zzz", "--suite", "TOY"], "unknown model 'zzz'; known: a, b, without_bn"),

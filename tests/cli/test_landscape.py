@@ -72,8 +72,8 @@ def test_cells_that_have_no_landscape_are_one_line(ran):
         "fp32": "cell toytask:a:none:fp32:float:- has no calibration images",
         "w32": f"{toyq}w32a8:0 is quantized: its scheme is hw/w32a8; select others with -k",
         "toyq and w4": f"{toyq}w4a4:0 is quantized, or its quantizer left no map of it; select others with -k",
-        "boxes": "the loss terms are a classifier's, and the network of boxes:b:toy:rtn:hw/w4a4:0 is none: labels ask "
-        "for logits, one row of classes for each of 1 images, and the network returns Tensor",
+        "boxes": "the loss terms need a classifier, and the network of boxes:b:toy:rtn:hw/w4a4:0 is not one: labels "
+        "ask for logits, one row of classes for each of 1 images, and the network returns Tensor",
     }
     assert {select: complaint(ran, "-k", select) for select in lines} == {
         select: f"error: {line}\n" for select, line in lines.items()

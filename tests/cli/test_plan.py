@@ -16,13 +16,13 @@ def test_a_plan_tells_cells_and_shared_steps(bench):
         "toysuite: 2 cells",
         "  to do      toytask:a:toy:toyq:hw/w4a4:0",
         "  to do      toytask:a:toy:unseeded:hw/w4a4:0",
-        "7 steps, where the cells one by one would take 10:",
+        "7 steps, shared by cells (without sharing: 10):",
         "  baseline  1 to do",
         "  generate  1 to do",
         "  diagnose  1 to do",
         "  quantize  2 to do",
         "  evaluate  2 to do",
-        "pending: a has not been loaded yet, so nothing of it is known to be cached",
+        "pending: a has not been loaded yet, so its cached steps are not known",
         "time: unknown: no step like these 7 has run yet; see --probe",
     ]
     assert expected == plan_text(bench)
@@ -106,8 +106,8 @@ def test_a_plan_as_json_has_seconds_for_each_cell(bench):
 @pytest.mark.parametrize("text", ["soon", "0", "-5", "-1h", "0s", ""])
 def test_a_budget_that_is_no_time_is_refused(bench, text):
     said = bench.zsqbench("plan", bench.file, "--budget", text, *bench.places())
-    expected = "expected such as 90s, 20m, 1h30m, or seconds such as 90"
-    assert (said.code, said.err) == (2, f"error: a budget of {text!r} is no time; {expected}\n")
+    expected = "expected 90s, 20m, 1h30m, or a number of seconds"
+    assert (said.code, said.err) == (2, f"error: budget {text!r} is not a duration; {expected}\n")
 
 
 def test_a_plan_says_what_compiling_would_save_where_it_would(bench, monkeypatch):

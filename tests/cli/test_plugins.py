@@ -94,7 +94,7 @@ def test_what_presets_and_data_sets_give_is_a_table(bench, name, table):
     arguments = ["--plugin", bench.folder / "toy.py", "--plugin", bench.folder / "extra.py"]
     said = bench.zsqbench("plugins", "list", name, *arguments)
     title, *lines = said.out.splitlines()[-1 - len(table) :]
-    assert title == "    Where these are not given, by preset and for a network of each data set:"
+    assert title == "    Values of unset options, by preset and for a network of each data set:"
     assert [line.removeprefix(" " * 8) for line in lines] == table
 
 
@@ -109,7 +109,7 @@ def test_what_presets_and_data_sets_give_is_there_as_json(bench):
 def test_a_quantizer_is_listed_at_a_scheme(bench):
     lines = bench.zsqbench("plugins", "list", "rtn").out.splitlines()[-3:]
     assert lines == [
-        "    Where these are not given, by preset and for a network of each data set, at scheme hw/w4a4:",
+        "    Values of unset options, by preset and for a network of each data set, at scheme hw/w4a4:",
         "        option    value",
         "        grid      affine",
     ]

@@ -150,12 +150,12 @@ def test_a_blocker_ends_it_with_the_line_of_the_doctor(quantize, bench):
     [
         (
             ["resnet20", "--budget", "long"],
-            "a budget of 'long' is no time; expected such as 90s, 20m, 1h30m, or seconds such as 90",
+            "budget 'long' is not a duration; expected 90s, 20m, 1h30m, or a number of seconds",
         ),
         (["resnet2"], "unknown model 'resnet2'; did you mean 'resnet20'?"),
         (["scenedetector"], "scenedetector is a detector, which is judged by its boxes"),
         (["resnet20", "--images", "nowhere"], "there is no folder nowhere; --images is a folder of images"),
-        (["model.onnx"], "model.onnx is ONNX, which holds no PyTorch network"),
+        (["model.onnx"], "model.onnx is ONNX, but images and learning need a PyTorch network"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(quantize, arguments, line):
@@ -168,7 +168,7 @@ def test_what_cannot_be_meant_is_one_line(quantize, arguments, line):
 def test_numbers_with_commas_are_read(quantize):
     said = quantize("resnet20", "--mean", "a,b")
     assert said.code == 2
-    assert "'a,b' is no list of numbers such as R,G,B" in said.err
+    assert "'a,b' is not a list of numbers such as R,G,B" in said.err
 
 
 def test_an_interrupted_search_ends_as_the_signal_asks(quantize, monkeypatch):

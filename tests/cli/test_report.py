@@ -67,7 +67,7 @@ def test_without_results_the_command_that_makes_them_is_told(bench):
 def test_a_folder_with_something_else_is_refused(ran):
     (ran.folder / "thesis").mkdir()
     (ran.folder / "thesis" / "thesis.tex").touch()
-    assert "thesis is not empty, and no report of zsqbench" in error(report(ran, "-o", ran.folder / "thesis"))
+    assert "thesis is not empty and not a report of zsqbench" in error(report(ran, "-o", ran.folder / "thesis"))
 
 
 def test_committed_rows_have_a_report_without_their_store(bench):

@@ -95,9 +95,8 @@ def test_show_says_that_the_artifact_is_not_here(bench):
     bench.run()
     shutil.rmtree(bench.home)
     _, after = show(bench)
-    assert after == [
-        f"what was quantized is not in {bench.home}: this cell was run on another machine, or its artifact was removed"
-    ]
+    why = "this cell was run on another machine, or its artifact was removed"
+    assert after == [f"the quantized network is not in {bench.home}: {why}"]
 
 
 def test_show_says_that_the_artifact_is_damaged(bench):
@@ -162,7 +161,7 @@ def test_show_as_json_says_what_is_not_there(bench):
     bench.run()
     shutil.rmtree(bench.home)
     shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
-    assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has none"}, None)
+    assert (shown["calibration_set"], shown["quantized"]) == ({"absent": "this cell has no calibration set"}, None)
 
 
 KEEPS = """
@@ -215,7 +214,7 @@ def test_show_says_why_diagnosing_failed(bench, monkeypatch):
     monkeypatch.setattr("zsqbench.synthesis.diagnose", lambda *_: 1 / 0)
     said = bench.run()
     _, lines, _ = show_all(bench)
-    assert lines[0].startswith("calibration set: diagnosing it failed, the next run tries again: ")
+    assert lines[0].startswith("calibration set: diagnosing it failed; the next run tries again: ")
     assert lines[-1] == "ZeroDivisionError: division by zero"
     warning = "warning: diagnose a toy seed 0 failed: ZeroDivisionError: division by zero; results do not depend on it"
     assert said.code == 0
@@ -279,7 +278,7 @@ def test_results_are_the_rows_as_a_table_in_each_form(two):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--format", "parquet"], "parquet is no text to print; say with -o FILE where to write it"),
+        (["--format", "parquet"], "parquet cannot be printed as text; name a file to write with -o FILE"),
         (["-o", "{folder}/none/rows.csv"], "cannot write {folder}/none/rows.csv: No such file or directory"),
         (["--results", "{folder}/none"], "there are no results of toysuite in {folder}/none; "),
     ],
@@ -309,7 +308,7 @@ def test_rows_of_another_schema_are_one_line_with_what_to_do(old, command):
     said = old.zsqbench(*command.split(), old.file, *cell, *places)
     expected = (
         f"error: {old.results}/toysuite.jsonl has rows of schema 1, and this zsqbench reads {SCHEMA}; run the suite "
-        "again, which measures what is missing and replaces them\n"
+        "again: it measures missing cells and replaces these rows\n"
     )
     assert (said.code, said.out, said.err) == (2, "", expected)
 
@@ -393,7 +392,7 @@ def test_rows_of_a_suite_that_cannot_be_meant_are_shown_with_a_warning(two, capl
     bench.file.write_text(bench.file.read_text().replace("seed: [0, 1]", "sed: 0"))
     assert means(bench) == [(60.0, 2, "done")]
     (warning,) = caplog.messages
-    assert warning.startswith("all rows of the suite are taken, for which cells it has cannot be told: ")
+    assert warning.startswith("all rows of the suite are taken, because its cells cannot be found: ")
 
 
 def test_rows_are_shown_without_the_plugins_of_the_suite(two):
@@ -436,7 +435,7 @@ def test_show_says_that_a_hand_changed_a_row(two, caplog):
     said = bench.zsqbench("show", bench.file, "w4a4:0", "--format", "json", *bench.places())
     row = json.loads(said.out)["row"]
     assert (row["status"], row["metrics"], len(caplog.messages)) == ("failed", {}, 1)
-    assert "metrics.top1 is 99.5, and 60.0 in its artifact" in row["reason"]
+    assert "metrics.top1 is 99.5, but 60.0 in its artifact" in row["reason"]
 
 
 def test_a_row_is_taken_as_it_is_where_its_artifact_is_not_at_hand(two, caplog):
@@ -487,4 +486,4 @@ def test_a_leaderboard_shows_figures_in_any_format_and_takes_names_alone(bench):
     assert bench.zsqbench(*arguments, "sise").err.startswith(
         "error: unknown column 'sise' in --columns; did you mean 'size'?"
     )
-    assert "is no list of names" in bench.zsqbench(*arguments, "memory,,").err
+    assert "is not a list of names" in bench.zsqbench(*arguments, "memory,,").err

@@ -23,7 +23,7 @@ def test_a_quiet_run_says_nothing_but_the_table(bench):
 def test_notes_of_the_suite_are_told(bench):
     bench.matrix("seed: [0, 0]")
     said = bench.run()
-    assert f"note: {bench.file}:5: 1 cell of block 1 already stood in the same block" == said.err.splitlines()[0]
+    assert f"note: {bench.file}:5: 1 cell of block 1 already appeared in the same block" == said.err.splitlines()[0]
 
 
 def test_home_and_data_root_may_come_from_the_environment(bench, monkeypatch):

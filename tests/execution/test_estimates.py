@@ -118,7 +118,7 @@ def test_lines_of_older_versions_still_count(timings):
 
 def test_a_total_says_what_it_is_known_from():
     total = Total.of([Estimate(1.0, "measured"), Estimate(20.0, "probed"), Estimate(30.0, "probed"), None])
-    said = "about 51 s on one worker for 3 steps: 1 s measured on such steps (1), 50 s from probes (2)"
+    said = "about 51 s on one worker for 3 steps: 1 s measured on equal steps (1), 50 s from probes (2)"
     assert str(total) == f"{said}; unknown for 1 more"
 
 

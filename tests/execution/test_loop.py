@@ -329,7 +329,7 @@ def test_a_node_that_fails_all_it_gets_is_left_out_and_its_steps_are_done_elsewh
     assert len(heard) == 9  # each step ends once
     assert [node for node, _ in engine.start().order].count("n1") == 3
     assert [record.message for record in caplog.records] == [
-        "node n1 is left out: it failed all 3 steps that it got, which are tried elsewhere; the first was s0: no CUDA"
+        "node n1 is left out: all 3 steps failed on it and are tried elsewhere; the first was s0: no CUDA"
     ]
 
 
@@ -590,7 +590,7 @@ def test_the_limit_of_a_suite_holds_unless_the_command_gives_another(bench, monk
 @pytest.mark.parametrize("option", [("--step-timeout", 5), ("--memory", 1), ("--isolation", "step")])
 def test_limits_of_workers_are_refused_where_there_are_none(bench, option):
     said = bench.run(*option)
-    text = "needs worker processes, and --workers 0 runs steps in this one"
+    text = "needs worker processes, but --workers 0 runs steps in this process"
     assert (said.code, text in said.err, len(said.err.splitlines())) == (2, True, 1)
 
 

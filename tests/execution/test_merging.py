@@ -303,7 +303,7 @@ def test_other_weights_of_a_network_are_refused(bench, machines):
     what = "network net of task toytask of toysuite (its weights and preprocessing, by their digest) is "
     assert line.startswith(f"cannot merge B: {what}")
     assert line.endswith(
-        " here, and numbers of both do not compare; run that part again with what is here, or merge into another home"
+        " here, so their numbers do not compare; run that part again with the same as here, or merge into another home"
     )
 
 
@@ -318,7 +318,7 @@ def test_other_evaluation_data_are_refused(bench, machines):
 def test_rows_of_another_version_of_a_library_are_refused(bench, machines, package):
     first, second = twice(bench, machines)
     edit_row(second, environment={package: "0.0.1"})
-    assert f"the version of {package} is 0.0.1 there (toytask:a:toy:toyq:hw/w4a4:0), and " in machines.refused(
+    assert f"the version of {package} is 0.0.1 there (toytask:a:toy:toyq:hw/w4a4:0), but " in machines.refused(
         first, second
     )
     machines.merge(first)
@@ -346,15 +346,13 @@ def test_other_versions_by_hand_are_refused(bench, machines, monkeypatch):
     monkeypatch.setattr("zsqbench.steps.quantize.QUANT_VERSION", "0")
     second = machines.run("B")
     assert machines.refused(first, second).startswith(
-        "cannot merge B: the quantize step of toytask:a:toy:toyq:hw/w4a4:0 has another key there, though the suite says"
+        "cannot merge B: the quantize step of toytask:a:toy:toyq:hw/w4a4:0 has another key there, although the suite"
     )
 
 
 def test_a_home_is_not_merged_with_itself(bench, machines):
     folder = machines.run("A")
-    assert machines.refused(folder, into="A") == (
-        "cannot merge A with itself: its home is A/home, where all is merged into (--home)"
-    )
+    assert machines.refused(folder, into="A") == ("cannot merge A with itself: its home is the target A/home (--home)")
 
 
 def test_one_home_twice_is_refused(bench, machines):
@@ -377,8 +375,8 @@ def test_a_home_that_was_copied_by_half_is_refused_with_the_artifact(bench, mach
         else ("calibration.safetensors: No such file or directory")
     )
     assert machines.refused(second, first) == (
-        f"cannot merge B: generate artifact {folder.name[:12]} in B/home is not what was written ({why}); copy that "
-        "home again, or `zsqbench cache verify --home B/home` puts it aside"
+        f"cannot merge B: generate artifact {folder.name[:12]} in B/home is damaged ({why}); copy that home again, "
+        "or put the artifact aside with `zsqbench cache verify --home B/home`"
     )
     assert not list((bench.home / "store" / "generate").iterdir())
 
@@ -395,7 +393,7 @@ def test_a_folder_that_is_no_home_is_refused(bench, machines, name):
     nothing = f"there is nothing to merge in {name}: {expected}"
     said = {
         "absent": "there is no folder absent to merge",
-        "two": "cannot merge two: there are homes at two/.zsqbench and two/home; give the one that is meant",
+        "two": "cannot merge two: there are homes at two/.zsqbench and two/home; give one of them",
     }
     assert machines.refused(bench.folder / name) == said.get(name, nothing)
 
@@ -444,4 +442,4 @@ def test_a_full_disk_is_said_in_one_line(bench, machines, monkeypatch):
     monkeypatch.setattr("zsqbench.store.shutil.copyfile", full)
     line = machines.refused(folder)
     assert line.startswith("cannot copy baseline artifact ")
-    assert line.endswith(": No space left on device; what was copied stays, and merging again goes on")
+    assert line.endswith(": No space left on device; copied artifacts stay; a repeated merge continues")

@@ -56,9 +56,9 @@ def test_a_node_looks_for_what_a_run_needs(tmp_path, monkeypatch):
     conditions = Conditions.of(Limits(), WorkerConfig(tmp_path, tmp_path / "data", (plugin,)))
     plugin.write_text("# another")
     assert conditions.look({tmp_path / "token": "home folder"}) == [
-        "does not see the home folder; it has to lie where all nodes see it",
-        f"does not see the data root {tmp_path / 'data'}; it has to lie where all nodes see it",
-        f"has another content of plugin file {plugin}; remove it there, or copy it",
+        "does not see the home folder; put it where all nodes see it",
+        f"does not see the data root {tmp_path / 'data'}; put it where all nodes see it",
+        f"has different content in plugin file {plugin}; remove it there, or copy it",
     ]
 
 

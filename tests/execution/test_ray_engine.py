@@ -93,7 +93,7 @@ def test_a_port_that_nobody_listens_at_is_one_line_at_once():
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad Request\r\n", b""])
 def test_another_server_is_no_ray(server, answer):
-    with pytest.raises(ZSQBenchError, match="is no Ray; give HOST:PORT"):
+    with pytest.raises(ZSQBenchError, match="is not Ray; give the HOST:PORT"):
         ray_engine._check_answer(server(answer))
 
 
@@ -232,7 +232,7 @@ def test_plugin_files_travel_with_the_steps(local, tmp_path):
 def test_a_data_root_that_nodes_do_not_see_ends_the_run_before_any_step(local, tmp_path):
     engine = Ray(workers=1)
     config = WorkerConfig(tmp_path / "home", data_root=tmp_path / "nowhere")
-    with pytest.raises(ZSQBenchError, match=r"node [\d.]+ \(\w{8}\) does not see the data root .*nowhere; it has to"):
+    with pytest.raises(ZSQBenchError, match=r"node [\d.]+ \(\w{8}\) does not see the data root .*nowhere; put it"):
         engine.check(config)
 
 

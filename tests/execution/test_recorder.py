@@ -158,7 +158,11 @@ def test_a_measurement_of_before_that_is_no_number_fails_its_cell(bench):
     rewrite_manifest(artifact.folder, content=artifact.content | {"metrics": {"top1": float("nan")}})
     (bench.results / "toysuite.jsonl").unlink()
     said, row = bench.run(), bench.row()
-    assert (said.code, row["status"], row["reason"]) == (1, "failed", "metrics.top1 is nan, which is no measurement")
+    assert (said.code, row["status"], row["reason"]) == (
+        1,
+        "failed",
+        "metrics.top1 is nan, which is not a valid measurement",
+    )
 
 
 def test_rows_of_a_run_share_what_they_say_alike(bench):

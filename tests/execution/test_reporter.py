@@ -117,7 +117,7 @@ def test_a_checkpoint_with_a_damaged_note_is_no_checkpoint(tmp_path, flipped):
     checkpoint.write_bytes(checkpoint.read_bytes().replace(flipped, b"x" * len(flipped)))
     assert reporter.resume() is None
     (note,) = reporter.notes
-    assert note.startswith("the step began anew: its checkpoint is damaged (")
+    assert note.startswith("the step started again: its checkpoint is damaged (")
 
 
 def test_a_folder_beside_a_checkpoint_stays(tmp_path):
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_kind_of_device_is_no_checkpoint(tmp_path):
     expected = reporter.rng.get_state()
     assert reporter.resume() is None
     assert torch.equal(reporter.rng.get_state(), expected)
-    assert reporter.notes == ["the step began anew: its checkpoint has random numbers of another kind of device"]
+    assert reporter.notes == ["the step started again: its checkpoint has random numbers of another kind of device"]
 
 
 def test_a_checkpoint_that_takes_long_is_kept_seldom(tmp_path, monkeypatch):

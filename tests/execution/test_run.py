@@ -435,7 +435,7 @@ def test_a_row_that_a_hand_changed_is_made_again_from_its_artifact_with_a_warnin
     said = bench.run()
     (warning,) = caplog.messages
     assert (said.code, bench.calls()) == (0, [])
-    cell = "toytask:a:toy:toyq:hw/w4a4:0 (metrics.top1 is 99.5, and 60.0 in its artifact)"
+    cell = "toytask:a:toy:toyq:hw/w4a4:0 (metrics.top1 is 99.5, but 60.0 in its artifact)"
     assert warning == f"left out 1 row contradicted by artifacts: {cell}; a run writes what these say"
     assert [row["metrics"]["top1"] for row in bench.rows().values()] == [60.0, 60.0]
     assert "99.5" not in said.out

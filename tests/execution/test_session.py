@@ -159,7 +159,7 @@ def test_a_step_that_runs_out_of_memory_is_tried_once_with_half_of_what_changes_
     assert bench.run().code == 0
     assert [call for call in bench.calls() if call.startswith("chunk")] == ["chunk 8", "chunk 4"]
     assert bench.artifact("generate").notes == [
-        "memory was full; done with chunk 4 in place of 8, which changes no number"
+        "memory was full; done with chunk 4 instead of 8, which changes no number"
     ]
 
 

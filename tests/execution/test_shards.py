@@ -175,7 +175,8 @@ def test_there_are_no_more_parts_than_groups_of_cells():
 @pytest.mark.parametrize("text", ["x", "", "3", "1/2/3", "-1/2", "1.0/2", "1 / 2", "٣/٨", f"1/{10**9}"])
 def test_a_text_that_names_no_shard_is_refused_in_one_line(bench, text):
     assert (
-        bench.error("--shard", text) == f"cannot read --shard {text!r}; expected such as 3/8, the third of eight parts"
+        bench.error("--shard", text)
+        == f"cannot read --shard {text!r}; expected for example 3/8, the third of eight parts"
     )
 
 
@@ -233,7 +234,10 @@ def test_the_cells_of_a_shard_that_fit_into_a_budget_are_selected_from_all(bench
 
 def test_a_shard_with_no_cells_is_nothing_selected(bench):
     said = bench.run("--shard", "3/3")
-    why = "those of toysuite that share no set make fewer parts than 3; give fewer shards"
+    why = (
+        "toysuite can only be split into fewer than 3 parts, because cells with the same set stay together; "
+        "give fewer shards"
+    )
     assert (said.code, said.err.splitlines()[-1]) == (5, f"error: --shard 3/3 has no cells: {why}")
 
 
@@ -249,8 +253,8 @@ def test_a_network_that_cannot_be_loaded_here_leaves_no_shards_that_other_machin
     """)
     bench.matrix("task: picky, model: [a, b]")
     line = (
-        "cannot part toysuite into shards, for b could not be loaded here: no weights; mend that, or leave it out on "
-        "every machine with -k 'not :b:'"
+        "cannot split toysuite into shards, because b could not be loaded here: no weights; correct this, or leave the "
+        "model out on every machine with -k 'not :b:'"
     )
     for said in (plan_shard(bench, "1/2"), bench.run("--shard", "1/2")):
         assert (said.code, said.err.splitlines()[-1]) == (2, f"error: {line}")

@@ -67,7 +67,7 @@ def test_a_damaged_line_of_the_timings_is_left_out(tmp_path, bench, damage, capl
     Timings(plan.store).add(step, 3.0)
     assert Timings(plan.store).estimate(step) == 3.0
     (warning,) = caplog.messages
-    assert warning.startswith("estimates ignore 1 line of ")
+    assert warning.startswith("estimates ignore 1 invalid line of ")
 
 
 def test_damaged_lines_of_the_timings_are_counted_once_where_times_are_estimated(bench, caplog):
@@ -80,7 +80,7 @@ def test_damaged_lines_of_the_timings_are_counted_once_where_times_are_estimated
     said = bench.zsqbench("plan", bench.file, *bench.places())
     assert (said.code, "about 0 s on one worker for 4 steps" in said.out) == (0, True), said.err
     (warning,) = caplog.messages
-    assert f"ignore {len(DAMAGED)} lines of {bench.home / 'timings.jsonl'} that hold no time of a step" in warning
+    assert f"ignore {len(DAMAGED)} invalid lines of {bench.home / 'timings.jsonl'}" in warning
 
 
 def test_times_that_cannot_be_read_are_one_warning(bench, caplog):

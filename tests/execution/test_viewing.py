@@ -31,7 +31,7 @@ def test_a_sample_is_shown_as_it_lies_in_the_data(viewers, tmp_path):
 
 def test_other_data_than_a_row_was_evaluated_on_is_not_shown(viewers, tmp_path):
     said = viewers(digits_row(tmp_path, "other"))
-    assert said == "the data is not that on which it was evaluated"
+    assert said == "the data has changed since the evaluation"
 
 
 def test_absent_data_is_told(viewers, tmp_path):

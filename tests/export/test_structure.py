@@ -61,7 +61,7 @@ def test_layers_that_are_missed_are_named():
 def test_what_other_providers_do_is_not_told():
     found = structure_in_runtime(exported("bounded", "qdq/w8a8").path, ("CUDAExecutionProvider", CPU))
     assert (found.is_known, found.missed, found.integer) == (False, [], 0)
-    assert found.lines() == ["4 of 4 layers can run with integers; if they do cannot be told"]
+    assert found.lines() == ["4 of 4 layers can run with integers; it is not known if they do"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,6 @@ def test_operators_that_a_runtime_replaced_are_those_of_their_layers(name, path)
 
 def test_a_file_that_is_none_is_one_line(tmp_path):
     (tmp_path / "x.onnx").write_text("nothing")
-    with pytest.raises(ZSQBenchError, match=r"x\.onnx is no ONNX file that can be read: ") as error:
+    with pytest.raises(ZSQBenchError, match=r"x\.onnx is not a readable ONNX file: ") as error:
         expected_structure(tmp_path / "x.onnx")
     assert "\n" not in str(error.value)

@@ -418,4 +418,4 @@ matrix:
   - {task: scenes, model: scenedetector, quantizer: adadfq, scheme: hast/w4a4, seed: 0}
 """)
     bench.run()
-    assert bench.row()["reason"] == "adadfq needs a classifier, and scenedetector is none"
+    assert bench.row()["reason"] == "adadfq needs a classifier, and scenedetector is not one"

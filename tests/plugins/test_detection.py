@@ -265,7 +265,7 @@ def test_a_picture_has_both_networks_side_by_side(root):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda root: write(root, "{"), "are no JSON"),
+        (lambda root: write(root, "{"), "are not JSON"),
         (lambda root: write(root, {**stored(root), "categories": []}), "lists no categories"),
         (lambda root: (root / "coco/val2017/3.png").unlink(), r"1 of the 6 images that .* lists are missing, such as"),
         (lambda root: write(root, {**stored(root), "annotations": []}), "annotates no box of the 6 evaluated images"),
@@ -387,7 +387,7 @@ matrix:
     said = bench.run()
     rows = {row["generator"]: row for row in bench.rows().values()}
     assert rows["hast"]["status"] == "impossible"
-    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is none"
+    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is not one"
     real = rows["real"]
     assert real["metric"] == "mAP"
     assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5

@@ -195,7 +195,7 @@ def test_a_scale_that_is_no_power_of_two_is_found(network):
     calibrate_weights(student, "minmax")
     calibrate_activations_minmax(student, [torch.randn(4, *SIZE)])
     activation_quantizers(student)[0][1].scale.mul_(1.5)
-    with pytest.raises(RuntimeError, match="'input' has a scale that is no power of two"):
+    with pytest.raises(RuntimeError, match="'input' has a scale that is not a power of two"):
         finalize(student)
 
 

@@ -42,7 +42,7 @@ def test_norms_that_stay_say_why():
     scheme = parse_scheme("hast/w8a8")
     assert dict(inspect(net, scheme, SIZE).unfolded) == dict.fromkeys(("1", "4"), "the scheme leaves it")
     net.insert(1, nn.ReLU())
-    assert dict(inspect(net, HW, SIZE).unfolded) == {"2": "it reads relu, and no convolution or linear layer"}
+    assert dict(inspect(net, HW, SIZE).unfolded) == {"2": "it reads relu, not a convolution or linear layer"}
 
 
 def test_a_network_that_cannot_be_traced_is_a_finding():

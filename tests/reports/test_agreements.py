@@ -42,7 +42,7 @@ def test_a_row_is_compared_once(bench, made, monkeypatch):
 
 def test_a_row_that_says_something_else_is_compared_each_time(bench, made, monkeypatch):
     changed = made.model_copy(update={"metrics": {"top1": 99.5}})
-    said = "metrics.top1 is 99.5, and 60.0 in its artifact"
+    said = "metrics.top1 is 99.5, but 60.0 in its artifact"
     assert [compared(bench.home, changed, monkeypatch) for _ in range(2)] == [(said, 1)] * 2
 
 

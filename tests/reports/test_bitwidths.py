@@ -91,7 +91,7 @@ def test_a_map_is_printed_as_a_table_with_a_summary(make):
         "",
         "weights: 3 at 4 bits (1 first_weight, 1 weight, 1 last_weight)",
         "activations: 4 at 5 bits (2 relu, 1 other, 1 logits); 2 in float (1 input, 1 pooled)",
-        "batch normalisation: folded, but for 1 that cannot be",
+        "batch normalisation: folded, except 1 that cannot be folded",
         "grid: the quantizer's choice",
     ]
 
@@ -133,7 +133,7 @@ def test_a_difference_is_printed_as_a_table_with_a_summary_by_role(make):
         "  1 last_weight: 8 and 4",
         "  1 stem/relu: 8 and 4",
         "  1 other: 4 and float",
-        "batch normalisation: folded, but for 1 that cannot be; not folded (2)",
+        "batch normalisation: folded, except 1 that cannot be folded; not folded (2)",
         "grid: the quantizer's choice",
     ]
 
@@ -143,7 +143,7 @@ def test_schemes_may_differ_in_the_grid_alone(make):
         "hw_strict/w8a8 and pot/w8a8 on net",
         "",
         "different bits: 0 of 3 weights and 0 of 6 activations",
-        "batch normalisation: folded, but for 1 that cannot be",
+        "batch normalisation: folded, except 1 that cannot be folded",
         "grid: the quantizer's choice; power_of_two",
     ]
 

@@ -30,13 +30,13 @@ def test_a_failed_cell_tells_its_reason_and_where_the_traceback_is():
     lines = lines_of(status="failed", reason="quantize: oh", traceback="Traceback ...", metrics={})
     place = lines.index("why")
     assert lines[place + 1] == "  quantize: oh"
-    assert lines[place + 2].startswith("  the traceback stands at the end; `--format json` has it")
+    assert lines[place + 2].startswith("  the traceback is at the end; `--format json` has it")
     assert "Traceback ..." not in lines
 
 
 def test_a_failed_cell_without_a_traceback_says_so():
     lines = lines_of(status="failed", reason="no such file", metrics={})
-    assert "  there is no traceback: the reason says what to mend" in lines
+    assert "  there is no traceback: the reason says what to correct" in lines
     assert "  no traceback" not in " ".join(lines_of(status="impossible", reason="no batch normalisation"))
 
 

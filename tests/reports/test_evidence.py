@@ -35,12 +35,12 @@ CHANGES = {
 }
 
 SAID = {
-    "metrics": "metrics.top1 is 99.5, and 60.0 in its artifact",
-    "one metric more": "metrics.top5 is 99.5, and nothing in its artifact",
-    "float_metrics": "float_metrics.top1 is 1.5, and 60.0 in its artifact",
-    "oracle": "oracle.metrics.top1 is 99.5, and 60.0 in its artifact",
-    "best epoch": "oracle.epoch is 2, and 1 in its artifact",
-    "no metrics": "metrics.top1 is nothing, and 60.0 in its artifact",
+    "metrics": "metrics.top1 is 99.5, but 60.0 in its artifact",
+    "one metric more": "metrics.top5 is 99.5, but nothing in its artifact",
+    "float_metrics": "float_metrics.top1 is 1.5, but 60.0 in its artifact",
+    "oracle": "oracle.metrics.top1 is 99.5, but 60.0 in its artifact",
+    "best epoch": "oracle.epoch is 2, but 1 in its artifact",
+    "no metrics": "metrics.top1 is nothing, but 60.0 in its artifact",
 }
 
 
@@ -48,7 +48,7 @@ SAID = {
 def test_what_a_hand_changed_is_told_with_both_values(made, change):
     row, evidence = made
     said = evidence.contradiction(row.model_copy(update=CHANGES[change]))
-    assert said == SAID.get(change, f"correct is ////, and {row.correct} in its artifact")
+    assert said == SAID.get(change, f"correct is ////, but {row.correct} in its artifact")
 
 
 def test_last_digits_that_a_machine_sums_otherwise_are_no_difference(made):

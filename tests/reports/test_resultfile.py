@@ -155,7 +155,7 @@ def test_a_row_with_a_metric_that_is_no_number_is_that_of_a_failed_cell(rows, fi
     rows.path.write_text(rows.path.read_text().replace("7.5", given))
     (row,) = rows.contents().rows
     name = "oracle.metrics.top1" if field == "oracle" else f"{field}.top1"
-    assert (row.status, row.reason) == ("failed", f"{name} is {read}, which is no measurement")
+    assert (row.status, row.reason) == ("failed", f"{name} is {read}, which is not a valid measurement")
     assert (row.value, row.float_value, row.oracle_value) == (None, None, None)
 
 
@@ -201,8 +201,8 @@ def test_rows_of_another_schema_are_one_line_with_what_to_do(rows, changes, sche
     rows.append(result("new"))
     rows.path.write_text(rows.path.read_text() + json.dumps(json.loads(OLD) | changes) + "\n")
     expected = (
-        f"{rows.path} has rows of schema {schema}, and this zsqbench reads {SCHEMA}; run the suite again, which "
-        "measures what is missing and replaces them"
+        f"{rows.path} has rows of schema {schema}, and this zsqbench reads {SCHEMA}; run the suite again: it "
+        "measures missing cells and replaces these rows"
     )
     with pytest.raises(ZSQBenchError) as error:
         rows.read()

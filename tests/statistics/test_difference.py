@@ -210,7 +210,7 @@ def test_a_difference_is_within_a_margin_where_its_90_percent_interval_is():
             drawn(0.7, (0, 1)),
             drawn(0.7, (2, 3)),
             None,
-            "no seeds in common: one has 0, 1, the other 2, 3; run a seed of",
+            "no common seeds: one has 0, 1, the other 2, 3; run both with",
         ),
         (drawn(0.7), drawn(0.7, images=90), None, "values of 900 and of 90 images; expected the same images"),
         (drawn(0.7), drawn(0.7), OVER, "one seed in common; a statement over seeds needs at least 2"),
@@ -287,7 +287,7 @@ def test_values_on_resampled_images_are_checked():
         Resampled(np.array([0.5]), np.zeros((1, 7)), 50)
     with pytest.raises(ZSQBenchError, match="expected one for each seed"):
         Resampled(np.array([0.5, 0.6]), np.zeros((2, 50)), 50)
-    with pytest.raises(ZSQBenchError, match="one has a value of each image"):
+    with pytest.raises(ZSQBenchError, match="one method has values of images"):
         compare(rows([True] * 50), resampled(np.ones((1, 50))))
     with pytest.raises(ZSQBenchError, match="expected the same images"):
         compare(resampled(np.ones((1, 40))), resampled(np.ones((1, 50))))

@@ -93,7 +93,7 @@ def test_a_pair_without_a_common_seed_ties_and_says_why():
     one, other = column({"one": 0.6, "other": 0.1}, seeds=2).values()
     found = ties({"one": one, "other": Samples(other.values, (7, 8))})
     assert found.letters == {"one": ("a",), "other": ("a",)}
-    assert found.untold[("one", "other")].startswith("no seeds in common")
+    assert found.untold[("one", "other")].startswith("no common seeds")
     assert not found.p
 
 

@@ -122,7 +122,7 @@ def test_difficulties_are_from_0_to_1(bench, value):
     bench.add_plugin(PREDICTS.replace("PREDICTIONS", f"difficulties=[{value}] * 20"))
     bench.matrix("task: predicts")
     bench.run()
-    expected = "baseline: task predicts gave difficulties that are not from 0 to 1: each is one minus a probability"
+    expected = "baseline: task predicts gave difficulties outside 0 to 1: each must be one minus a probability"
     assert bench.row()["reason"] == expected
 
 

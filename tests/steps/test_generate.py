@@ -21,7 +21,7 @@ BAD_GENERATORS = {
     ),
     "boxes": (
         "return zsqbench.CalibrationSet(x, boxes=torch.ones(3, 6) * torch.tensor([[1], [9], [-1]]))",
-        "generate: generator bad returned 2 of 3 boxes that are of no image, or empty",
+        "generate: generator bad returned 2 of 3 boxes that belong to no image or are empty",
     ),
     "tensor": ("return x", "generate: generator bad returned Tensor; expected a CalibrationSet"),
     "nothing": ("return None", "generate: generator bad returned NoneType; expected a CalibrationSet"),

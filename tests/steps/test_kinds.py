@@ -67,7 +67,7 @@ def test_a_plan_tells_its_steps_and_which_cells_need_them(toy):
     (step,) = toy.planned("toy").values()
     (images,) = toy.planned("generate").values()
     assert "  toy       1 to do" in text
-    assert "8 steps, where the cells one by one would take 12:" in text
+    assert "8 steps, shared by cells (without sharing: 12):" in text
     assert (step["label"], step["needs"]) == ("toy of generate a toy seed 0", [images["key"]])
     assert [cell["steps"]["toy"] for cell in plan["cells"]] == [step["key"]] * 2
 

@@ -191,6 +191,4 @@ def test_a_network_that_draws_weights_at_random_is_not_built_with_its_weights(be
     bench.write("net.py", NET % "")
     said, row = run_built(bench)
     assert (said.code, row["status"]) == (1, "failed")
-    assert (
-        "gives other weights each time it is called: let it load all of them, or take 'weights: none'" in row["reason"]
-    )
+    assert "gives different weights at each call: let it load all of them, or take 'weights: none'" in row["reason"]

@@ -57,7 +57,8 @@ def test_an_accuracy_departs_where_samples_are_right_on_one_side_alone(tmp_path,
     assert (text is not None) == departs
     if departs:
         assert text == (
-            "its accuracy is not the simulation's: 12 samples are right in the simulation alone, 0 in the runtime alone"
+            "its accuracy differs from the simulation: 12 samples are right only in the simulation, "
+            "0 only in the runtime"
         )
 
 

@@ -185,7 +185,7 @@ def test_the_key_of_a_ranking_is_that_of_what_it_reads(bench):
 
 
 IMPOSSIBLE = {
-    "generator: none": "mixed needs calibration images, and the generator is none",
+    "generator: none": "mixed needs calibration images, but the generator is none",
     "scheme: hw/w8a8": "mixed rejects hw/w8a8: its option bits is 8, and the scheme's weights have 8 already",
     "scheme: float": "mixed rejects float: it quantizes, and scheme float leaves nothing to quantize",
 }

@@ -79,13 +79,13 @@ def test_a_path_option_may_lie_below_the_data_root(bench, load):
 def test_a_cell_that_stands_twice_is_noted(bench, load):
     bench.matrix("seed: [0, 1]", "seed: [1, 2]")
     suite = load()
-    assert (3, [f"{bench.file}:6: 1 cell of block 2 already stood in block 1"]) == (len(suite.cells), suite.notes)
+    assert (3, [f"{bench.file}:6: 1 cell of block 2 already appeared in block 1"]) == (len(suite.cells), suite.notes)
 
 
 def test_a_cell_that_stands_twice_in_one_block_is_noted(bench, load):
     bench.matrix("seed: [0, 1, 1]")
     suite = load()
-    assert (2, [f"{bench.file}:5: 1 cell of block 1 already stood in the same block"]) == (
+    assert (2, [f"{bench.file}:5: 1 cell of block 1 already appeared in the same block"]) == (
         len(suite.cells),
         suite.notes,
     )
@@ -100,7 +100,7 @@ def test_seeds_that_make_no_difference_collapse_and_it_is_noted(bench, load):
 
 def test_an_unseeded_cell_that_stands_twice_is_not_blamed_on_its_seeds(bench, load):
     bench.matrix("generator: none, quantizer: [datafree, datafree], seed: 0")
-    assert [f"{bench.file}:5: 1 cell of block 1 already stood in the same block"] == load().notes
+    assert [f"{bench.file}:5: 1 cell of block 1 already appeared in the same block"] == load().notes
 
 
 def test_an_excluded_cell_stays_with_its_reason(bench, load):
@@ -123,8 +123,8 @@ def test_an_exclusion_may_name_the_generator_none(bench, load):
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        ("generator: none", "toyq needs calibration images, and the generator is none"),
-        ("quantizer: datafree", "datafree reads no calibration images: its generator is none"),
+        ("generator: none", "toyq needs calibration images, but the generator is none"),
+        ("quantizer: datafree", "datafree reads no calibration images, so its generator must be none"),
         ("scheme: float", "toyq rejects float: it quantizes, and scheme float leaves nothing to quantize"),
         ("scheme: hw/w32a32", "toyq rejects hw/w32a32: it quantizes, and scheme float leaves nothing to quantize"),
     ],
@@ -172,12 +172,12 @@ def test_seeds_count_where_what_a_quantizer_starts_from_is_seeded(starting):
         (
             "fine: {method: starts, start: middle}, middle: {method: starts, start: labels}",
             "",
-            "fine starts from labels, and labels needs labels, and toy gives none",
+            "fine starts from labels, and labels needs labels, but toy gives no labels",
         ),
         (
             "fine: {method: free, start: toyq}",
             "generator: none",
-            "fine starts from toyq, and toyq needs calibration images, and the generator is none",
+            "fine starts from toyq, and toyq needs calibration images, but the generator is none",
         ),
         ("fine: {method: starts, start: datafree}", "", None),
         ("fine: {method: free, start: datafree}", "generator: none", None),
@@ -205,7 +205,7 @@ def test_a_quantizer_whose_images_are_optional_has_cells_with_and_without(bench,
 def test_a_quantizer_that_needs_labels_cannot_take_images_without(bench, load):
     bench.add_plugin("class Labels(ToyQuantizer):\n    name = 'labels'\n    needs_labels = True\n")
     bench.matrix("quantizer: labels")
-    assert [cell.reason for cell in load().cells] == ["labels needs labels, and toy gives none"]
+    assert [cell.reason for cell in load().cells] == ["labels needs labels, but toy gives no labels"]
 
 
 def test_a_scheme_of_ones_own_changes_a_shipped_one(bench, load):

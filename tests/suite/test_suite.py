@@ -50,7 +50,7 @@ def test_the_table_that_is_named_first_counts(load):
 def test_tables_that_say_nothing_of_a_cell_are_noted(bench, load):
     suite = load(f"{HEAD}{MATRIX}published: {{source: hast, table: 2}}\n")
     assert suite.notes == [
-        f"{bench.file}:5: these tables say nothing of a cell; parts of a cell must be called as there"
+        f"{bench.file}:5: these tables have no value for any cell; name the parts of a cell as the tables do"
     ]
 
 

@@ -120,7 +120,7 @@ def test_rows_of_variants_are_those_of_the_suite(tmp_path, parsed):
         ("toy: {path: {each: ['a:b']}}", "generators.toy.path.each.0: expected numbers, true, false, null, or texts"),
         (
             "toy: {images: {each: [1]}}, toy-images-1: {method: toy}",
-            "the sweep toy makes a generator 'toy-images-1'; a generator of this name stands in the suite, too",
+            "the sweep toy makes a generator 'toy-images-1'; the suite already has a generator of this name",
         ),
         ("toy: {images: {each: [1, '1']}}", "the sweep toy makes a generator 'toy-images-1'; so does another value"),
         (
@@ -129,7 +129,7 @@ def test_rows_of_variants_are_those_of_the_suite(tmp_path, parsed):
         ),
         (
             f"toy: {{a: {{each: {list(range(40))}}}, b: {{each: {list(range(40))}}}}}",
-            "generators.toy makes 1600 variants; at most 1000 can be",
+            "generators.toy makes 1600 variants; at most 1000 are possible",
         ),
     ],
 )

@@ -195,11 +195,11 @@ REFUSALS = {
     "a tab": (f"{HEAD}matrix:\n\t- a\n", "toy.yaml:4: a tab; YAML is indented with spaces"),
     "a duplicate key": (
         f"{HEAD}name: again\n{MATRIX}",
-        "toy.yaml:3: key 'name' stands here a second time, first in line 1",
+        "toy.yaml:3: duplicate key 'name'; it is first in line 1",
     ),
     "a duplicate variant": (
         f"{HEAD}generators:\n  x: {{method: toy}}\n  x: {{method: toy}}\n{MATRIX}",
-        "toy.yaml:5: key 'x' stands here a second time, first in line 4",
+        "toy.yaml:5: duplicate key 'x'; it is first in line 4",
     ),
     "a date as a name": (
         f"name: 2024-01-01\nplugins: [2024-01-02]\n{MATRIX}",
@@ -261,12 +261,12 @@ def test_published_tables_that_cannot_be_meant_are_refused_in_one_line_with_thei
     [
         ("seed", "--set 'seed': expected a.b=value, such as generators.zeroq.images=64"),
         ("=5", "--set '=5': expected a.b=value, such as generators.zeroq.images=64"),
-        ("matrix.1.seed=0", "--set 'matrix.1.seed=0': '1' is no index of a list of 1; the first is 0"),
-        ("matrix.x.seed=0", "--set 'matrix.x.seed=0': 'x' is no index of a list of 1; the first is 0"),
-        ("matrix.-1.seed=0", "--set 'matrix.-1.seed=0': '-1' is no index"),
-        ("matrix.².seed=0", "--set 'matrix.².seed=0': '²' is no index"),
-        ("name.x=0", "--set 'name.x=0': name is a single value, there is no 'x' in it"),
-        ("name.x.y=0", "--set 'name.x.y=0': name is a single value, there is no 'x' in it"),
+        ("matrix.1.seed=0", "--set 'matrix.1.seed=0': '1' is not an index of a list of 1; the first is 0"),
+        ("matrix.x.seed=0", "--set 'matrix.x.seed=0': 'x' is not an index of a list of 1; the first is 0"),
+        ("matrix.-1.seed=0", "--set 'matrix.-1.seed=0': '-1' is not an index"),
+        ("matrix.².seed=0", "--set 'matrix.².seed=0': '²' is not an index"),
+        ("name.x=0", "--set 'name.x=0': name is a single value and has no 'x'"),
+        ("name.x.y=0", "--set 'name.x.y=0': name is a single value and has no 'x'"),
         ("description=[", "--set 'description=[': while parsing a flow node"),
         ("description=!!binary aGk=", "--set 'description=!!binary aGk=': "),
         ("description=&a [*a]", "--set 'description=&a [*a]': "),

@@ -86,11 +86,11 @@ def test_a_tab_that_is_not_to_blame_is_not_blamed(refusal):
 
 
 def test_a_duplicate_key_names_both_lines(refusal):
-    assert refusal("a: 1\nb: 2\na: 3") == "x.yaml:3: key 'a' stands here a second time, first in line 1"
+    assert refusal("a: 1\nb: 2\na: 3") == "x.yaml:3: duplicate key 'a'; it is first in line 1"
 
 
 def test_a_duplicate_key_further_down_is_found(refusal):
-    assert refusal("a:\n- {c: 1,\n   c: 2}") == "x.yaml:3: key 'c' stands here a second time, first in line 2"
+    assert refusal("a:\n- {c: 1,\n   c: 2}") == "x.yaml:3: duplicate key 'c'; it is first in line 2"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_batch_that_would_run_code_is_refused_and_does_not_run(tmp_path, monke
 def test_a_truncated_batch_is_told(tmp_path):
     path = write(tmp_path / "b", batch())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ZSQBenchError, match="no CIFAR batch that can be read"):
+    with pytest.raises(ZSQBenchError, match="not a readable CIFAR batch"):
         read_batch(path)
 
 
@@ -64,5 +64,5 @@ def test_a_truncated_batch_is_told(tmp_path):
     ],
 )
 def test_a_pickle_of_something_else_is_told(tmp_path, content):
-    with pytest.raises(ZSQBenchError, match="is no CIFAR batch: expected"):
+    with pytest.raises(ZSQBenchError, match="is not a CIFAR batch: expected"):
         read_batch(write(tmp_path / "b", content))

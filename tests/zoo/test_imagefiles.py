@@ -86,7 +86,7 @@ def test_the_colour_below_transparent_pixels_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("array", "options", "complaint"),
     [
-        (GREY.astype(np.float32) / 255, {}, "has floating-point pixels, and no file says which of them is white"),
+        (GREY.astype(np.float32) / 255, {}, "has floating-point pixels, and the file does not say which is white"),
         (WIDE.astype(np.int32) + 1, {}, r"has pixels from 1 to 65536; expected 0 to 65535"),
         (WIDE.astype(np.int32) - 1, {}, r"has pixels from -1 to 65534; expected 0 to 65535"),
         (GREY.astype(np.int32), {}, r"has 32-bit pixels of 255 at most, so white may be 255 or 65535"),

@@ -17,7 +17,7 @@ def with_annotation(**changed):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (json.dumps(content())[:100], r"instances.json \(100 bytes\) are no JSON: .* copy the file again"),
+        (json.dumps(content())[:100], r"instances.json \(100 bytes\) are not JSON: .* copy the file again"),
         ("[]", "have no list 'images'; expected COCO's instances format"),
         ({name: value for name, value in content().items() if name != "categories"}, "have no list 'categories'"),
         (content(images=[]), "lists no images"),
@@ -26,7 +26,7 @@ def with_annotation(**changed):
         (content(images=[IMAGE | {"file_name": None}]), "'file_name' of image 7 is null; expected a text"),
         (content(images=[IMAGE | {"width": None}]), "'width' of image 7 is null; expected a whole number"),
         (content(images=[IMAGE | {"height": "tall"}]), "'height' of image 7 is \"tall\"; expected a whole number"),
-        (content(images=[7]), "image 7 is no object with fields"),
+        (content(images=[7]), "image 7 is not an object with fields"),
         (content(images=[IMAGE | {"file_name": "../b.png"}]), "leaves the folder"),
         (content(images=2 * content()["images"]), "image 7 is there twice"),
         (content(images=[IMAGE | {"id": BEYOND}]), f"'id' of image {BEYOND} is {BEYOND}; expected a number that int64"),

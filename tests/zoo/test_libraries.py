@@ -148,5 +148,7 @@ def test_an_efficientnet_lite_without_packaged_weights_is_unknown():
 
 @pytest.mark.parametrize(("library", "example"), LIBRARIES.items())
 def test_a_library_alone_is_no_network_and_an_example_is_given(library, example):
-    with pytest.raises(ZSQBenchError, match=f"'{library}/' names a library .* expected such as {library}/{example}"):
+    with pytest.raises(
+        ZSQBenchError, match=f"'{library}/' names a library .* expected for example {library}/{example}"
+    ):
         load_named(f"{library}/")

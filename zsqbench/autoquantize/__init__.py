@@ -1,1 +1,1 @@
-"""One command from a network to a model that ships: a small search over data-free pipelines, judged without labels."""
+"""One command makes a file for deployment from a network. It searches a few data-free pipelines without labels."""

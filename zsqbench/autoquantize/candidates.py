@@ -1,4 +1,4 @@
-"""The data-free pipelines that are tried, in the order in which they are, and about how long each takes."""
+"""The data-free pipelines that are tried, in order, and the estimated time of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,28 +16,28 @@ from zsqbench.steps.sensitivity import Sensitivity
 NOISE, SYNTHETIC, MIXED = "noise", "dgh", "mixed"
 
 WITHOUT_BN = IMAGE_PRIOR, PSAQ_VIT = "image_prior", "psaq_vit"
-"""The generators for networks without batch normalisation, in place of `SYNTHETIC`, which needs it."""
+"""The generators for networks without batch normalisation. `SYNTHETIC` needs batch normalisation."""
 
 CHECKED = 16
-"""How many images a written file and its simulation are compared on, at most."""
+"""The most images on which a written file and its simulation are compared."""
 
 RANKED = 32
-"""How many images the sensitivity of layers is measured on, at most."""
+"""The most images on which the sensitivity of layers is measured."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """How much is spent on images and on learning."""
+    """The effort for images and for learning."""
 
     images: int
     iterations: int
-    """Of the generator, for each batch."""
+    """Iterations of the generator for each batch."""
     learning: int
     """Iterations of brecq on weights, for each unit; half as many on activations."""
 
     @property
     def batch(self) -> int:
-        """Images that are optimised or learnt on together."""
+        """Images that are optimised together, or used together for learning."""
         return min(16, self.images)
 
 
@@ -50,19 +50,19 @@ LEVELS = (
     Level(128, 250, 250),
     Level(256, 500, 500),
 )
-"""From the cheapest on."""
+"""The levels, the cheapest first."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantizer, and what makes its images, if it reads any."""
+    """A quantizer, and the generator of its images, if it reads any."""
 
     quantizer: str
     generator: str | None = None
     control: bool = False
-    """True for what every other one must beat; it is not chosen."""
+    """True for the control. Every other candidate must beat it."""
     part: Fraction = Fraction(0)
-    """The part of the layers, the most sensitive ones, whose weights get 8 bits instead of the target's."""
+    """The part of the layers, the most sensitive ones, whose weights get 8 bits instead of those of the target."""
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Candidate:
 
     @property
     def words(self) -> list[str]:
-        """The methods whose names stand in the candidate's name."""
+        """The methods in the candidate's name."""
         return [*([MIXED] if self.part else []), self.quantizer, *([self.generator] if self.generator else [])]
 
 
@@ -86,14 +86,14 @@ _MIXED = tuple(Candidate("rtn", SYNTHETIC, part=part) for part in (Fraction(1, 3
 _LAST = (Candidate("hptq", SYNTHETIC), Candidate("rtn", NOISE, control=True), Candidate("brecq", SYNTHETIC))
 
 CANDIDATES: Mapping[Target, tuple[Candidate, ...]] = {"int8": (*_FIRST, *_LAST), "int4": (*_FIRST, *_MIXED, *_LAST)}
-"""Cheap ones come first, and `mixed` early, for at 4 bits it gains most.
+"""All candidates. Cheap ones come first. `mixed` comes early, because at 4 bits it gains most.
 
-`repq_vit` is none of them: it takes weights on affine grids alone, which files run many times slower than float.
+`repq_vit` is not a candidate. It needs weights on affine grids, with which files run many times slower than float.
 """
 
 
 def on_images_of(generators: Sequence[str], candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """These candidates; those on `SYNTHETIC` images are on those of each of the generators instead."""
+    """These candidates. A candidate on `SYNTHETIC` images is replaced by one for each of these generators."""
     return tuple(
         replace(candidate, generator=generator)
         for candidate in candidates
@@ -116,13 +116,13 @@ ABOUT = {
     PSAQ_VIT: "makes images that the network takes for classes, and whose patches its attention tells apart",
     NOISE: "makes images of random pixels",
 }
-"""Sentences on methods, each of which begins with the method's name."""
+"""Ends of sentences on methods. Each sentence begins with the name of the method."""
 
 
 def generators(level: Level) -> dict[str, dict[str, Any]]:
     """The generators of a suite."""
     made = {"images": level.images, "batch_size": level.batch}
-    # The learning rate rises in the part of a phase that published options have, and psaq_vit has two phases.
+    # The learning rate rises in the same part of a phase as in the published options. psaq_vit has two phases.
     phase = max(1, level.iterations // 2)
     return {
         NOISE: {"images": level.images},
@@ -135,8 +135,9 @@ def generators(level: Level) -> dict[str, dict[str, Any]]:
 def quantizers(level: Level, target: Target, *, relu6: bool) -> dict[str, dict[str, Any]]:
     """The quantizers of a suite, by the labels of candidates.
 
-    Where the network has ReLU6, dfq leaves out equalization and absorption, which would move its bound: without a bound
-    EfficientNet-Lite0 loses 16 points, and a bound for each channel is no operator that runs with integers.
+    If the network has ReLU6, dfq leaves out equalization and absorption, because they would move the bound of ReLU6.
+    Without a bound EfficientNet-Lite0 loses 16 points. A bound for each channel has no operator that runs with
+    integers.
     """
     dfq = {"per_channel": True} | ({"equalization": False, "absorption": False} if relu6 else {})
     brecq = {
@@ -159,32 +160,32 @@ def quantizers(level: Level, target: Target, *, relu6: bool) -> dict[str, dict[s
 
 @dataclass(frozen=True)
 class Costs:
-    """About how long steps take, in seconds, from how long the float network takes for an image.
+    """Estimated seconds of steps, from the seconds of the float network for an image.
 
-    The numbers of passes are rough. Measurements correct them (`Search`), and steps that ran before with another
-    seed or scheme are not estimated by them at all.
+    The numbers of passes are rough. Measurements correct them (`Search`). They are not used for steps that ran before
+    with another seed or scheme.
     """
 
     image: float
     """Seconds of the float network for an image."""
     parameters: int
     layers: int
-    """Layers whose weights are quantized."""
+    """Number of layers whose weights are quantized."""
     judged: int
-    """Images that are judged on."""
+    """Number of images for judging."""
 
     START: ClassVar[float] = 2.0
-    """Seconds of any step besides."""
+    """Additional seconds of any step."""
     ITERATION: ClassVar[float] = 0.01
-    """Seconds of an iteration of a generator besides its passes."""
+    """Seconds of an iteration of a generator in addition to its passes."""
     PASSES: ClassVar[Mapping[str, float]] = {SYNTHETIC: 4.0, IMAGE_PRIOR: 4.0, PSAQ_VIT: 8.0}
-    """Passes that an iteration of a generator costs for each image; of others, none."""
+    """Passes of an iteration of a generator for each image. A generator that is not listed needs none."""
     FLOAT: ClassVar[float] = 2.0
     """Passes that judging the float network costs for each image."""
     STUDENT: ClassVar[float] = 6.0
     """Passes that judging a candidate costs for each image."""
     DELIVERY: ClassVar[float] = 12.0
-    """Seconds of timing both files, and of all else that is no writing and no comparison."""
+    """Seconds of timing both files, and of all work besides writing and comparison."""
     WRITING: ClassVar[float] = 0.4
     """Seconds of writing both files for each layer."""
     CHECK: ClassVar[float] = 30.0
@@ -203,7 +204,7 @@ class Costs:
 
     @property
     def delivery(self) -> float:
-        """Seconds of writing a file, of comparing it with its simulation and of timing it."""
+        """Seconds of writing a file, comparing it with its simulation, and timing it."""
         compared = self.CHECK * self.image * min(self.judged, CHECKED)
         return self.DELIVERY + self.WRITING * self.layers + compared
 

@@ -1,4 +1,4 @@
-"""The delivery of what a search chose: the model in a file, checked and timed in the runtime."""
+"""Deliver the chosen candidate: write the model to a file, then check and time it in the runtime."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ class Delivery:
 
 
 def check_output(path: Path) -> None:
-    """Raise ZSQBenchError where a model, or a page beside it, could not be written or would replace another file."""
+    """Raise ZSQBenchError if a model or its page could not be written, or would replace another file."""
     if path.suffix != ".onnx":
         raise ZSQBenchError(f"the model is written as ONNX: expected -o NAME.onnx, got {path}")
     for file in files_of(path):
@@ -48,7 +48,7 @@ def check_output(path: Path) -> None:
 
 
 def check_extra() -> None:
-    """Raise ZSQBenchError where packages are not installed that an export needs, before hours are spent."""
+    """Raise ZSQBenchError if packages for the export are not installed, before hours are spent."""
     from zsqbench.export import missing
 
     if lack := missing():
@@ -61,13 +61,13 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def pages_of(path: Path) -> tuple[Path, Path]:
-    """Where the page stands as text and as HTML."""
+    """The paths of the page as text and as HTML."""
     return path.with_suffix(".txt"), path.with_suffix(".html")
 
 
 @contextlib.contextmanager
 def all_or_none(path: Path) -> Iterator[None]:
-    """Remove what was written of a model and its page where the rest fails, so that the command can be repeated."""
+    """If the block fails, remove the written files of the model and its page, so that the command can be repeated."""
     try:
         yield
     except BaseException:
@@ -103,7 +103,7 @@ def deliver(request: Request, found: Found, network: "Pretrained", path: Path) -
 
 
 def _images_of(folder: Path, preprocess: "Callable[[Image], torch.Tensor]") -> "torch.Tensor":
-    """Some of the user's images, of those that are judged on, as the network takes them."""
+    """Some of the user's images for judging, preprocessed for the network."""
     import torch
 
     from zsqbench.zoo.imagefiles import open_image

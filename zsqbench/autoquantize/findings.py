@@ -1,4 +1,4 @@
-"""The findings of a search: candidates that were tried, and which of them is chosen."""
+"""The findings of a search: the candidates that were tried, and the chosen one."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zsqbench.reports.results import Result
 
 NEAR = 5.0
-"""So much less fidelity, in points, is borne for fewer bits by networks that are no classifiers."""
+"""For networks that are not classifiers, fewer bits may cost so many points of fidelity."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tried:
     candidate: Candidate
     row: "Result"
     seconds: float
-    """All of its steps, whenever they ran; those that share images count them each."""
+    """Seconds of all its steps, even of earlier runs. Candidates that share images each count their time."""
 
     @property
     def is_done(self) -> bool:
@@ -32,12 +32,12 @@ class Tried:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The higher, the better: the metric of the task, and among equals how near the outputs are."""
+        """Higher is better: the metric of the task, then the fidelity of the outputs."""
         return self.row.value or 0.0, self.fidelity
 
     @property
     def fidelity(self) -> float:
-        """How near the outputs are to the float network's, at most 100."""
+        """How near the outputs are to those of the float network, at most 100."""
         return self.row.metrics.get("fidelity", 0.0)
 
     @property
@@ -51,26 +51,26 @@ class Tried:
         return self.row.tensors.get("size_mb", 0.0)
 
     def is_told_from(self, other: "Tried") -> bool:
-        """True if a difference in agreement that large would be rare by chance (`differ`).
+        """True if chance rarely gives such a large difference in agreement (`differ`).
 
-        Of networks that are no classifiers, any difference in fidelity counts.
+        For networks that are not classifiers, any difference in fidelity counts.
         """
         if self.row.metric != "agreement":
             return self.rank != other.rank
         return differ(self.row, other.row)
 
     def is_near(self, best: "Tried") -> bool:
-        """True if fewer bits or a higher fidelity may put it before the one of the highest rank.
+        """True if fewer bits or a higher fidelity may put it before the candidate with the highest rank.
 
-        A classifier is where it is not told from that one. Others, for which there is no such test, are where they have
-        at most `NEAR` less fidelity.
+        For a classifier, a test must not tell the two candidates apart. Other networks have no such test: their
+        fidelity must be at most `NEAR` points less.
         """
         if self.row.metric != "agreement":
             return best.fidelity - self.fidelity <= NEAR
         return not self.is_told_from(best)
 
     def is_worse_than(self, other: "Tried") -> bool:
-        """True if the other one has the higher rank, and so much that this one is not near it."""
+        """True if the other candidate has the higher rank and this one is not near it."""
         return other.rank > self.rank and not self.is_near(other)
 
 
@@ -79,31 +79,31 @@ class Found:
     """The findings of a search."""
 
     suite: Path
-    """The suite of the candidates."""
+    """The suite file of the candidates."""
     results: Path
     """The folder of their rows."""
     level: Level
     held_out: Path
-    """The synthetic images that were judged on."""
+    """The synthetic images for judging."""
     generators: Sequence[str]
-    """The generators that made them, as many each."""
+    """The generators of these images. Each made the same number."""
     images: bool
-    """True if images of the user's were judged on, too; then they decide."""
+    """True if images of the user were also used for judging. Then they decide."""
     tried: Sequence[Tried]
     left_out: dict[str, str]
     """Why candidates were not tried, by name."""
     seconds: float
     signal: int | None = None
-    """The signal that ended it."""
+    """The signal that ended the search. None: no signal."""
 
     @property
     def ranking(self) -> list[Tried]:
-        """The candidates that may be chosen, the best first; the control stands there only where it is chosen.
+        """The candidates that may be chosen, the best first. The control is in the list only if it is chosen.
 
-        It is where all candidates are worse than it (`is_worse_than`), unless noise alone was judged on (`at_home`).
-        Among the candidates that are nearly as good as the one of the highest agreement, and not worse than the
-        control, the fewest bits decide, for the target asks for a small file; then the highest fidelity, which is a
-        mean over all outputs, and moves less by chance than a count of a few images does.
+        The control is chosen if all candidates are worse (`is_worse_than`), unless only noise was used for judging
+        (`at_home`). Otherwise candidates compete that are near the highest agreement and not worse than the control.
+        Among them the fewest bits win, because the target asks for a small file. Then the highest fidelity wins. It is
+        a mean over all outputs, so chance moves it less than a count of a few images.
         """
         able, near, control = self._able, self.near, self.control
         chosen = [control] if able and not near and control is not None else near
@@ -111,7 +111,7 @@ class Found:
 
     @property
     def near(self) -> list[Tried]:
-        """The candidates of which one is chosen, the best first; none where all are worse than the control."""
+        """The candidates of which one is chosen, the best first. Empty: all are worse than the control."""
         able, bar = self._able, None if self.at_home else self.control
         near = [tried for tried in able if tried.is_near(able[0])]
         if bar is not None:
@@ -120,13 +120,13 @@ class Found:
 
     @property
     def _able(self) -> list[Tried]:
-        """The candidates that were judged, the control apart, by rank."""
+        """The judged candidates without the control, by rank."""
         able = [tried for tried in self.tried if tried.is_done and not tried.candidate.control]
         return sorted(able, key=lambda tried: tried.rank, reverse=True)
 
     @property
     def at_home(self) -> bool:
-        """True if all that was judged on is noise, which the control is calibrated on: its lead means nothing then."""
+        """True if only noise was used for judging. The control is calibrated on noise, so its lead means nothing."""
         return not self.images and list(self.generators) == [NOISE]
 
     @property
@@ -136,14 +136,14 @@ class Found:
 
     @property
     def control(self) -> Tried | None:
-        """The control, where it was run."""
+        """The control, if it was run."""
         return next((tried for tried in self.tried if tried.candidate.control and tried.is_done), None)
 
 
 def differ(one: "Result", other: "Result") -> bool:
-    """True if one of two rows of the same images agrees with the float network on more, beyond what chance explains.
+    """True if one of two rows of the same images agrees with the float network on significantly more images.
 
-    The images count on which one agrees and the other does not.
+    Only images count on which one agrees and the other does not.
     """
     first, second = (int.from_bytes(base64.b64decode(row.correct or "")) for row in (one, other))
     return differs((first & ~second).bit_count(), (second & ~first).bit_count())

@@ -1,4 +1,4 @@
-"""The page that an engineer reads: what was chosen and why, what it costs, and what to fear; as text and as HTML."""
+"""The page for an engineer, as text and as HTML: the choice and its reason, its cost, and its risks."""
 
 import html
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: lines, or a table whose first row is its head."""
+    """A part of the page: lines, or a table. The first row of a table is its head."""
 
     title: str
     lines: Sequence[str] = ()
@@ -24,7 +24,7 @@ class Page:
     sections: Sequence[Section]
 
     def text(self) -> str:
-        """For a terminal."""
+        """The page for a terminal."""
         parts = [self.title]
         for section in self.sections:
             lines = [section.title.upper(), *(f"- {line}" for line in section.lines)]
@@ -34,7 +34,7 @@ class Page:
         return "\n\n".join(parts)
 
     def html(self) -> str:
-        """For a browser; it needs no other file."""
+        """The page for a browser. It needs no other file."""
         parts = [f"<h1>{html.escape(self.title)}</h1>"]
         for section in self.sections:
             parts.append(f"<h2>{html.escape(section.title)}</h2>")
@@ -82,5 +82,5 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
-    """True for a column whose digits stand below each other: numbers, with a unit or not, or none."""
+    """True for a column of numbers, with or without unit or missing. Their digits are aligned."""
     return any(cells) and all(cell.lstrip("-")[:1].isdigit() for cell in cells if cell.strip("-"))

@@ -1,4 +1,4 @@
-"""The page tells what was chosen, how near it is to the float network, what it costs, and what to fear."""
+"""The content of the page: the choice, its distance to the float network, its cost, and its risks."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from zsqbench.reports.results import Result
 
 FEW_IMAGES = 100
-"""With fewer images, the page says what one of them counts."""
+"""With fewer images, the page says how much one image changes the figure."""
 
 MUCH = 5.0
-"""From so many percent of other decisions, or of difference of the outputs, on, the page warns."""
+"""From so many percent of changed decisions or of output difference, the page warns."""
 
 WORDS = {
     "agreement": "percent of the images for which the quantized and the float network decide for the same class",
@@ -29,7 +29,7 @@ WORDS = {
     "control": "a candidate that any good one must beat, and that is chosen only where all others are clearly worse",
     "simulation": "the quantized network in PyTorch, on which all figures of candidates were measured",
     "bits": "how many bits a weight has on average; the size of all weights follows from them",
-    "p50, p95": "what half of the runs, and 95 of 100 runs, do not exceed",
+    "p50, p95": "half of the runs, and 95 of 100 runs, take at most this time",
     "codes": "the integers that stand for a tensor's values",
 }
 
@@ -74,7 +74,7 @@ def _short(request: Request, found: Found, chosen: Delivery) -> list[str]:
 
 
 def _but(tried: Tried) -> str:
-    """The layers that have more bits than the target says, if any do."""
+    """The layers that have more bits than the target, if any."""
     part = tried.candidate.part
     return f"; {part} of the layers have weights of 8" if part else ""
 
@@ -101,7 +101,7 @@ def _judged_on(request: Request, found: Found, tried: Tried) -> str:
 
 
 def _feeding(network: "Pretrained") -> str:
-    """The input that the file takes."""
+    """The input of the file."""
     low, high = network.value_range
     order = "blue, green, red" if network.preprocessing.get("channels") == "bgr" else "red, green, blue"
     order = f" in the order {order}" if network.input_size[0] == 3 else ""  # noqa: PLR2004 - colours
@@ -117,7 +117,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery) -> Iterator[str]:
-    """The things that can go wrong, the worst first."""
+    """The risks, the worst first."""
     row = chosen.tried.row
     if checkup.random_weights:
         yield "The network has random weights: nothing here says anything of a trained one."
@@ -133,7 +133,7 @@ def _fears(request: Request, found: Found, checkup: "Checkup", chosen: Delivery)
 
 
 def _fears_of_judgement(request: Request, found: Found, tried: Tried) -> Iterator[str]:
-    """Why the figures may say less than they seem to."""
+    """Why the figures may be less reliable than they seem."""
     control, count = found.control, int(tried.row.metrics["samples"])
     if control is None:
         yield "The control was not run, so it is not known whether synthetic images are better than noise."
@@ -168,7 +168,7 @@ def _fears_of_judgement(request: Request, found: Found, tried: Tried) -> Iterato
 
 
 def _fears_of_file(chosen: Delivery) -> Iterator[str]:
-    """Why the file may gain less than is hoped for, and what it needs."""
+    """Why the file may gain less than expected, and what it needs."""
     runtime = chosen.runtime
     if chosen.size_mb >= runtime.float_size_mb:
         yield "The file is not smaller than the float network's: what a file holds besides weights outweighs them."
@@ -184,7 +184,7 @@ def _fears_of_file(chosen: Delivery) -> Iterator[str]:
 
 
 def _choice(request: Request, found: Found) -> list[str]:
-    """Why the first is first."""
+    """Why the first candidate is first."""
     first, *others = found.ranking
     metric = str(first.row.metric)
     lines = [
@@ -226,7 +226,7 @@ def _choice(request: Request, found: Found) -> list[str]:
 
 
 def _made(found: Found) -> str:
-    """The images that were made, and by which generators."""
+    """The images, and the generators that made them."""
     names, count = found.generators, found.level.images
     makes = f"{_listed(names)} make {count} images each" if len(names) > 1 else f"{names[0]} makes {count} images"
     return f"{makes} to calibrate on, and as many of another seed to judge."
@@ -242,14 +242,14 @@ def _by_control(control: Tried) -> str:
 
 
 def _why_not(found: Found) -> str:
-    """Why a control that has the highest figure is not chosen, as a clause."""
+    """Why the control is not chosen although it has the highest figure, as a clause."""
     if found.at_home:
         return "that says nothing, for it is calibrated on noise, which is all that was judged on"
     return "its lead is too small to choose it for"
 
 
 def _other_sizes(chosen: Tried, others: Sequence[Tried]) -> Iterator[str]:
-    """The gain and the price of other bits: the best candidate of each other size beside the chosen one."""
+    """The gain and the price of other bits: the best candidate of each other size, compared with the chosen one."""
     metric = str(chosen.row.metric)
     for bits in sorted({tried.bits for tried in others} - {chosen.bits}):
         other = max((tried for tried in others if tried.bits == bits), key=lambda tried: tried.rank)

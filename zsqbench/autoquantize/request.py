@@ -1,4 +1,4 @@
-"""A request says what is to be quantized, for which target, in which time, and where the work is kept."""
+"""A request: the network to quantize, the target, the time budget, and the folders for the work."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from zsqbench.hashing import digest_of, file_digest
 Target = Literal["int8", "int4"]
 
 SEARCHES = "searches"
-"""The folder of the home that suites, rows and held-out images of requests are in."""
+"""The folder of the home with suites, rows and held-out images of requests."""
 
 PLACEMENT = "qdq_float_logits"
-"""The placement of candidates: what runtimes can run with integers, and outputs in float.
+"""The placement of candidates: tensors that runtimes can run with integers, and outputs in float.
 
-The range of outputs is what synthetic images tell least of. On EfficientNet-Lite0, `rtn` on 16 images of `dgh` agrees
-with the float network on 85 % of 200 real images with quantized outputs, and on 98.5 % with float ones. A product of
-matrices gives floats at no cost, as the last layer of most classifiers.
+Synthetic images give the range of outputs least accurately. On EfficientNet-Lite0, `rtn` on 16 images of `dgh` agrees
+with the float network on 85 % of 200 real images with quantized outputs, and on 98.5 % with float outputs. A product
+of matrices, such as the last layer of most classifiers, can return floats at no cost.
 """
 
 PLACEMENTS: Mapping[str, Mapping[str, str]] = {PLACEMENT: {"base": "qdq", "logits": "float"}}
-"""As a suite has it under `schemes`."""
+"""The form of an entry of `schemes` in a suite."""
 
 SCHEMES: Mapping[Target, str] = {"int8": f"{PLACEMENT}/w8a8", "int4": f"{PLACEMENT}/w4a8"}
 
@@ -36,38 +36,38 @@ WIDTHS: Mapping[Target, str] = {
 INSTEAD = "give a .py file with a function build() that returns the network, and its weights by --weights"
 
 NO_FILES = ("none", "built")
-"""Weights that are no file: seeded random ones, and those that a user's file loads itself."""
+"""Values of --weights that are not files: seeded random weights, and weights that a user's file loads itself."""
 
 FED = ("input_size", "mean", "std", "value_range", "channels")
-"""A network that build() returns may describe its input by attributes of these names."""
+"""A network from build() may describe its input by attributes with these names."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A network and what is wanted of it."""
+    """A network and the wish of the user."""
 
     model: str
-    """As the command names it."""
+    """The network in the form of the command."""
     entry: Mapping[str, Any]
-    """As a suite has it under `models`."""
+    """The form of an entry of `models` in a suite."""
     target: Target
     budget: float
-    """Seconds."""
+    """The budget in seconds."""
     home: Path
     images: Path | None = None
-    """The user's images, to judge on."""
+    """The user's images for judging. None: there are none."""
     threads: int = 1
     workers: int = 1
     device: str = "auto"
 
     @property
     def scheme(self) -> str:
-        """The scheme that the target means."""
+        """The scheme of the target."""
         return SCHEMES[self.target]
 
     @property
     def folder(self) -> Path:
-        """Where suites, rows and held-out images of this request are; another one begins where this one has not."""
+        """The folder for suites, rows and held-out images of this request. Another request has another folder."""
         named = [self.entry.get(key, "none") for key in ("file", "weights")]
         files = [file_digest(Path(name)) for name in named if name not in NO_FILES]
         asked = [self.model, dict(self.entry), files, self.target, self.budget, str(self.images), self.threads]
@@ -75,7 +75,7 @@ class Request:
 
 
 def check_images(folder: Path) -> None:
-    """Raise ZSQBenchError where a folder is absent or holds no images."""
+    """Raise ZSQBenchError if a folder does not exist or has no images."""
     from zsqbench.zoo.images import EXTENSIONS, list_images
 
     if not folder.is_dir():
@@ -91,9 +91,9 @@ def model_entry(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """The entry of a network in a suite: a name, or a .py file, which is built to read what it says of its input.
+    """The entry of a network in a suite: a name, or a .py file. The file is built, to read the facts of its input.
 
-    Raises ZSQBenchError for files of another kind, for detectors, and where nobody says how a file's network is fed.
+    Raises ZSQBenchError for files of another kind, for detectors, and if the input of a file's network is not known.
     """
     given = {"weights": weights, "input_size": input_size, "mean": mean, "std": std}
     said = {
@@ -103,8 +103,8 @@ def model_entry(
     if "weights" in said and weights not in NO_FILES:
         if not Path(str(weights)).is_file():
             raise ZSQBenchError(
-                f"there is no file {weights}; expected a file, none for random weights, or built for those that "
-                "a .py file loads itself"
+                f"there is no file {weights}; expected a file of weights, 'none' (random weights) or 'built' (a .py "
+                "file of yours loads its weights itself)"
             )
         said["weights"] = str(Path(str(weights)).resolve())
     if weights == "built" and path.suffix != ".py":
@@ -150,16 +150,16 @@ def _entry_of_file(path: Path, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(path: Path) -> str:
-    """Why a file is no network that can be quantized here, and what to give instead."""
+    """Why a file cannot be quantized here, and what to give instead."""
     if path.suffix == ".onnx":
-        return f"{path} is ONNX, which holds no PyTorch network to generate images from and to learn with: {INSTEAD}"
+        return f"{path} is ONNX, but images and learning need a PyTorch network: {INSTEAD}"
     if not path.is_file():
         return f"there is no file {path}; {INSTEAD}, or a name such as torchvision/resnet18"
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if path.suffix == ".pt2" or any(
         name.endswith(("serialized_exported_program.json", "models/model.json")) for name in names
     ):
-        return f"{path} is an exported program, whose batch normalisations and layers are taken apart: {INSTEAD}"
+        return f"{path} is an exported program, in which batch normalisations and layers are already split: {INSTEAD}"
     if path.suffix == ".ts" or any("/code/" in name for name in names):
-        return f"{path} is TorchScript, whose layers cannot be taken out and quantized: {INSTEAD}"
-    return f"{path} is no network; if it holds weights, {INSTEAD}"
+        return f"{path} is TorchScript, whose layers cannot be replaced by quantized layers: {INSTEAD}"
+    return f"{path} is not a network; if it holds weights, {INSTEAD}"

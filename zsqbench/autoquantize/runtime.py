@@ -1,4 +1,4 @@
-"""A written model in ONNX Runtime: is it what was simulated, and how long does it take beside float."""
+"""A written model in ONNX Runtime: compare it with the simulation, and time it beside the float network."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ FLOAT, QUANTIZED = "float", "quantized"
 
 @dataclass(frozen=True)
 class Runtime:
-    """The findings of the runtime on a model; times are of one image, on one thread of this processor."""
+    """The findings of the runtime on a model. Times are for one image, on one thread of this processor."""
 
     check: "Check"
     quantized: "Times"
@@ -31,13 +31,13 @@ class Runtime:
 
     @property
     def saturates(self) -> bool:
-        """True if it needs the session's entry `session.x64quantprecision` on this processor."""
+        """True if the model needs the session's entry `session.x64quantprecision` on this processor."""
         return self.check.equal_saturating is not None
 
 
 @contextlib.contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads in this process meanwhile."""
+    """Let torch use so many threads in this process meanwhile."""
     import torch
 
     before = torch.get_num_threads()
@@ -49,7 +49,7 @@ def on_threads(count: int) -> Iterator[None]:
 
 
 def measure(path: Path, student: "fx.GraphModule", network: "Pretrained", images: "torch.Tensor") -> Runtime:
-    """Compare a written model with its student, and time it beside the float network, by turns."""
+    """Compare a written model with its student, and time it and the float network in turns."""
     from zsqbench.export.exporting import Description, export_float
     from zsqbench.export.latency import latency
     from zsqbench.export.runtime import CPU, processor

@@ -1,4 +1,4 @@
-"""The search: candidates are run one after the other while the budget lasts, and judged without labels."""
+"""The search: candidates run in sequence while the budget lasts, and are judged without labels."""
 
 import json
 import time
@@ -40,32 +40,33 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 IMAGES_SHARE = 0.25
-"""The part of the budget that the sets of synthetic images of one seed may take; two seeds are made."""
+"""The part of the budget for the sets of synthetic images of one seed. Sets of two seeds are made."""
 STEPS_AROUND = 5
-"""How many short steps there are besides the one that makes the images that are judged on."""
+"""The number of short steps besides the step that makes the images for judging."""
 JUDGED_SHARE = 0.25
-"""The part of the budget in which all candidates are judged on the user's images."""
+"""The part of the budget for judging all candidates on the user's images."""
 LEAST_JUDGED = 32
-"""So many of the user's images are judged on, if there are so many, however short the budget is."""
+"""At least so many of the user's images are used for judging, if there are so many, even with a short budget."""
 RESERVE = 0.15
-"""The part of the budget that is kept for export and measurements, up to RESERVE_AT_MOST seconds, at least."""
+"""The least part of the budget that is kept for export and measurements, up to RESERVE_AT_MOST seconds."""
 RESERVE_AT_MOST = 120.0
 
 MOST_RESERVED = 0.35
-"""The part of the budget that is kept for export and measurements at most, whatever they are expected to take."""
+"""The largest part of the budget that is kept for export and measurements, for any estimate of their time."""
 SLOWER = (1.5, 3.0)
-"""How much longer than estimated export and measurements are expected to take, at least and at most.
+"""Bounds of the factor between the expected and the estimated time of export and measurements.
 
-As much as all else does, or as the machine is busy; and a half more in any case, for it may become busier."""
+The factor is that of all other steps, or that of a busy machine. A half is always added, because the machine may
+become busier."""
 
 CORRECTION = (0.2, 5.0)
-"""By how much estimates are corrected at most."""
+"""The largest correction of estimates."""
 
 SILENT = ("mlflow", "progress")
-"""Plugins that a search does without: it tells its progress itself, and its rows are no experiment."""
+"""Plugins that a search leaves out. It shows its own progress, and its rows are not an experiment."""
 
 
-class _Interrupted(Exception):  # noqa: N818 - no error
+class _Interrupted(Exception):  # noqa: N818 - not an error
     def __init__(self, signal: int) -> None:
         self.signal = signal
 
@@ -86,14 +87,14 @@ class Search:
     """Why generators and quantizers cannot run, by name."""
     tell: Tell
     started: float
-    """When the budget began, by the clock."""
+    """The time of the clock at which the budget began."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._estimated = self._took = 0.0
         self._results = self.request.folder / "results"
         if self.task != "agreement":
-            self.lacks |= dict.fromkeys(WITHOUT_BN, f"needs a classifier, and {self.request.model} is none")
+            self.lacks |= dict.fromkeys(WITHOUT_BN, f"needs a classifier, and {self.request.model} is not one")
         self._generators = WITHOUT_BN if SYNTHETIC in self.lacks else (SYNTHETIC,)
         self._candidates = on_images_of(self._generators, CANDIDATES[self.request.target])
         pace = measure_pace(self.network, self.request.threads)
@@ -118,7 +119,7 @@ class Search:
         return self.left - max(reserve, needed)
 
     def run(self) -> Found:
-        """Make held-out images, and try what fits into the budget. Raises ZSQBenchError where nothing does."""
+        """Make held-out images, and try candidates within the budget. Raises ZSQBenchError if no candidate fits."""
         tried: list[Tried] = []
         left_out: dict[str, str] = {}
         level = self._level()
@@ -140,9 +141,9 @@ class Search:
         return found
 
     def _seconds_per_image(self, pace: "Pace") -> float:
-        """How long the float network takes for an image, as it was measured when this request was first made.
+        """Seconds of the float network for an image, measured when this request was first made.
 
-        How many images are made and judged on follows from it, so that the same command goes on with the same steps.
+        The numbers of images depend on it. So it is kept, and the same command continues with the same steps.
         """
         file = self.request.folder / "seconds_per_image.json"
         try:
@@ -153,20 +154,20 @@ class Search:
             return pace.image
 
     def _level(self) -> Level:
-        """The highest level whose images take no more than their part of the budget, with all steps around them.
+        """The highest level whose images, with all steps around them, fit into their part of the budget.
 
-        The time of this command until here is not in the budget: an interrupted one would not find its images again.
+        The time of this command so far does not count. Otherwise a repeated command would not find its images again.
         """
-        made = [each for each in self._generators if each not in self.lacks] or [SYNTHETIC]  # noise is as much then
+        made = [each for each in self._generators if each not in self.lacks] or [SYNTHETIC]  # noise costs as much then
         share = IMAGES_SHARE * self.request.budget - len(made) * STEPS_AROUND * Costs.START
         fitting = [level for level in LEVELS if sum(self._costs.generate(level, each) for each in made) <= share]
         return fitting[-1] if fitting else LEVELS[0]
 
     def _affordable(self, level: Level) -> tuple[str, ...]:
-        """The generators whose images there is time for, to judge and to calibrate on; others lack it from now on.
+        """The generators for whose images there is time, for judging and for calibration. Others are noted in `lacks`.
 
-        The first one may take all that is left, for without any there is little to try. With a further one, their
-        images take no more than their part of the budget.
+        The first generator may take all time that is left, because without images there is little to try. With further
+        generators, all images must fit into their part of the budget.
         """
         chosen: list[str] = []
         seconds = 0.0
@@ -182,9 +183,9 @@ class Search:
         return tuple(chosen)
 
     def _hold_out(self, level: Level, generators: Sequence[str], file: Path) -> tuple[str, ...]:
-        """Make the images that candidates are judged on, and none is calibrated on, as many by each generator.
+        """Make the images for judging, the same number by each generator. No candidate is calibrated on them.
 
-        Returns the generators that made theirs; others lack it from now on. Raises ZSQBenchError where none did.
+        Returns the generators that made images. Others are noted in `lacks`. Raises ZSQBenchError if no generator did.
         """
         import torch
 
@@ -200,18 +201,18 @@ class Search:
         if not made:
             reasons = dict.fromkeys(self.lacks.get(generator, "") for generator in generators)
             raise ZSQBenchError(f"no images to judge on could be made: {'; '.join(reasons)}")
-        # By turns, so that the first ones, which the file is compared on, are of each.
+        # In turns, so that the first images, on which the file is compared, are from all generators.
         CalibrationSet(torch.stack(list(made.values()), dim=1).flatten(0, 1)).save(file)
         self._costs = replace(self._costs, judged=len(made) * level.images + self.most)
         return tuple(made)
 
     def _made(self, level: Level, generator: str) -> "torch.Tensor | str":
-        """The images of a generator that are judged on [level.images, C, H, W], or why there are none."""
+        """The images of a generator for judging, [level.images, C, H, W], or why there are none."""
         self.tell(f"making {level.images} images to judge on ({generator})")
         suite = held_out_suite(self.request, level, generator, relu6=self.relu6)
         estimate, began = self._costs.generate(level, generator) + STEPS_AROUND * Costs.START, self.clock()
         row = self._execute(*self._open(suite, 0))
-        if (took := self.clock() - began) > estimate:  # less means that they were there
+        if (took := self.clock() - began) > estimate:  # less: the images were already there
             self._estimated, self._took = self._estimated + estimate, self._took + took
         if row.status != "done":
             return str(row.reason)
@@ -253,19 +254,19 @@ class Search:
 
     @property
     def _correction(self) -> float:
-        """How much longer than estimated the candidates took so far."""
+        """The factor by which the candidates so far took longer than estimated."""
         if not self._estimated:
             return 1.0
         low, high = CORRECTION
         return min(max(self._took / self._estimated, low), high)
 
     def _open(self, suite: Path, index: int) -> "tuple[Run, Cell]":
-        """A suite, and one of its cells by its place in the matrix."""
+        """A suite, and one of its cells, by its index in the matrix."""
         this, cells = open_run(suite, self.request.home, self._results, without=SILENT, device=self.request.device)
         return this, cells[index]
 
     def _execute(self, this: "Run", cell: "Cell") -> "Result":
-        """Run a cell; a step that runs past the budget is ended."""
+        """Run a cell. A step that runs past the budget is ended."""
         timeout = max(self._left, 1.0) if self.request.workers else None
         report = execute(this, [cell], self.request.workers, "pool", timeout)
         if report.signal is not None:
@@ -274,20 +275,20 @@ class Search:
 
 
 PASSES, SECONDS = 5, 2.0
-"""So many passes of the float network are timed at least, and as many as fit into so many seconds.
+"""At least so many passes of the float network are timed, and as many as fit into so many seconds.
 
-Other work of the machine lengthens some of them, and on a busy one most.
+Other work of the machine makes some passes slower, on a busy machine most of them.
 """
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast this machine is now."""
+    """The present speed of this machine."""
 
     image: float
     """Seconds of the float network for an image in a small batch, in the fastest pass."""
     busy: float
-    """How much longer passes take than their threads compute: about 1 where nothing else runs."""
+    """The time of passes divided by the computing time of their threads. About 1: nothing else runs."""
 
 
 def measure_pace(network: "Pretrained", threads: int) -> Pace:
@@ -316,7 +317,7 @@ def _count_images(folder: Path | None) -> int:
 
 
 def _nothing(found: Found) -> str:
-    """Why nothing can be chosen."""
+    """Why no candidate can be chosen."""
     failed = {tried.candidate.name: str(tried.row.reason) for tried in found.tried if not tried.is_done}
     reasons = "; ".join(f"{name}: {why}" for name, why in (failed | found.left_out).items())
-    return f"no candidate could be judged; give more time by --budget, or mend this: {reasons}"
+    return f"no candidate could be judged; give more time by --budget, or correct this: {reasons}"

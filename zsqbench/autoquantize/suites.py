@@ -1,4 +1,4 @@
-"""The suites that a search runs, as files that a person could run as well."""
+"""The suites of a search, as files that a person can also run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from zsqbench.store import write_atomically
 TASK, MODEL = "held_out", "network"
 
 FASTEST = "fastest"
-"""The quantizer of the suite that makes the images that are judged on: a cell needs one, and its figure is not read."""
+"""The quantizer in the suite that makes the images for judging. A cell needs a quantizer. Its figure is not read."""
 
 FAST = {"method": "rtn", "weight_range": "minmax", "activation_range": "minmax"}
 
 HELD_OUT_SEED = 1
-"""The seed of images that are judged on; candidates calibrate on those of seed 0."""
+"""The seed of images for judging. Candidates calibrate on images of seed 0."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The images that candidates are judged on."""
+    """The images for judging candidates."""
 
     file: Path
-    """Synthetic images that no candidate calibrates on."""
+    """Synthetic images. No candidate calibrates on them."""
     most: int
     """At most so many of the user's images."""
 
 
 def held_out_suite(request: Request, level: Level, generator: str = SYNTHETIC, *, relu6: bool = False) -> Path:
-    """The suite whose one cell makes the images that all candidates are judged on; it declares all methods."""
+    """The suite whose only cell makes the images for judging all candidates. It declares all methods."""
     block = _block(request, Candidate(FASTEST, generator), HELD_OUT_SEED)
-    # These generators make images of classes, which a network has by its task.
+    # These generators make images of classes. The task tells which classes a network has.
     task = {"method": "agreement" if generator in WITHOUT_BN else "fidelity", "noise": 1}
     return _write(request, f"images_{generator}", level, task, [block], relu6=relu6)
 
@@ -44,7 +44,7 @@ def held_out_suite(request: Request, level: Level, generator: str = SYNTHETIC, *
 def candidates_suite(
     request: Request, level: Level, candidates: Sequence[Candidate], method: str, judged: Judged, *, relu6: bool
 ) -> Path:
-    """The suite of all candidates, judged by the task `method`."""
+    """The suite of all candidates. The task `method` judges them."""
     folder = {} if request.images is None else {"folder": str(request.images.resolve()), "most": judged.most}
     task = {"method": method, "file": str(judged.file.resolve()), **folder}
     blocks = [_block(request, candidate, 0) for candidate in candidates]

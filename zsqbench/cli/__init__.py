@@ -38,11 +38,11 @@ from zsqbench.cli import (
 from zsqbench.cli.exitcodes import EXIT_INTERNAL, EXIT_SIGNAL
 
 PATIENCE = 5.0
-"""Seconds that threads and handlers at exit have, which a plugin left behind, before the command ends without them."""
+"""A plugin may leave threads and exit handlers behind. After so many seconds the command ends without them."""
 
 
 def run_command() -> None:
-    """The entry point: run a command, and end with it, whatever a plugin left behind in this process."""
+    """Run a command, and end the process with it, even if a plugin left something running. This is the entry point."""
     code: object = 0
     try:
         main()
@@ -60,7 +60,7 @@ def _end(code: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; the one place where exceptions become exit codes."""
+    """Run a command. Exceptions become exit codes only here."""
     from zsqbench.errors import ZSQBenchError
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+        sys.stderr.close()  # the reader of our output has gone away, so nobody would read a message
         code = 0
     except Exception:  # noqa: BLE001 - anything else is a bug of ours: show all of it
         traceback.print_exc()
@@ -98,9 +98,9 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 def cli() -> None:
     """A benchmark harness for zero-shot (data-free) quantization.
 
-    Exit codes: 0 all cells done, 1 some failed, a blocker was found, a gate fails or merged numbers differ, 2 usage or
-    configuration, 3 a bug, 4 a plugin that the suite needs did not load, or failed in planning, 5 nothing selected, 130
-    interrupted (143 by SIGTERM, 129 by SIGHUP).
+    Exit codes: 0 all cells are done; 1 a cell failed, a blocker was found, a gate failed or merged numbers differ;
+    2 wrong usage or configuration; 3 a bug of zsqbench; 4 a plugin that the suite needs did not load, or it failed
+    during planning; 5 nothing was selected; 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
     """
 
 

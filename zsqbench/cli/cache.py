@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from zsqbench.store import Store
 
 NAMED = 3
-"""So many strays are named."""
+"""At most so many stray files are named."""
 
 
 @click.group()
 def cache() -> None:
-    """The store of artifacts."""
+    """Look at the store of artifacts, verify it, and clear it."""
 
 
 @cache.command("ls")
 @home_option
 def cache_ls(home: Path) -> int:
-    """List the artifacts, and how much compiled kernels take."""
+    """List the artifacts, and how much space the compiled kernels take."""
     from zsqbench.errors import CorruptArtifactError, in_one_line
     from zsqbench.execution.kernels import archives
     from zsqbench.leftovers import size_of
@@ -49,9 +49,9 @@ def cache_ls(home: Path) -> int:
 @cache.command("verify")
 @home_option
 def cache_verify(home: Path) -> int:
-    """Check every artifact against its checksums and put damaged ones aside; the next run makes them again.
+    """Check every artifact against its checksums, and put damaged artifacts aside. The next run makes them again.
 
-    Archives of compiled kernels that are damaged are removed.
+    Damaged archives of compiled kernels are removed.
     """
     from zsqbench.errors import CorruptArtifactError
     from zsqbench.execution.kernels import archives, is_sound
@@ -74,7 +74,7 @@ def cache_verify(home: Path) -> int:
         if not is_sound(archive):
             damaged += 1
             remove(archive)
-            click.echo(f"compiled {archive.relative_to(home)} was not what had been written, and is removed")
+            click.echo(f"compiled {archive.relative_to(home)} was damaged, and is removed")
     _tell_strays(store)
     click.echo(f"{count} artifacts, {damaged} damaged")
     return EXIT_FAILED_CELLS if damaged else 0
@@ -83,10 +83,10 @@ def cache_verify(home: Path) -> int:
 @cache.command("gc")
 @home_option
 @results_option
-@click.option("--compiled", is_flag=True, help="Kernels, too, which the next steps compile anew.")
-@click.option("--yes", is_flag=True, help="Remove; without it, only say what would go.")
+@click.option("--compiled", is_flag=True, help="Remove compiled kernels, too. The next steps compile them again.")
+@click.option("--yes", is_flag=True, help="Remove the files. Without --yes they are only listed.")
 def cache_gc(home: Path, results: Path, compiled: bool, yes: bool) -> int:
-    """Remove the artifacts that no row in the results folder refers to, and what interrupted or damaged steps left."""
+    """Remove artifacts that no row in the results folder refers to, and leftovers of interrupted or damaged steps."""
     from zsqbench.errors import ZSQBenchError
     from zsqbench.execution.kernels import archives
     from zsqbench.leftovers import Leftover, Leftovers, check_nobody_works
@@ -106,7 +106,7 @@ def cache_gc(home: Path, results: Path, compiled: bool, yes: bool) -> int:
     leftovers = Leftovers(home).all()
     if compiled:
         leftovers += [Leftover(archive, "kernels of a network") for archive in archives(home)]
-    check_nobody_works(home)  # what was found before, is nobody's
+    check_nobody_works(home)  # no process uses what was found before this check
     size, failed = _clear(home, artifacts + leftovers, yes)
     _tell_strays(store)
     counts = f"{len(artifacts)} artifacts and {len(leftovers)} leftovers, {_megabytes(size).strip()},"
@@ -118,7 +118,7 @@ def cache_gc(home: Path, results: Path, compiled: bool, yes: bool) -> int:
 
 
 def _clear(home: Path, found: "Sequence[Leftover]", yes: bool) -> tuple[int, int]:
-    """List what would be removed, or remove and list it; returns the bytes, and how many could not be removed."""
+    """List what would be removed, or remove and list it. Returns the bytes, and how many could not be removed."""
     from zsqbench.errors import in_one_line
     from zsqbench.leftovers import remove, size_of
 
@@ -138,7 +138,7 @@ def _clear(home: Path, found: "Sequence[Leftover]", yes: bool) -> tuple[int, int
 
 
 def _tell_strays(store: "Store") -> None:
-    """Say in one line what lies in the store and is none of zsqbench's."""
+    """Say in one line which files in the store are not of zsqbench."""
     from zsqbench.errors import in_one_line
 
     strays = [in_one_line(str(path.relative_to(store.home))) for path in store.strays()]

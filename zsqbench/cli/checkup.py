@@ -1,4 +1,4 @@
-"""The making of a checkup: what a network is, its students, and which methods can run on it."""
+"""Make a checkup: examine a network and its students, and find which methods can run on it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from zsqbench.suite import Suite, Variant
 
 SCHEMES = ("hw/w4a4", "hw_strict/w8a8", "pot/w8a8", "qdq/w8a8")
-"""A network is tried at these where no suite names others."""
+"""The schemes at which a network is tried if there is no suite."""
 
 Tell = Callable[[str], None]
-"""Is told what is being done."""
+"""A function that reports what is being done."""
 
 
 def check_up(
     network: "LoadedNetwork", suite: "Suite | None", catalog: "Catalog", data_root: Path | None, tell: Tell
 ) -> "Checkup":
-    """Examine a network, at the schemes and with the methods of a suite, or else with all that are installed."""
+    """Examine a network at the schemes and with the methods of a suite. Without a suite, take all installed methods."""
     from zsqbench.quant import examine
     from zsqbench.reports.doctor import Checkup
     from zsqbench.scheme import parse_scheme
@@ -73,8 +73,8 @@ _KINDS: "tuple[Kind, ...]" = ("generator", "quantizer")
 class _Students:
     """The students of a network at its schemes.
 
-    Schemes that differ in numbers of bits and in grids alone have one, which is prepared and compared with the network
-    once. Its units are compared once for all that fold alike, for they are a matter of the graph.
+    Schemes that differ only in numbers of bits and in grids share one student. It is prepared and compared with the
+    network once. Its units depend on the graph, so they are compared once for all schemes that fold alike.
     """
 
     def __init__(self, blocker: str | None, *, by_units: bool) -> None:
@@ -82,10 +82,10 @@ class _Students:
         self._blocker, self._by_units = blocker, by_units
         self._alike: dict[str, Inspection] = {}
         self._units: dict[bool, str | None] = {}
-        """By whether norms are folded: why the network cannot be run unit by unit, or none."""
+        """Why the network cannot be run unit by unit, with and without folded norms. None: it can."""
 
     def inspect(self, network: "Pretrained", scheme: "Scheme") -> None:
-        """Inspect the student at a scheme, unless it is known that there is none."""
+        """Inspect the student at a scheme, unless a blocker is known."""
         from zsqbench.scheme import Inspection
 
         if self._blocker is not None:
@@ -110,7 +110,7 @@ class _Students:
         return found
 
     def lack_of_attention(self, generator: "Variant | str", network: "Pretrained") -> str | None:
-        """Why the network does not do for a generator that looks at attention, or none."""
+        """Why the network does not suit a generator that reads attention. None: it suits, or needs no attention."""
         from zsqbench.methods import Generator
         from zsqbench.steps.needs import lack_of_attention
 
@@ -123,7 +123,7 @@ class _Students:
         return lack_of_attention(method, captured[0], network.input_size, "the network")
 
     def lack(self, quantizer: "Variant | str", scheme: "Scheme") -> str | None:
-        """Why there is no student for a quantizer at a scheme, or none."""
+        """Why there is no student for a quantizer at a scheme. None: there is one."""
         if isinstance(quantizer, str) or scheme.is_float or not quantizer.chain[-1].quantizer.needs_graph:
             return None
         if self.found[scheme.name].blocker:
@@ -138,7 +138,7 @@ class _Students:
 
 
 def _places(scheme: "Scheme") -> str:
-    """Where a scheme puts quantizers, whatever their bits and grids are, as a text that equals that of others alike."""
+    """Where a scheme puts quantizers, as a text. Bits and grids do not change it: schemes alike have the same text."""
     from zsqbench.scheme import FLOAT_BITS
 
     widths = {name: getattr(scheme, name) // FLOAT_BITS for name in ("weight_bits", "activation_bits")}
@@ -148,7 +148,7 @@ def _places(scheme: "Scheme") -> str:
 
 
 def _facts(network: "LoadedNetwork", examination: "Examination") -> "NetworkFacts":
-    """Facts that methods demand; a network that no task loaded is a classifier if it returns a row for each image."""
+    """Facts that methods demand. A network without a task is a classifier if it returns a row for each image."""
     from zsqbench.steps.resolve import facts_of
 
     facts = facts_of(network.pretrained, "")
@@ -159,7 +159,7 @@ def _facts(network: "LoadedNetwork", examination: "Examination") -> "NetworkFact
 
 
 def _variants(kind: "Kind", suite: "Suite | None", catalog: "Catalog") -> "dict[str, Variant | str]":
-    """The generators or quantizers of a suite, or all that are installed; a text says why one has no meaning alone."""
+    """The generators or quantizers of a suite, or all installed ones. A text says why a method cannot be used alone."""
     from zsqbench.suite import Variant
 
     if suite is not None:
@@ -176,7 +176,7 @@ def _variants(kind: "Kind", suite: "Suite | None", catalog: "Catalog") -> "dict[
 
 
 def _no_images(network: "LoadedNetwork", suite: "Suite | None", data_root: Path | None) -> str | None:
-    """Why there are no real images to calibrate on, or none; without a task there may be some."""
+    """Why there are no real images to calibrate on. None: there are, or there is no task, so that it is not known."""
     from zsqbench.errors import ZSQBenchError
     from zsqbench.methods.asking import asking
     from zsqbench.steps.needs import lack_of_images
@@ -201,7 +201,7 @@ def _runs_by_units(variant: "Variant | str") -> bool:
 
 
 def _lack(variant: "Variant | str", facts: "NetworkFacts", model: str, scheme: "Scheme | None" = None) -> str | None:
-    """Why a method cannot run for a network and, of a quantizer, at a scheme, or none."""
+    """Why a method cannot run for a network (a quantizer: at a scheme). None: it can."""
     from zsqbench.errors import ZSQBenchError
     from zsqbench.steps.needs import lack_of_network
 

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 @overrides_option
 @home_option
 @results_option
-@click.option("--other", type=PATH, metavar="FOLDER", help="Take B's rows from this folder of rows and tables.")
+@click.option("--other", type=PATH, metavar="FOLDER", help="Take the rows of B from this folder instead of --results.")
 @click.option(
-    "--margin", type=float, metavar="POINTS", help="Exit with 1 unless B is surely not worse by so much or more."
+    "--margin",
+    type=float,
+    metavar="POINTS",
+    help="Exit with 1 unless B is surely less than POINTS worse than A.",
 )
 @click.option("--format", "form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
 def compare(
@@ -38,8 +41,8 @@ def compare(
 ) -> int:
     """Compare the methods A and B of SUITE image by image: is B better, by how much, and what flips.
 
-    A and B are names of cells, parts of names, or expressions as -k takes them. Each selects one method in each column
-    of the table, with its seeds.
+    A and B are names of cells, parts of names, or expressions like those of -k. Each of the two selects one method in
+    each column of the table, with all its seeds.
     """
     from zsqbench.api import compare as make
     from zsqbench.reports.comparison.page import gate_line, left_out_lines, render

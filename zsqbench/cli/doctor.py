@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from zsqbench.suite import Suite
 
 PATIENCE = 2.0
-"""Seconds after which it is said what is being done."""
+"""After so many seconds a command says what it is doing."""
 
 
 @click.command("doctor")
 @click.argument("model")
-@click.option("--suite", help="A suite (a file, or a shipped one), whose models, methods, schemes and tasks are meant.")
-@click.option("--weights", metavar="FILE", help="Take these weights; none: seeded random ones.")
+@click.option("--suite", help="Take models, methods, schemes and tasks of this suite (file or name).")
+@click.option("--weights", metavar="FILE", help="A file of weights; 'none' stands for seeded random weights.")
 @click.option("--accuracy/--no-accuracy", default=True, help="Measure the float network on the task of the suite.")
 @data_root_option
 @plugin_options
@@ -40,9 +40,9 @@ def doctor(
     without: Sequence[str],
     form: str,
 ) -> int:
-    """Examine MODEL before a run: can it be captured and quantized, by which methods, and what in it is hard.
+    """Examine MODEL before a run: can it be captured and quantized, by which methods, and which parts are hard.
 
-    Exit codes: 0 nothing is in the way, 1 a blocker was found, 2 bad input.
+    Exit codes: 0 no blocker, 1 a blocker was found, 2 bad input.
     """
     from zsqbench.plugins import load_plugins
     from zsqbench.reports.doctor import render
@@ -60,7 +60,7 @@ def doctor(
 
 
 def _measure(network: LoadedNetwork, suite: "Suite", data_root: Path | None, tell: Tell) -> "Accuracy":
-    """The accuracy of the float network, or why that is not known."""
+    """The accuracy of the float network, or why it is not known."""
     import torch
 
     from zsqbench.errors import ZSQBenchError
@@ -71,11 +71,11 @@ def _measure(network: LoadedNetwork, suite: "Suite", data_root: Path | None, tel
     label = str(network.task)
     task = suite.task(label)
     if network.spec.random_weights:
-        return Accuracy(label, task.metric, None, "for its weights are random")
+        return Accuracy(label, task.metric, None, "because its weights are random")
     try:
         task.find_data(data_root)
     except ZSQBenchError as error:
-        return Accuracy(label, task.metric, None, f"for {error}")
+        return Accuracy(label, task.metric, None, f"because {error}")
     tell(f"measuring the float network on {label}")
     try:
         with torch.no_grad():
@@ -87,6 +87,6 @@ def _measure(network: LoadedNetwork, suite: "Suite", data_root: Path | None, tel
 
 
 def _teller() -> Tell:
-    """A function that says on stderr what is being done, once it takes long."""
+    """A function that says on stderr what is being done, if it takes long."""
     started = time.monotonic()
     return lambda text: click.echo(text, err=True) if time.monotonic() - started > PATIENCE else None

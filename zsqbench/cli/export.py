@@ -14,9 +14,13 @@ from zsqbench.export import MOST_OPSET, OPSET
 @click.command()
 @click.argument("suite")
 @click.argument("cell")
-@click.option("-o", "--output", type=PATH, required=True, help="The file to write, FILE.onnx.")
+@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file to write.")
 @click.option(
-    "--check", type=click.IntRange(min=0), default=64, show_default=True, help="Images to compare; 0 compares none."
+    "--check",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Images to compare; 0 disables it.",
 )
 @click.option(
     "--input",
@@ -24,14 +28,14 @@ from zsqbench.export import MOST_OPSET, OPSET
     type=click.Choice(["float", "uint8"]),
     default="float",
     show_default=True,
-    help="Preprocessed images, or 8-bit pixels, with mean and deviation inside.",
+    help="Input of the file: preprocessed images, or 8-bit pixels (it then holds mean and deviation).",
 )
 @click.option(
     "--weights",
     type=click.Choice(["int8", "int4"]),
     default="int8",
     show_default=True,
-    help="Storage of weights of up to 4 bits; int4 is half as large, and runs in float.",
+    help="How weights of up to 4 bits are stored. int4 takes half the space and computes in float.",
 )
 @click.option("--opset", type=click.IntRange(OPSET, MOST_OPSET), default=OPSET, show_default=True, help="ONNX's.")
 @click.option(
@@ -60,8 +64,8 @@ def export(
 ) -> int:
     """Write the quantized network of a CELL of SUITE as an ONNX file of integers, with a script that runs it.
 
-    It is compared with the simulation on the cell's calibration images, or on noise where it has none. The exit code is
-    1 where the file is not what was measured.
+    The file is compared with the simulation on the calibration images of the cell. A cell without such images is
+    compared on noise. The exit code is 1 if the file does not compute what was measured.
     """
     from zsqbench.api import export_model as write
     from zsqbench.export.options import ExportOptions

@@ -1,4 +1,4 @@
-"""`zsqbench export-images`: the calibration set of a cell for other tools."""
+"""`zsqbench export-images`: write the calibration set of a cell for other tools."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from zsqbench.cli.options import data_root_option, home_option, results_option
 def export_images(suite: str, cell: str, folder: Path, **options: Any) -> int:
     """Write the calibration images of a CELL of SUITE into a FOLDER that is new or empty.
 
-    They stand there as PNGs and as safetensors, with a file for the calibrators of onnxruntime, OpenVINO and TensorRT.
+    The folder then has PNGs, safetensors, and a file for the calibrators of onnxruntime, OpenVINO and TensorRT.
     """
     from zsqbench import api
 

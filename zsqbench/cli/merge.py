@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def merge(folders: Sequence[Path], home: Path, results: Path) -> int:
     """Add the artifacts and rows of each DIR to --home and --results, as if all had run there.
 
-    A DIR is a folder in which a run had its home (.zsqbench or home) and its rows (results). Nothing that is there is
-    overwritten. Where equal keys have other numbers, both are shown, the first stays, and the exit code is 1. A merge
-    that was interrupted is run again.
+    A DIR is a folder in which a run had its home (.zsqbench or home) and its rows (results). A merge overwrites
+    nothing. If equal keys have different numbers, both are shown, the first stays, and the exit code is 1. After an
+    interruption, run the merge again.
     """
     from zsqbench.api import merge as join
 

@@ -23,10 +23,10 @@ def mlflow() -> None:
     "--move-aside",
     "aside",
     is_flag=True,
-    help="Before, move a damaged mlflow.db aside, or give a deleted experiment of SUITE another name.",
+    help="First move a damaged mlflow.db aside, or rename a deleted experiment of SUITE.",
 )
 def mlflow_sync(suite: str, select: str | None, home: Path, results: Path, aside: bool) -> int:
-    """Log the rows of SUITE that MLflow does not have."""
+    """Log the rows of SUITE that are missing in MLflow."""
     from zsqbench.opening import rows_of
     from zsqbench.reports.mlflow.tracking import move_aside, sync
     from zsqbench.store import Store

@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network with what a suite, or its name alone, says of it."""
+    """A network with the facts that a suite, or only its name, states."""
 
     spec: "ModelSpec"
     pretrained: "Pretrained"
     task: str | None = None
     """The task of the suite that loaded it."""
     notes: Sequence[str] = ()
-    """Notes on its weights; one line each."""
+    """Notes on its weights, one line each."""
 
 
 def load_network(
     model: str, suite: "Suite | None" = None, data_root: Path | None = None, weights: str | None = None
 ) -> LoadedNetwork:
-    """The network of this name: of a suite, as the task loads it that it is used with (or else the first task).
+    """The network of this name. A network of a suite is loaded by the task that uses it, or else by the first task.
 
-    `weights` are a file, "none" for seeded random ones, or "built" for those that a file of one's own loads itself; by
-    default those that the suite or the name means. Raises ZSQBenchError for an unknown model, for a file without a
+    `weights` is a file, "none" (seeded random weights), or "built" (weights that a model file of the user loads
+    itself). By default the suite or the name decides. Raises ZSQBenchError for an unknown model, for a file without a
     suite, and for weights that are absent or do not fit.
     """
     from zsqbench.errors import ZSQBenchError
@@ -37,12 +37,12 @@ def load_network(
 
     if weights not in (None, RANDOM, BUILT) and not Path(str(weights)).is_file():
         raise ZSQBenchError(
-            f"there is no file {weights}; expected a file of weights, or none for random ones, or built for those that "
-            "a file of yours loads itself"
+            f"there is no file {weights}; expected a file of weights, 'none' (random weights) or 'built' (a .py "
+            "file of yours loads its weights itself)"
         )
     of_file = suite is not None and model in suite.models and suite.models[model].file is not None
     if weights == BUILT and not of_file and Path(model).suffix != ".py":
-        raise ZSQBenchError(f"model {model!r} is no file of yours, which --weights {BUILT} is for: {NOT_BUILT}")
+        raise ZSQBenchError(f"--weights {BUILT} is for a .py file of yours, and {model!r} is not one: {NOT_BUILT}")
     return _named(model, weights) if suite is None else _of_suite(suite, model, data_root, weights)
 
 

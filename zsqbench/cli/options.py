@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 SLURM = "--slurm-"
-"""Options that begin so are options of sbatch."""
+"""The prefix of the options that go to sbatch."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,10 +45,12 @@ results_option = click.option(
 )
 format_option = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 select_option = click.option(
-    "-k", "select", metavar="EXPR", help="Only cells whose name matches, as in 'zeroq and not w8a8'."
+    "-k", "select", metavar="EXPR", help="Take only cells whose names match, as in 'zeroq and not w8a8'."
 )
 shard_option = click.option(
-    "--shard", metavar="N/M", help="Only the Nth of M parts of the cells, as 3/8; every machine finds the same parts."
+    "--shard",
+    metavar="N/M",
+    help="Take the Nth of M parts of the cells, as 3/8. Every machine finds the same parts.",
 )
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."
@@ -59,21 +61,21 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     """Names between commas."""
     names = tuple(name.strip() for name in (text or "").split(",") if text is not None)
     if "" in names:
-        raise click.BadParameter(f"{text!r} is no list of names such as agreement,seconds,memory")
+        raise click.BadParameter(f"{text!r} is not a list of names such as agreement,seconds,memory")
     return names
 
 
 def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda and cuda:N")
+        raise click.BadParameter(f"{device!r} is not one of auto, cpu, cuda and cuda:N")
     return device
 
 
 class WithSlurmOptions(click.Command):
-    """A command that takes `--slurm-NAME VALUE` for each option of sbatch, and hands them on as `slurm`."""
+    """A command that takes `--slurm-NAME VALUE` for each option of sbatch, and passes these options as `slurm`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take these options out of the others, which click knows."""
+        """Separate these options from the options that click knows."""
         slurm: dict[str, str] = {}
         others: list[str] = []
         words = iter(args)
@@ -90,7 +92,7 @@ class WithSlurmOptions(click.Command):
         return super().parse_args(ctx, others)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Tell of them after the others."""
+        """List these options after the others."""
         super().format_options(ctx, formatter)
         with formatter.section("Options of --engine slurm"):
             formatter.write_dl([(f"{SLURM}NAME VALUE", "sbatch's option --NAME, as in --slurm-partition gpu.")])
@@ -100,19 +102,19 @@ device_option = click.option(
     "--device", callback=_check_device, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
 engine_options = _options(
-    click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0 runs in this process."),
+    click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time; 0: no worker process."),
     click.option("--engine", default="pool", show_default=True, help="Where steps run: pool, ray, slurm, or another."),
-    click.option("--address", metavar="HOST:PORT", help="The Ray of --engine ray; else RAY_ADDRESS, or its own."),
+    click.option("--address", metavar="HOST:PORT", help="Ray cluster; unset: RAY_ADDRESS or a local one."),
 )
-"""Where steps run; a command that has them is of the class WithSlurmOptions, too."""
+"""Options that say where steps run. A command with these options must be of the class WithSlurmOptions."""
 columns_option = click.option(
     "--columns",
     callback=_names,
     metavar="NAME,...",
-    help="After each column of results one of each: a metric such as agreement, seconds, memory, size or recovered.",
+    help="Add columns beside each column of results: a metric (such as agreement), seconds, memory, size or recovered.",
 )
 rows_options = _options(click.argument("suite"), select_option, overrides_option, home_option, results_option)
-"""All that says which rows are meant."""
+"""Options that say which rows are meant."""
 suite_options = _options(
     click.argument("suite"),
     select_option,

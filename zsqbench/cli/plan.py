@@ -1,4 +1,4 @@
-"""`zsqbench plan`: what a run would do and how long it may take, without doing it."""
+"""`zsqbench plan`: say what a run would do and how long it may take, without running it."""
 
 import json
 from collections import Counter
@@ -38,17 +38,21 @@ def _seconds(what: str) -> Callable[..., float | None]:
 @click.command()
 @suite_options
 @shard_option
-@click.option("--probe", is_flag=True, help="First run shortened steps for a while, to learn what is not known.")
+@click.option("--probe", is_flag=True, help="First run shortened steps, to measure times that are not known.")
 @click.option(
-    "--probe-time", default="60s", show_default=True, callback=_seconds("probe time"), help="How long that may take."
+    "--probe-time",
+    default="60s",
+    show_default=True,
+    callback=_seconds("probe time"),
+    help="Time for --probe.",
 )
 @click.option(
-    "--budget", metavar="TIME", callback=_seconds("budget"), help="Say which cells fit into 90s, 30m, 2h or 1h30m."
+    "--budget", metavar="TIME", callback=_seconds("budget"), help="Say which cells fit into this time: 90s, 2h, 1h30m."
 )
-@click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time, as `run` would have them.")
+@click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time, as in `run`.")
 @format_option
 def plan(form: str, probe: bool, probe_time: float, budget: float | None, workers: int | None, **options: Any) -> int:
-    """Show what a run of SUITE would do: cells, shared steps, what is cached, and how long the rest may take."""
+    """Show what a run of SUITE would do: its cells, shared steps, cached steps, and the time of the other steps."""
     from zsqbench.execution.engines import gpus
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.timings import Timings
@@ -75,7 +79,7 @@ def plan(form: str, probe: bool, probe_time: float, budget: float | None, worker
 
 
 def _probe(this: "Run", cells: "Sequence[Cell]", engine: "Engine", seconds: float) -> "Plan":
-    """The plan when rates were learnt, of which one line says how many."""
+    """The plan after probing. One line says how many kinds of steps were probed."""
     from zsqbench.execution.probing import probe
 
     found = probe(this, cells, engine, seconds, lambda text: click.echo(text, err=True))
@@ -99,7 +103,7 @@ class _Priced:
     saving: "Saving | None"
     """What compiling would save."""
     part: "Part | None" = None
-    """The part of the suite's cells that these are, where that was asked for."""
+    """The shard of the suite's cells. None: all cells."""
 
     @classmethod
     def of(
@@ -121,7 +125,7 @@ class _Priced:
 
     @cached_property
     def cells(self) -> "Sequence[CellTime]":
-        """The time of each cell, found only where it is shown."""
+        """The time of each cell. It is computed only if it is shown."""
         from zsqbench.execution.budget import cell_times
 
         def seconds(step: "Step") -> float | None:
@@ -185,7 +189,7 @@ class _Priced:
         return "cached" if step.key in self.made.cached else "to do" if step.key in self.to_do else "not needed"
 
     def lines(self, suite: str) -> list[str]:
-        """The same for people."""
+        """The plan as lines of text."""
         made = self.made
         lines = [f"{self.made.suite.name}: {self._counted_cells()}"]
         times = ["" for _ in made.cells] if self.budget is None else list(map(_told, self.cells))
@@ -193,15 +197,15 @@ class _Priced:
             reason = f"  ({planned.reason})" if planned.reason else ""
             lines.append(f"  {self._state(planned):10} {planned.cell.name}{time}{reason}")
         alone = sum(len(planned.named) + len(planned.background) for planned in made.cells)
-        lines.append(f"{len(made.steps)} steps, where the cells one by one would take {alone}:")
+        lines.append(f"{len(made.steps)} steps, shared by cells (without sharing: {alone}):")
         counts = Counter((step.kind, self._state_of(step)) for step in made.steps.values())
         for kind in dict.fromkeys(kind for kind, _ in counts):
             states = sorted((state, count) for (each, state), count in counts.items() if each == kind)
             lines.append(f"  {kind:9} " + ", ".join(f"{count} {state}" for state, count in states))
         for model in dict.fromkeys(self.made.pending):
-            lines += [f"pending: {model} has not been loaded yet, so nothing of it is known to be cached"]
+            lines += [f"pending: {model} has not been loaded yet, so its cached steps are not known"]
         if self.made.uninspected:
-            lines += [f"not yet known to be possible: what needs {', '.join(self.made.uninspected)}"]
+            lines += [f"not yet known to be possible: cells that need {', '.join(self.made.uninspected)}"]
         total = self.estimates.total(self.to_do.values())
         lines.append(f"time: {total}{'; see --probe' if total.unknown else ''}")
         if self.saving is not None and self.saving.seconds > 0:
@@ -209,14 +213,14 @@ class _Priced:
         return lines + (self._budget_lines(suite) if self.budget is not None else [])
 
     def _counted_cells(self) -> str:
-        """The number of cells, and what part of all that is."""
+        """The number of cells, and which part of all cells they are."""
         if self.part is None:
             return f"{len(self.made.cells)} cells"
         parts = f"{self.part.share:.0%} of the counted work, and the largest shard has {self.part.largest:.0%}"
         return f"{len(self.made.cells)} of {len(self.made.suite.selected)} cells, with {parts}"
 
     def _budget_lines(self, suite: str) -> list[str]:
-        """The cells that fit into the budget, in numbers, and how to run them alone."""
+        """The numbers of cells that fit into the budget, and the command that runs only these cells."""
         from zsqbench.durations import in_words
         from zsqbench.suite.selection import expression_for
 
@@ -227,11 +231,11 @@ class _Priced:
         done = max((time.done or 0.0 for time in fitting), default=0.0)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         fit = f"{len(fitting)} of {len(asked)} cells fit into {in_words(self.budget or 0.0)} on {workers}"
-        order = "in the order of the suite, each costs the steps that no cell before it pays for"
+        order = "cells are taken in the order of the suite; each costs the steps that no cell before it pays for"
         lines = [f"budget: {fit}, and take about {in_words(done)}; {order}"]
         if unknown:
             lines.append(f"  {unknown} do not fit because the time of their steps is unknown: see --probe")
-        # a shard is one of what -k selects, so where there is one, the expression has to select from all cells
+        # a shard is a part of the cells that -k selects, so with a shard the expression has to select from all cells
         there = [time.cell for time in self.cells] if self.part is None else [cell.name for cell in made.suite.selected]
         expression = expression_for(there, [time.cell for time in fitting])
         if expression is not None:
@@ -240,7 +244,7 @@ class _Priced:
 
 
 def _told(time: "CellTime") -> str:
-    """A cell's time where there is a budget."""
+    """The time of a cell, if there is a budget."""
     if time.fits is None:
         return ""
     seconds = "unknown" if time.seconds is None else f"{time.seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""`zsqbench plugins`: `list` (plugins_list.py), `check` (plugins_check.py), and `new`, a start of one's own."""
+"""`zsqbench plugins`: `list` (plugins_list.py), `check` (plugins_check.py), and `new`, which writes a first method."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from zsqbench.cli.plugins_list import plugins_list
 
 @click.group()
 def plugins() -> None:
-    """What is installed, and how to add to it."""
+    """List installed methods, check them, or write a new one."""
 
 
 plugins.add_command(plugins_list)
@@ -23,7 +23,7 @@ plugins.add_command(plugins_check)
 @click.argument("name")
 @click.option("--into", "folder", type=PATH, default=Path(), help="Folder to write to [default: this one].")
 def plugins_new(kind: str, name: str, folder: Path) -> int:
-    """Write a small method that runs, NAME.py, and its test, to start your own from."""
+    """Write a small working method, NAME.py, and its test. Change them to make your own method."""
     from zsqbench.plugins import load_plugins
     from zsqbench.templates import write_template
 

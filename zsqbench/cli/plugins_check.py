@@ -1,4 +1,4 @@
-"""`zsqbench plugins check`: whether methods keep the contract."""
+"""`zsqbench plugins check`: check that methods keep the contract."""
 
 import json
 from collections import Counter
@@ -32,9 +32,9 @@ def plugins_check(
     without: Sequence[str],
     form: str,
 ) -> int:
-    """Check that methods keep the contract: those of a plugin FILE, or those that an installed one of this NAME has.
+    """Check that methods keep the contract: the methods of a plugin FILE, or of an installed plugin with this NAME.
 
-    Each runs on tiny networks on the CPU, with small values for its options.
+    NAME may also be a method. Each method runs on tiny networks on the CPU, with small values of its options.
     """
     from zsqbench.methods import ModelSpec
 
@@ -84,7 +84,7 @@ def _methods_to_check(given: str, files: Sequence[Path], without: Sequence[str])
 
 
 def _options_of(methods: "Sequence[type[Method]]", settings: Sequence[str]) -> list[dict[str, Any]]:
-    """Which of these OPTION=VALUE each method takes; one that none has is given to the first, which complains."""
+    """Which of these OPTION=VALUE each method takes. An unknown option goes to the first method, which rejects it."""
     import yaml
 
     from zsqbench.errors import ZSQBenchError

@@ -1,4 +1,4 @@
-"""`zsqbench plugins list`: what is installed, the options, and what methods fill in for those that are not given."""
+"""`zsqbench plugins list`: list methods, their options, and the values that methods fill in for unset options."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from zsqbench.plugins import Provided
 
 SCHEME = "hw/w4a4"
-"""The scheme that values are shown for, where they depend on it."""
+"""Values that depend on the scheme are shown for this scheme."""
 
 
 @dataclass(frozen=True)
 class FilledIn:
-    """The options that a method fills in where they are not given, for a preset and a network of a data set."""
+    """The values that a method fills in for unset options, for a preset and a network of a data set."""
 
     preset: str | None
     data_set: str
@@ -35,10 +35,10 @@ class FilledIn:
 @plugin_options
 @format_option
 def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[str], form: str) -> int:
-    """List the methods that are installed, one a line; plugins that did not load, with their error.
+    """List the installed methods, one a line, and each plugin that did not load with its error.
 
-    With a NAME, of a method or a plugin: where it comes from, its options, defaults and what these mean, and what each
-    preset gives for each data set of the papers.
+    With the NAME of a method or a plugin, show its origin, its options with their defaults and meanings, and the values
+    that each preset fills in for each data set of the papers.
     """
     from zsqbench.errors import unknown
     from zsqbench.plugins import load_plugins
@@ -70,7 +70,7 @@ def plugins_list(name: str | None, plugins: Sequence[Path], without: Sequence[st
 
 
 def _overview(provided: "Sequence[Provided]", width: int | None) -> Iterator[str]:
-    """A line for each method, below its kind and cut to so many characters: name, version, what it is."""
+    """A line for each method, below its kind, cut to so many characters: name, version, summary."""
     longest = max((len(entry.method.name) for entry in provided), default=0)
     for kind, entries in groupby(provided, key=lambda entry: entry.method.kind):
         yield f"{kind}s, with their versions"
@@ -87,7 +87,7 @@ def _summary(method: "type[Method]") -> str:
 
 
 def _describe(provided: "Provided", *, detailed: bool) -> dict[str, Any]:
-    """A method with its options, as plain data; in detail also what it fills in for them."""
+    """A method with its options, as plain data. In detail, it also has the values that the method fills in."""
     method = provided.method
     properties = method.model_json_schema()["properties"] if method.model_fields else {}
     options = [
@@ -112,7 +112,7 @@ def _describe(provided: "Provided", *, detailed: bool) -> dict[str, Any]:
 
 
 def _filled_in(method: "type[Method]") -> Iterator[FilledIn]:
-    """For each preset and each data set the options that a method fills in, where it fills in any."""
+    """The options that a method fills in, for each preset and each data set. Empty: it fills in none."""
     from zsqbench.methods import DATA_SETS
     from zsqbench.scheme import parse_scheme
 
@@ -136,12 +136,12 @@ def _lines(method: Mapping[str, Any]) -> Iterator[str]:
         yield f"    {option['name']}: {option['type']}, {default}  {option['description']}".rstrip()
     if method.get("filled_in"):
         at = f", at scheme {SCHEME}" if method["kind"] == "quantizer" else ""
-        yield f"    Where these are not given, by preset and for a network of each data set{at}:"
+        yield f"    Values of unset options, by preset and for a network of each data set{at}:"
         yield from (f"        {line}" for line in _table(FilledIn(**found) for found in method["filled_in"]))
 
 
 def _table(filled_in: Iterable[FilledIn]) -> list[str]:
-    """A line for each option, and a column for each preset and data set; data sets with the same values share one."""
+    """A line for each option, a column for each preset and data set. Data sets with the same values share a column."""
     from tabulate import tabulate
 
     from zsqbench.methods import DATA_SETS
@@ -168,7 +168,7 @@ def _as_text(value: Any) -> str:
 
 
 def _type_name(schema: dict[str, Any]) -> str:
-    """The type of an option, as a reader of YAML would say it."""
+    """The type of an option, in the words of YAML."""
     if "enum" in schema:
         return " | ".join(str(value) for value in schema["enum"])
     if "const" in schema:

@@ -1,4 +1,4 @@
-"""`zsqbench quantize`: from a network to a model that ships, without data."""
+"""`zsqbench quantize`: make an ONNX file of integers from a network, without data."""
 
 import time
 from dataclasses import replace
@@ -17,37 +17,37 @@ if TYPE_CHECKING:
 
 
 def _numbers(kind: type) -> Any:
-    """A callback for an option of numbers with commas between."""
+    """A callback for an option with numbers between commas."""
 
     def parse(_: click.Context, parameter: click.Parameter, text: str | None) -> list[Any] | None:
         try:
             return None if text is None else [kind(part) for part in text.split(",")]
         except ValueError as error:
-            raise click.BadParameter(f"{text!r} is no list of numbers such as {parameter.metavar}") from error
+            raise click.BadParameter(f"{text!r} is not a list of numbers such as {parameter.metavar}") from error
 
     return parse
 
 
 @click.command()
 @click.argument("model")
-@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file to write; a page stands beside it.")
-@click.option("--images", type=PATH, metavar="FOLDER", help="Images of yours to judge on, in class folders or not.")
+@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file to write. A page is written beside it.")
+@click.option("--images", type=PATH, metavar="FOLDER", help="Judge on these images. Class folders are possible.")
 @click.option("--target", type=click.Choice(["int8", "int4"]), default="int8", show_default=True)
 @click.option("--budget", default="20m", show_default=True, help="Time that the search may take: 90s, 20m, 1h.")
-@click.option("--weights", metavar="FILE", help="A file, 'built' where a .py file loads its own, 'none' for random.")
-@click.option("--input-size", metavar="C,H,W", callback=_numbers(int), help="Of the network of a .py file.")
-@click.option("--mean", metavar="R,G,B", callback=_numbers(float), help="Of the pixels that it was trained on, 0 to 1.")
-@click.option("--std", metavar="R,G,B", callback=_numbers(float), help="Their standard deviation.")
+@click.option("--weights", metavar="FILE", help="A file; 'built': the .py file loads them; 'none': random.")
+@click.option("--input-size", metavar="C,H,W", callback=_numbers(int), help="Input size of the network of a .py file.")
+@click.option("--mean", metavar="R,G,B", callback=_numbers(float), help="Mean of its training pixels, 0 to 1.")
+@click.option("--std", metavar="R,G,B", callback=_numbers(float), help="Standard deviation of these pixels.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of a step.")
-@click.option("--workers", type=click.IntRange(0, 1), default=1, hidden=True, help="0 runs steps in this process.")
+@click.option("--workers", type=click.IntRange(0, 1), default=1, hidden=True, help="0: no worker process.")
 @home_option
 def quantize(
     model: str, output: Path, images: Path | None, target: Any, budget: str, home: Path, **options: Any
 ) -> int:
-    """Quantize MODEL without data: try what fits into a budget, judge it without labels, and write the best as ONNX.
+    """Quantize MODEL without data: try candidates within a budget, judge them without labels, write the best as ONNX.
 
-    MODEL is a name, such as torchvision/resnet18, or a .py file with a function build() and --weights. Running the
-    command again goes on where it was interrupted. Exit codes: 1 a blocker was found, 2 bad input.
+    MODEL is a name, such as torchvision/resnet18, or a .py file with a function build(), which needs --weights. After
+    an interruption, run the same command again: it continues. Exit codes: 1 a blocker was found, 2 bad input.
     """
     from zsqbench.autoquantize.delivery import check_extra, check_output
     from zsqbench.autoquantize.request import Request, check_images, model_entry
@@ -67,7 +67,7 @@ def quantize(
 
 
 def _quantize(request: "Request", output: Path, started: float) -> int:
-    """Examine, search, deliver and report; returns the exit code. The budget began at `started`."""
+    """Examine, search, deliver and report. Returns the exit code. The budget began at `started`."""
     from zsqbench.autoquantize.candidates import LEVELS
     from zsqbench.autoquantize.delivery import all_or_none, deliver, pages_of
     from zsqbench.autoquantize.report import make_page

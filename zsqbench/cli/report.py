@@ -1,4 +1,4 @@
-"""`zsqbench report` and `zsqbench figure`: results as pages for a browser, and their charts as files for a paper."""
+"""`zsqbench report` and `zsqbench figure`: write results as pages for a browser, and charts as files for a paper."""
 
 import re
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from zsqbench.cli.options import PATH, data_root_option, rows_options
 
 @click.command()
 @rows_options
-@click.option("-o", "--output", type=PATH, help="The folder to write; otherwise RESULTS/NAME.report.")
+@click.option("-o", "--output", type=PATH, help="The folder to write [default: RESULTS/NAME.report].")
 @data_root_option
 @click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file, for the commands on the pages.")
 def report(suite: str, output: Path | None, **places: object) -> int:
     """Write the results of SUITE as pages that a browser opens from disk: verdicts, charts, and a page for each cell.
 
-    A folder that is no report is not touched. Nothing is run, and nothing is fetched, neither now nor by the pages.
+    The command runs nothing, and leaves a folder alone that is not a report. Neither command nor pages use the network.
     """
     from zsqbench import api
 
@@ -28,7 +28,7 @@ def report(suite: str, output: Path | None, **places: object) -> int:
 @click.command()
 @rows_options
 @click.argument("name", nargs=-1)
-@click.option("-o", "--output", type=PATH, help="FILE.svg, FILE.pdf or FILE.png; otherwise the name with .svg.")
+@click.option("-o", "--output", type=PATH, help="FILE.svg, FILE.pdf or FILE.png [default: NAME.svg].")
 def figure(
     suite: str,
     name: Sequence[str],
@@ -38,9 +38,9 @@ def figure(
     home: Path,
     results: Path,
 ) -> int:
-    """Draw the chart NAME of the report of SUITE into a file; without a NAME, list those that there are.
+    """Draw the chart NAME of the report of SUITE into a file. Without NAME, list the charts.
 
-    A name is some words, as the report shows them: heatmap digits resnet20.
+    A name is several words, as the report shows them: heatmap digits resnet20.
     """
     from zsqbench import api
 

@@ -1,4 +1,4 @@
-"""`zsqbench reproduce`: a table of a paper beside what is measured here, with a verdict on each value."""
+"""`zsqbench reproduce`: show a table of a paper beside measured values, with a verdict on each value."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @click.argument("paper")
 @click.argument("table")
 @click.argument("row", required=False)
-@click.option("--run", "is_run", is_flag=True, help="First run the cells that have here all that they need.")
-@click.option("--suite", type=PATH, help="Measure by this suite, whose names are those of the paper's suite.")
+@click.option("--run", "is_run", is_flag=True, help="First run the cells that can run on this machine.")
+@click.option("--suite", type=PATH, help="Measure by this suite. Its names must be those of the paper's suite.")
 @overrides_option
 @data_root_option
 @home_option
@@ -54,15 +54,15 @@ def reproduce(
     form: str,
     **options: Any,
 ) -> int:
-    """Show TABLE of PAPER beside what is measured here: `hast 1a`, `dgh 2`, or any file and table of results/published.
+    """Show TABLE of PAPER beside measured values: `hast 1a`, `dgh 2`, or another file and table of results/published.
 
-    ROW selects values, as -k selects cells. The shipped suite that asks for the table is used, or --suite. Without
-    --run nothing runs, since papers take days of a GPU: the command says what the cells need, what of it is missing
-    here, what a run would do and how long it may take, and what rows say already.
+    ROW selects values, as -k selects cells. The command uses the shipped suite for the table, or --suite. A paper
+    takes days of a GPU, so nothing runs without --run. The command then says what the cells need, what is missing on
+    this machine, what a run would do, how long it may take, and what existing rows say.
 
-    Each value is reached, not reached (by how much, with an interval), not comparable (other weights, budget or data)
-    or not run (why). Nothing is called not reached that was measured otherwise than the paper's suite asks. Exit code
-    1: a value is not reached, or a cell of the run failed.
+    Each value has a verdict: reached, not reached (by how much, with an interval), not comparable (other weights,
+    budget or data) or not run (why). A value is "not reached" only if it was measured as the paper's suite asks. Exit
+    code 1: a value is not reached, or a cell of the run failed.
     """
     from zsqbench import opening
     from zsqbench.errors import NothingSelectedError
@@ -87,7 +87,7 @@ def reproduce(
 
 @dataclass(frozen=True)
 class _Price:
-    """The steps of the cells that can run here, and how long those that are to do may take."""
+    """The steps of the cells that can run here, and the time that the missing steps may take."""
 
     steps: int
     to_do: int
@@ -95,7 +95,7 @@ class _Price:
 
     @classmethod
     def of(cls, this: "OpenedReproduction") -> Self:
-        """As `zsqbench plan` says it."""
+        """The figures that `zsqbench plan` shows."""
         from zsqbench.execution.estimates import Estimates
         from zsqbench.execution.timings import Timings
 
@@ -107,7 +107,7 @@ class _Price:
 
 
 class _Description:
-    """All that the command says before anything runs."""
+    """The text that the command prints before anything runs."""
 
     def __init__(self, this: "OpenedReproduction") -> None:
         self.this = this
@@ -115,7 +115,7 @@ class _Description:
 
     @property
     def why_nothing_runs(self) -> str:
-        """The first reason, where no cell can run."""
+        """The first reason why no cell can run."""
         needs = () if self.this.requirements is None else self.this.requirements.needs
         missing = next((need.missing for need in needs if need.missing), None)
         return missing or ("no suite measures it" if self.this.run is None else "no cell of the suite may run")
@@ -124,7 +124,7 @@ class _Description:
         """The same as text, line by line."""
         table, requirements = self.this.table, self.this.requirements
         yield f"{table.source.name}, table {table.table}"
-        shipped = "none asks for this table" if table.paper is None else str(table.paper.path)
+        shipped = "no suite asks for this table" if table.paper is None else str(table.paper.path)
         yield f"shipped suite: {shipped}"
         if requirements is None:
             return
@@ -136,7 +136,7 @@ class _Description:
         yield from (f"  note: of {need.name}, {need.remark}" for need in requirements.needs if need.remark)
         yield from ["", "missing here", *(f"  {lack}" for lack in missing)]
         if not missing:
-            yield "  nothing that is known before networks are loaded"
+            yield "  nothing, as far as is known before networks are loaded"
         yield from ["", "plan", *(f"  {line}" for line in self._plan_lines())]
 
     def _plan_lines(self) -> Iterator[str]:
@@ -144,7 +144,7 @@ class _Description:
 
         cells, runnable = self.this.table.cells, self.this.runnable
         impossible = sum(cell.reason is not None for cell in cells)
-        also = f"; {impossible} can nowhere" if impossible else ""
+        also = f"; {impossible} cannot run on any machine" if impossible else ""
         yield f"{counted(len(cells), 'cell')}, of which {len(runnable)} can run here{also}"
         sets = {(cell.model, cell.generator, cell.seed) for cell in cells if cell.generator and cell.reason is None}
         networks = counted(len(cells) - impossible, "network to quantize")

@@ -1,4 +1,4 @@
-"""`zsqbench leaderboard`, `show` and `results`: looks at rows, which need no plugin."""
+"""`zsqbench leaderboard`, `show` and `results`: show rows. These commands need no plugin."""
 
 import json
 from collections.abc import Sequence
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     type=click.Choice(["task", "model", "scheme"]),
     default="task",
     show_default=True,
-    help="A table for each of these.",
+    help="Make one table for each of these.",
 )
-@click.option("--metric", metavar="NAME", help="Show this metric in place of the one that each task names.")
-@click.option("--sort", metavar="COLUMN", help="Put the best of this column first: a part of its head, as 'hw/w4a4'.")
+@click.option("--metric", metavar="NAME", help="Show this metric instead of the main metric of each task.")
+@click.option(
+    "--sort", metavar="COLUMN", help="Sort by this column, best first. COLUMN is a part of its head: 'hw/w4a4'."
+)
 @click.option(
     "--format", "form", type=click.Choice(["md", "csv", "html", "latex", "json"]), default="md", show_default=True
 )
@@ -49,7 +51,7 @@ def leaderboard(
     sort: str | None,
     form: "Form",
 ) -> int:
-    """Print the tables of SUITE from the rows of its runs: one for each task, unless you say otherwise."""
+    """Print the tables of SUITE from the rows of its runs: one table for each task, or see --by."""
     from zsqbench.opening import rows_of
     from zsqbench.reports.tables.leaderboard import leaderboard as make
     from zsqbench.reports.tables.tabulation import Layout
@@ -61,7 +63,7 @@ def leaderboard(
 
 @click.command("results")
 @rows_options
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write this file, in place of one that is there.")
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write to this file, which may exist.")
 @click.option(
     "--format",
     "form",
@@ -79,13 +81,13 @@ def export_results(
     home: Path,
     results: Path,
 ) -> int:
-    """Print or write the rows of SUITE for other tools: a row for each cell, a column for each value."""
+    """Print or write the rows of SUITE for other tools: one row for each cell, one column for each value."""
     from zsqbench import api
     from zsqbench.errors import ZSQBenchError
     from zsqbench.reports.frames import render
 
     if form == "parquet" and output is None:
-        raise ZSQBenchError("parquet is no text to print; say with -o FILE where to write it")
+        raise ZSQBenchError("parquet cannot be printed as text; name a file to write with -o FILE")
     frame = api.results(suite, results=results, select=select, overrides=overrides, home=home)
     content = render(frame, form)
     if output is None:
@@ -105,7 +107,7 @@ def export_results(
 @click.option(
     "--layers",
     is_flag=True,
-    help="The error of each tensor, which is measured now unless the store has it; may need --data-root.",
+    help="Show the error of each tensor. It is measured now if the store lacks it, which may need --data-root.",
 )
 @data_root_option
 @plugin_options
@@ -123,7 +125,7 @@ def show(
     without: Sequence[str],
     form: str,
 ) -> int:
-    """Show what is known of a CELL of SUITE, or of the one that -k selects: its row, and what each step left."""
+    """Show what is known of a CELL of SUITE: its row, and the findings of each step. -k may select the cell instead."""
     from zsqbench.api import analyze_cell
     from zsqbench.opening import find_row, rows_of
     from zsqbench.reports import cellpage
@@ -138,7 +140,7 @@ def show(
         data = {"row": row.model_dump(mode="json")} | {found.name: found.data for found in shown.values()}
         click.echo(json.dumps(data, indent=1))
         return 0
-    if layers:  # last: it is what was asked for
+    if layers:  # last, because the user asked for it
         shown.pop(Analyze.kind, None)
         shown[Analyze.kind] = Analyze.show_layers(store, row)
     click.echo(cellpage.render(row))

@@ -1,4 +1,4 @@
-"""`zsqbench run`: make what is not there yet, and print the leaderboard."""
+"""`zsqbench run`: run the steps that are missing, and print the leaderboard."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "step", "worker"]),
     default="auto",
     show_default=True,
-    help="Steps that get a fresh process: those of methods that are not shipped with zsqbench, each, or none.",
+    help="Steps with a process of their own. auto: of methods not shipped with zsqbench; step: all; worker: none.",
 )
 @click.option(
     "--step-timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Time that one step may take; otherwise the suite's step_timeout, if any.",
+    help="Time limit of one step. Unset: step_timeout of the suite, or else no limit.",
 )
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
-    help="Host memory that one worker may take (Linux).",
+    help="Limit of the host memory of one worker (Linux).",
 )
 @columns_option
-@click.option("--report", is_flag=True, help="End with pages for a browser, RESULTS/NAME.report/index.html.")
-@click.option("--quiet", is_flag=True, help="Only the table.")
+@click.option("--report", is_flag=True, help="Also write pages for a browser, RESULTS/NAME.report/index.html.")
+@click.option("--quiet", is_flag=True, help="Print only the table.")
 def run(
     workers: int | None,
     engine: str,
@@ -60,7 +60,7 @@ def run(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Run what is not there yet of SUITE (a file, or the name of a shipped one) and print its leaderboard."""
+    """Run the missing steps of SUITE (a file, or the name of a shipped suite) and print its leaderboard."""
     from zsqbench import opening
     from zsqbench.errors import NothingSelectedError, ZSQBenchError
 
@@ -86,7 +86,7 @@ def run(
 
 
 def _tell_of_shard(this: "Run", done: "RunReport") -> None:
-    """One line: how many of the cells were this run's."""
+    """One line: how many of the cells were in the shard of this run."""
     if this.shard is not None:
         cells = f"{len(done.plan.cells)} of {len(this.suite.selected)} cells"
         click.echo(f"shard {this.shard}: {cells}; `zsqbench merge` joins what the shards have made", err=True)
@@ -103,7 +103,7 @@ def _tell_of_report(done: "RunReport", origin: "Origin | None") -> None:
 
 
 def _warn_of_background(failures: Mapping[str, str]) -> None:
-    """One line, however many there are; `show` has the reason of each."""
+    """One line for any number of failures. `show` has the reason of each."""
     if failures:
         label, why = next(iter(failures.items()))
         others = f"; so did {len(failures) - 1} others" if len(failures) > 1 else ""

@@ -1,4 +1,4 @@
-"""`zsqbench scheme`: what schemes mean for the tensors of a network."""
+"""`zsqbench scheme`: show what schemes mean for the tensors of a network."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @click.command("scheme")
 @click.argument("schemes", metavar="SCHEME [SCHEME]", nargs=-1, required=True)
 @click.argument("model")
-@click.option("--suite", help="A suite (a file, or a shipped one) whose models and schemes may be named, too.")
+@click.option("--suite", help="A suite (file or name). Its models and schemes may be named, too.")
 @data_root_option
 @plugin_options
 @format_option
 def scheme(schemes: Sequence[str], model: str, form: str, **options: Any) -> int:
-    """Show which tensors of MODEL a SCHEME quantizes at how many bits, or where two differ.
+    """Show which tensors of MODEL a SCHEME quantizes, and at how many bits. With two schemes, show where they differ.
 
-    Only the structure of the network matters: it has random weights, nothing is downloaded and nothing is run.
+    Only the structure of the network matters. It has random weights; nothing is downloaded and nothing is run.
     """
     from zsqbench.reports.bitwidths import difference, render, render_difference, tensor_map
 
@@ -50,7 +50,7 @@ def _structure(
     plugins: Sequence[Path],
     without: Sequence[str],
 ) -> "tuple[list[Scheme], nn.Module, tuple[int, int, int]]":
-    """What these schemes mean, and the network with random weights and the size of its images."""
+    """The parsed schemes, and the network with random weights and the size of its images."""
     from zsqbench.errors import ZSQBenchError
     from zsqbench.scheme import PLACEMENTS, parse_scheme
     from zsqbench.suite import find_suite, load_suite

@@ -1,4 +1,4 @@
-"""The commands that tell of a suite, and `schema`, the form of its file."""
+"""Print notes on a suite, and the command `schema`, which prints the form of a suite file."""
 
 import json
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def tell_notes(suite: "Suite") -> None:
-    """Say what a reader of the suite file may want to know."""
+    """Print the notes of a suite on stderr."""
     for note in suite.notes:
         click.echo(f"note: {note}", err=True)
 

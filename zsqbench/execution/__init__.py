@@ -1,1 +1,1 @@
-"""How a suite is run: the plan, the loop in the parent process, the engines, and what a worker does of a step."""
+"""How a suite is run: the plan, the loop in the parent process, the engines, and a step in a worker."""

@@ -1,4 +1,4 @@
-"""The cells that fit into a budget of time: which they are, what each adds, and when each would be done."""
+"""The cells that fit into a time budget, the time that each adds, and when each would be done."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +13,18 @@ class CellTime:
 
     cell: str
     seconds: float | None
-    """Of the steps that no earlier cell pays for, one after the other; none where one of them is unknown."""
+    """Seconds of the steps that no earlier cell pays for, in sequence. None: the time of a step is unknown."""
     unknown: Sequence[str] = ()
-    """Labels of the steps of which nothing is known."""
+    """Labels of the steps whose time is unknown."""
     done: float | None = None
-    """Seconds from the start after which it is done, with all that is taken before it."""
+    """Seconds from the start until it is done, with all cells that are taken before it."""
     fits: bool | None = None
-    """None without a budget, and for a cell that cannot run."""
+    """None: there is no budget, or the cell cannot run."""
 
 
 @dataclass
 class Schedule:
-    """Steps on workers: each goes to the worker that can begin with it first, in the order in which they come."""
+    """Steps on workers. Each step, in the given order, goes to the worker that can begin it first."""
 
     workers: int
     _free: list[float] = field(init=False)
@@ -36,9 +36,9 @@ class Schedule:
         self._free = [0.0] * self.workers
 
     def take(self, steps: Sequence[tuple[Step, float]], limit: float | None) -> float:
-        """Take steps with their seconds, each after what it needs; returns when the last one ends.
+        """Take steps with their seconds, each after the steps that it needs. Returns when the last step ends.
 
-        Takes none of them where that is after the limit.
+        If this is after the limit, no step is taken.
         """
         before = list(self._free)
         done = max((self.add(step, seconds) for step, seconds in steps), default=0.0)
@@ -49,13 +49,13 @@ class Schedule:
         return done
 
     def add(self, step: Step, seconds: float) -> float:
-        """Take a step, after what it needs; returns when it ends."""
+        """Take a step, after the steps that it needs. Returns when it ends."""
         ready = max((self._ends.get(need.key, 0.0) for need in (*step.needs, *step.order_only)), default=0.0)
         if step.type.exclusive:
             end = max([ready, *self._free]) + seconds
             self._free = [end] * self.workers
         else:
-            # of the workers that are free when it is ready, the one that has waited least
+            # of the workers that are free when the step is ready, take the worker that has waited least
             worker = min(range(self.workers), key=lambda each: (max(self._free[each], ready), -self._free[each]))
             end = self._free[worker] = max(self._free[worker], ready) + seconds
         self._ends[step.key] = end
@@ -67,8 +67,8 @@ def cell_times(
 ) -> list[CellTime]:
     """The time of each cell, in the order of the suite.
 
-    A cell costs the steps that are to do and that no earlier cell has paid for. With a budget, one that would not be
-    done in it, or of which a step is unknown, is left out, and later ones may still fit.
+    A cell costs the steps that are to do and that no earlier cell has paid for. With a budget, a cell is left out if it
+    would not be done in time, or if the time of a step is unknown. Later cells may still fit.
     """
     unfinished = [planned for planned in plan.cells if not plan.is_finished(planned)]
     to_do, to_run = plan.to_do(unfinished), {id(planned) for planned in unfinished}
@@ -93,9 +93,9 @@ def cell_times(
 
 
 def _unpaid(planned: PlannedCell, paid: Collection[str]) -> list[Step]:
-    """The steps of a cell that no earlier cell has paid for, each once, after those that it comes after.
+    """The steps of a cell that no earlier cell has paid for. Each is listed once, after the steps before it.
 
-    Last those that it does not wait for. Who paid for a step has paid for all that it comes after.
+    Steps that the cell does not wait for come last. A cell that paid for a step has also paid for the steps before it.
     """
     found: dict[str, Step] = {}
 

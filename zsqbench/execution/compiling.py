@@ -1,4 +1,4 @@
-"""What compiling would save in a run: `plan` says it by times of this home, or else by what was measured elsewhere."""
+"""The time that compiling would save in a run. `plan` uses times of this home, or else times measured elsewhere."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from zsqbench.methods.base import Compiled
 from zsqbench.steps.step import Step
 
 SETTINGS = "compile: true, layout: channels_last"
-"""The settings that are meant."""
+"""The settings for compiling."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How a step goes on where it is compiled, on a CPU without units for bfloat16, in float32."""
+    """The effect of compiling on a step, on a CPU without units for bfloat16, in float32."""
 
     contiguous: float
-    """How many times as fast as the default."""
+    """How many times as fast as the default the step is."""
     channels_last: float
-    """The same for a step that has this layout already."""
+    """How many times as fast a step is that has this layout already."""
     first: float
     """Seconds to compile it on two cores, for the first time."""
     again: float
-    """Seconds of each later time, with the kernels that the home keeps."""
+    """Seconds to compile it later, with the kernels that the home keeps."""
 
 
 PACES: Mapping[Compiled, Pace] = {
@@ -30,9 +30,9 @@ PACES: Mapping[Compiled, Pace] = {
     "updates": Pace(1.6, 1.5, 170, 15),
     "units": Pace(1.35, 1.25, 130, 20),
 }
-"""Of a ResNet-20, see docs/suites.md#settings; seconds are those of the less busy measurement.
+"""Gains of a ResNet-20, see docs/suites.md#settings. Seconds are from the less busy measurement.
 
-That of updates in channels_last is a guess: they were measured against the default alone.
+The gain of updates in channels_last is a guess, because they were only measured against the default.
 """
 
 
@@ -41,31 +41,31 @@ class Saving:
     """The time that compiling would save."""
 
     seconds: float
-    """Less than none where it would take longer."""
+    """Seconds that compiling would save. Below 0: it would take longer."""
     of: float
-    """What these steps take as they are."""
+    """Seconds of these steps without compiling."""
     steps: int
     measured: int
-    """Steps whose method was compiled on their network in this home."""
+    """Number of steps whose method was compiled on their network in this home."""
 
     def __str__(self) -> str:
         """For people."""
         here = "times of this home"
-        elsewhere = "what was measured elsewhere, on a CPU without units for bfloat16"
+        elsewhere = "times measured elsewhere, on a CPU without units for bfloat16"
         known = f"by {here}" if self.measured == self.steps else f"by {elsewhere}"
         if 0 < self.measured < self.steps:
             known = f"by {here} ({self.measured}) and {elsewhere}"
         return f"{SETTINGS} would save about {self.seconds:.0f} s of {self.of:.0f} s in {self.steps} steps, {known}"
 
     def as_data(self) -> dict[str, object]:
-        """The same as plain data."""
+        """The saving as plain data."""
         return {"seconds": self.seconds, "of": self.of, "steps": self.steps, "measured": self.measured}
 
 
 def saving(steps: Iterable[Step], estimates: Estimates, *, on_cpu: bool) -> Saving | None:
-    """What compiling the steps that could be and are not would save; none where there are none, or nothing is known.
+    """The saving of compiling all steps that could be compiled and are not. None: there are no such steps, or no times.
 
-    Without times of this home, only float32 on a CPU is known: what is computed elsewhere is not counted.
+    Without times of this home, only times of float32 on a CPU are known. Steps on other devices are not counted.
     """
     saved = total = 0.0
     count = measured = 0
@@ -92,7 +92,7 @@ def saving(steps: Iterable[Step], estimates: Estimates, *, on_cpu: bool) -> Savi
 
 
 def _loop(step: Step) -> Compiled | None:
-    """The loop of a step that could be compiled, and is not."""
+    """The kind of inner loop of a step that could be compiled and is not."""
     if step.type.axis is None or step.variant is None or step.cell.settings.compile:
         return None
     return step.variant.at_work.method.compiles

@@ -1,4 +1,4 @@
-"""Features that a network has for the images of calibration sets, and for real ones beside them."""
+"""Features of a network for the images of calibration sets, and for real images beside them."""
 
 import tempfile
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ class Features:
 
     sets: "Mapping[str, np.ndarray]"
     real: "np.ndarray | None"
-    """Those of images that the task hands out to calibrate on, and never of evaluated ones."""
+    """Features of images that the task offers for calibration, never of evaluation images."""
     why_no_real: str = ""
 
 
 def find_features(session: Session, sets: Mapping[str, Artifact], images: int) -> Features:
-    """The features of the first images of each set of one network, and of as many real ones, where there are some.
+    """The features of the first images of each set of one network, and of as many real images, if there are any.
 
-    Raises ZSQBenchError where the network has no such features, and CorruptArtifactError.
+    Raises ZSQBenchError if the network has no such features. Raises CorruptArtifactError for a damaged set.
     """
     import torch
 

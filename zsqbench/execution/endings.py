@@ -1,6 +1,6 @@
-"""End processes with all that they started; run as a script, guard workers against the death of their parent.
+"""End processes and the processes that they started. As a script, it ends workers when their parent dies.
 
-It imports nothing of zsqbench, so that a guard starts at once.
+This module imports nothing of zsqbench, so that a guard starts at once.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import psutil
 
 
 def known(pid: int) -> psutil.Process | None:
-    """The process that has this number now, with the time of its start; none where it has ended."""
+    """The process that has this number now, with the time of its start. None: it has ended."""
     try:
         return psutil.Process(pid)
     except psutil.Error:
@@ -21,7 +21,7 @@ def known(pid: int) -> psutil.Process | None:
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it, however they were started; nothing where it has ended."""
+    """A process and all its descendants. Empty: it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -30,10 +30,10 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def end_tree(pid: int, process: psutil.Process | None, before: Sequence[psutil.Process] = ()) -> None:
-    """Kill a process that leads a group, with all that it started; `before` was below it a while ago.
+    """Kill the leader of a process group and its descendants. `before` are descendants of a while ago.
 
-    `process` is what was `known` by this number when it was started. Where another process has the number by now, that
-    one and its group are left alone.
+    `process` is the process that had this number at its start. If another process has the number now, the other process
+    and its group are left alone.
     """
     is_another = psutil.pid_exists(pid) and (process is None or not process.is_running())
     for each in {*before, *([] if is_another else tree(pid))}:
@@ -45,7 +45,7 @@ def end_tree(pid: int, process: psutil.Process | None, before: Sequence[psutil.P
 
 
 def guard(lines: Iterable[str]) -> None:
-    """Read which processes to watch and which to leave; end those that are left when nothing more comes."""
+    """Read which processes to watch and which to stop watching. When the input ends, end the watched processes."""
     watched: dict[int, psutil.Process | None] = {}
     for line in lines:
         what, number = line.split()

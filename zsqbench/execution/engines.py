@@ -17,15 +17,15 @@ from zsqbench.methods import Engine
 
 
 class Pool(Engine):
-    """Worker processes on this machine, one step at a time each, one GPU each where there are GPUs.
+    """Worker processes on this machine. Each runs one step at a time, and has one GPU if there are GPUs.
 
-    When one dies, or a step fails in it, that one alone is replaced, so that a death has one culprit.
+    If a worker dies, or a step fails in it, only this worker is replaced. So the step that caused a death is known.
     """
 
     name: ClassVar[str] = "pool"
 
     def slots(self) -> int:
-        """As many as asked for; else one for each GPU, or for each `threads` cores."""
+        """The number that the user asks for. Unset: one for each GPU, or for each `threads` cores."""
         return self.workers or len(gpus()) or max(1, cores() // self.threads)
 
     def start(self) -> Executor:
@@ -34,7 +34,7 @@ class Pool(Engine):
 
 
 class InProcess(Engine):
-    """No worker at all: steps run in the process that submits them, so that a debugger sees them."""
+    """No worker: steps run in the process that submits them, so that a debugger sees them."""
 
     name: ClassVar[str] = "in_process"
 
@@ -43,7 +43,7 @@ class InProcess(Engine):
         return 1
 
     def start(self) -> Executor:
-        """An executor that has run the step when `submit` returns."""
+        """An executor whose `submit` runs the step before it returns."""
         return _Here()
 
 
@@ -52,16 +52,16 @@ class _Here(Executor):
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - an executor hands on whatever was raised
+        except Exception as error:  # noqa: BLE001 - an executor passes any exception on
             future.set_exception(error)
         return future
 
 
 class WorkerPool(Executor):
-    """An executor of workers; one is replaced after a step that failed in it, or that may have changed it."""
+    """An executor of workers. A worker is replaced after a step that failed in it or that may have changed it."""
 
     replaces_workers = True
-    """Says to the run loop that a dead worker is no reason to start the executor anew."""
+    """Tells the run loop not to restart the executor when a worker dies."""
 
     def __init__(
         self, workers: int, threads: int, *, step_timeout: float | None = None, memory: int | None = None
@@ -80,11 +80,11 @@ class WorkerPool(Executor):
         atexit.register(self.shutdown, cancel_futures=True)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Run in the next free worker; waits for one where more is submitted than there are workers."""
+        """Run a call in the next free worker. If no worker is free, the call waits."""
         return self._callers.submit(self._call, fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers and all that they started; with `cancel_futures`, in the middle of what they do."""
+        """End the workers and the processes that they started. With `cancel_futures`, interrupt their steps."""
         self._closed = True
         atexit.unregister(self.shutdown)
         self._callers.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
@@ -107,7 +107,7 @@ class WorkerPool(Executor):
             self._free.put(slot)
 
     def _worker(self, slot: int) -> Worker:
-        """The worker of a slot, which is a new one where there is none, or where it died while it waited."""
+        """The worker of a slot. It is a new worker if there was none, or if it died while it waited."""
         worker = self._workers[slot]
         if worker is not None and worker.is_alive():
             return worker
@@ -138,7 +138,7 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES would name, found without torch."""
+    """The GPUs in the form of CUDA_VISIBLE_DEVICES, found without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]
@@ -147,7 +147,7 @@ def gpus() -> list[str]:
 
 @cache
 def _installed_gpus() -> tuple[str, ...]:
-    """Numbers of the GPUs that the driver has. The run loop asks before each step, and none is plugged in meanwhile."""
+    """Numbers of the GPUs that the driver has. They do not change during a run, but the run loop asks at each step."""
     with contextlib.suppress(OSError):
         return tuple(str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir()))
     return ()

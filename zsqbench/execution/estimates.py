@@ -1,4 +1,4 @@
-"""Estimates of how long steps will take, from what steps took that are like them to some degree."""
+"""Estimate the time of steps from the times of similar steps."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,19 +10,20 @@ from zsqbench.execution.timings import Timing, Timings
 from zsqbench.steps.step import Step, Work
 
 Basis = Literal["measured", "scaled", "probed", "rough"]
-"""Such a step ran, with another seed or scheme at most; or one of its method, with more or less to do or on another
-network; or a shortened one on this network, to probe it; or only other methods of its kind."""
+"""The basis of an estimate. `measured`: the step ran, with another seed or scheme at most. `scaled`: its method ran,
+with other work or on another network. `probed`: a shortened step ran on this network. `rough`: only other methods of
+its kind ran."""
 
 WORDS: Mapping[Basis, str] = {
-    "measured": "measured on such steps",
-    "scaled": "scaled from others of the same methods",
+    "measured": "measured on equal steps",
+    "scaled": "scaled from other steps of the same methods",
     "probed": "from probes",
     "rough": "rough, from other methods",
 }
 """For people."""
 
 APART = 1.2
-"""Numbers of images that differ by less say nothing of what one takes."""
+"""Numbers of images must differ by at least this factor to give the time of one image."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,19 @@ class _Like:
     """The times of steps of one kind and method on one network."""
 
     cost: float
-    """Of the network, for one image."""
+    """Operations of the network, for one image."""
     measured: list[tuple[float, float]] = field(default_factory=list)
     """Images and seconds of steps of runs."""
     probed: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """All of them."""
+        """All pairs of images and seconds."""
         return self.measured + self.probed
 
 
 class Estimates:
-    """Estimates by what is remembered: the nearest basis that there is."""
+    """Estimates from remembered times, on the nearest basis that exists."""
 
     def __init__(self, timings: Timings) -> None:
         self.timings = timings
@@ -80,12 +81,12 @@ class Estimates:
         (like.probed if timing.probed else like.measured).append((work.images, timing.seconds))
 
     def knows(self, step: Step) -> bool:
-        """True if such a step ran, or one of its method on its network, whole or to probe it."""
+        """True if the step ran, or another step of its method on its network. Probes count, too."""
         exact, work = self.timings.estimate(step), step.work
         return exact is not None or (work is not None and work.network in self._by_method.get(_way(work), {}))
 
     def of(self, step: Step) -> Estimate | None:
-        """How long a step may take; none where no step of its kind ran, or its network is not known yet."""
+        """How long a step may take. None: no step of its kind ran, or its network is not known yet."""
         if step.key not in self._found:
             exact = self.timings.estimate(step)
             if exact is not None:
@@ -95,11 +96,11 @@ class Estimates:
         return self._found[step.key]
 
     def total(self, steps: Iterable[Step]) -> "Total":
-        """The time of all these."""
+        """The time of all these steps."""
         return Total.of(map(self.of, steps))
 
     def of_work(self, work: Work) -> Estimate | None:
-        """How long so much work may take; where only the other of compiled and not is known, as long as that."""
+        """How long this work may take. If only compiled or only uncompiled times are known, they are used for both."""
         ways = [way for way in (_way(work), _way(replace(work, compiled=not work.compiled))) if way in self._by_method]
         for way in ways:
             if work.network in self._by_method[way]:
@@ -108,16 +109,16 @@ class Estimates:
         return Estimate(self._elsewhere(work, ways[0]), "scaled") if ways else self._of_others(work)
 
     def compiled(self, work: Work) -> float | None:
-        """Seconds of so much work where it is compiled, or none where its method never was, on its network, here."""
+        """Seconds of this work if it is compiled. None: its method was never compiled on its network in this home."""
         way = _way(replace(work, compiled=True))
         known = work.network in self._by_method.get(way, {})
         return self._line(way, work.network).at(work.images) if known else None
 
     def _of_others(self, work: Work) -> Estimate | None:
-        """By other methods of the kind, on this network if there are any.
+        """An estimate from other methods of the kind, on this network if possible.
 
-        Those of which two amounts are known come first. One amount tells what is fixed, but not what an image takes,
-        which is then that of any kind.
+        Methods with two known amounts of work come first. One amount gives only the fixed time. The time of an image
+        then comes from steps of any kind.
         """
         others = [
             like for (kind, *_), known in self._by_method.items() if kind == work.kind for like in _near(known, work)
@@ -130,13 +131,13 @@ class Estimates:
         return Estimate(statistics.median(seconds), "rough") if seconds else None
 
     def _any_slope(self, work: Work) -> float | None:
-        """Seconds of an image for each operation, in steps of whatever kind; none where none is known."""
+        """Seconds of an image for each operation, in steps of any kind. None: not known."""
         likes = [like for known in self._by_method.values() for like in _near(known, work)]
         slopes = [line.slope / like.cost for like in likes if (line := _through(like.points)) is not None]
         return statistics.median(slopes) if slopes else None
 
     def _elsewhere(self, work: Work, way: "_Way") -> float:
-        """The median of what it would take by the times of its method on these networks."""
+        """The median of the estimates from the times of its method on these networks."""
         return statistics.median(
             self._line(way, network).at(work.images) * work.cost / like.cost
             for network, like in self._by_method[way].items()
@@ -157,12 +158,12 @@ class Estimates:
 
 
 def _near(networks: Mapping[str, _Like], work: Work) -> list[_Like]:
-    """The times on the network of this work, or else on all."""
+    """The times on the network of this work, or else on all networks."""
     return [networks[work.network]] if work.network in networks else list(networks.values())
 
 
 _Way = tuple[str, str, bool]
-"""Kind and method of steps, and whether they were compiled."""
+"""Kind and method of steps, and true if they were compiled."""
 
 
 def _way(work: Work) -> _Way:
@@ -170,10 +171,10 @@ def _way(work: Work) -> _Way:
 
 
 def fit(points: Sequence[tuple[float, float]], slope: float | None = None) -> Line:
-    """The line through images and seconds, by medians; it never falls, and begins at 0 s at least.
+    """The line through images and seconds, by medians. It never falls, and begins at 0 s or above.
 
-    Where all have about as many images, its slope is the given one, as far as seconds allow; without one, seconds are
-    taken as proportional to it.
+    If all steps have about the same number of images, the given slope is used, limited by the seconds. Without a given
+    slope, seconds are taken as proportional to images.
     """
     found = _through(points)
     if found is not None:
@@ -186,7 +187,7 @@ def fit(points: Sequence[tuple[float, float]], slope: float | None = None) -> Li
 
 
 def _through(points: Sequence[tuple[float, float]]) -> Line | None:
-    """The line through points of which two are apart: the median of slopes, and what remains."""
+    """The line through points: the median slope, and the median remainder. None: no two points are far enough apart."""
     levels: dict[float, list[float]] = {}
     for images, seconds in points:
         levels.setdefault(images, []).append(seconds)
@@ -205,12 +206,12 @@ def _through(points: Sequence[tuple[float, float]]) -> Line | None:
 
 @dataclass(frozen=True)
 class Total:
-    """The time of many steps, by what it is known from."""
+    """The time of many steps, by the basis of each estimate."""
 
     seconds: Mapping[Basis, float]
     steps: Mapping[Basis, int]
     unknown: int = 0
-    """Steps of which nothing is known."""
+    """Number of steps with unknown time."""
 
     @classmethod
     def of(cls, estimates: Iterable[Estimate | None]) -> "Total":
@@ -228,12 +229,12 @@ class Total:
 
     @property
     def known(self) -> int:
-        """Steps of which something is known."""
+        """Number of steps with a known time."""
         return sum(self.steps.values())
 
     @property
     def sum(self) -> float:
-        """Seconds of all of them, one after the other."""
+        """Seconds of all steps in sequence."""
         return sum(self.seconds.values())
 
     def __str__(self) -> str:

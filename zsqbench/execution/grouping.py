@@ -1,4 +1,4 @@
-"""Steps that are done in one place, one after the other: how much work a group of them should have."""
+"""Groups of steps that are done in one place, in sequence: how much work a group should have."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -8,15 +8,15 @@ from zsqbench.execution.timings import Timings
 from zsqbench.steps import Step
 
 SHORTEST, LONGEST = 120.0, 600.0
-"""Seconds of work of a group: a share of all that there is, but within these."""
+"""Bounds of the seconds of work of a group. Between them, a group has a share of all work."""
 UNKNOWN = 20.0
-"""Seconds that a step is taken to last of which nothing is known."""
+"""Assumed seconds of a step whose time is unknown."""
 OLD = 60.0
-"""Seconds after which prices are asked for anew, for steps have ended meanwhile."""
+"""After so many seconds prices are computed again, because steps have ended meanwhile."""
 
 
 class Prices:
-    """Seconds that steps may take, by what is remembered when this is made."""
+    """Estimated seconds of steps, from the times that are known when this object is made."""
 
     def __init__(self, timings: Timings, waiting: Iterable[Step], slots: int) -> None:
         self._estimates = Estimates(timings)
@@ -26,16 +26,16 @@ class Prices:
 
     @property
     def old(self) -> bool:
-        """True if they are to be asked for anew."""
+        """True if the prices are outdated."""
         return time.monotonic() - self._made > OLD
 
     def of(self, step: Step) -> float:
-        """Of one step."""
+        """Estimated seconds of one step."""
         estimate = self._estimates.of(step)
         return UNKNOWN if estimate is None else estimate.seconds
 
 
 def places_before(group: Sequence[Step]) -> list[list[int]]:
-    """For each step of a group, the places of those in it that have to end well first."""
+    """For each step of a group, the indices of the steps in it that must succeed first."""
     places = {step.key: place for place, step in enumerate(group)}
     return [[places[need.key] for need in (*step.needs, *step.order_only) if need.key in places] for step in group]

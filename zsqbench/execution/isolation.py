@@ -1,4 +1,4 @@
-"""The same process-wide state for each step, whatever the one before left behind, and a watch over the task's data."""
+"""Give each step the same process-wide state, and refuse access to the task's data while a method runs."""
 
 import contextlib
 import copyreg
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def clean_state(device: "torch.device", key: str, threads: int) -> Iterator[None]:
-    """Give each step the same process-wide state, whatever the step before it left behind."""
+    """Give each step the same process-wide state. Changes by the step before are undone."""
     import numpy as np
     import torch
 
@@ -28,7 +28,7 @@ def clean_state(device: "torch.device", key: str, threads: int) -> Iterator[None
     seed = int(key[:8], 16)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for methods that use the global generator against the rules
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed notes a traceback for each GPU that may come
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would store a traceback for each possible GPU
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
     torch.set_default_dtype(torch.float32)
@@ -51,10 +51,10 @@ def clean_state(device: "torch.device", key: str, threads: int) -> Iterator[None
 
 
 def copy_empty_tables_fast() -> None:
-    """Let `copy.deepcopy` take an empty table as what it is, and not as an object with a state and items.
+    """Let `copy.deepcopy` copy an empty OrderedDict directly, not as an object with state and items.
 
-    A module of torch has a dozen of them, for hooks: they were half of the copy of a small network, and each step makes
-    several. Copies and pickles are the same as before.
+    A module of torch has a dozen empty tables for hooks. They took half of the copy of a small network, and each step
+    makes several copies. Copies and pickles do not change.
     """
     copyreg.pickle(OrderedDict, _reduced)
 
@@ -70,11 +70,11 @@ def _reset_peak_memory(device: "torch.device") -> None:
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux: start VmHWM anew
+            Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux: reset VmHWM
 
 
 def peak_memory(device: "torch.device") -> int:
-    """Bytes that the step took at most so far: of the GPU, or else of the whole process."""
+    """Peak bytes of the step so far: of the GPU, or else of the whole process."""
     import torch
 
     if device.type == "cuda":
@@ -87,7 +87,7 @@ def peak_memory(device: "torch.device") -> int:
 
 
 class _Watch:
-    """An audit hook cannot be removed, so there is one for the process, and what it forbids is set for each call."""
+    """The audit hook of the process. A hook cannot be removed, so the forbidden files are set for each call instead."""
 
     folders: tuple[str, ...] = ()
     method = ""
@@ -95,15 +95,15 @@ class _Watch:
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    """Refuse to open what is forbidden.
+    """Refuse to open forbidden files.
 
-    Python calls it for much more than `open`: each `id(...)` of `copy.deepcopy` is such an event. A function of a
-    module is called for a quarter of what a bound method takes, in which Python looks for an attribute in vain.
+    Python calls this for many events besides `open`, such as each `id(...)` of `copy.deepcopy`. A module function takes
+    a quarter of the time of a bound method, for which Python searches an attribute in vain.
     """
     if event != "open" or not _Watch.folders or not isinstance(args[0], str | bytes | os.PathLike):
         return
     name = os.fsdecode(args[0])
-    for path in (os.path.abspath(name), os.path.realpath(name)):  # noqa: PTH100 - a link in it, and a link to it
+    for path in (os.path.abspath(name), os.path.realpath(name)):  # noqa: PTH100 - links inside the path, and a link to the file
         if any(path == folder or path.startswith(folder + os.sep) for folder in _Watch.folders):
             raise ZSQBenchError(f"{_Watch.method} opened {path}: methods must not read the task's data")
 
@@ -112,7 +112,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 def forbid_opening(folders: list[str], method: str) -> Iterator[None]:
     """While a method runs, opening a file of the task's data is an error.
 
-    Python's own `open` is seen, and what is built on it (PIL, numpy); a library that opens files in C is not.
+    The watch sees Python's `open` and libraries that use it (PIL, numpy). It does not see a library that opens files in
+    C.
     """
     if not _Watch.installed:
         sys.addaudithook(_audit)

@@ -1,8 +1,8 @@
-"""The home keeps kernels: what torch compiled for a network is taken up by all later steps, workers and runs.
+"""The home keeps kernels that torch compiled for a network. All later steps, workers and runs use them.
 
-torch has a folder of its own for that, which all processes share. It loads whatever stands there, so a library over
-which a compiler was killed would fail each later step. Here a step compiles in a folder that nobody else sees. It
-begins with what the home keeps, and what a finished step added is kept as one archive, whose name is its checksum.
+torch has its own folder for kernels, which all processes share. torch loads any file there. If a compiler was killed
+while it wrote a library, each later step would fail. So a step of zsqbench compiles in a private folder. The folder
+begins with the kernels of the home. Kernels that a finished step added are kept as one archive, named by its checksum.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from zsqbench.leftovers import remove
 from zsqbench.store import temporary_beside
 
 FOLDER, TRITONS_FOLDER = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
-"""Variables that tell torch where it finds and leaves compiled kernels; the second follows from the first."""
+"""Variables that tell torch where compiled kernels are. The second follows from the first."""
 
 _OWN = "zsqbench-compiled-"
-"""Begins the names of the folders of single steps, in the system's folder for temporary files."""
+"""The prefix of the folders of single steps, in the system's folder for temporary files."""
 
 _OF_NO_USE = frozenset({".lock", ".o", ".tmp"})
 """Suffixes of files that no other process reads."""
@@ -39,7 +39,7 @@ def archives(home: Path) -> list[Path]:
 
 
 def is_sound(archive: Path) -> bool:
-    """True if an archive can be read, and is what was written."""
+    """True if an archive can be read and its content has not changed."""
     with contextlib.suppress(OSError):
         return file_digest(archive) == archive.stem
     return False
@@ -47,11 +47,11 @@ def is_sound(archive: Path) -> bool:
 
 @contextlib.contextmanager
 def kept_kernels(home: Path, network: str) -> Iterator[None]:
-    """Let a step compile with what the home keeps for its network, and keep what it adds.
+    """Let a step compile with the kernels that the home has for its network, and keep the kernels that it adds.
 
-    Of a step that fails, nothing is kept. An archive that is damaged is removed, and what was in it compiled anew.
-    Where nothing can be written, nothing is kept. A folder that the user names (TORCHINDUCTOR_CACHE_DIR) is left to
-    torch alone.
+    Kernels of a failed step are not kept. A damaged archive is removed, and its kernels are compiled again. If the home
+    cannot be written to, no kernels are kept. If the user names a folder (TORCHINDUCTOR_CACHE_DIR), only torch manages
+    it.
     """
     named = os.environ.get(FOLDER)
     if named is not None and not _is_torchs(Path(named)):
@@ -73,10 +73,10 @@ def kept_kernels(home: Path, network: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
-    """A folder that is locked, and gone afterwards; those that nobody has locked any more are removed first."""
+    """A locked folder that is removed afterwards. Folders without a lock are removed first."""
     for left in Path(tempfile.gettempdir()).glob(f"{_OWN}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or locked
-            if time.time() - left.stat().st_mtime > SECONDS:  # a younger one may not be locked yet
+        with contextlib.suppress(OSError):  # of another user, or locked
+            if time.time() - left.stat().st_mtime > SECONDS:  # a newer folder may not be locked yet
                 with _locked(left):
                     shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=_OWN, ignore_cleanup_errors=True) as name, _locked(Path(name)):
@@ -85,7 +85,7 @@ def _own_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder until the block or this process ends. Raises OSError where another has locked it."""
+    """Lock a folder until the block or this process ends. Raises OSError if another process has locked it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +95,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_torchs(folder: Path) -> bool:
-    """True if it is what torch itself puts into the variable where nobody has set it."""
+    """True for the value that torch itself gives the variable if the user has not set it."""
     return folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith("torchinductor_")
 
 
@@ -114,11 +114,11 @@ def _environment() -> Iterator[None]:
 
 @cache
 def _machine() -> str:
-    """A name that processors share which run each other's kernels, under one version of torch."""
+    """A name for a version of torch and a type of processor. Processors with the same name can share kernels."""
     import torch
 
     processor = platform.processor()
-    with contextlib.suppress(OSError):  # Linux names all that a processor can do, for which compilers write
+    with contextlib.suppress(OSError):  # Linux lists the features of a processor, which compilers use
         found = re.search(
             r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
         )
@@ -127,7 +127,7 @@ def _machine() -> str:
 
 
 def _take(archive: Path, folder: Path) -> None:
-    """Unpack an archive where it is sound, and remove it where it is not."""
+    """Unpack an archive if it is sound, or else remove it."""
     with contextlib.suppress(OSError):
         if is_sound(archive):
             with zipfile.ZipFile(archive) as file:

@@ -1,4 +1,4 @@
-"""The loss terms of fine-tuning around quantized networks, on the images that each was calibrated on."""
+"""The loss terms of fine-tuning around quantized networks, on the calibration images of each."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -35,20 +35,20 @@ class Surroundings:
 
     landscape: "Landscape"
     has_labels: bool
-    """True if cross-entropy is towards the labels of the set; else it is towards the float network's decisions."""
+    """True: cross-entropy uses the labels of the set. False: it uses the decisions of the float network."""
 
 
 def check_installed() -> None:
-    """Raise ZSQBenchError where the package for spectra is not installed."""
+    """Raise ZSQBenchError if the package for spectra is not installed."""
     if importlib.util.find_spec(NEEDED) is None:
         raise ZSQBenchError(f"{NEEDED} is not installed: {INSTALL}")
 
 
 def find_landscapes(session: Session, cells: Mapping[str, QuantizedCell], images: int) -> dict[str, Surroundings]:
-    """Measure what is around each cell's quantized network on the first images of its calibration set.
+    """Measure the landscape around each cell's quantized network, on the first images of its calibration set.
 
-    Raises ZSQBenchError for a cell without a quantized weight and for a network that does not classify, before anything
-    is measured of any cell where the scheme says so; as `measure_landscape` does; and CorruptArtifactError.
+    Raises ZSQBenchError for a cell without a quantized weight (before any measurement, if the scheme says so), for a
+    network that does not classify, and as `measure_landscape` does. Raises CorruptArtifactError for a damaged artifact.
     """
     jobs = {name: _job(name, cell) for name, cell in cells.items()}
     return {name: _around(session, name, jobs[name], cell, images) for name, cell in cells.items()}
@@ -93,4 +93,6 @@ def _check_classifier(name: str, network: "fx.GraphModule", image: "torch.Tensor
         with torch.no_grad():
             class_logits(network(image), image)
     except ZSQBenchError as error:
-        raise ZSQBenchError(f"the loss terms are a classifier's, and the network of {name} is none: {error}") from error
+        raise ZSQBenchError(
+            f"the loss terms need a classifier, and the network of {name} is not one: {error}"
+        ) from error

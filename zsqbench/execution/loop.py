@@ -1,4 +1,4 @@
-"""The one run loop: ready steps go to free slots."""
+"""The run loop: ready steps go to free slots."""
 
 import contextlib
 import logging
@@ -29,27 +29,27 @@ log = logging.getLogger("zsqbench")
 
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
-"""A step whose worker died is tried once more: the culprit may have been whatever else filled the memory."""
+"""A step whose worker died is tried once more, because another process may have filled the memory."""
 LOSSES = 5
-"""A step is tried on so many nodes that are lost; this one may be what ends them."""
+"""A step is tried until so many nodes are lost. Then the step itself may end the nodes."""
 UNFIT = 3
-"""So many nodes may be unfit to run steps before one has done a step; then something is wrong for all."""
+"""If so many nodes are unfit before any node has done a step, all nodes have a problem."""
 
 
 @dataclass(frozen=True)
 class _News:
-    """The last that was heard of a running step."""
+    """The last report of a running step."""
 
     progress: Progress
     since: float
     silent: int = 0
-    """Minutes of silence since, as they were last shown."""
+    """Minutes since the last report, as last shown."""
 
 
 class Loop:
-    """Keeps ready steps and free slots; one submission per free slot.
+    """Keeps ready steps and free slots. Each free slot gets one submission.
 
-    A step that another run on this home does meanwhile is waited for, and its artifact is taken.
+    If another run on this home does a step, the loop waits for it and uses its artifact.
     """
 
     def __init__(self, run: "Run", engine: Engine, leases: Leases) -> None:
@@ -64,7 +64,7 @@ class Loop:
         self._queue = Queue(self.outcomes)
         self._running: dict[Future[Outcome], Step] = {}
         self._group: dict[Future[Outcome], int] = {}
-        """The number of the group in which each was submitted; it has one step, unless the executor takes more."""
+        """The number of the group of each submitted step. A group has one step, unless the executor takes more."""
         self._groups = 0
         self._elsewhere: dict[str, Step] = {}
         """Steps that other runs do."""
@@ -73,20 +73,20 @@ class Loop:
         self._losses: Counter[str] = Counter()
         self._nodes = NodeRecord()
         self._unfit: dict[str, str] = {}
-        """The reasons of nodes that can run no step."""
+        """Why nodes cannot run steps, by node."""
         self._prices: Prices | None = None
         self._made_again: set[str] = set()
         self._settled: list[Step] = []
         self._all_settled: list[Step] = []
         self._executor: Executor | None = None
         self._news: dict[str, _News] = {}
-        """The last news of each running step."""
+        """The last report of each running step."""
 
     def run(self, steps: Iterable[Step], after: Callable[[list[Step]], None] = lambda _: None) -> None:
-        """Run steps, each after what it needs; call `after` with those that are settled, whenever some are.
+        """Run steps, each after the steps that it needs. Call `after` with steps whenever some are settled.
 
-        Ctrl-C, or another signal that asks for the end, ends it: what is not settled then is interrupted. Raises
-        ZSQBenchError where the engine says that no step can run.
+        Ctrl-C, or another signal to end, ends the loop. Steps that are not settled are then interrupted. Raises
+        ZSQBenchError if the engine says that no step can run.
         """
         try:
             self._queue.add(steps)
@@ -100,7 +100,7 @@ class Loop:
                 for future in [each for each in self._running if each in done]:  # in order
                     del self._group[future]
                     self._finish(self._running.pop(future), future)
-                self._fill_slots()  # before rows are written, so that no slot waits for that
+                self._fill_slots()  # before rows are written, so that no slot waits for the writing
                 if not done:
                     self._show_progress()
                 after(self._take_settled())
@@ -121,7 +121,7 @@ class Loop:
         self.close(kill=True)
 
     def close(self, *, kill: bool = False) -> None:
-        """End the workers; at once if told so, or if an error ends the run while steps are running."""
+        """End the workers. End them at once if asked, or if an error ends the run while steps are running."""
         if self._executor is not None:
             kill = kill or bool(self._running)
             self._executor.shutdown(wait=not kill, cancel_futures=kill)
@@ -134,7 +134,7 @@ class Loop:
         return {label: outcome.cause for label, outcome in outcomes.items() if outcome.status == "failed"}
 
     def _check_engine(self) -> None:
-        """Let the engine look at what it has, once and if there is something to do."""
+        """Let the engine check its nodes once, if there is a step to do."""
         if self._queue and not self._checked:
             self.engine.check(self.run_.config)
             self._checked = True
@@ -144,14 +144,14 @@ class Loop:
         return settled
 
     def _wait(self) -> set["Future[Outcome]"]:
-        """The steps that came to their end within a while."""
+        """The steps that ended within a short time."""
         if not self._running:
             time.sleep(POLL_SECONDS if self._elsewhere else 0)
             return set()
         return wait(self._running, POLL_SECONDS, FIRST_COMPLETED).done
 
     def _look_elsewhere(self) -> None:
-        """Take what other runs have done meanwhile, and do what they have given up."""
+        """Use the results of other runs, and do steps that they have given up."""
         for step in list(self._elsewhere.values()):
             if self._is_done_elsewhere(step):
                 self._settle(self._elsewhere.pop(step.key), Outcome("done"))
@@ -180,7 +180,7 @@ class Loop:
                 self._submit(step)
 
     def _is_ours(self, step: Step) -> bool:
-        """True if this run is to do a step: no other run does it, or has done it since this one was planned."""
+        """True if this run does a step: no other run does it, or has done it since this run was planned."""
         if not self.leases.claim(step.key):
             self._elsewhere[step.key] = step
             self.run_.notify("step_progress", step=step, progress=Progress(note="another run does it"))
@@ -191,7 +191,7 @@ class Loop:
         return True
 
     def _submit(self, step: Step) -> None:
-        """Hand a step to the executor, with others where it takes several at a time."""
+        """Submit a step to the executor, with other steps if it takes several at a time."""
         group = [step]
         try:
             if self._executor is None:
@@ -202,10 +202,10 @@ class Loop:
                 futures = self._executor.submit_group(run_step, self.run_.config, jobs, places_before(group))
             else:
                 futures = [self._executor.submit(run_step, self.run_.config, self._job(step))]
-        except KeyboardInterrupt:  # an engine that runs steps where they are submitted
+        except KeyboardInterrupt:  # an engine may run steps inside `submit`
             self._queue.add(group)
             raise
-        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is these steps' failure
+        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; these steps fail
             self.close(kill=True)
             for each in group:
                 self._settle(each, Outcome("failed", error=f"the engine did not take it: {one_line(error)}"))
@@ -215,7 +215,7 @@ class Loop:
             self._group |= dict.fromkeys(futures, self._groups)
 
     def _grouped(self, step: Step) -> list[Step]:
-        """A step with others to be done after it in one place, those that hang on it first: a share of the work."""
+        """A step with others that are done after it in one place, its dependents first: a share of the work."""
         prices = self._prices
         if prices is None or prices.old:
             prices = Prices(Timings(self.run_.store), [step, *self._queue.steps()], self.engine.slots())
@@ -253,7 +253,7 @@ class Loop:
             self._restart_if_broken()
             if self._try_elsewhere(step, error) if isinstance(error, NodeLostError) else self._try_again(step):
                 return
-        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; it is this step's failure
+        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; this step fails
             outcome = Outcome("failed", error=one_line(error))
         if outcome.damaged is not None and self._make_again(step, outcome.damaged):
             return
@@ -264,7 +264,7 @@ class Loop:
             self._move(bad, ends)
 
     def _put_back(self, step: Step) -> None:
-        """Let a step wait anew that was not begun, or block it where one that it needs has failed meanwhile."""
+        """Queue a step again that was not begun, or block it if a step that it needs has failed meanwhile."""
         before = [self.outcomes.get(need.key) for need in (*step.needs, *step.order_only)]
         failed = next((outcome for outcome in before if outcome is not None and outcome.status != "done"), None)
         if failed is not None:
@@ -278,7 +278,7 @@ class Loop:
         return {step.key for step in self._running.values()} | self._nodes.held
 
     def _leave_out(self, node: str, why: str) -> None:
-        """Give a node no more steps, on which none can run. Raises ZSQBenchError where no other is left."""
+        """Give a node that cannot run steps no more steps. Raises ZSQBenchError if no other node is left."""
         if node in self._unfit:
             return
         self._unfit[node] = why
@@ -289,14 +289,14 @@ class Loop:
         log.warning("node %s is left out: %s", node, why)
 
     def _move(self, node: str, ends: Sequence[Ended]) -> None:
-        """Try steps elsewhere that failed on a bad node."""
+        """Try steps that failed on a bad node elsewhere."""
         if not self.engine.leave_out(node):
             self._settle_all(ends)
             return
         first = ends[0]
         told = f"{first.step.label}: {first.outcome.cause}"
         log.warning(
-            "node %s is left out: it failed all %d steps that it got, which are tried elsewhere; the first was %s",
+            "node %s is left out: all %d steps failed on it and are tried elsewhere; the first was %s",
             node,
             len(ends),
             told,
@@ -309,7 +309,7 @@ class Loop:
             self._settle(ended.step, ended.outcome)
 
     def _restart_if_broken(self) -> None:
-        """Start the executor anew with the next step, unless it replaces dead workers itself, as the pool does."""
+        """Restart the executor with the next step, unless it replaces dead workers itself, as the pool does."""
         if not getattr(self._executor, "replaces_workers", False):
             self.close(kill=True)
 
@@ -317,7 +317,7 @@ class Loop:
         self.leases.release(step.key)
         self.outcomes[step.key] = outcome
         if step.type.background and outcome.status == "failed":
-            with contextlib.suppress(OSError):  # it is told at the end of the run, too
+            with contextlib.suppress(OSError):  # the end of the run reports it, too
                 self.run_.store.note_failure(step.key, outcome.traceback or outcome.cause)
         self._settled.append(step)
         self._all_settled.append(step)
@@ -333,7 +333,7 @@ class Loop:
         return True
 
     def _try_elsewhere(self, step: Step, error: NodeLostError) -> bool:
-        """Put a step back whose node was lost, which says nothing of the step."""
+        """Queue a step again whose node was lost. The step is probably not the cause."""
         self._losses[step.key] += 1
         if self._losses[step.key] >= LOSSES:
             return False
@@ -342,9 +342,10 @@ class Loop:
         return True
 
     def _make_again(self, step: Step, damaged: str) -> bool:
-        """Put a damaged artifact aside, and its step and this one back into the queue.
+        """Put a damaged artifact aside, and queue its step and this step again.
 
-        Not for a background step alone: a set may have taken hours, and whoever needs it for more finds the damage.
+        This is not done if only a background step needs the artifact: a set may have taken hours. Any other step that
+        needs the artifact will find the damage.
         """
         source = next((need for need in step.needs if need.key == damaged), None)
         if source is None or (step.type.background and damaged not in self._made_again):
@@ -363,7 +364,7 @@ class Loop:
         return missing
 
     def _show_progress(self) -> None:
-        """Tell observers what running steps have told, and of which steps nothing was heard for long."""
+        """Report the progress of running steps to observers, and the steps that have not reported for a long time."""
         for future, step in self._running.items():
             if not future.running():
                 continue
@@ -381,7 +382,7 @@ class Loop:
 
 
 def _death(error: BrokenExecutor, step: Step) -> str:
-    """The reason of a worker's death, with advice where the system may have killed it for its memory."""
+    """Why a worker died, with advice if the system may have killed it because memory was full."""
     said = str(error) or "the worker process died"
     advice = step.variant.method.advice_on_memory() if step.variant and "out of memory" in said else ""
     return f"{said}: {advice}" if advice else said

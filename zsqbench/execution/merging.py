@@ -1,4 +1,4 @@
-"""Join the homes and rows of several machines into one, so that a run on it finds all of them done."""
+"""Join the homes and rows of several machines into one home. A run on it finds all their steps done."""
 
 import contextlib
 import logging
@@ -19,25 +19,25 @@ from zsqbench.store import Store
 log = logging.getLogger("zsqbench")
 
 LIBRARIES = ("zsqbench", "torch", "torchvision", "numpy")
-"""Numbers of two versions of these are not mixed. Other builds of a version, such as +cpu, are other machines."""
+"""Numbers of different versions of these packages are not mixed. Different builds of a version (+cpu) may be mixed."""
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A number that an artifact here and a row there, of equal keys, say differently."""
+    """A number that differs between an artifact here and a row there, for equal keys."""
 
     cell: str
     metric: str
     here: object
-    """The value that stays; None where nothing was measured under this name."""
+    """The value here, which stays. None: nothing was measured under this name."""
     there: object
     folder: Path
-    """There."""
+    """The value there."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """All that was taken from a folder."""
+    """The counts of new data from one folder."""
 
     folder: Path
     artifacts: int
@@ -46,7 +46,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """All that a merge did."""
+    """The result of a merge."""
 
     merged: Sequence[Merged]
     conflicts: Sequence[Conflict]
@@ -57,7 +57,7 @@ class Place:
     """A home and its rows."""
 
     folder: Path
-    """As it was given."""
+    """The folder as the user gave it."""
     store: Store
     results: Path
 
@@ -73,28 +73,28 @@ class _Rows:
     files: dict[str, dict[tuple[str, str], Result]] = field(default_factory=dict)
 
     def all(self) -> Iterator[Result]:
-        """All of them."""
+        """All rows of a suite."""
         for rows in self.files.values():
             yield from rows.values()
 
     def add(self, other: "_Rows") -> None:
-        """Add those of others; of one cell, the first stays."""
+        """Add other rows. If a cell has two rows, the first stays."""
         for name, rows in other.files.items():
             self.files[name] = rows | self.files.get(name, {})
 
 
 def find_place(folder: Path) -> Place:
-    """The home and the rows that runs left in a folder, by the names that users give them.
+    """Find the home and the rows that runs left in a folder, by their usual names.
 
-    The home is `.zsqbench` or `home` in it, or the folder itself; the rows are in `results` in it, beside the home, or
-    in the folder itself. Raises ZSQBenchError where there is no home, or more than one.
+    The home is `.zsqbench` or `home` in the folder, or the folder itself. The rows are in `results` in the folder,
+    beside the home, or in the folder itself. Raises ZSQBenchError if there is no home, or more than one.
     """
     if not folder.is_dir():
         raise ZSQBenchError(f"there is no folder {folder} to merge")
     homes = [home for home in (folder / ".zsqbench", folder / "home", folder) if (home / "store").is_dir()]
     if len(homes) > 1:
         names = " and ".join(map(str, homes))
-        raise ZSQBenchError(f"cannot merge {folder}: there are homes at {names}; give the one that is meant")
+        raise ZSQBenchError(f"cannot merge {folder}: there are homes at {names}; give one of them")
     if not homes:
         raise _nothing_in(folder)
     home = homes[0]
@@ -111,11 +111,10 @@ def _nothing_in(folder: Path) -> ZSQBenchError:
 
 
 def merge_places(places: Sequence[Place], target: Place) -> MergeReport:
-    """Copy what is missing in the target, first artifacts, then rows; what is there stays.
+    """Copy missing data to the target: first artifacts, then rows. Nothing there is replaced.
 
-    Raises ZSQBenchError where a place cannot be merged, with the reason: before anything is copied, or when an artifact
-    turns out not to be what was written. Artifacts that were copied by then are sound, no row was, and a merge that is
-    run again goes on.
+    Raises ZSQBenchError with the reason if a place cannot be merged. This happens before anything is copied, or when a
+    damaged artifact is found. Artifacts copied until then are sound, and no row is copied. A repeated merge continues.
     """
     _check_different(places, target)
     for place in (*places, target):
@@ -148,8 +147,7 @@ def _check_different(places: Sequence[Place], target: Place) -> None:
         home = place.store.home.resolve()
         if home == target.store.home.resolve():
             raise ZSQBenchError(
-                f"cannot merge {place.folder} with itself: its home is {target.store.home}, where all is merged into "
-                "(--home)"
+                f"cannot merge {place.folder} with itself: its home is the target {target.store.home} (--home)"
             )
         if home in seen:
             raise ZSQBenchError(f"{place.folder} and {seen[home]} are one home; give it once")
@@ -170,7 +168,7 @@ def _read_target(target: Place, names: Collection[str]) -> _Rows:
 
 
 def _read_source(place: Place) -> _Rows:
-    """The rows of a place whose measurements are at hand; a warning counts and names all others."""
+    """The rows of a place whose measurements are in its home. A warning counts and names the other rows."""
     found, evidence = _Rows(), Evidence(place.store)
     for file in place.row_files():
         contents = file.contents()
@@ -194,7 +192,7 @@ def _read_source(place: Place) -> _Rows:
     if not any(found.files.values()):
         if not any(place.store.artifacts()):
             raise _nothing_in(place.folder)
-        log.warning("there are no rows for %s in %s: artifacts alone are merged", place.folder, place.results)
+        log.warning("there are no rows for %s in %s: only artifacts are merged", place.folder, place.results)
     return found
 
 
@@ -203,9 +201,9 @@ def _done(rows: Mapping[tuple[str, str], Result]) -> dict[tuple[str, str], Resul
 
 
 def _backed(rows: _Rows, store: Store) -> _Rows:
-    """The rows of done cells that were made from artifacts of this store, and not those of another machine.
+    """The rows of done cells that were made from artifacts of this store, not on another machine.
 
-    Committed rows may lie in the folder of results. A run measures their cells, and then takes its own.
+    Committed rows may be in the folder of results. A run measures their cells again, and uses its own rows.
     """
     evidence = Evidence(store)
     return _Rows(
@@ -217,7 +215,7 @@ def _backed(rows: _Rows, store: Store) -> _Rows:
 
 
 def _check_alike(here: _Rows, there: _Rows, folder: Path) -> None:
-    """Raise ZSQBenchError where rows of one suite are of other networks, data, methods or versions than those here."""
+    """Raise ZSQBenchError if rows of a suite have other networks, data, methods or versions than the rows here."""
     for name, rows in there.files.items():
         known: dict[str, set[str]] = {}
         for row in here.files.get(name, {}).values():
@@ -228,24 +226,24 @@ def _check_alike(here: _Rows, there: _Rows, folder: Path) -> None:
                 if value not in known.get(what, {value}):
                     ours = " and ".join(sorted(known[what]))
                     raise ZSQBenchError(
-                        f"cannot merge {folder}: {what} is {value} there ({row.cell}), and {ours} here, and numbers of "
-                        "both do not compare; run that part again with what is here, or merge into another home"
+                        f"cannot merge {folder}: {what} is {value} there ({row.cell}), but {ours} here, so their "
+                        "numbers do not compare; run that part again with the same as here, or merge into another home"
                     )
             _check_keys(here.files.get(name, {}).get((row.suite, row.cell)), row, folder)
 
 
 def _check_keys(here: Result | None, there: Result, folder: Path) -> None:
-    """Raise ZSQBenchError where a cell is defined alike and has other keys, which then are of other code."""
+    """Raise ZSQBenchError if equal definitions of a cell have different keys, because then the code differs."""
     if here is not None and here.definition == there.definition and here.keys != there.keys:
         kinds = [kind for kind, key in there.keys.items() if here.keys.get(kind) != key] or [*here.keys]
         raise ZSQBenchError(
-            f"cannot merge {folder}: the {kinds[0]} step of {there.cell} has another key there, though the suite says "
-            "the same of it: it was made by another version of zsqbench or of a method; run that part again"
+            f"cannot merge {folder}: the {kinds[0]} step of {there.cell} has another key there, although the suite "
+            "defines it equally: another version of zsqbench or of a method made it; run that part again"
         )
 
 
 def _facts(row: Result) -> Iterator[tuple[str, str]]:
-    """All that has to be the same in all rows of a suite, by words that say what it is."""
+    """Values that must be equal in all rows of a suite, each with a description."""
     where = f"of {row.suite}"
     if "digest" in row.model_facts:
         digest = row.model_facts["digest"][:12]
@@ -267,7 +265,7 @@ def _versions(kind: str, method: Described) -> Iterator[tuple[str, str]]:
 
 
 def _copy(place: Place, store: Store) -> int:
-    """Copy the artifacts that are not there yet; returns their number."""
+    """Copy the missing artifacts. Returns their number."""
     copied = 0
     with _blaming(place):
         for kind, key in list(place.store.artifacts()):
@@ -276,27 +274,27 @@ def _copy(place: Place, store: Store) -> int:
             except OSError as error:
                 raise ZSQBenchError(
                     f"cannot copy {kind} artifact {key[:12]} of {place.folder} into {store.home}: {error.strerror}; "
-                    "what was copied stays, and merging again goes on"
+                    "copied artifacts stay; a repeated merge continues"
                 ) from error
     return copied
 
 
 @contextlib.contextmanager
 def _blaming(place: Place) -> Iterator[None]:
-    """Say in whose home a damaged artifact is, and what to do."""
+    """The error for a damaged artifact: it names the home, and what to do."""
     try:
         yield
     except CorruptArtifactError as error:
         kind = place.store.kind_of(error.key) or "an"
         raise ZSQBenchError(
-            f"cannot merge {place.folder}: {kind} artifact {error.key[:12]} in {place.store.home} is not what was "
-            f"written ({error.detail}); copy that home again, or `zsqbench cache verify --home {place.store.home}` "
-            "puts it aside"
+            f"cannot merge {place.folder}: {kind} artifact {error.key[:12]} in {place.store.home} is damaged "
+            f"({error.detail}); copy that home again, or put the artifact aside with "
+            f"`zsqbench cache verify --home {place.store.home}`"
         ) from error
 
 
 def _conflicts(rows: Iterable[Result], folder: Path, evidence: Evidence) -> Iterator[Conflict]:
-    """The numbers of rows of a place that artifacts of the same keys say otherwise here."""
+    """The numbers of rows of a place that differ from artifacts of the same keys here."""
     for row in rows:
         if evidence.is_at_hand(row):
             different = [each for each in evidence.differences(row) if each.name not in _times(row, evidence)]
@@ -317,7 +315,7 @@ def _times(row: Result, evidence: Evidence) -> set[str]:
 
 
 def _take_rows(there: _Rows, backed: _Rows, target: Place) -> int:
-    """Write the rows of a place that count; returns how many are new here."""
+    """Write the accepted rows of a place. Returns how many are new here."""
     taken = 0
     for name, rows in there.files.items():
         measured = backed.files.get(name, {})
@@ -327,7 +325,7 @@ def _take_rows(there: _Rows, backed: _Rows, target: Place) -> int:
 
 
 def _take_file(rows: Mapping[tuple[str, str], Result], measured: Collection[tuple[str, str]], file: ResultFile) -> int:
-    """Write those that count into a file, of which some were measured here; returns how many are new."""
+    """Write the accepted rows into a file, which may have rows of this machine. Returns how many are new."""
     new: dict[tuple[str, str], Result] = {}
 
     def arrange(contents: Contents) -> list[Result]:
@@ -339,14 +337,14 @@ def _take_file(rows: Mapping[tuple[str, str], Result], measured: Collection[tupl
     try:
         file.rewrite(arrange)
     except OSError as error:
-        raise ZSQBenchError(f"cannot write {file.path}: {error.strerror}; merging again goes on") from error
+        raise ZSQBenchError(f"cannot write {file.path}: {error.strerror}; a repeated merge continues") from error
     return len(new)
 
 
 def _counts(there: Result, here: Result | None, is_measured: bool) -> bool:
-    """True if a row takes the place of the one here, if any; `is_measured` says that this was made from artifacts here.
+    """True if a row replaces the row here, if any. `is_measured`: the row here was made from artifacts here.
 
-    A number that is there stays. A cell that is done somewhere is done.
+    A number here stays. A cell that is done on one machine is done.
     """
     if here is None:
         return True

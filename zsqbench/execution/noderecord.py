@@ -1,11 +1,11 @@
-"""Tell a node that fails all that it gets from steps that fail on any node."""
+"""Distinguish a bad node, on which every step fails, from steps that fail on any node."""
 
 from dataclasses import dataclass, field
 
 from zsqbench.steps import Outcome, Step
 
 FAILURES = 3
-"""A node has to fail so many steps, and do none, before it is suspected."""
+"""A node is suspected after so many steps failed on it and none succeeded."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Ended:
 class NodeRecord:
     """The ends of steps on each node.
 
-    A failure on a node that has done no step yet is held back. If the node does one later, the failure was the step's.
-    If the node fails `FAILURES` steps, and another node does steps, the node is bad, and its steps are tried elsewhere.
+    A failure on a node that has not done a step yet is held back. If the node does a step later, the step caused the
+    failure. If `FAILURES` steps fail on the node, and another node does steps, the node is bad, and its steps are tried
+    elsewhere.
     """
 
     _good: set[str] = field(default_factory=set)
@@ -29,7 +30,7 @@ class NodeRecord:
     _held: dict[str, list[Ended]] = field(default_factory=dict)
     """Failures that are held back, by node."""
     _moved: set[str] = field(default_factory=set)
-    """Steps that were tried elsewhere after their node was found bad: another failure is their own."""
+    """Steps that were tried elsewhere because their node was bad. If they fail again, they are the cause."""
 
     @property
     def held(self) -> set[str]:
@@ -47,7 +48,7 @@ class NodeRecord:
         return bool(self._good)
 
     def settled(self, node: str | None, ended: Ended) -> list[Ended]:
-        """Take note of an end; returns all ends that are certain now, in the order in which they came."""
+        """Note an end. Returns all ends that are certain now, in order."""
         if node is None:  # an engine without nodes
             return [ended]
         if ended.outcome.status == "done":
@@ -59,7 +60,7 @@ class NodeRecord:
         return []
 
     def bad(self) -> dict[str, list[Ended]]:
-        """Nodes that have failed all of several steps while others did theirs, with these steps, which they forget."""
+        """Bad nodes with their steps: all of several steps failed on each, while other nodes did steps."""
         found = {node: held for node, held in self._held.items() if len(held) >= FAILURES and self._good - {node}}
         for node, held in found.items():
             del self._held[node]
@@ -67,7 +68,7 @@ class NodeRecord:
         return found
 
     def give_up(self) -> list[Ended]:
-        """All failures that are held back, because no other step can tell whose they are."""
+        """All failures that are held back. No other step is left that could show the cause."""
         held = [ended for each in self._held.values() for ended in each]
         self._held.clear()
         return held

@@ -1,7 +1,7 @@
-"""The machines that engines spread steps over: what each has to have, and how a step is done there.
+"""The machines to which engines distribute steps: the requirements of a machine, and how a step runs there.
 
-A step runs in a worker process like the pool's, which the engine's process on the node keeps. So isolation, limits and
-the ends of workers are those of the pool, and an engine only says where a step runs.
+The engine's process on a node keeps a worker process like a worker of the pool. A step runs in this worker. So
+isolation, limits and the ends of workers are those of the pool. An engine only says where a step runs.
 """
 
 import contextlib
@@ -28,19 +28,19 @@ from zsqbench.reports.results import package_version
 from zsqbench.store import temporary_beside
 
 APPEAR_SECONDS = 5.0
-"""Time that a new file may take until a network file system shows it on another machine."""
+"""A network file system shows a new file on another machine within so many seconds."""
 
 
 class NodeFuture(Future[Any]):
-    """A future that says where its call ran."""
+    """A future that knows where its call ran."""
 
     node: str | None = None
-    """The name of the node; None until it is known."""
+    """The name of the node. None: not known yet."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a step may take."""
+    """The limits of a step."""
 
     threads: int = 1
     step_timeout: float | None = None
@@ -51,25 +51,25 @@ class Limits:
 
 @dataclass(frozen=True)
 class PluginFile:
-    """A plugin file that travels with the steps."""
+    """A plugin file that is sent with the steps."""
 
     path: Path
     content: bytes
 
     def placed(self) -> Path:
-        """Its path on this machine: its own where a file is there, or else a copy."""
+        """Its path on this machine: the original path if a file is there, or else a copy."""
         return self.path if self.path.exists() else _copy_of(self)
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What steps depend on that is installed on a machine: versions, and plugins of others."""
+    """Installed software of a machine on which steps depend: versions, and plugins that are not shipped."""
 
     versions: tuple[tuple[str, str], ...]
     plugins: frozenset[str]
 
     def differences(self, there: "Installation") -> list[str]:
-        """What another machine has otherwise, each as `torch 2.5.0 in place of 2.6.0`."""
+        """The differences of another machine, each as `torch 2.5.0 in place of 2.6.0`."""
         found = [
             f"{package} {theirs} in place of {ours}"
             for (package, ours), (_, theirs) in zip(self.versions, there.versions, strict=True)
@@ -81,11 +81,11 @@ class Installation:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions under which nodes call functions: plain data that travels with the calls."""
+    """The conditions under which nodes call functions. They are plain data that is sent with the calls."""
 
     limits: Limits
     here: Installation
-    """What is installed where the run is."""
+    """The installed software on the machine of the run."""
     without: tuple[str, ...] = ()
     """Plugins that are left out."""
     files: tuple[PluginFile, ...] = ()
@@ -100,20 +100,23 @@ class Conditions:
         return cls(limits, installation(config.without), config.without, files, config.data_root)
 
     def look(self, seen: Mapping[Path, str]) -> list[str]:
-        """The faults of this node, each as the end of a sentence that begins with its name; `seen` names more paths."""
+        """The faults of this node. Each is the end of a sentence that begins with its name. `seen` adds paths."""
         asked = dict(seen)
         if self.data_root is not None:
             asked[self.data_root] = f"data root {self.data_root}"
-        faults = [f"does not see the {asked[path]}; it has to lie where all nodes see it" for path in _unseen(asked)]
+        faults = [f"does not see the {asked[path]}; put it where all nodes see it" for path in _unseen(asked)]
         if different := self._differences():
             faults.append(f"has {different}")
         changed = [file.path for file in self.files if file.path.exists() and file.path.read_bytes() != file.content]
-        return faults + [f"has another content of plugin file {path}; remove it there, or copy it" for path in changed]
+        return faults + [
+            f"has different content in plugin file {path}; remove it there, or copy it" for path in changed
+        ]
 
     def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The value of a function in the worker process that this process keeps.
+        """The value of a function, called in the worker process that this process keeps.
 
-        Raises NodeUnfitError on a node that has other versions or plugins, and what the function or the pool raises.
+        Raises NodeUnfitError on a node with other versions or plugins. Exceptions of the function and of the pool pass
+        on.
         """
         if different := self._differences():
             raise NodeUnfitError(f"it has {different}")
@@ -122,23 +125,23 @@ class Conditions:
         return pool.submit(fn, *placed, **kwargs).result()
 
     def _differences(self) -> str:
-        """What is installed here otherwise, and what to do; empty where nothing is."""
+        """The differences in installed software here, and what to do. Empty: there are none."""
         different = ", ".join(self.here.differences(installation(self.without)))
         return different and f"{different}; install the same on all nodes"
 
 
 @functools.cache
 def installation(without: tuple[str, ...] = ()) -> Installation:
-    """What is installed in this process's environment, but for the plugins that are left out; nothing is imported."""
+    """The installed software of this process, without the plugins that are left out. Nothing is imported."""
     packages = ("zsqbench", "torch", "torchvision", "numpy")
-    versions = {name: package_version(name).partition("+")[0] for name in packages}  # another build is no other version
+    versions = {name: package_version(name).partition("+")[0] for name in packages}  # another build is the same version
     versions["Python"] = ".".join(platform.python_version_tuple()[:2])
     plugins = (plugin for plugin in installed_plugins() if not plugin.shipped and plugin.name not in without)
     return Installation(tuple(versions.items()), frozenset(f"{plugin.name} ({plugin.origin})" for plugin in plugins))
 
 
 def _unseen(paths: Collection[Path]) -> list[Path]:
-    """Those that are not there, even after a while."""
+    """The paths that do not exist, even after a while."""
     until = time.monotonic() + APPEAR_SECONDS
     while (unseen := [path for path in paths if not path.exists()]) and time.monotonic() < until:
         time.sleep(0.2)
@@ -152,14 +155,15 @@ def _with_files(config: WorkerConfig, files: Sequence[PluginFile]) -> WorkerConf
 
 
 def _copy_of(file: PluginFile) -> Path:
-    """A copy of a plugin file below the folder for temporary files, one for each content: Ray's processes are killed.
+    """A copy of a plugin file below the folder for temporary files, one for each content.
 
-    Raises ZSQBenchError where the folder is another user's, who could put anything there.
+    Processes of Ray are killed, so they cannot remove copies of their own. Raises ZSQBenchError if the folder belongs
+    to another user, who could put any file there.
     """
     folder = Path(tempfile.gettempdir()) / f"zsqbench-plugins-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid != os.getuid():
-        raise ZSQBenchError(f"{folder} on {socket.gethostname()} belongs to another user; it has to go")
+        raise ZSQBenchError(f"{folder} on {socket.gethostname()} belongs to another user; remove it")
     copy = folder / hashlib.sha256(file.content).hexdigest()[:16] / file.path.name
     if not copy.exists():
         copy.parent.mkdir(exist_ok=True)
@@ -170,7 +174,7 @@ def _copy_of(file: PluginFile) -> Path:
 
 
 def end_workers() -> None:
-    """End the worker process that this process keeps, in the middle of what it does."""
+    """End the worker process that this process keeps, even during a step."""
     while _pools:
         _pools.popitem()[1].shutdown(cancel_futures=True)
 
@@ -179,7 +183,7 @@ _pools: dict[tuple[Limits, str | None], WorkerPool] = {}
 
 
 def _pool(limits: Limits, gpus: str | None) -> WorkerPool:
-    """The pool of one worker that this process keeps, as long as limits and GPU stay the same."""
+    """The pool of one worker that this process keeps, while limits and GPU stay the same."""
     if (limits, gpus) not in _pools:
         while _pools:
             _pools.popitem()[1].shutdown()
@@ -189,7 +193,7 @@ def _pool(limits: Limits, gpus: str | None) -> WorkerPool:
 
 @contextlib.contextmanager
 def token_in(home: Path) -> Iterator[Path]:
-    """A file in the home folder that is there meanwhile."""
+    """A file in the home folder that exists during the block."""
     token = home / f"seen-{uuid.uuid4().hex}"
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Call the observers of a run: what they raise is a warning, and what they change stays with them."""
+"""Call the observers of a run. Their exceptions become warnings, and they cannot change the data of the run."""
 
 import copy
 import logging
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class Observers:
     """The observers of the runs of a suite.
 
-    Those that come with zsqbench are handed what the run goes on with, all others copies of it: rows, keys and tables
-    are made of what no stranger has held.
+    Observers that are shipped with zsqbench get the objects of the run. All others get copies, so that they cannot
+    change rows, keys and tables.
     """
 
     suite: Suite
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Fire a hook; an observer that fails is a warning, never a lost cell, and the others are called.
+        """Call a hook. If an observer fails, this is a warning, no cell is lost, and the other observers are called.
 
-        Raises only what a signal raises, such as KeyboardInterrupt for a Ctrl-C.
+        Raises only exceptions of signals, such as KeyboardInterrupt for a Ctrl-C.
         """
         for observer in reversed(getattr(self.suite.catalog.hooks.hook, hook).get_hookimpls()):  # in pluggy's order
             with contain() as contained:
@@ -55,7 +55,7 @@ class Observers:
 
     @cached_property
     def _suite(self) -> Suite:
-        """One copy for all hooks and strangers; the hooks in its catalog are the same."""
+        """One copy for all hooks and plugins that are not shipped. The hooks in its catalog are the same."""
         catalog = self.suite.catalog
         own = replace(catalog, plugins=list(catalog.plugins), provided=dict(catalog.provided))
         return copy.deepcopy(self.suite, {id(catalog): own})

@@ -1,4 +1,4 @@
-"""The plan: cells become a DAG of steps; equal steps of different cells are one, because equal inputs hash alike."""
+"""The plan: cells become a DAG of steps. Equal inputs have equal hashes, so equal steps of cells are one step."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,39 +15,39 @@ from zsqbench.store import FileDigests, Store
 from zsqbench.suite import Cell, Suite, Variant
 
 Facts = Mapping[tuple[str, str], NetworkFacts | Outcome]
-"""Facts of each (task, model), or why it could not be loaded."""
+"""Facts of each (task, model), or why the network could not be loaded."""
 
 Student = tuple[str, str, str, str]
-"""Task, model, scheme and quantizer of a cell: they decide which step inspects its student."""
+"""Task, model, scheme and quantizer of a cell. They decide which step inspects its student."""
 
 Inspections = Mapping[Student, Inspection | Outcome]
-"""Facts of each student, or why it could not be inspected; those that are not inspected yet are absent."""
+"""Facts of each student, or why it could not be inspected. A student that is not inspected yet is absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
-    """A cell with the steps that it needs, or the reason why it has none."""
+    """A cell with the steps that it needs, or why it has no steps."""
 
     cell: Cell
     steps: Mapping[str, Step] = field(default_factory=dict)
-    """Those that it waits for, by kind."""
+    """The steps that it waits for, by kind."""
     background: Mapping[str, Step] = field(default_factory=dict)
-    """Those that it does not wait for."""
+    """The steps that it does not wait for."""
     methods: Mapping[str, Variant] = field(default_factory=dict)
-    """Its task, quantizer and generator, with the options that hold for its network."""
+    """Its task, quantizer and generator, with their effective options for its network."""
     status: Status = "done"
-    """What becomes of a cell without steps."""
+    """The outcome of a cell without steps."""
     reason: str | None = None
     traceback: str | None = None
 
     @property
     def final(self) -> dict[str, Step]:
-        """The steps of which its row is made."""
+        """The steps from which its row is made."""
         return {kind: step for kind, step in self.steps.items() if step.type.final}
 
     @property
     def named(self) -> dict[str, Step]:
-        """All steps that its row tells of: its own by kind, and those that these go on from."""
+        """All steps in its row: its own steps by kind, and the steps from which these start."""
         named = dict(self.steps)
         for step in self.steps.values():
             named |= step.type.leading_to(step)
@@ -55,13 +55,13 @@ class PlannedCell:
 
     @property
     def keys(self) -> dict[str, str]:
-        """Artifact of each step that its row tells of."""
+        """Artifact of each step in its row."""
         return {name: step.key for name, step in self.named.items()}
 
 
 @dataclass
 class Plan:
-    """What a run of a suite takes: cells, steps in an order in which each comes after what it needs, what is there."""
+    """The work of a run of a suite: cells, steps in an order that respects their needs, and existing artifacts."""
 
     suite: Suite
     store: Store
@@ -72,14 +72,14 @@ class Plan:
     rows: Mapping[str, Result] = field(default_factory=dict)
     """Result rows of earlier runs, by cell."""
     pending: Sequence[str] = ()
-    """Networks that no run has loaded yet, so that their identity is provisional."""
+    """Networks that no run has loaded yet. Their identity is provisional."""
     uninspected: Sequence[str] = ()
-    """Labels of students that are not inspected yet: cells of them may be found to be impossible."""
+    """Labels of students that are not inspected yet. Their cells may be found to be impossible."""
     _up_to_date: dict[str, bool] = field(init=False, default_factory=dict)
-    """True for the cells whose rows are of the same definition and artifacts."""
+    """Cells whose rows have the same definition and artifacts as now."""
 
     def is_finished(self, planned: PlannedCell) -> bool:
-        """True if the row of an earlier run still says what a run would say, and what it was measured from is there."""
+        """True if the row of an earlier run is still valid, and its artifacts exist."""
         row, name = self.rows.get(planned.cell.name), planned.cell.name
         if row is None or row.status != "done" or not all(step.key in self.cached for step in planned.final.values()):
             return False
@@ -88,9 +88,9 @@ class Plan:
         return self._up_to_date[name]
 
     def to_do(self, planned: Sequence[PlannedCell] | None = None) -> dict[str, Step]:
-        """The steps that have to run: those of unfinished cells, and what they need, that are not in the store.
+        """The steps that have to run: those of unfinished cells, and their needs, that are not in the store.
 
-        And last the background steps of any cell whose needs are in the store then: nothing is made for them alone.
+        Last are background steps whose needs are then in the store. No step is run only for background steps.
         """
         wanted: dict[str, Step] = {}
 
@@ -112,7 +112,7 @@ class Plan:
 
 
 def resolve_steps(suite: Suite, cells: Iterable[Cell], digests: FileDigests) -> dict[tuple[str, str], Step]:
-    """For each (task, model) the step that loads the model once, to learn its identity."""
+    """For each (task, model) the step that loads the model once, to find its identity."""
     steps: dict[tuple[str, str], Step] = {}
     for cell in cells:
         if cell.reason is None and (cell.task, cell.model) not in steps:
@@ -121,7 +121,7 @@ def resolve_steps(suite: Suite, cells: Iterable[Cell], digests: FileDigests) -> 
 
 
 def inspect_steps(suite: Suite, cells: Iterable[Cell], facts: Facts) -> dict[Student, Step]:
-    """For each student of these cells the step that inspects it, where its network could be loaded."""
+    """For each student of these cells the step that inspects it, if its network could be loaded."""
     steps: dict[Student, Step] = {}
     for cell in cells:
         student, known = student_of(cell), facts.get((cell.task, cell.model))
@@ -138,7 +138,7 @@ def student_of(cell: Cell) -> Student:
 
 
 def find_data(suite: Suite, cells: Sequence[Cell], data_root: Path | None, digests: FileDigests) -> dict[str, Data]:
-    """The data of each task that a cell needs. Raises ZSQBenchError where it is absent or empty."""
+    """The data of each task that a cell needs. Raises ZSQBenchError if it is missing or empty."""
     runnable = [cell for cell in cells if cell.reason is None]
     labels = dict.fromkeys(cell.task for cell in runnable)
     data = {}
@@ -162,7 +162,7 @@ def make_plan(
     store: Store,
     rows: Mapping[str, Result] | None = None,
 ) -> Plan:
-    """Plan these cells, with what is known of their networks and students."""
+    """Plan these cells, with the known facts of their networks and students."""
     maker = StepMaker(suite)
     kinds = {of_set: [job for job in KINDS.values() if job.of_set == of_set] for of_set in (True, False)}
     with uncollected():
@@ -219,9 +219,9 @@ def _plan_cell(
 
 
 def _lack_in(planning: CellPlanning, found: Inspection) -> str | None:
-    """Why a network does not do for the generator, or for one of the quantizers that go on from each other, or none.
+    """Why a network does not suit the generator or a quantizer of the chain. None: it suits.
 
-    A network has no map, for instance.
+    For example, a network has no feature map.
     """
     model = planning.cell.model
     for link in planning.quantizer.chain:
@@ -244,7 +244,7 @@ def _add_steps(planning: CellPlanning, background: dict[str, Step], kinds: Seque
 
 
 def _impossible(planning: CellPlanning) -> str | None:
-    """Why a cell's methods cannot work with its network and data, or none: the same at all schemes and seeds."""
+    """Why a cell's methods cannot work with its network and data. None: they can. Scheme and seed do not matter."""
     suite, cell, data = planning.suite, planning.cell, planning.data
     made_by = (suite.generators[cell.generator],) if cell.generator else ()
     for variant in (*made_by, *suite.quantizers[cell.quantizer].chain):

@@ -1,6 +1,6 @@
-"""All that the server of worker processes imports before it forks the first: what each of them would import anyway.
+"""The imports of the server of worker processes before its first fork. Each worker would import these anyway.
 
-It loads no plugin of others: what these do when they are imported reaches only the processes that need them.
+Plugins that are not shipped are not loaded here, so their import affects only the processes that need them.
 """
 
 import contextlib
@@ -21,6 +21,6 @@ for provided in shipped_plugins().provided.values():
 with contextlib.suppress(ImportError):
     import tqdm
 
-    # torch.fx makes bars that it does not show, with a lock between processes. A worker ends without cleaning up: the
-    # lock would stay, and Python would warn of it when the run ends.
+    # torch.fx makes hidden progress bars with a lock between processes. A worker ends without cleaning up, so the lock
+    # would stay, and Python would warn of it when the run ends.
     tqdm.tqdm.set_lock(threading.RLock())

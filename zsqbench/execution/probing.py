@@ -1,4 +1,4 @@
-"""Probe how long steps take before a suite runs: shortened steps run for real, somewhere else, and tell rates."""
+"""Measure the rates of steps before a suite runs: shortened steps really run, in a temporary folder."""
 
 import contextlib
 import tempfile
@@ -32,52 +32,52 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 LENGTHS = (2, 6, 20, 60, 200, 600)
-"""Steps that shortened methods make, of each kind of step: first few, then more, until what they take stands out."""
+"""Iterations of shortened methods: first few, then more, until their own time is measurable."""
 STANDS_OUT, TIMES = 0.5, 1.3
-"""Seconds that a longer probe takes more than the first, and how many times as long, when its own time stands out."""
+"""The own time is measurable if a longer probe takes so many seconds, and so many times, more than the first."""
 STEP, OPERATION = 0.5, 6e-11
-"""Seconds of a step, and of an operation of it, roughly: they decide in which order steps are probed."""
+"""Rough seconds of a step, and of one of its operations. They decide the order of probes."""
 IMAGES, FEWEST = 64, 8
-"""Images of a shortened calibration set, and of a batch, at most."""
+"""The most and the fewest images of a shortened calibration set, and of a batch."""
 HEAVY = 2e11
-"""Operations of a forward pass of a batch, at most, as long as it has 8 images."""
+"""The most operations of a forward pass of a batch. A batch has at least `FEWEST` images."""
 SHARE, LEAST = 0.25, 1.0
-"""The part of the time that one probe may take, and seconds that it has in any case; then it is ended, and its progress
-tells what it would have taken."""
+"""The part of the time for one probe, and the seconds that it always has. Then it is ended, and its time is computed
+from its progress."""
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Probed:
-    """The findings of probing, and the plan with what is known of networks now."""
+    """The findings of probing, and the plan with the facts of networks that are known now."""
 
     plan: "Plan"
     seconds: float
     learnt: int
-    """Methods of a kind, each on a network, of which a rate is known now."""
+    """Number of methods, each on a network, with a rate that is known now."""
     left: int
-    """Those that there was no time for."""
+    """Number of methods for which there was no time."""
     failed: Mapping[str, str]
-    """Why others could not be probed, by label."""
+    """Why other steps could not be probed, by label."""
 
 
 @dataclass
 class _Group:
-    """Steps of one kind and method on one network, of which one is probed."""
+    """Steps of one kind and method on one network. One of them is probed."""
 
     step: Step
-    """The one that needs least before it."""
+    """The step that needs the fewest steps before it."""
     seconds: float = 0.0
-    """Of all of them, as far as can be guessed."""
+    """Rough seconds of all steps."""
     learnt: bool = False
 
 
 def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, tell: Tell) -> Probed:
-    """Learn rates of what is to do and not known, in so many seconds at most, and remember them in the home.
+    """Measure unknown rates of steps that are to do, in at most so many seconds, and remember them in the home.
 
-    Networks that no run has loaded yet are loaded first, and what is learnt of them is remembered as by a run. All
-    else happens in a folder that is gone afterwards: shortened copies of the steps, with their own data and methods;
-    evaluation data is read by steps that evaluate alone. A KeyboardInterrupt leaves all that was learnt before it.
+    Networks that no run has loaded yet are loaded first. Their facts are remembered as in a run. Then shortened copies
+    of steps run in a temporary folder, with their own data and methods. Only steps that evaluate read evaluation data.
+    A KeyboardInterrupt keeps all rates that were measured before.
     """
     started = time.monotonic()
     with (
@@ -99,7 +99,7 @@ def probe(run: "Run", cells: "Sequence[Cell]", engine: Engine, seconds: float, t
 
 
 def load_networks(run: "Run", cells: "Sequence[Cell]", engine: Engine, tell: Tell) -> "Facts":
-    """Load the networks of these cells that no run has loaded yet; what is learnt of them is remembered in the home."""
+    """Load the networks of these cells that no run has loaded yet. Their facts are remembered in the home."""
     with contextlib.closing(_Runner(engine, run.config)) as runner:
         failed = _load_networks(run, cells, runner, tell)
     return {**run.find(cells), **failed}
@@ -108,7 +108,7 @@ def load_networks(run: "Run", cells: "Sequence[Cell]", engine: Engine, tell: Tel
 def _load_networks(
     run: "Run", cells: "Sequence[Cell]", runner: "_Runner", tell: Tell
 ) -> dict[tuple[str, str], Outcome]:
-    """Learn what networks are, as a run does; returns how those ended, by task and model, that could not be loaded."""
+    """Find the facts of networks, as a run does. Returns the outcomes of failed steps, by task and model."""
     known, failed = run.find(cells), {}
     for pair, step in run.resolve.items():
         if pair in known:
@@ -121,7 +121,7 @@ def _load_networks(
 
 
 class _Probing:
-    """One probing of what is to do."""
+    """One probing of the steps that are to do."""
 
     def __init__(self, run: "Run", plan: "Plan", runner: "_Runner", tell: Tell, seconds: float, started: float) -> None:
         self.run, self.plan, self.runner, self.tell = run, plan, runner, tell
@@ -134,24 +134,24 @@ class _Probing:
         self._made: dict[str, str] = {}
         """Keys of the shortest copies, by the keys of their steps."""
         self._before: set[str] = set()
-        """Keys of steps that others come after."""
+        """Keys of steps that come before others."""
         self._took: dict[str, Outcome] = {}
-        """The outcomes of these, by their own keys: a step may be needed before it is probed."""
+        """The outcomes of shortest copies, by their own keys. A step may be needed before it is probed."""
 
     def all(self) -> list[_Group]:
-        """Probe one group after the other, those that tell most for their time first, until that is over."""
+        """Probe one group after the other, the most informative for their time first, until the time is over."""
         groups = self._groups()
         for number, group in enumerate(groups, 1):
-            if time.monotonic() < self.until or group.step.key in self._made:  # others needed it
+            if time.monotonic() < self.until or group.step.key in self._made:  # the copy was needed before
                 self.tell(f"probing {number} of {len(groups)}: {group.step.label}")
                 self._probe(group)
         return groups
 
     def _groups(self) -> list[_Group]:
-        """One for each kind, method and network of which nothing is known.
+        """One group for each kind, method and network with unknown rates.
 
-        First one of each kind that most cells have, for without it nothing is known of these; then those that tell most
-        for their time.
+        First comes one group of each kind that most cells have, because without it their time stays unknown. Then come
+        the groups with the most information for their time.
         """
         unfinished = [planned for planned in self.plan.cells if not self.plan.is_finished(planned)]
         estimates = Estimates(self._timings)
@@ -169,7 +169,7 @@ class _Probing:
         return sorted(ordered, key=lambda group: first.get(group.step.kind) is not group)
 
     def _effort(self, step: Step) -> float:
-        """About how many seconds its probes take."""
+        """Rough seconds of its probes."""
         lengths = LENGTHS[: 1 if self._shortened(step, LENGTHS[0]) == self._shortened(step, LENGTHS[-1]) else 2]
         return sum(_guess(work) for length in lengths if (work := self._work(step, length)) is not None)
 
@@ -180,9 +180,9 @@ class _Probing:
         return self._network(step).operations or 1
 
     def _probe(self, group: _Group) -> None:
-        """Run it at growing lengths, until its own time stands out or nothing is left to lengthen.
+        """Run it at growing lengths, until its own time is measurable or it cannot grow further.
 
-        All of them are remembered or none: the first alone would tell fixed costs as if they grew.
+        Either all times are remembered or none. The first alone would count fixed costs as costs of images.
         """
         found: list[tuple[Work, float]] = []
         longest = self._shortened(group.step, LENGTHS[-1])
@@ -203,14 +203,14 @@ class _Probing:
             self._timings.add_probe(work, seconds)
 
     def _make(self, step: Step, length: int) -> Outcome:
-        """Run a shortened copy of a step, after what it needs.
+        """Run a shortened copy of a step, after the steps that it needs.
 
-        An outcome that is interrupted has the seconds that it would have taken, or none where that is not known.
+        An interrupted outcome has the seconds that the copy would have taken. 0: not known.
         """
         if length == LENGTHS[0] and step.key in self._made:
             return self._took[self._made[step.key]]
         for need in step.order_only:
-            if need.key not in self._before:  # in a run, too, it is first to need the data
+            if need.key not in self._before:  # also in a run this step needs the data first
                 self._before.add(need.key)
                 self._make(need, LENGTHS[0])
         for need in step.needs:
@@ -238,21 +238,21 @@ class _Probing:
         return Outcome("failed", error=why)
 
     def _shortened(self, step: Step, length: int) -> Method | None:
-        """The method of a step, shortened; none for steps that run as they are."""
+        """The shortened method of a step. None: the step runs unchanged."""
         if step.type.axis is None or step.variant is None:
             return None
         images = max(FEWEST, min(IMAGES, int(HEAVY / self._operations(step))))
         return shortened(step.variant.at_work.method, length, images)
 
     def _work(self, step: Step, length: int) -> Work | None:
-        """How much the shortened copy has to do."""
+        """The work of the shortened copy."""
         if step.work is None:
             return None
         made, method = next((need for need in step.needs if need.type is Generate), None), self._shortened(step, length)
         images = getattr(method if made is None else self._shortened(made, LENGTHS[0]), "images", 0) or 0
         if method is not None:
             passes = work_of(method, images)
-        elif made is not None:  # it looks at the set alone
+        elif made is not None:  # it only reads the set
             passes = min(images, step.work.images)
         else:
             return step.work
@@ -260,23 +260,23 @@ class _Probing:
 
 
 def _job(run: "Run", step: Step, network: str | None) -> Job:
-    """The job of a step, as the run loop makes it."""
+    """The job of a step, made as in the run loop."""
     resolve = run.resolve[step.cell.task, step.cell.model].key
     return step.type.of(step, run.suite, run.data.get(step.cell.task), resolve, network)
 
 
 def _cost(step: Step) -> float:
-    """About how many seconds a step takes, with all that it needs."""
+    """Rough seconds of a step, with all steps that it needs."""
     return (_guess(step.work) if step.work else 0.0) + sum(map(_cost, step.needs))
 
 
 def _guess(work: Work) -> float:
-    """About how many seconds it takes, before anything is known."""
+    """Rough seconds of a step, before anything is known."""
     return STEP + OPERATION * work.images * work.cost
 
 
 class _Runner:
-    """Runs jobs one after the other in a worker, each for a while at most."""
+    """Runs jobs in sequence in a worker, each with a time limit."""
 
     def __init__(self, engine: Engine, scratch: "WorkerConfig") -> None:
         self.engine, self.scratch = engine, scratch
@@ -284,13 +284,13 @@ class _Runner:
         self._warm: set[str] = set()
 
     def warm(self, resolve: Job) -> None:
-        """Load a network in the worker before anything is timed there, as a run has."""
+        """Load a network in the worker before anything is timed, as in a run."""
         if resolve.key not in self._warm:
             self.run(self.scratch, resolve, None)
             self._warm.add(resolve.key)
 
     def run(self, config: "WorkerConfig", job: Job, limit: float | None) -> Outcome:
-        """Run a job; after so many seconds it is interrupted, and its seconds are what it would have taken, or 0."""
+        """Run a job, and interrupt it after so many seconds. Its seconds are then estimated. 0: they are not known."""
         if self._executor is None:
             self._executor = self.engine.start()
         began = time.monotonic()
@@ -310,7 +310,7 @@ class _Runner:
         return seconds * progress.total / progress.done if progress and progress.done else 0.0
 
     def close(self) -> None:
-        """End the worker, in the middle of what it does."""
+        """End the worker, even during a job."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None

@@ -1,4 +1,4 @@
-"""Worker processes: how one is started, called, and ended with all that it started."""
+"""Worker processes: start them, call functions in them, and end them with the processes that they started."""
 
 import contextlib
 import ctypes
@@ -26,20 +26,20 @@ from zsqbench.execution.endings import end_tree, known, tree
 from zsqbench.execution.session import GIB
 
 PATIENCE = 5.0
-"""Seconds that a worker has to end itself before it is ended."""
+"""Seconds in which a worker can end itself. Then it is killed."""
 
 _PRELOADED = ["zsqbench.execution.preload"]
 _BEFORE_TORCH = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""Variables that libraries read when they are loaded. Each step sets how many threads torch takes."""
+"""Variables that libraries read when they are loaded. The threads of torch are set for each step instead."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 
 _SET_CHILD_SUBREAPER = 36
-"""Linux's `prctl`: orphans below this process become its children, and no one else's."""
+"""A command of Linux's `prctl`: orphans below this process become its children."""
 
 _starting = threading.RLock()
-"""multiprocessing keeps its list of children and the server of processes without a lock."""
+"""multiprocessing has no lock for its list of children and its server of processes."""
 
 
 class WorkerDiedError(BrokenExecutor):
@@ -48,18 +48,18 @@ class WorkerDiedError(BrokenExecutor):
 
 @dataclass(frozen=True)
 class Preparation:
-    """All that a worker is told before its first call: plain data."""
+    """The settings that a worker gets before its first call. They are plain data."""
 
     environment: Mapping[str, str]
     threads: int
     gpu: str | None = None
     memory: int | None = None
-    """Bytes that the process may take; without a limit if None."""
+    """The most bytes of the process. None: no limit."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The end of a call: a value, or the exception that was raised."""
+    """The answer to a call: a value, or the exception that was raised."""
 
     value: Any = None
     error: BaseException | None = None
@@ -77,16 +77,16 @@ class Call:
         """Call it. Never raises."""
         try:
             return Answer(self.fn(*self.args, **self.kwargs))
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the parent is told
+        except BaseException as error:  # noqa: BLE001 - the parent is told of any exception
             return Answer(error=error)
 
 
 class Worker:
     """The parent's side of a worker: a process that runs one call at a time.
 
-    Workers are forked by a server that has imported torch and the shipped plugins and has run nothing, so a fresh
-    process costs a few hundredths of a second. Each is the leader of a session of its own: Ctrl-C in a terminal does
-    not reach it, and what it starts is found below it when it ends.
+    A server forks the workers. It has imported torch and the shipped plugins and has run nothing, so a fresh process
+    costs a few hundredths of a second. Each worker leads its own session. So Ctrl-C in a terminal does not reach it,
+    and the processes that it started are found below it when it ends.
     """
 
     def __init__(self, threads: int, gpu: str | None = None, memory: int | None = None) -> None:
@@ -107,9 +107,9 @@ class Worker:
         return not wait([self._process.sentinel], 0)
 
     def call(self, seconds: float | None, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The value of a function that runs in the process, or what it raised.
+        """Run a function in the process, and return its value or raise its exception.
 
-        Raises WorkerDiedError where the process ends meanwhile, and ZSQBenchError where it takes longer than `seconds`.
+        Raises WorkerDiedError if the process ends meanwhile, and ZSQBenchError if the call takes longer than `seconds`.
         """
         try:
             self._connection.send(Call(fn, args, kwargs))
@@ -119,7 +119,7 @@ class Worker:
                     f"it ran for longer than {seconds:g} s, the limit for a step; a run with a higher limit "
                     "(--step-timeout, or step_timeout in the suite) goes on from its last checkpoint"
                 )
-            if not self._connection.poll():  # a child that lives on may hold the other end
+            if not self._connection.poll():  # a child that still lives may hold the other end
                 raise WorkerDiedError(self._ending())
             answer: Answer = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -129,7 +129,7 @@ class Worker:
         return answer.value
 
     def end(self, *, at_once: bool) -> None:
-        """End the process, and all that it started: threads, handlers at exit and children have `PATIENCE` seconds."""
+        """End the process and all that it started. Threads, exit handlers and children have `PATIENCE` seconds."""
         started = [] if at_once else tree(self.pid)
         if not at_once:
             with contextlib.suppress(OSError):
@@ -148,29 +148,29 @@ class Worker:
         if code >= 0:
             return f"the worker process died: the step ended it with {describe_exit(code)}"
         memory = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
-        if self._limited and -code == signal.SIGABRT:  # what C++ does where an exception finds no memory
+        if self._limited and -code == signal.SIGABRT:  # C++ aborts if an exception finds no memory
             memory = "; it may have been out of memory, which --memory limits"
         return f"the worker process died of {describe_exit(code)}{memory}"
 
 
 class Guard:
-    """A small process that ends the workers, and what they started, when this process ends in whatever way."""
+    """A small process. When this process ends in any way, it ends the workers and the processes that they started."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", endings.__file__]  # -P: no module beside it hides one of Python's
+        command = [sys.executable, "-P", endings.__file__]  # -P: no module beside it hides a module of Python
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
         self._lock = threading.Lock()
 
     def watch(self, pid: int) -> None:
-        """Look after a worker."""
+        """Watch a worker."""
         self._tell("watch", pid)
 
     def leave(self, pid: int) -> None:
-        """Look after a worker no longer: it has ended."""
+        """Stop watching a worker, because it has ended."""
         self._tell("leave", pid)
 
     def close(self) -> None:
-        """End what is still watched, and the guard itself."""
+        """End the processes that are still watched, and the guard itself."""
         with self._lock, contextlib.suppress(OSError):
             self._stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -189,9 +189,9 @@ class Guard:
 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """A process that starts meanwhile does not import the script that runs the suite: it needs zsqbench alone.
+    """A process that starts meanwhile does not import the script that runs the suite, because it only needs zsqbench.
 
-    Otherwise a script that calls `zsqbench.run` would run again in each worker, unless it were guarded.
+    Otherwise a script without a guard that calls `zsqbench.run` would run again in each worker.
     """
     names, here = ("__file__", "__spec__"), vars(sys.modules["__main__"])
     kept = {name: here[name] for name in names if name in here}
@@ -205,7 +205,7 @@ def _main_module_hidden() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that a process gets which starts meanwhile."""
+    """Environment variables for a process that starts meanwhile."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -219,13 +219,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(connection: Connection, preparation: Preparation) -> None:
-    """The main function of a worker: run what is sent, until nothing more comes.
+    """The main function of a worker: run the calls that are sent, until the connection ends.
 
-    It leaves without waiting for threads and without calling handlers at exit, which a method may have left behind.
+    It does not wait for threads and does not call exit handlers, because a method may have left some behind.
     """
     try:
         _prepare(preparation)
-    except Exception as error:  # noqa: BLE001 - whatever it was, the first call is answered with it
+    except Exception as error:  # noqa: BLE001 - the first call is answered with any exception
         connection.send(Answer(error=error))
         os._exit(1)
     while (call := _receive(connection)) is not None:
@@ -233,33 +233,33 @@ def _serve(connection: Connection, preparation: Preparation) -> None:
             connection.send(call.answer() if isinstance(call, Call) else call)
         except OSError:
             break  # the parent has gone
-        except Exception as error:  # noqa: BLE001 - what cannot be pickled
+        except Exception as error:  # noqa: BLE001 - the answer cannot be pickled
             connection.send(Answer(error=RuntimeError(one_line(error))))
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a method may have replaced or closed it
+        with contextlib.suppress(Exception):  # a method may have replaced or closed the stream
             stream.flush()
     os._exit(0)
 
 
 def _receive(connection: Connection) -> Call | Answer | None:
-    """The next call, or the answer to one that cannot be read; none where the parent has gone, or wants no more."""
+    """The next call, or the answer to a call that cannot be read. None: the parent has gone, or sends no more calls."""
     try:
         call: Call | None = connection.recv()
     except (EOFError, OSError):
         return None
-    except Exception as error:  # noqa: BLE001 - what cannot be imported here
+    except Exception as error:  # noqa: BLE001 - the call cannot be imported here
         return Answer(error=RuntimeError(one_line(error)))
     return call
 
 
 def _prepare(preparation: Preparation) -> None:
-    """Make a fresh process what a step expects."""
+    """Prepare a fresh process for steps."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ.clear()
     os.environ.update(preparation.environment)
     for variable in _BEFORE_TORCH:
-        os.environ[variable] = str(preparation.threads)  # for what a method starts
+        os.environ[variable] = str(preparation.threads)  # for processes that a method starts
     if preparation.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = preparation.gpu
     _call_libc("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -270,7 +270,7 @@ def _prepare(preparation: Preparation) -> None:
 
 
 def _limit_memory(limit: int) -> None:
-    """Let this process take no more than so many bytes. Raises ZSQBenchError where it has taken them already."""
+    """Limit the memory of this process to so many bytes. Raises ZSQBenchError if it has already taken them."""
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
     taken = psutil.Process().memory_info().rss
@@ -281,25 +281,25 @@ def _limit_memory(limit: int) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what tensors give back for those of the next step, up to a gigabyte, instead of the system.
+    """Let glibc keep up to a gigabyte of freed memory for later tensors, and not return it to the system.
 
-    Each page that comes anew is a fault and is filled with zeros: a training step of a ResNet-20, 256 images, made
-    50,000 faults and took a tenth longer. Larger tensors than 32 MB, which is as far as glibc goes, are as before.
+    Each new page causes a fault and is filled with zeros. A training step of a ResNet-20, 256 images, made 50,000
+    faults and took a tenth longer. Tensors above 32 MB, the limit of glibc, are not affected.
     """
     for parameter, value in ((_TRIM_THRESHOLD, 2**30), (_MMAP_THRESHOLD, 2**25)):
         _call_libc("mallopt", parameter, value)
 
 
 def _call_libc(name: str, *arguments: int) -> None:
-    """Call a function of the system's C library, where it has one of this name."""
+    """Call a function of the system's C library, if the library has it."""
     with contextlib.suppress(OSError, AttributeError):
         getattr(ctypes.CDLL(None), name)(*arguments)
 
 
 def _die_with_parent() -> None:
-    """End this worker when the parent is killed; it would wait for the next step for ever.
+    """End this worker when the parent is killed. Otherwise it would wait forever for the next step.
 
-    The guard ends it, together with what it started. This is for the case that the guard was killed, too.
+    Usually the guard ends the worker and the processes that it started. This is for the case that the guard was killed.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

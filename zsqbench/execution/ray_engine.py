@@ -1,6 +1,6 @@
-"""The engine `ray`: steps are tasks of a Ray on this machine, or on the machines of a cluster that see one home.
+"""The engine `ray`: steps are tasks of Ray on this machine, or on the machines of a cluster that see one home.
 
-A task does its step as nodes.py says; Ray only says where.
+A task runs its step as nodes.py says. Ray only says where.
 """
 
 import contextlib
@@ -39,30 +39,30 @@ log = logging.getLogger("zsqbench")
 
 INSTALL = "pip install 'zsqbench[ray]', or pip install '.[ray]' in a checkout"
 OBJECT_STORE = 80 * 2**20
-"""Bytes of shared memory for a Ray on this machine, the least that Ray takes: steps pass files, not objects."""
+"""Bytes of shared memory for Ray on this machine. It is the minimum of Ray, because steps pass files, not objects."""
 CONNECT_SECONDS = 5.0
-"""Time that a Ray has to answer."""
+"""Seconds in which Ray must answer."""
 CHECK_SECONDS = 60.0
-"""Time that a node has to say what is installed there; its first process takes some seconds."""
+"""Seconds in which a node must report its installed software. Its first process takes some seconds."""
 
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of HTTP/2 begins (RFC 9113, section 3.4), with an empty frame of settings."""
+"""The first bytes of a client of HTTP/2 (RFC 9113, section 3.4), with an empty frame of settings."""
 _SETTINGS = b"\x04"
-"""The type, after three bytes of length, of the frame with which a server of HTTP/2, such as Ray's, has to answer."""
+"""The type of the frame with which a server of HTTP/2, such as Ray, must answer. It is behind three bytes of length."""
 
 
 class Ray(Engine):
-    """Tasks of Ray: on this machine, or on a cluster whose nodes see the home folder."""
+    """Tasks of Ray, on this machine or on a cluster whose nodes see the home folder."""
 
     name: ClassVar[str] = "ray"
 
     address: str | None = Field(
-        None, description="HOST:PORT of a Ray that runs; else RAY_ADDRESS, else a Ray of its own on this machine"
+        None, description="HOST:PORT of a running Ray; unset: RAY_ADDRESS, or else a new Ray on this machine"
     )
     _executor: "RayExecutor | None" = PrivateAttr(None)
 
     def check(self, config: WorkerConfig) -> None:
-        """Look whether all nodes see the folders and have what is installed here. Raises ZSQBenchError elsewise."""
+        """Check that all nodes see the folders and have the software of this machine. Raises ZSQBenchError."""
         executor = self._connected()
         try:
             executor.check(config)
@@ -71,19 +71,19 @@ class Ray(Engine):
             raise
 
     def slots(self) -> int:
-        """As many as asked for; else one for each GPU, or for each `threads` cores, of the nodes that are there."""
+        """The number that the user asks for. Unset: one for each GPU, or each `threads` cores, of the present nodes."""
         return self.workers or self._connected().slots()
 
     def start(self) -> Executor:
-        """The executor, connected to its Ray."""
+        """The executor, connected to Ray."""
         return self._connected()
 
     def leave_out(self, node: str) -> bool:
-        """Give a node no more tasks, if others are there."""
+        """Give a node no more tasks, if there are other nodes."""
         return self._connected().leave_out(node)
 
     def _connected(self) -> "RayExecutor":
-        """The executor that is not shut down yet, or a new one; nothing is started before it is needed."""
+        """The executor that is not shut down yet, or a new executor. Nothing is started before it is needed."""
         if self._executor is None or self._executor.closed:
             limits = Limits(self.threads, self.step_timeout, self.memory)
             self._executor = RayExecutor(self.address, limits, self.workers)
@@ -92,7 +92,7 @@ class Ray(Engine):
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a Ray that is there."""
+    """A present machine of Ray."""
 
     id: str
     name: str
@@ -100,23 +100,23 @@ class Node:
     gpus: int
 
     def slots(self, cpus: int, gpus: int) -> int:
-        """How many steps that take so many CPUs and GPUs it runs at the same time."""
+        """How many steps with these CPUs and GPUs it runs at the same time."""
         return min(self.cpus // cpus, self.gpus // gpus if gpus else self.cpus)
 
 
 class RayExecutor(Executor):
-    """Submits each call as a task of Ray, which tries none again: that is the run loop's."""
+    """Submits each call as a task of Ray. Ray does not repeat tasks, because the run loop does this."""
 
     replaces_workers = True
-    """Says to the run loop that a dead worker is no reason to start the executor anew."""
+    """Tells the run loop not to restart the executor when a worker dies."""
 
     def __init__(self, address: str | None = None, limits: Limits | None = None, workers: int | None = None) -> None:
-        """Connect to a Ray, or to the one that this process is connected to. Raises ZSQBenchError where none answers.
+        """Connect to Ray, or use the connection of this process. Raises ZSQBenchError if no Ray answers.
 
-        A Ray of its own on this machine has CPUs for so many `workers`, or else those of the machine.
+        A new Ray on this machine has CPUs for so many `workers`. None: the CPUs of the machine.
         """
         self.closed = False
-        """True once it takes no more."""
+        """True when it accepts no more calls."""
         self._limits = limits or Limits()
         self._own = _connect(address, self._limits.threads * workers if workers else cores())
         import ray
@@ -125,29 +125,29 @@ class RayExecutor(Executor):
         self._task = ray.remote(max_retries=0, max_calls=0)(run_call)
         self._tasks: dict[NodeFuture, ObjectRef[Any]] = {}
         self._placed: dict[Future[Any], str] = {}
-        """The nodes that tasks were given to by id, since one is left out."""
+        """The nodes to which tasks were assigned by id, after a node was left out."""
         self._left_out: set[str] = set()
         """Names of nodes."""
         self._conditions = Conditions.of(self._limits)
         self._device = "auto"
 
     def slots(self) -> int:
-        """How many steps the nodes run at the same time that are there now; one, which waits, where none is."""
+        """How many steps the present nodes run at the same time. Without a node it is 1, and this step waits."""
         nodes = self._nodes()
         cpus, gpus = self._needs(nodes)
         return max(1, sum(node.slots(cpus, gpus) for node in nodes))
 
     def leave_out(self, node: str) -> bool:
-        """Give a node no more tasks. False where no other is there, and nothing changes then."""
+        """Give a node no more tasks. False: there is no other node, and nothing changes."""
         others = {other.name for other in self._nodes() if other.cpus} - {node}
         if others:
             self._left_out.add(node)
         return bool(others)
 
     def check(self, config: WorkerConfig) -> None:
-        """Compare all nodes that take steps with this machine, and take the plugin files along.
+        """Compare all nodes that take steps with this machine, and send the plugin files with the calls.
 
-        Raises ZSQBenchError where a node does not see the folders, or has other versions, plugins or plugin files.
+        Raises ZSQBenchError if a node does not see the folders, or has other versions, plugins or plugin files.
         """
         self._conditions, self._device = Conditions.of(self._limits, config), config.device
         nodes = [node for node in self._nodes() if node.cpus]  # a head often takes no steps
@@ -159,23 +159,23 @@ class RayExecutor(Executor):
             raise ZSQBenchError("; ".join(faults))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NodeFuture:
-        """Run in a process of a node, as soon as one has room."""
+        """Run a call in a process of a node, as soon as a node has room."""
         nodes = self._nodes()
         cpus, gpus = self._needs(nodes)
         future = NodeFuture()
         task = self._task.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=self._place(future, nodes))
         reference = task.remote(self._conditions, Call(fn, args, kwargs))
-        future.set_running_or_notify_cancel()  # `cancel` of a task that runs is the business of `shutdown`
+        future.set_running_or_notify_cancel()  # `shutdown` cancels running tasks
         self._tasks[future] = reference
         reference.future().add_done_callback(functools.partial(self._hand_on, future))
         return future
 
     def _nodes(self) -> list[Node]:
-        """The nodes that are there now and not left out."""
+        """The present nodes that are not left out."""
         return [node for node in _nodes() if node.name not in self._left_out]
 
     def _place(self, future: NodeFuture, nodes: Sequence[Node]) -> "str | NodeAffinitySchedulingStrategy":
-        """Ray's choice of a node; or, where one is left out, of which Ray cannot be told, the one with fewest tasks."""
+        """The choice of Ray. After a node was left out, which Ray cannot know, it is the node with the fewest tasks."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if not self._left_out or not nodes:
@@ -186,14 +186,14 @@ class RayExecutor(Executor):
         return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave the Ray, and end it where it was started for this; with `cancel_futures`, in the middle of tasks."""
+        """Disconnect from Ray, and end it if it was started here. With `cancel_futures`, interrupt tasks."""
         import ray
 
         if self.closed:
             return
         self.closed = True
         tasks = dict(self._tasks)
-        with contextlib.suppress(Exception):  # the Ray may be gone
+        with contextlib.suppress(Exception):  # Ray may be gone
             if cancel_futures:
                 for reference in tasks.values():
                     ray.cancel(reference, force=True)
@@ -209,7 +209,7 @@ class RayExecutor(Executor):
         return max(1, min(self._limits.threads, most)), int(self._device != "cpu" and any(node.gpus for node in nodes))
 
     def _hand_on(self, future: NodeFuture, ended: "Future[tuple[str, Answer]]") -> None:
-        """Give the caller's future what became of the task."""
+        """Give the outcome of the task to the caller's future."""
         self._tasks.pop(future, None)
         self._placed.pop(future, None)
         if (error := ended.exception()) is not None:
@@ -223,7 +223,7 @@ class RayExecutor(Executor):
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """What was raised in a task in place of Ray's wrapping, or one of our own errors for what ended it."""
+    """The exception of a task without the wrapping of Ray, or an error of zsqbench for its end."""
     from ray import exceptions
 
     if isinstance(error, exceptions.RayTaskError):
@@ -249,14 +249,14 @@ def run_call(conditions: Conditions, call: Call) -> tuple[str, Answer]:
 
 
 def _name(address: str, node: str) -> str:
-    """How people are told of a node."""
+    """The name of a node for people."""
     return f"{address} ({node[:8]})"
 
 
 def _connect(address: str | None, cpus: int) -> bool:
-    """Connect this process to a Ray; True where it was not connected before.
+    """Connect this process to Ray. True: it was not connected before.
 
-    Raises ZSQBenchError where Ray is not installed, or none answers at the address.
+    Raises ZSQBenchError if Ray is not installed, or no Ray answers at the address.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     is_own = address == "local"
@@ -269,7 +269,7 @@ def _connect(address: str | None, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     if is_own:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports each start to its makers
     elif address != "auto":
         _check_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -290,9 +290,9 @@ def _connect(address: str | None, cpus: int) -> bool:
 
 
 def _show_token() -> None:
-    """Let Ray show the cluster's token, if this machine has one: `ray start --head` of Ray 2.60 asks for it.
+    """Let Ray use the token of the cluster, if this machine has one. `ray start --head` of Ray 2.60 asks for it.
 
-    Ray reads the variable once, when it is imported. A cluster without a token takes whoever shows one.
+    Ray reads the variable once, when it is imported. A cluster without a token accepts any token.
     """
     named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if named or Path("~/.ray/auth_token").expanduser().exists():
@@ -300,7 +300,7 @@ def _show_token() -> None:
 
 
 def _tell(message: Mapping[str, Sequence[str]], **_: object) -> None:
-    """Take what Ray says of its nodes, which it would print to stdout, where the table goes, with pages of its log."""
+    """Log the messages of Ray on its nodes. Ray would print them to stdout, with pages of its log, beside the table."""
     said = " ".join(message["lines"]).strip().partition("\n")[0]
     _tell_once(said.partition(". ")[0])
 
@@ -315,7 +315,7 @@ def _place(address: str) -> str:
 
 
 def _check_answer(address: str) -> None:
-    """Raise ZSQBenchError where no Ray answers; Ray itself would try for minutes."""
+    """Raise ZSQBenchError if no Ray answers. Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise ZSQBenchError(
@@ -329,12 +329,12 @@ def _check_answer(address: str) -> None:
         why = getattr(error, "strerror", None) or error
         raise ZSQBenchError(f"no Ray answers at {address}: {why}; `ray start --head` starts one there") from error
     if answer[3:] != _SETTINGS:
-        raise ZSQBenchError(f"what answers at {address} is no Ray; give HOST:PORT that `ray start --head` told")
+        raise ZSQBenchError(f"the server at {address} is not Ray; give the HOST:PORT that `ray start --head` prints")
 
 
 @contextlib.contextmanager
 def _kept_handler() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which Ray replaces."""
+    """Keep the handler of SIGTERM, because Ray replaces it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -344,7 +344,7 @@ def _kept_handler() -> Iterator[None]:
 
 
 def _nodes() -> list[Node]:
-    """The nodes that are there now."""
+    """The present nodes."""
     import ray
 
     return [
@@ -360,7 +360,7 @@ def _nodes() -> list[Node]:
 
 
 def _look_around(nodes: Sequence[Node], conditions: Conditions, seen: Mapping[Path, str]) -> dict[str, list[str]]:
-    """The faults of each node, by id; `seen` names paths that it has to see."""
+    """The faults of each node, by id. `seen` names the paths that it must see."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -378,13 +378,13 @@ def _look_around(nodes: Sequence[Node], conditions: Conditions, seen: Mapping[Pa
             found[node] = ray.get(reference, timeout=max(0.0, until - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
             found[node] = [f"did not say within {CHECK_SECONDS:g} s what is installed there"]
-        except Exception as error:  # noqa: BLE001 - zsqbench may not be there, or the node gone
+        except Exception as error:  # noqa: BLE001 - zsqbench may be missing there, or the node gone
             found[node] = [f"cannot run steps: {_first_sentence(unwrapped(error))}"]
     return found
 
 
 def _first_sentence(error: BaseException) -> str:
-    """The first of what Ray says, which goes on for many lines."""
+    """The first sentence of a message of Ray, which has many lines."""
     return one_line(error).partition(". ")[0]
 
 

@@ -1,4 +1,4 @@
-"""From settled steps to rows, each cell once."""
+"""Make rows from settled steps, one for each cell."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Turns settled cells into rows, each once."""
+    """Makes one row from each settled cell."""
 
     def __init__(self, run: "Run", plan: Plan, facts: Facts, outcomes: Mapping[str, Outcome]) -> None:
         self.run = run
@@ -31,16 +31,16 @@ class Recorder:
         self._environment = environment()
         self._costs: dict[str, tuple[float, int]] = {}
         self._damaged: dict[str, str] = {}
-        """The reasons why measurements could not be read, by their key."""
+        """Why measurements could not be read, by their key."""
         self._said: dict[str, Any] = {}
-        """Parts of rows that several have in common, by their text."""
+        """Parts that several rows share, by their text."""
         self._ending_with: dict[str, list[PlannedCell]] = {}
         for planned in plan.cells:
             for step in planned.final.values():
                 self._ending_with.setdefault(step.key, []).append(planned)
 
     def results(self) -> list[Result]:
-        """The rows in the order of the plan, which are remembered to be what their artifacts say."""
+        """The rows in the order of the plan. They are remembered as equal to their artifacts."""
         self._agreements.save()
         return [self._results[planned.cell.name] for planned in self.plan.cells]
 
@@ -49,7 +49,7 @@ class Recorder:
         return [planned for planned in self.plan.cells if planned.cell.name not in self._results]
 
     def keep(self, planned: PlannedCell) -> None:
-        """Take over the row of an earlier run, with what the suite's papers say of it now."""
+        """Keep the row of an earlier run, with the present published values of the suite."""
         result, published = self.plan.rows[planned.cell.name], self.run.suite.published_of(planned.cell)
         if result.published != published:
             result = result.model_copy(update={"published": published})
@@ -57,10 +57,10 @@ class Recorder:
         self.run.notify("cell_finished", suite=self.run.suite, result=result, cached=True)
 
     def record_settled(self, steps: Iterable[Step]) -> None:
-        """Write the rows of the cells that came to their end with these steps."""
+        """Write the rows of the cells that ended with these steps."""
         steps = list(steps)
         for step in steps:
-            if self._costs.pop(step.key, None) is not None:  # it was damaged, and made again
+            if self._costs.pop(step.key, None) is not None:  # the artifact was damaged and is made again
                 self._store = ReadOnce(self.run.store.home)
                 self._agreements.forget()
         for planned in (planned for step in steps for planned in self._ending_with.get(step.key, ())):
@@ -69,14 +69,14 @@ class Recorder:
                 self.record(planned)
 
     def record(self, planned: PlannedCell) -> None:
-        """Write the row of a cell, unless an earlier row says the same or, after an interruption, more."""
+        """Write the row of a cell, unless an earlier row says the same or, if the cell was interrupted, more."""
         stamp = self._agreements.stamp(planned.keys)
         result = self._result(planned)
         if result.status == "done":
             self._agreements.add(result, stamp)
         before = self.plan.rows.get(planned.cell.name)
         if before is not None:
-            # a clock that was set back makes no row the older one
+            # the new row stays the newer row, even if the clock was set back
             finished = before.finished if result.says_the_same(before) else max(result.ended, before.ended)
             result = result.model_copy(update={"finished": finished})
             if result == before or not result.counts_over(before):
@@ -88,7 +88,7 @@ class Recorder:
         self.run.notify("cell_finished", suite=self.run.suite, result=result, cached=False)
 
     def _share(self, result: Result) -> None:
-        """Let a row hold what others say, too, as the same object: the rows of 10,000 cells take a third less."""
+        """Let rows share equal parts as the same object. The rows of 10,000 cells then take a third less memory."""
         for name in ("methods", "model_facts", "environment", "settings"):
             value = getattr(result, name)
             vars(result)[name] = self._said.setdefault(repr(value), value)
@@ -127,7 +127,7 @@ class Recorder:
         ).checked()
 
     def _ending(self, planned: PlannedCell) -> dict[str, Any]:
-        """How it ended: what was measured, or what went wrong first."""
+        """The ending of a cell: its measured values, or its first failure."""
         if not planned.steps:
             return {"status": planned.status, "reason": planned.reason, "traceback": planned.traceback}
         if all(map(self._is_measured, planned.final.values())):
@@ -145,14 +145,14 @@ class Recorder:
         return {"status": "interrupted", "reason": "the run was interrupted"}
 
     def _damage(self, planned: PlannedCell, error: CorruptArtifactError) -> dict[str, Any]:
-        """The ending of a cell whose measurement was damaged after it was made; it is put aside, to be made again."""
+        """The ending of a cell whose measurement was damaged later. The artifact is put aside, to be made again."""
         self.run.store.discard(error.key)
-        detail = self._damaged.setdefault(error.key, error.detail)  # further cells only find that it is gone
+        detail = self._damaged.setdefault(error.key, error.detail)  # other cells only see that the artifact is gone
         kind = next(step.kind for step in planned.steps.values() if step.key == error.key)
         return {"status": "failed", "reason": f"{kind}: its artifact was damaged during the run ({detail}); run again"}
 
     def _of_float(self, planned: PlannedCell) -> dict[str, Any]:
-        """The metrics of the float network, which are known of a failed cell, too."""
+        """The metrics of the float network. They are known even for a failed cell."""
         known = [step for step in planned.final.values() if not step.needs and self._is_measured(step)]
         with contextlib.suppress(CorruptArtifactError):  # the cell has failed already
             return self._contributed(planned, known)
@@ -163,7 +163,7 @@ class Recorder:
         return contributed((step.type for step in steps), self._store, planned.keys)
 
     def _cost(self, planned: PlannedCell) -> dict[str, Any]:
-        """Seconds and bytes of all steps that the row tells of."""
+        """Seconds and bytes of all steps in the row."""
         costs = {name: self._cost_of(step) for name, step in planned.named.items()}
         known = {name: cost for name, cost in costs.items() if cost is not None}
         return {
@@ -172,11 +172,11 @@ class Recorder:
         }
 
     def _cost_of(self, step: Step) -> tuple[float, int] | None:
-        """Seconds and bytes of a step, of which many cells may tell: its manifest is read once."""
+        """Seconds and bytes of a step. Many cells may share it, so its manifest is read once."""
         if step.key not in self._costs:
-            # What was measured is known without them: images and network may be gone, or damaged.
+            # The metrics are known without these steps: images and network may be gone or damaged.
             with contextlib.suppress(CorruptArtifactError):
-                # what the row is made of was just read
+                # the artifacts of the row were just read
                 look = self._store.read if step.type.final else self._store.look
                 artifact = look(step.kind, step.key)
                 self._costs[step.key] = round(artifact.seconds, 3), artifact.peak_memory
@@ -184,9 +184,9 @@ class Recorder:
 
 
 def write_rows(rows: ResultFile, write: Callable[[ResultFile], object]) -> None:
-    """Write to a row file. Raises ZSQBenchError, which says that nothing is lost, where that fails."""
+    """Write to a row file. If this fails, raises ZSQBenchError, which says that nothing is lost."""
     try:
         write(rows)
     except OSError as error:
-        text = f"cannot write {rows.path}: {error.strerror}; what is done is in the store, run again with space"
+        text = f"cannot write {rows.path}: {error.strerror}; finished steps are in the store; free space and run again"
         raise ZSQBenchError(text) from error

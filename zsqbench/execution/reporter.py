@@ -1,4 +1,4 @@
-"""Where a running step reports: curves, notes, progress, checkpoints, kept epochs."""
+"""The reporter of a running step: curves, notes, progress, checkpoints, kept epochs."""
 
 import contextlib
 import copy
@@ -21,17 +21,17 @@ CHECKPOINT = "checkpoint.safetensors"
 PROGRESS_SECONDS = 0.2
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_PAUSE = 20
-"""This many times what a long checkpoint took passes until the next: one of a large generator takes seconds."""
+"""The pause after a long checkpoint, in times of its seconds. A checkpoint of a large generator takes seconds."""
 
 QUICK = 0.1
-"""Seconds that a checkpoint may take without more ado."""
+"""A checkpoint that takes fewer seconds does not count as long."""
 
 SHOWN_CURVES = 3
-"""Curves whose last value is shown with the progress: those that began last."""
+"""So many curves are shown with the progress, by their last value: the curves that began last."""
 
 
 class Reporter:
-    """Keeps curves and notes, shows progress through a small file that the parent reads, keeps checkpoints."""
+    """Keeps curves, notes and checkpoints, and shows progress in a small file that the parent reads."""
 
     def __init__(self, folder: Path, rng: "torch.Generator") -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Reporter:
         self.curves: dict[str, list[tuple[int, Any]]] = {}
         self.notes: list[str] = []
         self.footnotes: list[str] = []
-        """Those of the notes that stand below tables."""
+        """The notes that are also footnotes of tables."""
         self._shown_curves: list[str] = []
         self.started = time.perf_counter()
         self._done = self._total = 0
@@ -54,7 +54,7 @@ class Reporter:
         self._show()
 
     def progress(self, done: int, total: int) -> None:
-        """Show how far the step is."""
+        """Show the progress of the step."""
         self._done, self._total = done, total
         self._show()
 
@@ -64,13 +64,13 @@ class Reporter:
             self.notes.append(line)
 
     def footnote(self, line: str) -> None:
-        """Keep a line for people, once, that stands below tables, too."""
+        """Keep a line for people, once, that is also a footnote of tables."""
         self.note(line)
         if line not in self.footnotes:
             self.footnotes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Keep a state to resume from, every few seconds."""
+        """Keep a state for resuming, every few seconds."""
         started = time.monotonic()
         if started >= self._next_checkpoint:
             with contextlib.suppress(OSError):  # a checkpoint that cannot be kept costs time, not the step
@@ -97,12 +97,12 @@ class Reporter:
         self._write(CHECKPOINT, save(tensors, metadata=note))
 
     def resume(self) -> dict[str, Any] | None:
-        """The state that was kept last, with curves, notes and random numbers set back to it, or none."""
+        """The last kept state. Curves, notes and random numbers are set back to it. None: there is no state."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.folder / CHECKPOINT, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 kept = {name: json.loads(text) for name, text in file.metadata().items()}
             curves = {name: [tuple(point) for point in points] for name, points in kept["curves"].items()}
             rng, notes, footnotes = tensors.pop("rng"), list(kept["notes"]), list(kept.get("footnotes", []))
@@ -110,18 +110,18 @@ class Reporter:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
-            self.note(f"the step began anew: its checkpoint is damaged ({one_line(error)})")
+            self.note(f"the step started again: its checkpoint is damaged ({one_line(error)})")
             return None
         try:
             self.rng.set_state(rng)
         except RuntimeError:
-            self.note("the step began anew: its checkpoint has random numbers of another kind of device")
+            self.note("the step started again: its checkpoint has random numbers of another kind of device")
             return None
         self.curves, self.notes, self.footnotes = curves, notes, footnotes
         return state
 
     def keep_epoch(self, epoch: int, student: "nn.Module") -> None:
-        """Keep the student as the result would be if training ended with this epoch."""
+        """Keep the student as it would be if training ended with this epoch."""
         import torch
         from safetensors.torch import save
 
@@ -137,18 +137,18 @@ class Reporter:
             raise OutOfResourcesError(f"cannot keep epoch {epoch} in {self.folder}: {error.strerror}") from error
 
     def epochs(self) -> dict[int, Path]:
-        """The students that were kept, in this attempt and in those before it that were interrupted."""
+        """The kept students, of this attempt and of interrupted attempts before."""
         return kept_epochs(self.folder)
 
     def keep_curves(self) -> Path | None:
-        """Keep the curves of a step that failed to be looked at, and say where, if it logged any."""
+        """Keep the curves of a failed step for inspection, and return their path. None: it logged none."""
         try:
             return self._write("curves.json", json.dumps(self.read_curves()).encode()) if self.curves else None
-        except OSError:  # that there is no space is another mistake than the one to be told
+        except OSError:  # a full disk must not hide the first error
             return None
 
     def keep_last_good(self, state: Mapping[str, Any]) -> Path | None:
-        """Keep the tensors of a state to be looked at, and say where; nothing goes on from them."""
+        """Keep the tensors of a state for inspection, and return their path. No step resumes from them."""
         import torch
         from safetensors.torch import save
 
@@ -157,11 +157,11 @@ class Reporter:
             return None
         try:
             return self._write("last-good.safetensors", save(on_cpu(tensors)))
-        except OSError:  # that there is no space is another mistake than the one to be told
+        except OSError:  # a full disk must not hide the first error
             return None
 
     def _write(self, name: str, content: bytes) -> Path:
-        """Write a file that is complete or absent."""
+        """Write a file so that it is complete or absent."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{name}"
         temporary.write_bytes(content)
@@ -172,10 +172,10 @@ class Reporter:
         return {name: [(step, float(value)) for step, value in points] for name, points in self.curves.items()}
 
     def clear(self) -> None:
-        """Remove what only a running step needs."""
+        """Remove the files that only a running step needs."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
-                if not path.is_dir():  # which is somebody else's
+                if not path.is_dir():  # a folder is not ours, so it stays
                     path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.folder.rmdir()

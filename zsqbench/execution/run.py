@@ -1,4 +1,4 @@
-"""One invocation: find what a suite needs, plan it, run what is missing, write rows and the table."""
+"""One invocation: find the data and models of a suite, plan it, run missing steps, write rows and the table."""
 
 import contextlib
 import importlib
@@ -44,30 +44,30 @@ from zsqbench.zoo.models import BUILT
 log = logging.getLogger("zsqbench")
 
 NOT_LOADED = NetworkFacts("", bn=1, classes=1000, training_loss=True, input_size=(3, 224, 224))
-"""A network that was not loaded yet, as a plan takes it: no method is refused for what is not known."""
+"""The facts that a plan assumes for a network that was not loaded yet. They make no method impossible."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did."""
+    """The result of a run."""
 
     plan: Plan
     results: list[Result]
-    """One for each cell of the plan, in its order."""
+    """One row for each cell of the plan, in the order of the plan."""
     signal: int | None
-    """The signal that interrupted the run, if one did."""
+    """The signal that interrupted the run. None: no signal."""
     outdated: str | None
-    """The reason to run again, where a file changed after the run began."""
+    """Why another run is needed: a file changed after the run began. None: no file changed."""
     background_failures: Mapping[str, str]
-    """Why background steps failed, by their label; no cell depends on them."""
+    """Why background steps failed, by their label. No cell depends on them."""
     table: str
     """The leaderboard of all rows of the suite, in Markdown."""
     table_error: str | None
-    """Why it could not be written beside the rows, or lacks columns that were asked for."""
+    """Why the leaderboard could not be written beside the rows, or lacks requested columns. None: no error."""
     report: Path | None = None
-    """The start page of the report that was asked for, if it was written."""
+    """The start page of the requested report. None: not requested, or not written."""
     report_error: str | None = None
-    """Why it could not be written."""
+    """Why the report could not be written. None: no error."""
 
     @property
     def interrupted(self) -> bool:
@@ -76,7 +76,7 @@ class RunReport:
 
     @property
     def failed(self) -> bool:
-        """True if a cell ended otherwise than the suite file lets expect."""
+        """True if a cell failed, or ended differently than the suite file says."""
         return any(
             result.status in {"failed", "interrupted"}
             or (result.status == "impossible" and planned.cell.reason is None)
@@ -98,21 +98,21 @@ class Run:
     results: Path
     """Folder of the row files."""
     columns: tuple[str, ...] = ()
-    """The figures that the table has beside results."""
+    """The figures that the table shows beside results."""
     origin: Origin | None = None
-    """How the suite was asked for, for the commands in a report."""
+    """How the user named the suite, for the commands in a report."""
     reports: bool = False
-    """True if the run ends with a report of all rows of the suite, unless it is interrupted; it needs an origin."""
+    """True if the run ends with a report of all rows of the suite. An interrupted run writes none. Needs an origin."""
     shard: Shard | None = None
-    """The part of the cells that it runs; all of them if None."""
+    """The part of the cells that it runs. None: all cells."""
     store: Store = field(init=False)
     data: dict[str, Data] = field(init=False, default_factory=dict)
     resolve: dict[tuple[str, str], Step] = field(init=False, default_factory=dict)
-    """For each (task, model), the step that loads the model to learn its identity."""
+    """For each (task, model), the step that loads the model to find its identity."""
     observers: Observers = field(init=False)
 
     _last_rows: tuple[Contents, SuiteRows] | None = field(init=False, default=None)
-    """The contents of the row file that were looked at last, and what they are to the suite."""
+    """The contents of the row file at the last look, and their relation to the suite."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.home)
@@ -129,9 +129,9 @@ class Run:
         return self.results / f"{self.suite.name}.md"
 
     def find(self, cells: Sequence[Cell]) -> dict[tuple[str, str], NetworkFacts]:
-        """Find the data and the model files of these cells; returns what earlier runs learnt of the models.
+        """Find the data and the model files of these cells. Returns the facts that earlier runs found of the models.
 
-        Raises ZSQBenchError where a data root or a weights file is absent, before anything runs.
+        Raises ZSQBenchError before anything runs, if a data root or a weights file is missing.
         """
         if all(cell.excluded for cell in cells):
             left = "all of them are excluded" if cells else "none is selected"
@@ -147,10 +147,10 @@ class Run:
         return {pair: facts for pair, facts in found.items() if facts is not None}
 
     def plan(self, cells: Sequence[Cell], facts: Facts, inspections: Inspections) -> Plan:
-        """Plan cells with what is known of their models and students; `find` comes before.
+        """Plan cells with the known facts of their models and students. Call `find` before.
 
-        Rows of another schema are no rows: that is a warning, and a run replaces them. So are all others that do not
-        count.
+        Rows of another schema do not count: a warning says so, and a run replaces them. The same holds for other rows
+        that do not count.
         """
         contents = self.rows.contents()
         if contents.schemas:
@@ -169,27 +169,27 @@ class Run:
         return plan
 
     def part(self, cells: Sequence[Cell], facts: Facts, shard: Shard) -> Part:
-        """A shard of these cells; `find` comes before.
+        """A shard of these cells. Call `find` before.
 
-        Raises ZSQBenchError where a network could not be loaded, for other machines may know what it costs, and
+        Raises ZSQBenchError if a network could not be loaded, because other machines may know its cost. Raises
         NothingSelectedError for a shard without cells.
         """
         for (_, model), known in facts.items():
             if isinstance(known, Outcome):
                 raise ZSQBenchError(
-                    f"cannot part {self.suite.name} into shards, for {model} could not be loaded here: {known.cause}; "
-                    f"mend that, or leave it out on every machine with -k 'not :{model}:'"
+                    f"cannot split {self.suite.name} into shards, because {model} could not be loaded here: "
+                    f"{known.cause}; correct this, or leave the model out on every machine with -k 'not :{model}:'"
                 )
         part = shard.part(make_plan(self.suite, cells, self.data, facts, {}, self.store))
         if not part.cells:
             raise NothingSelectedError(
-                f"--shard {shard} has no cells: those of {self.suite.name} that share no set make fewer parts than "
-                f"{shard.of}; give fewer shards"
+                f"--shard {shard} has no cells: {self.suite.name} can only be split into fewer than {shard.of} parts, "
+                "because cells with the same set stay together; give fewer shards"
             )
         return part
 
     def _rows_in(self, contents: Contents) -> SuiteRows:
-        """The rows by what they are to the suite, found once where nobody has written to the file meanwhile."""
+        """The rows, sorted by their relation to the suite. They are read again only if the file has changed."""
         if self._last_rows is None or self._last_rows[0] is not contents:
             has_cell = self._names.__contains__
             rows = SuiteRows.of(contents, self.suite.name, lambda row: has_cell(row.cell) and bool(settings_said(row)))
@@ -201,7 +201,7 @@ class Run:
         return frozenset(cell.name for cell in self.suite.cells)
 
     def _disproved(self, plan: Plan) -> list[str]:
-        """The cells whose row is not what its artifacts say, or whose artifacts are damaged: they are not finished."""
+        """The cells whose row contradicts its artifacts, or whose artifacts are damaged. They are not finished."""
         evidence = Evidence(self.store)
         differences: dict[str, str] = {}
         damaged: list[str] = []
@@ -219,7 +219,7 @@ class Run:
         return [*differences, *damaged]
 
     def provisional_plan(self, cells: Sequence[Cell]) -> Plan:
-        """A plan without running anything, which names networks not loaded, and students not inspected, so far."""
+        """A plan without running anything. It names networks and students that are not loaded or inspected yet."""
         known = self.find(cells)
         pending = [step.cell.model for pair, step in self.resolve.items() if pair not in known]
         assumed = {pair: replace(NOT_LOADED, digest=f"pending {step.key}") for pair, step in self.resolve.items()}
@@ -231,9 +231,9 @@ class Run:
         return replace(plan, pending=pending, uninspected=sorted(uninspected))
 
     def execute(self, cells: Sequence[Cell], engine: Engine) -> RunReport:
-        """Run what is not there yet of these cells, and write rows and table. A signal ends it with what is done.
+        """Run the missing steps of these cells, and write rows and table. After a signal, finished results are kept.
 
-        The hook `suite_finished` fires once, however it ends.
+        The hook `suite_finished` is called once, at any end.
         """
         signals, leases = Signals(), Leases(self.config.home)
         with signals.handled(), contextlib.closing(leases):
@@ -245,7 +245,7 @@ class Run:
     def _execute(self, cells: Sequence[Cell], loop: Loop, signals: Signals) -> RunReport:
         known = self.find(cells)
         for pair in [pair for pair in known if self.suite.models[pair[1]].weights == BUILT]:
-            # what a user's function reads may have changed where nobody sees it
+            # a user's function may read files that change unnoticed
             remove(self.store.folder(Resolve.kind, self.resolve[pair].key))
             del known[pair]
         results: list[Result] = []
@@ -257,7 +257,7 @@ class Run:
                 facts = {pair: known.get(pair) or self._learned(step, loop) for pair, step in self.resolve.items()}
                 if self.shard is not None:
                     if loop.signal is not None:
-                        raise Interrupted(loop.signal)  # which cells are this run's is not known yet
+                        raise Interrupted(loop.signal)  # the cells of this run are not known yet
                     cells = self.part(cells, facts, self.shard).cells
                 plan = self.plan(cells, facts, self._inspect(cells, facts, loop))
                 results = self._run_plan(plan, loop, facts)
@@ -277,7 +277,7 @@ class Run:
         return RunReport(plan, results, number, outdated, failures, table, table_error, report, report_error)
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Fire an observer hook."""
+        """Call an observer hook."""
         self.observers.notify(hook, **arguments)
 
     def _inspect(self, cells: Sequence[Cell], facts: Facts, loop: Loop) -> Inspections:
@@ -292,7 +292,7 @@ class Run:
         return {student: found[step.key] for student, step in steps.items()}
 
     def _learned(self, step: Step, loop: Loop) -> NetworkFacts | Outcome:
-        """The facts that a resolve step of this run learned, or why it did not."""
+        """The facts that a resolve step of this run found, or why it failed."""
         return Resolve.facts(self.store, step.key) or loop.outcomes[step.key]
 
     def _run_plan(self, plan: Plan, loop: Loop, facts: Facts) -> list[Result]:
@@ -306,7 +306,7 @@ class Run:
                     recorder.record(planned)
             missing = recorder.missing()
             if missing:
-                # rows are made with it; an import that Ctrl-C ends cannot be done again in this process
+                # rows need it; an import that Ctrl-C interrupts cannot be repeated in this process
                 importlib.import_module("safetensors.numpy")
             self._verify(plan, missing)
             if not loop.interrupted:
@@ -318,7 +318,7 @@ class Run:
         return recorder.results()
 
     def _verify(self, plan: Plan, cells: Sequence[PlannedCell]) -> None:
-        """Put damaged measurements aside, so that they are made again rather than believed."""
+        """Put damaged measurements aside, so that they are made again and not used."""
         for key in {step.key for planned in cells for step in planned.final.values()} & plan.cached:
             try:
                 self.store.read(plan.steps[key].kind, key)
@@ -327,10 +327,10 @@ class Run:
                 plan.cached.discard(key)
 
     def _keep_rows(self, results: Sequence[Result]) -> list[Result]:
-        """Rewrite the row file in the order of the suite; returns the rows of its cells.
+        """Rewrite the row file in the order of the suite. Returns the rows of its cells.
 
-        Only rows of cells that the suite no longer has, go. Those that it has without overrides stay, and so do rows of
-        another suite.
+        Only rows of cells that the suite no longer has are removed. Rows of cells that it has without overrides stay,
+        and so do rows of another suite.
         """
         new = {result.cell: result for result in results}
         own: list[Result] = []
@@ -346,7 +346,7 @@ class Run:
         return own
 
     def _is_declared(self, row: Result) -> bool:
-        """True if the suite file has a cell that this run gave other values."""
+        """True if the suite file has a cell to which this run gave other values."""
         return bool(self.suite.overrides) and self._declared.have(row)
 
     @cached_property
@@ -354,7 +354,7 @@ class Run:
         return DeclaredCells.read(self.suite.path)
 
     def _shown(self, results: Sequence[Result], rows: Sequence[Result]) -> list[Result]:
-        """All rows of the suite; in place of an earlier one that artifacts contradict, that of a failure."""
+        """All rows of the suite. If artifacts contradict an earlier row, a row of a failed cell replaces it."""
         new = {result.cell for result in results}
         others = {row.cell: row for row in believed([row for row in rows if row.cell not in new], self.store)}
         return [others.get(row.cell, row) for row in rows]
@@ -374,14 +374,14 @@ class Run:
             return None, str(error)
 
     def _write_table(self, shown: Sequence[Result]) -> tuple[str, str | None]:
-        """The leaderboard of rows, and why it could not be written, if so."""
-        from zsqbench.reports.tables.leaderboard import leaderboard  # with pandas, which planning does not need
+        """The leaderboard of rows, and why it could not be written (None: it was)."""
+        from zsqbench.reports.tables.leaderboard import leaderboard  # imports pandas, which planning does not need
         from zsqbench.reports.tables.tabulation import Layout
 
         wrong = None
         try:
             table = leaderboard(shown, "md", Layout(self.columns), self.store.home)
-        except ZSQBenchError as error:  # what names rows have is known only now
+        except ZSQBenchError as error:  # the names in rows are known only now
             table, wrong = leaderboard(shown, "md", home=self.store.home), str(error)
         try:
             write_atomically(self.table, table + "\n")
@@ -391,7 +391,7 @@ class Run:
 
 
 def _later(result: Result, found: Result | None) -> Result:
-    """The row of this run, or that of another run which did meanwhile what this one could not."""
+    """The row of this run, or of another run that did the cell meanwhile when this run could not."""
     if found is None or found.definition != result.definition or result.status == "done":
         return result
     return found if found.status == "done" and found.counts_over(result) else result

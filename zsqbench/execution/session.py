@@ -1,4 +1,4 @@
-"""A worker keeps a session from step to step: plugins, networks, contexts, the store."""
+"""The session that a worker keeps from step to step: plugins, networks, contexts, the store."""
 
 import contextlib
 import copy
@@ -37,35 +37,35 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 NETWORKS = 4
-"""How many networks a worker keeps."""
+"""The number of networks that a worker keeps."""
 
 DATA = "data"
-"""The folder of the home that tasks keep what they make in."""
+"""The folder of the home in which tasks keep files that they make."""
 
 Isolation = Literal["auto", "step", "worker"]
-"""The steps that get a process of their own: those of methods that are not shipped with zsqbench, all, or none."""
+"""Steps that get their own process: steps of methods that are not shipped (auto), all (step), or none (worker)."""
 
 this_environment = cache(environment)
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Where steps run: what is the same for all steps of an invocation, but in no identity."""
+    """The settings of all steps of an invocation that are in no identity, such as where they run."""
 
     home: Path
     data_root: Path | None = None
     plugin_files: tuple[Path, ...] = ()
     plugin_sources: tuple[str | None, ...] = ()
-    """Their hashes when the suite was loaded: what runs must be what the keys are made of."""
+    """Their hashes when the suite was loaded. The code that runs must be the code in the keys."""
     without: tuple[str, ...] = ()
     device: str = "auto"
     isolation: Isolation = "auto"
     memory: int | None = None
-    """Bytes that a worker may take."""
+    """Memory limit of a worker in bytes. None: no limit."""
 
 
 class Session:
-    """What a worker keeps from step to step: plugins, and the networks it loaded last."""
+    """The objects that a worker keeps from step to step: plugins, and the networks that it loaded last."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
@@ -74,11 +74,11 @@ class Session:
         """True once plugins that are not shipped with zsqbench were imported in this process."""
         self.networks: dict[tuple[str, str, str], Pretrained] = {}
         self._digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        """Those of networks as they were loaded: hashing all weights for each step takes longer than many steps."""
+        """Digests of networks as loaded. Hashing all weights for each step would take longer than many steps."""
 
     @cached_property
     def catalog(self) -> Catalog:
-        """All plugins. Those of others are imported with it. Raises OutdatedError where a file changed."""
+        """All plugins. This imports plugins that are not shipped. Raises OutdatedError if a file changed."""
         self.loaded_others = True
         catalog = load_plugins(self.config.plugin_files, self.config.without)
         for file, source in zip(self.config.plugin_files, self.config.plugin_sources, strict=False):
@@ -88,7 +88,7 @@ class Session:
 
     @cached_property
     def device(self) -> "torch.device":
-        """Where steps compute."""
+        """The device on which steps compute."""
         import torch
 
         if self.config.device == "auto":
@@ -96,7 +96,7 @@ class Session:
         return torch.device(self.config.device)
 
     def run(self, job: Job, *notes: str) -> None:
-        """Do the step and write its artifact, with these notes. Raises OutOfMemoryError where memory is full."""
+        """Do the step and write its artifact, with these notes. Raises OutOfMemoryError if memory is full."""
         reporter = Reporter(self.store.partial(job.key), self._rng(job.seed))
         for note in notes:
             reporter.note(note)
@@ -105,16 +105,16 @@ class Session:
             with kept_kernels(self.config.home, job.network or "") if compiles else contextlib.nullcontext():
                 job.run(self, reporter)
         except OutOfResourcesError:
-            raise  # the checkpoint stays, to go on from when there is space
+            raise  # the checkpoint stays, so that the step can resume when there is space
         except Exception as error:
             if is_memory_shortage(error):
                 raise OutOfMemoryError(self._shortage(job)) from error
-            reporter.clear()  # the next attempt starts anew
+            reporter.clear()  # the next attempt starts from the beginning
             curves = reporter.keep_curves()
             if not isinstance(error, DivergedError):
                 raise
             kept = {"it is": reporter.keep_last_good(error.state), "its curves are": curves}
-            # relative, so that one failure reads the same on all machines
+            # relative, so that a failure has the same text on all machines
             places = [f"{what} in {path.relative_to(self.config.home)}" for what, path in kept.items() if path]
             raise ZSQBenchError(
                 f"{'; '.join([str(error), *places])} of the home folder" if places else str(error)
@@ -122,7 +122,7 @@ class Session:
         reporter.clear()
 
     def with_less_memory(self, job: Job) -> tuple[Job, str] | None:
-        """The job with half of the options that change no number, and a note of them; none where it has none."""
+        """The job with half the values of options that change no number, and a note. None: it has no such options."""
         called = self.called(job)
         lower = {
             name: value / 2 if isinstance(value, float) else value // 2
@@ -131,11 +131,11 @@ class Session:
         }
         if not any(lower.values()):
             return None
-        said = ", ".join(f"{name} {value:g} in place of {getattr(called, name):g}" for name, value in lower.items())
+        said = ", ".join(f"{name} {value:g} instead of {getattr(called, name):g}" for name, value in lower.items())
         return job.calling(lower), f"memory was full; done with {said}, which changes no number"
 
     def called(self, job: Job) -> Method:
-        """The method whose work a step is: the one of its axis, or the task."""
+        """The method that does the work of a step: the method of its axis, or the task."""
         kind: Kind = job.axis or "task"
         return self.method(kind, job.call)
 
@@ -151,7 +151,7 @@ class Session:
         return found.method.model_validate_json(json.dumps(call.options), strict=True)
 
     def provided(self, kind: Kind, name: str) -> Provided:
-        """The class of a method and its plugin; plugins of others are loaded where no shipped one has it."""
+        """The class of a method and its plugin. If no shipped plugin has it, the other plugins are loaded."""
         found = shipped_plugins().provided.get((kind, name))
         if found is None or found.plugin.name in self.config.without:
             found = self.catalog.find(kind, name)
@@ -162,10 +162,10 @@ class Session:
         return cast("Task", self.method("task", job.task))
 
     def teacher(self, job: Job, reporter: Reporter | None = None) -> Pretrained:
-        """The network; the last few are kept by what was asked for and by the identity that they had.
+        """The network. The last few networks are kept, by the request and the identity that they had.
 
-        The reporter keeps what the task notes while it loads one. Raises ZSQBenchError where it is not the network that
-        was resolved.
+        The reporter keeps the notes of the task while it loads a network. Raises ZSQBenchError if it is not the network
+        that was resolved.
         """
         asked = (job.model.model_dump_json(), job.task.model_dump_json())
         if job.network is None or (*asked, job.network) not in self.networks:
@@ -202,7 +202,7 @@ class Session:
     def method_call(
         self, job: Job, method: Method, watched: Sequence[str], settings: Settings | None = None
     ) -> Iterator[Pretrained]:
-        """A copy of the teacher for one call, under the settings; an error if the call changes it or opens data."""
+        """A copy of the teacher for one call, under the settings. The call must not change it or open task data."""
         import torch
 
         original, settings = self.teacher(job), settings or job.settings
@@ -211,7 +211,7 @@ class Session:
         if settings.layout == "channels_last":
             module = module.to(memory_format=torch.channels_last)
         teacher = Pretrained(**(vars(original) | {"module": module}))
-        # without its cache, which would go on with the first bf16 copy of whatever the method learns
+        # without its cache: it would keep using the first bf16 copy of weights that the method trains
         is_half = settings.precision == "bf16"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False)
         with forbid_opening([*watched, str((self.config.home / DATA).resolve())], method.name), autocast:
@@ -225,11 +225,11 @@ class Session:
         return self._digests[pretrained.module]
 
     def context(self, job: Job, reporter: Reporter) -> StepContext:
-        """The context that a method gets besides its arguments."""
+        """The context that a method gets in addition to its arguments."""
         return StepContext(self.device, job.seed, reporter.rng, job.settings, reporter)
 
     def task_context(self, job: Job, reporter: Reporter) -> TaskContext:
-        """The context that a task gets, which also says where the data is."""
+        """The context that a task gets. It also says where the data is."""
         context = vars(self.context(job, reporter))
         return TaskContext(**context, data_root=self.config.data_root, folder=self.config.home / DATA)
 
@@ -240,9 +240,9 @@ class Session:
         content: Mapping[str, Any],
         fill: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Write the artifact: what the step found, how it was made, curves and notes, and the files that `fill` writes.
+        """Write the artifact: the findings of the step, how they were made, curves, notes, and the files of `fill`.
 
-        Raises OutOfResourcesError where the store cannot be written to.
+        Raises OutOfResourcesError if the store cannot be written to.
         """
         manifest = {
             "kind": job.kind,
@@ -263,7 +263,7 @@ class Session:
                 f"cannot write to the store {self.store.home}: {error.strerror or error}"
             ) from error
         except Exception as error:
-            if "SafetensorError" in type(error).__name__:  # what safetensors makes of a full disk
+            if "SafetensorError" in type(error).__name__:  # the error of safetensors for a full disk
                 raise OutOfResourcesError(f"cannot write to the store {self.store.home}: {error}") from error
             raise
 
@@ -274,5 +274,5 @@ class Session:
 
 
 def _where(model: ModelSpec) -> str:
-    """Where the weights of a network changed, which the suite does not name."""
+    """A hint where the weights of a network changed, if the suite does not name their file."""
     return f": {model.builder} gave other weights" if model.weights == BUILT else ""

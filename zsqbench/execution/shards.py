@@ -1,7 +1,7 @@
-"""Shards: the cells of a suite parted among machines that know nothing of each other.
+"""Shards: the cells of a suite, split among machines that do not communicate.
 
-Every machine finds the same parts, because they depend on counted work alone, never on seconds, on what a home has
-cached, or on the packages of an extra.
+Every machine finds the same parts, because they depend only on counted work. They never depend on seconds, on cached
+artifacts of a home, or on the packages of an extra.
 """
 
 import re
@@ -24,7 +24,7 @@ _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several parts of a suite, as the command line names it: `3/8`."""
+    """One of several parts of a suite, in the form of the command line: `3/8`."""
 
     number: int
     """From 1."""
@@ -35,7 +35,7 @@ class Shard:
         """The shard that a text such as `3/8` names. Raises ZSQBenchError for any other text."""
         found = _SHARD.fullmatch(text)
         if found is None:
-            raise ZSQBenchError(f"cannot read --shard {text!r}; expected such as 3/8, the third of eight parts")
+            raise ZSQBenchError(f"cannot read --shard {text!r}; expected for example 3/8, the third of eight parts")
         number, of = int(found[1]), int(found[2])
         if not 1 <= number <= of:
             numbers = f"there are 1/{of} to {of}/{of}" if of else "give at least one part, as 1/1"
@@ -43,12 +43,12 @@ class Shard:
         return cls(number, of)
 
     def part(self, plan: Plan) -> "Part":
-        """Its part of the cells of a plan that knows all networks."""
+        """The cells of a plan in this shard. The plan must know all networks."""
         parts = split(plan, self.of)
         return parts[self.number - 1] if self.number <= len(parts) else Part()
 
     def __str__(self) -> str:
-        """As the command line names it."""
+        """The form of the command line, such as `3/8`."""
         return f"{self.number}/{self.of}"
 
 
@@ -59,16 +59,16 @@ class Part:
     cells: Sequence[Cell] = ()
     """In the order of the suite."""
     work: float = 0.0
-    """Operations of all its steps: those that several of its cells need count once."""
+    """Operations of all its steps. A step that several of its cells need counts once."""
     share: float = 0.0
     """Its part of the work of all shards, from 0 to 1."""
     largest: float = 0.0
-    """The part that the shard with most work has."""
+    """The part of the work that the largest shard has."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Cells that share a calibration set, or one cell without."""
+    """Cells that share a calibration set, or one cell without a set."""
 
     cells: tuple[PlannedCell, ...]
 
@@ -78,18 +78,18 @@ class _Group:
 
     @cached_property
     def steps(self) -> dict[str, Step]:
-        """Those that count, by key."""
+        """The steps that count, by key."""
         return {step.key: step for planned in self.cells for step in _counted(planned)}
 
 
 def split(plan: Plan, count: int) -> list[Part]:
-    """Part the cells of a plan into so many shards, or fewer where it has fewer groups of cells.
+    """Split the cells of a plan into so many shards, or into fewer if there are fewer groups of cells.
 
-    Cells that share a generate step stay together, so that no set is made twice. A group costs the operations of its
-    steps: those of the network for one image, times the images that pass through it. The group that costs most goes
-    first, each to the shard that has least work with it; a step that the shard has already costs nothing there. Equal
-    groups go by the name of their first cell, and equal shards by their number. So the largest shard has no more work
-    than the mean of all and the largest group.
+    Cells that share a generate step stay together, so that no set is made twice. The cost of a group is the number of
+    operations of its steps: operations of the network for one image, times the images that pass through it. Groups are
+    taken by falling cost. Each goes to the shard that then has the least work. A step that the shard already has costs
+    nothing. Ties between groups are broken by the name of the first cell, ties between shards by their number. So the
+    largest shard has at most the mean work of all shards plus the work of the largest group.
     """
     groups = _groups(plan)
     prices = _prices({key: step for group in groups for key, step in group.steps.items()})
@@ -125,7 +125,7 @@ def _groups(plan: Plan) -> list[_Group]:
 
 
 def _prices(steps: dict[str, Step]) -> dict[str, float]:
-    """Operations of each step, by key; those that are not known are the median of its kind, or else of all."""
+    """Operations of each step, by key. An unknown number is the median of its kind, or else of all steps."""
     known: dict[str, list[float]] = {}
     for step in steps.values():
         if step.work is not None:
@@ -139,7 +139,7 @@ def _prices(steps: dict[str, Step]) -> dict[str, float]:
 
 
 def _counted(planned: PlannedCell) -> Iterator[Step]:
-    """The steps of a cell that every machine plans: not those about exported files, which take packages of an extra."""
+    """The steps of a cell that every machine plans. Steps of exported files need an extra, so they do not count."""
     seen: set[str] = set()
 
     def walk(step: Step) -> Iterator[Step]:

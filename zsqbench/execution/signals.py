@@ -1,4 +1,4 @@
-"""Signals that end a run: what is done then is kept, a table is written, and a second signal ends it at once."""
+"""Signals that end a run. Finished results are kept and a table is written. A second signal ends the run at once."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from zsqbench.containment import SIGNALS
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end."""
+    """A signal asked the run to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -20,20 +20,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """SIGINT (Ctrl-C), SIGTERM (a cluster's time limit) and SIGHUP (a closed terminal) alike, while a run lasts.
+    """Handle SIGINT (Ctrl-C), SIGTERM (time limit of a cluster) and SIGHUP (closed terminal) alike during a run.
 
-    The first raises Interrupted in the main thread, or is only noted while `deferred` holds. The second ends the
-    process at once; the guard ends the workers then. A signal that is ignored (nohup) or handled otherwise stays so.
+    The first signal raises Interrupted in the main thread. Within `deferred` it is only noted. The second signal ends
+    the process at once, and the guard then ends the workers. A signal that is ignored (nohup) or has another handler is
+    left alone.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        """The first signal that came."""
+        """The first signal. None: no signal came."""
         self._deferred = False
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle them meanwhile. Outside of the main thread, where Python allows no handlers, nothing changes."""
+        """Handle the signals meanwhile. Python allows handlers only in the main thread; in others nothing changes."""
         before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.Signals[name] for name in SIGNALS):
@@ -47,7 +48,7 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note a signal meanwhile: what runs is short and has to end well."""
+        """Only note a signal meanwhile. The block is short and must not be interrupted."""
         self._deferred = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""The steps of a run that wait: which of them are ready, in order, and which wait for which."""
+"""The waiting steps of a run: the ready steps, in order, and the dependencies of the others."""
 
 import heapq
 from collections.abc import Collection, Iterable, Sequence
@@ -7,7 +7,7 @@ from zsqbench.steps import Outcome, Step
 
 
 class Queue:
-    """The steps that wait: which of them are ready, in order, and which wait for which."""
+    """The waiting steps: the ready steps, in order, and the dependencies of the others."""
 
     def __init__(self, outcomes: dict[str, Outcome]) -> None:
         self._outcomes = outcomes
@@ -21,11 +21,11 @@ class Queue:
         return len(self._waiting)
 
     def steps(self) -> list[Step]:
-        """All steps that wait."""
+        """All waiting steps."""
         return list(self._waiting.values())
 
     def add(self, steps: Iterable[Step], running: Collection[str] = ()) -> None:
-        """Add steps, each of which waits for those that it needs or comes after, where they wait or run."""
+        """Add steps. Each waits for its needed and preceding steps, if these wait or run."""
         added = {step.key: step for step in steps if step.key not in self._waiting}
         self._waiting |= added
         for step in added.values():
@@ -37,9 +37,10 @@ class Queue:
             self._make_ready(step)
 
     def take(self, *, idle: bool) -> Step | None:
-        """The first step that may start now, if any: a background step only where no other is ready.
+        """The first step that may start now, if any. A background step starts only if no other step is ready.
 
-        `idle` says that nothing runs; an exclusive step waits for that, and background steps wait for it.
+        `idle` is true if no step runs. An exclusive step waits until then, and background steps wait for exclusive
+        steps.
         """
         while self._ready:
             _, exclusive, _, key = self._ready[0]
@@ -52,9 +53,9 @@ class Queue:
         return None
 
     def take_after(self, taken: Sequence[str]) -> Step | None:
-        """A step that may be done after these in one place: one that waits for these alone, or else one that is ready.
+        """A step that may be done after these in one place: a step that waits only for these, or else a ready step.
 
-        What the last of them leads to comes first, so that a cell is done before the next is begun.
+        Dependents of the last step come first, so that a cell is done before the next cell begins.
         """
         there = set(taken)
         for key in reversed(taken):
@@ -62,10 +63,10 @@ class Queue:
                 waits = dependent.key in self._waiting and not dependent.type.exclusive
                 if waits and self._unmet[dependent.key] <= there:
                     return self._waiting.pop(dependent.key)
-        return self.take(idle=False)  # an exclusive step is not taken thus
+        return self.take(idle=False)  # an exclusive step is never taken in a group
 
     def settle(self, step: Step) -> list[tuple[Step, Outcome]]:
-        """Free what waited for this step, or say what it blocks, directly and through others."""
+        """Free the steps that waited for this step. If it failed, return the steps that it blocks, also indirectly."""
         outcome = self._outcomes[step.key]
         blocked = []
         for dependent in self._dependents.pop(step.key, ()):

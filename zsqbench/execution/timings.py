@@ -1,4 +1,4 @@
-"""Seconds that steps took, and how much they had to do, from which the time of the next run is estimated."""
+"""Seconds of finished steps and their work. The time of the next run is estimated from them."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ from zsqbench.store import Store
 _LINE: TypeAdapter[tuple[str, Amount] | tuple[str, Amount, Work]] = TypeAdapter(
     tuple[str, Amount] | tuple[str, Amount, Work]
 )
-"""A line of the file; older versions wrote the first two alone."""
+"""The fields of a line of the file. Older versions wrote only the first two."""
 
 NO_STEP = ""
-"""The timing key of what was no step of a run: a shortened one that only tells rates."""
+"""The timing key of shortened steps, which are not steps of a run and only give rates."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class Timing:
     """Its timing key."""
     seconds: float
     work: Work | None = None
-    """None where it was not known, and in lines of older versions."""
+    """None: not known, or the line is of an older version."""
 
     @property
     def probed(self) -> bool:
-        """True of a shortened step that ran for its rate alone."""
+        """True for a shortened step that ran only for its rate."""
         return self.key == NO_STEP
 
     def line(self) -> str:
         """The line of the file."""
-        # asdict would copy each value deeply
+        # asdict would make a deep copy of each value
         work = [] if self.work is None else [{each.name: getattr(self.work, each.name) for each in fields(self.work)}]
         return json.dumps([self.key, round(self.seconds, 4), *work])
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of finished steps, from which the next run's time is estimated."""
+    """Seconds of finished steps. The time of the next run is estimated from them."""
 
     store: Store
 
@@ -59,16 +59,19 @@ class Timings:
         self._append(Timing(step.timing_key, seconds, step.work))
 
     def add_probe(self, work: Work, seconds: float) -> None:
-        """Remember how long a shortened step took, which had so much to do."""
+        """Remember the seconds of a shortened step with this work."""
         self._append(Timing(NO_STEP, seconds, work))
 
     def _append(self, timing: Timing) -> None:
-        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # only estimates need it
+        with (
+            contextlib.suppress(OSError),
+            self._path.open("a", encoding="utf-8") as file,
+        ):  # only estimates need the file
             file.write(timing.line() + "\n")
 
     @cached_property
     def all(self) -> list[Timing]:
-        """All that are remembered. Lines that are no times of steps are ignored, with one warning."""
+        """All remembered times. Invalid lines are ignored, with one warning."""
         found: list[Timing] = []
         ignored = 0
         for line in self._lines():
@@ -78,7 +81,7 @@ class Timings:
                 ignored += 1
         if ignored:
             logging.getLogger("zsqbench").warning(
-                "estimates ignore %d line%s of %s that hold no time of a step; delete them, or the file",
+                "estimates ignore %d invalid line%s of %s; delete the lines, or the file",
                 ignored,
                 "" if ignored == 1 else "s",
                 self._path,
@@ -106,11 +109,11 @@ class Timings:
             return []
 
     def estimate(self, step: Step) -> float | None:
-        """Median seconds of the steps that differed in seed or scheme only, or none."""
+        """Median seconds of the steps that differ only in seed or scheme. None: there are none."""
         return statistics.median(self._seconds[step.timing_key]) if step.timing_key in self._seconds else None
 
 
 def _parse(line: bytes) -> Timing:
-    """The time that a line holds. Raises ValidationError for a line that holds none."""
+    """The time in a line. Raises ValidationError for an invalid line."""
     key, seconds, *work = _LINE.validate_json(line, strict=True)
     return Timing(key, seconds, *work)

@@ -1,4 +1,4 @@
-"""Evaluated samples as pictures for people, in reports: nothing else asks for them."""
+"""Evaluation samples as pictures for people. Only reports use them."""
 
 import json
 from functools import cache
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class Viewers:
-    """Finds the data that rows were evaluated on, that of each task once."""
+    """Finds the evaluation data of rows, once for each task."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._found = cache(self._find)
 
     def __call__(self, row: Result) -> Viewer | str:
-        """Shows the samples of a row, or says why it cannot: the data may be absent, or other than it was."""
+        """Shows the samples of a row, or says why it cannot. The data may be missing or changed."""
         if "task" not in row.methods:
             return "the row does not say which task evaluated it"
         found = self._found(json.dumps(row.methods["task"], sort_keys=True))
         if isinstance(found, Viewer) and found.data != row.data.get("digest"):
-            return "the data is not that on which it was evaluated"
+            return "the data has changed since the evaluation"
         return found
 
     def _find(self, call: str) -> Viewer | str:
@@ -44,5 +44,5 @@ class Viewers:
             with asking(task, "find_data"):
                 files = task.find_data(root)
             return Viewer(image, files.classes, Data.of(files, FileDigests(self.session.store)).evaluation)
-        except (ZSQBenchError, ValueError, OSError) as error:  # a plugin may be absent, or have other options today
+        except (ZSQBenchError, ValueError, OSError) as error:  # a plugin may be missing, or have other options today
             return one_line(error)

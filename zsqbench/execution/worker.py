@@ -1,4 +1,4 @@
-"""Run one step: plain data in, an artifact in the store and an Outcome out. The same in every engine."""
+"""Run one step: plain data in, an artifact in the store and an Outcome out. All engines use this."""
 
 import gc
 import multiprocessing
@@ -26,7 +26,7 @@ _PROGRESS = TypeAdapter(Progress)
 
 
 def run_step(config: WorkerConfig, job: Job) -> Outcome:
-    """Run a step. Never raises for what the step does."""
+    """Run a step. Exceptions of the step become its outcome."""
     started = time.perf_counter()
     device = ""
     try:
@@ -50,15 +50,15 @@ def run_step(config: WorkerConfig, job: Job) -> Outcome:
 
 
 def read_progress(store: Store, key: str) -> Progress | None:
-    """What a running step last said, or none."""
+    """The last progress of a running step. None: there is none."""
     try:
         return _PROGRESS.validate_json((store.partial(key) / "progress.json").read_bytes())
-    except (OSError, ValueError):  # it may have ended meanwhile; and a plugin may write anything there
+    except (OSError, ValueError):  # the step may have ended meanwhile, and a plugin may write anything there
         return None
 
 
 def _run(session: Session, job: Job) -> None:
-    """Run a step, and once more where it ran out of memory and needs less with other options that change no number."""
+    """Run a step. If memory was full, run it once more with options that need less memory and change no number."""
     try:
         with clean_state(session.device, job.key, job.settings.threads):
             session.run(job)
@@ -68,14 +68,14 @@ def _run(session: Session, job: Job) -> None:
             raise
     else:
         return
-    gc.collect()  # what the first attempt held
+    gc.collect()  # free the memory of the first attempt
     lower, note = less
     with clean_state(session.device, job.key, job.settings.threads):
         session.run(lower, note)
 
 
 def _cause(error: BaseException, config: WorkerConfig) -> str:
-    """The failure in one line; where memory was full beside the work of a method, with the limit."""
+    """The failure in one line. If memory was full outside the work of a method, the line names the limit."""
     said = one_line(error)
     if isinstance(error, OutOfResourcesError) or not is_memory_shortage(error):
         return said
@@ -84,7 +84,7 @@ def _cause(error: BaseException, config: WorkerConfig) -> str:
 
 
 def _is_spent(config: WorkerConfig) -> bool:
-    """True if no other step may run in this process: a method that is not shipped with zsqbench ran in it."""
+    """True if no other step may run in this process, because a method that is not shipped ran in it."""
     if config.isolation == "auto":
         return _session(config).loaded_others
     return config.isolation == "step"

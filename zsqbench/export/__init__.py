@@ -1,20 +1,21 @@
-"""From a quantized network to a file that ships: ONNX with QuantizeLinear and DequantizeLinear, checked and timed.
+"""Export a quantized network to a file for deployment: ONNX with QuantizeLinear and DequantizeLinear.
 
-Read it in this order: options.py (what can be asked for), integers.py (a student as integer hardware computes it),
-symbols.py (the same in ONNX's words), tidying.py over storedweights.py, bounds.py and graph.py (the form that runtimes
-fuse), exporting.py (all of it, into a file), script.py (which runs it), runtime.py (ONNX Runtime), structure.py (what
-runs with integers), comparison.py (the file beside the simulation) and latency.py. All but the first need the extra
-`onnx`; images.py, which writes calibration images for other tools, does not.
+The file is also checked and timed. Read the modules in this order: options.py (the options), integers.py (a student as
+integer hardware computes it), symbols.py (the student in operators of ONNX), tidying.py over storedweights.py,
+bounds.py and graph.py (the form that runtimes fuse), exporting.py (write the file), script.py (a script that runs it),
+runtime.py (ONNX Runtime), structure.py (the layers that run with integers), comparison.py (the file beside the
+simulation) and latency.py. All but the first need the extra `onnx`. images.py, which writes calibration images for
+other tools, does not need it.
 """
 
 import importlib.util
 
 OPSET = 21
-"""The operator set of ONNX that files are written in: the first with integers of 4 and 16 bits, and one that released
-runtimes know."""
+"""The operator set of ONNX for files. It is the first with integers of 4 and 16 bits, and released runtimes know
+it."""
 
 IR_VERSION = 10
-"""The version of ONNX's file format that goes with it."""
+"""The matching version of the ONNX file format."""
 
 MOST_OPSET = 25
 
@@ -24,6 +25,6 @@ INSTALL = "pip install 'zsqbench[onnx]'"
 
 
 def missing() -> str | None:
-    """The line on a package that exporting needs and that is not installed; none where all are there."""
+    """A line on a package that exporting needs and that is not installed. None: all are installed."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"{absent[0]} is not installed: {INSTALL}" if absent else None

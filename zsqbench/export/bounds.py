@@ -1,4 +1,4 @@
-"""A pass over an exported graph that cuts off integers where ReLU, ReLU6 and grids of few bits cut off values."""
+"""A pass over an exported graph: it clips integers in place of values at ReLU, ReLU6 and grids of few bits."""
 
 import math
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ from zsqbench.export.symbols import TENSOR, TOP
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Where a chain of ReLU, ReLU6 and the like cuts values off."""
+    """The bounds of a chain of ReLU, ReLU6 and similar operators."""
 
     low: float
     high: float
 
 
 def clip_codes(graph: ir.Graph) -> None:
-    """Cut off integers, not floats: a ReLU or ReLU6 before a grid, and codes that a grid of fewer bits does not have.
+    """Clip integers, not floats: for a ReLU or ReLU6 before a grid, and for codes that a grid of fewer bits lacks.
 
-    Q(min(x, 6)) = min(Q(x), Q(6)), for rounding is monotonic; and a runtime fuses a layer with the rounding that is
-    directly behind it. Nothing is put where the codes end at the bound anyway. Values are cut off before codes of 16
-    bits, for ONNX Runtime has no Clip for these.
+    Rounding is monotonic, so Q(min(x, 6)) = min(Q(x), Q(6)). A runtime fuses a layer with the rounding directly behind
+    it. If the codes already end at the bound, no operator is added. ONNX Runtime has no Clip for codes of 16 bits, so
+    there the values are clipped.
     """
     calls: dict[str, int] = {}
     for node in of_type(graph, QUANTIZE):
@@ -63,7 +63,7 @@ def clip_codes(graph: ir.Graph) -> None:
 
 
 def _clip_behind(graph: ir.Graph, quantize: ir.Node, name: str, ends: _Bounds, kind: np.dtype[Any]) -> None:
-    """Cut off the codes that a rounding gives."""
+    """Clip the output codes of a rounding."""
     codes = output(quantize)
     limits = [initializer(graph, f"code_{end:.0f}", np.array(end, kind)) for end in (ends.low, ends.high)]
     codes.name = f"{name}/unclipped"
@@ -76,7 +76,7 @@ def _clip_behind(graph: ir.Graph, quantize: ir.Node, name: str, ends: _Bounds, k
 def _clip_before(
     graph: ir.Graph, quantize: ir.Node, name: str, ends: _Bounds, scale: NDArray[Any], zero_point: NDArray[Any]
 ) -> None:
-    """Cut off the values that a rounding is given, where these codes begin and end."""
+    """Clip the input values of a rounding, at the first and last of these codes."""
     values = [np.asarray((end - float(zero_point)) * scale, np.float32) for end in (ends.low, ends.high)]
     limits = [
         initializer(graph, f"{name}/{place}", value) for place, value in zip(("low", "high"), values, strict=True)
@@ -89,20 +89,20 @@ def _clip_before(
 
 
 def _code(bound: float, scale: NDArray[Any], zero_point: NDArray[Any], top: int) -> float:
-    """The code of a value on a grid that ends at code `top`, as QuantizeLinear computes it."""
+    """The code of a value on a grid that ends at code `top`, computed as by QuantizeLinear."""
     code = bound if math.isinf(bound) else float(np.rint(np.float32(bound) / scale) + float(zero_point))
     return min(max(code, 0.0), float(top))
 
 
 def _absorb(graph: ir.Graph, quantize: ir.Node) -> _Bounds:
-    """Take what cuts values off out of the way to a rounding, and say where it did."""
+    """Remove the clipping operators before a rounding, and return their bounds."""
     bounds = _Bounds(-math.inf, math.inf)
     while True:
         node = maker(source(quantize))
         found = None if node is None or only_reader(output(node)) is not quantize else _bounds_of(node)
         if node is None or found is None:
             return bounds
-        # what is nearer to the rounding acts last
+        # an operator nearer to the rounding acts later
         low, high = (min(max(end, bounds.low), bounds.high) for end in (found.low, found.high))
         bounds = _Bounds(low, high)
         quantize.replace_input_with(0, source(node))
@@ -110,7 +110,7 @@ def _absorb(graph: ir.Graph, quantize: ir.Node) -> _Bounds:
 
 
 def _bounds_of(node: ir.Node) -> _Bounds | None:
-    """Where an operator cuts values off that does nothing else, with the same bound for all of them; or none."""
+    """The bounds of an operator that only clips, with one bound for all values. None: it is another operator."""
     if node.op_type == "Relu":
         return _Bounds(0, math.inf)
     if node.op_type == "Clip":

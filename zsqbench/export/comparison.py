@@ -1,4 +1,4 @@
-"""An exported file beside the student that it was made of: the same integers, the same decisions, and where not."""
+"""Compare an exported file with its student: integers, decisions, and the places where they differ."""
 
 import copy
 import tempfile
@@ -26,35 +26,36 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 BATCH = 8
-"""Images compared at a time: the integers of all tensors of so many are in memory."""
+"""Images that are compared at a time. The integers of all their tensors are in memory."""
 
 REFERENCE_IMAGES = 2
-"""Images on which onnx's own evaluator, which is slow, computes the file."""
+"""Images on which the slow evaluator of onnx computes the file."""
 
 TOLERATED = 1e-3
-"""The share of a tensor's codes that may differ by one: sums of floats in another order meet other ties."""
+"""The share of a tensor's codes that may differ by one, because float sums in another order have other ties."""
 
 TIE = 5e-4
-"""Parts of a step: values so near to the middle between two codes have either of them, for sums differ in their last
-digits. Averages and interpolations meet many. With 16 bits it is 256 times as much, for steps are smaller."""
+"""The distance to the middle between two codes, in steps, within which either code is right. Sums differ in their
+last digits. Averages and interpolations give many such values. With 16 bits the distance is 256 times as large,
+because steps are smaller."""
 
 EQUAL_DECISIONS = 99.9
-"""Percent of decisions that have to be equal without optimisation, unless the student in 64 bits explains others."""
+"""Percent of decisions that must be equal without optimisation, unless the student in 64 bits explains others."""
 
 BYTE = 8
 
 
 @dataclass(frozen=True)
 class Departure:
-    """How a tensor's codes differ from those that the student computes from the same inputs."""
+    """How a tensor's codes differ from the codes that the student computes from the same inputs."""
 
     tensor: str
     share: float
-    """Of its codes that differ."""
+    """The share of its codes that differ."""
     most: int
     """The largest difference, in codes."""
     strange: float
-    """Of its codes that differ though their values are not between two codes."""
+    """The share of its codes that differ although their values are not in the middle between two codes."""
 
     @property
     def tolerated(self) -> bool:
@@ -74,33 +75,34 @@ class Check:
     exact: tuple[Departure, ...]
     """The tensors of which any code differs without optimisation, in order."""
     optimized: tuple[Departure, ...]
-    """The same as users run the file."""
+    """The tensors of which any code differs as users run the file."""
     equal_exact: int
-    """Without optimisation, with the student on the file's biases."""
+    """Equal decisions: file without optimisation, student with the file's biases."""
     equal: int
-    """As users run it, with the student as it was evaluated."""
+    """Equal decisions: file as users run it, student as it was evaluated."""
     equal_biases: int
-    """Of the student on the file's biases with the student as it was evaluated."""
+    """Equal decisions: student with the file's biases, student as it was evaluated."""
     equal_double: int
-    """Of the student in 32 bits with itself in 64: what the order of sums alone changes."""
+    """Equal decisions: student in 32 bits, student in 64 bits. This shows the effect of the order of sums."""
     equal_saturating: int | None
-    """As users run it without `session.x64quantprecision`; none where this processor does not saturate."""
+    """Equal decisions: file as users run it but without `session.x64quantprecision`. None: this processor does not
+    saturate."""
     reference: float | None
-    """The largest difference between onnx's own evaluator and ONNX Runtime without optimisation, as a part of the
-    largest output; none where that evaluator cannot compute the file."""
+    """The largest difference between the evaluator of onnx and ONNX Runtime without optimisation, relative to the
+    largest output. None: the evaluator cannot compute the file."""
     bit_identical: bool
     """True if all outputs are equal without optimisation, to the last bit."""
 
     @property
     def problems(self) -> list[str]:
-        """Why the file is not what was measured; one line each, none where it is."""
+        """Why the file does not compute what was measured, one line each. Empty: it does."""
         found = []
         if self.structure.missed:
             found.append(f"{len(self.structure.missed)} layers run in float, although nothing is in the way")
         departs = next((departure for departure in self.exact if not departure.tolerated), None)
         if departs is not None:
             found.append(f"without optimisation it departs first at tensor {departs}")
-        # where ties decide, the student in 64 bits decides otherwise, too
+        # if ties decide, the student in 64 bits also decides differently
         if self.equal_exact < EQUAL_DECISIONS * self.images / 100 and self._is_less(
             self.equal_exact, self.equal_double
         ):
@@ -114,12 +116,12 @@ class Check:
         return found
 
     def _is_less(self, equal: int, explained: int) -> bool:
-        """True if so few are equal that chance does not explain it: a sign test on the decisions that differ."""
+        """True if chance does not explain the number of different decisions: a sign test on them."""
         differing, expected = self.images - equal, self.images - explained
         return differing > expected and differs(differing, expected)
 
     def lines(self) -> list[str]:
-        """All of it for people; one line each."""
+        """The findings for people, one line each."""
         of = f"of {self.images}"
         identical = ", bit for bit" if self.bit_identical else ""
         lines = [
@@ -147,11 +149,11 @@ class Check:
         return lines + [f"problem: {problem}" for problem in self.problems]
 
     def as_data(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """The findings as plain data."""
         return asdict(self)
 
     def numbers(self) -> dict[str, float]:
-        """The figures of it that a row holds, in percent of the images."""
+        """The figures for a row, in percent of the images."""
         found = {"layers": len(self.structure.layers), "equal_exact": 100 * self.equal_exact / self.images}
         return ({"integer_layers": self.structure.integer} if self.structure.is_known else {}) | found
 
@@ -171,10 +173,10 @@ def check(
     pretrained: Pretrained,
     providers: Sequence[str] = (CPU,),
 ) -> Check:
-    """Compare a file with the finalized student that it was made of, on images [N, C, H, W] of the network's space.
+    """Compare a file with its finalized student, on images [N, C, H, W] in the network's space.
 
-    `integer` is that student as the file has it, with its biases. Where the file takes pixels, both get the images that
-    are nearest to these.
+    `integer` is the student with the biases of the file. If the file takes pixels, both get the nearest images that
+    pixels can represent.
     """
     student, follower = student.cpu().eval(), integer.student.cpu().eval()
     exact = open_session(path, optimized=False)
@@ -187,7 +189,7 @@ def check(
         of_integers = _outputs_of(follower, images)
         doubled = _outputs_of(copy.deepcopy(student).double(), images.double())
         float_network = copy.deepcopy(pretrained.module).cpu().eval()
-        # only what is no classifier is judged by how far the float network is
+        # only networks that are not classifiers are judged by the distance to the float network
         plain = None if _classifies(ours) else _outputs_of(float_network, images)
     alike = _Alike(ours, plain)
     saturating = None
@@ -230,10 +232,10 @@ def _classifies(outputs: Outputs) -> bool:
 
 
 class _Alike:
-    """Counts images for which outputs decide as the student's do.
+    """Counts images for which outputs decide as the outputs of the student.
 
-    A classifier decides on the largest output. Of other networks, outputs are alike that are nearer to the student's
-    than these are to the float network's: whatever differs is less than what quantization itself did.
+    A classifier decides for the largest output. For other networks, outputs count as equal if they are nearer to the
+    student's outputs than these are to the float network's outputs. Then they differ less than by quantization.
     """
 
     def __init__(self, ours: Outputs, plain: Outputs | None) -> None:
@@ -241,7 +243,7 @@ class _Alike:
         self.bounds = None if plain is None else list(map(_distances, ours, plain))
 
     def count(self, others: Outputs) -> int:
-        """For how many images they do."""
+        """The number of these images."""
         if self.bounds is None:
             return int((others[0].argmax(1) == self.ours[0].argmax(1)).sum())
         near = [
@@ -266,9 +268,9 @@ def _departures(
     optimized: bool,
     providers: Sequence[str] = (CPU,),
 ) -> tuple[Departure, ...]:
-    """The tensors whose codes are not those that the student computes from the runtime's codes of those before them.
+    """The tensors with codes that differ from the student's codes, computed from the runtime's codes before them.
 
-    So a difference is where it arises, and nothing of it is counted again behind it.
+    So a difference is found in the tensor where it arises, and is not counted again in later tensors.
     """
     with tempfile.TemporaryDirectory() as folder:
         exposed = Path(folder) / "exposed.onnx"
@@ -294,10 +296,10 @@ class _Differing:
     count: int = 0
     most: int = 0
     strange: int = 0
-    """Of those that differ, how many have a value that is not between two codes."""
+    """Of the codes that differ, the number whose values are not in the middle between two codes."""
 
     def add(self, codes: Tensor, own: Tensor, values: Tensor, quantizer: ActivationQuantizer) -> None:
-        """Count a batch of the runtime's codes, of the student's own, and of the values that the latter stand for."""
+        """Count a batch: the codes of the runtime, the student's own codes, and the values before rounding."""
         differing = codes != own
         self.of += own.numel()
         if not differing.any():
@@ -310,7 +312,7 @@ class _Differing:
 
 
 def _expose(path: Path, target: Path) -> list[str]:
-    """Copy a file, with the codes of all tensors as outputs besides; returns their names."""
+    """Copy a file, with the codes of all tensors as additional outputs. Returns their names."""
     model = ir.load(path)
     values = [value for node in model.graph for value in node.outputs if str(value.name).endswith(CODES)]
     model.graph.outputs.extend(value for value in values if not value.is_graph_output())
@@ -319,7 +321,7 @@ def _expose(path: Path, target: Path) -> list[str]:
 
 
 class _Follower(fx.Interpreter):
-    """Runs a student on a runtime's codes: what each quantizer gives is what the runtime has there."""
+    """Runs a student on the codes of a runtime: each quantizer returns the codes of the runtime."""
 
     def __init__(
         self, student: fx.GraphModule, given: Mapping[str, NDArray[Any]], found: dict[str, _Differing]
@@ -330,14 +332,14 @@ class _Follower(fx.Interpreter):
         self.calls: dict[str, int] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A quantizer is followed, all else is computed."""
+        """Codes replace the output of a quantizer. All other modules are computed."""
         module = self.fetch_attr(target)
         if not isinstance(module, ActivationQuantizer):
             return super().call_module(target, args, kwargs)
         own = quantize(args[0], module.scale, module.zero_point, module.bits)
         name = called(module.name, self.calls)
         theirs = self.given.get(name + CODES)
-        if theirs is None:  # nothing reads it
+        if theirs is None:  # no operator reads it
             return dequantize(own, module.scale, module.zero_point)
         codes = torch.from_numpy(theirs.astype(np.float32)).reshape(own.shape)
         self.found.setdefault(name, _Differing()).add(codes, own, args[0], module)
@@ -345,7 +347,7 @@ class _Follower(fx.Interpreter):
 
 
 def _reference(path: Path, images: Tensor, exact: Outputs) -> float | None:
-    """How far onnx's own evaluator is from ONNX Runtime without optimisation."""
+    """The difference between the evaluator of onnx and ONNX Runtime without optimisation."""
     from onnx.reference import ReferenceEvaluator
 
     try:

@@ -1,4 +1,4 @@
-"""From a finalized student, or a float network, to an ONNX file."""
+"""Write a finalized student, or a float network, as an ONNX file."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ IMAGE = "image"
 """The name of the network's input."""
 
 _EXAMPLES = 2
-"""Images that the exporter is shown; the file takes any number."""
+"""Number of images for the exporter. The file takes any number."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,22 @@ class Exported:
 
     @property
     def size_mb(self) -> float:
-        """Its size in megabytes of 10^6 bytes."""
+        """Its size in units of 10^6 bytes."""
         return self.path.stat().st_size / MB
 
 
 @dataclass(frozen=True)
 class Description:
-    """The description of a file that stands in it, besides the network."""
+    """The description in a file, besides the network."""
 
     pretrained: Pretrained
     classes: Sequence[str] = ()
     """Names of the classes, in the order of the outputs."""
     origin: Mapping[str, str] = field(default_factory=dict)
-    """Where it comes from, such as the cell."""
+    """Its origin, such as the cell."""
 
     def metadata(self, outputs: Mapping[str, str]) -> dict[str, str]:
-        """As a file holds it: texts, of which those that are more than a text are JSON."""
+        """The description as texts for the file. Values that are not plain texts are JSON."""
         fed = self.pretrained
         feeding = {
             "input_size": fed.input_size,
@@ -80,8 +80,8 @@ def export_student(
 ) -> Exported:
     """Write a finalized student as an ONNX file of integers, with QuantizeLinear and DequantizeLinear.
 
-    Raises ZSQBenchError where ONNX has no word for an operator of the network, where a grid does not hold zero, where
-    the network was quantized by other means than `zsqbench.quant`, and where the file cannot be written.
+    Raises ZSQBenchError if ONNX has no form for an operator of the network, if a grid does not hold zero, if the
+    network was not quantized by `zsqbench.quant`, and if the file cannot be written.
     """
     options = options or ExportOptions()
     if not isinstance(student, fx.GraphModule):
@@ -94,7 +94,9 @@ def export_student(
     tidy(model)
     notes = []
     if integers.widened:
-        notes.append(f"{integers.widened} channels have coarser weights, for their biases fit on no finer scale")
+        notes.append(
+            f"{integers.widened} channels have coarser weights, because their biases do not fit on a finer scale"
+        )
     if options.weights == "int4":
         bits = {name: layer.weight_quantizer.bits for name, layer in quantized_layers(student)}
         stored = store_in_four_bits(model, lambda name: bits.get(name, 32))
@@ -115,7 +117,7 @@ def export_float(
 def _exported(
     module: nn.Module, description: Description, options: ExportOptions
 ) -> tuple[ir.Model, Mapping[str, str]]:
-    """The graph of a module as torch's exporter writes it, for any number of images, and what its outputs are."""
+    """The graph of a module from torch's exporter, for any number of images, and a description of its outputs."""
     shown = torch.zeros(_EXAMPLES, *description.pretrained.input_size)
     try:
         outputs = output_names(module, description.pretrained)
@@ -132,12 +134,12 @@ def _exported(
             )
     except Exception as error:
         raise ZSQBenchError(f"the network cannot be written as ONNX: {_cause(error)}") from error
-    assert program is not None  # noqa: S101 - it writes no file itself
+    assert program is not None  # noqa: S101 - the exporter writes no file itself
     return program.model, outputs
 
 
 def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
-    """The outputs of a network by the names that a file has for them, and what each is: its layer, or its place."""
+    """The outputs of a network by their names in a file, each with its layer or its place."""
     with torch.no_grad():
         returned = outputs_of(module, pretrained)
     places = [place or "the output" for place in tree_places(returned)]
@@ -147,13 +149,13 @@ def output_names(module: nn.Module, pretrained: Pretrained) -> dict[str, str]:
 
 @torch.no_grad()
 def outputs_of(module: nn.Module, pretrained: Pretrained) -> Any:
-    """The outputs of a network for an image of zeros, in its own structure; a symbolic student returns zeros, too."""
+    """The outputs of a network for an image of zeros, in its own structure. A symbolic student also returns zeros."""
     return module(torch.zeros(1, *pretrained.input_size))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from telling users of its own insides."""
+    """Hide messages of torch's exporter on its internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -166,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """The line of the exporter's long story that says what is in the way."""
+    """The line in the exporter's long message that names the obstacle."""
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(error)
@@ -194,7 +196,7 @@ def _written(
 
 
 def _forget_traces(model: ir.Model) -> None:
-    """Take away what torch's exporter says of itself, and of the machine that it ran on."""
+    """Remove the data that torch's exporter adds on itself and on the machine."""
     graph = model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     for each in (model, graph, *graph, *values):
@@ -203,7 +205,7 @@ def _forget_traces(model: ir.Model) -> None:
 
 
 def _pixels(pretrained: Pretrained) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The pixel that is zero in the network's space, and a pixel's step there, for each channel."""
+    """For each channel, the pixel that is zero in the network's space, and the step of a pixel there."""
     black, white = pretrained.value_range
     step = (white - black) / 255
     mean, std = np.array(pretrained.mean), np.array(pretrained.std)

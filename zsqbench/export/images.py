@@ -1,4 +1,4 @@
-"""A calibration set for other tools: PNGs, the exact tensors, and the forms that other calibrators read."""
+"""A calibration set for other tools: PNGs, the exact tensors, and the forms of other calibrators."""
 
 import shutil
 import tempfile
@@ -20,19 +20,19 @@ PICTURES = "images"
 README = "README.md"
 
 COLOURS = (1, 3)
-"""Numbers of channels that a PNG can show: grey, and colour."""
+"""Numbers of channels of a PNG: grey, and colour."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far pixels of 8 bits are from the images that they were made of."""
+    """The distance of pixels of 8 bits from their original images."""
 
     largest: float
-    """The largest difference in normalised space, over the pixels that 8 bits can hold."""
+    """The largest difference in normalised space, over the values that 8 bits can hold."""
     cut: float
-    """The share of values beyond black and white, 0 to 1, which became black and white."""
+    """The share of values beyond black and white, 0 to 1. They became black and white."""
     largest_cut: float
-    """The largest difference in normalised space of those; 0 where there are none."""
+    """The largest difference in normalised space of these values. 0: there are none."""
 
     def __str__(self) -> str:
         said = f"rounding to 8 bits moves no value by more than {self.largest:.2g} in normalised space"
@@ -51,11 +51,11 @@ class ExportedImages:
     folder: Path
     images: int
     rounding: Rounding | None
-    """None where the images have another number of channels than PNGs, of which there are none then."""
+    """None: there are no PNGs, because they do not have this number of channels."""
 
 
 def check_target(folder: Path) -> None:
-    """Raise ZSQBenchError where a folder is there that is not empty, or something else."""
+    """Raise ZSQBenchError if the place has a folder that is not empty, or a file."""
     try:
         if folder.exists() and not folder.is_dir():
             raise ZSQBenchError(f"{folder} is a file, and is left as it is; expected a folder that is new or empty")
@@ -66,11 +66,11 @@ def check_target(folder: Path) -> None:
 
 
 def export_images(images: CalibrationSet, network: Pretrained, folder: Path, title: str) -> ExportedImages:
-    """Write a calibration set of a network into a folder, which is complete or not there.
+    """Write a calibration set of a network into a folder. The folder is complete or absent.
 
-    `calibration.safetensors` holds the images exactly, `images/` as PNGs of 8 bits, `calibration.py` has the forms that
-    calibrators of other tools read, and README.md says how a PNG becomes the network's input. `title` says whose the
-    images are. Raises ZSQBenchError where the folder is not empty or cannot be written to.
+    `calibration.safetensors` holds the exact images, `images/` holds PNGs of 8 bits. `calibration.py` has the forms for
+    the calibrators of other tools. README.md says how a PNG becomes the network's input. `title` names the origin of
+    the images. Raises ZSQBenchError if the folder is not empty or cannot be written to.
     """
     check_target(folder)
     folder = folder.absolute()
@@ -79,8 +79,8 @@ def export_images(images: CalibrationSet, network: Pretrained, folder: Path, tit
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         rounding = _fill(made, images, network, title)
-        made.chmod(0o777 & ~_umask())  # a temporary folder is its owner's alone
-        made.rename(folder)  # takes the place of an empty folder
+        made.chmod(0o777 & ~_umask())  # only its owner may read a temporary folder
+        made.rename(folder)  # replaces an empty folder
     except OSError as error:
         raise ZSQBenchError(f"cannot write into {folder}: {error.strerror or error}") from error
     finally:
@@ -90,9 +90,9 @@ def export_images(images: CalibrationSet, network: Pretrained, folder: Path, tit
 
 
 def to_pixels(images: "torch.Tensor", network: Pretrained) -> "torch.Tensor":
-    """Pixels of 8 bits, uint8 [N, C, H, W], of normalised images; what lies beyond black and white is cut.
+    """Pixels of 8 bits, uint8 [N, C, H, W], of normalised images. Values beyond black and white are clipped.
 
-    The inverse of `zsqbench.zoo.images.normalize`, but for rounding. Channels stay in the network's order.
+    Except for rounding, this is the inverse of `zsqbench.zoo.images.normalize`. Channels stay in the network's order.
     """
     import torch
 
@@ -104,7 +104,7 @@ def to_pixels(images: "torch.Tensor", network: Pretrained) -> "torch.Tensor":
 
 def _fill(folder: Path, images: CalibrationSet, network: Pretrained, title: str) -> Rounding | None:
     images.save(folder / IMAGES)
-    (folder / IMAGES).chmod(0o666 & ~_umask())  # safetensors makes it its owner's alone
+    (folder / IMAGES).chmod(0o666 & ~_umask())  # safetensors lets only its owner read it
     shutil.copyfile(Path(templates.__file__).parent / "calibration" / SCRIPT, folder / SCRIPT)
     rounding = _save_pictures(images, network, folder) if network.input_size[0] in COLOURS else None
     (folder / README).write_text(_readme(images, network, title, rounding), encoding="utf-8")
@@ -112,7 +112,7 @@ def _fill(folder: Path, images: CalibrationSet, network: Pretrained, title: str)
 
 
 def _save_pictures(images: CalibrationSet, network: Pretrained, folder: Path) -> Rounding:
-    """Write the PNGs, and compare what a network would be fed of them with the images."""
+    """Write the PNGs, and compare the network inputs made from them with the images."""
     from PIL.Image import fromarray
 
     (folder / PICTURES).mkdir()
@@ -183,7 +183,7 @@ def _order(network: Pretrained) -> str:
 
 
 def _scaled(low: float, high: float) -> str:
-    """How a pixel of 8 bits is brought to the value range, as a formula."""
+    """The formula that maps a pixel of 8 bits to the value range."""
     width = "" if high - low == 1 else f" * {high - low:g}"
     return f"pixel / 255{width}" + ("" if low == 0 else f" {'-' if low < 0 else '+'} {abs(low):g}")
 

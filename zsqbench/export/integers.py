@@ -1,4 +1,4 @@
-"""A finalized student as integer hardware computes it: with biases of 32 bits, on scales that they fit on."""
+"""A finalized student as integer hardware computes it: biases have 32 bits, on scales on which they fit."""
 
 import copy
 from collections.abc import Mapping
@@ -12,38 +12,38 @@ from zsqbench.quant import ActivationQuantizer, QuantizedLayer, WeightQuantizer,
 from zsqbench.quant.graph import is_layer, repeats_values
 
 MOST_BIAS = 2**30
-"""No bias has a larger code: what a layer sums on top of it has room in 32 bits."""
+"""No bias has a larger code, so that 32 bits have room for the sums of a layer."""
 
 
 @dataclass(frozen=True)
 class Bias:
-    """A bias as codes of 32 bits: what the layer adds is codes * scale, each [out channels]."""
+    """A bias as codes of 32 bits. The layer adds codes * scale, each [out channels]."""
 
     codes: Tensor
     scale: Tensor
 
     def values(self) -> Tensor:
-        """The values that the codes stand for, as a runtime computes them in float32."""
+        """The values of the codes, as a runtime computes them in float32."""
         return self.codes.float() * self.scale
 
 
 @dataclass(frozen=True)
 class IntegerStudent:
-    """A copy of a student that computes on what a file of integers holds."""
+    """A copy of a student that computes with the numbers of a file of integers."""
 
     student: fx.GraphModule
     biases: Mapping[str, Bias]
-    """By the path of the layer. A layer whose input is not on one grid keeps a bias in floating point."""
+    """Biases by the path of the layer. A layer whose input is not on one grid keeps a float bias."""
     widened: int
-    """Channels whose weights have a coarser grid, for the bias would not fit on the product of scales otherwise."""
+    """Number of channels with a coarser grid of weights. Otherwise the bias would not fit on the product of scales."""
 
 
 @torch.no_grad()
 def with_integer_biases(student: fx.GraphModule) -> IntegerStudent:
     """Copy a finalized student and round each bias to the scale of its layer's sums, s_x s_w, with 32 bits.
 
-    Where a bias would need more than 30 bits, the scale of its output channel is widened, and the weights are rounded
-    again. These are channels that are (almost) constant: a weight of 1e-9 beside a bias of 1 changes no output.
+    If a bias needs more than 30 bits, the scale of its output channel is widened, and the weights are rounded again.
+    Such channels are (almost) constant: a weight of 1e-9 beside a bias of 1 changes no output.
     """
     student = copy.deepcopy(student)
     biases: dict[str, Bias] = {}
@@ -63,7 +63,7 @@ def with_integer_biases(student: fx.GraphModule) -> IntegerStudent:
 
 
 def layer_inputs(student: fx.GraphModule) -> dict[str, ActivationQuantizer]:
-    """The quantizer whose grid each layer's input is on, by the layer's path; none where there is none, or several."""
+    """The quantizer that sets the grid of each layer's input, by the layer's path. None: no or several quantizers."""
     found: dict[str, set[ActivationQuantizer | None]] = {}
     for node in student.graph.nodes:
         if is_layer(node):
@@ -72,7 +72,7 @@ def layer_inputs(student: fx.GraphModule) -> dict[str, ActivationQuantizer]:
 
 
 def _quantizer_before(student: fx.GraphModule, layer: fx.Node) -> ActivationQuantizer | None:
-    """The quantizer that made a layer's input, seen through what only moves values."""
+    """The quantizer that made a layer's input. Operators that only move values are skipped."""
     node = layer.all_input_nodes[0]
     while True:
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -84,11 +84,11 @@ def _quantizer_before(student: fx.GraphModule, layer: fx.Node) -> ActivationQuan
 
 
 def _widen(layer: QuantizedLayer, bias: Tensor, input_scale: Tensor) -> int:
-    """Widen the scales of the output channels whose bias does not fit, in place; returns how many these are."""
+    """Widen the scales of the output channels whose bias does not fit, in place. Returns the number of channels."""
     quantizer = layer.weight_quantizer
     rows = (-1, *[1] * (layer.weight_codes.dim() - 1))
     scale = quantizer.scale.expand(len(bias), *[1] * (layer.weight_codes.dim() - 1)).flatten()
-    # nor may the product of scales vanish
+    # the product of scales must not vanish
     least = (bias.abs() / MOST_BIAS).clamp(min=torch.finfo(bias.dtype).tiny) / input_scale
     if quantizer.grid == "power_of_two":
         mantissa, exponent = torch.frexp(least)

@@ -1,4 +1,4 @@
-"""How fast two files are on this processor, beside each other in one run."""
+"""Time two files on this processor, beside each other in one run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 WARM_UP = 3
-"""Runs before any is timed."""
+"""Number of runs before timing."""
 
 LEAST_RUNS, MOST_RUNS, SECONDS = 10, 200, 4.0
-"""Timed runs of each file at each batch size: as many as fit into so many seconds, within these bounds."""
+"""Bounds of the timed runs of each file at each batch size, and the seconds for them."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of a run: the median, and what 95 of 100 runs do not exceed."""
+    """Milliseconds of a run: the median, and the 95th percentile."""
 
     p50: float
     p95: float
@@ -31,9 +31,9 @@ class Times:
 def latency(
     files: Mapping[str, Path], size: tuple[int, int, int], batch_sizes: Sequence[int], providers: Sequence[str] = (CPU,)
 ) -> dict[int, dict[str, Times]]:
-    """Time files by turns, on one thread, so that what else the machine does meets all of them alike.
+    """Time files in turns, on one thread, so that other work of the machine affects all files alike.
 
-    `size` is channels, height, width. Returns times by batch size and the file's name in `files`.
+    `size` is channels, height, width. Returns times by batch size and by the file's name in `files`.
     """
     sessions = {name: open_session(path, providers) for name, path in files.items()}
     return {batch: _timed(sessions, size, batch) for batch in batch_sizes}

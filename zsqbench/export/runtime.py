@@ -1,4 +1,4 @@
-"""ONNX Runtime as a network: sessions as users open them, and exact ones to compare with."""
+"""ONNX Runtime as a network: sessions as users open them, and exact sessions for comparisons."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 PRECISE = "session.x64quantprecision"
-"""The entry of a session's configuration without which uint8 x int8 may saturate on x86 without VNNI; elsewhere it has
-no effect."""
+"""An entry of a session's configuration. Without it uint8 x int8 may saturate on x86 without VNNI. On other
+processors it has no effect."""
 
 CPU = "CPUExecutionProvider"
 
@@ -32,7 +32,7 @@ def open_session(
     precise: bool = True,
     save_optimized: Path | None = None,
 ) -> "InferenceSession":
-    """A session of a file. Raises ZSQBenchError for providers that are not installed and for a file that is refused."""
+    """A session of a file. Raises ZSQBenchError for a provider that is not installed, and for a refused file."""
     import onnxruntime as ort
 
     check_providers(providers)
@@ -66,16 +66,16 @@ def check_providers(providers: Sequence[str]) -> None:
 def run(
     session: "InferenceSession", images: Tensor | NDArray[Any], names: Sequence[str] | None = None
 ) -> list[NDArray[Any]]:
-    """The outputs of a session for images [N, C, H, W]; by default, all of them."""
+    """The outputs of a session for images [N, C, H, W], by default all outputs."""
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
     found: list[NDArray[Any]] = session.run(names, {session.get_inputs()[0].name: np.ascontiguousarray(array)})
     return found
 
 
 class RuntimeNetwork(nn.Module):
-    """A session in place of a network: it takes normalised images and returns what the network would.
+    """A session that replaces a network: it takes normalised images and returns outputs in the network's structure.
 
-    The first `kept` images that it was given are kept, for a closer look afterwards.
+    The first `kept` images are kept for a later comparison.
     """
 
     def __init__(self, session: "InferenceSession", structure: TreeSpec, pretrained: Pretrained, kept: int = 0) -> None:
@@ -96,7 +96,7 @@ class RuntimeNetwork(nn.Module):
 
 
 def fed(session: "InferenceSession", images: Tensor, pretrained: Pretrained) -> Tensor:
-    """Normalised images [N, C, H, W] as a session takes them: as they are, or as the pixels that they were made of."""
+    """Normalised images [N, C, H, W] in the form of a session: unchanged, or as the original pixels."""
     if session.get_inputs()[0].type != "tensor(uint8)":
         return images
     black, white = (end.to(images) for end in pretrained.valid_range())
@@ -104,7 +104,7 @@ def fed(session: "InferenceSession", images: Tensor, pretrained: Pretrained) -> 
 
 
 def seen(given: Tensor, pretrained: Pretrained) -> Tensor:
-    """Images [N, C, H, W] that a session takes, as a network sees them: normalised."""
+    """Images [N, C, H, W] in the form of a session, as normalised images."""
     if given.dtype != torch.uint8:
         return given
     black, white = pretrained.valid_range()
@@ -112,7 +112,7 @@ def seen(given: Tensor, pretrained: Pretrained) -> Tensor:
 
 
 def structure_of(returned: Any) -> TreeSpec:
-    """How a network's outputs are put together."""
+    """The structure of a network's outputs."""
     return tree_structure(returned)
 
 
@@ -127,7 +127,7 @@ def saturates() -> bool:
 
 
 def processor() -> str:
-    """The processor's name, with the features that decide how fast integers are."""
+    """The processor's name, with the features that decide the speed of integers."""
     flags = _cpu_flags()
     known = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2") if name in flags]
     return f"{_cpu_name()} ({', '.join(known) or 'no AVX2'})"
@@ -144,7 +144,7 @@ def _cpu_name() -> str:
 
 
 def _cpu_info(field: str) -> str:
-    """A line of Linux's description of the first processor; elsewhere, nothing."""
+    """A line of Linux's description of the first processor. Empty on other systems."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
         name, _, value = line.partition(":")

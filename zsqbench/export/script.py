@@ -59,7 +59,7 @@ _FIT = "image = image if image.size == (width, height) else image.resize((width,
 
 
 def check_place(file: Path) -> None:
-    """Raise ZSQBenchError where the script beside a file would replace one that is somebody's own, or a folder."""
+    """Raise ZSQBenchError if the script beside a file would replace a file of the user, or a folder."""
     path = file.with_suffix(".py")
     try:
         kept = path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST)
@@ -72,10 +72,10 @@ def check_place(file: Path) -> None:
 
 
 def write_script(file: Path, preprocessing: Mapping[str, Any]) -> Path:
-    """Write a script beside an exported file that runs it on an image, preprocessed as evaluation does; returns it.
+    """Write a script beside an exported file that runs it on an image, preprocessed as in evaluation. Returns its path.
 
-    Borders (`crop_mode: border`) and the preprocessing of detectors are left to the user: there the image is stretched.
-    Raises ZSQBenchError as `check_place` does, and where it cannot be written.
+    The script does not support borders (`crop_mode: border`) and the preprocessing of detectors: it stretches the
+    image. Raises ZSQBenchError as `check_place` does, and if the script cannot be written.
     """
     check_place(file)
     path = file.with_suffix(".py")
@@ -88,7 +88,7 @@ def write_script(file: Path, preprocessing: Mapping[str, Any]) -> Path:
 
 
 def _geometry(given: Mapping[str, Any]) -> list[str]:
-    """The lines that bring an image to the network's size."""
+    """The lines that resize and crop an image to the network's size."""
     resize, crop, mode = given.get("resize"), given.get("crop"), given.get("crop_mode", "center")
     interpolation = str(given.get("interpolation", "bilinear")).upper()
     if mode == "border":

@@ -1,4 +1,4 @@
-"""Passes over the stored weights of an exported graph: each call of a layer reads integers of its own, as they are."""
+"""Passes over the stored weights of an exported graph. Afterwards each call of a layer directly reads its integers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +25,11 @@ from zsqbench.export.graph import (
 from zsqbench.export.symbols import LAYER
 
 _TURNS = ("Reshape", "Transpose")
-"""The operators that a stored weight may go through before a layer reads it."""
+"""The operators that may be between a stored weight and its layer."""
 
 
 def part_calls(graph: ir.Graph) -> None:
-    """Give each call of a layer operators of its own that make its weight."""
+    """Give each call of a layer its own operators that make its weight."""
     for node in _stored_weights(graph):
         chain = _way(node)
         for number, use in enumerate(list(output(chain[-1]).uses())[1:], 1):
@@ -44,7 +44,7 @@ def part_calls(graph: ir.Graph) -> None:
 
 
 def _stored_weights(graph: ir.Graph) -> list[ir.Node]:
-    """The operators that make weights of stored integers; biases have 32 bits."""
+    """The operators that make weights from stored integers. Biases have 32 bits and do not count."""
     return [
         node
         for node in of_type(graph, DEQUANTIZE)
@@ -53,7 +53,7 @@ def _stored_weights(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _way(stored: ir.Node) -> list[ir.Node]:
-    """The operator that makes a weight, and those that it goes through before a layer, or several, read it."""
+    """The operator that makes a weight, and the operators between it and the layers that read it."""
     chain = [stored]
     while (follows := only_reader(output(chain[-1]))) is not None and follows.op_type in _TURNS:
         chain.append(follows)
@@ -61,7 +61,7 @@ def _way(stored: ir.Node) -> list[ir.Node]:
 
 
 def name_layers(graph: ir.Graph) -> None:
-    """Give each operator of a layer the layer's path, with a number where it is called again; take the marks away."""
+    """Name each operator of a layer by the layer's path, with a number for further calls, and remove the marks."""
     calls: dict[str, int] = {}
     paths = {}
     for stored in _stored_weights(graph):
@@ -75,7 +75,7 @@ def name_layers(graph: ir.Graph) -> None:
 
 
 def turn_stored_weights(graph: ir.Graph) -> None:
-    """Store a weight as its layer reads it, where a transposition or the like stands in between."""
+    """Store a weight in the form that its layer reads, if a transposition or a similar operator is in between."""
     for stored in _stored_weights(graph):
         codes, chain = constant(source(stored)), _way(stored)[1:]
         assert codes is not None  # noqa: S101 - a weight is stored
@@ -97,7 +97,7 @@ def turn_stored_weights(graph: ir.Graph) -> None:
 
 
 def _turned(array: NDArray[Any], chain: list[ir.Node]) -> NDArray[Any] | None:
-    """An array as operators that move values leave it; none where that is not known yet."""
+    """An array after operators that move values. None: not known yet."""
     for node in chain:
         if node.op_type == "Transpose":
             array = array.transpose(node.attributes["perm"].as_ints())
@@ -109,7 +109,7 @@ def _turned(array: NDArray[Any], chain: list[ir.Node]) -> NDArray[Any] | None:
 
 
 def _channels_of(shape: tuple[int, ...], axis: int, chain: list[ir.Node]) -> int | None:
-    """The axis that channels are on behind such operators; none where they are on several, as those of groups."""
+    """The axis of channels behind these operators. None: several axes, as for groups."""
     channels = np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1 - axis))
     turned = _turned(np.broadcast_to(channels, shape), chain)
     assert turned is not None  # noqa: S101 - it was computed before
@@ -121,10 +121,10 @@ def _channels_of(shape: tuple[int, ...], axis: int, chain: list[ir.Node]) -> int
 
 
 def part_stored_weights(graph: ir.Graph) -> None:
-    """Give each weight integers and zero points of its own, each call of a layer that is called again included.
+    """Give each weight, at each call of its layer, its own integers and zero points.
 
-    The exporter makes one constant of equal ones. A runtime that turns signed weights into unsigned ones changes it for
-    each weight, and fails at the second.
+    The exporter shares equal constants. A runtime that makes signed weights unsigned changes a shared constant for each
+    weight, and fails at the second.
     """
     taken: set[ir.Value] = set()
     for node in _stored_weights(graph):
@@ -139,14 +139,14 @@ def part_stored_weights(graph: ir.Graph) -> None:
 
 
 def store_in_four_bits(model: ir.Model, bits: Callable[[str], int]) -> int:
-    """Store the weights of layers with up to 4 bits as INT4, by the layer's path; returns how many these are."""
+    """Store the weights of layers with up to 4 bits as INT4, by the layer's path. Returns the number of layers."""
     graph, stored = model.graph, set[str]()
     for node in of_type(graph, DEQUANTIZE):
         codes = constant(source(node))
         layers = [reader.name for reader in readers(output(node)) if reader.op_type in LAYERS]
         if codes is None or codes.dtype != np.int8 or not layers or bits(str(layers[0]).partition(CALL)[0]) > 4:  # noqa: PLR2004
             continue
-        for index in range(0, len(node.inputs), 2):  # codes and, where there is one, the zero point
+        for index in range(0, len(node.inputs), 2):  # codes and, if there is one, the zero point
             old = source(node, index)
             array, name = constant(old), f"{old.name}.int4"
             assert array is not None  # noqa: S101 - both are stored

@@ -1,4 +1,4 @@
-"""Which layers and products of an exported network can run with integers, and which a runtime runs so."""
+"""Which layers and products of an exported network can run with integers, and which run so in a runtime."""
 
 import re
 import tempfile
@@ -25,12 +25,12 @@ from zsqbench.export.graph import (
 from zsqbench.export.runtime import CPU, open_session
 
 INTEGER = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"})
-"""ONNX Runtime's operators of layers on integers."""
+"""Operators of ONNX Runtime for layers on integers."""
 
 _CALLED_AGAIN = re.compile(rf"{CALL}\d+$")
 
 _FUSED = re.compile(r"(_token_\d+)?(_nchwc|_quant)?$")
-"""ONNX Runtime adds such an ending to the name of an operator that it replaces."""
+"""Endings that ONNX Runtime adds to the name of an operator that it replaces."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Layer:
 
     path: str
     island: str | None
-    """Why it is expected to run in float; none if integers are expected."""
+    """Why it is expected to run in float. None: integers are expected."""
     affine: bool = False
-    """True if its weight has zero points, for which a runtime has but slow integers."""
+    """True if its weight has zero points. Integers are slow in runtimes with them."""
     found: bool | None = None
-    """True if the runtime runs all calls of it with integers; none where that cannot be told."""
+    """True if the runtime runs all its calls with integers. None: not known."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of an exported network, in order, and its products of two tensors, as attention has them."""
+    """The layers of an exported network, in order, and its products of two tensors (as in attention)."""
 
     layers: tuple[Layer, ...]
     products: tuple[Layer, ...] = ()
-    """Each has the name of the first tensor that is rounded behind it."""
+    """Each product has the name of the first tensor that is rounded behind it."""
 
     @property
     def expected(self) -> int:
@@ -66,12 +66,12 @@ class Structure:
 
     @property
     def is_known(self) -> bool:
-        """True if it can be told which layers the runtime runs with integers."""
+        """True if it is known which layers the runtime runs with integers."""
         return all(layer.found is not None for layer in self.layers)
 
     @property
     def missed(self) -> list[str]:
-        """Layers that should run with integers, and do not."""
+        """Layers that should run with integers, but do not."""
         return [layer.path for layer in self.layers if layer.island is None and layer.found is False]
 
     def lines(self) -> list[str]:
@@ -101,7 +101,7 @@ class Structure:
 def _in_words(what: str, layers: Sequence[Layer]) -> str:
     expected, integer = (sum(each) for each in zip(*((x.island is None, x.found is True) for x in layers), strict=True))
     if any(each.found is None for each in layers):
-        return f"{expected} of {len(layers)} {what} can run with integers; if they do cannot be told"
+        return f"{expected} of {len(layers)} {what} can run with integers; it is not known if they do"
     text = f"{integer} of {len(layers)} {what} run with integers"
     return text if integer == expected else f"{text} ({expected} were expected to)"
 
@@ -111,14 +111,14 @@ def _some(paths: Sequence[str], most: int = 3) -> str:
 
 
 def expected_structure(path: Path) -> Structure:
-    """The layers of a file, with those that can run with integers, by its graph alone.
+    """The layers of a file, and which of them can run with integers, judged only by its graph.
 
     Raises ZSQBenchError for a file that cannot be read.
     """
     try:
         graph = ir.load(path).graph
     except Exception as error:
-        raise ZSQBenchError(f"{path} is no ONNX file that can be read: {error}") from error
+        raise ZSQBenchError(f"{path} is not a readable ONNX file: {error}") from error
     layers: dict[str, Layer] = {}
     products: dict[str, Layer] = {}
     for node in of_type(graph, *LAYERS):
@@ -130,9 +130,9 @@ def expected_structure(path: Path) -> Structure:
 
 
 def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Structure:
-    """The same, with what ONNX Runtime makes of it when it opens the file as users do.
+    """The layers of a file, and which of them run with integers in a session of ONNX Runtime as users open it.
 
-    Of other providers than that of the CPU, nobody can tell which layers run with integers.
+    This is only known for the provider of the CPU.
     """
     expected = expected_structure(path)
     if list(providers) != [CPU]:
@@ -150,20 +150,20 @@ def structure_in_runtime(path: Path, providers: Sequence[str] = (CPU,)) -> Struc
 
 
 def _path(node: ir.Node, known: Collection[str] = ()) -> str:
-    """The path of a layer by the name of its operator, which a runtime may have replaced."""
+    """The path of a layer, from the name of its operator. A runtime may have replaced the operator."""
     name = _CALLED_AGAIN.sub("", str(node.name))
     return name if name in known else _CALLED_AGAIN.sub("", _FUSED.sub("", str(node.name), count=1)) if known else name
 
 
 def _island(layer: ir.Node) -> str | None:
-    """Why a layer cannot run with integers; none if it can."""
+    """Why a layer cannot run with integers. None: it can."""
     if layer.op_type == "ConvTranspose":
         return "runtimes have no transposed convolution on integers"
     return _lack_of_weight(maker(source(layer, 1))) or _lack_of_input(maker(source(layer))) or _lack_of_output(layer)
 
 
 def _island_of_product(node: ir.Node) -> str | None:
-    """Why a product of two tensors cannot run with integers; none if it can. It may give floats."""
+    """Why a product of two tensors cannot run with integers. None: it can. Its output may be float."""
     return _lack_of_input(maker(source(node))) or _lack_of_input(maker(source(node, 1)))
 
 
@@ -182,7 +182,7 @@ def _lack_of_input(reads: ir.Node | None) -> str | None:
 
 
 def _lack_of_output(layer: ir.Node) -> str | None:
-    if layer.op_type in ("Gemm", "MatMul"):  # it may give floats
+    if layer.op_type in ("Gemm", "MatMul"):  # its output may be float
         return None
     follows = [reader.op_type for reader in readers(output(layer))]
     behind = ", ".join(sorted(set(follows))) or "the network's output"

@@ -1,4 +1,4 @@
-"""A student whose quantizers are ONNX's own operators, for torch's exporter to write down."""
+"""A student whose quantizers are operators of ONNX. torch's exporter writes it to a file."""
 
 import copy
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from zsqbench.quant import ActivationQuantizer, LogQuantizer, QuantizedLayer, qu
 from zsqbench.quant.grids import levels
 
 TENSOR, TOP, LAYER = "zsqbench_tensor", "zsqbench_top", "zsqbench_layer"
-"""Attributes that symbols carry through the exporter: the name of a tensor, the largest code of its grid, the path of a
-layer. The passes over the exported graph read them and take them away."""
+"""Attributes that symbols carry through the exporter: the name of a tensor, the largest code of its grid, the path of
+a layer. The passes over the exported graph read and remove them."""
 
 BYTE = 8
 
 
 def with_symbols(student: fx.GraphModule, biases: Mapping[str, Bias]) -> fx.GraphModule:
-    """A copy of a finalized student made of QuantizeLinear, DequantizeLinear and torch's own layers.
+    """A copy of a finalized student, made of QuantizeLinear, DequantizeLinear and torch's own layers.
 
-    It runs nowhere: it is for torch.onnx.export. Raises ZSQBenchError for a grid whose zero point is none of its codes,
-    which no runtime stores.
+    It cannot run, and is only for torch.onnx.export. Raises ZSQBenchError for a grid whose zero point is not one of its
+    codes, because no runtime can store it.
     """
     student = copy.deepcopy(student)
     for path, layer in quantized_layers(student):
@@ -36,7 +36,7 @@ def with_symbols(student: fx.GraphModule, biases: Mapping[str, Bias]) -> fx.Grap
 
 
 class _StoredTensor(nn.Module):
-    """The pair QuantizeLinear, DequantizeLinear of an activation, on unsigned integers of 8 bits, or 16 above 8."""
+    """The pair QuantizeLinear, DequantizeLinear of an activation, on unsigned integers of 8 bits (16 above 8 bits)."""
 
     scale: Tensor
     zero_point: Tensor
@@ -45,7 +45,7 @@ class _StoredTensor(nn.Module):
         super().__init__()
         if isinstance(quantizer, LogQuantizer):
             raise ZSQBenchError(
-                f"tensor {quantizer.name!r} has the grid {quantizer.grid_name}, which no operator of ONNX expresses; "
+                f"tensor {quantizer.name!r} has the grid {quantizer.grid_name}, which ONNX has no operator for; "
                 "take a scheme of affine grids, such as qdq/w8a8"
             )
         self.name, self.top = quantizer.name, levels(quantizer.bits)
@@ -55,14 +55,14 @@ class _StoredTensor(nn.Module):
         self.register_buffer("zero_point", quantizer.zero_point.to(self.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """X on the grid."""
+        """The values of x on the grid."""
         carried = {TENSOR: self.name, TOP: self.top}
         codes = _symbol("QuantizeLinear", [x, self.scale, self.zero_point], x, carried, self.dtype)
         return _symbol("DequantizeLinear", [codes, self.scale, self.zero_point], x)
 
 
 class _StoredLayer(nn.Module):
-    """A layer whose weight is DequantizeLinear of signed integers, and whose bias is that of integers of 32 bits."""
+    """A layer whose weight is DequantizeLinear of signed integers, and whose bias is that of 32-bit integers."""
 
     codes: Tensor
     scale: Tensor
@@ -101,7 +101,7 @@ def _symbol(
     attributes: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """One of ONNX's operators, whose result has the shape of `like`."""
+    """An operator of ONNX. Its result has the shape of `like`."""
     return torch.onnx.ops.symbolic(name, inputs, dict(attributes or {}), dtype=dtype, shape=like.shape, version=OPSET)
 
 

@@ -1,6 +1,6 @@
-"""Passes over an exported graph, after which integer runtimes find what they can compute with integers.
+"""Passes over an exported graph. Afterwards integer runtimes find the operators that they can run with integers.
 
-Each changes the form alone: the graph computes the same values before and after.
+Each pass only changes the form of the graph. The computed values stay the same.
 """
 
 import math
@@ -35,7 +35,7 @@ from zsqbench.export.storedweights import name_layers, part_calls, part_stored_w
 
 
 def tidy(model: ir.Model) -> None:
-    """Bring a graph that torch exported into the form that runtimes fuse, in place."""
+    """Change a graph from torch's exporter into the form that runtimes fuse, in place."""
     graph = model.graph
     names = [value.name for value in graph.outputs]
     part_calls(graph)
@@ -49,7 +49,7 @@ def tidy(model: ir.Model) -> None:
     repeat_behind_moves(graph)
     drop_unused(model)
     for value, name in zip(graph.outputs, names, strict=True):
-        value.name = name  # another operator may make it by now
+        value.name = name  # another operator may make the value by now
 
 
 def name_products(graph: ir.Graph) -> None:
@@ -63,7 +63,7 @@ def name_products(graph: ir.Graph) -> None:
 
 
 def fold_pads(graph: ir.Graph) -> None:
-    """Let convolutions pad with zeros themselves, and max-pooling with what no value is below, where a Pad does."""
+    """Replace a Pad by the padding of a convolution (zeros) or of max-pooling (the least value)."""
     for node in of_type(graph, "Pad"):
         layer, pads, value = only_reader(output(node)), constant(source(node, 1)), _padding(node)
         if layer is None or pads is None or value is None or source(layer) is not output(node):
@@ -80,7 +80,7 @@ def fold_pads(graph: ir.Graph) -> None:
 
 
 def _padding(node: ir.Node) -> float | None:
-    """The number that a Pad puts around all that it is given; none where it repeats values, or has chosen axes."""
+    """The number that a Pad puts around its input. None: it repeats values, or pads chosen axes."""
     mode = node.attributes.get("mode")
     if (mode is not None and mode.as_string() != "constant") or (len(node.inputs) > 3 and node.inputs[3] is not None):  # noqa: PLR2004
         return None
@@ -91,7 +91,7 @@ def _padding(node: ir.Node) -> float | None:
 
 
 def _pads_so(layer: ir.Node, value: float, pads: list[int], padded: ir.Value) -> bool:
-    """True if a layer itself can pad what it reads with this number."""
+    """True if a layer can pad its input with this number itself."""
     automatic = layer.attributes.get("auto_pad")
     if automatic is not None and automatic.as_string() != "NOTSET":
         return False
@@ -100,7 +100,7 @@ def _pads_so(layer: ir.Node, value: float, pads: list[int], padded: ir.Value) ->
     own, kernel, up = (layer.attributes.get(name) for name in ("pads", "kernel_shape", "ceil_mode"))
     if layer.op_type != "MaxPool" or kernel is None or (up is not None and up.as_int()):
         return False
-    sides = [*kernel.as_ints(), *kernel.as_ints()]  # a window has to hold a value
+    sides = [*kernel.as_ints(), *kernel.as_ints()]  # a window must hold a value
     return (
         not (own is not None and any(own.as_ints()))
         and value <= _least(padded)
@@ -109,7 +109,7 @@ def _pads_so(layer: ir.Node, value: float, pads: list[int], padded: ir.Value) ->
 
 
 def _least(value: ir.Value) -> float:
-    """The least that a tensor on a grid can be; without end for others."""
+    """The least value of a tensor on a grid. Minus infinity for other tensors."""
     node = maker(value)
     if node is None or node.op_type != DEQUANTIZE:
         return -math.inf
@@ -120,7 +120,7 @@ def _least(value: ir.Value) -> float:
 
 
 def pool_globally(graph: ir.Graph) -> None:
-    """Replace a mean over height and width by GlobalAveragePool, which runtimes have for integers."""
+    """Replace a mean over height and width by GlobalAveragePool, because runtimes have it for integers."""
     for node in of_type(graph, "ReduceMean"):
         axes, shape = constant(node.inputs[1]) if len(node.inputs) > 1 else None, source(node).shape
         if axes is None or shape is None or len(shape) != 4 or {int(axis) % 4 for axis in axes} != {2, 3}:  # noqa: PLR2004
@@ -143,7 +143,7 @@ def pool_globally(graph: ir.Graph) -> None:
 
 
 def _move_before(graph: ir.Graph, quantize: ir.Node, pooled: ir.Node) -> None:
-    """Round what was pooled before it is flattened, so that no operator between has floats; a later pass repeats it."""
+    """Round a pooled tensor before it is flattened, so that no operator between has floats. A later pass repeats it."""
     rest = [source(quantize, index) for index in range(1, len(quantize.inputs))]
     flat = source(quantize)
     flatten = maker(flat)
@@ -161,7 +161,7 @@ def _move_before(graph: ir.Graph, quantize: ir.Node, pooled: ir.Node) -> None:
 
 
 def repeat_behind_moves(graph: ir.Graph) -> None:
-    """Repeat the pair of a tensor behind each operator that only moves its values, so that runtimes move integers."""
+    """Repeat the pair of a tensor behind each operator that only moves values, so that runtimes move integers."""
     for node in list(graph):
         pair = maker(node.inputs[0]) if node.inputs else None
         if pair is None or pair.op_type != DEQUANTIZE or not _moves(node):
@@ -183,7 +183,7 @@ def repeat_behind_moves(graph: ir.Graph) -> None:
 
 
 def _moves(node: ir.Node) -> bool:
-    """True if all that an operator gives are values of its first input, or zeros, which all grids have."""
+    """True if an operator only returns values of its first input, or zeros. All grids have zero."""
     if node.op_type == "Pad":
         mode = node.attributes.get("mode")
         return (mode is not None and mode.as_string() != "constant") or _padding(node) == 0
@@ -199,7 +199,7 @@ def _moves(node: ir.Node) -> bool:
 
 
 def _on_one_grid(node: ir.Node) -> bool:
-    """True if all inputs of an operator are on the same grid, as the parts are of which a roll is put together."""
+    """True if all inputs of an operator are on the same grid, such as the parts of a roll."""
     pairs = [maker(value) for value in node.inputs]
     grids = [
         [constant(value) for value in pair.inputs[1:]]
@@ -214,10 +214,9 @@ def _on_one_grid(node: ir.Node) -> bool:
 
 
 def feed_pixels(model: ir.Model, mean: NDArray[Any], scale: NDArray[Any]) -> None:
-    """Let a network take pixels of 8 bits: x = (pixel - mean) * scale, for each channel, is computed inside.
+    """Let a network take pixels of 8 bits: the file computes x = (pixel - mean) * scale for each channel.
 
-    `mean` and `scale` are [C], in pixels. Where the image's own grid has these pixels as its codes, they enter as they
-    are.
+    `mean` and `scale` are [C], in pixels. If the codes of the image's grid are these pixels, they are used directly.
     """
     graph = model.graph
     image = graph.inputs[0]

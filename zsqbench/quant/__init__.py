@@ -1,7 +1,7 @@
 """The quantization library: grids, graph, student, artifact, ranges, corrections, reconstruction, training.
 
-Read them in this order: each imports only those before it. Each is a package, or a module, whose first line
-says what is in it; what authors of methods need of all of them is here, too.
+Read them in this order: each imports only those before it. Each is a package or a module, and its first line names its
+content. This package also exports everything that authors of methods need.
 """
 
 from zsqbench.quant.artifact import effective_map, finalize, measured_map, restore, take_over

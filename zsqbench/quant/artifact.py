@@ -1,4 +1,4 @@
-"""From a calibrated student to its artifact, whose weights are integers, and back; and what a student quantizes."""
+"""Turn a calibrated student into its artifact with integer weights, and back; and list its quantized tensors."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,10 +14,10 @@ from zsqbench.scheme import FLOAT_BITS, MeasuredTensor, TensorOnGrid
 
 @torch.no_grad()
 def finalize(student: nn.Module) -> None:
-    """Turn weights into integers and drop all that only training needed, in place; its state dict is then the artifact.
+    """Turn weights into integers and drop data that only training needed, in place. The state dict is the artifact.
 
-    A module without quantizers stays as it is. Raises RuntimeError, with the tensor's name, for a quantizer that was
-    left uncalibrated or has a scale that is not finite.
+    A module without quantizers is not changed. Raises RuntimeError, with the tensor's name, for a quantizer that was
+    not calibrated or has a scale that is not finite.
     """
     _check(student)
     for _, layer in quantized_layers(student):
@@ -28,10 +28,10 @@ def finalize(student: nn.Module) -> None:
 
 @torch.no_grad()
 def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the state of a finalized student into a freshly prepared one, strictly, in place.
+    """Load the state of a finalized student into a freshly prepared student, strictly, in place.
 
-    Extra state of modules that it lacks stays: preparing has copied that from the teacher.
-    Raises RuntimeError where entries are missing, left over or of another shape, or where a scale is no scale.
+    Extra state of modules that the state lacks stays, because `prepare` has copied it from the teacher. Raises
+    RuntimeError if entries are missing, left over or of another shape, or if a scale is invalid.
     """
     for _, layer in quantized_layers(student):
         layer.keep(torch.zeros_like(layer.weight))
@@ -45,9 +45,9 @@ def restore(student: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def take_over(student: nn.Module, other: nn.Module) -> None:
-    """Give a prepared student the weights, all other state and the grids of a finalized one of its kind, in place.
+    """Give a prepared student the weights, other state and grids of a finalized student of its kind, in place.
 
-    Its float weights are then what the other's codes stand for, so that it computes the same.
+    Its float weights are then the values of the other's codes, so that both compute the same.
     """
     state = dict(other.state_dict())
     for path, layer in quantized_layers(other):
@@ -59,12 +59,11 @@ def take_over(student: nn.Module, other: nn.Module) -> None:
 
 
 def effective_map(student: nn.Module) -> list[TensorOnGrid]:
-    """The tensors of a student, each with its role, bits and grid; 32 bits for one that stays float.
+    """The tensors of a student, each with its role, bits and grid. 32 bits: the tensor stays float.
 
-    Bits, axes and grids are those of the quantizers that are there, whatever the scheme says; an axis is that of the
-    weight as torch's layer has it, which is 1 in a transposed convolution. Weights come first, then
-    activations, each in execution order; a tensor that `prepare` gave no place comes last. Empty for a network without
-    quantizers that was not prepared.
+    Bits, axes and grids are those of the present quantizers, even if the scheme differs. An axis refers to the weight
+    of torch's layer (1 in a transposed convolution). Weights come first, then activations, each in execution order. A
+    tensor without a place from `prepare` comes last. Empty: the network has no quantizers and was not prepared.
     """
     live = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
     roles = tensor_roles(student) | {place: quantizer.role for place, quantizer in live.items()}
@@ -82,7 +81,7 @@ def _on_grid(
 
 
 def measured_map(student: nn.Module) -> list[MeasuredTensor]:
-    """`effective_map` with what calibration found: the range of each grid (its extremes over channels), and sizes."""
+    """`effective_map` with results of calibration: the range of each grid (its extremes over channels), and sizes."""
     quantizers = {(quantizer.kind, name): quantizer for name, quantizer in _quantizers(student)}
     layers = dict(quantized_layers(student))
     entries = []

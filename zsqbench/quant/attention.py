@@ -11,66 +11,66 @@ from zsqbench.quant.graph.operators import CONCATENATIONS, is_layer, operator, o
 from zsqbench.quant.graph.parts import SOFTMAXES, multiplies_matrices
 
 _CAPTURED_IMAGES = 2
-"""Images that the shapes of a captured graph are of."""
+"""Number of images for the shapes of a captured graph."""
 _TOKENS = 3
 """Dimensions of tokens: images, tokens, channels."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one block, whose tensors have a row for each head, or for each image and head.
+    """The attention of one block. Its tensors have a row for each head, or for each image and head.
 
-    The first dimension is that of the images, or images times windows, or images times heads; an image's rows lie side
-    by side.
+    The first dimension counts images, or images times windows, or images times heads. Rows of an image are side by
+    side.
     """
 
     weights: fx.Node
-    """The softmax: how much each token looks at each key, [..., tokens, keys]."""
+    """The softmax: how much each token attends to each key, [..., tokens, keys]."""
     context: fx.Node
     """The weights times the values, before heads are joined: [..., tokens, channels]."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens look, in each window."""
+        """Number of query tokens in each window."""
         return int(self.context.meta["shape"][-2])
 
     @property
     def keys(self) -> int:
-        """How many keys each of them looks at."""
+        """Number of keys for each query token."""
         return int(self.weights.meta["shape"][-1])
 
     @property
     def heads(self) -> int:
-        """How many rows of an image, or of a window, are side by side."""
+        """Number of rows of an image or a window, side by side."""
         shape = self.weights.meta["shape"]
         return int(shape[0]) // _CAPTURED_IMAGES if len(shape) == _TOKENS else int(shape[1])
 
     @property
     def windows(self) -> int:
-        """Into how many windows an image is cut; 1 where all its tokens see each other."""
+        """Number of windows of an image. 1: all tokens see each other."""
         shape = self.context.meta["shape"]
         return 1 if len(shape) == _TOKENS else int(shape[0]) // _CAPTURED_IMAGES
 
 
 @dataclass(frozen=True)
 class KeyGrid:
-    """Keys of attention that lie on a grid, row by row, of the image or of a window."""
+    """Keys of attention on a grid, row by row, of the image or of a window."""
 
     before: int
-    """Keys that come before them and lie nowhere, as a class token does."""
+    """Number of keys before them without a position, such as a class token."""
     height: int
     width: int
 
     @property
     def keys(self) -> int:
-        """How many lie on it."""
+        """Number of keys on the grid."""
         return self.height * self.width
 
 
 def find_attention(captured: fx.GraphModule) -> list[Attention]:
     """The attention of each block of several tokens, in execution order.
 
-    Pooling by attention, in which one token looks, is none.
+    Pooling by attention, with one query token, does not count.
     """
     found = []
     for node in captured.graph.nodes:
@@ -80,7 +80,7 @@ def find_attention(captured: fx.GraphModule) -> list[Attention]:
 
 
 def has_class_token(captured: fx.GraphModule) -> bool:
-    """True if the first token is none of the image's, as a learned class token is."""
+    """True if the first token does not come from the image, such as a learned class token."""
     of_image: set[fx.Node] = set()
     for node in captured.graph.nodes:
         sources = [source for source in node.all_input_nodes if source.meta["carries_values"]]
@@ -97,7 +97,7 @@ def has_class_token(captured: fx.GraphModule) -> bool:
 
 
 def patch_size(captured: fx.GraphModule) -> tuple[int, int] | None:
-    """Height and width of the patches that the first convolution cuts the image into; none where it cuts none."""
+    """Height and width of the patches into which the first convolution cuts the image. None: it cuts no patches."""
     for node in captured.graph.nodes:
         if operator(node) == "conv2d" and is_layer(node) and without_moves(node.all_input_nodes[0]).op == "placeholder":
             layer: Any = captured.get_submodule(str(node.target))
@@ -108,11 +108,11 @@ def patch_size(captured: fx.GraphModule) -> tuple[int, int] | None:
 
 
 def key_grid(attention: Attention, sides: Sequence[int], patch: Sequence[int] | None) -> KeyGrid | None:
-    """The grid of an attention's keys, of an image with this height and width; none where it cannot be told.
+    """The grid of an attention's keys, for an image with this height and width. None: not known.
 
-    Of windows it is a square. Otherwise it is that of the patches, whose height and width are `patch`, where there are
-    as many keys, or up to twice as many, of which the first are other tokens; or else the one that has the image's
-    proportions, where the keys make such a grid, or all but the first do.
+    For windows it is a square. Otherwise it is the grid of the patches with height and width `patch`, if there are as
+    many keys, or up to twice as many (the first keys are then other tokens). Otherwise it is a grid with the image's
+    proportions, if all keys, or all but the first, make such a grid.
     """
     if attention.windows == 1 and patch:
         height, width = (side // part for side, part in zip(sides, patch, strict=True))
@@ -130,7 +130,7 @@ def key_grid(attention: Attention, sides: Sequence[int], patch: Sequence[int] | 
 
 
 def also_returning(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """The captured network itself, changed to return a pair: what it returned, and the values of these nodes."""
+    """The captured network itself, changed to return a pair: its outputs, and the values of these nodes."""
     output = output_node(captured.graph)
     output.args = ((output.args[0], tuple(nodes)),)
     captured.recompile()
@@ -138,7 +138,7 @@ def also_returning(captured: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.Gra
 
 
 def _weighs(softmax: fx.Node, product: fx.Node) -> bool:
-    """True if a product weighs values by what a softmax gives, for several tokens, each with a row of its own."""
+    """True if a product weighs values by a softmax, for several tokens, each with its own row."""
     if not multiplies_matrices(product) or product.meta["shape"] is None:
         return False
     weights = product.all_input_nodes[0]

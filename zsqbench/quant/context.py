@@ -1,4 +1,4 @@
-"""Learning uses a part of a step's context: random numbers, curves, progress, checkpoints."""
+"""The parts of a step's context that learning uses: random numbers, curves, progress, checkpoints."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -19,26 +19,26 @@ class LearningContext(Protocol):
         """Add a point to a curve."""
 
     def progress(self, done: int, total: int) -> None:
-        """Say how far it is."""
+        """Report progress."""
 
     def note(self, line: str) -> None:
         """Keep a line for people."""
 
     def images_read(self, count: int) -> None:
-        """Say how many images of the calibration set were read."""
+        """Report how many images of the calibration set were read."""
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Offer a state."""
+        """Offer a state for resuming."""
 
     def resume(self) -> dict[str, Any] | None:
-        """The state that was kept last."""
+        """The last kept state."""
 
     def compile(self, function: F) -> F:
-        """Compile where the settings say so."""
+        """Compile a function if the settings say so."""
 
 
 class TrainingContext(LearningContext, Protocol):
     """The part that fine-tuning uses."""
 
     def keep_epoch(self, epoch: int, student: nn.Module) -> None:
-        """Keep a copy of the student as it is after an epoch."""
+        """Keep a copy of the student after an epoch."""

@@ -1,4 +1,4 @@
-"""The float network as the counterpart of a student whose channels were rescaled (equalization)."""
+"""Rescale the channels of the float network like those of a student (equalization), for comparisons."""
 
 from typing import Any, cast
 
@@ -10,25 +10,25 @@ from zsqbench.quant.graph.pairs import BoundedReLU, Pair, layer_pairs
 from zsqbench.quant.grids.fake_quant import QuantizedLayer
 
 _HOMOGENEOUS = frozenset({"identity", "leakyrelu", "prelu", "relu", "relu6"})
-"""Operators that may stand between rescaled layers: a factor above zero passes through, with the bound of ReLU6."""
+"""Operators that may be between rescaled layers. A factor above zero passes through them, with the bound of ReLU6."""
 
 FIRST, SECOND = 0.75, 0.9
-"""Factors count that leave at most these parts of the squared differences of the first and of the second weight. On the
-embedded ResNet-20, factors of weights that dfq and hptq rescaled leave up to 0.46 and 0.79 at 4 bits, and up to 0.003
-and 0.01 at 8 bits; the best factors of weights that rtn and squant rounded leave 0.95 and 0.99, or more."""
+"""Factors count if they leave at most these parts of the squared differences of the first and of the second weight.
+On the embedded ResNet-20, factors of weights that dfq and hptq rescaled leave up to 0.46 and 0.79 at 4 bits, and up to
+0.003 and 0.01 at 8 bits. The best factors of weights that rtn and squant rounded leave 0.95 and 0.99, or more."""
 FIRST_ALONE = 0.25
-"""The same of the first weight where the second one says nothing: a depthwise layer has factors of its own."""
+"""The limit for the first weight if the second gives no information, because a depthwise layer has its own factors."""
 
 
 @torch.no_grad()
 def follow_rescaling(reference: nn.Module, student: nn.Module) -> list[str]:
-    """Multiply the channels between two layers of a float student as those of a quantized one are; names the pairs.
+    """Rescale the channels between layers of a float student like those of a quantized student. Returns the pairs.
 
-    Equalization multiplies the channels between two layers by factors, so that the float network has no tensor of such
-    values. An artifact does not tell the factors, and no float weights either, so the student without its quantizers
-    cannot be had. But its rounded weights tell them: a channel's factor is the one with which the float weight comes
-    nearest to the rounded one. It counts where the next layer's weights were divided by it. The reference, which
-    `prepare` made and whose quantizers are off, is changed in place, and computes what it did.
+    Equalization multiplies the channels between two layers by factors, so the float network has no tensor with these
+    values. An artifact has neither the factors nor float weights, so a student without quantizers cannot be restored.
+    But the rounded weights show the factors: a channel's factor brings the float weight nearest to the rounded weight.
+    A factor counts if the next layer's weights were divided by it. `prepare` made the reference, and its quantizers are
+    off. It is changed in place, and its outputs stay the same.
     """
     if not isinstance(reference, fx.GraphModule):
         return []
@@ -37,12 +37,12 @@ def follow_rescaling(reference: nn.Module, student: nn.Module) -> list[str]:
 
 
 def weight_of(layer: Any) -> Tensor:
-    """The weight that a layer computes with, in floating point."""
+    """The weight of a layer's computation, in floating point."""
     return cast("Tensor", layer.quantized_weight() if isinstance(layer, QuantizedLayer) else layer.weight)
 
 
 def _follow(reference: fx.GraphModule, student: nn.Module, pair: Pair) -> bool:
-    """Rescale a pair where the student's weights say so, and return if they do."""
+    """Rescale a pair if the student's weights show factors. True: they do."""
     first, second = cast("tuple[Any, Any]", tuple(map(reference.get_submodule, (pair.first, pair.second))))
     bounded = pair.activation if pair.operator == "relu6" else None
     bound = None if bounded is None or bounded.op != "call_module" else reference.get_submodule(str(bounded.target))
@@ -55,7 +55,7 @@ def _follow(reference: fx.GraphModule, student: nn.Module, pair: Pair) -> bool:
     says_nothing = next_weight.shape[1] == 1
     if _difference(scaled.weight, found) > (FIRST_ALONE if says_nothing else FIRST) * _difference(weight, found):
         return False
-    # beside the second layer's own factors, which the next pair will show
+    # without the second layer's own factors, which the next pair will show
     left, before = (
         _difference(each * _shaped(_factors(each, next_found), each), next_found)
         for each in (scaled.next_weight, next_weight)
@@ -69,7 +69,7 @@ def _follow(reference: fx.GraphModule, student: nn.Module, pair: Pair) -> bool:
 
 
 def _factors(weight: Tensor, found: Tensor) -> Tensor:
-    """The factor of each output channel [C] with which a weight comes nearest to another; one where it has none."""
+    """The factor of each output channel [C] with which a weight comes nearest to another weight. 1: there is none."""
     weight, found = weight.flatten(1).double(), found.flatten(1).double()
     factors = (weight * found).sum(1) / weight.square().sum(1)
     usable = factors.isfinite() & (factors > 0)

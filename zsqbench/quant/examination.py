@@ -1,4 +1,4 @@
-"""Examination of a network says what it is made of, and what in it is hard to quantize, whatever quantizes it."""
+"""Examine a network: its parts, and properties that make it hard to quantize for every method."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,8 +21,8 @@ from zsqbench.quant.grids.transposed import TransposedConv2d, turned
 from zsqbench.quant.inspection import images_for
 
 UNEVEN = 100.0
-"""Layers are uneven where the largest weights of two channels differ by more than this factor: beyond it, the smaller
-channel has about one of the 127 steps that one grid at 8 bits has for the larger."""
+"""A layer is uneven if the largest weights of two channels differ by more than this factor. Beyond it, the smaller
+channel has about one of the 127 steps that one grid at 8 bits has for the larger channel."""
 
 FLOAT_BYTES = 4
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -34,39 +34,39 @@ class Output:
 
     shape: tuple[int, ...]
     low: float | None
-    """Its smallest value; none where a value is NaN or infinite."""
+    """Its smallest value. None: a value is NaN or infinite."""
     high: float | None
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Facts of a network; where they are of single layers, by the path of the module.
+    """Facts of a network. Facts of single layers are by the path of the module.
 
-    Weights are those after batch normalisation is folded, and of a network that cannot be captured as they are.
+    Batch normalisation is folded into weights. If the network cannot be captured, weights are unchanged.
     """
 
     blocker: str | None
-    """Why it cannot be captured or run, in one line; none if it can."""
+    """Why it cannot be captured or run, in one line. None: it can."""
     layers: Mapping[str, int]
-    """How many layers with weights there are of each class."""
+    """Number of layers with weights of each class."""
     norms: Mapping[str, int]
-    """How many normalisations there are of each class."""
+    """Number of normalisations of each class."""
     bounded: Mapping[str, int]
-    """How many calls there are of each activation function that has a least and a largest value, as ReLU6 has."""
+    """Number of calls of each bounded activation function, such as ReLU6."""
     unbounded: Mapping[str, int]
-    """The same of the others; both are empty for a network that cannot be captured."""
+    """Number of calls of each other activation function. Both are empty if the network cannot be captured."""
     channels: Mapping[str, int]
-    """Output channels of each layer with a weight that can be quantized."""
+    """Number of output channels of each layer with a weight that can be quantized."""
     dead: Mapping[str, int]
-    """How many of these have no weight above a 2^24th of the layer's largest, where any has."""
+    """Number of dead channels (no weight above a 2^24th of the layer's largest), for layers that have some."""
     spread: Mapping[str, float]
-    """By which factor the largest absolute weights of two channels of a layer differ, dead ones left out."""
+    """The factor between the largest absolute weights of two channels of a layer, without dead channels."""
     still: Mapping[str, int]
-    """In how many channels of a batch normalisation the variance is at most its eps, where it is in any."""
+    """Number of channels of a batch normalisation with a variance of at most eps, for norms that have some."""
     weights: int
     """Number of values in weights that can be quantized."""
     others: int
-    """Number of all other values: biases, and normalisation that stays."""
+    """Number of all other values: biases, and normalisation that is not folded."""
     outputs: tuple[Output, ...] = field(default=())
 
     @property
@@ -80,25 +80,25 @@ class Examination:
         return any(output.low is None for output in self.outputs)
 
     def size(self, bits: int) -> int:
-        """Bytes with all weights packed at these bits and all else in float32; scales are not counted."""
+        """Bytes with all weights packed at these bits and all other values in float32. Scales are not counted."""
         return -(-bits * self.weights // 8) + FLOAT_BYTES * self.others
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts that an examination looks at."""
+    """The parts of a network for an examination."""
 
     modules: Mapping[str, nn.Module]
     bounded: Counter[str]
     unbounded: Counter[str]
     weights: Mapping[str, Tensor]
-    """With output channels on axis 0."""
+    """Weights with output channels on axis 0."""
     tensors: Iterable[Tensor]
 
 
 @torch.no_grad()
 def examine(module: nn.Module, input_size: tuple[int, int, int]) -> Examination:
-    """Examine a network in eval mode. One that cannot be captured or run is a finding, and no error."""
+    """Examine a network in eval mode. If it cannot be captured or run, this is a finding, not an error."""
     try:
         parts, blocker = _parts_of_graph(capture(module, input_size)), None
     except ZSQBenchError as error:
@@ -138,7 +138,7 @@ def _parts_of_graph(captured: fx.GraphModule) -> _Parts:
 
 
 def _parts_of_modules(module: nn.Module) -> _Parts:
-    """All that is known of a network without its graph."""
+    """The facts of a network that are known without its graph."""
     modules = dict(module.named_modules())
     layers: dict[str, Any] = {path: part for path, part in modules.items() if isinstance(part, _LAYERS)}
     weights = {path: _outputs_first(layer) for path, layer in layers.items()}
@@ -150,7 +150,7 @@ def _run(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Out
     images = images_for(module, input_size)
     try:
         given = module(images)
-    except Exception as error:  # noqa: BLE001  # whatever a user's network raises is a finding
+    except Exception as error:  # noqa: BLE001  # any exception of a user's network is a finding
         return (), f"{type(module).__name__} fails on images {list(images.shape)}: {one_line(error)}"
     tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return tuple(map(_output, tensors)), None
@@ -163,7 +163,7 @@ def _output(tensor: Tensor) -> Output:
 
 
 def _tensors(captured: fx.GraphModule, node: fx.Node) -> list[Tensor]:
-    """The parameters and buffers that a node computes with."""
+    """The parameters and buffers that a node uses."""
     if node.op == "call_module":
         part = captured.get_submodule(str(node.target))
         return [*part.parameters(), *part.buffers()]
@@ -172,7 +172,7 @@ def _tensors(captured: fx.GraphModule, node: fx.Node) -> list[Tensor]:
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
-    """Number of real numbers in these tensors, of which one may be there several times."""
+    """Number of real numbers in these tensors. A tensor that occurs several times counts once."""
     return sum({id(tensor): tensor.numel() for tensor in tensors if tensor.is_floating_point()}.values())
 
 
@@ -192,18 +192,18 @@ def _is_norm(part: nn.Module) -> bool:
 
 
 def _kind(part: nn.Module) -> str:
-    """The class of a module, or that of torch that it derives from."""
+    """The class of a module, or its base class of torch."""
     bases = [base for base in type(part).__mro__ if base.__module__.startswith(("torch.nn.", "torchvision.ops."))]
     return next((base.__name__ for base in bases if base is not nn.Module), type(part).__name__)
 
 
 def _spread(weight: Tensor, dead: Tensor) -> float:
-    """The largest over the smallest range of channels that are not dead; 1 where there are none."""
+    """The largest divided by the smallest range of channels that are not dead. 1: there are none."""
     alive = weight.abs().flatten(1).amax(1)[~dead]
     return float(alive.max() / alive.min()) if len(alive) else 1.0
 
 
 def _still(norm: Any) -> int:
-    """How many channels have a variance that is at most eps; none where the norm keeps no variance."""
+    """Number of channels with a variance of at most eps. 0 if the norm keeps no variance."""
     variance = getattr(norm, "running_var", None)
     return 0 if variance is None else int((variance <= norm.eps).sum())

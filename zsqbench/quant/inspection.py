@@ -1,4 +1,4 @@
-"""Inspection of a network at a scheme says if the student is the network, what is folded, and what is quantized."""
+"""Inspect a network at a scheme: does the student compute the same, what is folded, and what is quantized."""
 
 import copy
 import math
@@ -21,18 +21,18 @@ from zsqbench.scheme import Inspection, Scheme
 
 IMAGES = 4
 TOLERANCE = 1e-5
-"""The largest departure of a student, as a part of the network's largest output."""
+"""The largest allowed difference of a student, relative to the network's largest output."""
 
 _OF_UNITS = 2
-"""Images that go through units: what a unit does to one, it does to all."""
+"""Number of images that pass through units. A unit treats all images alike."""
 
 InputSize = tuple[int, int, int]
 
 
 def inspect(module: nn.Module, scheme: Scheme, input_size: InputSize, *, by_units: bool = False) -> Inspection:
-    """Prepare a student, compare it with its network, and say what was found; `by_units`: also one unit after another.
+    """Prepare a student, compare it with its network, and return the findings. `by_units`: also compare unit by unit.
 
-    A network that cannot be quantized is a finding, and no error.
+    If a network cannot be quantized, this is a finding, not an error.
     """
     try:
         student = check_student(module, scheme, input_size, by_units=by_units)
@@ -56,7 +56,7 @@ def _extent(student: fx.GraphModule) -> tuple[int, ...]:
 
 
 def unfolded(student: fx.GraphModule) -> dict[str, str]:
-    """Why each batch normalisation of a student is a layer of its own, by its path."""
+    """Why each batch normalisation of a student is not folded, by its path."""
     norms = dict.fromkeys(str(node.target) for node in student.graph.nodes if is_batch_norm(node))
     return {path: student.meta.get(UNFOLDED, {}).get(path, "the scheme leaves it") for path in norms}
 
@@ -66,8 +66,8 @@ def check_student(
 ) -> fx.GraphModule:
     """A student whose outputs, with all quantizers off, equal the network's on a few seeded images.
 
-    Compared in float64 where float32 leaves doubt. Raises ZSQBenchError where they depart, with the first tensor that
-    does, and where `prepare` does.
+    The comparison uses float64 if float32 leaves doubt. If outputs differ, raises ZSQBenchError with the first tensor
+    that differs. Also raises it as `prepare` does.
     """
     student = prepare(module, scheme, input_size)
     if _departs(module, student, images_for(module, input_size)):
@@ -85,9 +85,9 @@ def images_for(module: nn.Module, input_size: InputSize) -> Tensor:
 
 
 def departure(found: Any, expected: Any) -> float:
-    """The largest difference of outputs in the same form, as a part of the largest that was expected.
+    """The largest difference of outputs with the same structure, relative to the largest expected value.
 
-    Infinite where shapes or numbers of tensors differ, or where one is finite and the other is not.
+    Infinite if shapes or numbers of tensors differ, or if a value is finite in only one of them.
     """
     ours, theirs = ([leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (found, expected))
     if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
@@ -143,7 +143,7 @@ def _find_departure(module: nn.Module, scheme: Scheme, input_size: InputSize) ->
 
 
 class _Values(fx.Interpreter):
-    """Runs a graph and keeps what each node gives."""
+    """Runs a graph and keeps the result of each node."""
 
     def __init__(self, captured: fx.GraphModule, name: Callable[[fx.Node], str]) -> None:
         super().__init__(captured)
@@ -163,7 +163,7 @@ def _values(captured: fx.GraphModule, images: Tensor, name: Callable[[fx.Node], 
 
 
 def _first_module(module: nn.Module, captured: fx.GraphModule, images: Tensor) -> str | None:
-    """The first module whose outputs in the graph are not those that it has in the network."""
+    """The first module whose outputs in the graph differ from those in the network."""
     given: dict[str, list[Any]] = {}
     handles = [
         each.register_forward_hook(lambda _, __, output, path=path: given.setdefault(path, []).append(output))
@@ -194,7 +194,7 @@ def _first_departing(found: Mapping[str, list[Any]], expected: Mapping[str, list
 
 @torch.no_grad()
 def _check_units(student: fx.GraphModule, images: Tensor) -> None:
-    """Raise ZSQBenchError unless running the units one after the other is running the student."""
+    """Raise ZSQBenchError unless the units in sequence compute the same as the student."""
     expected = {name: each[0] for name, each in _values(student, images, lambda node: node.name).items()}
     grains: tuple[Grain, ...] = ("block", "layer")
     for grain in grains:
@@ -208,7 +208,7 @@ def _check_units(student: fx.GraphModule, images: Tensor) -> None:
 
 
 def _in_sequence(units: list[Unit], images: Tensor) -> Iterator[tuple[Unit, dict[str, Tensor]]]:
-    """Run units one after the other, each on what those before gave."""
+    """Run units in sequence, each on the results of the units before."""
     given = dict.fromkeys(units[0].inputs, images) if units else {}
     for unit in units:
         outputs = unit.run(*(given[name].clone() for name in unit.inputs))

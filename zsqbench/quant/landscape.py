@@ -21,17 +21,17 @@ from zsqbench.quant.training import alignment_loss, block_outputs, kl_divergence
 CE, KL, FA = "CE", "KL", "FA"
 
 TEMPERATURE = 20.0
-"""Of distillation, as in HAST."""
+"""Temperature of distillation, as in HAST."""
 BATCH = 32
-"""Images of a batch; each has cosines of its own."""
+"""Images of a batch. Each batch has its own cosines."""
 STEPS = 100
-"""Of Lanczos' method for each spectrum, as PyHessian has it."""
+"""Iterations of Lanczos' method for each spectrum, as in PyHessian."""
 POINTS = 512
-"""Of a density, which are nearer to each other than an eigenvalue's bump is wide."""
+"""Points of a density. Their distance is smaller than the width of an eigenvalue's bump."""
 BUMP = 3.0
 """curvlinops' default for the width of that bump (kappa)."""
 MARGIN = 0.05
-"""Part of a spectrum's width that its density is given beyond both ends."""
+"""The density extends beyond both ends of a spectrum by this part of its width."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Spectrum:
     """The distribution of the eigenvalues of a Hessian."""
 
     eigenvalues: Sequence[float]
-    """Points at equal distances, in ascending order."""
+    """Equidistant points, in ascending order."""
     density: Sequence[float]
-    """At each point, what share of the eigenvalues lies there, per unit of the eigenvalue."""
+    """The share of the eigenvalues at each point, per unit of the eigenvalue."""
     smallest: float
     largest: float
     """The extreme eigenvalues, by Lanczos' method."""
@@ -49,40 +49,40 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Landscape:
-    """All that was measured around one quantized network."""
+    """The measurements around one quantized network."""
 
     cosines: Mapping[tuple[str, str], Sequence[float]]
-    """Of each two terms: the cosine of their gradients on each batch."""
+    """For each two terms: the cosine of their gradients on each batch."""
     spectra: Mapping[str, Spectrum]
-    """Of the Hessian of each term, over all images."""
+    """The spectrum of the Hessian of each term, over all images."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with what the terms compare the student with."""
+    """Images with the targets of the terms."""
 
     images: Tensor
     labels: Tensor
-    """int64 [N], or float32 [N, classes]."""
+    """Labels: int64 [N], or float32 [N, classes]."""
     logits: Tensor
     features: tuple[Tensor, ...]
-    """Of the float network, as the logits are."""
+    """Features of the float network. The logits are also those of the float network."""
 
 
 class LossTerms:
     """Cross-entropy, distillation and feature alignment as functions of a student's quantized weights.
 
-    CE is the mean cross-entropy towards labels, KL is T^2 KL at T = 20, FA compares attention vectors as HAST's release
-    does; none has a weight. The weights of all quantized layers are free, from the values on that they have on their
+    CE is the mean cross-entropy with labels. KL is T^2 KL at T = 20. FA compares attention vectors as in HAST's
+    release. No term has a weight factor. The weights of all quantized layers are free, and start at their values on the
     grids: the straight-through gradient to a weight is the gradient to its rounded value. Activations are rounded, and
-    gradients pass that rounding where they are in the grid's range. Everything else is constant, and norms use their
-    running statistics. There is no FA in a network without the layers that `block_outputs` finds.
+    gradients pass the rounding inside the grid's range. Everything else is constant, and norms use their running
+    statistics. A network without the layers of `block_outputs` has no FA.
     """
 
     def __init__(self, student: fx.GraphModule, reference: fx.GraphModule) -> None:
-        """Free the weights of a finalized student in eval mode, in place; the reference is its float counterpart.
+        """Free the weights of a finalized student in eval mode, in place. The reference is its float counterpart.
 
-        Both come from `prepare`, and have the same graph; the reference's quantizers are off.
+        Both come from `prepare` and have the same graph. The quantizers of the reference are off.
         """
         student.requires_grad_(requires_grad=False)
         self.weights = [_freed(layer) for _, layer in quantized_layers(student)]
@@ -93,7 +93,7 @@ class LossTerms:
         self.names = [CE, KL, *([FA] if nodes else [])]
 
     def batches(self, images: Tensor, labels: Tensor | None) -> list[Batch]:
-        """The images [N, C, H, W] in batches of 32; without labels, these are the decisions of the float network."""
+        """The images [N, C, H, W] in batches of 32. Without labels, decisions of the float network replace them."""
         found = []
         for place in torch.split(torch.arange(len(images)), BATCH):
             with torch.no_grad():
@@ -112,7 +112,7 @@ class LossTerms:
         return found | ({FA: alignment_loss(features, batch.features)} if FA in self.names else {})
 
     def gradient(self, term: Tensor, *, differentiable: bool = False) -> Tensor:
-        """The gradient [P] of a term to all weights; the graph stays, for the other terms."""
+        """The gradient [P] of a term with respect to all weights. The graph stays for the other terms."""
         return _flat(
             torch.autograd.grad(
                 term, self.weights, retain_graph=True, create_graph=differentiable, materialize_grads=True
@@ -122,11 +122,11 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Hessian:
-    """The Hessian [P, P] of a term over all batches to the weights, which is only multiplied with vectors.
+    """The Hessian [P, P] of a term over all batches with respect to the weights. It is only multiplied with vectors.
 
-    That is a second pass backward, through the straight-through estimator as the first one: the derivative of rounding
-    is 1 within the range. PyHessian does the same. curvlinops' own HessianLinearOperator passes forward through what it
-    has differentiated backward, which functions that torch is given with their backward pass alone cannot do.
+    A product is a second backward pass. Like the first pass, it goes through the straight-through estimator: the
+    derivative of rounding is 1 within the range. PyHessian does the same. curvlinops' own HessianLinearOperator uses
+    forward differentiation of the backward pass. Functions that only define a backward pass do not support this.
     """
 
     terms: LossTerms
@@ -135,22 +135,22 @@ class Hessian:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[P, P], P being the number of weights."""
+        """[P, P] for P weights."""
         count = sum(weight.numel() for weight in self.terms.weights)
         return count, count
 
     @property
     def device(self) -> torch.device:
-        """Where vectors are."""
+        """The device of vectors."""
         return self.terms.weights[0].device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of a vector's numbers."""
+        """The data type of vectors."""
         return self.terms.weights[0].dtype
 
     def __matmul__(self, vector: Tensor) -> Tensor:
-        """The product with a vector [P]; each term is a mean over images, so that batches count by their size."""
+        """The product with a vector [P]. Each term is a mean over images, so batches count by their size."""
         total = sum(len(batch.images) for batch in self.batches)
         product = torch.zeros_like(vector)
         with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
@@ -165,10 +165,10 @@ def measure_landscape(
 ) -> Landscape:
     """Measure cosines and spectra around a finalized student in eval mode, whose weights become free in place.
 
-    `reference` is its float counterpart (see `LossTerms`), images are [N, C, H, W], and labels int64 [N] or float32
-    [N, classes], all on the student's device. Without labels, the decisions of the float network are. Equal seeds give
-    equal spectra. It needs the extra `landscape`. Raises ZSQBenchError where a gradient or a Hessian is zero or not
-    finite.
+    `reference` is its float counterpart (see `LossTerms`). Images are [N, C, H, W]. Labels are int64 [N] or float32 [N,
+    classes], all on the student's device. Without labels, the decisions of the float network are the labels. Equal
+    seeds give equal spectra. This needs the extra `landscape`. Raises ZSQBenchError if a gradient or a Hessian is zero
+    or not finite.
     """
     terms = LossTerms(student, reference)
     batches = terms.batches(images, labels)
@@ -189,7 +189,7 @@ def cosines(terms: LossTerms, batches: Sequence[Batch]) -> dict[tuple[str, str],
 def spectrum(hessian: Hessian, seed: int = 0) -> Spectrum:
     """The density of the eigenvalues by Lanczos' method from one random vector (Papyan 2020, Algorithm 2)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what it imports calls torch.jit.script
+        warnings.simplefilter("ignore", FutureWarning)  # one of its imports calls torch.jit.script
         from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
 
     with torch.random.fork_rng([] if hessian.device.type == "cpu" else [hessian.device]):
@@ -204,7 +204,7 @@ def spectrum(hessian: Hessian, seed: int = 0) -> Spectrum:
 
 
 def _freed(layer: QuantizedLayer) -> nn.Parameter:
-    """The weight of a finalized layer, from now on a parameter that it computes with as it is."""
+    """The weight of a finalized layer. From now on it is a parameter that the layer uses without rounding."""
     weight = nn.Parameter(layer.quantized_weight())
     del layer.weight_codes
     layer.weight, layer.weight_quantizer.enabled = weight, False
@@ -216,7 +216,7 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _direction(name: str, gradient: Tensor) -> Tensor:
-    """The gradient at length one, in float64."""
+    """The gradient with length one, in float64."""
     exact = gradient.double()
     length = exact.square().sum().sqrt()
     if not (length > 0 and length.isfinite()):

@@ -1,4 +1,4 @@
-"""The sensitivity of weights: what each of them does to the outputs of a network when it alone is quantized."""
+"""The sensitivity of weights: the effect on the outputs of a network if only one weight is quantized."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from zsqbench.quant.student import Grids, prepare, tensor_roles, weight_quantize
 from zsqbench.scheme import FLOAT_BITS, RankedWeight, Scheme
 
 BATCH = 8
-"""Images of a pass, all of whose activations are kept."""
+"""Images of a pass. All their activations are kept."""
 
 
 @torch.no_grad()
@@ -24,13 +24,13 @@ def rank_weights(
     images: Tensor,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[RankedWeight]:
-    """All weights of a network in eval mode, those first that do most to its raw outputs when they alone are quantized.
+    """All weights of a network in eval mode, the most sensitive first.
 
-    A weight has the bits that the scheme gives it, and ranges by the search `lp_search`, as `rtn` has by default; all
-    other tensors stay float. Its error is |y' - y|^2 / |y|^2 over all images [N, C, H, W] (float32, on any device),
-    for each raw output y of the network, and the mean over these; infinite where y' is not finite. Weights of equal
-    error stand in execution order. Weights that stay float come last, without an error. `progress` is told how many
-    of how many passes are done. Raises ZSQBenchError where `prepare` does.
+    A weight has the bits of the scheme, and ranges by the search `lp_search`, the default of `rtn`. All other tensors
+    stay float. Its error is |y' - y|^2 / |y|^2 over all images [N, C, H, W] (float32, on any device), for each raw
+    output y of the network, and the mean over outputs. It is infinite if y' is not finite. Weights of equal error are
+    in execution order. Weights that stay float come last, without an error. `progress` gets the number of finished
+    passes and of all passes. Raises ZSQBenchError as `prepare` does.
     """
     student = prepare(module, scheme, input_size, Grids(weights=scheme.placement.grid_of("weight") or "affine")).eval()
     calibrate_weights(student, "mse")
@@ -56,7 +56,7 @@ def _elements(student: fx.GraphModule, name: str) -> int:
 def _errors(
     student: fx.GraphModule, layers: Sequence[str], images: Tensor, progress: Callable[[int, int], None]
 ) -> dict[str, float]:
-    """The error of each of these layers, all of whose quantizers are set and switched off."""
+    """The error of each of these layers. All their quantizers are set and switched off."""
     nodes, quantizers = list(student.graph.nodes), dict(weight_quantizers(student))
     outputs = sorted(output_producers(student), key=nodes.index)
     of_all, of_outputs = _Values(student, nodes), _Values(student, outputs)
@@ -87,7 +87,7 @@ def _error(departure: Tensor, squares: Tensor) -> float:
 
 
 def _unaffected(student: fx.GraphModule, layer: str) -> list[fx.Node]:
-    """The nodes whose values do not depend on what a layer computes."""
+    """The nodes whose values do not depend on a layer's output."""
     affected: set[fx.Node] = set()
     for node in student.graph.nodes:
         if (node.op == "call_module" and node.target == layer) or not affected.isdisjoint(node.all_input_nodes):
@@ -96,7 +96,7 @@ def _unaffected(student: fx.GraphModule, layer: str) -> list[fx.Node]:
 
 
 class _Values(fx.Interpreter):
-    """Runs a graph, from its beginning or from values that are known, and gives the values of nodes that it ran."""
+    """Runs a graph, from its beginning or from known values, and returns the values of the nodes that ran."""
 
     def __init__(self, student: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
         super().__init__(student)

@@ -1,4 +1,4 @@
-"""From a network and a scheme to a student: a copy with a quantizer at each tensor that the scheme quantizes."""
+"""Prepare a student from a network and a scheme: a copy with a quantizer at each tensor that the scheme quantizes."""
 
 import copy
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from zsqbench.quant.grids.logarithmic import LogQuantizer
 from zsqbench.scheme import FLOAT_BITS, Grid, Placement, Scheme, Side
 
 QUANTIZERS = "activation_quantizers"
-"""Name of the submodule that holds a student's activation quantizers, each under the name of its tensor."""
+"""Name of the submodule with a student's activation quantizers, each under the name of its tensor."""
 
 IMAGE = "input"
 """The role of the image."""
@@ -46,18 +46,18 @@ class Grids:
     weights: Grid = "affine"
     activations: Grid = "affine"
     per_channel: bool = True
-    """True if each output channel of a weight has a grid of its own; activations have one per tensor."""
+    """True if each output channel of a weight has its own grid. Activations have one grid per tensor."""
 
 
 def prepare(
     module: nn.Module, scheme: Scheme, input_size: tuple[int, int, int], grids: Grids | None = None
 ) -> fx.GraphModule:
-    """Copy a network and put a quantizer at each tensor that the scheme quantizes; the original stays as it is.
+    """Copy a network and put a quantizer at each tensor that the scheme quantizes. The original does not change.
 
-    The student computes what the network does (up to the rounding of BN folding) until its quantizers are calibrated.
-    Its structure depends on network, scheme and grids alone. Raises ZSQBenchError for a network that cannot be traced,
-    unless the scheme is float (the student is then a graph of one node, which calls the network as a whole), and for
-    one in which a pattern of the scheme matches no tensor.
+    Until its quantizers are calibrated, the student computes the same as the network (up to the rounding of BN
+    folding). Its structure only depends on network, scheme and grids. Raises ZSQBenchError for a network that cannot be
+    traced, unless the scheme is float (the student is then a graph of one node that calls the whole network). Also
+    raises it if a pattern of the scheme matches no tensor.
     """
     if scheme.is_float:
         return _untraced(copy.deepcopy(module))
@@ -78,9 +78,9 @@ def prepare(
 
 
 def hold_image(student: nn.Module, low: Tensor, high: Tensor) -> None:
-    """Give the quantizer of the image the range of valid pixels for good; low and high may be those of each channel.
+    """Fix the range of the image's quantizer to valid pixels. low and high may be given for each channel.
 
-    A method may set its range all the same, and learn step sizes: neither changes it. See `pixel_parameters`.
+    A method may still set its range or learn step sizes, but this does not change the range. See `pixel_parameters`.
     """
     for _, quantizer in activation_quantizers(student):
         if quantizer.role == IMAGE:
@@ -89,7 +89,7 @@ def hold_image(student: nn.Module, low: Tensor, high: Tensor) -> None:
 
 
 def add_biases(student: nn.Module) -> None:
-    """Give each layer with a quantized weight a bias of zeros where it has none, for methods that correct biases."""
+    """Give each layer with a quantized weight but without a bias a bias of zeros, for methods that correct biases."""
     for _, layer in quantized_layers(student):
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros_like(layer.weight.flatten(1)[:, 0]), requires_grad=False)
@@ -113,7 +113,7 @@ def activation_quantizers(student: nn.Module) -> list[tuple[str, ActivationQuant
 
 
 def tensor_roles(student: nn.Module) -> Roles:
-    """The role of each tensor that a scheme can quantize, in execution order; none where nothing was prepared."""
+    """The role of each tensor that a scheme can quantize, in execution order. Empty: nothing was prepared."""
     # `meta` of a GraphModule survives copies, and other modules have none
     return cast("Roles", getattr(student, "meta", {}).get(_ROLES, {}))
 
@@ -170,13 +170,13 @@ def _activation_quantizer(name: str, role: str, bits: int, placement: Placement,
 
 
 def _quantize_reads(student: fx.GraphModule, node: fx.Node, path: str, side: Side) -> None:
-    """Let what reads a tensor read it from the quantizer of this path; with `inputs` layers and products alone."""
+    """Let the readers of a tensor read it from the quantizer of this path. With `inputs`, only layers and products."""
     source = read_part(node) if side == "outputs" else node
     with student.graph.inserting_after(source):
         quantized = student.graph.call_module(path, (source,))
     is_constant = source.op == "get_attr"
     meta = {"operator": "identity", **({"carries_values": False} if is_constant else {})}
-    quantized.meta |= source.meta | meta  # what it gives is the same tensor, on a grid
+    quantized.meta |= source.meta | meta  # its output is the same tensor, on a grid
     for user in list(source.users):
         if user is not quantized and (side == "outputs" or reads_by_matrix(user)):
             user.replace_input_with(source, quantized)

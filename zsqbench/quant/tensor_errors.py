@@ -1,4 +1,4 @@
-"""The error of each quantized tensor of a network: how much there is, and how much of it is the tensor's own."""
+"""The error of each quantized tensor of a network: the total error, and the error of its own rounding."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_
 from zsqbench.scheme import FLOAT_BITS, TensorError
 
 BATCH = 8
-"""Images of a pass, all of whose float activations are kept."""
+"""Images of a pass. All their float activations are kept."""
 
 NO_ERROR = "infinite: there is no error"
 SILENT = "the float tensor is zero"
@@ -29,7 +29,7 @@ NOT_REACHED = "no image reaches it"
 OFF = "its quantizer is off"
 
 _ENDINGS = {"set": "", "real": "_real"}
-"""The endings of the names of numbers on the calibration images, and on real ones."""
+"""The suffixes of names of numbers, for calibration images and for real images."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class NetworkErrors:
     """The errors of a quantized network."""
 
     tensors: list[TensorError]
-    """In network order: a weight where its layer is called."""
+    """The tensors in network order. A weight is at the call of its layer."""
     outputs: float | None
     """Signal to error of the outputs on the calibration images, in dB."""
     outputs_real: float | None
-    """The same on real images."""
+    """Signal to error of the outputs on real images, in dB."""
     absent: Mapping[str, str]
-    """Why a number is none."""
+    """Why a number is None."""
 
 
 @torch.no_grad()
@@ -56,14 +56,14 @@ def measure_errors(
 ) -> NetworkErrors:
     """Compare each quantized tensor of a student with the same tensor of the float network.
 
-    The reference is a student that was prepared alike, with all its quantizers off, whatever they are set to: it
-    computes what the float network does, batch normalisation is folded where it is in the student, and each tensor has
-    the student's name. A shift of barely negative activations is a zero point here, and needs no other reference. For
-    channels that were rescaled see `follow_rescaling`, which comes before. Biases that a method moves (absorption,
-    correction) have no counterpart: what they change counts as error, or mends some.
+    The reference is a student that was prepared in the same way, with all quantizers off. It computes the same as the
+    float network, has the same folded batch normalisations as the student, and its tensors have the student's names. A
+    shift of barely negative activations is a zero point here, and needs no other reference. For rescaled channels, call
+    `follow_rescaling` before. Biases that a method moves (absorption, correction) have no counterpart: their change
+    counts as error, or reduces the error.
 
-    Images are [N, C, H, W] in the network's space, on any device; several batches pass, and only sums of them are kept.
-    Of a student that was trained, a weight's error is its distance from the float weight, with what training did.
+    Images are [N, C, H, W] in the network's space, on any device. They pass in batches, and only sums are kept. For a
+    trained student, the error of a weight is its distance from the float weight, so it includes the training.
     """
     passes = [-(-len(each) // BATCH) for each in (images, real) if each is not None]
     steps = iter(range(1, sum(passes) + 1))
@@ -93,13 +93,13 @@ def measure_errors(
 
 @dataclass
 class _Ratio:
-    """Signal and error, so far, as sums of squares."""
+    """Signal and error so far, as sums of squares."""
 
     signal: float = 0.0
     error: float = 0.0
 
     def add(self, exact: Tensor, found: Tensor) -> None:
-        """Count in a tensor, and what became of it."""
+        """Add a tensor and its quantized values."""
         exact = exact.double()
         self.signal += exact.square().sum().item()
         self.error += (exact - found.double()).square_().sum().item()
@@ -107,7 +107,7 @@ class _Ratio:
 
 @dataclass
 class _Numbers:
-    """Numbers by name, and why one is none."""
+    """Numbers by name, and why a number is None."""
 
     values: dict[str, float | None] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
@@ -127,13 +127,13 @@ class _Numbers:
             self.lacks(why, name)
 
     def lacks(self, why: str, *names: str) -> None:
-        """Say why numbers are none."""
+        """Note why numbers are None."""
         for name in names:
             self.values[name] = None
             self.absent[name] = why
 
     def grid(self, use: "_GridUse | None", clipped: str = "clipped") -> None:
-        """Share of values that are clipped, under this name, and of codes that are used."""
+        """Add the share of clipped values, under this name, and of used codes."""
         if use is None:
             self.lacks(OFF, clipped, "codes")
             return
@@ -149,17 +149,17 @@ class _GridUse:
         self.top = levels(quantizer.bits)
         self.clipped = self.count = 0
         self.used = torch.zeros(self.top + 1, dtype=torch.bool, device=quantizer.scale.device)
-        """Of each code, if a value has it."""
+        """For each code: true if a value has it."""
 
     def add(self, x: Tensor) -> None:
-        """Count in values that are rounded to the grid."""
+        """Add values that are rounded to the grid."""
         codes = self.quantizer.unclamped_codes(x.float())
         self.clipped += int(((codes < 0) | (codes > self.top)).sum())
         self.count += codes.numel()
         self.see(codes.nan_to_num_().clamp_(0, self.top))
 
     def see(self, codes: Tensor) -> None:
-        """Count in codes 0 .. top."""
+        """Add codes 0 .. top."""
         self.used |= torch.bincount(codes.flatten().long(), minlength=self.top + 1) > 0
 
 
@@ -202,7 +202,7 @@ def _tensors(outputs: object) -> list[Tensor]:
 
 @contextmanager
 def _kept(reference: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """The tensors that each activation quantizer is given, one for each of its calls, by name."""
+    """The inputs of each activation quantizer, one for each call, by name."""
     given: dict[str, list[Tensor]] = {}
 
     def keeping(quantizer: TensorQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -216,7 +216,7 @@ def _kept(reference: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
 @contextmanager
 def _compared(student: nn.Module, exact: Mapping[str, list[Tensor]], found: dict[str, _Activation]) -> Iterator[None]:
-    """Count in what each activation quantizer is given and gives, beside what the float network has there."""
+    """Add the inputs and outputs of each activation quantizer, beside the tensors of the float network."""
     calls: dict[str, int] = {}
 
     def compare(quantizer: TensorQuantizer, x: Tensor, output: Tensor) -> None:
@@ -243,7 +243,7 @@ def _compared(student: nn.Module, exact: Mapping[str, list[Tensor]], found: dict
 
 
 def _activation_error(quantizer: TensorQuantizer, found: Mapping[str, _Pass]) -> _Numbers:
-    """The numbers of an activation; those of images that are not there are none, and whoever asked knows why."""
+    """The numbers of an activation. Numbers of missing images are None, and the caller knows why."""
     numbers = _Numbers()
     for key, ending in reversed(_ENDINGS.items()):  # the codes of the calibration set come last and count
         if key in found:
@@ -267,7 +267,7 @@ def _add(numbers: _Numbers, activation: _Activation | None, ending: str, *, enab
 
 
 def _weight_error(layer: QuantizedLayer, reference: nn.Module, path: str) -> _Numbers:
-    """The numbers of a weight: the one that the student computes with beside the float one."""
+    """The numbers of a weight: the student's weight beside the float weight."""
     numbers, quantizer = _Numbers(), layer.weight_quantizer
     exact, found = weight_of(reference.get_submodule(path)), layer.quantized_weight()
     ratio = _Ratio()
@@ -278,14 +278,14 @@ def _weight_error(layer: QuantizedLayer, reference: nn.Module, path: str) -> _Nu
     if use is not None:
         use.add(exact)
         use.used.zero_()
-        # the codes that it has, which a method may have chosen
+        # its present codes, which a method may have chosen
         use.see(layer.weight_codes if layer.is_finalized else quantizer.codes(layer.weight))
     numbers.grid(use)
     return numbers
 
 
 def _network_order(student: nn.Module) -> dict[tuple[str, str], int]:
-    """The position of each tensor where it is first computed; as the tensor map has them where there is no graph."""
+    """The position of each tensor at its first computation. Without a graph, the order of the tensor map."""
     if not isinstance(student, fx.GraphModule):
         return {(tensor.kind, tensor.name): place for place, tensor in enumerate(effective_map(student))}
     order: dict[tuple[str, str], int] = {}

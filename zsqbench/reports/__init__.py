@@ -1,1 +1,1 @@
-"""A run reports to people in rows, tables, tensor maps, diagnostics, pictures, progress, and the copy in MLflow."""
+"""Reports of a run for people: rows, tables, tensor maps, diagnostics, pictures, progress, and the copy in MLflow."""

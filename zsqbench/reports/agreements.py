@@ -1,4 +1,4 @@
-"""A memory of the rows that were found to be what their artifacts say, so that thousands are not compared each time."""
+"""Remember rows that agree with their artifacts, so that thousands of rows are not compared each time."""
 
 import contextlib
 import hashlib
@@ -12,14 +12,14 @@ from zsqbench.steps import KINDS
 from zsqbench.store import Store, read_json, write_atomically
 
 MEANING = 1
-"""Raise it where steps make other fields of a row from the same artifacts: all rows are compared anew then."""
+"""Raise it if steps make different row fields from the same artifacts. Then all rows are compared again."""
 
 
 class Agreements:
-    """Rows that agree with their artifacts, remembered in the home by what the row says and the state of the files.
+    """Rows that agree with their artifacts, remembered in the home by content of the row and state of the files.
 
-    A row is compared again where it says something else, or where a file of its artifacts has another size or time.
-    A damage that leaves both as they were is found by `cache verify`, which reads all.
+    A row is compared again if its content changes, or if a file of its artifacts has another size or time. `cache
+    verify` reads all files, so it also finds damage that changes neither.
     """
 
     def __init__(self, store: Store) -> None:
@@ -29,34 +29,34 @@ class Agreements:
         self._new: dict[str, str] = {}
         self._version = f"{package_version('zsqbench')} {MEANING}"
         self._state = lru_cache(maxsize=32)(self._look)
-        """The state of an artifact's files; many rows share that of a float network."""
+        """The state of an artifact's files. Many rows share the state of a float network."""
 
     def stamp(self, keys: Mapping[str, str]) -> str:
-        """The state of the artifacts that a row with these keys is made of; take it before these are read."""
+        """The state of the artifacts of a row with these keys. Take it before the artifacts are read."""
         return "".join(self._state(kind, keys[kind]) for kind in final_kinds(keys))
 
     def hold(self, row: Result, stamp: str) -> bool:
-        """True if this row was found to be what artifacts in this state say."""
+        """True if this row was found to agree with artifacts in this state."""
         name = _name(row)
         known = self._new.get(name) or self._known.get(name)
         return known is not None and known == self._digest(row, stamp)
 
     def add(self, row: Result, stamp: str) -> None:
-        """Remember that a row is what artifacts in this state say."""
+        """Remember that a row agrees with artifacts in this state."""
         self._new[_name(row)] = self._digest(row, stamp)
 
     def forget(self) -> None:
-        """Look at artifacts anew, of which one was made again."""
+        """Forget the states of artifacts, because one was made again."""
         self._state.cache_clear()
 
     def save(self) -> None:
-        """Keep what was learnt, beside what others learnt meanwhile; not where the home cannot be written to."""
+        """Add new agreements to those of other processes in the home. Skip this if the home cannot be written to."""
         if not self._new:
             return
         there = {key for kind, job in KINDS.items() if job.final for key in self.store.keys(kind)}
         self._known = {name: digest for name, digest in (self._read() | self._new).items() if name in there}
         self._new = {}
-        with contextlib.suppress(OSError):  # a memory that cannot be kept is only slower
+        with contextlib.suppress(OSError):  # without the file, later runs are only slower
             write_atomically(self._path, json.dumps(self._known))
 
     @cached_property
@@ -84,10 +84,10 @@ class Agreements:
 
 
 def final_kinds(keys: Mapping[str, str]) -> list[str]:
-    """The kinds of the artifacts that a row with these keys is made of."""
+    """The kinds of the artifacts of a row with these keys."""
     return [kind for kind in keys if kind in KINDS and KINDS[kind].final]
 
 
 def _name(row: Result) -> str:
-    """The key of the last artifact that a row is made of; each entry goes with it."""
+    """The key of the last artifact of a row. Each entry is stored under it."""
     return row.keys[final_kinds(row.keys)[-1]]

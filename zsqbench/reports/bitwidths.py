@@ -1,6 +1,6 @@
-"""The map of a network at a scheme: which tensor has how many bits. Made, compared and printed, without calibration.
+"""Make, compare and print the tensor map of a network at a scheme: the bits of each tensor, without calibration.
 
-The measured map of a quantized network and the losses of reconstruction are printed here, too.
+This module also prints the measured map of a quantized network and the losses of reconstruction.
 """
 
 from collections import Counter
@@ -27,40 +27,40 @@ SCALE_BYTES = 4
 _BYTE = 8
 _QUANTIZERS_CHOICE = "the quantizer's choice"
 _FUSED = "fused"
-"""A tensor that a scheme does not have, because what makes it and what reads it are one."""
+"""The text for a tensor that a scheme does not have, because its maker and its reader are computed as one."""
 RECONSTRUCTION = "reconstruction/"
-"""The names of curves of units begin like this."""
+"""The prefix of the names of curves of units."""
 _DEMANDS = ("grid", "weight_grid", "activation_grid", "input_range")
 
 
 @dataclass(frozen=True)
 class TensorMap:
-    """What a scheme does to a network: weights first, then activations, each in execution order."""
+    """The effect of a scheme on a network: weights first, then activations, each in execution order."""
 
     model: str
     scheme: str
     fold_bn: bool
     kept_norms: int
-    """Batch normalisations that stay: all, or those that no layer can take in."""
+    """Number of batch normalisations that stay: all, or those that cannot be folded."""
     grid: Grid | None
-    """The grid that the scheme demands of all tensors, if it does."""
+    """The grid that the scheme demands for all tensors, if any."""
     patterns: tuple[str, ...]
-    """The scheme's patterns of tensor names, of which the last that matches counts."""
+    """The scheme's patterns of tensor names. The last match counts."""
     tensors: tuple[PlannedTensor, ...]
     weight_grid: Grid | None = None
-    """The grid that it demands of weights, be it that of all or not."""
+    """The grid that it demands for weights, if any. It may be the grid for all tensors."""
     activation_grid: Grid | None = None
-    """The same of activations."""
+    """The grid that it demands for activations, if any."""
     input_range: InputRange = "calibrated"
-    """The way to the range of the image: by calibration, or that of valid pixels."""
+    """The range of the image: from calibration, or that of valid pixels."""
 
     def as_data(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """The map as plain data."""
         return asdict(self)
 
 
 Pair = tuple[PlannedTensor | None, PlannedTensor | None]
-"""A tensor at two schemes; none where a scheme has no such tensor, which the other has."""
+"""A tensor at two schemes. None: only the other scheme has this tensor."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Difference:
     tensors: tuple[Pair, ...]
     """The tensors that differ in their bits."""
     compared: Mapping[str, int]
-    """How many tensors of each kind were compared: those of both schemes."""
+    """Number of compared tensors of each kind, from both schemes."""
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data; lists of two have the value of the first scheme and that of the second."""
+        """The difference as plain data. Lists of two have the value of the first scheme and that of the second."""
         first, second = self.maps
         return {
             "model": first.model,
@@ -95,11 +95,11 @@ class Difference:
 
 
 def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tuple[int, int, int]) -> TensorMap:
-    """The map of a module at a scheme; its weights do not matter. Raises ZSQBenchError where `prepare` does."""
+    """The map of a module at a scheme. The weights do not matter. Raises ZSQBenchError as `prepare` does."""
     from zsqbench.quant import effective_map, prepare
     from zsqbench.quant.graph import is_batch_norm
 
-    # at 8 bits, a scheme that quantizes nothing has all its tensors, too
+    # at 8 bits, even a scheme that quantizes nothing has all its tensors
     shown = scheme.model_copy(update={"weight_bits": 8, "activation_bits": 8}) if scheme.is_float else scheme
     student, placement = prepare(module, shown, input_size), scheme.placement
     tensors = tuple(
@@ -128,7 +128,7 @@ def tensor_map(model: str, module: "nn.Module", scheme: Scheme, input_size: tupl
 
 
 def difference(first: TensorMap, second: TensorMap) -> Difference:
-    """The differences between two maps of one network: their tensors have the same names, but one may have more."""
+    """The differences between two maps of one network. Tensors have the same names, but one map may have more."""
     ours, theirs = ({(each.kind, each.name): each for each in made.tensors} for made in (first, second))
     most, other = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
     pairs = [(ours.get(place), theirs.get(place)) for place in dict.fromkeys([*most, *other])]
@@ -216,7 +216,7 @@ class UnitLoss:
 
 
 def unit_losses(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[UnitLoss]:
-    """Of the curves `reconstruction/STAGE/UNIT` of a quantize step, in the order in which units were reconstructed."""
+    """Losses from the curves `reconstruction/STAGE/UNIT` of a quantize step, in the order of reconstruction."""
     found = []
     for name, points in curves.items():
         if name.startswith(RECONSTRUCTION):
@@ -226,7 +226,7 @@ def unit_losses(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[UnitLos
 
 
 def render_reconstruction(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """The losses of units as a table: before, after, and after / before; empty where there are none."""
+    """The losses of units as a table: before, after, and after / before. Empty: there are none."""
     rows = [
         (
             *(each.stage, each.unit, f"{each.before:.4g}", f"{each.after:.4g}"),
@@ -238,7 +238,7 @@ def render_reconstruction(curves: Mapping[str, Sequence[Sequence[float]]]) -> st
 
 
 def packed_bytes(weights: Iterable[MeasuredTensor]) -> int:
-    """The size of weights, packed at their bits, with their scales, and zero points where the grid is affine."""
+    """The size of weights, packed at their bits, with their scales, and with zero points if the grid is affine."""
     total = 0
     for weight in weights:
         groups, elements = weight.groups or 0, weight.elements or 0
@@ -248,9 +248,9 @@ def packed_bytes(weights: Iterable[MeasuredTensor]) -> int:
 
 
 def weight_size(tensors: Iterable[MeasuredTensor]) -> dict[str, float]:
-    """Mean bits over all values of weights, and their size at these bits in 10^6 bytes, as a row holds them.
+    """Mean bits over all values of weights, and their size at these bits in 10^6 bytes, in the form of a row.
 
-    Scales, zero points and biases are not counted. Empty where no weight is known.
+    Scales, zero points and biases are not counted. Empty: no weight is known.
     """
     weights = [tensor for tensor in tensors if tensor.kind == "weight" and tensor.elements]
     elements = sum(weight.elements or 0 for weight in weights)
@@ -261,7 +261,7 @@ def weight_size(tensors: Iterable[MeasuredTensor]) -> dict[str, float]:
 
 
 def render_ranking(weights: Sequence[RankedWeight]) -> str:
-    """Weights as a table, with what each alone does to the outputs, in the order in which they stand."""
+    """Weights as a table with their sensitivities, in the given order."""
     rows = [
         (
             weight.name,
@@ -284,13 +284,13 @@ def _bits(bits: int) -> str:
 
 
 def _bits_by(tensor: PlannedTensor | None) -> str:
-    """Its bits, with the pattern that gives them."""
+    """The bits of a tensor, with the pattern that gives them."""
     pattern = None if tensor is None else tensor.pattern
     return _at(tensor) + ("" if pattern is None else f" by {pattern}")
 
 
 def _at(tensor: PlannedTensor | None) -> str:
-    """The bits of a tensor at a scheme that may not have it."""
+    """The bits of a tensor at a scheme. The scheme may not have the tensor."""
     return _FUSED if tensor is None else _bits(tensor.bits)
 
 
@@ -303,12 +303,12 @@ def _roles(counts: Counter[str]) -> str:
 
 
 def _present(pair: Pair) -> PlannedTensor:
-    """The tensor at the first of the schemes that has it."""
+    """The tensor at the first scheme that has it."""
     return next(each for each in pair if each is not None)
 
 
 def _roles_of(pair: Pair) -> str:
-    """The roles that a tensor has at the schemes that have it, once where they are one."""
+    """The roles of a tensor at the schemes that have it, each once."""
     return "/".join(dict.fromkeys(each.role for each in pair if each is not None))
 
 
@@ -328,4 +328,4 @@ def _both(first: str, second: str) -> str:
 def _norms(made: TensorMap) -> str:
     if not made.fold_bn:
         return f"not folded ({made.kept_norms})"
-    return f"folded, but for {made.kept_norms} that cannot be" if made.kept_norms else "folded"
+    return f"folded, except {made.kept_norms} that cannot be folded" if made.kept_norms else "folded"

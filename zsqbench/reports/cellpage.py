@@ -1,4 +1,4 @@
-"""A result row as a page of text for people; JSON has all of it."""
+"""A result row as a page of text for people. JSON has the complete row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,13 +8,13 @@ from zsqbench.reports.results import Described, Result
 
 MB = 1e6
 KEY = 12
-"""Characters of a key; it begins the name of a folder in the store."""
+"""Number of characters of a key that are shown. Folders in the store are named by keys."""
 
 INDENT = "  "
 
 
 def render(row: Result) -> str:
-    """All that a row says of its cell, in the order in which people ask for it; no traceback."""
+    """The content of a row in an order for people, without the traceback."""
     sections = (
         _result(row),
         _section("why", _why(row)),
@@ -53,19 +53,19 @@ def _result(row: Result) -> list[str]:
 
 
 def _why(row: Result) -> list[str]:
-    """The reason of every status but done, and where more of it is."""
+    """The reason of every status except done, and where more is."""
     if row.status == "done":
         return []
     lines = (row.reason or "no reason was noted").splitlines()
     if row.traceback:
-        lines.append("the traceback stands at the end; `--format json` has it as `traceback` of `row`")
+        lines.append("the traceback is at the end; `--format json` has it as `traceback` of `row`")
     elif row.status == "failed":
-        lines.append("there is no traceback: the reason says what to mend")
+        lines.append("there is no traceback: the reason says what to correct")
     return lines
 
 
 def _data(row: Result) -> list[str]:
-    """Counts of images, and whose they are."""
+    """Counts of images, and their origin."""
     counts, lines = row.data, []
     if counts.get("evaluated") is not None:
         digest = f" (data {counts['digest'][:KEY]})" if counts.get("digest") else ""
@@ -79,7 +79,7 @@ def _data(row: Result) -> list[str]:
 
 
 def _network(row: Result) -> list[str]:
-    """The network, and its tensors in numbers."""
+    """The network, and counts of its tensors."""
     facts = row.model_facts
     lines = []
     known = [f"{facts['parameters']:,} parameters"] if "parameters" in facts else []
@@ -99,7 +99,7 @@ def _network(row: Result) -> list[str]:
 
 
 def _methods(row: Result) -> list[str]:
-    """Each method with the options that held; those that it starts from, or is over, below it."""
+    """Each method with its effective options. Methods that it starts from or is over are below it."""
     lines = [line for axis, method in row.methods.items() for line in _method(axis, method)]
     if row.settings:
         lines.append(f"settings: {_pairs(row.settings)}")
@@ -152,7 +152,7 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 
 def _text(value: object) -> str:
-    """An option in YAML's words."""
+    """An option in the form of YAML."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

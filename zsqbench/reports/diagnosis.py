@@ -11,7 +11,7 @@ from zsqbench.store import NoArtifact
 
 PLOTS, IMAGES, ATTENTION = "diagnostics.png", "images.png", "attention.png"
 FILES = (PLOTS, IMAGES)
-"""The pictures beside the numbers; `ATTENTION` is another one where there are maps of it."""
+"""The pictures beside the numbers. `ATTENTION` is another picture, if there are attention maps."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Diagnosis:
     files: Mapping[str, Path]
     """The pictures, by name."""
     key: str = ""
-    """The artifact that has both."""
+    """The artifact with numbers and pictures."""
 
     def numbers(self) -> dict[str, float]:
-        """A handful of numbers by name, those that there are."""
+        """A few numbers by name, as far as they exist."""
         of_set, real = self.data["set"], self.data["real"] or {}
         gaps, real_gaps = _gaps(of_set), _gaps(real)
         found = {
@@ -99,7 +99,7 @@ def _bn_rows(of_set: Mapping[str, Any], real: Mapping[str, Any] | None) -> list[
 
 
 def _attention_rows(of_set: Mapping[str, Any], real: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Those of a network without batch normalisation; none in diagnostics that are older than these rows."""
+    """Rows of a network without batch normalisation. Empty: older diagnostics do not have them."""
     if of_set["bn_gaps"] is not None or "patch_similarities" not in of_set:
         return []
     return [*_patch_rows(of_set, real), ("attention maps", "-", "-", _about_maps(of_set))]
@@ -125,7 +125,7 @@ def _about_maps(of_set: Mapping[str, Any]) -> str:
 
 
 def _distance_rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """None without real images, and in diagnostics that are older than this row."""
+    """The distance to real images. None: there are no real images, or the diagnostics are older than this row."""
     if data["real"] is None or "feature_distance" not in data:
         return []
     energy = _get(data, "feature_distance", "energy")
@@ -154,7 +154,7 @@ def _output_rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _reason(part: Mapping[str, Any], path: Sequence[str]) -> str | None:
-    """Why a number is not there: the reason for itself, or for the part that it belongs to."""
+    """Why a number is missing: its own reason, or that of its part."""
     absent: Mapping[str, str] = part["absent"]
     keys = [".".join(path), path[0], f"{path[0]}.within" if "within" in path[-1] else "labels"]
     return next((absent[key] for key in keys if key in absent), None)

@@ -1,4 +1,4 @@
-"""A network before a run: all that `zsqbench doctor` knows of it, as data and as text."""
+"""A network before a run: the findings of `zsqbench doctor`, as data and as text."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The accuracy of the float network on a task's evaluation data, or why that is not known."""
+    """The accuracy of the float network on a task's evaluation data, or why it is not known."""
 
     task: str
     metric: str
@@ -30,12 +30,12 @@ class Accuracy:
     reason: str | None = None
     """Why it was not measured."""
     blocker: str | None = None
-    """Why no cell of this network can be measured, or stands for the network that the suite means."""
+    """Why no cell of this network can be measured, or why it is not the network of the suite. None: no problem."""
 
 
 @dataclass(frozen=True)
 class Checkup:
-    """A network, examined, with all that can and cannot be done with it."""
+    """The findings on a network: what can and what cannot be done with it."""
 
     model: str
     input_size: tuple[int, ...]
@@ -45,17 +45,17 @@ class Checkup:
     students: Mapping[str, Inspection]
     """Facts of its student at each scheme that quantizes anything."""
     generators: Mapping[str, str | None]
-    """Why each cannot run; none where it can."""
+    """Why each generator cannot run. None: it can."""
     quantizers: Mapping[str, Mapping[str, str | None]]
-    """The same at each scheme."""
+    """Why each quantizer cannot run, at each scheme. None: it can."""
     accuracy: Accuracy | None = None
-    """None where no suite names a task."""
+    """The float accuracy. None: no suite names a task."""
     notes: Sequence[str] = ()
-    """Notes on its weights; one line each."""
+    """Notes on its weights, one line each."""
 
     @property
     def blockers(self) -> list[str]:
-        """All that has to be mended before a run; equal ones once."""
+        """The problems that must be solved before a run, each once."""
         found = [self.examination.blocker]
         if self.examination.not_finite:
             found.append("outputs on seeded normal noise are NaN or infinite, so that they have no range")
@@ -68,7 +68,7 @@ class Checkup:
 
     @property
     def warnings(self) -> list[str]:
-        """All that costs accuracy, or makes a figure say less than it seems to; docs/doctor.md has each threshold."""
+        """Facts that cost accuracy or make a figure less reliable. docs/doctor.md has each threshold."""
         found = self.examination
         warnings = []
         if found.dead:
@@ -86,7 +86,7 @@ class Checkup:
         return warnings
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data."""
+        """The checkup as plain data."""
         found = asdict(self)
         found["size"] = {str(bits): self.examination.size(bits) for bits in (32, *PACKED)}
         return found | {"blockers": self.blockers, "warnings": self.warnings}
@@ -137,7 +137,7 @@ def _students(students: Mapping[str, Inspection]) -> list[str]:
 
 
 def _unfolded(students: Mapping[str, Inspection]) -> list[str]:
-    """Why norms stay, once for the schemes of which it is true."""
+    """Why norms are not folded. Schemes with the same reason share a line."""
     found: dict[tuple[str, str], list[str]] = {}
     for scheme, student in students.items():
         for reason, paths in _by_reason(student.unfolded):
@@ -166,7 +166,7 @@ def _able(what: str, methods: Mapping[str, str | None]) -> list[str]:
 
 
 def _by_reason(reasons: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
-    """Each reason with the names that it holds for."""
+    """Each reason with the names for which it holds."""
     ordered = sorted(reasons.items(), key=itemgetter(1))
     for reason, items in groupby(ordered, key=itemgetter(1)):
         yield reason, [name for name, _ in items]
@@ -177,7 +177,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _some(values: Mapping[str, object]) -> str:
-    """The first few of what stands by path."""
+    """The first few entries of a mapping by path."""
     return _listed([f"{path} ({value})" for path, value in values.items()])
 
 

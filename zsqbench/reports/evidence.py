@@ -1,4 +1,4 @@
-"""A row's numbers beside those of the artifacts that it was made from, where these are at hand."""
+"""Compare a row's numbers with its artifacts, if these are in the store."""
 
 import math
 from bisect import bisect_left
@@ -16,43 +16,43 @@ from zsqbench.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Difference:
-    """A number, or packed bits, that a row and its artifacts say differently."""
+    """A number, or packed bits, that differs between a row and its artifacts."""
 
     name: str
-    """Such as `metrics.top1`."""
+    """The name of the number, such as `metrics.top1`."""
     said: object
-    """In the row; None where it does not say it."""
+    """The value in the row. None: the row does not have it."""
     measured: object
-    """In the artifacts."""
+    """The value in the artifacts."""
 
     def __str__(self) -> str:
-        """In one line."""
-        return f"{self.name} is {shortened(self.said)}, and {shortened(self.measured)} in its artifact"
+        """The difference in one line."""
+        return f"{self.name} is {shortened(self.said)}, but {shortened(self.measured)} in its artifact"
 
 
 class Evidence:
-    """The artifacts in a store that say what was measured for a row."""
+    """The artifacts in a store with the measurements of rows."""
 
     def __init__(self, store: Store) -> None:
         self.store = ReadOnce(store.home)
         self.agreements = Agreements(store)
 
     def is_at_hand(self, row: Result) -> bool:
-        """True if a row is done, and the artifacts of all that was measured for it are in the store."""
+        """True if a row is done, and the artifacts of all its measurements are in the store."""
         return row.status == "done" and all(row.keys[kind] in self._there(kind) for kind in final_kinds(row.keys))
 
     @cached_property
     def _there(self) -> Callable[[str], set[str]]:
-        """Keys of the artifacts of a kind: thousands of rows ask."""
+        """Keys of the artifacts of a kind, kept in memory because thousands of rows ask."""
         return cache(self.store.keys)
 
     def contradiction(self, row: Result) -> str | None:
-        """The first number of a row that its artifacts, which are at hand, say otherwise, with both values, or none.
+        """The first number that differs between a row and its artifacts, with both values. None: they agree.
 
-        Raises CorruptArtifactError where an artifact is damaged.
+        The artifacts must be in the store. Raises CorruptArtifactError if an artifact is damaged.
         """
         if not final_kinds(row.keys):
-            return None  # a hand wrote it: there is nothing to compare, nor to remember
+            return None  # the row was written by hand: there is nothing to compare or to remember
         stamp = self.agreements.stamp(row.keys)
         if self.agreements.hold(row, stamp):
             return None
@@ -62,9 +62,9 @@ class Evidence:
         return difference
 
     def differences(self, row: Result) -> list[Difference]:
-        """All that a row and its artifacts, which are at hand, say differently.
+        """All numbers that differ between a row and its artifacts.
 
-        Raises CorruptArtifactError where an artifact is damaged.
+        The artifacts must be in the store. Raises CorruptArtifactError if an artifact is damaged.
         """
         made = contributed((KINDS[kind] for kind in final_kinds(row.keys)), self.store, row.keys)
         found = {name: made[name] for name in Measured._fields if name in made}
@@ -76,29 +76,29 @@ class Evidence:
         ]
 
     def is_source(self, row: Result) -> bool:
-        """True if a row was made from these artifacts, and not from those of another machine, which have the same keys.
+        """True if a row was made from these artifacts, not from artifacts of another machine with the same keys.
 
-        Numbers may differ between machines. Seconds always do.
+        Numbers may differ between machines. Seconds always differ.
         """
         return all(self._took_as_long(row))
 
     def is_measured_here(self, row: Result) -> bool:
-        """True if a row was made from an artifact of this store at least.
+        """True if a row was made from at least one artifact of this store.
 
-        Others may be another machine's: cells of a network share the measurement of the float one.
+        Other artifacts may come from another machine: cells of a network share the measurement of the float network.
         """
         return self.is_at_hand(row) and any(self._took_as_long(row))
 
     def _took_as_long(self, row: Result) -> Iterator[bool]:
-        """For each final step of a row, whether its artifact took the seconds that the row says."""
+        """For each final step of a row: true if its artifact took the seconds in the row."""
         for kind in final_kinds(row.keys):
             yield row.seconds.get(kind) == round(self.store.manifest(kind, row.keys[kind])["seconds"], 3)
 
 
 class ReadOnce(Store):
-    """A store that reads once what many rows share, such as the measurement of a float network, and looks once.
+    """A store that reads shared artifacts once, such as the measurement of a float network, and lists keys once.
 
-    It is for who knows that no artifact is made again meanwhile.
+    Use it only if no artifact is made again meanwhile.
     """
 
     @cached_property
@@ -122,7 +122,7 @@ class ReadOnce(Store):
         return self._look(kind, key)
 
     def keys_from(self, kind: str, start: str) -> list[str]:
-        """Keys of the artifacts of a kind that begin so, sorted: thousands of rows ask."""
+        """Keys of the artifacts of a kind that begin with this text, sorted. Thousands of rows ask."""
         keys = self._keys(kind)
         first = bisect_left(keys, start)
         return list(takewhile(lambda key: key.startswith(start), islice(keys, first, None)))
@@ -134,6 +134,6 @@ def _equal(said: Any, measured: Any) -> bool:
 
 
 def shortened(value: object) -> str:
-    """A value as text that fits into a line."""
+    """A value as a text that fits into a line."""
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - packed bits are long

@@ -1,8 +1,8 @@
 """Rows as a table for other tools: CSV, JSON, or Parquet, which keeps types.
 
-A column of texts, of truth values, of numbers or of times keeps its type. Any other, such as an option that is a list
-in one row and a number in the next, is JSON text in CSV and Parquet, and `json_columns` names it. A value that a row
-does not have is empty in CSV, and null elsewhere.
+A column of texts, of truth values, of numbers or of times keeps its type. Any other column, such as an option that is a
+list in one row and a number in the next, is JSON text in CSV and Parquet. `json_columns` names these columns. A missing
+value is empty in CSV, and null in JSON and Parquet.
 """
 
 import io
@@ -17,7 +17,7 @@ FORMS = get_args(Form)
 
 
 def render(frame: "pd.DataFrame", form: Form) -> bytes:
-    """The frame in one of the forms; text is UTF-8. Parquet holds `json_columns` in `attrs["json_columns"]`."""
+    """The frame in one of the forms. Texts are UTF-8. Parquet holds `json_columns` in `attrs["json_columns"]`."""
     if form == "json":
         return _as_json(frame).encode()
     encoded = json_columns(frame)
@@ -43,7 +43,7 @@ def _text(value: Any) -> str:
 
 
 def _as_json(frame: "pd.DataFrame") -> str:
-    """A list of objects, one for each row; a number that is not finite is the text that rows have for it."""
+    """A list of objects, one for each row. A number that is not finite becomes its text in rows."""
     from pydantic_core import to_json
 
     known = frame.astype(object).where(frame.notna(), None)

@@ -1,4 +1,4 @@
-"""The page of HTML that tables and comparisons stand on: a standalone file, without a script, that fetches nothing."""
+"""The HTML page of tables and comparisons: a standalone file without scripts that fetches nothing."""
 
 import html
 from collections.abc import Iterable
@@ -40,14 +40,14 @@ _SECTION = """<h2>{title}</h2>
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """A page of sections; the title is text, which is escaped."""
+    """A page of sections. The title is text and is escaped."""
     return _PAGE.format(title=html.escape(title), sections="\n".join(sections))
 
 
 def section(title: str, table: str, lines: Iterable[str]) -> str:
-    """A heading, tables as HTML with class `label` on cells of text, and lines below; title and lines are escaped.
+    """A heading, tables as HTML with class `label` on cells of text, and lines below. Title and lines are escaped.
 
-    The first line of a table is that of the float network, unless its class is `plain`.
+    The first line of a table belongs to the float network, unless the class of the table is `plain`.
     """
     below = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return _SECTION.format(title=html.escape(title), table=table, below=below)

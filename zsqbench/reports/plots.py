@@ -1,4 +1,4 @@
-"""Pictures of a calibration set: its images as a person would look at them, and its diagnostics as plots."""
+"""Pictures of a calibration set: its images for a person, and its diagnostics as plots."""
 
 import math
 import textwrap
@@ -17,10 +17,10 @@ BOXED_SIDE = 320
 """Pixels of the longer side of an image with boxes."""
 GRID_IMAGES = 64
 GRID_SIDE = (512, 1024)
-"""Smallest and largest side of an image grid in pixels: 8 x 8 digits stay visible, 224 x 224 photographs small."""
+"""Smallest and largest side of an image grid in pixels. So 8 x 8 digits stay visible, and photographs small."""
 
 SET, REAL = "#0072B2", "#E69F00"
-"""Blue and orange of Okabe and Ito, which no kind of colour blindness confuses; shapes differ, too."""
+"""Blue and orange of Okabe and Ito. No kind of colour blindness confuses them. Shapes differ, too."""
 
 _HATCH = "///"
 _NAMED_LAYERS = 48
@@ -30,18 +30,18 @@ _LONGEST_NAME = 22
 
 @dataclass(frozen=True)
 class PixelSpace:
-    """How a network is given pixels: normalised by means and deviations of channels, which lie in this order."""
+    """The preprocessing of a network: pixels are normalised by means and deviations of channels, in this order."""
 
     mean: Sequence[float]
     std: Sequence[float]
     value_range: tuple[float, float]
-    """The values of black and white before that."""
+    """The values of black and white before normalisation."""
     channels: str = "rgb"
 
     def viewable(self, images: "NDArray[np.float32]") -> "NDArray[np.uint8]":
-        """Images [N, C, H, W] as a person would look at them: red, green and blue [N, 3, H, W].
+        """Images [N, C, H, W] for a person: red, green and blue [N, 3, H, W].
 
-        Values that no image can have are shown as the nearest that it can.
+        Values that no image can have are shown as the nearest possible value.
         """
         import numpy as np
 
@@ -57,7 +57,7 @@ class PixelSpace:
 
 
 def image_grid(images: "NDArray[np.float32]", space: PixelSpace) -> "Image":
-    """The first images [N, C, H, W] of a set side by side, as a person would look at them.
+    """The first images [N, C, H, W] of a set side by side, for a person.
 
     Small images are enlarged without smoothing.
     """
@@ -72,7 +72,7 @@ def image_grid(images: "NDArray[np.float32]", space: PixelSpace) -> "Image":
 
 
 def boxes_side_by_side(rows: "Sequence[tuple[Image, Sequence[Sequence[tuple[Sequence[float], str]]]]]") -> "Image":
-    """Images with boxes (left, top, right, bottom in pixels) and their labels, a row for each, once for each list."""
+    """Images with boxes (left, top, right, bottom in pixels) and labels, a row for each, once for each list."""
     from PIL import Image, ImageDraw
 
     pictures = []
@@ -117,7 +117,7 @@ def _fitted(grid: "Image") -> "Image":
 
 @dataclass(frozen=True)
 class Looks:
-    """Some images, and where a network looks in each of them."""
+    """Some images, and the attention map of a network for each."""
 
     heading: str
     images: "NDArray[np.uint8]"
@@ -129,7 +129,8 @@ class Looks:
 def attention_figure(sides: Sequence[Looks], title: str) -> "Figure":
     """Images side by side, and below each its map, enlarged smoothly to the image's size.
 
-    Colours of a map go from its smallest to its largest value, dark to bright. One that is not finite is blank.
+    Colours of a map go from its smallest value (dark) to its largest value (bright). Values that are not finite are
+    blank.
     """
     from matplotlib.figure import Figure
 
@@ -151,7 +152,7 @@ def attention_figure(sides: Sequence[Looks], title: str) -> "Figure":
 
 
 def _in_a_line(tiles: "NDArray[Any]", columns: int) -> "NDArray[Any]":
-    """Tiles [N, H, W, ...] as one [H, W, ...], blank where there are fewer than `columns`."""
+    """Tiles [N, H, W, ...] as one [H, W, ...]. Missing tiles of the last row are blank."""
     import numpy as np
 
     blank = 255 if tiles.dtype == np.uint8 else np.nan
@@ -160,7 +161,7 @@ def _in_a_line(tiles: "NDArray[Any]", columns: int) -> "NDArray[Any]":
 
 
 def _enlarged(maps: "NDArray[np.float32]", height: int, width: int) -> "NDArray[np.float32]":
-    """Maps from 0, the smallest value of each, to 1, the largest; all 0 where all values are the same."""
+    """Maps scaled to 0 (the smallest value of each) to 1 (the largest). All 0: all values are the same."""
     import numpy as np
     from PIL import Image
 
@@ -173,10 +174,10 @@ def _enlarged(maps: "NDArray[np.float32]", height: int, width: int) -> "NDArray[
 
 
 def diagnostics_figure(data: Mapping[str, Any], title: str) -> "Figure":
-    """Diagnostics, as in diagnostics.json, as four plots. What is absent is told in its place.
+    """Diagnostics, as in diagnostics.json, as four plots. A missing plot is replaced by the reason.
 
-    The last is of layers: BN gaps, or entropies of patch similarities where the network has no batch normalisation.
-    Made of objects, without pyplot and its global state.
+    The last plot is of layers: BN gaps, or entropies of patch similarities if the network has no batch normalisation.
+    The figure is made without pyplot and its global state.
     """
     from matplotlib.figure import Figure
 
@@ -190,7 +191,7 @@ def diagnostics_figure(data: Mapping[str, Any], title: str) -> "Figure":
     )
     for place, panel in panels:
         axes, name = figure.add_subplot(place), panel.part
-        axes.set_title(panel.heading, fontsize=10, y=1.02)  # a given place: to look for one takes as long as the rest
+        axes.set_title(panel.heading, fontsize=10, y=1.02)  # a fixed place: searching one takes as long as the rest
         if data["set"][name] is None:
             _say(axes, data["set"]["absent"].get(name, "not measured"))
         else:
@@ -211,7 +212,7 @@ def _explain_colours(figure: "Figure", *, real: bool) -> None:
 
 
 def _sides(data: Mapping[str, Any], name: str, real: bool) -> list[tuple[str, Any]]:
-    """Colour and content of the set and, where there are some, of real images."""
+    """Colour and content of the set and, if there are any, of real images."""
     sides = [(SET, data["set"][name])]
     return [*sides, (REAL, data["real"][name])] if real else sides
 
@@ -227,7 +228,7 @@ class _Panel:
 
 
 def _of_layers(of_set: Mapping[str, Any]) -> _Panel:
-    """The plot of the layers of a network, by what it has."""
+    """The plot of the layers of a network: BN gaps or patch similarities."""
     if of_set["bn_gaps"] is None and of_set["patch_similarities"] is not None:
         return _Panel("patch_similarities", "patch similarity", _plot_entropies)
     return _Panel("bn_gaps", "distance from BN statistics", _plot_gaps)
@@ -237,7 +238,7 @@ def _plot_gaps(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
     values = _plot_layers(axes, _sides(data, "bn_gaps", real), "gap")
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel("gap in stored deviations", fontsize=8)
-    if min(values) > 0:  # not of NaN
+    if min(values) > 0:  # false for NaN
         _log_scale(axes)
 
 
@@ -248,7 +249,7 @@ def _plot_entropies(axes: "Axes", data: Mapping[str, Any], real: bool) -> None:
 
 
 def _plot_layers(axes: "Axes", sides: Sequence[tuple[str, Any]], number: str) -> list[float]:
-    """A line for each side over its layers; returns all values."""
+    """A line for each side over its layers. Returns all values."""
     values = []
     for (colour, layers), marker in zip(sides, "os", strict=False):
         line = [math.nan if layer[number] is None else layer[number] for layer in layers]
@@ -326,7 +327,7 @@ def _bars(axes: "Axes", counts: Sequence[int], number: int, sides: int, colour: 
 
 
 def _log_scale(axes: "Axes") -> None:
-    """With plain numbers: powers of ten are typeset, which takes as long as all the rest."""
+    """Set plain numbers at an axis. Typesetting powers of ten takes as long as all the rest."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log")
@@ -341,5 +342,5 @@ def _say(axes: "Axes", text: str) -> None:
 
 
 def short_name(name: str) -> str:
-    """A name that has room at an axis: of a long one, its end."""
+    """A name that fits at an axis. Of a long name, only the end is kept."""
     return name if len(name) <= _LONGEST_NAME else f"...{name[-_LONGEST_NAME + 3 :]}"

@@ -1,4 +1,4 @@
-"""Show how far a run is: bars on a terminal, plain lines elsewhere. A plugin on the observer hooks."""
+"""Show the progress of a run: bars on a terminal, plain lines elsewhere. This is a plugin on the observer hooks."""
 
 import sys
 import time
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from zsqbench.suite import Suite
 
 LINE_SECONDS = 10.0
-"""At most one plain line about a running step in this time."""
+"""At most one plain line about a running step in so many seconds."""
 
 
 class ProgressDisplay:
-    """Writes to stderr, so that a table on stdout stays a table."""
+    """Writes to stderr, so that stdout only has the table."""
 
     def __init__(self) -> None:
         self._reset()
@@ -35,7 +35,7 @@ class ProgressDisplay:
 
     @hookimpl
     def suite_started(self, suite: "Suite", plan: "Plan") -> None:
-        """Say what there is to do, and about how long it takes, as far as that is known."""
+        """Print the number of steps to do, and their estimated time, if known."""
         from zsqbench.execution.estimates import Estimates
         from zsqbench.execution.timings import Timings
 
@@ -96,7 +96,7 @@ class ProgressDisplay:
 
     @hookimpl
     def suite_finished(self) -> None:
-        """Leave the terminal as it was."""
+        """Reset the terminal."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None

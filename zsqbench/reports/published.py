@@ -1,4 +1,4 @@
-"""Values that papers state, kept with their citations in results/published, to stand beside what is measured here."""
+"""Values that papers state, with their citations, in results/published. They are shown beside measured values."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -13,17 +13,17 @@ from zsqbench.errors import ZSQBenchError, unknown
 from zsqbench.scheme import FLOAT
 
 SOURCES = "sources.yaml"
-"""Says of each source what it is called and how it is cited; its values are in SOURCE.csv."""
+"""The file with the name and the citation of each source. Values are in SOURCE.csv."""
 
 DATA = "data.yaml"
-"""Says of each data set that papers evaluate on how many images it has, and where it is to be had."""
+"""The file with the number of images and the origin of each data set that papers evaluate on."""
 
 ValueKey = tuple[str, str, str, str, str]
-"""Model, generator, quantizer, scheme, as suites call them, and metric."""
+"""Model, generator, quantizer and scheme by their names in suites, and metric."""
 
 
 class Value(BaseModel):
-    """What a table says of one cell: a line of a source's file. results/published/README.md explains the columns."""
+    """The value of a table for one cell, a line of a source's file. results/published/README.md explains columns."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,26 +38,26 @@ class Value(BaseModel):
     std: float | None
     note: str
     differs: str = ""
-    """How the source's method or scheme is known to be another than that of the cell of these names, if it is."""
+    """The known difference between the source's method or scheme and that of the cell, if any."""
 
     @property
     def name(self) -> str:
-        """Its place with the data, in the form of a cell's name, without a seed."""
+        """Its place and data, in the form of a cell's name without a seed."""
         return f"{self.data}:{self.model}:{self.generator}:{self.quantizer}:{self.scheme}"
 
     @property
     def is_float(self) -> bool:
-        """True if it is of the float network."""
+        """True if the value is that of the float network."""
         return self.place == self.float_place
 
     @property
     def place(self) -> ValueKey:
-        """Where it stands."""
+        """The place of the value."""
         return self.model, self.generator, self.quantizer, self.scheme, self.metric
 
     @property
     def float_place(self) -> ValueKey:
-        """Where the float network stands."""
+        """The place of the float network's value."""
         return self.model, "none", "fp32", FLOAT.name, self.metric
 
 
@@ -69,29 +69,29 @@ class Source:
     citation: str
     values: tuple[Value, ...]
     caveats: tuple[str, ...] = ()
-    """Lines that a reader of any of its values has to know."""
+    """Notes that a reader of any of its values needs."""
 
     def table(self, table: str) -> tuple[Value, ...]:
-        """The values of a table. Raises ZSQBenchError where there is none of this name, and lists those that are."""
+        """The values of a table. Raises ZSQBenchError for an unknown name, and lists the tables."""
         if table not in self.tables:
             raise ZSQBenchError(unknown(f"table of {self.name}", table, self.tables))
         return tuple(value for value in self.values if value.table == table)
 
     def float_of(self, value: Value) -> float | None:
-        """The value of the float network of a value: in the same table, or else in the first that has it."""
+        """The float network's value for a value, from the same table, or else from the first table that has it."""
         found = [each for each in self.values if each.place == value.float_place]
         same = [each for each in found if each.table == value.table]
         return (same or found)[0].value if found else None
 
     @property
     def tables(self) -> list[str]:
-        """The tables that values are kept of, in their order."""
+        """The tables with values, in their order."""
         return list(dict.fromkeys(value.table for value in self.values))
 
     def find(self, tables: Iterable[str]) -> dict[ValueKey, dict[str, Any]]:
-        """What these tables say, as a result row holds it; where two say something of a cell, the first counts.
+        """The values of these tables, in the form of a result row. If two tables have a cell, the first counts.
 
-        The float network is that of the table, or else the first of the source.
+        The float network is from the same table, or else the first in the source.
         """
         found: dict[ValueKey, dict[str, Any]] = {}
         everywhere = {value.place: value for value in reversed(self.values)}
@@ -113,7 +113,7 @@ class Source:
 
 
 def published_folder() -> Path:
-    """Where the values are: in a checkout, or in a wheel. Raises ZSQBenchError where there are none."""
+    """The folder of the values, in a checkout or a wheel. Raises ZSQBenchError if there is none."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "papers", package.parent / "results" / "published"):
         if (folder / SOURCES).is_file():
@@ -122,7 +122,7 @@ def published_folder() -> Path:
 
 
 def read_source(name: str, folder: Path | None = None) -> Source:
-    """The source of this name. Raises ZSQBenchError where there is none, or a line of it is no value."""
+    """The source with this name. Raises ZSQBenchError if there is none, or if a line is not a valid value."""
     folder = folder or published_folder()
     sources: Mapping[str, Mapping[str, Any]] = yaml.safe_load((folder / SOURCES).read_text(encoding="utf-8"))
     if name not in sources:
@@ -141,15 +141,15 @@ class DataSet(BaseModel):
 
     title: str
     images: int
-    """All that are evaluated."""
+    """Number of all evaluation images."""
     source: str
-    """Where it is to be had."""
+    """The origin of the data set."""
     at: str
-    """Where tasks look for it, below the data root."""
+    """Its folder below the data root."""
 
 
 def read_data_sets(folder: Path | None = None) -> dict[str, DataSet]:
-    """The data sets by the names that values have for them."""
+    """The data sets by their names in values."""
     text = ((folder or published_folder()) / DATA).read_text(encoding="utf-8")
     return {name: DataSet.model_validate(said) for name, said in yaml.safe_load(text).items()}
 
@@ -164,5 +164,5 @@ def _value(path: Path, line: int, row: Mapping[str, Any]) -> Value:
 
 
 def _title(table: str) -> str:
-    """`Table 1a`; what begins with a letter is no table and goes by its own name."""
+    """`Table 1a`. A name that begins with a letter is not a table and is kept."""
     return f"Table {table}" if table[:1].isdigit() else table

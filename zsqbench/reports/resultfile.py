@@ -1,4 +1,4 @@
-"""The file of a suite's rows: what is in it, line by line, and how several processes write to it."""
+"""The file of a suite's rows: read its lines, and write to it from several processes."""
 
 import codecs
 import contextlib
@@ -21,24 +21,24 @@ from zsqbench.reports.results import Result
 from zsqbench.store import write_parts_atomically
 
 SCHEMA = 2
-"""Of a row: raise it when a reader of another version would misunderstand a field, or lack one that it needs."""
+"""The schema of a row. Raise it if a reader of another version would misunderstand a field or lack a needed one."""
 
 PATIENCE = 5.0
-"""Seconds to wait for another writer, who needs milliseconds; one that was stopped holds up no run for longer."""
+"""Seconds to wait for another writer, which needs milliseconds. A stopped writer does not delay a run longer."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The content of a file of rows, and the lines of it that count for nothing."""
+    """The content of a file of rows, and its lines that do not count."""
 
     rows: list[Result] = field(default_factory=list)
-    """The one that counts of each cell of each suite, in the order in which the cells come first."""
+    """The row that counts for each cell of each suite, in the order of the first row of each cell."""
     older: list[Result] = field(default_factory=list)
     """Other rows of the same cells."""
     unreadable: list[int] = field(default_factory=list)
-    """Numbers of the lines that are no rows: cut off by a crash or a full disk, or edited."""
+    """Numbers of lines that are not rows. They were cut off by a crash or a full disk, or edited."""
     schemas: list[int] = field(default_factory=list)
-    """Schemas of rows that another version wrote."""
+    """Schemas of rows from other versions."""
 
     def are(self, rows: Sequence[Result]) -> bool:
         """True if the file holds these rows in this order, and nothing else."""
@@ -46,43 +46,45 @@ class Contents:
 
 
 class ResultFile:
-    """results/<suite>.jsonl: rows are appended as cells finish, and of those of one cell the latest counts.
+    """results/<suite>.jsonl: rows are appended as cells finish. If a cell has several rows, the latest counts.
 
-    Processes that append and rewrite at once lose no row of each other.
+    Several processes can append and rewrite at the same time. No row is lost.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last: tuple[tuple[int, int, int], Contents] | None = None
-        """The contents that were read last, with inode, size and time of the file."""
+        """The contents of the last reading, with inode, size and time of the file."""
         self._appended: dict[bytes, Result] = {}
-        """The rows that were added here, by the digest of their line: they are not parsed, nor held a second time."""
+        """The rows that this process added, by the digest of their line. They are not parsed or stored again."""
 
     def read(self) -> dict[tuple[str, str], Result]:
         """Rows by suite and cell.
 
-        Raises ZSQBenchError where there is a file that cannot be read, or whose rows have another schema.
+        Raises ZSQBenchError for a file that cannot be read, or whose rows have another schema.
         """
         contents = self.contents()
         self.refuse_others(contents)
         return {(row.suite, row.cell): row for row in contents.rows}
 
     def refuse_others(self, contents: Contents) -> None:
-        """Raise ZSQBenchError where there are rows of another schema."""
+        """Raise ZSQBenchError if there are rows of another schema."""
         if contents.schemas:
             raise ZSQBenchError(
                 f"{self.path} has rows of schema {', '.join(map(str, contents.schemas))}, and this zsqbench reads "
-                f"{SCHEMA}; run the suite again, which measures what is missing and replaces them"
+                f"{SCHEMA}; run the suite again: it measures missing cells and replaces these rows"
             )
 
     def contents(self) -> Contents:
-        """All that is in the file; nothing where there is none. Raises ZSQBenchError where it cannot be read.
+        """The contents of the file. Empty: there is no file. Raises ZSQBenchError if it cannot be read.
 
-        A file that nobody has written to meanwhile is not read again.
+        An unchanged file is not read again.
         """
         try:
             with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())  # before it is read, so that what is added meanwhile is not missed
+                status = os.fstat(
+                    file.fileno()
+                )  # before reading, so that lines that are added meanwhile are not missed
                 state = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._last is None or self._last[0] != state:
                     with uncollected():
@@ -94,7 +96,7 @@ class ResultFile:
         return self._last[1]
 
     def append(self, result: Result) -> None:
-        """Add a row so that it survives what comes next."""
+        """Add a row, and wait until it is on the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = _line(result).encode()
         with self._alone() as file:
@@ -105,7 +107,7 @@ class ResultFile:
         self._appended[_digest(line.rstrip(b"\n"))] = result.checked()
 
     def rewrite(self, arrange: Callable[[Contents], Sequence[Result]]) -> Sequence[Result]:
-        """Let the file hold the rows that are made of its contents; returns them. It stays as it is where it does."""
+        """Write the rows that `arrange` makes of the contents, and return them. An equal file is not changed."""
         contents = self.contents()
         rows = arrange(contents)
         if contents.are(rows):
@@ -114,22 +116,22 @@ class ResultFile:
         with self._alone():
             rows = arrange(self.contents())  # again: another run may have added some
             write_parts_atomically(self.path, map(_line, rows))
-        self._last = None  # ten thousand rows take 130 MB
+        self._last = None  # free the contents: ten thousand rows take 130 MB
         return rows
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[BinaryIO]:
-        """The file, open to append to; no other process writes to it meanwhile."""
+        """The file, open for appending. No other process writes to it meanwhile."""
         while True:
             with self.path.open("ab+") as file:
                 _lock(file)
-                if _is_at(self.path, file):  # another process may have put a new one in its place before it let go
+                if _is_at(self.path, file):  # another process may have replaced the file before it released the lock
                     yield file
                     return
 
 
 def _contents(lines: Iterable[bytes], known: Mapping[bytes, Result]) -> Contents:
-    """The rows and other lines of a file, one line at a time; some rows are known by the digest of their line."""
+    """The rows and other lines of a file, one line at a time. Some rows are known by the digest of their line."""
     found: dict[tuple[str, str], list[Result]] = {}
     unreadable: list[int] = []
     schemas: set[int] = set()
@@ -150,7 +152,7 @@ def _contents(lines: Iterable[bytes], known: Mapping[bytes, Result]) -> Contents
 
 
 def _lock(file: BinaryIO) -> None:
-    """Wait until no other process writes to a file. A file system without locks is taken as it is."""
+    """Wait until no other process writes to a file. A file system without locks is used without them."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
@@ -170,7 +172,7 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 _BEGIN = f'{{"schema":{SCHEMA},'.encode()
-"""Each line that this version wrote begins with this, so that it is parsed once."""
+"""Each line of this version begins with this text, so that it is parsed only once."""
 
 
 def _digest(line: bytes) -> bytes:
@@ -189,7 +191,7 @@ def _row(line: bytes) -> Result | None:
 
 
 def _schema_of(line: bytes) -> int | None:
-    """The schema of a row, of which the first had no number; None for a line that is none."""
+    """The schema of a row. The first schema had no number. None: the line is not a row."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
@@ -201,14 +203,16 @@ def _schema_of(line: bytes) -> int | None:
 
 
 def _counted(cells: Iterable[Sequence[Result]]) -> tuple[list[Result], list[Result]]:
-    """Of the rows of each cell the one that counts, and all others."""
+    """The row of each cell that counts, and all other rows."""
     rows: list[Result] = []
     older: list[Result] = []
     for of_cell in cells:
         if len(of_cell) == 1:
             rows += of_cell
             continue
-        by_age = sorted(of_cell, key=lambda row: row.ended)  # rows that finished at once stay in the order of the file
+        by_age = sorted(
+            of_cell, key=lambda row: row.ended
+        )  # rows that finished at the same time stay in the order of the file
         counts = reduce(lambda best, row: row if row.counts_over(best) else best, by_age)
         rows.append(counts)
         place = next(place for place, row in enumerate(of_cell) if row is counts)

@@ -1,4 +1,4 @@
-"""Result rows: one JSON object per cell in results/<suite>.jsonl, the truth that tables and MLflow are made from."""
+"""Result rows: one JSON object per cell in results/<suite>.jsonl. Tables and MLflow are made from them."""
 
 import importlib.metadata
 import math
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, with_config
-from typing_extensions import TypedDict  # pydantic takes that of the standard library from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts the standard library's from Python 3.12 on
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -17,7 +17,7 @@ Status = Literal["done", "failed", "impossible", "excluded", "interrupted"]
 
 
 def _unicode(text: Any) -> Any:
-    """Text that a file takes: what cannot be encoded, from a broken file name for instance, is spelt out."""
+    """Text for a file. Characters that cannot be encoded, for example from a broken file name, are escaped."""
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 
@@ -26,7 +26,7 @@ Text = Annotated[str, BeforeValidator(_unicode)]
 
 @with_config(ConfigDict(extra="allow"))
 class Oracle(TypedDict, total=False):
-    """The best of the kept epochs by the evaluated images: which, what it reached, and of how many it is the best."""
+    """The best kept epoch by the evaluation images: its number, its metric, and the number of kept epochs."""
 
     epoch: int
     metrics: dict[str, float]
@@ -35,7 +35,7 @@ class Oracle(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Published(TypedDict, total=False):
-    """The values of a paper for a cell, and for the float network."""
+    """The values of a paper for a cell and for the float network."""
 
     value: FiniteFloat
     std: FiniteFloat
@@ -47,7 +47,7 @@ class Published(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Counts(TypedDict, total=False):
-    """Evaluated samples and the digest of their data; images of the calibration set, and those that were read."""
+    """Evaluation samples, the digest of their data, images of the calibration set, and how many were read."""
 
     evaluated: int | None
     digest: str
@@ -57,7 +57,7 @@ class Counts(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Described(TypedDict, total=False):
-    """A method: `options` are all, with the values that held, `changed` those that the suite set otherwise."""
+    """A method. `options` are all options with their effective values. `changed` are those that the suite set."""
 
     method: str
     version: int
@@ -84,10 +84,10 @@ class Facts(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Tensors(TypedDict, total=False):
-    """The effective tensor map: its hash, the hash of its bits alone, counts of quantized tensors, size of weights.
+    """The effective tensor map: its hash, the hash of only its bits, counts of quantized tensors, size of weights.
 
-    `mean_weight_bits` is a mean over all values of weights, `size_mb` their size at these bits in 10^6 bytes, without
-    scales and zero points.
+    `mean_weight_bits` is a mean over all values of weights. `size_mb` is their size at these bits in 10^6 bytes,
+    without scales and zero points.
     """
 
     hash: str
@@ -99,7 +99,7 @@ class Tensors(TypedDict, total=False):
 
 
 class Measured(NamedTuple):
-    """The fields of a row that say what was measured."""
+    """The fields of a row with measured values."""
 
     metrics: dict[str, float]
     float_metrics: dict[str, float]
@@ -112,26 +112,26 @@ NOTHING = Measured({}, {}, {}, None, {})
 
 
 class Result(BaseModel):
-    """What became of one cell, self-contained."""
+    """The outcome of one cell. A row needs no other file."""
 
-    # factories, since pydantic makes a deep copy of an empty mapping for each row
-    # planning without rows does not wait for pydantic to build the validator
+    # factories, because pydantic makes a deep copy of an empty mapping for each row
+    # planning without rows must not wait until pydantic builds the validator
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", defer_build=True)
 
     suite: str
     cell: str = Field(description="its name: task:model:generator:quantizer:scheme:seed")
-    definition: str = Field(description="hash of all that the suite says of the cell")
+    definition: str = Field(description="hash of everything that the suite says of the cell")
     task: str
     model: str
-    generator: str | None = Field(description="none for a quantizer that reads no images")
+    generator: str | None = Field(description="null: the quantizer reads no images")
     quantizer: str
     scheme: str
-    seed: int | None = Field(description="none where nothing in the cell uses the seed")
+    seed: int | None = Field(description="null: no method of the cell uses the seed")
     settings: dict[str, Any] = Field(default_factory=dict)
     status: Status
-    reason: Text | None = Field(None, description="one line, for every status but done")
-    finished: AwareDatetime | None = Field(None, description="when the cell came to this end; older rows do not say it")
+    reason: Text | None = Field(None, description="one line, for every status except done")
+    finished: AwareDatetime | None = Field(None, description="when the cell ended; older rows do not have it")
     traceback: Text | None = None
     metric: str | None = Field(None, description="the metric that tables show; higher is better")
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -141,11 +141,9 @@ class Result(BaseModel):
     methods: dict[str, Described] = Field(default_factory=dict, description="task, generator and quantizer")
     model_facts: Facts = Field(default_factory=Facts)
     data: Counts = Field(default_factory=Counts)
-    notes: list[Text] = Field(
-        default_factory=list, description="what the task noted when it measured the float network"
-    )
+    notes: list[Text] = Field(default_factory=list, description="notes of the task when it measured the float network")
     correct: str | None = Field(
-        None, description="which evaluated samples were right: packed bits in base64, the first in the highest bit"
+        None, description="which evaluation samples were right: packed bits in base64, the first in the highest bit"
     )
     resampled: dict[str, str] = Field(
         default_factory=dict,
@@ -153,16 +151,16 @@ class Result(BaseModel):
     )
     clipped: dict[str, FiniteFloat] = Field(
         default_factory=dict,
-        description="of each quantized output, the share of values, 0 to 1, beyond its grid on the evaluated images",
+        description="share of values, 0 to 1, of each quantized output that are beyond its grid on evaluation images",
     )
     footnotes: list[Text] = Field(
-        default_factory=list, description="what its methods say that whoever reads the number must know"
+        default_factory=list, description="notes of its methods that a reader of the number needs"
     )
     not_run: dict[str, Text] = Field(
         default_factory=dict,
         description="why a group of metrics, such as those named onnxruntime/..., was not measured; one line each",
     )
-    data_free: bool = Field(True, description="false where the generator was given real images")
+    data_free: bool = Field(True, description="false: the generator was given real images")
     tensors: Tensors = Field(default_factory=Tensors)
     keys: dict[str, str] = Field(
         default_factory=dict, description="artifact of each step, and of the quantize step that it starts from"
@@ -183,33 +181,33 @@ class Result(BaseModel):
 
     @property
     def oracle_value(self) -> float | None:
-        """The same metric of the best of the kept epochs."""
+        """The metric of the best kept epoch."""
         metrics: dict[str, float] = self.oracle.get("metrics", {})
         return metrics.get(self.metric) if self.metric else None
 
     @property
     def float_value(self) -> float | None:
-        """The same metric of the float network."""
+        """The metric of the float network."""
         return self.float_metrics.get(self.metric) if self.metric else None
 
     @property
     def drop(self) -> float | None:
-        """How much was lost by quantization."""
+        """The loss by quantization: the float network's metric minus this metric."""
         if self.value is None or self.float_value is None:
             return None
         return self.float_value - self.value
 
     def counts_over(self, other: "Result") -> bool:
-        """True if this row, and not the other one of its cell, counts: the one that finished last.
+        """True if this row counts and the other row of its cell does not: the last finished row counts.
 
-        Of two that do not say when, or finished at once, it is this one. An interruption undoes nothing that is done.
+        If the times are equal or unknown, this row counts. An interrupted row never replaces a done row.
         """
         if self.is_cut_short(other):
             return False
         return other.is_cut_short(self) or self.ended >= other.ended
 
     def is_cut_short(self, other: "Result") -> bool:
-        """True if this is the row of a run that was interrupted before it could say what the other one says."""
+        """True if this row is of an interrupted run that did not get as far as the other row."""
         same = self.definition == other.definition and self.keys in ({}, other.keys)
         return self.status == "interrupted" and other.status == "done" and same
 
@@ -220,30 +218,30 @@ class Result(BaseModel):
 
     @property
     def ended(self) -> datetime:
-        """When it finished; long ago where it does not say."""
+        """When it finished. A row without a time counts as very old."""
         return self.finished or LONG_AGO
 
     @property
     def measured(self) -> Measured:
-        """All that was measured."""
+        """All measured values."""
         return Measured(self.metrics, self.float_metrics, self.oracle, self.correct, self.resampled)
 
     def refused(self, reason: str) -> Self:
-        """The row of a failed cell in place of this one: none of what it says was measured is there."""
+        """A row of a failed cell that replaces this row. It has no measured values."""
         return self.model_copy(update={"status": "failed", "reason": reason, **NOTHING._asdict()})
 
     def checked(self) -> Self:
-        """The row, or that of a failed cell where a metric is NaN or infinite: no table can show it."""
+        """The row. If a metric is NaN or infinite, a row of a failed cell, because no table can show the metric."""
         for name, value in flat_all(self.measured._asdict()):
             if isinstance(value, float) and not math.isfinite(value):
-                return self.refused(f"{name} is {value}, which is no measurement")
+                return self.refused(f"{name} is {value}, which is not a valid measurement")
         return self
 
 
 def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The fields of a row about a method as `generator.method`, `generator.iterations`.
 
-    Those of its start, or of what it is over, stand below `start` or `over`.
+    The fields of its start, or of the quantizer that it is over, are below `start` or `over`.
     """
     yield from ((f"{prefix}.{key}", method[key]) for key in ("method", "version", "origin") if key in method)
     yield from flat(prefix, method.get("options", {}))
@@ -253,7 +251,7 @@ def flat_method(prefix: str, method: Mapping[str, Any]) -> Iterator[tuple[str, A
 
 
 def changed_options(prefix: str, method: Mapping[str, Any]) -> Iterator[str]:
-    """The options that the suite set, by the names that `flat_method` gives."""
+    """The options that the suite set, by their names in `flat_method`."""
     yield from (name for name, _ in flat(prefix, method.get("changed", {})))
     for other in ("start", "over"):
         if other in method:
@@ -261,13 +259,13 @@ def changed_options(prefix: str, method: Mapping[str, Any]) -> Iterator[str]:
 
 
 def flat_all(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Values, and those inside of values by names that say where they stand, such as `metrics.top1`."""
+    """Values and nested values by dotted names, such as `metrics.top1`."""
     for name, value in values.items():
         yield from flat(name, value) if isinstance(value, Mapping) else [(name, value)]
 
 
 def flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Values by names that say where they stand, such as `settings.precision`."""
+    """Values by dotted names, such as `settings.precision`."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(f"{prefix}.{name}", value)
@@ -276,7 +274,7 @@ def flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def package_version(package: str) -> str:
-    """The installed version of a package, or that it is not installed."""
+    """The installed version of a package, or a text that it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -284,7 +282,7 @@ def package_version(package: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as provenance; never part of an identity."""
+    """Versions and machine, for provenance. They are never part of an identity."""
     versions: dict[str, Any] = {name: package_version(name) for name in ("zsqbench", "torch", "torchvision", "numpy")}
     return versions | {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The rows of a suite: which of a file's rows count, and a warning for each kind of those that do not."""
+"""The rows of a suite: the rows of a file that count, and a warning for each kind of other rows."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,14 +15,14 @@ from zsqbench.store import Store
 log = logging.getLogger("zsqbench")
 
 NAMED = 3
-"""A warning names so many of those that are left out."""
+"""A warning names at most so many of the rows that are left out."""
 
 CONTRADICTED = "left out %s contradicted by artifacts: %s; a run writes what these say"
 
 
 @dataclass(frozen=True)
 class SuiteRows:
-    """The rows of a file, by what they are to a suite."""
+    """The rows of a file, by their relation to a suite."""
 
     own: list[Result]
     """Rows of cells that the suite has."""
@@ -33,7 +33,7 @@ class SuiteRows:
 
     @classmethod
     def of(cls, contents: Contents, suite: str, has: Callable[[Result], bool]) -> Self:
-        """`has` says whether the suite has the cell of one of its rows."""
+        """Sort the rows. `has` is true if the suite has the cell of a row."""
         mine = [row for row in contents.rows if row.suite == suite]
         own = [row for row in mine if has(row)]
         kept = {row.cell for row in own}
@@ -41,7 +41,7 @@ class SuiteRows:
         return cls(own, gone, [row for row in contents.rows if row.suite != suite])
 
     def warn(self, path: Path, contents: Contents) -> None:
-        """Say what does not count, in one line for each kind."""
+        """Warn of rows that do not count, in one line for each kind."""
         left_out = {
             "row of other suites": [row.suite for row in self.foreign],
             "row of cells that the suite does not have": [row.cell for row in self.gone],
@@ -54,9 +54,9 @@ class SuiteRows:
 
 
 def believed(rows: Sequence[Result], store: Store) -> list[Result]:
-    """The rows; in place of one whose numbers are not those of the artifacts that it was made from, that of a failure.
+    """The rows. If numbers of a row differ from its artifacts, a row of a failed cell replaces it.
 
-    Without these artifacts at hand a row is taken as it is. A warning names what differs.
+    If the artifacts are not in the store, a row is kept. A warning names the differences.
     """
     evidence = Evidence(store)
     differences: dict[str, str] = {}
@@ -88,7 +88,7 @@ def told(differences: Mapping[str, str]) -> str:
 
 
 def named(names: Iterable[str]) -> str:
-    """The first of different names, and how many others there are."""
+    """The first of the different names, and the number of the others."""
     different = list(dict.fromkeys(names))
     others = len(different) - NAMED
     return ", ".join(different[:NAMED]) + (f" and {counted(others, 'other')}" if others > 0 else "")

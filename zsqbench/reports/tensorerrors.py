@@ -1,4 +1,4 @@
-"""Where the error of a quantized network comes from: tensor by tensor as a table, and the worst of them in words."""
+"""The sources of the error of a quantized network: all tensors as a table, and the worst tensors in words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from zsqbench.store import NoArtifact
 
 PICTURE = "layers.png"
 WORST = 10
-"""How many tensors are named in words."""
+"""The number of tensors that are named in words."""
 
 INFINITE = "infinite"
-"""How the reason begins for which a ratio of signal to error is no number: there is no error."""
+"""The beginning of the reason for an infinite ratio of signal to error: there is no error."""
 
 CLIPS, IDLE = 0.01, 0.75
-"""Shares of clipped values from which, and of used codes below which, the worst tensors tell of them."""
+"""The text on a worst tensor names clipped values from this share on, and used codes below this share."""
 
 APART = 3.0
-"""Decibels by which calibration and real images have to differ for the worst tensors to tell of both."""
+"""If calibration and real images differ by so many decibels, the text on a worst tensor names both."""
 
 _HEAD = ("tensor", "kind", "role", "bits", "SQNR", "real", "own", "real", "clipped", "real", "codes", "alone")
 
@@ -29,26 +29,26 @@ class Analysis:
     """The errors of the tensors of a cell's quantized network. Ratios of signal to error are in decibels."""
 
     tensors: tuple[TensorError, ...]
-    """In network order."""
+    """The tensors in network order."""
     images: int | None
-    """Calibration images that it was measured on; none where there are none."""
+    """Number of calibration images for the measurement. None: there are none."""
     real: int | None
-    """Real images that are not evaluated."""
+    """Number of real images outside evaluation. None: there are none."""
     ranked: int | None
-    """Calibration images that sensitivity was measured on."""
+    """Number of calibration images for the sensitivity. None: it was not measured."""
     outputs: float | None
     outputs_real: float | None
     rescaled: tuple[str, ...]
-    """Pairs of layers whose channels the quantizer rescaled, and the float network for the comparison, too."""
+    """Pairs of layers whose channels the quantizer rescaled. The float network was rescaled for the comparison, too."""
     absent: Mapping[str, str]
-    """Why a number, or a set of images, is not there."""
+    """Why a number, or a set of images, is missing."""
     picture: Path
     key: str = ""
-    """The artifact that it is of."""
+    """The artifact of the analysis."""
 
     @classmethod
     def of(cls, content: Mapping[str, Any], picture: Path, key: str = "") -> Self:
-        """The analysis that an artifact holds as plain data. Raises LookupError or TypeError where that is another."""
+        """The analysis in an artifact's plain data. Raises LookupError or TypeError for invalid data."""
         names = ("images", "real", "ranked", "outputs", "outputs_real", "absent")
         tensors = tuple(TensorError(**entry) for entry in content["tensors"])
         fields = {name: content[name] for name in names}
@@ -56,12 +56,12 @@ class Analysis:
 
     @property
     def worst(self) -> list[TensorError]:
-        """The tensors whose own rounding takes most of them, on either set of images, the worst first."""
+        """The tensors that lose most by their own rounding, on either set of images, the worst first."""
         found = [tensor for tensor in self.tensors if tensor.rounding is not None]
         return sorted(found, key=lambda tensor: tensor.rounding or 0.0)[:WORST]
 
     def numbers(self) -> dict[str, float]:
-        """A handful of numbers by name, those that there are."""
+        """A few numbers by name, as far as they exist."""
         found: dict[str, float | None] = {"outputs": self.outputs, "outputs_real": self.outputs_real}
         for kind in ("weight", "activation"):
             of_kind = [tensor.rounding for tensor in self.tensors if tensor.kind == kind]
@@ -72,7 +72,7 @@ class Analysis:
 
 
 def render_summary(found: Analysis) -> str:
-    """One line on the outputs, one on the worst tensor, and where the picture is."""
+    """One line on the outputs, one on the worst tensor, and the path of the picture."""
     if not found.tensors:
         return "error by tensor: nothing was quantized, or the quantizer left no map of it"
     lines = [f"error by tensor: {len(found.tensors)} quantized; {_outputs(found)}"]
@@ -81,8 +81,8 @@ def render_summary(found: Analysis) -> str:
 
 
 def render_layers(found: Analysis) -> str:
-    """All tensors in network order as a table, with what the columns mean, and the worst ones in words."""
-    from tabulate import tabulate  # planning, which imports this for the kinds of steps, does not wait for it
+    """All tensors in network order as a table, the meanings of the columns, and the worst tensors in words."""
+    from tabulate import tabulate  # planning imports this module for the kinds of steps, and must not wait for tabulate
 
     if not found.tensors:
         return render_summary(found)
@@ -175,7 +175,7 @@ def _of_weight(tensor: TensorError, found: Analysis) -> list[str]:
 
 
 def _of_activation(tensor: TensorError) -> list[str]:
-    """First the set of images on which its own rounding does more."""
+    """Texts on both sets of images, first the set on which its own rounding loses more."""
     sides = [
         ("the calibration images", tensor.own, tensor.sqnr, tensor.clipped),
         ("real images", tensor.own_real, tensor.sqnr_real, tensor.clipped_real),

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAMED = 60
-"""Most tensors whose names have room below a plot."""
+"""The most tensors whose names fit below a plot."""
 
 
 def layers_figure(tensors: Sequence[TensorError], title: str) -> "Figure":
-    """Signal to error of activations above, of weights below, from the image to the outputs.
+    """Signal to error of activations (above) and of weights (below), from the image to the outputs.
 
-    Made of objects, without pyplot and its global state. A tensor without an error, or without images, has no mark.
+    The figure is made without pyplot and its global state. A tensor without an error, or without images, has no mark.
     """
     from matplotlib.figure import Figure
 

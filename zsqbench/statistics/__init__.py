@@ -1,4 +1,4 @@
-"""Statistics between methods that were measured on the same images: which is better, by how much, and which tie.
+"""Statistics of methods that were measured on the same images: which is better, by how much, and which tie.
 
 In reading order: counts.py (two networks, by images that one has right), intervals.py (over images and seeds),
 resampling.py (images left out), samples.py (the values of a method), difference.py (two methods, with seeds),

@@ -1,4 +1,4 @@
-"""Two networks by how many images only the first has right, and how many only the second: a test, and an interval."""
+"""Compare two networks by the images that only one of them has right: a test, and an interval."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 SIGNIFICANT = 0.05
-"""A difference is taken for one where it would be rarer than this by chance; 1 minus this is the level of intervals."""
+"""A difference is significant if chance gives it more rarely than this. Intervals have the level 1 minus this."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """One row of right and wrong: how many images just one method has right."""
+    """The result of one row of right and wrong: how many images only one method has right."""
 
     only_first: int
     only_second: int
@@ -21,11 +21,11 @@ class Counts:
 
     @property
     def p(self) -> float:
-        """The exact McNemar test."""
+        """The p of the exact McNemar test."""
         return float(exact_p(self.only_first, self.only_second))
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        """Tango's."""
+        """The interval of Tango."""
         return tango(self.only_first, self.only_second, self.images, alpha)
 
 
@@ -40,10 +40,10 @@ def exact_p(only_first: "int | np.ndarray", only_second: "int | np.ndarray") -> 
 
 
 def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
-    """The exact McNemar test by the images that just one of two networks has right: its p, and mid-p.
+    """The exact McNemar test on the images that only one of two networks has right: its p, and mid-p.
 
-    Mid-p counts what is as probable as what was seen by half (Fagerland, Lydersen and Laake 2013, BMC Medical Research
-    Methodology 13:91).
+    Mid-p counts outcomes as probable as the observed one by half (Fagerland, Lydersen and Laake 2013, BMC Medical
+    Research Methodology 13:91).
     """
     from scipy.stats import binom
 
@@ -53,7 +53,7 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
 
 
 def differs(only_first: int, only_second: int) -> bool:
-    """True if two networks differ beyond chance, by the images that just one of them has right."""
+    """True if two networks differ significantly, by the images that only one of them has right."""
     return float(exact_p(only_first, only_second)) < SIGNIFICANT
 
 
@@ -66,7 +66,7 @@ def tango(only_first: int, only_second: int, images: int, alpha: float = SIGNIFI
 
 
 def _tango_high(only_first: int, only_second: int, images: int, alpha: float) -> float:
-    """The upper end: where the score test of a difference reaches alpha / 2."""
+    """The upper end of the interval: there the score test of a difference reaches alpha / 2."""
     from scipy.optimize import brentq
     from scipy.special import ndtri
 
@@ -80,5 +80,5 @@ def _tango_high(only_first: int, only_second: int, images: int, alpha: float) ->
         variance = images * (2 * share + difference * (1 - difference))
         return (images * (seen - difference)) ** 2 - squared * variance
 
-    start = seen + 1e-9  # where no image differs, what was seen solves it, too
+    start = seen + 1e-9  # if no image differs, the observed difference also solves the equation
     return float(brentq(beyond, start, 1.0)) if start < 1 else 1.0

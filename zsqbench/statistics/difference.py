@@ -1,8 +1,8 @@
-"""A difference between two methods that were measured on the same images: how large it is, and is it more than chance.
+"""The difference between two methods that were measured on the same images: its size, and its significance.
 
-A value says of one image how well a network did, from 0 to 1; most often it is right or wrong. Differences are in
-points, of means in percent. A mean has two sources of chance, images and seeds, and neither replaces the other: with
-three seeds, a hundred images are not three hundred.
+A value says how well a network did on one image, from 0 to 1. Most often it is right or wrong. Differences are in
+points, of means in percent. A mean has two sources of chance, images and seeds. Neither replaces the other: with three
+seeds, a hundred images are not three hundred.
 """
 
 import math
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 MIN_SEEDS = 3
-"""With fewer seeds in common a difference is stated for these seeds only.
+"""With fewer common seeds a difference is stated only for these seeds.
 
-Two seeds leave one degree of freedom: the interval is 12.7 standard errors to each side, and says almost nothing.
+Two seeds leave one degree of freedom. The interval is then 12.7 standard errors to each side, and says almost nothing.
 """
 
 Scope = Literal["for these seeds", "over seeds"]
-"""The networks that a statement is about: those that these seeds gave, or those of any seed. Images vary in both."""
+"""The networks of a statement: networks of these seeds, or networks of any seed. Images vary in both."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """By how much the first of two methods is better, in points.
 
-    `low` to `high` is the 95 % interval, `narrow` the 90 % one. `p` is two-sided. `seeds` counts those in common, which
-    are 0 where neither method uses one.
+    `low` to `high` is the 95 % interval, `narrow` the 90 % interval. `p` is two-sided. `seeds` is the number of common
+    seeds. 0: neither method uses seeds.
     """
 
     points: float
@@ -47,22 +47,23 @@ class Difference:
     image_deviation: float
     """Standard deviation over images, of the mean over seeds."""
     seed_deviation: float | None = None
-    """Standard deviation over seeds, of the mean over images; none for one."""
+    """Standard deviation over seeds, of the mean over images. None: there is only one seed."""
     only_first: int | None = None
-    """How many images the first method alone has right; known for one row of right and wrong, like the two below."""
+    """How many images only the first method has right. This and the next two are only known for one row of right and
+    wrong."""
     only_second: int | None = None
     mid_p: float | None = None
-    """McNemar's mid-p: less cautious than `p`, which is exact (Fagerland, Lydersen and Laake 2013)."""
+    """McNemar's mid-p. It is less cautious than the exact `p` (Fagerland, Lydersen and Laake 2013)."""
 
     @property
     def significant(self) -> bool:
-        """True if chance would bring as large a difference in less than 5 of 100 cases."""
+        """True if chance gives such a large difference in less than 5 of 100 cases."""
         return self.p < SIGNIFICANT
 
     def within(self, margin: float) -> bool:
         """True if the methods are equivalent: two one-sided tests at 5 % place the difference within ±margin points.
 
-        The 90 % interval lies inside then (Schuirmann 1987). Raises ZSQBenchError for a margin below 0.
+        Then the 90 % interval is inside (Schuirmann 1987). Raises ZSQBenchError for a margin below 0.
         """
         if not margin > 0:
             raise ZSQBenchError(f"a margin of {margin} points; expected more than 0")
@@ -70,11 +71,11 @@ class Difference:
 
 
 class Test(Protocol):
-    """How a mean difference of two methods is tested, and the interval that goes with it. All are shares, -1 to 1."""
+    """The test of a mean difference of two methods, and its interval. All are shares, -1 to 1."""
 
     @property
     def p(self) -> float:
-        """Two-sided."""
+        """The two-sided p."""
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The interval at level 1 - alpha."""
@@ -89,34 +90,34 @@ class Errors:
     by_images: float
     seeds: int = 0
     by_seeds: float = 0.0
-    """0 where only these seeds are meant."""
+    """Number of seeds. 0: the statement is only for these seeds."""
     shares: bool = True
-    """True where values are means over images, each from 0 to 1."""
+    """True if values are means over images, each from 0 to 1."""
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        """The difference and half of the width to both sides; within -1 to 1 where it is one of shares."""
+        """The difference, with half of the width to both sides. Differences of shares stay within -1 to 1."""
         half = float(half_width(alpha, self.images, self.by_images, self.seeds, self.by_seeds, shares=self.shares))
         end = 1.0 if self.shares else math.inf
         return max(self.mean - half, -end), min(self.mean + half, end)
 
     @property
     def p(self) -> float:
-        """The alpha at which the interval ends at 0: below 5 % just where the 95 % interval does not hold 0."""
+        """The alpha at which the interval ends at 0. It is below 5 % exactly if the 95 % interval does not hold 0."""
         return float(p_of(self.mean, self.images, self.by_images, self.seeds, self.by_seeds, shares=self.shares))
 
 
 def compare(first: Measured, second: Measured, scope: Scope | None = None) -> Difference:
-    """The difference of two methods on the same images, over the seeds that they have in common.
+    """The difference of two methods on the same images, over their common seeds.
 
-    A method without seeds is compared with each seed of the other. From 3 seeds on the scope is `over seeds` unless it
-    is given, with fewer `for these seeds`.
+    A method without seeds is compared with each seed of the other method. If no scope is given, it is `over seeds` from
+    3 seeds on, and `for these seeds` with fewer.
 
-    One row of right and wrong: p is McNemar's exact test, the interval Tango's. The interval is not exact: where p is
-    just above 5 %, it may leave out 0 all the same, and p decides. Else, for these seeds: the t test over images, each
-    with its mean over seeds. Over seeds: images and seeds both vary, and are crossed; `Errors` says how. Of a metric on
-    resampled images, the standard error over images is the jackknife's.
+    One row of right and wrong: p is from McNemar's exact test, the interval is Tango's. The interval is not exact: if p
+    is just above 5 %, it may still leave out 0. Then p decides. Other cases, for these seeds: the t test over images,
+    each with its mean over seeds. Other cases, over seeds: images and seeds both vary, and are crossed, see `Errors`.
+    For a metric on resampled images, the standard error over images is from the jackknife.
 
-    Raises ZSQBenchError for other images, for no seed in common, and for one seed with `over seeds`.
+    Raises ZSQBenchError for different images, for no common seed, and for one seed with `over seeds`.
     """
     pair = _Pair.resampled(first, second) if isinstance(first, Resampled) else _Pair.of(first, second)
     test, chosen = pair.assess(scope)
@@ -144,19 +145,19 @@ class _Pair:
     """The differences of two methods on the same images."""
 
     by_seed: "np.ndarray"
-    """[seeds in common, at least 1], -1 to 1 where they are of shares."""
+    """[common seeds, at least 1]. Differences of shares are from -1 to 1."""
     by_images: float
     """Standard error over images, of the mean over seeds."""
     images: int
     seeds: int
-    """Those in common; 0 where neither method uses one."""
+    """Number of common seeds. 0: neither method uses seeds."""
     counts: Counts | None = None
-    """Of one row of right and wrong."""
+    """Counts of one row of right and wrong. None: the values are of another kind."""
     shares: bool = True
 
     @classmethod
     def of(cls, first: Samples, second: Measured) -> Self:
-        """By the values of images."""
+        """The differences from the values of images."""
         differences, seeds = paired(first, second)
         by_image, images = differences.mean(axis=0), first.images
         is_counted = len(differences) == 1 and differences.dtype.kind == "i"
@@ -170,7 +171,7 @@ class _Pair:
 
     @classmethod
     def resampled(cls, first: Resampled, second: Measured) -> Self:
-        """By the values on resampled images."""
+        """The differences from the values on resampled images."""
         rows, seeds = matched(first, second)
         pairs = list(zip((first, second), rows, strict=True))
         one, other = (each.values[chosen].mean(axis=0) for each, chosen in pairs)
@@ -192,7 +193,7 @@ class _Pair:
 
 
 def scope_of(rows: int, asked: Scope | None = None) -> Scope:
-    """The scope of a comparison of so many seeds. Raises ZSQBenchError for one seed with `over seeds`."""
+    """The scope of a comparison with so many seeds. Raises ZSQBenchError for one seed with `over seeds`."""
     if asked == "over seeds" and rows == 1:
         raise ZSQBenchError("one seed in common; a statement over seeds needs at least 2")
     return asked or ("over seeds" if rows >= MIN_SEEDS else "for these seeds")

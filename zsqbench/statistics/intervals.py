@@ -1,4 +1,4 @@
-"""Intervals of a mean difference over images and seeds, and the p that goes with them, of one pair or of many at once.
+"""Intervals of a mean difference over images and seeds, with p, for one pair or many pairs at once.
 
 All differences and errors are shares, from -1 to 1. Errors are standard errors.
 """
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 Numbers: TypeAlias = "float | np.ndarray"
 
 TINY = 1e-200
-"""A p below this is not told from it: quantiles of so small a probability are not known well."""
+"""The smallest p. Quantiles of smaller probabilities are not known well."""
 
 
 def half_width(
     alpha: Numbers, images: int, by_images: Numbers, seeds: int, by_seeds: Numbers, *, shares: bool = True
 ) -> "np.ndarray":
-    """Half of intervals at level 1 - alpha: those over images and over seeds, added in squares.
+    """Half of intervals at level 1 - alpha: the halves over images and over seeds, added in squares.
 
     Each is a t interval. Their sum in squares is the method of variance estimates recovery (Zou and Donner 2008,
-    Statistics in Medicine 27:1693-1702). It counts twice what images and seeds do together, and so is cautious. The
-    part of images is at least Tango's interval where no image differs: the deviation of few images that differ is
-    not known well. It is not where values are no `shares` of images. With 0 seeds, these seeds alone are meant.
+    Statistics in Medicine 27:1693-1702). It counts the joint effect of images and seeds twice, so it is cautious. For
+    `shares` of images, the part of images is at least Tango's interval for no differing image, because the deviation
+    of few differing images is not known well. With 0 seeds, the interval is only for these seeds.
 
-    Two cases are known where it holds less than 95 % (benchmarks/significance.py). A method of which few seeds
-    fail, but by far (mean 90 %, deviation 15 points), beside one without seeds: 79 % with 3 seeds, which most often
-    show no failure, and 85 % with 10. Eight of 900 images that all get worse, the same with each seed: 89 %.
+    In two known cases it holds less than 95 % (benchmarks/significance.py). First: few seeds of a method fail, but by
+    far (mean 90 %, deviation 15 points), and the other method has no seeds. It is 79 % with 3 seeds, which most often
+    show no failure, and 85 % with 10. Second: eight of 900 images get worse, the same with each seed. It is 89 %.
     """
     import numpy as np
 
@@ -44,7 +44,7 @@ def p_of(
     from scipy.special import ndtr, stdtr
 
     size, by_images, by_seeds = np.broadcast_arrays(np.abs(mean), by_images, by_seeds)
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 of 0 differs by nothing
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is no difference
         lowest = 2 * stdtr(images - 1, -size / by_images)
         if shares:
             lowest = np.fmax(lowest, 2 * ndtr(-np.sqrt(images * size / (1 - size))))
@@ -67,7 +67,7 @@ def p_of(
 
 
 def t_quantile(degrees: float, alpha: Numbers) -> "np.ndarray":
-    """How many standard errors a t interval at level 1 - alpha is to each side."""
+    """Half of the width of a t interval at level 1 - alpha, in standard errors."""
     from scipy.special import stdtrit
 
     quantile: np.ndarray = -stdtrit(degrees, alpha / 2)
@@ -75,7 +75,7 @@ def t_quantile(degrees: float, alpha: Numbers) -> "np.ndarray":
 
 
 def least(images: int, alpha: Numbers) -> "np.ndarray":
-    """Half of Tango's interval, as a share, where no image differs; about 4 images of all at 95 %."""
+    """Half of Tango's interval, as a share, if no image differs. At 95 % it is about 4 of all images."""
     from scipy.special import ndtri
 
     squared = ndtri(alpha / 2) ** 2

@@ -1,4 +1,4 @@
-"""How large a difference would be found, how many images or seeds would find it, and a verdict in words."""
+"""The size of a difference that would be found, the images or seeds to find it, and a verdict in words."""
 
 import math
 from functools import lru_cache
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 POWER = 0.8
-"""How probable it shall be that a difference is found, where images or seeds are counted beforehand."""
+"""The wanted probability of finding a difference, for planning the number of images or seeds."""
 
 
 def detectable(images: int, image_deviation: Numbers, seeds: int = 0, seed_deviation: Numbers = 0.0) -> "np.ndarray":
     """The difference that is found with a probability of 80 %, in the unit of the deviations.
 
-    Deviations are those of a difference. With seeds, at least 2, it is found over seeds: what would be found by images
-    alone and by seeds alone, added in squares as in the interval.
+    Deviations are those of a difference. With at least 2 seeds it is a difference over seeds: the differences that
+    images alone and seeds alone would find are added in squares, as in the interval.
     """
     import numpy as np
 
@@ -28,7 +28,7 @@ def detectable(images: int, image_deviation: Numbers, seeds: int = 0, seed_devia
 
 @lru_cache(maxsize=256)
 def _effect(count: int) -> float:
-    """The mean, in standard deviations, that a t test over so many finds with a probability of 80 %."""
+    """The mean, in standard deviations, that a t test over `count` values finds with a probability of 80 %."""
     from scipy.optimize import brentq
 
     beyond = (float(t_quantile(count - 1, SIGNIFICANT)) + 10) / math.sqrt(count)
@@ -36,9 +36,9 @@ def _effect(count: int) -> float:
 
 
 def _power(effect: float, count: float) -> float:
-    """How probably a two-sided t test over so many finds a mean of so many standard deviations.
+    """The probability that a two-sided t test over `count` values finds a mean of so many standard deviations.
 
-    statsmodels has it, too, but takes a second and 90 MB to be imported, by each run that ends with a table.
+    statsmodels has this function, but its import takes a second and 90 MB, in each run that ends with a table.
     """
     import numpy as np
     from scipy.special import nctdtr
@@ -49,7 +49,7 @@ def _power(effect: float, count: float) -> float:
 
 
 def needed(points: float, deviation: float) -> float:
-    """How many images (or seeds) show a difference with a probability of 80 %, by the deviation over them.
+    """How many images (or seeds) show a difference with a probability of 80 %, from the deviation over them.
 
     It is at least 2, and infinite for no difference.
     """
@@ -64,9 +64,9 @@ def needed(points: float, deviation: float) -> float:
 
 
 def verdict(difference: Difference, margin: float | None = None) -> str:
-    """One sentence of the first method: "better", "worse", "equivalent within 1", or what it takes to tell.
+    """A verdict on the first method: "better", "worse", "equivalent within 1", or the images or seeds to decide.
 
-    It ends in "for these seeds" where there are seeds and the statement is about no others.
+    It ends in "for these seeds" if there are seeds and the statement is only about them.
     """
     said = [("better" if difference.points > 0 else "worse")] if difference.significant else []
     if margin is not None and difference.within(margin):
@@ -76,7 +76,7 @@ def verdict(difference: Difference, margin: float | None = None) -> str:
 
 
 def _cannot_be_told(difference: Difference) -> str:
-    """How many images, or seeds where these matter more, would tell."""
+    """How many images would decide, or how many seeds if these matter more."""
     seeds, of_seeds = difference.seeds, difference.seed_deviation or 0.0
     if difference.scope == "over seeds" and _weight(seeds, of_seeds) > _weight(
         difference.images, difference.image_deviation
@@ -89,5 +89,5 @@ def _cannot_be_told(difference: Difference) -> str:
 
 
 def _weight(count: int, deviation: float) -> float:
-    """Half of the t interval that so many with this deviation give."""
+    """Half of the t interval of so many values with this deviation."""
     return float(t_quantile(count - 1, SIGNIFICANT)) * deviation / math.sqrt(count)

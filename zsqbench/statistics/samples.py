@@ -1,4 +1,4 @@
-"""The values of a method that is compared with others: of each image, or of a metric on resampled images.
+"""The values of a method for comparisons: of each image, or of a metric on resampled images.
 
 Methods are paired by images and by seeds.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The values of a method, [seeds, images], bool or 0 to 1; one row, and no seed, where a method uses none.
+    """The values of a method, [seeds, images], bool or 0 to 1. A method without seeds has one row and no seed.
 
-    Raises ZSQBenchError where rows and seeds do not fit, and for other values.
+    Raises ZSQBenchError if rows and seeds do not fit, and for other values.
     """
 
     values: "np.ndarray"
@@ -48,7 +48,7 @@ class Samples:
 
     @property
     def by_images(self) -> float:
-        """The standard error of the mean over seeds, over images; a share."""
+        """The standard error over images of the mean over seeds, as a share."""
         return float(self.values.mean(axis=0).std(ddof=1)) / math.sqrt(self.images)
 
     @property
@@ -59,15 +59,15 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """A metric that is no mean over images, such as mAP: its values, and those on resampled images.
+    """A metric that is not a mean over images, such as mAP: its values, and its values on resampled images.
 
-    Raises ZSQBenchError where rows and seeds do not fit, and for other numbers of resamples.
+    Raises ZSQBenchError if rows and seeds do not fit, and for other numbers of resamples.
     """
 
     by_seed: "np.ndarray"
-    """[seeds], percent divided by 100; one, and no seed, where a method uses none."""
+    """[seeds], percent divided by 100. A method without seeds has one value and no seed."""
     values: "np.ndarray"
-    """[seeds, groups]: the same on `resamples` of the images."""
+    """[seeds, groups]: the values on `resamples` of the images."""
     images: int
     """How many images there are."""
     seeds: tuple[int, ...] = ()
@@ -85,7 +85,7 @@ class Resampled:
 
     @property
     def by_images(self) -> float:
-        """The standard error of the mean over seeds, over images; percent divided by 100."""
+        """The standard error over images of the mean over seeds, in percent divided by 100."""
         return float(error_of(self.values.mean(axis=0).std(ddof=1), self.values.shape[1]))
 
     @property
@@ -99,9 +99,9 @@ Measured = Samples | Resampled
 
 
 def paired(first: Samples, second: Measured) -> "tuple[np.ndarray, int]":
-    """Differences of two methods, [seeds, images], and how many seeds are in common; 0 where neither uses one.
+    """Differences of two methods, [seeds, images], and the number of common seeds (0: neither uses seeds).
 
-    They are integers where the values of both are right or wrong. Raises ZSQBenchError as `compare`.
+    The differences are integers if all values are right or wrong. Raises ZSQBenchError as `compare`.
     """
     rows, seeds = matched(first, second)
     one, other = (each.values[chosen] for each, chosen in zip((first, second), rows, strict=True))
@@ -111,9 +111,9 @@ def paired(first: Samples, second: Measured) -> "tuple[np.ndarray, int]":
 
 
 def matched(first: Measured, second: Measured) -> tuple[tuple[list[int], list[int]], int]:
-    """The rows of both methods that are compared, and how many seeds these are. Raises ZSQBenchError as `compare`."""
+    """The rows of both methods that are compared, and the number of their seeds. Raises ZSQBenchError as `compare`."""
     if type(first) is not type(second):
-        raise ZSQBenchError("one has a value of each image, the other values on resampled images; expected the same")
+        raise ZSQBenchError("one method has values of images, the other on resampled images; expected the same kind")
     if first.images != second.images:
         raise ZSQBenchError(f"values of {first.images} and of {second.images} images; expected the same images")
     rows = rows_in_common(first.seeds, second.seeds)
@@ -121,23 +121,23 @@ def matched(first: Measured, second: Measured) -> tuple[tuple[list[int], list[in
 
 
 def rows_in_common(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The rows of both methods that are compared, by their seeds; a method without seeds has one row.
+    """The rows of both methods that are compared, by their seeds. A method without seeds has one row.
 
-    Raises ZSQBenchError where they have no seed in common.
+    Raises ZSQBenchError if they have no common seed.
     """
     if not first or not second:
         return list(range(max(len(first), 1))), list(range(max(len(second), 1)))
     common = [seed for seed in first if seed in second]
     if not common:
         one, other = (", ".join(map(str, seeds)) for seeds in (first, second))
-        raise ZSQBenchError(f"no seeds in common: one has {one}, the other {other}; run a seed of both")
+        raise ZSQBenchError(f"no common seeds: one has {one}, the other {other}; run both with the same seed")
     return [first.index(seed) for seed in common], [second.index(seed) for seed in common]
 
 
 def unpacked(correct: str, images: int) -> "np.ndarray":
-    """Which images were right, bool [images], as a row holds it: packed bits in base64, the first in the highest bit.
+    """Which images were right, bool [images], from a row: packed bits in base64, the first in the highest bit.
 
-    Raises ZSQBenchError where these are not the bits of so many images.
+    Raises ZSQBenchError if the bits do not fit the number of images.
     """
     import numpy as np
 

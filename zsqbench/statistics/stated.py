@@ -1,6 +1,6 @@
-"""A mean that was measured beside a number that others state: how far it is from that, and how well this is known.
+"""Compare a measured mean with a number that others state: their difference, with an interval.
 
-All is in points, of means in percent.
+All numbers are in points, of means in percent.
 """
 
 import math
@@ -13,12 +13,12 @@ from zsqbench.statistics.intervals import half_width, t_quantile
 from zsqbench.statistics.samples import Measured, Samples
 
 FEWEST_RUNS = 2
-"""A stated deviation is of two runs at least, so the standard error of the stated mean is at most deviation / √2."""
+"""A stated deviation is of at least two runs, so the standard error of the stated mean is at most deviation / √2."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Measured less stated, in points, with its 95 % interval."""
+    """The measured minus the stated mean, in points, with its 95 % interval."""
 
     points: float
     low: float
@@ -27,17 +27,17 @@ class Distance:
 
     @property
     def falls_short(self) -> bool:
-        """True if the measured mean is below what is stated by more than chance brings: all of the interval is."""
+        """True if the measured mean is significantly below the stated mean: the whole interval is below 0."""
         return self.high < 0
 
 
 def distance(measured: Measured, stated: float, deviation: float | None = None) -> Distance:
-    """The distance of the mean of these values from a stated one, which is exact where no deviation is stated.
+    """The distance of the mean of these values from a stated mean. Without a stated deviation it is exact.
 
-    The interval is over images and, from 3 seeds on, over seeds: each part as in `intervals.half_width`. The stated
-    mean adds its own in squares, a normal interval with the largest standard error that the deviation allows. The part
-    of images is cautious where the stated mean is of the same images: what both have in common would cancel out, but
-    nobody states which images were right.
+    The interval is over images and, from 3 seeds on, over seeds, each part as in `intervals.half_width`. The stated
+    mean adds its own part in squares: a normal interval with the largest standard error that the deviation allows. If
+    the stated mean is from the same images, the part of images is cautious: common effects would cancel out, but nobody
+    states which images were right.
     """
     import numpy as np
 
@@ -50,7 +50,7 @@ def distance(measured: Measured, stated: float, deviation: float | None = None) 
 
 
 def distance_of_means(means: Sequence[float], stated: float, deviation: float | None = None) -> Distance | None:
-    """The same where nothing is known of single images: over seeds alone, so from 2 on; else none."""
+    """The distance if single images are not known: only over seeds, from 2 on. None: fewer than 2 seeds."""
     import numpy as np
 
     if len(means) < FEWEST_RUNS:

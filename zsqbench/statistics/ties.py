@@ -1,4 +1,4 @@
-"""Which methods of a column cannot be told apart: all pairs, adjusted for their number, and letters for groups."""
+"""Which methods of a column do not differ significantly: all pairs, adjusted for their number, and group letters."""
 
 import math
 import string
@@ -23,19 +23,20 @@ K = TypeVar("K", bound=Hashable)
 
 
 COLUMN_SEEDS = 5
-"""With fewer seeds a column is compared for these seeds only.
+"""With fewer seeds a column is compared only for these seeds.
 
-Adjusted for 28 pairs, 3 seeds with a deviation of 1 point told methods that are 20 points apart in 39 % of cases, and 5
-seeds always: with 2 degrees of freedom that takes 24 standard errors, with 4 it takes 7 (benchmarks/significance.py).
+Example: methods are 20 points apart, seeds have a deviation of 1 point, and p is adjusted for 28 pairs. 3 seeds showed
+the difference in 39 % of cases, 5 seeds always. With 2 degrees of freedom it takes 24 standard errors, with 4 it takes
+7 (benchmarks/significance.py).
 """
 
 
 @dataclass(frozen=True)
 class Ties(Generic[K]):
-    """Methods of a column, from the best mean to the worst: two share a letter just where nothing tells them apart.
+    """Methods of a column, from the best mean to the worst. Two share a letter exactly if no test tells them apart.
 
-    Holm's adjustment bounds the column as a whole: where all are equal, any difference is claimed in at most 5 of 100
-    cases. The best method has the letter 'a'.
+    Holm's adjustment bounds the errors of the whole column: if all methods are equal, any difference is claimed in at
+    most 5 of 100 cases. The best method has the letter 'a'.
     """
 
     letters: Mapping[K, tuple[str, ...]]
@@ -45,16 +46,16 @@ class Ties(Generic[K]):
     detectable: float | None
     """The difference in points that a pair shows with a probability of 80 %, before Holm; the median over pairs."""
     untold: Mapping[tuple[K, K], str]
-    """Why a pair cannot be compared; it ties, as nothing tells it apart."""
+    """Why a pair cannot be compared. The pair ties, because no test tells it apart."""
     without: Mapping[K, str]
     """Why a method has no letter."""
 
 
 def ties(methods: Mapping[K, Measured | str], scope: Scope | None = None) -> Ties[K]:
-    """Compare all pairs of a column; a method without values is given by the reason, such as "no values per image".
+    """Compare all pairs of a column. A method without values is given by a reason, such as "no values per image".
 
-    Methods of other images than most have are left out. Unless a scope is given, it is `over seeds` where each method
-    that uses seeds has at least 5. Pairs are computed together: 500 methods have 124,750.
+    Methods on other images than most methods are left out. If no scope is given, it is `over seeds` if each method with
+    seeds has at least 5. Pairs are computed together: 500 methods have 124,750 pairs.
     """
     import numpy as np
 
@@ -86,21 +87,21 @@ def ties(methods: Mapping[K, Measured | str], scope: Scope | None = None) -> Tie
 
 @dataclass(frozen=True, eq=False)
 class _Tests:
-    """The tests of methods against others, [methods, others], as `compare` makes each of them."""
+    """The tests of methods against others, [methods, others], each as in `compare`."""
 
     p: "np.ndarray"
     detectable: "np.ndarray"
 
     @classmethod
     def of(cls, firsts: Sequence[Measured], seconds: Sequence[Measured], scope: Scope) -> Self:
-        """Compare each with each; all of a group have the same seeds. Raises ZSQBenchError as `compare`."""
+        """Compare each method with each other. All methods of a group have the same seeds. Raises as `compare`."""
         import numpy as np
 
         rows, _ = matched(firsts[0], seconds[0])
         one, other = (
             np.stack([each.values[chosen] for each in group])
             for group, chosen in zip((firsts, seconds), rows, strict=True)
-        )  # [methods, seeds, images], or resamples in place of images
+        )  # [methods, seeds, images], or resamples instead of images
         count, seeds = one.shape[2], max(one.shape[1], other.shape[1])
         is_seeded = bool(firsts[0].seeds or seconds[0].seeds)
         chosen = scope_of(seeds, scope if is_seeded else None)
@@ -137,7 +138,7 @@ def _squares(values: "np.ndarray") -> "np.ndarray":
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """The tests of all pairs, [methods, methods]; above the diagonal, NaN where a pair cannot be compared."""
+    """The tests of all pairs, [methods, methods], above the diagonal. NaN: a pair cannot be compared."""
 
     p: "np.ndarray"
     detectable: "np.ndarray"
@@ -145,7 +146,7 @@ class _Pairs:
 
     @classmethod
     def of(cls, samples: Sequence[Measured], scope: Scope) -> Self:
-        """Methods with the same seeds are compared with others of the same seeds at once."""
+        """Groups of methods with the same seeds. Groups are compared at once."""
         import numpy as np
 
         blocks: dict[tuple[tuple[int, ...], str], list[int]] = {}
@@ -173,18 +174,18 @@ class _Pairs:
 
 
 def letters(tie: "np.ndarray") -> list[tuple[str, ...]]:
-    """Letters of methods from the best to the worst, by which tie, bool [methods, methods]: two share one just then.
+    """Letters of methods from the best to the worst. Two share a letter exactly if they tie, bool [methods, methods].
 
-    A letter is a group of methods that all tie. networkx finds all largest groups (maximal cliques), but where ties do
-    not follow the means there are hundreds, of which most tell nothing new. Therefore each tie without a letter, the
-    best methods first, starts a group that takes in every method that ties with all in it, again the best first. After
-    'z' comes 'a2'.
+    A letter is a group of methods that all tie. networkx finds all largest groups (maximal cliques). But if ties do not
+    follow the means, there are hundreds of groups, and most add nothing. Therefore each tie without a letter, the best
+    methods first, starts a group. The group takes every method that ties with all its methods, again the best first.
+    After 'z' comes 'a2'.
     """
     import numpy as np
 
-    # a set of methods is an integer, the bit of the best one is the lowest
+    # a set of methods is an integer; the lowest bit is the best method
     partners = [int.from_bytes(np.packbits(row, bitorder="little").tobytes(), "little") for row in tie]
-    untold = list(partners)  # the partners of each with which it shares no letter yet
+    untold = list(partners)  # the partners of each method with which it shares no letter yet
     groups = [[place] for place, partner in enumerate(partners) if not partner]
     for place in range(len(partners)):
         while untold[place]:
@@ -202,7 +203,7 @@ def letters(tie: "np.ndarray") -> list[tuple[str, ...]]:
 
 
 def _grown(one: int, other: int, partners: Sequence[int]) -> list[int]:
-    """The group that begins with two methods which tie: the best one that ties with all in it joins, and so on."""
+    """The group that begins with two methods that tie. The best method that ties with all of it joins, and so on."""
     group, candidates = [one, other], partners[one] & partners[other]
     while candidates:
         group.append(_lowest(candidates))
@@ -215,9 +216,9 @@ def _lowest(members: int) -> int:
 
 
 def _holm(values: "np.ndarray") -> "np.ndarray":
-    """Holm's adjusted p: the smallest of n times n, the next times n - 1, and none below one before it.
+    """Holm's adjusted p: the smallest of n times n, the next times n - 1, and so on. No value is below the one before.
 
-    statsmodels has it, too, but takes a second and 90 MB to be imported, by each run that ends with a table.
+    statsmodels has this function, but its import takes a second and 90 MB, in each run that ends with a table.
     """
     import numpy as np
 

@@ -1,7 +1,7 @@
-"""The kinds of steps, a file for each: what it needs, what its identity is made of, how it runs, what it leaves.
+"""The kinds of steps, one file each: the needs of a step, the parts of its identity, how it runs, and its results.
 
-`KINDS` is the one list of them, in the order in which a cell's steps are planned and shown. Plan, worker, run loop,
-rows, MLflow and commands know kinds through it alone, so a new kind is a file here and a word in the list.
+`KINDS` is the only list of kinds, in the order in which the steps of a cell are planned and shown. Plan, worker, run
+loop, rows, MLflow and commands know kinds only from this list. A new kind is a file here and an entry in the list.
 """
 
 from zsqbench.steps.analyze import Analyze

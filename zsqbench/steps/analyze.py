@@ -1,4 +1,4 @@
-"""The analyze step looks for the tensors of a quantized network that its error comes from; it tells only people."""
+"""The analyze step finds the tensors that cause the error of a quantized network. Only people read its results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 CALLED = "analysis"
 
 IMAGES = 128
-"""Most images of a set that errors are measured on."""
+"""Errors are measured on at most so many images of a set."""
 RANKED_IMAGES = 32
-"""Most images that the sensitivity of weights is measured on, which takes a pass for each weight."""
+"""The sensitivity of weights is measured on at most so many images. It takes a pass for each weight."""
 
 
 class Analyze(Companion, StudentJob):
-    """Reads the quantized and the float network, its calibration set, and real images that are not evaluated.
+    """A step that reads the quantized and the float network, the calibration set, and real images outside evaluation.
 
-    Leaves numbers in the manifest, and a picture. It is a companion of the quantized network.
+    It leaves numbers in the manifest, and a picture. It is a companion of the quantized network.
     """
 
     kind: ClassVar[str] = "analyze"
@@ -45,7 +45,7 @@ class Analyze(Companion, StudentJob):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each quantized network and task, where the suite asks for it."""
+        """One step for each quantized network and task, if the suite asks for it."""
         if not cell.cell.analyze or cell.suite.schemes[cell.cell.scheme].is_float:
             return None
         quantized = cell.steps[Quantize.kind]
@@ -64,9 +64,9 @@ class Analyze(Companion, StudentJob):
 
     @classmethod
     def of_row(cls, session: "Session", row: Result, quantized: Artifact) -> "Analyze":
-        """The step that a suite would have asked for, of a cell whose quantized network is there.
+        """The analyze step of a cell whose quantized network exists, even if the suite did not ask for it.
 
-        Raises ZSQBenchError where the cell is float, or the data of the task is absent.
+        Raises ZSQBenchError if the cell is float, or the data of the task is missing.
         """
         with quantized.reading():
             made = Quantize.model_validate(quantized.field("job", dict))
@@ -74,7 +74,7 @@ class Analyze(Companion, StudentJob):
             raise ZSQBenchError(f"no tensor of {row.cell} is quantized: its scheme is {made.scheme.name}")
         found = session.provided("task", made.task.method)
         task = session.task(made)
-        # only of these: evaluation data is not opened
+        # only these images are hashed: evaluation data is not opened
         calibration = Data.calibration_of(task.find_data(session.config.data_root), FileDigests(session.store))
         keys = {kind: row.keys[kind] for kind in (Quantize.kind, Generate.kind, Sensitivity.kind) if kind in row.keys}
         parts = _parts(calibration, Variant(made.task.method, task, found.plugin).digest, made.settings.threads)
@@ -120,7 +120,7 @@ class Analyze(Companion, StudentJob):
 
         def fill(folder: Path) -> None:
             title = self.label.removeprefix(f"{self.kind} ")
-            # without the version of matplotlib, so that equal numbers are equal files
+            # without the version of matplotlib, so that equal numbers give equal files
             layers_figure(tensors, title).savefig(folder / PICTURE, metadata={"Software": None})
 
         session.write(self, reporter, content, fill)
@@ -128,7 +128,7 @@ class Analyze(Companion, StudentJob):
     def _images(
         self, session: "Session", reporter: "Reporter"
     ) -> "tuple[torch.Tensor | None, torch.Tensor | None, dict[str, str]]":
-        """Calibration images, real ones, and why either is not there."""
+        """Calibration images, real images, and why either is missing."""
         images, real, absent = None, None, {}
         if Generate.kind in self.needs:
             images = Generate.images(session.store, self.needs[Generate.kind]).images[:IMAGES]
@@ -144,7 +144,7 @@ class Analyze(Companion, StudentJob):
 
     @classmethod
     def find(cls, store: Store, row: Result) -> Analysis | NoArtifact:
-        """The analysis, by this version, of the quantized network that a row tells of, or why there is none."""
+        """The analysis of a row's quantized network by this version, or why there is none."""
         if not cls.is_expected(row):
             return NoArtifact("this cell has no quantized network")
         try:
@@ -161,10 +161,10 @@ class Analyze(Companion, StudentJob):
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """The outputs and the worst tensor, where there is an analysis, or why it failed."""
+        """The outputs and the worst tensor, or why the analysis failed. None: the suite did not ask for it."""
         found = cls.find(store, row)
         if isinstance(found, NoArtifact) and not found.damaged and cls.failure(store, row) is None:
-            return None  # it was not asked for
+            return None  # the suite did not ask for it
         return cls._shown(found, render_summary)
 
     @classmethod
@@ -192,7 +192,7 @@ class Analyze(Companion, StudentJob):
 
 
 def _parts(calibration: str | None, task: str, threads: int) -> tuple[str, ...]:
-    """The parts of its identity besides the steps that it needs; the network is in the key of its quantize step."""
+    """The parts of its identity besides the steps that it needs. The key of its quantize step holds the network."""
     return (calibration or "", task, str(threads), ANALYSIS_VERSION)
 
 
@@ -202,13 +202,13 @@ def _is_current(artifact: Artifact) -> bool:
 
 
 def _with_sensitivity(tensors: Sequence[TensorError], ranked: Sequence[RankedWeight]) -> list[TensorError]:
-    """The tensors with what each weight alone does to the outputs; JSON has no infinity."""
+    """The tensors, with the sensitivity of each weight. JSON has no infinity, so a reason replaces it."""
     errors = {weight.name: weight.error for weight in ranked}
     found = []
     for tensor in tensors:
         error = errors.get(tensor.name) if tensor.kind == "weight" else None
         if error == float("inf"):
-            why = f"{INFINITE}: the outputs are not finite where this weight alone is quantized"
+            why = f"{INFINITE}: the outputs are not finite if only this weight is quantized"
             found.append(replace(tensor, absent={**tensor.absent, "alone": why}))
         else:
             found.append(replace(tensor, alone=error))

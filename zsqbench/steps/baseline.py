@@ -1,4 +1,4 @@
-"""The baseline step measures the float network, by the same code and on the same data as its quantized copies."""
+"""The baseline step measures the float network with the same code and data as its quantized copies."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from zsqbench.execution.session import Session
 
 FLOAT_ACCURACY_TOLERANCE = 0.1
-"""Percentage points between what a suite says of a float network and what is measured: libraries round otherwise."""
+"""Allowed percentage points between the stated and the measured accuracy of a float network. Libraries round
+differently."""
 
 
 class Baseline(Job):
-    """Reads the float network and the evaluation data; leaves metrics, and the labels of samples."""
+    """A step that reads the float network and the evaluation data. It leaves metrics, and the labels of samples."""
 
     kind: ClassVar[str] = "baseline"
     final: ClassVar[bool] = True
@@ -31,7 +32,7 @@ class Baseline(Job):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step:
-        """One for each network and data."""
+        """One step for each network and data."""
         accuracy = cell.suite.models[cell.cell.model].float_accuracy
         claim = () if accuracy is None else (str(accuracy),)
         parts = (cell.facts.digest, *evaluations.identity(cell), *claim)
@@ -39,7 +40,7 @@ class Baseline(Job):
 
     @classmethod
     def comes_before(cls, cell: CellPlanning) -> tuple[Step, ...]:
-        """The baseline: nothing is made of a network that cannot be measured, or that is another one than claimed."""
+        """The baseline. Nothing is made of a network that cannot be measured or that is not the claimed network."""
         return (cell.steps[cls.kind],)
 
     @classmethod
@@ -48,7 +49,7 @@ class Baseline(Job):
         return {"data": data.evaluation if data else ""}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Measure, and compare with the accuracy that the suite claims."""
+        """Measure the network, and compare the result with the accuracy that the suite states."""
         teacher = session.teacher(self)
         evaluation = evaluations.measure(session, self, reporter, teacher.module, teacher)
         check_float_accuracy(self.model, session.task(self).metric, evaluation.metrics)
@@ -59,7 +60,7 @@ class Baseline(Job):
 
     @classmethod
     def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
-        """The metrics of the float network, and what the task noted of it and of the data."""
+        """The metrics of the float network, and the notes of the task on network and data."""
         artifact = store.read(cls.kind, keys[cls.kind])
         found = artifact.content
         with artifact.reading():
@@ -68,7 +69,7 @@ class Baseline(Job):
 
 
 def check_float_accuracy(model: ModelSpec, metric: str, metrics: Mapping[str, float]) -> None:
-    """Raise ZSQBenchError where the float network does not reach what the suite says of it."""
+    """Raise ZSQBenchError if the float network does not reach the accuracy that the suite states."""
     expected, measured = model.float_accuracy, float(metrics[metric])
     # rounded, so that 71.08 and 70.98 are 0.1 apart
     if expected is not None and round(abs(measured - expected), 6) > FLOAT_ACCURACY_TOLERANCE:

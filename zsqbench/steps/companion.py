@@ -1,4 +1,4 @@
-"""A companion looks at one artifact of a row, for people: it is found and removed with the artifact."""
+"""A companion examines one artifact of a row, for people. It is found and removed with the artifact."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,60 +12,60 @@ from zsqbench.store import Artifact, NoArtifact, Store, reading
 from zsqbench.suite import Suite
 
 REAL_SEED = 2**31 - 1
-"""Draws the real images: the same for all cells of a network, and other ones than `real` draws for a cell's seed."""
+"""The seed that draws real images. They are the same for all cells of a network, but not those of `real`."""
 
 _SHARED = 32
-"""How many characters of its key are those of the artifact's."""
+"""So many characters of its key are equal to those of the artifact."""
 
 
 class Companion(Job):
-    """A background step about what one other step left; it may look at real images that are not evaluated.
+    """A background step about the artifact of one other step. It may read real images that are not evaluated.
 
-    Its key begins like that of the artifact, so that a row, which holds the latter, finds it.
+    Its key begins like the key of the artifact. A row holds the key of the artifact, so it can find the companion.
     """
 
     background: ClassVar[bool] = True
     about: ClassVar[type[Job]]
-    """The kind of that step, the first that it needs."""
+    """The kind of that step. It is the first of the steps that the companion needs."""
 
     real: bool
     """True if the task has images that it does not evaluate."""
 
     @classmethod
     def key_of(cls, identity: str, needs: tuple[Step, ...]) -> str:
-        """Half of it is the artifact's."""
+        """The first half is that of the artifact."""
         return companion_key(identity, needs[0].key)
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
-        """True if there are real images to look at."""
+        """True if there are real images to read."""
         return super().details(step, suite, data) | {"real": data is not None and data.calibration is not None}
 
     @classmethod
     def is_expected(cls, row: Result) -> bool:
-        """True if a row has such an artifact: it does not say if a look at it was asked for."""
+        """True if a row has an artifact for the companion. A row does not say if the suite asked for the companion."""
         return cls.about.kind in row.keys
 
     @classmethod
     def beside(cls, store: Store, row: Result) -> list[Artifact]:
-        """All that companions of this kind left of a row's artifact. Raises CorruptArtifactError for a damaged one."""
+        """The results of all companions of this kind for a row's artifact. Raises CorruptArtifactError."""
         start = row.keys[cls.about.kind][:_SHARED]
         return [store.read(cls.kind, key) for key in store.keys_from(cls.kind, start)]
 
     @classmethod
     def failure(cls, store: Store, row: Result) -> str | None:
-        """Why the last look at a row's artifact failed, if it did."""
+        """Why the last companion of a row's artifact failed. None: it did not."""
         failures = store.failures(row.keys[cls.about.kind][:_SHARED]) if cls.is_expected(row) else []
         return failures[-1] if failures else None
 
     @classmethod
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
-        """As long as the artifact."""
+        """True as long as rows refer to the artifact."""
         return key[:_SHARED] in _starts(kept)
 
     @staticmethod
     def is_of_task(artifact: Artifact, row: Result) -> bool:
-        """True if the row's own task gave the real images: two tasks may share an artifact."""
+        """True if the row's own task gave the real images. Two tasks may share an artifact."""
         own = row.methods.get("task", {})
         with artifact.reading():
             task = artifact.manifest["job"]["task"]
@@ -73,7 +73,7 @@ class Companion(Job):
 
 
 def companion_key(identity: str, key: str) -> str:
-    """The key of a companion whose identity has this hash, of the artifact that has this key."""
+    """The key of a companion, from the hash of its identity and the key of its artifact."""
     return key[:_SHARED] + identity[:_SHARED]
 
 
@@ -85,7 +85,7 @@ def _starts(keys: frozenset[str]) -> frozenset[str]:
 class _Kept(Protocol):
     @property
     def key(self) -> str:
-        """The artifact that it is of."""
+        """The artifact that it examines."""
 
 
 K = TypeVar("K", bound=_Kept)
@@ -93,9 +93,9 @@ T = TypeVar("T")
 
 
 def told(found: K | NoArtifact, what: Callable[[K], T], called: str) -> tuple[K, T] | NoArtifact:
-    """The finding on an artifact with something that is told of it, or why there is none.
+    """The first companion of an artifact that can be described, or why there is none.
 
-    `called` names it where it cannot be read, as in "its diagnostics".
+    `called` is its name in a message, as in "its diagnostics".
     """
     if isinstance(found, NoArtifact):
         return found

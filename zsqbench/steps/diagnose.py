@@ -1,4 +1,4 @@
-"""The diagnose step looks at a calibration set, beside real images that are not evaluated; it tells only people."""
+"""The diagnose step compares a calibration set with real images outside evaluation. Only people read its results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 CALLED = "diagnostics"
 
 REAL_IMAGES = 256
-"""Most real images that a calibration set is compared with; a smaller set is compared with as many as it has."""
+"""The most real images for a comparison. A smaller set is compared with as many real images as it has itself."""
 
 
 class Diagnose(Companion):
-    """Reads the float network, a calibration set and real images; leaves numbers in the manifest, and pictures.
+    """A step that reads the float network, a calibration set and real images. It leaves numbers and pictures.
 
-    It is a companion of the set.
+    The numbers are in the manifest. The step is a companion of the set.
     """
 
     kind: ClassVar[str] = "diagnose"
@@ -38,17 +38,17 @@ class Diagnose(Companion):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each calibration set and task."""
+        """One step for each calibration set and task."""
         images = cell.steps.get(Generate.kind)
         if images is None:
             return None
-        # the network is in the key of the set
+        # the key of the set holds the network
         parts = (cell.data.calibration or "", cell.task, str(cell.cell.settings.threads), DIAGNOSTICS_VERSION)
         label = images.label.partition(" ")[2]
         return cell.step(cls, label, parts, needs=(images,), images=lambda: cell.calibrated)
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Measure the set and real images alike, and draw the pictures."""
+        """Measure the set and the real images in the same way, and draw the pictures."""
         from zsqbench.methods import open_attention
         from zsqbench.reports.plots import GRID_IMAGES, attention_figure, diagnostics_figure, image_grid
         from zsqbench.synthesis import diagnose
@@ -64,7 +64,7 @@ class Diagnose(Companion):
         title = self.label.removeprefix(f"{self.kind} ")
 
         def fill(folder: Path) -> None:
-            # without the version of matplotlib, so that equal numbers are equal files
+            # without the version of matplotlib, so that equal numbers give equal files
             diagnostics_figure(found, title).savefig(folder / PLOTS, metadata={"Software": None})
             image_grid(images.images[:GRID_IMAGES].numpy(), _space(teacher)).save(folder / IMAGES)
             if looks := _looks(teacher, (images, diagnosed.set), (real, diagnosed.real)):
@@ -76,9 +76,9 @@ class Diagnose(Companion):
 
     @classmethod
     def find(cls, store: Store, row: Result) -> Diagnosis | NoArtifact:
-        """The diagnostics of the set that a row was made from, or why there are none; the newest come first."""
+        """The diagnostics of a row's calibration set, or why there are none. The newest come first."""
         if not cls.is_expected(row):
-            return NoArtifact("this cell has none")
+            return NoArtifact("this cell has no calibration set")
         try:
             if found := cls.beside(store, row):
                 best = max(found, key=lambda artifact: (cls.is_of_task(artifact, row), _version(artifact)))
@@ -87,8 +87,10 @@ class Diagnose(Companion):
         except CorruptArtifactError as error:
             return unreadable(CALLED, error)
         if failure := cls.failure(store, row):
-            return NoArtifact(f"diagnosing it failed, the next run tries again: {failure}")
-        return NoArtifact(f"no diagnostics in {store.home}; a run of the suite makes them where its images are there")
+            return NoArtifact(f"diagnosing it failed; the next run tries again: {failure}")
+        return NoArtifact(
+            f"no diagnostics in {store.home}; a run of the suite makes them if its images are still there"
+        )
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
@@ -124,7 +126,7 @@ def _looks(
     made: "tuple[CalibrationSet, ImageStatistics]",
     real: "tuple[CalibrationSet | None, ImageStatistics | None]",
 ) -> "list[Looks]":
-    """Images with their maps of attention, of the set and of real images, as far as they have maps."""
+    """Images with their attention maps, of the set and of real images, as far as there are maps."""
     from zsqbench.reports.plots import Looks
 
     found = []

@@ -1,4 +1,4 @@
-"""The evaluate step measures a quantized network, which it rebuilds from its artifact."""
+"""The evaluate step rebuilds a quantized network from its artifact, and measures it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 PICTURE = "picture.png"
 
 LOGITS = "logits"
-"""The role of the tensors whose clipped values are counted: nothing behind them makes up for what is cut off."""
+"""Clipped values are counted in tensors with this role. Nothing behind these tensors corrects a clipped value."""
 
 CARRIED = ("images", "images_read", "summary")
-"""The row needs these of the quantize step, whose artifact may be removed to save space."""
+"""The row needs these fields of the quantize step, because its artifact may be removed to save space."""
 
 
 class Evaluate(StudentJob):
-    """Reads the quantized network and the evaluation data; leaves metrics, samples, and the task's picture."""
+    """A step that reads the quantized network and the evaluation data. It leaves metrics, samples and a picture."""
 
     kind: ClassVar[str] = "evaluate"
     final: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class Evaluate(StudentJob):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step:
-        """One for each quantized network and data."""
+        """One step for each quantized network and data."""
         needs = (cell.steps[Quantize.kind], *cls.ranking(cell))
         return cell.step(
             cls,
@@ -56,11 +56,11 @@ class Evaluate(StudentJob):
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
-        """The digest of the data, too."""
+        """The identity parts of a student step, and the digest of the data."""
         return super().details(step, suite, data) | {"data": data.evaluation if data else ""}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Rebuild the network, measure it, and let the task draw what it likes to."""
+        """Rebuild the network, measure it, and let the task draw a picture."""
         from zsqbench.quant import counted_clipping
 
         quantized = session.store.read(Quantize.kind, self.needs[Quantize.kind])
@@ -83,13 +83,13 @@ class Evaluate(StudentJob):
     def _picture(
         self, session: "Session", reporter: "Reporter", student: "nn.Module", teacher: Pretrained
     ) -> "Image | None":
-        """The picture that the task draws. An error there is no reason to lose what it measured."""
+        """The picture that the task draws. An error while drawing does not lose the measured values."""
         import torch
 
         try:
             with torch.no_grad():
                 return session.task(self).picture(student, teacher, session.task_context(self, reporter))
-        except Exception as error:  # noqa: BLE001 - whatever a task's drawing may raise
+        except Exception as error:  # noqa: BLE001 - the drawing of a task may raise anything
             reporter.note(f"there is no picture: {one_line(error)}")
             return None
 
@@ -110,7 +110,7 @@ class Evaluate(StudentJob):
                 },
                 "correct": evaluations.packed(samples),
                 "resampled": evaluations.resampled(samples),
-                # artifacts of older versions lack these
+                # artifacts of older versions lack these fields
                 "clipped": evaluations.numbers(found.get("clipped", {})),
                 "footnotes": [str(line) for line in found.get("footnotes", [])],
                 "tensors": {name: _number_or_text(value) for name, value in found["summary"].items()},
@@ -119,14 +119,14 @@ class Evaluate(StudentJob):
 
     @classmethod
     def _find_picture(cls, store: Store, row: Result) -> Path | None:
-        """The picture that the task drew of both networks, where it did and the artifact is here."""
+        """The picture that the task drew of both networks. None: it drew none, or the artifact is not here."""
         key = row.keys.get(cls.kind)
         picture = None if key is None else store.folder(cls.kind, key) / PICTURE
         return picture if picture is not None and picture.is_file() else None
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """Where the picture is."""
+        """The path of the picture."""
         picture = cls._find_picture(store, row)
         return None if picture is None else Shown("picture", str(picture), str(picture))
 

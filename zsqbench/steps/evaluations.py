@@ -1,6 +1,6 @@
-"""The store keeps what a task measured of a network: metrics in the manifest, and a file of samples.
+"""Evaluations in the store: metrics of a network in the manifest, and a file of samples.
 
-Shared by the steps that measure: baseline and evaluate write it, oracle measures alike.
+The measuring steps share this code: baseline and evaluate write both, and oracle measures in the same way.
 """
 
 import base64
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from zsqbench.steps.step import Job
 
 SAMPLES = "samples.safetensors"
-"""Holds `correct` (bits, packed), `predictions` where the task tells them, `resampled.NAME` (the metric of this name on
-resampled samples), and `task.NAME` of its own.
+"""The file holds `correct` (bits, packed), `predictions` if the task gives them, `resampled.NAME` (the metric of this
+name on resampled samples), and `task.NAME` (tensors of the task).
 
-The file of the float network holds `labels` and `difficulties`, too."""
+The file of the float network also holds `labels` and `difficulties`."""
 
 ROUNDING = 2.0
-"""About how much longer a student that rounds its activations takes than the float network."""
+"""A student that rounds its activations takes about so many times as long as the float network."""
 
 CORRECT, PREDICTIONS, LABELS, DIFFICULTIES = "correct", "predictions", "labels", "difficulties"
 RESAMPLED, OWN = "resampled.", "task."
 
 
 def identity(cell: "CellPlanning") -> tuple[str, ...]:
-    """Identity of a measurement besides the network: task, data, threads, and what is kept of it."""
+    """Identity of a measurement besides the network: task, data, threads, and the version of its result."""
     return cell.task, cell.data.evaluation, str(cell.cell.settings.threads), EVALUATION_VERSION
 
 
 def of_student(cell: "CellPlanning") -> float:
-    """How many images pass through the network while its student is evaluated, in passes of the float network."""
+    """Work of evaluating a student: images that pass through the network, in passes of the float network."""
     rounds = cell.suite.schemes[cell.cell.scheme].activation_bits != FLOAT_BITS
     return cell.evaluated * (ROUNDING if rounds else 1.0)
 
@@ -53,7 +53,7 @@ def of_student(cell: "CellPlanning") -> float:
 def measure(
     session: "Session", job: "Job", reporter: "Reporter", module: "nn.Module", teacher: Pretrained
 ) -> Evaluation:
-    """All that the task measures of a network. Raises ZSQBenchError where that is not what it said it would."""
+    """The evaluation of a network by the task. Raises ZSQBenchError if it does not fit what the task declares."""
     import torch
 
     from zsqbench.statistics import groups_of
@@ -75,9 +75,7 @@ def measure(
         if count and samples and count != samples:
             raise ZSQBenchError(f"task {task.name} gave {count} {what} of {samples} samples")
     if not all(0 <= value <= 1 for value in evaluation.difficulties):
-        raise ZSQBenchError(
-            f"task {task.name} gave difficulties that are not from 0 to 1: each is one minus a probability"
-        )
+        raise ZSQBenchError(f"task {task.name} gave difficulties outside 0 to 1: each must be one minus a probability")
     for name, values in evaluation.resampled.items():
         expected = groups_of(samples or int(evaluation.metrics.get("samples", 0)))
         if name not in evaluation.metrics or len(values) != expected or not all(map(math.isfinite, values)):
@@ -104,7 +102,7 @@ def content(evaluation: Evaluation, data: str) -> dict[str, Any]:
 
 
 def write_samples(folder: Path, evaluation: Evaluation, *, of_float: bool = False) -> None:
-    """One file with what is known of each sample, if anything is; labels and difficulties of the float one only."""
+    """Write one file with the known values of each sample, if any. Only float has labels and difficulties."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -113,7 +111,7 @@ def write_samples(folder: Path, evaluation: Evaluation, *, of_float: bool = Fals
 
 
 def samples_of(evaluation: Evaluation) -> "dict[str, np.ndarray]":
-    """All that is known of each sample, as `read_samples` gives it; empty where nothing is."""
+    """The known values of each sample, as `read_samples` gives them. Empty: nothing is known."""
     import numpy as np
 
     tensors = {f"{OWN}{name}": tensor.detach().cpu().numpy() for name, tensor in evaluation.tensors.items()}
@@ -130,7 +128,7 @@ def samples_of(evaluation: Evaluation) -> "dict[str, np.ndarray]":
 
 
 def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":
-    """Read what `write_samples` wrote; empty where it wrote nothing."""
+    """Read the file of `write_samples`. Empty: there is no file."""
     path = artifact.folder / SAMPLES
     try:
         status = path.stat()
@@ -141,19 +139,19 @@ def read_samples(artifact: Artifact) -> "dict[str, np.ndarray]":
 
 @lru_cache(maxsize=2)
 def _load_samples(path: Path, _inode: int, _time: int) -> "Mapping[str, np.ndarray]":
-    """The tensors of a file, remembered as long as it is the same: all cells of a network read the float one's."""
+    """The tensors of a file, kept in memory while the file is unchanged. All cells of a network read its float file."""
     from safetensors.numpy import load_file
 
     return load_file(path)
 
 
 def packed(samples: "Mapping[str, np.ndarray]") -> str | None:
-    """Which samples were right, as a row holds it: packed bits in base64, the first sample in the highest bit."""
+    """Which samples were right, in the form of a row: packed bits in base64, the first sample in the highest bit."""
     return base64.b64encode(samples[CORRECT].tobytes()).decode() if CORRECT in samples else None
 
 
 def resampled(samples: "Mapping[str, np.ndarray]") -> dict[str, str]:
-    """Metrics on resampled samples, as a row holds them: float32, little-endian, in base64."""
+    """Metrics on resampled samples, in the form of a row: float32, little-endian, in base64."""
     return {
         name.removeprefix(RESAMPLED): base64.b64encode(values.astype("<f4").tobytes()).decode()
         for name, values in samples.items()
@@ -162,7 +160,7 @@ def resampled(samples: "Mapping[str, np.ndarray]") -> dict[str, str]:
 
 
 def discordant(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> tuple[int, int] | None:
-    """How many samples only the first network has right, and only the second; none where that is not known."""
+    """How many samples only the first network has right, and how many only the second. None: not known."""
     import numpy as np
 
     if CORRECT not in first or CORRECT not in second or first[CORRECT].shape != second[CORRECT].shape:
@@ -172,7 +170,7 @@ def discordant(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarr
 
 
 def agreement(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarray]") -> dict[str, float]:
-    """Percent of the samples of which both networks predict the same; nothing where predictions are not known."""
+    """Percent of the samples with equal predictions of both networks. None: predictions are not known."""
     if PREDICTIONS not in first or PREDICTIONS not in second:
         return {}
     one, other = first[PREDICTIONS], second[PREDICTIONS]
@@ -182,7 +180,7 @@ def agreement(first: "Mapping[str, np.ndarray]", second: "Mapping[str, np.ndarra
 
 
 def _small(values: "np.ndarray") -> "np.ndarray":
-    """Integers in two bytes each where they fit."""
+    """Integers, in two bytes each if they fit."""
     import numpy as np
 
     smaller = values.astype(np.int16)

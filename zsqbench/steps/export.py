@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 FILE, SCRIPT = "model.onnx", "model.py"
 
 RUNTIME = "onnxruntime"
-"""The group of metrics that are measured of exported files."""
+"""The group of metrics of exported files."""
 
 
 class Export(StudentJob):
-    """Reads the quantized network; leaves the file, the script, and which layers can run with integers."""
+    """A step that reads the quantized network. It leaves the file, the script, and which layers run with integers."""
 
     kind: ClassVar[str] = "export"
     ships: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class Export(StudentJob):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each quantized network and what the file is to hold, where the suite asks for it."""
+        """One step for each quantized network and content of the file, if the suite asks for it."""
         options = asked_export(cell)
         if options is None:
             return None
@@ -73,7 +73,7 @@ class Export(StudentJob):
 
         quantized = session.store.read(Quantize.kind, self.needs[Quantize.kind])
         student: Any = self.restored(session, self.prepared(session), quantized)
-        made = reporter.folder  # the manifest tells of the file, so the file is made first
+        made = reporter.folder  # the manifest describes the file, so the file is made first
         made.mkdir(parents=True, exist_ok=True)
         exported = write_student(
             student, session.teacher(self), made / FILE, self.options, self.classes, {"cell": self.label}
@@ -91,7 +91,7 @@ class Export(StudentJob):
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """Where the file is."""
+        """The path of the file."""
         path = file_of(store, row)
         return None if path is None else Shown(cls.kind, str(path), f"{path} (run {SCRIPT} beside it on an image)")
 
@@ -103,7 +103,7 @@ class Export(StudentJob):
 
 
 def file_of(store: Store, row: Result) -> Path | None:
-    """The exported file of a row, where it has one and it is here."""
+    """The exported file of a row. None: the row has no file, or the file is not here."""
     key = row.keys.get(Export.kind)
     path = None if key is None else store.folder(Export.kind, key) / FILE
     return path if path is not None and path.is_file() else None
@@ -117,7 +117,7 @@ def write_student(
     classes: Sequence[str],
     origin: Mapping[str, str],
 ) -> "Exported":
-    """Write file and script. Raises ZSQBenchError where the network, or the place, does not allow it."""
+    """Write file and script. Raises ZSQBenchError if the network cannot be written, or the place not written to."""
     from zsqbench.export.exporting import Description, export_student
     from zsqbench.export.script import write_script
 
@@ -130,7 +130,7 @@ def write_student(
 def compare_file(
     path: Path, student: "fx.GraphModule", images: "torch.Tensor", teacher: "Pretrained", providers: Sequence[str]
 ) -> "Check":
-    """Compare a file with the student that it was made of, on images of the network's space."""
+    """Compare a file with its student, on images in the network's space."""
     from zsqbench.export.comparison import check
     from zsqbench.export.integers import with_integer_biases
 

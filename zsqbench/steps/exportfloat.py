@@ -1,4 +1,4 @@
-"""The export_float step writes a float network as an ONNX file, which exported quantized ones are timed beside."""
+"""The export_float step writes a float network as an ONNX file. Exported quantized networks are timed beside it."""
 
 import copy
 import shutil
@@ -20,7 +20,7 @@ FLOAT_FILE = "float.onnx"
 
 
 class ExportFloat(Job):
-    """Reads the float network; leaves the file."""
+    """A step that reads the float network and leaves the file."""
 
     kind: ClassVar[str] = "export_float"
     ships: ClassVar[bool] = True
@@ -29,7 +29,7 @@ class ExportFloat(Job):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each network and form of its input, where the suite asks for files of its quantized copies."""
+        """One step for each network and form of its input, if the suite asks for files of its quantized copies."""
         options = asked_export(cell)
         if options is None:
             return None
@@ -45,7 +45,7 @@ class ExportFloat(Job):
         """Write it."""
         from zsqbench.export.exporting import Description, export_float
 
-        teacher, made = session.teacher(self), reporter.folder  # before the manifest, which tells how long it took
+        teacher, made = session.teacher(self), reporter.folder  # before the manifest, which says how long it took
         made.mkdir(parents=True, exist_ok=True)
         export_float(copy.deepcopy(teacher.module), Description(teacher), made / FLOAT_FILE, self.options)
 
@@ -56,7 +56,7 @@ class ExportFloat(Job):
 
 
 def asked_export(cell: CellPlanning) -> ExportOptions | None:
-    """How a cell's network is exported; none where nobody asks, it is float, or a package is not installed."""
+    """How a cell's network is exported. None: the suite does not ask, it is float, or a package is not installed."""
     asked = cell.cell.export
     if asked is None or cell.suite.schemes[cell.cell.scheme].is_float:
         return None

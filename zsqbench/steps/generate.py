@@ -1,4 +1,4 @@
-"""The generate step makes a calibration set: images of a network alone, or real ones as a control."""
+"""The generate step makes a calibration set: images from a network alone, or real images as a control."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -21,7 +21,7 @@ IMAGES = "calibration.safetensors"
 
 
 class Generate(Job):
-    """Reads the float network, and real images for controls only; leaves a calibration set."""
+    """A step that reads the float network, and real images only for controls. It leaves a calibration set."""
 
     kind: ClassVar[str] = "generate"
     axis: ClassVar[Literal["generator"]] = "generator"
@@ -29,11 +29,11 @@ class Generate(Job):
 
     generator: MethodCall
     watched: tuple[str, ...]
-    """Folders that the method must not open files in."""
+    """Folders in which the method must not open files."""
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each generator, network and seed, whatever quantizes then."""
+        """One step for each generator, network and seed. All quantizers share it."""
         variant = cell.generator
         if variant is None:
             return None
@@ -54,13 +54,13 @@ class Generate(Job):
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
-        """The generator, and what it must not open."""
+        """The generator, and the folders that it must not open."""
         assert step.variant is not None  # noqa: S101 - `plan` gives it one
         watched = tuple(map(str, data.watched)) if data else ()
         return {"generator": MethodCall.of(step.variant), "watched": watched}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Generate, and check that any quantizer could take the set."""
+        """Generate the set, and check that any quantizer can take it."""
         generator = cast("Generator", session.method("generator", self.generator))
         ctx = session.context(self, reporter)
         if generator.uses_real_data:
@@ -77,7 +77,7 @@ class Generate(Job):
 
     @classmethod
     def images(cls, store: Store, key: str) -> CalibrationSet:
-        """The calibration set of this key. Raises CorruptArtifactError where it is damaged."""
+        """The calibration set of this key. Raises CorruptArtifactError if it is damaged."""
         return cls.load(store.read(cls.kind, key))
 
     @staticmethod
@@ -95,7 +95,7 @@ class Generate(Job):
 
 
 def check_calibration_set(images: object, teacher: Pretrained, name: str) -> None:
-    """Raise ZSQBenchError unless this is a calibration set that any quantizer could take."""
+    """Raise ZSQBenchError unless this is a calibration set that any quantizer can take."""
     from zsqbench.quant import check_images
 
     if not isinstance(images, CalibrationSet):
@@ -108,7 +108,7 @@ def check_calibration_set(images: object, teacher: Pretrained, name: str) -> Non
 
 
 def check_boxes(images: CalibrationSet, name: str) -> None:
-    """Raise ZSQBenchError unless the boxes of a set are of its images, and have a width and a height."""
+    """Raise ZSQBenchError unless the boxes of a set belong to its images and have a width and a height."""
     import torch
 
     boxes, expected = images.boxes, f"float32 [M, {BOX}]"
@@ -119,4 +119,6 @@ def check_boxes(images: CalibrationSet, name: str) -> None:
     sound = (owners >= 0) & (owners < len(images)) & (owners == owners.round()) & (boxes[:, 4:] > 0).all(1)
     if not bool((sound & boxes.isfinite().all(1)).all()):
         odd = int((~sound).sum())
-        raise ZSQBenchError(f"generator {name} returned {odd} of {len(boxes)} boxes that are of no image, or empty")
+        raise ZSQBenchError(
+            f"generator {name} returned {odd} of {len(boxes)} boxes that belong to no image or are empty"
+        )

@@ -1,4 +1,4 @@
-"""The inspect step prepares a student of a network and checks that it is the network, before anything is made of it."""
+"""The inspect step prepares a student of a network and checks that it computes the same as the network."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Inspect(PreliminaryJob):
-    """Reads the network; leaves facts in the manifest: why it cannot be quantized, or what is folded and quantized.
+    """A step that reads the network. It leaves why the network cannot be quantized, or what is folded and quantized.
 
-    It comes before the plan: cells that cannot run are impossible, and nothing is generated for them.
+    It comes before the plan. Cells that cannot run are impossible, and nothing is generated for them.
     """
 
     kind: ClassVar[str] = "inspect"
@@ -32,7 +32,7 @@ class Inspect(PreliminaryJob):
 
     @classmethod
     def plan_student(cls, suite: Suite, cell: Cell, facts: NetworkFacts) -> Step | None:
-        """The step that inspects the student of a cell; none where it has no graph of its network."""
+        """The step that inspects the student of a cell. None: the student needs no graph of the network."""
         scheme, quantizer = suite.schemes[cell.scheme], suite.quantizers[cell.quantizer].chain[-1].quantizer
         if scheme.is_float or not quantizer.needs_graph:
             return None
@@ -48,7 +48,7 @@ class Inspect(PreliminaryJob):
         return {"scheme": suite.schemes[step.cell.scheme], "by_units": _by_units(suite, step.cell)}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Prepare, compare, and write down what was found."""
+        """Prepare the student, compare it, and write the findings down."""
         from zsqbench.quant.inspection import inspect
 
         teacher = session.teacher(self)
@@ -57,7 +57,7 @@ class Inspect(PreliminaryJob):
 
     @classmethod
     def facts(cls, store: Store, key: str) -> Inspection | None:
-        """The facts that an earlier run found, if it did."""
+        """The facts that an earlier run found, if any."""
         found: Inspection | None = cls.stored(store, key)
         return found
 

@@ -1,4 +1,4 @@
-"""The latency step times an exported network beside the float one, while nothing else runs."""
+"""The latency step times an exported network beside the float network, while nothing else runs."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +22,7 @@ UNIT = "ms"
 
 
 class Latency(Job):
-    """Reads both files; leaves milliseconds by batch size, and the processor that they were measured on."""
+    """A step that reads both files. It leaves milliseconds by batch size, and the processor of the measurement."""
 
     kind: ClassVar[str] = "latency"
     final: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class Latency(Job):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each exported network, batch sizes and execution providers."""
+        """One step for each exported network, batch sizes and execution providers."""
         options = asked_export(cell)
         if options is None:
             return None
@@ -48,7 +48,7 @@ class Latency(Job):
         return {"options": step.cell.export}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Time both, by turns."""
+        """Time both networks in turns."""
         from zsqbench.export.latency import latency
         from zsqbench.export.runtime import processor
 
@@ -59,7 +59,7 @@ class Latency(Job):
 
     @classmethod
     def row(cls, store: Store, keys: "Mapping[str, str]") -> dict[str, Any]:
-        """The median and the 95th percentile of both; batch size 1 has no ending."""
+        """The median and the 95th percentile of both. The names for batch size 1 have no suffix."""
         artifact = store.read(cls.kind, keys[cls.kind])
         named: dict[str, float] = {}
         with artifact.reading():

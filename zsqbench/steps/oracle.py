@@ -1,4 +1,4 @@
-"""The oracle step measures the students of all kept epochs, after training and without telling the method."""
+"""The oracle step measures the students of all kept epochs, after training. The method does not see the result."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Oracle(StudentJob):
-    """Reads the students of kept epochs and the evaluation data; leaves what each reaches, and the best."""
+    """A step that reads students of kept epochs and the evaluation data. It leaves the metric of each, and the best."""
 
     kind: ClassVar[str] = "oracle"
     final: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each quantized network, where the quantizer keeps epochs."""
+        """One step for each quantized network, if the quantizer keeps epochs."""
         variant = cell.quantizer
         if not variant.keeps_epochs:
             return None
@@ -43,7 +43,7 @@ class Oracle(StudentJob):
         )
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Measure each; which one is best, only the evaluated images can tell."""
+        """Measure each student. The best one is chosen by the evaluation images."""
         teacher, metric = session.teacher(self), session.task(self).metric
         artifact = session.store.read(Quantize.kind, self.needs[Quantize.kind])
         kept = kept_epochs(artifact.folder)
@@ -73,7 +73,7 @@ class Oracle(StudentJob):
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """The best of the kept epochs beside the last; in JSON, what each reaches, where that artifact is here."""
+        """The best of the kept epochs beside the last. In JSON, also the metric of each, if the artifact is here."""
         best, last = row.oracle_value, row.value
         if best is None or last is None:
             return None
@@ -86,11 +86,11 @@ class Oracle(StudentJob):
 
 
 def _kept(method: Method) -> int:
-    """How many epochs a quantizer keeps, by its options of the usual names."""
+    """How many epochs a quantizer keeps, from its options with the usual names."""
     every, epochs = getattr(method, "keep_every", None) or 1, getattr(method, "epochs", None) or 1
     return -(-epochs // every)
 
 
 def best_epoch(measured: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
-    """The first of the epochs that no other is better than."""
+    """The first of the best epochs."""
     return max(measured, key=lambda one: float(one["metrics"][metric]))

@@ -1,4 +1,4 @@
-"""The making of steps: what a kind may know of the cell that it plans for, and that equal steps are one."""
+"""Make steps: the facts of a cell that a kind may use for planning, and the merging of equal steps."""
 
 import hashlib
 import math
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """Facts that loading a network told: its identity, and what methods may demand of it."""
+    """Facts found by loading a network: its identity, and properties that methods may demand."""
 
     digest: str
     bn: int = 0
-    """Number of batch normalisations of images that store statistics."""
+    """Number of two-dimensional batch normalisations that store statistics."""
     other_bn: str = ""
-    """The classes of batch normalisations that are none of these, such as BatchNorm1d."""
+    """The classes of other batch normalisations, such as BatchNorm1d."""
     classes: int | None = None
     training_loss: bool = False
-    """True if it is a detector whose task hands out its training loss."""
+    """True if it is a detector whose task provides its training loss."""
     parameters: int = 0
     random_weights: bool = False
     input_size: tuple[int, ...] = ()
     architecture: str | None = None
     """Name of the published definition that it is, if it is one."""
     modules: tuple[tuple[str, str], ...] = ()
-    """Path and content hash of each file of a user's own that its definition imports."""
+    """Path and content hash of each file of the user that its definition imports."""
     operations: int = 0
-    """Of a forward pass of one image (multiplications and additions), 0 where they could not be counted. In no
-    identity: only times are estimated by it."""
+    """Multiplications and additions of a forward pass of one image. 0: they could not be counted. They are in no
+    identity, because only times are estimated from them."""
     notes: tuple[str, ...] = ()
-    """What people should know of it, such as which of a checkpoint's weights were taken; one line each."""
+    """Notes for people, such as which weights of a checkpoint were taken, one line each."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a task: where it is, and what identifies it."""
+    """The data of a task: its place, and its identity."""
 
     files: DataFiles
     evaluation: str
@@ -56,27 +56,27 @@ class Data:
 
     @classmethod
     def of(cls, files: DataFiles, digests: FileDigests) -> "Data":
-        """Hash the content of the files (remembered where they are unchanged)."""
+        """Hash the content of the files. Hashes of unchanged files are remembered."""
         evaluation = digest_of([digests.files(files.evaluation), dict(files.split)])
         return cls(files, evaluation, cls.calibration_of(files, digests))
 
     @staticmethod
     def calibration_of(files: DataFiles, digests: FileDigests) -> str | None:
-        """Hash of the images that are not evaluated, if there are some."""
+        """Hash of the images that are not evaluated, if there are any."""
         return digest_of([digests.files(files.calibration), dict(files.split)]) if files.calibration else None
 
     @property
     def watched(self) -> list[Path]:
-        """The folders that no method may open files in."""
+        """The folders in which no method may open files."""
         return [folder.resolve() for folder in self.files.folders]
 
 
 class StepMaker:
-    """Makes each distinct step once, and remembers what a cell's parts contribute to keys: thousands share them."""
+    """Makes each distinct step once. It remembers the part of a key for each part of a cell: thousands share them."""
 
     def __init__(self, suite: Suite) -> None:
         self.steps: dict[str, Step] = {}
-        """All steps that were made, by key, each after what it needs."""
+        """All steps, by key. Each step is behind the steps that it needs."""
         self.suite = suite
         self.scheme = cache(lambda label: digest_of(suite.schemes[label].model_dump(mode="json", exclude={"name"})))
         self.settings = cache(lambda settings: digest_of(settings.model_dump(mode="json")))
@@ -85,11 +85,11 @@ class StepMaker:
         self.timing_key = cache(hash_of)
         self.by_identity: dict[tuple[str, ...], Step] = {}
         self.of_sets: dict[tuple[str | int | None, ...], tuple[dict[str, Step], dict[str, Step]]] = {}
-        """The steps, and the background steps, that cells share of which `Job.of_set` is true."""
+        """The shared steps and background steps for which `Job.of_set` is true."""
         self.work: dict[tuple[str, str], Work | None] = {}
-        """What steps have to do, by timing key and scheme."""
+        """The work of steps, by timing key and scheme."""
         self.impossible: dict[tuple[str | None, ...], str | None] = {}
-        """Why the methods of cells cannot work with network and data, or none, by task, model and methods."""
+        """Why methods cannot work with network and data, by task, model and methods. None: they can."""
 
     def _methods(
         self, task: str, generator: str | None, quantizer: str, scheme: str, network: NetworkFacts
@@ -104,32 +104,32 @@ class StepMaker:
 
 @dataclass(slots=True)
 class CellPlanning:
-    """The cell that kinds of steps plan for, with all that they may know of it. Frozen would make planning slower."""
+    """The cell for which kinds plan steps, with all facts that they may use. Frozen would make planning slower."""
 
     maker: StepMaker
     cell: Cell
     facts: NetworkFacts
     data: Data
     methods: Mapping[str, Variant]
-    """Task, quantizer and generator, with the options that hold for the network and, for quantizers, the scheme."""
+    """Task, quantizer and generator, with their effective options for the network and, for quantizers, the scheme."""
     settings: str
-    """Identity of the settings that generate and quantize compute with."""
+    """Identity of the settings for the computations of generate and quantize."""
     steps: dict[str, Step] = field(default_factory=dict)
-    """Those that the cell has so far, by kind."""
+    """The steps that the cell has so far, by kind."""
 
     @property
     def suite(self) -> Suite:
-        """The suite that the cell is of."""
+        """The suite of the cell."""
         return self.maker.suite
 
     @property
     def generator(self) -> Variant | None:
-        """The generator with the options that hold, if the cell has one."""
+        """The generator with its effective options, if the cell has one."""
         return self.methods.get("generator")
 
     @property
     def quantizer(self) -> Variant:
-        """The quantizer with the options that hold; so are those that it starts from."""
+        """The quantizer with its effective options. Quantizers that it starts from have theirs, too."""
         return self.methods["quantizer"]
 
     @property
@@ -139,7 +139,7 @@ class CellPlanning:
 
     @property
     def seed_ending(self) -> str:
-        """The end of a label where the cell has a seed."""
+        """The end of a label: the seed of the cell. Empty: it has no seed."""
         return "" if self.cell.seed is None else f" seed {self.cell.seed}"
 
     def step(
@@ -155,10 +155,10 @@ class CellPlanning:
         variant: Variant | None = None,
         images: Callable[[], float | None] = lambda: None,
     ) -> Step:
-        """The step of a kind that reads the network, these parts and what the steps that it needs have made.
+        """The step of a kind that reads the network, these parts and the results of the steps that it needs.
 
-        `seed` and `scheme` are those that it uses. Steps that differ in them alone share a timing key. `images` says
-        how many pass through the network, forward, as far as that is known; it is in no key.
+        `seed` and `scheme` are those that it uses. Steps that differ only in them share a timing key. `images` is the
+        number of forward passes of one image, as far as it is known. It is in no key.
         """
         maker = self.maker
         used = "" if scheme is None else maker.scheme(scheme)
@@ -185,19 +185,19 @@ class CellPlanning:
 
     @property
     def evaluated(self) -> int:
-        """How many images are evaluated, as far as that is known before."""
+        """How many images are evaluated, as far as it is known before the run."""
         return self.data.files.samples or max(1, len(self.data.files.evaluation))
 
     @property
     def calibrated(self) -> int | None:
-        """How many images the cell's calibration set has; none where only the set itself knows."""
+        """How many images the cell's calibration set has. None: only the set itself knows."""
         return 0 if self.generator is None else getattr(self.generator.method, "images", None)
 
 
 def work_of(method: Method, images: int) -> float:
-    """How many images pass through the network while a method works on so many.
+    """How many images pass through the network while a method works on a set of this size.
 
-    Raises ZSQBenchError where the method says something else than a number above zero.
+    Raises ZSQBenchError if the method does not return a number above zero.
     """
     with asking(method, "work"):
         work = float(method.work(images))
@@ -207,7 +207,7 @@ def work_of(method: Method, images: int) -> float:
 
 
 def identity_of(job: "type[Job]", parts: tuple[str, ...], seed: int | None, scheme: str, needs: Iterable[str]) -> str:
-    """Hash of the identity of a step: `scheme` is the hash of the one that it uses, `needs` are keys of steps."""
+    """Hash of the identity of a step. `scheme` is the hash of its scheme, `needs` are keys of steps."""
     return hash_of(_identity(job, parts, seed, scheme, needs))
 
 
@@ -218,5 +218,5 @@ def _identity(
 
 
 def hash_of(parts: tuple[str, ...]) -> str:
-    """Hash of words and hashes, none of which holds a line break."""
+    """Hash of words and hashes. They must not hold line breaks."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

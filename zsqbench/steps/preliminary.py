@@ -1,4 +1,4 @@
-"""Preliminary steps come before the plan, which is made of the facts that they leave."""
+"""Preliminary steps come before the plan. The plan uses the facts that they leave."""
 
 import contextlib
 from dataclasses import fields
@@ -16,18 +16,18 @@ _reader = cache(TypeAdapter)
 
 
 class PreliminaryJob(Job):
-    """Leaves facts in the manifest, as the fields of a dataclass; no cell has it as a step of its own."""
+    """A step that leaves facts in the manifest, as the fields of a dataclass. It does not belong to a cell."""
 
     facts_type: ClassVar[type]
     """The dataclass."""
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> None:
-        """None: it is planned for a network, before the cells are."""
+        """None: the step is planned for a network, before the cells."""
 
     @classmethod
     def stored(cls, store: Store, key: str) -> Any:
-        """The facts that an earlier run left, or none; what is damaged or of another version is put aside."""
+        """The facts that an earlier run left. None: there are none. A damaged or outdated artifact is put aside."""
         if not store.has(cls.kind, key):
             return None
         with contextlib.suppress(CorruptArtifactError):
@@ -39,6 +39,6 @@ class PreliminaryJob(Job):
         return None
 
     @classmethod
-    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name it
-        """Always: it is small, and every plan needs it."""
+    def is_kept(cls, key: str, kept: frozenset[str]) -> bool:  # noqa: ARG003 - rows do not name the step
+        """True always: the artifact is small, and every plan needs it."""
         return True

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from zsqbench.methods import Quantizer
 
 START = "start"
-"""How a row calls the step that its quantizer starts from; the one before that is `start.start`."""
+"""The name in a row of the step from which its quantizer starts. The step before is `start.start`."""
 
 
 class Quantize(StudentJob):
-    """Reads the float network, the calibration set, and what another quantizer made, if it starts from that.
+    """A step that reads the float network, the calibration set, and the result of a quantizer that it starts from.
 
-    Leaves integers, scales and zero points; students of epochs, where epochs are kept; the tensor map in the manifest.
+    It leaves integers, scales and zero points, the students of kept epochs, and the tensor map in the manifest.
     """
 
     kind: ClassVar[str] = "quantize"
@@ -39,7 +39,7 @@ class Quantize(StudentJob):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step:
-        """One for each quantizer, set of images, scheme and seed; and one for each quantizer that this starts from."""
+        """One step for each quantizer, set of images, scheme and seed, and one for each quantizer of its starts."""
         return cls._plan(cell, cell.quantizer)
 
     @classmethod
@@ -64,12 +64,12 @@ class Quantize(StudentJob):
 
     @property
     def called(self) -> str:
-        """The quantizer, or what that leaves its work to."""
+        """The quantizer, or the quantizer that does its work."""
         return "over" if self.over else super().called
 
     @classmethod
     def leading_to(cls, step: Step) -> dict[str, Step]:
-        """The quantize steps that it goes on from, the nearest first."""
+        """The quantize steps from which it continues, the nearest first."""
         starts: dict[str, Step] = {}
         before = next((need for need in step.needs if need.type is cls), None)
         while before is not None:
@@ -78,7 +78,7 @@ class Quantize(StudentJob):
         return starts
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Prepare a student, quantize it, and write it down."""
+        """Prepare a student, quantize it, and write it to the store."""
         from zsqbench.quant import effective_map, finalize, measured_map
 
         quantizer, ctx = self.method(session), session.context(self, reporter)
@@ -86,7 +86,7 @@ class Quantize(StudentJob):
         ctx.over = cast("Quantizer", session.method("quantizer", self.over)) if self.over else None
         made = {kind: session.store.read(kind, key) for kind, key in self.needs.items()}
         data = Generate.load(made[Generate.kind]) if Generate.kind in made else None
-        start = made.get(self.kind)  # the result that it goes on from
+        start = made.get(self.kind)  # the result from which it continues
         if start is not None:
             ctx.start = self.restored(session, self.prepared(session), start)
         for line in (line for artifact in made.values() for line in artifact.footnotes):
@@ -99,7 +99,7 @@ class Quantize(StudentJob):
         def fill(folder: Path) -> None:
             save_student(student, folder / MODEL)
             for path in reporter.epochs().values():
-                shutil.copyfile(path, folder / path.name)  # and not moved: this one may yet fail for want of space
+                shutil.copyfile(path, folder / path.name)  # copied: the disk may still fill up
 
         measured = measured_map(student)
         content = {
@@ -112,13 +112,13 @@ class Quantize(StudentJob):
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """Tensors with bits, grids and ranges; what reconstruction did to the loss of each unit; notes."""
+        """Tensors with bits, grids and ranges, the loss of each unit before and after reconstruction, and notes."""
         if cls.kind not in row.keys or row.status != "done":
             return None
         key = row.keys[cls.kind]
         if not store.has(cls.kind, key):
             absent = "this cell was run on another machine, or its artifact was removed"
-            return Shown("quantized", None, f"what was quantized is not in {store.home}: {absent}")
+            return Shown("quantized", None, f"the quantized network is not in {store.home}: {absent}")
         found = store.read(cls.kind, key)
         tensors = measured_tensors(found)
         nothing = "nothing was quantized, or the quantizer left no map of it"
@@ -133,7 +133,7 @@ class Quantize(StudentJob):
 
 
 def _images_read(start: Artifact | None, images: int, reported: int | None) -> int:
-    """How many images of the set were read: the most that it, or what it starts from, reported, or else all."""
+    """How many images of the set were read: the most that it or its start reported. No report: all images."""
     own = images if reported is None else reported
     if start is None:
         return own
@@ -142,9 +142,9 @@ def _images_read(start: Artifact | None, images: int, reported: int | None) -> i
 
 
 def _summary(tensors: Sequence[TensorOnGrid]) -> dict[str, str | int]:
-    """A tensor map as a row holds it: hashes with and without grids, and how many tensors are quantized."""
+    """A tensor map in the form of a row: hashes with and without grids, and the number of quantized tensors."""
     kinds = [tensor.kind for tensor in tensors if tensor.bits != FLOAT_BITS]
     counts = {f"quantized_{kind}s": kinds.count(kind) for kind in ("weight", "activation")}
-    # a column of a table compares bits: grids are a method's own choice
+    # a column of a table compares bits, because a method may choose its grids
     bits = [[tensor.kind, tensor.name, tensor.role, tensor.bits] for tensor in tensors]
     return {"hash": digest_of([asdict(tensor) for tensor in tensors]), "bits": digest_of(bits), **counts}

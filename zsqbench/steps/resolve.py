@@ -1,4 +1,4 @@
-"""The resolve step loads a network once, to learn what it is and what methods may demand of it."""
+"""The resolve step loads a network once, to find its identity and the properties that methods may demand."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class Resolve(PreliminaryJob):
-    """Reads the network; leaves its facts in the manifest.
+    """A step that reads the network and leaves its facts in the manifest.
 
-    It comes before the plan, for keys are made of what it learns: it is planned for a task's network, not for a cell.
+    It comes before the plan, because keys contain its findings. It is planned for the network of a task, not for a
+    cell.
     """
 
     kind: ClassVar[str] = "resolve"
@@ -36,20 +37,20 @@ class Resolve(PreliminaryJob):
         spec = model.model_dump(mode="json", exclude={"name", "file", "weights", "float_accuracy"})
         origin = {name: digests.file(path) for name, path in files.items()}
         given = model.weights_from
-        weights = None if isinstance(given, Path) else given  # a file is in `origin`
+        weights = None if isinstance(given, Path) else given  # the path of a file is in `origin`
         key = digest_of([cls.kind, suite.tasks[cell.task].identity, spec, weights, origin])
         return Step(cls, key, f"{cls.kind} {cell.model}", (), cell)
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Load the network and write down its facts."""
+        """Load the network and write its facts down."""
         from zsqbench.zoo.usermodules import digests
 
         teacher = session.teacher(self, reporter)
         identity = session.identity(self, teacher)
         if self.model.weights == BUILT and session.identity(self, session.teacher(self, reporter)) != identity:
             raise ZSQBenchError(
-                f"{self.model.builder} gives other weights each time it is called: let it load "
-                "all of them, or take 'weights: none' for seeded random ones"
+                f"{self.model.builder} gives different weights at each call: let it load all of "
+                "them, or take 'weights: none' for seeded random weights"
             )
         facts = replace(
             facts_of(teacher, identity),
@@ -62,7 +63,7 @@ class Resolve(PreliminaryJob):
 
     @classmethod
     def facts(cls, store: Store, key: str) -> NetworkFacts | None:
-        """The facts that an earlier run learned, if it did, and no file that defines the network changed since."""
+        """The facts that an earlier run found. None: there are none, or a file that defines the network has changed."""
         found: NetworkFacts | None = cls.stored(store, key)
         if found is None:
             return None
@@ -73,9 +74,9 @@ class Resolve(PreliminaryJob):
 
 
 def count_operations(teacher: Pretrained) -> int:
-    """Operations of a forward pass of one image, as torch counts them: of convolutions and products of matrices.
+    """Operations of a forward pass of one image. torch counts those of convolutions and products of matrices.
 
-    0 where it cannot count them.
+    0: torch cannot count them.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -84,13 +85,13 @@ def count_operations(teacher: Pretrained) -> int:
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             teacher.module(torch.zeros(1, *teacher.input_size, device=device))
-    except Exception:  # noqa: BLE001 - a network that cannot be run on this image fails where it matters; times do not
+    except Exception:  # noqa: BLE001 - a network that cannot run fails in a later step; only times need this
         return 0
     return int(counter.get_total_flops())
 
 
 def facts_of(teacher: Pretrained, digest: str) -> NetworkFacts:
-    """What methods may demand of a network, read from the network itself; `digest` is its identity."""
+    """The properties of a network that methods may demand, read from the network. `digest` is its identity."""
     from zsqbench.synthesis import batch_norms
 
     norms = batch_norms(teacher.module)

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 MB = 1e6
 EQUAL = "equal"
-"""The metric that says on how many percent of the evaluated images runtime and simulation predict the same."""
+"""The metric: percent of the evaluation images with equal predictions of runtime and simulation."""
 
 
 class Runtime(StudentJob):
-    """Reads the exported file, the quantized network, what that predicted, and the evaluation data.
+    """A step that reads the exported file, the quantized network with its predictions, and the evaluation data.
 
-    Leaves metrics, samples, and all that the comparison of the first images found.
+    It leaves metrics, samples, and the findings of the comparison of the first images.
     """
 
     kind: ClassVar[str] = RUNTIME
@@ -46,7 +46,7 @@ class Runtime(StudentJob):
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each exported network, data, execution providers, and number of images that are compared."""
+        """One step for each exported network, data, execution providers, and number of compared images."""
         options = asked_export(cell)
         if options is None:
             return None
@@ -63,12 +63,12 @@ class Runtime(StudentJob):
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
-        """The digest of the data, and what is compared where."""
+        """The digest of the data, the number of compared images, and the execution providers."""
         asked = {"data": data.evaluation if data else "", "options": step.cell.export}
         return super().details(step, suite, data) | asked
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Evaluate the file as the task does any network, then look closer at the first images that it was given."""
+        """Evaluate the file as the task evaluates any network, then compare the outputs for the first images."""
         import torch
 
         from zsqbench.export.exporting import outputs_of
@@ -92,7 +92,7 @@ class Runtime(StudentJob):
         content = {
             **evaluations.content(evaluation, self.data),
             "check": found.as_data(),
-            # the row needs the size, too, and the file may be removed to save space
+            # the row also needs the size, because the file may be removed to save space
             "numbers": found.numbers() | {"size_mb": file.stat().st_size / MB},
             "problems": found.problems,
             "processor": processor(),
@@ -106,7 +106,7 @@ class Runtime(StudentJob):
         session.write(self, reporter, content, fill)
 
     def _accuracy_departs(self, store: Store, evaluation: Evaluation) -> str | None:
-        """Why the accuracy is not the simulation's; none where it may be."""
+        """Why the accuracy differs from that of the simulation. None: it does not."""
         from zsqbench.statistics import differs
 
         simulated = evaluations.read_samples(store.read(Evaluate.kind, self.needs[Evaluate.kind]))
@@ -114,13 +114,13 @@ class Runtime(StudentJob):
         if counts is None or not differs(*counts):
             return None
         return (
-            f"its accuracy is not the simulation's: {counts[0]} samples are right in the simulation alone, "
-            f"{counts[1]} in the runtime alone"
+            f"its accuracy differs from the simulation: {counts[0]} samples are right only in the simulation, "
+            f"{counts[1]} only in the runtime"
         )
 
     @classmethod
     def row(cls, store: Store, keys: "Mapping[str, str]") -> dict[str, Any]:
-        """The task's metrics in the runtime, the part of equal predictions, size, and layers that run with integers."""
+        """Metrics of the task in the runtime, percent of equal predictions, size, and layers that run with integers."""
         artifact, simulated = (store.read(kind, keys[kind]) for kind in (cls.kind, Evaluate.kind))
         with artifact.reading():
             measured = evaluations.numbers(artifact.content["metrics"]) | dict(artifact.content["numbers"])
@@ -134,7 +134,7 @@ class Runtime(StudentJob):
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """All that the comparison found."""
+        """All findings of the comparison."""
         key = row.keys.get(cls.kind)
         if key is None or not store.has(cls.kind, key):
             return None

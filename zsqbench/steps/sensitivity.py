@@ -1,4 +1,4 @@
-"""The sensitivity step ranks the weights of a network by what each alone does to its outputs, without labels."""
+"""The sensitivity step ranks the weights of a network by the effect of each on the outputs, without labels."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class Sensitivity(Job):
-    """Reads the float network and the calibration set; leaves all weights, ranked, in the manifest."""
+    """A step that reads the float network and the calibration set. It leaves the ranked weights in the manifest."""
 
     kind: ClassVar[str] = "sensitivity"
 
     scheme: Scheme
     images: int
-    """How many images of the calibration set are read at most, the first of it."""
+    """At most so many images of the calibration set are read: the first ones."""
 
     @classmethod
     def plan(cls, cell: CellPlanning) -> Step | None:
-        """One for each set of images, scheme and number of images, where a quantizer asks for it."""
+        """One step for each set of images, scheme and number of images, if a quantizer asks for it."""
         variant = cell.quantizer.ranking
         if variant is None:
             return None
@@ -43,12 +43,12 @@ class Sensitivity(Job):
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:  # noqa: ARG003
-        """The scheme, and how many images."""
+        """The scheme, and the number of images."""
         variant = cast("Variant", step.variant)
         return {"scheme": suite.schemes[step.cell.scheme], "images": variant.quantizer.ranking_images}
 
     def run(self, session: "Session", reporter: "Reporter") -> None:
-        """Rank them."""
+        """Rank the weights."""
         from zsqbench.quant import rank_weights
 
         images = Generate.images(session.store, self.needs[Generate.kind]).images[: self.images]
@@ -59,21 +59,21 @@ class Sensitivity(Job):
 
     @classmethod
     def weights(cls, store: Store, key: str) -> list[RankedWeight]:
-        """All weights, the most sensitive first. Raises CorruptArtifactError where the artifact is damaged."""
+        """All weights, the most sensitive first. Raises CorruptArtifactError if the artifact is damaged."""
         artifact = store.read(cls.kind, key)
         with artifact.reading():
             return [RankedWeight(**entry) for entry in artifact.content["weights"]]
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:
-        """The ranking, where a row has one."""
+        """The ranking, if a row has one."""
         key = row.keys.get(cls.kind)
         if key is None or not store.has(cls.kind, key):
             return None
         weights, artifact = cls.weights(store, key), store.read(cls.kind, key)
         with artifact.reading():
             head = (
-                f"sensitivity: squared error of the outputs where this weight alone is quantized, as a part of their "
+                f"sensitivity: squared error of the outputs if only this weight is quantized, relative to their "
                 f"squares, on {int(artifact.content['images'])} images ({artifact.seconds:.1f} s)"
             )
         return Shown(cls.kind, artifact.content, f"{head}\n\n{bitwidths.render_ranking(weights)}")

@@ -1,4 +1,4 @@
-"""All kinds of steps share the node of a plan, the job that a worker is handed, and what came of it."""
+"""Classes that all kinds of steps share: the node of a plan, the job for a worker, and its outcome."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 BESIDE = 1.3e7
-"""Operations in whose time a CPU does all that is counted in none, for one image on its way through a network.
+"""The work besides counted operations, for one image that passes through a network, expressed in operations.
 
 Steps of four methods take 3.4 to 5.9 times as long on the embedded detector, with 52 million operations, as on the
 embedded ResNet-20, with 1.3 million.
@@ -31,7 +31,7 @@ embedded ResNet-20, with 1.3 million.
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """How much a step has to do; seconds for it are alike in steps that share kind, method and network."""
+    """The work of a step. Steps with the same kind, method and network need similar seconds per work."""
 
     kind: str
     method: str
@@ -41,37 +41,37 @@ class Work:
     images: Amount
     """How many images pass through the network, in forward passes of one image."""
     operations: Amount
-    """Of a forward pass of one image."""
+    """Operations of a forward pass of one image."""
     compiled: bool = False
-    """True where the settings say that methods compile their inner loop."""
+    """True if the settings let methods compile their inner loop."""
 
     @property
     def cost(self) -> float:
-        """Operations of a forward pass, with those that its other work stands for: networks compare by it."""
+        """Operations of a forward pass, with its other work expressed in operations. It makes networks comparable."""
         return self.operations + BESIDE
 
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """One unit of work: plain data in, one artifact out. Not changed once made; frozen would make planning slower."""
+    """One unit of work: plain data in, one artifact out. It does not change. Frozen would make planning slower."""
 
     type: "type[Job]"
     key: str
-    """Hash of all that the step reads."""
+    """Hash of everything that the step reads."""
     label: str
     needs: tuple["Step", ...]
     cell: Cell
-    """The first of the cells that need it: tells the worker which model, generator and scheme are meant."""
+    """The first of the cells that need it. It gives the worker the model, generator and scheme."""
     timing_key: str = ""
-    """Hash of the same without seed and scheme: steps with equal ones take about the same time. Empty: unknown."""
+    """Hash of the same without seed and scheme. Steps with an equal hash take about equal time. Empty: unknown."""
     seed: int | None = None
-    """None where the step does not use it."""
+    """None: the step does not use it."""
     order_only: tuple["Step", ...] = ()
-    """Ordering-only dependencies: steps that have to end well before it starts, although it reads nothing of theirs."""
+    """Dependencies for the order only: these steps must succeed before it starts, but it reads no results of them."""
     variant: Variant | None = None
-    """The method that the step calls, with the options that hold for its network."""
+    """The method that the step calls, with the effective options for its network."""
     work: Work | None = None
-    """None where it is not known: of a network that was not loaded yet, or whose operations could not be counted."""
+    """None: not known, because the network was not loaded yet, or its operations could not be counted."""
 
     @property
     def kind(self) -> str:
@@ -87,15 +87,15 @@ class Outcome:
     seconds: float = 0.0
     device: str = ""
     error: str | None = None
-    """One line."""
+    """The reason of a failure, in one line."""
     traceback: str | None = None
-    """None where the error is the user's to mend."""
+    """None: the user can correct the error."""
     damaged: str | None = None
-    """Key of an artifact that this step needed and that is not what was written."""
+    """Key of a damaged artifact that this step needed."""
     outdated: bool = False
-    """True if a file changed after the run began: running again takes it as it is."""
+    """True if a file changed after the run began. Another run accepts the new content."""
     spent: bool = False
-    """True if what ran may have changed its process for others: an engine must not use that process again."""
+    """True if the step may have changed its process. Then an engine must not use the process again."""
 
     @property
     def cause(self) -> str:
@@ -105,18 +105,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a running step is."""
+    """The progress of a running step."""
 
     done: int = 0
     total: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     """Last value of each curve."""
     note: str = ""
-    """One more thing to know, such as that nothing was heard of the step for long."""
+    """A further note, for example that the step has not reported for a long time."""
 
 
 class MethodCall(BaseModel):
-    """A method by name with all its options, as a worker makes it."""
+    """A method by name with all its options. A worker makes the method from it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -131,17 +131,17 @@ class MethodCall(BaseModel):
 
 @dataclass(frozen=True)
 class Shown:
-    """The part of `zsqbench show` that tells of an artifact."""
+    """The part of `zsqbench show` that describes an artifact."""
 
     name: str
-    """The key under which `data` stands in JSON."""
+    """The key of `data` in JSON."""
     data: Any
     text: str
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A calibration set, as MLflow lists it."""
+    """A calibration set in the form that MLflow lists."""
 
     name: str
     key: str
@@ -151,21 +151,21 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Tracked:
-    """All that MLflow is told of an artifact besides its curves."""
+    """The content of an artifact for MLflow, without its curves."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     files: Sequence[Path] = ()
     documents: Mapping[str, Any] = field(default_factory=dict)
-    """Plain data, kept as JSON files of these names."""
+    """Plain data that is kept as JSON files with these names."""
     dataset: Dataset | None = None
     unreadable: str | None = None
-    """Why there is less than there should be, where a file was gone or damaged."""
+    """Why a part is missing: a file was gone or damaged."""
 
 
 class Job(BaseModel, ABC):
-    """A kind of step; an instance is one such step as a worker is handed it: plain data, and how to run it.
+    """A kind of step. An instance is the job of one step for a worker: plain data, and how to run it.
 
-    The class methods are for the parent process and for commands, which load neither torch nor plugins for them.
+    The class methods are for the parent process and for commands. They load neither torch nor plugins.
     """
 
     # planning makes no job, so it does not wait for pydantic to build their validators
@@ -173,17 +173,17 @@ class Job(BaseModel, ABC):
 
     kind: ClassVar[str]
     final: ClassVar[bool] = False
-    """A cell is done when its final steps are, and its row is made of what they left."""
+    """A cell is done when its final steps are done. Its row is made from their results."""
     background: ClassVar[bool] = False
-    """No cell waits for it and no row holds its key. It runs where no other step could, for people."""
+    """No cell waits for it and no row holds its key. It runs when no other step can run. Its results are for people."""
     of_set: ClassVar[bool] = False
-    """Its step is one for all cells that share task, network, generator, seed and settings: it is planned once."""
+    """All cells with the same task, network, generator, seed and settings share its step. It is planned once."""
     ships: ClassVar[bool] = False
-    """It writes a network down for others: what it takes is no cost of the methods that made the network."""
+    """It writes a network for other tools. Its time and memory are no cost of the methods that made the network."""
     exclusive: ClassVar[bool] = False
-    """It measures time: it runs while no other step does."""
+    """It measures time, so it runs while no other step runs."""
     axis: ClassVar[Literal["generator", "quantizer"] | None] = None
-    """The axis of the matrix whose method it calls, if it does."""
+    """The axis of the matrix whose method it calls. None: it calls no method."""
 
     key: str
     label: str
@@ -194,16 +194,16 @@ class Job(BaseModel, ABC):
     needs: Mapping[str, str]
     """The artifact of each step that it needs, by kind."""
     resolve: str
-    """The step that learned what the network is."""
+    """The step that found the identity of the network."""
     network: str | None
-    """The network's identity, which the loaded network must have. None for the step that learns it."""
+    """The identity that the loaded network must have. None: this step finds the identity."""
 
     @classmethod
     @abstractmethod
     def plan(cls, cell: "CellPlanning") -> Step | None:
-        """The step of this kind that a cell has, made by `cell.step`, or none.
+        """The step of this kind for a cell, made by `cell.step`. None: the cell has no such step.
 
-        `cell.steps` has those of the kinds before it.
+        `cell.steps` has the steps of the kinds before.
         """
 
     @classmethod
@@ -229,7 +229,7 @@ class Job(BaseModel, ABC):
             label=step.label,
             model=suite.models[cell.model],
             task=MethodCall.of(suite.tasks[cell.task]),
-            # only what calls a method computes as the settings say; the others have no more of them in their keys
+            # only steps that call a method compute with the settings; the keys of other steps do not hold them
             settings=cell.settings if cls.axis else Settings(threads=cell.settings.threads),
             seed=step.seed or 0,
             needs={need.kind: need.key for need in step.needs},
@@ -240,7 +240,7 @@ class Job(BaseModel, ABC):
 
     @property
     def called(self) -> str:
-        """The field that holds the call of the method whose work it is: the one of its axis, or the task."""
+        """The field with the call of the method that does the work: the method of its axis, or the task."""
         return self.axis or "task"
 
     @property
@@ -250,53 +250,53 @@ class Job(BaseModel, ABC):
         return call
 
     def calling(self, options: Mapping[str, Any]) -> Self:
-        """The same step with other options of that method, which are in no key."""
+        """The same job with other options of its method. These options are in no key."""
         call = self.call.model_copy(update={"options": {**self.call.options, **options}})
         return self.model_copy(update={self.called: call})
 
     @classmethod
     def not_run(cls, cell: Cell) -> dict[str, str]:  # noqa: ARG003 - for subclasses
-        """Why a cell that asks for a step of this kind has none, by the group of metrics that it would have made."""
+        """Why a cell that asks for a step of this kind has none, by the group of the missing metrics."""
         return {}
 
     @classmethod
     def leading_to(cls, step: Step) -> dict[str, Step]:  # noqa: ARG003 - for subclasses
-        """Steps before this one that a row tells of by a name of their own."""
+        """Steps before this step that have their own names in a row."""
         return {}
 
     @classmethod
     def row(cls, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:  # noqa: ARG003 - for subclasses
-        """The fields that a final step fills in the row of a cell with these artifacts; dictionaries are merged.
+        """The fields that a final step fills in the row of a cell with these artifacts. Dictionaries are merged.
 
-        Raises CorruptArtifactError where the artifact is damaged.
+        Raises CorruptArtifactError if the artifact is damaged.
         """
         return {}
 
     @classmethod
     def show(cls, store: Store, row: Result) -> Shown | None:  # noqa: ARG003 - for subclasses
-        """The view of the artifact that a row was made from, or none."""
+        """The view of the artifact from which a row was made. None: there is none."""
         return None
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:  # noqa: ARG003 - for subclasses
-        """All that MLflow is told of the artifact that a row was made from; none where there is nothing (yet)."""
+        """The content for MLflow of the artifact from which a row was made. None: there is nothing (yet)."""
         return None
 
     @classmethod
     def is_expected(cls, row: Result) -> bool:  # noqa: ARG003 - for subclasses
-        """True if a background step of this kind will leave something of a row that `track` tells nothing of yet."""
+        """True if a background step of this kind will leave results for a row, and `track` has none yet."""
         return False
 
     @classmethod
     def is_kept(cls, key: str, kept: frozenset[str]) -> bool:
-        """True if `cache gc` leaves an artifact of this kind, where rows refer to the keys in `kept`."""
+        """True if `cache gc` keeps an artifact of this kind, when rows refer to the keys in `kept`."""
         return key in kept
 
 
 def contributed(kinds: Iterable[type[Job]], store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
     """The fields that steps of these kinds fill in the row of a cell.
 
-    Where several fill one, mappings and lists are joined, and of others the last counts.
+    If several steps fill one field, mappings and lists are joined. For other fields the last step counts.
     """
     row: dict[str, Any] = {}
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Steps about a quantized network prepare a student, keep it in a file, and rebuild it from there."""
+"""Students of steps about a quantized network: prepare a student, keep it in a file, rebuild it from the file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ MODEL = "model.safetensors"
 """The student of a quantize step."""
 
 SMALL = 2**24
-"""Bytes of a file that is read as a whole."""
+"""A file with at most so many bytes is read as a whole."""
 
 EPOCH = re.compile(r"epoch-(\d+)\.safetensors")
-"""Those of epochs that it kept."""
+"""The pattern of files of students of kept epochs."""
 
 
 class StudentJob(Job):
@@ -35,19 +35,19 @@ class StudentJob(Job):
 
     quantizer: MethodCall
     prepared_by: MethodCall
-    """The quantizer that prepares the student: the first of those that start from, or are over, each other."""
+    """The quantizer that prepares the student: the first in a chain of quantizers."""
     over: MethodCall | None = None
-    """The quantizer that the quantizer leaves its work to, if it does."""
+    """The quantizer that does the work instead, if any."""
     adapted_by: MethodCall | None = None
-    """The quantizer that gives weights bits of their own, as they were ranked, if one does."""
+    """The quantizer that sets the bits of each weight by a ranking, if any."""
     scheme: Scheme
-    """The cell's; see `student_scheme` for the student's."""
+    """The scheme of the cell. `student_scheme` gives the scheme of the student."""
     watched: tuple[str, ...]
-    """Folders that methods must not open files in."""
+    """Folders in which methods must not open files."""
 
     @classmethod
     def details(cls, step: Step, suite: Suite, data: Data | None) -> dict[str, Any]:
-        """Quantizer, scheme, and what must not be opened."""
+        """Quantizer, scheme, and folders that must not be opened."""
         variant = cast("Variant", step.variant)
         adapting = variant.ranking
         return {
@@ -65,14 +65,14 @@ class StudentJob(Job):
 
     @staticmethod
     def ranking(cell: CellPlanning) -> tuple[Step, ...]:
-        """The step that ranks weights, if the cell has one: each step about its student needs it."""
+        """The step that ranks weights, if the cell has one. Each step about its student needs it."""
         step = cell.steps.get(Sensitivity.kind)
         return () if step is None else (step,)
 
     def student_scheme(self, session: "Session") -> Scheme:
-        """The scheme that the student is prepared for: the cell's, adapted to the ranking where there is one.
+        """The scheme of the student: the scheme of the cell, adapted to the ranking if there is one.
 
-        Raises CorruptArtifactError where the ranking is damaged.
+        Raises CorruptArtifactError if the ranking is damaged.
         """
         if self.adapted_by is None:
             return self.scheme
@@ -85,20 +85,20 @@ class StudentJob(Job):
         return preparing.make_student(teacher, self.student_scheme(session))
 
     def prepared(self, session: "Session") -> "fx.GraphModule":
-        """A student to load an artifact into; always fp32 and contiguous."""
+        """A student for loading an artifact. It is always fp32 and contiguous."""
         with session.method_call(self, self.method(session), self.watched, Settings()) as teacher:
             return self.prepare(session, teacher)
 
     def restored(self, session: "Session", student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
-        """The student with what an artifact of a quantize step holds, ready to run."""
+        """The student with the content of an artifact of a quantize step, ready to run."""
         return load_artifact(student, artifact, file).to(session.device).eval()
 
 
 def load_artifact(student: "nn.Module", artifact: Artifact, file: str = MODEL) -> "nn.Module":
     """Load an artifact into a freshly prepared student.
 
-    Raises ZSQBenchError where the artifact quantizes other tensors than the student, or at other bits or on other
-    grids: codes would be read as what they are not.
+    Raises ZSQBenchError if the artifact has other quantized tensors, bits or grids than the student, because its codes
+    would be misread.
     """
     from zsqbench.quant import effective_map, restore
 
@@ -108,7 +108,7 @@ def load_artifact(student: "nn.Module", artifact: Artifact, file: str = MODEL) -
 
 
 def _load_state(path: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a file. To map a small one into memory takes several times as long as to read it."""
+    """The tensors of a file. Mapping a small file into memory takes several times as long as reading it."""
     from safetensors.torch import load, load_file
 
     return load(path.read_bytes()) if path.stat().st_size < SMALL else load_file(path)
@@ -121,7 +121,7 @@ def measured_tensors(artifact: Artifact) -> list[MeasuredTensor]:
 
 
 def check_structure(kept: Sequence[TensorOnGrid], expected: Sequence[TensorOnGrid], key: str) -> None:
-    """Raise ZSQBenchError where the tensor map of an artifact is not that of the student that it is loaded into."""
+    """Raise ZSQBenchError if the tensor map of an artifact differs from that of its student."""
     ours, theirs = ({(each.kind, each.name): each for each in tensors} for tensors in (expected, kept))
     for place in dict.fromkeys([*ours, *theirs]):
         here, there = _structure(ours.get(place)), _structure(theirs.get(place))
@@ -133,7 +133,7 @@ def check_structure(kept: Sequence[TensorOnGrid], expected: Sequence[TensorOnGri
 
 
 def _structure(tensor: TensorOnGrid | None) -> str:
-    """Role, bits and grid, which decide how codes are read; ranges and sizes do not."""
+    """Role, bits and grid. They say how codes are read. Ranges and sizes do not matter."""
     if tensor is None:
         return "absent"
     per = "per tensor" if tensor.axis is None else f"axis {tensor.axis}"
@@ -148,25 +148,25 @@ def save_student(student: "nn.Module", path: Path) -> None:
     state = state_of(student)
     try:
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
-    except TypeError:  # of a type that numpy lacks, such as bfloat16
+    except TypeError:  # numpy lacks the type of a tensor, such as bfloat16
         safetensors.torch.save_file(state, path)
-    else:  # the same file, for a third of the time: no tensor is looked for in all others
+    else:  # the same file in a third of the time: there is no search for shared tensors
         safetensors.numpy.save_file(arrays, path)
 
 
 def kept_epochs(folder: Path) -> dict[int, Path]:
-    """The files of students that a folder holds, by epoch, in order."""
+    """The files of students in a folder, by epoch, in order."""
     found = ((EPOCH.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def state_of(student: "nn.Module") -> "dict[str, torch.Tensor]":
-    """The state of a finalized student, as its file holds it: without extra state of modules that is no tensor."""
+    """The state of a finalized student in the form of its file: without extra state that is not a tensor."""
     import torch
 
     return on_cpu({name: value for name, value in student.state_dict().items() if isinstance(value, torch.Tensor)})
 
 
 def on_cpu(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """Copies that share no memory."""
+    """Copies of tensors that share no memory."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The cells of a suite file, as far as it tells them without the plugins that it needs."""
+"""The cells of a suite file, as far as they are known without its plugins."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ from zsqbench.suite.suite import AXES, NO_GENERATOR, Cell, name_of
 
 @dataclass(frozen=True)
 class DeclaredBlock:
-    """A block of the matrix: the values that a cell may have on each axis, and its settings."""
+    """A block of the matrix: the possible values of a cell on each axis, and its settings."""
 
     values: Mapping[str, frozenset[str | int | None]]
     settings: Settings
 
     def has(self, row: Result, settings: Settings) -> bool:
-        """True if the cell of a row, which says these settings, is one of its."""
+        """True if the block has the cell of a row with these settings."""
         return settings == self.settings and all(getattr(row, axis) in self.values[axis] for axis in AXES)
 
     def cells(self) -> Iterator[Cell]:
-        """All of its cells, each with a seed."""
+        """All cells of the block, each with a seed."""
         for values in product(*(self.values[axis] for axis in AXES)):
             cell = Cell(**dict(zip(AXES, values, strict=True)), settings=self.settings)  # type: ignore[arg-type]
             if cell.seed is not None:
@@ -38,27 +38,27 @@ class DeclaredBlock:
 
 @dataclass(frozen=True)
 class DeclaredCells:
-    """The cells of a suite file, excluded and impossible ones, too.
+    """The cells of a suite file, including excluded and impossible cells.
 
-    Only methods know if they use a seed: a row may have each cell without.
+    Only methods know if they use a seed. So a row may have any of these cells without a seed.
     """
 
     blocks: Sequence[DeclaredBlock]
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
-        """Raises ZSQBenchError where the file, or an override `a.b=value`, cannot be meant."""
+        """Read the file. Raises ZSQBenchError for an invalid file or override `a.b=value`."""
         source, file = parse_suite(path, overrides)
         blocks = enumerate(file.matrix)
         return cls([DeclaredBlock(_values(block), settings_of(source, file, index)) for index, block in blocks])
 
     def have(self, row: Result) -> bool:
-        """True if a row tells of one of them."""
+        """True if a row is of one of these cells."""
         settings = settings_said(row)
         return settings is not None and any(block.has(row, settings) for block in self.blocks)
 
     def without(self, rows: Collection[str]) -> list[Cell]:
-        """Cells that have no row among these names, neither with their seed nor without one; by name."""
+        """Names of cells without a row among these names. A row without a seed counts for each seed."""
         cells = {cell.name: cell for block in self.blocks for cell in block.cells()}
         return [
             cell
@@ -68,14 +68,14 @@ class DeclaredCells:
 
 
 def settings_said(row: Result) -> Settings | None:
-    """The settings of the cell that a row tells of; none where its name and its fields say different things."""
+    """The settings of a row's cell. None: name and fields of the row contradict each other."""
     settings = _settings_of(json.dumps(row.settings))
     return settings if settings is not None and name_of(row, settings) == row.cell else None
 
 
 @lru_cache
 def _settings_of(text: str) -> Settings | None:
-    """The settings that a row says, which thousands say alike; none where they are no settings."""
+    """The settings that a row states. Thousands of rows have the same. None: they are not valid settings."""
     try:
         return Settings.model_validate_json(text)
     except ValidationError:

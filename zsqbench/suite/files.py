@@ -1,4 +1,4 @@
-"""Where suite files are: a path, or the name of a shipped suite; and what they say, before names have a meaning."""
+"""Find suite files by path or by the name of a shipped suite, and read them before their names are resolved."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def shipped_suites() -> dict[str, Path]:
 
 
 def find_suite(text: str) -> Path:
-    """A suite file by path, or a shipped one by its bare name. Raises ZSQBenchError where there is none."""
+    """A suite file by path, or a shipped suite by its name. Raises ZSQBenchError if there is none."""
     path = Path(text)
     if path.is_file():
         return path
@@ -48,7 +48,7 @@ def suites_of_table(source: str, table: str) -> list[str]:
 
 
 def parse_suite(path: Path, overrides: Sequence[str] = ()) -> tuple[YamlFile, SuiteFile]:
-    """The keys of a suite file, some of them overridden by texts `a.b=value`, and then its sweeps expanded."""
+    """The keys of a suite file, after overrides by texts `a.b=value`, with its sweeps expanded."""
     source = YamlFile(path)
     if not isinstance(source.data, dict):
         raise ZSQBenchError(f"{path}: expected a suite with keys such as name and matrix, got {shape(source.data)}")
@@ -64,14 +64,14 @@ def settings_of(source: YamlFile, file: SuiteFile, block: int) -> Settings:
 
 
 def suite_plugins(path: Path) -> list[Path]:
-    """Only the plugin files that a suite file names, as absolute paths: all that a kept network needs of it."""
+    """The plugin files that a suite file names, as absolute paths. A kept network needs nothing else of the file."""
     source = YamlFile(path)
     named = source.data.get("plugins") if isinstance(source.data, dict) else None
     return [(path.parent / str(file)).resolve() for file in (named if isinstance(named, list) else ())]
 
 
 def suite_name(path: Path) -> str:
-    """Only the name in a suite file: all that a leaderboard needs of it."""
+    """The name in a suite file. A leaderboard needs nothing else of the file."""
     source = YamlFile(path)
     name = source.data.get("name") if isinstance(source.data, dict) else None
     if not isinstance(name, str):

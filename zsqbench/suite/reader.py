@@ -1,4 +1,4 @@
-"""From a suite file to a suite: each name is resolved once against what is installed, and the matrix is expanded."""
+"""Make a suite from a suite file: resolve each name once among the installed methods, then expand the matrix."""
 
 import fnmatch
 import itertools
@@ -37,10 +37,9 @@ def load_suite(
 ) -> Suite:
     """Read, check and expand a suite file.
 
-    `overrides` are `a.b=value` texts that replace values of the file, `expression` selects cells (`-k`). Files that
-    selected cells need are looked for beside the suite, then below the data root; with `find_files` false, those that
-    are absent are no error yet. Raises ZSQBenchError (one line, with file and line number) for anything that cannot be
-    meant.
+    `overrides` are `a.b=value` texts that replace values of the file. `expression` selects cells (`-k`). Files that
+    selected cells need are looked for beside the suite, then below the data root. With `find_files` false, a missing
+    file is not an error yet. Raises ZSQBenchError (one line, with file and line number) for any invalid value.
     """
     source, file = parse_suite(path, overrides)
     own = [path.parent / plugin for plugin in file.plugins]
@@ -52,7 +51,7 @@ def load_suite(
     catalog.check()
     folders = [path.parent] + ([data_root] if data_root else [])
     suite = _SuiteBuilder(source, file, catalog, [*plugin_files, *own], folders).suite(expression, find_files)
-    for broken in catalog.broken:  # which none of its methods needs
+    for broken in catalog.broken:  # none of the suite's methods needs these
         logging.getLogger("zsqbench").warning(
             "plugin %s (%s) did not load: %s", broken.name, broken.origin, broken.error
         )
@@ -60,7 +59,7 @@ def load_suite(
 
 
 class _SuiteBuilder:
-    """Turns a parsed file into a suite: resolves each name once, then expands the matrix."""
+    """Makes a suite from a parsed file: resolves each name once, then expands the matrix."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class _SuiteBuilder:
         self.models = {name: self._model(name, given) for name, given in file.models.items()}
         self.schemes: dict[str, Scheme] = {}
         self._in_matrix: dict[str, Location] = {}
-        """Where each model stands first in the matrix."""
+        """The first place of each model in the matrix."""
         self.variants: dict[Kind, dict[str, Variant]] = {"task": {}, "generator": {}, "quantizer": {}}
         sections: dict[Kind, dict[str, dict[str, Any]]]
         sections = {"task": file.tasks, "generator": file.generators, "quantizer": file.quantizers}
@@ -120,7 +119,9 @@ class _SuiteBuilder:
         )
         if suite.published and not any(map(suite.published_of, cells)):
             place = self.source.where(("published",))
-            self.notes.append(f"{place}: these tables say nothing of a cell; parts of a cell must be called as there")
+            self.notes.append(
+                f"{place}: these tables have no value for any cell; name the parts of a cell as the tables do"
+            )
         return suite
 
     def _published(self) -> dict[ValueKey, dict[str, Any]]:
@@ -185,16 +186,16 @@ class _SuiteBuilder:
         )
 
     def _declare(self, generator: str, quantizer: str, scheme: str) -> tuple[bool, str | None]:
-        """What methods say of cells that have them: is their seed used, and why they cannot run, if so."""
+        """True if a cell's methods use the seed, and why they cannot run together (None: they can)."""
         maker = self.variants["generator"][generator].method if generator != NO_GENERATOR else None
         variant = self.variants["quantizer"][quantizer]
         seeded = any(link.method.seeded for link in variant.chain) or (maker is not None and maker.seeded)
         return seeded, _impossible(cast("Generator | None", maker), variant, self.schemes[scheme])
 
     def _distinct(self, cells: Iterator[tuple[int, Cell]]) -> list[Cell]:
-        """The union of the blocks; says what stood there twice and which seeds made no difference.
+        """The union of the blocks. Notes name repeated cells, and seeds that make no difference.
 
-        A cell is exported, or analyzed, where any block asks for it.
+        A cell is exported or analyzed if any block asks for it.
         """
         first: dict[Cell, int] = {}
         repeated: Counter[tuple[int, int]] = Counter()
@@ -207,7 +208,7 @@ class _SuiteBuilder:
             if cell.export is not None:
                 exported.setdefault(cell, cell.export)
             known = len(first)
-            before = first.setdefault(cell, index)  # one look, for each hashes the cell anew
+            before = first.setdefault(cell, index)  # one lookup, because each lookup hashes the cell again
             if len(first) > known:
                 continue
             if cell.seed is None and before == index and len(set(self.file.matrix[index].seed)) > 1:
@@ -217,7 +218,7 @@ class _SuiteBuilder:
         for (index, before), count in repeated.items():
             other = "in the same block" if index == before else f"in block {before + 1}"
             place = self.source.where(("matrix", index))
-            self.notes.append(f"{place}: {_count(count, 'cell')} of block {index + 1} already stood {other}")
+            self.notes.append(f"{place}: {_count(count, 'cell')} of block {index + 1} already appeared {other}")
         for (generator, quantizer), count in collapsed.items():
             pair = f"{_count(count, 'cell')} of {generator} with {quantizer}"
             self.notes.append(f"{pair} left out: neither uses the seed, so one cell stands for all seeds")
@@ -246,7 +247,7 @@ class _SuiteBuilder:
         return kept
 
     def _note_floats(self, cells: Sequence[Cell]) -> None:
-        """Say of each scheme of an exported cell what it leaves in float, and a runtime with it."""
+        """Note for each scheme of an exported cell which layers it, and so a runtime, leaves in float."""
         for name in dict.fromkeys(cell.scheme for cell in cells if cell.export is not None):
             scheme = self.schemes[name]
             left = [] if scheme.is_float else scheme.left_in_float()
@@ -257,7 +258,7 @@ class _SuiteBuilder:
                 )
 
     def _find_files(self, cells: Sequence[Cell], *, whole: bool) -> None:
-        """Look for the files that these cells need; where they are the whole suite, for all that it names."""
+        """Find the files that these cells need. If they are the whole suite, find all files that it names."""
         for kind, section in (("generator", self.file.generators), ("quantizer", self.file.quantizers)):
             labels = {getattr(cell, kind) for cell in cells}
             for label in (label for label in section if whole or label in labels):
@@ -269,7 +270,7 @@ class _SuiteBuilder:
             self._find_model(task, model)
 
     def _find_model(self, task: str, model: str) -> None:
-        """Let the task say now that it does not know a model."""
+        """Let the task reject an unknown model now."""
         try:
             method = cast("Task", self.variants["task"][task].method)
             with asking(method, "find_model"):
@@ -281,7 +282,7 @@ class _SuiteBuilder:
             raise ZSQBenchError(f"{place}: {error}") from error
 
     def _resolve(self, axis: str, label: str, where: Location) -> None:
-        """Give a name in the matrix its meaning, once."""
+        """Resolve a name in the matrix, once."""
         place = self.source.where(where)
         if ":" in label:
             raise ZSQBenchError(f"{place}: {axis} {label!r} has a ':', which separates the parts of a cell's name")
@@ -300,9 +301,9 @@ class _SuiteBuilder:
                 self._link(label, where)
 
     def _link(self, label: str, where: Location, before: tuple[str, ...] = ()) -> Variant:
-        """Give a quantizer the one that it starts from, and that one its own; `before` are those that lead here.
+        """Resolve the quantizer from which this one starts, or which this one is over, and its own links.
 
-        Or the one that it is over.
+        `before` are the quantizers whose links lead here.
         """
         self._link_over(label, where)
         quantizers, place = self.variants["quantizer"], self.source.where((*where, "start"))
@@ -321,7 +322,7 @@ class _SuiteBuilder:
         return quantizers[label]
 
     def _link_over(self, label: str, where: Location) -> None:
-        """Give a quantizer that leaves its work to another one that other."""
+        """Resolve the quantizer that does the work of this one."""
         quantizers, place = self.variants["quantizer"], self.source.where((*where, "over"))
         variant = quantizers[label]
         with asking(variant.method, "works_over"):
@@ -356,7 +357,7 @@ class _SuiteBuilder:
     def _options(
         self, kind: Kind, label: str, given: Mapping[str, Any], where: Location, *, files_exist: bool = False
     ) -> Method:
-        """A method with the options that the suite sets; the files that it names need not be there yet."""
+        """A method with the options that the suite sets. Files that the options name need not exist yet."""
         name = given.get("method", label)
         method = self.catalog.find(kind, name).method
         options = {key: value for key, value in given.items() if key != "method"}
@@ -383,7 +384,7 @@ class _SuiteBuilder:
 
 
 def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme) -> str | None:
-    """Why these, or what the quantizer starts from or is over, cannot go together, as the methods declare, or none."""
+    """Why generator, scheme and the chain of quantizers cannot go together, as the methods declare. None: they can."""
     if reason := _misfit(generator, quantizer.quantizer, scheme):
         return reason
     for link in quantizer.chain[1:]:
@@ -394,17 +395,17 @@ def _impossible(generator: Generator | None, quantizer: Variant, scheme: Scheme)
 
 
 def _misfit(generator: Generator | None, quantizer: Quantizer, scheme: Scheme) -> str | None:
-    """Why a quantizer cannot go with a generator and a scheme, or none."""
+    """Why a quantizer cannot go with a generator and a scheme. None: it can."""
     with asking(quantizer, "rejects"):
         reason = quantizer.rejects(scheme)
     if reason:
         return f"{quantizer.name} rejects {scheme.name}: {reason}"
     if generator is None and quantizer.needs_images is True:
-        return f"{quantizer.name} needs calibration images, and the generator is none"
+        return f"{quantizer.name} needs calibration images, but the generator is none"
     if generator is not None and not quantizer.needs_images:
-        return f"{quantizer.name} reads no calibration images: its generator is none"
+        return f"{quantizer.name} reads no calibration images, so its generator must be none"
     if generator is not None and quantizer.needs_labels and not generator.gives_labels:
-        return f"{quantizer.name} needs labels, and {generator.name} gives none"
+        return f"{quantizer.name} needs labels, but {generator.name} gives no labels"
     return None
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from zsqbench.export.options import ExportOptions
 from zsqbench.suite.suite import NO_GENERATOR
 
-VARIANTS = "a name for a method with options; an option {each: [a, b]} makes a variant of each value"
+VARIANTS = "a name for a method with options; an option {each: [a, b]} makes a variant for each value"
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -37,12 +37,12 @@ class Block(BaseModel):
     scheme: Names = Field(min_length=1)
     seed: Seeds = Field([0], min_length=1)
     settings: dict[str, Any] = {}
-    export: ExportOptions | None = Field(None, description="export, check and time these cells; the suite's by default")
-    analyze: bool | None = Field(None, description="measure the error of each tensor; the suite's by default")
+    export: ExportOptions | None = Field(None, description="export, check and time these cells; unset: as the suite")
+    analyze: bool | None = Field(None, description="measure the error of each tensor; unset: as the suite")
 
 
 class Exclusion(BaseModel):
-    """Cells that are left out, each axis a name or a pattern (`hw/*`), and why."""
+    """Cells that are left out, and why. Each axis is a name or a pattern (`hw/*`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class Exclusion(BaseModel):
 
 
 class Reference(BaseModel):
-    """Tables of a paper whose values stand beside the measured ones."""
+    """Tables of a paper. Their values are shown beside the measured values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ References = Annotated[list[Reference], BeforeValidator(_as_list, json_schema_in
 
 
 class SuiteFile(BaseModel):
-    """The keys of a suite file; `zsqbench schema` prints their JSON schema for editors."""
+    """The keys of a suite file. `zsqbench schema` prints their JSON schema for editors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,10 +80,10 @@ class SuiteFile(BaseModel):
     tasks: dict[str, dict[str, Any]] = Field({}, description="a name for a method with options")
     models: dict[str, dict[str, Any]] = Field({}, description="a user's own network, or a variant of a named one")
     schemes: dict[str, dict[str, Any]] = Field({}, description="a name for a shipped placement with changes")
-    matrix: list[Block] = Field(min_length=1, description="each block is a full product, the suite is their union")
+    matrix: list[Block] = Field(min_length=1, description="each block is a full product; the suite is their union")
     exclude: list[Exclusion] = []
-    step_timeout: float | None = Field(None, gt=0, description="seconds that one step may take")
+    step_timeout: float | None = Field(None, gt=0, description="time limit of one step in seconds; unset: no limit")
     export: ExportOptions | None = Field(None, description="export, check and time all cells; needs the extra `onnx`")
     analyze: bool = Field(False, description="measure the error of each tensor of all quantized networks")
     plugins: list[str] = Field([], description="single-file plugins, relative to the suite")
-    published: References = Field([], description="tables of papers whose values stand beside the measured ones")
+    published: References = Field([], description="tables of papers; their values are shown beside the measured values")

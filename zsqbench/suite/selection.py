@@ -9,7 +9,7 @@ from zsqbench.errors import ZSQBenchError
 
 
 class Named(Protocol):
-    """A cell, or whatever goes by the name of one."""
+    """A cell, or another object with the name of a cell."""
 
     @property
     def name(self) -> str:
@@ -20,9 +20,9 @@ Entry = TypeVar("Entry", bound=Named)
 
 
 def select(entries: Sequence[Entry], expression: str | None, where: str = "-k") -> list[Entry]:
-    """Those whose names match: words that the name contains, with `and`, `or`, `not` and parentheses; none for all.
+    """The cells whose names match an expression: words in the name, with `and`, `or`, `not` and parentheses.
 
-    Raises ZSQBenchError for an expression that cannot be read; it says where this was given.
+    None: all cells. Raises ZSQBenchError for an invalid expression, and says where it was given.
     """
     if expression is None:
         return list(entries)
@@ -34,9 +34,9 @@ def select(entries: Sequence[Entry], expression: str | None, where: str = "-k") 
 
 
 def expression_for(names: Sequence[str], chosen: Sequence[str]) -> str | None:
-    """An expression that selects the chosen of these names and no others, as short as is easily found.
+    """A short expression that selects exactly the chosen names.
 
-    None where all or none are chosen, and where no expression of their parts does it.
+    None: all or no names are chosen, or no expression of their parts selects them.
     """
     others = [name for name in names if name not in set(chosen)]
     if not chosen or not others:
@@ -52,7 +52,7 @@ def expression_for(names: Sequence[str], chosen: Sequence[str]) -> str | None:
 
 
 def _cover(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Few parts of these names, or whole names, of which each name has one and no other name has any."""
+    """Few parts of names, or whole names. Each of these names has one of them, and no other name has any."""
     parts = {part for name in names for part in (*name.split(":"), name)}
     own = {part: {name for name in names if part in name} for part in parts if not any(part in each for each in others)}
     words, left = [], set(names)
@@ -87,7 +87,7 @@ def _matcher(expression: str, where: str) -> Callable[[str], bool]:
 
     try:
         tree = ast.parse(" ".join(code), mode="eval").body
-    except (SyntaxError, RecursionError, MemoryError) as error:  # the latter for thousands of "not"
+    except (SyntaxError, RecursionError, MemoryError) as error:  # MemoryError: thousands of "not"
         raise _unreadable(expression, where) from error
     return lambda name: holds(tree, name)
 

@@ -1,4 +1,4 @@
-"""A suite as data: what its names mean, and its cells."""
+"""A suite as data: its resolved names, and its cells."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,38 +24,38 @@ NO_GENERATOR = "none"
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its options, as a suite names it."""
+    """A method with its options, under the name in the suite."""
 
     label: str
     method: Method
     plugin: Plugin
     start: "Variant | None" = None
-    """The quantizer from whose result this one goes on."""
+    """The quantizer from whose result this quantizer starts."""
     over: "Variant | None" = None
-    """The quantizer that this one leaves its work to. A variant has a start, or one that it is over, or neither."""
+    """The quantizer that does the work of this quantizer. A variant has a `start`, or an `over`, or neither."""
     given: Method | None = None
-    """The method as the suite says it, where `method` has what holds for a network."""
+    """The method with the options of the suite. `method` has the effective options for a network."""
 
     def resolved(self, network: Network, scheme: Scheme | None) -> "Variant":
-        """The same with a value for each option that the suite leaves to the method."""
+        """The variant with a value for each option that the suite leaves to the method."""
         start = self.start.resolved(network, scheme) if self.start else None
         over = self.over.resolved(network, scheme) if self.over else None
         return replace(self, method=self.method.resolved(network, scheme), start=start, over=over, given=self.method)
 
     @property
     def quantizer(self) -> Quantizer:
-        """Its method, where that is a quantizer."""
+        """Its method, which must be a quantizer."""
         return cast("Quantizer", self.method)
 
     @cached_property
     def chain(self) -> "tuple[Variant, ...]":
-        """The quantizer itself, the one that it starts from or is over, and so on; the last prepares the student."""
+        """The quantizer, the quantizer that it starts from or is over, and so on. The last one prepares the student."""
         before = self.start or self.over
         return (self, *(before.chain if before else ()))
 
     @cached_property
     def ranking(self) -> "Variant | None":
-        """The quantizer that asks for a ranking of weights: this one, or one that it starts from, or none."""
+        """The quantizer in the chain that asks for a ranking of weights. None: no quantizer asks."""
         for link in self.chain:
             with asking(link.method, "ranking_images"):
                 images = link.quantizer.ranking_images
@@ -71,11 +71,11 @@ class Variant:
 
     @property
     def at_work(self) -> "Variant":
-        """The quantizer that does the work: the one that this is over, or this one."""
+        """The quantizer that does the work: `over`, or this quantizer."""
         return self.over or self
 
     def relation(self, link: "Variant") -> str:
-        """How a later one of the chain is related to it: `starts from rtn`."""
+        """How it is related to a later quantizer of the chain: `starts from rtn`."""
         return f"{'is over' if any(each.over is link for each in self.chain) else 'starts from'} {link.label}"
 
     @cached_property
@@ -90,9 +90,9 @@ class Variant:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides its results: name, version and options, files by content, a single-file plugin by its source.
+        """The data that decides its results: name, version, options, content of files, source of a single-file plugin.
 
-        A quantizer that it starts from, or is over, is there as what it is, not as what the suite calls it.
+        A quantizer that it starts from or is over is included by its identity, not by its name in the suite.
         """
         files = self.input_files
         options = {
@@ -111,7 +111,7 @@ class Variant:
         }
 
     def describe(self) -> dict[str, Any]:
-        """The same for people, in a result row."""
+        """Name, version and options for people, in a result row."""
         others = {"start": self.start, "over": self.over}
         return {
             "method": self.method.name,
@@ -125,7 +125,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of the matrix, by the names that the suite uses."""
+    """One entry of the matrix, by the names of the suite."""
 
     task: str
     model: str
@@ -133,24 +133,24 @@ class Cell:
     quantizer: str
     scheme: str
     seed: int | None
-    """None where neither generator nor quantizer uses the seed."""
+    """None: neither generator nor quantizer uses the seed."""
     settings: Settings
     reason: str | None = None
-    """Why it cannot or shall not run."""
+    """Why it cannot run or is excluded. None: it can run."""
     excluded: bool = False
     export: ExportOptions | None = field(default=None, compare=False)
-    """How its quantized network is exported, checked and timed, if it is."""
+    """How its quantized network is exported, checked and timed. None: it is not exported."""
     analyze: bool = field(default=False, compare=False)
-    """True if the error of its quantized network is measured tensor by tensor; in no key and no definition."""
+    """True if the error of its quantized network is measured for each tensor. It is in no key and no definition."""
 
     @cached_property
     def name(self) -> str:
-        """`task:model:generator:quantizer:scheme:seed`, then the settings that are not the default."""
+        """`task:model:generator:quantizer:scheme:seed`, then the settings that differ from the default."""
         return name_of(self, self.settings)
 
 
 def name_of(cell: "Cell | Result", settings: Settings) -> str:
-    """The name of a cell, or of that of a row which says these settings."""
+    """The name of a cell, or of the cell of a row, with these settings."""
     seed = "-" if cell.seed is None else cell.seed
     generator = cell.generator or NO_GENERATOR
     return f"{cell.task}:{cell.model}:{generator}:{cell.quantizer}:{cell.scheme}:{seed}{_changed(settings)}"
@@ -164,7 +164,7 @@ def _changed(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite: what its names mean, and its cells in the order of the file."""
+    """A checked suite: its resolved names, and its cells in the order of the file."""
 
     name: str
     description: str
@@ -177,18 +177,18 @@ class Suite:
     schemes: Mapping[str, Scheme]
     cells: Sequence[Cell]
     selected: Sequence[Cell]
-    """Those that the expression selects, of which alone the files were looked for."""
+    """The cells that the expression selects. Only their files were looked for."""
     plugin_files: Sequence[Path] = ()
     notes: Sequence[str] = field(default_factory=list)
-    """What a reader of the file may not have meant: duplicates, collapsed seeds, exclusions that match nothing."""
+    """Notes on possible mistakes: duplicates, collapsed seeds, exclusions that match nothing."""
     placements: Mapping[str, Placement] = field(default_factory=dict)
-    """The shipped placements and the suite's own, whether its matrix uses them or not."""
+    """The shipped placements and those of the suite, used or not."""
     overrides: Sequence[str] = ()
-    """Values of the file that were given otherwise (`--set`)."""
+    """Values that override those of the file (`--set`)."""
     published: Mapping[ValueKey, Mapping[str, Any]] = field(default_factory=dict)
-    """What the tables that it names say, by the names of a cell's parts and the metric."""
+    """Values of the published tables that it names, by the parts of a cell's name and the metric."""
     step_timeout: float | None = None
-    """Seconds that one step may take; without a limit if None."""
+    """Time limit of one step in seconds. None: no limit."""
 
     def generator(self, cell: Cell) -> Generator | None:
         """The generator of a cell."""
@@ -208,20 +208,20 @@ class Suite:
         return methods | ({"generator": self.generators[cell.generator]} if cell.generator else {})
 
     def published_of(self, cell: Cell) -> dict[str, Any]:
-        """What a paper says of a cell: value, std, float, source, citation, note; or nothing."""
+        """The published values for a cell: value, std, float, source, citation, note. Empty: there are none."""
         metric = self.task(cell.task).metric
         place = (cell.model, cell.generator or NO_GENERATOR, cell.quantizer, cell.scheme, metric)
         return dict(self.published.get(place, {}))
 
     def definition(self, cell: Cell) -> str:
-        """Hash of all that the suite says of a cell."""
+        """Hash of everything that the suite says of a cell."""
         named = self._named(cell.task, cell.model, cell.quantizer, cell.scheme, cell.generator)
         asked = [] if cell.export is None else [canonical(cell.export.model_dump(mode="json"))]
         return digest_of_texts([named, canonical(cell.seed), self._settings_text(cell.settings), *asked])
 
     @cached_property
     def _named(self) -> Callable[[str, str, str, str, str | None], str]:
-        """The parts of the definition of cells that names of the suite decide, as text; cells of all seeds share it."""
+        """The parts of a cell's definition that names of the suite decide, as text. Cells of all seeds share it."""
 
         def text(task: str, model: str, quantizer: str, scheme: str, generator: str | None) -> str:
             labels = {"task": task, "model": model, "quantizer": quantizer, "scheme": scheme}
@@ -236,7 +236,7 @@ class Suite:
         return cache(lambda settings: canonical(settings.model_dump(mode="json")))
 
     def _part(self, axis: str, label: str) -> str:
-        """The part of the definition of cells that a name of the suite decides; thousands share it."""
+        """The part of a cell's definition that one name of the suite decides. Thousands of cells share it."""
         if (axis, label) not in self._parts:
             self._parts[axis, label] = digest_of(self._describe(axis, label))
         return self._parts[axis, label]
@@ -247,7 +247,7 @@ class Suite:
 
     def _describe(self, axis: str, label: str) -> Any:
         if axis == "task":
-            # All options: they say which data is meant, and a definition is known before the data is read.
+            # All options are included: they name the data, and a definition must be known before the data is read.
             return [self.tasks[label].identity, self.tasks[label].method.options()]
         if axis == "model":
             return _without_folders(self.models[label])
@@ -257,6 +257,6 @@ class Suite:
 
 
 def _without_folders(model: ModelSpec) -> dict[str, Any]:
-    """A model as plain data in which files have names but no places: their content is in the keys."""
+    """A model as plain data. Files have names but no folders, because the keys hold their content."""
     data = model.model_dump(mode="json")
     return data | {key: Path(data[key]).name for key in ("file", "weights") if data[key]}

@@ -1,7 +1,7 @@
-"""Sweeps: an option that a suite gives as `{each: [a, b]}` makes a variant of each value, as if written by hand.
+"""Sweeps: an option `{each: [a, b]}` of a suite makes a variant for each value, as if written by hand.
 
-A variant is called after its values, as `dgh-images-16`. Options have no `-` in their names, neither a shell nor `-k`
-reads one as anything else, and exclusions take none for a pattern.
+The name of a variant contains its values, as `dgh-images-16`. The `-` is safe: names of options do not contain it,
+a shell and `-k` give it no meaning, and it is not a pattern in exclusions.
 """
 
 import itertools
@@ -17,25 +17,25 @@ from zsqbench.suite.validation import shape
 from zsqbench.suite.yamlfile import Location, YamlFile
 
 EACH = "each"
-"""The only key of an option that is swept."""
+"""The only key of a swept option."""
 
 MOST = 1000
-"""One name makes no more variants than this: many more are a mistake, and would take all memory."""
+"""The most variants of one name. Many more are a mistake, and would take all memory."""
 
 WORD = re.compile(r"[\w.+/-]+")
-"""A text that can be a part of a name."""
+"""The pattern of texts that can be part of a name."""
 
 Options = dict[str, Any]
 """The options of a variant, as the file gives them."""
 
 LINKS = ("start", "over")
-"""The options by which a quantizer names another one."""
+"""The options by which a quantizer names another quantizer."""
 
 
 def expand(source: YamlFile, file: SuiteFile) -> SuiteFile:
-    """The suite without `each`: variants for each sweep, and their names wherever its name stood.
+    """The suite without `each`: variants replace each sweep, and their names replace the name of the sweep.
 
-    Raises ZSQBenchError for a list or a value of which no variants can be made, and for names that there are already.
+    Raises ZSQBenchError for a list or a value that cannot make variants, and for names that already exist.
     """
     sections = {
         "generator": _Section(source, "generators", file.generators),
@@ -65,7 +65,7 @@ class _Section:
     key: str
     given: Mapping[str, Options]
     links: Sequence[str] = ()
-    """Options that name another variant of the section, and mean all of it where that is swept."""
+    """Options that name another variant of the section. If that variant is swept, they mean all its variants."""
     swept: dict[str, str] = field(default_factory=dict)
     """The sweep that made a variant, by its label."""
     _done: dict[str, dict[str, Options]] = field(default_factory=dict)
@@ -81,14 +81,14 @@ class _Section:
         return found
 
     def names(self, names: Sequence[str]) -> list[str]:
-        """The same with the labels of its variants for the name of a sweep."""
+        """These names, with the name of each sweep replaced by the labels of its variants."""
         return [label for name in names for label in self._labels(name)]
 
     def _labels(self, name: str) -> list[str]:
         return [label for label, swept in self.swept.items() if swept == name] or [name]
 
     def _expand(self, name: str, way: tuple[str, ...] = ()) -> dict[str, Options]:
-        """The variants of one name; `way` are those that lead here by their links."""
+        """The variants of one name. `way` are the variants whose links lead here."""
         if name not in self._done:
             self._done[name] = dict(self._variants(name, (*way, name)))
         return self._done[name]
@@ -101,7 +101,9 @@ class _Section:
             return
         count = math.prod(map(len, values.values()))
         if count > MOST:
-            raise ZSQBenchError(f"{self._place(name)}: {self.key}.{name} makes {count} variants; at most {MOST} can be")
+            raise ZSQBenchError(
+                f"{self._place(name)}: {self.key}.{name} makes {count} variants; at most {MOST} are possible"
+            )
         for chosen in itertools.product(*values.values()):
             picked = {option: value for option, (value, _) in zip(values, chosen, strict=True)}
             label = "-".join([name, *(f"{option}-{_word(value)}" for option, value in picked.items())])
@@ -114,7 +116,7 @@ class _Section:
             yield label, {"method": name, **given, **picked}
 
     def _values(self, name: str, option: str, way: tuple[str, ...]) -> list[tuple[object, Location]] | None:
-        """The values of an option that is swept, and where each stands; none for any other option."""
+        """The values of a swept option, and the place of each. None: the option is not swept."""
         where: Location = (self.key, name, option)
         given = self.given[name][option]
         is_swept = _is_swept(given)
@@ -147,8 +149,8 @@ class _Section:
             if isinstance(value, dict | list) or (isinstance(value, str) and not WORD.fullmatch(value)):
                 expected = "expected numbers, true, false, null, or texts of letters, digits and ._+-/"
                 raise ZSQBenchError(
-                    f"{at}: {path}.{index}: {expected}, as values name variants, got {shape(value)}; "
-                    "give a variant with this value a name of its own"
+                    f"{at}: {path}.{index}: {expected}, because values name variants, got {shape(value)}; "
+                    "write a variant with this value under its own name"
                 )
             if any(_same(value, other) for other in values[:index]):
                 raise ZSQBenchError(f"{at}: {path} has {shape(value)} twice")
@@ -156,7 +158,7 @@ class _Section:
 
     def _collision(self, name: str, label: str) -> str:
         kind = self.key.removesuffix("s")
-        other = f"a {kind} of this name stands in the suite, too" if label in self.given else "so does another value"
+        other = f"the suite already has a {kind} of this name" if label in self.given else "so does another value"
         return f"{self._place(name)}: the sweep {name} makes a {kind} {label!r}; {other}; rename one"
 
     def _place(self, name: str) -> str:
@@ -168,7 +170,7 @@ def _is_swept(value: object) -> bool:
 
 
 def _same(first: object, second: object) -> bool:
-    """True for 1 and 1.0, which are one value of an option, and false for 1 and true."""
+    """True for 1 and 1.0, which are the same value of an option. False for 1 and true."""
     return bool(first == second) and isinstance(first, bool) == isinstance(second, bool)
 
 

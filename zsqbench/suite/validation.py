@@ -1,4 +1,4 @@
-"""Validation of plain data, with errors that name file, line, what was given and what was expected."""
+"""Validate plain data. Errors name the file, the line, the given value and the expected value."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ def parse(
     *,
     files_exist: bool = True,
 ) -> Model:
-    """Validate as JSON in strict mode: a number is not text, text is not a number, but text is a path.
+    """Validate as JSON in strict mode: numbers are not texts, texts are not numbers, but a text can be a path.
 
-    Files are looked for in `folders`; `files_exist` says whether one that is absent is an error.
+    Files are looked for in `folders`. With `files_exist`, a missing file is an error.
     """
     context = {"folders": folders, "files_exist": files_exist}
     try:
@@ -42,7 +42,7 @@ def _explain(
     where: Location,
     what: str,
 ) -> list[str]:
-    """Validation errors in our words, one line for each value: where, what was given, what was expected."""
+    """Validation errors in words of zsqbench, one line for each value: its place, given value, expected value."""
     misspelt: dict[Location, list[str]] = {}
     for item in error.errors():
         if item["type"] == "extra_forbidden":
@@ -62,7 +62,7 @@ def _explain(
         elif item["type"] == "missing":
             lines[f"{place}: {path} has too few values, got {shape(item['input'])}"] = []
         else:
-            # fields that contradict each other are named in the message, and all of them at once say less
+            # the message names the fields that contradict each other; showing all fields would say less
             got = "" if item["type"] == "value_error" and isinstance(item["input"], dict) else shape(item["input"])
             given = f"{place}: {f'{path}: ' if path else ''}%s{got and f', got {got}'}"
             message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
@@ -74,7 +74,7 @@ def _explain(
 def existing_part(data: Any, location: Location) -> Location:
     """The part of a location that is in the data.
 
-    pydantic adds the names of the types that it tried, and an index where a single value stands for a list of it.
+    pydantic adds the names of the types that it tried. It adds an index if a single value replaces a list of one value.
     """
     found: list[str | int] = []
     for part in location:
@@ -89,7 +89,7 @@ def existing_part(data: Any, location: Location) -> Location:
 
 
 def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
-    """Names of the fields of the model that stands at this location below a model."""
+    """Names of the fields of the model at this location below a model."""
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
@@ -99,7 +99,7 @@ def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
 
 
 def shape(value: object) -> str:
-    """A given value, short."""
+    """A given value, shortened."""
     if value is None:
         return "nothing"
     text = json.dumps(value, default=str)

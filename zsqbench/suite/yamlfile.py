@@ -1,4 +1,4 @@
-"""Read a YAML file as plain data and remember where every value stands, for errors that say where."""
+"""Read a YAML file as plain data, and remember the place of each value for error messages."""
 
 import contextlib
 import re
@@ -20,11 +20,11 @@ MAX_DEPTH = 50
 PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{tag}" for tag in ("str", "int", "float", "bool", "null", "map", "seq"))
 DATE = "tag:yaml.org,2002:timestamp"
 NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+")
-"""What YAML 1.2 and people take for a number, and PyYAML for text: 3e-7."""
+"""Texts that are numbers in YAML 1.2 and for people, but not for PyYAML: 3e-7."""
 
 
 class YamlFile:
-    """The content of a YAML file (plain data only; duplicate keys are errors) and where each value stands."""
+    """The content of a YAML file (plain data only; duplicate keys are errors), and the place of each value."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class YamlFile:
         self.data = _PlainLoader(str(path), lambda line: f"{path}:{line}", self._places).read(text, ())
 
     def where(self, location: Location) -> str:
-        """`file:line` of a value (or `--set ...`, where it was overridden), or of the closest value around it."""
+        """`file:line` of a value (`--set ...` if it was overridden), or of the closest value around it."""
         for end in range(len(location), 0, -1):
             if location[:end] in self._origins:
                 return self.where(self._origins[location[:end]] + location[end:])
@@ -48,11 +48,11 @@ class YamlFile:
         return self._places.get(location, str(self.path))
 
     def stands_at(self, location: Location, origin: Location) -> None:
-        """Say of a value that is not in the file which one, with all that is inside of it, it was made from."""
+        """Give a value that is not in the file, and its inner values, the place of the value that it was made from."""
         self._origins[location] = origin
 
     def override(self, text: str) -> None:
-        """Replace a value: `a.b=value`, the value read as YAML. Raises ZSQBenchError where that cannot be meant."""
+        """Replace a value: `a.b=value`. The value is read as YAML. Raises ZSQBenchError for an invalid text."""
         place = f"--set {text!r}"
         path, equals, value = text.partition("=")
         keys = path.split(".")
@@ -71,7 +71,7 @@ class YamlFile:
 
 
 def _enter(holder: Any, location: Location, key: str, place: str) -> tuple[Any, Location]:
-    """The list or mapping below a key, made where there is nothing yet."""
+    """The list or mapping below a key. It is made if there is nothing yet."""
     known = _key(holder, location, key, place)
     if isinstance(holder, dict) and holder.get(str(known)) is None:
         holder[str(known)] = {}
@@ -79,25 +79,25 @@ def _enter(holder: Any, location: Location, key: str, place: str) -> tuple[Any, 
 
 
 def _key(holder: Any, location: Location, key: str, place: str) -> str | int:
-    """A key of a mapping, or an index of a list that reaches that far."""
+    """A key of a mapping, or a valid index of a list."""
     if isinstance(holder, dict):
         return key
     if isinstance(holder, list):
         if not (key.isdecimal() and int(key) < len(holder)):
-            raise ZSQBenchError(f"{place}: {key!r} is no index of a list of {len(holder)}; the first is 0")
+            raise ZSQBenchError(f"{place}: {key!r} is not an index of a list of {len(holder)}; the first is 0")
         return int(key)
-    raise ZSQBenchError(f"{place}: {'.'.join(map(str, location))} is a single value, there is no {key!r} in it")
+    raise ZSQBenchError(f"{place}: {'.'.join(map(str, location))} is a single value and has no {key!r}")
 
 
 def _compose(text: str) -> yaml.Node | None:
-    """The tree of a text. The parser in C is 20 times as fast; errors are those of Python's, which say more."""
+    """The tree of a text. The parser in C is 20 times as fast. Errors come from the Python parser, which says more."""
     with contextlib.suppress(yaml.YAMLError):
         return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 class _PlainLoader:
-    """Turns YAML text into plain data and notes the place of each value."""
+    """Makes plain data from YAML text, and notes the place of each value."""
 
     def __init__(self, source: str, place: Callable[[int], str], places: dict[Location, str]) -> None:
         self.source = source
@@ -124,7 +124,7 @@ class _PlainLoader:
         if self.nodes > MAX_NODES:
             raise ZSQBenchError(f"{self.source}: more than {MAX_NODES} values; is an alias repeated without end?")
         if depth > MAX_DEPTH:
-            raise ZSQBenchError(f"{self.place(line)}: nested more than {MAX_DEPTH} deep; does an alias hold itself?")
+            raise ZSQBenchError(f"{self.place(line)}: nested more than {MAX_DEPTH} deep; does an alias contain itself?")
         self.places.setdefault(location, self.place(line))
         if node.tag == DATE:
             return node.value  # a date is text here
@@ -150,7 +150,7 @@ class _PlainLoader:
             key = key_node.value
             if key in mapping:
                 first = self.places[*location, key].rpartition(":")[2]
-                raise ZSQBenchError(f"{place}: key {key!r} stands here a second time, first in line {first}")
+                raise ZSQBenchError(f"{place}: duplicate key {key!r}; it is first in line {first}")
             self.places.setdefault((*location, key), place)
             mapping[key] = self._convert(value_node, (*location, key), depth + 1)
         return mapping

@@ -1,1 +1,1 @@
-"""The embedded networks and data, the published networks by name, and how weights are read."""
+"""The embedded networks and data, the published networks by name, and the reading of weights."""

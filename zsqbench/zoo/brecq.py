@@ -1,8 +1,8 @@
-"""The ImageNet networks of BRECQ's release (yhhhli/BRECQ, v1.0), which DGH's numbers start from, too.
+"""The ImageNet networks of BRECQ's release (yhhhli/BRECQ, v1.0). DGH's numbers start from them, too.
 
-Tensors have the names that they have in its models/resnet.py and models/mobilenetv2.py, and so in the published files.
-What is computed is torchvision's: the ResNets stride in the 3x3 convolution, and differ in that each ReLU is a module
-of its own; MobileNetV2 has all layers of a block in one sequence, and no dropout.
+Tensors have the same names as in its models/resnet.py and models/mobilenetv2.py, and so as in the published files. The
+computation is that of torchvision: the ResNets stride in the 3x3 convolution. Differences: each ReLU of the ResNets is
+a separate module, and MobileNetV2 has all layers of a block in one sequence and no dropout.
 """
 
 from itertools import chain

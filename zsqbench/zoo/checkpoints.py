@@ -1,4 +1,4 @@
-"""Reading the tensors of a weights file, safetensors or a weights-only checkpoint, with one clear line on failure."""
+"""Read the tensors of a weights file (safetensors or a weights-only checkpoint). Failures are one clear line."""
 
 import pickle
 import re
@@ -16,7 +16,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.zoo.models import Checkpoint
 
 SHOWN = 3
-"""How many names a line shows; the rest is counted."""
+"""A line shows at most so many names, and counts the rest."""
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "params")
 
@@ -24,8 +24,8 @@ _NESTS = ("state_dict", "model_state_dict", "model", "net", "params")
 def read_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     """The tensors of a file by name, and the extra state of modules, which may be any data.
 
-    A moving average that is there is told to `checkpoint.note`, taken or not. Raises ZSQBenchError where the file
-    cannot be read, holds something else, or lacks the weights that are asked for.
+    If the file has a moving average, `checkpoint.note` is told, even if it is not used. Raises ZSQBenchError if the
+    file cannot be read, holds something else, or lacks the requested weights.
     """
     path = checkpoint.file
     if not path.is_file():
@@ -35,12 +35,12 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def is_extra_state(name: str) -> bool:
-    """True for the name of what a module's `get_extra_state` gave."""
+    """True for the name of an entry from a module's `get_extra_state`."""
     return name.rpartition(".")[2] == "_extra_state"
 
 
 def some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     shown = ", ".join(names[:SHOWN]) or "nothing"
     return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
 
@@ -57,14 +57,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_checkpoint(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of protocols that it may not know; the error says enough
+        with warnings.catch_warnings(action="ignore"):  # warnings on unknown protocols; the error says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ZSQBenchError(
             f"weights {path} are a pickle that holds more than tensors, which is not run here, or are damaged; "
             "save them as safetensors, or with torch.save(module.state_dict(), path)"
         ) from error
-    except Exception as error:  # a truncated checkpoint raises whatever its last bytes make of it
+    except Exception as error:  # a truncated checkpoint may raise anything
         raise ZSQBenchError(
             f"weights {path} ({path.stat().st_size} bytes) are damaged or neither safetensors nor a checkpoint of "
             f"torch.save: {_one_line(error)}; copy the file again"
@@ -72,7 +72,7 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 def _taken(content: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state that is asked for: without a word, the model's own, or the average where there is no other."""
+    """The requested state. By default the model's own, or the average if there is no other state."""
     states = dict(_states(content))
     model = next((place for place in states if not _is_average(place)), None)
     average = next((place for place in states if _is_average(place)), None)
@@ -86,7 +86,7 @@ def _taken(content: Any, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _states(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """All that is tensors by name, at the top (its place is empty) or below the names that training code uses."""
+    """All mappings of names to tensors, at the top (an empty place) or below the names that training code uses."""
     if not isinstance(content, Mapping):
         return
     if content and all(isinstance(value, Tensor) or is_extra_state(str(name)) for name, value in content.items()):

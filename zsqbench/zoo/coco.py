@@ -1,4 +1,4 @@
-"""What a detector found, and COCO's figures of it by pycocotools."""
+"""The boxes that a detector found, and COCO's figures of them by pycocotools."""
 
 import contextlib
 import io
@@ -26,16 +26,16 @@ FIGURES = (
     "mAR_medium",
     "mAR_large",
 )
-"""COCO's twelve, in its order: average precision over IoU thresholds 0.5 to 0.95, and recall at most detections."""
+"""COCO's twelve figures, in its order: average precision over IoU thresholds 0.5 to 0.95, and average recall."""
 
 LOW, FOUND, FEWEST, CHANCE = 10.0, 5.0, 10, 0.1
-"""When a detector's labels hit nothing but chance, see `BoxesAlone`.
+"""Thresholds for the check that a detector's labels are not random, see `BoxesAlone`.
 
-It takes another evaluation, so it is looked at only where mAP50 is below LOW percent. Without categories, mAP50 has to
-be FOUND percent at least, so that the detector does find things, and FEWEST boxes have to be found. Labels are chance
-where a tenth of them (CHANCE) at most is right, as labels at random are with ten categories. Of the 193 boxes that
-FastestDet finds in 50 images of COCO, 142 have the right label; 8 have it with numbers that are one too large, 6 with
-numbers that are one too small, and 1 with labels at random.
+The check takes another evaluation, so it is only made if mAP50 is below LOW percent. Without categories, mAP50 must be
+at least FOUND percent, so that the detector really finds objects, and at least FEWEST boxes must be found. Labels count
+as random if at most a tenth of them (CHANCE) is right, as with random labels and ten categories. Of the 193 boxes that
+FastestDet finds in 50 images of COCO, 142 have the right label. 8 have it with numbers that are one too large, 6 with
+numbers that are one too small, and 1 with random labels.
 """
 
 
@@ -46,7 +46,7 @@ class Detections:
     image_ids: "np.ndarray[Any, Any]"
     """int64 [K]."""
     categories: "np.ndarray[Any, Any]"
-    """int64 [K], by the numbers of the data."""
+    """int64 [K], numbers of images in the data."""
     boxes: "np.ndarray[Any, Any]"
     """float32 [K, 4]: left, top, width, height, in pixels of the image."""
     scores: "np.ndarray[Any, Any]"
@@ -54,9 +54,9 @@ class Detections:
 
     @classmethod
     def of(cls, rows: "Sequence[tuple[int, Mapping[str, Tensor]]]") -> "Detections":
-        """Of images by number, with `boxes` (left, top, right, bottom), `scores` and `labels` each.
+        """Detections from images by number, each with `boxes` (left, top, right, bottom), `scores` and `labels`.
 
-        Boxes and scores that are not finite are none.
+        Boxes with values or scores that are not finite do not count.
         """
         import numpy as np
         import torch
@@ -72,39 +72,39 @@ class Detections:
 
 
 def coco_figures(truth: Mapping[str, Any], found: Detections) -> dict[str, float]:
-    """The twelve figures of COCOeval for boxes, in percent; `truth` is COCO's format as a dictionary.
+    """The twelve figures of COCOeval for boxes, in percent. `truth` is a dictionary in COCO's format.
 
-    A figure of sizes or categories that the data has no box of is left out (COCOeval says -1).
+    A figure for sizes or categories without boxes in the data is left out (COCOeval says -1).
     """
     return coco_evaluation(truth, found)[0]
 
 
 def coco_evaluation(truth: Mapping[str, Any], found: Detections) -> tuple[dict[str, float], Matches]:
-    """The same figures, and which boxes were matched in each image."""
+    """The figures of `evaluate`, and the matched boxes of each image."""
     evaluation = _evaluated(truth, found, categories=True)
     return _figures(evaluation), Matches.of(evaluation)
 
 
 @dataclass(frozen=True)
 class BoxesAlone:
-    """What a detector reaches where its labels do not count: boxes are matched to those of any category."""
+    """The result of a detector if labels do not count: boxes are matched to boxes of any category."""
 
     map50: float
     """Average precision at IoU 0.5, in percent."""
     matched: int
-    """Boxes of the data that it found, at IoU 0.5."""
+    """Number of boxes of the data that it found, at IoU 0.5."""
     right: int
-    """Those of them whose category it said."""
+    """Number of these boxes with the right category."""
 
     @classmethod
     def of(cls, truth: Mapping[str, Any], found: Detections) -> "BoxesAlone":
-        """By COCOeval without categories."""
+        """The result from COCOeval without categories."""
         evaluation = _evaluated(truth, found, categories=False)
         figures = _figures(evaluation)
         said, true = evaluation.cocoDt.anns, evaluation.cocoGt.anns
         pairs = [
             said[detection]["category_id"] == true[int(match)]["category_id"]
-            for image in evaluation.evalImgs[: len(evaluation.params.imgIds)]  # those of all sizes come first
+            for image in evaluation.evalImgs[: len(evaluation.params.imgIds)]  # entries for all sizes come first
             if image is not None
             for detection, match in zip(image["dtIds"], image["dtMatches"][0], strict=True)
             if match and not true[int(match)]["iscrowd"]
@@ -113,17 +113,17 @@ class BoxesAlone:
 
     @property
     def labels_are_chance(self) -> bool:
-        """True where boxes are found, and labels are right no more often than by chance."""
+        """True if boxes are found, and labels are right only as often as by chance."""
         enough = self.map50 >= FOUND and self.matched >= FEWEST
         return enough and self.right <= CHANCE * self.matched
 
 
 def _evaluated(truth: Mapping[str, Any], found: Detections, *, categories: bool) -> Any:
-    """COCOeval for boxes, when it is done."""
+    """COCOeval for boxes, after its evaluation."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does and how long it takes
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         data = COCO()
         data.dataset = dict(truth)
         data.createIndex()
@@ -133,7 +133,7 @@ def _evaluated(truth: Mapping[str, Any], found: Detections, *, categories: bool)
         evaluation = COCOeval(data, results, "bbox")
         if not categories:
             evaluation.params.useCats = 0
-            # labels that the data does not have are boxes, too
+            # boxes with labels that the data does not have also count
             evaluation.params.catIds = sorted({*evaluation.params.catIds, *found.categories.tolist()})
         evaluation.evaluate()
         evaluation.accumulate()

@@ -1,6 +1,7 @@
-"""Detectors in three parts: what makes an image a tensor, the network that is quantized, and what makes boxes of that.
+"""Detectors in three parts: preprocessing of an image, the network that is quantized, and postprocessing to boxes.
 
-torchvision's one-stage detectors, each with its own preprocessing; the embedded one; and a user's own, from a file.
+There are the one-stage detectors of torchvision, each with its own preprocessing, the embedded detector, and detectors
+from a file of the user.
 """
 
 import copy
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Found = Mapping[str, Tensor]
-"""Of one image: `boxes` [K, 4] (left, top, right, bottom in pixels of the image), `scores` [K], `labels` [K], which are
-numbers of categories as the data has them."""
+"""The boxes of one image: `boxes` [K, 4] (left, top, right, bottom in pixels of the image), `scores` [K], `labels` [K]
+(numbers of categories in the data)."""
 
 SIDES: Mapping[str, int] = {
     "ssdlite320_mobilenet_v3_large": 320,
@@ -39,10 +40,11 @@ SIDES: Mapping[str, int] = {
     "retinanet_resnet50_fpn_v2": 800,
     "fcos_resnet50_fpn": 800,
 }
-"""torchvision's detectors, and the side of images that are made for them: their shorter side, of real ones."""
+"""The detectors of torchvision, and the side of images that are generated for them. It is the shorter side of real
+images."""
 
 FROZEN_EPS: Mapping[str, float] = {"retinanet_resnet50_fpn": 0.0, "fcos_resnet50_fpn": 1e-5}
-"""Those whose published weights have a backbone with FrozenBatchNorm2d, and its eps."""
+"""Detectors whose published weights have a backbone with FrozenBatchNorm2d, and its eps."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,19 @@ class Detector:
     module: nn.Module
     """The tensor part: images [N, C, H, W] to raw outputs, in any form."""
     feeding: Feeding
-    """What valid pixels are, and the size of images that are made for it."""
+    """The values of valid pixels, and the size of images that are generated for it."""
     preprocess: "Callable[[Image], Tensor]"
-    """An image as the network takes it, [C, h, w]."""
+    """A function that makes an image the network's input, [C, h, w]."""
     postprocess: "Callable[[Any, Sequence[Image]], Sequence[Found]]"
-    """Boxes of the images that these raw outputs, on the CPU, are of."""
+    """A function that makes the boxes of these images from their raw outputs, on the CPU."""
     fit: "Callable[[Image], Tensor]"
-    """An image as `preprocess` makes it, in the size of those that are made: [C, H, W]."""
+    """A function like `preprocess` that gives the size of generated images: [C, H, W]."""
     detection: Detection | None = None
-    """Its training loss and its boxes, where they are at hand."""
+    """Its training loss and its boxes. None: they are not available."""
 
 
 def is_detector(name: str) -> bool:
-    """True if a network's name is that of a detector, here or in torchvision."""
+    """True if a name is that of a detector, here or in torchvision."""
     return name == EMBEDDED_DETECTOR or (name.startswith(TORCHVISION) and name.removeprefix(TORCHVISION) in SIDES)
 
 
@@ -76,9 +78,9 @@ def named_detector(name: str, weights: Weights | None, size: tuple[int, int, int
 
 
 def torchvision_detector(name: str, weights: Weights | None, size: tuple[int, int, int] | None) -> Detector:
-    """A detector of torchvision with its published weights (none), those of a file, or ("none") seeded random ones.
+    """A detector of torchvision with published weights (None), weights of a file, or ("none") seeded random weights.
 
-    Raises ZSQBenchError for a name that is none, and weights that cannot be downloaded or do not fit.
+    Raises ZSQBenchError for an unknown name, and for weights that cannot be downloaded or do not fit.
     """
     from torchvision.models import detection, get_model_weights
 
@@ -103,7 +105,7 @@ def torchvision_detector(name: str, weights: Weights | None, size: tuple[int, in
 
 
 def scene_detector(weights: Weights | None) -> Detector:
-    """The embedded one, with its own weights (none), those of a file, or ("none") seeded random ones."""
+    """The embedded detector, with its own weights (None), weights of a file, or ("none") seeded random weights."""
     from zsqbench.zoo import scenedetector as own
 
     return Detector(
@@ -117,10 +119,10 @@ def scene_detector(weights: Weights | None) -> Detector:
 
 
 def user_detector(file: Path, build: str, weights: Weights, feeding: Feeding) -> Detector:
-    """A user's own: a file with `build` (by this name), `preprocess` and `postprocess`.
+    """A detector of the user: a file with `build` (by this name), `preprocess` and `postprocess`.
 
-    Its training loss is what `training_loss` computes, if there is such, for labels among `LABELS`. Raises
-    ZSQBenchError where one that is needed is missing or fails, or gives something else than it should.
+    If the file has `training_loss`, this computes its training loss, for labels in `LABELS`. Raises ZSQBenchError if a
+    required function is missing or fails, or returns a wrong value.
     """
     source = UserFile(file)
     module = source.build(build, weights)
@@ -152,7 +154,7 @@ def user_detector(file: Path, build: str, weights: Weights, feeding: Feeding) ->
 
 
 def _user_detection(source: UserFile, file: Path) -> Detection | None:
-    """The training loss and boxes of a user's file; none where it has no `training_loss`."""
+    """The training loss and boxes of a user's file. None: it has no `training_loss`."""
     if not source.has("training_loss"):
         return None
     loss, postprocess, labels = source.function("training_loss"), source.function("postprocess"), source.value("LABELS")
@@ -202,18 +204,18 @@ class _TensorPart(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """What the heads give over all levels, [N, anchors, values] each, by name."""
+        """The outputs of the heads over all levels, [N, anchors, values] each, by name."""
         return self.head(list(self.backbone(images).values()))  # type: ignore[no-any-return]
 
 
 class _Shell:
-    """torchvision's own code around a network, with raw outputs in the network's place.
+    """torchvision's own code around a network. Raw outputs replace the network.
 
-    Anchors need the sizes of the levels, which a backbone on the meta device tells without computing anything.
+    Anchors need the sizes of the levels. A backbone on the meta device gives them without computing.
     """
 
     def __init__(self, model: Any, **modules: nn.Module) -> None:
-        """`modules` are put in the place of the model's own."""
+        """Make the code. `modules` replace those of the model."""
         sizes = _Sizes(copy.deepcopy(model.backbone).to("meta"))
         self._given = _Given()
         self._given.compute_loss = getattr(model.head, "compute_loss", None)
@@ -232,17 +234,17 @@ class _Decoder(_Shell):
 
 
 class _Trainer(_Shell):
-    """Training loss, and boxes in images as they are, which are not resized again.
+    """Training loss, and boxes in images that are not resized again.
 
-    torchvision computes losses in train mode alone. The model that is in train mode here has no layer: no batch
-    normalisation and no dropout, as SSDLite has them, sees it.
+    torchvision computes losses only in train mode. The model that is in train mode here has no layers. So batch
+    normalisation and dropout, as in SSDLite, are not affected.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__(model, transform=_AsTheyAre())
 
     def training_loss(self, raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """The sum of the losses that torchvision names."""
+        """The sum of the losses of torchvision."""
         losses = self._run(raw, size, [dict(each) for each in targets])
         return torch.stack(list(losses.values())).sum()
 
@@ -253,7 +255,9 @@ class _Trainer(_Shell):
         return found
 
     def _run(self, raw: Mapping[str, Tensor], size: Size, targets: "list[dict[str, Tensor]] | None") -> Any:
-        self._given.outputs = {name: output.float() for name, output in raw.items()}  # half precision has no losses
+        self._given.outputs = {
+            name: output.float() for name, output in raw.items()
+        }  # the losses do not work in half precision
         first = next(iter(self._given.outputs.values()))
         images = first.new_zeros(()).expand(len(first), 3, *size)
         self._model.training = targets is not None
@@ -261,19 +265,19 @@ class _Trainer(_Shell):
 
 
 class _AsTheyAre(nn.Module):
-    """In the place of what resizes and normalises images."""
+    """Replaces the module that resizes and normalises images."""
 
     def forward(self, images: Tensor, targets: Any) -> tuple[ImageList, Any]:
-        """The images, all of one size."""
+        """The unchanged images, all of one size."""
         return ImageList(images, [(images.shape[2], images.shape[3])] * len(images)), targets
 
     def postprocess(self, found: Any, *_: object) -> Any:
-        """The boxes that were found, in pixels of the images."""
+        """The unchanged boxes, in pixels of the images."""
         return found
 
 
 def _detection(name: str, model: Any) -> Detection:
-    """The loss of torchvision's code. Labels without a category, of which COCO has ten, are none."""
+    """The loss of torchvision's code. Labels without a category (COCO has ten) do not count."""
     from torchvision.models import get_model_weights
 
     categories = get_model_weights(name).DEFAULT.meta["categories"]
@@ -288,7 +292,7 @@ class _Sizes(nn.Module):
         self._of = functools.lru_cache(maxsize=256)(lambda shape: self._measure(backbone, shape))
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Empty maps of the sizes that the levels have."""
+        """Empty maps with the sizes of the levels."""
         shapes = self._of(tuple(images.shape))
         return OrderedDict((name, images.new_zeros(len(images), 0, *shape)) for name, shape in shapes)
 
@@ -302,15 +306,15 @@ class _Sizes(nn.Module):
 class _Given(nn.Module):
     outputs: Mapping[str, Tensor]
     compute_loss: Any
-    """The loss of the head, which computes with outputs alone."""
+    """The loss of the head. It only needs outputs."""
 
     def forward(self, *_: Any) -> Mapping[str, Tensor]:
-        """The raw outputs that are there."""
+        """The given raw outputs."""
         return self.outputs
 
 
 def _untrained(name: str) -> nn.Module:
-    """The network that published weights are for, without them."""
+    """The network of published weights, without these weights."""
     from torchvision.models import detection
 
     model: nn.Module = getattr(detection, name)(weights=None, weights_backbone=None)
@@ -330,7 +334,7 @@ def _as_tensor(image: "Image") -> Tensor:
 
 
 def _fitted(image: "Image", feeding: Feeding) -> Tensor:
-    """Resized, whatever its proportions, and normalised."""
+    """The image, resized without keeping its proportions, and normalised."""
     from torchvision.transforms.functional import normalize, resize
 
     resized = resize(_as_tensor(image), list(feeding.input_size[1:]))

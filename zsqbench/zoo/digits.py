@@ -1,7 +1,7 @@
 """The embedded data: scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, its test set).
 
-1,797 grey images of 8x8 pixels in 17 levels. The split is fixed by the file: 897 images to train and calibrate on, 900
-to evaluate on, about the same number of each digit in both.
+1,797 grey images of 8x8 pixels in 17 levels. The file fixes the split: 897 images for training and calibration, 900 for
+evaluation. Both have about the same number of each digit.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("digits.safetensors")
 
 CLASSES = 10
 IMAGES = {"train": 897, "test": 900}
-"""Of each part."""
+"""Number of images of each part."""
 WHITE = 16
 """The largest pixel value of the file."""
 
@@ -24,5 +24,5 @@ def load_digits(part: Literal["train", "test"]) -> "tuple[torch.Tensor, torch.Te
     """Images, float32 [N, 1, 8, 8] in 0..1, and labels, int64 [N]."""
     from safetensors.torch import load
 
-    tensors = load(FILE.read_bytes())  # through Python's open, which the harness watches while a method runs
+    tensors = load(FILE.read_bytes())  # with Python's open, which the harness watches while a method runs
     return tensors[f"{part}_images"].float().div(WHITE).unsqueeze(1), tensors[f"{part}_labels"].long()

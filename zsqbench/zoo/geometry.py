@@ -1,4 +1,4 @@
-"""From an image of any size to the size that a network takes: resize and crop as torchvision and timm do it."""
+"""Bring an image of any size to the network's size: resize and crop as in torchvision and timm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,38 +10,38 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Side = int | tuple[int, int]
-"""One length, or height and width where they differ."""
+"""One length, or height and width if they differ."""
 
 CropMode = Literal["center", "squash", "border"]
-"""timm's names (`transforms_imagenet_eval`) for how an image gets the proportions of the network's input.
+"""timm's names (`transforms_imagenet_eval`) for the ways to give an image the proportions of the network's input.
 
-`center` keeps those of the image and cuts off what is too much, `squash` gives it those of `resize`, and `border` fits
-the whole image into `resize` and fills what is missing.
+`center` keeps the proportions of the image and cuts off the rest. `squash` changes them to those of `resize`. `border`
+fits the whole image into `resize` and adds borders.
 """
 
 
 def side(height: int, width: int) -> Side:
-    """Height and width as one length where they are equal."""
+    """Height and width as one length if they are equal."""
     return height if height == width else (height, width)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What happens to an image before it is numbers: it is resized to `resize`, and the centre of `crop` is cut out."""
+    """The geometry of preprocessing: an image is resized to `resize`, and the centre of size `crop` is cut out."""
 
     input_size: tuple[int, int, int]
-    """Channels (1 is grey, 3 is colour), height and width that must come out."""
+    """Channels (1 is grey, 3 is colour), height and width of the result."""
     resize: Side | None
-    """For `center`, one length is that of the shorter side; height and width are covered."""
+    """For `center`, one length is that of the shorter side. Height and width are both covered."""
     crop: Side | None
     interpolation: str
     channels: Literal["rgb", "bgr"]
     crop_mode: CropMode = "center"
     fill: tuple[int, ...] = ()
-    """The colour beyond the image, 0 to 255, one value for each channel of the image (red first); empty is black."""
+    """The colour of borders, 0 to 255, one value for each channel of the image (red first). Empty: black."""
 
     def apply(self, image: "Image") -> "Image":
-        """The image in the network's size. Raises ZSQBenchError, with what to set, where another size comes out."""
+        """The image in the network's size. If the size is wrong, raises ZSQBenchError, which says what to set."""
         made = image if self.resize is None else self._resized(image, self.resize)
         made = made if self.crop is None else self._cropped(made, self.crop)
         _, height, width = self.input_size
@@ -71,7 +71,7 @@ class Geometry:
         return max(round(size[0] / ratio), 1), max(round(size[1] / ratio), 1)
 
     def _cropped(self, image: "Image", crop: Side) -> "Image":
-        """The centre, as torchvision cuts it."""
+        """The centre, cut as in torchvision."""
         height, width = _pair(crop)
         if image.width < width or image.height < height:
             image = _pad(image, width, height, self.fill)
@@ -82,7 +82,7 @@ class Geometry:
 def mean_colour(
     mean: Sequence[float], value_range: tuple[float, float], channels: Literal["rgb", "bgr"]
 ) -> tuple[int, ...]:
-    """The colour, 0 to 255 and red first, that normalisation makes about 0: that of timm's borders."""
+    """The colour of timm's borders, 0 to 255 and red first. Normalisation makes it about 0."""
     low, high = value_range
     colour = [min(max(round(255 * ((value - low) / (high - low))), 0), 255) for value in mean]
     return tuple(reversed(colour) if channels == "bgr" else colour)
@@ -97,14 +97,14 @@ def _said(side: Side | None) -> str:
 
 
 def _shorter_side(size: tuple[int, int], length: int) -> tuple[int, int]:
-    """Set the shorter side, as torchvision does: the longer one is rounded down."""
+    """Resize to a length of the shorter side, as in torchvision. The longer side is rounded down."""
     shorter, longer = sorted(size)
     other = int(length * longer / shorter)
     return (length, other) if size[0] == shorter else (other, length)
 
 
 def _pad(image: "Image", width: int, height: int, fill: tuple[int, ...]) -> "Image":
-    """Borders up to a size; an odd pixel goes to the right and the bottom."""
+    """Add borders up to a size. An odd pixel goes to the right and the bottom."""
     from PIL import ImageOps
 
     missing = max(width - image.width, 0), max(height - image.height, 0)

@@ -1,4 +1,4 @@
-"""Labelled images in two parts, one to evaluate and one to calibrate on: the digits, CIFAR, and folders of classes."""
+"""Labelled images in an evaluation part and a calibration part: the digits, CIFAR, and folders of classes."""
 
 import dataclasses
 import itertools
@@ -23,19 +23,19 @@ class ImagePart:
     files: Mapping[str, Path]
     samples: Callable[[], list[Sample]]
     count: int
-    """How many samples there are; of batches that are not read yet, as many as the published ones hold."""
+    """The number of samples. Batches that are not read yet count as the published batches."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Both parts of a data set, the names of its classes, and where it lies."""
+    """Both parts of a data set, the names of its classes, and its folder."""
 
     evaluation: ImagePart
     calibration: ImagePart
     classes: tuple[str, ...]
     folders: tuple[Path, ...]
     absent: str | None = None
-    """Why there is nothing to calibrate on, where the task names a folder for that."""
+    """Why there are no calibration images, if the task names a folder for them."""
 
 
 def find_digits() -> ImageData:
@@ -45,7 +45,7 @@ def find_digits() -> ImageData:
         return ImagePart({digits.FILE.name: digits.FILE}, lambda: _digit_samples(name), digits.IMAGES[name])
 
     classes = tuple(str(digit) for digit in range(digits.CLASSES))
-    # The file, not its folder: the networks lie beside it, and methods may import from there.
+    # The file, not its folder: the networks are in the same folder, and methods may import from there.
     return ImageData(part("test"), part("train"), classes, (digits.FILE,))
 
 
@@ -56,7 +56,7 @@ def _digit_samples(part: Literal["train", "test"]) -> list[Sample]:
 
 
 def find_cifar(data: str, root: Path) -> ImageData:
-    """Class folders where there is a folder `test`, else the python batches, as they are or in the archive's folder."""
+    """Class folders if there is a folder `test`, or else the python batches, here or in the archive's folder."""
     classes = tuple(str(index) for index in range(CIFAR_CLASSES[data]))
     if (root / "test").is_dir():
         classes = tuple(folder.name for folder in class_folders(root / "test"))
@@ -90,7 +90,7 @@ def _list_cifar(root: Path, part: str, classes: Sequence[str]) -> list[LabelledF
 def list_calibration(
     folder: Path, root: Path, classes: Sequence[str], evaluated: Iterable[LabelledFile]
 ) -> list[LabelledFile]:
-    """The images of another folder, none of which may be evaluated; nothing where there is no such folder."""
+    """The images of another folder. None of them may be an evaluation image. Empty: there is no such folder."""
     files = list_classes(folder)
     _check_classes(files, classes, folder)
     shared = {file.path for file in files} & {file.path for file in evaluated}
@@ -108,7 +108,7 @@ def _check_classes(files: Iterable[LabelledFile], classes: Sequence[str], folder
 
 
 def of_files(files: Sequence[LabelledFile], classes: Sequence[str]) -> ImagePart:
-    """A part that is image files."""
+    """A part that consists of image files."""
     index = {name: position for position, name in enumerate(classes)}
 
     def samples() -> list[Sample]:
@@ -139,7 +139,7 @@ def _array_samples(path: Path, part: str, images: Any, labels: Sequence[int]) ->
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written anew."""
+    """Values that change when a file is rewritten."""
     try:
         status = path.stat()
     except OSError as error:

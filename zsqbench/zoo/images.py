@@ -1,4 +1,4 @@
-"""Image folders, and pixels as a network wants them: decoded, brought to size, scaled, normalised; and kept."""
+"""Image folders, and pixels for a network: decoded, resized, scaled, normalised, and kept in memory."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image file with its class: its name is CLASS/FILE or CLASS/FOLDER/FILE, whatever the machine."""
+    """An image file with its class. Its name is CLASS/FILE or CLASS/FOLDER/FILE on every machine."""
 
     name: str
     path: Path
@@ -33,26 +33,26 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image that can be decoded when it is needed, and its class index."""
+    """An image that is decoded when it is needed, and its class index."""
 
     key: Hashable
-    """Equal for equal pixels only: what the decoded image is remembered by."""
+    """The key of the decoded image in memory. Only equal pixels have equal keys."""
     label: int
     open: Callable[[], "Image"]
 
 
 class PixelCache:
-    """Decoded images up to a number of bytes; the one that was used longest ago goes first."""
+    """Decoded images up to a number of bytes. The least recently used image is removed first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
         self.turned: set[Hashable] = set()
-        """Keys of the images, as far as they were decoded, that EXIF turns and nobody else does."""
+        """Keys of decoded images that EXIF wants turned, but that are not turned."""
         self._kept: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
 
     def get(self, key: Hashable, make: "Callable[[], torch.Tensor]") -> "torch.Tensor":
-        """The tensor that is kept under this key, or what `make` returns."""
+        """The tensor under this key, or else the result of `make`."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -65,10 +65,10 @@ class PixelCache:
 
 
 def list_classes(root: Path) -> list[LabelledFile]:
-    """The image files of root/CLASS, at any depth; hidden files and folders and other types are passed over.
+    """The image files of root/CLASS, at any depth. Hidden files and folders and other types are skipped.
 
     The order is that of torchvision's ImageFolder: by class, folder and file name. A folder without images is an empty
-    class. Links are resolved, so that a file has one path only. Raises ZSQBenchError for one that leads back.
+    class. Links are resolved, so that a file has only one path. Raises ZSQBenchError for a link that leads back.
     """
     root = root.resolve()
     return [
@@ -81,16 +81,16 @@ def list_classes(root: Path) -> list[LabelledFile]:
 
 
 def list_images(root: Path) -> list[LabelledFile]:
-    """The image files of a folder, at any depth, in the order of `list_classes`; their class is the folder at its top.
+    """The image files of a folder, at any depth, in the order of `list_classes`. Their class is the topmost subfolder.
 
-    A file in the folder itself has an empty one. Raises ZSQBenchError for a link that leads back.
+    A file in the folder itself has an empty class. Raises ZSQBenchError for a link that leads back.
     """
     found = sorted(_images_below(root.resolve()), key=_as_torchvision)
     return [LabelledFile(name, path, name.partition("/")[0] if "/" in name else "") for name, path in found]
 
 
 def class_folders(root: Path) -> list[Path]:
-    """The folders of a root, one a class, sorted by name; none where there is no such root."""
+    """The folders of a root, one for each class, sorted by name. Empty: there is no such root."""
     if not root.is_dir():
         return []
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
@@ -107,7 +107,7 @@ def pixels(samples: Sequence[Sample], geometry: Geometry, cache: PixelCache) -> 
 def normalize(
     images: "torch.Tensor", mean: Sequence[float], std: Sequence[float], value_range: tuple[float, float]
 ) -> "torch.Tensor":
-    """From uint8 [N, C, H, W] to the network's normalised float32 space."""
+    """Convert uint8 [N, C, H, W] to the network's normalised float32 space."""
     import torch
 
     low, high = value_range
@@ -116,7 +116,7 @@ def normalize(
 
 
 def draw(names: Sequence[T], count: int, seed: int) -> list[T]:
-    """A seeded choice without repetition, the same on every machine and with every version of every library."""
+    """A seeded choice without repetition. It is the same on every machine and with every version of every library."""
 
     def place(name: T) -> bytes:
         return hashlib.sha256(f"{seed} {name}".encode()).digest()
@@ -125,15 +125,15 @@ def draw(names: Sequence[T], count: int, seed: int) -> list[T]:
 
 
 def overlap(one: Path, other: Path) -> bool:
-    """True if one folder is the other one, or in it."""
+    """True if one folder is equal to the other folder, or inside it."""
     one, other = one.resolve(), other.resolve()
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _images_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[str, Path]]:
-    """The images of a folder and of those in it: the path of each from here, and where it really is."""
+    """The images of a folder and its subfolders: the path of each from here, and its real path."""
     if folder in above:
-        raise ZSQBenchError(f"a link leads back to {folder}, in which it lies; remove it")
+        raise ZSQBenchError(f"a link in {folder} leads back to this folder; remove the link")
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in shown:
@@ -145,7 +145,7 @@ def _images_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterato
 
 
 def _as_torchvision(found: tuple[str, Path]) -> tuple[str, str]:
-    """Sort by folder, and in a folder by file: what is in a folder comes before what is in those below it."""
+    """Sort by folder, and in a folder by file. Files of a folder come before files of its subfolders."""
     folder, _, file = found[0].rpartition("/")
     return folder, file
 

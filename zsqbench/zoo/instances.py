@@ -1,4 +1,4 @@
-"""COCO's instances JSON, checked when it is read: a field that is wrong is one line, which names it and its entry."""
+"""Read and check COCO's instances JSON. The error for a wrong field is one line with the field and its entry."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -11,17 +11,17 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from zsqbench.errors import ZSQBenchError
 
 SLACK = 1.0
-"""Pixels by which a box may end outside of its image without a note: annotations are rounded."""
+"""A box may end so many pixels outside its image without a note, because annotations are rounded."""
 
 FEW_PIXELS, FEW_PARTS = 10.0, 0.05
-"""By how much a box may end outside with a note: pixels, or a part of the longer side, whichever is more.
+"""The most that a box may end outside, with a note: pixels, or a part of the longer side, whichever is more.
 
-Annotators draw beyond the border. What is further outside is rather [left, top, right, bottom], or of an image that was
-resized.
+Annotators draw beyond the border. A box further outside is probably [left, top, right, bottom], or of an image that
+was resized.
 """
 
 LARGEST = 2**63 - 1
-"""Numbers are kept as int64, in what a detector found and by pycocotools."""
+"""The largest number. Detections and pycocotools keep numbers as int64."""
 
 _LISTS = ("images", "annotations", "categories")
 
@@ -32,25 +32,25 @@ class ImageFile:
 
     id: int
     name: str
-    """Below the folder of the images."""
+    """Its path below the folder of the images."""
     width: int
     height: int
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What an instances JSON says, each list by ascending number. Images without annotations are there, too."""
+    """The content of an instances JSON, each list by ascending number. Images without annotations are included."""
 
     path: Path
     images: tuple[ImageFile, ...]
     annotations: tuple[Mapping[str, Any], ...]
     categories: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = ()
-    """What is odd, and taken as it is."""
+    """Notes on unusual values that are kept."""
 
     @classmethod
     def read(cls, path: Path) -> "Instances":
-        """Raises ZSQBenchError, in one line that names the entry, for a file that COCO's format does not allow."""
+        """Read a file. If it breaks COCO's format, raises ZSQBenchError with one line that names the entry."""
         content = _load(path)
         images = sorted((_image(path, each) for each in content["images"]), key=lambda each: each.id)
         if not images:
@@ -69,12 +69,12 @@ class Instances:
         return cls(path, tuple(images), tuple(annotations), tuple(categories), notes)
 
     def of(self, images: Sequence[ImageFile]) -> dict[str, Any]:
-        """The same as COCO's format has it, of some of the images."""
+        """The data of some of the images, in COCO's format."""
         chosen = {image.id for image in images}
         kept = (each for each in self.annotations if each["image_id"] in chosen)
         return {
             "images": [{"id": image.id, "width": image.width, "height": image.height} for image in images],
-            # numbered anew, for COCOeval takes number 0 for none, and copied, for it writes into them
+            # new numbers, because COCOeval takes number 0 as no number; copies, because it writes into them
             "annotations": [{**each, "id": number} for number, each in enumerate(kept, start=1)],
             "categories": list(self.categories),
         }
@@ -124,7 +124,7 @@ def _read(kind: type[_Kind], path: Path, content: Any) -> _Kind:
     except ValidationError as error:
         name = kind.__name__.strip("_").lower()
         if not isinstance(content, dict):
-            raise ZSQBenchError(f"{path}: {name} {_short(str(content))} is no object with fields") from error
+            raise ZSQBenchError(f"{path}: {name} {_short(str(content))} is not an object with fields") from error
         first, number = error.errors()[0], content.get("id")
         entry = f"{name} {number}" if isinstance(number, int) else f"{name} {_short(str(content))}"
         field = str(first["loc"][0])
@@ -142,7 +142,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
         raise ZSQBenchError(f"annotations {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         size = path.stat().st_size
-        raise ZSQBenchError(f"annotations {path} ({size} bytes) are no JSON: {error}; copy the file again") from error
+        raise ZSQBenchError(f"annotations {path} ({size} bytes) are not JSON: {error}; copy the file again") from error
     for name in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise ZSQBenchError(
@@ -186,13 +186,13 @@ def _annotation(
 
 
 def _overhang(box: Sequence[float], size: ImageFile) -> float:
-    """Pixels by which a box ends outside of its image."""
+    """How many pixels a box ends outside its image."""
     left, top, width, height = box
     return max(-left, -top, left + width - size.width, top + height - size.height, 0.0)
 
 
 def _outside(path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[int, ImageFile]) -> tuple[str, ...]:
-    """A note on boxes that end outside of their images by more than rounding."""
+    """A note on boxes that end further outside their images than by rounding."""
     by = {each["id"]: _overhang(each["bbox"], images[each["image_id"]]) for each in annotations}
     beyond = {number: pixels for number, pixels in by.items() if pixels > SLACK}
     if not beyond:

@@ -15,14 +15,14 @@ from zsqbench.zoo.models import IMAGENET, Feeding, Network, Weights
 from zsqbench.zoo.weights import build_network
 
 LITE_SIDES: Mapping[str, int] = {"lite0": 224, "lite1": 240, "lite2": 260}
-"""Image sizes of the EfficientNet-Lites whose weights are packages of their own."""
+"""Image sizes of the EfficientNet-Lites whose weights are separate packages."""
 
 
 def load(name: str, weights: Weights | None, classes: int | None) -> Network:
-    """Load LIBRARY/NAME with its published weights (none), those of a file, or ("none") seeded random ones.
+    """Load LIBRARY/NAME with its published weights (None), weights of a file, or ("none") seeded random weights.
 
-    `classes` changes the classifier, for weights that are not the published ones. Raises ZSQBenchError for a library
-    that is not installed, a name that it does not have, and weights that cannot be downloaded or do not fit.
+    `classes` changes the classifier, for weights that are not published. Raises ZSQBenchError for a library that is not
+    installed, a name that it does not have, and weights that cannot be downloaded or do not fit.
     """
     library, _, own_name = name.partition("/")
     loaders = {
@@ -50,7 +50,7 @@ def _torchvision(name: str, weights: Weights | None, classes: int | None) -> Net
     )
     untrained = {"num_classes": classes or len(published.meta["categories"])}
     if name in {"googlenet", "inception_v3"}:
-        untrained["init_weights"] = True  # what they do anyway, after a warning that they will not in future
+        untrained["init_weights"] = True  # the present default, without the warning on a future change
     return _network(
         f"torchvision/{name}",
         weights,
@@ -102,7 +102,7 @@ def _pytorchcv(name: str, weights: Weights | None, classes: int | None) -> Netwo
 
 
 def _pytorchcv_feeding(name: str, module: nn.Module) -> Feeding:
-    """What pytorchcv's own evaluation does: its CIFAR networks see whole images, the others a crop of 87.5 %."""
+    """The preprocessing of pytorchcv's own evaluation: CIFAR networks see whole images, the others a crop of 87.5 %."""
     height, width = getattr(module, "in_size", (224, 224))
     if name.endswith(("_cifar10", "_cifar100", "_svhn")):
         return Feeding((3, height, width), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -110,7 +110,7 @@ def _pytorchcv_feeding(name: str, module: nn.Module) -> Feeding:
 
 
 def _efficientnet_lite(name: str, weights: Weights | None, classes: int | None) -> Network:
-    """EfficientNet-Lite as its authors feed it: pixels as (p - 127) / 128, and a frame of 16 pixels cropped."""
+    """EfficientNet-Lite with its authors' preprocessing: (p - 127) / 128 of pixels, a frame of 16 pixels cropped."""
     model = f"efficientnet_lite/{name}"
     _check("efficientnet_lite", name, LITE_SIDES)
     package = _import("efficientnet_lite_pytorch", model, "lite")
@@ -142,10 +142,10 @@ def _network(
 
 
 def download(name: str, trained: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network with its published weights. Raises ZSQBenchError where these cannot be had."""
+    """Build a network with its published weights. Raises ZSQBenchError if these cannot be loaded."""
     try:
         return trained()
-    except Exception as error:  # each library raises its own kind without a network, and so do its download tools
+    except Exception as error:  # each library and its download tools raise their own kind without a network
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise ZSQBenchError(
             f"the published weights of {name} could not be had: {detail}; they are downloaded once, so check the "

@@ -1,4 +1,4 @@
-"""What a network must be so that it can be hashed, copied and quantized, with one clear line where it is not."""
+"""Check that a network can be hashed, copied and quantized. Failures are one clear line."""
 
 import copy
 from itertools import chain
@@ -13,7 +13,7 @@ from zsqbench.zoo.checkpoints import some
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The network itself, without torch.compile or DataParallel around it or its children; they only run it."""
+    """The network without torch.compile or DataParallel around it or its children. These wrappers only run it."""
     # asking for the class of compiled modules would import all of torch's compiler
     inner = module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
     if isinstance(inner, nn.Module):
@@ -26,9 +26,9 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def check_built(module: nn.Module) -> None:
-    """Raise ZSQBenchError for TorchScript, for tensors without shape or values, and for what cannot be kept or copied.
+    """Raise ZSQBenchError for TorchScript, tensors without shape or values, and networks that cannot be kept or copied.
 
-    Methods are given a copy of the network, and what traces it copies it, too.
+    Methods get a copy of the network, and tracing copies it, too.
     """
     scripted = next((path for path, child in module.named_modules() if isinstance(child, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -51,11 +51,11 @@ def check_built(module: nn.Module) -> None:
         )
     try:
         module.state_dict()
-    except Exception as error:  # whatever a user's get_extra_state raises
+    except Exception as error:  # a user's get_extra_state may raise anything
         raise ZSQBenchError(f"the network has no state that can be kept: {one_line(error)}") from error
     try:
         copy.deepcopy(module)
-    except Exception as error:  # whatever a user's object raises when it is copied
+    except Exception as error:  # a user's object may raise anything when it is copied
         raise ZSQBenchError(
             f"the network cannot be copied, which each method does: {_uncopied(module)}{one_line(error)}; make such an "
             "object where it is used, or outside of the network"
@@ -72,7 +72,7 @@ def check_finite(module: nn.Module) -> None:
 
 
 def _uncopied(module: nn.Module) -> str:
-    """The attribute that cannot be copied alone, if there is such a one."""
+    """The attribute that cannot be copied, if a single attribute is the cause."""
     for path, child in module.named_modules():
         for name, value in attributes(child):
             try:

@@ -1,4 +1,4 @@
-"""Boxes as COCOeval matched them, image by image, and average precision of any number of images of each kind."""
+"""The matches of boxes by COCOeval, image by image, and average precision with any weights of images."""
 
 import math
 from collections.abc import Iterator
@@ -9,33 +9,33 @@ if TYPE_CHECKING:
     import numpy as np
 
 BLOCK = 2_000_000
-"""Numbers that are held at a time, for each of a few arrays."""
+"""The most numbers in memory at a time, for each of a few arrays."""
 
 PRECISIONS = {"mAP": slice(None), "mAP50": slice(1)}
-"""Figures, and over which IoU thresholds each is a mean."""
+"""Figures, and the IoU thresholds over which each is a mean."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The boxes that a detector found, of any size and at most 100 of an image and category, as COCOeval matched them.
+    """The boxes that a detector found (any size, at most 100 of an image and category), as COCOeval matched them.
 
-    They stand by category, and there by score, the highest first, in COCOeval's order.
+    They are sorted by category, then by score, the highest first, in COCOeval's order.
     """
 
     category: "np.ndarray"
-    """int32 [K]: position among the categories of the data."""
+    """int32 [K]: index of the category in the data."""
     image: "np.ndarray"
-    """int32 [K]: position among the evaluated images."""
+    """int32 [K]: index of the image among the evaluation images."""
     matched: "np.ndarray"
-    """int16 [K]: bit t is set where the box is matched at IoU 0.5 + 0.05 t, for t from 0 to 9."""
+    """int16 [K]: bit t is set if the box is matched at IoU 0.5 + 0.05 t, for t from 0 to 9."""
     ignored: "np.ndarray"
-    """int16 [K]: the same where it does not count, as one that lies in a crowd."""
+    """int16 [K]: bit t is set if the box does not count at this IoU, for example because it is in a crowd."""
     truth: "np.ndarray"
-    """int32 [categories, images]: boxes that are to be found."""
+    """int32 [categories, images]: number of boxes to find."""
 
     @classmethod
     def of(cls, evaluation: Any) -> Self:
-        """From a COCOeval for boxes, with categories, whose `evaluate` was called."""
+        """Read a COCOeval for boxes, with categories, after its `evaluate` was called."""
         import numpy as np
 
         params = evaluation.params
@@ -43,7 +43,7 @@ class Matches:
         truth = np.zeros((len(params.catIds), images), dtype=np.int32)
         parts = [np.zeros((4, 0), dtype=np.int32)]
         for category in range(len(params.catIds)):
-            start = category * sizes * images  # those of all sizes come first
+            start = category * sizes * images  # entries for all sizes come first
             there = [(at, found) for at, found in enumerate(evaluation.evalImgs[start : start + images]) if found]
             if not there:
                 continue
@@ -61,11 +61,11 @@ class Matches:
         return cls(category, image, matched.astype(np.int16), ignored.astype(np.int16), truth)
 
     def average_precisions(self, weights: "np.ndarray") -> "dict[str, np.ndarray]":
-        """Figures in percent, [R], where images count as often as `weights` says, int32 [R, images].
+        """Figures in percent, [R]. `weights`, int32 [R, images], say how often each image counts.
 
-        With ones they are COCOeval's, and else COCOeval's of as many copies of each image, but for boxes of one image
-        with equal scores, whose order is another one there. A category that has no box to be found does not count;
-        without any such box a figure is NaN.
+        With weights of 1 the figures are COCOeval's. Otherwise they are COCOeval's for as many copies of each image,
+        except for boxes of one image with equal scores, whose order differs there. A category without boxes to find
+        does not count. Without any box to find, a figure is NaN.
         """
         import numpy as np
 
@@ -78,7 +78,7 @@ class Matches:
             }
 
     def _by_category(self, weights: "np.ndarray") -> "Iterator[np.ndarray]":
-        """Average precision of each category, [10 thresholds, R]; any number where it has no box to be found."""
+        """Average precision of each category, [10 thresholds, R]. It has no meaning if there is no box to find."""
         import numpy as np
 
         bounds = np.searchsorted(self.category, np.arange(len(self.truth) + 1))
@@ -98,11 +98,11 @@ class Matches:
 def _average_precisions(
     weights: "np.ndarray", hits: "np.ndarray", ignores: "np.ndarray", to_find: "np.ndarray"
 ) -> "np.ndarray":
-    """Mean precision over 101 recalls, [10 thresholds, R], as COCOeval interpolates it.
+    """Mean precision over 101 recalls, [10 thresholds, R], interpolated as in COCOeval.
 
-    `weights` [R, K] says how often each box counts, by score, `hits` and `ignores` [10, K] which boxes are matched and
-    which do not count, and `to_find` [R] how many there are to be found. Precision is highest at boxes that are right,
-    and recall rises there alone, so that no other box is looked at.
+    `weights` [R, K] say how often each box counts, by score. `hits` and `ignores` [10, K] say which boxes are matched
+    and which do not count. `to_find` [R] is the number of boxes to find. Precision is highest at matched boxes, and
+    recall rises only there. So only matched boxes are used.
     """
     import numpy as np
 
@@ -130,7 +130,7 @@ def _cumulated(weights: "np.ndarray") -> "np.ndarray":
 
 
 def _bits(found: "np.ndarray") -> "np.ndarray":
-    """A number of 10 bits for each box, from [10, K] of which those that are not 0 count."""
+    """A number of 10 bits for each box, from [10, K]. A value that is not 0 sets a bit."""
     import numpy as np
 
     bits: np.ndarray = (np.asarray(found) != 0).T @ (1 << np.arange(len(found)))

@@ -1,10 +1,10 @@
-"""A small network in the manner of MobileNetV2 (Sandler et al., 2018): inverted residuals with linear bottlenecks."""
+"""A small network like MobileNetV2 (Sandler et al., 2018): inverted residuals with linear bottlenecks."""
 
 from torch import Tensor, nn
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project linearly; added to the input where the shape allows it."""
+    """Expand, filter each channel, and project linearly. The input is added if the shape allows it."""
 
     def __init__(self, channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The named networks as plain data: what there is, how each is built and fed. Listing and checking need no torch."""
+"""The named networks as plain data: their names, builders and preprocessing. Listing and checking need no torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Feeding:
-    """How a network wants its images: resize, crop the centre (see `Geometry`), scale to `value_range`, normalise."""
+    """The preprocessing of a network: resize, crop the centre (see `Geometry`), scale to `value_range`, normalise."""
 
     input_size: tuple[int, int, int]
     """Channels, height, width."""
@@ -29,31 +29,31 @@ class Feeding:
 
 
 def _untold(line: str) -> None:
-    """For whoever wants to know nothing of what was found in a file."""
+    """A note function that ignores notes on a file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file, which of its weights are meant, and who is told in one line each what was found in it."""
+    """A weights file, the choice of its weights, and a function for one-line notes on the file."""
 
     file: Path
     taken: Literal["model", "ema"] | None = None
-    """The model's own or their moving average; none: the model's, or the average where the file has no others."""
+    """The model's own weights or their moving average. None: the model's, or the average if the file has no others."""
     note: Callable[[str], None] = _untold
 
 
 RANDOM: Literal["none"] = "none"
 """No weights are given: they are seeded random numbers."""
 BUILT: Literal["built"] = "built"
-"""The function that builds the network loads its weights, too."""
+"""The function that builds the network also loads its weights."""
 
 Weights = Path | Checkpoint | Literal["none", "built"]
-"""Where the weights of a network are from: a file, seeded random numbers, or what builds it."""
+"""The origin of the weights of a network: a file, seeded random numbers, or the function that builds it."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A built network in eval mode with frozen weights, and how to feed it."""
+    """A built network in eval mode with frozen weights, and its preprocessing."""
 
     module: "nn.Module"
     feeding: Feeding
@@ -61,22 +61,22 @@ class Network:
 
 @dataclass(frozen=True)
 class Definition:
-    """A network that is defined here: its family, the arguments of its constructor, its weights if there are any."""
+    """A network that is defined here: its family, the arguments of its constructor, and its weights, if any."""
 
     family: Literal["resnet", "mobilenet", "vit", "brecq"]
     arguments: Mapping[str, Any]
     feeding: Feeding
     weights: Path | None = None
-    """Shipped weights; none where the user brings them."""
+    """The file of shipped weights. None: the user provides weights."""
     classes: int = field(default=10)
     published: str = ""
-    """The file that the user brings, and where it was published, as far as it has to be a certain one."""
+    """The file that the user provides, and its origin, if it must be a certain file."""
 
 
 DIGITS = Feeding((1, 16, 16), (0.304,), (0.318,), resize=16)
-"""The embedded digits at twice their size; mean and deviation are those of the train images at that size."""
+"""The embedded digits at twice their size. Mean and deviation are those of the train images at that size."""
 CIFAR10 = Feeding((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-"""The values of GDFQ's, IntraQ's and HAST's loaders; ZeroQ's and DSG's divide by others, which a suite can give."""
+"""The values of GDFQ's, IntraQ's and HAST's loaders. ZeroQ's and DSG's divide by others, which a suite can set."""
 CIFAR100 = Feeding((3, 32, 32), (0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761))
 IMAGENET = Feeding((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256, crop=224)
 
@@ -112,7 +112,7 @@ DEFINITIONS: Mapping[str, Definition] = {
 """The networks that are defined here, by name."""
 
 EMBEDDED_DETECTOR, TORCHVISION = "scenedetector", "torchvision/"
-"""How detectors are named: the embedded one, and how the name of torchvision's begins."""
+"""The name of the embedded detector, and the prefix of the names of torchvision's detectors."""
 
 SCENE_DETECTOR = _FOLDER / "scenedetector.safetensors"
 """Weights of the embedded detector."""
@@ -123,25 +123,25 @@ LIBRARIES: Mapping[str, str] = {
     "pytorchcv": "resnet18",
     "efficientnet_lite": "lite0",
 }
-"""Libraries whose networks are named LIBRARY/NAME, each with one of its names; the others are known to itself only."""
+"""Libraries whose networks are named LIBRARY/NAME, each with an example. Only the library knows its other names."""
 
 
 def check_name(name: str) -> None:
-    """Raise ZSQBenchError for a name that cannot be a network; that of a library's is checked when it is loaded."""
+    """Raise ZSQBenchError for a name that cannot be a network. Names of libraries are checked at loading."""
     library, slash, rest = name.partition("/")
     if name in DEFINITIONS or (slash and library in LIBRARIES and rest):
         return
     known = [*sorted(DEFINITIONS), *(f"{library}/NAME" for library in LIBRARIES)]
     if slash and library in LIBRARIES:
         example = f"{library}/{LIBRARIES[library]}"
-        raise ZSQBenchError(f"model {name!r} names a library and no network of it; expected such as {example}")
+        raise ZSQBenchError(f"model {name!r} names a library without a network; expected for example {example}")
     close = did_you_mean(f"{library}/", [f"{known}/" for known in LIBRARIES]) if slash else ""
     suggestion = close or did_you_mean(name, DEFINITIONS) or ";"
     raise ZSQBenchError(f"unknown model {name!r}{suggestion} known: {', '.join(known)}, or a file of your own")
 
 
 def shipped_weights(name: str) -> Path:
-    """The weights file of a definition. Raises ZSQBenchError for one whose weights the user brings."""
+    """The weights file of a definition. Raises ZSQBenchError if the user must provide the weights."""
     definition = DEFINITIONS[name]
     if definition.weights is None:
         file = definition.published or "a file"
@@ -150,10 +150,10 @@ def shipped_weights(name: str) -> Path:
 
 
 def load_named(name: str, weights: Weights | None = None, classes: int | None = None) -> Network:
-    """Build a named network with its own weights, those of a file, or ("none") seeded random ones.
+    """Build a named network with its own weights (None), weights of a file, or ("none") seeded random weights.
 
-    `classes` is for definitions that are built for any number of them. Raises ZSQBenchError for an unknown name,
-    weights that do not fit, a library that is not installed, or weights that cannot be downloaded.
+    `classes` is for definitions with a free number of classes. Raises ZSQBenchError for an unknown name, weights that
+    do not fit, a library that is not installed, or weights that cannot be downloaded.
     """
     check_name(name)
     if name in DEFINITIONS:

@@ -1,6 +1,6 @@
-"""ResNets for small images, as He et al. (2016, section 4.2) define them for CIFAR-10, with parameter-free shortcuts.
+"""ResNets for small images, as in He et al. (2016, section 4.2) for CIFAR-10, with parameter-free shortcuts.
 
-Parameter names are those of akamaster/pytorch_resnet_cifar10, so that its published weights load unchanged.
+Parameters have the names of akamaster/pytorch_resnet_cifar10, so that its published weights load unchanged.
 """
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Subsample(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. Each activation function is a module of its own, so that it has a name."""
+    """Two 3x3 convolutions and a shortcut. Each activation function is a separate module, so that it has a name."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

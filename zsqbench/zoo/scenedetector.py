@@ -1,7 +1,7 @@
-"""A small one-stage detector without anchors, in the manner of FCOS (Tian et al., 2019), for the embedded scenes.
+"""A small one-stage detector without anchors, like FCOS (Tian et al., 2019), for the embedded scenes.
 
-A residual backbone, a pyramid that ends in one level of stride 4, and two heads. Each convolution but the heads' last
-ones has a batch normalisation behind it that can be folded.
+It has a residual backbone, a pyramid that ends in one level of stride 4, and two heads. Each convolution except the
+last of each head has a batch normalisation behind it that can be folded.
 """
 
 import math
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 MEAN = (0.136, 0.136, 0.136)
 STD = (0.131, 0.131, 0.131)
-"""About those of the pixels of the scenes to calibrate on, in 0..1."""
+"""About the mean and deviation of the pixels of calibration scenes, in 0..1."""
 
 STRIDE = 4
-"""Pixels of the network's input from one place to the next, in both directions."""
+"""Distance between neighbouring places in pixels of the network's input, in both directions."""
 
 WIDTHS = (12, 24, 48)
 """Channels of the backbone's stages, of strides 4, 8 and 16."""
@@ -35,31 +35,31 @@ PYRAMID = 24
 """Channels of the pyramid and the heads."""
 
 PRIOR = 0.01
-"""Probability of a digit at a place before training, as the focal loss wants it (Lin et al., 2017)."""
+"""Probability of a digit at a place before training, as recommended for the focal loss (Lin et al., 2017)."""
 
 EXTENT = 2.5
 """Distance to the sides of a box before training, in strides."""
 
 BOX_WEIGHT = 2.0
-"""Of the boxes' loss in training against that of the digits."""
+"""Weight of the boxes' loss in training, relative to the digits' loss."""
 
 RADIUS = 1.5 * STRIDE
-"""Places of a digit lie in its box, and less than so many pixels from its centre in both directions."""
+"""Places of a digit are in its box, and less than so many pixels from its centre in both directions."""
 
 THRESHOLD = 0.05
-"""Least score of a box that is found."""
+"""The least score of a detected box."""
 
 OVERLAP = 0.5
-"""Intersection over union from which on the better one of two boxes of a digit suppresses the other."""
+"""From this intersection over union on, the better of two boxes of a digit suppresses the other."""
 
 MOST = 100
-"""Boxes of an image at most."""
+"""The most boxes of an image."""
 
 
 class SceneDetector(nn.Module):
-    """The tensor part. `cls_logits` say which digit is at a place, `bbox_regression` how far its box extends from it.
+    """The tensor part. `cls_logits` give the digit at a place, `bbox_regression` the distances to the sides of its box.
 
-    Distances go to the left, the top, the right and the bottom, in strides; places come row by row.
+    Distances are to the left, the top, the right and the bottom, in strides. Places are ordered row by row.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class SceneDetector(nn.Module):
 
 
 def preprocess(image: "Image") -> Tensor:
-    """Resized, whatever its proportions, and normalised: [3, 96, 96]."""
+    """The image, resized without keeping its proportions, and normalised: [3, 96, 96]."""
     from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 
     pixels = resize(pil_to_tensor(image.convert("RGB")).float() / 255, [SIDE, SIDE])
@@ -102,23 +102,23 @@ def preprocess(image: "Image") -> Tensor:
 
 
 def postprocess(raw: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """For each image its `boxes` [K, 4], `scores` [K] and `labels` [K], the best ones first.
+    """For each image its `boxes` [K, 4], `scores` [K] and `labels` [K], the best first.
 
-    Boxes are left, top, right, bottom in pixels of an image of this height and width; a label is the digit + 1.
+    Boxes are left, top, right, bottom in pixels of an image of this height and width. A label is the digit + 1.
     """
     boxes, scores = decode(raw["bbox_regression"]), raw["cls_logits"].sigmoid()
     return [_found(*each, (SIDE, SIDE)) for each in zip(boxes, scores, sizes, strict=True)]
 
 
 def detect(raw: Mapping[str, Tensor], size: Size, score: float, overlap: float) -> list[dict[str, Tensor]]:
-    """The same in pixels of images of this height and width, which the network was given, with other thresholds."""
+    """Boxes in pixels of the network's input images, with this height and width, and with other thresholds."""
     raw = {name: output.float() for name, output in raw.items()}
     boxes, scores = decode(raw["bbox_regression"], size), raw["cls_logits"].sigmoid()
     return [_found(*each, size, size, score, overlap) for each in zip(boxes, scores, strict=True)]
 
 
 def decode(distances: Tensor, size: Size = (SIDE, SIDE)) -> Tensor:
-    """Boxes [N, places, 4] in pixels of the network's input, of what it gives as `bbox_regression`."""
+    """Boxes [N, places, 4] in pixels of the network's input, from its output `bbox_regression`."""
     x, y = places(size).to(distances.device).unbind(1)
     left, top, right, bottom = (distances.relu() * STRIDE).unbind(2)
     return torch.stack([x - left, y - top, x + right, y + bottom], 2)
@@ -132,9 +132,9 @@ def places(size: Size = (SIDE, SIDE)) -> Tensor:
 
 
 def assign(digits: Tensor, boxes: Tensor, size: Size = (SIDE, SIDE)) -> tuple[Tensor, Tensor]:
-    """The digit, or -1, and the box that each place is to find, [N, places] and [N, places, 4]; smaller ones win.
+    """The target digit (or -1) and box of each place, [N, places] and [N, places, 4]. Smaller boxes win.
 
-    Digits are [N, M], -1 where an image has fewer than M; boxes are [N, M, 4], in pixels of the network's input.
+    Digits are [N, M], -1 if an image has fewer than M. Boxes are [N, M, 4], in pixels of the network's input.
     """
     points, corners = places(size).to(boxes.device)[None, :, None], boxes[:, None]  # [1, places, 1, 2], [N, 1, M, 4]
     inside = ((points > corners[..., :2]) & (points < corners[..., 2:])).all(3)
@@ -146,7 +146,7 @@ def assign(digits: Tensor, boxes: Tensor, size: Size = (SIDE, SIDE)) -> tuple[Te
 
 
 def detection_loss(raw: Mapping[str, Tensor], digits: Tensor, boxes: Tensor, size: Size = (SIDE, SIDE)) -> Tensor:
-    """Focal loss of the digits and generalised IoU loss of the boxes, per place that is to find something."""
+    """Focal loss of the digits and generalised IoU loss of the boxes, per place with a target."""
     wanted, targets = assign(digits, boxes, size)
     positive = wanted >= 0
     labels = functional.one_hot(wanted + 1, CLASSES + 1)[..., 1:].float()
@@ -158,7 +158,7 @@ def detection_loss(raw: Mapping[str, Tensor], digits: Tensor, boxes: Tensor, siz
 
 
 def training_loss(raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """The loss of targets as `Detection.training_loss` has them; a label is the digit + 1."""
+    """The loss for targets in the form of `Detection.training_loss`. A label is the digit + 1."""
     raw = {name: output.float() for name, output in raw.items()}
     like = raw["bbox_regression"]
     most = max(1, *(len(each["labels"]) for each in targets))
@@ -173,7 +173,7 @@ def training_loss(raw: Mapping[str, Tensor], size: Size, targets: Sequence[Mappi
 def _found(
     boxes: Tensor, scores: Tensor, size: Size, given: Size, score: float = THRESHOLD, overlap: float = OVERLAP
 ) -> dict[str, Tensor]:
-    """The boxes in an image of this size, of those in pixels of the image that the network was given."""
+    """Boxes in pixels of an image of this size, from boxes in pixels of the network's input."""
     from torchvision.ops import batched_nms, clip_boxes_to_image
 
     (height, width), (high, wide) = size, given

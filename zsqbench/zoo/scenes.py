@@ -1,8 +1,8 @@
 """The embedded detection data: scenes of coloured digits, drawn from the embedded digits, as files in COCO's format.
 
-Evaluated scenes show the digits' test part alone, all others the train part. Pixels are the same on each machine:
-random numbers are PCG64's uniform ones, and what is computed with them is elementwise and needs no library of
-mathematical functions.
+Evaluation scenes show only the digits' test part, all others the train part. Pixels are the same on each machine:
+random numbers are uniform numbers of PCG64, and all computations are elementwise without a library of mathematical
+functions.
 """
 
 import functools
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     """Pixels [SIDE, SIDE, 3], and each digit with its box."""
 
 VERSION = 1
-"""To be raised when scenes change."""
+"""The version of the scenes. Raise it if scenes change."""
 
 EVALUATED = CALIBRATION = 200
-"""Scenes of each part."""
+"""Number of scenes of each part."""
 
 SIDE = 96
 """Height and width of a scene."""
 
 DIGITS = (1, 6)
-"""Fewest and most digits that are tried in a scene; those that find no place are left out."""
+"""Fewest and most digits that are tried in a scene. A digit without a place is left out."""
 
 HEIGHTS = (14, 40)
-"""Height of a digit's grey image in pixels; what is visible of it is often a little less."""
+"""Height of a digit's grey image in pixels. Its visible part is often a little smaller."""
 
 VISIBLE = 0.25
-"""Opacity from which on a digit's pixels count; fainter ones at its rim are cut off with the box."""
+"""Pixels of a digit count from this opacity on. Fainter pixels at its rim are outside the box."""
 
 OVERLAP = 0.1
-"""Part of the smaller one of two boxes that the other one may cover."""
+"""The part of the smaller of two boxes that the other may cover."""
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are behind the last pixel."""
+"""Left, top, right, bottom in pixels. Right and bottom are behind the last pixel."""
 Part = Literal["train", "test"]
-"""Of the digits."""
+"""The labels of the digits."""
 Name = Literal["val", "train"]
-"""Of a folder of scenes: those that are evaluated, and those to calibrate on."""
+"""Folders of scenes: for evaluation, and for calibration."""
 
 _NAMES: Mapping[Name, tuple[Part, int]] = {"val": ("test", EVALUATED), "train": ("train", CALIBRATION)}
 _TRIES = 20
@@ -59,9 +59,9 @@ _BACKGROUND, _NOISE, _PALEST = 0.4, 0.25, 0.35
 
 
 def write_scenes(folder: Path) -> None:
-    """Write the evaluated scenes (`val`) and those to calibrate on (`train`), with their annotations.
+    """Write the scenes for evaluation (`val`) and for calibration (`train`), with their annotations.
 
-    The folder is complete or absent; where another process was faster, its folder stays.
+    The folder is complete or absent. If another process was faster, its folder stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -87,7 +87,7 @@ def fixed_scenes(name: Name) -> "Iterator[Scene]":
 
 
 def render_scene(rng: "np.random.Generator", part: Part) -> "Scene":
-    """A scene of digits of this part; later ones lie on earlier ones. It draws nothing but uniform numbers."""
+    """A scene of digits of this part. Later digits cover earlier ones. Only uniform numbers are drawn."""
     import numpy as np
 
     images, labels = _digits(part)
@@ -118,7 +118,7 @@ def _digits(part: Part) -> "tuple[NDArray[np.float64], NDArray[np.int64]]":
 
 
 def _background(rng: "np.random.Generator") -> "NDArray[np.float64]":
-    """Dim colours that flow into each other, [SIDE, SIDE, 3]."""
+    """A smooth gradient of dim colours, [SIDE, SIDE, 3]."""
     import numpy as np
 
     cells = 2 + int(_uniform(rng, 0, 4))
@@ -127,7 +127,7 @@ def _background(rng: "np.random.Generator") -> "NDArray[np.float64]":
 
 
 def _colour(rng: "np.random.Generator", behind: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """A colour [3] that can be told from the one behind it."""
+    """A colour [3] that differs visibly from the background."""
     while True:
         colour: NDArray[np.float64] = rng.random(3)
         if (colour - behind).max() > _PALEST:
@@ -135,7 +135,7 @@ def _colour(rng: "np.random.Generator", behind: "NDArray[np.float64]") -> "NDArr
 
 
 def _distort(image: "NDArray[np.float64]", rng: "np.random.Generator") -> "NDArray[np.float64]":
-    """Enlarge a digit's image [8, 8], slanted both ways, and cut out what is visible: [height, width] in 0..1."""
+    """Enlarge a digit's image [8, 8], slant it both ways, and cut out the visible part: [height, width] in 0..1."""
     import numpy as np
 
     height = _uniform(rng, *HEIGHTS)
@@ -154,7 +154,7 @@ def _distort(image: "NDArray[np.float64]", rng: "np.random.Generator") -> "NDArr
 
 
 def _extent(visible: "NDArray[np.bool_]", axis: int) -> tuple[int, int]:
-    """The first row or column with anything, and the one behind the last."""
+    """The first row or column with a value, and the one behind the last."""
     import numpy as np
 
     present = np.flatnonzero(visible.any(axis))
@@ -162,7 +162,7 @@ def _extent(visible: "NDArray[np.bool_]", axis: int) -> tuple[int, int]:
 
 
 def _sample(values: "NDArray[np.float64]", y: "NDArray[np.float64]", x: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Values [H, W, C] between their places, bilinearly, at [h, w] points; the rim goes on outside."""
+    """Bilinear interpolation of values [H, W, C] at [h, w] points. Outside, the values of the rim are used."""
     import numpy as np
 
     height, width, _ = values.shape
@@ -176,7 +176,7 @@ def _sample(values: "NDArray[np.float64]", y: "NDArray[np.float64]", x: "NDArray
 
 
 def _place(rng: "np.random.Generator", height: int, width: int, others: list[Box]) -> Box | None:
-    """A place for a box of this size that covers little of the others; none where there seems to be none."""
+    """A place for a box of this size that covers little of the others. None: no place was found."""
     for _ in range(_TRIES):
         left, top = int(_uniform(rng, 0, SIDE - width + 1)), int(_uniform(rng, 0, SIDE - height + 1))
         box = (left, top, left + width, top + height)

@@ -1,14 +1,14 @@
 """Train the embedded networks and write their weights: `python -m zsqbench.zoo.train`, up to four minutes a network.
 
-What makes them worth benchmarking is chosen here. Narrow networks leave 4-bit arithmetic little room. Pixel noise in
-training teaches them to ignore it, so that Gaussian noise, the negative control, does not excite the deeper layers as
-images do. In the residual network batch-normalisation weights start far apart, so that the channels of a layer differ
-in range as those of published networks do, and one step size of 4 bits for all of them is a compromise; depthwise
-layers have that without help. Layer-normalisation weights of the transformer start apart, too: what it normalises
-differs in range from channel to channel, as in published transformers. It normalises noise, too, to the size of what
-images give, so that it also has to learn that noise is of no class. Smoothed labels keep the deeper layers' statistics
-typical of single images, which is what makes data from batch-normalisation statistics useful at all: without them, what
-is calibrated on ZeroQ's images loses 20 to 35 points more at 8 bits.
+The training makes the networks useful for benchmarks. Narrow networks leave 4-bit arithmetic little room. Pixel noise
+in training teaches them to ignore noise, so that Gaussian noise, the negative control, does not excite the deeper
+layers as images do. In the residual network batch-normalisation weights start far apart. So the channels of a layer
+differ in range as in published networks, and one step size of 4 bits for all channels is a compromise. Depthwise layers
+have this property anyway. Layer-normalisation weights of the transformer also start apart, so that its normalised
+values differ in range from channel to channel, as in published transformers. The transformer also normalises noise to
+the size of images, so it must learn that noise belongs to no class. Smoothed labels keep the deeper layers' statistics
+typical of single images. Only this makes data from batch-normalisation statistics useful: without smoothed labels,
+networks calibrated on ZeroQ's images lose 20 to 35 points more at 8 bits.
 """
 
 import logging
@@ -34,18 +34,18 @@ class ClassifierTraining:
     """How one network is trained: SGD with Nesterov momentum, or AdamW, under a one-cycle schedule."""
 
     noise: float
-    """Largest standard deviation of the pixel noise, on 0..1; each image draws its own."""
+    """Largest standard deviation of the pixel noise, on 0..1. Each image draws its own."""
     weight_decay: float
     spread: float
-    """Weights of normalisations start between exp(-spread) and exp(spread), evenly on a log scale, and do not decay;
-    0 is what is usual: they start at one and decay like the others."""
+    """Weights of normalisations start between exp(-spread) and exp(spread), evenly on a log scale, and do not decay.
+    0 means as usual: they start at one and decay like other weights."""
     epochs: int
     batch: int = 64
     learning_rate: float = 0.1
     label_smoothing: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     blanks: int = 0
-    """Images of noise alone beside each batch, of which the network learns to find all classes equally likely."""
+    """Number of pure noise images beside each batch. The network learns to find all classes equally likely there."""
     seed: int = 0
 
 
@@ -62,7 +62,7 @@ ROTATION, ZOOM, SHEAR, SHIFT = math.radians(20), 0.2, 0.2, 1.5
 
 
 def write_digits() -> None:
-    """Write the embedded data from scikit-learn's copy of it, with the split that all results stand on."""
+    """Write the embedded data from scikit-learn's copy, with the split of all results."""
     from safetensors.numpy import save_file as save_arrays
     from sklearn import datasets, model_selection
 
@@ -76,7 +76,7 @@ def write_digits() -> None:
 
 
 def train(name: str, recipe: ClassifierTraining) -> nn.Module:
-    """Train an embedded network from scratch, on the train part alone; the weights are seeded, the last ones count."""
+    """Train an embedded network from scratch, only on the train part. Weights are seeded, the last ones count."""
     network = models.load_named(name, "none").module.train().requires_grad_()
     rng = torch.Generator().manual_seed(recipe.seed)
     if recipe.spread:
@@ -109,7 +109,7 @@ def train(name: str, recipe: ClassifierTraining) -> nn.Module:
 
 
 def spread_channels(network: nn.Module, spread: float, rng: torch.Generator) -> None:
-    """Give each channel of each normalisation another weight to start from."""
+    """Give each channel of each normalisation a different start weight."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             uniform = torch.rand(len(module.weight), generator=rng) * 2 - 1
@@ -117,12 +117,12 @@ def spread_channels(network: nn.Module, spread: float, rng: torch.Generator) -> 
 
 
 def resize(images: Tensor) -> Tensor:
-    """To the size that the networks take: [N, 1, 8, 8] to [N, 1, 16, 16]."""
+    """Enlarge images to the size of the networks: [N, 1, 8, 8] to [N, 1, 16, 16]."""
     return functional.interpolate(images, size=models.DIGITS.input_size[1:], mode="bilinear")
 
 
 def normalize(images: Tensor) -> Tensor:
-    """From 0..1 to the networks' normalised space."""
+    """Convert 0..1 to the networks' normalised space."""
     return (images - models.DIGITS.mean[0]) / models.DIGITS.std[0]
 
 
@@ -142,7 +142,7 @@ def augment(images: Tensor, noise: float, rng: torch.Generator) -> Tensor:
 
 
 def blank(count: int, rng: torch.Generator) -> Tensor:
-    """Images of noise alone, in the networks' normalised space; each draws a standard deviation of 0.5 to 1.5."""
+    """Images of pure noise, in the networks' normalised space. Each draws a standard deviation of 0.5 to 1.5."""
     strength = torch.rand(count, 1, 1, 1, generator=rng) + 0.5
     return strength * torch.randn(count, *models.DIGITS.input_size, generator=rng)
 
@@ -156,7 +156,7 @@ def accuracy(network: nn.Module) -> float:
 
 
 def main() -> None:
-    """Write the data where it is absent, train each network and write its weights beside this file."""
+    """Write the data if it is missing, train each network, and write its weights beside this file."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     if not digits.FILE.is_file():

@@ -1,9 +1,9 @@
 """Train the embedded detector and write its weights: `python -m zsqbench.zoo.traindetector`, 15 minutes on one core.
 
-Narrow layers, pixel noise and batch-normalisation weights that start far apart make it worth benchmarking, for the
-reasons that `zsqbench.zoo.train` gives. Rounded to nearest by academic/w4a4 (ranges by mse), the shipped one falls from
-an mAP of 91 to 85 where it is calibrated on scenes, to 84 on images made from batch-normalisation statistics, and to 57
-on Gaussian noise.
+Narrow layers, pixel noise and batch-normalisation weights that start far apart make it useful for benchmarks, for the
+reasons in `zsqbench.zoo.train`. Rounded to nearest at academic/w4a4 (ranges by mse), the shipped detector falls from an
+mAP of 91 to 85 if it is calibrated on scenes, to 84 on images made from batch-normalisation statistics, and to 57 on
+Gaussian noise.
 """
 
 import logging
@@ -42,20 +42,20 @@ class DetectorTraining:
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
     noise: float = 0.3
-    """Largest standard deviation of the pixel noise, on 0..1; each image draws its own."""
+    """Largest standard deviation of the pixel noise, on 0..1. Each image draws its own."""
     spread: float = 1.2
-    """Batch-normalisation weights start between exp(-spread) and exp(spread), evenly on a log scale; none decays."""
+    """Batch-normalisation weights start between exp(-spread) and exp(spread), evenly on a log scale, without decay."""
     seed: int = 0
 
 
 RECIPE = DetectorTraining()
 
 LOGGED = 100
-"""Steps from one line to the next."""
+"""Number of steps between log lines."""
 
 
 def train(recipe: DetectorTraining) -> nn.Module:
-    """Train from scratch on scenes of the digits' train part; they and the weights are seeded, the last ones count."""
+    """Train from scratch on scenes of the digits' train part. Scenes and weights are seeded. The last weights count."""
     network = build_network(SceneDetector, "none").train().requires_grad_()
     scenes, rng = np.random.Generator(np.random.PCG64(recipe.seed)), torch.Generator().manual_seed(recipe.seed)
     spread_channels(network, recipe.spread, rng)
@@ -80,7 +80,7 @@ def train(recipe: DetectorTraining) -> nn.Module:
 
 
 def assemble(scenes: "list[Scene]") -> tuple[Tensor, Tensor, Tensor]:
-    """Images [N, 3, 96, 96] in 0..1, digits [N, M] and boxes [N, M, 4]; where a scene has fewer, digits are -1."""
+    """Images [N, 3, 96, 96] in 0..1, digits [N, M] and boxes [N, M, 4]. Missing digits of a scene are -1."""
     images = torch.from_numpy(np.stack([pixels for pixels, _ in scenes])).permute(0, 3, 1, 2).float() / 255
     digits, boxes = torch.full((len(scenes), DIGITS[1]), -1), torch.zeros(len(scenes), DIGITS[1], 4)
     for number, (_, found) in enumerate(scenes):
@@ -90,14 +90,14 @@ def assemble(scenes: "list[Scene]") -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """From 0..1 to the detector's normalised space."""
+    """Convert 0..1 to the detector's normalised space."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
 
 
 @torch.no_grad()
 def figures(network: nn.Module, folder: Path) -> dict[str, float]:
-    """COCO's figures on the evaluated scenes, which `write_scenes` wrote there, in percent."""
+    """COCO's figures on the evaluation scenes in a folder of `write_scenes`, in percent."""
     instances = Instances.read(folder / "annotations" / "instances_val.json")
     rows = []
     for image in instances.images:
@@ -107,7 +107,7 @@ def figures(network: nn.Module, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train the detector, write its weights beside this file and say how good it is."""
+    """Train the detector, write its weights beside this file, and log its figures."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     network = train(RECIPE)

@@ -1,4 +1,4 @@
-"""A user's own model: a .py file with a function that returns the network, and functions that feed it and read it."""
+"""A model of the user: a .py file with a function that returns the network, and functions for inputs and outputs."""
 
 import hashlib
 import importlib.util
@@ -19,7 +19,7 @@ from zsqbench.zoo.weights import build_network
 
 
 class UserFile:
-    """What a user's file defines. Raises ZSQBenchError where it cannot be imported."""
+    """The objects that a user's file defines. Raises ZSQBenchError if it cannot be imported."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -28,7 +28,7 @@ class UserFile:
     def build(self, function: str, weights: Weights) -> nn.Module:
         """The network that a function of the file returns, in eval mode with frozen weights.
 
-        Raises ZSQBenchError where the function fails or returns something else, or there is none.
+        Raises ZSQBenchError if there is no such function, or if it fails or returns something else.
         """
         make = getattr(self._module, function, None)
         if not callable(make):
@@ -40,15 +40,15 @@ class UserFile:
         return network
 
     def has(self, name: str) -> bool:
-        """True if the file defines something by this name."""
+        """True if the file defines an object with this name."""
         return hasattr(self._module, name)
 
     def value(self, name: str) -> object:
-        """The object that the file defines by this name, or none."""
+        """The object that the file defines by this name. None: it defines none."""
         return getattr(self._module, name, None)
 
     def function(self, name: str) -> Callable[..., Any]:
-        """A function of the file, whose own errors are the user's. Raises ZSQBenchError where there is none."""
+        """A function of the file. Its errors are mistakes of the user. Raises ZSQBenchError if there is none."""
         found = getattr(self._module, name, None)
         if not callable(found):
             raise ZSQBenchError(f"model file {self._file} has no function {name!r}, which a detector needs")
@@ -62,7 +62,7 @@ class UserFile:
 def load_user_model(file: Path, function: str, weights: Weights) -> nn.Module:
     """Build the network of a user's file, in eval mode with frozen weights.
 
-    Raises ZSQBenchError where the file or the function fails, there is no such function, or it returns something else.
+    Raises ZSQBenchError if there is no such function, or if the file or the function fails or returns something else.
     """
     return UserFile(file).build(function, weights)
 
@@ -79,23 +79,23 @@ def _network(file: Path, function: str, build: Callable[[], object]) -> nn.Modul
 def _call(file: Path, function: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's code does wrong is the user's to mend
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user must correct any error of the user's code
         _fail(f"model file {file} fails in {function}()", file, error)
 
 
 _LOADED: dict[Path, tuple[tuple[str, str], ...]] = {}
-"""The modules of a user's own that each file imported when it was loaded last in this process."""
+"""The user's modules that each file imported when it was last loaded in this process."""
 
 
 def _import(file: Path) -> ModuleType:
     forget_changed(_LOADED.get(file, ()))
-    # A name of its own for each file, so that two users' net.py are two modules.
+    # A unique name for each file, so that two files net.py are two modules.
     name = f"zsqbench_model_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ZSQBenchError(f"model file {file} is not a .py file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # as an import does: dataclasses and pickling in the file look themselves up
+    sys.modules[name] = module  # as in an import, because dataclasses and pickling in the file look up their module
     try:
         with torch.no_grad():  # as in build_network
             spec.loader.exec_module(module)

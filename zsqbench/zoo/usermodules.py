@@ -1,4 +1,4 @@
-"""The modules of a user's own that a file imports: what they hold decides what the file builds, so it is identity."""
+"""The user's modules that a file imports. They decide what the file builds, so they are part of its identity."""
 
 import ast
 import sys
@@ -12,10 +12,10 @@ from zsqbench.hashing import file_digest
 
 
 def user_modules(file: Path) -> dict[str, Path]:
-    """The modules that a file imports, directly or through each other, that are no part of the environment.
+    """The modules that a file imports, also indirectly, and that do not belong to the environment.
 
-    Only those count that were imported: call this when the file has done its work. Names of modules to their files,
-    sorted.
+    Only modules that were really imported count, so call this after the file has done its work. The result maps names
+    of modules to their files, sorted.
     """
     found: dict[str, Path] = {}
     waiting = [(file, "")]
@@ -36,7 +36,7 @@ def digests(file: Path) -> tuple[tuple[str, str], ...]:
 
 
 def forget_changed(loaded: tuple[tuple[str, str], ...]) -> None:
-    """Forget modules, if one of these files is no longer what it was, so that they are imported anew."""
+    """Forget modules if one of these files has changed, so that they are imported again."""
     if any(not Path(path).is_file() or file_digest(Path(path)) != digest for path, digest in loaded):
         paths = {path for path, _ in loaded}
         for name, module in list(sys.modules.items()):
@@ -61,7 +61,7 @@ def _imported(file: Path, package: str) -> Iterator[str]:
 
 
 def _source(module: ModuleType | None) -> Path | None:
-    """The file of a module, if it is Python source outside of the environment's packages."""
+    """The file of a module, if it is Python source outside the environment's packages."""
     file = getattr(module, "__file__", None)
     if not file or not file.endswith(".py"):
         return None

@@ -1,15 +1,15 @@
-"""A small network in the manner of ViT (Dosovitskiy et al., 2021): patches, a class token, blocks."""
+"""A small network like ViT (Dosovitskiy et al., 2021): patches, a class token, blocks."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 MLP_RATIO = 4
-"""Hidden channels of a block's perceptron for each of its own."""
+"""Hidden channels of a block's perceptron, relative to its width."""
 
 
 class SelfAttention(nn.Module):
-    """Each token looks at all; queries, keys and values come from one layer."""
+    """Each token attends to all tokens. Queries, keys and values come from one layer."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each on normalised tokens and added to what it read."""
+    """Attention, then a perceptron. Each reads normalised tokens, and its result is added to its input."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches and a class token with learned positions, blocks, a last normalisation, a classifier of the class token.
+    """Patches and a class token with learned positions, blocks, a last normalisation, a classifier on the class token.
 
-    `side` is that of the images, a multiple of `patch`; `width` is one of `heads`.
+    `side` is the side of the images, a multiple of `patch`. `width` is a multiple of `heads`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Building a network and giving it the weights of a file, which must be this network's and be numbers."""
+"""Build a network and load the weights of a file. The weights must fit the network and be finite numbers."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ _RANDOM_SEED = 0
 
 
 def build_network(build: Callable[[], nn.Module], weights: Weights) -> nn.Module:
-    """Build a network and give it the weights of a file, or ("none") seeded random ones; eval mode, weights frozen.
+    """Build a network with the weights of a file, or ("none") seeded random weights, in eval mode with frozen weights.
 
-    With "built" it is taken as it is built, and what is drawn at random differs from call to call, so that it is found.
-    It is built without gradients, so that a tensor that it computes from parameters and keeps can be copied. The global
-    random state stays as it was. Raises ZSQBenchError for a network that cannot be quantized whatever its layers are,
-    such as a ScriptModule, and as `load_weights` does.
+    With "built" the network keeps the weights of its function. Random numbers then differ from call to call, so that
+    weights that are not loaded are found. The network is built without gradients, so that tensors that it computes from
+    parameters and keeps can be copied. The global random state does not change. Raises ZSQBenchError for a network that
+    can never be quantized, such as a ScriptModule, and as `load_weights` does.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         if weights == BUILT:
@@ -41,8 +41,8 @@ def build_network(build: Callable[[], nn.Module], weights: Weights) -> nn.Module
 def load_weights(module: nn.Module, weights: Path | Checkpoint) -> None:
     """Load a file's weights into a network.
 
-    `Checkpoint.note` is told what was left out of names, and which extra state of modules the file lacks. Raises
-    ZSQBenchError where they are unreadable, do not fit exactly, or are no floating-point numbers or not finite.
+    `Checkpoint.note` gets notes on the parts left out of names, and on missing extra state of modules. Raises
+    ZSQBenchError for weights that are unreadable, do not fit exactly, or are not finite floating-point numbers.
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
     own = module.state_dict()
@@ -58,7 +58,7 @@ def load_weights(module: nn.Module, weights: Path | Checkpoint) -> None:
         checkpoint.note(f"{checkpoint.file.name} lacks {some(kept)}, which stays as it was built")
     try:
         module.load_state_dict(state, strict=False)  # strict was checked above
-    except Exception as error:  # what a module's own set_extra_state or the like may raise
+    except Exception as error:  # a module's own set_extra_state may raise anything
         raise ZSQBenchError(f"weights {checkpoint.file} cannot be loaded: {one_line(error)}") from error
 
 
@@ -87,9 +87,9 @@ def _check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
 
 
 def _check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], buffers: set[str], path: Path) -> None:
-    """Raise ZSQBenchError for integers where the network has real numbers, and for values that are not finite.
+    """Raise ZSQBenchError for integers in place of the network's real numbers, and for values that are not finite.
 
-    A buffer may be infinite where it is as the network is built: a mask is.
+    A buffer, such as a mask, may be infinite if it is also infinite when the network is built.
     """
     used = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     other = [name for name, tensor in used.items() if own[name].is_floating_point() and not tensor.is_floating_point()]

@@ -172,4 +172,4 @@ def test_the_step_of_a_node_that_slurm_lost_is_done_on_another(slurm, bench):
     bench.write("go", "")
     code, said = run.end()
     assert (code, set(bench.statuses().values()), bench.calls().count("waits")) == (0, {"done"}, 2), said
-    assert f"job {job} goes on on node n2, after Slurm ended it on node n1" in said
+    assert f"job {job} continues on node n2, after Slurm ended it on node n1" in said

@@ -162,7 +162,7 @@ def test_a_job_whose_node_is_lost_is_waited_for(executor, queue, caplog, monkeyp
     go.set()
     assert (ended(future), future.node) == (DONE, "n2")
     assert [record.message for record in caplog.records] == [
-        "job 1 goes on on node n2, after Slurm ended it on node n1"
+        "job 1 continues on node n2, after Slurm ended it on node n1"
     ]
 
 

@@ -83,7 +83,7 @@ def test_a_step_whose_job_is_ended_again_and_again_fails_unless_it_comes_further
             checkpoint.touch()
             os.utime(checkpoint, ns=(number + 1, number + 1))
     group()
-    error = f"its job was ended {ENDS} times before it came further, on n1"
+    error = f"its job was ended {ENDS} times without progress, on n1"
     assert group.answer(0).value == (DONE if comes_further else Outcome("failed", error=error))
 
 

@@ -52,7 +52,7 @@ def test_a_network_that_cannot_be_traced_is_one_clear_error_with_module_and_line
     expected = (
         f"Sequential cannot be traced in module '1' at {__file__}:{line} "
         "(a choice depends on the values in a tensor): "
-        "what is computed may not depend on the values in tensors; take torch.where for a choice by value, "
+        "the computation must not depend on values in tensors; use torch.where for a choice by value, "
     )
     with pytest.raises(ZSQBenchError) as caught:
         capture(nn.Sequential(nn.ReLU(), Branching()), (3, 8, 8))

@@ -185,7 +185,7 @@ def test_rows_of_another_version_of_evaluation_are_refused():
 
 def test_seeds_must_be_in_common():
     rows = [seen(range(9), seed=0), seen(range(9), generator="real", seed=1)]
-    assert refusal(rows) == f"{AT}no seeds in common: one has 0, the other 1; run a seed of both"
+    assert refusal(rows) == f"{AT}no common seeds: one has 0, the other 1; run both with the same seed"
 
 
 def test_the_same_rows_are_refused_unless_they_are_of_another_folder():

@@ -42,7 +42,7 @@ def test_the_page_has_all_that_the_row_says(tmp_path):
 def test_artifacts_that_are_not_here_are_said_not_to_be(tmp_path):
     page = page_of(rows_of_a_suite()[0], tmp_path)
     assert [row[2] for row in part(page, "Artifacts").grid.rows] == ["not here"] * 3
-    assert part(page, "Quantized").text.startswith(f"what was quantized is not in {tmp_path}")
+    assert part(page, "Quantized").text.startswith(f"the quantized network is not in {tmp_path}")
     (said,) = part(page, "Samples that flip").lines
     assert said == f"not known: the measurement of the float network is not in {tmp_path}"
 

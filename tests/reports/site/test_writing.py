@@ -124,14 +124,14 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path, marker):
     (tmp_path / "thesis.tex").write_text("mine")
     if marker is not None:
         (tmp_path / MARKER).write_text(marker)
-    with pytest.raises(ZSQBenchError, match="is not empty, and no report of zsqbench"):
+    with pytest.raises(ZSQBenchError, match="is not empty and not a report of zsqbench"):
         write_report(source_of([seen([1])], tmp_path), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "report").write_text("mine")
-    with pytest.raises(ZSQBenchError, match="is no folder"):
+    with pytest.raises(ZSQBenchError, match="is not a folder"):
         check_folder(tmp_path / "report")
 
 

@@ -78,8 +78,8 @@ def test_methods_without_a_seed_in_common_tie():
     results = [measured(range(16), "a", 0), measured(range(3), "b", 1)]
     letters, found = standings_of(results)
     assert letters == {"a": "a", "b": "a"}
-    assert found.untold == ("no seeds in common: one has 0, the other 1; run a seed of both",)
-    note = "- some methods share a letter because they cannot be compared: no seeds in common"
+    assert found.untold == ("no common seeds: one has 0, the other 1; run both with the same seed",)
+    note = "- some methods share a letter because they cannot be compared: no common seeds"
     assert note in leaderboard(results, "md")
 
 

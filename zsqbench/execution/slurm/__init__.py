@@ -1,1 +1,1 @@
-"""The engine `slurm`: groups of steps are jobs of a Slurm whose nodes see one home folder."""
+"""The engine `slurm`: groups of steps are jobs of a Slurm cluster whose nodes see one home folder."""

@@ -1,4 +1,4 @@
-"""The engine `slurm`, as the command line and the plan know it."""
+"""The engine `slurm` for the command line and the plan."""
 
 from concurrent.futures import Executor
 from typing import ClassVar
@@ -13,11 +13,11 @@ from zsqbench.hookspecs import hookimpl
 from zsqbench.methods import Engine
 
 JOBS = 32
-"""Jobs that are in Slurm's queue at the same time, unless another number is asked for."""
+"""Default number of jobs in Slurm's queue at the same time."""
 
 
 class Slurm(Engine):
-    """Jobs of a Slurm, each with several steps. The run has to be where `sbatch` is."""
+    """Jobs of Slurm, each with several steps. The run must be on a machine with `sbatch`."""
 
     name: ClassVar[str] = "slurm"
 
@@ -26,16 +26,16 @@ class Slurm(Engine):
     _executor: SlurmExecutor | None = PrivateAttr(None)
 
     def check(self, config: WorkerConfig) -> None:
-        """Look whether Slurm takes such jobs. Raises ZSQBenchError elsewise."""
+        """Check that Slurm accepts jobs with these options. Raises ZSQBenchError otherwise."""
         self._config = config
         self._queue.check()
 
     def slots(self) -> int:
-        """Jobs that are in Slurm's queue at the same time: as many as asked for, else 32."""
+        """Number of jobs in Slurm's queue at the same time. Unset: 32."""
         return self.workers or JOBS
 
     def start(self) -> Executor:
-        """The executor, which ends its jobs when it is shut down."""
+        """The executor. It ends its jobs when it is shut down."""
         assert self._config is not None  # noqa: S101 - `check` comes first
         limits = Limits(self.threads, self.step_timeout, self.memory)
         self._executor = SlurmExecutor(self._config, limits, self._queue)
@@ -52,5 +52,5 @@ class Slurm(Engine):
 
 @hookimpl
 def register_engines() -> list[type[Engine]]:
-    """Slurm; submitit need not be installed until it is used."""
+    """Slurm. submitit must be installed only when it is used."""
     return [Slurm]

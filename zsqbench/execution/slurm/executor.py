@@ -1,4 +1,4 @@
-"""Groups of steps become jobs: submitit starts them, and their files and Slurm say what became of them."""
+"""Groups of steps become jobs. submitit starts them, and their files and Slurm give their outcomes."""
 
 import contextlib
 import logging
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("zsqbench")
 
 LEASE = "slurm-"
-"""The names of the leases of executors, and of their jobs, begin so."""
+"""The prefix of the names of leases of executors, and of their jobs."""
 FOLDER = "slurm"
-"""The folder of the home that jobs have their files in."""
+"""The folder of the home for the files of jobs."""
 POLL_SECONDS = 1.0
-"""Time between two looks at the answers of jobs."""
+"""Seconds between two looks at the answers of jobs."""
 STATE_SECONDS = 5.0
-"""Time between two questions to Slurm."""
+"""Seconds between two requests to Slurm."""
 REQUEUE_SECONDS = 30.0
-"""Slurm may put a job back so long after its node was lost."""
+"""Slurm may requeue a job up to so many seconds after its node was lost."""
 WAIT_SECONDS = 60.0
-"""After so long it is said that all jobs wait in Slurm's queue, and why."""
+"""After so many seconds a warning says that all jobs wait in Slurm's queue, and why."""
 SUBMISSIONS = 5
-"""A job that Slurm does not take is offered so often while no other job of the run is there, which could end."""
+"""So many attempts to submit a job that Slurm refuses, while no other job of the run exists that could end."""
 
 
 @dataclass
@@ -50,28 +50,28 @@ class Batch:
     group: Group
     futures: list[NodeFuture]
     offered: int = 0
-    """How often Slurm did not take it."""
+    """How often Slurm refused it."""
     job: "submitit.Job[None] | None" = None
-    """None until Slurm has taken it."""
+    """None: Slurm has not accepted it yet."""
     starts: int = 0
-    """How often it was started, as far as was told."""
+    """How often it was started, as far as reported."""
     ended: float | None = None
-    """When its end was first seen."""
+    """The time at which its end was first seen."""
 
     @property
     def open(self) -> list[int]:
-        """The places of steps without an answer."""
+        """The indices of steps without an answer."""
         return [place for place, future in enumerate(self.futures) if not future.done()]
 
 
 class SlurmExecutor(GroupExecutor):
-    """Starts groups of steps as jobs, and watches the files that they write and what Slurm says of them."""
+    """Starts groups of steps as jobs, and watches the files that they write and their states in Slurm."""
 
     replaces_workers = True
-    """Says to the run loop that a dead worker is no reason to start the executor anew."""
+    """Tells the run loop not to restart the executor when a worker dies."""
 
     def __init__(self, config: WorkerConfig, limits: Limits, queue: JobQueue) -> None:
-        """Begin to watch. Jobs that a killed run has left at this home are ended."""
+        """Begin to watch. Jobs that a killed run left at this home are ended."""
         self._queue = queue
         self._home = config.home
         self._leases = Leases(config.home)
@@ -83,16 +83,16 @@ class SlurmExecutor(GroupExecutor):
         self._conditions = Conditions.of(limits, config)
         self._excluded: list[str] = []
         self._waiting: list[Batch] = []
-        """Those that Slurm has not taken yet."""
+        """Groups that Slurm has not accepted yet."""
         self._batches: list[Batch] = []
-        """Those that it has."""
+        """Groups that Slurm has accepted."""
         self._told: set[str] = set()
         self._logs_matter = False
-        """True once a job ended otherwise than by its own end."""
+        """True after a job ended in another way than by finishing."""
         self._waits_since = time.monotonic()
-        """When a job was last seen that does not wait."""
+        """The time at which a job that does not wait was last seen."""
         self._next_offer = 0.0
-        """When a job that was not taken is offered again."""
+        """The time at which a refused job is submitted again."""
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="slurm", daemon=True)
         self._watcher.start()
@@ -104,7 +104,7 @@ class SlurmExecutor(GroupExecutor):
         jobs: Sequence[Job],
         after: Sequence[Sequence[int]],
     ) -> list[NodeFuture]:
-        """Start a job as soon as Slurm takes it."""
+        """Start a job as soon as Slurm accepts it."""
         folder = self._folder / f"group-{uuid.uuid4().hex[:8]}"
         group = Group(folder, self._conditions, fn, config, tuple(jobs), tuple(map(tuple, after)))
         batch = Batch(group, [NodeFuture() for _ in jobs])
@@ -112,17 +112,17 @@ class SlurmExecutor(GroupExecutor):
         return batch.futures
 
     def leave_out(self, node: str) -> bool:
-        """Exclude a node from further jobs. False where it would be the last one, and nothing changes then."""
+        """Exclude a node from further jobs. False: it is the last node, and nothing changes."""
         try:
             others = set(self._queue.nodes()) - {node, *self._excluded}
         except ZSQBenchError:
-            others = {"unknown"}  # Slurm says later if there is none
+            others = {"unknown"}  # Slurm will say later if there is no other node
         if others:
             self._excluded.append(node)
         return bool(others)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the watching; with `cancel_futures`, or without waiting, end all jobs in the middle of what they do."""
+        """End the watching. With `cancel_futures`, or without waiting, interrupt all jobs."""
         if self._closing.is_set():
             return
         if wait and not cancel_futures:
@@ -133,11 +133,11 @@ class SlurmExecutor(GroupExecutor):
         if not self._logs_matter:
             with contextlib.suppress(OSError):
                 remove(self._folder)
-                self._folder.parent.rmdir()  # unless others have theirs in it
+                self._folder.parent.rmdir()  # fails if other runs have folders in it
         self._leases.close()
 
     def _end_orphans(self) -> None:
-        """End the jobs of runs that were killed, and remove what is left of ended ones."""
+        """End the jobs of killed runs, and remove the files of ended runs."""
         at_work = self._leases.alive(LEASE)
         for folder in self._home.glob(f"{FOLDER}/{LEASE}*"):
             if folder.name not in at_work:
@@ -146,7 +146,7 @@ class SlurmExecutor(GroupExecutor):
                     remove(folder)
 
     def _end(self, name: str) -> None:
-        """End the jobs of a name, and wait for that a while."""
+        """End the jobs with a name, and wait a while for their end."""
         try:
             states = self._queue.states(name)
             until = time.monotonic() + PATIENCE
@@ -155,10 +155,10 @@ class SlurmExecutor(GroupExecutor):
                 time.sleep(0.2)
                 states = self._queue.states(name)
         except ZSQBenchError as error:
-            log.warning("jobs %s may go on: %s; `scancel --name=%s` ends them", name, error, name)
+            log.warning("jobs %s may still run: %s; `scancel --name=%s` ends them", name, error, name)
 
     def _watch(self) -> None:
-        """The thread's work: nothing that it meets ends it."""
+        """The work of the thread. No error ends it."""
         asked = 0.0
         while not self._closing.wait(POLL_SECONDS):
             try:
@@ -169,11 +169,11 @@ class SlurmExecutor(GroupExecutor):
                     asked = time.monotonic()
                     self._judge()
             except Exception as error:  # noqa: BLE001 - a file system or Slurm may fail for a while
-                self._tell(f"the jobs of Slurm cannot be watched, which is tried again: {one_line(error)}")
+                self._tell(f"the jobs of Slurm cannot be watched; the run tries again: {one_line(error)}")
             self._batches = [batch for batch in self._batches if batch.open]
 
     def _offer(self) -> None:
-        """Start jobs for groups that wait for one, as far as Slurm takes them."""
+        """Start jobs for waiting groups, as far as Slurm accepts them."""
         while self._waiting and time.monotonic() >= self._next_offer:
             batch = self._waiting[0]
             batch.group.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class SlurmExecutor(GroupExecutor):
             self._batches.append(self._waiting.pop(0))
 
     def _refused(self, batch: Batch, why: str) -> None:
-        """Wait for the end of another job, after which Slurm may take one more; fail where there is none."""
+        """Wait for the end of another job, because Slurm may then accept one more. Without another job, fail."""
         self._next_offer = time.monotonic() + STATE_SECONDS
         batch.offered += 1
         if self._batches or batch.offered < SUBMISSIONS:
@@ -196,12 +196,12 @@ class SlurmExecutor(GroupExecutor):
             future.set_exception(RuntimeError(f"Slurm does not take its job: {why}"))
 
     def _read(self, batch: Batch) -> None:
-        """Give futures what the job has written."""
+        """Give the answers that the job has written to the futures."""
         nodes = batch.group.nodes()
         if len(nodes) > batch.starts:
             if batch.starts and batch.job is not None:
                 log.warning(
-                    "job %s goes on on node %s, after Slurm ended it on node %s", batch.job.job_id, *nodes[-1:-3:-1]
+                    "job %s continues on node %s, after Slurm ended it on node %s", batch.job.job_id, *nodes[-1:-3:-1]
                 )
             batch.starts = len(nodes)
         for place in batch.open:
@@ -210,7 +210,7 @@ class SlurmExecutor(GroupExecutor):
                 future.set_running_or_notify_cancel()
             answer = batch.group.answer(place)
             if answer is None:
-                break  # they are done in order
+                break  # steps are done in order
             future.node = nodes[-1] if nodes else None
             if answer.error is None:
                 future.set_result(answer.value)
@@ -220,7 +220,7 @@ class SlurmExecutor(GroupExecutor):
             self._fail(batch, NodeUnfitError(f"it {fault}"), nodes[-1])
 
     def _judge(self) -> None:
-        """Ask what became of the jobs, and end the waiting for answers of those that have ended without."""
+        """Ask Slurm for the states of the jobs. Stop waiting for jobs that ended without an answer."""
         found = self._queue.states(self.name)
         now = time.monotonic()
         states = [(batch, found.get(batch.job.job_id, State("UNKNOWN"))) for batch in self._batches if batch.job]
@@ -231,7 +231,7 @@ class SlurmExecutor(GroupExecutor):
             batch.ended = batch.ended or now
             patience = REQUEUE_SECONDS if state.name in MAY_COME_BACK else APPEAR_SECONDS
             if now - batch.ended >= patience:
-                self._read(batch)  # what was written last
+                self._read(batch)  # read the last answers
                 self._conclude(batch, state)
         pending = [state for _, state in states if state.name == "PENDING"]
         if len(pending) < len(states):
@@ -241,7 +241,7 @@ class SlurmExecutor(GroupExecutor):
             self._tell(f"all jobs ({len(pending)}) wait in Slurm's queue: {reasons}")
 
     def _conclude(self, batch: Batch, state: State) -> None:
-        """Say of each step without an answer why it has none."""
+        """Give each step without an answer the reason."""
         places = batch.open
         if not places or batch.job is None:
             return
@@ -266,14 +266,14 @@ class SlurmExecutor(GroupExecutor):
             batch.futures[place].set_exception(error)
 
     def _tell(self, text: str) -> None:
-        """Warn, once."""
+        """Warn once."""
         if text not in self._told:
             self._told.add(text)
             log.warning("%s", text)
 
 
 def _last_line(path: Path) -> str:
-    """The last line of a log that says something; empty where there is none."""
+    """The last line of a log that is not blank. Empty: there is no such line."""
     with contextlib.suppress(OSError):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")

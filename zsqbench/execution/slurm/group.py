@@ -1,6 +1,6 @@
-"""The function of a job: a group of steps, each of which leaves its answer as a file in the home folder.
+"""The function of a job: a group of steps. Each step leaves its answer as a file in the home folder.
 
-So a step is done as soon as its answer is there, and a job that Slurm starts anew goes on with the step that it was at.
+A step is done as soon as its answer exists. A job that Slurm restarts continues with the interrupted step.
 """
 
 import base64
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     import submitit
 
 ENDS = 5
-"""A step fails whose job was ended so often without a new checkpoint, by whatever ended it."""
+"""A step fails after its job was ended so many times without a new checkpoint."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The function of a job: steps to be done one after the other, each of which leaves its answer as a file."""
+    """The function of a job: steps that are done in sequence. Each leaves its answer as a file."""
 
     folder: Path
-    """Where the files are, below the home folder."""
+    """The folder of the files, below the home folder."""
     conditions: Conditions
     fn: Callable[[WorkerConfig, Job], Outcome]
-    """Does a step."""
+    """The function that does a step."""
     config: WorkerConfig
     jobs: tuple[Job, ...]
     after: tuple[tuple[int, ...], ...]
-    """For each step, those before it that have to end well first."""
+    """For each step, the indices of earlier steps that must succeed first."""
 
     def __call__(self) -> None:
-        """Do what has no answer yet."""
+        """Do the steps that have no answer yet."""
         node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         with (self.folder / "nodes").open("a", encoding="utf-8") as nodes:
             nodes.write(f"{node}\n")
@@ -60,13 +60,13 @@ class Group:
             end_workers()
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
-        """Called by submitit where Slurm is about to end the job: it is put back, and goes on by its files."""
+        """Requeue the job, which resumes from its files. Called by submitit when Slurm is about to end the job."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
     def answer(self, place: int) -> Answer | None:
-        """The answer to a step, if it is there."""
+        """The answer to a step. None: there is no answer yet."""
         try:
             text = self._file(place, "answer").read_bytes()
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class Group:
         return []
 
     def fault(self) -> str | None:
-        """The reason why its node cannot do steps, if it found one."""
+        """Why its node cannot do steps. None: it found no reason."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "fault").read_text(encoding="utf-8")
         return None
@@ -94,7 +94,7 @@ class Group:
         return self.folder / f"{place}.{what}"
 
     def _answered(self, place: int, before: Sequence[Answer]) -> Answer:
-        """The answer to a step, which is done unless it was before."""
+        """The answer to a step. The step is done if there is no answer yet."""
         there = self.answer(place)
         if there is not None:
             return there
@@ -103,20 +103,20 @@ class Group:
             answer = self._do(self.jobs[place])
         try:
             content = pickle.dumps(answer)
-        except Exception as error:  # noqa: BLE001 - what cannot be pickled
+        except Exception as error:  # noqa: BLE001 - the answer cannot be pickled
             content = pickle.dumps(Answer(error=RuntimeError(one_line(error))))
         write_atomically(self._file(place, "answer"), base64.b64encode(content).decode())
         return answer
 
     def _do(self, job: Job) -> Answer:
-        """Do a step. Lets SystemExit through, by which submitit ends a job that it has put back."""
+        """Do a step. SystemExit passes on: submitit uses it to end a job that it has requeued."""
         try:
             return Answer(self.conditions.call(self.fn, self.config, job))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the run is told
+        except Exception as error:  # noqa: BLE001 - the run is told of any exception
             return Answer(error=error)
 
     def _not_to_do(self, place: int, before: Sequence[Answer]) -> Answer | None:
-        """The answer of a step that needs one which did not end well."""
+        """The answer of a step that needs another step, if that step did not succeed. None: all needs are done."""
         for need in (before[each] for each in self.after[place]):
             if need.error is not None:
                 return Answer(error=NotBegunError("a step that it needs did not end"))
@@ -125,7 +125,7 @@ class Group:
         return None
 
     def _ended_too_often(self, place: int) -> Answer | None:
-        """Note that a step begins; the answer of one whose job was ended too often before it came further."""
+        """Note that a step begins. Returns a failure if its job was ended too often without progress."""
         kept = Store(self.config.home).partial(self.jobs[place].key) / CHECKPOINT
         checkpoint, times = _modified(kept), 1
         with contextlib.suppress(FileNotFoundError):
@@ -133,13 +133,13 @@ class Group:
             times = before["times"] + 1 if before["checkpoint"] == checkpoint else 1
         if times > ENDS:
             nodes = ", ".join(self.nodes())
-            return Answer(Outcome("failed", error=f"its job was ended {ENDS} times before it came further, on {nodes}"))
+            return Answer(Outcome("failed", error=f"its job was ended {ENDS} times without progress, on {nodes}"))
         write_atomically(self._file(place, "begun"), json.dumps({"times": times, "checkpoint": checkpoint}))
         return None
 
 
 def _modified(path: Path) -> int | None:
-    """When a file was last written to, in nanoseconds; None where it is not there."""
+    """When a file was last written to, in nanoseconds. None: it does not exist."""
     with contextlib.suppress(OSError):
         return path.stat().st_mtime_ns
     return None

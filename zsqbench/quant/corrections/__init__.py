@@ -1,4 +1,4 @@
-"""Corrections in closed form: equalization, shift negative correction, bias correction, moments from BN alone."""
+"""Corrections in closed form: equalization, shift negative correction, bias correction, moments from only BN."""
 
 from zsqbench.quant.corrections.bias import absorbed_biases, corrected_bias, kernel_share
 from zsqbench.quant.corrections.bn_moments import Moments, input_moments, norm_moments

@@ -1,8 +1,8 @@
-"""Means, variances and extremes of the tensors of a network, from batch normalisation alone, as in DFQ.
+"""Means, variances and extremes of the tensors of a network, from only batch normalisation, as in DFQ.
 
-A batch normalisation says what it makes of a layer's output: N(beta, gamma^2) in each channel (Nagel et al., ICCV 2019,
-section 4.2.1). Through all that no batch normalisation describes, moments are carried along the graph, as if each
-tensor were normal and the tensors that an operator combines were independent.
+A batch normalisation states the distribution of its output: N(beta, gamma^2) in each channel (Nagel et al., ICCV 2019,
+section 4.2.1). For other tensors, moments are carried along the graph, as if each tensor were normal and the inputs of
+an operator were independent.
 """
 
 import math
@@ -34,12 +34,12 @@ _AVERAGES = AVERAGE_POOLS | {"mean", "interpolate"}
 _CHANNELS = 1
 _INTERVALS = 256
 _REACH = 8.0
-"""Where the integrals over a normal distribution end, in standard deviations."""
+"""The ends of the integrals over a normal distribution, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and variance of each value of a tensor, and what it is expected to lie between; all of its shape."""
+    """Mean, variance and expected bounds of each value of a tensor, all with the tensor's shape."""
 
     mean: Tensor
     variance: Tensor
@@ -48,21 +48,21 @@ class Moments:
 
     @classmethod
     def normal(cls, mean: Tensor, variance: Tensor, sigmas: float) -> "Moments":
-        """A normal distribution, that ends `sigmas` standard deviations from its mean."""
+        """A normal distribution that ends `sigmas` standard deviations from its mean."""
         reach = sigmas * variance.sqrt()
         return cls(mean, variance, mean - reach, mean + reach)
 
     @classmethod
     def uniform(cls, low: Tensor, high: Tensor) -> "Moments":
-        """All values from low to high alike."""
+        """A uniform distribution from low to high."""
         return cls((low + high) / 2, (high - low).square() / 12, low, high)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Moments":
-        """The four tensors, changed alike."""
+        """The four tensors, each changed by the function."""
         return Moments(*map(change, (self.mean, self.variance, self.low, self.high)))
 
     def within(self, low: Tensor, high: Tensor) -> "Moments":
-        """The same with what it lies between narrowed."""
+        """The moments with narrower bounds."""
         return Moments(self.mean, self.variance, torch.maximum(self.low, low), torch.minimum(self.high, high))
 
 
@@ -70,14 +70,14 @@ class Moments:
 def input_moments(
     student: fx.GraphModule, images: Moments, norms: Mapping[str, tuple[Tensor, Tensor]], sigmas: float
 ) -> dict[nn.Module, list[Moments]]:
-    """What each layer and each activation quantizer of a student is given, in each of its calls.
+    """The moments of the inputs of each layer and each activation quantizer of a student, for each call.
 
-    `images` are moments [1, C, 1, 1] of the network's input; `norms` are mean and deviation [C] of what a layer with a
-    folded batch normalisation makes, by its path; the student's quantizers are still off. Rules, besides normal
-    distributions behind normalisations: functions of one tensor are integrated numerically; sums and products are of
-    independent tensors; layers without a norm add up independent inputs; pooling by averages keeps the variance, which
-    is then too large, and by maxima keeps all; softmax is between zero and one. Raises ZSQBenchError for any other
-    operator.
+    `images` are moments [1, C, 1, 1] of the network's input. `norms` are mean and deviation [C] of the output of a
+    layer with a folded batch normalisation, by its path. The student's quantizers are still off. Besides normal
+    distributions behind normalisations, these rules hold. Functions of one tensor are integrated numerically. Sums and
+    products are of independent tensors. Layers without a norm add up independent inputs. Average pooling keeps the
+    variance, which is then too large. Max-pooling keeps all moments. Softmax is between zero and one. Raises
+    ZSQBenchError for any other operator.
     """
     propagation = _Propagation(student, images, norms, sigmas)
     propagation.run()
@@ -87,15 +87,15 @@ def input_moments(
 class _Propagation(fx.Interpreter):
     """Runs a graph on moments instead of tensors.
 
-    They have the full shape of the tensors, so that whatever moves values moves their moments; an expanded dimension
-    says where values are alike, and costs nothing.
+    Moments have the full shape of the tensors, so that operators that move values also move moments. An expanded
+    dimension means equal values, and takes no memory.
     """
 
     def __init__(
         self, student: fx.GraphModule, images: Moments, norms: Mapping[str, tuple[Tensor, Tensor]], sigmas: float
     ) -> None:
         super().__init__(student)
-        self.extra_traceback = False  # it would be added to the one line of an error
+        self.extra_traceback = False  # otherwise torch adds it to the line of an error
         self.found: dict[nn.Module, list[Moments]] = {}
         self._images, self._norms, self._sigmas = images, norms, sigmas
 
@@ -141,7 +141,7 @@ class _Propagation(fx.Interpreter):
         if layer.bias is not None:
             squared["bias"] = torch.zeros_like(layer.bias)
 
-        def given(values: Tensor) -> Any:  # a transposed convolution may be given an output size, too
+        def given(values: Tensor) -> Any:  # a transposed convolution may also get an output size
             read = n.all_input_nodes[0]
             return fx.node.map_arg((n.args, n.kwargs), lambda source: values if source is read else self.env[source])
 
@@ -156,7 +156,7 @@ class _Propagation(fx.Interpreter):
         return Moments.normal(mean, deviation.square(), self._sigmas).each(lambda values: values.expand(shape))
 
     def _moved(self, n: fx.Node) -> Moments:
-        # where the result is several tensors, as of `chunk`, so is each of the four, and `getitem` takes one of each
+        # if the result is several tensors, as of `chunk`, each of the four is several, and `getitem` takes one of each
         return Moments(
             self._call(n, lambda moments: moments.mean),
             self._call(n, lambda moments: moments.variance, constants=_zeros),
@@ -165,15 +165,15 @@ class _Propagation(fx.Interpreter):
         )
 
     def _function(self, n: fx.Node, x: Moments) -> Moments:
-        """Integrate the function over a normal distribution, and find its extremes on the way from low to high."""
+        """Integrate the function over a normal distribution, and find its extremes between low and high."""
         mean, variance, low, high = (_without_copies(values) for values in (x.mean, x.variance, x.low, x.high))
         deviation = variance.sqrt()
 
         def function(values: Tensor) -> Tensor:
-            result = cast("Tensor", self._call(n, lambda _: values.clone()))  # a clone, as it may work in place
+            result = cast("Tensor", self._call(n, lambda _: values.clone()))  # the function may work in place
             if result.isfinite().all():
                 return result
-            inside = torch.minimum(torch.maximum(values, low), high)  # the root of an average has no values below zero
+            inside = torch.minimum(torch.maximum(values, low), high)  # a root has no values below zero
             return cast("Tensor", self._call(n, lambda _: inside))
 
         centre = function(mean)
@@ -205,7 +205,7 @@ class _Propagation(fx.Interpreter):
     def _call(
         self, n: fx.Node, choose: Callable[[Moments], Any], constants: Callable[[Any], Any] = lambda value: value
     ) -> Any:
-        """Do what a node does, with a tensor in the place of moments."""
+        """Run the operator of a node on a tensor instead of moments."""
 
         def argument(source: fx.Node) -> Any:
             value = self.env[source]
@@ -216,9 +216,9 @@ class _Propagation(fx.Interpreter):
 
 
 def norm_moments(norm: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [C] of what a batch normalisation makes: beta and |gamma| sqrt(var / (var + eps)).
+    """Mean and standard deviation [C] of a batch normalisation's output: beta and |gamma| sqrt(var / (var + eps)).
 
-    DFQ takes |gamma|. Where a channel hardly varies, as a dead one, eps makes the difference.
+    DFQ takes |gamma|. For a channel that hardly varies, such as a dead channel, eps makes the difference.
     """
     deviation = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight.detach().abs()
     deviation = deviation * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
@@ -234,7 +234,7 @@ def _zeros(value: Any) -> Any:
 
 
 def _without_copies(values: Tensor) -> Tensor:
-    """One of the values that an expanded dimension repeats, but all channels: a function may treat each by itself."""
+    """One of the values that an expanded dimension repeats. Channels stay, because a function may differ by channel."""
     for dim, stride in enumerate(values.stride()):
         if stride == 0 and dim != _CHANNELS:
             values = values.narrow(dim, 0, 1)

@@ -1,7 +1,7 @@
 """Cross-layer equalization: rescaling the channels that two layers share, as HPTQ and DFQ do.
 
 From HPTQ, arXiv 2109.09113, and its code, MCT; from DFQ, arXiv 1906.04721. Weights are [out, in / groups, kh, kw] of a
-convolution or [out, in] of a linear layer; but for `rescale`, no function changes its arguments.
+convolution or [out, in] of a linear layer. Except `rescale`, no function changes its arguments.
 """
 
 from typing import Any, NamedTuple, cast
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from zsqbench.quant.graph.pairs import Pair
 
 _LARGEST_FACTOR = 2.0**24
-"""Beyond it float32 loses what it is multiplied with."""
+"""The largest factor. Larger factors exceed the precision of float32."""
 
 
 class Equalized(NamedTuple):
@@ -24,10 +24,10 @@ class Equalized(NamedTuple):
 
 
 def equalization_factors(maxima: Tensor, threshold: Tensor | float) -> Tensor:
-    """Factors [C] of at least one that make each channel between two layers fill the activation's threshold.
+    """Factors [C] of at least one with which each channel between two layers fills the activation's threshold.
 
-    `maxima` are the channels' largest absolute values, [C]. HPTQ's k = max(t / max, 1); a channel that is dead, which
-    is to say below a 2^24th of the threshold, keeps k = 1.
+    `maxima` are the channels' largest absolute values, [C]. HPTQ's k = max(t / max, 1). A dead channel (below a 2^24th
+    of the threshold) keeps k = 1.
     """
     factors = (threshold / maxima).clamp(min=1)
     return torch.where(factors <= _LARGEST_FACTOR, factors, torch.ones_like(factors))
@@ -38,8 +38,8 @@ def equalize(
 ) -> Equalized:
     """Multiply the outputs of a layer by positive factors [C], and divide the inputs of the next layer by them.
 
-    With a positively homogeneous function (ReLU, pooling, padding with zero) between them both compute what they did;
-    the bound of a ReLU6 has to rise with the factors. See `per_input` for what the next layer may be.
+    With a positively homogeneous function between them (ReLU, pooling, padding with zero) the result does not change.
+    The bound of a ReLU6 must rise with the factors. See `per_input` for the possible next layers.
     """
     return Equalized(
         weight * factors.view(-1, *[1] * (weight.dim() - 1)),
@@ -49,11 +49,11 @@ def equalize(
 
 
 def balancing_factors(weight: Tensor, next_weight: Tensor, *, next_groups: int = 1) -> Tensor:
-    """Factors [C] with which both layers' weights have the same range in each channel between them.
+    """Factors [C] with which the weights of both layers have the same range in each channel between them.
 
-    DFQ's 1 / s = sqrt(r2 / r1), where r1 and r2 are the largest absolute weights that make and that read a channel. A
-    channel that is dead keeps its factor of one, as a huge one would only blow up the constant that it is: where r1 r2,
-    which no factor changes, is below a 2^24th of the largest.
+    DFQ's 1 / s = sqrt(r2 / r1). r1 and r2 are the largest absolute weights that make and that read a channel. A channel
+    is dead if r1 r2, which no factor changes, is below a 2^24th of the largest. It keeps a factor of one, because a
+    huge factor would only enlarge its constant.
     """
     made, read = weight.abs().flatten(1).amax(1), _read_range(next_weight, len(weight), next_groups)
     products = made.double() * read
@@ -62,16 +62,16 @@ def balancing_factors(weight: Tensor, next_weight: Tensor, *, next_groups: int =
 
 
 def dead_channels(weight: Tensor) -> Tensor:
-    """Which output channels a layer makes with weights below a 2^24th of its largest, or none: they are constants."""
+    """The output channels whose weights are at most a 2^24th of the layer's largest. They are constants."""
     ranges = weight.abs().flatten(1).amax(1)
     return ranges <= ranges.max() / _LARGEST_FACTOR
 
 
 def per_input(values: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """Values of the input channels [C], shaped so that they broadcast with the weight that reads these channels.
+    """Values of the input channels [C], in a shape that broadcasts with the weight that reads these channels.
 
-    The weight belongs to a convolution of any groups (depthwise included), or to a linear layer; where this one has
-    n * C inputs, they are n values of each channel, one channel after the other, as flattening makes them.
+    The weight belongs to a convolution with any groups (also depthwise), or to a linear layer. If a linear layer has
+    n * C inputs, they are n values of each channel, channel by channel, as after flattening.
     """
     inputs = weight.shape[1] * groups
     if inputs % len(values) != 0 or (inputs != len(values) and weight.dim() > 2):  # noqa: PLR2004 - of a linear layer
@@ -83,9 +83,9 @@ def per_input(values: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
 
 @torch.no_grad()
 def rescale(student: fx.GraphModule, pair: Pair, factors: Tensor) -> None:
-    """Multiply what the layers of a pair share by positive factors [C], in place; a bound between them is left alone.
+    """Multiply the shared channels of a pair of layers by positive factors [C], in place. A bound between them stays.
 
-    The weights become parameters of their own, in case that other layers tie them.
+    The weights become separate parameters, because other layers may tie them.
     """
     first, second = cast("tuple[Any, Any]", tuple(map(student.get_submodule, (pair.first, pair.second))))
     groups = getattr(second, "groups", 1)

@@ -1,4 +1,4 @@
-"""Second moment correction (HPTQ, arXiv 2109.09113): outputs get back the mean and deviation of their folded norm."""
+"""Second moment correction (HPTQ, arXiv 2109.09113): restore the mean and deviation of the folded norm in outputs."""
 
 from typing import NamedTuple
 
@@ -18,9 +18,9 @@ def second_moment_correction(
 ) -> Rescaling:
     """The scale and shift that give a layer's output the mean beta and the deviation |gamma| of its folded batch norm.
 
-    `mean` and `variance` are those of the output of the layer with quantized weights, all of shape [out]; fold the
+    `mean` and `variance` are those of the output of the layer with quantized weights, all of shape [out]. Fold the
     result with `W * scale` and `b * scale + shift`. A channel without variance (at most eps), before or after, keeps
-    its scale and gets the mean only.
+    its scale and only gets the mean.
     """
     alive = (variance > eps) & (gamma.square() > eps)
     scale = torch.where(alive, gamma.abs() / variance.clamp(min=eps).sqrt(), torch.ones_like(gamma))

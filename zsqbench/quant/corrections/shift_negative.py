@@ -14,10 +14,10 @@ _SHIFTS_AT_A_TIME = 256
 
 
 class ShiftedGrid(NamedTuple):
-    """An unsigned grid whose zero is moved up, as the affine grid that it is: x' = (q - zero_point) * scale.
+    """An unsigned grid with a shifted zero, written as an affine grid: x' = (q - zero_point) * scale.
 
     MCT adds the shift to the activation, quantizes without a sign, subtracts shift * sum(kernel) from the next layer's
-    bias and pads it with the shift. Nothing of that changes a value beyond the affine grid, which pads with zero.
+    bias, and pads with the shift. The affine grid, which pads with zero, gives the same values.
     """
 
     scale: float
@@ -25,12 +25,12 @@ class ShiftedGrid(NamedTuple):
 
     @property
     def shift(self) -> float:
-        """What MCT adds to the activation."""
+        """The shift that MCT adds to the activation."""
         return self.scale * self.zero_point
 
 
 def shifted_grid(minimum: float, threshold: float, bits: int, ratio: float) -> ShiftedGrid | None:
-    """The unsigned grid of a threshold, moved up until it holds the minimum; None where that does not pay.
+    """The unsigned grid of a threshold, shifted until it holds the minimum. None: this has no advantage.
 
     Shift negative correction is for activations that are barely negative: minimum < 0 and |minimum| / threshold <=
     ratio (0.25 in MCT 1, 0.05 in MCT 2). The shift is the smallest point of the grid k t / 2^b that is not below
@@ -44,9 +44,9 @@ def shifted_grid(minimum: float, threshold: float, bits: int, ratio: float) -> S
 
 
 def best_shifted_grid(histogram: Histogram, threshold: float, bits: int, ratio: float) -> ShiftedGrid | None:
-    """The grid of least squared error on a histogram, of all shifts of the thresholds t and 2t; None as above.
+    """The grid with the least squared error on a histogram, among all shifts of the thresholds t and 2t. None as above.
 
-    It may clip what is most negative. Of equal errors t comes before 2t, and a smaller shift before a larger one.
+    It may clip the most negative values. For equal errors t comes before 2t, and a smaller shift before a larger shift.
     """
     if shifted_grid(histogram.low, threshold, bits, ratio) is None:
         return None

@@ -1,4 +1,4 @@
-"""Attention becomes its parts: projections, scores, softmax and context, each a tensor that a scheme can quantize."""
+"""Split attention into its parts: projections, scores, softmax and context. A scheme can quantize each part."""
 
 import operator as operators
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ _FUNCTION = "scaleddotproductattention"
 _MODULE = "multiheadattention"
 
 ATTENTION = names(f"{_FUNCTION} {_MODULE}")
-"""Operators that `take_attention_apart` replaces."""
+"""Operators that `take_attention_apart` replaces by their parts."""
 
 _CONTEXT = "scaled_dot_product_attention"
-"""The name of what attention gives, in both forms: that of the function."""
+"""The name of the output of attention, in both forms. It is the name of the function."""
 
 FINITE, DIMENSIONS = "finite", "dimensions"
-"""Keys of the `meta` of what attention reads: true for finite numbers, which truth values are not; how many axes."""
+"""Keys of `meta` for inputs of attention: true for finite numbers (not for truth values), and the number of axes."""
 
 _BATCHED = 3
-"""Dimensions of what nn.MultiheadAttention reads where it has images."""
+"""Number of dimensions of the input of nn.MultiheadAttention with images."""
 
 
 def scores(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
-    """Scaled scores [..., L, S] of queries [..., L, d] and keys [..., S, d]; without a scale, by 1 / sqrt(d)."""
+    """Scaled scores [..., L, S] of queries [..., L, d] and keys [..., S, d]. The default scale is 1 / sqrt(d)."""
     return query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor, *, hides: bool = False) -> Tensor:
-    """Softmax of masked scores [..., L, S]; zeros where all of a row is masked, as torch's attention gives.
+    """Softmax of masked scores [..., L, S]. A row that is completely masked is zero, as in torch's attention.
 
-    A mask of numbers is added. One of truth values says which keys are seen or, with `hides`, which are not.
+    A mask of numbers is added. A mask of truth values says which keys are seen or, with `hides`, which are hidden.
     """
     by_truth = mask.dtype == torch.bool
     masked = scores.masked_fill(mask if hides else ~mask, -torch.inf) if by_truth else scores + mask
@@ -45,7 +45,7 @@ def masked_softmax(scores: Tensor, mask: Tensor, *, hides: bool = False) -> Tens
 
 
 def causal_softmax(scores: Tensor) -> Tensor:
-    """Softmax of scores [..., L, S] where no query sees a key that comes after it."""
+    """Softmax of scores [..., L, S]. No query sees a later key."""
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(-1)
 
@@ -54,8 +54,8 @@ def take_attention_apart(captured: fx.GraphModule) -> None:
     """Replace nn.MultiheadAttention and F.scaled_dot_product_attention by their parts, in place.
 
     A mask of finite numbers, such as a relative position bias, is added to the scores, and the sum is a tensor. Any
-    other mask is a part of the softmax, since no grid holds -inf. The context has the name that the call of the
-    function had. Raises ZSQBenchError for attention that cannot be taken apart.
+    other mask is a part of the softmax, because no grid holds -inf. The context has the name of the function's call.
+    Raises ZSQBenchError for attention that cannot be taken apart.
     """
     writer = _Writer(captured)
     for node in list(captured.graph.nodes):
@@ -103,16 +103,16 @@ class _ModuleCall:
 
 @dataclass(frozen=True)
 class _Mask:
-    """Which keys a query does not see."""
+    """The mask of the keys that a query does not see."""
 
     node: fx.Node | None = None
     hides: bool = False
-    """True if truth values say what is hidden, as those of nn.MultiheadAttention do."""
+    """True if true values in a mask mean hidden keys, as in nn.MultiheadAttention."""
     causal: bool = False
 
 
 class _Writer:
-    """Writes nodes with names and shapes into a captured graph, before the one that they stand for."""
+    """Writes nodes with names and shapes into a captured graph, before the node that they replace."""
 
     place: fx.Node
 
@@ -123,11 +123,11 @@ class _Writer:
         self._by_sizes = known_by_sizes(captured.graph.nodes)
 
     def is_fixed(self, node: fx.Node) -> bool:
-        """True if no value of an image decides what a node gives."""
+        """True if the result of a node does not depend on values of images."""
         return node in self._by_sizes
 
     def call(self, function: Any, *args: Any, shape: tuple[int, ...], name: str = "", **more: Any) -> fx.Node:
-        """Call a function, or the method of this name; `name` is what its tensor is called after, if not after it."""
+        """Call a function, or the method with this name. `name` is the name for its tensor, if it differs."""
         with self.captured.graph.inserting_before(self.place):
             create = self.captured.graph.call_method if isinstance(function, str) else self.captured.graph.call_function
             node = create(function, args, more)
@@ -140,7 +140,7 @@ class _Writer:
         return self.call(method, source, *args, shape=tuple(shape))
 
     def split(self, mask: fx.Node, sizes: tuple[int, int]) -> fx.Node:
-        """Split the first axis of a mask, which may be one of truth values."""
+        """Split the first axis of a mask. It may be a mask of truth values."""
         with self.captured.graph.inserting_before(self.place):
             node = self.captured.graph.call_method("unflatten", (mask, 0, sizes))
         shape = mask.meta["shape"]
@@ -150,7 +150,7 @@ class _Writer:
         return node
 
     def layer(self, name: str, source: fx.Node, weight: Tensor, bias: Tensor | None) -> fx.Node:
-        """Call the linear layer of this name below the module that the node calls; all its calls share the layer."""
+        """Call the linear layer of this name below the module that the node calls. All its calls share the layer."""
         path = f"{self.place.target}.{name}"
         parent = self.captured.get_submodule(str(self.place.target))
         if not hasattr(parent, name):
@@ -185,11 +185,11 @@ class _Writer:
         return self.call(torch.matmul, weights, value, shape=shape, name=_CONTEXT)
 
     def forget(self) -> None:
-        """Free the name of the node."""
+        """Make the name of the node available."""
         self._taken.discard(self.place.meta["tensor_name"])
 
     def module(self) -> nn.MultiheadAttention:
-        """The module that the node calls; from its first call on, one that will hold its layers is in its place."""
+        """The module that the node calls. At its first call, a module for its layers replaces it."""
         path = str(self.place.target)
         if path not in self._modules:
             own = self._modules[path] = cast("nn.MultiheadAttention", self.captured.get_submodule(path))
@@ -202,7 +202,7 @@ class _Writer:
         return self._modules[path]
 
     def erase(self) -> None:
-        """Erase the node, and the constants that it alone reads."""
+        """Erase the node, and the constants that only it reads."""
         sources = self.place.all_input_nodes
         self.captured.graph.erase_node(self.place)
         for source in sources:
@@ -300,7 +300,7 @@ def _check_module(writer: _Writer, module: nn.MultiheadAttention, given: _Module
 def _projections(
     writer: _Writer, module: nn.MultiheadAttention, query: fx.Node, key: fx.Node, value: fx.Node
 ) -> list[fx.Node]:
-    """Queries, keys and values [..., L, E]; one layer makes all that come from the same tensor, as torch computes."""
+    """Queries, keys and values [..., L, E]. As in torch, one layer makes all that come from the same tensor."""
     packed: Tensor | None = module.in_proj_weight
     separate = cast("tuple[Tensor, ...]", (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight))
     weights = separate if packed is None else packed.chunk(3)
@@ -322,7 +322,7 @@ def _projections(
 
 def _module_mask(writer: _Writer, module: nn.MultiheadAttention, given: _ModuleCall) -> _Mask:
     mask = given.attn_mask
-    if given.is_causal and not given.need_weights:  # as torch: the mask is then no more than a hint
+    if given.is_causal and not given.need_weights:  # as in torch, the mask is then only a hint
         return _Mask(causal=True)
     if mask is not None and mask.meta[DIMENSIONS] == _BATCHED == len(given.query.meta["shape"]):
         mask = writer.split(mask, (-1, module.num_heads))
@@ -330,7 +330,7 @@ def _module_mask(writer: _Writer, module: nn.MultiheadAttention, given: _ModuleC
 
 
 def _replace_first(writer: _Writer, new: fx.Node) -> None:
-    """Let all that reads the first of two outputs read this node; the second is None where it is read at all."""
+    """Let all readers of the first of two outputs read this node. Readers of the second output get None."""
     for user in list(writer.place.users):
         if user.args[1] in (0, -2):
             user.replace_all_uses_with(new)

@@ -1,4 +1,4 @@
-"""Folding batch normalisation into the layer before it, by the order of the graph, not of registration."""
+"""Fold batch normalisation into the layer before it, by the order of the graph, not of registration."""
 
 from operator import attrgetter
 from typing import Any, cast
@@ -19,10 +19,10 @@ from zsqbench.quant.grids.transposed import TransposedConv2d
 Layer = nn.Conv1d | nn.Conv2d | TransposedConv2d | nn.Linear
 
 FOLDED = "folded_batch_norms"
-"""Key of a graph's `meta` under which `fold_bn` keeps the batch normalisation that each layer took in, by its path."""
+"""Key of a graph's `meta` under which `fold_bn` keeps the batch normalisation folded into each layer, by its path."""
 
 UNFOLDED = "unfolded_batch_norms"
-"""Key under which it keeps why each of the others stays, by its path."""
+"""Key under which `fold_bn` keeps why each of the others is not folded, by its path."""
 
 _AFFINE = MULTIPLICATIONS | {"add", "div", "sub", "truediv"}
 _MATRIX = 2
@@ -31,8 +31,8 @@ _MATRIX = 2
 def fold_bn(captured: fx.GraphModule) -> None:
     """Fold each batch normalisation that is the only reader of a convolution or linear layer into it, in place.
 
-    So are gains and offsets that are constants, one for each channel or one for all: that is what a batch
-    normalisation is whose statistics never change. Others stay; `why_unfolded` says why.
+    Constant gains and offsets, one for each channel or one for all, are also folded, because they are a batch
+    normalisation with fixed statistics. The others stay, and `why_unfolded` says why.
     """
     for node in list(captured.graph.nodes):
         if is_batch_norm(node):
@@ -47,28 +47,28 @@ def fold_bn(captured: fx.GraphModule) -> None:
 
 
 def why_unfolded(captured: fx.GraphModule, node: fx.Node) -> str | None:
-    """Why a batch normalisation cannot be folded into the layer before it, or none."""
+    """Why a batch normalisation cannot be folded into the layer before it. None: it can."""
     before = node.all_input_nodes[0]
     norm: Any = captured.get_submodule(str(node.target))
     if not is_layer(before):
-        return f"it reads {operator(before)}, and no convolution or linear layer"
+        return f"it reads {operator(before)}, not a convolution or linear layer"
     matrix = len(before.meta["shape"]) == _MATRIX
     obstacles = {
         "it has no running statistics": norm.running_mean is None,
-        "the layer before it is read elsewhere, too": value_users(before) != [node],
+        "the layer before it also has other readers": value_users(before) != [node],
         "the layer before it is called several times": not called_once(captured, before),
         "it is called several times": not called_once(captured, node),
-        "its channels are not those that the layer makes": operator(before) == "linear" and not matrix,
+        "its channels are not those of the layer's output": operator(before) == "linear" and not matrix,
     }
     return next((text for text, is_there in obstacles.items() if is_there), None)
 
 
 @torch.no_grad()
 def folded(layer: Layer, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer that does both: w s and (b - mean) s + beta, with s = gamma / sqrt(var + eps).
+    """Weight and bias of the folded layer: w s and (b - mean) s + beta, with s = gamma / sqrt(var + eps).
 
-    `norm` is any of torch's batch normalisations, or torchvision's FrozenBatchNorm2d. Output channels are axis 0 of
-    the weight, in grouped, depthwise and transposed (`TransposedConv2d`) convolutions too. Computed in float64.
+    `norm` is any of torch's batch normalisations, or torchvision's FrozenBatchNorm2d. Output channels are axis 0 of the
+    weight, also in grouped, depthwise and transposed (`TransposedConv2d`) convolutions. Computed in float64.
     """
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
@@ -94,7 +94,7 @@ def _fold_norm(captured: fx.GraphModule, node: fx.Node) -> None:
 
 @torch.no_grad()
 def _fold_constant(captured: fx.GraphModule, node: fx.Node) -> None:
-    """Fold a gain or an offset into the layer whose output it alone reads, and into the norm that this took in."""
+    """Fold a gain or an offset into the layer whose only reader it is, and into the norm folded into this layer."""
     found = _gain_and_offset(captured, node)
     if found is None:
         return
@@ -111,7 +111,7 @@ def _fold_constant(captured: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _gain_and_offset(captured: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor, Tensor] | None:
-    """The layer that a node scales or moves by constants, with gain and offset [C] in float64, or none."""
+    """The layer that a node scales or shifts by constants, with gain and offset [C] in float64. None: another node."""
     if node.kwargs or len(node.args) != 2:  # noqa: PLR2004
         return None
     turned = not (isinstance(node.args[0], fx.Node) and is_layer(node.args[0]))
@@ -123,7 +123,7 @@ def _gain_and_offset(captured: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, 
 
 
 def _affine(kind: str, before: fx.Node, constant: Tensor, *, turned: bool) -> tuple[fx.Node, Tensor, Tensor] | None:
-    """The same of an operator by name; `turned` if the constant comes first."""
+    """Gain and offset of an operator, by its name. `turned`: the constant comes first."""
     one, zero = torch.ones_like(constant), torch.zeros_like(constant)
     if kind in MULTIPLICATIONS:
         return before, constant, zero
@@ -135,7 +135,7 @@ def _affine(kind: str, before: fx.Node, constant: Tensor, *, turned: bool) -> tu
 
 
 def _per_channel(captured: fx.GraphModule, before: fx.Node, other: Any) -> Tensor | None:
-    """A constant as one number [C] for each output channel of a layer; None for anything else."""
+    """A constant as one number [C] for each output channel of a layer. None: another value."""
     if isinstance(other, fx.Node):
         if other.op != "get_attr":
             return None
@@ -154,7 +154,7 @@ def _per_channel(captured: fx.GraphModule, before: fx.Node, other: Any) -> Tenso
 
 
 def _moved(norm: Any, gain: Tensor, offset: Tensor) -> nn.Module:
-    """A copy of a norm whose output is scaled and moved."""
+    """A copy of a norm whose output is scaled and shifted."""
     moved = nn.BatchNorm2d(len(gain), eps=norm.eps)
     moved.running_mean, moved.running_var = norm.running_mean, norm.running_var
     weight = gain if norm.weight is None else norm.weight * gain
@@ -166,7 +166,7 @@ def _moved(norm: Any, gain: Tensor, offset: Tensor) -> nn.Module:
 
 
 def _give(captured: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor) -> None:
-    """Let the layer before a node do what the node does with this weight and bias."""
+    """Replace a node by new weight and bias of the layer before it."""
     before = node.all_input_nodes[0]
     layer = _layer(captured, before)
     layer.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,8 +1,8 @@
-"""Boundaries of units: values that may pass from one to the next, and the sources of each node.
+"""Boundaries of units: values that may pass from one unit to the next, and the sources of each node.
 
-Caches hold tensors image by image. So only this passes: a floating-point tensor of finite values with the images in its
-first dimension. Sizes, masks and indices are computed anew by each unit that reads them. Anything else (tuples, sums
-over all images, stacked branches, a border of -inf) stays inside of one unit.
+Caches hold tensors image by image. So only floating-point tensors pass that are finite and have the images in their
+first dimension. Each unit computes sizes, masks and indices again. Any other value (tuples, sums over all images,
+stacked branches, a border of -inf) stays inside one unit.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from zsqbench.quant.graph.operators import output_node
 
 _PASSES = "passes"
 _CAPTURED = 2
-"""Images of the pass in which `capture` notes shapes."""
+"""Number of images of the pass in which `capture` notes shapes."""
 _TRIED = 3
-"""Images of the trial: what has as many rows as images both times has one for each image."""
+"""Number of images of the trial. A tensor with as many rows as images in both passes has a row for each image."""
 
 
 def note_passing(student: fx.GraphModule) -> None:
-    """Run a student in eval mode, once, on a few images of noise, and note for `passes` what each node gives."""
+    """Run a student in eval mode once on a few noise images, and note the result of each node for `passes`."""
     if all(_PASSES in node.meta for node in student.graph.nodes):
         return
     images = next(node for node in student.graph.nodes if node.op == "placeholder")
@@ -33,24 +33,24 @@ def note_passing(student: fx.GraphModule) -> None:
 
 
 def passes(node: fx.Node) -> bool:
-    """True if a node gives a tensor that caches can hold: floating-point, finite, images in the first dimension."""
+    """True if the result of a node fits into caches: floating-point, finite, images in the first dimension."""
     return bool(node.meta[_PASSES])
 
 
 def computed(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that the network computes."""
+    """The inputs of a node that the network computes, not constants."""
     return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
 def values(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node whose values it computes with."""
+    """The inputs of a node whose values it uses."""
     return [source for source in computed(node) if source.meta["carries_values"]]
 
 
 def roots(node: fx.Node, *, for_index: bool = False) -> Iterator[fx.Node]:
-    """The same, and what the sizes, masks and indices that it reads are taken from.
+    """The inputs whose values a node uses, and the tensors from which its sizes, masks and indices are computed.
 
-    An index that an operator gives beside values (topk, sort, max-pooling) is taken from the operator's own inputs.
+    An index that an operator returns beside values (topk, sort, max-pooling) is computed from the operator's inputs.
     """
     for_index = for_index or not node.meta["carries_values"]
     for source in computed(node):
@@ -62,7 +62,7 @@ def roots(node: fx.Node, *, for_index: bool = False) -> Iterator[fx.Node]:
 
 
 def final_tensors(student: fx.GraphModule) -> set[fx.Node]:
-    """The outputs of the network that pass; for an index or a tuple the tensors that it is computed from."""
+    """The outputs of the network that pass. For an index or a tuple, the tensors from which it is computed."""
     seen: set[fx.Node] = set()
     pending = computed(output_node(student.graph))
     while pending:
@@ -76,7 +76,7 @@ def final_tensors(student: fx.GraphModule) -> set[fx.Node]:
 class _Trial(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        noted = n.meta["shape"]  # none where it is no floating-point tensor
+        noted = n.meta["shape"]  # None: it is not a floating-point tensor
         shapes = [noted, tuple(result.shape)] if noted and isinstance(result, Tensor) else []
         has_images = [shape[0] for shape in shapes] == [_CAPTURED, _TRIED] and shapes[0][1:] == shapes[1][1:]
         n.meta[_PASSES] = has_images and bool(result.isfinite().all())

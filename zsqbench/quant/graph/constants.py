@@ -1,4 +1,4 @@
-"""Constants of a graph: values that depend on parameters, buffers and the size of images, and on no value of one."""
+"""Constants of a graph: values that depend on parameters, buffers and image sizes, but not on values of images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,17 +14,18 @@ CONSTANTS = "constants"
 
 
 _SIZES = names("shape ndim dtype device size dim ndimension numel nelement is_nested")
-"""Attributes and methods of a tensor that tell nothing of its values."""
+"""Attributes and methods of a tensor that do not depend on its values."""
 _LIKE_ANOTHER = names("full_like new_full new_ones new_tensor new_zeros ones_like zeros_like")
 _CREATIONS = _LIKE_ANOTHER | names("arange eye full linspace ones zeros")
-"""These functions make a tensor; the first of them with type and size of another one."""
+"""Functions that make a tensor. The first group takes type and size from another tensor."""
 
 
 def fold_constants(captured: fx.GraphModule, batches: Sequence[Tensor]) -> None:
-    """Compute once what depends on parameters and buffers alone, and keep the results as buffers, in place.
+    """Compute values that only depend on parameters and buffers once, and keep them as buffers, in place.
 
-    So is what depends on sizes, too, where it is the same for these batches of different length, such as the mask of
-    shifted windows. Equal expressions share one buffer. Assertions, which pass on all images or on none, go.
+    Values that also depend on sizes are kept if they are the same for these batches of different length, such as the
+    mask of shifted windows. Equal expressions share one buffer. Assertions are removed: they pass on all images or
+    none.
     """
     interpreter = fx.Interpreter(captured)
     values = _made_by_sizes(captured, batches)
@@ -44,7 +45,7 @@ def fold_constants(captured: fx.GraphModule, batches: Sequence[Tensor]) -> None:
 
 
 def known_by_sizes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Those nodes whose values depend on sizes, types and parameters, and on no value of an image."""
+    """The nodes whose values depend on sizes, types and parameters, but not on values of images."""
     known: set[fx.Node] = set()
     for node in nodes:
         if node.op == "get_attr":
@@ -52,7 +53,7 @@ def known_by_sizes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         elif node.op in ("call_function", "call_method"):
             name = node.args[1] if node.target is getattr else call_name(node)
             inputs = node.all_input_nodes
-            # a tensor that gives its type and size alone comes first; a value to fill with has to be known, too
+            # a tensor that only gives its type and size comes first; a fill value must also be known
             read = inputs[1:] if name in _LIKE_ANOTHER else inputs
             if name in _SIZES or (known.issuperset(read) and (inputs or name in _CREATIONS)):
                 known.add(node)
@@ -60,7 +61,7 @@ def known_by_sizes(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 class _ValuesBySizes(fx.Interpreter):
-    """Runs a graph and keeps the tensors that sizes decide."""
+    """Runs a graph and keeps the tensors that only depend on sizes."""
 
     def __init__(self, captured: fx.GraphModule) -> None:
         super().__init__(captured)
@@ -76,7 +77,7 @@ class _ValuesBySizes(fx.Interpreter):
 
 @torch.no_grad()
 def _made_by_sizes(captured: fx.GraphModule, batches: Sequence[Tensor]) -> dict[fx.Node, Any]:
-    """The tensors that sizes decide and that are the same for all of these batches."""
+    """The tensors that only depend on sizes and that are the same for all of these batches."""
     known = known_by_sizes(captured.graph.nodes)
     if not any(call_name(node) in _CREATIONS for node in known):
         return {}
@@ -88,7 +89,7 @@ def _made_by_sizes(captured: fx.GraphModule, batches: Sequence[Tensor]) -> dict[
 
 
 def _is_constant(node: fx.Node, constants: Any) -> bool:
-    """True if a node reads parameters and buffers, or what is among these constants, and nothing else."""
+    """True if a node only reads parameters, buffers and these constants."""
     if node.op == "get_attr":
         return True
     if node.op not in ("call_function", "call_method", "call_module"):
@@ -105,7 +106,7 @@ def _value(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any
 
 
 class _Kept:
-    """The buffers that stand for computed values."""
+    """The buffers of computed values."""
 
     def __init__(self, captured: fx.GraphModule, values: Mapping[fx.Node, Any]) -> None:
         self._captured, self._values = captured, values
@@ -114,7 +115,7 @@ class _Kept:
         self._known: dict[fx.Node, int] = {}
 
     def put(self, node: fx.Node, value: Any) -> None:
-        """Let all that read a node read its value."""
+        """Let all readers of a node read its value."""
         if not isinstance(value, Tensor):
             for user in list(node.users):
                 replace_argument(user, node, value)
@@ -130,7 +131,7 @@ class _Kept:
         node.replace_all_uses_with(constant)
 
     def _number(self, node: fx.Node) -> int:
-        """A number that two nodes share if they compute the same from the same constants."""
+        """A number that is equal for nodes that compute the same from the same constants."""
         if node not in self._known:
             expression = str(node.target) if node.op == "get_attr" else node.name
             if node in self._values:
@@ -141,7 +142,7 @@ class _Kept:
 
 
 def replace_argument(user: fx.Node, node: fx.Node, value: Any) -> None:
-    """Let one node read a value in place of another node."""
+    """Let one node read a value instead of another node."""
 
     def replaced(argument: fx.Node) -> Any:
         return value if argument is node else argument

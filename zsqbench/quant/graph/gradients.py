@@ -1,8 +1,8 @@
-"""Finite gradients where a student takes the root of a zero that only rounding makes.
+"""Keep gradients finite if a student takes the root of a zero that comes from rounding.
 
-Networks keep roots away from zero (x.clamp(min=1e-6) in generalised-mean pooling, x + 1e-8 before a square root), and a
-grid rounds what they add to zero. The root is then zero, too, but its slope is infinite, and times the slope of what is
-before it, which is zero, not a number.
+Networks keep roots away from zero (x.clamp(min=1e-6) in generalised-mean pooling, x + 1e-8 before a square root). A
+grid rounds such small values to zero. The root is then zero, but its slope is infinite. Multiplied by the zero slope of
+the operator before it, the gradient is not a number.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _POWERS = frozenset({"pow", "floatpower"})
 
 
 def keep_gradients_finite(student: fx.GraphModule) -> None:
-    """Let no infinite gradient pass into what roots and powers are taken of, in place; values stay as they are."""
+    """Let no infinite gradient pass into the inputs of roots and powers, in place. Values do not change."""
     for node in list(student.graph.nodes):
         if node.op == "output" or not node.args or not isinstance(node.args[0], fx.Node) or not _has_steep_start(node):
             continue
@@ -31,7 +31,7 @@ def keep_gradients_finite(student: fx.GraphModule) -> None:
 
 
 def finite_gradient(x: Tensor) -> Tensor:
-    """X, whose gradient is zero for each element for which it is infinite or not a number."""
+    """X, with a zero gradient for each element whose gradient is infinite or not a number."""
     gated: Tensor = _FiniteGradient.apply(x) if torch.is_grad_enabled() and x.requires_grad else x
     return gated
 

@@ -1,4 +1,4 @@
-"""Changes in place become new tensors: each tensor of a graph then has one value, whoever reads it and when."""
+"""Replace changes in place by new tensors. Each tensor of a graph then has the same value for all readers."""
 
 import inspect
 import operator
@@ -14,14 +14,14 @@ from zsqbench.quant.graph.operators import names
 
 
 def with_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
-    """A copy of a tensor with other values at an index."""
+    """A copy of a tensor with new values at an index."""
     changed = tensor.clone()
     changed[index] = value
     return changed
 
 
 def with_values(tensor: Tensor, values: Tensor | float) -> Tensor:
-    """These values, or this one everywhere, in the shape and the type of a tensor."""
+    """These values, or one value everywhere, in the shape and the type of a tensor."""
     return torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device).expand_as(tensor).contiguous()
 
 
@@ -35,9 +35,9 @@ _NEW: dict[Any, Callable[..., Any]] = {
     "fill_": with_values,
     "zero_": torch.zeros_like,
 }
-"""Functions that make a new tensor, in place of operators and methods that change one."""
+"""Functions that make a new tensor, for operators and methods that change a tensor."""
 
-# These give the very tensor that they are given, and the second kind a view of it.
+# These return their input itself. The second kind returns a view of it.
 _SAME = names("alphadropout contiguous detach dropout dropout1d dropout2d float identity")
 _VIEWS = names(
     "chunk expand expandas flatten getitem movedim narrow permute reshape select split squeeze swapaxes swapdims "
@@ -46,10 +46,10 @@ _VIEWS = names(
 
 
 def make_out_of_place(captured: fx.GraphModule) -> None:
-    """Let each operator that changes a tensor make a new one, which all later readers of the former read.
+    """Let each operator that changes a tensor make a new tensor for all later readers of the old tensor.
 
-    A slice that changes is written back. Raises ZSQBenchError where a tensor changes through another view of it and is
-    read afterwards, or where an operator has no other form.
+    A changed slice is written back. Raises ZSQBenchError if a tensor changes through another view and is read
+    afterwards, or if an operator has no other form.
     """
     order: dict[fx.Node, float] = {node: place for place, node in enumerate(captured.graph.nodes)}
     for node in list(captured.graph.nodes):
@@ -69,12 +69,12 @@ def _let_later_ones_read(new: fx.Node, former: fx.Node, order: dict[fx.Node, flo
 
 
 def _is_slice(node: fx.Node) -> bool:
-    """True for a slice of a tensor: a number may as well be the place of a tensor among several."""
+    """True for a slice of a tensor. A number may also be the index of a tensor among several."""
     return node.meta["operator"] == "getitem" and isinstance(node.args[1], slice | tuple)
 
 
 def _written_back(captured: fx.GraphModule, view: fx.Node, node: fx.Node, order: dict[fx.Node, float]) -> fx.Node:
-    """The tensor of which a slice has changed to what a node gives, with that slice."""
+    """The tensor with a slice that has changed to the result of a node, and that slice."""
     with captured.graph.inserting_after(node):
         whole = captured.graph.call_function(with_item, (view.args[0], view.args[1], node))
     whole.meta |= {**node.meta, "operator": "setitem"}
@@ -83,7 +83,7 @@ def _written_back(captured: fx.GraphModule, view: fx.Node, node: fx.Node, order:
 
 
 def _changed(captured: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The tensor that a node changes, or none."""
+    """The tensor that a node changes. None: it changes no tensor."""
     into = node.kwargs.get("out")
     if isinstance(into, fx.Node):
         return into
@@ -118,7 +118,7 @@ def _as_new(captured: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _inplace_argument(node: fx.Node) -> bool:
-    """True if the function of a node is told to work in place."""
+    """True if the function of a node has the option to work in place."""
     if not inspect.isfunction(node.target):
         return False
     try:
@@ -129,7 +129,7 @@ def _inplace_argument(node: fx.Node) -> bool:
 
 
 def _new_function(node: fx.Node) -> Callable[..., Any] | None:
-    """The function without the underscore that torch puts behind the names of those that work in place."""
+    """The function without the underscore that torch adds to names of functions that work in place."""
     name = getattr(node.target, "__name__", "")
     if not name.endswith("_") or name.endswith("__"):
         return None
@@ -138,13 +138,13 @@ def _new_function(node: fx.Node) -> Callable[..., Any] | None:
 
 
 def _is_in_place(method: str) -> bool:
-    """True if a method of tensors changes the tensor, as the underscore behind its name says."""
+    """True if a method changes its tensor. The underscore behind its name says so."""
     changes = method.endswith("_") and not method.endswith("__") and hasattr(Tensor, method)
     return changes and method not in ("requires_grad_", "rename_")
 
 
 def _aliases(changed: fx.Node, node: fx.Node, order: dict[fx.Node, float]) -> Iterator[fx.Node]:
-    """All names of the changed tensor. Raises ZSQBenchError where it is read by a view later."""
+    """All names of the changed tensor. Raises ZSQBenchError if a view of it is read later."""
     names = [changed]
     while names[-1].meta["operator"] in _SAME:
         names.append(names[-1].all_input_nodes[0])

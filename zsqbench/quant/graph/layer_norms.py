@@ -1,4 +1,4 @@
-"""Layer normalisations that linear layers alone read, and folding what they multiply and add into those layers."""
+"""Find layer normalisations that only linear layers read, and fold their gain and offset into those layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ _ALONG_OTHER_AXES = names("expand pad roll squeeze unsqueeze")
 
 @dataclass(frozen=True)
 class NormedLayers:
-    """A layer normalisation over the last axis, with the linear layers that alone read it."""
+    """A layer normalisation over the last axis, with the linear layers that are its only readers."""
 
     norm: str
     """Its path."""
     layers: tuple[str, ...]
-    """Paths of the linear layers, each of which is called once."""
+    """Paths of the linear layers. Each is called once."""
     quantizers: tuple[ActivationQuantizer, ...]
-    """The quantizers on the way."""
+    """The quantizers between them."""
 
 
 def normed_layers(captured: fx.GraphModule) -> list[NormedLayers]:
-    """Each layer normalisation of which linear layers alone read every channel, in execution order.
+    """Each layer normalisation whose only readers are linear layers that read every channel, in execution order.
 
     `captured` may be a student. A normalisation or a layer that is called twice is left out.
     """
@@ -77,7 +77,7 @@ def fold_layer_norms(captured: fx.GraphModule) -> None:
 
 
 def _ends(node: fx.Node, channels: int) -> Iterator[fx.Node | None]:
-    """The linear layers that read a tensor's last axis; None for each reader that is something else."""
+    """The linear layers that read a tensor's last axis. None for each other reader."""
     for user in value_users(node):
         if is_layer(user) and operator(user) == "linear":
             yield user

@@ -1,4 +1,4 @@
-"""Layers and batch normalisations that a network calls as functions become modules, as those are that it calls so."""
+"""Turn layers and batch normalisations that a network calls as functions into modules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from torch import Tensor, fx, nn
 from zsqbench.quant.graph.operators import NO_OPERATIONS, is_batch_norm, is_layer, operator, value_users
 
 MADE = "made"
-"""Key of a node's `meta`, true where it calls a module that the network itself does not have."""
+"""Key of a node's `meta`. True: it calls a module that the network itself does not have."""
 
 _MATRIX = 2
 
 
 def functions_to_modules(captured: fx.GraphModule) -> None:
-    """Let modules do what convolutions, linear layers and batch normalisations do with constants, in place.
+    """Replace functions of convolutions, linear layers and batch normalisations with constants by modules, in place.
 
-    Such a module has the path of the one that calls the function, if that does nothing else, and lies below it
-    otherwise. Calls with the same constants share one. `x @ weight` is a linear layer, too.
+    If the calling module does nothing else, the new module has its path. Otherwise it is below the calling module.
+    Calls with the same constants share a module. `x @ weight` is also a linear layer.
     """
     made: dict[tuple[str, ...], str] = {}
     for node in list(captured.graph.nodes):
@@ -44,7 +44,7 @@ def functions_to_modules(captured: fx.GraphModule) -> None:
 
 
 def join_norms(captured: fx.GraphModule) -> None:
-    """Let each batch normalisation read the layer before it directly where only no-operations lie between, in place."""
+    """Let each batch normalisation directly read the layer before it if only no-operations are between, in place."""
     for node in captured.graph.nodes:
         if not is_batch_norm(node):
             continue
@@ -62,18 +62,18 @@ def join_norms(captured: fx.GraphModule) -> None:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A module that does the same as a call of a function."""
+    """A module that computes the same as a call of a function."""
 
     source: fx.Node
     """The input of the call."""
     identity: tuple[str, ...]
-    """The module's class and the call's other arguments: calls with the same ones share a module."""
+    """The module's class and the call's other arguments. Calls with equal keys share a module."""
     module: nn.Module
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a function on a value of the network, whose other arguments are constants."""
+    """A call of a function on a value of the network, with constants as other arguments."""
 
     captured: fx.GraphModule
     source: fx.Node
@@ -82,7 +82,7 @@ class _Call:
 
     @classmethod
     def of(cls, captured: fx.GraphModule, node: fx.Node, **defaults: Any) -> "_Call | None":
-        """The call of a function with these arguments besides its input; none where it is another kind of call."""
+        """The call of a function with these arguments besides its input. None: it is another kind of call."""
         names = ("input", *defaults)
         if len(node.args) > len(names) or not node.kwargs.keys() <= {*names}:
             return None
@@ -99,7 +99,7 @@ class _Call:
         return found
 
     def by(self, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Replacement:
-        """A module in its place, with copies of this weight and bias."""
+        """The module that replaces it, with copies of this weight and bias."""
         for name, value in (("weight", weight), ("bias", bias)):
             parameter = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
             module.register_parameter(name, parameter)
@@ -168,7 +168,7 @@ def _batch_norm(captured: fx.GraphModule, node: fx.Node) -> Replacement | None:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """A batch normalisation of channels on axis 1, whatever the number of axes, as the function is."""
+    """A batch normalisation of channels on axis 1 for any number of axes, like the function."""
 
     def _check_input_dim(self, _: Tensor) -> None:
         pass
@@ -186,9 +186,9 @@ _MAKERS: dict[str, Callable[[fx.GraphModule, fx.Node], Replacement | None]] = {
 
 
 def _free_path(captured: fx.GraphModule, node: fx.Node) -> str:
-    """The path of the module that calls, if it gives what the node gives and nothing else lies there, else one below.
+    """The path of the calling module, if it returns the node's result and has no other layer, or else a path below.
 
-    So a layer that pads or masks first has its own path.
+    So a layer that first pads or masks has its own path.
     """
     caller = str(node.meta["called_in"])
     constants = [source for source in node.all_input_nodes if source.op == "get_attr"]
@@ -210,7 +210,7 @@ def _lies_in(place: str, path: str) -> bool:
 
 
 def _same_call(node: fx.Node, other: fx.Node) -> bool:
-    """True if two calls differ in their input alone."""
+    """True if two calls only differ in their input."""
     return node.target is other.target and node.args[1:] == other.args[1:] and node.kwargs == other.kwargs
 
 

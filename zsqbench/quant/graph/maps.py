@@ -1,4 +1,4 @@
-"""Maps of features [N, C, H, W] in a network: the last that has an extent, and what the network behind it reads."""
+"""Feature maps [N, C, H, W] in a network: the last map with several positions, and the inputs of the network behind."""
 
 from torch import fx
 
@@ -9,10 +9,11 @@ IMAGES = 4
 
 
 def last_map(captured: fx.GraphModule) -> fx.Node | None:
-    """The layer with the last map of more than one position, or none: what Grad-CAM looks at.
+    """The layer with the last map of more than one position, which Grad-CAM uses. None: there is no such layer.
 
-    Of several layers the one behind most layers, so that a projected shortcut is none; of equals the last. Layers of a
-    classifier that is written as a 1 x 1 convolution have maps of one position, and so have squeezed channels.
+    Among several layers it is the layer behind most layers, so that a projected shortcut does not count. For equal
+    numbers it is the last. Layers of a classifier in the form of a 1 x 1 convolution have maps of one position, and so
+    have squeezed channels.
     """
     depth = layers_before(captured)
     spatial = [node for node in captured.graph.nodes if gives_map(node) and _positions(node) > 1]
@@ -20,7 +21,7 @@ def last_map(captured: fx.GraphModule) -> fx.Node | None:
 
 
 def layers_before(captured: fx.GraphModule) -> dict[fx.Node, int]:
-    """How many layers lie on the longest way to each node, itself included."""
+    """Number of layers on the longest path to each node, itself included."""
     depth: dict[fx.Node, int] = {}
     for node in captured.graph.nodes:
         before = max((depth[source] for source in node.all_input_nodes), default=0)
@@ -29,7 +30,7 @@ def layers_before(captured: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def cut_behind(captured: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """All values that the network behind a node is computed from: first the node's, then others, such as a shortcut."""
+    """All inputs of the network behind a node: first the node, then others, such as a shortcut."""
     behind = {node}
     for later in captured.graph.nodes:
         if not behind.isdisjoint(later.all_input_nodes):
@@ -39,7 +40,7 @@ def cut_behind(captured: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
 
 
 def gives_map(node: fx.Node) -> bool:
-    """True for a convolution of images; a linear layer of four dimensions, as in Swin, has channels last."""
+    """True for a convolution of images. A linear layer of four dimensions, as in Swin, has channels last."""
     return is_layer(node) and operator(node) != "linear" and len(node.meta["shape"]) == IMAGES
 
 

@@ -1,4 +1,4 @@
-"""Nodes of a traced network: what operator each is, how its tensor is called, what reads it."""
+"""Nodes of a traced network: the operator of a node, the name of its tensor, and its readers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ MAX_POOLS = names("adaptivemaxpool1d adaptivemaxpool2d amax maxpool1d maxpool2d"
 NO_OPERATIONS = names(
     "alphadropout clone contiguous detach dropblock2d dropout dropout1d dropout2d float identity stochasticdepth"
 )
-"""In eval mode these give what they are given."""
+"""Operators that return their input in eval mode."""
 RELUS = names("relu relu6")
 ACTIVATIONS = RELUS | names(
     "celu clamp clampmax clampmin clip elu gelu hardsigmoid hardswish hardtanh leakyrelu logsigmoid mish prelu rrelu "
@@ -35,14 +35,14 @@ FUSED = names(
     "nativemultiheadattention scaleddotproductcudnnattention scaleddotproductefficientattention "
     "scaleddotproductflashattention scaleddotproductflashattentionforcpu transformerencoderlayerfwd"
 )
-"""Attention in one operator, whose inner tensors nothing reaches."""
+"""Attention in one operator. Its inner tensors cannot be accessed."""
 
-# Between the last layers and what the network returns these are left to software, as a detector's decoding is.
+# Between the last layers and the network's outputs these are left to software, like the decoding of a detector.
 ENDINGS = CONCATENATIONS | names("logsigmoid logsoftmax sigmoid softmax")
 
 PADDINGS = names("constantpad1d constantpad2d constantpad3d pad zeropad1d zeropad2d zeropad3d")
 
-# These hand on values that are already there, or that every grid with a zero holds: no tensor of their own.
+# These only pass existing values on, or zeros, which every grid with a zero holds. They make no new tensor.
 PASS_THROUGH = names(
     "adaptivemaxpool2d alphadropout amax amin broadcastto channelshuffle chunk circularpad2d clone contiguous detach "
     "dropblock2d dropout dropout1d dropout2d expand expandas flatten flip float getitem identity indexselect "
@@ -52,7 +52,7 @@ PASS_THROUGH = names(
     "adaptivemaxpool1d circularpad1d reflectionpad1d replicationpad1d"
 )
 
-# A parameter of several dimensions that enters one of these is no matrix of weights.
+# A parameter of several dimensions that enters one of these is not a weight matrix.
 ELEMENTWISE = (
     PASS_THROUGH
     | CONCATENATIONS
@@ -61,7 +61,7 @@ ELEMENTWISE = (
 )
 
 SELECTIONS = names("getitem indexselect narrow select")
-"""These take a part of a tensor."""
+"""Operators that take a part of a tensor."""
 
 _IMAGE_DIMENSIONS = 4
 _SPATIAL = frozenset({2, 3})
@@ -77,9 +77,9 @@ def call_name(node: fx.Node) -> str:
 
 
 def tensor_name(node: fx.Node) -> str:
-    """The readable name of the tensor that a node of a captured graph makes, which no other tensor has.
+    """The unique readable name of the tensor that a node of a captured graph makes.
 
-    What a batch normalisation makes of a layer's output bears the layer's name, so folding it changes no name.
+    The output of a batch normalisation behind a layer has the layer's name, so folding changes no name.
     """
     if is_batch_norm(node) and is_layer(node.all_input_nodes[0]) and feeds_one_batch_norm(node.all_input_nodes[0]):
         node = node.all_input_nodes[0]
@@ -107,15 +107,15 @@ def repeats_values(node: fx.Node) -> bool:
         return _padding_value(node) in (None, 0) or _only_pooled(node)
     if operator(node) == "interpolate":
         return str(_argument(node, "mode", 3) or "nearest").startswith("nearest")
-    if operator(node) in CONCATENATIONS:  # parts of one tensor, as where a Swin merges patches, are on its grid
+    if operator(node) in CONCATENATIONS:  # parts of one tensor are on its grid, as when a Swin merges patches
         return len({without_moves(source) for source in node.all_input_nodes}) == 1
-    if operator(node) == "add":  # 0 + x is how Python's sum begins
+    if operator(node) == "add":  # Python's sum begins with 0 + x
         return count_activations(node) == 1 and any(type(value) in (int, float) and value == 0 for value in node.args)
     return operator(node) in PASS_THROUGH
 
 
 def adds_tensors(node: fx.Node) -> bool:
-    """True if a node adds two tensors that the network computes; x + x does, x + 1 does not."""
+    """True if a node adds two tensors that the network computes: true for x + x, false for x + 1."""
     return operator(node) == "add" and count_activations(node) > 1
 
 
@@ -125,7 +125,7 @@ def multiplies_tensors(node: fx.Node) -> bool:
 
 
 def pools(node: fx.Node) -> bool:
-    """True if a node averages over height and width, in whatever form it is written."""
+    """True if a node averages over height and width, in any form."""
     if operator(node) != "mean":
         return operator(node) in AVERAGE_POOLS
     source = node.all_input_nodes[0]
@@ -138,26 +138,26 @@ def pools(node: fx.Node) -> bool:
         return dims <= _SPATIAL
     if rank != _IMAGE_DIMENSIONS - 1 or dims != {2}:
         return False
-    # the rest of an image: its rows, of which the mean was taken, or its places one after the other
+    # the remaining axis of an image: its rows, after a mean, or its flattened places
     image = without_moves(source)
     return len(image.meta["shape"]) > rank or pools(image) or _is_line(image)
 
 
 def _is_line(node: fx.Node) -> bool:
-    """True if a tensor is [N, C, L], made by a convolution along a line."""
+    """True if a tensor is [N, C, L], made by a one-dimensional convolution."""
     while operator(node) in ACTIVATIONS or is_batch_norm(node):
         node = without_moves(node.all_input_nodes[0])
     return is_layer(node) and operator(node) == "conv1d"
 
 
 def readers(node: fx.Node) -> Iterator[fx.Node]:
-    """What computes with the values of a node, directly or after they were only moved."""
+    """The nodes that use the values of a node, directly or after operators that only move values."""
     for user in node.users:
         if user.op == "output":
             continue
         if repeats_values(user):
             yield from readers(user)
-        elif user.meta["carries_values"]:  # and not, for instance, only its shape
+        elif user.meta["carries_values"]:  # not only its shape, for example
             yield user
 
 
@@ -168,14 +168,14 @@ def output_node(graph: fx.Graph) -> fx.Node:
 
 
 def without_moves(node: fx.Node) -> fx.Node:
-    """The node itself or, where it only moves values, the one that made them."""
+    """The node itself or, if it only moves values, the node that made them."""
     while repeats_values(node):
         node = node.all_input_nodes[0]
     return node
 
 
 def comes_from(node: fx.Node, other: fx.Node) -> bool:
-    """True if a node is computed from another one."""
+    """True if a node depends on another node."""
     found, pending = {node}, [node]
     while pending:
         sources = [source for source in pending.pop().all_input_nodes if source not in found]
@@ -186,12 +186,12 @@ def comes_from(node: fx.Node, other: fx.Node) -> bool:
 
 def called_once(captured: fx.GraphModule, node: fx.Node) -> bool:
     """True if the module that a node calls is called nowhere else."""
-    # a module has one path in a traced graph, even where the network holds it under several
+    # a module has one path in a traced graph, even if the network has it under several
     return [other.target for other in captured.graph.nodes if other.op == "call_module"].count(node.target) == 1
 
 
 def value_users(node: fx.Node) -> list[fx.Node]:
-    """All that reads the values of a node, and not only its shape; the network's output included."""
+    """All readers of the values of a node (not only its shape), including the network's output."""
     return [user for user in node.users if user.op == "output" or user.meta["carries_values"]]
 
 
@@ -202,7 +202,7 @@ def feeds_one_batch_norm(node: fx.Node) -> bool:
 
 
 def count_activations(node: fx.Node) -> int:
-    """How many of the arguments are tensors that the network computes; x + x has two."""
+    """How many of the arguments are tensors that the network computes. x + x has two."""
     values = (*node.args, *node.kwargs.values())
     return sum(
         isinstance(value, fx.Node) and value.op != "get_attr" and bool(value.meta["carries_values"]) for value in values
@@ -214,9 +214,9 @@ def _padding_value(node: fx.Node) -> Any:
 
 
 def _only_pooled(node: fx.Node) -> bool:
-    """True if max-pooling is all that reads a padded tensor, however it is moved before: no grid need hold its border.
+    """True if max-pooling is the only reader of a padded tensor, maybe after moves. No grid must hold its border then.
 
-    That is how -inf, or a large negative number, is written around a tensor.
+    Networks write -inf, or a large negative number, around a tensor in this way.
     """
     users = value_users(node)
     return bool(users) and all(

@@ -1,4 +1,4 @@
-"""The raw outputs of a network: what it computes before a sigmoid, softmax or concatenation decodes it."""
+"""The raw outputs of a network: its values before a sigmoid, softmax or concatenation decodes them."""
 
 from torch import fx
 
@@ -18,10 +18,10 @@ from zsqbench.quant.graph.operators import (
 
 
 def output_layers(captured: fx.GraphModule) -> list[str]:
-    """The paths of the modules that give the network's raw outputs, in execution order, each once.
+    """The paths of the modules that make the network's raw outputs, in execution order, each once.
 
-    That is the last layer on the way to each output, or the batch normalisation behind it, before any activation.
-    Raises ZSQBenchError where an output comes from no layer.
+    For each output it is the last layer before it, or the batch normalisation behind this layer, before any activation.
+    Raises ZSQBenchError if an output does not come from a layer.
     """
     paths: dict[str, None] = {}
     outputs = output_producers(captured)
@@ -44,12 +44,12 @@ def output_producers(captured: fx.GraphModule) -> set[fx.Node]:
 
 
 def decoding(captured: fx.GraphModule) -> set[fx.Node]:
-    """What lies between the raw outputs and the end of the network, values that are only moved there included."""
+    """The nodes between the raw outputs and the end of the network, including nodes that only move values."""
     return raw_outputs(captured)[1]
 
 
 def raw_outputs(captured: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Both: the producers of the outputs, and what decodes them."""
+    """The producers of the raw outputs, and the nodes that decode them."""
     outputs: set[fx.Node] = set()
     after: set[fx.Node] = set()
     pending = list(output_node(captured.graph).all_input_nodes)

@@ -1,4 +1,4 @@
-"""Pairs of layers that alone share the channels of one tensor, for methods that rescale them (equalization)."""
+"""Pairs of layers that share channels with no other layer, for methods that rescale them (equalization)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ from zsqbench.quant.graph.operators import (
 )
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer
 
-# What may stand between, besides one activation function and the quantizer: it keeps channels apart, and zero zero.
+# Operators that may be between, besides one activation function and the quantizer. They do not mix channels, and keep
+# zero.
 _BETWEEN = frozenset(
     ["clone", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "identity", "pad", "zeropad1d", "zeropad2d"],
 )
@@ -32,29 +33,29 @@ BOUNDS = "bounds"
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer, the activation function and the quantizer behind it, and the layer that alone reads the result."""
+    """A layer, the activation function and the quantizer behind it, and the layer that is the only reader."""
 
     first: str
     """Path of the layer whose output channels are shared."""
     second: str
-    """Path of the layer whose input channels they are."""
+    """Path of the layer that has these as input channels."""
     activation: fx.Node | None
     quantizer: ActivationQuantizer | None
     padded: bool
     """True if the second layer also reads zeros from around the tensor."""
     uneven: bool
-    """True if the second layer makes no constant of a constant, as a transposed convolution with a stride does not."""
+    """True if the second layer maps no constant to a constant, such as a transposed convolution with a stride."""
     has_own_channels: bool = True
-    """True if the second layer reads the channels that the first one makes, and none that padding adds."""
+    """True if the second layer reads exactly the channels of the first layer, and none that padding adds."""
 
     @property
     def operator(self) -> str:
-        """The activation function between, as in `zsqbench.quant.graph.ACTIVATIONS`; `identity` where there is none."""
+        """The activation function between, as in `zsqbench.quant.graph.ACTIVATIONS`. `identity`: there is none."""
         return "identity" if self.activation is None else operator(self.activation)
 
 
 class BoundedReLU(nn.Module):
-    """ReLU6 whose bound is a buffer, so that equalization can move it; one, or one for each channel."""
+    """ReLU6 with its bound as a buffer, so that equalization can move it. One bound, or one for each channel."""
 
     bound: Tensor
 
@@ -63,7 +64,7 @@ class BoundedReLU(nn.Module):
         self.register_buffer("bound", torch.full(shape, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """X cut off at zero and at the bound."""
+        """X clipped at zero and at the bound."""
         return torch.minimum(functional.relu(x), self.bound)
 
 
@@ -94,7 +95,7 @@ def free_bounds(student: fx.GraphModule, *, per_channel: bool = False) -> None:
 
 
 def drop_bounds(student: fx.GraphModule) -> list[str]:
-    """Replace each ReLU6 between the layers of a pair by ReLU, in place; returns the paths of the first layers."""
+    """Replace each ReLU6 between the layers of a pair by ReLU, in place. Returns the paths of the first layers."""
     found = _relu6_pairs(student)
     for _, activation in found:
         with student.graph.inserting_after(activation):
@@ -143,12 +144,12 @@ def _pair_from(student: fx.GraphModule, first: fx.Node) -> Iterator[Pair]:
 
 
 def _reads_one(node: fx.Node) -> bool:
-    """True if a node computes with one tensor, besides parameters such as slopes."""
+    """True if a node uses one tensor, besides parameters such as slopes."""
     return sum(source.op != "get_attr" for source in node.all_input_nodes) == 1
 
 
 def _pads(layer: Any) -> bool:
-    if isinstance(layer, nn.ConvTranspose2d):  # along borders a part of its kernel meets nothing
+    if isinstance(layer, nn.ConvTranspose2d):  # along borders a part of its kernel has no input
         return max(layer.kernel_size) > 1
     return (
         getattr(layer, "padding_mode", None) == "zeros" and layer.padding != "valid" and any(map(bool, layer.padding))
@@ -160,7 +161,7 @@ def _is_uneven(layer: Any) -> bool:
 
 
 def _pads_channels(node: fx.Node, module: Any, *, linear: bool) -> bool:
-    """True if a node adds channels or takes some away; those that a linear layer makes are last."""
+    """True if a node adds or removes channels. Channels of a linear layer are last."""
     if "pad" not in operator(node):
         return False
     given = (*node.args[1:], *node.kwargs.values()) if module is None else (module.padding,)

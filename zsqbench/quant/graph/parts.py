@@ -1,4 +1,4 @@
-"""The parts that tensors play in a transformer, besides the roles that they have in any network."""
+"""The positions of tensors in a transformer, besides their roles in any network."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from zsqbench.quant.graph.operators import (
 from zsqbench.scheme import PARTS
 
 SOFTMAXES = names("softmax maskedsoftmax causalsoftmax")
-"""The operators that make attention weights of scores, as `take_attention_apart` writes them, too."""
+"""The operators that make attention weights from scores. `take_attention_apart` also writes them."""
 _SCALINGS = MULTIPLICATIONS | names("div truediv")
 _MASKINGS = names("maskedfill where")
 _BEFORE_SOFTMAX = _SCALINGS | _MASKINGS | names("add sub")
 _HIDES = -100.0
-"""The number that Swin adds to the scores of keys that are not to be seen; other networks add less."""
+"""The number that Swin adds to the scores of hidden keys. Other networks add smaller numbers."""
 _OF_ONE = {"layernorm": "layer_norm", "gelu": "gelu"}
 
 
 def parts(captured: fx.GraphModule, roles: Mapping[fx.Node, str]) -> dict[fx.Node, tuple[str, ...]]:
-    """Which of `PARTS` each tensor that has a role plays, in their order, for those that play any.
+    """The entries of `PARTS` for each tensor with a role, in their order. Tensors without any are left out.
 
-    One tensor may play several: what a layer makes of queries, keys and values together is all three. An attention is
-    a softmax between two matrix products, however it is written. The residual stream is the sums that a layer
-    normalisation reads, and those that additions alone lead to or from these.
+    A tensor may have several: the joint output of a layer for queries, keys and values has all three. An attention is a
+    softmax between two matrix products, in any form. The residual stream consists of the sums that a layer
+    normalisation reads, and of sums that are connected to these only by additions.
     """
     played: dict[fx.Node, set[str]] = {node: set() for node in roles}
     found = [(node, _OF_ONE[operator(node)]) for node in captured.graph.nodes if operator(node) in _OF_ONE]
@@ -47,7 +47,7 @@ def parts(captured: fx.GraphModule, roles: Mapping[fx.Node, str]) -> dict[fx.Nod
 
 
 def operands(captured: fx.GraphModule) -> dict[tuple[fx.Node, fx.Node], str]:
-    """The part that each factor of attention's products plays, by the product and what it reads."""
+    """The part of each factor of attention's products, by the product and its input."""
     found: dict[tuple[fx.Node, fx.Node], str] = {}
     for attention in _attentions(captured):
         product = attention.scores[-1]
@@ -65,7 +65,7 @@ class _Attention:
 
     softmax: fx.Node
     scores: list[fx.Node]
-    """The way from what the softmax reads back to the product of queries and keys."""
+    """The nodes from the input of the softmax back to the product of queries and keys."""
     contexts: list[fx.Node]
     """The products of attention weights and values."""
 
@@ -95,14 +95,14 @@ def _attentions(captured: fx.GraphModule) -> Iterator[_Attention]:
 
 
 def _part_of_scores(captured: fx.GraphModule, node: fx.Node, reader: fx.Node | None) -> str:
-    """Of scores, by what computes with them on the way to the softmax."""
+    """The part of scores, by the operators between them and the softmax."""
     if operator(node) in _MASKINGS or any(is_mask(captured, without_moves(each)) for each in node.all_input_nodes):
         return "masked_scores"
     return "unscaled_scores" if reader is not None and operator(reader) in _SCALINGS else "scores"
 
 
 def is_mask(captured: fx.GraphModule, node: fx.Node) -> bool:
-    """True for a constant mask of scores: some of its numbers hide keys; a bias may be added to them already."""
+    """True for a constant mask of scores: some of its numbers hide keys. A bias may already be added."""
     if node.op != "get_attr":
         return False
     values: Tensor = attrgetter(str(node.target))(captured)
@@ -110,7 +110,7 @@ def is_mask(captured: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _scores(node: fx.Node) -> list[fx.Node]:
-    """The way from what a softmax reads back to the product of queries and keys; none where there is no such way."""
+    """The nodes from the input of a softmax back to the product of queries and keys. None: there is no such path."""
     if multiplies_matrices(node):
         return [node]
     if operator(node) in _BEFORE_SOFTMAX:
@@ -121,7 +121,7 @@ def _scores(node: fx.Node) -> list[fx.Node]:
 
 
 def _stream(sums: list[fx.Node]) -> list[fx.Node]:
-    """The sums of the residual stream, of these sums in execution order."""
+    """The sums of the residual stream, among these sums in execution order."""
     terms = {node: [without_moves(source) for source in _values(node)] for node in sums}
     found = {node for node in sums if any(operator(reader) == "layernorm" for reader in readers(node))}
     for node in reversed(sums):
@@ -134,12 +134,12 @@ def _stream(sums: list[fx.Node]) -> list[fx.Node]:
 
 
 def multiplies_matrices(node: fx.Node) -> bool:
-    """True for a product of two matrices that images decide."""
+    """True for a product of two matrices that both depend on images."""
     return operator(node) in PRODUCTS - MULTIPLICATIONS and count_activations(node) > 1
 
 
 def _factors(node: fx.Node) -> list[fx.Node]:
-    """Both tensors that a product of matrices reads."""
+    """Both input tensors of a product of matrices."""
     return [source for source in node.args if isinstance(source, fx.Node) and source in _values(node)]
 
 

@@ -1,4 +1,4 @@
-"""ReLU and ReLU6 in other words: clamp(min=0), hardtanh(0, 6), threshold(0, 0), maximum(x, 0) and the like."""
+"""ReLU and ReLU6 in other forms: clamp(min=0), hardtanh(0, 6), threshold(0, 0), maximum(x, 0) and similar."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from zsqbench.quant.graph.operators import operator
 
-# The arguments behind the input that say what the operator does, and torch's defaults for them.
+# The arguments behind the input that define the operator, and torch's defaults for them.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "clamp": {"min": None, "max": None},
     "clip": {"min": None, "max": None},
@@ -22,7 +22,7 @@ _LIMITED = frozenset({"hardsigmoid", "relu6", "sigmoid", "softsign", "tanh"})
 
 
 def rectifier(captured: fx.GraphModule, node: fx.Node, kind: str) -> str | None:
-    """`relu` or `relu6` where an operator of this kind computes that and bears another name; else none."""
+    """`relu` or `relu6` if an operator with another name computes it. None: it computes something else."""
     if kind not in _ARGUMENTS:
         return None
     given = _arguments(captured, node, kind)
@@ -34,7 +34,7 @@ def rectifier(captured: fx.GraphModule, node: fx.Node, kind: str) -> str | None:
 
 
 def is_bounded(captured: fx.GraphModule, node: fx.Node, kind: str) -> bool:
-    """True if what an activation function of this kind gives has a least and a largest value, whatever it is given."""
+    """True if the output of an activation function of this kind is bounded on both sides for any input."""
     if kind not in ("clamp", "clip", "hardtanh"):
         return kind in _LIMITED
     limits = _arguments(captured, node, kind)
@@ -58,7 +58,7 @@ def rectify_maxima(captured: fx.GraphModule) -> None:
 
 
 def _erase_unread(graph: fx.Graph, node: fx.Node) -> None:
-    """Erase a node that nothing reads, and what was computed for it alone: the zeros, and the shape that they have."""
+    """Erase a node without readers, and the nodes that were only computed for it: the zeros and their shape."""
     sources = node.all_input_nodes
     graph.erase_node(node)
     for source in sources:
@@ -77,7 +77,7 @@ def _arguments(captured: fx.GraphModule, node: fx.Node, kind: str) -> tuple[Any,
 
 
 def _is_zero(captured: fx.GraphModule, node: fx.Node) -> bool:
-    """True if a node is a constant that is zero everywhere; a parameter is none, for it may be trained."""
+    """True if a node is a constant that is zero everywhere. A parameter does not count, because it may be trained."""
     if node.op != "get_attr":
         return operator(node) in _ZEROS
     path, _, name = str(node.target).rpartition(".")

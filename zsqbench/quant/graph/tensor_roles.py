@@ -1,6 +1,6 @@
-"""The role that each tensor of a network plays in a scheme.
+"""The role of each tensor of a network in a scheme.
 
-`roles` and `positions` give each new value fields of `zsqbench.scheme.Placement`, and `weight_roles` and
+`roles` and `positions` give each new value fields of `zsqbench.scheme.Placement`. `weight_roles` and
 `activation_roles` say which of them counts at a placement.
 """
 
@@ -39,12 +39,12 @@ from zsqbench.scheme import Placement
 
 
 def roles(captured: fx.GraphModule, *, preactivations: bool = False, embeddings: bool = False) -> dict[fx.Node, str]:
-    """The role of each tensor by what makes and reads it, in execution order: one of `ACTIVATION_ROLES`.
+    """The role of each tensor from its maker and its readers, in execution order: one of `ACTIVATION_ROLES`.
 
-    Left out are what hardware never stores (the output of a layer or an addition that only activation functions
-    read), what repeats the values of another tensor (reshape, slice, zero padding, max-pooling, dropout), and what
-    comes after the network's raw outputs. With `preactivations`, hardware stores what other activation functions than
-    ReLU and ReLU6 read, and with `embeddings` the learned values of several axes that additions read.
+    These are left out: values that hardware never stores (the output of a layer or an addition that only activation
+    functions read), values that repeat another tensor (reshape, slice, zero padding, max-pooling, dropout), and values
+    behind the network's raw outputs. With `preactivations`, hardware stores the inputs of activation functions other
+    than ReLU and ReLU6. With `embeddings`, it stores learned values of several axes that additions read.
     """
     outputs, after = raw_outputs(captured)
     found = {}
@@ -60,7 +60,7 @@ def roles(captured: fx.GraphModule, *, preactivations: bool = False, embeddings:
 
 
 def positions(captured: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
-    """Which of `POSITIONS` a tensor is at besides, for those that are at any; never an output of the network."""
+    """The entries of `POSITIONS` for each tensor that has any. Outputs of the network never have any."""
     first = next(iter(_layers(captured).values()), None)
     read_last = {_without_pooling(node.all_input_nodes[0]) for node in _last_layers(captured)}
     played = {node: role for node, role in roles(captured).items() if role != "logits"}
@@ -85,10 +85,10 @@ def weight_roles(captured: fx.GraphModule) -> dict[str, str]:
 
 
 def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.Node, str]:
-    """The role of each tensor, in execution order, or its position where the placement gives that a width.
+    """The role of each tensor, in execution order, or its position if the placement gives the position a width.
 
-    With `side` `inputs` these are the tensors that layers and products of matrices read, which may be a part of what
-    another operator made: queries, for instance.
+    With `side` `inputs` these are the inputs of layers and of products of matrices. An input may be a part of another
+    operator's output, such as queries.
     """
     at = positions(captured)
     if placement.side == "inputs":
@@ -100,14 +100,14 @@ def activation_roles(captured: fx.GraphModule, placement: Placement) -> dict[fx.
 
 
 def reads_by_matrix(node: fx.Node) -> bool:
-    """True for a layer and for a product of two matrices: what has inputs on a grid with `side` `inputs`."""
+    """True for a layer and for a product of two matrices. With `side` `inputs`, their inputs are on a grid."""
     return is_layer(node) or multiplies_matrices(node)
 
 
 def read_part(node: fx.Node) -> fx.Node:
-    """The tensor itself or, of a layer normalisation of which one part alone is read (the class token's), that part.
+    """The tensor itself or, if only one part of a layer normalisation is read (the class token's), that part.
 
-    Hardware need not compute the rest, so that no range has to hold it.
+    Hardware need not compute the rest, so no range must hold it.
     """
     if operator(node) != "layernorm":
         return node
@@ -131,11 +131,10 @@ def _roles_of_inputs(
 
 
 def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.Node, fx.Node]:
-    """For each of these tensors that a layer makes in another than its first call, the one of its first call.
+    """For each of these tensors that a layer makes in a later call, the tensor of its first call.
 
-    A head that is shared over pyramid levels has one tensor behind each of its layers, whatever the level. Not so where
-    one call reads what the other gave, as in a network that goes through a layer again, nor where roles differ, or the
-    norms behind the calls.
+    A head that is shared over pyramid levels has one tensor behind each of its layers, for all levels. Tensors stay
+    separate if one call reads the result of the other call, or if the roles or the norms behind the calls differ.
     """
     first: dict[tuple[str, ...], fx.Node] = {}
     found = {}
@@ -149,9 +148,9 @@ def first_calls(captured: fx.GraphModule, of: Mapping[fx.Node, str]) -> dict[fx.
 
 
 def check_supported(captured: fx.GraphModule) -> None:
-    """Raise ZSQBenchError where the network holds a weight that no quantizer reaches.
+    """Raise ZSQBenchError if the network has a weight that no quantizer reaches.
 
-    To leave it float in silence would falsify a table.
+    Leaving it float without an error would falsify a table.
     """
     for node in captured.graph.nodes:
         if _holds_matrix(captured, node) or _multiplies_by_parameter(node):
@@ -163,7 +162,7 @@ def check_supported(captured: fx.GraphModule) -> None:
 
 
 def _way(maker: fx.Node, node: fx.Node) -> Iterator[fx.Node]:
-    """A tensor and what lies between it and the operator whose result it is, backwards."""
+    """A tensor and the nodes between it and the operator that made its values, backwards."""
     while node is not maker:
         yield node
         node = node.all_input_nodes[0]
@@ -183,14 +182,14 @@ def _layers(captured: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def _last_layers(captured: fx.GraphModule) -> list[fx.Node]:
-    """Calls of the layers that the outputs come from: of a classifier one, of a detector those of each head."""
+    """Calls of the layers that make the outputs: one for a classifier, those of each head for a detector."""
     calls = [node for node in captured.graph.nodes if is_layer(node)]
     makers = {_maker(node) for node in output_producers(captured)}
     return [node for node in calls if node in makers] or calls[-1:]
 
 
 def _maker(node: fx.Node) -> fx.Node:
-    """The operator whose result a tensor is, seen through activation function and batch normalisation."""
+    """The operator that made a tensor, looking back through activation function and batch normalisation."""
     maker = node
     if operator(maker) in ACTIVATIONS:
         maker = without_moves(maker.all_input_nodes[0])
@@ -213,7 +212,7 @@ def _holds_matrix(captured: fx.GraphModule, node: fx.Node) -> bool:
 
 def _multiplies_by_parameter(node: fx.Node) -> bool:
     shapes = [source.meta["shape"] or () for source in node.all_input_nodes if source.op == "get_attr"]
-    # a vector may lie along any axis
+    # a vector may be along any axis
     is_matrix = any(sum(size > 1 for size in shape) > 1 for shape in shapes)
     return node.op != "output" and is_matrix and operator(node) not in ELEMENTWISE
 
@@ -223,14 +222,14 @@ def _is_new_value(node: fx.Node) -> bool:
 
 
 def _is_embedding(captured: fx.GraphModule, node: fx.Node) -> bool:
-    """True for learned values that an addition reads, of several axes: no bias for each channel, and no mask."""
+    """True for learned values of several axes that an addition reads. A channel bias and a mask do not count."""
     read_by = list(readers(node)) if node.op == "get_attr" and node.meta["shape"] is not None else []
     several = sum(size > 1 for size in node.meta["shape"] or ()) > 1
     return several and any(operator(reader) == "add" for reader in read_by) and not is_mask(captured, node)
 
 
 def _is_fused(node: fx.Node, outputs: set[fx.Node]) -> bool:
-    """True if the node and its reader are computed as one, so that there is no tensor between them."""
+    """True if the node and its reader are computed as one, without a tensor between them."""
     if is_layer(node) and feeds_one_batch_norm(node):
         return True
     if node in outputs or not (is_layer(node) or is_batch_norm(node) or operator(node) == "add"):

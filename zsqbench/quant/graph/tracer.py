@@ -1,4 +1,4 @@
-"""The tracer: it calls a network as its users do, with a placeholder for the images, and records what happens."""
+"""The tracer: it calls a network like a user, with a placeholder for the images, and records all operations."""
 
 import operator
 import os
@@ -21,30 +21,30 @@ _HERE = str(Path(__file__))
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _TRACED = "zsqbench_traced"
 BATCHES = 2, 3
-"""Numbers of images that are tried where it matters if a value depends on them."""
+"""Numbers of images that are tried to find if a value depends on them."""
 _BY_VALUE = (
-    "what is computed may not depend on the values in tensors; take torch.where for a choice by value, make one by "
-    "shape or setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
+    "the computation must not depend on values in tensors; use torch.where for a choice by value, choose by shape or "
+    "setting in __init__, or put this code into a function with @torch.fx.wrap, which counts as one operator"
 )
 _FOREIGN = (
     "a function that was set on a module calls that very module, and so another one than its copy has; set it with "
     "types.MethodType, or write a subclass"
 )
 _OPENED = "torchvision.models.swin_transformer"
-"""Its functions that hold weights are wrapped, so that a plain tracer takes each for one operator."""
+"""Its functions with weights are wrapped, so that a plain tracer takes each as one operator."""
 
 
 def trace(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
-    """The graph of a module. Raises ZSQBenchError where it cannot be traced, with the line of code in the way."""
+    """The graph of a module. If it cannot be traced, raises ZSQBenchError with the line of code that prevents it."""
     tracer = _Tracer(input_size)
     own = type(module)
-    # a class of its own, because a tracer starts from a function of the class, and `forward` is behind hooks
+    # a separate class, because a tracer starts from a function of the class, and `forward` is behind hooks
     module.__class__ = types.new_class(own.__name__, (own,), {}, lambda names: names.update({_TRACED: _call}))
     try:
         with tracing_into(_OPENED):
             return tracer.trace(module)
     except Exception as error:
-        # Anything: what the module's own code raises when it is handed a placeholder instead of a tensor.
+        # Any exception: the module's own code gets a placeholder instead of a tensor.
         where = f" in module {tracer.current_module!r}" if tracer.current_module else ""
         raise ZSQBenchError(
             f"{own.__name__} cannot be traced{where}{_place(error)} ({first_line(error)}): "
@@ -65,7 +65,7 @@ def images_of_zeros(module: nn.Module, images: int, input_size: tuple[int, int, 
 
 
 def torch_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch whose computation a module does: its own, or one that it inherits without changing it."""
+    """The class of torch that defines a module's computation: its own class, or an unchanged base class."""
     kind = type(module)
     known = (base for base in kind.__mro__ if base is FrozenBatchNorm2d or base.__module__.startswith("torch.nn.mod"))
     base: type[nn.Module] = next(known, nn.Module)
@@ -75,18 +75,18 @@ def torch_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 _COMPUTES = "forward", "_conv_forward", "__call__"
-"""Methods that say what a module computes; the second is nn.Conv2d's."""
+"""Methods that define the computation of a module. The second is that of nn.Conv2d."""
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """True if a module computes something else than its class says: it has hooks, or methods of its own."""
+    """True if a module computes something else than its class, because it has hooks or its own methods."""
     # parametrized: its weight is computed from others
     changed = forward_is_hooked(module) or hasattr(module, "parametrizations")
     return changed or any(name in vars(module) for name in _COMPUTES)
 
 
 class _Sized:
-    """A placeholder whose length is known where sizes decide it."""
+    """A placeholder. Its length is known if it only depends on sizes."""
 
     tracer: Any
     node: fx.Node
@@ -100,7 +100,7 @@ class _Attribute(_Sized, fx.proxy.Attribute):
 
 
 class _Proxy(_Sized, fx.Proxy):
-    """A placeholder for a value, with which `x += y` is what it is: a change of x."""
+    """A placeholder for a value. `x += y` stays a change of x."""
 
     def __getattr__(self, k: str) -> Any:
         return _Attribute(self, k)
@@ -125,10 +125,10 @@ class _Proxy(_Sized, fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Takes an unchanged torch module, however it is named, for one operator, and notes where each is called.
+    """Takes an unchanged torch module with any name as one operator, and notes its calls.
 
-    It enters the network as a caller does, so that hooks and an overridden `__call__` of the network itself are part of
-    the graph, and so are those of its modules. A choice by sizes is decided by the sizes.
+    It calls the network like a user, so that hooks and an overridden `__call__` of the network and its modules are part
+    of the graph. A choice by sizes is evaluated with the sizes.
     """
 
     traced_func_name = _TRACED
@@ -158,7 +158,7 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         caller, self.current_module = self.current_module, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
-        self.current_module = caller  # not in a finally: where tracing fails, the path of the culprit is wanted
+        self.current_module = caller  # not in a finally: if tracing fails, the path of the failing module is needed
         return result
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -175,20 +175,20 @@ class _Tracer(fx.Tracer):
         return iter([obj[index] for index in range(self.length(obj.node))])
 
     def length(self, node: fx.Node) -> int:
-        """The length of a value, which sizes decide."""
+        """The length of a value, from sizes."""
         if node.op == "call_module" and isinstance(self.root.get_submodule(str(node.target)), nn.MultiheadAttention):
-            return 2  # output and weights; to compute them would take the most of the time that tracing takes
+            return 2  # output and weights; computing them would take most of the time of tracing
         return int(self._decide(node, len))
 
     def _decide(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
-        """The answer that a value gives for any number of images. Raises TraceError where that matters."""
+        """The truth of a value for any number of images. Raises TraceError if it depends on the number."""
         answers = {ask(self._value(node, batch)) for batch in range(len(BATCHES))}
         if len(answers) > 1:
             raise fx.proxy.TraceError("a choice depends on the number of images")
         return answers.pop()
 
     def _value(self, node: fx.Node, batch: int) -> Any:
-        """The value of a node for a batch of black images; all before it are computed, too, each once."""
+        """The value of a node for a batch of black images. All nodes before it are also computed, each once."""
         known = self._known[batch]
         with self._computing():
             for each in self.graph.nodes:
@@ -221,7 +221,7 @@ class _Tracer(fx.Tracer):
 
 
 def _place(error: Exception) -> str:
-    """The last line of the traceback that is not torch's: where the user's code asked for what cannot be traced."""
+    """The last line of the traceback outside torch. There the user's code does something that cannot be traced."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if not f.filename.startswith(_TORCH) and f.filename != _HERE]
     return f" at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""

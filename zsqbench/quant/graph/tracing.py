@@ -1,4 +1,4 @@
-"""Tracing a network into a graph of named tensors with shapes."""
+"""Trace a network into a graph of named tensors with shapes."""
 
 import copy
 import inspect
@@ -22,8 +22,8 @@ from zsqbench.quant.graph.transposed import put_outputs_first
 def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
     """Trace a copy of a module, in eval mode, into a graph whose tensors have names and shapes.
 
-    The graph is in a normal form, whatever way its code was written: nothing is changed in place, values that depend on
-    parameters alone are constants, attention is written as its parts, and convolutions, linear layers and batch
+    The graph has a normal form that does not depend on the style of the code. Nothing is changed in place. Values that
+    only depend on parameters are constants. Attention is split into its parts. Convolutions, linear layers and batch
     normalisations that are called as functions of constants are modules.
 
     The name of a tensor, `tensor_name(node)`, is the path of the module that makes it, or `<path of the enclosing
@@ -51,7 +51,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
 
 
 def _check_inputs(module: nn.Module) -> None:
-    """Raise ZSQBenchError unless a module can be called with the images alone."""
+    """Raise ZSQBenchError unless a module can be called with only the images."""
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = inspect.signature(module.forward).parameters.values()
     needed = [each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
@@ -75,13 +75,13 @@ def _traced(module: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
 
 
 def _check_assertions(module: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Raise ZSQBenchError where a module asserts that images have another size."""
+    """Raise ZSQBenchError if a module asserts that images have another size."""
     try:
         with torch.no_grad():
             module(images_of_zeros(module, 2, input_size))
     except AssertionError as error:
         raise ZSQBenchError(f"the network does not take images of size {input_size} ({first_line(error)})") from error
-    except Exception:  # noqa: BLE001 - what else is in the way is told where it is met
+    except Exception:  # noqa: BLE001 - other problems are reported where they occur
         return
 
 

@@ -1,10 +1,10 @@
-"""A student cut into units, one after the other: the layers and blocks whose outputs are reconstructed.
+"""Cut a student into a sequence of units: the layers and blocks whose outputs are reconstructed.
 
-Every node that carries values is in one unit, so that running the units in order is running the network, but for what
-nobody reads. `zsqbench.quant.graph.boundaries` says what passes between units. Blocks are found from the graph alone:
-what branches and joins again (residual additions, squeeze-excite, Inception), what widens and narrows without a branch
-(inverted residuals whose stride leaves no addition), and, inside of what is too large for one unit, what gives one
-tensor to many readers (the layers of a dense block).
+Every node that carries values is in one unit. So running the units in order computes the network, except for values
+without readers. `zsqbench.quant.graph.boundaries` says which values pass between units. Blocks are found only from the
+graph: parts that branch and join again (residual additions, squeeze-excite, Inception), parts that widen and narrow
+without a branch (inverted residuals whose stride prevents an addition), and, inside a part that is too large for one
+unit, layers that give one tensor to many readers (the layers of a dense block).
 """
 
 from collections import Counter
@@ -31,26 +31,26 @@ from zsqbench.quant.graph.outputs import decoding
 from zsqbench.quant.grids.fake_quant import ActivationQuantizer, QuantizedLayer
 
 MAX_LAYERS = 10
-"""A block of more layers is no unit: it is cut where a tensor has several readers, and failing that into layers."""
+"""A block with more layers is not a unit. It is cut at a tensor with several readers, or else into layers."""
 
 Grain = Literal["block", "layer"]
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """A part of a student with what enters and leaves it, as names of graph nodes."""
+    """A part of a student with its inputs and outputs, as names of graph nodes."""
 
     name: str
     """The module path that its layers share, or the first and last of them."""
     kind: Literal["block", "layer", "passage"]
-    """A passage holds nothing to quantize (pooling, reshaping): values only pass through it."""
+    """True for a passage: it has nothing to quantize (pooling, reshaping), and values only pass through it."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    """What later units read, and what the network returns or computes a returned index from."""
+    """The values that later units read, and the values that the network returns or from which it computes an index."""
     targets: tuple[str, ...]
-    """The outputs that are reconstructed: those that no other one is computed from."""
+    """The outputs that are reconstructed: no other output is computed from them."""
     module: fx.GraphModule
-    """Computes the outputs, as a tuple, from the inputs; its submodules are the student's own."""
+    """The module that computes the outputs, as a tuple, from the inputs. It shares the student's submodules."""
     layers: tuple[tuple[str, QuantizedLayer], ...]
     quantizers: tuple[ActivationQuantizer, ...]
 
@@ -60,10 +60,10 @@ class Unit:
 
 
 def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
-    """Cut a prepared student into units, in execution order; `layer` makes a unit of each layer.
+    """Cut a prepared student into units, in execution order. `layer` makes a unit of each layer.
 
-    A layer brings its batch normalisation, activation function and quantizer along. A quantizer that no layer precedes
-    (of the image, of pooled features) belongs to the unit after it.
+    A unit of a layer includes its batch normalisation, activation function and quantizer. A quantizer without a layer
+    before it (of the image, of pooled features) belongs to the unit after it.
     """
     note_passing(student)
     ending = {node for node in decoding(student) if _quantizer(student, node) is None}  # no unit is compared behind it
@@ -75,7 +75,7 @@ def find_units(student: fx.GraphModule, grain: Grain = "block") -> list[Unit]:
 
 
 def describe_units(units: Sequence[Unit]) -> str:
-    """One line that says which units these are."""
+    """One line that names these units."""
     blocks = [f"{unit.name} ({len(unit.layers)})" for unit in units if unit.kind == "block"]
     layers = [unit.name for unit in units if unit.kind == "layer"]
     parts = [f"{len(blocks)} blocks (layers in each): {', '.join(blocks)}"] if blocks else []
@@ -87,7 +87,7 @@ Group = list[fx.Node]
 
 
 def _atoms(student: fx.GraphModule) -> list[Group]:
-    """Each operator with what is computed as one with it: normalisation, activation function, quantizer."""
+    """Each operator with the nodes that are computed as one with it: normalisation, activation function, quantizer."""
     taken: set[fx.Node] = set()
     atoms = []
     for node in student.graph.nodes:
@@ -120,7 +120,7 @@ def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | 
 
 
 def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
-    """What is read later, behind each group."""
+    """The values that are read behind each group."""
     place = {node: index for index, group in enumerate(groups) for node in group}
     last = {
         node: max((place.get(reader, len(groups)) for reader in value_users(node)), default=-1)
@@ -131,7 +131,7 @@ def _live(groups: Sequence[Group]) -> Iterator[list[fx.Node]]:
 
 
 def _closed(groups: Sequence[Group]) -> list[Group]:
-    """Join groups from one that makes something that cannot pass, such as a tuple of tensors, to the last reader."""
+    """Join groups from a group with a value that cannot pass, such as a tuple of tensors, to its last reader."""
     place = {node: index for index, group in enumerate(groups) for node in group}
     last = list(range(len(groups)))
     for index, group in enumerate(groups):
@@ -150,7 +150,7 @@ def _closed(groups: Sequence[Group]) -> list[Group]:
 
 
 def _blocks(student: fx.GraphModule, atoms: list[Group]) -> list[Group]:
-    """Join atoms into blocks: between tensors that all paths go through, and along inverted residuals."""
+    """Join atoms into blocks: between tensors on all paths, and along inverted residuals."""
     segments: list[list[Group]] = [[]]
     for atom, live in zip(atoms, _live(atoms), strict=True):
         segments[-1].append(atom)
@@ -170,7 +170,7 @@ def _count_layers(groups: Sequence[Group]) -> int:
 
 
 def _hubs(atoms: list[Group]) -> list[Group]:
-    """Cut where the last tensor has several readers; what is still too large falls into its atoms."""
+    """Cut where the last tensor has several readers. A part that is still too large is split into its atoms."""
     parts: list[list[Group]] = [[]]
     for atom in atoms:
         parts[-1].append(atom)
@@ -186,7 +186,7 @@ def _hubs(atoms: list[Group]) -> list[Group]:
 
 
 def _inverted_residuals(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
-    """Join [expansion] depthwise [squeeze-excite] projection: what a block is where no addition closes it."""
+    """Join [expansion] depthwise [squeeze-excite] projection: a block without an addition at its end."""
     joined: list[Group] = []
     for group in groups:
         joined.append(group)
@@ -199,7 +199,7 @@ def _inverted_residuals(student: fx.GraphModule, groups: list[Group]) -> list[Gr
             first -= 1
             if first > 0 and _is_pointwise(student, joined[first - 1]):
                 first -= 1
-        elif first > 1 and _widens(student, joined[first - 1]):  # the network's first layer is no expansion
+        elif first > 1 and _widens(student, joined[first - 1]):  # the network's first layer is not an expansion
             first -= 1
         else:
             continue
@@ -221,7 +221,7 @@ def _is_pointwise(student: fx.GraphModule, group: Group) -> bool:
 
 
 def _is_projection(student: fx.GraphModule, group: Group) -> bool:
-    """A pointwise convolution to fewer channels that no activation function follows: a linear bottleneck."""
+    """True for a linear bottleneck: a pointwise convolution to fewer channels without an activation function."""
     layer = _only_convolution(student, group)
     linear = not any(operator(node) in ACTIVATIONS for node in group)
     return layer is not None and _is_pointwise(student, group) and linear and layer.out_channels < layer.in_channels
@@ -238,12 +238,12 @@ def _widens(student: fx.GraphModule, group: Group) -> bool:
 
 
 def _is_gate(group: Group) -> bool:
-    """Squeeze-excite: a branch that ends in the product with what it branched from."""
+    """True for squeeze-excite: a branch that ends in the product with its starting tensor."""
     return any(operator(node) in PRODUCTS and len(values(node)) > 1 for node in group)
 
 
 def _without_strays(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
-    """Join what holds quantizers and no layer to the group after it (or before it, at the end), and passages."""
+    """Join groups with quantizers but no layer to the group after them (or before, at the end), and join passages."""
     joined: list[Group] = []
     waiting: Group = []
     for group in groups:
@@ -262,10 +262,10 @@ def _without_strays(student: fx.GraphModule, groups: list[Group]) -> list[Group]
 
 
 def _with_all_calls(student: fx.GraphModule, groups: list[Group]) -> list[Group]:
-    """Join groups that call the same layer, as a head that is shared over pyramid levels is called for each of them.
+    """Join groups that call the same layer, such as a head that is shared over pyramid levels.
 
-    A joined group stands where the first of them did, or behind what the others read of groups in between. A layer that
-    reads what it gave before stays in several.
+    A joined group has the place of the first group, or is behind groups in between that the others read. A layer that
+    reads its own earlier output stays in several groups.
     """
     joined: list[Group] = []
     holder: dict[str, tuple[Group, fx.Node]] = {}
@@ -288,7 +288,7 @@ def _with_all_calls(student: fx.GraphModule, groups: list[Group]) -> list[Group]
 
 
 def _in_order(groups: list[Group], positions: Mapping[fx.Node, int]) -> list[Group]:
-    """Groups behind all that they read; those that read each other are joined."""
+    """Groups in an order behind all their inputs. Groups that read each other are joined."""
     place = {node: index for index, group in enumerate(groups) for node in group}
     sorter: TopologicalSorter[int] = TopologicalSorter(
         {
@@ -309,7 +309,7 @@ def _in_order(groups: list[Group], positions: Mapping[fx.Node, int]) -> list[Gro
     while sorter.is_active():
         for index in sorter.get_ready():
             heappush(ready, index)
-        index = heappop(ready)  # of those that can be next, the first
+        index = heappop(ready)  # the first of the possible next groups
         ordered.append(groups[index])
         sorter.done(index)
     return ordered
@@ -330,7 +330,7 @@ def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
         modules = [(str(node.target), student.get_submodule(str(node.target))) for node in calls]
         layers = {path: module for path, module in modules if isinstance(module, QuantizedLayer)}
         quantizers = [module for _, module in modules if isinstance(module, ActivationQuantizer)]
-        if not (outputs or layers or quantizers):  # an index is taken from it, and so computed where it is read
+        if not (outputs or layers or quantizers):  # only an index is taken from it, which is computed where it is read
             continue
         count = len({node.target for node in calls if is_layer(node)})
         name = _name([*dict.fromkeys(str(n.target) for n in calls if is_layer(n))] or [node.name for node in group])
@@ -348,7 +348,7 @@ def _units(student: fx.GraphModule, groups: list[Group]) -> Iterator[Unit]:
 
 
 def _last(group: Group, outputs: Sequence[fx.Node]) -> list[fx.Node]:
-    """The outputs of a group that no other of its outputs is computed from."""
+    """The outputs of a group from which none of its other outputs is computed."""
     used: dict[fx.Node, set[fx.Node]] = {}
     for node in group:
         sources = [source for source in roots(node) if source in used]

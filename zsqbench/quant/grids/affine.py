@@ -1,7 +1,7 @@
 """The affine grid 0 .. 2^b - 1: q = clamp(round(x / scale) + zero_point), x' = (q - zero_point) * scale.
 
-Symmetric and power-of-two grids are affine grids with particular parameters, so that one arithmetic and one form of
-artifact serve all. Everything broadcasts: a scale of shape [] quantizes per tensor, one of shape [C, 1, 1, 1] per
+Symmetric and power-of-two grids are affine grids with special parameters. So all grids share one arithmetic and one
+form of artifact. Everything broadcasts: a scale of shape [] quantizes per tensor, a scale of shape [C, 1, 1, 1] per
 channel (see `along`).
 """
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from zsqbench.scheme import Grid
 
 BLOCK = 2**17
-"""Values of an activation that are worked on at a time on a CPU: 512 kB."""
+"""Number of values of an activation that a CPU processes at a time: 512 kB."""
 
 HALFWAY = 0.5 - 2.0**-10
-"""Parts of a step from a code on, from which rounding errors of float32 might decide how a value is rounded."""
+"""Within this distance from a tie, in steps, rounding errors of float32 may decide how a value is rounded."""
 
 MIN_THRESHOLD = 2.0**-16
 """The smallest threshold of a power-of-two grid, as in Sony's Model Compression Toolkit."""
 
 
 class Affine(NamedTuple):
-    """The parameters of an affine grid; `zero_point` holds integers in floating point."""
+    """The parameters of an affine grid. `zero_point` holds integers in floating point."""
 
     scale: Tensor
     zero_point: Tensor
@@ -49,7 +49,7 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> Affine:
 
 
 def symmetric_parameters(threshold: Tensor, bits: int, signed: Tensor | bool) -> Affine:
-    """The grid of a threshold t: -t .. t - t / 2^(b-1) where it is signed, and 0 .. t - t / 2^b where it is not.
+    """The grid of a threshold t: -t .. t - t / 2^(b-1) if it is signed, and 0 .. t - t / 2^b if it is not.
 
     A threshold of zero (a tensor of zeros) becomes one.
     """
@@ -72,19 +72,19 @@ def covering_threshold(low: Tensor, high: Tensor, bits: int, signed: Tensor | bo
 
 
 def power_of_two(threshold: Tensor) -> Tensor:
-    """The smallest power of two that is not below the threshold, nor below 2^-16; exact."""
+    """The smallest power of two that is not below the threshold and not below 2^-16. It is exact."""
     mantissa, exponent = torch.frexp(threshold.clamp(min=MIN_THRESHOLD))
     return torch.ldexp(torch.ones_like(threshold), torch.where(mantissa == 0.5, exponent - 1, exponent))  # noqa: PLR2004
 
 
 def halved(threshold: Tensor, candidates: int) -> Tensor:
-    """[candidates, ...]: 2 t, t, t / 2, ..., but nothing below 2^-16: what searches on powers of two try."""
+    """[candidates, ...]: 2 t, t, t / 2, ..., not below 2^-16. Searches on powers of two try these."""
     factors = 2.0 ** (1 - torch.arange(candidates, dtype=threshold.dtype, device=threshold.device))
     return (factors.view(-1, *[1] * threshold.dim()) * threshold).clamp(min=MIN_THRESHOLD)
 
 
 def grid_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid, signed: Tensor | bool) -> Affine:
-    """The finest grid of this kind that spans low to high; an affine grid has no sign."""
+    """The finest grid of this kind that spans low to high. An affine grid has no sign."""
     if grid == "affine":
         return affine_parameters(low, high, bits)
     threshold = covering_threshold(low, high, bits, signed)
@@ -94,35 +94,35 @@ def grid_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid, signed: Te
 def pixel_parameters(low: Tensor, high: Tensor, bits: int, grid: Grid = "affine") -> Affine:
     """The grid of an image whose valid pixels go from low to high (scalars, widened to hold zero), in float32.
 
-    Where all channels have one mean and deviation, the codes of an affine grid of 8 bits are the pixels 0 .. 255. If
-    zero lies halfway between two pixels, as with a mean of 127.5 of 255, every pixel would lie halfway between two
-    codes, and up to half of the codes would be lost to how ties are rounded. The grid is then a step wider, so that
-    both ends are inside, and only the two pixels in the middle share a code; pixels below them have the next code.
+    If all channels have one mean and deviation, the codes of an affine grid of 8 bits are the pixels 0 .. 255. If zero
+    is halfway between two pixels, as with a mean of 127.5 of 255, every pixel would be halfway between two codes, and
+    the rounding of ties would lose up to half of the codes. The grid is then a step wider, so that both ends are
+    inside, and only the two pixels in the middle share a code. Pixels below them have the next code.
     """
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     scale, zero_point = grid_parameters(low, high, bits, grid, bool(low < 0))
     beside = (-low / scale - zero_point).abs()
     if grid == "affine" and beside > HALFWAY and 0 < zero_point < levels(bits):
         scale = torch.maximum(-low / zero_point, high / (levels(bits) - zero_point))
-    return Affine(scale.float(), zero_point.float() + 0.0)  # -0 is no code
+    return Affine(scale.float(), zero_point.float() + 0.0)  # -0 is not a code
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Codes of x on the grid, integers 0 .. 2^b - 1 in floating point; half is rounded to even."""
+    """Codes of x on the grid, integers 0 .. 2^b - 1 in floating point. Half is rounded to even."""
     return (x / scale).round_().add_(zero_point).clamp_(0, levels(bits))
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The values that codes (of any dtype) stand for."""
+    """The values of codes (of any dtype)."""
     return (codes.to(scale.dtype) - zero_point).mul_(scale)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, clips_first: bool = False) -> Tensor:
-    """X rounded to the grid; the gradient passes the rounding straight through and is zero where x was clamped.
+    """X rounded to the grid. The gradient passes the rounding straight through and is zero where x was clamped.
 
-    The scale gets the gradient that follows from this, as in BRECQ and QDrop (no LSQ scaling); the zero point, none.
-    With `clips_first`, what lies beyond the last code is clamped even where it would be rounded to it, as in GENIE.
-    In a trace (torch.jit.trace), none of them has a gradient.
+    The scale gets the gradient that follows from this, as in BRECQ and QDrop (no LSQ scaling). The zero point gets no
+    gradient. With `clips_first`, values beyond the last code are clamped even if they would be rounded to it, as in
+    GENIE. In a trace (torch.jit.trace), there are no gradients.
     """
     if _is_traced() or not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
         return _on_grid(x, scale, zero_point, bits)
@@ -132,15 +132,15 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, cl
 
 
 def within(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """1 where x is between two bounds or on one of them, and else 0, of the type of x.
+    """1 where x is between two bounds or on one of them, otherwise 0, in the type of x.
 
-    For what is compiled: kernels store truth values one by one.
+    This is for compiled code, because kernels store truth values one by one.
     """
     return (1 - (low - x).sign().clamp_min(0)) * (1 - (x - high).sign().clamp_min(0))
 
 
 class _CompiledStraightThrough(torch.autograd.Function):
-    """The same with numbers in the place of truth values."""
+    """The mask with numbers instead of truth values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
@@ -162,7 +162,7 @@ class _CompiledStraightThrough(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """One function, since the graph of its parts would take several times as many passes over an activation."""
+    """`fake_quantize` as one function. The graph of its parts would take several times as many passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
@@ -195,7 +195,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _kept(x: Tensor, mask: Tensor) -> Tensor:
-    """X where a mask is true, and else 0; by bits on a CPU: a product with truth values takes four times as long."""
+    """X where a mask is true, otherwise 0. A CPU uses bits: a product with truth values takes four times as long."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return x * mask
     bits = mask.view(torch.int8).to(torch.int32).neg_()
@@ -203,7 +203,7 @@ def _kept(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """X rounded to the grid: what `dequantize` makes of `quantize`; where the grid is one for all, in few passes."""
+    """X rounded to the grid: `dequantize` of `quantize`. With one grid for the tensor it takes few passes."""
     if scale.dim():
         return dequantize(quantize(x, scale, zero_point, bits), scale, zero_point)
     low, high, step = _numbers(0 - zero_point, levels(bits) - zero_point, scale)
@@ -216,28 +216,28 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
 
 
 def _makes_graph() -> bool:
-    """True while torch.jit.trace, torch.export or torch.compile makes a graph of what is called.
+    """True while torch.jit.trace, torch.export or torch.compile makes a graph of the calls.
 
-    It must hold for batches of other sizes, so it must not have the blocks of this one. A trace with them left rows of
-    a larger batch as they were allocated.
+    The graph must be valid for batches of other sizes, so it must not have the blocks of this batch. A trace with
+    blocks did not compute the further rows of a larger batch.
     """
     return _is_traced() or torch.compiler.is_compiling()
 
 
 def _is_traced() -> bool:
-    """True while torch.jit.trace makes a graph of what is called."""
+    """True while torch.jit.trace makes a graph of the calls."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # public, and not annotated
 
 
 def _numbers(*scalars: Tensor) -> tuple[Any, ...]:
-    """Scalars as numbers where these are at hand, for clamping between numbers is faster than between tensors."""
+    """Scalars as numbers, if these are available, because clamping between numbers is faster than between tensors."""
     if _makes_graph() or any(scalar.device.type != "cpu" for scalar in scalars):
         return scalars
     return tuple(scalar.item() for scalar in scalars)
 
 
 def _parts(x: Tensor, scale: Tensor) -> list[Any]:
-    """Indices of as many rows of a tensor at a time as a CPU's cache holds, since each is passed over several times."""
+    """Indices of as many rows of a tensor as fit into a CPU's cache, because each row is read several times."""
     if scale.dim() or not x.dim() or x.device.type != "cpu" or _makes_graph():
         return [...]
     rows = max(1, BLOCK // max(1, x[0].numel()))
@@ -245,14 +245,14 @@ def _parts(x: Tensor, scale: Tensor) -> list[Any]:
 
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
-    """The sum of x * y, of equal shapes, without a copy of either where they lie in memory in one order."""
+    """The sum of x * y, of equal shapes, without a copy if both have the same order in memory."""
     if x.dim() == 4 and not x.is_contiguous() and x.stride() == y.stride():  # noqa: PLR2004 - images, channels last
         x, y = x.movedim(1, -1), y.movedim(1, -1)
     return torch.dot(x.flatten(), y.flatten())
 
 
 def fake_quantize_identity(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """X rounded to the grid; the gradient passes rounding and clamping alike, and the grid gets none.
+    """X rounded to the grid. The gradient passes rounding and clamping unchanged, and the grid gets no gradient.
 
     As in ZeroQ, IntraQ, HAST and AIT.
     """
@@ -273,9 +273,9 @@ class _Identity(torch.autograd.Function):
 
 
 def rectify_and_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, ceiling: float) -> Tensor:
-    """`fake_quantize_identity` of x between 0 and a ceiling; on a grid that is one for all, x is overwritten.
+    """`fake_quantize_identity` of x between 0 and a ceiling. With one grid for the tensor, x is overwritten.
 
-    What made x must not need it for its gradient. Half precision comes out in float32.
+    The operator that made x must not need x for its gradient. The result of half precision is float32.
     """
     if scale.dim() or _is_traced():
         return fake_quantize_identity(x.float().clamp(0, ceiling), scale, zero_point, bits)
@@ -285,7 +285,7 @@ def rectify_and_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
 
 
 class _Rectified(torch.autograd.Function):
-    """Of what it is given it keeps a bit for each value, where ReLU and rounding would each keep the value."""
+    """Keeps one bit for each input value. ReLU and rounding would each keep the value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, ceiling: float) -> Tensor:
@@ -312,7 +312,7 @@ class _Rectified(torch.autograd.Function):
 
 
 class _CompiledRectified(torch.autograd.Function):
-    """Keeps numbers, 1 where the gradient passes and else 0, for compiled kernels store truth values one by one."""
+    """Keeps numbers (1 where the gradient passes, otherwise 0): compiled kernels store truth values one by one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, ceiling: float) -> Tensor:
@@ -331,7 +331,7 @@ class _CompiledRectified(torch.autograd.Function):
 
 
 def along(values: Tensor, axis: int | None, dimensions: int) -> Tensor:
-    """Shape a vector of per-channel values so that it broadcasts along an axis; a per-tensor value stays a scalar."""
+    """Shape a vector of per-channel values so that it broadcasts along an axis. A per-tensor value stays a scalar."""
     if axis is None:
         return values
     shape = [1] * dimensions

@@ -1,7 +1,7 @@
 """Modules that simulate integer arithmetic: quantizers of tensors, and the layers whose weights pass through one.
 
-A learned method puts its own rounding in by assigning a subclass to `layer.weight_quantizer` (AdaRound), or by
-replacing an activation quantizer (LSQ). What `finalize` keeps of either is scale, zero point and integer weights.
+A learned method uses its own rounding: it assigns a subclass to `layer.weight_quantizer` (AdaRound), or replaces an
+activation quantizer (LSQ). `finalize` keeps scale, zero point and integer weights.
 """
 
 from abc import abstractmethod
@@ -30,13 +30,14 @@ HALVES = (torch.float16, torch.bfloat16)
 BYTE = 8
 
 SMALLEST_STEP = 1e-3
-"""A scale that learns stays above this part of what it was at first: an optimiser could take it through zero."""
+"""A learned scale stays above this part of its first value, because an optimiser could move it through zero."""
 
 
 class TensorQuantizer(nn.Module):
     """Rounds one tensor of a network to a grid. Neutral (the identity) until it is calibrated.
 
-    `scale` and `zero_point` are of shape [] per tensor, or broadcast along `axis`. A scale of zero says "not yet".
+    `scale` and `zero_point` have shape [] per tensor, or broadcast along `axis`. A scale of zero means "not
+    calibrated".
     """
 
     scale: Tensor
@@ -53,14 +54,14 @@ class TensorQuantizer(nn.Module):
         self.grid: Grid = grid
         self.axis = axis
         self.enabled = False
-        """True if it quantizes; calibration switches it on, and any pass may switch it off for a while."""
+        """True if it quantizes. Calibration switches it on, and any pass may switch it off for a while."""
         self.clips_first = False
-        """Where its gradient ends, see `fake_quantize`."""
+        """How its gradient ends beyond the grid, see `fake_quantize`."""
         self.register_buffer("scale", torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape))
 
     def description(self) -> dict[str, Any]:
-        """The arguments of a quantizer of the same tensor with the same kind of grid."""
+        """The arguments for another quantizer of the same tensor with the same kind of grid."""
         shape = tuple(self.scale.shape)
         names = ("name", "role", "bits", "grid", "axis")
         return {name: getattr(self, name) for name in names} | {"shape": shape}
@@ -68,11 +69,11 @@ class TensorQuantizer(nn.Module):
     @property
     @abstractmethod
     def plain_kind(self) -> "type[TensorQuantizer]":
-        """The class that rounds to nearest on such a grid, which artifacts hold."""
+        """The class that rounds to nearest on this kind of grid. Artifacts hold it."""
 
     @property
     def grid_name(self) -> Grid | LogGrid:
-        """The grid as schemes name it."""
+        """The name of the grid in schemes."""
         return self.grid
 
     def adopt(self, other: "TensorQuantizer") -> None:
@@ -81,7 +82,7 @@ class TensorQuantizer(nn.Module):
         self.set_parameters(other.scale.detach(), other.zero_point.detach())
 
     def is_signed(self, low: Tensor) -> bool:
-        """True if a symmetric grid for values from `low` on has to be signed."""
+        """True if a symmetric grid for values from `low` on must be signed."""
         return bool((low < 0).any())
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -99,36 +100,36 @@ class TensorQuantizer(nn.Module):
         self.enabled = True
 
     def range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of the grid, of the shape of the scale."""
+        """Smallest and largest value of the grid, in the shape of the scale."""
         return ((0 - self.zero_point) * self.scale, (levels(self.bits) - self.zero_point) * self.scale)
 
     def threshold(self) -> Tensor:
-        """The threshold t of a symmetric grid: its end below zero, or one step above its end where it has no sign."""
+        """The threshold t of a symmetric grid: its end below zero, or one step above its end if it has no sign."""
         steps: Tensor = 2**self.bits - self.zero_point
         return steps * self.scale
 
     def unclamped_codes(self, x: Tensor) -> Tensor:
-        """The codes of x in floating point, below 0 and above the last where a value is beyond the grid."""
+        """The codes of x in floating point. Values beyond the grid have codes below 0 or above the last code."""
         return (x / self.scale).round_().add_(self.zero_point)
 
     def largest_multiple(self) -> int:
-        """Q_P of LSQ (Esser et al., ICLR 2020): how many steps a symmetric grid has above zero; of an affine one, all.
+        """Q_P of LSQ (Esser et al., ICLR 2020): the number of steps of a symmetric grid above zero.
 
-        2^(b-1) - 1 where a symmetric grid is signed, and 2^b - 1 where it is not. LSQ has no affine grids; QDrop takes
-        2^b - 1 for these.
+        It is 2^(b-1) - 1 for a signed symmetric grid, and 2^b - 1 for an unsigned one. LSQ has no affine grids. QDrop
+        takes 2^b - 1, all steps, for these.
         """
         above = levels(self.bits) if self.grid == "affine" else levels(self.bits) - self.zero_point.max().item()
         return int(above)
 
     def check(self) -> None:
-        """Raise RuntimeError where it was never calibrated, or is not on a finite grid of its kind."""
+        """Raise RuntimeError if it was never calibrated, or is not on a finite grid of its kind."""
         what = f"the {self.kind} quantizer of {self.name!r}"
         if not (torch.isfinite(self.scale).all() and torch.isfinite(self.zero_point).all()):
             raise RuntimeError(f"{what} has a scale or zero point that is not finite")
         if not (self.scale > 0).all():
             raise RuntimeError(f"{what} was not calibrated")
         if self.grid == "power_of_two" and not (torch.frexp(self.scale).mantissa == 0.5).all():  # noqa: PLR2004
-            raise RuntimeError(f"{what} has a scale that is no power of two, which its grid demands")
+            raise RuntimeError(f"{what} has a scale that is not a power of two, which its grid demands")
 
     def forward(self, x: Tensor) -> Tensor:
         """X on the grid, of the same shape."""
@@ -139,7 +140,7 @@ class TensorQuantizer(nn.Module):
         return fake_quantize(x, self.scale, self.zero_point, self.bits, clips_first=self.clips_first)
 
     def extra_repr(self) -> str:
-        """What `print(student)` shows."""
+        """The text that `print(student)` shows."""
         return f"{self.role}, bits={self.bits}, grid={self.grid_name}, axis={self.axis}"
 
 
@@ -150,7 +151,7 @@ class WeightQuantizer(TensorQuantizer):
 
     @property
     def plain_kind(self) -> "type[WeightQuantizer]":
-        """Of whatever chose its codes."""
+        """The name of the grid of the quantizer that chose its codes."""
         return WeightQuantizer
 
     def is_signed(self, low: Tensor) -> bool:  # noqa: ARG002
@@ -162,7 +163,7 @@ class WeightQuantizer(TensorQuantizer):
         return quantize(weight, self.scale, self.zero_point, self.bits)
 
     def check(self) -> None:
-        """Raise RuntimeError also where a symmetric grid has its zero point elsewhere than in the middle."""
+        """Raise RuntimeError also if the zero point of a symmetric grid is not in the middle."""
         super().check()
         middle = 2 ** (self.bits - 1)
         if self.grid != "affine" and not (self.zero_point == middle).all():
@@ -189,7 +190,7 @@ class ChosenCodes(WeightQuantizer):
         return self.chosen
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the codes stand for, of the shape of x."""
+        """The values of the codes, in the shape of x."""
         return self.values if self.enabled else x
 
 
@@ -198,15 +199,15 @@ class ActivationQuantizer(TensorQuantizer):
 
     kind = "activation"
     is_held = False
-    """True if its grid is a matter of the scheme: it stays, whatever calibration or learning finds."""
+    """True if the scheme sets its grid. Then calibration and learning do not change it."""
 
     @property
     def plain_kind(self) -> "type[ActivationQuantizer]":
-        """Of whatever learned its step size."""
+        """The name of the grid of the quantizer that learned its step size."""
         return ActivationQuantizer
 
     def hold(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Take a grid for good; it rounds as soon as a method sets a range."""
+        """Take a fixed grid. It rounds as soon as a method sets a range."""
         super().set_parameters(scale, zero_point)
         self.enabled, self.is_held = False, True
 
@@ -219,42 +220,42 @@ class ActivationQuantizer(TensorQuantizer):
 
 
 def plain(quantizer: Q) -> Q:
-    """A quantizer that rounds to nearest on another one's grid, without anything that only training needs."""
+    """A quantizer that rounds to nearest on another quantizer's grid, without data that only training needs."""
     copy = quantizer.plain_kind(**quantizer.description())
     copy.adopt(quantizer)
     return cast("Q", copy)
 
 
 class QuantizedLayer(nn.Module):
-    """A layer whose weight passes through `weight_quantizer`; once finalized, its weight is integers.
+    """A layer whose weight passes through `weight_quantizer`. After `finalize`, its weight is integers.
 
     Output channels of weight and codes are on axis 0, in every kind of layer.
     """
 
     output_axis: ClassVar[int] = 0
-    """The axis of output channels in the weight of torch's layer, which tensor maps give."""
+    """The axis of output channels in the weight of torch's layer. Tensor maps hold it."""
     weight: Tensor
     weight_quantizer: WeightQuantizer
     weight_codes: Tensor
 
     @property
     def is_finalized(self) -> bool:
-        """True if the float weight is gone."""
+        """True if the float weight was dropped."""
         return "weight_codes" in self._buffers
 
     def stored_weight(self) -> Tensor:
-        """The codes of a finalized layer, else the float weight."""
+        """The codes of a finalized layer, otherwise the float weight."""
         return self.weight_codes if self.is_finalized else self.weight
 
     @abstractmethod
     def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's output for x with another weight, of the layout of its codes, and another bias."""
+        """The layer's output for x with another weight, in the layout of its codes, and another bias."""
 
     @abstractmethod
     def unfolded(self, x: Tensor) -> Tensor:
         """The values of x that the weights of an output channel multiply: [N, groups, weights, places].
 
-        The output is, up to the bias, weight.view(groups, -1, weights) times this. The order of weights is that of
+        Except for the bias, the output is weight.view(groups, -1, weights) times this. Weights have the order of
         `weight.flatten(1)`.
         """
 
@@ -263,15 +264,15 @@ class QuantizedLayer(nn.Module):
         return self.computed(x, self.quantized_weight(), cast("nn.Parameter | None", self.bias))
 
     def quantized_weight(self) -> Tensor:
-        """The weight as the layer uses it, in floating point."""
+        """The quantized weight in floating point, as used by the layer."""
         quantizer = self.weight_quantizer
         if self.is_finalized:
             return dequantize(self.weight_codes, quantizer.scale, quantizer.zero_point)
         return cast("Tensor", quantizer(self.weight))
 
     def choose(self, codes: Tensor) -> None:
-        """Use these codes 0 .. 2^b - 1 on the grid as it is now, instead of rounding to nearest; float weights stay."""
-        # in the weight's order in memory, on which it depends how a convolution sums
+        """Use these codes 0 .. 2^b - 1 on the present grid, instead of rounding to nearest. Float weights stay."""
+        # in the weight's order in memory, because the order of a convolution's sums depends on it
         self.weight_quantizer = ChosenCodes(self.weight_quantizer, torch.empty_like(self.weight).copy_(codes))
 
     def keep(self, codes: Tensor) -> None:
@@ -283,7 +284,7 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
-    """A convolution along a line with a quantized weight [out, in / groups, length]."""
+    """A one-dimensional convolution with a quantized weight [out, in / groups, length]."""
 
     def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve x [N, C, L] with a weight."""
@@ -310,7 +311,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
 
 
 class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
-    """A transposed convolution with a quantized weight [out, in / groups, height, width], as a convolution has it."""
+    """A transposed convolution with a quantized weight in a convolution's layout, [out, in / groups, height, width]."""
 
     output_axis = 1
 
@@ -325,7 +326,7 @@ class QuantizedConvTranspose2d(QuantizedLayer, TransposedConv2d):
         return _by_groups(self.taps(x, output_size), self.groups)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """The same with the quantized weight."""
+        """The output with the quantized weight."""
         return self.computed(x, self.quantized_weight(), self.bias, output_size)
 
 
@@ -346,7 +347,7 @@ def _by_groups(taps: Tensor, groups: int) -> Tensor:
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """X as a convolution pads it."""
+    """X with the padding of a convolution."""
     return functional.pad(x, padding_of(layer), "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
 
 
@@ -355,8 +356,8 @@ def quantized_layer(
 ) -> QuantizedLayer:
     """The layer with a weight quantizer, not calibrated, per output channel (axis 0) or for the whole weight.
 
-    The layer is an nn.Linear, nn.Conv1d, nn.Conv2d or `TransposedConv2d`. The result takes over the bias, and a copy of
-    the weight: a weight that two layers tie is quantized for each.
+    The layer is an nn.Linear, nn.Conv1d, nn.Conv2d or `TransposedConv2d`. The result has the bias itself, and a copy of
+    the weight, because a weight that two layers tie is quantized for each.
     """
     quantized, weight = _empty_copy(layer), cast("nn.Parameter", layer.weight)
     quantized.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)

@@ -1,7 +1,7 @@
-"""The grid on powers of the square root of two: x' = top 2^(-q/2) for codes q < 2^b, and zero for all below.
+"""The grid on powers of the square root of two: x' = top 2^(-q/2) for codes q < 2^b, and zero for smaller values.
 
-It is not affine. A zero besides the 2^b codes makes it one value larger than b bits hold, as in RepQ-ViT's released
-code (Li et al., ICCV 2023); hardware computes with it by shifts whose scale alternates between two numbers.
+It is not affine. It has a zero besides the 2^b codes, so it has one value more than b bits hold, as in RepQ-ViT's
+released code (Li et al., ICCV 2023). Hardware computes with it by shifts whose scale alternates between two numbers.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from zsqbench.scheme import LogGrid
 
 
 def round_logarithmically(x: Tensor, top: Tensor, bits: int) -> Tensor:
-    """X on the grid, of the same shape: above `top` it is `top`, and below the last code, or below zero, it is zero."""
-    beyond = levels(bits) + 1  # a code more, for zero
+    """X on the grid, of the same shape. Above `top` it is `top`. Below the last code, or below zero, it is zero."""
+    beyond = levels(bits) + 1  # one more code, for zero
     codes = _nearest_codes(x, top).clamp_(0, beyond)
     steps = torch.arange(beyond + 1, dtype=x.dtype, device=x.device)
-    # taken from a table: vectorised powers of the same exponent differ in their last bits
+    # from a table, because vectorised powers of the same exponent differ in their last bits
     values = torch.where(
         steps == beyond, 0.0, top * torch.exp2(-steps.div(2, rounding_mode="floor")) * 0.5 ** (steps % 2 / 2)
     )
@@ -27,22 +27,22 @@ def round_logarithmically(x: Tensor, top: Tensor, bits: int) -> Tensor:
 
 
 class LogQuantizer(ActivationQuantizer):
-    """Rounds an activation of 0 and more to powers of the square root of two below a top, which `scale` holds.
+    """Rounds a non-negative activation to powers of the square root of two below a top, which `scale` holds.
 
-    The grid is a matter of the scheme: its top is found by `top_search` on the first values that calibration shows it,
-    whatever the method, and neither changes nor learns. Gradients pass unchanged. No ONNX operator expresses it.
+    The scheme sets the grid. For every method, `top_search` finds its top on the first values that calibration shows.
+    The top neither changes nor learns. Gradients pass unchanged. ONNX has no operator for it.
     """
 
     is_held = True
 
     @property
     def plain_kind(self) -> "type[LogQuantizer]":
-        """Nothing of it is for training."""
+        """The same class, because it has no data for training."""
         return LogQuantizer
 
     @property
     def grid_name(self) -> LogGrid:
-        """As schemes name it."""
+        """The name of the grid in schemes."""
         return "log_sqrt2"
 
     def adopt(self, other: TensorQuantizer) -> None:
@@ -52,7 +52,7 @@ class LogQuantizer(ActivationQuantizer):
         self.enabled = True
 
     def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:  # noqa: ARG002
-        """Start to quantize; the parameters are those of an affine grid, which this is none."""
+        """Start to quantize. The parameters belong to an affine grid, so they are not used."""
         self.enabled = True
 
     def set_top(self, top: Tensor) -> None:
@@ -65,7 +65,7 @@ class LogQuantizer(ActivationQuantizer):
         return torch.zeros_like(self.scale), self.scale
 
     def unclamped_codes(self, x: Tensor) -> Tensor:
-        """The codes of x in floating point, below 0 above the top; zero, and what becomes zero, has the last code."""
+        """Codes of x in floating point, below 0 above the top. Zero, and values that become zero, have the last one."""
         return _nearest_codes(x, self.scale).clamp_(max=levels(self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class LogQuantizer(ActivationQuantizer):
 
 
 def _nearest_codes(x: Tensor, top: Tensor) -> Tensor:
-    """The codes of x, below 0 above the top; infinity for zero and below."""
+    """The codes of x, below 0 above the top. Infinity for zero and below."""
     return (-2 * torch.log2(x / top)).round_().nan_to_num_(torch.inf, posinf=torch.inf)
 
 

@@ -1,4 +1,4 @@
-"""Transposed convolutions with the weight of a convolution, so that output channels are on axis 0 as everywhere."""
+"""Transposed convolutions with the weight layout of a convolution, so that output channels are on axis 0."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -8,14 +8,14 @@ from torch.nn import functional
 
 
 class TransposedConv2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` whose weight is [out, in / groups, height, width], where torch's is [in, out / groups, ...].
+    """`nn.ConvTranspose2d` with a weight [out, in / groups, height, width]. torch's weight is [in, out / groups, ...].
 
-    Grids of channels, folding, equalization, corrections and learned rounding read it as any convolution's.
+    Grids of channels, folding, equalization, corrections and learned rounding read it like any convolution's weight.
     """
 
     @classmethod
     def like(cls, layer: nn.ConvTranspose2d) -> Self:
-        """A layer of the same geometry and mode, with the bias itself and, on no device, a weight to be replaced."""
+        """A layer of the same geometry and mode, with the same bias, and a weight on device meta to be replaced."""
         plain: Any = layer  # torch annotates its own attributes more widely than its own arguments
         copied = cls(
             plain.in_channels,
@@ -33,18 +33,18 @@ class TransposedConv2d(nn.ConvTranspose2d):
 
     @classmethod
     def of(cls, layer: nn.ConvTranspose2d) -> Self:
-        """The layer in this layout; it shares the bias and copies the weight."""
+        """The layer in this layout. It shares the bias and copies the weight."""
         weight = turned(layer.weight.detach(), layer.groups).clone()
         copied = cls.like(layer)
         copied.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
         return copied
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """What torch's layer makes of x [N, C, H, W]."""
+        """The output of torch's layer for x [N, C, H, W]."""
         return self.convolve(x, self.weight, self.bias, output_size)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None) -> Tensor:
-        """The same with another weight [out, in / groups, height, width] and another bias."""
+        """The output with another weight [out, in / groups, height, width] and another bias."""
         stride: Any = self.stride
         padding: Any = self.padding
         dilation: Any = self.dilation
@@ -55,7 +55,7 @@ class TransposedConv2d(nn.ConvTranspose2d):
     def taps(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The values of x that each weight of an output channel multiplies: [N, in * height * width, places].
 
-        A transposed convolution is one of x with zeros between its values, with the kernel turned round.
+        A transposed convolution is a convolution of x with zeros between its values, with the kernel turned round.
         """
         (high, wide), (step_y, step_x) = x.shape[2:], self.stride
         spread = x.new_zeros(*x.shape[:2], (high - 1) * step_y + 1, (wide - 1) * step_x + 1)
@@ -70,11 +70,11 @@ class TransposedConv2d(nn.ConvTranspose2d):
         return found.view(*x.shape[:2], *kernel, -1).flip(2, 3).flatten(1, 3)
 
     def _beyond(self, x: Tensor, output_size: Sequence[int] | None) -> Any:
-        """The rows and columns that the output has more at its ends."""
+        """The additional rows and columns at the ends of the output."""
         kernel: Any = self.kernel_size
         return self._output_padding(x, output_size, self.stride, self.padding, kernel, len(kernel), self.dilation)  # type: ignore[arg-type]
 
 
 def turned(weight: Tensor, groups: int) -> Tensor:
-    """[in, out / groups, ...] as [out, in / groups, ...], group by group, and the other way round."""
+    """[in, out / groups, ...] as [out, in / groups, ...], group by group. It also inverts itself."""
     return weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Where grids end: observers, histograms, threshold searches, calibration and moving ranges."""
+"""The ranges of grids: observers, histograms, threshold searches, calibration and moving ranges."""
 
 from zsqbench.quant.ranges.calibration import (
     Observer,

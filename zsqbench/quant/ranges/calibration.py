@@ -1,4 +1,4 @@
-"""Setting the ranges of a student's quantizers from its weights and from calibration images."""
+"""Set the ranges of a student's quantizers from its weights and from calibration images."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,16 +28,16 @@ from zsqbench.quant.ranges.quantiles import top_search
 from zsqbench.quant.student import QUANTIZERS, activation_quantizers, quantized_layers, weight_quantizers
 
 RangeMethod = Literal["minmax", "mse", "percentile"]
-"""How ranges are chosen: from end to end, by the search `lp_search`, or without the outermost values."""
+"""How ranges are chosen: min-max, by the search `lp_search`, or without the outermost values."""
 
 WeightRangeMethod = Literal["minmax", "mse", "percentile", "absmax"]
-"""The same of weights, and as `absmax` has them."""
+"""How ranges of weights are chosen: as above, or by `absmax`."""
 
 PERCENT = 99.9
-"""The percentile that ranges end at where none is given."""
+"""The default percentile at which ranges end."""
 
 Observer = Callable[[Tensor], None]
-"""Is shown each tensor that a quantizer is about to round, and sets that quantizer."""
+"""A function that gets each tensor that a quantizer is about to round, and sets that quantizer."""
 
 Calibrate = Callable[[nn.Module, Iterable[Tensor], Callable[[ActivationQuantizer], Observer]], None]
 """`calibrate_activations`, or `calibrate_float_activations`."""
@@ -57,7 +57,7 @@ def check_images(images: Tensor, input_size: tuple[int, ...], subject: str = "th
 
 @torch.no_grad()
 def calibrate_weights(student: nn.Module, ranges: WeightRangeMethod, percent: float = PERCENT) -> None:
-    """Set each weight quantizer from the weight itself, per output channel or whole as it is; zero is inside."""
+    """Set each weight quantizer from the weight itself, per output channel or for the whole weight. Zero is inside."""
     for _, layer in quantized_layers(student):
         quantizer, weight = layer.weight_quantizer, layer.weight
         if ranges == "mse":
@@ -83,11 +83,12 @@ def search_weights(student: nn.Module, search: Callable[[Tensor, int, int | None
 def calibrate_activations(
     student: nn.Module, batches: Iterable[Tensor], observer: Callable[[ActivationQuantizer], Observer]
 ) -> None:
-    """Show each activation quantizer what it is about to round, in a forward pass of each batch.
+    """Show each activation quantizer's input to an observer, in a forward pass of each batch.
 
-    `observer(quantizer)` is called once for each, and returns what is shown the tensors (in float32) and sets it.
-    A quantizer rounds as soon as it is set, so that the next one sees quantized inputs. One that is called several
-    times in a pass, as those of a head that is shared over pyramid levels are, is shown all that it was given so far.
+    `observer(quantizer)` is called once for each quantizer, and returns the function that gets its inputs (in float32)
+    and sets it. A quantizer rounds as soon as it is set, so that the next quantizer sees quantized inputs. If a
+    quantizer is called several times in a pass, such as in a head that is shared over pyramid levels, all its inputs so
+    far are shown.
     """
     calls = Counter(node.target for node in student.graph.nodes) if isinstance(student, fx.GraphModule) else Counter()
     given: dict[ActivationQuantizer, list[Tensor]] = {}
@@ -106,14 +107,14 @@ def calibrate_activations(
             hooks.enter_context(observed(quantizer, gathering(quantizer, see) if several else see))
         for images in batches:
             given.clear()
-            student(images.clone())  # a network may work in place on what it is given
+            student(images.clone())  # a network may change its input in place
 
 
 @torch.no_grad()
 def calibrate_float_activations(
     student: nn.Module, batches: Iterable[Tensor], observer: Callable[[ActivationQuantizer], Observer]
 ) -> None:
-    """The same in the float network: no quantizer rounds before all have seen all batches."""
+    """Show inputs in the float network: no quantizer rounds before all have seen all batches."""
     quantizers = [quantizer for _, quantizer in activation_quantizers(student)]
 
     def sets(quantizer: ActivationQuantizer) -> Observer:
@@ -134,7 +135,7 @@ def calibrate_float_activations(
 def search_float_activations(student: nn.Module, images: Tensor, search_images: int) -> int:
     """Set each activation quantizer by `range_search` in one forward pass of the float network, as QDrop does.
 
-    The first `search_images` of the images are read, which may be on another device; returns how many these are.
+    The first `search_images` of the images are read. They may be on another device. Returns how many were read.
     """
 
     def search(quantizer: ActivationQuantizer, values: Tensor) -> None:
@@ -190,8 +191,8 @@ def calibrate_activations_by(
 ) -> int:
     """Set each activation quantizer: searches on the first `search_images`, min-max on all, in batches.
 
-    Each is shown what those before it, and weights, have rounded; with `in_float`, what the float network has there.
-    The images may be on another device than the student. Returns how many of them were read.
+    Each sees inputs that quantizers before it, and weights, have rounded. With `in_float`, it sees those of the float
+    network. The images may be on another device than the student. Returns how many of them were read.
     """
     if not activation_quantizers(student):
         return 0
@@ -212,9 +213,9 @@ def calibrate_activations_by(
 def calibrate_unit(
     unit: Unit, inputs: Iterable[Tensor], choose: Callable[[ActivationQuantizer, Tensor], tuple[Tensor, Tensor]]
 ) -> None:
-    """Set each activation quantizer of a unit in one pass of these inputs, by what it is about to round.
+    """Set each activation quantizer of a unit in one pass of these inputs, from its own input.
 
-    A quantizer rounds as soon as it is set. One that is called several times is shown all that it was given so far.
+    A quantizer rounds as soon as it is set. If it is called several times, it sees all its inputs so far.
     """
 
     def gathering(quantizer: ActivationQuantizer) -> Observer:
@@ -248,7 +249,7 @@ def switched(quantizers: Iterable[TensorQuantizer], *, enabled: bool) -> Iterato
 
 @contextmanager
 def observed(module: nn.Module, observer: Callable[[Tensor], object]) -> Iterator[None]:
-    """Show what a module is given, in float32 or better, before each of its calls, until the block ends.
+    """Show the input of a module, in float32 or better, before each of its calls, until the block ends.
 
     A quantizer on a logarithmic grid takes its top from the first values.
     """
@@ -257,7 +258,7 @@ def observed(module: nn.Module, observer: Callable[[Tensor], object]) -> Iterato
         values = inputs[0].float() if inputs[0].dtype in HALVES else inputs[0]
         if isinstance(module, LogQuantizer) and not module.scale:
             module.set_top(top_search(values, module.bits))
-        observer(values)  # and nothing returned: it would take the input's place
+        observer(values)  # return nothing, because a result would replace the input
 
     handle = module.register_forward_pre_hook(hook)
     try:

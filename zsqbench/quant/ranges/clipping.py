@@ -1,4 +1,4 @@
-"""How often the grid of an output is too short, so that the largest values of an image become equal."""
+"""Count how often the grid of an output is too short, so that the largest values of an image become equal."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from zsqbench.quant.grids.fake_quant import ActivationQuantizer
 from zsqbench.quant.student import activation_quantizers
 
 SEVERAL = 2
-"""So many values of an image beyond the end of their grid are equal behind it, and which one was larger is lost."""
+"""If so many values of an image are beyond the end of their grid, they become equal, and their order is lost."""
 
 
 class Clipping:
-    """Counts images of which several values of a tensor lie more than half a step above the end of its grid."""
+    """Counts images with several values of a tensor more than half a step above the end of its grid."""
 
     def __init__(self) -> None:
         self._images: dict[str, int] = {}
@@ -24,11 +24,11 @@ class Clipping:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of such images, 0 to 1, for each tensor that was computed."""
+        """The share of these images, 0 to 1, for each tensor that was computed."""
         return {name: self._clipped[name].item() / images for name, images in self._images.items()}
 
     def see(self, quantizer: nn.Module, args: tuple[Any, ...]) -> None:
-        """Count in what an activation quantizer is about to round, [N, ...]; for `register_forward_pre_hook`."""
+        """Add the input of an activation quantizer, [N, ...]. This is a hook for `register_forward_pre_hook`."""
         x: Tensor = args[0]
         if not isinstance(quantizer, ActivationQuantizer) or not quantizer.enabled or not x.dim() or not x.numel():
             return
@@ -45,8 +45,8 @@ class Clipping:
 def counted_clipping(student: nn.Module, role: str) -> Iterator[Clipping]:
     """Count, in all passes meanwhile, how often the grids of the activations of a role are too short.
 
-    One value beyond the end stays the largest, so it changes no decision. The student computes what it would without,
-    and no device is waited for.
+    A single value beyond the end stays the largest, so it changes no decision. Counting does not change the results of
+    the student, and does not wait for a device.
     """
     clipping = Clipping()
     with contextlib.ExitStack() as hooks:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 BINS = 2048
 
-# Elements that are binned at a time: on a CPU what stays in its cache, elsewhere what fills the device.
+# Elements that are binned at a time: on a CPU as many as fit into its cache, elsewhere as many as fill the device.
 _CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**26
 
@@ -19,10 +19,10 @@ _WIDENED = 2.0**-16
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts in equal bins between the smallest and the largest value, on the CPU whatever device the values were on.
+    """Counts in equal bins between the smallest and the largest value, on the CPU for values on any device.
 
-    Merging splits counts between bins, so that they are no integers. A constant tensor gets the range from zero to its
-    value, and one of zeros a range of 2^-16.
+    Merging splits counts between bins, so counts are not integers. A constant tensor gets the range from zero to its
+    value, and a tensor of zeros a range of 2^-16.
     """
 
     low: float
@@ -32,11 +32,11 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor) -> Self:
-        """The histogram of a tensor of any shape and device; ValueError where a value is NaN or infinite."""
+        """The histogram of a tensor of any shape and device. Raises ValueError if a value is NaN or infinite."""
         values = x.detach().reshape(-1)
         low, high = torch.stack(torch.aminmax(values)).tolist()
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError(f"a histogram needs finite values, and these go from {low} to {high}")
+            raise ValueError(f"a histogram needs finite values, but these go from {low} to {high}")
         if low == high:
             low, high = min(low, 0.0), max(high, 0.0)
         if high - low < _NARROWEST:
@@ -51,17 +51,17 @@ class Histogram:
 
     @property
     def edges(self) -> Tensor:
-        """[BINS + 1], float64, but rounded to float32, the precision in which MCT searches on them."""
+        """[BINS + 1], float64, rounded to float32, the precision of MCT's search."""
         return torch.from_numpy(np.linspace(self.low, self.high, BINS + 1).astype(np.float32)).double()
 
     @property
     def left_edges(self) -> Tensor:
-        """[BINS], what stands for the values in each bin."""
+        """[BINS], the value that represents each bin."""
         return self.edges[:-1]
 
     @property
     def is_signed(self) -> bool:
-        """True if a bin that holds something starts below zero."""
+        """True if a bin that is not empty starts below zero."""
         return bool((self.left_edges[self.counts > 0] < 0).any())
 
     @property
@@ -75,14 +75,14 @@ class Histogram:
         return float(((self.left_edges - self.mean).square() @ self.counts / self.counts.sum()).sqrt())
 
     def merged(self, other: Self) -> Self:
-        """The histogram of both, by linear interpolation of the cumulative counts on the bins of the joint range."""
+        """The joint histogram, by linear interpolation of the cumulative counts on the bins of the joint range."""
         merged = type(self)(min(self.low, other.low), max(self.high, other.high), torch.zeros_like(self.counts))
         for part in (self, other):
             merged.counts.add_(part._resampled(merged))  # noqa: SLF001 - of the same class
         return merged
 
     def without_outliers(self, z: float) -> Self:
-        """The same bins with nothing in those whose left edge is more than z standard deviations from the mean."""
+        """The same bins. Bins whose left edge is more than z standard deviations from the mean are emptied."""
         kept = (self.left_edges - self.mean).abs() <= z * self.std
         return type(self)(self.low, self.high, self.counts * kept)
 
@@ -94,13 +94,13 @@ class Histogram:
 
 
 class RunningHistogram:
-    """The histogram of all batches so far, in the memory of one."""
+    """The histogram of all batches so far, in the memory of one histogram."""
 
     def __init__(self) -> None:
         self.histogram: Histogram | None = None
 
     def update(self, x: Tensor) -> Histogram:
-        """Add a batch of any shape, and return the histogram of all; ValueError where a value is not finite."""
+        """Add a batch of any shape, and return the histogram of all. Raises ValueError if a value is not finite."""
         histogram = Histogram.of(x)
         self.histogram = histogram if self.histogram is None else self.histogram.merged(histogram)
         return self.histogram

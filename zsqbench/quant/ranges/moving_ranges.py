@@ -1,4 +1,4 @@
-"""Activation ranges that are a moving average over batches, as methods that train keep them."""
+"""Activation ranges as a moving average over batches, for methods that train."""
 
 import copy
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ class MovingRanges:
         }
 
     def update(self, images: Tensor) -> None:
-        """Take note of a batch."""
+        """Add a batch."""
 
         def observer(quantizer: ActivationQuantizer) -> Observer:
             before = self._averages[quantizer]
 
-            def see(values: Tensor) -> None:  # of a layer that is called again, all that it gave so far
+            def see(values: Tensor) -> None:  # for a layer that is called again, all its outputs so far
                 self._averages[quantizer] = copy.copy(before)
                 quantizer.set_range(*self._averages[quantizer].update(values))
 
@@ -38,10 +38,10 @@ class MovingRanges:
         calibrate_activations(self._student, [images], observer)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {f"{_RANGE}{quantizer.name}": average.state() for quantizer, average in self._averages.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` said."""
+        """Resume from a `state`."""
         for quantizer, average in self._averages.items():
             quantizer.set_range(*average.load(state[f"{_RANGE}{quantizer.name}"]))

@@ -1,6 +1,6 @@
 """Ranges of tensors: min-max, a running min-max over batches, percentiles, and the L_p search, on any grid.
 
-`axis=None` gives one range for the tensor, as scalars; `axis=0` one for each channel, as vectors of length C.
+`axis=None` gives one range for the tensor, as scalars. `axis=0` gives one for each channel, as vectors of length C.
 """
 
 import math
@@ -26,7 +26,7 @@ SEARCH_POWER = 2.4
 RANGES = 100
 """Ranges that QDrop's search tries."""
 SMALLEST_SCALE = 1e-8
-"""Of QDrop's search."""
+"""The exponent p of QDrop's search."""
 THRESHOLDS = 10
 """Powers of two that the search tries, from twice the one that covers the tensor downwards."""
 
@@ -49,7 +49,7 @@ Range = tuple[Tensor, Tensor]
 
 
 def include_zero(low: Tensor, high: Tensor) -> Range:
-    """The range, widened to hold zero, so that zero (padding, ReLU) is a point of the grid."""
+    """The range, widened to hold zero. Zero (padding, ReLU) is then a point of the grid."""
     return low.clamp(max=0), high.clamp(min=0)
 
 
@@ -59,7 +59,7 @@ def minmax(x: Tensor, axis: int | None = None) -> Range:
 
 
 class RunningMinMax:
-    """The smallest and largest value of all batches so far; zero is always inside, as in ZeroQ's buffers."""
+    """The smallest and largest value of all batches so far. Zero is always inside, as in ZeroQ's buffers."""
 
     def __init__(self) -> None:
         self.range: Range | None = None
@@ -74,11 +74,11 @@ class RunningMinMax:
 
 
 class MovingMinMax:
-    """A moving average of smallest and largest values of batches, as activation ranges are learned in training.
+    """A moving average of smallest and largest values of batches, for activation ranges during training.
 
-    r = m r + (1 - m) x, read as r / (1 - m^t) after t batches, by which it is unbiased. IntraQ and HAST divide what
-    they have already divided (`compounding`): a constant 1 becomes 1, 5.26, 17.8, ... 3945 (t = 21), and is 1 again
-    after some 200 batches.
+    r = m r + (1 - m) x. After t batches the value is r / (1 - m^t), so it is unbiased. IntraQ and HAST divide a value
+    that is already divided (`compounding`): a constant 1 becomes 1, 5.26, 17.8, ... 3945 (t = 21), and is 1 again after
+    about 200 batches.
     """
 
     def __init__(self, momentum: float = 0.9, *, compounding: bool = False) -> None:
@@ -88,7 +88,7 @@ class MovingMinMax:
         self._batches = 0
 
     def update(self, x: Tensor) -> Range:
-        """Take note of a batch, and return the range."""
+        """Add a batch, and return the range."""
         ends = torch.stack(minmax(x))
         kept = torch.zeros_like(ends) if self._kept is None else self._kept.to(ends)
         kept = self._momentum * kept + (1 - self._momentum) * ends
@@ -98,12 +98,12 @@ class MovingMinMax:
         return corrected[0], corrected[1]
 
     def state(self) -> Tensor:
-        """What a checkpoint keeps: both ends of what is averaged, and of how many batches, float64 [3]."""
+        """The state for a checkpoint: both averaged ends, and the number of batches, float64 [3]."""
         ends = torch.zeros(2) if self._kept is None else self._kept
         return torch.cat([ends.cpu().double(), torch.tensor([self._batches], dtype=torch.float64)])
 
     def load(self, state: Tensor) -> Range:
-        """Go on from what `state` said, and return the range as it was then."""
+        """Resume from a `state`, and return its range."""
         self._batches = int(state[2])
         self._kept = state[:2].float()
         corrected = self._kept if self._compounding else self._kept / (1 - self._momentum**self._batches)
@@ -111,7 +111,7 @@ class MovingMinMax:
 
 
 def percentile(x: Tensor, percent: float, axis: int | None = None) -> Range:
-    """The values that `percent` of all are above, and below: of `percent` 99.9 the 0.1 % and the 99.9 % quantile.
+    """The quantiles at 100 - `percent` and `percent`: for `percent` 99.9 the 0.1 % and the 99.9 % quantile.
 
     Quantiles are values of the tensor itself (the nearest rank). Raises ValueError outside 50 < percent <= 100.
     """
@@ -125,10 +125,10 @@ def percentile(x: Tensor, percent: float, axis: int | None = None) -> Range:
 
 
 def absmax(weight: Tensor, bits: int, axis: int | None = None) -> Affine:
-    """The grid of PSAQ-ViT's weights (Li et al., ECCV 2022), as its code has it, in the weight's own precision.
+    """The grid of PSAQ-ViT's weights (Li et al., ECCV 2022), as in its code, in the weight's own precision.
 
     With M the largest |w|, the scale is M / ((2^b - 1) / 2), at least the machine epsilon of float32, and the zero
-    point is 2^(b-1). So -M lies half a step beyond the last code on both sides: rounding errors decide its code.
+    point is 2^(b-1). So -M is half a step beyond the last code on both sides, and rounding errors decide its code.
     """
     low, high = _ends(as_rows(weight.detach(), axis))
     largest = torch.maximum(-low, high)
@@ -138,7 +138,7 @@ def absmax(weight: Tensor, bits: int, axis: int | None = None) -> Affine:
 
 
 def mse80(x: Tensor, bits: int, axis: int | None = None, *, zero: bool = False) -> Range:
-    """The range (1 - 0.01 i) * (min, max), i = 0 .. 79, with the least mean |x - Q(x)|^2.4; the first of equals.
+    """The range (1 - 0.01 i) * (min, max), i = 0 .. 79, with the least mean |x - Q(x)|^2.4. The first of equals wins.
 
     BRECQ's `scale_method="mse"`, which DGH uses for weights and activations. BRECQ does not widen a range that lacks
     zero; `zero=True` does. Chunked, so that memory stays bounded, and vectorised over channels and candidates.
@@ -154,7 +154,7 @@ def mse80(x: Tensor, bits: int, axis: int | None = None, *, zero: bool = False) 
 
 
 def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "affine", signed: bool = True) -> Affine:
-    """The parameters of the grid of this kind with the least mean |x - Q(x)|^2.4; the first of equals.
+    """The parameters of the grid of this kind with the least mean |x - Q(x)|^2.4. The first of equals wins.
 
     Affine: `mse80`, with zero. Symmetric: the thresholds (1 - 0.01 i) t, i = 0 .. 79, where t covers the tensor. Power
     of two: 2 t, t, t / 2, ..., ten of them but none below 2^-16, where t is the smallest that covers it.
@@ -172,7 +172,7 @@ def lp_search(x: Tensor, bits: int, axis: int | None = None, *, grid: Grid = "af
 def threshold_search(x: Tensor, bits: int, axis: int | None = None) -> Affine:
     """The symmetric, signed grid of the thresholds r t, r = 1, 0.99, ..., 0.01, with the least mean |x - Q(x)|^2.4.
 
-    t covers the tensor. This is what `range_search` and `shrink_search` become for weights with the zero point in the
+    t covers the tensor. `range_search` and `shrink_search` become this search for weights with the zero point in the
     middle.
     """
     rows = as_rows(x.detach(), axis)
@@ -186,8 +186,8 @@ def shrink_search(
 ) -> Affine:
     """The grid of the range r * (min, max), r = 1, 0.99, ..., 0.01, with the least mean |x - Q(x)|^2.4, as in GENIE.
 
-    A symmetric range is (-m, m), or (0, m) without sign, where m is the largest absolute value. Ranges need not hold
-    zero: the zero point of one that does not is no code.
+    A symmetric range is (-m, m), or (0, m) without sign. m is the largest absolute value. Ranges need not hold zero.
+    The zero point of a range without zero is not a code.
     """
     rows = as_rows(x.detach(), axis)
     low, high = _ends(rows)
@@ -201,8 +201,8 @@ def shrink_search(
 def range_search(x: Tensor, bits: int, axis: int | None = None) -> Affine:
     """The grid with the least mean |x - Q(x)|^2.4 of 100 thresholds, or of 100 ranges and all zero points: QDrop's.
 
-    Thresholds (0, t), or (-t, 0), are for tensors whose values are all of one sign. Others take ranges of the lengths
-    (max - min) i / 100 with zero at each of their points. QDrop's `MSEObserver`.
+    Thresholds (0, t), or (-t, 0), are for tensors whose values all have one sign. Other tensors take ranges of the
+    lengths (max - min) i / 100 with zero at each of their points. QDrop's `MSEObserver`.
     """
     rows = as_rows(x.detach(), axis)
     low, high = _ends(rows)
@@ -229,7 +229,7 @@ def _ends(rows: Tensor) -> Range:
 
 
 def _ratios(rows: Tensor) -> Tensor:
-    # 1 - 0.01 i in double precision and then rounded, as Python's floats times a tensor do
+    # 1 - 0.01 i in double precision and then rounded, like Python's floats times a tensor
     return torch.tensor([1.0 - SHRINK_STEP * i for i in range(CANDIDATES)], dtype=rows.dtype, device=rows.device)[
         :, None
     ]
@@ -240,7 +240,8 @@ def _least(rows: Tensor, candidates: Affine, bits: int, axis: int | None) -> Ten
     if axis is None:
         # A tensor with zeros has zero on every candidate's grid, and ReLU makes half of them.
         rows = without_zeros(rows)[None]
-        # Shorter rows share a block between candidates, and summed in other company an error may round otherwise.
+        # Shorter rows share a block between candidates, and an error may round differently if it is summed in another
+        # block.
         if rows.shape[1] >= _block(rows) and rows.dtype == torch.float32:
             kept = _contenders(rows[0], candidates, bits)
             if len(kept) == 1:
@@ -250,11 +251,12 @@ def _least(rows: Tensor, candidates: Affine, bits: int, axis: int | None) -> Ten
 
 
 def _contenders(row: Tensor, candidates: Affine, bits: int) -> Tensor:
-    """Indices, in order, of those candidates [K, 1] that may have the least error on a row [n], by its histogram.
+    """Indices, in order, of the candidates [K, 1] that may have the least error on a row [n], by its histogram.
 
-    |x - Q(x)| is the distance from a set of points, so that of a value and that of the centre of its bin differ by half
-    a bin at most. By the triangle inequality the same holds for the power means (the sum / n)^(1/p) of all distances:
-    a candidate whose mean over the histogram is more than a bin above the least mean does not have the least error.
+    |x - Q(x)| is the distance from a set of points. So the distances of a value and of the centre of its bin differ by
+    at most half a bin. By the triangle inequality the same holds for the power means (the sum / n)^(1/p) of all
+    distances. A candidate whose mean over the histogram is more than a bin above the least mean cannot have the least
+    error.
     """
     kept = torch.arange(len(candidates.scale), device=row.device)
     low, high = row.min().item(), row.max().item()
@@ -291,7 +293,7 @@ def _lp_errors(rows: Tensor, candidates: Affine, bits: int) -> Tensor:
 def _powers(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """|x - Q(x)|^p."""
     error = x / scale
-    # In place throughout: temporaries, not arithmetic, are what a search would spend its time on.
+    # In place everywhere: otherwise a search spends its time on temporaries, not on arithmetic.
     error.round_().add_(zero_point).clamp_(0, levels(bits)).sub_(zero_point)
     error.mul_(scale).sub_(x).abs_()
     # |d|^p as 2^(p log2 |d|): pow takes two thirds of the whole search on a CPU, and this a third of pow
@@ -303,7 +305,7 @@ def _block(rows: Tensor) -> int:
 
 
 def blocks(rows: Tensor, candidates: int) -> Iterator[tuple[Tensor, slice]]:
-    """Columns of rows [C, n], and the candidates that a search tries on them together."""
+    """Columns of rows [C, n], and the candidates that a search tries together on them."""
     block = _block(rows)
     columns = max(1, block // len(rows))
     together = max(1, block // (len(rows) * min(columns, max(1, rows.shape[1]))))

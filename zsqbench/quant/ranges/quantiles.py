@@ -14,9 +14,9 @@ SHARES = (0.999, 0.9999, 0.99999)
 
 
 def quantiles(rows: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """The quantiles [C] of each row of [C, n], between the two nearest values in proportion, as numpy's are.
+    """The quantiles [C] of each row of [C, n], interpolated linearly between the two nearest values, as in numpy.
 
-    Positions are computed in float64, and rows may have any length, which `torch.quantile` does not offer.
+    Positions are computed in float64, and rows may have any length. `torch.quantile` does not offer this.
     """
     ordered = rows.sort(dim=1).values
     found = []
@@ -31,8 +31,8 @@ def quantiles(rows: Tensor, shares: Sequence[float]) -> list[Tensor]:
 def quantile_search(x: Tensor, bits: int, axis: int | None = None, shares: Sequence[float] = SHARES) -> Affine:
     """The affine grid from quantile 1 - p to quantile p with the least mean squared error, the first p of equals.
 
-    One grid, or one for each channel along the axis. A grid need not hold zero, and its zero point is no code then. A
-    channel of one value v other than zero gets a grid that holds v.
+    One grid, or one for each channel along the axis. A grid need not hold zero, and then its zero point is not a code.
+    A channel with a single value v other than zero gets a grid that holds v.
     """
     rows = as_rows(x.detach(), axis)
     ends = quantiles(rows, [*shares, *(1.0 - share for share in shares)])

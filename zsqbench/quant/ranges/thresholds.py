@@ -1,7 +1,7 @@
 """The search for the threshold t of a symmetric or power-of-two grid, as in HPTQ and its code, MCT.
 
-The grid reaches from -t to t - t / 2^(b-1) where it is signed, and from 0 to t - t / 2^b where it is not (see
-`symmetric_parameters`). Where two thresholds err by the same, the first of the candidates is taken.
+The grid reaches from -t to t - t / 2^(b-1) if it is signed, and from 0 to t - t / 2^b if it is not (see
+`symmetric_parameters`). If two thresholds have the same error, the first candidate is taken.
 """
 
 from typing import Literal, NamedTuple
@@ -24,10 +24,10 @@ Distance = Literal["mse", "mae", "lp"]
 """Mean of |x - Q(x)|^p, where p is 2, 1, or given."""
 
 WeightError = Literal["mse", "mae", "lp", "no_clipping"]
-"""What a weight's threshold minimizes, or that it is not searched, but covers all values."""
+"""The error that a weight's threshold minimizes. `no_clipping`: it is not searched, but covers all values."""
 
 ActivationError = Literal["mse", "mae", "lp", "kl", "no_clipping"]
-"""The same for an activation, whose distribution can be compared as well."""
+"""The error for an activation. Its distribution can also be compared."""
 
 WEIGHT_CANDIDATES = 10
 ACTIVATION_CANDIDATES = 20
@@ -43,7 +43,7 @@ _TENSOR_ITERATIONS, _TENSOR_NARROWED_EACH = 40, 5
 
 
 class Threshold(NamedTuple):
-    """The grid of an activation: its threshold, a scalar in float32, and whether it reaches below zero."""
+    """The grid of an activation: its threshold, a scalar in float32, and true if it reaches below zero."""
 
     threshold: Tensor
     signed: bool
@@ -60,8 +60,8 @@ def power_of_two_weight_thresholds(
 ) -> Tensor:
     """The best of 2 t0, t0, t0 / 2, ... for the tensor (a scalar) or each channel along an axis (a vector).
 
-    t0 is the smallest power of two, from 2^-16, whose signed grid holds all values; "no_clipping" takes it as it is.
-    HPTQ, arXiv 2109.09113. There is no "kl": a channel has too few weights for a histogram of them to be compared.
+    t0 is the smallest power of two, from 2^-16, whose signed grid holds all values. "no_clipping" takes t0. HPTQ, arXiv
+    2109.09113. There is no "kl", because a channel has too few weights for a comparison of histograms.
     """
     rows = as_rows(weight.detach(), axis)
     start = power_of_two(_covering(rows, bits))
@@ -101,9 +101,9 @@ def activation_threshold(
 ) -> Threshold:
     """The best of 2 t0, t0, t0 / 2, ... for an activation, whose values are the left edges of a histogram's bins.
 
-    t0 is the smallest power of two, from 2^-16, that is not below any edge; "no_clipping" takes it as it is, as MCT
-    does for bounded activations (ReLU6, sigmoid, softmax). Signed, unless given, where a bin that holds something
-    starts below zero. "kl" compares distributions as in Migacz, 8-bit Inference with TensorRT, 2017.
+    t0 is the smallest power of two, from 2^-16, that is not below any edge. "no_clipping" takes t0, as MCT does for
+    bounded activations (ReLU6, sigmoid, softmax). Unless given, the grid is signed if a bin that is not empty starts
+    below zero. "kl" compares distributions as in Migacz, 8-bit Inference with TensorRT, 2017.
     """
     signed = histogram.is_signed if signed is None else signed
     start = _activation_start(histogram)
@@ -122,7 +122,7 @@ def activation_threshold(
 class ExactThresholdSearch:
     """The search of `activation_threshold` over the values themselves, in a second pass over the data.
 
-    It evaluates all candidates on each value, so that the pass takes several forward passes.
+    It evaluates all candidates on each value, so the pass takes as long as several forward passes.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ExactThresholdSearch:
 def _covering(rows: Tensor, bits: int) -> Tensor:
     low, high = torch.aminmax(rows, dim=1)
     if not (low.isfinite().all() and high.isfinite().all()):
-        raise ValueError("a threshold needs finite weights, and some are NaN or infinite")
+        raise ValueError("a threshold needs finite weights, but some are NaN or infinite")
     return covering_threshold(low.double(), high.double(), bits, signed=True)
 
 
@@ -166,7 +166,7 @@ def _activation_start(histogram: Histogram) -> Tensor:
 
 
 def _refined(rows: Tensor, start: Tensor, bits: int, *, error: Distance, p: float, per_channel: bool) -> Tensor:
-    """MCT's search: each round spans candidates around the best of the round before, be it better than that or not."""
+    """MCT's search: each round spans candidates around the best of the round before, even if it is not better."""
     rounds, narrowed_each = (
         (_ITERATIONS, _NARROWED_EACH) if per_channel else (_TENSOR_ITERATIONS, _TENSOR_NARROWED_EACH)
     )
@@ -205,7 +205,7 @@ def _errors(rows: Tensor, thresholds: Tensor, bits: int, *, signed: bool, error:
 
 
 def _rounded(x: Tensor, threshold: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """X on the grid of a threshold; both broadcast."""
+    """X on the grid of a threshold. Both broadcast."""
     return fake_quantize(x, *symmetric_parameters(threshold, bits, signed), bits)
 
 
@@ -225,7 +225,8 @@ def _divergence(histogram: Histogram, threshold: float, bits: int, *, signed: bo
     left = histogram.left_edges
     inside = (left >= (-threshold if signed else 0.0)) & (left < threshold)
     filled = inside & (histogram.counts > 0)
-    # A grid finer than the bins distinguishes them all, however much it clips: TensorRT starts at a bin a level, too.
+    # A grid finer than the bins distinguishes all bins, even if it clips much. TensorRT also starts at one bin per
+    # level.
     if inside.sum() < min(2**bits, BINS) or not filled.any():
         return torch.tensor(float("inf"), dtype=torch.float64)
     edges, counts = left[filled], histogram.counts[filled]

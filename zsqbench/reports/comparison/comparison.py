@@ -1,4 +1,4 @@
-"""Two methods on the same images, image by image: by how much B is better than A, what flips, and what it costs."""
+"""Compare two methods on the same images: the difference of B and A, images that flip, and costs."""
 
 import math
 import statistics
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """A or B in a column: the method, and the rows that are compared."""
+    """A or B in a column: the method, and the compared rows."""
 
     name: str
     column: Column
     generator: str
-    """As the table shows it, with what is not default."""
+    """The method in the form of the table, with values that are not the default."""
     quantizer: str
     settings: str
     cells: tuple[str, ...]
     mean: float
-    """The metric, over the seeds that are compared."""
+    """Mean of the metric over the compared seeds."""
     deviation: float | None
-    """Over these seeds; none for a single one."""
+    """Standard deviation over these seeds. None: there is only one seed."""
     seconds: float | None
-    """To make the quantized network, without measuring it."""
+    """Seconds to make the quantized network, without measuring it."""
     size_mb: float | None
-    """Weights at their bits, in 10^6 bytes, where rows tell it."""
+    """Size of the weights at their bits, in 10^6 bytes. None: rows do not say it."""
 
 
 @dataclass(frozen=True)
 class Flips:
-    """How many images change from A to B with one seed."""
+    """Numbers of images that change from A to B with one seed."""
 
     seed: int | None
     right_to_wrong: int
@@ -55,51 +55,51 @@ class Flips:
 
 @dataclass(frozen=True)
 class Pair:
-    """A and B in one column, or in two that have the same images."""
+    """A and B in one column, or in two columns with the same images."""
 
     a: Side
     b: Side
     metric: str
     difference: Difference
-    """B less A."""
+    """B minus A."""
     seeds: tuple[int, ...]
-    """Those in common; none where neither uses one."""
+    """The common seeds. Empty: neither uses seeds."""
     options: tuple[OptionDifference, ...]
     flips: tuple[Flips, ...]
-    """One for each seed; none where the task does not say which images are right."""
+    """One for each seed. Empty: the task does not say which images are right."""
     classes: tuple[ClassLoss, ...]
     no_classes: str | None
-    """Why it is not known which classes lose."""
+    """Why the classes that lose are not known."""
     notes: tuple[str, ...]
-    """Seeds that are not compared."""
+    """Notes on seeds that are not compared."""
     margin: float | None = None
 
     @property
     def place(self) -> str:
-        """Where they are compared."""
+        """The column of the comparison, or both columns."""
         if self.a.column == self.b.column:
             return place(self.a.column)
         return f"{place(self.a.column)} (A), {place(self.b.column)} (B)"
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The verdict in one sentence."""
         said = verdict(self.difference, self.margin)
         return f"The difference {said}" if said.startswith("cannot") else f"B is {said}"
 
     @property
     def passes(self) -> bool | None:
-        """True if B is not worse than A by the margin or more, at 5 %; none without a margin."""
+        """True if B is not worse than A by the margin or more, at 5 %. None: there is no margin."""
         return None if self.margin is None else self.difference.narrow[0] > -self.margin
 
     @property
     def right_to_wrong(self) -> int:
-        """Images that A has right and B has not, summed over seeds."""
+        """Images that only A has right, summed over seeds."""
         return sum(flips.right_to_wrong for flips in self.flips)
 
     @property
     def wrong_to_right(self) -> int:
-        """Images that B has right and A has not, summed over seeds."""
+        """Images that only B has right, summed over seeds."""
         return sum(flips.wrong_to_right for flips in self.flips)
 
 
@@ -116,11 +116,11 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A and B in each column that both have, and the columns that are left out."""
+    """A and B in each column that both have, and the columns that are not compared."""
 
     suite: str
     a: str
-    """The text that was given for A, and for B."""
+    """The expressions of the user for A and for B."""
     b: str
     pairs: tuple[Pair, ...]
     left_out: tuple[LeftOut, ...]
@@ -132,11 +132,11 @@ class Comparison:
 
 
 def compare_selected(suite: str, a: Selected, b: Selected, store: Store, margin: float | None = None) -> Comparison:
-    """Compare the methods of A and B in each column that both have, or in the two columns where each has just one.
+    """Compare the methods of A and B in each common column, or in two columns if each side has only one.
 
     A margin, in points, is for the gate and the verdict. `store` may have the labels of the images. Raises
-    ZSQBenchError for a margin that is not above 0, for rows that both select, where nothing can be compared, and, with
-    a margin, where any column cannot: a gate must not open because a result is missing.
+    ZSQBenchError for a margin that is not above 0, for rows that both select, and if nothing can be compared. With a
+    margin, it also raises if any column cannot be compared, because a missing result must not open the gate.
     """
     if margin is not None and not 0 < margin < math.inf:
         raise ZSQBenchError(f"a margin of {margin:g} points; expected a number above 0")
@@ -164,7 +164,7 @@ def compare_selected(suite: str, a: Selected, b: Selected, store: Store, margin:
 
 
 def _columns(a: Selected, b: Selected) -> list[tuple[Column, Column]]:
-    """The columns to compare: those in common, as A's rows name them; or two, where each side has just one."""
+    """The columns to compare: common columns in the names of A's rows, or two columns if each side has only one."""
     if len(a.columns) == len(b.columns) == 1:
         return list(zip(a.columns, b.columns, strict=True))
     return [(column, column) for column in (*a.groups, *sorted(a.waiting, key=place)) if column in b.columns]
@@ -176,7 +176,7 @@ def _all(left_out: Sequence[LeftOut]) -> str:
 
 
 def _pair(a: Selected, b: Selected, columns: tuple[Column, Column], store: Store, margin: float | None) -> Pair:
-    """Raises ZSQBenchError where these cannot be compared, and says why."""
+    """Compare two sides. Raises ZSQBenchError with the reason if they cannot be compared."""
     of_a, of_b = (_done(side, column) for side, column in zip((a, b), columns, strict=True))
     first, second = of_a[0], of_b[0]
     _check_alike(first, second)
@@ -206,7 +206,7 @@ def _pair(a: Selected, b: Selected, columns: tuple[Column, Column], store: Store
 
 
 def _done(side: Selected, column: Column) -> Sequence[Result]:
-    """The rows of a side, which are all done."""
+    """The rows of a side. Raises ZSQBenchError unless all are done."""
     if column not in side.groups:
         raise ZSQBenchError(f"{side.name} has no row there yet; run the suite")
     for row in side.groups[column]:
@@ -218,7 +218,7 @@ def _done(side: Selected, column: Column) -> Sequence[Result]:
 
 
 def _check_alike(a: Result, b: Result) -> None:
-    """Raise ZSQBenchError where two rows were not measured in the same way."""
+    """Raise ZSQBenchError if two rows were not measured in the same way."""
     for what, one, other in (("measured by", a.metric, b.metric), ("evaluated by", _task(a), _task(b))):
         if one != other:
             raise ZSQBenchError(f"A was {what} {one}, and B by {other}; expected the same")
@@ -237,7 +237,7 @@ def _check_alike(a: Result, b: Result) -> None:
 
 
 def _task(row: Result) -> str:
-    """Task and version, which decide how images are evaluated."""
+    """Task and version. They decide how images are evaluated."""
     method = row.methods.get("task", {})
     return f"{method.get('method', row.task)}, version {method.get('version', 'unknown')}"
 
@@ -273,7 +273,7 @@ def _side(name: str, column: Column, rows: Sequence[Result]) -> Side:
 def _by_image(
     a: Measured, b: Measured, seeds: tuple[int, ...], rows: Sequence[Result], store: Store
 ) -> tuple[tuple[Flips, ...], tuple[ClassLoss, ...], str | None]:
-    """The images that flip, the classes that lose, and why these are not known."""
+    """The images that flip, the classes that lose, and why the classes are not known."""
     if not isinstance(b, Samples):
         return (), (), "its task does not say which images are right"
     differences, _ = paired(b, a)
@@ -281,7 +281,7 @@ def _by_image(
 
 
 def _flips(differences: "np.ndarray", seeds: tuple[int, ...]) -> tuple[Flips, ...]:
-    """By B less A, [seeds, images]."""
+    """Counts of flips from B minus A, [seeds, images]."""
     each = zip(seeds or (None,), differences, strict=True)
     return tuple(Flips(seed, int((values < 0).sum()), int((values > 0).sum())) for seed, values in each)
 

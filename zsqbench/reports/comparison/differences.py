@@ -1,4 +1,4 @@
-"""Two rows: the options that differ; and two methods: the classes of images that one has right less often."""
+"""The options that differ between two rows, and the classes of images that one method has right less often."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 LOSERS = 5
-"""So many of the classes that lose most are told."""
+"""At most so many of the classes that lose most are shown."""
 
 
 @dataclass(frozen=True)
 class OptionDifference:
-    """An option that is not the same in A and B; none where one of them has no such option."""
+    """An option that differs between A and B. None: this side does not have the option."""
 
     name: str
     a: object
@@ -28,24 +28,24 @@ class OptionDifference:
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """A class of images, by its number, of which B has fewer right than A."""
+    """A class of images, by number. B has fewer of them right than A."""
 
     label: int
     images: int
     points: float
-    """B less A, below 0; the mean over seeds."""
+    """B minus A, below 0, as the mean over seeds."""
 
 
 def options_that_differ(a: Result, b: Result) -> tuple[OptionDifference, ...]:
     """Methods, options, scheme, network, settings and versions of libraries that differ between two rows.
 
-    Of an option that only one of two methods has, what the suite set is told, and no default.
+    If only one of two methods has an option, it is shown only if the suite sets it.
     """
     first, second = dict(_known(a)), dict(_known(b))
     given = {*_changed(a), *_changed(b)}
     for axis in ("generator", "quantizer"):
         if a.methods.get(axis, {}).get("method") != b.methods.get(axis, {}).get("method"):
-            for name in (f"{axis}.version", f"{axis}.origin"):  # of two methods, these say nothing
+            for name in (f"{axis}.version", f"{axis}.origin"):  # for different methods these have no meaning
                 first.pop(name, None)
     return tuple(
         OptionDifference(name, first.get(name), second.get(name))
@@ -55,7 +55,7 @@ def options_that_differ(a: Result, b: Result) -> tuple[OptionDifference, ...]:
 
 
 def _known(row: Result) -> Iterator[tuple[str, object]]:
-    """All that may differ, by names such as `generator.iterations`."""
+    """All values that may differ, by names such as `generator.iterations`."""
     yield from (("task", row.task), ("model", row.model), ("scheme", row.scheme))
     for axis, label in (("generator", row.generator), ("quantizer", row.quantizer)):
         yield axis, label or "none"
@@ -76,9 +76,9 @@ def _changed(row: Result) -> Iterator[str]:
 def classes_that_lose(
     differences: "np.ndarray", rows: Sequence[Result], store: Store
 ) -> tuple[tuple[ClassLoss, ...], str | None]:
-    """The classes that lose most, by B less A [seeds, images], from -1 to 1; or none, and why they are not known.
+    """The classes that lose most, from B minus A [seeds, images], -1 to 1. Or no classes, and why they are not known.
 
-    The labels are those that the step `baseline` of one of these rows left in the store.
+    The labels come from the step `baseline` of one of these rows, in the store.
     """
     import numpy as np
 

@@ -16,10 +16,10 @@ from zsqbench.reports.page import page, section
 Form = Literal["text", "json", "html"]
 
 Lines = Sequence[Sequence[str]]
-"""A table: a line of heads, then the others."""
+"""A table: a line of heads, then the body."""
 
 LONGEST = 40
-"""Characters of an option; JSON has all of it."""
+"""Characters of an option that are shown. JSON has the complete value."""
 
 ALONE = "each of {} columns is tested alone: of 20 without a difference, about 1 has p below 5 % by chance"
 
@@ -31,7 +31,7 @@ def render(comparison: Comparison, form: Form) -> str:
 
 
 def left_out_lines(comparison: Comparison) -> list[str]:
-    """A line for each column that is not compared."""
+    """One line for each column that is not compared."""
     return [f"not compared: {each}" for each in comparison.left_out]
 
 
@@ -84,7 +84,7 @@ def _escaped(text: object) -> str:
 
 
 def _tables(pair: Pair) -> Iterator[Lines]:
-    """Both methods side by side, and the options that differ, if any do."""
+    """Both methods side by side, and the options that differ, if any."""
     sides = pair.a, pair.b
     rows = {
         "generator": [side.generator for side in sides],
@@ -115,7 +115,7 @@ def _option(value: object) -> str:
 
 
 def _lines(pair: Pair) -> Iterator[str]:
-    """The statistics, what flips, and what is not known."""
+    """The statistics, the flips, and notes on unknown values."""
     found = pair.difference
     scope = f", {found.scope}" if pair.seeds else ""
     plural = "s" if len(pair.seeds) > 1 else ""
@@ -149,7 +149,7 @@ def _json(comparison: Comparison) -> str:
 
 def _record(pair: Pair) -> dict[str, Any]:
     """A pair as plain data."""
-    of_pair = {"only_first", "only_second"}  # the flips say it
+    of_pair = {"only_first", "only_second"}  # the flips have these numbers
     return {
         "place": pair.place,
         "verdict": pair.verdict,

@@ -19,12 +19,12 @@ class Selected:
 
     name: Literal["A", "B"]
     text: str
-    """The text that was given."""
+    """The expression of the user."""
     folder: Path
-    """Where its rows are from."""
+    """The folder of its rows."""
     groups: Mapping[Column, Sequence[Result]]
     waiting: Collection[Column]
-    """Columns of the suite for which it selects cells, and has no row."""
+    """Columns of the suite for which it selects cells but has no row."""
 
     @classmethod
     def of(
@@ -36,11 +36,11 @@ class Selected:
         without_row: Sequence[Cell],
         store: Store,
     ) -> Self:
-        """Select rows of a folder by the name of a cell, or by an expression as -k takes it.
+        """Select rows of a folder by the name of a cell, or by an expression like that of -k.
 
-        `without_row` are the cells of the suite that have no row there. Rows that artifacts in the store contradict are
-        those of failed cells. Raises ZSQBenchError for a text that cannot be read or selects no row, and where a column
-        has several methods.
+        `without_row` are the cells of the suite that have no row there. If artifacts in the store contradict a row, its
+        cell counts as failed. Raises ZSQBenchError for an expression that cannot be read or selects no row, and if a
+        column has several methods.
         """
         found = [row for row in rows if row.cell == text]
         waiting = [cell for cell in without_row if cell.name == text]
@@ -59,7 +59,7 @@ class Selected:
 
     @property
     def columns(self) -> set[Column]:
-        """Those that it has rows in, and those that it should have."""
+        """The columns with rows, and the columns that should have rows."""
         return {*self.groups, *self.waiting}
 
     @property
@@ -74,7 +74,7 @@ def place(column: Column) -> str:
 
 
 def _by_column(rows: Sequence[Result]) -> dict[Column, list[Result]]:
-    """Rows by task, model and scheme. Unlike in a table, mixed precision stands beside what has the scheme's bits."""
+    """Rows by task, model and scheme. Unlike in a table, mixed precision is in the column of the scheme."""
     columns: dict[Column, list[Result]] = {}
     for row in rows:
         columns.setdefault(Column(row.task, row.model, row.scheme), []).append(row)
@@ -82,7 +82,7 @@ def _by_column(rows: Sequence[Result]) -> dict[Column, list[Result]]:
 
 
 def _only(name: str, column: Column, group: Sequence[Result]) -> Sequence[Result]:
-    """The rows of a column, of one method. Raises ZSQBenchError where there are several, and lists them."""
+    """The rows of the only method in a column. Raises ZSQBenchError with a list if there are several methods."""
     methods = unique(map(Row.of, group))
     if len(methods) > 1:
         listed = "; ".join(" with ".join(label for label in method.labels if label) for method in methods)

@@ -1,4 +1,4 @@
-"""The SQLite database that MLflow keeps: how it is named, made, looked into without MLflow, and moved aside."""
+"""The SQLite database of MLflow: name it, make it, read it without MLflow, and move it aside."""
 
 import contextlib
 import glob
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 take four minutes where a server is down
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the 7 of MLflow take four minutes if a server is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-"""Environment variables of MLflow that hold where the user has not set them."""
+"""Default values for environment variables of MLflow."""
 
 BUSY = 20.0
-"""Seconds that a look into the database waits while another process writes, as MLflow does."""
+"""Seconds that a query waits while another process writes, as in MLflow."""
 
 SIDECARS = ("-journal", "-wal", "-shm")
-"""SQLite keeps these files beside a database. Left beside another database of the name, a journal would damage that."""
+"""Files of SQLite beside a database. A journal that is left beside a new database with this name would damage it."""
 
 DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR")
-"""SQLite's words for content that is wrong. The last one is of tables that are not what a statement expects."""
+"""The words of SQLite for wrong content. The last one means that tables differ from those in a statement."""
 
 
 @dataclass(frozen=True)
 class Logged:
-    """A run of a cell that the database holds: the identity of the row, the run, whether it was ended."""
+    """A run of a cell in the database: the identity of the row, the run, and true if it was ended."""
 
     row: str
     run_id: str
     ended: bool
     home: str | None = None
-    """Whose it is: only the processes of one home are kept from logging at the same time."""
+    """The home of the run. Only processes of the same home take turns in logging."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Database:
 
     @classmethod
     def of(cls, home: Path) -> "Database | None":
-        """The database of a home folder; none where a server is logged to, or a URI that only MLflow reads."""
+        """The database of a home folder. None: results are logged to a server, or to a URI that only MLflow reads."""
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             return cls((home / "mlflow.db").resolve())
@@ -65,9 +65,9 @@ class Database:
     def uri(self) -> str:
         """The URI by which MLflow finds the file.
 
-        SQLAlchemy takes what follows a question mark for options, and decodes a percent sign since version 2.1 only; a
-        file with such a path is named by SQLite's own kind of URI. MLflow would make folders of that name, if the
-        driver did not stand in front of it.
+        SQLAlchemy takes the part behind a question mark as options, and decodes percent signs only since version 2.1. A
+        path with such a character is written as a URI of SQLite. The driver is in front of it, because otherwise MLflow
+        would make folders with this name.
         """
         plain = f"sqlite:///{self.path.as_posix()}"
         if not set("?%#") & set(plain):
@@ -79,7 +79,7 @@ class Database:
         return next(uri for uri in spelled if make_url(uri).database == file)
 
     def logged(self, suite_name: str, rows: Sequence[str] | None = None) -> list[Logged]:
-        """The runs of a suite's cells, or of these rows, that nobody deleted. Raises sqlite3.Error where it cannot."""
+        """The runs of a suite's cells, or of these rows, that are not deleted. Raises sqlite3.Error on failure."""
         if not self._holds_something():
             return []
         query = """
@@ -99,10 +99,10 @@ class Database:
             return [Logged(value, run_id, bool(ended), home) for value, run_id, ended, home in found]
 
     def make(self) -> None:
-        """Make the file with MLflow's tables, unless it is there.
+        """Make the file with MLflow's tables, unless it exists.
 
-        MLflow makes them in some fifty steps, and cannot go on where it was killed between two of them. So the file
-        gets its name when it is complete. One process at a time must do this.
+        MLflow makes the tables in about fifty steps, and cannot continue after it was killed between two of them. So
+        the file gets its name when it is complete. One process at a time must do this.
         """
         if self._holds_something():
             self._look()
@@ -115,7 +115,7 @@ class Database:
         new.path.replace(self.path)
 
     def damage(self) -> str | None:
-        """The damage of the file's content, by SQLite's own check, and by MLflow on a copy."""
+        """The damage of the file, found by SQLite's own check, and by MLflow on a copy. None: no damage."""
         if not self._holds_something():
             return None
         try:
@@ -131,9 +131,9 @@ class Database:
         return None
 
     def move_aside(self) -> Path:
-        """Rename the file, and return where it is.
+        """Rename the file, and return its new path.
 
-        SQLite's files beside it go first: a new database must not find that.
+        The files of SQLite beside it are renamed first, because a new database must not find them.
         """
         aside = self.path.with_name(time.strftime(f"{self.path.name}.damaged-%Y-%m-%dT%H%M%S"))
         for sidecar in SIDECARS:
@@ -147,12 +147,12 @@ class Database:
         return self.path.exists() and self.path.stat().st_size > 0
 
     def _look(self) -> None:
-        """Read the list of tables: where that fails, MLflow would try again for minutes."""
+        """Read the list of tables. If this fails, MLflow would try again for minutes."""
         with self._connection() as connection:
             connection.execute("SELECT count(*) FROM sqlite_master")
 
     def _try_copy(self) -> None:
-        """Let MLflow open a copy: it keeps a file open that it has opened once, and that cannot be moved."""
+        """Let MLflow open a copy. MLflow keeps a file open, and an open file cannot be moved."""
         copy = self._neighbour("copy")
         try:
             shutil.copyfile(self.path, copy.path)
@@ -161,14 +161,14 @@ class Database:
             copy.path.unlink(missing_ok=True)
 
     def _neighbour(self, what: str) -> "Database":
-        """A file beside this one, with a name that MLflow never heard; those that a dead process left are removed."""
+        """A file beside this one, with a name that MLflow has never seen. Files of dead processes are removed."""
         for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{what}-*"):
             left.unlink()
         return Database(self.path.with_name(f"{self.path.name}.{what}-{uuid.uuid4().hex[:8]}"))
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection that makes no file. It may write, since after a kill SQLite rolls back before it reads."""
+        """A connection that makes no file. It may write, because SQLite may have to roll back before it reads."""
         with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=BUSY)) as connection:
             yield connection
 
@@ -179,7 +179,7 @@ def tracking_uri(home: Path) -> str:
 
 
 def load_mlflow() -> None:
-    """Import MLflow, which takes seconds, so that it says nothing of its own and soon fails where nobody answers."""
+    """Import MLflow, which takes seconds. It prints nothing of its own, and fails soon if a server does not answer."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401 - its loggers are set up by the import
@@ -189,7 +189,7 @@ def load_mlflow() -> None:
 
 
 def client_of(uri: str) -> "MlflowClient":
-    """A client. Where the tables of a database are not there, MLflow makes them now."""
+    """A client. If the database has no tables, MLflow makes them now."""
     load_mlflow()
     from mlflow import MlflowClient
 
@@ -197,7 +197,7 @@ def client_of(uri: str) -> "MlflowClient":
 
 
 def cause_of(error: BaseException) -> sqlite3.Error | None:
-    """The error of SQLite that MLflow and SQLAlchemy wrapped, if it was one."""
+    """The error of SQLite inside an error of MLflow and SQLAlchemy, if any."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, sqlite3.Error):
         seen = seen.__cause__
@@ -205,5 +205,5 @@ def cause_of(error: BaseException) -> sqlite3.Error | None:
 
 
 def is_damage(error: BaseException) -> bool:
-    """True for an error that says that the content of a database is wrong, not that it is locked or the disk full."""
+    """True for an error about wrong content of a database, not about a lock or a full disk."""
     return getattr(cause_of(error), "sqlite_errorname", None) in DAMAGED

@@ -31,54 +31,54 @@ if TYPE_CHECKING:
 # MLflow's limits, mlflow/utils/validation.py
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000  # 8000 since MLflow 3
-NAME_LENGTH = 250  # of a run's name, too: a server's database may have no more room
+NAME_LENGTH = 250  # also for a run's name: the database of a server may have no more room
 DIGEST_LENGTH = 36
 PARAMS_PER_BATCH = 100
 VALUES_PER_BATCH = 1000
 ROWS_PER_TURN = 500
-"""Rows that a database takes by one transaction at most; others wait meanwhile, for about a second.
+"""The most rows of one transaction. Other processes wait meanwhile, for about a second.
 
-The ids of runs are random, so each transaction writes to pages all over the indexes: the fewer, the cheaper.
+The ids of runs are random, so each transaction writes to many pages of the indexes. Fewer transactions are cheaper.
 """
 SIZE_PER_TURN = 5_000_000
-"""Bytes, about, of curves and texts, after which a turn takes no further row, and memory holds no more."""
+"""After about so many bytes of curves and texts, a turn takes no further row. This limits the memory."""
 BYTES_PER_POINT = 100
 CURVE_POINTS = 320
-"""Points that are logged of a curve, as many as MLflow draws. The artifact in the store has all of them."""
+"""The most logged points of a curve. MLflow draws as many. The artifact in the store has all points."""
 
 
 def identity(result: Result) -> str:
-    """Hash that says whether MLflow holds a row: what the cell is, what was made for it, and what became of it."""
+    """The hash by which MLflow knows a row: the cell, its artifacts, and its outcome."""
     return digest_of([result.cell, result.definition, result.keys, result.status, result.reason])
 
 
 ROW = "zsqbench.row"
-"""The tag of a run that holds the identity of its row."""
+"""The tag of a run with the identity of its row."""
 
 UNRUN = ("impossible", "excluded")
-"""Cells that no invocation will ever run."""
+"""Statuses of cells that no invocation will ever run."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What the parent run is told at the end."""
+    """The data for the parent run at the end."""
 
     results: Sequence[Result]
     table: "Path | None" = None
     report: "Path | None" = None
-    """The folder of the pages, where they were asked for."""
+    """The folder of the pages. None: not requested."""
 
 
 @dataclass(frozen=True)
 class BackgroundStep:
-    """A background step is done: its kind, and the artifacts that it needed."""
+    """A background step that is done: its kind, and the artifacts that it needed."""
 
     kind: str
     needs: frozenset[str]
 
 
 class DeletedExperimentError(Exception):
-    """The experiment of a suite was deleted in MLflow, which keeps it, and its name, until it is restored."""
+    """The experiment of a suite was deleted in MLflow. MLflow keeps it and its name until it is restored."""
 
     def __init__(self, name: str, experiment_id: str) -> None:
         super().__init__(f"the experiment {name} (id {experiment_id}) was deleted in MLflow")
@@ -95,13 +95,13 @@ class Experiment:
     store: Store
     turns: Turns
     tables: Tables | None = None
-    """Those of its database; none where a server is logged to, or a URI that only MLflow reads."""
+    """The tables of its database. None: results are logged to a server, or to a URI that only MLflow reads."""
 
     @classmethod
     def open(cls, suite_name: str, store: Store, turns: Turns | None = None) -> "Experiment":
-        """Connect, and make the database and the experiment where they are not there yet.
+        """Connect, and make the database and the experiment if they do not exist yet.
 
-        Raises DeletedExperimentError where the experiment was deleted.
+        Raises DeletedExperimentError if the experiment was deleted.
         """
         turns = turns or Turns.of(store.home)
         load_mlflow()
@@ -112,7 +112,7 @@ class Experiment:
             return cls(client, experiment_id, suite_name, store, turns, tables)
 
     def logged(self, rows: Sequence[str] | None = None) -> list[Logged]:
-        """The runs of cells that are held, or of these rows. A database is asked without MLflow: it takes a tenth."""
+        """The runs of cells, or of these rows, in MLflow. A database is read without MLflow in a tenth of the time."""
         database = Database.of(self.store.home)
         if database is not None:
             return database.logged(self.suite_name, rows)
@@ -121,7 +121,7 @@ class Experiment:
         return [run for row in rows for run in self._found(f"tags.`zsqbench.row` = '{row}'")]
 
     def _found(self, which: str) -> list[Logged]:
-        """The runs of cells that MLflow finds, all pages of them."""
+        """The runs of cells that MLflow finds, on all pages."""
         found: list[Logged] = []
         token: str | None = None
         while True:
@@ -134,16 +134,16 @@ class Experiment:
                 return found
 
     def identities(self) -> set[str]:
-        """Identities of the rows that are held. A run that was never ended is not counted: it may lack something."""
+        """Identities of the rows in MLflow. A run that was never ended does not count, because data may be missing."""
         return {run.row for run in self.logged() if run.ended}
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows are logged in one turn, so that none is long."""
+        """How many rows are logged in one turn, so that no turn is long."""
         return 1 if self.tables is None else ROWS_PER_TURN
 
     def claim(self, rows: Sequence[str]) -> set[str]:
-        """Those rows that are still to be logged; what a dead process of this home left of them goes. In a turn."""
+        """The rows that are to be logged. Unfinished runs of dead processes of this home are removed. In a turn."""
         found = self.logged(rows)
         held = {run.row for run in found if run.ended}
         for run in found:
@@ -152,7 +152,7 @@ class Experiment:
         return set(rows) - held
 
     def start(self, what: str) -> str:
-        """Make the parent run of one invocation, and end those of dead processes of this home. In a turn."""
+        """Make the parent run of one invocation, and end the parent runs of dead processes of this home. In a turn."""
         whose = f"attributes.status = 'RUNNING' AND tags.`zsqbench.home` = '{self.turns.home}'"
         for run in self.client.search_runs([self.id], whose):
             if "mlflow.parentRunId" not in run.data.tags and not self.turns.is_alive(run.info.run_id):
@@ -165,35 +165,35 @@ class Experiment:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags that all its runs have."""
+        """The tags of all its runs."""
         return {"zsqbench.suite": self.suite_name, "zsqbench.home": self.turns.home}
 
 
 @dataclass
 class Invocation:
-    """A parent run and the runs below it. There is none before there is a cell to log.
+    """A parent run and the runs below it. It is made when there is a cell to log.
 
-    Runs are nested by MLflow's own tag. The fluent interface is avoided: it is not made for threads, and a stray
-    MLFLOW_RUN_ID in the environment takes precedence over the parent there (mlflow issue 15713).
+    Runs are nested by MLflow's own tag. The fluent interface is not used: it is not made for threads, and an
+    MLFLOW_RUN_ID in the environment would override the parent (mlflow issue 15713).
     """
 
     experiment: Experiment
     what: str
     run_id: str | None = None
     awaiting: dict[str, list[tuple[str, Result]]] = field(default_factory=dict)
-    """By kind of background step, the runs of cells that were logged before it had left something of them."""
+    """By kind of background step, the runs of cells that were logged before the step had results for them."""
 
     def log(self, *results: Result) -> list[Result]:
-        """Log rows, with what the store has of their sets and curves, and return those that MLflow did not hold.
+        """Log rows, with their sets and curves from the store, and return the rows that MLflow did not have.
 
-        Rows of much content are logged in several turns, and each is read before its own.
+        Rows with much content are logged in several turns. Each is read before its turn.
         """
         store = ReadOnce(self.experiment.store.home)
         found = (Found.of(result, store) for result in results)
         return [row.result for rows in _turns(found) for row in self._log_in_turn(rows)]
 
     def _log_in_turn(self, rows: Sequence["Found"]) -> Sequence["Found"]:
-        """Log those of the rows that MLflow does not hold, and return them."""
+        """Log the rows that MLflow does not have, and return them."""
         with self.experiment.turns.take():
             missing = self.experiment.claim([row.identity for row in rows])
             new = [row for row in rows if row.identity in missing]
@@ -211,7 +211,7 @@ class Invocation:
                 self.awaiting.setdefault(kind, []).append((run_id, row.result))
 
     def _by_client(self, new: CellRun) -> str:
-        """Make a run by calls of MLflow's client. Ending it comes last and makes it count."""
+        """Make a run with calls of MLflow's client. It is ended last, and only then counts."""
         client = self.experiment.client
         made = client.create_run(self.experiment.id, start_time=new.start, tags=dict(new.tags), run_name=new.name)
         run_id: str = made.info.run_id
@@ -226,7 +226,7 @@ class Invocation:
         return run_id
 
     def log_background(self, news: BackgroundStep) -> None:
-        """Log what a background step left to the cells that were logged without."""
+        """Log the results of a background step to the cells that were logged without them."""
         waiting = self.awaiting.pop(news.kind, [])
         store = ReadOnce(self.experiment.store.home)
         for run_id, result in waiting:
@@ -267,7 +267,7 @@ class Invocation:
 
 
 def connect(home: "Path") -> "MlflowClient":
-    """A client for a home folder; its database is made if it is not there. In a turn."""
+    """A client for a home folder. Its database is made if it does not exist. In a turn."""
     database = Database.of(home)
     if database is not None:
         database.make()
@@ -275,12 +275,12 @@ def connect(home: "Path") -> "MlflowClient":
 
 
 def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
-    """Give a suite's deleted experiment another name, so that a new one can have its. Returns the name. In a turn."""
+    """Rename a suite's deleted experiment, so that a new one can have its name. Returns the new name. In a turn."""
     found = client.get_experiment_by_name(suite_name)
     if found is None or found.lifecycle_stage == "active":
         return None
     name = time.strftime(f"{suite_name} deleted %Y-%m-%d %H:%M:%S")
-    client.restore_experiment(found.experiment_id)  # MLflow renames no other
+    client.restore_experiment(found.experiment_id)  # MLflow renames no deleted experiment
     client.rename_experiment(found.experiment_id, name)
     client.delete_experiment(found.experiment_id)
     return name
@@ -288,21 +288,21 @@ def rename_deleted(client: "MlflowClient", suite_name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Details:
-    """What the store has of a cell besides its row. A file that is gone or damaged is named, and costs nothing else."""
+    """The content of the store for a cell besides its row. A missing or damaged file is named, and the rest is kept."""
 
     points: tuple[Point, ...] = ()
-    """Those of curves, and single numbers."""
+    """Points of curves, and single numbers."""
     files: tuple["Path", ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     """Content of further files, by name."""
     datasets: tuple[Dataset, ...] = ()
     awaited: tuple[str, ...] = ()
-    """The kinds of background steps that have not left anything yet."""
+    """The kinds of background steps without results yet."""
     unreadable: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, result: Result, store: Store) -> "Details":
-        """Curves of all steps that the row names, and what each kind of step has to tell."""
+        """Curves of all steps in the row, and the content for MLflow of each kind of step."""
         points: list[Point] = []
         unreadable: list[str] = []
         for name, key in result.keys.items():
@@ -323,13 +323,13 @@ class Details:
 
     @property
     def size(self) -> int:
-        """Bytes, about, that it takes in memory."""
+        """Its approximate size in memory, in bytes."""
         return BYTES_PER_POINT * len(self.points) + sum(map(len, self.texts.values()))
 
 
 @dataclass(frozen=True)
 class Found:
-    """A row, its identity, and what the store has of it."""
+    """A row, its identity, and its content in the store."""
 
     result: Result
     identity: str
@@ -337,13 +337,13 @@ class Found:
 
     @classmethod
     def of(cls, result: Result, store: Store) -> "Found":
-        """Read it."""
+        """Read a row's content from the store."""
         details = Details() if result.status in UNRUN else Details.read(result, store)
         return cls(result, identity(result), details)
 
 
 def _turns(rows: Iterable[Found]) -> Iterator[Sequence[Found]]:
-    """The rows of each turn, read when it comes."""
+    """The rows of each turn, read when the turn comes."""
     turn: list[Found] = []
     size = 0
     for row in rows:
@@ -357,7 +357,7 @@ def _turns(rows: Iterable[Found]) -> Iterator[Sequence[Found]]:
 
 
 def _cell_run(row: Found, common: Mapping[str, str]) -> CellRun:
-    """The run of a row, with the tags that it has in common with others."""
+    """The run of a row, with the tags that all runs have."""
     now, result, details = _now(), row.result, row.details
     unreadable = {"zsqbench.unreadable": "; ".join(details.unreadable)[:TAG_LENGTH]} if details.unreadable else {}
     name = result.cell[:NAME_LENGTH]
@@ -380,7 +380,7 @@ def _numbers(tracked: Iterable[Tracked]) -> list[Point]:
 
 
 def _experiment_id(client: "MlflowClient", suite_name: str, store: Store) -> str:
-    """A suite's experiment. A database has its artifacts below the store's home, a server knows where to keep them."""
+    """A suite's experiment. With a database, its artifacts are below the store's home. A server decides itself."""
     found = client.get_experiment_by_name(suite_name)
     if found is None:
         is_database = tracking_uri(store.home).startswith("sqlite")
@@ -392,7 +392,7 @@ def _experiment_id(client: "MlflowClient", suite_name: str, store: Store) -> str
 
 
 def _log_values(client: "MlflowClient", run_id: str, params: Mapping[str, str], points: Sequence[Point]) -> None:
-    """Log params and metrics in as few calls as MLflow's limits allow: for a database, each is a transaction."""
+    """Log params and metrics in as few calls as MLflow's limits allow. For a database, each call is a transaction."""
     from mlflow.entities import Metric, Param
 
     now = _now()
@@ -416,7 +416,7 @@ def _now() -> int:
 
 @lru_cache(maxsize=4096)
 def _name(text: str) -> str:
-    """A name that MLflow accepts: its characters only, and a normal relative path."""
+    """A name that MLflow accepts: only allowed characters, and a normal relative path."""
     parts = re.sub(r"[^\w\-. /]", "_", text).split("/")
     return "/".join(part if part.strip(".") else "_" for part in parts)[:NAME_LENGTH].rstrip("/")
 
@@ -462,12 +462,12 @@ def _final(result: Result) -> Iterable[Point]:
 
 def _curves(name: str, key: str, store: Store) -> list[Point]:
     """Curves of a step, `generate/loss`, so that MLflow shows a step's charts in one section."""
-    kind = name if store.has(name, key) else store.kind_of(key)  # a name such as `start` is none
+    kind = name if store.has(name, key) else store.kind_of(key)  # a name such as `start` is not a kind
     if kind is None:
         return []
     points = []
     for curve, values in store.look(kind, key).curves.items():
-        latest = dict(values)  # MLflow keeps several values of one step, and draws them above each other
+        latest = dict(values)  # MLflow would keep several values of one step, and draw them above each other
         points += [Point(f"{name}/{curve}", float(latest[step]), int(step)) for step in _thinned(list(latest))]
     return points
 
@@ -497,6 +497,6 @@ def _dataset_input(dataset: Dataset) -> "DatasetInput":
 
 
 def one_line(error: BaseException) -> str:
-    """An error of MLflow as one line: its class and the first line that it says."""
+    """An error of MLflow as one line: its class and the first line of its text."""
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {textwrap.shorten(lines[0], 200)}"

@@ -1,7 +1,7 @@
-"""Runs of cells written into the tables of a database that MLflow keeps, many by one transaction.
+"""Write runs of cells into the tables of MLflow's database, many in one transaction.
 
-MLflow's client makes a run in a dozen transactions, each of which reads it again. So the rows of tables are made here,
-of MLflow's own classes, with its values for what a run lacks.
+MLflow's client makes a run in a dozen transactions, and reads the run again in each. So the table rows are made here,
+from MLflow's own classes, with MLflow's default values.
 """
 
 import json
@@ -35,13 +35,13 @@ class Point:
 
 @dataclass(frozen=True)
 class CellRun:
-    """The run of a cell that came to its end: all that MLflow is told of it. Names are such as MLflow accepts."""
+    """The run of a finished cell, with its complete content for MLflow. Its names must be valid in MLflow."""
 
     name: str
     status: str
-    """In MLflow's words."""
+    """The status in MLflow's words."""
     start: int
-    """Milliseconds, like `end`."""
+    """The start in milliseconds, like `end`."""
     end: int
     tags: Mapping[str, str]
     params: Mapping[str, str]
@@ -59,19 +59,19 @@ class Tables:
     store: "SqlAlchemyStore"
     experiment_id: str
     artifacts: str
-    """Where the experiment's artifacts are, as a URI."""
+    """The URI of the experiment's artifacts."""
     folder: Path | None
-    """The same as a folder; none where they are not on a disk."""
+    """The folder of the experiment's artifacts. None: they are not on a disk."""
 
     @classmethod
     def of(cls, client: "MlflowClient", experiment_id: str) -> "Tables":
-        """Those that a client writes to, which is one of a database."""
+        """The tables to which a client of a database writes."""
         location = client.get_experiment(experiment_id).artifact_location
-        store = client._tracking_client.store  # noqa: SLF001 - MLflow hands it out nowhere
+        store = client._tracking_client.store  # noqa: SLF001 - MLflow has no public access to it
         return cls(store, experiment_id, location, _folder(location))
 
     def write(self, runs: Sequence[CellRun]) -> list[str]:
-        """Add runs, all of them or none, and return their ids. Files come first: a run that is there has them."""
+        """Add all runs or none, and return their ids. Files come first, so that each run in a table has its files."""
         ids = [uuid.uuid4().hex for _ in runs]
         for run_id, run in zip(ids, runs, strict=True):
             if run.files or run.texts:
@@ -84,8 +84,8 @@ class Tables:
     def _keep_files(self, run_id: str, run: CellRun) -> None:
         """Copy the files of a run, and write its texts.
 
-        Nobody knows the run yet, so they are written to their places. MLflow looks at each folder on the way to a file
-        again and again, which takes longer than the file.
+        Nobody knows the run yet, so the files are written directly. MLflow would check each folder of a path again and
+        again, which takes longer than writing the file.
         """
         if self.folder is None:
             self._upload_files(run_id, run)
@@ -99,7 +99,7 @@ class Tables:
             (place / name).write_text(text, encoding="utf-8")
 
     def _upload_files(self, run_id: str, run: CellRun) -> None:
-        """The same by MLflow. Texts become files in a folder first, since it takes no other."""
+        """Copy the files of a run with MLflow. MLflow only takes files, so texts are first written to a folder."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         repository = get_artifact_repository(self._place(run_id))
@@ -156,7 +156,7 @@ class Tables:
             yield {"run_uuid": run_id, "timestamp": run.end, **known}
 
     def _insert_datasets(self, connection: "Connection", runs: Mapping[str, CellRun]) -> None:
-        """Add datasets that the experiment does not have yet, and say which runs read which."""
+        """Add datasets that the experiment does not have yet, and link them to the runs that read them."""
         from mlflow.store.tracking.dbmodels.models import SqlDataset, SqlInput, SqlInputTag
 
         wanted = [(run_id, read) for run_id, run in runs.items() for read in run.datasets]
@@ -204,7 +204,7 @@ class Tables:
 
 
 def _latest(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last point of each metric of a run, as MLflow counts: by step, and by value where that is the same."""
+    """The last point of each metric of a run, in MLflow's order: by step, then by value."""
     latest: dict[str, Mapping[str, Any]] = {}
     for row in metrics:
         before = latest.get(row["key"])
@@ -214,18 +214,18 @@ def _latest(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _folder(location: str) -> Path | None:
-    """The folder of a URI where MLflow keeps artifacts in one."""
+    """The folder of a URI. None: it is not a folder."""
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     return Path(local_file_uri_to_path(location)) if urlsplit(location).scheme in ("", "file") else None
 
 
 def as_json(document: Any) -> str:
-    """Plain data as the text of a file, as MLflow's client writes it."""
+    """Plain data as the text of a file, in the form of MLflow's client."""
     return _indented(json.dumps(document, default=str))
 
 
 @lru_cache(maxsize=64)
 def _indented(text: str) -> str:
-    """JSON with a line for each value. Many runs tell the same, and to indent it takes longer than all else of it."""
+    """JSON with a line for each value. It is cached: many runs have the same data, and indenting takes longest."""
     return json.dumps(json.loads(text), indent=2)

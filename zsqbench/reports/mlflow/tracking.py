@@ -1,4 +1,4 @@
-"""MLflow as a projection of the result rows: a plugin on the observer hooks, and the repair of what it missed."""
+"""MLflow as a copy of the result rows: a plugin on the observer hooks, and a repair of missing rows."""
 
 import contextlib
 import logging
@@ -37,17 +37,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("zsqbench")
 
 PATIENCE = 30.0
-"""Seconds that the end of a run waits for MLflow without a sign of progress."""
+"""The end of a run waits for MLflow for at most so many seconds without progress."""
 
 
 class Tracker:
-    """The plugin: one parent run per invocation that logs something, below it one run per cell that it logged.
+    """The plugin: one parent run for each invocation that logs data, and below it one run for each logged cell.
 
-    Cells that are done or failed are logged as they finish. The others are logged, too, unless MLflow holds them:
-    impossible and excluded ones with their reason, and cached ones, which an earlier run may have failed to log. An
-    invocation in which everything is held never imports MLflow. A database says without MLflow if it is held; a
-    server is only asked where there is something new to log. Interrupted cells are only counted in the parent run; they
-    run next time.
+    Done and failed cells are logged as they finish. Other cells are logged, too, unless MLflow has them: impossible and
+    excluded cells with their reason, and cached cells, because an earlier run may have failed to log them. If MLflow
+    has all rows, it is never imported. A database can be read without MLflow; a server is only asked if there is
+    something new to log. Interrupted cells are only counted in the parent run, because they run next time.
     """
 
     def __init__(self) -> None:
@@ -55,24 +54,24 @@ class Tracker:
 
     @hookimpl
     def suite_started(self, suite: "Suite", plan: "Plan") -> None:
-        """Get ready; MLflow is not touched before there is something to log."""
+        """Prepare for a run. MLflow is not used before there is something to log."""
         self._writer = Writer(suite.name, plan.store)
 
     @hookimpl
     def cell_finished(self, result: Result, cached: bool) -> None:
-        """Hand the row to the writer."""
+        """Pass the row to the writer."""
         if self._writer is not None:
             self._writer.put(result, cached)
 
     @hookimpl
     def step_finished(self, step: "Step", outcome: "Outcome") -> None:
-        """Hand on what background steps left: cells do not wait for them, so some may have been logged without."""
+        """Pass on results of background steps. Cells do not wait for them, so some were logged without them."""
         if self._writer is not None and step.type.background and outcome.status == "done":
             self._writer.put_background(BackgroundStep(step.kind, frozenset(need.key for need in step.needs)))
 
     @hookimpl
     def suite_finished(self, results: list[Result], table: str | None, report: str | None) -> None:
-        """Wait until everything is logged, or MLflow is found not to answer."""
+        """Wait until everything is logged, or MLflow does not answer."""
         if self._writer is not None:
             paths = (None if path is None else Path(path) for path in (table, report))
             self._writer.finish(Ending(results, *paths))
@@ -80,13 +79,13 @@ class Tracker:
 
 
 plugin = Tracker()
-"""What the entry point names."""
+"""The object of the entry point."""
 
 
 def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
-    """Log the rows that MLflow does not hold, under one new parent run, and return how many they were.
+    """Log the rows that MLflow does not have, under one new parent run, and return their number.
 
-    Raises ZSQBenchError where MLflow cannot be written to.
+    Raises ZSQBenchError if MLflow cannot be written to.
     """
     rows = [result for result in results if result.status != "interrupted"]
     with _in_turns(suite_name, store.home) as turns:
@@ -104,7 +103,7 @@ def sync(results: Sequence[Result], suite_name: str, store: Store) -> int:
 
 
 def _database_holds(rows: Sequence[Result], suite_name: str, store: Store) -> bool:
-    """True if a database says without MLflow, whose import takes seconds, that all rows are there."""
+    """True if a database has all rows. This is checked without MLflow, whose import takes seconds."""
     database = Database.of(store.home)
     if database is None:
         return False
@@ -113,9 +112,9 @@ def _database_holds(rows: Sequence[Result], suite_name: str, store: Store) -> bo
 
 
 def move_aside(suite_name: str, store: Store) -> str:
-    """Move a damaged database aside, or a deleted experiment, and say what was moved where.
+    """Move a damaged database aside, or rename a deleted experiment, and return a text on it.
 
-    Raises ZSQBenchError where nothing is damaged or deleted.
+    Raises ZSQBenchError if nothing is damaged or deleted.
     """
     database = Database.of(store.home)
     with _in_turns(suite_name, store.home) as turns:
@@ -133,7 +132,7 @@ def move_aside(suite_name: str, store: Store) -> str:
 
 
 def make_database(home: Path) -> None:
-    """Make the database of a home folder, unless it is there. Raises ZSQBenchError where it cannot be made or read."""
+    """Make the database of a home folder, unless it exists. Raises ZSQBenchError if it cannot be made or read."""
     database = Database.of(home)
     if database is not None:
         with _in_turns("SUITE", home) as turns, turns.take():
@@ -142,7 +141,7 @@ def make_database(home: Path) -> None:
 
 @contextlib.contextmanager
 def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
-    """The turns of a command. A failure is one line that says what to do."""
+    """The turns of a command. A failure becomes one line that says what to do."""
     turns = Turns.of(home)
     try:
         yield turns
@@ -156,14 +155,14 @@ def _in_turns(suite_name: str, home: Path) -> Iterator[Turns]:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A failure of MLflow in a line, and what to do, where that is more than to try again."""
+    """A failure of MLflow in a line, and what to do, if trying again is not enough."""
 
     what: str
     cure: str | None = None
 
     @classmethod
     def of(cls, error: Exception, suite_name: str, home: Path) -> "Trouble":
-        """Tell a damaged database and a deleted experiment from what may pass."""
+        """Distinguish a damaged database and a deleted experiment from temporary failures."""
         command = f"`zsqbench mlflow sync {suite_name} --move-aside`"
         database = Database.of(home)
         if database is not None and is_damage(error):
@@ -183,17 +182,17 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Row:
-    """A row to be logged; one that is not new may have been logged by an earlier run."""
+    """A row to be logged. If it is not new, an earlier run may have logged it."""
 
     result: Result
     new: bool
 
 
 class Writer(threading.Thread):
-    """The one thread that talks to MLflow, since its import and its first use of a database take seconds.
+    """The only thread that uses MLflow, because its import and its first use of a database take seconds.
 
-    Whatever goes wrong here is one warning, after which nothing more is logged: rows and tables do not depend on it.
-    A daemon, so that a server that does not answer cannot keep the process alive.
+    Any failure becomes one warning, and nothing more is logged. Rows and tables do not depend on MLflow. The thread is
+    a daemon, so that a server without an answer cannot keep the process alive.
     """
 
     def __init__(self, suite_name: str, store: Store) -> None:
@@ -206,7 +205,7 @@ class Writer(threading.Thread):
         self._abandoned = False
 
     def put(self, result: Result, cached: bool) -> None:
-        """Log a row, soon, or at the end if nothing is new. Returns at once."""
+        """Log a row soon, or at the end if nothing is new. Returns at once."""
         if result.status == "interrupted":
             return
         new = not cached and result.status not in UNRUN
@@ -217,11 +216,11 @@ class Writer(threading.Thread):
             self.start()
 
     def put_background(self, news: BackgroundStep) -> None:
-        """Log what a background step left to the cells that were logged without, soon. Returns at once."""
+        """Soon log the results of a background step to the cells that were logged without them. Returns at once."""
         self._queue.put(news)
 
     def finish(self, ending: Ending) -> None:
-        """Wait for what is in the queue, for as long as it gets shorter, or others have their turn."""
+        """Wait for the queue while it gets shorter, or while other processes have their turn."""
         if self.ident is None and self._is_behind():
             self.start()
         if self.ident is None:
@@ -239,14 +238,14 @@ class Writer(threading.Thread):
         turns = Turns.of(self._store.home, self._go_on)
         try:
             self._write(turns)
-        except Exception as error:  # noqa: BLE001 - MLflow, its database and its server fail in ways of their own
+        except Exception as error:  # noqa: BLE001 - MLflow, its database and its server may fail in any way
             trouble = Trouble.of(error, self._suite_name, self._store.home)
             self._give_up(trouble.what, trouble.cure)
         finally:
             turns.leases.close()
 
     def _is_behind(self) -> bool:
-        """True if a database lacks kept rows. One that cannot be read does, and MLflow will say why."""
+        """True if a database lacks kept rows, or cannot be read. In the second case MLflow will say why."""
         database = Database.of(self._store.home)
         if database is None or not self._kept:
             return False
@@ -273,7 +272,7 @@ class Writer(threading.Thread):
             self._go_on()
 
     def _taken(self, at_once: int) -> Iterator[list[Row] | BackgroundStep | Ending]:
-        """All that is handed on, until the end: rows that wait together, but no more at once."""
+        """Batches of the queue until the end: rows that wait together, up to a limit."""
         rows: list[Row] = []
         while True:
             if rows and (len(rows) == at_once or self._queue.empty()):

@@ -1,4 +1,4 @@
-"""The processes of a home folder log to MLflow by turns."""
+"""The processes of a home folder log to MLflow in turns."""
 
 import contextlib
 import platform
@@ -11,37 +11,37 @@ from zsqbench.hashing import digest_of
 from zsqbench.leases import Leases
 
 PATIENCE = 300.0
-"""Seconds that a process waits for its turn. A turn takes about a second, and a stopped process soon loses its own."""
+"""Seconds that a process waits for its turn. A turn takes about a second, and a stopped process soon loses its turn."""
 
 PAUSE = 0.02
-"""Seconds between two looks whether it is one's turn."""
+"""Seconds between two checks for the turn."""
 
 
 @dataclass
 class Turns:
     """The turns of one process to log, and the signs of life of its invocations.
 
-    A new database is made in a turn, and a cell is looked for and logged in one: so it is there once, and a run of a
-    cell that is not ended is what a dead process left.
+    A new database is made in a turn, and a cell is searched and logged in one turn. So each cell is logged once, and a
+    run of a cell that is not ended comes from a dead process.
     """
 
     leases: Leases
     progress: Callable[[], None] = lambda: None
-    """Called after each turn, and again and again while others have theirs."""
+    """Called after each turn, and repeatedly while other processes have their turn."""
     home: str = field(init=False)
-    """Whose turns these are, as a hash. Two computers that share a server may have a folder of the same name."""
+    """The hash of computer and home folder. Two computers that share a server may have folders with the same name."""
 
     def __post_init__(self) -> None:
         self.home = digest_of([platform.node(), str(self.leases.home.resolve())])
 
     @classmethod
     def of(cls, home: Path, progress: Callable[[], None] = lambda: None) -> "Turns":
-        """Those of a home folder."""
+        """The turns of a home folder."""
         return cls(Leases(home), progress)
 
     @contextlib.contextmanager
     def take(self) -> Iterator[None]:
-        """Wait until no other process logs, and keep others from it meanwhile. Raises TimeoutError."""
+        """Wait until no other process logs, and let no other process log meanwhile. Raises TimeoutError."""
         deadline = time.monotonic() + PATIENCE
         while not self.leases.take("mlflow"):
             if time.monotonic() > deadline:
@@ -55,15 +55,15 @@ class Turns:
         self.progress()
 
     def begin(self, run_id: str) -> None:
-        """Say that an invocation is alive, until it is ended or its process is."""
+        """Show that an invocation is alive, until it or its process ends."""
         self.leases.take(_name(run_id))
 
     def end(self, run_id: str) -> None:
-        """Say that an invocation is over."""
+        """Show that an invocation has ended."""
         self.leases.release(_name(run_id))
 
     def is_alive(self, run_id: str) -> bool:
-        """True if another process has begun an invocation, and lives. A dead one of this computer is known at once."""
+        """True if another living process has begun an invocation. A dead process of this computer is seen at once."""
         taken = self.leases.take(_name(run_id))
         if taken:
             self.leases.release(_name(run_id))

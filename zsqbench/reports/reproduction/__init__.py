@@ -1,1 +1,1 @@
-"""A table of a paper beside what is measured here: what it needs, if both can be compared, and the verdict."""
+"""A table of a paper beside measured values: its requirements, comparability, and verdicts."""

@@ -1,4 +1,4 @@
-"""Is a published value comparable with rows: in what these differ from the cells that a paper's suite asks for."""
+"""Find if a published value is comparable with rows: their differences from the cells of a paper's suite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from zsqbench.reports.results import Described, Result
 from zsqbench.suite import Cell, Suite, Variant
 
 FLOAT_TOLERANCE = 0.1
-"""Points by which the same network on the same images may miss the float accuracy that is stated for it."""
+"""Allowed points between the measured and the stated float accuracy of the same network on the same images."""
 
 KEPT_ONLY = frozenset({"keep_every"})
-"""Options that decide what is kept beside the result, and not the result."""
+"""Options that only decide what is kept beside the result."""
 
 BUDGET = frozenset({"batch", "epochs", "images", "iterations", "steps", "updates", "warmup"})
-"""An option with one of these words in its name says how much is computed."""
+"""An option with one of these words in its name belongs to the budget."""
 
 ORIGIN = frozenset({"name", "base", "file", "build", "weights", "float_accuracy"})
-"""Fields of a network that say where it is from, or what it should reach; the others say how it is fed."""
+"""Fields for the origin or the expected accuracy of a network. The other fields describe its preprocessing."""
 
 LONGEST = 3
-"""Of options that differ, so many are named."""
+"""At most so many options that differ are named."""
 
 What = Literal["weights", "data", "weights or data", "budget", "options", "settings", "version", "definition", "method"]
 
 
 @dataclass(frozen=True)
 class Other:
-    """Something in which the measured is other than the published."""
+    """A difference between the measured and the published setting."""
 
     what: What
     detail: str
@@ -42,26 +42,26 @@ class Other:
 
 @dataclass(frozen=True)
 class Asked:
-    """A published value, and the cells by which a paper's suite would measure it, one for each seed."""
+    """A published value, and the cells of a paper's suite that measure it, one for each seed."""
 
     value: Value
     full: float | None
-    """The float network's accuracy, as the source states it."""
+    """The accuracy of the float network that the source states."""
     data: DataSet | None
     suite: Suite
     cells: Sequence[Cell]
 
     @property
     def floats(self) -> list[float]:
-        """The float network's accuracy, as the suite expects it of these weights, and as the source states it."""
+        """The accuracies of the float network: expected by the suite for these weights, and stated by the source."""
         said = [self.suite.models[self.cells[0].model].float_accuracy, self.full]
         return [each for each in said if each is not None]
 
 
 def others(rows: Sequence[Result], asked: Asked, used: Suite) -> list[Other]:
-    """In what done rows of one method, one for each seed, are other than what is asked; nothing where they compare.
+    """The differences of done rows of one method, one for each seed, from the request. Empty: they are comparable.
 
-    `used` is the suite that they are rows of. Each row is looked at: a seed may be left from a run with other options.
+    `used` is the suite of the rows. Each row is checked, because a seed may come from a run with other options.
     """
     current = all(row.definition == used.definition(cell) for row, cell in _with_cells(rows, used))
     found = [each for row in rows for each in _others_of_row(row, asked, used if current else None, used)]
@@ -74,7 +74,7 @@ def others(rows: Sequence[Result], asked: Asked, used: Suite) -> list[Other]:
 
 
 def _others_of_row(row: Result, asked: Asked, known: Suite | None, used: Suite) -> Iterator[Other]:
-    """`known` is the suite where what it says of networks holds for the row."""
+    """The differences of one row. `known` is the suite, if its network definitions hold for the row."""
     yield from _data(row, asked, used)
     yield from _calibration(row)
     yield from _weights(row, asked, known)
@@ -91,7 +91,7 @@ def _merged(found: Sequence[Other]) -> list[Other]:
 
 
 def others_of_float(row: Result, asked: Asked, used: Suite) -> list[Other]:
-    """In what the float network of a row, or its data, is other than what is asked."""
+    """The differences of a row's float network or data from the request."""
     current = all(row.definition == used.definition(cell) for row, cell in _with_cells([row], used))
     return [*_data(row, asked, used), *_weights(row, asked, used if current else None)]
 
@@ -116,7 +116,7 @@ def _number(count: int | None) -> str:
 
 
 def _calibration(row: Result) -> Iterator[Other]:
-    """Fewer real images than the generator was to take."""
+    """A difference if there were fewer real images than the generator should take."""
     wanted: Any = row.methods.get("generator", {}).get("options", {}).get("images")
     given = row.data.get("images")
     if isinstance(wanted, int) and given is not None and given < wanted:
@@ -124,7 +124,7 @@ def _calibration(row: Result) -> Iterator[Other]:
 
 
 def _weights(row: Result, asked: Asked, used: Suite | None) -> Iterator[Other]:
-    """Other weights by what the suites say of them, where the row is of the suite; and by what they reach."""
+    """Different weights: by the definitions of the suites, if the row is of the suite, and by their accuracy."""
     if used is not None:
         here, published = (origin(suite.models[row.model]) for suite in (used, asked.suite))
         if here != published:
@@ -138,7 +138,7 @@ def _weights(row: Result, asked: Asked, used: Suite | None) -> Iterator[Other]:
 
 
 def origin(model: ModelSpec) -> str:
-    """Where a network and its weights are from, in words: `brecq/resnet18 with resnet18_imagenet.pth.tar`."""
+    """The origin of a network and its weights in words: `brecq/resnet18 with resnet18_imagenet.pth.tar`."""
     base = model.base or model.builder
     weights = model.weights_from
     if weights is None:
@@ -167,7 +167,7 @@ def _methods(row: Result, asked: Asked) -> Iterator[Other]:
 
 
 def _differences(name: str, here: Described, published: Variant) -> Iterator[Other]:
-    """The differences of a method in a row from a variant, with those that it starts from."""
+    """The differences of a method in a row from a variant. Methods that it starts from are included."""
     method = published.method
     if here.get("method") != method.name:
         yield Other("method", f"{name} is {here.get('method')}, published {method.name}")
@@ -186,7 +186,7 @@ def _differences(name: str, here: Described, published: Variant) -> Iterator[Oth
 
 
 def budget_of(method: Method, data: str) -> dict[str, Any]:
-    """The options that say how much a method computes, with the values that hold for this data set of papers."""
+    """The options of a method's budget, with their effective values for this data set of papers."""
     network = DATA_SETS.get(data)
     options = (method if network is None else method.resolved(network)).options()
     named = (name for name in options if _is_budget(name) and name not in method.execution_options)
@@ -198,7 +198,7 @@ def _is_budget(option: str) -> bool:
 
 
 def _settings(row: Result, cell: Cell) -> Iterator[Other]:
-    """Other precision; layout, compilation and threads change the last digits only."""
+    """A difference in precision. Layout, compilation and threads only change the last digits."""
     here, published = row.settings.get("precision", "fp32"), cell.settings.precision
     if here != published:
         yield Other("settings", f"precision {here}, published {published}")

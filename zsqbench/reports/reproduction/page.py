@@ -10,14 +10,14 @@ from zsqbench.reports.reproduction.reproduction import Measured, Reproduced, Rep
 
 
 def text_of(reproduction: Reproduction) -> str:
-    """A line for each value, the counts, and what a reader has to know, without a newline at its end."""
+    """A line for each value, the counts, and notes for the reader, without a newline at the end."""
     heads = ["value", "published", "measured", "difference", "verdict"]
     table = tabulate(_lines(reproduction.values), heads, tablefmt="simple", disable_numparse=True)
     return "\n".join([table, "", *_below(reproduction)])
 
 
 def data_of(reproduction: Reproduction) -> dict[str, Any]:
-    """The same as plain data, with all that is known of each value."""
+    """The table as plain data, with all facts of each value."""
     return {
         "source": reproduction.source.name,
         "citation": reproduction.source.citation,
@@ -65,7 +65,7 @@ def _measured(measured: Measured) -> str:
 
 
 def _difference(each: Reproduced) -> str:
-    """Nothing where the two do not compare, for a difference of other things has no meaning."""
+    """The difference. Empty: the two cannot be compared, so a difference has no meaning."""
     if not each.compares or each.measured is None:
         return ""
     found = each.measured.distance

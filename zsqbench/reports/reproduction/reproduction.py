@@ -1,4 +1,4 @@
-"""A table of a paper beside what was measured: each value with its verdict, and why."""
+"""A table of a paper beside measured values: each value with its verdict and the reason."""
 
 import statistics
 from collections import Counter
@@ -28,30 +28,30 @@ class Measured:
 
     mean: float
     deviation: float | None
-    """Over seeds; none for one."""
+    """Standard deviation over seeds. None: there is one seed."""
     seeds: tuple[int, ...]
-    """Those that are done; none where nothing uses a seed."""
+    """The seeds that are done. Empty: nothing uses a seed."""
     images: int | None
     distance: Distance | None
-    """From the published value; none for a float network, and where nothing is known of images nor of seeds."""
+    """The distance from the published value. None: it is a float network, or neither images nor seeds are known."""
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """A published value, and what became of it here."""
+    """A published value, and its verdict here."""
 
     value: Value
     task: str | None
-    """The task of the cells that it is looked for in; none where there are no such cells."""
+    """The task of the cells that measure it. None: there are no such cells."""
     cells: tuple[str, ...]
     measured: Measured | None
     verdict: Verdict
     why: str
-    """Empty for a value that is reached."""
+    """Reasons of the verdict. Empty: the value is reached."""
 
     @property
     def compares(self) -> bool:
-        """True if measured and published are of the same thing."""
+        """True if the measured and the published value are comparable."""
         return self.verdict in ("reached", "not reached")
 
     @property
@@ -67,14 +67,14 @@ class Reproduction:
     source: Source
     table: str
     paper_suite: str | None
-    """The shipped suite that asks for the table."""
+    """The shipped suite for the table."""
     suite: str | None
-    """The suite whose rows are looked at."""
+    """The suite whose rows are used."""
     values: tuple[Reproduced, ...]
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        """How many values have each verdict, without those that none has."""
+        """The number of values with each verdict. Verdicts without values are left out."""
         counted = Counter(each.verdict for each in self.values)
         return {verdict: counted[verdict] for verdict in VERDICTS if counted[verdict]}
 
@@ -88,25 +88,25 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names by which an expression selects it. A float network is measured on the way by cells of others."""
+        """Names by which an expression selects it. A float network is measured together with other cells."""
         return (self.value.name,) if self.value.is_float else (self.value.name, *(cell.name for cell in self.cells))
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """The values of a table that are looked at, the suite that asks for them, and the suite that measures them."""
+    """The selected values of a table, the shipped suite for them, and the suite that measures them."""
 
     source: Source
     table: str
     entries: tuple[Entry, ...]
     paper: Suite | None
-    """The shipped suite that asks for the table, as it is shipped."""
+    """The unchanged shipped suite for the table."""
     used: Suite | None
     data: Mapping[str, DataSet] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells that measure all values, each once, in the order of their suite; one for a float network alone."""
+        """The cells that measure all values, each once, in the order of their suite. Float alone needs only one."""
         wanted = {cell.name for entry in self.entries if not entry.value.is_float for cell in entry.cells}
         for entry in (entry for entry in self.entries if entry.value.is_float):
             runnable = [cell.name for cell in entry.cells if cell.reason is None]
@@ -115,12 +115,12 @@ class PaperTable:
 
     @property
     def data_of_tasks(self) -> dict[str, DataSet]:
-        """By task of these cells, what the paper evaluated on."""
+        """The evaluation data of the paper, by task of these cells."""
         return {task: self.data[name] for task, name in self._data_names.items() if name in self.data}
 
     @property
     def budgets(self) -> dict[str, dict[str, Any]]:
-        """By kind and name of each method, and data set where there are several, how much it computes."""
+        """The budget of each method, by kind and name, and by data set if there are several."""
         names = self._data_names
         found: dict[str, dict[str, Any]] = {}
         for cell in (cell for cell in self.cells if cell.reason is None):
@@ -136,7 +136,7 @@ class PaperTable:
         return {cell.task: entry.value.data for entry in self.entries for cell in entry.cells}
 
     def reproduction(self, rows: Iterable[Result], missing: Callable[[Cell], str | None]) -> Reproduction:
-        """The verdicts by these rows; `missing` says what a cell lacks here, if it lacks something."""
+        """The verdicts from these rows. `missing` says what a cell lacks here, if anything."""
         by_cell = {row.cell: row for row in rows}
         judge = _Judge(self, by_cell, missing)
         paper, used = (None if suite is None else suite.name for suite in (self.paper, self.used))
@@ -144,10 +144,10 @@ class PaperTable:
 
 
 def entries_of(values: Sequence[Value], suite: Suite | None, expression: str | None = None) -> tuple[Entry, ...]:
-    """Values with the cells of a suite that are called as they are; a value with cells of two tasks is there twice.
+    """Values with the cells of a suite that have their names. A value with cells of two tasks is there twice.
 
-    The expression is one as -k takes it, over names of cells, or over `data:model:generator:quantizer:scheme` where
-    there are none; it selects values, with all their seeds. Raises ZSQBenchError where it selects none.
+    The expression is like that of -k, over names of cells, or over `data:model:generator:quantizer:scheme` if there are
+    no cells. It selects values with all their seeds. Raises ZSQBenchError if it selects no value.
     """
     entries = [entry for value in values for entry in _entries(value, suite)]
     if expression is None:
@@ -180,7 +180,7 @@ def _entries(value: Value, suite: Suite | None) -> list[Entry]:
 
 
 def _stands_at(value: Value, cell: Cell, suite: "Suite | None") -> bool:
-    """True for the cells of a value; those of a float network's are all that measure it on the way."""
+    """True for the cells of a value. For a float network, these are all cells that also measure it."""
     if suite is None or cell.model != value.model or suite.task(cell.task).metric != value.metric:
         return False
     return value.is_float or _place(cell, value.metric) == value.place
@@ -224,7 +224,7 @@ class _Judge:
         return "not reached", f"by {short:.2f} points (interval {low:.2f} to {high:.2f})"
 
     def _incomparable(self, value: Value, done: Sequence[Result]) -> list[str]:
-        """In what the measured is other than the published, as far as it can be found."""
+        """The differences between the measured and the published setting, as far as they can be found."""
         known = [value.differs] if value.differs else []
         asked = self._asked(value)
         if asked is None or self.table.used is None:
@@ -232,7 +232,7 @@ class _Judge:
         return [*known, *map(str, others(done, asked, self.table.used))]
 
     def _asked(self, value: Value) -> Asked | None:
-        """The cells of the paper's suite for a value; none where there is no such suite, or no such cells."""
+        """The cells of the paper's suite for a value. Empty: there is no suite, or it has no such cells."""
         paper = self.table.paper
         if paper is None:
             return None
@@ -241,7 +241,7 @@ class _Judge:
         return Asked(value, full, self.table.data.get(value.data), paper, found) if found else None
 
     def _of_float(self, entry: Entry, rows: Sequence[Result]) -> Reproduced:
-        """The verdict on a float network: on all images, without any chance, it reaches what is stated or not."""
+        """The verdict on a float network. It is measured on all images, so chance plays no part."""
         value, task, names = entry.value, _task(entry), tuple(cell.name for cell in entry.cells)
         row = next((row for row in rows if _float_of(row) is not None), None)
         if row is None:
@@ -275,7 +275,7 @@ def _task(entry: Entry) -> str | None:
 
 
 def _float_of(row: Result) -> float | None:
-    """The accuracy of the float network of a row; a row of fp32 is itself of that network."""
+    """The accuracy of the float network of a row. A row of fp32 is itself a row of that network."""
     return row.value if row.float_value is None and row.scheme == FLOAT.name else row.float_value
 
 

@@ -1,4 +1,4 @@
-"""The things that cells need before they can run: data, networks and files; where each is from, and what is missing."""
+"""The requirements of cells: data, networks and files, the origin of each, and which are missing."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,50 +16,50 @@ from zsqbench.suite import Cell, Suite
 from zsqbench.zoo.models import DEFINITIONS, LIBRARIES
 
 FEW_FILES = 6
-"""Fewer files than this may be archives of many images each."""
+"""Fewer files than this may be archives with many images each."""
 
 EXTRAS = {"efficientnet_lite": "lite"}
 PACKAGES = {"efficientnet_lite": "efficientnet_lite_pytorch"}
-"""Extras of zsqbench, and packages, that are not called as their library is."""
+"""Extras of zsqbench, and packages, whose name differs from that of their library."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """A thing that cells need."""
+    """A requirement of cells."""
 
     kind: Literal["data", "calibration", "network", "file"]
     name: str
-    """As the suite calls it."""
+    """Its name in the suite."""
     source: str
-    """Words that say what it is, and where it is to be had."""
+    """A description and the origin, in words."""
     missing: str | None = None
-    """Why it is not here, in one line; none where it is, or where only loading it would tell."""
+    """Why it is missing, in one line. None: it is here, or only loading it would tell."""
     remark: str | None = None
-    """In what the thing that is here is known to be other than the paper's."""
+    """The known difference between this file or data and that of the paper."""
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """The needs of some cells of a suite, which was loaded without a look for its files."""
+    """The requirements of some cells of a suite. The suite was loaded without looking for its files."""
 
     suite: Suite
     cells: Sequence[Cell]
     data_root: Path | None
     data: Mapping[str, DataSet]
-    """By task, what a paper evaluated on."""
+    """The evaluation data of a paper, by task."""
 
     @cached_property
     def needs(self) -> list[Need]:
-        """All that cells need which may run, each once."""
+        """The requirements of cells that may run, each once."""
         return list(dict.fromkeys(need for cell in self.cells if cell.reason is None for need in self._of(cell)))
 
     @cached_property
     def runnable(self) -> list[Cell]:
-        """The cells that may run and miss nothing."""
+        """The cells that may run and lack nothing."""
         return [cell for cell in self.cells if cell.reason is None and self.missing(cell) is None]
 
     def missing(self, cell: Cell) -> str | None:
-        """The first thing that a cell misses here; none where it misses nothing."""
+        """The first missing requirement of a cell. None: nothing is missing."""
         return next((need.missing for need in self._of(cell) if need.missing is not None), None)
 
     def _of(self, cell: Cell) -> Iterator[Need]:
@@ -80,7 +80,7 @@ class Requirements:
 
     @cached_property
     def _data(self) -> dict[str, tuple[Need, Need | None]]:
-        """Of each task, its data, and the lack of images to calibrate on."""
+        """For each task: its data, and missing calibration images."""
         return {task: self._find_data(task) for task in dict.fromkeys(cell.task for cell in self.cells)}
 
     def _find_data(self, label: str) -> tuple[Need, Need | None]:
@@ -93,7 +93,7 @@ class Requirements:
                 found = task.find_data(self.data_root)
         except ZSQBenchError as error:
             return Need("data", label, source, str(error)), None
-        count = sum(path.suffix != ".json" for path in found.evaluation.values())  # annotations are no images
+        count = sum(path.suffix != ".json" for path in found.evaluation.values())  # annotations are not images
         few = known is not None and FEW_FILES <= count < known.images
         remark = f"{count:,} of {known.images:,} images are here" if known is not None and few else None
         lack = found.absent or (None if found.calibration else f"task {label} has no images to calibrate on")
@@ -109,7 +109,7 @@ class Requirements:
         return next((lack for path in files if isinstance(path, Path) and (lack := self._absent(path))), None)
 
     def _absent(self, path: Path) -> str | None:
-        """Why a file is not here; one that was not found has its place beside the suite."""
+        """Why a file is missing. A file that was not found has a path beside the suite."""
         if path.is_file():
             return None
         folder = self.suite.path.parent
@@ -120,7 +120,7 @@ class Requirements:
 
 
 def _whence(model: ModelSpec) -> str:
-    """Where a network and its weights are from, and how they are got."""
+    """The origin of a network and its weights, and how to get them."""
     base = model.base or ""
     library = base.partition("/")[0]
     text = origin(model)

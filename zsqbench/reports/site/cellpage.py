@@ -1,4 +1,4 @@
-"""The page of a cell: all that its row says, and all that the store has of it."""
+"""The page of a cell: the content of its row and of the store."""
 
 import json
 import shutil
@@ -23,13 +23,13 @@ from zsqbench.steps.step import Job
 from zsqbench.store import Store
 
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
-"""The endings of files that a page shows as pictures."""
+"""Endings of files that a page shows as pictures."""
 
 _SETTINGS = "settings"
 
 
 def cell_page(row: Result, source: Source, recipes: Recipes, store: Store) -> Page:
-    """The page of a row; `store` may be one that reads once what several rows share."""
+    """The page of a row. `store` may be a store that reads shared artifacts only once."""
     curves = find_curves(row, store)
     parts = [
         Part("Result", _reasons(row), _metrics(row), text=row.traceback or "", notes=_notes(row)),
@@ -76,7 +76,7 @@ def _notes(row: Result) -> list[str]:
 
 
 def _metrics(row: Result) -> Grid | None:
-    """Metrics beside those of the float network, and of the best epoch by the evaluated images."""
+    """Metrics beside those of the float network, and of the best epoch by the evaluation images."""
     oracle = row.oracle.get("metrics", {})
     columns = {"quantized": row.metrics, "float": row.float_metrics, str(ColumnKind.ORACLE): oracle}
     there = {head: metrics for head, metrics in columns.items() if metrics}
@@ -86,7 +86,7 @@ def _metrics(row: Result) -> Grid | None:
 
 
 def _options(row: Result) -> Grid | None:
-    """Every option of every method, and if the suite set it; then the settings."""
+    """Every option of every method, and if the suite set it, then the settings."""
     rows: list[list[Value]] = []
     for axis, method in row.methods.items():
         changed = set(changed_options(axis, method))
@@ -96,7 +96,7 @@ def _options(row: Result) -> Grid | None:
 
 
 def _left(row: Result, store: Store) -> Iterator[Part]:
-    """A part for each kind of step that shows its artifact, with its pictures: a new kind needs no line here."""
+    """A part with pictures for each kind of step that shows its artifact. A new kind needs no line here."""
     for kind, job in KINDS.items():
         files = _pictures(job, store, row)
         pictures = list(map(_copied, files))
@@ -112,7 +112,7 @@ def _left(row: Result, store: Store) -> Iterator[Part]:
 
 
 def _pictures(job: type[Job], store: Store, row: Result) -> list[Path]:
-    """The pictures of a kind of step, which MLflow would get, too."""
+    """The pictures of a kind of step. MLflow also gets them."""
     try:
         tracked = job.track(store, row)
     except CorruptArtifactError:
@@ -121,12 +121,12 @@ def _pictures(job: type[Job], store: Store, row: Result) -> list[Path]:
 
 
 def _copied(path: Path) -> Picture:
-    """A picture of an artifact. It has one copy, however many cells share the artifact."""
+    """A picture of an artifact. It has one copy for all cells that share the artifact."""
     return Picture(path.stem, f"{PICTURES}/{path.parent.name[:24]}-{slug(path.name)}", partial(shutil.copyfile, path))
 
 
 def _without_places(text: str, files: Sequence[Path]) -> str:
-    """A text without the lines that only say where pictures are: the page shows them."""
+    """A text without the lines on paths of pictures, because the page shows the pictures."""
     places = set(map(str, files))
     return "\n".join(line for line in text.splitlines() if line not in places)
 

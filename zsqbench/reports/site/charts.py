@@ -1,6 +1,6 @@
-"""Charts as Vega-Lite specs: a browser and `zsqbench figure` draw the very same.
+"""Charts as Vega-Lite specs. A browser and `zsqbench figure` draw the same charts.
 
-https://vega.github.io/vega-lite/docs/ has the form. Nothing here knows rows or artifacts.
+https://vega.github.io/vega-lite/docs/ describes the form. This module does not know rows or artifacts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ Value = str | float | int | bool | None
 """A cell of a table, or of the data of charts."""
 
 MOST_SPREAD = 40
-"""So many methods have a line in a chart of seeds: the best."""
+"""A chart of seeds has lines for at most so many methods: the best."""
 
 MOST_PAIRS = 30
-"""So many methods are compared in a chart of pairs: the best."""
+"""A chart of pairs compares at most so many methods: the best."""
 
 _LABELS = {"labelLimit": 260, "titleFontWeight": "normal"}
 CONFIG: Spec = {
@@ -29,7 +29,7 @@ CONFIG: Spec = {
 FRONT = "#d55e00"
 _LOG: Spec = {"type": "log", "nice": False, "padding": 24}
 _FEW: Spec = {"tickCount": 6, "format": "~g"}
-"""Ticks of a logarithmic axis that do not run into each other."""
+"""Ticks of a logarithmic axis that do not overlap."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Columns:
     rows: Sequence[Sequence[Value]]
 
     def as_data(self) -> dict[str, object]:
-        """Plain data; names of fields stand there once."""
+        """Plain data, with each field name only once."""
         return {"fields": self.fields, "rows": self.rows}
 
     def records(self) -> list[dict[str, Value]]:
-        """A mapping for each row, as Vega-Lite takes it."""
+        """A mapping for each row, in the form of Vega-Lite."""
         return [dict(zip(self.fields, row, strict=True)) for row in self.rows]
 
 
@@ -52,13 +52,13 @@ RESULTS = (
     *("method", "generator", "quantizer", "scheme", "control", "value", "std", "drop", "seeds", "float"),
     *("seconds", "size", "text", "best", "front_seconds", "front_size"),
 )
-"""Fields of a method in a column. `text` is its number, or its status; the fronts are true for what lies on them."""
+"""Fields of a method in a column. `text` is its number or its status. A front is true for points on it."""
 
 SEEDS = ("method", "scheme", "seed", "value")
 """Fields of a result with one seed."""
 
 PAIRS = ("scheme", "first", "second", "p")
-"""Fields of two methods, the better one first: p is Holm's for all pairs of the column."""
+"""Fields of two methods, the better one first. p is adjusted by Holm for all pairs of the column."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ class Chart:
     """A chart: a spec without its data."""
 
     name: str
-    """How `zsqbench figure` is asked for it; empty for charts of single cells."""
+    """Its name for `zsqbench figure`. Empty: it is a chart of a single cell."""
     title: str
     spec: Spec
     data: str
     """The name of its data."""
 
     def complete(self, data: Mapping[str, Columns]) -> Spec:
-        """The spec with its data, which stands for itself."""
+        """The spec with its data. It needs nothing else."""
         return {"data": {"values": data[self.data].records()}, "title": self.title, "config": CONFIG, **self.spec}
 
 
 def heat_map(name: str, title: str, data: str, schemes: Sequence[str], middle: float, metric: str) -> Chart:
-    """Generators by quantizers, for each scheme; bold is the best. Numbers below `middle` stand on dark colours."""
+    """Generators by quantizers, for each scheme. The best is bold. Numbers below `middle` are on dark colours."""
     number = {"condition": {"test": f"datum.value < {middle:g}", "value": "white"}, "value": "black"}
     is_done = {"filter": "isValid(datum.value)"}
 
@@ -126,8 +126,8 @@ def heat_map(name: str, title: str, data: str, schemes: Sequence[str], middle: f
 def pareto(name: str, title: str, data: str, cost: str, words: str, metric: str, scheme: str | None = None) -> Chart:
     """The metric against a cost, with the front of data-free methods, and the float network as a dashed line.
 
-    Of one scheme colours are generators; of all schemes they are these. Where there are more than ten, some are alike,
-    and the text at the pointer tells which.
+    With one scheme, colours are generators. With all schemes, colours are schemes. With more than ten colours some are
+    alike, and the text at the pointer names them.
     """
     chosen = [{"filter": {"field": "scheme", "equal": scheme}}] if scheme is not None else []
     valid = {"filter": f"isValid(datum.value) && datum.{cost} > 0"}
@@ -194,7 +194,7 @@ def spread(name: str, title: str, data: str, scheme: str, methods: Sequence[str]
 
 
 def significance(name: str, title: str, data: str, scheme: str, methods: Sequence[str]) -> Chart:
-    """The p of each pair of the best methods; what is told apart is coloured."""
+    """The p of each pair of the best methods. Significant differences are coloured."""
     levels = ["below 0.001", "below 0.01", "below 0.05", "not told apart"]
     first, second, third, rest = (f"'{level}'" for level in levels)
     level = f"datum.p < 0.001 ? {first} : datum.p < 0.01 ? {second} : datum.p < 0.05 ? {third} : {rest}"

@@ -1,4 +1,4 @@
-"""The curves that the steps of a cell logged, thinned to what an eye can tell."""
+"""The curves that the steps of a cell logged, thinned to a visible number of points."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,24 +11,24 @@ from zsqbench.reports.site.charts import Chart, Columns, Value
 from zsqbench.store import Store
 
 MOST_POINTS = 300
-"""Points of a curve that are drawn; the artifact has all."""
+"""Number of points of a curve that are drawn. The artifact has all."""
 
 MOST_CURVES = 24
-"""Curves of a step that are drawn; the artifact has all."""
+"""Number of curves of a step that are drawn. The artifact has all."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Charts with their data, and what to know of them."""
+    """Charts with their data, and notes."""
 
     charts: Sequence[Chart] = ()
     data: Mapping[str, Columns] = field(default_factory=dict)
-    """By name."""
+    """The data of charts by name."""
     notes: Sequence[str] = ()
 
 
 def find_curves(row: Result, store: Store) -> Curves:
-    """The curves of all steps of a row that are here; those of units as losses before and after."""
+    """The curves of all steps of a row in the store. Curves of units are shown as losses before and after."""
     found: list[Chart] = []
     data: dict[str, Columns] = {}
     notes: list[str] = []

@@ -8,7 +8,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.reports.site.charts import Spec
 
 SCALE = 3
-"""Pixels of a PNG for each one of the chart: sharp in print at 288 dots per inch."""
+"""Pixels of a PNG for each pixel of the chart. It is sharp in print at 288 dots per inch."""
 
 
 def check_figure_file(path: Path) -> None:
@@ -20,7 +20,7 @@ def check_figure_file(path: Path) -> None:
 
 
 def draw(spec: Spec, path: Path) -> None:
-    """Write a Vega-Lite spec with its data as SVG, PDF or PNG, by the ending. Nothing is fetched for it."""
+    """Write a Vega-Lite spec with its data as SVG, PDF or PNG, by the file's ending. Nothing is fetched."""
     content = _RENDERERS[path.suffix.lower()](json.dumps(spec))
     try:
         path.write_bytes(content)

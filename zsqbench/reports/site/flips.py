@@ -1,4 +1,4 @@
-"""Which evaluated samples change from right to wrong, or back, when the network is quantized."""
+"""The evaluation samples that change from right to wrong, or back, when the network is quantized."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 LISTED = 100
-"""So many samples of each kind are listed."""
+"""At most so many samples of each kind are listed."""
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A sample that flips: its place among those that are evaluated; none for what is not known."""
+    """A sample that flips: its index among the evaluation samples, and classes. None: not known."""
 
     sample: int
     label: int | None
@@ -34,7 +34,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Flips:
-    """The samples that flip, the first of each kind, and how many there are."""
+    """The first samples of each kind that flip, and the number of all."""
 
     lost: tuple[Flip, ...]
     """Right with the float network, wrong with the quantized one."""
@@ -63,7 +63,7 @@ def find_flips(row: Result, store: Store) -> Flips | str:
 
 
 def _samples(kind: str, row: Result, store: Store) -> "Mapping[str, np.ndarray] | None":
-    """Samples as a measurement left them; none where it is not here."""
+    """Samples of a measurement. None: the measurement is not here."""
     key = row.keys.get(kind)
     return evaluations.read_samples(store.read(kind, key)) if key is not None and store.has(kind, key) else None
 

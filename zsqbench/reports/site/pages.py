@@ -1,4 +1,4 @@
-"""A page as data: page.js shows it, whichever page it is."""
+"""A page as data. page.js shows every page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ PICTURES = "pictures"
 
 
 def rounded(value: float | None) -> float | None:
-    """A number as the data of a page has it: four decimals, and no negative zero."""
+    """A number for the data of a page: four decimals, and no negative zero."""
     return None if value is None else round(value, 4) + 0.0
 
 
@@ -23,13 +23,13 @@ class Grid:
     """Lines of heads."""
     rows: Sequence[Sequence[Value]]
     labels: int = 1
-    """The first columns that are text; the others are numbers, which stand at the right."""
+    """Number of first columns that are text. The others are numbers, aligned to the right."""
     bold: Sequence[tuple[int, int]] = ()
-    """Row and column of what is bold."""
+    """Row and column of bold cells."""
     links: Mapping[str, int] = field(default_factory=dict)
-    """The cell, by its place in the listing of the page, that a text `row,column` leads to."""
+    """The cell to which a text at `row,column` links, by its index in the listing of the page."""
     missing: Sequence[tuple[int, int]] = ()
-    """Row and column of texts that stand in place of a number."""
+    """Row and column of texts that replace a number."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class Listing:
     numbers: Mapping[int, int]
     """Decimals of each column of numbers."""
     choices: Sequence[int]
-    """Columns of few different texts, of which a reader chooses."""
+    """Columns with few different texts. A reader can filter by them."""
     pages: Mapping[int, str] = field(default_factory=dict)
-    """The pages of rows where these are not called as their first column, made a name of a file: see `slug`."""
+    """The pages of rows, if their names differ from the first column as a file name: see `slug`."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and where the page finds it."""
+    """A picture, and its path for the page."""
 
     name: str
     """The words below it."""
     file: str
     save: Callable[[Path], object]
-    """Writes it to a place."""
+    """The function that writes it to a path."""
 
     def as_data(self) -> dict[str, str]:
-        """All that the page needs to know."""
+        """The data for the page."""
         return {"name": self.name, "file": self.file}
 
 
@@ -71,7 +71,7 @@ class Part:
     grid: Grid | None = None
     listing: Listing | None = None
     text: str = ""
-    """Text whose lines and spaces count."""
+    """Text whose line breaks and spaces are kept."""
     pictures: Sequence[Picture] = ()
     charts: Sequence[Chart] = ()
     notes: Sequence[str] = ()
@@ -83,7 +83,7 @@ class Part:
         return not any(value for name, value in vars(self).items() if name != "title")
 
     def as_data(self) -> dict[str, object]:
-        """Plain data without what is empty."""
+        """Plain data without empty fields."""
         found: dict[str, object] = {
             "title": self.title,
             "lines": self.lines,
@@ -103,7 +103,7 @@ class Page:
 
     title: str
     lead: Sequence[str]
-    """Shown without JavaScript, too."""
+    """Text that is also shown without JavaScript."""
     parts: Sequence[Part]
     data: Mapping[str, Columns] = field(default_factory=dict)
     """The data of its charts, by name."""

@@ -16,19 +16,19 @@ class Recipes:
         self._cells = list(cells)
 
     def command(self, cell: str) -> str:
-        """A line for a shell that runs this cell, and no other."""
+        """A shell command that runs only this cell."""
         return shlex.join(
             ["zsqbench", "run", self._origin.suite, "-k", self._expression(cell), *_options(self._origin)]
         )
 
     def _expression(self, cell: str) -> str:
-        """An expression for -k: this name, and no other one that has it as a part, as seed 10's has seed 1's."""
+        """An expression for -k that selects this name but no name that contains it (seed 10 contains seed 1)."""
         others = [name for name in self._alike.get(_core(cell), []) if cell in name and name != cell]
         return " and ".join([*_words(cell), *(f"not {word}" for other in others for word in _words(other)[-1:])])
 
     @cached_property
     def _alike(self) -> dict[str, list[str]]:
-        """The cells by what cells that are part of another have in common."""
+        """The cells by a key. A cell and a cell whose name contains its name have the same key."""
         found: dict[str, list[str]] = {}
         for name in self._cells:
             found.setdefault(_core(name), []).append(name)
@@ -41,17 +41,17 @@ def _core(cell: str) -> str:
 
 
 def _words(cell: str) -> list[str]:
-    """The parts of a name that -k can take: it knows spaces and parentheses as its own."""
+    """The parts of a name that -k can read. Spaces and parentheses have another meaning in -k."""
     return re.findall(r"[^\s()]+", cell)
 
 
 def report_command(origin: Origin) -> str:
-    """A line for a shell that writes the report of a suite."""
+    """A shell command that writes the report of a suite."""
     return shlex.join(["zsqbench", "report", origin.suite, *_options(origin)])
 
 
 def _options(origin: Origin) -> Iterator[str]:
-    """The options that say where everything is, and what the suite was given."""
+    """The options for all folders, and the overrides of the suite."""
     yield from (word for override in origin.overrides for word in ("--set", override))
     yield from (word for plugin in origin.plugins for word in ("--plugin", str(plugin)))
     yield from ("--data-root", str(origin.data_root)) if origin.data_root is not None else ()

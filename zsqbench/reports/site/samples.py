@@ -1,4 +1,4 @@
-"""Small pictures of the evaluated samples that flip."""
+"""Small pictures of the evaluation samples that flip."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,13 +9,13 @@ from zsqbench.reports.site.pages import PICTURES, Picture
 from zsqbench.reports.site.source import Viewer
 
 SHOWN = 12
-"""So many samples of each kind have a picture."""
+"""At most so many samples of each kind have a picture."""
 SIDE = 112
 """Pixels of the longer side of a picture."""
 
 
 def flip_pictures(found: Flips, viewer: Viewer) -> list[Picture]:
-    """Pictures of the first samples of each kind. Each sample has one copy, however many cells show it."""
+    """Pictures of the first samples of each kind. Each sample has one copy for all cells that show it."""
     return [
         Picture(
             _words(flip, other, word, viewer.classes),
@@ -30,7 +30,7 @@ def flip_pictures(found: Flips, viewer: Viewer) -> list[Picture]:
 
 
 def _words(flip: Flip, other: int | None, word: str, classes: Sequence[str]) -> str:
-    """`12: cat, not dog` where a cat is taken for a dog; `12: cat, no longer dog` where it was before."""
+    """`12: cat, not dog`: a cat is taken for a dog. `12: cat, no longer dog`: it was taken for a dog before."""
     label, wrong = _named(flip.label, classes), _named(other, classes)
     if label is None:
         return str(flip.sample)
@@ -38,14 +38,14 @@ def _words(flip: Flip, other: int | None, word: str, classes: Sequence[str]) -> 
 
 
 def _named(value: int | None, classes: Sequence[str]) -> str | None:
-    """The name of a class; none where it is not known, or nothing was predicted."""
+    """The name of a class. None: not known, or nothing was predicted."""
     if value is None or value < 0:
         return None
     return classes[value] if value < len(classes) else str(value)
 
 
 def _save(viewer: Viewer, place: int, path: Path) -> None:
-    """A sample as a JPEG; small ones are enlarged pixel by pixel."""
+    """A sample as a JPEG. Small samples are enlarged pixel by pixel."""
     from PIL.Image import Resampling
 
     image = viewer.image(place).convert("RGB")

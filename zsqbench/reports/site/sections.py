@@ -33,12 +33,12 @@ from zsqbench.reports.tables.tabulation import Layout, build_tables
 from zsqbench.scheme import FLOAT
 
 COSTS = {"seconds": "seconds to make the quantized network", "size": "size of the weights (MB)"}
-"""The figures that methods are drawn against, in words."""
+"""The costs for the horizontal axes of charts, in words."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """The results of a task and a network, as tables and charts have them."""
+    """The results of a task and a network, for tables and charts."""
 
     table: Table
     groups: Mapping[tuple[Row, Column], Sequence[Result]]
@@ -47,7 +47,7 @@ class Section:
 
     @classmethod
     def of(cls, rows: Sequence[Result], home: Path | None) -> "Section":
-        """The section of rows of one task and one network; `home` keeps which methods can be told apart."""
+        """The section of rows of one task and one network. `home` keeps the comparisons of methods."""
         figures = paper_figures(rows, ReadOnce(home)) if home is not None else []
         return cls(build_tables(rows, Layout(columns=tuple(COSTS)), home)[0], grouped(rows), figures)
 
@@ -58,12 +58,12 @@ class Section:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """Those of results."""
+        """The columns of results."""
         return columns_of(self.table)
 
     @cached_property
     def names(self) -> dict[Row, Name]:
-        """The name of each method, which no other one has."""
+        """The unique name of each method."""
         return names_of(self.table.rows)
 
     @cached_property
@@ -87,7 +87,7 @@ class Section:
 
     @cached_property
     def absent(self) -> dict[str, str]:
-        """Why there is no such figure, by its name."""
+        """Why a figure is missing, by its name."""
         return {figure.name: figure.why for figure in self.figures if isinstance(figure, Absent)}
 
     @property
@@ -105,7 +105,7 @@ class Section:
         }
 
     def part(self, places: Mapping[str, int]) -> Part:
-        """The section as a part of the start page; `places` are those of cells in its listing."""
+        """The section as a part of the start page. `places` are the indices of cells in its listing."""
         table = replace(
             self.table, columns=tuple(each for each in self.table.columns if each.kind is not ColumnKind.FIGURE)
         )
@@ -118,7 +118,7 @@ class Section:
         )
 
     def _lacks(self) -> Iterator[str]:
-        """Which figures of papers there are not, and why."""
+        """The missing figures of papers, and why."""
         for why in dict.fromkeys(self.absent.values()):
             names = [name.removesuffix(f" {self.title}") for name, reason in self.absent.items() if reason == why]
             yield f"no figure {', '.join(names)}: {why}"
@@ -182,12 +182,12 @@ class Section:
         return entry.mean if entry else None
 
     def _fronts(self, cost: str) -> set[tuple[Row, Column]]:
-        """The Pareto front: of seconds in each column, of size over all schemes of the network."""
+        """The Pareto front, for seconds in each column, and for size over all schemes of the network."""
         parts = [self.columns] if cost == "size" else [[column] for column in self.columns]
         return {place for part in parts for place in self._front(part, cost)}
 
     def _front(self, columns: Iterable[Column], cost: str) -> Iterator[tuple[Row, Column]]:
-        """Data-free methods that no other beats at the same cost or less; controls are none."""
+        """Data-free methods that no other method beats at the same or lower cost. Controls do not count."""
         means = self.table.competition.means
         found = [
             (price, -means[row, column], (row, column))
@@ -237,8 +237,8 @@ def sections(rows: Sequence[Result], home: Path | None) -> list[Section]:
 
 
 def _grid(table: Table, groups: Mapping[tuple[Row, Column], Sequence[Result]], places: Mapping[str, int]) -> Grid:
-    """The table as the leaderboard has it, with a link from each number to the page of its first cell."""
-    tops, body = [head[-1:] for head in heads_of(table)], lines_of(table)  # all are of one network
+    """The table of the leaderboard, with a link from each number to the page of its first cell."""
+    tops, body = [head[-1:] for head in heads_of(table)], lines_of(table)  # all columns are of one network
     labels = len(tops) - len(table.columns)
     bold, missing, links = [], [], {}
     for down, row in enumerate(table.rows, start=1):

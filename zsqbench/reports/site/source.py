@@ -1,4 +1,4 @@
-"""A report is made of this: the rows of a suite, the cells without one, and the store that may have artifacts."""
+"""The source of a report: the rows of a suite, the cells without a row, and the store, which may have artifacts."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST = 100
-"""Characters of a page's name."""
+"""The most characters of a page's name."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How the suite was asked for: a command that makes a cell again needs all of it."""
+    """How the user named the suite. A command that makes a cell again needs all of these values."""
 
     suite: str
-    """The file, or the name of a shipped one."""
+    """The file, or the name of a shipped suite."""
     home: Path
     results: Path
     data_root: Path | None = None
@@ -33,48 +33,48 @@ class Origin:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Shows people the samples that a task evaluates."""
+    """Shows the evaluation samples of a task to people."""
 
     image: "Callable[[int], Image]"
-    """The sample at a place."""
+    """The sample with this index."""
     classes: Sequence[str]
-    """Their names, where the data has such."""
+    """The names of classes, if the data has them."""
     data: str
     """A digest of the data."""
 
 
 def shows_nothing(_: Result) -> str:
-    """The reason for which a report that is made without the data has no pictures of it."""
+    """Why a report that is made without the data has no pictures of samples."""
     return "the data was not looked for"
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that a report is made of."""
+    """The content of a report."""
 
     suite: str
-    """Its name."""
+    """The name of the suite."""
     rows: Sequence[Result]
     without_row: Sequence[str]
-    """Names of cells that the suite has, and that have no row yet."""
+    """Names of cells of the suite that have no row yet."""
     store: Store
     origin: Origin
     viewer: Callable[[Result], Viewer | str] = shows_nothing
-    """Shows the samples that a row was evaluated on, or says why it cannot."""
+    """A function that gives the viewer of a row's evaluation samples, or says why it cannot."""
 
     @cached_property
     def pages(self) -> dict[str, str]:
-        """The name of each cell's page, without its folder and its ending."""
+        """The name of each cell's page, without folder and ending."""
         return page_names(row.cell for row in self.rows)
 
 
 def report_folder(results: Path, suite: str) -> Path:
-    """The folder of a suite's report, unless another one is named: beside its rows."""
+    """The default folder of a suite's report: beside its rows."""
     return results / f"{suite}.report"
 
 
 def page_names(cells: Iterable[str]) -> dict[str, str]:
-    """A name of a file for each cell: its own, as far as any file system and address takes it, and no other's."""
+    """A unique file name for each cell. It is the cell's name as far as file systems and addresses allow it."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for cell in cells:
@@ -87,5 +87,5 @@ def page_names(cells: Iterable[str]) -> dict[str, str]:
 
 
 def slug(text: str) -> str:
-    """A text with letters, digits, `.`, `_` and `-` alone, which does not begin with a dot."""
+    """A text with only letters, digits, `.`, `_` and `-`. It does not begin with a dot."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "cell"

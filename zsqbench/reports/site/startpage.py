@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from zsqbench.reports.site.charts import Value
 
 REASON = 120
-"""Characters of a reason in the table of cells; the page of the cell has all of it."""
+"""Characters of a reason in the table of cells. The page of the cell has the complete reason."""
 
 _DECIMALS = (2, 2, 2, 4)
-"""Of value, drop, seconds and size, which may be a few kilobytes."""
+"""Decimals of value, drop, seconds and size. A size may be a few kilobytes."""
 
 _TEXTS = ("cell", "task", "network", "generator", "quantizer", "scheme", "seed", "status")
 
@@ -40,7 +40,7 @@ def start_page(source: Source, parts: Sequence[Section]) -> Page:
 
 
 def _lead(source: Source) -> Iterator[str]:
-    """How many cells there are, and what is not done."""
+    """The number of cells, and the cells that are not done."""
     counts = Counter(row.status for row in source.rows)
     yield f"{counted(len(source.rows), 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.items())
     if source.without_row:
@@ -65,7 +65,7 @@ def _listing(source: Source) -> Listing:
         for row in source.rows
     ]
     heads = [*_TEXTS, "value", "drop", *(figure.head for figure in figures), "reason"]
-    # a column that says the same of all cells says nothing
+    # a column with the same text for all cells has no information
     kept = [at for at in range(len(heads)) if at == 0 or len({row[at] for row in rows}) > 1]
     digits = dict(zip(range(len(_TEXTS), len(heads) - 1), _DECIMALS, strict=True))
     return Listing(

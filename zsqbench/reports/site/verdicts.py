@@ -1,4 +1,4 @@
-"""A column in words: who is best, who shares the top, what the negative control reaches, and who does not beat it."""
+"""A column in words: the best methods, the negative control, and the methods that do not beat it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,12 +10,12 @@ from zsqbench.scheme import FLOAT
 
 
 def verdict(table: Table, column: Column, names: Mapping[Row, str]) -> str:
-    """Sentences on a column of results; `names` are those of its methods."""
+    """Sentences on a column of results. `names` are the names of its methods."""
     return " ".join(f"{said}." for said in _sentences(table, column, names))
 
 
 def columns_of(table: Table) -> list[Column]:
-    """The columns of results, without those that stand beside them."""
+    """The columns of results, without the columns beside them."""
     return [column for column in table.columns if column.kind is ColumnKind.MEASURED]
 
 
@@ -38,7 +38,7 @@ def _sentences(table: Table, column: Column, names: Mapping[Row, str]) -> Iterat
 
 
 def _top(table: Table, column: Column, methods: list[Row], names: Mapping[Row, str]) -> str:
-    """Who is best, or why nobody is."""
+    """The best methods, or why no method is best."""
     means = table.competition.means
     best = [row for row in methods if (row, column) in table.competition.best]
     if not best:
@@ -63,13 +63,13 @@ def _why_nothing(table: Table, column: Column) -> str:
 
 
 def _uncompared(table: Table, column: Column) -> list[str]:
-    """Why no method of a column was compared; nothing where any was."""
+    """Why no method of a column was compared. Empty: some were compared."""
     places = table.standings[column].of.values() if column in table.standings else ()
     return [] if any(place.letters for place in places) else unique(place.without for place in places if place.without)
 
 
 def _beside(table: Table, column: Column, methods: list[Row], best: Row) -> str:
-    """How many data-free methods cannot be told from the best, and do not share its place for all that."""
+    """How many data-free methods do not differ significantly from the best, but still do not share its place."""
     found = table.standings.get(column)
     others = [row for row in methods if row != best and row.control is None and found and found.tie(row, best)]
     if not others:

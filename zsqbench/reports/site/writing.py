@@ -1,4 +1,4 @@
-"""The folder of a report: pages, their data, pictures, and the libraries that pages need."""
+"""Write the folder of a report: pages, their data, pictures, and the libraries of pages."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from zsqbench.reports.site.startpage import start_page
 from zsqbench.store import read_json, temporary_beside
 
 MARKER = "report.json"
-"""A folder with this file was made here, and may be replaced."""
+"""A folder with this file is a report of zsqbench, and may be replaced."""
 
 MADE_BY = "zsqbench report"
 
@@ -30,21 +30,21 @@ CELLS, LIBRARY = "cells", "lib"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ZSQBenchError for a place where something lies that is not a report."""
+    """Raise ZSQBenchError if the place has something that is not a report."""
     if folder.is_symlink() or folder.is_file():
-        raise ZSQBenchError(f"{folder} is no folder; name one that is new, empty, or a report")
+        raise ZSQBenchError(f"{folder} is not a folder; name a folder that is new, empty, or a report")
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder):
         raise ZSQBenchError(
-            f"the folder {folder} is not empty, and no report of zsqbench: it has no {MARKER} that says so; name one "
+            f"the folder {folder} is not empty and not a report of zsqbench, because it has no {MARKER}; name a folder "
             "that is new, empty, or a report"
         )
 
 
 def write_report(source: Source, folder: Path) -> Path:
-    """Write a report into a folder that is new or empty, or in place of the report that is there; its start page.
+    """Write a report into a new or empty folder, or replace the report there. Returns its start page.
 
-    It is made beside its place, so the old one stands until the new one is complete. Raises ZSQBenchError where
-    something else lies there, or nothing can be written.
+    The report is made beside its place, so the old report stays until the new one is complete. Raises ZSQBenchError if
+    the place has something else, or cannot be written to.
     """
     check_folder(folder)
     temporary = temporary_beside(folder.absolute())
@@ -68,7 +68,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def _swap(temporary: Path, folder: Path) -> None:
-    """Put what is complete in the place of what was there."""
+    """Replace the old folder by the complete new folder."""
     old = temporary_beside(folder.absolute())
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
@@ -103,7 +103,7 @@ def _fill(source: Source, folder: Path, before: Path) -> None:
 
 
 def _write_page(page: Page, folder: Path, name: str, root: str) -> None:
-    """A page's frame, and beside it its data as a script: a page from disk cannot fetch JSON."""
+    """Write a page's frame, and beside it its data as a script, because a page from disk cannot fetch JSON."""
     data = json.dumps(page.as_data(), ensure_ascii=False, separators=(",", ":"), default=str)
     (folder / f"{name}.js").write_text(f"window.page = {data};\n", encoding="utf-8")
     lead = "\n".join(f"<p>{escape(line)}</p>" for line in _without_scripts(page))
@@ -127,7 +127,7 @@ def _own(name: str) -> str:
 
 
 def _write_library(folder: Path, before: Path) -> None:
-    """The scripts and styles that all pages share; those of an older report are taken where they are the same."""
+    """The scripts and styles that all pages share. Equal files of an older report are reused."""
     for name in ("page.js", "page.css"):
         (folder / name).write_text(_own(name), encoding="utf-8")
     versions = {package: package_version(package) for package in ("vl-convert-python", "itables")}
@@ -150,14 +150,14 @@ def _read(path: Path) -> object:
 
 @cache
 def _charts() -> str:
-    """Vega-Embed with all that it needs, in a scope of its own."""
+    """Vega-Embed with its dependencies, in its own scope."""
     import vl_convert
 
     return f"(() => {{\n{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}\n}})();\n"
 
 
 def _tables() -> Sequence[str]:
-    """DataTables and its style. A page from disk cannot import a module, so the script carries its text."""
+    """DataTables and its style. A page from disk cannot import a module, so the script contains its text."""
     bundle = resources.files("itables").joinpath("html")
     module, style = (bundle.joinpath(f"dt_bundle.{ending}").read_text(encoding="utf-8") for ending in ("js", "css"))
     text = json.dumps(module, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""How results become the rows and columns of a table: methods, and where they are compared."""
+"""Make the rows and columns of a table from results: methods, and the columns in which they are compared."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 Axis = Literal["task", "model", "scheme"]
-"""Tables may be made for each of these."""
+"""The values for each of which a table can be made."""
 
 Control = Literal["negative control", "positive control", "real data, not data-free", "float control"]
 
@@ -26,11 +26,11 @@ CONTROLS: Mapping[str, Control] = {
     "positive": "positive control",
     "negative": "negative control",
 }
-"""How a table calls the controls that methods declare to be."""
+"""The names in a table for the kinds of controls."""
 
 
 class ColumnKind(StrEnum):
-    """The numbers of a column: results, the best epochs by the evaluated images, what papers say, or other figures."""
+    """The numbers of a column: results, the best epochs by the evaluation images, published values, other figures."""
 
     MEASURED = auto()
     ORACLE = auto()
@@ -39,16 +39,16 @@ class ColumnKind(StrEnum):
 
 
 BESIDE = (ColumnKind.ORACLE, ColumnKind.PUBLISHED)
-"""The columns that may stand beside one of results, in their order, before other figures. They compete with none."""
+"""The columns that may be beside a column of results, in this order, before other figures. They do not compete."""
 
 
 MIXED = "mixed"
-"""The word for cells in which weights that a network is sensitive to have more bits than the scheme says."""
+"""The word for cells in which sensitive weights have more bits than the scheme says."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: generator and quantizer as the suite calls them, and all in which they differ from their defaults."""
+    """A method: generator and quantizer by their names in the suite, and their differences from the defaults."""
 
     generator: str
     generator_details: str
@@ -59,7 +59,7 @@ class Row:
 
     @classmethod
     def of(cls, result: Result) -> "Row":
-        """The row that a result stands in."""
+        """The row of a result in the table."""
         generator = result.methods.get("generator", {})
         kinds = [method.get("control") for method in (result.methods.get("quantizer", {}), generator)]
         control: Control | None = next((CONTROLS[kind] for kind in kinds if kind), None)
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def labels(self) -> tuple[str, str, str]:
-        """Generator, quantizer and settings as the table shows them."""
+        """Generator, quantizer and settings in the form of the table."""
         control = self.control or ""
         of_generator, of_quantizer = ("", control) if control == "float control" else (control, "")
         return (
@@ -93,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Name:
-    """A method as charts and sentences call it."""
+    """The name of a method in charts and sentences."""
 
     generator: str
     """`none` for a quantizer without images."""
@@ -106,7 +106,7 @@ class Name:
 
 
 def names_of(rows: Iterable[Row]) -> dict[Row, Name]:
-    """A name for each method, and no two alike: it has details and settings only where others share its short one."""
+    """A unique name for each method. It has details and settings only if other methods share its short name."""
     alike: dict[Name, list[Row]] = {}
     for row in unique(rows):
         alike.setdefault(Name(row.generator, row.quantizer), []).append(row)
@@ -119,9 +119,9 @@ def names_of(rows: Iterable[Row]) -> dict[Row, Name]:
 
 @dataclass(frozen=True)
 class Column:
-    """Where methods are compared. Two schemes are never in one column, nor are a result and what is no result.
+    """A column, in which methods are compared. Two schemes, or a result and another figure, never share a column.
 
-    A result of mixed precision shares one with others of its mean bits and size only.
+    A result of mixed precision only shares a column with results of the same mean bits and size.
     """
 
     task: str
@@ -129,37 +129,37 @@ class Column:
     scheme: str
     kind: ColumnKind = ColumnKind.MEASURED
     mixed: str = ""
-    """Where a method gave single weights more bits than the scheme says: `mixed`, then what came of it."""
+    """`mixed` if a method gave single weights more bits than the scheme, then the mean bits and size."""
     figure: str = ""
-    """The name of the figure, in a column of such."""
+    """The name of the figure, in a column of figures."""
 
     @classmethod
     def of(cls, result: Result) -> "Column":
-        """The column that a result stands in, without the sizes that `grouped` adds."""
+        """The column of a result, without the sizes that `grouped` adds."""
         return cls(result.task, result.model, result.scheme, mixed=MIXED if _is_mixed(result) else "")
 
     @property
     def label(self) -> str:
-        """The scheme, and what came of mixed precision."""
+        """The scheme, and the sizes of mixed precision."""
         return f"{self.scheme} {self.mixed}".strip()
 
     @property
     def unsized(self) -> "Column":
-        """The same without mean bits and size."""
+        """The column without mean bits and size."""
         return replace(self, mixed=MIXED) if self.mixed else self
 
 
 def grouped(results: Iterable[Result]) -> dict[tuple[Row, Column], list[Result]]:
-    """Results by method and column: the seeds of one are together.
+    """Results by method and column. The seeds of one cell are together.
 
-    A column of mixed precision has the mean bits and size of the weights of those that are done.
+    A column of mixed precision has the mean bits and size of the weights of done results.
     """
     groups: dict[tuple[Row, Column], list[Result]] = {}
     last: dict[tuple[str | None, ...], tuple[Result, list[Result]]] = {}
     for result in results:
         names = (result.task, result.model, result.scheme, result.generator, result.quantizer)
         if names in last and _is_alike(result, last[names][0]):
-            last[names][1].append(result)  # as nearly all seeds of a cell; to describe a method takes longer
+            last[names][1].append(result)  # true for nearly all seeds of a cell; describing a method takes longer
         else:
             group = groups.setdefault((Row.of(result), Column.of(result)), [])
             group.append(result)
@@ -171,12 +171,12 @@ def grouped(results: Iterable[Result]) -> dict[tuple[Row, Column], list[Result]]
 
 
 def _is_alike(one: Result, other: Result) -> bool:
-    """True if two results of the same names stand in the same row and column."""
+    """True if two results with the same names are in the same row and column."""
     return one.methods == other.methods and one.settings == other.settings and one.data_free == other.data_free
 
 
 def _is_mixed(result: Result) -> bool:
-    """True if its quantizer, or one that this starts from, leaves its work to another, at other bits."""
+    """True if its quantizer, or a quantizer of its starts, lets another quantizer do the work at other bits."""
     method: Mapping[str, Any] = result.methods.get("quantizer", {})
     while "start" in method:
         method = method["start"]
@@ -184,7 +184,7 @@ def _is_mixed(result: Result) -> bool:
 
 
 def _sized(group: Sequence[Result]) -> str:
-    """`mixed: 4.8 bits, 2.66 MB`, the means over seeds that are done; `mixed` alone where none is."""
+    """`mixed: 4.8 bits, 2.66 MB`, as means over done seeds. Only `mixed`: no seed is done."""
     done = [result.tensors for result in group if result.status == "done" and "size_mb" in result.tensors]
     if not done:
         return MIXED
@@ -196,13 +196,13 @@ _DEFAULTS = Settings()
 
 
 def changed_settings(result: Result) -> str:
-    """The settings that are not the default."""
+    """The settings that differ from the default."""
     changed = {name: value for name, value in result.settings.items() if value != getattr(_DEFAULTS, name, None)}
     return ", ".join(_option(name, value) for name, value in changed.items())
 
 
 def details_of(label: str | None, method: Mapping[str, Any]) -> str:
-    """`dgh, 128 images, 150 iterations`: the method where the suite has a name of its own, and what is not default."""
+    """`dgh, 128 images, 150 iterations`: the method, if the suite gives it another name, and non-default options."""
     name = [] if method.get("method", label) == label else [str(method["method"])]
     others = {name: method[name] for name in ("start", "over") if name in method}
     options = {
@@ -224,7 +224,7 @@ def _option(name: str, value: object) -> str:
         return f"{value} {words}"
     if isinstance(value, str):
         path = PurePath(value)
-        return f"{words} {path.name if path.is_absolute() else value}"  # where a file lies differs between machines
+        return f"{words} {path.name if path.is_absolute() else value}"  # the path of a file differs between machines
     return f"{words} {json.dumps(value)}"
 
 

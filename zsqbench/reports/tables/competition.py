@@ -1,4 +1,4 @@
-"""Who competes in a column, who beats the negative control, and who is best."""
+"""The competition in a column: the competing methods, those that beat the negative control, and the best."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ BELOW_CONTROL = "below the negative control"
 """The footnote of a method that is worse than a negative control, such as noise, with the same quantizer."""
 
 NOT_TOLD = "cannot be told from the negative control"
-"""The footnote of a method that is no worse than it, and whose lead chance may have given."""
+"""The footnote of a method that is not worse than the control, but whose lead is not significant."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A method's place among those of its column."""
+    """A method's place in its column."""
 
     letters: tuple[str, ...] = ()
-    """Methods that share one cannot be told apart; none where it was not compared."""
+    """Letters. Methods that share a letter do not differ significantly. Empty: the method was not compared."""
     without: str | None = None
     """Why it was not compared."""
 
     def ties_with(self, other: "Standing") -> bool:
-        """True if nothing tells both apart."""
+        """True if no test tells both apart."""
         return not (self.letters and other.letters) or not set(self.letters).isdisjoint(other.letters)
 
 
@@ -39,41 +39,41 @@ class Standings:
 
     of: Mapping[Row, Standing]
     detectable: float | None = None
-    """Points between two methods that are found in 80 of 100 cases; the median over all pairs."""
+    """The difference in points that is found in 80 of 100 cases, as the median over all pairs."""
     few_seeds: bool = False
-    """True if methods were compared for their seeds alone, as these are too few to speak for others."""
+    """True if methods were compared only for their seeds, because there are too few for a statement on other seeds."""
     untold: tuple[str, ...] = ()
-    """Why pairs share a letter though they were not compared, each reason once."""
+    """Why pairs share a letter although they were not compared, each reason once."""
 
     def tie(self, first: Row, second: Row) -> bool:
-        """True if nothing tells both methods apart."""
+        """True if no test tells both methods apart."""
         return self.of[first].ties_with(self.of[second])
 
 
 @dataclass(frozen=True)
 class Competition:
-    """The results of a table, and what may be said of one beside another."""
+    """The results of a table, and their comparisons."""
 
     means: Mapping[Place, float]
-    """At the precision that is shown: methods that look equal are equal."""
+    """Means at the shown precision, so that methods that look equal are equal."""
     incomplete: frozenset[Place]
-    """Means over the seeds that survived."""
+    """Entries whose mean is only over the seeds that are done."""
     random_models: frozenset[str] = frozenset()
     standings: Mapping[Column, Standings] = field(default_factory=dict)
-    """Of columns in which methods were compared."""
+    """The standings of columns in which methods were compared."""
 
     @cached_property
     def negative(self) -> dict[Place, Place]:
-        """The negative control of each method that has one, the best where there are several. It may be its own."""
+        """The best negative control of each method that has one. A control may be its own control."""
         return self._best_of(NEGATIVE)
 
     @cached_property
     def positive(self) -> dict[Place, Place]:
-        """The same for the control that was given real images."""
+        """The best control with real images, for each method that has one."""
         return self._best_of(POSITIVE)
 
     def _best_of(self, controls: Collection[str]) -> dict[Place, Place]:
-        """The best of these controls for each method: with the same quantizer and settings, in its column."""
+        """The best of these controls for each method, with the same quantizer and settings, in the same column."""
         best: dict[tuple[tuple[str, str, str], Column], Place] = {}
         for (row, column), mean in self.means.items():
             if row.control in controls:
@@ -85,9 +85,9 @@ class Competition:
 
     @cached_property
     def below_control(self) -> dict[Place, bool]:
-        """True where a method is worse than its negative control, the best one where there are several.
+        """True if a method is worse than its best negative control.
 
-        It has no place where either of them has no mean.
+        An entry is missing if the method or the control has no mean.
         """
         return {
             place: place[0].control != "negative control" and self.means[place] < self.means[control]
@@ -96,7 +96,7 @@ class Competition:
 
     @cached_property
     def told_from_control(self) -> dict[Place, bool]:
-        """True where chance does not explain how a method differs from its negative control."""
+        """True if a method differs significantly from its negative control."""
         return {
             place: self.differ(place, control)
             for place, control in self.negative.items()
@@ -104,26 +104,26 @@ class Competition:
         }
 
     def differ(self, first: Place, second: Place) -> bool:
-        """True if chance does not explain how both differ; in columns of different sizes, means alone tell."""
+        """True if both differ significantly. In columns of different sizes, only the means decide."""
         return first[1] != second[1] or not self._tie(first[1], first[0], second[0])
 
     def _tie(self, column: Column, first: Row, second: Row) -> bool:
-        """True if nothing tells both apart; where nothing was compared, equal means do not."""
+        """True if no test tells both apart. Without a comparison, the means must be equal."""
         if column not in self.standings:
             return self.means[first, column] == self.means[second, column]
         return self.standings[column].tie(first, second)
 
     def beats_control(self, place: Place) -> bool:
-        """True if a method is told from its negative control, and better, or has none."""
+        """True if a method is significantly better than its negative control, or has none."""
         return not self.below_control.get(place) and self.told_from_control.get(place, True)
 
     @cached_property
     def best(self) -> frozenset[Place]:
-        """The best data-free method of each column, and all data-free ones that cannot be told from it.
+        """The best data-free method of each column, and all data-free methods that do not differ significantly from it.
 
-        Controls do not compete. Nor does a method that does not beat its negative control, or that a negative control
-        beats with another quantizer; nor a mean over the seeds that survived, or a method that could not be compared.
-        Nothing is best of a network that was never trained.
+        These do not compete: controls; methods that do not beat their negative control; methods that a negative control
+        with another quantizer beats; means over only some of the seeds; methods that could not be compared. For a
+        network that was never trained, no method is best.
         """
         means = {place: mean for place, mean in self.means.items() if self._competes(*place)}
         top: dict[Column, Row] = {}
@@ -142,7 +142,7 @@ class Competition:
         return is_data_free_method and counts and is_compared and stands
 
     def _is_beaten_by_control(self, row: Row, column: Column) -> bool:
-        """True if the best negative control of the column, with any quantizer, is told from a method, and better."""
+        """True if the column's best negative control, with any quantizer, is significantly better than a method."""
         control = self._best_control.get(column)
         if control is None or self.means[control, column] <= self.means[row, column]:
             return False
@@ -165,6 +165,6 @@ class Competition:
         return NOT_TOLD if self.letters(row, column) and not is_told else None
 
     def letters(self, row: Row, column: Column) -> str:
-        """The letters of a method in a column; none where it was not compared."""
+        """The letters of a method in a column. Empty: it was not compared."""
         found = self.standings.get(column)
         return "".join(found.of[row].letters) if found and row in found.of else ""

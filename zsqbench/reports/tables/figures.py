@@ -1,4 +1,4 @@
-"""Columns beside results: how a name becomes a number of a row, in which unit, and how it is printed."""
+"""Columns beside results: the number of a row for a name, its unit, and its format."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ MEGABYTE = 1e6
 FLOAT_BYTES = 4
 
 RECOVERED = "recovered"
-"""The figure that follows from three results; recovery.py computes it."""
+"""The figure that is computed from three results, in recovery.py."""
 
 PERCENT = ("top1", "top5", "agreement", "equal", "equal_exact")
-"""Metrics in percent, besides those of COCO (mAP..., mAR...); of onnxruntime/top1 the last part counts."""
+"""Metrics in percent, besides those of COCO (mAP..., mAR...). For onnxruntime/top1 the last part counts."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Figure:
     """A number of a row that can have a column of its own."""
 
     name: str
-    """How a reader asks for it, and what its column is called."""
+    """Its name in options, and the head of its column."""
     of: Callable[[Result], float | None]
-    """The number of a row; none where the row has none."""
+    """The number of a row. None: the row has none."""
     of_float: Callable[[Result], float | None]
-    """The same of the float network."""
+    """The number of the float network."""
     unit: str = ""
     digits: int = 2
     """Decimals."""
     note: str = ""
-    """The line below the table that says what it is, where its name does not."""
+    """The line below the table that explains the figure, if its name does not."""
 
     @property
     def head(self) -> str:
@@ -40,7 +40,7 @@ class Figure:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def text(self, number: float) -> str:
-        """A number of it as a table prints it."""
+        """A number of it in the format of a table."""
         return f"{round(number, self.digits) + 0:.{self.digits}f}"  # + 0 turns -0.0 into 0.0
 
     def why_absent(self, result: Result) -> str | None:
@@ -51,9 +51,8 @@ class Figure:
 def find_figures(names: Iterable[str], results: Sequence[Result]) -> tuple[Figure, ...]:
     """The figures of these names, each once, in this order.
 
-    A name is a metric of rows, `seconds`, `memory`, `size` or `recovered`, or one of the first two of a single step,
-    such as `seconds/quantize`. Raises ZSQBenchError for one that no row has, unless no row is done, and so none has
-    any.
+    A name is a metric of rows, `seconds`, `memory`, `size` or `recovered`. `seconds` and `memory` may be of a single
+    step, such as `seconds/quantize`. Raises ZSQBenchError for a name that no row has, unless no row is done.
     """
     names = tuple(dict.fromkeys(names))
     known = _known(results)
@@ -66,7 +65,7 @@ def find_figures(names: Iterable[str], results: Sequence[Result]) -> tuple[Figur
 
 
 def _known(results: Sequence[Result]) -> set[str]:
-    """All names that rows have numbers of."""
+    """All names for which rows have numbers."""
     metrics = {name for result in results for name in result.metrics}
     steps = {f"{cost}/{step}" for result in results for cost in ("seconds", "memory") for step in result.seconds}
     return {*metrics, *steps, *_TOTALS}
@@ -82,7 +81,7 @@ def _figure(name: str) -> Figure:
         return Figure(name, lambda result: _mebibytes(result.peak_memory.get(step)), _nothing, unit="MiB", digits=0)
     last = name.rpartition("/")[2]
     unit = "%" if last in PERCENT or last.startswith(("mAP", "mAR")) else ""
-    # what was measured beside it, such as onnxruntime/float_p50_ms
+    # a number that was measured beside it, such as onnxruntime/float_p50_ms
     beside = "/".join([*name.split("/")[:-1], f"float_{last}"])
     return Figure(
         name,
@@ -93,11 +92,11 @@ def _figure(name: str) -> Figure:
 
 
 def _nothing(_: Result) -> None:
-    """Nothing: the float network has no such number."""
+    """None, because the float network has no such number."""
 
 
 def _making(result: Result) -> list[str]:
-    """The steps that lead to the quantized network, as the row calls them, and not those that measure."""
+    """The steps that lead to the quantized network, by their names in the row, without steps that measure."""
     return [name for name in result.seconds if name not in KINDS or not (KINDS[name].final or KINDS[name].ships)]
 
 

@@ -34,22 +34,22 @@ LATEX = str.maketrans(
         **{character: f"\\{character}" for character in "&%$#_{}"},
     }
 )
-"""Characters that mean something else to LaTeX."""
+"""Characters with a special meaning in LaTeX."""
 
 
 def leaderboard(results: Sequence[Result], form: Form, layout: Layout = PLAIN, home: Path | None = None) -> str:
-    """The leaderboard of these rows as text; rows and columns stand in the order in which the results name them.
+    """The leaderboard of these rows as text. Rows and columns are in the order of the results.
 
-    There is a table for each task, unless `layout` says otherwise; CSV and JSON have the records of all of them. `home`
-    keeps which methods can be told apart, for the next time. The text ends without a newline. Raises ZSQBenchError
-    where there are no results, and for a wish that no row meets.
+    There is a table for each task, unless `layout` says something else. CSV and JSON have the records of all tables.
+    `home` keeps the comparisons of methods for the next time. The text ends without a newline. Raises ZSQBenchError if
+    there are no results, and for an option of `layout` that no row has.
     """
     renderers = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex, "json": _json}
     return renderers[form](build_tables(results, layout, home)).rstrip("\n")
 
 
 def _text(table: Table, row: Row, column: Column) -> str:
-    """`91.02 ± 0.10 (-0.71) a [1]`, or a status, or nothing where the suite has no such cell."""
+    """`91.02 ± 0.10 (-0.71) a [1]`, or a status. Empty: the suite has no such cell."""
     entry = table.entries.get((row, column))
     if entry is None:
         return ""
@@ -69,12 +69,12 @@ def _label_heads(table: Table) -> list[str]:
 
 
 def heads_of(table: Table) -> list[tuple[str, ...]]:
-    """The heads of all columns, each of as many lines; those of labels have empty lines above."""
+    """The heads of all columns, with the same number of lines. Heads of labels have empty lines above."""
     return [*(("", label) for label in _label_heads(table)), *(table.head(column) for column in table.columns)]
 
 
 def lines_of(table: Table) -> list[list[str]]:
-    """The body of the table as texts; the float network first."""
+    """The body of the table as texts, the float network first."""
     labels = len(_label_heads(table))
     floats = [table.number(column, table.floats[column]) if column in table.floats else "" for column in table.columns]
     methods = [[*row.labels[:labels], *(_text(table, row, column) for column in table.columns)] for row in table.rows]
@@ -82,7 +82,7 @@ def lines_of(table: Table) -> list[list[str]]:
 
 
 def _per_cell(table: Table, label: str, of: Callable[[Row, Column], str]) -> list[list[str]]:
-    """Something for each text of `lines_of`: `label` for the labels, nothing for the float network."""
+    """A value for each text of `lines_of`: `label` for labels, and an empty value for the float network."""
     labels = [label] * len(_label_heads(table))
     rows = [[*labels, *(of(row, column) for column in table.columns)] for row in table.rows]
     return [[*labels, *[""] * len(table.columns)], *rows]
@@ -94,7 +94,7 @@ def notes_of(table: Table) -> list[str]:
 
 
 def _title(table: Table) -> str:
-    """`digits: top-1 accuracy in percent`, or the model or scheme that a table is of."""
+    """`digits: top-1 accuracy in percent`, or the model or scheme of a table."""
     return f"{table.title}: {table.metric}" if table.by == "task" else table.title
 
 
@@ -166,7 +166,7 @@ def _beside(table: Table, row: Row, column: Column) -> dict[str, float | None]:
 
 
 def _figures(table: Table, row: Row, column: Column) -> dict[str, float | str | None]:
-    """The figures of a record: mean, deviation and value of the float network, and why there is none."""
+    """The figures of a record: mean, deviation and value of the float network, and why a figure is missing."""
     figures: dict[str, float | str | None] = {}
     for name in table.figures:
         place = replace(column, kind=ColumnKind.FIGURE, figure=name)
@@ -183,7 +183,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _csv(tables: Sequence[Table]) -> str:
-    import pandas as pd  # Markdown, which each run ends with, does not wait for it
+    import pandas as pd  # each run ends with Markdown, which does not need it
 
     records = [record for table in tables for record in _records(table)]
     return pd.DataFrame(records).astype({"calibrated": "Int64"}).to_csv(index=False, lineterminator="\n")

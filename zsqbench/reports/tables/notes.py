@@ -1,4 +1,4 @@
-"""The notes below a table say what was measured, on what, and what a reader must not compare."""
+"""The notes below a table: the metric, the data, and numbers that a reader must not compare."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,21 +13,22 @@ METRICS = {
     "top5": "top-5 accuracy in percent",
     "mAP": "COCO's mean average precision (IoU 0.5 to 0.95) in percent",
 }
-"""What a metric is called in a table; another one goes by its own name."""
+"""The name of a metric in a table. Other metrics keep their names."""
 
 CLIPPED_AT_MOST = 0.05
-"""The share of evaluated images with clipped outputs from which on a table warns.
+"""A table warns from this share of evaluation images with clipped outputs on.
 
-Where several of the largest outputs of an image are clipped, they are equal, and the decision between them is lost: a
-classifier may lose one point for each 0.01. A value that calibration on N images does not meet is met in 1 / (N + 1) of
-other images of their kind: 0.05 is more than a set of 20 that is like the evaluated images leaves. Measured with `rtn`
-at hw/w8a8: 0.28 on EfficientNet-Lite0 calibrated on noise (minus 16 points), 0 on real images; 0.48 on the embedded
-MobileNetV2 with `zeroq` (minus 25 points); 0.01 to 0.025 on the embedded detector calibrated on 64 real images.
+If several of the largest outputs of an image are clipped, they are equal, and the decision between them is lost. A
+classifier may lose one point for each 0.01. After calibration on N images, a share of 1 / (N + 1) of similar images
+exceeds the range. So 0.05 is more than a set of 20 images leaves that is like the evaluation images. Measured with
+`rtn` at hw/w8a8: 0.28 on EfficientNet-Lite0 calibrated on noise (minus 16 points), 0 on real images; 0.48 on the
+embedded MobileNetV2 with `zeroq` (minus 25 points); 0.01 to 0.025 on the embedded detector calibrated on 64 real
+images.
 """
 
 
 def remarks_on(done: Sequence[Result]) -> Iterable[str]:
-    """Lines that whoever reads the number of these seeds must know: what methods say, and outputs that are clipped."""
+    """Lines that a reader of these seeds' number needs: notes of methods, and clipped outputs."""
     yield from unique(line for result in done for line in result.footnotes)
     for name in unique(name for result in done for name in result.clipped):
         share = statistics.fmean(result.clipped.get(name, 0.0) for result in done)
@@ -39,7 +40,7 @@ def remarks_on(done: Sequence[Result]) -> Iterable[str]:
 
 
 def _without_logits(scheme: str) -> str:
-    """The advice to leave outputs as they are."""
+    """The advice to leave outputs in float."""
     placement = scheme.partition("/")[0]
     if placement in PLACEMENTS:
         return f"a scheme {{base: {placement}, logits: float}} leaves outputs unquantized"
@@ -47,7 +48,7 @@ def _without_logits(scheme: str) -> str:
 
 
 def sources_of(results: Sequence[Result]) -> Iterable[str]:
-    """A line for each paper: which of its tables, and how it is cited."""
+    """A line for each paper: its tables, and its citation."""
     tables: dict[str, list[str]] = {}
     for result in results:
         if result.published:
@@ -57,7 +58,7 @@ def sources_of(results: Sequence[Result]) -> Iterable[str]:
 
 
 def seeds_of(results: Sequence[Result]) -> str:
-    """Which seeds the rows have."""
+    """The seeds of the rows, in words."""
     seeds = sorted({result.seed for result in results if result.seed is not None})
     if len(seeds) > 1:
         return f"mean ± sample standard deviation over seeds {listed(seeds)}"
@@ -70,7 +71,7 @@ def metrics_of(results: Sequence[Result]) -> str:
 
 
 def caption_of(results: Sequence[Result]) -> str:
-    """The notes for a reader who sees nothing but the table."""
+    """The notes for a reader who sees only the table."""
     tasks, schemes = (listed(getattr(result, axis) for result in results) for axis in ("task", "scheme"))
     return (
         f"Suite {listed(result.suite for result in results)}: {metrics_of(results)} on {tasks} at {schemes}; "
@@ -79,7 +80,7 @@ def caption_of(results: Sequence[Result]) -> str:
 
 
 def measured_on(results: Sequence[Result], groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> Iterable[str]:
-    """Lines on what was measured, on what, calibrated on what, and on what does not compare.
+    """Lines on the metric, the data, the calibration, and on numbers that cannot be compared.
 
     `groups` has the results by method and column.
     """
@@ -99,7 +100,7 @@ def measured_on(results: Sequence[Result], groups: Mapping[tuple[Row, Column], S
 
 
 def _calibrated(results: Sequence[Result]) -> Iterable[str]:
-    """How many images were read; a generator is named with its quantizers where these read different numbers."""
+    """How many images were read. A generator is named with its quantizers if these read different numbers."""
     counts: dict[str, dict[str, int]] = {}
     for result in results:
         if result.generator and (count := result.data.get("calibrated")):
@@ -116,7 +117,7 @@ def _calibrated(results: Sequence[Result]) -> Iterable[str]:
 
 
 def _speeds(results: Sequence[Result]) -> Iterable[str]:
-    """Where cells differ in settings, what each setting costs: mean seconds over the distinct steps of a method."""
+    """If cells differ in settings, the cost of each setting: mean seconds over the distinct steps of a method."""
     if len({changed_settings(result) for result in results}) < 2:  # noqa: PLR2004
         return
     for kind, axis in ((kind, job.axis) for kind, job in KINDS.items() if job.axis):
@@ -148,10 +149,10 @@ def _disagreements(results: Sequence[Result]) -> Iterable[str]:
 
 
 def _different_bits(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> Iterable[str]:
-    """Columns in which rows of one network differ in tensors, roles or bits: they do not compare the same thing.
+    """Columns in which rows of one network differ in tensors, roles or bits, so that they cannot be compared.
 
-    Grids are a method's own choice and stand in its details. A control that quantizes nothing is no offence, nor is
-    mixed precision, in whose columns mean bits and size are the same.
+    Grids do not count: a method chooses its grids, and its details show them. A control that quantizes nothing does not
+    count. Mixed precision does not count either, because its columns have equal mean bits and size.
     """
     methods: dict[Column, dict[str, list[str]]] = {}
     for (row, column), group in groups.items():

@@ -1,4 +1,4 @@
-"""The figure `recovered`: the part of what real images bring over noise that a method reaches."""
+"""The figure `recovered`: the part of the gain of real images over noise that a method reaches."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,17 +9,16 @@ from zsqbench.reports.tables.figures import RECOVERED
 from zsqbench.reports.tables.table import Entry
 
 UNDEFINED = "undefined"
-"""This stands in place of a number where there is nothing to recover."""
+"""The text that replaces a number if there is nothing to recover."""
 
 NOTHING = "nothing to recover: chance explains how real images differ from noise, or they are worse"
-"""The footnote that says so."""
+"""The footnote for this text."""
 
 
 def recovered(competition: Competition, entries: Mapping[Place, Entry]) -> dict[Place, Entry]:
     """The entries of the figure's columns, for each method with the quantizer and settings of both controls.
 
-    Of each seed it is 100 (x - noise) / (real - noise), where noise and real are means of the best control over its
-    seeds.
+    For each seed it is 100 (x - noise) / (real - noise). noise and real are means of the best control over its seeds.
     """
     found: dict[Place, Entry] = {}
     for place, noise in competition.negative.items():

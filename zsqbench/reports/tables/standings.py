@@ -1,4 +1,4 @@
-"""Which methods of a column can be told apart, by the images that each has right; kept, as statistics take a while."""
+"""Which methods of a column differ significantly, by the images that each has right. The results are kept on disk."""
 
 import base64
 import contextlib
@@ -18,29 +18,29 @@ from zsqbench.statistics import Measured, Resampled, Samples, Ties, ties, unpack
 from zsqbench.store import write_atomically
 
 FOLDER = "standings"
-"""Below the home: a file for each column that was compared, by a hash of all that it follows from."""
+"""The folder below the home with a file for each compared column, named by a hash of all its inputs."""
 
 VERSION = 2
-"""Raise it when the same rows would give other standings."""
+"""Raise it if the same rows would give different standings."""
 
 PRECISION = 1e-6
-"""Points by which the share of images that are right may differ from the metric that it is."""
+"""Allowed points between the share of right images and the metric."""
 
 
 class Value(NamedTuple):
-    """The part of a row that is compared."""
+    """The part of a row for the comparison."""
 
     seed: int | None
     images: int
     reached: float
     """The metric, in percent."""
     packed: str
-    """Which images are right, as bits; or the metric on resampled images, as float32. Base64."""
+    """In base64: which images are right, as bits, or the metric on resampled images, as float32."""
     resampled: bool
 
 
 Values = list[Value] | str
-"""Of a method, a value for each seed; or why there are none."""
+"""The values of a method for each seed, or why there are none."""
 
 
 class _Kept(BaseModel):
@@ -60,13 +60,13 @@ def find_standings(
 ) -> dict[Column, Standings]:
     """The standings of each column in which at least two methods are done.
 
-    `home` keeps them for the next table of the same rows; where it cannot be written to, they are computed each time.
+    `home` keeps them for the next table of the same rows. If it cannot be written to, they are computed each time.
     """
     return {column: _standings(methods, home) for column, methods in _columns(groups).items()}
 
 
 def find_ties(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> dict[Column, Ties[Row]]:
-    """The p of each pair of methods, where `find_standings` has letters; not kept, as there are many."""
+    """The p of each pair of methods, for columns with letters of `find_standings`. They are many, so not kept."""
     return {
         column: ties({row: samples_of(each) for row, each in zip(methods, _values(methods), strict=True)})
         for column, methods in _columns(groups).items()
@@ -93,14 +93,14 @@ def _standings(methods: Mapping[Row, Sequence[Result]], home: Path | None) -> St
 
 
 def _values(methods: Mapping[Row, Sequence[Result]]) -> list[Values]:
-    """All that is compared of each method; those of other images than most have are left out."""
+    """The compared values of each method. Methods on other images than most methods are left out."""
     digests = Counter(result.data.get("digest") for group in methods.values() for result in group)
     usual = digests.most_common(1)[0][0]
     return [values_of(group, usual) for group in methods.values()]
 
 
 def values_of(group: Sequence[Result], digest: str | None) -> Values:
-    """All that is compared of a method whose seeds are done. `digest` is of the images that others have."""
+    """The compared values of a method whose seeds are done. `digest` is of the images of the other methods."""
     values = []
     for result in group:
         images, reached = result.data.get("evaluated"), result.value or 0.0
@@ -121,7 +121,7 @@ def _right(correct: str) -> int:
 
 
 def _compare(values: Sequence[Values]) -> _Kept:
-    """Tell methods apart where they can be."""
+    """Compare methods, as far as possible."""
     samples = dict(enumerate(map(samples_of, values)))
     found = ties(samples)
     has_seeds = any(each.seeds for each in samples.values() if not isinstance(each, str))
@@ -135,7 +135,7 @@ def _compare(values: Sequence[Values]) -> _Kept:
 
 
 def samples_of(values: Values) -> Measured | str:
-    """The same as statistics take it, or why there is none."""
+    """The values in the form for statistics, or why there are none."""
     import numpy as np
 
     if isinstance(values, str):

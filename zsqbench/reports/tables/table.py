@@ -1,4 +1,4 @@
-"""The leaderboard as data: methods by task, model and scheme, and what a mark or a bold figure means."""
+"""The leaderboard as data: methods by task, model and scheme, and the meanings of marks and bold figures."""
 
 import statistics
 from collections.abc import Iterator, Mapping
@@ -11,28 +11,28 @@ from zsqbench.reports.tables.figures import Figure
 from zsqbench.statistics import COLUMN_SEEDS
 
 SEVERITY = ("failed", "interrupted", "impossible", "excluded")
-"""Which status a cell of the table shows where its seeds differ: the first of these."""
+"""If the seeds of a table cell have different statuses, it shows the first of these."""
 
 
 ORACLE = (
     "oracle: the best epoch, chosen on the evaluated images themselves, which nobody without them can do; it is what "
     "released trainers print, and no result"
 )
-"""The note that says what a column of this kind is."""
+"""The note that explains a column of this kind."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a method reached in a column: the seeds that are done, and why others are not; or what a paper says."""
+    """The entry of a method in a column: done seeds, and why other seeds are not done; or a published value."""
 
     values: tuple[float, ...]
     drops: tuple[float, ...]
     status: str
     reasons: tuple[str, ...]
-    """One line for each thing that happened, deduplicated."""
+    """One line for each distinct reason."""
     calibrated: int | None = None
     remarks: tuple[str, ...] = ()
-    """Lines that whoever reads the number must know; it counts all the same."""
+    """Notes that a reader of the number needs. The number still counts."""
     stated: float | None = None
     """The deviation that a paper states."""
 
@@ -43,7 +43,7 @@ class Entry:
 
     @cached_property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds that are done; none for a single one."""
+        """Sample standard deviation over the done seeds. None: there is only one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else self.stated
 
     @cached_property
@@ -55,7 +55,7 @@ class Entry:
 def compete(
     entries: Mapping[Place, Entry], random_models: frozenset[str], standings: Mapping[Column, Standings]
 ) -> Competition:
-    """The results among the entries of a table, one beside another."""
+    """The results among the entries of a table, for comparison."""
     results = {place: entry for place, entry in entries.items() if place[1].kind is ColumnKind.MEASURED}
     return Competition(
         {place: round(entry.mean, 2) for place, entry in results.items() if entry.mean is not None},
@@ -67,44 +67,44 @@ def compete(
 
 @dataclass(frozen=True)
 class Table:
-    """A part of the leaderboard as data; every format is made from this."""
+    """A part of the leaderboard as data. Every format is made from it."""
 
     suite: str
     by: Axis
-    """All columns have one of these in common, and the title names it."""
+    """The axis on which all columns agree. The title names its value."""
     title: str
     metric: str
-    """In words, such as "top-1 accuracy in percent"."""
+    """The metric in words, such as "top-1 accuracy in percent"."""
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     entries: Mapping[tuple[Row, Column], Entry]
     floats: Mapping[Column, float]
-    """The metric of the float network, where it was measured."""
+    """The metric of the float network, if it was measured."""
     random_models: frozenset[str]
     caption: str
-    """What a reader has to know who sees nothing but the table; what is bold comes after it."""
+    """Notes for a reader who sees only the table. The meaning of bold follows them."""
     measured: tuple[str, ...]
-    """What was measured, on what, and calibrated on what."""
+    """Notes on metric, data and calibration."""
     published: tuple[str, ...] = ()
-    """Where published values are from."""
+    """The sources of published values."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    """The figures that were asked for, by name."""
+    """The requested figures, by name."""
     standings: Mapping[Column, Standings] = field(default_factory=dict)
-    """Of columns in which methods were compared."""
+    """The standings of columns in which methods were compared."""
 
     @cached_property
     def competition(self) -> Competition:
-        """The results, one beside another."""
+        """The results, for comparison."""
         return compete(self.entries, self.random_models, self.standings)
 
     @cached_property
     def footnotes(self) -> dict[str, int]:
-        """What cells have to say beside their number, each text once, numbered as a reader meets them."""
+        """The footnotes of cells, each text once, numbered in reading order."""
         texts = unique(text for row in self.rows for column in self.columns for text in self.remarks(row, column))
         return {text: number for number, text in enumerate(texts, start=1)}
 
     def remarks(self, row: Row, column: Column) -> tuple[str, ...]:
-        """Why seeds did not run, what to know of the number, and if it beats its control; or a paper's remark."""
+        """Why seeds did not run, notes on the number, and if it beats its control; or a published value's remark."""
         entry = self.entries.get((row, column))
         if entry is None:
             return ()
@@ -113,13 +113,13 @@ class Table:
 
     @property
     def bold(self) -> str:
-        """What bold means."""
+        """The meaning of bold."""
         which = " that beats the negative control" if self.competition.below_control else ""
         ties = ", and all that cannot be told from it" if self.has_letters else ""
         return f"bold: the best data-free method of a column{which}{ties}; controls do not compete"
 
     def letters(self, row: Row, column: Column) -> str:
-        """The letters of a result; none where it has none."""
+        """The letters of a result. Empty: it has none."""
         return self.competition.letters(row, column) if column.kind is ColumnKind.MEASURED else ""
 
     @property
@@ -129,7 +129,7 @@ class Table:
 
     @property
     def notes(self) -> list[str]:
-        """What was measured, and what the marks mean."""
+        """Notes on the measurement, and the meanings of marks."""
         controls = {row.control for row in self.rows}
         marks = {
             self.bold: self.competition.best,
@@ -175,11 +175,11 @@ class Table:
             yield f"no letter for {where}: {reason}"
 
     def number(self, column: Column, number: float) -> str:
-        """A number of a column as it is printed."""
+        """A number of a column in its printed form."""
         return self.figures[column.figure].text(number) if column.figure else f"{number:.2f}"
 
     def head(self, column: Column) -> tuple[str, ...]:
-        """Task, model and scheme as the table shows them, without the one that all columns have in common."""
+        """Task, model and scheme in the form of the table, without the one that all columns share."""
         mark = " (random weights)" if column.model in self.random_models else ""
         kind = "" if column.kind is ColumnKind.MEASURED else f" ({column.kind})"
         mixed = f" ({column.mixed})" if column.mixed else ""

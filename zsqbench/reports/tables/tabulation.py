@@ -1,4 +1,4 @@
-"""From result rows to tables: seeds are one entry, with spread, drop, and why others are not done."""
+"""Make tables from result rows. All seeds form one entry, with spread, drop, and why some are not done."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from zsqbench.reports.tables.standings import find_standings
 from zsqbench.reports.tables.table import SEVERITY, Entry, Table, compete
 
 NOT_RUN = "not run"
-"""This stands in place of a figure that was not measured, for a reason that a footnote gives."""
+"""The text that replaces a figure that was not measured. A footnote gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Layout:
     columns: Sequence[str] = ()
     """Figures beside results: metrics, `seconds`, `memory`, `size` or `recovered`."""
     by: Axis = "task"
-    """A table for each of these."""
+    """The axis: one table for each of its values."""
     metric: str | None = None
-    """Shown in place of the one that each task names, where rows have it."""
+    """The metric to show instead of the main metric of each task, if rows have it."""
     sort: str | None = None
-    """Part of a column's head: methods stand by what they reach there, the best first."""
+    """Part of a column's head. Methods are sorted by their results in this column, the best first."""
 
 
 PLAIN = Layout()
 
 
 def build_tables(results: Sequence[Result], layout: Layout = PLAIN, home: Path | None = None) -> list[Table]:
-    """A table for each task, or for each model or scheme; `home` keeps which methods can be told apart.
+    """A table for each task, or for each model or scheme. `home` keeps the comparisons of methods.
 
-    Raises ZSQBenchError where there are no rows, and for a figure, a metric or a column to sort by that none has.
+    Raises ZSQBenchError if there are no rows, and for a figure, a metric or a column to sort by that no row has.
     """
     if not results:
         raise ZSQBenchError("there are no results yet; run the suite first: zsqbench run SUITE")
@@ -53,7 +53,7 @@ def build_tables(results: Sequence[Result], layout: Layout = PLAIN, home: Path |
 
 
 def _measured_by(metric: str, results: Sequence[Result]) -> list[Result]:
-    """Rows that show another metric; of those that are done, the ones that have it."""
+    """Rows that show another metric. Done rows without this metric are left out."""
     known = {name for result in results for name in result.metrics}
     if known and metric not in known:
         raise ZSQBenchError(unknown("metric", metric, known, "--metric"))
@@ -65,7 +65,7 @@ def _measured_by(metric: str, results: Sequence[Result]) -> list[Result]:
 
 
 def _sorted(tables: Sequence[Table], sort: str) -> list[Table]:
-    """Tables whose methods stand by the first column of results whose head has this part, where there is one."""
+    """Tables whose methods are sorted by the first column of results whose head has this part, if there is one."""
     sorted_ = [_sorted_by(sort, table) for table in tables]
     if not any(sorted_):
         heads = unique(" ".join(table.head(column)) for table in tables for column in table.columns)
@@ -102,7 +102,9 @@ def _table(results: Sequence[Result], by: Axis, title: str, figures: Sequence[Fi
     if any(figure.name == RECOVERED for figure in figures):
         entries |= recovered(compete(entries, random_models, standings), entries)
     there = {column for _, column in entries}
-    if not any(result.status == "done" for result in results):  # so that what was asked for is seen to come
+    if not any(
+        result.status == "done" for result in results
+    ):  # so that the requested column is visible before any row is done
         there |= {_column(column, figure) for _, column in groups for figure in figures}
     columns = [
         each
@@ -147,7 +149,7 @@ def _entry(group: Sequence[Result]) -> Entry:
 
 
 def _figures(figure: Figure, group: Sequence[Result]) -> Entry | None:
-    """The numbers of seeds that are done, or that they were not run, and why; none where nothing is known."""
+    """The numbers of done seeds, or that they were not run, and why. None: nothing is known."""
     done = [result for result in group if result.status == "done"]
     values = tuple(value for result in done if (value := figure.of(result)) is not None)
     reasons = unique(reason for result in done if (reason := figure.why_absent(result)) is not None)
@@ -159,7 +161,7 @@ def _figures(figure: Figure, group: Sequence[Result]) -> Entry | None:
 def _float_figures(
     groups: Mapping[tuple[Row, Column], Sequence[Result]], figures: Sequence[Figure]
 ) -> dict[Column, float]:
-    """The same numbers of the float network; the first row of a column that has one counts."""
+    """The numbers of the float network. The first row of a column that has one counts."""
     floats: dict[Column, float] = {}
     for (_, column), group in groups.items():
         for figure in figures:
@@ -175,7 +177,7 @@ def _column(column: Column, figure: Figure) -> Column:
 
 
 def _oracle(group: Sequence[Result]) -> Entry | None:
-    """The best epochs of seeds that are done, by the evaluated images; none where no seed was asked for them."""
+    """The best epochs of done seeds, by the evaluation images. None: no seed kept epochs."""
     found = [(result.oracle_value, result.float_value) for result in group if result.status == "done"]
     values = tuple(value for value, _ in found if value is not None)
     drops = tuple(full - value for value, full in found if value is not None and full is not None)
@@ -183,7 +185,7 @@ def _oracle(group: Sequence[Result]) -> Entry | None:
 
 
 def _published(group: Sequence[Result]) -> Entry | None:
-    """What a paper says, none where it says nothing; the seeds of a cell hold the same."""
+    """The published value. None: there is none. All seeds of a cell have the same."""
     told = next((result.published for result in group if result.published), None)
     if told is None:
         return None
@@ -193,7 +195,7 @@ def _published(group: Sequence[Result]) -> Entry | None:
 
 
 def _floats(groups: Mapping[tuple[Row, Column], Sequence[Result]]) -> dict[Column, float]:
-    """What the float network reaches, and what it is published to reach; the first row of a column counts."""
+    """The measured and the published metric of the float network. The first row of a column counts."""
     floats: dict[Column, float] = {}
     for column, result in ((column, result) for (_, column), group in groups.items() for result in group):
         if result.float_value is not None:

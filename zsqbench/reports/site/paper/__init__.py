@@ -1,4 +1,4 @@
-"""The figures of papers, made of the rows of a suite and of what its store has."""
+"""The figures of papers, made from the rows and the store of a suite."""
 
 from zsqbench.reports.site.paper.catalog import KINDS, Kind, paper_figures
 from zsqbench.reports.site.paper.figure import Absent, PaperFigure

@@ -1,4 +1,4 @@
-"""The list of figures: to add one, add a line here."""
+"""The list of figures. To add a figure, add a line here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class Kind:
     """The first word of its figures' names."""
     meaning: str
     paper: str
-    """The figures and tables that it is after."""
+    """The figures and tables of papers that it follows."""
     make: Callable[["Material"], Figures]
 
 
 @dataclass(frozen=True)
 class Material:
-    """All that figures of a task and a network are made of."""
+    """The data for the figures of a task and a network."""
 
     rows: Sequence[Result]
     store: Store
@@ -70,7 +70,7 @@ KINDS = (
 
 
 def paper_figures(rows: Sequence[Result], store: Store) -> Figures:
-    """All figures of rows of one task and one network, and why others cannot be."""
+    """All figures of rows of one task and one network, and why other figures cannot be drawn."""
     if not rows:
         return []
     material = Material(rows, store, Sets.of(rows, store), f"{rows[0].task} {rows[0].model}")

@@ -1,4 +1,4 @@
-"""Diagnostics as figures take them: the plain data of an artifact, read once into what it should be."""
+"""Diagnostics for figures: the plain data of an artifact, parsed once into typed objects."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 
 QUANTILES = ("p5", "p25", "median", "p75", "p95")
-"""Those of an output range."""
+"""The quantiles of an output range."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Images by how hard they are for the float network, 1 - p."""
+    """Images by their difficulty for the float network, 1 - p."""
 
     by: str
-    """The class that p is the probability of: the `label`, or the `predicted class`."""
+    """The class of the probability p: the `label`, or the `predicted class`."""
     counts: tuple[int, ...]
-    """Images in bins of equal width from 0 to 1."""
+    """Numbers of images in bins of equal width from 0 to 1."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -27,11 +27,11 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class OfLayer:
-    """A number of a layer: the BN gap, in stored deviations, or the entropy of the similarities of patches."""
+    """A number of a layer: the BN gap, in stored deviations, or the entropy of patch similarities."""
 
     layer: str
     value: float | None
-    """None for one that is not finite."""
+    """The number. None: it is not finite."""
 
     @classmethod
     def all_of(cls, layers: Iterable[Mapping[str, Any]], number: str) -> tuple[Self, ...]:
@@ -45,7 +45,7 @@ class OutputRange:
 
     output: str
     quantiles: tuple[float | None, ...]
-    """At `QUANTILES`; none for one that is not finite."""
+    """The values at `QUANTILES`. None: a value is not finite."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -58,17 +58,17 @@ class OutputRange:
 
 @dataclass(frozen=True)
 class Images:
-    """The diagnostics of some images; a part that they have not is none, and `absent` says why by its name."""
+    """The diagnostics of some images. None: a part is missing, and `absent` has the reason by its name."""
 
     count: int
     difficulty: Difficulty | None
     bn_gaps: tuple[OfLayer, ...] | None
-    """From the image on."""
+    """BN gaps, in order from the image on."""
     patch_entropies: tuple[OfLayer, ...] | None
-    """From the image on, of a network without batch normalisation; none in older diagnostics, too."""
+    """Entropies of a network without batch normalisation, from the image on. None: also in older diagnostics."""
     output_ranges: tuple[OutputRange, ...] | None
     class_balance: tuple[int, ...] | None
-    """Images that the float network takes for each class."""
+    """Numbers of images that the float network assigns to each class."""
     absent: Mapping[str, str]
 
     @classmethod
@@ -94,7 +94,7 @@ class Diagnosed:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        """Read the data of an artifact. Raises a LookupError, TypeError, ValueError or ArithmeticError for others."""
+        """Read the data of an artifact. Raises LookupError, TypeError, ValueError or ArithmeticError."""
         return cls(Images.of(data["set"]), _some(Images.of, data["real"]))
 
 

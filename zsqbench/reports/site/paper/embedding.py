@@ -1,6 +1,6 @@
-"""Images of sets beside real ones as points: near where the network sees them alike (DGH, Figure 2).
+"""Images of sets and real images as points. Images with similar features are near each other (DGH, Figure 2).
 
-It is drawn on demand, for it needs the network.
+It is drawn on demand, because it needs the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ FIELDS = ("panel", "images", "x", "y")
 SIDE = 260
 """Pixels of a panel's side."""
 PERPLEXITY = 30
-"""Of t-SNE, as scikit-learn has it; less for few images."""
+"""The perplexity of t-SNE, the default of scikit-learn. It is less for few images."""
 FEWEST = 4
-"""Points that t-SNE needs."""
+"""The fewest points for t-SNE."""
 
 
 def embedding(sets: "Mapping[str, np.ndarray]", real: "np.ndarray | None", why: str, where: str) -> PaperFigure:
-    """Features [N, F] of each set, and of real images, laid out together by t-SNE; a panel for each set.
+    """Features [N, F] of each set and of real images, laid out together by t-SNE, with a panel for each set.
 
     `why` says why there are no real images. Raises ZSQBenchError for fewer images than t-SNE can lay out.
     """

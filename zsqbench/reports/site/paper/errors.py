@@ -1,4 +1,4 @@
-"""Errors of quantized networks on what is hard for the float network, and on what is easy."""
+"""Errors of quantized networks on images that are hard or easy for the float network."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -25,31 +25,31 @@ BINS = 10
 
 
 class Point(NamedTuple):
-    """The error of a method on images that are about as hard."""
+    """The error of a method on images of similar difficulty."""
 
     method: str
     scheme: str
     difficulty: float
     """The middle of a bin of 1 - p."""
     error: float
-    """In percent, the mean over seeds."""
+    """The error in percent, as the mean over seeds."""
     among: int
-    """How many images they are."""
+    """Number of images."""
     seeds: int
 
 
 class Errors(NamedTuple):
-    """The errors of one network on images that are about as hard."""
+    """The errors of one network on images of similar difficulty."""
 
     share: float
-    """In percent of them."""
+    """The error in percent of the images."""
     among: int
 
 
 def errors_by_difficulty(rows: Sequence[Result], store: Store, where: str) -> list[PaperFigure | Absent]:
-    """The error of each method by how hard images are for the float network, 1 - p; means over seeds.
+    """The error of each method by the difficulty of images for the float network, 1 - p, as means over seeds.
 
-    The bins are those of HAST's Figure 2b, ten of equal width, and those without images have no point.
+    The bins are those of HAST's Figure 2b: ten of equal width. A bin without images has no point.
     """
     title, why = f"error-by-difficulty {where}", "no done result says which images were right"
 
@@ -96,12 +96,12 @@ def _figure(title: str, where: str, points: Sequence[Point]) -> PaperFigure:
 
 
 def _error(points: Sequence[Point]) -> float:
-    """The error in all bins together: few images are hard."""
+    """The error in all bins together, because few images are hard."""
     return sum(point.error * point.among for point in points) / sum(point.among for point in points)
 
 
 def _bins(store: Store, key: str) -> "np.ndarray | str":
-    """The bin of each image, by how hard it is for the float network, or why that is not known."""
+    """The bin of each image, by its difficulty for the float network, or why it is not known."""
     import numpy as np
 
     if not store.has(Baseline.kind, key):

@@ -1,4 +1,4 @@
-"""A figure of a paper: a chart with its data, or why there is none; and parts of charts."""
+"""A figure of a paper: a chart with its data, or why there is none, and parts of charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ WIDTH, HEIGHT = 260, 200
 PANELS = 3
 """Panels side by side."""
 MOST = 20
-"""So many methods or sets are in a figure: more have no colours that can be told apart."""
+"""The most methods or sets in a figure. More have no distinct colours."""
 COLORS: Spec = {"scheme": "tableau20"}
 REAL = "real images"
-"""How figures call the real images that sets are compared with."""
+"""The name in figures of the real images for comparison."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PaperFigure:
 
     chart: Chart
     columns: Columns
-    """The data of the chart, which goes by the chart's name."""
+    """The data of the chart, under the chart's name."""
 
     @classmethod
     def of(cls, name: str, title: str, fields: tuple[str, ...], rows: Sequence[Sequence[Value]], spec: Spec) -> Self:
@@ -33,26 +33,26 @@ class PaperFigure:
 
     @property
     def name(self) -> str:
-        """How it is asked for."""
+        """The name by which the user asks for it."""
         return self.chart.name
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A figure that there is not, and why."""
+    """A missing figure, and the reason."""
 
     name: str
     why: str
 
 
 def some(names: Sequence[str], what: str, which: str) -> tuple[list[str], str]:
-    """The first names that a figure has room for, and words for its title if there are more."""
+    """The first names that fit into a figure, and words for its title if there are more."""
     left_out = f" (the {which} {MOST} of {len(names)} {what})" if len(names) > MOST else ""
     return list(names[:MOST]), left_out
 
 
 def panels(field: str, order: Sequence[str], layer: Sequence[Spec], height: int | Spec = HEIGHT) -> Spec:
-    """Layers once for each value of a field; all panels have the same axes."""
+    """Layers for each value of a field. All panels have the same axes."""
     return {
         "facet": {"field": field, "type": "nominal", "sort": list(order), "title": None},
         "columns": PANELS,

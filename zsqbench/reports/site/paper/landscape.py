@@ -1,7 +1,8 @@
 """Loss terms around quantized networks: cosines of gradients, and eigenvalues of Hessians (HAST, Figure 6).
 
-The paper measures cosines throughout the fine-tuning of a 3-bit ResNet-20; here they are those of the network that a
-cell ends with, in eval mode. Cells that differ in epochs show the course. It is drawn on demand, for it needs networks.
+The paper measures cosines throughout the fine-tuning of a 3-bit ResNet-20. Here they are measured at the final network
+of a cell, in eval mode. Cells that differ in epochs show the course. The figure is drawn on demand, because it needs
+networks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ COSINE, DENSITY, LARGEST = "cosine", "density", "largest"
 """Parts: a batch's cosine x; a density y at an eigenvalue x; the largest eigenvalue x."""
 
 FLOOR = 1e-6
-"""Densities are drawn down to this part of the highest one of a figure."""
+"""Densities are drawn down to this part of the highest density of a figure."""
 WIDTH = 300
 """Pixels of the cosines."""
 _TICKS = [sign * 10**power for power in range(7) for sign in (1, -1)]
@@ -27,11 +28,11 @@ _AROUND_ZERO: Spec = {
     "scale": {"type": "symlog", "constant": 1, "nice": False},
     "axis": {"values": [0, *_TICKS], "format": "~g"},
 }
-"""Linear up to 1 and logarithmic beyond, for the eigenvalues of terms differ by orders of magnitude."""
+"""Linear up to 1 and logarithmic beyond, because the eigenvalues of terms differ by orders of magnitude."""
 
 
 def landscape(found: "Mapping[str, Surroundings]", where: str) -> PaperFigure:
-    """All that was measured around the quantized networks of cells of one network, by the cells' names."""
+    """The measurements around the quantized networks of cells of one network, by the cells' names."""
     short = {cell: _short(cell, found) for cell in found}
     spectra = [spectrum for each in found.values() for spectrum in each.landscape.spectra.values()]
     floor = FLOOR * max(density for spectrum in spectra for density in spectrum.density)
@@ -46,7 +47,7 @@ def landscape(found: "Mapping[str, Surroundings]", where: str) -> PaperFigure:
 
 
 def _short(cell: str, cells: Mapping[str, object]) -> str:
-    """The parts of a cell's name in which cells differ; all but task and network of an only one."""
+    """The parts of a cell's name in which cells differ. For a single cell, all parts except task and network."""
     parts = [each.split(":") for each in cells]
     differing = [place for place in range(len(parts[0])) if len({each[place] for each in parts}) > 1]
     return ":".join(cell.split(":")[place] for place in differing) or cell.split(":", 2)[2]

@@ -1,6 +1,6 @@
-"""Results along an axis: a swept option, the bits, or the placement of quantizers; a line for each method.
+"""Results along an axis (a swept option, the bits, or the placement of quantizers), with a line for each method.
 
-An axis is found in rows, so that variants that `each` made and variants that are written by hand have one alike.
+An axis is found in rows. So it does not matter if variants were made by `each` or written by hand.
 """
 
 import json
@@ -30,10 +30,10 @@ _SCHEME = "scheme"
 _PARTS = re.compile(r"(\d+)")
 _NAMED = ("method", "version", "origin")
 _key = json.JSONEncoder(sort_keys=True, default=str).encode
-"""A value as a text by which it is compared."""
+"""A value as a text for comparison."""
 
 Option: TypeAlias = "Value | list[Option]"
-"""The value of an option, as a row keeps it."""
+"""The value of an option in the form of a row."""
 
 Facts = dict[str, Option]
 """Options and their values, by names such as `generator.images`."""
@@ -41,18 +41,18 @@ Facts = dict[str, Option]
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis that results are drawn along."""
+    """The axis of a figure."""
 
     name: str
     title: str
     x: Callable[[Result], Option]
     panel: Callable[[Result], str]
     facts: Callable[[Result], Facts]
-    """All in which results of one line are the same."""
+    """The values that all results of one line share."""
     line: Callable[[Result], Hashable]
-    """The same, to be compared: thousands of results are."""
+    """These values in a form for fast comparison of thousands of results."""
     order: Callable[[str], list[tuple[int, str]]] | None = None
-    """Sorts names on the axis; otherwise they are in the order of the suite. Numbers are sorted."""
+    """The sorting of names on the axis. None: the order of the suite. Numbers are always sorted."""
 
 
 class Point(NamedTuple):
@@ -65,11 +65,11 @@ class Point(NamedTuple):
     seed: int | None
     value: float | None
     float_value: float | None
-    """The value of the float network."""
+    """The metric of the float network."""
 
 
 def option_sweeps(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """A figure for each option of which results differ in it alone.
+    """A figure for each option if some results differ only in this option.
 
     HAST, Figures 1 and 5, Table 8; DGH, Figures 1 and 5.
     """
@@ -112,7 +112,7 @@ def bits(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
 
 
 def placements(rows: Sequence[Result], where: str) -> list[PaperFigure | Absent]:
-    """Results by placement, that is by which tensors are quantized, a panel for each width."""
+    """Results by placement (the tensors that are quantized), a panel for each width."""
     why = "no method has results at two placements with the same bits"
     axis = Axis("placements", "placement", _placement, _bits, _changed, _changed_line)
     return [_figure([row for row in _done(rows) if "/" in row.scheme], axis, where, why)]
@@ -168,7 +168,7 @@ def _across(axis: Axis, places: Sequence[float | str]) -> Spec:
 
 
 def _lines(rows: Sequence[Result], axis: Axis) -> Iterator[tuple[str, list[Result]]]:
-    """The results of each method that has at least two values on the axis in one panel, with a name for the method."""
+    """The results of each method with at least two values on the axis in one panel, and a name for the method."""
     groups: dict[tuple[str, Hashable], list[Result]] = {}
     for row in rows:
         groups.setdefault((axis.panel(row), axis.line(row)), []).append(row)
@@ -177,7 +177,7 @@ def _lines(rows: Sequence[Result], axis: Axis) -> Iterator[tuple[str, list[Resul
 
 
 def _names(rows: Sequence[Result], axis: Axis) -> list[str]:
-    """A name for each line, by one of its rows: its methods, and the facts in which others of these methods differ."""
+    """A name for each line, from one of its rows: its methods, and facts that differ between lines of these methods."""
     alike: dict[str, list[Facts]] = {}
     for row in rows:
         alike.setdefault(_short(row), []).append(axis.facts(row))
@@ -192,12 +192,12 @@ def _names(rows: Sequence[Result], axis: Axis) -> list[str]:
 
 
 def _options(row: Result) -> Facts:
-    """Every option of every method of a row, with the values that held, its settings, and its scheme."""
+    """Every option of every method of a row with its effective value, the settings, and the scheme."""
     return _facts(row, "options") | {_SCHEME: row.scheme}
 
 
 def _changed(row: Result) -> Facts:
-    """The options that the suite set: those that hold otherwise may depend on the scheme."""
+    """The options that the suite set. Other effective values may depend on the scheme."""
     return _facts(row, "changed")
 
 
@@ -215,7 +215,7 @@ def _facts(row: Result, which: str) -> Facts:
 
 
 def _without_links(method: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """A method in which another one stands as what it is, and not as what the suite calls it."""
+    """A method that names another method by its identity, not by its name in the suite."""
     others = {link: _without_links(method[link], which) for link in _LINKS if link in method}
     options = {option: value for option, value in method.get(which, {}).items() if option not in others}
     named = {key: method[key] for key in ("method", "version") if key in method}
@@ -231,12 +231,12 @@ def _done(rows: Sequence[Result]) -> list[Result]:
 
 
 def _is_file(value: Option) -> bool:
-    """True for a file, which is no point on an axis."""
+    """True for a file. A file is not a point on an axis."""
     return isinstance(value, str) and PurePath(value).is_absolute()
 
 
 def _short(row: Result) -> str:
-    """The methods of a row by their own names, for its labels may name a value of the sweep."""
+    """The methods of a row by their own names, because its labels may contain a value of the sweep."""
     generator, quantizer = (row.methods.get(axis, {}).get("method") for axis in _METHODS)
     return Name(generator or row.generator or NO_GENERATOR, quantizer or row.quantizer).words
 
@@ -258,7 +258,7 @@ def _text(value: Option) -> str:
 
 
 def _places(values: Sequence[Option]) -> Sequence[float | str]:
-    """The places of values on an axis: themselves if all are numbers, else texts."""
+    """The positions of values on an axis: the values if all are numbers, or else texts."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return numbers if len(numbers) == len(values) else [_text(value) for value in values]
 

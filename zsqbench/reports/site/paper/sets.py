@@ -1,4 +1,4 @@
-"""Calibration sets beside real images, by the diagnostics that the store has of them; means over seeds."""
+"""Calibration sets beside real images, from diagnostics in the store, as means over seeds."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,17 +33,17 @@ class Compared(Generic[T]):
     """A part of the diagnostics, such as BN gaps, of sets and of real images."""
 
     sets: Mapping[str, Sequence[T]]
-    """By the name of the generator, those of its seeds: the sets that have it and that a figure has room for."""
+    """The part of each seed, by the generator's name, for the sets that have it and fit into a figure."""
     beside: Mapping[str, Sequence[T]]
-    """By the same names, those of the real images that these sets are compared with."""
+    """The part of the real images with which these sets are compared, by the same names."""
     real: T | None
-    """The same of the real images that the largest set is compared with: others get as many."""
+    """The part of the real images for the largest set. Other sets are compared with as many images as they have."""
     why: str
     """Why there are none, or none of some."""
 
     @property
     def lines(self) -> dict[str, Sequence[T]]:
-        """Those of sets, and then that of real images; nothing without sets."""
+        """The parts of sets, then the part of real images. Empty: there are no sets."""
         real = [] if self.real is None else [self.real]
         return {**self.sets, REAL: real} if self.sets and real else dict(self.sets)
 
@@ -53,7 +53,7 @@ class Sets:
     """The diagnostics of all sets of a task and a network."""
 
     found: Mapping[str, Sequence[Diagnosed]]
-    """By the name of the generator, those of its seeds."""
+    """The diagnostics of each seed, by the generator's name."""
     why: str
     """Why there are none, or none of some."""
 
@@ -75,7 +75,7 @@ class Sets:
         return cls(found, why)
 
     def part(self, name: str, take: Callable[[Images], T | None]) -> Compared[T]:
-        """The part that `take` takes; diagnostics without it have the reason under its name."""
+        """The part that `take` returns. Diagnostics without it have the reason under its name."""
         sets: dict[str, list[T]] = {}
         beside: dict[str, list[T]] = {}
         for label, found in self.found.items():
@@ -92,20 +92,20 @@ class Sets:
 
     @property
     def left_out(self) -> str:
-        """Words for a title if there are more sets than a figure has room for."""
+        """Words for a title if there are more sets than fit into a figure."""
         return some(list(self.found), "sets", "first")[1]
 
 
 def _taken(take: Callable[[Images], T | None], images: Iterable[Images | None]) -> list[T]:
-    """The part of each of those that have it."""
+    """The part of each diagnostics that has it."""
     return [part for each in images if each is not None and (part := take(each)) is not None]
 
 
 def difficulty(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """How many images are how hard for the float network, 1 - p, in each set and in real images (HAST, Figure 2c).
+    """The distribution of difficulty for the float network, 1 - p, in each set and in real images (HAST, Figure 2c).
 
-    The paper measures that by quantized networks. A share is linear below 1 % and logarithmic above, as few images are
-    hard.
+    The paper measures difficulty with quantized networks. The axis of shares is linear below 1 % and logarithmic above,
+    because few images are hard.
     """
     title, part = f"difficulty {where}", sets.part("difficulty", lambda images: images.difficulty)
     rows: list[list[Value]] = []
@@ -158,9 +158,9 @@ def _bins(panel: str, images: str, parts: Sequence[Difficulty]) -> Iterator[list
 
 
 def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """How far each batch normalisation's statistics of images are from those that it stores (DGH, Figure 3)."""
+    """The distance of each batch normalisation's statistics of images from its stored statistics (DGH, Figure 3)."""
     title, part = f"bn-gap {where}", sets.part("bn_gaps", lambda images: images.bn_gaps)
-    rows = [row for row in _layer_rows(part) if row[-1]]  # none on a logarithmic axis is 0
+    rows = [row for row in _layer_rows(part) if row[-1]]  # a logarithmic axis has no 0
     if not rows:
         return [Absent(title, part.why)]
     axes = (
@@ -171,7 +171,7 @@ def bn_gaps(sets: Sets, where: str) -> list[PaperFigure | Absent]:
 
 
 def patch_entropies(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """How varied the similarities of patches are to each block of a network without batch normalisation."""
+    """The entropy of patch similarities in each block of a network without batch normalisation."""
     title, part = f"patch-entropy {where}", sets.part("patch_similarities", lambda images: images.patch_entropies)
     rows = _layer_rows(part)
     if not rows:
@@ -181,7 +181,7 @@ def patch_entropies(sets: Sets, where: str) -> list[PaperFigure | Absent]:
 
 
 def _layer_rows(part: Compared[tuple[OfLayer, ...]]) -> list[list[Value]]:
-    """Rows [images, place, layer, number], where the number is finite; means over seeds."""
+    """Rows [images, place, layer, number] with finite numbers, as means over seeds."""
     return [
         [label, place, layers[0].layer, value]
         for label, parts in part.lines.items()
@@ -249,7 +249,7 @@ def output_ranges(sets: Sets, where: str) -> list[PaperFigure | Absent]:
 
 
 def class_balance(sets: Sets, where: str) -> list[PaperFigure | Absent]:
-    """How many images of each set the float network takes for each class."""
+    """The share of images of each set that the float network assigns to each class."""
     title, part = f"class-balance {where}", sets.part("class_balance", lambda images: images.class_balance)
     rows: list[list[Value]] = []
     for label, parts in part.lines.items():
@@ -274,7 +274,7 @@ def class_balance(sets: Sets, where: str) -> list[PaperFigure | Absent]:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are numbers; none where there are none."""
+    """The mean of the values that are numbers. None: there are no numbers."""
     numbers = [value for value in values if value is not None]
     return float(f"{statistics.fmean(numbers):.5g}") if numbers else None
 
