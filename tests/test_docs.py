@@ -289,7 +289,7 @@ def test_the_suite_of_the_short_way_runs(bench):
 
 
 MEASURED = {"my_suite": (TUTORIAL, write_tutorial), "bn_match": (YOUR_METHOD, write_your_method)}
-"""Suites that documents have their reader write and run: the document that shows the table, and what writes the files."""
+"""Suites that a reader of the documents writes and runs: the document with the table, and a writer of the files."""
 ROWS = ROOT / "docs" / "results"
 """Rows of these suites, of which the tables are made."""
 each_measured = pytest.mark.parametrize("suite", MEASURED)

@@ -71,14 +71,14 @@ def test_a_method_that_could_not_be_compared_is_named_where_others_were():
 
 def test_letters_and_what_can_be_detected_stand_below_the_table():
     text = leaderboard([row(91.0, seed=None), row(80.0, generator="dgh", seed=None)], "md")
-    assert "- letters: methods of a column that share one cannot be told apart on these images" in text
-    assert "- detectable in 80 of 100 cases: a difference of" in text
+    assert "- letters: two methods of a column that share a letter cannot be told apart on these images" in text
+    assert "points between two methods alone would be detected in 80 of 100 cases" in text
     assert "for these seeds" not in text
 
 
 def test_few_seeds_are_said_to_be_few():
     results = [row(value, generator=name, seed=seed) for name, value in (("a", 91.0), ("b", 80.0)) for seed in (0, 1)]
-    assert "- letters are for these seeds: fewer than 5 of a method tell too little of others" in leaderboard(
+    assert "- letters hold for these seeds only: fewer than 5 seeds say too little of other seeds" in leaderboard(
         results, "md"
     )
 

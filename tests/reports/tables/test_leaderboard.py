@@ -43,8 +43,8 @@ def test_a_json_table_lists_the_footnote_of_what_is_below_noise():
 def test_every_format_says_that_bold_beats_noise_and_is_shared(form):
     text = leaderboard([row(90.0, generator="noise"), row(91.0)], form)
 
-    beats = "bold: the best data-free method of a column that beats the negative control"
-    assert f"{beats}, and all that cannot be told from it; controls do not compete" in text
+    beats = "bold: in each column, the best data-free method that beats the negative control"
+    assert f"{beats}, and all methods that cannot be told from the best; controls do not compete" in text
 
 
 @pytest.mark.parametrize("form", ["md", "html", "latex", "json"])

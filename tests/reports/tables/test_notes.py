@@ -121,8 +121,8 @@ def test_outputs_that_are_clipped_in_many_images_are_named_with_the_scheme_that_
     results = [clipped(0.482), clipped(0.03, generator="dgh")]
     assert [line[-1] for line in markdown_cells(results)[2:]] == ["**91.00 (-7.00) a [1]**", "**91.00 (-7.00) a**"]
     assert leaderboard(results, "md").splitlines()[-1] == (
-        "- [1] in 48 % of the evaluated images, several of the largest values of output classifier lie beyond its grid "
-        "and become equal: a scheme {base: hw, logits: float} leaves outputs unquantized"
+        "- [1] in 48 % of the evaluated images, several of the largest values of the output classifier lie beyond its "
+        "grid and become equal; the scheme {base: hw, logits: float} leaves outputs in float"
     )
 
 

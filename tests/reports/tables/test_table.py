@@ -120,7 +120,7 @@ def test_real_images_below_noise_have_the_footnote_too():
 
 def test_the_note_on_bold_is_silent_about_noise_where_there_is_none():
     assert (
-        "\n- bold: the best data-free method of a column; controls do not compete\n"
+        "\n- bold: in each column, the best data-free method; controls do not compete\n"
         in leaderboard([row()], "md") + "\n"
     )
 

@@ -34,8 +34,8 @@ def remarks_on(done: Sequence[Result]) -> Iterable[str]:
         share = statistics.fmean(result.clipped.get(name, 0.0) for result in done)
         if share > CLIPPED_AT_MOST:
             yield (
-                f"in {100 * share:.0f} % of the evaluated images, several of the largest values of output {name} lie "
-                f"beyond its grid and become equal: {_without_logits(done[0].scheme)}"
+                f"in {100 * share:.0f} % of the evaluated images, several of the largest values of the output {name} "
+                f"lie beyond its grid and become equal; {_without_logits(done[0].scheme)}"
             )
 
 
@@ -43,8 +43,8 @@ def _without_logits(scheme: str) -> str:
     """The advice to leave outputs in float."""
     placement = scheme.partition("/")[0]
     if placement in PLACEMENTS:
-        return f"a scheme {{base: {placement}, logits: float}} leaves outputs unquantized"
-    return f"`logits: float` in scheme {placement} leaves outputs unquantized"
+        return f"the scheme {{base: {placement}, logits: float}} leaves outputs in float"
+    return f"`logits: float` in scheme {placement} leaves outputs in float"
 
 
 def sources_of(results: Sequence[Result]) -> Iterable[str]:

@@ -115,8 +115,8 @@ class Table:
     def bold(self) -> str:
         """The meaning of bold."""
         which = " that beats the negative control" if self.competition.below_control else ""
-        ties = ", and all that cannot be told from it" if self.has_letters else ""
-        return f"bold: the best data-free method of a column{which}{ties}; controls do not compete"
+        ties = ", and all methods that cannot be told from the best" if self.has_letters else ""
+        return f"bold: in each column, the best data-free method{which}{ties}; controls do not compete"
 
     def letters(self, row: Row, column: Column) -> str:
         """The letters of a result. Empty: it has none."""
@@ -149,17 +149,18 @@ class Table:
         """Lines on letters: their meaning, for which seeds they hold, what they can show, and where there are none."""
         if self.has_letters:
             yield (
-                "letters: methods of a column that share one cannot be told apart on these images, at 5 % for all its "
-                "pairs together (Holm)"
+                "letters: two methods of a column that share a letter cannot be told apart on these images (5 % for "
+                "all pairs of the column together, by Holm)"
             )
         if any(found.few_seeds for found in self.standings.values()):
-            yield f"letters are for these seeds: fewer than {COLUMN_SEEDS} of a method tell too little of others"
+            yield f"letters hold for these seeds only: fewer than {COLUMN_SEEDS} seeds say too little of other seeds"
         points = sorted(found.detectable for found in self.standings.values() if found.detectable is not None)
         if points:
             span = unique([f"{points[0]:.2g}", f"{points[-1]:.2g}"])
+            by_column = " (it depends on the column)" if len(span) > 1 else ""
             yield (
-                f"detectable in 80 of 100 cases: a difference of {' to '.join(span)} points, by the column, between "
-                "two methods that are compared alone"
+                f"a difference of {' to '.join(span)} points{by_column} between two methods alone would be detected in "
+                "80 of 100 cases"
             )
         for reason in unique(reason for found in self.standings.values() for reason in found.untold):
             yield f"some methods share a letter because they cannot be compared: {reason}"
