@@ -23,7 +23,7 @@ from zsqbench.cli.options import data_root_option, home_option, results_option
     help="A plugin file of your own (may be repeated).",
 )
 def export_images(suite: str, cell: str, folder: Path, **options: Any) -> int:
-    """Write the calibration images of a CELL of SUITE into a FOLDER that is new or empty.
+    """Write the calibration images of a CELL into a FOLDER. The CELL is of SUITE, and the FOLDER must be new or empty.
 
     The folder then has PNGs, safetensors, and a file for the calibrators of onnxruntime, OpenVINO and TensorRT.
     """
