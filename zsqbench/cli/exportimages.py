@@ -32,7 +32,7 @@ def export_images(suite: str, cell: str, folder: Path, **options: Any) -> int:
     made = api.export_images(suite, cell, folder, **options)
     click.echo(f"{made.images} images are in {folder}, and README.md there says how to use them")
     if made.rounding is None:
-        click.echo("there are no PNGs, for these have 1 or 3 channels")
+        click.echo("there are no PNGs, because these have 1 or 3 channels")
     else:
         click.echo(f"PNGs: {made.rounding}")
     return 0

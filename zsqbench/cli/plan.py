@@ -101,7 +101,7 @@ class _Priced:
     workers: int
     budget: float | None
     saving: "Saving | None"
-    """What compiling would save."""
+    """The time that compiling would save. None: not known, or nothing to save."""
     part: "Part | None" = None
     """The shard of the suite's cells. None: all cells."""
 
