@@ -301,7 +301,7 @@ def test_a_control_that_is_clearly_better_is_never_said_to_be_as_good(checkup):
     """Noise that is judged on is like what the control is calibrated on, so the worse candidate stays."""
     text = page(checkup, judged(WORST, BETTER, generators=("noise",)), tried=WORST)
     assert "cannot be told" not in text
-    because = "that says nothing, for it is calibrated on noise, which is all that was judged on"
+    because = "this means nothing, because the control is calibrated on noise, and only noise was used for judging"
     assert f"- The control, rtn on noise, has the higher agreement, 100.00 instead of 25.00: {because}." in text
     assert "- The highest agreement but for the control's is chosen; no other candidate comes so near" in text
     assert f"- The control is rtn on noise; {because}." in text

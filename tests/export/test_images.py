@@ -103,7 +103,7 @@ def test_images_of_two_channels_have_no_pngs(tmp_path):
     made = export_images(CalibrationSet(valid_images(of)), of, tmp_path / "made", "a cell")
     assert made.rounding is None
     assert not (tmp_path / "made" / "images").exists()
-    assert "There are no PNGs, for these have 1 or 3 channels." in (tmp_path / "made" / "README.md").read_text()
+    assert "There are no PNGs, because these have 1 or 3 channels." in (tmp_path / "made" / "README.md").read_text()
 
 
 def test_a_folder_that_is_empty_is_filled(tmp_path):

@@ -244,7 +244,7 @@ def _by_control(control: Tried) -> str:
 def _why_not(found: Found) -> str:
     """Why the control is not chosen although it has the highest figure, as a clause."""
     if found.at_home:
-        return "that says nothing, for it is calibrated on noise, which is all that was judged on"
+        return "this means nothing, because the control is calibrated on noise, and only noise was used for judging"
     return "its lead is too small to choose it for"
 
 

@@ -98,7 +98,7 @@ def cache_gc(home: Path, results: Path, compiled: bool, yes: bool) -> int:
     rows = [row for path in sorted(results.glob("*.jsonl")) for row in ResultFile(path).read().values()]
     if not rows:
         raise ZSQBenchError(
-            f"there are no rows in {results}, so every artifact would go; name the folder with --results"
+            f"there are no rows in {results}, so every artifact would be removed; name the folder with --results"
         )
     kept = frozenset(key for row in rows for key in row.keys.values())
     unused = [(kind, key) for kind, key in store.artifacts() if kind not in KINDS or not KINDS[kind].is_kept(key, kept)]

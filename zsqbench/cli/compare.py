@@ -39,7 +39,7 @@ def compare(
     margin: float | None,
     form: "Form",
 ) -> int:
-    """Compare the methods A and B of SUITE image by image: is B better, by how much, and what flips.
+    """Compare the methods A and B of SUITE image by image. Show if B is better, by how much, and which images flip.
 
     A and B are names of cells, parts of names, or expressions like those of -k. Each of the two selects one method in
     each column of the table, with all its seeds.

@@ -40,7 +40,7 @@ def doctor(
     without: Sequence[str],
     form: str,
 ) -> int:
-    """Examine MODEL before a run: can it be captured and quantized, by which methods, and which parts are hard.
+    """Examine MODEL before a run. Show if it can be captured and quantized, by which methods, and which parts are hard.
 
     Exit codes: 0 no blocker, 1 a blocker was found, 2 bad input.
     """

@@ -62,7 +62,7 @@ def export(
     without: Sequence[str],
     **places: Any,
 ) -> int:
-    """Write the quantized network of a CELL of SUITE as an ONNX file of integers, with a script that runs it.
+    """Write the quantized network of a CELL of SUITE as ONNX. The file has integers, and a script beside it runs it.
 
     The file is compared with the simulation on the calibration images of the cell. A cell without such images is
     compared on noise. The exit code is 1 if the file does not compute what was measured.

@@ -23,7 +23,7 @@ from zsqbench.cli.options import data_root_option, home_option, results_option
     help="A plugin file of your own (may be repeated).",
 )
 def export_images(suite: str, cell: str, folder: Path, **options: Any) -> int:
-    """Write the calibration images of a CELL of SUITE into a FOLDER that is new or empty.
+    """Write the calibration images of a CELL into a FOLDER. The CELL is of SUITE, and the FOLDER must be new or empty.
 
     The folder then has PNGs, safetensors, and a file for the calibrators of onnxruntime, OpenVINO and TensorRT.
     """
@@ -32,7 +32,7 @@ def export_images(suite: str, cell: str, folder: Path, **options: Any) -> int:
     made = api.export_images(suite, cell, folder, **options)
     click.echo(f"{made.images} images are in {folder}, and README.md there says how to use them")
     if made.rounding is None:
-        click.echo("there are no PNGs, for these have 1 or 3 channels")
+        click.echo("there are no PNGs, because these have 1 or 3 channels")
     else:
         click.echo(f"PNGs: {made.rounding}")
     return 0

@@ -18,7 +18,7 @@ from zsqbench.cli.options import PATH, data_root_option, device_option, rows_opt
 @click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file of your own (may be repeated).")
 @device_option
 def landscape(suite: str, output: Path, **options: Any) -> int:
-    """Draw how loss terms of fine-tuning agree, and how curved they are, around quantized networks of SUITE.
+    """Draw loss terms of fine-tuning around quantized networks. Show how the terms agree, and how curved they are.
 
     The cells that -k selects must be of one network. The terms are cross-entropy (CE), distillation (KL) and alignment
     of features (FA). They are computed on the calibration images of each cell. The chart shows the cosines of their

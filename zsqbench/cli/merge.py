@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @home_option
 @results_option
 def merge(folders: Sequence[Path], home: Path, results: Path) -> int:
-    """Add the artifacts and rows of each DIR to --home and --results, as if all had run there.
+    """Add artifacts and rows of each DIR to --home and --results. The result is as if all had run there.
 
     A DIR is a folder in which a run had its home (.zsqbench or home) and its rows (results). A merge overwrites
     nothing. If equal keys have different numbers, both are shown, the first stays, and the exit code is 1. After an

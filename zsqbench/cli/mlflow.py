@@ -11,7 +11,7 @@ from zsqbench.cli.options import home_option, results_option, select_option
 
 @click.group()
 def mlflow() -> None:
-    """The copy of the results in MLflow."""
+    """Log results to MLflow, or open its web page."""
 
 
 @mlflow.command("sync")

@@ -52,7 +52,7 @@ def _seconds(what: str) -> Callable[..., float | None]:
 @click.option("--workers", type=click.IntRange(min=0), help="Steps at the same time, as in `run`.")
 @format_option
 def plan(form: str, probe: bool, probe_time: float, budget: float | None, workers: int | None, **options: Any) -> int:
-    """Show what a run of SUITE would do: its cells, shared steps, cached steps, and the time of the other steps."""
+    """Show what a run of SUITE would do. List its cells, shared steps, cached steps, and the time of other steps."""
     from zsqbench.execution.engines import gpus
     from zsqbench.execution.estimates import Estimates
     from zsqbench.execution.timings import Timings
@@ -101,7 +101,7 @@ class _Priced:
     workers: int
     budget: float | None
     saving: "Saving | None"
-    """What compiling would save."""
+    """The time that compiling would save. None: not known, or nothing to save."""
     part: "Part | None" = None
     """The shard of the suite's cells. None: all cells."""
 

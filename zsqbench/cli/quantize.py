@@ -44,7 +44,7 @@ def _numbers(kind: type) -> Any:
 def quantize(
     model: str, output: Path, images: Path | None, target: Any, budget: str, home: Path, **options: Any
 ) -> int:
-    """Quantize MODEL without data: try candidates within a budget, judge them without labels, write the best as ONNX.
+    """Quantize MODEL without data. Try candidates within a budget, judge them without labels, write the best as ONNX.
 
     MODEL is a name, such as torchvision/resnet18, or a .py file with a function build(), which needs --weights. After
     an interruption, run the same command again: it continues. Exit codes: 1 a blocker was found, 2 bad input.

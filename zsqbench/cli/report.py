@@ -15,7 +15,7 @@ from zsqbench.cli.options import PATH, data_root_option, rows_options
 @data_root_option
 @click.option("--plugin", "plugins", multiple=True, type=PATH, help="A plugin file, for the commands on the pages.")
 def report(suite: str, output: Path | None, **places: object) -> int:
-    """Write the results of SUITE as pages that a browser opens from disk: verdicts, charts, and a page for each cell.
+    """Write the results of SUITE as pages for a browser. They open from disk, with verdicts, charts and cell pages.
 
     The command runs nothing, and leaves a folder alone that is not a report. Neither command nor pages use the network.
     """

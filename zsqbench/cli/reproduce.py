@@ -54,7 +54,7 @@ def reproduce(
     form: str,
     **options: Any,
 ) -> int:
-    """Show TABLE of PAPER beside measured values: `hast 1a`, `dgh 2`, or another file and table of results/published.
+    """Show TABLE of PAPER beside measured values. Examples: `hast 1a`, `dgh 2`, any table of results/published.
 
     ROW selects values, as -k selects cells. The command uses the shipped suite for the table, or --suite. A paper
     takes days of a GPU, so nothing runs without --run. The command then says what the cells need, what is missing on

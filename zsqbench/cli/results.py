@@ -51,7 +51,7 @@ def leaderboard(
     sort: str | None,
     form: "Form",
 ) -> int:
-    """Print the tables of SUITE from the rows of its runs: one table for each task, or see --by."""
+    """Print the tables of SUITE from the rows of its runs. There is one table for each task, or see --by."""
     from zsqbench.opening import rows_of
     from zsqbench.reports.tables.leaderboard import leaderboard as make
     from zsqbench.reports.tables.tabulation import Layout
@@ -81,7 +81,7 @@ def export_results(
     home: Path,
     results: Path,
 ) -> int:
-    """Print or write the rows of SUITE for other tools: one row for each cell, one column for each value."""
+    """Print or write the rows of SUITE for other tools. There is one row for each cell, one column for each value."""
     from zsqbench import api
     from zsqbench.errors import ZSQBenchError
     from zsqbench.reports.frames import render
@@ -125,7 +125,7 @@ def show(
     without: Sequence[str],
     form: str,
 ) -> int:
-    """Show what is known of a CELL of SUITE: its row, and the findings of each step. -k may select the cell instead."""
+    """Show what is known of a CELL of SUITE. This is its row, and the findings of each step. -k may select the cell."""
     from zsqbench.api import analyze_cell
     from zsqbench.opening import find_row, rows_of
     from zsqbench.reports import cellpage

@@ -60,7 +60,7 @@ def run(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Run the missing steps of SUITE (a file, or the name of a shipped suite) and print its leaderboard."""
+    """Run the missing steps of SUITE and print its leaderboard. SUITE is a file, or the name of a shipped suite."""
     from zsqbench import opening
     from zsqbench.errors import NothingSelectedError, ZSQBenchError
 

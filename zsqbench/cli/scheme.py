@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @plugin_options
 @format_option
 def scheme(schemes: Sequence[str], model: str, form: str, **options: Any) -> int:
-    """Show which tensors of MODEL a SCHEME quantizes, and at how many bits. With two schemes, show where they differ.
+    """Show the bits of each tensor of MODEL at a SCHEME. With two schemes, show where they differ.
 
     Only the structure of the network matters. It has random weights; nothing is downloaded and nothing is run.
     """

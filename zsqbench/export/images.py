@@ -146,7 +146,7 @@ def _readme(images: CalibrationSet, network: Pretrained, title: str, rounding: R
         f"std {_said(network.std)}. {order.get(network.input_size[0], '')}".rstrip()
     )
     pictures = (
-        ["There are no PNGs, for these have 1 or 3 channels."]
+        ["There are no PNGs, because these have 1 or 3 channels."]
         if rounding is None
         else [f"- `{PICTURES}/` holds them as PNGs of 8 bits, to be fed without resize and crop: {rounding}."]
     )

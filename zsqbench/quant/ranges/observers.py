@@ -34,7 +34,7 @@ THRESHOLDS = 10
 _CPU_BLOCK = 2**17
 _DEVICE_BLOCK = 2**25
 
-# What the histogram of a long row drops candidates by, before the search looks at the elements.
+# A long row drops candidates by its histogram, before the search reads the elements. Its constants:
 _BINS = (2**11, 2**15, 2**18)
 _COUNTED = 2**22
 """Elements that are put into bins at a time."""
