@@ -132,7 +132,7 @@ def test_the_share_of_clipped_images_is_a_mean_over_seeds():
 
 
 def test_a_scheme_of_the_suite_is_told_what_to_add():
-    assert "become equal: `logits: float` in scheme mine" in leaderboard([clipped(0.5, scheme="mine/w8a8")], "json")
+    assert "become equal; `logits: float` in scheme mine" in leaderboard([clipped(0.5, scheme="mine/w8a8")], "json")
 
 
 def test_what_a_method_marks_stands_below_the_table_once_and_competes_all_the_same():
