@@ -4,7 +4,6 @@ import inspect
 import json
 import re
 import shlex
-import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -325,7 +324,8 @@ def test_a_table_of_a_document_is_measured(bench, suite, request):
     said = bench.zsqbench("run", bench.folder / f"{suite}.yaml", *bench.places(), "--no-plugin", "mlflow")
     assert said.code == 0, said.err
     if request.config.getoption("--refresh-tables"):
-        shutil.copy(bench.results / f"{suite}.jsonl", ROWS)
+        rows = text_of(bench.results / f"{suite}.jsonl").replace(str(bench.folder), "/home/you")
+        (ROWS / f"{suite}.jsonl").write_text(rows, encoding="utf-8")
         shown = shown_table(document, suite)
         document.write_text(text_of(document).replace(shown, printed_table(bench, suite, ROWS)), encoding="utf-8")
 
