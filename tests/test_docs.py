@@ -357,10 +357,10 @@ def test_the_table_in_the_readme_is_the_measured_one(bench):
 
 def test_the_picture_in_the_readme_shows_what_was_measured(bench):
     """Marks are compared, by the words that describe them: how a line is drawn may differ between releases."""
-    readme = text_of(ROOT / "README.md")
+    readme = " ".join(text_of(ROOT / "README.md").split())
     (shown,) = (ROOT / path for path in re.findall(r"!\[.+\]\((docs/images/\S+)\)", readme))
     (command,) = re.findall(r"`zsqbench (figure .+?)`", readme)
-    drawn = bench.home / "drawn.svg"
+    drawn = bench.folder / "drawn.svg"
     assert bench.zsqbench(*command.split(), "--results", ROOT / "results", "-o", drawn).code == 0
     marks = sorted(re.findall('aria-label="([^"]+: [^"]+)"', text_of(drawn)))
     assert len(marks) > 15
