@@ -21,7 +21,7 @@ MODULE = "zsqbench_example_plugin"
 METHODS = ("patchwork", "mean_match")
 
 NOTEBOOK = json.loads((EXAMPLES / "compare.ipynb").read_text(encoding="utf-8"))
-BRIEF = {"IMAGES": 8, "ITERATIONS": 2, "SEEDS": [0, 1], "WORKERS": 0}
+BRIEF = {"IMAGES": 8, "ITERATIONS": 2, "SEEDS": [0], "NETWORKS": ["resnet20"], "WORKERS": 0}
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_the_notebook_runs(bench, monkeypatch):
     monkeypatch.chdir(bench.folder)
     names = run_notebook(BRIEF)
     frame, found = names["frame"], names["found"]
-    assert list(frame["status"]) == ["done"] * 16
-    assert [pair.place for pair in found.pairs] == ["digits resnet20 hw/w4a4", "digits mobilenetv2 hw/w4a4"]
+    assert list(frame["status"]) == ["done"] * 4
+    assert [pair.place for pair in found.pairs] == ["digits resnet20 hw/w4a4"]
     assert names["probabilities"].shape == (10,)
 
 
@@ -122,4 +122,4 @@ def test_the_notebook_runs(bench, monkeypatch):
 def test_the_notebook_runs_with_its_own_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_notebook({})
-    assert list(names["frame"]["status"]) == ["done"] * 24
+    assert set(names["frame"]["status"]) == {"done"}
