@@ -21,7 +21,7 @@ MODULE = "zsqbench_example_plugin"
 METHODS = ("patchwork", "mean_match")
 
 NOTEBOOK = json.loads((EXAMPLES / "compare.ipynb").read_text(encoding="utf-8"))
-BRIEF = {"IMAGES": 8, "ITERATIONS": 2, "SEEDS": [0], "NETWORKS": ["resnet20"], "WORKERS": 0}
+BRIEF = {"IMAGES": 8, "ITERATIONS": 2, "SEEDS": [0], "WORKERS": 0}
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def test_the_suite_of_the_package_runs(bench, installed):
 
 
 @pytest.mark.slow("it checks the contract on all tiny networks, in a process of its own")
+@pytest.mark.timeout(600)
 def test_the_tests_of_the_package_pass():
     path = os.pathsep.join([str(PACKAGE / "src"), str(ROOT)])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
@@ -119,6 +120,7 @@ def test_the_notebook_runs(bench, monkeypatch):
 
 
 @pytest.mark.slow("it runs the notebook with its own numbers, which take most of a minute")
+@pytest.mark.timeout(600)
 def test_the_notebook_runs_with_its_own_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_notebook({})
