@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from distributions import write_metadata
 
 from zsqbench import hookspecs, versions
 from zsqbench.cli import cli
@@ -25,7 +26,8 @@ from zsqbench.templates import write_template
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_CONTRIBUTORS = [ROOT / f"{name}.md" for name in ("AGENTS", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *OF_CONTRIBUTORS, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for folder in ("docs", "examples") for page in sorted((ROOT / folder).rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *OF_CONTRIBUTORS, *PAGES]
 TUTORIAL, SUITES, SCHEMES, HOOKS = (ROOT / "docs" / f"{name}.md" for name in ("tutorial", "suites", "schemes", "hooks"))
 YOUR_METHOD = ROOT / "docs" / "your-method.md"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -242,11 +244,7 @@ def test_the_package_of_the_tutorial_is_found(tmp_path, python):
     (package,) = (tomllib.loads(block) for block in blocks(TUTORIAL, "toml"))
     project, modules = package["project"], package["tool"]["setuptools"]["py-modules"]
     assert all((tmp_path / f"{module}.py").is_file() for module in modules)
-    metadata = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8")
-    points = "\n".join(f"{name} = {value}" for name, value in project["entry-points"][PROJECT].items())
-    (metadata / "entry_points.txt").write_text(f"[{PROJECT}]\n{points}\n", encoding="utf-8")
+    write_metadata(tmp_path, project["name"], project["version"], project["entry-points"][PROJECT].items())
     code = "from zsqbench.cli import main; main(['plugins', 'list', 'my_method'])"
     done = python(code, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert "generator batch_match  (version 1, zsqbench-my-method 0.1.0)" in done.stdout, done.stderr

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from distributions import write_metadata
 
 from zsqbench.errors import PluginUnavailableError, ZSQBenchError
 from zsqbench.plugins import load_plugins
@@ -49,11 +50,7 @@ def installed(tmp_path, monkeypatch):
 
     def install(distribution, entry_points, **modules):
         folder = tmp_path / f"site-{distribution}"
-        information = folder / f"{distribution.replace('-', '_')}-1.5.dist-info"
-        information.mkdir(parents=True)
-        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
-        lines = [f"{name} = {value}" for name, value in entry_points]
-        (information / "entry_points.txt").write_text("\n".join(["[zsqbench]", *lines, ""]))
+        write_metadata(folder, distribution, "1.5", entry_points)
         for name, source in modules.items():
             (folder / f"{name}.py").write_text(source)
         monkeypatch.syspath_prepend(str(folder))
