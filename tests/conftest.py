@@ -382,7 +382,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     from zsqbench.testing.networks import tiny_teachers
 
     networks = {name: network for name, network in tiny_teachers().items() if name in BRIEFLY}
-    for examination in (conformance, generators, quantizers):
+    for examination in (generators, quantizers):
         monkeypatch.setattr(examination, "tiny_teachers", lambda: networks)
     monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:1])
     monkeypatch.setattr(quantizers, "IMAGES", 16)  # two batches of what is read, as 32 are four

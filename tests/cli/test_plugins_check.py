@@ -77,12 +77,12 @@ def register_quantizers():
 def test_a_quantizer_is_checked_at_schemes_of_a_suite_and_at_shipped_ones(bench):
     path = bench.write("rounds.py", ROUNDS)
     bench.matrix("", head="schemes: {mine: {base: hw, pooled: 8}}")
-    arguments = ["--scheme", "mine/w4a4", "--scheme", "hast/w2a2", "--suite", bench.file]
+    arguments = ["--scheme", "mine/w4a4", "--scheme", "hw_strict/w2a2", "--suite", bench.file]
     said = bench.zsqbench("plugins", "check", path, *arguments)
     assert said.code == 0, said.out
     works = [line.split(maxsplit=1)[1] for line in said.out.splitlines() if " works on " in line]
     networks = ("plain BN", "residual, concat and SiLU")
-    assert works == [f"works on {name}, {scheme}" for scheme in ("mine/w4a4", "hast/w2a2") for name in networks]
+    assert works == [f"works on {name}, {scheme}" for scheme in ("mine/w4a4", "hw_strict/w2a2") for name in networks]
 
 
 SCHEME_MISTAKES = {

@@ -414,3 +414,13 @@ def test_a_quantizer_that_moves_the_range_of_the_image_is_found():
         "moved the range of the image, which the scheme gives it; leave its quantizer alone (on plain BN, qdq/w4a4)"
     )
     assert at_qdq(lambda image: image.scale.mul_(2)) == {quantizers.IMAGE: reason}
+
+
+def test_a_scheme_is_tried_on_the_networks_that_have_an_activation_for_it():
+    report = Report(quantizer())
+    assert len(quantizers.networks_at(report, parse_scheme("hast/w4a32"))) == len(tiny_teachers())
+    assert report.findings == []
+    found = quantizers.networks_at(report, parse_scheme("hast/w4a4"))
+    assert list(found) == ["plain BN", "FrozenBN", "transposed and 1-d convolutions"]
+    (finding,) = report.findings
+    assert (finding.check, finding.outcome) == ("works on residual, concat and SiLU, hast/w4a4", "not checked")

@@ -14,8 +14,7 @@ from zsqbench.errors import ZSQBenchError, did_you_mean
 from zsqbench.methods import Generator, Method, ModelSpec, Quantizer, Task
 from zsqbench.scheme import FLOAT, Scheme, parse_scheme
 from zsqbench.testing.generators import examine_generator
-from zsqbench.testing.networks import tiny_teachers
-from zsqbench.testing.quantizers import examine_quantizer
+from zsqbench.testing.quantizers import examine_quantizer, networks_at
 from zsqbench.testing.report import Finding, Report
 from zsqbench.testing.tasks import examine_task
 
@@ -148,7 +147,7 @@ def _examine_at_schemes(report: Report, quantizer: Quantizer, schemes: Sequence[
     works = examine_quantizer(report, first) is not None
     for scheme in others:
         if works:
-            examine_quantizer(report, scheme, tiny_teachers())
+            examine_quantizer(report, scheme, networks_at(report, scheme))
         else:
             report.skip(f"works at {scheme.name}", f"it does not even work at {first.name}")
 

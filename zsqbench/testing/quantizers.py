@@ -10,7 +10,7 @@ from torch import nn
 
 from zsqbench.errors import one_line
 from zsqbench.methods import CalibrationSet, Pretrained, Quantizer, StepContext
-from zsqbench.quant import activation_quantizers, finalize, restore
+from zsqbench.quant import activation_quantizers, finalize, prepare, restore
 from zsqbench.scheme import Scheme, parse_scheme
 from zsqbench.testing.checkpoints import check_checkpoints
 from zsqbench.testing.context import ForgetfulReporter, PatientReporter, context
@@ -57,7 +57,8 @@ def examine_quantizer(
     check_options(report)
     quantizer = cast("Quantizer", report.method)
     labels = labels or quantizer.needs_labels
-    trials = [_Trial(report, scheme, teacher, name, labels) for name, teacher in (teachers or tiny_teachers()).items()]
+    networks = teachers or networks_at(report, scheme)
+    trials = [_Trial(report, scheme, teacher, name, labels) for name, teacher in networks.items()]
     students = [trial.check() for trial in trials]
     if teachers is None:
         plain = tiny_teacher()
@@ -73,6 +74,21 @@ def examine_quantizer(
         _check_reading(report, scheme, labels)
         _check_memory(report, scheme, labels)
     return students[0]
+
+
+def networks_at(report: Report, scheme: Scheme) -> Mapping[str, Pretrained]:
+    """The tiny networks that a scheme is made for: `hast` quantizes what ReLU gives, and one of them has no ReLU."""
+    networks = tiny_teachers()
+    fitting = {
+        name: teacher
+        for name, teacher in networks.items()
+        if activation_quantizers(prepare(teacher.module, scheme, teacher.input_size))
+    }
+    if not fitting:  # it leaves activations in float
+        return networks
+    for name in networks.keys() - fitting.keys():
+        report.skip(f"works on {name}, {scheme.name}", "the scheme quantizes no activation of this network")
+    return fitting
 
 
 @dataclass
