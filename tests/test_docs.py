@@ -264,14 +264,18 @@ def test_the_file_of_the_short_way_is_the_one_that_is_written(bench):
 
 
 def test_what_the_check_prints_is_shown_as_it_is(bench):
-    shown, failed = blocks(YOUR_METHOD, "text")
+    shown, failed, told = blocks(YOUR_METHOD, "text")
     method = write_your_method(bench.folder)
     said = bench.zsqbench("plugins", "check", method)
     *lines, _ = said.out.splitlines()
     assert (said.code, lines) == (0, shown.splitlines())
-    method.write_text(method.read_text(encoding="utf-8").replace("ctx.randn", "torch.randn"), encoding="utf-8")
+    sound = method.read_text(encoding="utf-8")
+    method.write_text(sound.replace("ctx.randn", "torch.randn"), encoding="utf-8")
     said = bench.zsqbench("plugins", "check", method)
     assert (said.code, [line for line in said.out.splitlines() if "FAILED  " in line]) == (1, failed.splitlines())
+    method.write_text(sound.replace("clamp_(low, high)", "clamp_(low, hihg)"), encoding="utf-8")
+    said = bench.zsqbench("plugins", "check", method, "--verbose")
+    assert (said.code, told.replace("/home/you", str(bench.folder)) in said.out) == (1, True), said.out
 
 
 def test_the_suite_of_the_short_way_runs(bench):

@@ -55,6 +55,74 @@ def test_an_installed_method_is_checked_by_name(bench):
     assert (said.code, said.out.splitlines()[0]) == (0, "generator noise  (set for the check: images=8)")
 
 
+ROUNDS = """
+import zsqbench
+
+class Rounds(zsqbench.Quantizer):
+    name = "rounds"
+
+    def quantize(self, student, teacher, data, ctx):
+        from zsqbench.quant import calibrate_activations_minmax, calibrate_weights
+
+        calibrate_weights(student, "minmax")
+        calibrate_activations_minmax(student, [data.images])
+
+@zsqbench.hookimpl
+def register_quantizers():
+    return [Rounds]
+"""
+
+
+@pytest.mark.usefixtures("briefly")
+def test_a_quantizer_is_checked_at_schemes_of_a_suite_and_at_shipped_ones(bench):
+    path = bench.write("rounds.py", ROUNDS)
+    bench.matrix("", head="schemes: {mine: {base: hw, pooled: 8}}")
+    arguments = ["--scheme", "mine/w4a4", "--scheme", "hw_strict/w2a2", "--suite", bench.file]
+    said = bench.zsqbench("plugins", "check", path, *arguments)
+    assert said.code == 0, said.out
+    works = [line.split(maxsplit=1)[1] for line in said.out.splitlines() if " works on " in line]
+    networks = ("plain BN", "residual, concat and SiLU")
+    assert works == [f"works on {name}, {scheme}" for scheme in ("mine/w4a4", "hw_strict/w2a2") for name in networks]
+
+
+SCHEME_MISTAKES = {
+    "unknown": (["--scheme", "hww/w4a4"], "unknown scheme 'hww' in 'hww/w4a4'; did you mean 'hw'?"),
+    "of another suite": (["--scheme", "mine/w4a4"], "unknown scheme 'mine' in 'mine/w4a4'"),
+    "none": (["--suite", "smoke"], "--suite is where schemes are looked for; name one of them with --scheme"),
+}
+
+
+@pytest.mark.parametrize("mistake", SCHEME_MISTAKES)
+def test_a_mistake_in_schemes_is_one_line(bench, mistake):
+    arguments, expected = SCHEME_MISTAKES[mistake]
+    said = bench.zsqbench("plugins", "check", bench.write("rounds.py", ROUNDS), *arguments)
+    assert (said.code, said.err.startswith(f"error: {expected}"), said.err.count("\n")) == (2, True, 1), said.err
+
+
+def test_a_scheme_for_a_generator_is_one_line(bench):
+    said = bench.zsqbench("plugins", "check", bench.write("mine.py", SOUND), "--scheme", "hw/w4a4")
+    assert (said.code, said.err) == (2, "error: --scheme is for quantizers, and there is only mine\n")
+
+
+@pytest.mark.usefixtures("briefly")
+def test_verbose_tells_the_line_of_an_error_and_its_traceback(bench):
+    raising = SOUND.replace("        return zsq", "        raise KeyError('x')\n        return zsq")
+    path = bench.write("mine.py", raising)
+    line = raising.lstrip().splitlines().index("        raise KeyError('x')") + 1
+    said = bench.zsqbench("plugins", "check", path, "--verbose")
+    lines = said.out.splitlines()
+    place = lines.index("    FAILED      works on plain BN: raised KeyError: 'x' (on plain BN)") + 1
+    assert lines[place : place + 2] == [
+        f"                {path}, line {line}, in generate: raise KeyError('x')",
+        "                KeyError: 'x'",
+    ]
+    assert f"{path}, line" not in bench.zsqbench("plugins", "check", path).out
+    said = bench.zsqbench("plugins", "check", path, "--verbose", "--format", "json")
+    (checked,) = json.loads(said.out)
+    origin = next(each["origin"] for each in checked["checks"] if each["check"] == "works on plain BN")
+    assert (origin["file"], origin["line"], origin["traceback"][-1]) == (str(path), line, "KeyError: 'x'")
+
+
 def test_a_file_that_does_not_load_is_one_line_that_says_how_to_see_more(bench, broken):
     said = bench.zsqbench("plugins", "check", broken)
     hint = f"`zsqbench plugins list broken --plugin {broken}` prints the traceback"

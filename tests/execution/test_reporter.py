@@ -1,9 +1,13 @@
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from faults import bad_generator
 
+from zsqbench.errors import ZSQBenchError
 from zsqbench.execution import reporter as reporting
 
 
@@ -57,7 +61,7 @@ def test_curves_and_notes_of_a_step_take_no_file_of_their_own(bench):
 
 
 def test_a_finished_step_leaves_nothing_partial(bench):
-    bad_generator(bench, "ctx.reporter._keep({'x': x, 'i': 3}); ctx.progress(1, 2)")
+    bad_generator(bench, "ctx.reporter.keep({'x': x, 'i': 3}); ctx.progress(1, 2)")
     bench.matrix("generator: bad")
     bench.run()
     assert (bench.row()["status"], list((bench.home / "partial").iterdir())) == ("done", [])
@@ -109,10 +113,8 @@ def test_a_checkpoint_that_is_damaged_is_no_checkpoint(bench):
 
 @pytest.mark.parametrize("flipped", [b'"rng"', b'"notes"', b'"curves"', b'"state"', b"{}", b"[]"])
 def test_a_checkpoint_with_a_damaged_note_is_no_checkpoint(tmp_path, flipped):
-    import torch
-
     reporter = reporting.Reporter(tmp_path, torch.Generator().manual_seed(0))
-    reporter._keep({"step": 1})
+    reporter.keep({"step": 1})
     checkpoint = tmp_path / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes().replace(flipped, b"x" * len(flipped)))
     assert reporter.resume() is None
@@ -121,10 +123,8 @@ def test_a_checkpoint_with_a_damaged_note_is_no_checkpoint(tmp_path, flipped):
 
 
 def test_a_folder_beside_a_checkpoint_stays(tmp_path):
-    import torch
-
     reporter = reporting.Reporter(tmp_path, torch.Generator())
-    reporter._keep({})
+    reporter.keep({})
     (tmp_path / "folder").mkdir()
     reporter.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -132,13 +132,12 @@ def test_a_folder_beside_a_checkpoint_stays(tmp_path):
 
 def test_a_checkpoint_of_another_kind_of_device_is_no_checkpoint(tmp_path):
     """A generator on a GPU has a state of 16 bytes."""
-    import torch
 
     class Elsewhere:
         def get_state(self):
             return torch.zeros(16, dtype=torch.uint8)
 
-    reporting.Reporter(tmp_path, Elsewhere())._keep({"i": 1})
+    reporting.Reporter(tmp_path, Elsewhere()).keep({"i": 1})
     reporter = reporting.Reporter(tmp_path, torch.Generator().manual_seed(0))
     expected = reporter.rng.get_state()
     assert reporter.resume() is None
@@ -147,8 +146,6 @@ def test_a_checkpoint_of_another_kind_of_device_is_no_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_that_takes_long_is_kept_seldom(tmp_path, monkeypatch):
-    import torch
-
     now, kept = [0.0], []
 
     def keep(self, state):
@@ -156,9 +153,42 @@ def test_a_checkpoint_that_takes_long_is_kept_seldom(tmp_path, monkeypatch):
         now[0] += 2.0
 
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(reporting.Reporter, "_keep", keep)
+    monkeypatch.setattr(reporting.Reporter, "keep", keep)
     reporter = reporting.Reporter(tmp_path, torch.Generator())
     for step in range(100):
         now[0] += 1.0
         reporter.checkpoint({"step": step})
     assert kept == [4, 44, 84]  # the first after five seconds, then each after twenty times what the last took
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"net": {"0.weight": torch.zeros(1)}}, "state['net']['0.weight'], a tensor"),
+        (
+            {"optimizer": {"state": {0: {"step": torch.zeros(1)}}}},
+            "state['optimizer']['state'][0]['step'], a tensor",
+        ),
+        ({"milestones": {3: 0.1}}, "state['milestones'] with the key 3"),
+        ({"pixels": [torch.zeros(1)]}, "state['pixels'][0], a tensor"),
+        ({"best": np.float32(1)}, "state['best'], of type float32"),
+        ({0: torch.zeros(1)}, "state with the key 0"),
+    ],
+)
+def test_a_state_that_is_not_flat_is_refused_at_once_with_its_place_and_the_rule(tmp_path, state, problem):
+    reporter = reporting.Reporter(tmp_path, torch.Generator())
+    with pytest.raises(ZSQBenchError, match=f"^a checkpoint cannot keep {re.escape(f'{problem}: {reporting.FLAT}')}$"):
+        reporter.checkpoint(state)
+
+
+def test_a_flat_state_is_given_back(tmp_path):
+    reporter = reporting.Reporter(tmp_path, torch.Generator())
+    reporter.keep({"x": torch.ones(2), "done": 3, "best": None, "names": ("a", "b"), "by_name": {"a": [1, 2.5]}})
+    found = reporter.resume()
+    assert found.pop("x").tolist() == [1, 1]
+    assert found == {"done": 3, "best": None, "names": ["a", "b"], "by_name": {"a": [1, 2.5]}}
+
+
+def test_a_state_with_random_numbers_of_its_own_is_refused(tmp_path):
+    with pytest.raises(ZSQBenchError, match=r"no entry named 'rng': the state of ctx\.rng is kept under it"):
+        reporting.Reporter(tmp_path, torch.Generator()).checkpoint({"rng": torch.ones(1)})

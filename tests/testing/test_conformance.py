@@ -4,6 +4,7 @@ from pydantic import Field
 import zsqbench
 from zsqbench.errors import ZSQBenchError
 from zsqbench.plugins import load_plugins
+from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import conformance, tiny_teachers
 from zsqbench.testing.conformance import check_method, reduce_options
 
@@ -99,14 +100,60 @@ class Symmetric(Affine):
     weight_grids = ("affine", "symmetric")
 
 
-def test_a_quantizer_of_symmetric_weights_is_tried_on_networks_at_qdq_and_one_of_affine_weights_is_not(monkeypatch):
+def test_a_quantizer_is_checked_in_full_at_its_first_scheme_and_on_networks_at_the_others(monkeypatch):
     tried = []
-    monkeypatch.setattr(conformance, "examine_quantizer", lambda _, scheme, teachers: tried.append((scheme, teachers)))
-    assert outcomes(Affine()) == {"works at qdq/w4a4": "not checked"}
-    assert tried == [("hw/w4a4", None), ("academic/w4a4", None)]
-    assert outcomes(Symmetric()) == {}
-    scheme, teachers = tried[-1]
-    assert (scheme, list(teachers)) == ("qdq/w4a4", list(tiny_teachers()))
+    monkeypatch.setattr(conformance, "examine_quantizer", examination(tried))
+    no_relu = "residual, concat and SiLU"
+    left_out = {f"works on {no_relu}, hast/w4a4": "not checked"}
+    assert outcomes(Affine()) == {"works at qdq/w4a4": "not checked"} | left_out
+    assert tried == [
+        ("hw/w4a4", None),
+        ("academic/w4a4", NETWORKS),
+        ("hast/w4a4", [name for name in NETWORKS if name != no_relu]),
+        ("hw_strict/w4a4", NETWORKS),
+    ]
+    assert outcomes(Symmetric()) == left_out
+    assert tried[-1] == ("qdq/w4a4", NETWORKS)
+
+
+NETWORKS = list(tiny_teachers())
+
+
+def examination(tried):
+    """In place of the checks of a quantizer: notes the scheme and the networks."""
+
+    def examine(_, scheme, teachers=None):
+        tried.append((scheme.name, teachers and list(teachers)))
+        return "a network"
+
+    return examine
+
+
+def test_a_quantizer_that_does_not_work_at_its_first_scheme_is_not_tried_at_others(monkeypatch):
+    monkeypatch.setattr(conformance, "examine_quantizer", lambda *_: None)
+    findings = check_method(Affine(), {}).findings
+    assert findings[-1].check == "works at hw_strict/w4a4"
+    assert findings[-1].reason == "it does not even work at hw/w4a4"
+
+
+def test_schemes_that_are_given_take_the_place_of_the_usual_ones(monkeypatch):
+    tried = []
+    monkeypatch.setattr(conformance, "examine_quantizer", examination(tried))
+    schemes = [parse_scheme(text) for text in ("qdq/w8a8", "repq/w4a4", "pot/w4a4", "hw/w2a2")]
+    findings = {finding.check: finding for finding in check_method(Affine(), {}, schemes=schemes).findings}
+    assert tried == [("repq/w4a4", None), ("hw/w2a2", NETWORKS)]
+    assert list(findings) == ["works at qdq/w8a8", "works at pot/w4a4"]
+    assert findings["works at pot/w4a4"].reason.startswith("it rejects this scheme: ")
+
+
+def test_widths_by_names_of_tensors_are_left_out_and_that_is_told(monkeypatch):
+    tried = []
+    monkeypatch.setattr(conformance, "examine_quantizer", lambda _, scheme: tried.append(scheme))
+    scheme = parse_scheme("mine/w4a4", {"mine": Placement(tensors={"layer1.*": 8}, pooled="float")})
+    (finding,) = check_method(Affine(), {}, schemes=[scheme]).findings
+    assert (finding.check, finding.outcome) == ("patterns of mine/w4a4", "not checked")
+    assert finding.reason == "layer1.* name tensors of your network; the rest is checked"
+    assert tried == [parse_scheme("mine/w4a4", {"mine": Placement(pooled="float")})]
 
 
 def test_a_quantizer_that_rejects_every_scheme_is_not_checked():

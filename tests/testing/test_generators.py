@@ -10,6 +10,7 @@ from torch import nn
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
+from zsqbench.execution.reporter import FLAT
 from zsqbench.synthesis import BNLoss, BNStatistics
 from zsqbench.testing import check_generator, generators, observation, shared, tiny_teacher
 from zsqbench.testing.generators import examine_generator
@@ -141,8 +142,11 @@ def test_a_file_that_an_option_names_and_one_of_its_own_may_be_read(tmp_path):
         (lambda images: images[:, :2], "returned images of shape (4, 2, 8, 8)"),
         (lambda images: images.transpose(2, 3), "gave images that need .detach().cpu().contiguous()"),
         (lambda images: images.clone().requires_grad_(), "gave images that need .detach().cpu().contiguous()"),
-        (lambda images: images.numpy(), "float32 images; expected torch.float32"),
-        (lambda _: None, "AttributeError"),
+        (
+            lambda images: images.numpy(),
+            "images as a NumPy array of float32; expected a torch.Tensor: take torch.from_numpy(images).float() (on",
+        ),
+        (lambda _: None, "returned images as NoneType; expected a torch.Tensor (on plain BN)"),
     ],
 )
 def test_images_that_are_not_clean_are_found(change, reason):
@@ -162,6 +166,42 @@ def test_labels_of_another_type_are_found():
         return zsqbench.CalibrationSet(ctx.randn(4, *teacher.input_size), torch.zeros(4))
 
     assert "labels" in failures(generator(generate=generate))[generators.IMAGES]
+
+
+def test_images_and_labels_in_arrays_are_told_as_such():
+    def array(self, teacher, ctx):
+        return noise(self, teacher, ctx).images.numpy()
+
+    found = failures(generator(generate=array))[generators.IMAGES]
+    assert found.startswith("generator broken returned a NumPy array of float32; expected a CalibrationSet")
+
+    def labels_in_an_array(self, teacher, ctx):
+        return zsqbench.CalibrationSet(noise(self, teacher, ctx).images, np.zeros(self.images))
+
+    found = failures(generator(generate=labels_in_an_array))[generators.IMAGES]
+    assert (
+        "returned labels as a NumPy array of float64; expected a torch.Tensor: take torch.from_numpy(labels)" in found
+    )
+
+
+def labelled(self, teacher, ctx):
+    return zsqbench.CalibrationSet(noise(self, teacher, ctx).images, torch.arange(self.images))
+
+
+def outcomes(broken, check):
+    """How a check ended, and why."""
+    report = Report(broken)
+    examine_generator(report, PLAIN)
+    return [(finding.outcome, finding.reason) for finding in report.summary() if finding.check == check]
+
+
+def test_labels_that_are_not_declared_get_advice_and_labels_that_are_not_there_fail():
+    assert outcomes(generator(generate=labelled, gives_labels=True), generators.LABELS) == [("ok", "")]
+    ((outcome, advice),) = outcomes(generator(generate=labelled), generators.LABELS)
+    assert (outcome, advice.startswith("returned labels; declare gives_labels = True, ")) == ("advice", True)
+    assert failures(generator(gives_labels=True)) == {
+        generators.LABELS: "declares gives_labels, and returned no labels (on plain BN)"
+    }
 
 
 def test_two_sets_for_one_seed_are_found():
@@ -189,6 +229,56 @@ def test_a_checkpoint_that_leads_elsewhere_is_found():
         return zsqbench.CalibrationSet(pixels + state["done"])
 
     assert "when resumed from a checkpoint" in failures(generator(generate=generate))[generators.CHECKPOINTS]
+
+
+def keeping(keep, take=lambda state: state):
+    """A generator that adds up noise, with checkpoints of what `keep` makes of its state; `take` makes it back."""
+
+    def generate(self, teacher, ctx):
+        kept = ctx.resume()
+        state = take(kept) if kept else {"done": 0, "pixels": ctx.randn(self.images, *teacher.input_size)}
+        pixels = state["pixels"]
+        for done in range(state["done"], 4):
+            pixels = pixels + ctx.randn(*pixels.shape)
+            ctx.checkpoint(keep({"done": done + 1, "pixels": pixels}))
+        return zsqbench.CalibrationSet(pixels.contiguous())
+
+    return generator(generate=generate)
+
+
+def test_a_generator_that_goes_on_from_checkpoints_passes():
+    assert failures(keeping(lambda state: state)) == {}
+    turned = keeping(
+        lambda state: {**state, "pixels": state["pixels"].mT.requires_grad_()},
+        lambda kept: {**kept, "pixels": kept["pixels"].mT},
+    )
+    assert failures(turned) == {}
+
+
+def test_a_nested_checkpoint_is_found_with_its_place_and_the_rule():
+    found = failures(keeping(lambda state: {"at": state}, lambda kept: kept["at"]), teachers=None)
+    assert found == {
+        generators.CHECKPOINTS: "offered a state that ends a run: a checkpoint cannot keep state['at']['pixels'], "
+        f"a tensor: {FLAT} (on plain BN)"
+    }
+
+
+def test_a_checkpoint_that_a_file_changes_is_found():
+    """A file gives a tuple back as a list."""
+
+    def take(kept):
+        assert kept["shape"] == (4, 3, 8, 8)
+        return kept
+
+    assert (
+        "AssertionError"
+        in failures(keeping(lambda state: {**state, "shape": (4, 3, 8, 8)}, take))[generators.CHECKPOINTS]
+    )
+
+
+def test_a_checkpoint_that_safetensors_refuses_is_found():
+    found = failures(keeping(lambda state: {**state, "pixels": state["pixels"].to(torch.complex128)}))
+    assert found[generators.CHECKPOINTS].startswith("offered a state that no file holds: ")
 
 
 NO_BN = ZSQBenchError("the network has no BN")

@@ -8,12 +8,14 @@ from torch import nn
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
+from zsqbench.execution.reporter import FLAT
 from zsqbench.quant import (
     activation_quantizers,
     calibrate_activations_minmax,
     calibrate_weights,
     quantized_layers,
 )
+from zsqbench.scheme import parse_scheme
 from zsqbench.testing import check_quantizer, observation, quantizers, shared, tiny_teacher
 from zsqbench.testing.networks import tiny_teachers
 from zsqbench.testing.quantizers import examine_quantizer
@@ -46,7 +48,7 @@ def failures(broken, teachers=PLAIN, scheme="hw/w4a4", networks=None):
     """The checks that fail, and why; without teachers all checks are made, on one network where not on these."""
     report = Report(broken)
     with mock.patch.object(quantizers, "tiny_teachers", return_value=networks or PLAIN):
-        examine_quantizer(report, scheme, teachers)
+        examine_quantizer(report, parse_scheme(scheme), teachers)
     return {finding.check: finding.reason for finding in report.summary() if finding.outcome == "FAILED"}
 
 
@@ -91,14 +93,56 @@ def test_an_artifact_that_cannot_be_loaded_is_found():
     def after(student):
         student.register_buffer("more", torch.zeros(1))
 
-    assert "does not load and run" in failures(quantizer(after=after))[quantizers.ARTIFACT]
+    reason = failures(quantizer(after=after))[quantizers.ARTIFACT]
+    assert reason.startswith(
+        "has an artifact that does not load and run (its structure was changed in quantize: tensor 'more' is of shape "
+        "(1,), and was not there; do it in prepare, which is called again): RuntimeError: "
+    )
 
 
 def test_an_artifact_that_leaves_something_out_is_found():
     def after(student):
         student.register_forward_hook(lambda _, __, outputs: outputs + 1)
 
-    assert "gives other outputs" in failures(quantizer(after=after))[quantizers.ARTIFACT]
+    assert failures(quantizer(after=after))[quantizers.ARTIFACT] == (
+        "has an artifact that gives other outputs when it is loaded (its structure was changed in quantize: the "
+        "network is _TinyNet with forward_hooks, and was _TinyNet; do it in prepare, which is called again) "
+        "(on plain BN, hw/w4a4)"
+    )
+
+
+def test_outputs_that_differ_for_another_reason_come_without_advice_on_structure():
+    def after(student):
+        for module in student.modules():
+            if isinstance(module, nn.ReLU6):
+                module.max_val = 0.5
+
+    assert failures(quantizer(after=after)) == {
+        quantizers.ARTIFACT: "has an artifact that gives other outputs when it is loaded (on plain BN, hw/w4a4)"
+    }
+
+
+def test_a_module_that_is_replaced_in_quantize_is_found_and_in_prepare_it_is_sound():
+    def replace(student):
+        for path, module in list(student.named_modules()):
+            if isinstance(module, nn.ReLU):
+                student.set_submodule(path, nn.Hardtanh(0, 1))
+
+    class Prepares(zsqbench.Quantizer):
+        name = "prepares"
+
+        def prepare(self, teacher, scheme):
+            student = super().prepare(teacher, scheme)
+            replace(student)
+            return student
+
+        def quantize(self, student, teacher, data, ctx):
+            quantizer().quantize(student, teacher, data, ctx)
+
+    assert failures(Prepares()) == {}
+    found = failures(quantizer(after=replace))
+    assert found.keys() == {quantizers.ARTIFACT}
+    assert "is Hardtanh, and was ReLU; do it in prepare" in found[quantizers.ARTIFACT]
 
 
 def test_outputs_that_are_not_finite_are_found():
@@ -173,7 +217,7 @@ def test_memory_is_not_checked_where_it_takes_no_other_number_of_images():
             raise ZSQBenchError("give 32 images")
 
     report = Report(quantizer(act))
-    examine_quantizer(report, "hw/w4a4")
+    examine_quantizer(report, parse_scheme("hw/w4a4"))
     assert [finding.outcome for finding in report.summary() if finding.check == shared.MEMORY] == ["not checked"]
 
 
@@ -197,6 +241,54 @@ def test_a_quantizer_that_reads_no_images_is_handed_none():
             calibrate_activations_minmax(student, [torch.zeros(1, *teacher.input_size)])
 
     assert failures(DataFree(), None) == {}
+
+
+def training(keep, updates=4):
+    """Round to nearest behind a few updates of weights, with checkpoints of what `keep` makes of the state."""
+
+    class Training(zsqbench.Quantizer):
+        name = "training"
+
+        def quantize(self, student, teacher, data, ctx):
+            layers = [layer for _, layer in quantized_layers(student)]
+            state = ctx.resume() or {"done": 0}
+            for number, layer in enumerate(layers):
+                layer.weight = nn.Parameter(state.get(f"weight.{number}", layer.weight), requires_grad=False)
+            for done in range(state["done"], updates):
+                for layer in layers:
+                    layer.weight += 0.1 * ctx.randn(*layer.weight.shape)
+                weights = {f"weight.{number}": layer.weight for number, layer in enumerate(layers)}
+                ctx.checkpoint(keep({"done": done + 1, **weights}))
+            quantizer().quantize(student, teacher, data, ctx)
+
+    return Training()
+
+
+def test_a_quantizer_that_goes_on_from_checkpoints_passes():
+    assert failures(training(lambda state: state), None) == {}
+
+
+def test_a_quantizer_whose_checkpoint_leads_elsewhere_is_found():
+    found = failures(training(lambda state: {**state, "done": state["done"] - 1}), None)
+    assert found == {
+        quantizers.CHECKPOINTS: "gave something else when resumed from a checkpoint (on plain BN, hw/w4a4)"
+    }
+
+
+def test_a_nested_checkpoint_of_a_quantizer_is_found_with_its_place_and_the_rule():
+    found = failures(training(lambda state: {"training": state}), None)
+    assert found == {
+        quantizers.CHECKPOINTS: "offered a state that ends a run: a checkpoint cannot keep "
+        f"state['training']['weight.0'], a tensor: {FLAT} (on plain BN, hw/w4a4)"
+    }
+
+
+def test_checkpoints_of_a_quantizer_without_any_are_not_checked():
+    report = Report(quantizer())
+    with mock.patch.object(quantizers, "tiny_teachers", return_value=PLAIN):
+        examine_quantizer(report, parse_scheme("hw/w4a4"))
+    (finding,) = (finding for finding in report.summary() if finding.check == quantizers.CHECKPOINTS)
+    assert finding.outcome == "not checked"
 
 
 def optional(without):
@@ -322,3 +414,13 @@ def test_a_quantizer_that_moves_the_range_of_the_image_is_found():
         "moved the range of the image, which the scheme gives it; leave its quantizer alone (on plain BN, qdq/w4a4)"
     )
     assert at_qdq(lambda image: image.scale.mul_(2)) == {quantizers.IMAGE: reason}
+
+
+def test_a_scheme_is_tried_on_the_networks_that_have_an_activation_for_it():
+    report = Report(quantizer())
+    assert len(quantizers.networks_at(report, parse_scheme("hast/w4a32"))) == len(tiny_teachers())
+    assert report.findings == []
+    found = quantizers.networks_at(report, parse_scheme("hast/w4a4"))
+    assert list(found) == ["plain BN", "FrozenBN", "transposed and 1-d convolutions"]
+    (finding,) = report.findings
+    assert (finding.check, finding.outcome) == ("works on residual, concat and SiLU, hast/w4a4", "not checked")

@@ -3,8 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -13,6 +14,7 @@ from zsqbench.cli.options import data_root_option, format_option, plugin_options
 
 if TYPE_CHECKING:
     from zsqbench.methods import Method
+    from zsqbench.scheme import Scheme
     from zsqbench.testing.conformance import Conformance
 
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 @click.argument("given", metavar="FILE_OR_NAME")
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the method.")
 @click.option("--model", help="For a task: the name of a network that it can load.")
+@click.option("--scheme", "schemes", multiple=True, help="For a quantizer: a scheme, as hw/w4a4 (may be repeated).")
+@click.option("--suite", help="A suite (a file, or a shipped one) whose schemes may be named, too.")
+@click.option("--verbose", "-v", is_flag=True, help="Say of each error in which line it arose, with its traceback.")
 @data_root_option
 @plugin_options
 @format_option
@@ -27,6 +32,9 @@ def plugins_check(
     given: str,
     settings: Sequence[str],
     model: str | None,
+    schemes: Sequence[str],
+    suite: str | None,
+    verbose: bool,
     data_root: Path | None,
     plugins: Sequence[Path],
     without: Sequence[str],
@@ -42,16 +50,17 @@ def plugins_check(
     methods = _methods_to_check(given, [*plugins, *file], without)
     options = _options_of(methods, settings)
     spec = None if model is None else ModelSpec(name=model, base=model)
+    parsed = _schemes(methods, schemes, suite, plugins, without, data_root)
     from zsqbench.testing.conformance import check_method, reduce_options
 
     reduced = [reduce_options(*each, data_root) for each in zip(methods, options, strict=True)]
     checked = []
     for each in reduced:
-        checked.append(check_method(*each, spec, data_root))
+        checked.append(check_method(*each, spec, data_root, parsed))
         if form == "text":
-            _print_conformance(checked[-1])
+            _print_conformance(checked[-1], verbose)
     if form == "json":
-        click.echo(json.dumps([_conformance_as_data(result) for result in checked], indent=1))
+        click.echo(json.dumps([_conformance_as_data(result, verbose) for result in checked], indent=1))
     return 0 if all(result.passed for result in checked) else EXIT_FAILED_CELLS
 
 
@@ -83,6 +92,27 @@ def _methods_to_check(given: str, files: Sequence[Path], without: Sequence[str])
     return found
 
 
+def _schemes(
+    methods: "Sequence[type[Method]]",
+    given: Sequence[str],
+    suite: str | None,
+    plugins: Sequence[Path],
+    without: Sequence[str],
+    data_root: Path | None,
+) -> "list[Scheme]":
+    """The schemes of these names. Raises ZSQBenchError for one that is unknown, or where nothing quantizes."""
+    from zsqbench.errors import ZSQBenchError
+    from zsqbench.scheme import PLACEMENTS, parse_scheme
+    from zsqbench.suite import find_suite, load_suite
+
+    if suite is not None and not given:
+        raise ZSQBenchError("--suite is where schemes are looked for; name one of them with --scheme")
+    if given and not any(method.kind == "quantizer" for method in methods):
+        raise ZSQBenchError(f"--scheme is for quantizers, and there is only {', '.join(each.name for each in methods)}")
+    loaded = None if suite is None else load_suite(find_suite(suite), plugins, without, data_root=data_root)
+    return [parse_scheme(text, loaded.placements if loaded else PLACEMENTS) for text in dict.fromkeys(given)]
+
+
 def _options_of(methods: "Sequence[type[Method]]", settings: Sequence[str]) -> list[dict[str, Any]]:
     """Which of these OPTION=VALUE each method takes. An unknown option goes to the first method, which rejects it."""
     import yaml
@@ -107,23 +137,31 @@ def _options_of(methods: "Sequence[type[Method]]", settings: Sequence[str]) -> l
     return options
 
 
-def _print_conformance(checked: "Conformance") -> None:
+def _print_conformance(checked: "Conformance", verbose: bool) -> None:
+    from zsqbench.testing.report import Outcome
+
     method, findings = checked.method, checked.findings
     changed = ", ".join(f"{name}={value}" for name, value in checked.reduced.items())
     click.echo(f"{method.kind} {method.name}{f'  (set for the check: {changed})' if changed else ''}")
     for finding in findings:
         click.echo(f"    {finding.outcome:12}{finding.check}{f': {finding.reason}' if finding.reason else ''}")
+        if verbose and finding.origin is not None:
+            click.echo("\n".join(f"{'':16}{line}" for line in finding.origin.traceback))
     counts = Counter(finding.outcome for finding in findings)
-    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("ok", "FAILED", "not checked") if counts[outcome])
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome) if counts[outcome])
     click.echo(f"    {said}, in {checked.seconds:.0f} s")
 
 
-def _conformance_as_data(checked: "Conformance") -> dict[str, Any]:
+def _conformance_as_data(checked: "Conformance", verbose: bool) -> dict[str, Any]:
+    left_out = frozenset() if verbose else frozenset({"origin"})
     return {
         "kind": checked.method.kind,
         "name": checked.method.name,
         "passed": checked.passed,
         "set": dict(checked.reduced),
         "seconds": checked.seconds,
-        "checks": [vars(finding) for finding in checked.findings],
+        "checks": [
+            {name: value for name, value in asdict(finding).items() if name not in left_out}
+            for finding in checked.findings
+        ],
     }

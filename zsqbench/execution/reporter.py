@@ -4,11 +4,11 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zsqbench.errors import OutOfResourcesError, one_line
+from zsqbench.errors import OutOfResourcesError, ZSQBenchError, one_line
 from zsqbench.steps.students import kept_epochs, on_cpu, state_of
 from zsqbench.store import write_atomically
 
@@ -29,6 +29,38 @@ QUICK = 0.1
 SHOWN_CURVES = 3
 """So many curves are shown with the progress, by their last value: the curves that began last."""
 
+FLAT = (
+    "only values of the state itself may be tensors, and all others are what JSON holds, with text as keys; "
+    "zsqbench.synthesis.training_state makes such a state of a network and its optimizer"
+)
+"""The rule of a state that a checkpoint can keep."""
+
+
+def require_flat(state: Mapping[str, Any]) -> None:
+    """Raise ZSQBenchError, with the place in it and the rule, for a state that a checkpoint cannot keep as it is."""
+    import torch
+
+    if "rng" in state:
+        raise ZSQBenchError("a checkpoint has no entry named 'rng': the state of ctx.rng is kept under it")
+    plain = {name: None if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+    if problem := next(_unfit("state", plain), None):
+        raise ZSQBenchError(f"a checkpoint cannot keep {problem}: {FLAT}")
+
+
+def _unfit(place: str, value: object) -> Iterator[str]:
+    """The parts of a value that JSON does not give back, each with its place; a tuple that becomes a list is none."""
+    import torch
+
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _unfit(f"{place}[{key!r}]", part)
+        yield from (f"{place} with the key {key!r}" for key in value if not isinstance(key, str))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _unfit(f"{place}[{index}]", part)
+    elif not isinstance(value, str | int | float | None):
+        yield f"{place}, {'a tensor' if isinstance(value, torch.Tensor) else f'of type {type(value).__name__}'}"
+
 
 class Reporter:
     """Keeps curves, notes and checkpoints, and shows progress in a small file that the parent reads."""
@@ -45,6 +77,7 @@ class Reporter:
         self._done = self._total = 0
         self._shown = time.monotonic()
         self._next_checkpoint = self._shown + CHECKPOINT_SECONDS
+        self._offered = False
 
     def log(self, name: str, value: "float | torch.Tensor", step: int) -> None:
         """Add a point to a curve."""
@@ -70,21 +103,27 @@ class Reporter:
             self.footnotes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Keep a state for resuming, every few seconds."""
+        """Keep a state for resuming, every few seconds.
+
+        Raises ZSQBenchError for a state that is not flat, at the first call. Otherwise a fast machine would not find it.
+        """
         started = time.monotonic()
+        if not self._offered:
+            require_flat(state)
+            self._offered = True
         if started >= self._next_checkpoint:
             with contextlib.suppress(OSError):  # a checkpoint that cannot be kept costs time, not the step
-                self._keep(state)
+                self.keep(state)
             ended = time.monotonic()
             long = ended - started if ended - started > QUICK else 0.0
             self._next_checkpoint = ended + max(CHECKPOINT_SECONDS, CHECKPOINT_PAUSE * long)
 
-    def _keep(self, state: Mapping[str, Any]) -> None:
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Keep a state now. Raises ZSQBenchError for one that is not flat, and OSError where it cannot be written."""
         import torch
         from safetensors.torch import save
 
-        if "rng" in state:
-            raise ValueError("a checkpoint has no entry named 'rng': the state of ctx.rng is kept under it")
+        require_flat(state)
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         plain = {name: value for name, value in state.items() if name not in tensors}
         tensors = {**on_cpu(tensors), "rng": self.rng.get_state()}

@@ -115,7 +115,8 @@ class StepContext:
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Offer a state (tensors, numbers, strings, by name) to resume from; it is written every few seconds at most.
 
-        The state of `rng` is kept with it.
+        The state of `rng` is kept with it. Raises ZSQBenchError for a state that is not flat: tensors are values of the
+        state itself, and all other values are what JSON holds, with text as keys.
         """
         self.reporter.checkpoint(state)
 

@@ -99,12 +99,32 @@ def check_calibration_set(images: object, teacher: Pretrained, name: str) -> Non
     from zsqbench.quant import check_images
 
     if not isinstance(images, CalibrationSet):
-        raise ZSQBenchError(f"generator {name} returned {type(images).__name__}; expected a CalibrationSet")
+        raise ZSQBenchError(f"generator {name} returned {_named(images)}; expected a CalibrationSet")
+    _require_tensor(images.images, "images", "torch.from_numpy(images).float()", name)
     check_images(images.images, teacher.input_size, f"generator {name} returned")
-    if images.labels is not None and len(images.labels) != len(images):
-        raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(images)} images")
+    if images.labels is not None:
+        _require_tensor(images.labels, "labels", "torch.from_numpy(labels)", name)
+        if len(images.labels) != len(images):
+            raise ZSQBenchError(f"generator {name} returned {len(images.labels)} labels for {len(images)} images")
     if images.boxes is not None:
         check_boxes(images, name)
+
+
+def _require_tensor(value: object, what: str, conversion: str, name: str) -> None:
+    """Raise ZSQBenchError unless this is a tensor; of a NumPy array the error says how it becomes one."""
+    import numpy as np
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        advice = f": take {conversion}" if isinstance(value, np.ndarray) else ""
+        raise ZSQBenchError(f"generator {name} returned {what} as {_named(value)}; expected a torch.Tensor{advice}")
+
+
+def _named(value: object) -> str:
+    """The type of a value; of a NumPy array, which is often taken for a tensor, in words."""
+    import numpy as np
+
+    return f"a NumPy array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def check_boxes(images: CalibrationSet, name: str) -> None:

@@ -12,17 +12,15 @@ from pydantic import ValidationError
 
 from zsqbench.errors import ZSQBenchError, did_you_mean
 from zsqbench.methods import Generator, Method, ModelSpec, Quantizer, Task
-from zsqbench.scheme import parse_scheme
+from zsqbench.scheme import FLOAT, Scheme, parse_scheme
 from zsqbench.testing.generators import examine_generator
-from zsqbench.testing.networks import tiny_teachers
-from zsqbench.testing.quantizers import examine_quantizer
+from zsqbench.testing.quantizers import examine_quantizer, networks_at
 from zsqbench.testing.report import Finding, Report
 from zsqbench.testing.tasks import examine_task
 
-SCHEMES = ("hw/w4a4", "academic/w4a4", "qdq/w4a4")
-BRIEFLY = frozenset({"qdq/w4a4"})
-"""Schemes at which a quantizer is tried on networks alone: all else that is checked has nothing to do with these."""
-FLOAT = "float"
+SCHEMES = ("hw/w4a4", "academic/w4a4", "hast/w4a4", "hw_strict/w4a4", "qdq/w4a4")
+"""A quantizer is checked in full at the first that it takes, and on networks alone at the others: what else is checked
+has nothing to do with the scheme."""
 SIZES = (4, 8, 16, 32)
 """What is tried for an option that says how much there is to do; the first that its constraints allow is taken."""
 EXTENSIVE = re.compile(r"(^|_)(images|batch_size|iterations|steps|epochs|updates|updates_per_epoch|warmup)$")
@@ -46,18 +44,23 @@ class Conformance:
 
 
 def check_method(
-    method: Method, reduced: Mapping[str, Any], model: ModelSpec | None = None, data_root: Path | None = None
+    method: Method,
+    reduced: Mapping[str, Any],
+    model: ModelSpec | None = None,
+    data_root: Path | None = None,
+    schemes: Sequence[Scheme] = (),
 ) -> Conformance:
     """Check what `reduce_options` made: a generator, a quantizer or a task, the last with a model or as far as without.
 
-    Raises ZSQBenchError for a method of another kind.
+    A quantizer is checked at these schemes, or else at those of all placements that methods are compared at. Raises
+    ZSQBenchError for a method of another kind.
     """
     started = time.perf_counter()
     report = Report(method)
     if isinstance(method, Generator):
         examine_generator(report)
     elif isinstance(method, Quantizer):
-        _examine_at_schemes(report, method)
+        _examine_at_schemes(report, method, schemes or [parse_scheme(text) for text in SCHEMES])
     elif isinstance(method, Task):
         examine_task(report, model, data_root)
     else:
@@ -126,18 +129,33 @@ def _explain(kind: type[Method], given: Mapping[str, Any], error: ValidationErro
     return list(dict.fromkeys(lines))
 
 
-def _examine_at_schemes(report: Report, quantizer: Quantizer) -> None:
+def _examine_at_schemes(report: Report, quantizer: Quantizer, schemes: Sequence[Scheme]) -> None:
     """At each scheme that the quantizer takes; at `float` where it takes none of the others."""
     if quantizer.works_over is not None:
         report.skip("quantizes", f"it leaves that to {quantizer.works_over!r}, which a suite gives it; check that one")
         return
-    rejected = {scheme: quantizer.rejects(parse_scheme(scheme)) for scheme in (*SCHEMES, FLOAT)}
-    taken = [scheme for scheme in SCHEMES if not rejected[scheme]] or [FLOAT]
-    for scheme in SCHEMES:
-        if scheme not in taken:
-            report.skip(f"works at {scheme}", f"it rejects this scheme: {rejected[scheme]}")
-    if rejected[taken[0]]:
-        report.skip("quantizes", f"it rejects {', '.join(rejected)}")
+    taken = []
+    for scheme in schemes:
+        if reason := quantizer.rejects(scheme):
+            report.skip(f"works at {scheme.name}", f"it rejects this scheme: {reason}")
+        else:
+            taken.append(_without_patterns(report, scheme))
+    if not taken and quantizer.rejects(FLOAT):
+        report.skip("quantizes", f"it rejects {', '.join(scheme.name for scheme in (*schemes, FLOAT))}")
         return
-    for scheme in taken:
-        examine_quantizer(report, scheme, tiny_teachers() if scheme in BRIEFLY and len(taken) > 1 else None)
+    first, *others = taken or [FLOAT]
+    works = examine_quantizer(report, first) is not None
+    for scheme in others:
+        if works:
+            examine_quantizer(report, scheme, networks_at(report, scheme))
+        else:
+            report.skip(f"works at {scheme.name}", f"it does not even work at {first.name}")
+
+
+def _without_patterns(report: Report, scheme: Scheme) -> Scheme:
+    """A scheme without widths by names of tensors, which are those of another network than the tiny ones."""
+    if not scheme.placement.tensors:
+        return scheme
+    patterns = ", ".join(scheme.placement.tensors)
+    report.skip(f"patterns of {scheme.name}", f"{patterns} name tensors of your network; the rest is checked")
+    return scheme.model_copy(update={"placement": scheme.placement.model_copy(update={"tensors": {}})})

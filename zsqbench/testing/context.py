@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from zsqbench.errors import ZSQBenchError
+from zsqbench.execution.reporter import require_flat
 from zsqbench.methods import Settings, TaskContext
 from zsqbench.quant import finalize
 from zsqbench.scheme import Scheme
@@ -43,9 +45,11 @@ class MemoryReporter:
         self.footnotes.append(line)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Keep a copy of a state, as a file would."""
+        """Keep a copy of a state, as a file would. Raises ZSQBenchError for one that no file would hold."""
+        require_flat(state)
         state = {
-            name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in state.items()
+            name: value.detach().contiguous() if isinstance(value, torch.Tensor) else value
+            for name, value in state.items()
         }
         state |= {"rng": self._rng.get_state()} if self._rng else {}
         self.states.append(copy.deepcopy(state))
@@ -64,6 +68,19 @@ class MemoryReporter:
         kept = copy.deepcopy(student)
         finalize(kept)
         self.epochs[epoch] = kept
+
+
+class PatientReporter(MemoryReporter):
+    """Remembers why a checkpoint would end a run, and goes on, so that all else is checked, too."""
+
+    refusal: str | None = None
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Keep a copy of a state, or the reason against it."""
+        try:
+            super().checkpoint(state)
+        except ZSQBenchError as error:
+            self.refusal = self.refusal or str(error)
 
 
 class ForgetfulReporter(MemoryReporter):

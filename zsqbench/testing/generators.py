@@ -11,7 +11,8 @@ import torch
 from zsqbench.errors import one_line
 from zsqbench.methods import CalibrationSet, Generator, Pretrained, TaskContext
 from zsqbench.steps.generate import check_calibration_set
-from zsqbench.testing.context import ForgetfulReporter, MemoryReporter, context
+from zsqbench.testing.checkpoints import check_checkpoints
+from zsqbench.testing.context import ForgetfulReporter, PatientReporter, context
 from zsqbench.testing.networks import (
     tiny_teacher,
     tiny_teacher_without_bn,
@@ -32,11 +33,10 @@ from zsqbench.testing.shared import (
 
 IMAGES = "images are float32 [N, C, H, W], finite, contiguous, on the CPU, without gradient, as many as asked for"
 SEED = "one seed gives one set of images, another seed another"
+LABELS = "labels are there if it declares gives_labels, and only then"
 CHECKPOINTS = "going on from a checkpoint gives the same images"
 
 MEASURED_IMAGES = 16
-RESUMED = 3
-"""How many of the checkpoints are resumed from."""
 
 
 def check_generator(generator: Generator, teacher: Pretrained | None = None) -> CalibrationSet:
@@ -77,19 +77,19 @@ class _Trial:
     surroundings: AbstractContextManager[Any] = field(default_factory=nullcontext)
     seed: int = 0
     resume_from: Mapping[str, Any] | None = None
-    states: list[dict[str, Any]] = field(default_factory=list)
-    """The checkpoints that it offered."""
+    offered: PatientReporter = field(default_factory=PatientReporter)
+    """The reporter of the call, with the checkpoints."""
 
     def run(self) -> CalibrationSet | None:
         """The images, or none where the call failed or they are no calibration set."""
-        ctx = context(self.seed, self.resume_from)
+        ctx = context(self.seed)
+        ctx.reporter = self.offered = PatientReporter(self.resume_from, ctx.rng)
 
         def call(copied: Pretrained) -> CalibrationSet:
             with self.surroundings:
                 return _generate(cast("Generator", self.report.method), copied, ctx)
 
         called = observe(self.report, self.check, self.teacher, call, self.where)
-        self.states = cast("MemoryReporter", ctx.reporter).states
         return called.result if called.error is None and self._check_images(called.result) else None
 
     def _check_images(self, made: Any) -> bool:
@@ -144,13 +144,24 @@ def _check_on(report: Report, teacher: Pretrained, network: str) -> CalibrationS
         other = _Trial(report, teacher, SEED, where, seed=1).run()
         differs = other is None or not torch.equal(made.images, other.images)
         report.require(SEED, differs, "is seeded, and gave one set for two seeds", where)
-    if not first.states:
-        report.skip(CHECKPOINTS, "it offers none; a method that takes seconds needs none")
-    for state in first.states[:: max(1, len(first.states) // RESUMED)]:
+    _check_labels(report, made, where)
+
+    def resume(state: Mapping[str, Any]) -> bool:
         resumed = _Trial(report, teacher, CHECKPOINTS, where, resume_from=state).run()
-        same = resumed is not None and torch.equal(made.images, resumed.images)
-        report.require(CHECKPOINTS, same, "gave another set when resumed from a checkpoint", where)
+        return resumed is not None and torch.equal(made.images, resumed.images)
+
+    check_checkpoints(report, CHECKPOINTS, first.offered, resume, where)
     return made
+
+
+def _check_labels(report: Report, made: CalibrationSet, where: str) -> None:
+    """A suite plans by `gives_labels`: a quantizer that needs labels goes with no generator that does not say so."""
+    declared, given = cast("Generator", report.method).gives_labels, made.labels is not None
+    if given and not declared:
+        advice = "returned labels; declare gives_labels = True, or no quantizer that needs labels goes with it"
+        report.advise(LABELS, advice, where)
+    else:
+        report.require(LABELS, given == declared, "declares gives_labels, and returned no labels", where)
 
 
 def _check_without_bn(report: Report) -> None:

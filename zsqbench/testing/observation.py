@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from zsqbench.compat import global_hooks, hook_tables
-from zsqbench.errors import one_line
 from zsqbench.execution.isolation import forbid_opening
 from zsqbench.methods import Method, Pretrained
 from zsqbench.testing.report import Report
@@ -54,7 +53,10 @@ def observe(
             raise
         made.error = error
     changed = _restore(before)
-    report.require(check, made.error is None, f"raised {one_line(made.error)}" if made.error else "", where)
+    if made.error is None:
+        report.require(check, True, "")
+    else:
+        report.blame(check, made.error, where)
     for complaint in changed:
         report.require(GLOBAL, False, complaint, where)
     report.require(GLOBAL, True, "")

@@ -34,10 +34,8 @@ def check_options(report: Report) -> None:
         try:
             filled_in = method.resolved(network, scheme)
             again, rebuilt = filled_in.resolved(network, scheme), _rebuilt(filled_in)
-        except Exception as error:
-            if report.strict:
-                raise
-            report.require(FILLED_IN, False, f"raised {one_line(error)}", where)
+        except Exception as error:  # noqa: BLE001 - a method may raise anything
+            report.blame(FILLED_IN, error, where)
             continue
         report.require(FILLED_IN, again == filled_in, "fills in other options when it does so again", where)
         report.require(FILLED_IN, rebuilt == filled_in, "fills in options that do not survive JSON", where)
@@ -62,10 +60,10 @@ def _check_refusal(report: Report, check: str, flag: str, what: str, call: Calla
     try:
         call()
     except ZSQBenchError as error:
-        report.require(check, "\n" not in str(error), f"raised an error of several lines without {what}")
+        report.require(check, "\n" not in str(error), f"raised an error of several lines without {what}", "", error)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not the error that was expected
         complaint = f"raised {one_line(error)} on a network without {what}; expected a ZSQBenchError"
-        report.require(check, False, complaint)
+        report.require(check, False, complaint, "", error)
     else:
         complaint = f"declares {flag}, and ran on a network without {what}; expected a ZSQBenchError"
         report.require(check, False, complaint)
@@ -83,10 +81,8 @@ def check_memory(report: Report, call: Callable[[int], Any], images: int) -> Non
     except (ValidationError, ZSQBenchError) as error:
         report.skip(MEMORY, f"it does not take {images} and {2 * images} images: {one_line(error)}")
         return
-    except Exception as error:
-        if report.strict:
-            raise
-        report.require(MEMORY, False, f"raised {one_line(error)} with {images} or {2 * images} images")
+    except Exception as error:  # noqa: BLE001 - a method may raise anything
+        report.blame(MEMORY, error, f" with {images} or {2 * images} images")
         return
     grown = f"took {doubled / 1e6:.1f} MB for {2 * images} images and {peak / 1e6:.1f} MB for {images}"
     report.require(MEMORY, doubled <= GROWTH * peak + KEPT, f"{grown}; expected twice as much at most")
