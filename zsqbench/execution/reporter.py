@@ -105,7 +105,7 @@ class Reporter:
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep a state for resuming, every few seconds.
 
-        Raises ZSQBenchError for a state that is not flat, at the first call. Otherwise a fast machine would not find it.
+        Raises ZSQBenchError at the first call with a state that is not flat. A fast machine would not find it later.
         """
         started = time.monotonic()
         if not self._offered:
