@@ -497,7 +497,8 @@ def test_step_sizes_do_not_decay_and_stay_above_a_thousandth():
 def test_training_step_sizes_goes_on_from_a_checkpoint_as_if_nothing_had_happened(optimizer):
     schedule, ctx = Schedule(2, 4, 1e-3, optimizer=optimizer, annealing="cosine"), context()
     expected, engine = trained(with_steps(), schedule, ctx, learn_steps=True)
-    found, _ = trained(with_steps(), schedule, state=ctx.reporter.states[2], learn_steps=True)
+    fresh = prepare(tiny_teacher().module, parse_scheme("hw/w3a3"), SIZE, Grids("symmetric", "symmetric", False))
+    found, _ = trained(fresh, schedule, state=ctx.reporter.states[2], learn_steps=True)
     assert same(state_of(found), state_of(expected))
     assert not same(state_of(expected), state_of(with_steps()))
     assert not any(value.requires_grad for value in [*expected.buffers(), *expected.parameters()])

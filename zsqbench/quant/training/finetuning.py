@@ -197,7 +197,7 @@ class FineTuning:
         ]
         for each in learned:
             each.clips_first = True
-        for activation in pass_gradients(student, but=learned):
+        for activation in (*pass_gradients(student, but=learned), *learned):
             activation.enabled = True  # a resumed state loads its grid below
         self.network = _training_network(student, features)
         """Computes the student's output, differentiably; with features a tuple of output and features."""
