@@ -90,6 +90,25 @@ class Learns(ToyQuantizer):
     ]
 
 
+def test_show_prints_the_notes_of_a_generator(bench):
+    bench.add_plugin("""
+class Tells(Toy):
+    name = "tells"
+
+    def generate(self, teacher, ctx):
+        ctx.note("no window was pasted twice")
+        return super().generate(teacher, ctx)
+""")
+    bench.matrix("generator: tells")
+    bench.run()
+    said = bench.zsqbench("show", bench.file, "", *bench.places())
+    assert "\n\nno window was pasted twice\n" in said.out
+    shown = json.loads(bench.zsqbench("show", bench.file, "", "--format", "json", *bench.places()).out)
+    assert shown["generated"] == {"notes": ["no window was pasted twice"]}
+    shutil.rmtree(bench.home)
+    assert "pasted" not in bench.zsqbench("show", bench.file, "", *bench.places()).out
+
+
 def test_show_says_that_the_artifact_is_not_here(bench):
     bench.matrix("quantizer: rtn")
     bench.run()

@@ -8,7 +8,7 @@ from zsqbench.methods.data import BOX
 from zsqbench.reports.results import Result
 from zsqbench.steps.baseline import Baseline
 from zsqbench.steps.planning import CellPlanning, Data, work_of
-from zsqbench.steps.step import Dataset, Job, MethodCall, Step, Tracked
+from zsqbench.steps.step import Dataset, Job, MethodCall, Shown, Step, Tracked
 from zsqbench.store import Artifact, Store
 from zsqbench.suite import Suite
 from zsqbench.versions import SYNTHESIS_VERSION
@@ -84,6 +84,13 @@ class Generate(Job):
     def load(artifact: Artifact) -> CalibrationSet:
         """The calibration set of an artifact."""
         return CalibrationSet.load(artifact.file(IMAGES))
+
+    @classmethod
+    def show(cls, store: Store, row: Result) -> Shown | None:
+        """The generator's notes. None: it made none, or its set is not in the store."""
+        key = row.keys.get(cls.kind)
+        notes = store.read(cls.kind, key).notes if key is not None and store.has(cls.kind, key) else []
+        return Shown("generated", {"notes": notes}, "\n".join(notes)) if notes else None
 
     @classmethod
     def track(cls, store: Store, row: Result) -> Tracked | None:
