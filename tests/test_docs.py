@@ -429,9 +429,12 @@ def test_files_that_contributors_are_told_of_are_there(document):
     assert not [path for path in paths if not re.search("NAME|SOURCE", path) and not (ROOT / path).exists()]
 
 
-@each_for_contributors
-def test_lines_for_contributors_wrap(document):
-    assert not [line for line in prose(document).splitlines() if len(line) > 120 and not line.startswith(("|", "["))]
+@each_document
+def test_lines_wrap(document):
+    """But for tables, code, a single long word such as the name of a test, and a page that a script writes."""
+    text = re.sub("<!-- table: .*?<!-- end -->", "", prose(document), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert document.name == "networks.md" or not [line for line in long if max(map(len, line.split())) < 80]
 
 
 @each_for_contributors
