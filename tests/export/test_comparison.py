@@ -30,7 +30,12 @@ def file_of(name):
     return exported(*CELLS[name], **(SMALL if name == "moving" else {}))
 
 
-each_cell = pytest.mark.parametrize("name", CELLS)
+IN_TURN = ("straight", "gated", "moving", "per_tensor")
+"""Files that are compared in each run of the tests; the others on request."""
+
+each_cell = pytest.mark.parametrize(
+    "name", [name if name in IN_TURN else pytest.param(name, marks=pytest.mark.slow("all files")) for name in CELLS]
+)
 
 
 @each_cell

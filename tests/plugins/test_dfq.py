@@ -73,7 +73,7 @@ def read_range(weight, groups):
 @pytest.mark.parametrize(
     "options", [{}, {"relu6": "per_channel", "per_channel": True}, {"absorb_padded": False}, NOTHING]
 )
-@pytest.mark.parametrize("network", ["tiny", "chain"])
+@pytest.mark.parametrize("network", ["tiny", pytest.param("chain", marks=pytest.mark.slow("a second network"))])
 def test_dfq_keeps_the_contract_of_quantizers(scheme, options, network):
     check_quantizer(DFQ(**options), scheme, tiny_teacher() if network == "tiny" else pretrained(chain(nn.ReLU6)))
 

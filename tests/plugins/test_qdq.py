@@ -89,7 +89,8 @@ def quantized(name, scheme):
 
 
 each_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
-each_scheme = pytest.mark.parametrize("scheme", ["qdq/w8a8", "qdq/w4a8"])
+BOTH = "both widths of weights for all quantizers take a minute"
+each_scheme = pytest.mark.parametrize("scheme", ["qdq/w8a8", pytest.param("qdq/w4a8", marks=pytest.mark.slow(BOTH))])
 
 
 @each_scheme
