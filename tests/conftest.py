@@ -20,8 +20,8 @@ from zsqbench.store import Artifact, Store
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-BRIEFLY = ("plain BN", "residual, concat and SiLU")
-"""Half of the networks that methods are checked on; the methods' own tests have others."""
+BRIEFLY = ("plain BN",)
+"""The network on which methods are checked in each run of the tests; pytest -m slow has the others."""
 
 TOY_PLUGIN = '''
 """A generator, a quantizer and a task that take a millisecond; each call is noted in calls.txt."""
@@ -378,7 +378,7 @@ def fatal_plugins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check methods on half of the networks, at one scheme: as often as a test goes through all checks for one line."""
+    """Check methods on one network, at one scheme."""
     from zsqbench.testing import conformance, generators, quantizers
     from zsqbench.testing.networks import tiny_teachers
 

@@ -81,7 +81,7 @@ def test_both_sources_are_named(said):
     known = [(step(), LONG), (step(compile=True), 1.0), (step(kind="quantize", compiles="updates"), LONG)]
     found = said([step(), step(kind="quantize", compiles="updates", key="other")], known)
     assert (found.steps, found.measured) == (2, 1)
-    assert "by times of this home (1) and what was measured elsewhere" in str(found)
+    assert "by times of this home (1) and times measured elsewhere" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -154,5 +154,7 @@ def test_total_variation_by_hand():
 def test_all_of_the_released_code_needs_a_classifier():
     teacher = replace(tiny_teacher(), classes=None)
     DSG(images=2, iterations=1, margin_images=2).generate(teacher, context())
-    with pytest.raises(ZSQBenchError, match="generator 'dsg' needs a classifier where it is extended, as its preset"):
+    with pytest.raises(
+        ZSQBenchError, match="generator 'dsg' needs a classifier where it is extended, as in its preset"
+    ):
         DSG(preset="released", images=2, iterations=1).generate(teacher, context())

@@ -1,4 +1,5 @@
 import csv
+from functools import cache
 
 import pytest
 import yaml
@@ -38,13 +39,17 @@ def test_every_source_that_is_kept_can_be_read_and_says_each_thing_once(name):
     assert source.citation
 
 
+@cache
+def suite_of(name):
+    return load_suite(shipped_suites()[name], find_files=False)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_schemes_of_published_values_are_schemes(name):
     """Those that zsqbench has, or that the shipped suites of their table define."""
-    for value in read_source(name).values:
-        asking = [load_suite(shipped_suites()[each], find_files=False) for each in suites_of_table(name, value.table)]
-        if not any(value.scheme in suite.schemes for suite in asking):
-            parse_scheme(value.scheme)
+    for table, scheme in {(value.table, value.scheme) for value in read_source(name).values}:
+        if not any(scheme in suite_of(each).schemes for each in suites_of_table(name, table)):
+            parse_scheme(scheme)
 
 
 @pytest.mark.parametrize("name", NAMES)

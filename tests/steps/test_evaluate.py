@@ -66,7 +66,7 @@ class Narrow(ToyQuantizer):
     (share,) = narrow["clipped"].values()
     assert 0.5 < share <= 1
     assert "clipped" not in other
-    assert "become equal: a scheme {base: hw, logits: float}" in (bench.results / "toysuite.md").read_text()
+    assert "become equal; the scheme {base: hw, logits: float}" in (bench.results / "toysuite.md").read_text()
 
 
 def test_measurements_of_an_older_version_have_neither_clipped_outputs_nor_footnotes(bench):

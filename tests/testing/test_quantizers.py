@@ -353,11 +353,18 @@ def none_of_them(images, ctx):
     return torch.ones_like(images[:1])
 
 
+@pytest.fixture
+def on_one_network(monkeypatch):
+    monkeypatch.setattr("zsqbench.testing.quantizers.tiny_teachers", lambda: PLAIN)
+
+
+@pytest.mark.usefixtures("on_one_network")
 @pytest.mark.parametrize("choose", [first(8, said=8), half_at_random, none_of_them])
 def test_a_quantizer_that_says_how_many_images_it_reads_passes(choose):
     assert failures(reading(choose), None) == {}
 
 
+@pytest.mark.usefixtures("on_one_network")
 @pytest.mark.parametrize(
     ("choose", "reason"),
     [
@@ -374,6 +381,7 @@ def test_saying_another_number_of_images_than_are_read_is_found(choose, reason):
     assert (found.keys(), found[READ].startswith(reason)) == ({READ}, True)
 
 
+@pytest.mark.usefixtures("on_one_network")
 def test_images_that_are_drawn_at_random_need_a_seed_that_counts():
     def same_half(images, ctx):
         return images[::2]
