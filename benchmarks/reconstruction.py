@@ -66,6 +66,13 @@ def networks(*, quick: bool) -> Iterator[tuple[str, nn.Module, tuple[int, int, i
     yield "MobileNetV2, 224 px", models.mobilenet_v2(weights=None), (3, 224, 224), 32
 
 
+def transformers(*, quick: bool) -> Iterator[tuple[str, nn.Module, tuple[int, int, int], int]]:
+    """The same of a transformer of DeiT-T's size."""
+    torch.manual_seed(0)
+    if not quick:
+        yield "DeiT-T, 224 px", models.VisionTransformer(224, 16, 12, 3, 192, 768), (3, 224, 224), 32
+
+
 def student_of(network: nn.Module, size: tuple[int, int, int]) -> Any:
     """A student with calibrated quantizers."""
     student = prepare(network.eval().requires_grad_(False), parse_scheme("hw/w4a4"), size)
@@ -292,10 +299,12 @@ def ways_of(
     return ways
 
 
-def steps(*, quick: bool) -> None:
+def steps(only: list[str], *, quick: bool) -> None:
     """A step of either stage against a bare step, summed over all units of a network."""
     torch.set_num_threads(1)
-    for name, network, size, count in networks(quick=quick):
+    for name, network, size, count in (*networks(quick=quick), *transformers(quick=quick)):
+        if only and name.split(",")[0] not in only:
+            continue
         totals = {"bare": 0.0, "weights": 0.0, "activations": 0.0}
         for ready in walk(network, size, count):
             unit, live, target = ready.unit, ready.live, ready.target
@@ -435,7 +444,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["steps", "prediction", "caching", "memory"])
     parser.add_argument("--settings", action="store_true", help="measure settings that are to be fast, and the release")
     parser.add_argument(
-        "--networks", nargs="+", default=[], help="networks for --settings, by the words before a comma"
+        "--networks", nargs="+", default=[], help="networks for steps and --settings, by the words before a comma"
     )
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     options = parser.parse_args()
@@ -444,7 +453,7 @@ def main() -> None:
         settings_steps(options.networks, quick=options.quick)
         return
     if options.only in (None, "steps"):
-        steps(quick=options.quick)
+        steps(options.networks, quick=options.quick)
     if options.only in (None, "prediction"):
         prediction(quick=options.quick)
     if options.only in (None, "caching"):

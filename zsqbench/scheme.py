@@ -192,6 +192,12 @@ class Placement(BaseModel):
             raise ValueError(
                 f"softmax_grid is {self.softmax_grid}, and softmax has no width: give one, such as softmax: a"
             )
+        name, demanded = ("grid", self.grid) if self.grid else ("activation_grid", self.activation_grid)
+        if None not in (self.softmax_grid, demanded):
+            raise ValueError(
+                f"{name} {demanded} is for all activations, and softmax_grid is {self.softmax_grid}: "
+                "give one of the two"
+            )
         for kind in KINDS:
             own = getattr(self, f"{kind}_grid")
             if None not in (self.grid, own) and own != self.grid:

@@ -4,7 +4,7 @@ import torch
 
 from zsqbench.quant import LogQuantizer, round_logarithmically
 from zsqbench.quant.grids.fake_quant import plain
-from zsqbench.scheme import parse_scheme
+from zsqbench.scheme import PLACEMENTS, parse_scheme
 
 
 @pytest.fixture
@@ -78,6 +78,13 @@ def test_it_is_neutral_until_it_has_a_top_and_a_tensor_of_zeros_gets_one():
 
 def test_half_precision_is_rounded_in_float32():
     assert quantizer()(torch.tensor([0.5], dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("base", "demand"), [("qdq", "activation_grid affine"), ("pot", "grid power_of_two")])
+def test_a_scheme_that_demands_another_grid_of_all_activations_refuses_it(base, demand):
+    """So does one that integer runtimes run: no operator of ONNX expresses this grid."""
+    with pytest.raises(ValueError, match=f"{demand} is for all activations, and softmax_grid is log_sqrt2: give one"):
+        PLACEMENTS[base].model_validate({**dict(PLACEMENTS[base]), "softmax": "a", "softmax_grid": "log_sqrt2"})
 
 
 def test_only_the_softmax_of_a_scheme_that_says_so_has_this_grid():
