@@ -81,8 +81,7 @@ def test_a_quantizer_is_checked_at_schemes_of_a_suite_and_at_shipped_ones(bench)
     said = bench.zsqbench("plugins", "check", path, *arguments)
     assert said.code == 0, said.out
     works = [line.split(maxsplit=1)[1] for line in said.out.splitlines() if " works on " in line]
-    networks = ("plain BN", "residual, concat and SiLU")
-    assert works == [f"works on {name}, {scheme}" for scheme in ("mine/w4a4", "hw_strict/w2a2") for name in networks]
+    assert works == [f"works on plain BN, {scheme}" for scheme in ("mine/w4a4", "hw_strict/w2a2")]
 
 
 SCHEME_MISTAKES = {
