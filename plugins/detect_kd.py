@@ -52,7 +52,7 @@ class DetectKD(zsqbench.StepSizeQuantizer):
     """
 
     name = "detect_kd"
-    version = 1
+    version = 2
     needs_training_loss = True
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "paper": {name: {**_USUAL, "lr": 1e-4, "alpha": 0.04} for name in DATA_SETS},

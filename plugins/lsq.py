@@ -50,7 +50,7 @@ class LSQ(zsqbench.StepSizeQuantizer):
     """
 
     name = "lsq"
-    version = 1
+    version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "": {name: {"epochs": 90, "batch_size": 256, "alpha": 1.0} for name in ("cifar10", "cifar100", "imagenet")}
     }
