@@ -165,7 +165,7 @@ class COCODetection(zsqbench.Task):
         if turned:
             ctx.note(NOT_TURNED.format(turned, len(evaluated)))
         detections = Detections.of(rows)
-        known = {category["id"] for category in found.instances.categories}
+        known = {category.id for category in found.instances.categories}
         seen = set(detections.categories.tolist())
         if seen and not seen & known:
             raise ZSQBenchError(
@@ -199,7 +199,7 @@ class COCODetection(zsqbench.Task):
         from zsqbench.reports.plots import boxes_side_by_side
 
         found, detector, rows = self._find(ctx), cast("Detector", pretrained.decoding), []
-        names = {category["id"]: category["name"] for category in found.instances.categories}
+        names = {category.id: category.name for category in found.instances.categories}
         for _, path in found.evaluated[:PICTURED]:
             image = open_image(path)
             tensor = detector.preprocess(image)[None].to(ctx.device)

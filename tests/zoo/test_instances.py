@@ -77,7 +77,7 @@ def test_numbers_may_be_as_large_as_int64_holds(tmp_path, largest):
 def test_fields_that_may_be_left_out_have_cocos_meaning(tmp_path):
     bare = {name: ANNOTATION[name] for name in ("id", "image_id", "category_id", "bbox")}
     (found,) = Instances.read(write(tmp_path, content(annotations=[bare]))).annotations
-    assert (found["area"], found["iscrowd"]) == (30, 0)
+    assert (found.area, found.iscrowd) == (30, 0)
 
 
 @pytest.mark.parametrize("box", [[-1, 2, 6, 6], [16, 2, 5, 6], [1, 5, 5, 5.9]])
@@ -89,7 +89,7 @@ def test_boxes_a_few_pixels_outside_are_taken_as_they_are_with_a_note(tmp_path):
     boxes = [[-5, 2, 6, 6], [18, 2, 6.5, 6], [1, 2, 5, 6]]
     given = [ANNOTATION | {"id": number, "bbox": box} for number, box in enumerate(boxes, start=1)]
     found = Instances.read(write(tmp_path, content(annotations=given)))
-    assert [each["bbox"] for each in found.annotations] == boxes
+    assert [each.bbox for each in found.annotations] == boxes
     (note,) = found.notes
     assert note == (
         "2 of 3 boxes of instances.json end outside of their images, that of annotation 1 by 5 pixels; they are taken "

@@ -45,9 +45,9 @@ def test_annotations_are_valid_and_of_the_images_that_are_there(folder, name):
     instances = Instances.read(folder / "annotations" / f"instances_{name}.json")
     assert [image.name for image in instances.images] == sorted(path.name for path in (folder / name).iterdir())
     assert len(instances.images) == 200
-    assert [(each["id"], each["name"]) for each in instances.categories] == [(n + 1, str(n)) for n in range(10)]
-    assert {each["category_id"] for each in instances.annotations} == set(range(1, 11))
-    counts = np.bincount([each["image_id"] for each in instances.annotations])[1:]
+    assert [(each.id, each.name) for each in instances.categories] == [(n + 1, str(n)) for n in range(10)]
+    assert {each.category_id for each in instances.annotations} == set(range(1, 11))
+    counts = np.bincount([each.image_id for each in instances.annotations])[1:]
     assert (counts.min(), counts.max(), len(counts)) == (1, 6, 200)
 
 

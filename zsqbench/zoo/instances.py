@@ -1,12 +1,13 @@
 """Read and check COCO's instances JSON. The error for a wrong field is one line with the field and its entry."""
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zsqbench.errors import ZSQBenchError
 
@@ -26,6 +27,51 @@ LARGEST = 2**63 - 1
 _LISTS = ("images", "annotations", "categories")
 
 
+def _fits_int64(number: int) -> int:
+    if abs(number) > LARGEST:
+        raise ValueError(f"a number that int64 can hold, {LARGEST} at most")
+    return number
+
+
+_Whole = Annotated[int, AfterValidator(_fits_int64), Field(description="a whole number")]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Entry(BaseModel):
+    """An entry of a list. The description of a field says what is expected."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: _Whole
+
+
+class _Image(_Entry):
+    file_name: str = Field(description="a text")
+    width: _Whole
+    height: _Whole
+
+
+class Category(_Entry):
+    """A category. Without a name it has its number as its name."""
+
+    name: Annotated[str, BeforeValidator(str)] = Field(default_factory=lambda before: str(before.get("id")))
+
+
+class Annotation(_Entry):
+    """A box of an image. Without an area it has that of its box."""
+
+    image_id: _Whole
+    category_id: _Whole
+    bbox: list[_Finite] = Field(min_length=4, max_length=4, description="[left, top, width, height] in pixels")
+    area: _Finite = Field(
+        default_factory=lambda before: math.prod(before.get("bbox", [])[2:]), ge=0, description="a number, 0 or more"
+    )
+    iscrowd: int = Field(0, ge=0, le=1, description="0 or 1")
+
+
+_Kind = TypeVar("_Kind", bound=_Entry)
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """An image of the data, in the order of its number."""
@@ -43,8 +89,8 @@ class Instances:
 
     path: Path
     images: tuple[ImageFile, ...]
-    annotations: tuple[Mapping[str, Any], ...]
-    categories: tuple[Mapping[str, Any], ...]
+    annotations: tuple[Annotation, ...]
+    categories: tuple[Category, ...]
     notes: tuple[str, ...] = ()
     """Notes on unusual values that are kept."""
 
@@ -52,77 +98,44 @@ class Instances:
     def read(cls, path: Path) -> "Instances":
         """Read a file. If it breaks COCO's format, raises ZSQBenchError with one line that names the entry."""
         content = _load(path)
-        images = sorted((_image(path, each) for each in content["images"]), key=lambda each: each.id)
+        images = sorted((_image(path, each) for each in content["images"]), key=_number)
         if not images:
             raise ZSQBenchError(f"{path} lists no images; expected at least one under 'images'")
-        categories = sorted((_category(path, each) for each in content["categories"]), key=lambda each: each["id"])
+        categories = sorted((_read(Category, path, each) for each in content["categories"]), key=_number)
         if not categories:
             raise ZSQBenchError(f"{path} lists no categories; expected at least one under 'categories'")
         by_id = {image.id: image for image in images}
-        known = {category["id"] for category in categories}
-        _only_once(path, "image", [image.id for image in images])
-        _only_once(path, "category", [category["id"] for category in categories])
+        known = {category.id for category in categories}
+        _only_once(path, "image", images)
+        _only_once(path, "category", categories)
         annotations = [_annotation(path, each, by_id, known) for each in content["annotations"]]
-        _only_once(path, "annotation", [annotation["id"] for annotation in annotations])
-        annotations.sort(key=lambda each: each["id"])
+        _only_once(path, "annotation", annotations)
+        annotations.sort(key=_number)
         notes = _outside(path, annotations, by_id)
         return cls(path, tuple(images), tuple(annotations), tuple(categories), notes)
 
     def of(self, images: Sequence[ImageFile]) -> dict[str, Any]:
         """The data of some of the images, in COCO's format."""
         chosen = {image.id for image in images}
-        kept = (each for each in self.annotations if each["image_id"] in chosen)
+        kept = (each for each in self.annotations if each.image_id in chosen)
         return {
             "images": [{"id": image.id, "width": image.width, "height": image.height} for image in images],
-            # new numbers, because COCOeval takes number 0 as no number; copies, because it writes into them
-            "annotations": [{**each, "id": number} for number, each in enumerate(kept, start=1)],
-            "categories": list(self.categories),
+            # new numbers, because COCOeval takes number 0 as no number
+            "annotations": [each.model_dump() | {"id": number} for number, each in enumerate(kept, start=1)],
+            "categories": [each.model_dump() for each in self.categories],
         }
 
 
-def _fits_int64(number: int) -> int:
-    if abs(number) > LARGEST:
-        raise ValueError(f"a number that int64 can hold, {LARGEST} at most")
-    return number
+def _number(entry: _Entry | ImageFile) -> int:
+    return entry.id
 
 
-_Whole = Annotated[int, AfterValidator(_fits_int64), Field(description="a whole number")]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Entry(BaseModel):
-    """An entry of a list. The description of a field says what is expected."""
-
-    id: _Whole
-
-
-class _Image(_Entry):
-    file_name: str = Field(description="a text")
-    width: _Whole
-    height: _Whole
-
-
-class _Category(_Entry):
-    name: Any = None
-
-
-class _Annotation(_Entry):
-    image_id: _Whole
-    category_id: _Whole
-    bbox: list[_Finite] = Field(min_length=4, max_length=4, description="[left, top, width, height] in pixels")
-    area: _Finite = Field(0.0, ge=0, description="a number, 0 or more")
-    iscrowd: int = Field(0, ge=0, le=1, description="0 or 1")
-
-
-_Kind = TypeVar("_Kind", bound=_Entry)
-
-
-def _read(kind: type[_Kind], path: Path, content: Any) -> _Kind:
+def _read(kind: type[_Kind], path: Path, content: object) -> _Kind:
     """Raises ZSQBenchError, which names the entry, the first field that is wrong, and what is expected."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        name = kind.__name__.strip("_").lower()
+        name = kind.__name__.removeprefix("_").lower()
         if not isinstance(content, dict):
             raise ZSQBenchError(f"{path}: {name} {_short(str(content))} is not an object with fields") from error
         first, number = error.errors()[0], content.get("id")
@@ -151,7 +164,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _image(path: Path, content: Any) -> ImageFile:
+def _image(path: Path, content: object) -> ImageFile:
     entry = _read(_Image, path, content)
     parts = Path(entry.file_name)
     if parts.is_absolute() or ".." in parts.parts:
@@ -161,15 +174,10 @@ def _image(path: Path, content: Any) -> ImageFile:
     return ImageFile(entry.id, entry.file_name, entry.width, entry.height)
 
 
-def _category(path: Path, content: Any) -> dict[str, Any]:
-    entry = _read(_Category, path, content)
-    return {"id": entry.id, "name": str(entry.name if "name" in entry.model_fields_set else entry.id)}
-
-
 def _annotation(
-    path: Path, content: Any, images: Mapping[int, ImageFile], categories: Collection[int]
-) -> dict[str, Any]:
-    entry = _read(_Annotation, path, content)
+    path: Path, content: object, images: Mapping[int, ImageFile], categories: Collection[int]
+) -> Annotation:
+    entry = _read(Annotation, path, content)
     for name, number, known in (("image", entry.image_id, images), ("category", entry.category_id, categories)):
         if number not in known:
             raise ZSQBenchError(f"{path}: annotation {entry.id} is of {name} {number}, which is not in the list")
@@ -181,8 +189,7 @@ def _annotation(
             f"{size.width} x {size.height} pixels; expected [left, top, width, height] in pixels, {limit:g} outside at "
             "most"
         )
-    has_area = "area" in entry.model_fields_set
-    return entry.model_dump() | {"area": entry.area if has_area else entry.bbox[2] * entry.bbox[3]}
+    return entry
 
 
 def _overhang(box: Sequence[float], size: ImageFile) -> float:
@@ -191,9 +198,9 @@ def _overhang(box: Sequence[float], size: ImageFile) -> float:
     return max(-left, -top, left + width - size.width, top + height - size.height, 0.0)
 
 
-def _outside(path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[int, ImageFile]) -> tuple[str, ...]:
+def _outside(path: Path, annotations: Sequence[Annotation], images: Mapping[int, ImageFile]) -> tuple[str, ...]:
     """A note on boxes that end further outside their images than by rounding."""
-    by = {each["id"]: _overhang(each["bbox"], images[each["image_id"]]) for each in annotations}
+    by = {each.id: _overhang(each.bbox, images[each.image_id]) for each in annotations}
     beyond = {number: pixels for number, pixels in by.items() if pixels > SLACK}
     if not beyond:
         return ()
@@ -205,9 +212,9 @@ def _outside(path: Path, annotations: Sequence[Mapping[str, Any]], images: Mappi
     return (note,)
 
 
-def _only_once(path: Path, what: str, numbers: Sequence[int]) -> None:
+def _only_once(path: Path, what: str, entries: Sequence[_Entry | ImageFile]) -> None:
     seen: set[int] = set()
-    for number in numbers:
+    for number in map(_number, entries):
         if number in seen:
             raise ZSQBenchError(f"{path}: {what} {number} is there twice")
         seen.add(number)
