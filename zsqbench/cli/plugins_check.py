@@ -60,7 +60,7 @@ def plugins_check(
         if form == "text":
             _print_conformance(checked[-1], verbose)
     if form == "json":
-        click.echo(json.dumps([_conformance_as_data(result, verbose) for result in checked], indent=1))
+        click.echo(json.dumps([_conformance_as_data(result) for result in checked], indent=1))
     return 0 if all(result.passed for result in checked) else EXIT_FAILED_CELLS
 
 
@@ -152,16 +152,12 @@ def _print_conformance(checked: "Conformance", verbose: bool) -> None:
     click.echo(f"    {said}, in {checked.seconds:.0f} s")
 
 
-def _conformance_as_data(checked: "Conformance", verbose: bool) -> dict[str, Any]:
-    left_out = frozenset() if verbose else frozenset({"origin"})
+def _conformance_as_data(checked: "Conformance") -> dict[str, Any]:
     return {
         "kind": checked.method.kind,
         "name": checked.method.name,
         "passed": checked.passed,
         "set": dict(checked.reduced),
         "seconds": checked.seconds,
-        "checks": [
-            {name: value for name, value in asdict(finding).items() if name not in left_out}
-            for finding in checked.findings
-        ],
+        "checks": [asdict(finding) for finding in checked.findings],
     }
