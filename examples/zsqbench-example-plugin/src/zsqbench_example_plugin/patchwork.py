@@ -35,7 +35,7 @@ class Patchwork(zsqbench.PixelGenerator):
     lr: float = Field(0.1, gt=0, lt=1e30, description="learning rate of Adam")
     beta: float = Field(0.1, ge=0, description="weight of the cross-entropy towards labels")
     side: zsqbench.Auto[int] = zsqbench.auto(
-        gt=0, description="side of a window in pixels; none: half of the image's shorter side"
+        gt=0, description="side of a window in pixels; unset: half of the image's shorter side"
     )
 
     def automatic(self, network: "Network", scheme: "Scheme | None") -> Mapping[str, Any]:
