@@ -131,12 +131,15 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *, cl
     return values
 
 
-def within(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """1 where x is between two bounds or on one of them, otherwise 0, in the type of x.
+def within(x: Tensor, low: Any, high: Any) -> Tensor:
+    """1 where x is between two bounds (numbers or tensors) or on one of them, otherwise 0, in the type of x.
 
-    This is for compiled code, because kernels store truth values one by one.
+    Truth values would take longer: a CPU's kernels store them one by one, and so does compiled code.
     """
-    return (1 - (low - x).sign().clamp_min(0)) * (1 - (x - high).sign().clamp_min(0))
+    if torch.compiler.is_compiling():
+        mask: Tensor = (1 - (low - x).sign().clamp_min(0)) * (1 - (x - high).sign().clamp_min(0))
+        return mask
+    return x.clamp(low, high).eq_(x)
 
 
 class _CompiledStraightThrough(torch.autograd.Function):
@@ -167,17 +170,18 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, clips_first: bool) -> Tensor:
         low, high = 0 - zero_point, levels(bits) - zero_point
+        if not scale.dim():
+            low, high = _numbers(low, high)
         values = torch.empty_like(x, dtype=torch.promote_types(x.dtype, scale.dtype))
         inside = torch.empty_like(x, dtype=torch.bool)
         slope = torch.empty_like(values) if scale.requires_grad else None  # the derivative to the scale
         for part in _parts(x, scale):
             steps = torch.div(x[part], scale, out=None if slope is None else slope[part])
             codes = torch.round(steps, out=values[part])
-            compared = steps if clips_first else codes
-            within = torch.logical_and(compared >= low, compared <= high, out=inside[part])
+            inside[part].copy_(within(steps if clips_first else codes, low, high))
             codes.clamp_(low, high)
             if slope is not None:
-                torch.sub(codes, _kept(steps, within), out=steps)
+                torch.sub(codes, _kept(steps, inside[part]), out=steps)
             codes.mul_(scale)
         ctx.shape = scale.shape
         ctx.save_for_backward(inside, *([] if slope is None else [slope]))

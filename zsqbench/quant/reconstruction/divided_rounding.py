@@ -97,10 +97,8 @@ class _Divided(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, *divisors: Tensor) -> Tensor:
         steps = weight / (scale * _divisor(*divisors))
         codes = steps.round().add_(zero_point)
-        compiled = torch.compiler.is_compiling()
         top = float(levels(bits))
-        inside = within(codes, 0, top) if compiled else (codes >= 0) & (codes <= top)
-        steps = steps * inside
+        steps = steps * within(codes, 0, top)
         codes = codes.clamp(0, top) - zero_point
         ctx.save_for_backward(steps, scale, codes, *divisors)
         return codes * scale
