@@ -9,6 +9,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +362,12 @@ class BlankFigure:
         path.write_bytes(b"blank")
 
 
+@cache
+def own_distributions() -> list[Distribution]:
+    """The installed distributions with plugins. Each command would look through all distributions again."""
+    return [found for found in distributions() if found.entry_points.select(group="zsqbench")]
+
+
 @pytest.fixture
 def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A folder with the toy plugin and a suite of two cells, to run commands on."""
@@ -367,6 +375,7 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     # the toy plugin ends no process, and each try of it would copy this one, which holds torch
     monkeypatch.setattr("zsqbench.probe.can_probe", lambda: False)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no test loses power, and each waits for the disk
+    monkeypatch.setattr("zsqbench.plugins.distributions", own_distributions)
     return Bench(tmp_path, capsys)
 
 
