@@ -101,6 +101,7 @@ def test_whole_runs_are_those_of_the_release(golden, resnet20, monkeypatch, dtyp
         extra_pixels=int(vectors["padding"]),
         output_weight=float(vectors["output_loss_factor"]) * count / 8,
     )
+    assert (options.lr, options.std_weight) == (vectors["initial_lr"], vectors["std_factor"])
     teacher = replace(resnet20, module=resnet20.module.to(dtype))
     ctx = context()
     made = options.generate(teacher, ctx)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from updates import Watched, close
 from zsqbench_plugins.hast import (
     CENTRE_BETA,
     DEEP_WEIGHT,
@@ -306,7 +307,9 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     nodes = block_outputs(network)
     with FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
         network = with_features(network, nodes)
-        curves = training.update(engine, network, context(), len(nodes))(stored["images"], None)
+        update = training.update(engine, network, context(), len(nodes))
+        watched = Watched(update)
+        curves = update(stored["images"], None)
         parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     losses = {
@@ -318,6 +321,9 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     }
     for curve, name in losses.items():
         assert float(curves[curve].detach()) == pytest.approx(float(stored[name]), rel=1e-5)
+    assert float((curves["kl"] + curves["fa"]).detach()) == pytest.approx(float(stored["loss_S"]), rel=1e-5)
+    watched.check(stored, range(9))
+    close(watched.gradient, stored["grad_images"])
     paths = {
         "conv1.weight": "first_conv_w",
         "layer2.0.conv1.weight": "stage2_unit0_conv1_w",
