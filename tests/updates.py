@@ -1,7 +1,5 @@
 """An update on harder images, watched: what both networks return, and the gradient that makes images harder."""
 
-import torch
-
 from zsqbench.quant import attention, split_features
 
 PASSES = [("teacher", "clean"), ("student", "clean"), ("teacher", "perturbed"), ("student", "perturbed")]

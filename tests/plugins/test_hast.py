@@ -161,7 +161,9 @@ def test_moments_of_centres_and_what_images_differ_from_them_are_those_of_the_re
         of_layers = torch.split(all_layers, channels)
         for layer in (0, 8, 18):
             torch.testing.assert_close(of_layers[layer], layered[f"calib_{moment}_{layer}"], rtol=1e-5, atol=1e-6)
-    assert float(of_centres.detach()) == pytest.approx(float(layered["lbns_loss"]), rel=1e-5)
+    parts = {"lbns_loss": of_centres, "loss_target": target, "mean_loss": gap.means.mean()}
+    for name, found in (parts | {"var_loss": gap.moments.mean()}).items():
+        assert float(found.detach()) == pytest.approx(float(layered[name]), rel=1e-5)
     assert float(total.detach()) == pytest.approx(float(layered["total_loss"]), rel=1e-5)
     expected = layered["grad_images"]
     assert (images.grad - expected).norm() <= 2e-4 * expected.norm()
