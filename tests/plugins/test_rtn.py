@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from networks import Cifar, GoldenViT, stored_tensor
+from torch import nn
 
 from zsqbench import CalibrationSet, ZSQBenchError
 from zsqbench.plugins import load_plugins
@@ -15,6 +16,8 @@ from zsqbench.quant import (
     minmax,
     prepare,
     quantize,
+    quantized_layers,
+    switched,
     weight_quantizers,
 )
 from zsqbench.quant.grids.affine import affine_parameters
@@ -162,7 +165,8 @@ def test_activations_from_the_smallest_to_the_largest_are_those_of_psaq_vit(psaq
 def test_a_transformer_at_psaq_is_that_of_psaq_vit(psaq, widths):
     stored = psaq("psaq_quant_a")
     network = GoldenViT(psaq("tinyvit_a")).double().eval().requires_grad_(requires_grad=False)
-    student = prepare(network, parse_scheme(f"psaq/{widths}"), (3, 64, 64)).double()
+    scheme = parse_scheme(f"psaq/{widths}")
+    student = prepare(network, scheme, (3, 64, 64)).double()
     images = stored_tensor(stored, "calibration_images")
     for kind in ("test", "calibration"):
         expected = stored_tensor(stored, f"logits_float_{kind}_f64")
@@ -177,10 +181,21 @@ def test_a_transformer_at_psaq_is_that_of_psaq_vit(psaq, widths):
         quantizer.forward = lambda x, its=quantizer: (
             ((x / its.scale + its.zero_point).round().clamp(0, top) - its.zero_point) * its.scale
         )
+    single = prepare(
+        GoldenViT(psaq("tinyvit_a")).float().eval().requires_grad_(requires_grad=False), scheme, (3, 64, 64)
+    )
+    calibrate_weights(single, "absmax")
     for kind in ("test", "calibration"):
         found = student(stored_tensor(stored, f"{kind}_images"))
         expected = stored_tensor(stored, f"logits_{widths}_{kind}_f64")
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for (_, layer), (_, in_single) in zip(quantized_layers(student), quantized_layers(single), strict=True):
+        layer.weight = nn.Parameter(in_single.quantized_weight().double(), requires_grad=False)
+    with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=False):
+        for kind in ("test", "calibration"):  # codes of weights in single precision decide ties as the release does
+            found = student(stored_tensor(stored, f"{kind}_images"))
+            expected = stored_tensor(stored, f"logits_{widths}_{kind}")
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.usefixtures("briefly")
