@@ -46,10 +46,14 @@ def golden_swin(vectors):
 
 
 def close(found, stored, name):
-    """Compare with an array, in any shape; arrays of many elements are stored in single precision."""
-    expected = stored[f"{name}_f64"]
-    tolerance = 1e-7 if expected.dtype == np.float32 else 1e-9
-    expected = torch.from_numpy(expected).double().view_as(found)
+    """Compare with an array of this precision, in any shape; some of double precision are stored in single.
+
+    The release computes positions of quantiles in the precision of values, and this code always in double.
+    """
+    single = found.dtype == torch.float32
+    expected = stored[name if single else f"{name}_f64"]
+    tolerance = 5e-4 if single else 1e-7 if expected.dtype == np.float32 else 1e-9
+    expected = torch.from_numpy(expected).to(found.dtype).view_as(found)
     torch.testing.assert_close(found.detach(), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -81,21 +85,24 @@ def check_rescaled(student, pairs, stored):
     for norm, name, pair in zip(norms, layers, pairs, strict=True):
         layer, (quantizer,) = student.get_submodule(pair.layers[0]), pair.quantizers
         for each, place in ((student.get_submodule(pair.norm), norm), (layer, name)):
-            close(each.weight, stored, f"after.{place}.weight")
-            close(each.bias, stored, f"after.{place}.bias")
+            if f"after.{place}.weight" in stored or each.weight.dtype == torch.float64:
+                close(each.weight, stored, f"after.{place}.weight")
+                close(each.bias, stored, f"after.{place}.bias")
         for each, place in ((quantizer, "input"), (layer.weight_quantizer, "weight")):
             close(each.scale, stored, f"after.{name}.{place}_quantizer.delta")
             close(each.zero_point, stored, f"after.{name}.{place}_quantizer.zero")
         assert quantizer.zero_point != quantizer.zero_point.round()
 
 
-@pytest.mark.parametrize("golden", [golden_vit, golden_swin])
-def test_grids_and_logits_are_those_of_the_release_in_each_pass(vectors, golden):
+@pytest.mark.parametrize(
+    ("golden", "dtype"), [(golden_vit, torch.float64), (golden_vit, torch.float32), (golden_swin, torch.float64)]
+)
+def test_grids_and_logits_are_those_of_the_release_in_each_pass(vectors, golden, dtype):
     network, size, stored = golden(vectors)
-    network = network.double().eval().requires_grad_(requires_grad=False)
-    images, others = (stored_tensor(stored, f"{name}_images") for name in ("calibration", "test"))
+    network = network.to(dtype).eval().requires_grad_(requires_grad=False)
+    images, others = (stored_tensor(stored, f"{name}_images").to(dtype) for name in ("calibration", "test"))
     close(network(images), stored, "logits_float_calibration")
-    student = prepare(network, SCHEME, size).double()
+    student = prepare(network, SCHEME, size).to(dtype)
     pairs = rescalable(student)
     calibrate(student, images, [pair.quantizers[0] for pair in pairs])
     check_first_pass(student, stored)
