@@ -278,6 +278,8 @@ def test_maps_and_the_gradient_of_their_gap_are_those_of_the_release(vectors, ki
         for each, what in ((logits, "logits"), (values[0], "act")):
             torch.testing.assert_close(each.detach(), stored[f"{who}_{what}{suffix}"], rtol=1e-5, atol=1e-6)
         weights = channel_weights(class_score(from_features(network)), values)
+        gradient = stored[f"{who}_act_grad_plus_eps{suffix}"]  # the release adds 1e-10 to each, which changes no mean
+        torch.testing.assert_close(weights.to(kind), gradient.mean((2, 3)).clamp_min(1e-10), rtol=1e-5, atol=1e-9)
         found[who] = network, values[0], weights.to(kind)
     maps = {who: class_activation(values, weights, 16, 16) for who, (_, values, weights) in found.items()}
     tolerance = 1e-6 if suffix else 2e-6
@@ -391,6 +393,10 @@ def test_the_released_update_comes_out_with_all_its_gradients(vectors, resnet20,
     teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
     weights = {"cam_weight": float(stored["lambda_cam"]), "ce_weight": float(stored["lambda_ce"])}
     training = SynQ(preset="released", **weights, lowpass=float(stored["d_zero"]) / 32).resolved(teacher)
+    assert (training.alpha, training.temperature) == (stored["alpha"], stored["temperature"])
+    assert (training.alignment_weight, training.epsilon) == (stored["lam"], stored["eps"])
+    assert (training.easy_below, training.promoted_weight) == (stored["tau_selce"], stored["lambda_pert"])
+    assert training.align_promoted == stored["fa_on_perturbed"]
     torch.testing.assert_close(
         LowPass(training.lowpass)(stored["images"]), stored["images_filtered"], rtol=0, atol=2e-6
     )
