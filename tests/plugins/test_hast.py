@@ -301,13 +301,8 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     }
     teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
     training = Training(preset="released").resolved(teacher)
-    for option, name in {
-        "temperature": "temperature",
-        "alpha": "alpha",
-        "alignment_weight": "lam",
-        "epsilon": "eps",
-    }.items():
-        assert getattr(training, option) == stored[name]
+    assert (training.alpha, training.temperature) == (stored["alpha"], stored["temperature"])
+    assert (training.alignment_weight, training.epsilon) == (stored["lam"], stored["eps"])
     student = training.prepare(teacher, parse_scheme(f"hast/w{bits}a{bits}"))
     network = copy.deepcopy(student)
     calibrate_weights(student, "minmax")

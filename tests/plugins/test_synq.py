@@ -278,7 +278,7 @@ def test_maps_and_the_gradient_of_their_gap_are_those_of_the_release(vectors, ki
         for each, what in ((logits, "logits"), (values[0], "act")):
             torch.testing.assert_close(each.detach(), stored[f"{who}_{what}{suffix}"], rtol=1e-5, atol=1e-6)
         weights = channel_weights(class_score(from_features(network)), values)
-        gradient = stored[f"{who}_act_grad_plus_eps{suffix}"]  # the release adds 1e-10 to each, which changes no mean
+        gradient = stored[f"{who}_act_grad_plus_eps{suffix}"]  # the release adds 1e-10 to each
         torch.testing.assert_close(weights.to(kind), gradient.mean((2, 3)).clamp_min(1e-10), rtol=1e-5, atol=1e-9)
         found[who] = network, values[0], weights.to(kind)
     maps = {who: class_activation(values, weights, 16, 16) for who, (_, values, weights) in found.items()}
