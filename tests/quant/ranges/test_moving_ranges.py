@@ -34,7 +34,7 @@ def test_a_moving_range_counts_a_batch_once_however_often_a_layer_is_called():
     ["hast_finetune_w3a3_a", "hast_finetune_w4a4_a", "2025/synq_update_resnet20_a", "2025/adadfq_iteration_resnet20_a"],
 )
 def test_the_first_batch_of_a_network_sets_the_ranges_of_the_releases(shared, resnet20, file):
-    """Each activation is rounded before the next one is seen. HAST's release and two that extend it have these lines."""
+    """Each activation is rounded before the next one is seen. Releases that build on HAST's have its lines."""
     stored = np.load(shared / "golden" / f"{file}.npz")
     student = prepare(resnet20, parse_scheme(f"hast/w{stored['w_bits']}a{stored['a_bits']}"), (3, 32, 32))
     calibrate_weights(student, "minmax")
