@@ -127,7 +127,8 @@ def test_corrected_inputs_are_those_of_the_release(stored, steps, tolerance, suf
     start, scale = vectors["block_input"], float(vectors["lamb_c"])
     (moved,) = corrected(block, [start], steps=steps, lr=float(vectors["bn_lr"]), scale=scale)
     movement, expected = moved - start, vectors[f"input_after_{steps}{suffix}"].float() - start
-    assert (movement - expected).norm() <= tolerance * expected.norm()
+    # single precision against single precision is closer than against double precision
+    assert (movement - expected).norm() <= (tolerance if suffix else 1e-5) * expected.norm()
 
 
 def test_corrected_inputs_are_those_of_the_release_after_all_steps(stored, monkeypatch):
