@@ -53,8 +53,8 @@ class HPTQ(zsqbench.Quantizer):
     - Linear and residual collapsing (MCT 2) is not implemented. It never applies to ResNets and MobileNetV2.
     - The histogram of a batch is merged with the histogram of all earlier batches. MCT keeps all histograms and merges
       them at the end.
-    - Bias correction takes the mean of all inputs. MCT takes a moving average of batch means with momentum 0.99,
-      without bias.
+    - Bias correction takes the mean of all inputs. MCT 2 takes the mean of batch means, so it differs where the last
+      batch is smaller. Older code of MCT (commit 5295b7b) takes a moving average of batch means.
     - Second moments are measured on one batch. The layers that they correct need no bias correction.
     """
 

@@ -77,6 +77,9 @@ def test_band_losses_and_their_gradients_are_those_of_the_release(vectors, dtype
         close(loss.detach(), stored[f"band_loss_{index}{suffix}"], tolerance)
         close(of_teacher, stored[f"band_grad_teacher_{index}{suffix}"], tolerance)
         close(of_student, stored[f"band_grad_student_{index}{suffix}"], tolerance)
+    method = AdaSG().resolved(NetworkTraits((3, 32, 32), 10), parse_scheme("hast/w3a3"))
+    loss = band_loss(teacher - student, method.lambda_l, method.lambda_u)
+    close(loss.detach(), stored[f"band_loss_adasg{suffix}"], tolerance)
 
 
 @PRECISIONS
@@ -93,6 +96,12 @@ def test_the_students_loss_and_its_gradient_are_those_of_the_release(vectors, dt
     close(loss.detach(), stored[f"student_loss_{data_set}{suffix}"], TOLERANCES[dtype])
     (gradient,) = torch.autograd.grad(loss, student)
     close(gradient, stored[f"student_grad_{data_set}{suffix}"], TOLERANCES[dtype])
+
+
+def check_options(method, stored):
+    """Compare the published options of a method with the stored ones."""
+    for name in ("alpha_ds", "alpha_as", "lambda_l", "lambda_u", "beta", "gamma"):
+        assert getattr(method, name) == float(stored[name]), name
 
 
 @METHODS
@@ -113,6 +122,10 @@ def test_a_generators_loss_and_its_gradients_are_those_of_the_release(vectors, m
     close(loss.detach(), stored[f"{name}_loss_G"].squeeze(), 1e-5)
     for curve, expected in {"band": "h_loss", "ds": "loss_ds", "as": "loss_as", "bn": "BNS_loss"}.items():
         close(curves[f"generator_{curve}"].detach(), stored[f"{name}_{expected}"].squeeze(), 1e-5)
+    of_classes = quantizer.alpha_ds * curves["generator_ds"] + quantizer.alpha_as * curves["generator_as"]
+    close(of_classes.detach(), stored[f"{name}_loss_onehot"], 1e-5)
+    if method is AdaDFQ:
+        check_options(quantizer, stored)
     for found, of in zip(
         gradients, ["teacher_logits", "student_logits", *map("bn_input_{}".format, range(3))], strict=True
     ):
@@ -137,6 +150,7 @@ def test_a_whole_iteration_of_the_release_comes_out(vectors, resnet20, monkeypat
     teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
     scheme = parse_scheme("hast/w4a4")
     method = AdaDFQ().resolved(teacher, scheme)
+    check_options(method, stored)
     student = method.prepare(teacher, scheme)
     span_weights(student)
     for (_, quantizer), (low, high) in zip(activation_quantizers(student), stored["act_ranges"], strict=True):
@@ -159,6 +173,10 @@ def test_a_whole_iteration_of_the_release_comes_out(vectors, resnet20, monkeypat
         "generator_bn": "BNS_loss",
         "loss": "loss_S",
     }
+    of_classes = method.alpha_ds * curves["generator_ds"] + method.alpha_as * curves["generator_as"]
+    whole = curves["generator_band"] + of_classes + curves["generator_bn"]
+    for found, name in ((of_classes, "loss_onehot"), (whole, "loss_G")):
+        close(found.detach(), stored[name].squeeze(), 1e-5)
     for curve, name in names.items():
         close(curves[curve].detach(), stored[name].squeeze(), 1e-5)
     close(maker.images.grad, stored["grad_images"], 1e-4)

@@ -50,6 +50,9 @@ def test_codes_are_those_of_the_release(shared, case):
     total = float(stored[f"{case}_error_XW"])
     assert error(weight, x, codes, scale, zero_point) == pytest.approx(total, rel=1e-9)
     assert part * (x @ weight.T).norm().item() == pytest.approx(total, rel=1e-9)
+    values = (codes - zero_point) * scale
+    torch.testing.assert_close(values, torch.from_numpy(stored[f"{case}_Q_f64"]), rtol=1e-12, atol=1e-14)
+    assert (weight - values).norm().item() == pytest.approx(float(stored[f"{case}_error_W"]), rel=1e-9)
 
 
 @pytest.mark.parametrize("update", [False, True])

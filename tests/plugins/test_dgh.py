@@ -9,7 +9,7 @@ from torch import nn
 
 from zsqbench import ModelSpec, Pretrained, ZSQBenchError, synthesis
 from zsqbench.plugins import load_plugins
-from zsqbench.synthesis import BNLoss, RawOutputs
+from zsqbench.synthesis import BNLoss, RawOutputs, stretching
 from zsqbench.testing import check_generator, context, tiny_teacher
 
 DGH = load_plugins().find("generator", "dgh").method
@@ -62,9 +62,20 @@ def test_the_loss_of_a_batch_among_others_is_that_of_the_release(
                 assert relative(found[of], vectors[f"{what}_{layer:02}"]) <= 1e-5
             assert relative(kept[1][of] + kept[0][of] ** 2, vectors[f"batch_m2_{layer:02}"]) <= 1e-5
         assert relative(run.raw.of(run.bn_loss(images, outputs=True).seen.outputs)[0], vectors["logits"]) <= 1e-5
+        seen = []
+
+        def noted(*given, **options):
+            seen.append(given)
+            return stretching(*given, **options)
+
+        monkeypatch.setattr(synthesis, "stretching", noted)
         total, losses = run.losses(pixels, 0)
         bn_gradient = torch.autograd.grad(losses["bn_loss"], pixels, retain_graph=True)[0]
         output_gradient = torch.autograd.grad(losses["output_loss"], pixels, retain_graph=True)[0]
+    ((_, moments, target, _),) = seen
+    for kind, found in (("input_", moments), ("", target)):
+        for what, each in zip(("mean", "std"), found, strict=True):
+            assert relative(each, vectors[f"last_bn_{kind}{what}"]) <= 1e-5
     assert relative(gap.means.roll(1), vectors[f"mean_terms{suffix}"]) <= tolerance
     assert relative(gap.moments.roll(1), vectors[f"std_terms{suffix}"]) <= tolerance
     assert losses["bn_loss"].item() == pytest.approx(float(vectors[f"bn_loss{suffix}"]), rel=tolerance)
@@ -101,6 +112,7 @@ def test_whole_runs_are_those_of_the_release(golden, resnet20, monkeypatch, dtyp
         extra_pixels=int(vectors["padding"]),
         output_weight=float(vectors["output_loss_factor"]) * count / 8,
     )
+    assert (options.lr, options.std_weight) == (vectors["initial_lr"], vectors["std_factor"])
     teacher = replace(resnet20, module=resnet20.module.to(dtype))
     ctx = context()
     made = options.generate(teacher, ctx)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from updates import Watched, close
 from zsqbench_plugins.hast import (
     CENTRE_BETA,
     DEEP_WEIGHT,
@@ -160,7 +161,9 @@ def test_moments_of_centres_and_what_images_differ_from_them_are_those_of_the_re
         of_layers = torch.split(all_layers, channels)
         for layer in (0, 8, 18):
             torch.testing.assert_close(of_layers[layer], layered[f"calib_{moment}_{layer}"], rtol=1e-5, atol=1e-6)
-    assert float(of_centres.detach()) == pytest.approx(float(layered["lbns_loss"]), rel=1e-5)
+    parts = {"lbns_loss": of_centres, "loss_target": target, "mean_loss": gap.means.mean()}
+    for name, found in (parts | {"var_loss": gap.moments.mean()}).items():
+        assert float(found.detach()) == pytest.approx(float(layered[name]), rel=1e-5)
     assert float(total.detach()) == pytest.approx(float(layered["total_loss"]), rel=1e-5)
     expected = layered["grad_images"]
     assert (images.grad - expected).norm() <= 2e-4 * expected.norm()
@@ -298,6 +301,8 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     }
     teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
     training = Training(preset="released").resolved(teacher)
+    assert (training.alpha, training.temperature) == (stored["alpha"], stored["temperature"])
+    assert (training.alignment_weight, training.epsilon) == (stored["lam"], stored["eps"])
     student = training.prepare(teacher, parse_scheme(f"hast/w{bits}a{bits}"))
     network = copy.deepcopy(student)
     calibrate_weights(student, "minmax")
@@ -306,7 +311,9 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     nodes = block_outputs(network)
     with FineTuning(student, context(), Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
         network = with_features(network, nodes)
-        curves = training.update(engine, network, context(), len(nodes))(stored["images"], None)
+        update = training.update(engine, network, context(), len(nodes))
+        watched = Watched(update)
+        curves = update(stored["images"], None)
         parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     losses = {
@@ -318,6 +325,9 @@ def test_the_released_update_comes_out_with_all_its_gradients(golden, resnet20, 
     }
     for curve, name in losses.items():
         assert float(curves[curve].detach()) == pytest.approx(float(stored[name]), rel=1e-5)
+    assert float((curves["kl"] + curves["fa"]).detach()) == pytest.approx(float(stored["loss_S"]), rel=1e-5)
+    watched.check(stored, range(9))
+    close(watched.gradient, stored["grad_images"])
     paths = {
         "conv1.weight": "first_conv_w",
         "layer2.0.conv1.weight": "stage2_unit0_conv1_w",

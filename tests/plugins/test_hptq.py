@@ -91,7 +91,10 @@ def test_a_resnet_is_quantized_as_mct_quantizes_it(golden, variant):
     )
     student = quantized(quantizer, teacher, torch.from_numpy(vectors["calib"].reshape(-1, 3, 32, 32)))
 
+    images = torch.from_numpy(vectors["images"])
+    torch.testing.assert_close(teacher.module(images), torch.from_numpy(vectors["logits_fp"]), rtol=0, atol=1e-3)
     activations = [found for _, found in activation_quantizers(student)]
+    assert [found.bits for found in activations] == vectors[f"{variant}_act_bits"].tolist()
     assert [float(found.threshold()) for found in activations] == vectors[f"{variant}_act_threshold"].tolist()
     assert [int(found.zero_point > 0) for found in activations] == vectors[f"{variant}_act_signed"].tolist()
     for index, (_, layer) in enumerate(quantized_layers(student)):
@@ -105,13 +108,25 @@ def test_a_resnet_is_quantized_as_mct_quantizes_it(golden, variant):
         torch.testing.assert_close(
             weight, torch.from_numpy(vectors[f"{variant}_qweight_{index:02d}"]), rtol=0, atol=1e-6
         )
-    logits, expected = student(torch.from_numpy(vectors["images"])), torch.from_numpy(vectors[f"{variant}_logits"])
+    logits, expected = student(images), torch.from_numpy(vectors[f"{variant}_logits"])
     if "nobc" in variant:
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
     else:  # the last bits of the corrected biases decide how values half-way between two codes are rounded
         step = float(activations[-1].scale)
         assert (logits - expected).abs().max() <= step * 1.001
         assert ((logits - expected).abs() < 1e-3).float().mean() > 0.8
+
+
+def check_weights(student, vectors, variant):
+    """Compare the weights of the shift goldens' network with MCT's; return the last layer."""
+    for number, (_, layer) in enumerate(quantized_layers(student)):
+        thresholds = layer.weight_quantizer.threshold().flatten().double()
+        expected, weight = (torch.from_numpy(vectors[f"{variant}_{what}_0{number}"]) for what in ("wthr", "qweight"))
+        torch.testing.assert_close(thresholds, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(layer.quantized_weight(), weight, rtol=0, atol=1e-6)
+    first, last = (layer for _, layer in quantized_layers(student))
+    torch.testing.assert_close(first.bias, torch.from_numpy(vectors[f"{variant}_bias_00"]), rtol=0, atol=1e-5)
+    return last
 
 
 @pytest.mark.parametrize(("variant", "ratio"), [("on", 0.25), ("default_ratio", 0.05)])
@@ -123,8 +138,14 @@ def test_a_shift_is_that_of_mct(hardswish, variant, ratio):
     shift = float(vectors[f"{variant}_shift"][0])
     assert float(-shifted.range()[0]) == shift == float(vectors[f"{variant}_pad_value"][0])
     assert float(shifted.scale) == 32 / 256
+    (_, given), _, (_, last) = activation_quantizers(student)
+    # MCT's are those of the input, of the activation in 16 bits, of the shifted sum, and of the output
+    thresholds = [float(given.threshold()), float(256 * shifted.scale), float(last.threshold())]
+    assert thresholds == vectors[f"{variant}_act_threshold"][[0, 2, 3]].tolist()
+    signed = [int(each.zero_point > 0) for each in (given, last)]
+    assert signed == vectors[f"{variant}_act_signed"][[0, 3]].tolist()
     # MCT takes the shift out of the bias by the float weight, and the convolution brings it in by the rounded one
-    layer = dict(quantized_layers(student))["3"]
+    layer = check_weights(student, vectors, variant)
     explicit = layer.bias - shift * layer.quantized_weight().sum((1, 2, 3))
     torch.testing.assert_close(explicit, torch.from_numpy(vectors[f"{variant}_bias_01"]), rtol=0, atol=1e-5)
     # and it rounds the activation to 16 bits before the addition, which makes ties that the addition decides
@@ -139,7 +160,10 @@ def test_without_shifts_barely_negative_activations_are_signed(hardswish):
     teacher, vectors = hardswish
     images = torch.from_numpy(vectors["calib"].reshape(-1, 3, 8, 8))
     student = quantized(HPTQ(shift_negative=False, bias_correction=False, batch_size=4), teacher, images)
-    assert float(dict(activation_quantizers(student))["2"].range()[0]) == -32
+    activations = [found for _, found in activation_quantizers(student)]
+    assert [float(found.threshold()) for found in activations] == vectors["off_act_threshold"].tolist()
+    assert [int(found.zero_point > 0) for found in activations] == vectors["off_act_signed"].tolist()
+    check_weights(student, vectors, "off")
     expected = torch.from_numpy(vectors["off_out"])
     torch.testing.assert_close(student(torch.from_numpy(vectors["x"])), expected, rtol=0, atol=1e-3)
 

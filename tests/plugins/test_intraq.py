@@ -62,6 +62,8 @@ def test_a_limit_beyond_the_other_one_that_is_filled_in_is_one_clear_line():
 @pytest.mark.parametrize("name", ["intraq_cifar10_a", "intraq_cifar10_aug_a"])
 def test_the_losses_and_their_gradient_are_those_of_the_release(golden, resnet20, name):
     vectors = golden(name)
+    released = IntraQ().resolved(replace(tiny_teacher(), input_size=(3, 32, 32)))
+    assert (released.target, released.crop_scale) == (vectors["targetPro"], vectors["augMargin"])
     images = torch.from_numpy(vectors["images"]).requires_grad_()
     labels = torch.from_numpy(vectors["labels"])
     seen = images

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from zsqbench_plugins.psaq_vit import PSAQViT, psaq_loss
 from zsqbench_plugins.shared.attending import RELEASED_BATCH, strength
-from zsqbench_plugins.shared.jittered import jittered
+from zsqbench_plugins.shared.jittered import BETAS, jittered
 
 import zsqbench
 from zsqbench.errors import ZSQBenchError
@@ -53,6 +53,9 @@ def first_step(vectors, teacher, dtype):
     shift = int(stored["jitter"][0])
     seen = jittered(images, (shift, shift), flip=bool(stored["flip"][0]))
     outputs, contexts = network(seen)
+    for layer, each in enumerate(contexts):
+        expected = stored_tensor(stored, f"features_first_{layer}_f64")
+        torch.testing.assert_close(each.detach().double().view_as(expected), expected, rtol=1e-4, atol=1e-5)
     labels, target = torch.from_numpy(stored["labels"]), float(stored["tv_target"])
     loss, parts = psaq_loss(PSAQViT(), seen, outputs, contexts, labels, target, drop_first=True)
     loss.backward()
@@ -67,6 +70,7 @@ def test_diagnostics_measure_the_entropies_of_the_release(vectors, golden_teache
     found = diagnose(golden_teacher, zsqbench.CalibrationSet(seen), None, "", open_attention(golden_teacher)).set
     entropies = [block.entropy for block in found.patch_similarities]
     assert -sum(entropies) == pytest.approx(stored["loss_entropy_f64"][0], rel=1e-10)
+    assert entropies == pytest.approx(stored["entropy_per_layer_f64"][0].tolist(), rel=1e-10)
     assert (found.attention_maps.grid, found.diversity.layer) == ((4, 4), "head")
 
 
@@ -147,8 +151,16 @@ def test_total_variation_and_its_target_are_those_of_the_release(vectors):
         images = stored_tensor(stored, f"images_{case}").requires_grad_()
         loss = (total_variation(images) - float(stored[f"target_{case}"])).abs()
         loss.backward()
+        assert total_variation(images).item() == pytest.approx(float(stored[f"tv_{case}_f64"]), rel=1e-12)
         assert loss.item() == pytest.approx(float(stored[f"loss_tv_{case}_f64"]), rel=1e-12)
         torch.testing.assert_close(images.grad, stored_tensor(stored, f"grad_{case}_f64"), rtol=1e-10, atol=1e-12)
+
+
+def test_valid_pixels_are_those_of_the_release(vectors, golden_teacher):
+    stored, (low, high) = vectors("psaq_tv_a"), golden_teacher.valid_range()
+    for case in range(2):
+        clipped = stored_tensor(stored, f"images_{case}").clamp(low, high)
+        torch.testing.assert_close(clipped, stored_tensor(stored, f"clipped_{case}"), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rates", "highest"), [("lr_deit", 0.20), ("lr_swin", 0.25)])
@@ -159,6 +171,11 @@ def test_rates_are_those_of_the_release_in_both_phases(vectors, rates, highest):
         found.append(schedule.lr)
         schedule.step(0.0)
     assert found == pytest.approx(2 * vectors("psaq_tv_a")[rates].tolist())
+    step = vectors("psaq_step_a")
+    assert step["betas"].tolist() == list(BETAS)
+    assert (options.class_weight, options.variation_weight) == (step["weight_one_hot"], step["weight_tv"])
+    if highest == step["base_lr"]:
+        assert found[:3] == pytest.approx(step["lr"].tolist())
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -43,47 +45,77 @@ def golden_swin(vectors):
     return network, (3, 32, 32), stored
 
 
-@pytest.mark.parametrize("golden", [golden_vit, golden_swin])
-def test_logits_are_those_of_the_release_in_each_pass(vectors, golden):
+def close(found, stored, name):
+    """Compare with an array of this precision, in any shape; some of double precision are stored in single.
+
+    The release computes positions of quantiles in the precision of values, and this code always in double.
+    """
+    single = found.dtype == torch.float32
+    expected = stored[name if single else f"{name}_f64"]
+    tolerance = 5e-4 if single else 1e-7 if expected.dtype == np.float32 else 1e-9
+    expected = torch.from_numpy(expected).to(found.dtype).view_as(found)
+    torch.testing.assert_close(found.detach(), expected, rtol=tolerance, atol=tolerance)
+
+
+def names_in(stored, pattern):
+    """Names that the pattern finds among arrays, in their order, which is that of the network."""
+    return [found[1] for found in (re.fullmatch(pattern, key) for key in stored) if found]
+
+
+def check_first_pass(student, stored):
+    """Compare all scales and zero points before a layer normalisation is rescaled."""
+    activations = iter(activation_quantizers(student))
+    layers = names_in(stored, r"before\.(.*)\.weight_quantizer\.delta_f64")
+    for name, (_, layer) in zip(layers, quantized_layers(student), strict=True):
+        quantizers = {"weight_quantizer": layer.weight_quantizer, "input_quantizer": next(activations)[1]}
+        found = {f"{name}.{part}": quantizer for part, quantizer in quantizers.items()}
+        if name.endswith("qkv"):  # queries, keys, attention weights and values come before the next layer's input
+            places = [f"matmul{number}.quantizer_{side}" for number in "12" for side in "AB"]
+            found |= {f"{name.removesuffix('qkv')}{place}": next(activations)[1] for place in places}
+        for place, quantizer in found.items():
+            close(quantizer.scale, stored, f"before.{place}.delta")
+            if not place.endswith("matmul2.quantizer_A"):  # the logarithmic grid has none
+                close(quantizer.zero_point, stored, f"before.{place}.zero")
+
+
+def check_rescaled(student, pairs, stored):
+    """Compare layer normalisations, the layers behind them, and their grids after they were rescaled."""
+    norms = names_in(stored, r"after\.(.*norm\d?)\.weight_f64")
+    layers = names_in(stored, r"after\.(.*)\.input_quantizer\.delta_f64")
+    for norm, name, pair in zip(norms, layers, pairs, strict=True):
+        layer, (quantizer,) = student.get_submodule(pair.layers[0]), pair.quantizers
+        for each, place in ((student.get_submodule(pair.norm), norm), (layer, name)):
+            if f"after.{place}.weight" in stored or each.weight.dtype == torch.float64:
+                close(each.weight, stored, f"after.{place}.weight")
+                close(each.bias, stored, f"after.{place}.bias")
+        for each, place in ((quantizer, "input"), (layer.weight_quantizer, "weight")):
+            close(each.scale, stored, f"after.{name}.{place}_quantizer.delta")
+            close(each.zero_point, stored, f"after.{name}.{place}_quantizer.zero")
+        assert quantizer.zero_point != quantizer.zero_point.round()
+
+
+@pytest.mark.parametrize(
+    ("golden", "dtype"), [(golden_vit, torch.float64), (golden_vit, torch.float32), (golden_swin, torch.float64)]
+)
+def test_grids_and_logits_are_those_of_the_release_in_each_pass(vectors, golden, dtype):
     network, size, stored = golden(vectors)
-    student = prepare(network.double().eval().requires_grad_(requires_grad=False), SCHEME, size).double()
-    images, others = (stored_tensor(stored, f"{name}_images") for name in ("calibration", "test"))
-
-    def close(given, name):
-        torch.testing.assert_close(student(given), stored_tensor(stored, f"logits_{name}_f64"), rtol=1e-9, atol=1e-9)
-
+    network = network.to(dtype).eval().requires_grad_(requires_grad=False)
+    images, others = (stored_tensor(stored, f"{name}_images").to(dtype) for name in ("calibration", "test"))
+    close(network(images), stored, "logits_float_calibration")
+    student = prepare(network, SCHEME, size).to(dtype)
     pairs = rescalable(student)
     calibrate(student, images, [pair.quantizers[0] for pair in pairs])
-    close(images, "channelwise_calibration")
+    check_first_pass(student, stored)
+    close(student(images), stored, "logits_channelwise_calibration")
     for pair in pairs:
         rescale(student, pair, round_zero_point=False)
-    close(images, "reparam_calibration")
-    close(others, "reparam_test")
+    check_rescaled(student, pairs, stored)
+    close(student(images), stored, "logits_reparam_calibration")
+    close(student(others), stored, "logits_reparam_test")
     quantizers = [quantizer for _, quantizer in (*weight_quantizers(student), *activation_quantizers(student))]
     with switched(quantizers, enabled=False):  # the float network is what it was
-        close(others, "float_test")
-
-
-def test_scales_of_a_layer_normalisation_are_those_of_the_release(vectors):
-    network, size, stored = golden_vit(vectors)
-    student = prepare(network.double().eval().requires_grad_(requires_grad=False), SCHEME, size).double()
-    pairs = {pair.layers[0]: pair for pair in rescalable(student)}
-    calibrate(student, stored_tensor(stored, "calibration_images"), [pair.quantizers[0] for pair in pairs.values()])
-
-    def close(found, name):
-        torch.testing.assert_close(found.flatten(), stored_tensor(stored, f"{name}_f64").flatten(), rtol=1e-7, atol=0)
-
-    for path, name in (("blocks.0.qkv", "blocks.0.attn.qkv"), ("blocks.1.mlp.1", "blocks.1.mlp.fc1")):
-        (quantizer,), layer = pairs[path].quantizers, student.get_submodule(path)
-        close(quantizer.scale, f"before.{name}.input_quantizer.delta")
-        close(layer.weight_quantizer.scale, f"before.{name}.weight_quantizer.delta")
-        rescale(student, pairs[path], round_zero_point=False)
-        close(quantizer.scale, f"after.{name}.input_quantizer.delta")
-        close(quantizer.zero_point, f"after.{name}.input_quantizer.zero")
-        close(layer.weight, f"after.{name}.weight")
-        close(layer.bias, f"after.{name}.bias")
-        close(layer.weight_quantizer.scale, f"after.{name}.weight_quantizer.delta")
-        assert quantizer.zero_point != quantizer.zero_point.round()
+        close(student(others), stored, "logits_reparam_quantizers_off_test")
+        close(student(others), stored, "logits_float_test")
 
 
 @pytest.mark.usefixtures("briefly")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from networks import Cifar, GoldenViT, stored_tensor
+from torch import nn
 
 from zsqbench import CalibrationSet, ZSQBenchError
 from zsqbench.plugins import load_plugins
@@ -9,11 +10,17 @@ from zsqbench.quant import (
     activation_quantizers,
     calibrate_activations_by,
     calibrate_weights,
+    fake_quantize,
     finalize,
+    include_zero,
+    minmax,
     prepare,
     quantize,
+    quantized_layers,
+    switched,
     weight_quantizers,
 )
+from zsqbench.quant.grids.affine import affine_parameters
 from zsqbench.quant.ranges.observers import absmax
 from zsqbench.scheme import FLOAT, parse_scheme
 from zsqbench.testing import check_quantizer, context, tiny_teacher
@@ -144,12 +151,26 @@ def test_weights_around_zero_are_those_of_psaq_vit(psaq, bits):
     assert torch.equal(codes * scale[:, None], torch.from_numpy(stored[f"W_q_{bits}"]))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_activations_from_the_smallest_to_the_largest_are_those_of_psaq_vit(psaq, bits):
+    stored = psaq("psaq_quant_a")
+    x = torch.from_numpy(stored["X"]).float()
+    scale, zero_point = affine_parameters(*include_zero(*minmax(x)), bits)
+    assert (scale, zero_point) == (stored[f"X_scale_{bits}"], stored[f"X_zero_{bits}"])
+    expected = torch.from_numpy(stored[f"X_q_{bits}"])
+    torch.testing.assert_close(fake_quantize(x, scale, zero_point, bits), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("widths", ["w4a8", "w8a8", "w4a4"])
 def test_a_transformer_at_psaq_is_that_of_psaq_vit(psaq, widths):
     stored = psaq("psaq_quant_a")
     network = GoldenViT(psaq("tinyvit_a")).double().eval().requires_grad_(requires_grad=False)
-    student = prepare(network, parse_scheme(f"psaq/{widths}"), (3, 64, 64)).double()
+    scheme = parse_scheme(f"psaq/{widths}")
+    student = prepare(network, scheme, (3, 64, 64)).double()
     images = stored_tensor(stored, "calibration_images")
+    for kind in ("test", "calibration"):
+        expected = stored_tensor(stored, f"logits_float_{kind}_f64")
+        torch.testing.assert_close(network(stored_tensor(stored, f"{kind}_images")), expected, rtol=1e-10, atol=1e-10)
     calibrate_weights(student, "absmax")
     calibrate_activations_by("minmax", student, images, len(images), in_float=True)
     quantizers = [quantizer for _, quantizer in activation_quantizers(student)]
@@ -160,10 +181,21 @@ def test_a_transformer_at_psaq_is_that_of_psaq_vit(psaq, widths):
         quantizer.forward = lambda x, its=quantizer: (
             ((x / its.scale + its.zero_point).round().clamp(0, top) - its.zero_point) * its.scale
         )
+    single = prepare(
+        GoldenViT(psaq("tinyvit_a")).float().eval().requires_grad_(requires_grad=False), scheme, (3, 64, 64)
+    )
+    calibrate_weights(single, "absmax")
     for kind in ("test", "calibration"):
         found = student(stored_tensor(stored, f"{kind}_images"))
         expected = stored_tensor(stored, f"logits_{widths}_{kind}_f64")
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for (_, layer), (_, in_single) in zip(quantized_layers(student), quantized_layers(single), strict=True):
+        layer.weight = nn.Parameter(in_single.quantized_weight().double(), requires_grad=False)
+    with switched([quantizer for _, quantizer in weight_quantizers(student)], enabled=False):
+        for kind in ("test", "calibration"):  # codes of weights in single precision decide ties as the release does
+            found = student(stored_tensor(stored, f"{kind}_images"))
+            expected = stored_tensor(stored, f"logits_{widths}_{kind}")
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.usefixtures("briefly")

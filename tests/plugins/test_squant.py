@@ -57,6 +57,20 @@ def test_codes_are_those_of_the_released_code(golden, file, suffix, mode):
         assert torch.equal(scale * weight - zero, torch.from_numpy(vectors[f"{case}_scaled"]).view_as(weight))
         if mode == "element":
             assert torch.equal(codes, torch.from_numpy(vectors[f"{case}_rtn_codes"]).float())
+        check_sums(vectors, case, mode, codes - (scale * weight - zero))
+
+
+def check_sums(vectors, case, mode, errors):
+    """Compare sums of errors with those from which a stage of the full method starts, if it starts from this mode."""
+    of_kernels = f"{case}_stage1_error_sum_before" in vectors  # a second stage
+    if mode == "element":
+        stage, sums = 0, errors.flatten(2 if of_kernels else 1).sum(-1)
+    elif mode == "kernel" and of_kernels:
+        stage, sums = 1, errors.flatten(1).sum(1)
+    else:
+        return
+    expected = torch.from_numpy(vectors[f"{case}_stage{stage}_error_sum_before"])
+    torch.testing.assert_close(sums, expected.view_as(sums), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from updates import Watched, close
 from zsqbench_plugins.synq import (
     LowPass,
     channel_weights,
@@ -31,7 +32,9 @@ from zsqbench.quant import (
     cut_behind,
     finalize,
     from_features,
+    kl_divergence,
     last_map,
+    split_features,
     with_features,
 )
 from zsqbench.quant.training import finetuning
@@ -272,7 +275,11 @@ def test_maps_and_the_gradient_of_their_gap_are_those_of_the_release(vectors, ki
         network = with_features(network, cut_behind(network, node))
         logits, values = network(stored["images"].to(kind))
         assert torch.equal(logits.argmax(1), stored[f"{who}_argmax"])
+        for each, what in ((logits, "logits"), (values[0], "act")):
+            torch.testing.assert_close(each.detach(), stored[f"{who}_{what}{suffix}"], rtol=1e-5, atol=1e-6)
         weights = channel_weights(class_score(from_features(network)), values)
+        gradient = stored[f"{who}_act_grad_plus_eps{suffix}"]  # the release adds 1e-10 to each
+        torch.testing.assert_close(weights.to(kind), gradient.mean((2, 3)).clamp_min(1e-10), rtol=1e-5, atol=1e-9)
         found[who] = network, values[0], weights.to(kind)
     maps = {who: class_activation(values, weights, 16, 16) for who, (_, values, weights) in found.items()}
     tolerance = 1e-6 if suffix else 2e-6
@@ -281,7 +288,7 @@ def test_maps_and_the_gradient_of_their_gap_are_those_of_the_release(vectors, ki
     gap = map_gap(found["teacher"][1], found["student"][1], found["teacher"][2], found["student"][2], 16, 16)
     assert float(gap.detach()) == pytest.approx(float(stored[f"loss_cam{suffix}"]), rel=1e-5)
     gap.backward()
-    for path in ("conv1.weight", "conv2.weight", "conv2.bias"):
+    for path in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"):
         expected = stored[f"grad_student.{path}{suffix}"]
         gradient = dict(found["student"][0].named_parameters())[path].grad
         assert (gradient - expected).norm() <= 1e-4 * expected.norm()
@@ -321,6 +328,19 @@ def test_what_is_easy_and_its_loss_are_those_of_the_release(vectors, tau):
     torch.testing.assert_close(logits.grad, stored[f"grad_CE_tau{tau}"], rtol=1e-5, atol=1e-7)
 
 
+def test_distillation_is_that_of_the_release(vectors):
+    stored = vectors("synq_selce_a")
+    alpha, temperature = int(stored["alpha"]), int(stored["temperature"])
+    training = SynQ().resolved(tiny_teacher())
+    assert (training.alpha, training.temperature) == (alpha, temperature)
+    logits = stored["student_logits"].requires_grad_()
+    loss = alpha * kl_divergence(logits, stored["teacher_logits"], temperature)
+    loss.backward()
+    # the release adds 1e-7 to log-probabilities: 1e-5 of this loss
+    assert float(loss.detach()) == pytest.approx(float(stored["loss_KL"]), rel=1e-4)
+    torch.testing.assert_close(logits.grad, stored["grad_KL"], rtol=1e-4, atol=1e-5)
+
+
 def test_below_1_all_are_easy_and_below_0_none(vectors):
     stored = vectors("synq_selce_a")
     logits, labels = 100 * stored["teacher_logits"], stored["labels"]
@@ -345,11 +365,38 @@ class Released(torch.autograd.Function):
         return gradient, None, None, None
 
 
+def check_maps(update, stored, aligned, parameters):
+    """Compare Grad-CAM's classes, maps and gradients of an update's two networks with those of the release."""
+    networks = {
+        "teacher": (update.network, update._score_theirs),
+        "student": (update.engine.network, update._score_ours),
+    }
+    values, weights = [], []
+    for who, (network, score) in networks.items():
+        logits, features = split_features(network(stored["images_filtered"]))
+        assert torch.equal(logits.argmax(1), stored[f"{who}_cam_class"])
+        values.append(features[aligned])
+        weights.append(channel_weights(score, features[aligned:]))
+        maps = class_activation(values[-1].detach(), weights[-1], 32, 32)
+        torch.testing.assert_close(maps[:, None], stored[f"{who}_map"], rtol=0, atol=2e-6)
+    gap = map_gap(values[0].detach(), values[1], *weights, 32, 32)
+    paths = {"conv1.weight": "first_conv_w", "layer3.2.conv2.weight": "last_conv_w"}
+    for gradient, name in zip(
+        torch.autograd.grad(gap, [parameters[path] for path in paths]), paths.values(), strict=True
+    ):
+        expected = stored[f"grad_CAM_only_{name}"]
+        close(gradient[: len(expected)], expected, 1e-4)
+
+
 def test_the_released_update_comes_out_with_all_its_gradients(vectors, resnet20, monkeypatch):
     stored = vectors("synq_update_resnet20_a")
     teacher = Pretrained(resnet20, (3, 32, 32), (0.5,) * 3, (0.25,) * 3, classes=10)
     weights = {"cam_weight": float(stored["lambda_cam"]), "ce_weight": float(stored["lambda_ce"])}
     training = SynQ(preset="released", **weights, lowpass=float(stored["d_zero"]) / 32).resolved(teacher)
+    assert (training.alpha, training.temperature) == (stored["alpha"], stored["temperature"])
+    assert (training.alignment_weight, training.epsilon) == (stored["lam"], stored["eps"])
+    assert (training.easy_below, training.promoted_weight) == (stored["tau_selce"], stored["lambda_pert"])
+    assert training.align_promoted == stored["fa_on_perturbed"]
     torch.testing.assert_close(
         LowPass(training.lowpass)(stored["images"]), stored["images_filtered"], rtol=0, atol=2e-6
     )
@@ -370,10 +417,12 @@ def test_the_released_update_comes_out_with_all_its_gradients(vectors, resnet20,
     nodes = [*aligned, *training.further_features(network, ctx)]
     with FineTuning(student, ctx, Schedule(1, 1, 0.0), {}, features=[node.name for node in nodes]) as engine:
         update = training.update(engine, with_features(network, nodes), ctx, len(aligned))
+        parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
+        check_maps(update, stored, len(aligned), parameters)
+        watched = Watched(update)
         found = {
             name: float(value.detach()) for name, value in update(stored["images_filtered"], stored["labels"]).items()
         }
-        parameters = dict(zip((name for name, _ in student.named_parameters()), engine.parameters, strict=True))
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
     constant = float((1 - stored["mask"].float()).mean()) * np.log(10)
     expected = {
@@ -387,6 +436,10 @@ def test_the_released_update_comes_out_with_all_its_gradients(vectors, resnet20,
         "loss": float(stored["loss_total"]) - constant,  # half of it, twice
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    promoted = float(stored["loss_S_perturbed"]) - constant / 2
+    assert found["promoted_kl"] + found["promoted_ce"] == pytest.approx(promoted, rel=1e-5)
+    torch.testing.assert_close(difficulty(watched.returned[0][0].detach(), stored["labels"]), stored["difficulty"])
+    watched.check(stored, (0, 4, 8))
     paths = {
         "conv1.weight": "first_conv_w",
         "layer2.0.conv1.weight": "stage2_unit0_conv1_w",

@@ -1,9 +1,11 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from zsqbench_plugins import task_boxes
 from zsqbench_plugins.shared.boxes import corners, rows, targets
 from zsqbench_plugins.task_boxes import TaskBoxes, one_label, random_boxes, refined, smaller
 
@@ -63,11 +65,19 @@ def test_looks_begin_and_end_as_in_the_release(shared):
     assert options.refine_every == 100
     known = {"score": "conf", "overlap": "overlap_iou", "smallest_area": "min_area", "largest_area": "max_area"}
     assert {name: getattr(options, name) for name in known} == {name: float(stored[key]) for name, key in known.items()}
+    assert (stored["nms_conf"], stored["nms_iou"]) == (task_boxes.NMS_SCORE, task_boxes.NMS_OVERLAP)
+    run = SimpleNamespace(options=options, order=[0] * options.iterations, _refines=lambda _: True)
+    found = [task_boxes._Run._looks(run, step) for step in (799, 800, 2800, 2801)]
+    unchanged = [bool(stored[f"labels_at_{step}_unchanged"]) for step in ("warmup_minus_1", "exit_plus_1")]
+    changed = [bool(stored[f"labels_at_{step}_changed"]) for step in ("warmup", "exit")]
+    assert found == [not unchanged[0], *changed, not unchanged[1]]
 
 
 def test_random_boxes_are_those_of_the_release_and_stay_inside(shared):
     stored = vectors(shared, "det_boxsampler_a")
     draws, expected = values(stored, "draws_w_h_xu_xsign_yu_ysign_class", "labels_cls_cx_cy_w_h")
+    sides = task_boxes.SMALLEST_BOX, task_boxes.LARGEST_BOX
+    assert sides == (stored["min_side"], stored["max_side"])
     places = torch.stack([draws[:, 2] * draws[:, 3], draws[:, 4] * draws[:, 5]], 1)
     torch.testing.assert_close(random_boxes(draws[:, :2], places), expected[:, 1:], rtol=0, atol=1e-6)
     many = random_boxes(torch.rand(999, 2), 2 * torch.rand(999, 2) - 1)
@@ -110,6 +120,8 @@ def test_the_loss_of_images_is_the_releases(shared, dtype, suffix, tolerance):
     assert loss.item() == pytest.approx(expected, rel=tolerance)
     per_layer = (gap.means.sqrt() + gap.moments.sqrt()).detach()
     torch.testing.assert_close(per_layer, torch.from_numpy(stored[f"r_feature_per_layer{suffix}"]), rtol=1e-5, atol=0)
+    for found, name in ((per_layer.sum(), "loss_r_feature"), (per_layer[0], "loss_first_bn")):
+        assert found.item() == pytest.approx(float(stored[f"{name}{suffix}"]), rel=tolerance)
     assert total_variation(pixels).item() == pytest.approx(float(stored[f"loss_var_l2{suffix}"]), rel=tolerance)
     torch.testing.assert_close(
         pixels.grad, torch.from_numpy(stored[f"grad_images{suffix}"]), rtol=1e-4, atol=10 * tolerance * 1e-2

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from zsqbench import Pretrained
 from zsqbench.synthesis import (
     Crops,
     SmoothedCrops,
@@ -23,7 +25,11 @@ def test_the_pipeline_is_that_of_dghs_code(golden, name):
     x = torch.from_numpy(vectors["x"]).requires_grad_()
     line = gaussian_line(int(vectors["size"]), float(vectors["sigma"]))
     kernel = torch.tensor(line)[:, None] * torch.tensor(line)
-    pipeline = SmoothedCrops((int(vectors["out_size"]),) * 2, -MEAN / STD, (1 - MEAN) / STD, line)
+    mean, std = (tuple(each.flatten().tolist()) for each in (MEAN, STD))
+    low, high = Pretrained(nn.Identity(), (3, 32, 32), mean, std).valid_range()
+    ends = torch.from_numpy(vectors["valid_grid"][:, [0, -1]]).float()
+    torch.testing.assert_close(torch.cat([low, high], -1).view(3, 2), ends, rtol=1e-6, atol=0)
+    pipeline = SmoothedCrops((int(vectors["out_size"]),) * 2, low, high, line)
     top, left = vectors["flip_crop_top_left"].tolist()
     augmented = pipeline.augment(x, flip=True, top=top, left=left)
     (augmented * torch.from_numpy(vectors["weights"])).sum().backward()

@@ -48,12 +48,40 @@ def compare(vectors, prefix, layer, images, dtype):
     return abs(entropy.item() - float(vectors[f"{prefix}entropy_{layer}_f64"])), departure.item()
 
 
-@pytest.mark.parametrize(("prefix", "layer", "images"), [("", 0, 3), ("", 1, 3), ("swin_", 0, 2)])
+OF_THE_RELEASE = pytest.mark.parametrize(("prefix", "layer", "images"), [("", 0, 3), ("", 1, 3), ("swin_", 0, 2)])
+
+
+@OF_THE_RELEASE
 def test_entropies_and_gradients_are_those_of_the_release(vectors, prefix, layer, images):
     assert max(compare(vectors, prefix, layer, images, torch.float64)) < 1e-10
     value, gradient = compare(vectors, prefix, layer, images, torch.float32)
     assert value < 1e-4
     assert gradient < 1e-4
+
+
+@OF_THE_RELEASE
+def test_similarities_and_densities_are_those_of_the_release(vectors, monkeypatch, prefix, layer, images):
+    made = []
+
+    class Noted(patch_similarity._Density):
+        def __init__(self, rows, *others):
+            super().__init__(rows, *others)
+            made.append((rows.clone(), self))
+
+    def stored(name):
+        return torch.from_numpy(vectors[f"{prefix}{name}_{layer}_f64"])
+
+    monkeypatch.setattr(patch_similarity, "_Density", Noted)
+    given = patch_features(torch.from_numpy(vectors[f"{prefix}features_{layer}"]).double(), images, drop_first=True)
+    if not prefix:
+        torch.testing.assert_close(given, stored("attention_p"), rtol=1e-10, atol=1e-10)
+    patch_entropy(given, images)
+    ((rows, density),) = made
+    similarity, grid = stored("similarity"), stored("grid")
+    pairs = torch.triu_indices(*similarity.shape[1:])
+    torch.testing.assert_close(rows, similarity[:, *pairs].view(images, -1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(rows.min() + density.step * torch.arange(10), grid, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(density.values, stored("kde"), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("spread", [3.0, 0.5, 0.1, 0.003])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from annotations import content, write
 
+from zsqbench.zoo import coco
 from zsqbench.zoo.coco import FIGURES, BoxesAlone, Detections, coco_figures
 from zsqbench.zoo.instances import Instances
 
@@ -32,6 +33,12 @@ def test_figures_are_those_of_pycocotools(golden):
     found = Detections(stored["dt_image_id"], stored["dt_category_id"], stored["dt_bbox_xywh"], stored["dt_score"])
     expected = dict(zip(FIGURES, 100 * stored["stats"], strict=True))
     assert coco_figures(truth, found) == pytest.approx(expected, abs=1e-7)
+    evaluation = coco._evaluated(truth, found, categories=True).eval
+    precision = evaluation["precision"][:, :, :, 0, 2]
+    np.testing.assert_allclose(precision, stored["precision_all_area_maxdet100"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(evaluation["recall"], stored["recall"], rtol=0, atol=1e-9)
+    by_class = [precision.mean((0, 1)), precision[0].mean(0)]
+    np.testing.assert_allclose(by_class, stored["per_class_ap_and_ap50"], rtol=0, atol=1e-9)
 
 
 def test_a_perfect_detector_has_all_and_one_that_finds_nothing_none(tmp_path):

@@ -23,6 +23,11 @@ def test_values_are_those_of_the_release(golden, bits):
         round_logarithmically(ladder, torch.ones(()).double(), bits), expected, rtol=1e-12, atol=0
     )
     assert len(found.unique()) == int(golden[f"n_distinct_{bits}_f64"])
+    assert (found - attention).square().mean().item() == pytest.approx(float(golden[f"mse_{bits}_f64"]), rel=1e-12)
+    single = round_logarithmically(attention.float(), torch.from_numpy(golden[f"delta_{bits}"]), bits)
+    torch.testing.assert_close(single, torch.from_numpy(golden[f"q_{bits}"]), rtol=3e-6, atol=0)
+    assert len(single.unique()) == int(golden[f"n_distinct_{bits}"])
+    assert (single - attention).square().mean().item() == pytest.approx(float(golden[f"mse_{bits}"]), rel=1e-4)
 
 
 def quantizer(top=1.0, bits=4):

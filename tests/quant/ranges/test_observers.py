@@ -92,6 +92,22 @@ def test_minmax_with_zero_is_the_max_range_of_brecq(brecq, tensor, name, axis, b
     check_brecq(take, x, Affine(*(along(value, axis, x.dim()) for value in grid)), f"{name}_max_{bits}")
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@BRECQ_TENSORS
+def test_grids_of_brecqs_other_ranges_are_those_of_brecq(brecq, tensor, name, axis, bits):
+    """No method here has these ranges. BRECQ computes them in double precision, where -m / scale is near a tie."""
+    take = lambda name: torch.from_numpy(np.asarray(brecq[name]))  # noqa: E731
+    x = take(tensor)
+    low, high = (end.double() for end in include_zero(*minmax(x, axis)))
+    for scaled, factor in (("", 1), ("_scale", (bits + 2) / 8)):
+        whole = torch.maximum(-low, high) * factor
+        for kind, ends in (("", (low * factor, high * factor)), ("_sym", (torch.where(low < 0, -whole, 0), whole))):
+            if scaled or kind:
+                grid = affine_parameters(*ends, bits)
+                grid = Affine(*(along(value.float(), axis, x.dim()) for value in grid))
+                check_brecq(take, x, grid, f"{name}_max{scaled}{kind}_{bits}")
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize(("tensor", "axis"), [("w", 0), ("act", None), ("act_signed", None)])
 def test_searched_and_whole_ranges_are_those_of_qdrop(golden, tensor, axis, bits):

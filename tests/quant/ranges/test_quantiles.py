@@ -24,10 +24,15 @@ def test_grids_are_those_of_the_release(golden, tensor, axis, kind, bits):
     case = f"{tensor}_{kind}_{bits}"
     torch.testing.assert_close(found.scale, torch.from_numpy(stored[f"{case}_delta_f64"]), rtol=1e-12, atol=0)
     assert torch.equal(found.zero_point, torch.from_numpy(stored[f"{case}_zero_f64"]))
+    scale, zero_point = (each.view(-1, *[1] * (x.dim() - 1)) if axis == 0 else each for each in found)
+    values = fake_quantize(x, scale, zero_point, bits)
+    assert (values - x).square().mean().item() == pytest.approx(float(stored[f"{case}_mse_f64"]), rel=1e-12)
     if bits == 4:
-        scale, zero_point = (each.view(-1, *[1] * (x.dim() - 1)) if axis == 0 else each for each in found)
         expected = torch.from_numpy(stored[f"{case}_q_f64"]).double()
-        torch.testing.assert_close(fake_quantize(x, scale, zero_point, bits), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    single = quantile_search(x.float(), bits, axis)
+    torch.testing.assert_close(single.scale, torch.from_numpy(stored[f"{case}_delta"]), rtol=3e-5, atol=0)
+    assert torch.equal(single.zero_point, torch.from_numpy(stored[f"{case}_zero"]))
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
@@ -35,6 +40,8 @@ def test_tops_are_those_of_the_release(golden, bits):
     stored = golden("repq_logsqrt2_a")
     found = top_search(torch.from_numpy(stored["attention"]).double(), bits)
     torch.testing.assert_close(found, torch.from_numpy(stored[f"delta_{bits}_f64"]), rtol=1e-12, atol=0)
+    single = top_search(torch.from_numpy(stored["attention"]).float(), bits)
+    torch.testing.assert_close(single, torch.from_numpy(stored[f"delta_{bits}"]), rtol=3e-6, atol=0)
 
 
 def test_quantiles_lie_between_values_in_proportion():

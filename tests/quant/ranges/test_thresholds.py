@@ -87,6 +87,8 @@ def test_activations_get_the_thresholds_of_mct(mct, name, bits):
         assert signed == mct[f"act_{name}_{error}_{bits}_signed"]
         values = rounded(torch.from_numpy(batches[0]), threshold, bits, signed=signed)
         np.testing.assert_array_equal(values, mct[f"act_{name}_{error}_{bits}_deq0"])
+    # MCT takes the extremes of the batches themselves for `minmax`, and the ends of the histogram for `noclipping`
+    assert threshold == mct[f"act_{name}_minmax_{bits}_threshold"]
     assert exact.best() == activation_threshold(histogram, bits)
     filtered = activation_threshold(histogram.without_outliers(3), bits).threshold
     assert filtered == mct[f"act_{name}_z3_mse_{bits}_threshold"]
