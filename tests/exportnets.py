@@ -1,15 +1,17 @@
 """Small networks, each with something that an exported file has to get right, and students of them."""
 
-import atexit
+import fcntl
 import functools
-import tempfile
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from networks import from_forward
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional
 from transformernets import FORMS
 from transformernets import pretrained as transformer
@@ -17,7 +19,7 @@ from transformernets import pretrained as transformer
 from zsqbench import CalibrationSet, Pretrained
 from zsqbench.export import exporting
 from zsqbench.export.comparison import check
-from zsqbench.export.integers import IntegerStudent, with_integer_biases
+from zsqbench.export.integers import with_integer_biases
 from zsqbench.export.options import ExportOptions
 from zsqbench.plugins import load_plugins
 from zsqbench.quant import finalize
@@ -195,9 +197,33 @@ class Exported:
     """A file, the student that it was made of, and that student on the file's biases."""
 
     of: Pretrained
-    student: fx.GraphModule
-    integer: IntegerStudent
-    file: exporting.Exported
+    scheme: str
+    quantizer: str
+    place: Path
+    """The folder of the file, which all processes of a run of pytest share."""
+    options: Mapping[str, object]
+
+    @functools.cached_property
+    def student(self):
+        """The student, which is the same each time that it is made."""
+        return student_of(self.of, self.scheme, self.quantizer)
+
+    @functools.cached_property
+    def integer(self):
+        """That student on the file's biases."""
+        return with_integer_biases(self.student)
+
+    @functools.cached_property
+    def file(self):
+        """What the exporter told of the file, which the first process that asks makes."""
+        path, told = self.place / "model.onnx", self.place / "told.json"
+        with (self.place / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not told.is_file():
+                options = ExportOptions(**self.options)
+                made = exporting.export_student(self.student, exporting.Description(self.of), path, options)
+                told.write_text(json.dumps([dict(made.outputs), list(made.notes)]), encoding="utf-8")
+        return exporting.Exported(path, *json.loads(told.read_text(encoding="utf-8")))
 
     @property
     def path(self):
@@ -225,18 +251,14 @@ def student_of(of, scheme, quantizer="rtn", **options):
     return student
 
 
+FILES: list[Path] = []
+"""The one folder of all files; tests/export/conftest.py names it."""
+
+
 @functools.cache
 def exported(name, scheme, quantizer="rtn", feeding=EVEN, **options):
-    """A network as a file, made once in a process; it is not to be changed."""
-    of = pretrained(name, feeding)
-    student = student_of(of, scheme, quantizer)
-    folder = Path(tempfile.mkdtemp(dir=_folder()))
-    file = exporting.export_student(student, exporting.Description(of), folder / "model.onnx", ExportOptions(**options))
-    return Exported(of, student, with_integer_biases(student), file)
-
-
-@functools.cache
-def _folder():
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    return folder.name
+    """A network as a file, made once in a run of pytest, by one of its processes; it is not to be changed."""
+    (folder,) = FILES
+    place = folder / re.sub(r"\W+", "_", f"{name} {scheme} {quantizer} {feeding} {sorted(options.items())}")
+    place.mkdir(parents=True, exist_ok=True)
+    return Exported(pretrained(name, feeding), scheme, quantizer, place, options)

@@ -30,7 +30,7 @@ def file_of(name):
     return exported(*CELLS[name], **(SMALL if name == "moving" else {}))
 
 
-IN_TURN = ("straight", "gated", "moving", "per_tensor")
+IN_TURN = ("straight", "gated", "moving", "unfolded")
 """Files that are compared in each run of the tests; the others on request."""
 
 each_cell = pytest.mark.parametrize(

@@ -163,13 +163,14 @@ def calibration(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # of torch.onnx, of onnx and of onnxruntime's own tool
 def test_onnxruntime_quantizes_a_network_on_the_images(calibration, tmp_path):
-    onnxruntime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
     from onnxruntime.quantization import quantize_static
 
     module, images = calibration
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 3 * 5, 4)).eval()
     path, quantized = str(tmp_path / "net.onnx"), str(tmp_path / "int8.onnx")
-    torch.onnx.export(net, (torch.zeros(2, 3, 5, 7),), path, dynamo=True, dynamic_shapes=({0: "N"},), verbose=False)
+    shown, names = (torch.zeros(2, 3, 5, 7),), {"input_names": ["images"], "dynamic_axes": {"images": {0: "N"}}}
+    torch.onnx.export(net, shown, path, dynamo=False, **names)  # the older exporter takes a tenth of the time
     reader = module.onnxruntime_reader(path, size=2)
     assert [len(next(iter(batch.values()))) for batch in iter(reader.get_next, None)] == [2, 2, 1]
     reader.rewind()

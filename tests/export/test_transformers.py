@@ -12,8 +12,8 @@ SLOW = (
 
 # How many layers, and products of two tensors. Swin's merging is a layer.
 NETWORKS = [
-    pytest.param("vit", 10, 4),
-    pytest.param("encoder_norm_first", 6, 2, marks=SLOW),
+    pytest.param("encoder_norm_first", 6, 2),  # one block
+    pytest.param("vit", 10, 4, marks=SLOW),
     pytest.param("stack", 10, 4, marks=SLOW),
     pytest.param("swin", 19, 8, marks=SLOW),
     pytest.param("swin_v2", 19, 8, marks=SLOW),
@@ -37,11 +37,10 @@ def test_a_transformers_file_computes_what_its_student_does_with_integers(name, 
 
 
 def test_attention_is_written_in_operators_that_onnx_has_for_it_and_products_bear_the_names_of_their_tensors():
-    file = exported("vit", "qdq/w8a8")
+    file = exported("encoder_norm_first", "qdq/w8a8")
     kinds = Counter(node.op_type for node in file.graph())
     assert {kind: kinds[kind] for kind in ("LayerNormalization", "Softmax", "Gelu")} == {
-        "LayerNormalization": 5, "Softmax": 2, "Gelu": 2,
+        "LayerNormalization": 2, "Softmax": 1, "Gelu": 1,
     }  # fmt: skip
-    blocks = [f"encoder.layers.encoder_layer_{number}.self_attention" for number in (0, 1)]
-    names = [f"{block}.{tensor}" for block in blocks for tensor in ("scores", "scaled_dot_product_attention")]
+    names = [f"encoder.self_attn.{tensor}" for tensor in ("scores", "scaled_dot_product_attention")]
     assert [product.path for product in file.check(count=2).structure.products] == names

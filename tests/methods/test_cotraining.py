@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from zsqbench_plugins.adadfq import AdaDFQ
 from zsqbench_plugins.gdfq import GDFQ
 
@@ -97,7 +98,7 @@ def test_a_student_may_minimise_terms_of_its_own():
     assert "kl" not in curves
 
 
-@pytest.mark.parametrize("method", [GDFQ, AdaDFQ])
+@parametrize_briefly("method", [AdaDFQ, GDFQ], 1)
 def test_an_update_is_one_graph_that_serves_all_batches(method, monkeypatch):
     graphs = []
 

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 
 from zsqbench.quant import (
@@ -154,7 +155,7 @@ def test_an_artifact_of_another_structure_is_refused(network, images):
 
 
 @pytest.mark.parametrize("grid", ["affine", "symmetric", "power_of_two"])
-@pytest.mark.parametrize("per_channel", [True, False])
+@parametrize_briefly("per_channel", [False, True], 1)
 def test_every_grid_is_kept_through_finalize_and_restore(network, grid, per_channel):
     scheme, grids = parse_scheme("hw_strict/w4a5"), Grids(grid, grid, per_channel)
     student = prepare(network, scheme, SIZE, grids)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
@@ -114,7 +115,15 @@ for _name in ("densenet121", "googlenet"):
 for _eight in EIGHT_BITS.values():
     _eight |= {"repq": 1}  # the image
 
-each_network = pytest.mark.parametrize("name", COUNTS)
+SMALL = {"cifar_resnet20", "mobilenetv1"}
+LIGHT = SMALL | {"resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0"}
+"""Networks of each family; the others run on request."""
+
+HEAVY = pytest.mark.slow("all networks take half a minute")
+
+each_network = pytest.mark.parametrize(
+    "name", [name if name in LIGHT else pytest.param(name, marks=HEAVY) for name in COUNTS]
+)
 
 
 @lru_cache(maxsize=1)
@@ -191,11 +200,11 @@ def test_the_table_in_the_documents_has_these_counts():
 
 
 def _pairs():
-    """Each network with two or three of the schemes, and small networks with all; the rest on request."""
+    """Each light network with one or two of the schemes, and small networks with all; the rest on request."""
     schemes = list(PLACEMENTS)
     for index, name in enumerate(COUNTS):
         for scheme in schemes:
-            brief = name in {"cifar_resnet20", "mobilenetv1"} or (schemes.index(scheme) - index) % 3 == 0
+            brief = name in SMALL or (name in LIGHT and (schemes.index(scheme) - index) % 7 == 0)
             marks = () if brief else pytest.mark.slow("all schemes on all networks take half a minute")
             yield pytest.param(name, scheme, marks=marks, id=f"{name}-{scheme}")
 
@@ -216,7 +225,12 @@ def test_a_scheme_quantizes_what_it_says_and_computes_what_the_network_does(name
 
 @pytest.mark.parametrize(
     ("name", "kept"),
-    [("resnet18", 0), ("mobilenet_v3_large", 0), ("googlenet", 0), ("densenet121", 62)],
+    [
+        ("resnet18", 0),
+        ("densenet121", 62),
+        pytest.param("mobilenet_v3_large", 0, marks=HEAVY),
+        pytest.param("googlenet", 0, marks=HEAVY),
+    ],
 )  # a DenseNet normalises what it has concatenated or pooled: 58 layers, 3 transitions, and the end
 def test_what_is_folded_and_what_is_not(name, kept):
     def count(scheme):
@@ -243,7 +257,7 @@ def test_folding_changes_no_name_of_a_tensor():
     assert folded == unfolded
 
 
-@pytest.mark.parametrize("scheme", ["hw/w2a2", "hast/w2a2"])
+@parametrize_briefly("scheme", ["hast/w2a2", "hw/w2a2"], 1)
 def test_two_bits_do_on_depthwise_weights(scheme):
     student = prepare(network("mobilenet_v2"), parse_scheme(scheme), SIZE)
     calibrate_weights(student, "minmax")

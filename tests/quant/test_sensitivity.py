@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 from torch.nn import functional
 
@@ -33,7 +34,7 @@ def by_brute_force(module, scheme, size, given, grid="affine"):
     return errors
 
 
-@pytest.mark.parametrize("network", tiny_teachers())
+@parametrize_briefly("network", tiny_teachers(), 1)
 def test_the_ranking_is_that_of_whole_passes_with_one_weight_quantized(network):
     teacher = tiny_teachers()[network]
     given = images(teacher.input_size)

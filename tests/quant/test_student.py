@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import from_forward
 from torch import fx, nn
 from torchvision import models
@@ -42,14 +43,15 @@ def images():
     return torch.randn(8, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("build", "size", "activations", "weights"),
+@parametrize_briefly(
+    "build, size, activations, weights",
     [
+        (lambda: CifarResNet(20), (3, 32, 32), 20, 20),
+        (lambda: models.mobilenet_v2(weights=None), (3, 64, 64), 53, 53),
         (lambda: models.resnet18(weights=None), (3, 64, 64), 18, 21),
         (lambda: models.resnet50(weights=None), (3, 64, 64), 50, 54),
-        (lambda: models.mobilenet_v2(weights=None), (3, 64, 64), 53, 53),
-        (lambda: CifarResNet(20), (3, 32, 32), 20, 20),
     ],
+    2,
 )
 def test_hw_quantizes_what_dghs_release_quantizes(build, size, activations, weights):
     student = prepare(build(), parse_scheme("hw/w4a4"), size)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 
 from zsqbench.synthesis import Probes, follow_convolutions, image_moments
@@ -107,7 +108,7 @@ def test_a_network_that_is_used_while_it_is_probed_is_itself_and_keeps_no_memory
         assert not probes._unmeasured
 
 
-@pytest.mark.parametrize("hook_point", ["bn_input", "conv_output"])
+@parametrize_briefly("hook_point", ["bn_input", "conv_output"], 1)
 def test_a_compiled_pass_is_the_same_for_another_copy_of_the_network(hook_point):
     graphs, x = [], images()
 

@@ -100,7 +100,7 @@ def test_a_compiled_pass_swings_as_ever():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2)).requires_grad_(False)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     images = noise(2, 3, 6, 8).requires_grad_()
-    for offsets in ([0, 2], [1, 0], [2, 1]):
+    for offsets in ([0, 2], [2, 1]):
         found = []
         for run in (compiled, network):
             with SwingConvolutions(network, always(offsets)) as swing:

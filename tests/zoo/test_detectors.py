@@ -1,8 +1,10 @@
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
@@ -35,6 +37,19 @@ def run_by_hand(detector, images):
     model = copy.copy(decoder)
     model._modules = {**decoder._modules, "backbone": detector.module.backbone, "head": detector.module.head}
     return model([pil_to_tensor(each).float() / 255 for each in images])
+
+
+NAMES = ("ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "fcos_resnet50_fpn", "retinanet_resnet50_fpn_v2")
+
+
+@functools.cache
+def untrained(name):
+    """A detector that no test changes, but for statistics of BatchNorm."""
+    return torchvision_detector(name, "none", SIZE)
+
+
+def test_these_are_the_detectors_of_torchvision():
+    assert set(NAMES) == set(SIDES)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +86,7 @@ def test_an_image_is_made_fit_as_it_is_fed(ssdlite):
 
 @pytest.mark.parametrize(("name", "eps"), [("retinanet_resnet50_fpn", 0.0), ("fcos_resnet50_fpn", 1e-5)])
 def test_backbones_are_normalised_as_those_of_the_published_weights(name, eps):
-    norms = [m for m in torchvision_detector(name, "none", SIZE).module.modules() if isinstance(m, FrozenBatchNorm2d)]
+    norms = [m for m in untrained(name).module.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 53
     assert {norm.eps for norm in norms} == {eps}
 
@@ -85,9 +100,9 @@ HEADS = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SIDES)
+@parametrize_briefly("name", NAMES, 1)
 def test_they_are_folded_and_quantized_up_to_their_raw_outputs(name):
-    detector = torchvision_detector(name, "none", SIZE)
+    detector = untrained(name)
     for module in detector.module.modules():
         if getattr(module, "running_var", None) is not None:
             module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
@@ -105,8 +120,8 @@ def test_they_are_folded_and_quantized_up_to_their_raw_outputs(name):
     assert all(output.isfinite().all() for output in student(images).values())
 
 
-def test_a_shared_head_is_one_unit_for_each_of_its_layers_with_all_levels():
-    detector = torchvision_detector("retinanet_resnet50_fpn", "none", SIZE)
+def test_a_shared_head_is_folded_and_one_unit_for_each_of_its_layers_with_all_levels():
+    detector = untrained("retinanet_resnet50_fpn")
     student = prepare(detector.module, parse_scheme("hw/w4a8"), SIZE)
     units = {unit.name: unit for unit in find_units(student)}
     last = units["head.classification_head.cls_logits"]
@@ -117,6 +132,9 @@ def test_a_shared_head_is_one_unit_for_each_of_its_layers_with_all_levels():
         for unit in units.values():
             values |= unit.run(*(values[name] for name in unit.inputs))
         expected = student(images)
+        plain = detector.module(images)
+    for output in plain:
+        torch.testing.assert_close(expected[output], plain[output], rtol=1e-4, atol=1e-4)
     found = [values[name] for name in list(units.values())[-1].targets]
     assert all(torch.equal(one, other) for one, other in zip(found, expected.values(), strict=True))
 
@@ -139,9 +157,9 @@ def whole_model(detector):
     return model
 
 
-@pytest.mark.parametrize("name", SIDES)
+@parametrize_briefly("name", NAMES, 3)
 def test_the_training_loss_is_that_of_the_whole_model_with_norms_in_eval_mode(name):
-    detector = torchvision_detector(name, "none", SIZE)
+    detector = untrained(name)
     images = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))
     before = copy.deepcopy(detector.module.state_dict())
     raw = {key: value.requires_grad_() for key, value in detector.module(images).items()}
@@ -163,9 +181,9 @@ def most_overlap(found):
     return (box_iou(found["boxes"], found["boxes"]).nan_to_num() * same).fill_diagonal_(0).max()
 
 
-@pytest.mark.parametrize("name", SIDES)
+@parametrize_briefly("name", NAMES, 3)
 def test_boxes_are_decoded_in_pixels_of_the_images_and_with_the_thresholds_given(name):
-    detector = torchvision_detector(name, "none", SIZE)
+    detector = untrained(name)
     raw = detector.module(torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0)))
     raw["cls_logits"] = 3 * torch.randn(raw["cls_logits"].shape, generator=torch.Generator().manual_seed(1))
     raw["bbox_regression"] = torch.ones_like(raw["bbox_regression"])  # so that neighbours overlap

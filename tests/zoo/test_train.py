@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -8,7 +9,7 @@ from zsqbench.zoo.models import load_named
 from zsqbench.zoo.train import RECIPES, ClassifierTraining, augment
 
 
-@pytest.mark.parametrize(("name", "optimizer", "blanks"), [("mobilenetv2", "sgd", 0), ("vit", "adamw", 8)])
+@parametrize_briefly("name, optimizer, blanks", [("vit", "adamw", 8), ("mobilenetv2", "sgd", 0)], 1)
 def test_training_is_the_same_each_time(name, optimizer, blanks):
     short = ClassifierTraining(
         0.5, weight_decay=1e-4, spread=1.0, epochs=1, batch=256, optimizer=optimizer, blanks=blanks

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import from_forward
 from torch import nn
 from torch.nn import functional
@@ -398,12 +399,12 @@ NETWORKS = {
     # logits
     "swin": (4 * 4 + 3, 4 * 13 + 2 + 3 + 2 + 3),
     # one block, embedding and head; image, embedded, pooled, logits
-    "encoder": (4 + 2, 11 + 4),
-    "encoder_norm_first": (4 + 2, 11 + 4),
     "encoder_batch_second": (4 + 2, 11 + 4),
-    "stack": (2 * 4 + 2, 2 * 11 + 4),
     # cross-attention makes 3 layers and 8 tensors more: queries, keys and values, scores to sum, LayerNorm
     "decoder": (2 * (4 + 3) + 2, 2 * (11 + 8) + 4),
+    "encoder": (4 + 2, 11 + 4),
+    "encoder_norm_first": (4 + 2, 11 + 4),
+    "stack": (2 * 4 + 2, 2 * 11 + 4),
     "timm_vit": (2 * 4 + 2, 2 * 11 + 6),
     "timm_deit": (2 * 4 + 2, 2 * 11 + 6),
     # one is shifted
@@ -415,7 +416,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@parametrize_briefly("name", NETWORKS, 4)
 def test_transformers_are_quantized_by_rtn_and_come_back_from_their_artifact(name):
     net, size = built(name)
     scheme = parse_scheme("hw_strict/w8a8")

@@ -2,6 +2,7 @@ import functools
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import called_twice, detector, from_forward
 from torch import nn
 from torchvision import models
@@ -40,19 +41,21 @@ def test_units_are_the_published_ones(name, expected):
     assert kinds(find_units(torchvision_student(name))) == expected
 
 
+@pytest.mark.slow("resnet18 shows the same")
 def test_resnet50_has_its_eighteen_units():
     found = kinds(find_units(torchvision_student("resnet50")))
     assert [kind for kind, _ in found] == ["layer", *["block"] * 16, "layer"]
 
 
 @pytest.mark.parametrize("grain", ["block", "layer"])
-@pytest.mark.parametrize(
-    ("name", "scheme"),
+@parametrize_briefly(
+    "name, scheme",
     [
-        *((name, "hw_strict/w4a4") for name in ARCHITECTURES),
         ("resnet18", "hast/w4a4"),
         ("mobilenet_v3_large", "qdq/w4a4"),
+        *((name, "hw_strict/w4a4") for name in ARCHITECTURES),
     ],
+    2,
 )
 def test_running_the_units_in_order_is_running_the_network(name, scheme, grain):
     student = torchvision_student(name, scheme)
@@ -66,7 +69,7 @@ def test_running_the_units_in_order_is_running_the_network(name, scheme, grain):
 
 
 @pytest.mark.parametrize("grain", ["block", "layer"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@parametrize_briefly("name", ARCHITECTURES, 2)
 def test_every_layer_and_quantizer_is_in_one_unit(name, grain):
     student = torchvision_student(name)
     units = find_units(student, grain)
@@ -92,13 +95,14 @@ def test_a_quantizer_between_a_layer_and_its_activation_function_parts_no_unit(g
     assert added.count("preactivation") == len(added) - sum(len(unit.quantizers) for unit in fused) > 20
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@parametrize_briefly("name", ARCHITECTURES, 2)
 def test_no_unit_is_larger_than_the_limit(name):
     assert max(len(unit.layers) for unit in find_units(torchvision_student(name))) <= MAX_LAYERS
 
 
 def test_a_dense_block_is_cut_into_its_layers():
-    names = [unit.name for unit in find_units(torchvision_student("densenet121"))]
+    student = students(models.DenseNet(growth_rate=8, block_config=(6, 2), num_init_features=16), "hw_strict/w4a4")
+    names = [unit.name for unit in find_units(student)]
     assert "features.denseblock1.denselayer3" in names
 
 
@@ -210,10 +214,10 @@ def test_a_unit_ends_before_what_decodes_it_also_where_the_output_is_float():
 
 HALVES = {
     "vit": [f"encoder.layers.encoder_layer_{n}.{half}" for n in (0, 1) for half in ("self_attention", "mlp")],
-    "swin": [f"features.{stage}.{n}.{half}" for stage in (1, 3) for n in (0, 1) for half in ("attn", "mlp")],
-    "swin_v2": [f"features.{stage}.{n}.{half}" for stage in (1, 3) for n in (0, 1) for half in ("attn", "mlp")],
     "encoder": ["encoder.self_attn", "encoder"],
     "encoder_norm_first": ["encoder.self_attn", "encoder"],
+    "swin": [f"features.{stage}.{n}.{half}" for stage in (1, 3) for n in (0, 1) for half in ("attn", "mlp")],
+    "swin_v2": [f"features.{stage}.{n}.{half}" for stage in (1, 3) for n in (0, 1) for half in ("attn", "mlp")],
     "timm_vit": [f"blocks.{n}.{half}" for n in (0, 1) for half in ("attn", "mlp")],
     "timm_vit_pooled": [f"blocks.{n}.{half}" for n in (0, 1) for half in ("attn", "mlp")],
     "timm_swin": [f"layers.{s}.blocks.{n}.{half}" for s in (0, 1) for n in (0, 1) for half in ("attn", "mlp")],
@@ -222,8 +226,8 @@ HALVES = {
 """The blocks of transformers: the attention and the MLP of each."""
 
 
-@pytest.mark.parametrize("scheme", ["hw/w4a4", "hw_strict/w4a8", "qdq/w8a8"])
-@pytest.mark.parametrize("name", HALVES)
+@parametrize_briefly("scheme", ["qdq/w8a8", "hw/w4a4", "hw_strict/w4a8"], 1)
+@parametrize_briefly("name", HALVES, 4)
 def test_each_half_of_a_transformers_block_is_a_unit(name, scheme):
     net, size = built(name)
     student = students(net, scheme, size)

@@ -2,13 +2,14 @@ import warnings
 
 import pytest
 import torch
+from networks import from_forward
 from torch import nn
+from torch.nn import functional
 
 from zsqbench.quant import calibrate_activations_minmax, calibrate_weights, finalize, prepare
 from zsqbench.quant.grids.fake_quant import quantized_layer
 from zsqbench.quant.grids.transposed import TransposedConv2d
 from zsqbench.scheme import parse_scheme
-from zsqbench.zoo.models import load_named
 
 SIZE = (1, 16, 16)
 
@@ -17,10 +18,29 @@ def images(count):
     return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(count))
 
 
+def network():
+    """A small network with all that MobileNetV2 has: BatchNorm, ReLU6, a depthwise convolution, a residual addition."""
+
+    def forward(net, x):
+        x = functional.relu6(net.norm(net.stem(x)))
+        x = net.last(functional.relu6(net.deep(x))) + x
+        return net.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    return from_forward(
+        forward,
+        stem=nn.Conv2d(1, 4, 3, padding=1),
+        norm=nn.BatchNorm2d(4),
+        deep=nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        last=nn.Conv2d(4, 4, 1),
+        head=nn.Linear(4, 3),
+    )
+
+
 @pytest.fixture(params=["float weights", "codes"])
 def student(request):
-    """A calibrated student of the embedded MobileNetV2, before or after its weights became integers."""
-    student = prepare(load_named("mobilenetv2").module, parse_scheme("hw_strict/w8a8"), SIZE)
+    """A calibrated student, before or after its weights became integers."""
+    student = prepare(network(), parse_scheme("hw_strict/w8a8"), SIZE)
     calibrate_weights(student, "minmax")
     calibrate_activations_minmax(student, [images(16)])
     if request.param == "codes":

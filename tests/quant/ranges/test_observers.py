@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 
 from zsqbench.quant.grids.affine import Affine, affine_parameters, along, fake_quantize
 from zsqbench.quant.ranges import observers
@@ -275,7 +276,7 @@ def exhaustive(monkeypatch):
 
 
 @pytest.mark.usefixtures("short_blocks")
-@pytest.mark.parametrize("grid", ["affine", "symmetric", "power_of_two"])
+@parametrize_briefly("grid", ["affine", "symmetric", "power_of_two"], 1)
 @pytest.mark.parametrize("name", LONG_ROWS)
 def test_dropping_candidates_by_a_histogram_changes_no_choice(exhaustive, name, grid):
     x = LONG_ROWS[name]

@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 
 from zsqbench.quant.grids.affine import along, fake_quantize, symmetric_parameters
 from zsqbench.quant.ranges import observers
@@ -260,9 +261,9 @@ def test_the_refined_search_stops_when_it_gains_next_to_nothing():
     assert (thresholds >= 0.5 * weight.abs().amax(1)).all()
 
 
-@pytest.mark.parametrize("block", [50, 64, 1000])
+@parametrize_briefly("block", [50, 1000, 64], 2)
 def test_the_search_does_not_depend_on_how_it_is_chunked(monkeypatch, block):
-    weight = normal(7, 101)
+    weight = normal(3, 101)
     for axis in (None, 0):
         whole = power_of_two_weight_thresholds(weight, 4, axis), symmetric_weight_thresholds(weight, 4, axis)
         with monkeypatch.context() as patched:

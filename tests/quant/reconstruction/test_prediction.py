@@ -48,8 +48,8 @@ def learn(student, stage, ctx=None, images=ONES):
     engine.run("weights")
 
 
-def stage(**options):
-    return Stage(400, 8, rounding=Rounding(lr=0.05, regularizer=0.02), **options)
+def stage(iterations=400, **options):
+    return Stage(iterations, 8, rounding=Rounding(lr=0.05, regularizer=0.02), **options)
 
 
 def channels(student):
@@ -76,7 +76,7 @@ def test_it_adds_up_with_the_distance_of_the_units_outputs():
 
 def test_a_loss_that_asks_for_no_prediction_is_the_default_one_bit_for_bit():
     states = []
-    for options in ({}, {"loss": lambda batch: batch.distance()}):
+    for options in ({"iterations": 40}, {"iterations": 40, "loss": lambda batch: batch.distance()}):
         student, ctx = classifier(), context()
         learn(student, stage(**options), ctx, torch.randn(32, 2, 1, 1, generator=torch.Generator().manual_seed(0)))
         states.append((ctx.reporter.curves, channels(student)))
@@ -87,7 +87,10 @@ def test_the_float_prediction_is_that_of_the_network():
     seen = []
     images = torch.randn(8, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     learn(
-        classifier(), stage(loss=lambda batch: seen.append(batch.float_prediction()) or batch.distance()), None, images
+        classifier(),
+        stage(1, loss=lambda batch: seen.append(batch.float_prediction()) or batch.distance()),
+        None,
+        images,
     )
     expected = 0.55 * images[:, 0] + 0.52 * images[:, 1]
     torch.testing.assert_close(seen[0], torch.cat([expected, -expected], 1).flatten(1), rtol=1e-5, atol=1e-6)

@@ -6,6 +6,7 @@ from functools import partial, partialmethod
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import called_twice, from_forward, same, state_of
 from torch import nn
 from torch.nn import functional
@@ -37,8 +38,8 @@ from zsqbench.scheme import Placement, parse_scheme
 from zsqbench.testing import context
 
 SIZE = (3, 8, 8)
-ROUND = Stage(30, 8, rounding=Rounding(lr=0.02))
-STEPS = Stage(20, 8, step_sizes=StepSizes(1e-3), quantize_activations=True, source="float", power=2.4)
+ROUND = Stage(15, 8, rounding=Rounding(lr=0.04))
+STEPS = Stage(10, 8, step_sizes=StepSizes(2e-3), quantize_activations=True, source="float", power=2.4)
 
 
 class Block(nn.Module):
@@ -93,18 +94,23 @@ def losses(ctx, stage):
     return {name.rpartition("/")[2]: [value for _, value in curves[name]] for name in names}
 
 
-@pytest.mark.parametrize("stage", ["weights", "activations"])
-def test_no_unit_is_worse_than_before(stage):
+@pytest.fixture(scope="module")
+def finished():
+    """The context of a run through both stages, and the state of its student; no test changes them."""
     ctx = context()
-    reconstructed(ctx=ctx)
+    return ctx, state_of(reconstructed(ctx=ctx))
+
+
+@pytest.mark.parametrize("stage", ["weights", "activations"])
+def test_no_unit_is_worse_than_before(stage, finished):
+    ctx, _ = finished
     found = losses(ctx, stage)
     assert list(found) == ["0", "2", "3", "6"]
     assert all(after <= before for before, after in found.values())
 
 
-def test_learning_lowers_the_loss_of_most_units():
-    ctx = context()
-    reconstructed(ctx=ctx)
+def test_learning_lowers_the_loss_of_most_units(finished):
+    ctx, _ = finished
     pairs = [*losses(ctx, "weights").values(), *losses(ctx, "activations").values()]
     assert sum(after < 0.97 * before for before, after in pairs) >= 6
 
@@ -161,13 +167,14 @@ def test_the_float_weights_and_the_network_stay_as_they_are():
     assert torch.equal(student.get_submodule("0").weight, module[0].weight)
 
 
-def test_one_seed_gives_one_network_and_another_another():
-    first, again, other = (state_of(reconstructed(ctx=context(seed))) for seed in (0, 0, 1))
+def test_one_seed_gives_one_network_and_another_another(finished):
+    _, first = finished
+    again, other = (state_of(reconstructed(ctx=context(seed))) for seed in (0, 1))
     assert same(first, again)
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("stage", [ROUND, Stage(30, 8, rounding=Rounding(lr=0.02), fisher="diag")])
+@parametrize_briefly("stage", [replace(ROUND, fisher="diag"), ROUND], 1)
 def test_where_caches_are_kept_changes_nothing(stage):
     results = [
         state_of(reconstructed(stages={"weights": stage, "activations": STEPS}, memory=memory))
@@ -176,17 +183,19 @@ def test_where_caches_are_kept_changes_nothing(stage):
     assert same(*results)
 
 
-def test_going_on_from_any_checkpoint_gives_the_same_network():
-    ctx = context()
-    expected = state_of(reconstructed(ctx=ctx))
+def test_there_is_a_checkpoint_behind_each_unit_of_each_stage(finished):
+    ctx, _ = finished
     assert len(ctx.reporter.states) == 8
-    for kept in ctx.reporter.states:
-        assert same(expected, state_of(reconstructed(ctx=context(resume_from=kept))))
 
 
-def test_going_on_learns_only_what_is_left():
-    ctx = context()
-    reconstructed(ctx=ctx)
+@parametrize_briefly("number", [1, 3, 6, 0, 2, 4, 5, 7], 3)
+def test_going_on_from_any_checkpoint_gives_the_same_network(finished, number):
+    ctx, expected = finished
+    assert same(expected, state_of(reconstructed(ctx=context(resume_from=ctx.reporter.states[number]))))
+
+
+def test_going_on_learns_only_what_is_left(finished):
+    ctx, _ = finished
     resumed = context(resume_from=ctx.reporter.states[5])
     reconstructed(ctx=resumed)
     assert list(losses(resumed, "weights")) == []
@@ -194,14 +203,12 @@ def test_going_on_learns_only_what_is_left():
 
 
 @pytest.mark.parametrize("kept", [None, 2])
-def test_progress_ends_at_the_total(monkeypatch, kept):
-    ctx = context()
-    reconstructed(ctx=ctx)
-    states, steps = ctx.reporter.states, []
+def test_progress_ends_at_the_total(monkeypatch, finished, kept):
+    states, steps = finished[0].reporter.states, []
     ctx = context(resume_from=None if kept is None else states[kept])
     monkeypatch.setattr(ctx.reporter, "progress", lambda *step: steps.append(step))
     reconstructed(ctx=ctx)
-    assert steps[-1] == (4 * 30 + 4 * 20,) * 2
+    assert steps[-1] == (4 * 15 + 4 * 10,) * 2
 
 
 def test_a_stage_takes_one_float_pass_and_two_quantized_ones():
@@ -235,9 +242,8 @@ def test_no_iterations_round_to_nearest():
     assert same(state_of(student), state_of(expected))
 
 
-def test_the_units_are_noted():
-    ctx = context()
-    reconstructed(ctx=ctx)
+def test_the_units_are_noted(finished):
+    ctx, _ = finished
     assert ctx.reporter.notes[0] == "4 units; 2 blocks (layers in each): 2 (2), 3 (2); 2 layers: 0, 6"
 
 
@@ -280,7 +286,7 @@ def test_gradients_of_step_sizes_are_scaled_where_wanted(monkeypatch, grid, sign
     assert found[1] == pytest.approx(found[0] / (elements * largest) ** 0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@parametrize_briefly("layout", [torch.channels_last, torch.contiguous_format], 1)
 def test_codes_lie_in_memory_as_their_weights_do(layout):
     student = reconstructed(network().to(memory_format=layout))
     layer = student.get_submodule("2.conv1")
@@ -360,7 +366,14 @@ COMPILES_CPP = (
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=COMPILES_CPP)])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        pytest.param("aot_eager", marks=pytest.mark.slow("it traces gradients, too")),
+        pytest.param("inductor", marks=COMPILES_CPP),
+    ],
+)
 def test_compiled_units_learn_the_same(backend, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().requires_grad_(False)
@@ -458,15 +471,16 @@ def test_images_that_cannot_be_are_one_clear_line(data, message):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
+@parametrize_briefly(
     "spoil",
     [
-        lambda module: module[2].conv1.weight.data.zero_(),
         lambda module: module[2].conv1.bias.data.fill_(-1e3),
-        lambda module: module[6].weight.data[0].zero_(),
         lambda module: module[0].weight.data.fill_(0.3),
+        lambda module: module[2].conv1.weight.data.zero_(),
+        lambda module: module[6].weight.data[0].zero_(),
     ],
-    ids=["constant output", "dead activations", "dead channel", "constant weight"],
+    2,
+    ids=["dead activations", "constant weight", "constant output", "dead channel"],
 )
 def test_degenerate_layers_and_ranges_leave_finite_networks(spoil):
     module = network()
@@ -664,7 +678,7 @@ def gated_by_mask(net, x):
     return net.last((net.second(x) * (net.first(x) > 0)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("fisher", [None, "diag", "full"])
+@parametrize_briefly("fisher", ["diag", None, "full"], 1)
 @pytest.mark.parametrize("forward", [picked_by_index, gated_by_mask])
 def test_what_only_an_index_or_a_mask_is_taken_of_is_learned_with_any_loss(forward, fisher):
     torch.manual_seed(0)
@@ -693,7 +707,7 @@ def root_mean_square(net, x):
 
 
 @pytest.mark.parametrize("forward", [generalized_mean, root_mean_square])
-@pytest.mark.parametrize("fisher", [None, "diag"])
+@parametrize_briefly("fisher", ["diag", None], 1)
 def test_roots_of_what_a_grid_rounds_to_zero_leave_learning_finite(forward, fisher):
     torch.manual_seed(0)
     net = from_forward(forward, first=nn.Conv2d(3, 6, 3), last=nn.Linear(6, 5))

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import called_twice, same, state_of
 from torch.nn import functional
 
@@ -268,7 +269,7 @@ def test_what_was_learned_is_the_last_update_and_loads_as_an_artifact():
         assert torch.equal(fresh(images()), student(images()))
 
 
-@pytest.mark.parametrize("updates", [1, 4, 5, 7])
+@parametrize_briefly("updates", [4, 5, 1, 7], 2)
 def test_an_interrupted_run_ends_as_an_undisturbed_one(updates):
     ctx = context()
     expected, _ = trained(calibrated(), Schedule(2, 5, 0.02, milestones=[1]), ctx)
@@ -278,7 +279,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(updates):
     assert same(state_of(found), state_of(expected))
 
 
-@pytest.mark.parametrize("points", [2, 3])
+@parametrize_briefly("points", [3, 2], 1)
 def test_between_the_points_of_a_curve_nothing_is_offered_and_resuming_is_the_same(points, monkeypatch):
     monkeypatch.setattr("zsqbench.quant.training.finetuning.POINTS", points)
     ctx = context()
@@ -493,7 +494,7 @@ def test_step_sizes_do_not_decay_and_stay_above_a_thousandth():
     assert min(ratios) == pytest.approx(1e-3, rel=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@parametrize_briefly("optimizer", ["adam", "sgd"], 1)
 def test_training_step_sizes_goes_on_from_a_checkpoint_as_if_nothing_had_happened(optimizer):
     schedule, ctx = Schedule(2, 4, 1e-3, optimizer=optimizer, annealing="cosine"), context()
     expected, engine = trained(with_steps(), schedule, ctx, learn_steps=True)
