@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from brief import parametrize_briefly
 
 import zsqbench
 from zsqbench.reports import cellpage
@@ -480,11 +481,11 @@ def test_a_row_whose_artifact_is_damaged_is_taken_as_it_is_with_a_warning(two, c
     ]
 
 
-NO_NUMBERS = [("metrics", "NaN"), ("metrics", "-Infinity"), ("float_metrics", "Infinity"), ("seconds", "NaN")]
+NO_NUMBERS = [("metrics", "NaN"), ("float_metrics", "Infinity"), ("metrics", "-Infinity"), ("seconds", "NaN")]
 
 
 @pytest.mark.parametrize("command", ["leaderboard", "show", "plan", "run"])
-@pytest.mark.parametrize(("field", "number"), NO_NUMBERS)
+@parametrize_briefly("field,number", NO_NUMBERS, 2)
 def test_a_number_that_is_none_in_a_row_ends_no_command_in_a_traceback(two, command, field, number):
     bench, rows = two
     changed = rows[0] | {field: dict.fromkeys(rows[0][field], 7.125)}
