@@ -271,9 +271,8 @@ def test_a_leaderboard_without_results_says_how_to_make_them(bench):
 
 
 @pytest.mark.parametrize("form", ["md", "csv", "html", "latex", "json"])
-def test_a_leaderboard_has_a_form_for_every_reader(bench, form):
-    bench.run()
-    said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results, "--format", form)
+def test_a_leaderboard_has_a_form_for_every_reader(ran, form):
+    said = ran.zsqbench("leaderboard", ran.file, "--results", ran.results, "--format", form)
     assert (said.code, "toyq" in said.out) == (0, True), said.err
 
 
@@ -365,10 +364,9 @@ def test_a_run_of_some_cells_leaves_no_row_of_another_schema(old):
 
 
 @pytest.fixture
-def two(bench):
+def two(ran):
     """A bench with two rows, as plain data."""
-    bench.run()
-    return bench, list(bench.rows().values())
+    return ran, list(ran.rows().values())
 
 
 def put(bench, *rows):
