@@ -20,18 +20,25 @@ def no_space(*_, **__):
 
 def bad_generator(bench, body):
     """Add a generator `bad` of Gaussian noise x that does this before it returns."""
-    bench.add_plugin(f"""
-import torch
+    bad_generators(bench, {"bad": body})
 
-class Bad(Toy):
-    name = "bad"
+
+def bad_generators(bench, bodies):
+    """Add such generators by their names."""
+    classes = [
+        f"""
+class {name.capitalize()}(Toy):
+    name = "{name}"
 
     def generate(self, teacher, ctx):
         labels = None
         x = ctx.randn(self.images, *teacher.input_size)
         {body}
         return zsqbench.CalibrationSet(x, labels)
-""")
+"""
+        for name, body in bodies.items()
+    ]
+    bench.add_plugin("\n".join(["import torch", *classes]))
 
 
 def rewrite_manifest(folder, **changes):

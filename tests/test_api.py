@@ -1,6 +1,7 @@
 """zsqbench from Python: run, plan, results, and what a run made, taken out of the store by another process."""
 
 import json
+import pkgutil
 import shutil
 
 import pytest
@@ -216,6 +217,7 @@ class Keeps(ToyTask):
     assert torch.allclose(logits, kept["task.logits"], atol=1e-6)
 
 
+@pytest.mark.slow("its process imports torch")
 def test_a_student_and_images_are_there_in_another_process_and_folder(smoke, python, tmp_path):
     places, report = smoke
     done = python(
@@ -368,6 +370,12 @@ def test_a_device_that_a_pool_cannot_have_is_refused(bench):
 # --- one name for one thing -----------------------------------------------------------------------------------------
 
 
+def test_no_module_has_the_name_of_a_function_which_its_import_would_replace():
+    modules = {module.name for module in pkgutil.iter_modules(zsqbench.__path__)}
+    assert not modules & set(zsqbench.__all__)
+
+
+@pytest.mark.slow("it imports all modules in a process of its own")
 def test_plan_and_results_are_functions_whatever_was_imported(ran, bench, python):
     done = python(
         f"""

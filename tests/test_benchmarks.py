@@ -17,6 +17,7 @@ SLOW = {
     "significance": "it simulates columns of methods, which takes half a minute",
     "reruns": "it runs a suite twice",
     "synthesis": "it makes images, which takes seconds",
+    "finetuning": "it trains students, which takes seconds",
     "export": "it exports three networks, which takes half a minute of a CPU",
     "scale": "it runs a suite of 50 cells twice, and logs it to MLflow, which takes a minute",
     "ray_engine": "it starts three nodes of a Ray, which takes half a minute",

@@ -52,6 +52,7 @@ def test_a_step_that_ends_well_changes_no_other_step(run, alone):
     assert beside == alone
 
 
+@pytest.mark.slow("it runs a suite in a worker, to check the test above")
 def test_the_changes_are_real(run, alone):
     """Else the test above would hold for a plugin that does nothing."""
     _, beside = run("shared", ["patches_argmax"], isolation="worker")

@@ -1,4 +1,4 @@
-"""The search on an embedded network: a budget that is kept, and what is left out."""
+"""The search on a small network: a budget that is kept, and what is left out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +7,12 @@ import pytest
 
 from zsqbench.autoquantize import search as module
 from zsqbench.autoquantize.candidates import Level
-from zsqbench.autoquantize.request import Request
+from zsqbench.autoquantize.request import Request, model_entry
 from zsqbench.autoquantize.search import Pace, Search, measure_pace
+from zsqbench.autoquantize.suites import held_out_suite
 from zsqbench.cli.networks import load_network
 from zsqbench.errors import ZSQBenchError
+from zsqbench.suite import load_suite
 
 TINY = Level(images=8, iterations=2, learning=2)
 
@@ -24,22 +26,43 @@ class Clock:
         return self.now
 
 
+SMALL = """
+from torch import nn
+def build():
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    for _ in range(5):
+        layers += [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
+    network.input_size, network.mean, network.std = (3, 8, 8), (0.5,) * 3, (0.25,) * 3
+    return network
+"""
+
+
 @pytest.fixture(scope="module")
-def network():
-    return load_network("resnet20").pretrained
+def entry(tmp_path_factory):
+    """The entry of a network in a suite."""
+    file = tmp_path_factory.mktemp("network") / "net.py"
+    file.write_text(SMALL, encoding="utf-8")
+    return model_entry(str(file), weights="none")
+
+
+@pytest.fixture(scope="module")
+def network(entry, tmp_path_factory):
+    request = Request("net.py", entry, "int8", 60.0, tmp_path_factory.mktemp("home"))
+    return load_network("network", load_suite(held_out_suite(request, TINY))).pretrained
 
 
 @pytest.fixture
-def searching(tmp_path, monkeypatch, network):
-    """A search on the embedded ResNet with tiny sets, its clock, and what it told; a pass takes a millisecond."""
+def searching(tmp_path, monkeypatch, network, entry):
+    """A search on the network with tiny sets, its clock, and what it told; a pass takes a millisecond."""
     monkeypatch.setattr(module, "LEVELS", (TINY,))
     monkeypatch.setattr(module, "measure_pace", lambda *_: Pace(0.001, 1.0))
     monkeypatch.setattr("zsqbench.reports.plots.diagnostics_figure", lambda *_: _Blank())
     clock, told = Clock(), []
 
     def make(budget=600.0, tell=told.append, lacks=None, images=None, target="int8"):
-        request = Request("resnet20", {"base": "resnet20"}, target, budget, tmp_path, images, workers=0, device="cpu")
-        return Search(request, network, 17_000, 22, "agreement", False, dict(lacks or {}), tell, 0.0, clock)
+        request = Request("net.py", entry, target, budget, tmp_path, images, workers=0, device="cpu")
+        return Search(request, network, 3_000, 7, "agreement", False, dict(lacks or {}), tell, 0.0, clock)
 
     return make, clock, told
 
@@ -107,7 +130,7 @@ def test_without_synthetic_images_noise_is_judged_on(searching):
 def test_without_batch_normalisation_other_generators_make_the_images(searching):
     make, _, _ = searching
     lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq"], "no") | {"dgh": "needs batch normalisation"}
-    found = make(lacks=lacks).run()  # a ResNet has no attention, so that psaq_vit makes nothing
+    found = make(lacks=lacks).run()  # the network has no attention, so that psaq_vit makes nothing
     assert (found.generators, found.at_home) == (("image_prior",), False)
     assert [tried.candidate.name for tried in found.tried] == ["rtn on image_prior", "rtn on noise"]
     assert found.left_out["rtn on psaq_vit"].startswith("it made no images to judge on: psaq_vit needs attention")

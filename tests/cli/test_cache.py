@@ -56,12 +56,11 @@ def test_verify_finds_a_flipped_byte_and_puts_the_artifact_aside(bench, kind):
     assert (said.code, named in said.out, last(said.out), folder.exists()) == (1, True, "7 artifacts, 1 damaged", False)
 
 
-def test_gc_says_what_would_go_and_removes_nothing(bench):
-    bench.run()
-    bench.matrix("seed: 0")
-    bench.run()
-    said = bench.zsqbench("cache", "gc", *bench.places())
-    assert (last(said.out), len(bench.artifacts("generate"))) == (
+def test_gc_says_what_would_go_and_removes_nothing(ran):
+    ran.matrix("seed: 0")
+    ran.run()
+    said = ran.zsqbench("cache", "gc", *ran.places())
+    assert (last(said.out), len(ran.artifacts("generate"))) == (
         "4 artifacts and 0 leftovers, 0.02 MB, would go; --yes removes them",
         2,
     )
@@ -185,24 +184,22 @@ def test_a_file_in_place_of_a_kind_of_artifacts_stops_nothing(bench):
 
 @pytest.mark.parametrize("command", [["gc"], ["gc", "--yes"], ["verify"]])
 @pytest.mark.parametrize("lease", ["run-1234", KEY])
-def test_nothing_is_removed_while_a_run_is_at_work(bench, command, lease):
-    bench.run()
-    left = leave(bench.home)
-    results = ["--results", bench.results] if "gc" in command else []
-    with Leases(bench.home).hold(lease):
-        said = bench.zsqbench("cache", *command, "--home", bench.home, *results)
+def test_nothing_is_removed_while_a_run_is_at_work(ran, command, lease):
+    left = leave(ran.home)
+    results = ["--results", ran.results] if "gc" in command else []
+    with Leases(ran.home).hold(lease):
+        said = ran.zsqbench("cache", *command, "--home", ran.home, *results)
     assert (said.code, said.out, all(path.exists() for path in left)) == (2, "", True)
     assert said.err.startswith(
-        f"error: a run is at work in {bench.home} ({lease}) and may need the files that would be removed;"
+        f"error: a run is at work in {ran.home} ({lease}) and may need the files that would be removed;"
     )
     assert len(said.err.splitlines()) == 1
 
 
-def test_gc_does_not_guess_at_a_suite_without_rows(bench):
-    bench.run()
-    shutil.rmtree(bench.results)
-    said = bench.zsqbench("cache", "gc", "--yes", *bench.places())
-    assert (said.code, len(bench.artifacts("generate"))) == (2, 2)
+def test_gc_does_not_guess_at_a_suite_without_rows(ran):
+    shutil.rmtree(ran.results)
+    said = ran.zsqbench("cache", "gc", "--yes", *ran.places())
+    assert (said.code, len(ran.artifacts("generate"))) == (2, 2)
 
 
 def keep_kernels(home):

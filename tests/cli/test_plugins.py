@@ -224,17 +224,16 @@ def test_a_command_that_needs_a_broken_plugin_ends_with_4_and_its_reason(bench, 
         ["--help"],
     ],
 )
-def test_a_command_about_what_is_there_loads_no_plugin(bench, monkeypatch, command):
-    bench.run()
-    monkeypatch.chdir(bench.folder)
-    monkeypatch.setenv("ZSQBENCH_HOME", str(bench.home))
+def test_a_command_about_what_is_there_loads_no_plugin(ran, monkeypatch, command):
+    monkeypatch.chdir(ran.folder)
+    monkeypatch.setenv("ZSQBENCH_HOME", str(ran.home))
 
     def refuse(*_, **__):
         raise AssertionError
 
     monkeypatch.setattr("zsqbench.plugins.load_plugins", refuse)
     monkeypatch.setattr("zsqbench.suite.reader.load_plugins", refuse)
-    said = bench.zsqbench(*command)
+    said = ran.zsqbench(*command)
     assert said.code == 0, said.err
 
 

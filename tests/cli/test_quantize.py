@@ -59,6 +59,7 @@ def test_a_network_becomes_a_file_and_a_page(quantize, bench, monkeypatch):
     assert (again.code, again.err) == (2, f"{line}\n")
 
 
+@pytest.mark.slow("it exports a network")
 def test_images_of_the_users_decide_and_weights_of_4_bits_are_stored_so(quantize, bench, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     monkeypatch.setattr(search, "CANDIDATES", {"int4": search.CANDIDATES["int4"][:1]})
@@ -97,6 +98,7 @@ def build():
 """
 
 
+@pytest.mark.slow("it exports a transformer, and makes images by two methods")
 @pytest.mark.timeout(300)  # the export of a transformer is slow, and most so on a busy machine
 def test_a_transformer_is_judged_and_calibrated_on_images_that_need_no_batch_normalisation(
     quantize, bench, monkeypatch
@@ -122,6 +124,7 @@ def build():
 """
 
 
+@pytest.mark.slow("it exports a network")
 def test_a_network_that_is_no_classifier_is_judged_by_its_outputs(quantize, bench, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     monkeypatch.setattr(search, "CANDIDATES", {"int8": search.CANDIDATES["int8"][:2]})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from brief import parametrize_briefly
 
 import zsqbench
 from zsqbench.reports import cellpage
@@ -35,9 +36,8 @@ def show_all(bench, cell=""):
     return row, lines[: ends[0]], lines[ends[0] + (not lines[ends[0]]) :]
 
 
-def test_show_tells_all_of_a_cell(bench):
-    bench.run()
-    row, after = show(bench, "w4a4:1")
+def test_show_tells_all_of_a_cell(ran):
+    row, after = show(ran, "w4a4:1")
     assert (row["cell"], row["status"]) == ("toytask:a:toy:toyq:hw/w4a4:1", "done")
     assert after == ["nothing was quantized, or the quantizer left no map of it"]
 
@@ -248,16 +248,14 @@ def test_show_tells_the_traceback_of_a_failed_cell(bench):
     assert (said.code, said.out.rstrip().splitlines()[-1]) == (0, "ValueError: no luck")
 
 
-def test_show_refuses_a_part_of_several_names(bench):
-    bench.run()
-    said = bench.zsqbench("show", bench.file, "w4a4", "--results", bench.results)
+def test_show_refuses_a_part_of_several_names(ran):
+    said = ran.zsqbench("show", ran.file, "w4a4", "--results", ran.results)
     expected = "error: 'w4a4' is part of 2 names: toytask:a:toy:toyq:hw/w4a4:0, toytask:a:toy:toyq:hw/w4a4:1\n"
     assert (2, expected) == (said.code, said.err)
 
 
-def test_show_refuses_an_unknown_cell_with_what_there_is(bench):
-    bench.run()
-    said = bench.zsqbench("show", bench.file, "toytask:a:toy:toyq:hw/w4a4:2", "--results", bench.results)
+def test_show_refuses_an_unknown_cell_with_what_there_is(ran):
+    said = ran.zsqbench("show", ran.file, "toytask:a:toy:toyq:hw/w4a4:2", "--results", ran.results)
     assert said.err.startswith(
         "error: unknown cell 'toytask:a:toy:toyq:hw/w4a4:2'; did you mean 'toytask:a:toy:toyq:hw/"
     )
@@ -270,9 +268,8 @@ def test_a_leaderboard_without_results_says_how_to_make_them(bench):
 
 
 @pytest.mark.parametrize("form", ["md", "csv", "html", "latex", "json"])
-def test_a_leaderboard_has_a_form_for_every_reader(bench, form):
-    bench.run()
-    said = bench.zsqbench("leaderboard", bench.file, "--results", bench.results, "--format", form)
+def test_a_leaderboard_has_a_form_for_every_reader(ran, form):
+    said = ran.zsqbench("leaderboard", ran.file, "--results", ran.results, "--format", form)
     assert (said.code, "toyq" in said.out) == (0, True), said.err
 
 
@@ -364,10 +361,9 @@ def test_a_run_of_some_cells_leaves_no_row_of_another_schema(old):
 
 
 @pytest.fixture
-def two(bench):
+def two(ran):
     """A bench with two rows, as plain data."""
-    bench.run()
-    return bench, list(bench.rows().values())
+    return ran, list(ran.rows().values())
 
 
 def put(bench, *rows):
@@ -480,11 +476,11 @@ def test_a_row_whose_artifact_is_damaged_is_taken_as_it_is_with_a_warning(two, c
     ]
 
 
-NO_NUMBERS = [("metrics", "NaN"), ("metrics", "-Infinity"), ("float_metrics", "Infinity"), ("seconds", "NaN")]
+NO_NUMBERS = [("metrics", "NaN"), ("float_metrics", "Infinity"), ("metrics", "-Infinity"), ("seconds", "NaN")]
 
 
 @pytest.mark.parametrize("command", ["leaderboard", "show", "plan", "run"])
-@pytest.mark.parametrize(("field", "number"), NO_NUMBERS)
+@parametrize_briefly("field,number", NO_NUMBERS, 2)
 def test_a_number_that_is_none_in_a_row_ends_no_command_in_a_traceback(two, command, field, number):
     bench, rows = two
     changed = rows[0] | {field: dict.fromkeys(rows[0][field], 7.125)}
@@ -497,12 +493,11 @@ def test_a_number_that_is_none_in_a_row_ends_no_command_in_a_traceback(two, comm
         assert means(bench) == [(60.0, 2, "done")]
 
 
-def test_a_leaderboard_shows_figures_in_any_format_and_takes_names_alone(bench):
-    bench.run()
-    arguments = ["leaderboard", bench.file, *bench.places(), "--columns"]
-    said = bench.zsqbench(*arguments, "memory,seconds", "--format", "json")
+def test_a_leaderboard_shows_figures_in_any_format_and_takes_names_alone(ran):
+    arguments = ["leaderboard", ran.file, *ran.places(), "--columns"]
+    said = ran.zsqbench(*arguments, "memory,seconds", "--format", "json")
     assert {"memory", "seconds"} <= json.loads(said.out)["records"][0].keys()
-    assert bench.zsqbench(*arguments, "sise").err.startswith(
+    assert ran.zsqbench(*arguments, "sise").err.startswith(
         "error: unknown column 'sise' in --columns; did you mean 'size'?"
     )
-    assert "is not a list of names" in bench.zsqbench(*arguments, "memory,,").err
+    assert "is not a list of names" in ran.zsqbench(*arguments, "memory,,").err

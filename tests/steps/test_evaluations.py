@@ -2,6 +2,7 @@ import base64
 
 import numpy as np
 import pytest
+from brief import parametrize_briefly
 
 from zsqbench.steps.evaluations import read_samples
 
@@ -18,7 +19,7 @@ class NoNumber(ToyTask):
 
 
 @pytest.mark.parametrize(("call", "step"), [(0, "baseline"), (1, "evaluate"), (2, "oracle")])
-@pytest.mark.parametrize(("metric", "value"), [("top1", "nan"), ("loss", "inf"), ("top1", "-inf")])
+@parametrize_briefly("metric,value", [("top1", "nan"), ("loss", "inf"), ("top1", "-inf")], 1)
 def test_a_metric_that_is_no_finite_number_fails_its_cell_and_leaves_no_artifact(bench, call, step, metric, value):
     source = NO_NUMBER.replace("CALL", str(call)).replace("METRIC", repr(metric)).replace("VALUE", repr(value))
     bench.add_plugin(source)

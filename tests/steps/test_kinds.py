@@ -178,7 +178,7 @@ def names_of_kinds(source):
     exported = {
         id(node)
         for assignment in ast.walk(tree)
-        if isinstance(assignment, ast.Assign) and ast.unparse(assignment.targets[0]) in ("__all__", "NEEDED")
+        if isinstance(assignment, ast.Assign) and getattr(assignment.targets[0], "id", "") in ("__all__", "NEEDED")
         for node in ast.walk(assignment.value)
     }
     literals = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in exported]

@@ -1,4 +1,4 @@
-"""A ranking of weights, and cells of mixed precision that are made from it, on the embedded ResNet-20."""
+"""A ranking of weights, and cells of mixed precision that are made from it, on a small network."""
 
 import json
 import shutil
@@ -20,7 +20,6 @@ from zsqbench.store import Store
 HEAD = """
 name: toysuite
 plugins: [toy.py, extra.py]
-tasks: {digits: {method: classification, data: digits}}
 generators: {noise: {images: 6}}
 quantizers:
   mixed_2: {method: mixed, over: rtn, layers: 2, images: 4}
@@ -32,11 +31,33 @@ quantizers:
   kept: {method: mixed, over: tuned, layers: 2, images: 4}
   tuned: {method: ste, epochs: 1, updates_per_epoch: 1, batch_size: 4, range_updates: 2, keep_every: 1}
 """
-BLOCK = "  - {task: digits, model: resnet20, generator: noise, quantizer: NAMES, scheme: hw/w4a8}\n"
+BLOCK = "  - {task: deep, model: a, generator: noise, quantizer: NAMES, scheme: hw/w4a8}\n"
+
+
+DEEP = """
+class Deep(ToyTask):
+    name = "deep"
+
+    def load(self, model, ctx):
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+        for _ in range(5):
+            layers += [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+        module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
+        return zsqbench.Pretrained(module, (3, 8, 8), (0.0,) * 3, (1.0,) * 3, classes=10)
+
+    def preprocessor(self, pretrained):
+        return None
+"""
+"""A task whose network has seven weights."""
+COUNT = 7
 
 
 def suite(bench, *names, block=BLOCK):
-    bench.write("extra.py", "")
+    bench.add_plugin(DEEP)
     return bench.suite(HEAD + "matrix:\n" + block.replace("NAMES", f"[{', '.join(names)}]"))
 
 
@@ -71,7 +92,7 @@ def test_cells_of_one_set_share_a_ranking_and_get_more_bits_by_it(ran):
     assert {row["keys"].get("sensitivity") for row in rows.values()} == {None, artifact.key}
     assert rows["rtn"]["keys"].keys() == {"baseline", "generate", "quantize", "evaluate"}
     order = ranking(bench, rows["mixed_2"])
-    assert (artifact.content["images"], len(order)) == (4, 20)
+    assert (artifact.content["images"], len(order)) == (4, COUNT)
     for name, count in {"rtn": 0, "mixed_2": 2, "mixed_5": 5, "learned": 2}.items():
         assert raised(loaded(bench, name)) == set(order[:count]), name
     assert len({row["keys"]["quantize"] for row in rows.values()}) == 4
@@ -93,7 +114,7 @@ def test_cells_of_one_set_share_a_ranking_and_get_more_bits_by_it(ran):
     said = bench.zsqbench("show", bench.file, "mixed_2", *bench.places())
     lines = [line.split()[0] for line in said.out.splitlines() if line]
     head = lines.index("sensitivity:")
-    assert lines[head + 1 : head + 22] == ["weight", *order]
+    assert lines[head + 1 : head + COUNT + 2] == ["weight", *order]
     shown = json.loads(bench.zsqbench("show", bench.file, "mixed_2", "--format", "json", *bench.places()).out)
     assert shown["sensitivity"] == artifact.content
     # nothing is done twice
@@ -104,16 +125,17 @@ def test_the_ranking_is_that_of_the_library(bench):
     suite(bench, "mixed_2")
     row = done(bench)["mixed_2"]
     job = Quantize.model_validate(bench.artifact("quantize").manifest["job"])
-    network = Session(WorkerConfig(bench.home, device="cpu")).teacher(job).module
+    plugins = (bench.folder / "toy.py", bench.folder / "extra.py")
+    network = Session(WorkerConfig(bench.home, plugin_files=plugins, device="cpu")).teacher(job).module
     images = CalibrationSet.load(bench.artifact("generate").file("calibration.safetensors")).images
-    expected = rank_weights(network, parse_scheme("hw/w4a8"), (1, 16, 16), images[:4])
+    expected = rank_weights(network, parse_scheme("hw/w4a8"), (3, 8, 8), images[:4])
     found = Sensitivity.weights(Store(bench.home), row["keys"]["sensitivity"])
     assert [weight.name for weight in found] == [weight.name for weight in expected]
     assert [weight.error for weight in found] == pytest.approx([weight.error for weight in expected], rel=1e-4)
 
 
 def test_the_student_that_is_measured_is_the_one_that_was_quantized(bench, monkeypatch):
-    images, outputs = torch.randn(4, 1, 16, 16), {}
+    images, outputs = torch.randn(4, 3, 8, 8), {}
     save, measure = quantize.save_student, evaluations.measure
 
     def saves(student, path):
@@ -214,16 +236,16 @@ def test_what_it_is_over_has_to_be_possible_too(bench):
     ("given", "reason"),
     [
         (
-            "layers: 21",
+            "layers: 8",
             (
-                "quantize: mixed: layers is 21, and 20 weights of the network have less than 8 bits at hw/w4a8; "
-                "expected at most 20"
+                "quantize: mixed: layers is 8, and 7 weights of the network have less than 8 bits at hw/w4a8; "
+                "expected at most 7"
             ),
         ),
         (
-            "budget: 0.008",
+            "budget: 0.001",
             (
-                "quantize: mixed: budget is 0.008 MB, and the weights have 0.00845 MB at hw/w4a8 already; give more, "
+                "quantize: mixed: budget is 0.001 MB, and the weights have 0.001694 MB at hw/w4a8 already; give more, "
                 "or a scheme with fewer bits"
             ),
         ),

@@ -2,6 +2,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from written import run_tests
 
 from zsqbench import templates
 from zsqbench.errors import ZSQBenchError
@@ -24,9 +25,14 @@ def test_the_generator_is_short():
     assert sum(bool(line) for line in lines) <= 40
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind == "task" else pytest.mark.slow("all checks")) for kind in KINDS]
-)
+def test_the_tests_that_are_written_for_a_task_pass(tmp_path, monkeypatch):
+    _, test = write_template("task", "brand_new", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run_tests(test) == 2
+
+
+@pytest.mark.slow("all checks, in a process of its own")
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tests_that_are_written_pass(tmp_path, python, kind):
     write_template(kind, "brand_new", tmp_path)
     done = python("import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '.']))")
