@@ -6,6 +6,7 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from PIL import Image
 from safetensors.torch import load_file
 from zsqbench_plugins.detection import COCODetection
@@ -351,14 +352,15 @@ def test_a_real_detector_has_its_published_figures(shared):
     assert [round(found[name], 1) for name in ("mAP", "mAP50", "mAP75")] == [16.4, 27.9, 15.8]
 
 
-def test_images_may_be_made_in_another_size_than_a_detector_takes_real_ones(root):
-    """RetinaNet resizes what it is shown to 800 pixels at least, and decodes boxes for that size."""
-    spec = zsqbench.ModelSpec(
-        name="retinanet", base="torchvision/retinanet_resnet50_fpn", weights="none", input_size=(3, 64, 64)
-    )
+@parametrize_briefly(
+    "base, side, outputs", [("ssdlite320_mobilenet_v3_large", 128, 12), ("retinanet_resnet50_fpn", 64, 2)], 1
+)
+def test_images_may_be_made_in_another_size_than_a_detector_takes_real_ones(root, base, side, outputs):
+    """SSDlite resizes what it is shown to 320 x 320, and RetinaNet to 800 at least; both decode boxes for that size."""
+    spec = zsqbench.ModelSpec(name="made", base=f"torchvision/{base}", weights="none", input_size=(3, side, side))
     pretrained = COCODetection().load(spec, context(data_root=root))
-    assert pretrained.input_size == (3, 64, 64)
-    assert len(pretrained.outputs) == 2
+    assert pretrained.input_size == (3, side, side)
+    assert len(pretrained.outputs) == outputs
 
 
 def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path):
