@@ -376,6 +376,27 @@ def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path
         COCODetection(data="scenes", holdout=3)
 
 
+def test_a_suite_calibrates_and_evaluates_a_detector_and_draws_its_boxes(bench):
+    bench.suite("""
+name: toysuite
+tasks: {scenes: {method: coco_detection, data: scenes}}
+generators: {real: {images: 8}}
+matrix:
+  - {task: scenes, model: scenedetector, generator: [real, hast], quantizer: rtn, scheme: hw/w8a8, seed: 0}
+""")
+    said = bench.run()
+    rows = {row["generator"]: row for row in bench.rows().values()}
+    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is not one"
+    real = rows["real"]
+    assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5
+    assert real["data"] == {"evaluated": 200, "digest": ANY, "images": 8, "calibrated": 8}
+    assert "COCO's mean average precision (IoU 0.5 to 0.95) in percent, 200 samples evaluated" in said.out
+    assert len(base64.b64decode(real["resampled"]["mAP"])) == 4 * 200
+    folder = bench.home / "store" / "evaluate" / real["keys"]["evaluate"]
+    assert {"picture.png", "samples.safetensors"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow("it evaluates two more cells of 200 scenes, and compares them in a table")
 def test_detection_runs_from_suite_to_table_and_picture(bench):
     bench.suite("""
 name: toysuite

@@ -267,7 +267,7 @@ def batch_statistics_of(teacher, images):
 
 def test_all_images_together_have_the_statistics_where_batches_alone_need_not():
     teacher = tiny_teacher()
-    options = {"images": 8, "batch_size": 2, "iterations": 12, "output_weight": 0, "image_pipeline": False, "lr": 0.5}
+    options = {"images": 8, "batch_size": 2, "iterations": 20, "output_weight": 0, "image_pipeline": False, "lr": 0.5}
     made = {
         scope: DGH(scope=scope, **options).generate(teacher, context()).images for scope in ("all", "batch", "image")
     }
@@ -298,7 +298,7 @@ def test_the_output_loss_stretches_the_outputs():
     spread = {}
     for weight in (0.0, 1.0):
         ctx = context()
-        images = DGH(images=8, iterations=30, lr=1.0, output_weight=weight).generate(teacher, ctx).images
+        images = DGH(images=8, iterations=60, lr=1.0, output_weight=weight).generate(teacher, ctx).images
         outputs = teacher.module(images)
         spread[weight] = (outputs.amax(1) - outputs.amin(1)).mean()
         assert ("output_loss" in ctx.reporter.curves) == (weight > 0)
