@@ -48,8 +48,19 @@ QUANTIZERS = {
 }
 """Methods with options that make them short."""
 
-OF_A_KIND = {"rtn-minmax", "rtn-percentile", "hptq-paper", "comq-released", "brecq-paper", "plf", "ste", "synq"}
-"""Other options of methods, and other losses of training, which `lsq` and `hast` run each time."""
+OF_A_KIND = {
+    "rtn-minmax",
+    "rtn-percentile",
+    "hptq-paper",
+    "comq-released",
+    "brecq-paper",
+    "plf",
+    "ste",
+    "synq",
+    "flexround",
+    "qdrop",
+}
+"""Other options of methods, and those that share their learning with `lsq`, `hast`, `adaround` and `brecq`."""
 
 NEED_BN = {"adadfq": {}, "adasg": {}, "ait": {"host": "gdfq"}, "dfq": {}, "gdfq": {}, "pd_quant": {}, "qimera": {}}
 OTHERS = {"detect_kd", "fp32"}
