@@ -1,6 +1,7 @@
 """Parameters of which a few run each time, and the others with -m slow."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -20,3 +21,9 @@ def parametrize_briefly(names: str, values: Iterable[object], brief: int, **opti
         marks = [*parameter.marks, slow] if index >= brief else parameter.marks
         parameters.append(pytest.param(*parameter.values, marks=marks, id=parameter.id))
     return pytest.mark.parametrize(names, parameters, **options)
+
+
+def each_once(first: Sequence[object], second: Sequence[object]) -> list[tuple[object, object]]:
+    """All pairs, in front those of the first with the first, the second with the second, and so on."""
+    front = list(zip(first, second, strict=False))
+    return [*front, *(pair for pair in itertools.product(first, second) if pair not in front)]

@@ -22,8 +22,8 @@ from zsqbench.store import Artifact, Store
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-BRIEFLY = ("plain BN",)
-"""The network on which methods are checked in each run of the tests; pytest -m slow has the others."""
+BRIEFLY = ("plain BN", "a class token")
+"""The network, and the transformer, on which methods are checked in each run; pytest -m slow has the others."""
 
 TOY_PLUGIN = '''
 """A generator, a quantizer and a task that take a millisecond; each call is noted in calls.txt."""
@@ -387,13 +387,17 @@ def fatal_plugins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check methods on one network, at one scheme."""
-    from zsqbench.testing import conformance, generators, quantizers
-    from zsqbench.testing.networks import tiny_teachers
+    """Check methods on one network, at one scheme, on few images and from few checkpoints."""
+    from zsqbench.testing import checkpoints, conformance, generators, quantizers
+    from zsqbench.testing.networks import tiny_teachers, tiny_transformers
 
     networks = {name: network for name, network in tiny_teachers().items() if name in BRIEFLY}
+    transformers = {name: network for name, network in tiny_transformers().items() if name in BRIEFLY}
+    monkeypatch.setattr(generators, "tiny_transformers", lambda: transformers)
     for examination in (generators, quantizers):
         monkeypatch.setattr(examination, "tiny_teachers", lambda: networks)
+        monkeypatch.setattr(examination, "MEASURED_IMAGES", 8)  # pairs of them still take more than may be kept
+    monkeypatch.setattr(checkpoints, "RESUMED", 2)
     monkeypatch.setattr(conformance, "SCHEMES", conformance.SCHEMES[:1])
     monkeypatch.setattr(quantizers, "IMAGES", 16)  # two batches of what is read, as 32 are four
 

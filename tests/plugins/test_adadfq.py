@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import state_of
 from torch import nn
 from torch.nn import functional
@@ -59,7 +60,7 @@ def in_bits(p):
 
 @pytest.mark.usefixtures("briefly")
 @METHODS
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
 def test_they_are_quantizers_that_read_no_images(method, scheme):
     assert not method.needs_images
     check_quantizer(method(**SHORT), scheme, tiny_teacher())
@@ -277,7 +278,7 @@ def test_a_generators_gradient_runs_through_the_student_alone_too():
     assert gradient.norm(dim=1).min() > 1e-3
 
 
-@METHODS
+@parametrize_briefly("method", [AdaDFQ, AdaSG], 1)
 def test_the_student_does_not_learn_before_the_warm_up_ends(method, monkeypatch):
     plain, seen = method.generator_loss, []
 
@@ -306,7 +307,7 @@ def test_the_student_learns_from_the_difference_alone():
     assert {"generator_band", "generator_ds", "generator_as", "generator_bn", "agreement", "ce"} <= curves.keys()
 
 
-@METHODS
+@parametrize_briefly("method", [AdaDFQ, AdaSG], 1)
 def test_interrupted_at_any_point_they_end_as_undisturbed(method):
     ctx = context()
     expected = state_of(quantized(method(**SHORT), ctx))

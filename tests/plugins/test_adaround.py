@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from zsqbench_plugins.adaround import AdaRound
 
 from zsqbench import CalibrationSet
@@ -20,7 +21,7 @@ def quantized(quantizer, scheme="hw/w3a4", ctx=None):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hw_strict/w3a8", "academic/w4a4", "pot/w4a8", "hast/w4a4"])
+@parametrize_briefly("scheme", ["pot/w4a8", "hast/w4a4", "hw_strict/w3a8", "academic/w4a4", "hw/w2a4", "hw/w4a4"], 1)
 def test_it_is_a_quantizer(scheme):
     check_quantizer(AdaRound(**SHORT), scheme, tiny_teacher())
 

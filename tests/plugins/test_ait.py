@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from zsqbench_plugins import ait
 from zsqbench_plugins.ait import AIT, inundation
 
@@ -31,7 +32,7 @@ def quantized(ctx=None, **options):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("host", ["gdfq", "qimera"])
+@parametrize_briefly("host", ["qimera", "gdfq"], 1)
 def test_it_is_a_quantizer_with_either_host(host):
     check_quantizer(AIT(**SHORT, host=host), "hast/w3a3", tiny_teacher())
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
@@ -22,7 +23,7 @@ SIDES = (8, 12)
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("options", [{}, {"phases": 1, "views": 0, "components": 1, "prior_weight": 10.0}])
+@parametrize_briefly("options", [{"phases": 1, "views": 0, "components": 1, "prior_weight": 10.0}, {}], 1)
 def test_it_is_a_generator(options):
     for teacher in tiny_transformers().values():
         check_generator(AttentionPrior(**SHORT, **options), teacher)

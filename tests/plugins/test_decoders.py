@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import from_forward
 from torch import nn
 
@@ -13,8 +14,6 @@ from zsqbench.testing import context
 from zsqbench.testing.conformance import reduce_options
 
 SIZE = (3, 9, 9)
-QUANTIZERS = ["brecq", "dfq", "hptq", "rtn", "squant"]
-"""One of each kind that needs no classes; the others that learn rounding share `Reconstruction` with `brecq`."""
 
 
 def segmenter():
@@ -67,9 +66,13 @@ def trained(build, images):
 
 
 @pytest.mark.parametrize("build", [segmenter, upscaler])
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [*((name, "hw_strict/w8a8") for name in QUANTIZERS), *((name, "pot/w8a8") for name in ("dfq", "hptq", "rtn"))],
+@parametrize_briefly(
+    "name, scheme",
+    [
+        *(("brecq", "hw_strict/w8a8"), ("squant", "hw_strict/w8a8"), ("dfq", "pot/w8a8"), ("hptq", "pot/w8a8")),
+        *(("dfq", "hw_strict/w8a8"), ("hptq", "hw_strict/w8a8"), ("rtn", "hw_strict/w8a8"), ("rtn", "pot/w8a8")),
+    ],
+    4,
 )
 def test_the_quantized_network_is_close_and_comes_back_from_its_artifact(name, build, scheme):
     images = torch.rand(16, *SIZE, generator=torch.Generator().manual_seed(0)) * 4 - 2

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 from torch.nn import functional
 from zsqbench_plugins.detect_kd import DetectKD
@@ -55,7 +56,7 @@ def curves(ctx):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hw/w4a4", "hast/w3a3", "qdq/w8a8"])
+@parametrize_briefly("scheme", ["hast/w3a3", "qdq/w8a8", "hw/w4a4"], 1)
 def test_it_is_a_quantizer(scheme):
     check_quantizer(DetectKD(**SHORT), scheme, tiny_teacher())
 
@@ -69,7 +70,7 @@ def test_presets_differ_in_rate_and_weight(preset, expected):
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(scenes):
     ctx = context()
-    quantized(scenes, data(), ctx, alpha=2.0, feature_weight=3.0, det_weight=5.0)
+    quantized(scenes, data(4), ctx, alpha=2.0, feature_weight=3.0, det_weight=5.0)
     found = curves(ctx)
     for loss, kl, features, det in zip(*(found[name] for name in ("loss", "kl", "features", "det_loss")), strict=True):
         assert loss == pytest.approx(2 * kl + 3 * features + 5 * det, rel=1e-5)
@@ -113,9 +114,9 @@ WEIGHTS = {"kl": "alpha", "features": "feature_weight", "det_loss": "det_weight"
 
 @pytest.mark.parametrize("part", WEIGHTS)
 def test_weights_and_step_sizes_learn_and_the_loss_falls(scenes, part):
-    ctx, weights = context(), {**dict.fromkeys(WEIGHTS.values(), 0.0), WEIGHTS[part]: 1.0, "batch_size": 8}
-    before = quantized(scenes, data(), scheme="hast/w4a4" if part == "kl" else "hw/w4a4", epochs=0)
-    after = quantized(scenes, data(), ctx, "hast/w4a4" if part == "kl" else "hw/w4a4", epochs=4, lr=1e-3, **weights)
+    ctx, weights = context(), {**dict.fromkeys(WEIGHTS.values(), 0.0), WEIGHTS[part]: 1.0}
+    before = quantized(scenes, data(4), scheme="hast/w4a4" if part == "kl" else "hw/w4a4", epochs=0)
+    after = quantized(scenes, data(4), ctx, "hast/w4a4" if part == "kl" else "hw/w4a4", epochs=4, lr=1e-3, **weights)
     pairs = zip(activation_quantizers(before), activation_quantizers(after), strict=True)
     stayed = [name for (name, one), (_, other) in pairs if torch.equal(one.scale, other.scale)]
     # features are what layers give, before the quantizers of the outputs
@@ -125,20 +126,22 @@ def test_weights_and_step_sizes_learn_and_the_loss_falls(scenes, part):
 
 
 def test_without_boxes_the_float_network_finds_them_and_a_note_says_so(scenes):
-    ctx, other, plain = context(), context(), data(boxes=False)
+    ctx, other, plain = context(), context(), data(4, boxes=False)
     quantized(scenes, plain, ctx, score=0.1)
     notes = ctx.reporter.notes
     assert notes[0] == "boxes are those that the float network finds, because the calibration set has none"
     assert notes[1].startswith("the float network finds ")
-    quantized(scenes, data(), other, boxes="teacher", score=0.1)
+    quantized(scenes, data(4), other, boxes="teacher", score=0.1)
     assert ctx.reporter.curves == other.reporter.curves
     alone = context()
     quantized(scenes, plain, alone, det_weight=0.0)
     assert "det_loss" not in curves(alone)
 
 
-@pytest.mark.parametrize(
-    ("name", "levels"), [("retinanet_resnet50_fpn", 5), ("ssdlite320_mobilenet_v3_large", 2), ("fcos_resnet50_fpn", 5)]
+@parametrize_briefly(
+    "name, levels",
+    [("ssdlite320_mobilenet_v3_large", 2), ("retinanet_resnet50_fpn", 5), ("fcos_resnet50_fpn", 5)],
+    1,
 )
 def test_levels_of_a_pyramid_are_told_by_the_sizes_of_their_maps(name, levels):
     from zsqbench_plugins.detect_kd import _Learned

@@ -6,6 +6,7 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from PIL import Image
 from safetensors.torch import load_file
 from zsqbench_plugins.detection import COCODetection
@@ -351,14 +352,15 @@ def test_a_real_detector_has_its_published_figures(shared):
     assert [round(found[name], 1) for name in ("mAP", "mAP50", "mAP75")] == [16.4, 27.9, 15.8]
 
 
-def test_images_may_be_made_in_another_size_than_a_detector_takes_real_ones(root):
-    """RetinaNet resizes what it is shown to 800 pixels at least, and decodes boxes for that size."""
-    spec = zsqbench.ModelSpec(
-        name="retinanet", base="torchvision/retinanet_resnet50_fpn", weights="none", input_size=(3, 64, 64)
-    )
+@parametrize_briefly(
+    "base, side, outputs", [("ssdlite320_mobilenet_v3_large", 128, 12), ("retinanet_resnet50_fpn", 64, 2)], 1
+)
+def test_images_may_be_made_in_another_size_than_a_detector_takes_real_ones(root, base, side, outputs):
+    """SSDlite resizes what it is shown to 320 x 320, and RetinaNet to 800 at least; both decode boxes for that size."""
+    spec = zsqbench.ModelSpec(name="made", base=f"torchvision/{base}", weights="none", input_size=(3, side, side))
     pretrained = COCODetection().load(spec, context(data_root=root))
-    assert pretrained.input_size == (3, 64, 64)
-    assert len(pretrained.outputs) == 2
+    assert pretrained.input_size == (3, side, side)
+    assert len(pretrained.outputs) == outputs
 
 
 def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path):
@@ -374,6 +376,27 @@ def test_scenes_are_embedded_and_what_is_calibrated_on_is_not_evaluated(tmp_path
         COCODetection(data="scenes", holdout=3)
 
 
+def test_a_suite_calibrates_and_evaluates_a_detector_and_draws_its_boxes(bench):
+    bench.suite("""
+name: toysuite
+tasks: {scenes: {method: coco_detection, data: scenes}}
+generators: {real: {images: 8}}
+matrix:
+  - {task: scenes, model: scenedetector, generator: [real, hast], quantizer: rtn, scheme: hw/w8a8, seed: 0}
+""")
+    said = bench.run()
+    rows = {row["generator"]: row for row in bench.rows().values()}
+    assert rows["hast"]["reason"] == "hast needs a classifier, and scenedetector is not one"
+    real = rows["real"]
+    assert abs(real["metrics"]["mAP"] - real["float_metrics"]["mAP"]) < 0.5
+    assert real["data"] == {"evaluated": 200, "digest": ANY, "images": 8, "calibrated": 8}
+    assert "COCO's mean average precision (IoU 0.5 to 0.95) in percent, 200 samples evaluated" in said.out
+    assert len(base64.b64decode(real["resampled"]["mAP"])) == 4 * 200
+    folder = bench.home / "store" / "evaluate" / real["keys"]["evaluate"]
+    assert {"picture.png", "samples.safetensors"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow("it evaluates two more cells of 200 scenes, and compares them in a table")
 def test_detection_runs_from_suite_to_table_and_picture(bench):
     bench.suite("""
 name: toysuite

@@ -4,6 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torchvision
+from brief import parametrize_briefly
 from networks import Cifar
 from torch import nn
 
@@ -69,9 +70,9 @@ def read_range(weight, groups):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hw/w8a8", "hw_strict/w8a8", "hw/w4a4", "pot/w8a8", "hw/w32a8", "academic/w2a32"])
-@pytest.mark.parametrize(
-    "options", [{}, {"relu6": "per_channel", "per_channel": True}, {"absorb_padded": False}, NOTHING]
+@parametrize_briefly("scheme", ["pot/w8a8", "academic/w2a32", "hw_strict/w8a8", "hw/w32a8", "hw/w8a8", "hw/w4a4"], 2)
+@parametrize_briefly(
+    "options", [{"relu6": "per_channel", "per_channel": True}, NOTHING, {}, {"absorb_padded": False}], 2
 )
 @pytest.mark.parametrize("network", ["tiny", pytest.param("chain", marks=pytest.mark.slow("a second network"))])
 def test_dfq_keeps_the_contract_of_quantizers(scheme, options, network):
@@ -308,7 +309,7 @@ def test_a_mobilenet_with_uneven_ranges_is_lost_in_eight_bits_unless_it_is_equal
     assert errors[1] > 0.6
 
 
-@pytest.mark.parametrize("scheme", ["hw/w8a8", "hw/w4a4"])
+@parametrize_briefly("scheme", ["hw/w4a4", "hw/w8a8"], 1)
 def test_a_real_network_is_quantized_as_well_as_from_real_images(cifar, scheme):
     student, _ = quantized(DFQ(), cifar.teacher, scheme)
     finalize(student)
@@ -389,7 +390,7 @@ class LastBranch(Branches):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("options", [{}, {"relu6": "per_channel"}, {"equalization": False}])
+@parametrize_briefly("options", [{}, {"relu6": "per_channel"}, {"equalization": False}], 1)
 def test_a_layer_that_two_branches_call_is_quantized_and_the_row_says_that_it_is_not_equalized(options):
     torch.manual_seed(0)
     teacher = pretrained(Branches())

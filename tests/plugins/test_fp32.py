@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from zsqbench.plugins import load_plugins
@@ -7,6 +8,7 @@ from zsqbench.testing import check_quantizer, context, tiny_teacher
 FP32 = load_plugins().find("quantizer", "fp32").method
 
 
+@pytest.mark.slow("test_contract.py makes the same checks on one network each time")
 def test_fp32_keeps_the_contract_of_quantizers():
     check_quantizer(FP32(), scheme="float")
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from networks import state_of
 from zsqbench_plugins.gdfq import GDFQ
 from zsqbench_plugins.qimera import Qimera
@@ -21,7 +22,7 @@ def quantized(quantizer, ctx=None):
 
 @pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("method", [GDFQ, Qimera])
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
 def test_they_are_quantizers_that_read_no_images(method, scheme):
     assert not method.needs_images
     check_quantizer(method(**SHORT), scheme, tiny_teacher())
@@ -71,7 +72,7 @@ def test_the_generator_is_alone_at_first():
     assert [step for step, _ in ctx.reporter.curves["loss"]] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("method", [GDFQ, Qimera])
+@parametrize_briefly("method", [Qimera, GDFQ], 1)
 def test_interrupted_at_any_point_they_end_as_undisturbed(method):
     ctx = context()
     expected = state_of(quantized(method(**SHORT), ctx))
@@ -95,6 +96,6 @@ def test_published_values_go_by_data_set():
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("options", [{"embeddings": "network"}, {"mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}])
+@parametrize_briefly("options", [{"embeddings": "network", "mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}], 2)
 def test_qimeras_choices_run(options):
     check_quantizer(Qimera(**SHORT, **options), "hast/w4a4", tiny_teacher())

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 
 from zsqbench import Pretrained, ZSQBenchError, synthesis
@@ -60,15 +61,17 @@ def test_the_loss_and_its_gradient_are_those_of_the_release(golden, resnet20, mo
     assert torch.equal(made, images)
 
 
-@pytest.mark.parametrize(
-    ("options", "size"),
+@parametrize_briefly(
+    "options, size",
     [
+        ({"swing": False, "decay_interval": 1, "latent": 3}, (3, 4, 3)),
+        ({"images": 1}, (1, 9, 6)),
         ({}, (3, 8, 8)),
         ({"swing": False}, (3, 8, 8)),
         ({"decay_interval": 1, "latent": 3}, (3, 8, 8)),
-        ({"images": 1}, (1, 9, 6)),
         ({}, (3, 4, 3)),
     ],
+    2,
     ids=str,
 )
 def test_genie_keeps_the_contract_of_generators_also_when_interrupted(options, size):

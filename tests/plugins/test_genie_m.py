@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 from zsqbench_plugins.genie_m import GENIEM, _initialize_activations
 
@@ -32,8 +33,8 @@ SHORT = {"iterations": 6, "batch_size": 8}
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w2a4", "hast/w3a3"])
-@pytest.mark.parametrize("fold", [False, True])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w2a4", "hw/w4a4"], 1)
+@parametrize_briefly("fold", [True, False], 1)
 def test_it_is_a_quantizer(scheme, fold):
     check_quantizer(GENIEM(**SHORT, fold=fold), scheme, tiny_teacher())
 
@@ -58,7 +59,7 @@ def test_activations_are_clipped_before_they_are_rounded():
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@parametrize_briefly("bits", [3, 4, 8], 1)
 def test_signed_activations_have_one_more_code_below_zero(bits):
     student = check_quantizer(GENIEM(**SHORT), f"hw_strict/w4a{bits}", tiny_teacher())
     zero_points = {quantizer.zero_point.item() for _, quantizer in activation_quantizers(student)}
@@ -66,7 +67,7 @@ def test_signed_activations_have_one_more_code_below_zero(bits):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("factor", [1e-3, 1e-6, 1e-10, 0.0])
+@parametrize_briefly("factor", [1e-6, 0.0, 1e-3, 1e-10], 2)
 def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
     teacher = tiny_teacher()
     teacher.module.stem[0].weight.data[0] *= factor
@@ -97,7 +98,7 @@ def test_weights_lie_on_the_grid_of_the_learned_scale():
     assert moved
 
 
-@pytest.mark.parametrize("scheme", ["hw/w3a4", "qdq/w3a4"])
+@parametrize_briefly("scheme", ["qdq/w3a4", "hw/w3a4"], 1)
 def test_going_on_from_a_checkpoint_gives_the_same_network(scheme):
     teacher, quantizer = tiny_teacher(), GENIEM(**SHORT, weight_scale_lr=1e-2)
     images = torch.randn(16, *teacher.input_size, generator=torch.Generator().manual_seed(0))

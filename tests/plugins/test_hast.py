@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from brief import each_once, parametrize_briefly
 from pydantic import ValidationError
 from updates import Watched, close
 from zsqbench_plugins.hast import (
@@ -39,7 +40,7 @@ Training = catalog.find("quantizer", "hast").method
 
 
 @pytest.mark.parametrize("method", [ZeroQIL, HAST])
-@pytest.mark.parametrize("crop_probability", [0, 0.5])
+@parametrize_briefly("crop_probability", [0.5, 0], 1)
 def test_they_keep_the_contract_of_generators_also_when_interrupted(method, crop_probability):
     made = check_generator(
         method(images=5, batch_size=2, iterations=4, patience=0, crop_probability=crop_probability), tiny_teacher()
@@ -259,14 +260,17 @@ def first(ctx, curve):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
 def test_the_training_is_a_quantizer(scheme):
     check_quantizer(Training(**TRAINING), scheme, tiny_teacher())
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("alignment", ["attention", "paper_attention", "direct", "none"])
-@pytest.mark.parametrize("promotion", ["kl_fa", "kl", "fa", "none"])
+@parametrize_briefly(
+    "promotion, alignment",
+    each_once(["fa", "kl_fa", "kl", "none"], ["none", "paper_attention", "direct", "attention"]),
+    4,
+)
 def test_each_form_of_alignment_goes_with_each_promotion(alignment, promotion):
     if (alignment, promotion) == ("none", "fa"):
         with pytest.raises(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch.nn import functional
 from zsqbench_plugins.image_prior import ImagePrior
 from zsqbench_plugins.shared.jittered import jittered
@@ -11,7 +12,7 @@ SHORT = {"images": 6, "batch_size": 4, "iterations": 5, "warmup": 2}
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("options", [{}, {"phases": 2, "jitter": 3}])
+@parametrize_briefly("options", [{"phases": 2, "jitter": 3}, {}], 1)
 def test_it_is_a_generator(options):
     check_generator(ImagePrior(**SHORT, **options), tiny_teacher_without_bn())
 

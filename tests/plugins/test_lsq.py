@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch.nn import functional
 from zsqbench_plugins.lsq import LSQ
 from zsqbench_plugins.rtn import RTN
@@ -33,7 +34,7 @@ def curves(ctx):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4", "academic/w2a4", "qdq/w8a8"])
+@parametrize_briefly("scheme", ["hast/w3a3", "academic/w2a4", "qdq/w8a8", "hw/w4a4"], 1)
 def test_it_is_a_quantizer(scheme):
     check_quantizer(LSQ(**SHORT), scheme, tiny_teacher())
 

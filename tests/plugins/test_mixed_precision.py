@@ -1,6 +1,7 @@
 """A scheme that gives single layers bits of their own, with a quantizer of each kind on the embedded ResNet-20."""
 
 import pytest
+from brief import parametrize_briefly
 
 import zsqbench
 from zsqbench.quant import activation_quantizers, effective_map, quantized_layers
@@ -9,12 +10,12 @@ LEARNING = "batch_size: 4"
 TRAINING = "epochs: 1, updates_per_epoch: 1, batch_size: 4"
 QUANTIZERS = {
     "rtn": "",
-    "hptq": "equalization: true",
     "adaround": f"iterations: 2, {LEARNING}",
-    "brecq": f"weight_iterations: 2, activation_iterations: 2, {LEARNING}",
-    "ste": f"{TRAINING}, range_updates: 2",
     "lsq": TRAINING,
     "squant": "noise_images: 2",
+    "hptq": "equalization: true",
+    "brecq": f"weight_iterations: 2, activation_iterations: 2, {LEARNING}",
+    "ste": f"{TRAINING}, range_updates: 2",
     "dfq": "",
     "gdfq": f"{TRAINING}, warmup: 1, range_updates: 2",
 }
@@ -52,7 +53,7 @@ def expected_bits(kind, name, role):
     return given[kind]
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@parametrize_briefly("name", QUANTIZERS, 4)
 def test_a_cell_of_mixed_precision_runs_and_each_tensor_has_its_bits(bench, name):
     generator = "none" if name in READS_NOTHING else "noise"
     bench.suite(SUITE.replace("NAME", name).replace("OPTIONS", QUANTIZERS[name]).replace("GENERATOR", generator))

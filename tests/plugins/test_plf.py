@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
@@ -35,7 +36,7 @@ def curves(**options):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
 def test_it_is_a_quantizer(scheme):
     check_quantizer(PLF(**SHORT), scheme, tiny_teacher())
 

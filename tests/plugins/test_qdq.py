@@ -14,7 +14,7 @@ from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 from zsqbench.testing.conformance import reduce_options
 
-SIZE = (3, 16, 16)
+SIZE = (3, 8, 8)
 MEAN, STD = 0.449, 0.226
 QUANTIZERS = sorted(
     name
@@ -58,7 +58,7 @@ def mobilenet():
 
 def noise(seed=0):
     """Normal images that go beyond valid pixels on one side and never reach them on the other."""
-    return torch.randn(32, *SIZE, generator=torch.Generator().manual_seed(seed)) + 1
+    return torch.randn(16, *SIZE, generator=torch.Generator().manual_seed(seed)) + 1
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from zsqbench.testing import check_generator, context, tiny_teacher
 Real = load_plugins().find("generator", "real").method
 
 
+@pytest.mark.slow("test_contract.py makes the same checks on one network each time")
 def test_real_keeps_the_contract_of_generators():
     check_generator(Real(images=4))
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch.nn import functional
 from zsqbench_plugins.ste import STE
 
@@ -24,7 +25,7 @@ def quantized(images, ctx=None, **options):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4", "hw_strict/w8a8", "academic/w2a4"])
+@parametrize_briefly("scheme", ["hw_strict/w8a8", "hast/w3a3", "academic/w2a4", "hw/w4a4"], 1)
 def test_it_is_a_quantizer(scheme):
     check_quantizer(STE(**SHORT), scheme, tiny_teacher())
 

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 from torch.nn import functional
 from updates import Watched, close
@@ -78,13 +79,13 @@ def same(ours, theirs):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
 def test_it_is_a_quantizer(scheme):
     check_quantizer(SynQ(**SHORT), scheme, tiny_teacher())
 
 
-@pytest.mark.parametrize("scheme", ["hast/w3a3", "hw/w4a4"])
-@pytest.mark.parametrize("promotion", ["kl_fa", "kl", "none"])
+@parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
+@parametrize_briefly("promotion", ["kl_fa", "none", "kl"], 2)
 def test_with_all_three_parts_off_it_is_hast_bit_for_bit(scheme, promotion):
     training = {**SHORT, "epochs": 3, "lr": 1e-4, "milestones": [1], "promotion": promotion}
     ours, theirs = context(), context()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from transformernets import pretrained
 
 from zsqbench import CalibrationSet
@@ -47,6 +48,20 @@ QUANTIZERS = {
 }
 """Methods with options that make them short."""
 
+OF_A_KIND = {
+    "rtn-minmax",
+    "rtn-percentile",
+    "hptq-paper",
+    "comq-released",
+    "brecq-paper",
+    "plf",
+    "ste",
+    "synq",
+    "flexround",
+    "qdrop",
+}
+"""Other options of methods, and those that share their learning with `lsq`, `hast`, `adaround` and `brecq`."""
+
 NEED_BN = {"adadfq": {}, "adasg": {}, "ait": {"host": "gdfq"}, "dfq": {}, "gdfq": {}, "pd_quant": {}, "qimera": {}}
 OTHERS = {"detect_kd", "fp32"}
 """One trains detectors on boxes, one quantizes nothing."""
@@ -57,11 +72,12 @@ SCHEMES = ("hw_strict/w4a8", "hw/w4a4", "repq/w4a4", "psaq/w4a8")
 
 
 def _pairs():
-    """Each quantizer on one of the networks at one scheme, by turns; all on all of them on request."""
+    """A quantizer of each kind on one of the networks at one scheme, by turns; all on all of them on request."""
     for index, name in enumerate(QUANTIZERS):
         for place, network in enumerate((*NETWORKS, *OF_TIMM)):
             for turn, scheme in enumerate(SCHEMES):
-                brief = place == index % len(NETWORKS) and turn == index % len(SCHEMES)
+                its_turn = place == index % len(NETWORKS) and turn == index % len(SCHEMES)
+                brief = its_turn and name not in OF_A_KIND
                 marks = () if brief else pytest.mark.slow("all quantizers on all networks take minutes")
                 yield pytest.param(name, network, scheme, marks=marks, id=f"{name}-{network}-{scheme}")
 
@@ -127,7 +143,7 @@ def test_channels_of_an_mlp_can_be_rescaled_where_it_has_relu(network, between):
     assert {pair.operator for pair in layer_pairs(student)} == between  # hptq equalizes over ReLU, and not over GELU
 
 
-@pytest.mark.parametrize("network", ["vit", "swin", "encoder"])
+@parametrize_briefly("network", ["encoder", "vit", "swin"], 1)
 def test_biases_are_corrected_for_tokens_too(network):
     teacher, scheme = pretrained(network), parse_scheme("hw/w3a8")
     errors = []
