@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 
 import zsqbench
@@ -21,7 +22,6 @@ from zsqbench.testing.networks import tiny_teachers
 from zsqbench.testing.quantizers import examine_quantizer
 from zsqbench.testing.reading import READ
 from zsqbench.testing.report import Report
-
 
 
 class Small(nn.Module):
@@ -81,7 +81,7 @@ def failures(broken, teachers=PLAIN, scheme="hw/w4a4", networks=lambda: PLAIN):
     return {finding.check: finding.reason for finding in report.summary() if finding.outcome == "FAILED"}
 
 
-@pytest.mark.parametrize("scheme", ["hw/w4a4", "academic/w4a4"])
+@parametrize_briefly("scheme", ["hw/w4a4", "academic/w4a4"], 1)
 def test_a_sound_quantizer_passes(scheme):
     assert failures(quantizer(), None, scheme, tiny_teachers) == {}
 
