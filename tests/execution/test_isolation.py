@@ -179,8 +179,8 @@ def torch_as_it_was():
     module._global_forward_hooks.clear()
 
 
-def seen_after(bench, *deeds):
-    """A generator's view of the process behind generators that left something behind."""
+def check_that_nothing_reaches_the_next_step(bench, *deeds):
+    """A generator sees the same behind generators that left something behind as alone."""
     bench.add_plugin(
         f"""
 import torch
@@ -199,24 +199,29 @@ class Leaves{number}(Toy):
             for number, deed in enumerate(deeds)
         )
     )
-    bench.matrix(f"generator: [{', '.join([*(f'leaves{number}' for number in range(len(deeds))), 'looks'])}]")
-    bench.run_anew(str(len(deeds)))
-    file = bench.folder / "seen.json"
-    seen = json.loads(file.read_text())
-    file.unlink()
-    return seen
+
+    def seen(*generators):
+        bench.matrix(f"generator: [{', '.join(generators)}]")
+        bench.run_anew(str(len(generators)))
+        seen = json.loads((bench.folder / "seen.json").read_text())
+        (bench.folder / "seen.json").unlink()
+        return seen
+
+    alone = seen("looks")
+    assert alone == seen(*(f"leaves{number}" for number in range(len(deeds))), "looks")
+    assert len(bench.rows()) == len(deeds) + 1
 
 
 @pytest.mark.usefixtures("torch_as_it_was")
 def test_what_methods_leave_behind_does_not_reach_the_next_step(bench):
-    assert seen_after(bench) == seen_after(bench, *LEFT_BEHIND.values())
+    check_that_nothing_reaches_the_next_step(bench, *LEFT_BEHIND.values())
 
 
 @pytest.mark.slow("the test above leaves all of them behind, one after another")
 @pytest.mark.usefixtures("torch_as_it_was")
 @pytest.mark.parametrize("what", LEFT_BEHIND)
 def test_what_a_method_leaves_behind_does_not_reach_the_next_step(bench, what):
-    assert seen_after(bench) == seen_after(bench, LEFT_BEHIND[what])
+    check_that_nothing_reaches_the_next_step(bench, LEFT_BEHIND[what])
 
 
 def test_the_same_step_makes_the_same_artifact(bench):

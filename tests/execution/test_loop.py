@@ -533,6 +533,7 @@ class Raises(Toy):
 
 def test_the_pool_makes_the_artifacts_that_one_process_makes(bench):
     bench.matrix("")
+    bench.write("draw", "")
     bench.run_anew("here")
     (here,) = bench.rows().values()
     bench.run_anew("pool", workers=1)
