@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pytest
+from brief import parametrize_briefly
 
 from zsqbench.reports.tables.standings import FOLDER
 
@@ -133,28 +134,15 @@ def interrupting_plugin(base, signature):
     return ONCE + base.format(body)
 
 
-@pytest.fixture(params=INTERRUPTED)
-def interrupted(bench, request):
-    """A run that was interrupted, and what it said."""
-    axis, base, signature = INTERRUPTED[request.param]
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_an_interrupted_run_has_valid_rows_and_a_table_and_running_again_finishes_it(bench, where):
+    axis, base, signature = INTERRUPTED[where]
     bench.add_plugin(interrupting_plugin(base, signature))
     names = {"task": "[toytask, i]", "generator": "[toy, i]", "quantizer": "[toyq, i]", "scheme": "[hw/w4a4, hw/w8a8]"}
     bench.matrix(f"{axis}: {names[axis]}, seed: [0, 1]")
-    return bench, bench.run()
-
-
-def test_an_interrupted_run_ends_with_130_and_valid_rows(interrupted):
-    bench, said = interrupted
+    said = bench.run()
     assert (said.code, {"done", "interrupted"} >= set(bench.statuses().values())) == (130, True), said.err
-
-
-def test_an_interrupted_run_has_a_row_for_every_cell_and_shows_its_table(interrupted):
-    bench, said = interrupted
     assert (len(bench.rows()), said.out.startswith("# toysuite")) == (4, True), said.err
-
-
-def test_running_again_finishes_an_interrupted_run(interrupted):
-    bench, _ = interrupted
     assert (bench.run().code, list(bench.statuses().values())) == (0, ["done"] * 4)
 
 
@@ -321,11 +309,8 @@ def test_an_observer_that_fails_silences_no_other(bench, caplog):
 
 
 OBSERVERS = {
-    "exits": "sys.exit(0)",
     "raises KeyboardInterrupt": "raise KeyboardInterrupt",
-    "raises what is no Exception": "raise GeneratorExit",
     "goes to another folder": "os.chdir('/')",
-    "swallows nothing": "raise ValueError",
     "changes what it is handed": """
         for value in handed:
             for name in ("metrics", "float_metrics", "keys", "cells", "steps", "cached", "rows", "tasks", "quantizers"):
@@ -335,11 +320,14 @@ OBSERVERS = {
                 value.key = "0" * 64
             if isinstance(value, list):
                 value.clear()""",
+    "exits": "sys.exit(0)",
+    "raises what is no Exception": "raise GeneratorExit",
+    "swallows nothing": "raise ValueError",
 }
 """The deeds of an observer, whatever is told to it."""
 
 
-@pytest.mark.parametrize("does", OBSERVERS)
+@parametrize_briefly("does", OBSERVERS, 3)
 def test_no_observer_changes_rows_table_or_exit_code(bench, does):
     bench.run_anew("alone")
     rows, table = bench.rows(), (bench.results / "toysuite.md").read_text()

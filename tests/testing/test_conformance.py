@@ -1,4 +1,5 @@
 import pytest
+from brief import parametrize_briefly
 from pydantic import Field
 
 import zsqbench
@@ -174,7 +175,7 @@ def test_an_engine_has_no_checks():
         check_method(load_plugins().find("engine", "in_process").method(), {})
 
 
-@pytest.mark.parametrize(("kind", "name"), [("generator", "zeroq"), ("generator", "real")])
+@parametrize_briefly("kind,name", [("generator", "real"), ("generator", "zeroq")], 1)
 def test_a_shipped_method_conforms(kind, name):
     method, reduced = reduce_options(load_plugins().find(kind, name).method, {})
     assert check_method(method, reduced).passed

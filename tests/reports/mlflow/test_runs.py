@@ -263,12 +263,12 @@ def told(client, run):
     }
 
 
-def test_a_database_holds_what_calls_of_the_client_make(tmp_path):
-    store = Store(tmp_path)
-    fill(store, loss=((0, 3.0), (10, 1.0), (20, float("nan")), (30, float("inf"))))
+def test_a_database_holds_what_calls_of_the_client_make(tmp_path, store):
+    other = Store(tmp_path)
+    fill(other, loss=((0, 3.0), (10, 1.0), (20, float("nan")), (30, float("inf"))))
     rows = [row("a"), row("b", status="failed", metrics={}, reason="no", traceback="Traceback: here"), row("c", seed=1)]
     rows = [rows[0], rows[1], rows[2].model_copy(update={"metrics": {"top1": 1e300, "top 5%": 2.0}})]
-    experiment = Experiment.open("demo", store)
+    experiment = replace(Experiment.open("ways", store), store=other)
     client, ways = experiment.client, []
     for tables in (experiment.tables, replace(experiment.tables, folder=None), None):
         invocation = Invocation(replace(experiment, tables=tables), "run")
@@ -333,25 +333,21 @@ def test_what_rows_share_is_read_once(tmp_path, store, monkeypatch):
     assert sorted(read) == ["diagnose", "generate", "quantize"]
 
 
-def test_rows_that_are_held_are_not_logged_with_others(tmp_path):
-    store = Store(tmp_path)
-    fill(store)
-    assert sync([row("one")], "demo", store) == 1
+def test_rows_that_are_held_are_not_logged_with_others(store):
+    assert sync([row("one")], "held", store) == 1
     assert [
-        result.cell for result in Invocation(Experiment.open("demo", store), "run").log(row("one"), row("two"))
+        result.cell for result in Invocation(Experiment.open("held", store), "run").log(row("one"), row("two"))
     ] == ["two"]
 
 
-def test_a_logger_that_is_killed_between_two_tables_leaves_no_run(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    fill(store)
+def test_a_logger_that_is_killed_between_two_tables_leaves_no_run(store, monkeypatch):
     with monkeypatch.context() as killed:
         killed.setattr(Tables, "_insert_datasets", lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
-            sync([row("one"), row("two")], "demo", store)
-    assert runs(store)[1] == []
-    assert sync([row("one"), row("two")], "demo", store) == 2
-    assert [run.info.status for run in runs(store)[1]] == ["FINISHED", "FINISHED"]
+            sync([row("one"), row("two")], "killed", store)
+    assert runs(store, "killed")[1] == []
+    assert sync([row("one"), row("two")], "killed", store) == 2
+    assert [run.info.status for run in runs(store, "killed")[1]] == ["FINISHED", "FINISHED"]
 
 
 def test_a_call_has_at_most_a_thousand_values_and_a_hundred_of_them_params():

@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from brief import parametrize_briefly
 from tracked import GENERATE, fill, fill_diagnosis, invoke, row, runs
 
 from zsqbench.errors import ZSQBenchError
@@ -134,7 +135,7 @@ def test_a_run_waits_for_its_turn_and_then_gives_up_with_one_warning(store, monk
     assert sync([row()], "turns", store) == 1
 
 
-@pytest.mark.parametrize("name", ["a?b%41c#d", "ä b"])
+@parametrize_briefly("name", ["a?b%41c#d ä", "ä b"], 1)
 def test_database_and_artifacts_land_in_a_home_of_any_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     odd = Store(tmp_path / name)
