@@ -188,12 +188,12 @@ def register_tasks():
 if multiprocessing.parent_process() is not None and not (HERE / "draw").exists():  # matplotlib takes seconds
     from zsqbench.reports import plots
 
-    def blank(data, title):
+    def blank(*_):
         from types import SimpleNamespace
 
         return SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b"blank"))
 
-    plots.diagnostics_figure.__code__ = blank.__code__  # the step has imported the function by now
+    plots.diagnostics_figure = blank
 '''
 
 TOY_SUITE = """
@@ -374,9 +374,13 @@ class BlankFigure:
         path.write_bytes(b"blank")
 
 
-@cache
 def own_distributions() -> list[Distribution]:
     """The installed distributions with plugins. Each command would look through all distributions again."""
+    return _with_plugins(tuple(sys.path))
+
+
+@cache
+def _with_plugins(_: tuple[str, ...]) -> list[Distribution]:
     return [found for found in distributions() if found.entry_points.select(group="zsqbench")]
 
 
@@ -437,7 +441,7 @@ def python(tmp_path: Path):
 def seeded() -> None:
     """Let networks of random weights be the same whatever ran before."""
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+        sys.modules["torch"].default_generator.manual_seed(0)  # torch.manual_seed also writes down the stack, for GPUs
 
 
 @pytest.fixture

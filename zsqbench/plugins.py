@@ -110,7 +110,7 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, onl
     in a copy of this process, if a copy is possible: see `zsqbench.probe`. Raises ZSQBenchError if a name in `without`
     is not a plugin.
     """
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager = _Hooks(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     catalog = Catalog(manager)
     found = [(plugin, entry_point.load) for plugin, entry_point in _entry_points()]
@@ -125,6 +125,16 @@ def load_plugins(files: Sequence[Path] = (), without: Sequence[str] = (), *, onl
     if not only_shipped:
         _add_strangers(catalog, [entry for entry in found if not entry[0].shipped] + _from_files(files))
     return catalog
+
+
+class _Hooks(pluggy.PluginManager):
+    """Looks only at values of a module that bear the mark of a hook, because pluggy inspects all names."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """The options of a hook, or None if this is no hook."""
+        if isinstance(plugin, ModuleType) and not hasattr(vars(plugin).get(name), f"{self.project_name}_impl"):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 def installed_plugins() -> list[Plugin]:

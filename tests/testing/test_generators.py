@@ -50,6 +50,7 @@ def failures(broken, teachers=PLAIN, networks=lambda: PLAIN):
     return {finding.check: finding.reason for finding in report.summary() if finding.outcome == "FAILED"}
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_sound_generator_passes():
     assert failures(generator(), None, tiny_teachers) == {}
 
@@ -362,6 +363,7 @@ def test_images_in_bfloat16_are_found():
     assert "torch.bfloat16" in found[generators.IMAGES]
 
 
+@pytest.mark.usefixtures("measured")
 def test_memory_that_grows_with_the_square_of_the_images_is_found():
     def generate(self, teacher, ctx):
         images = ctx.randn(self.images, *teacher.input_size)
@@ -372,6 +374,7 @@ def test_memory_that_grows_with_the_square_of_the_images_is_found():
     assert "expected twice as much at most" in found[shared.MEMORY]
 
 
+@pytest.mark.usefixtures("measured")
 def test_tensors_that_stay_alive_are_found():
     kept = []
 
@@ -382,6 +385,7 @@ def test_tensors_that_stay_alive_are_found():
     assert "MB of tensors after the call" in failures(generator(generate=generate), teachers=None)[shared.MEMORY]
 
 
+@pytest.mark.usefixtures("measured")
 def test_memory_is_not_checked_where_the_number_of_images_is_fixed():
     class Fixed(zsqbench.Generator):
         name = "fixed"

@@ -82,6 +82,7 @@ def failures(broken, teachers=PLAIN, scheme="hw/w4a4", networks=lambda: PLAIN):
 
 
 @parametrize_briefly("scheme", ["hw/w4a4", "academic/w4a4"], 1)
+@pytest.mark.usefixtures("measured")
 def test_a_sound_quantizer_passes(scheme):
     assert failures(quantizer(), None, scheme, tiny_teachers) == {}
 
@@ -232,6 +233,7 @@ def test_a_quantizer_that_bfloat16_breaks_is_found():
     assert failures(quantizer(act), None).keys() == {shared.BF16}
 
 
+@pytest.mark.usefixtures("measured")
 def test_memory_that_grows_with_the_square_of_the_images_is_found():
     def act(_, data):
         (data.images[:, None] - data.images[None]).square().sum()
@@ -239,6 +241,7 @@ def test_memory_that_grows_with_the_square_of_the_images_is_found():
     assert failures(quantizer(act), None).keys() == {shared.MEMORY}
 
 
+@pytest.mark.usefixtures("measured")
 def test_memory_is_not_checked_where_it_takes_no_other_number_of_images():
     def act(_, data):
         if len(data) != quantizers.IMAGES:
@@ -250,6 +253,7 @@ def test_memory_is_not_checked_where_it_takes_no_other_number_of_images():
     assert [finding.outcome for finding in report.summary() if finding.check == shared.MEMORY] == ["not checked"]
 
 
+@pytest.mark.usefixtures("measured")
 def test_stumbling_over_another_number_of_images_is_found():
     def act(_, data):
         assert len(data) == quantizers.IMAGES

@@ -50,7 +50,7 @@ class Diagnose(Companion):
     def run(self, session: "Session", reporter: "Reporter") -> None:
         """Measure the set and the real images in the same way, and draw the pictures."""
         from zsqbench.methods import open_attention
-        from zsqbench.reports.plots import GRID_IMAGES, attention_figure, diagnostics_figure, image_grid
+        from zsqbench.reports import plots
         from zsqbench.synthesis import diagnose
 
         images = Generate.images(session.store, self.needs[Generate.kind])
@@ -65,12 +65,12 @@ class Diagnose(Companion):
 
         def fill(folder: Path) -> None:
             # without the version of matplotlib, so that equal numbers give equal files
-            diagnostics_figure(found, title).savefig(folder / PLOTS, metadata={"Software": None})
-            image_grid(images.images[:GRID_IMAGES].numpy(), _space(teacher)).save(folder / IMAGES)
+            plots.diagnostics_figure(found, title).savefig(folder / PLOTS, metadata={"Software": None})
+            grid = plots.image_grid(images.images[: plots.GRID_IMAGES].numpy(), _space(teacher))
+            grid.save(folder / IMAGES)
             if looks := _looks(teacher, (images, diagnosed.set), (real, diagnosed.real)):
-                attention_figure(looks, f"{title}: attention of the last block").savefig(
-                    folder / ATTENTION, metadata={"Software": None}
-                )
+                figure = plots.attention_figure(looks, f"{title}: attention of the last block")
+                figure.savefig(folder / ATTENTION, metadata={"Software": None})
 
         session.write(self, reporter, {"version": DIAGNOSTICS_VERSION, **found}, fill)
 
