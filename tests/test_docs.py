@@ -223,6 +223,7 @@ def test_the_new_methods_of_the_tutorial_run_in_its_suite(bench):
     assert rows == [("batch_match", "rtn"), ("batch_match", "percentile")]
 
 
+@pytest.mark.slow("it checks a method in full; test_templates does the same with another")
 @pytest.mark.parametrize("brief", [True, pytest.param(False, marks=pytest.mark.slow("it checks on all networks"))])
 def test_the_test_of_the_tutorial_passes(tmp_path, monkeypatch, request, brief):
     if brief:
@@ -257,6 +258,7 @@ def test_the_file_of_the_short_way_is_the_one_that_is_written(bench):
     assert write_your_method(bench.folder).read_text(encoding="utf-8") == shown
 
 
+@pytest.mark.slow("it checks two methods in full")
 def test_what_the_check_prints_is_shown_as_it_is(bench, request):
     shown, failed, told = blocks(YOUR_METHOD, "text")
     method = write_your_method(bench.folder)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from brief import parametrize_briefly
 from distributions import write_metadata
 
 from zsqbench.errors import PluginUnavailableError, ZSQBenchError
@@ -92,8 +93,8 @@ def test_the_hash_of_a_single_file_is_that_of_its_source(load):
     assert before.source != after.source
 
 
-@pytest.mark.parametrize(
-    ("source", "error"),
+@parametrize_briefly(
+    "source,error",
     [
         ("import nothing_like_this", "ModuleNotFoundError: No module named 'nothing_like_this'"),
         ("raise RuntimeError('no\\nand more')", "RuntimeError: no and more"),
@@ -109,6 +110,7 @@ def test_the_hash_of_a_single_file_is_that_of_its_source(load):
         ("import os; os._exit(3)", "its import ended the process with exit code 3"),
         ("import ctypes; ctypes.string_at(0)", "its import ended the process with signal 11 (SIGSEGV)"),
     ],
+    5,
 )
 def test_a_plugin_that_fails_at_import_is_noted_with_one_line(load, source, error):
     _, plugin = load(source)

@@ -84,6 +84,7 @@ def test_the_leaderboard_imports_neither_torch_nor_mlflow(imported, bench):
     assert set() == imported("leaderboard", bench.file, "--results", bench.results) & {"torch", "torchvision", "mlflow"}
 
 
+@pytest.mark.slow("it starts two commands")
 def test_a_comparison_imports_neither_torch_nor_mlflow(imported, bench):
     bench.matrix("quantizer: toyq", "quantizer: datafree, generator: none")
     bench.run()
@@ -96,6 +97,7 @@ def test_reproducing_without_a_run_imports_neither_torch_nor_mlflow(imported, be
     assert set() == shown & {"torch", "torchvision", "mlflow", "pandas"}
 
 
+@pytest.mark.slow("it starts two commands")
 def test_a_report_imports_neither_torch_nor_mlflow(imported, bench, monkeypatch):
     bench.matrix("")
     bench.run()

@@ -10,6 +10,7 @@ from zsqbench.scheme import parse_scheme
 from zsqbench.testing import context
 
 
+@pytest.mark.slow("it exports two networks; test_quantize shows the whole command")
 def test_a_file_is_compared_with_its_student_and_timed_beside_the_float_network(tmp_path):
     exporting = pytest.importorskip("zsqbench.export.exporting")
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")

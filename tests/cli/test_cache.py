@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from brief import parametrize_briefly
 
 from zsqbench.execution.kernels import archives, kept_kernels
 from zsqbench.leases import Leases
@@ -41,7 +42,7 @@ def test_a_sound_cache_is_verified(bench):
     assert (said.code, said.out) == (0, "7 artifacts, 0 damaged\n")
 
 
-@pytest.mark.parametrize("kind", ["resolve", "inspect", "baseline", "generate", "diagnose", "quantize", "evaluate"])
+@parametrize_briefly("kind", ["resolve", "inspect", "baseline", "generate", "diagnose", "quantize", "evaluate"], 3)
 def test_verify_finds_a_flipped_byte_and_puts_the_artifact_aside(bench, kind):
     bench.matrix("")
     bench.run()
@@ -152,7 +153,7 @@ def test_what_gc_cannot_remove_is_said(bench, monkeypatch):
 STRAYS = [".DS_Store", "README", "generate/.DS_Store", "generate/notes.txt", f"generate/{KEY}", "generate/a folder/x"]
 
 
-@pytest.mark.parametrize("stray", STRAYS)
+@parametrize_briefly("stray", STRAYS, 2)
 def test_what_is_no_artifact_is_named_and_left_alone(bench, stray):
     bench.matrix("")
     bench.run()

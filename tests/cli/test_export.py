@@ -134,6 +134,7 @@ def test_an_opset_that_nothing_is_written_in_is_refused(ran):
     assert "20 is not in the range 21<=x<=25" in said.err
 
 
+@pytest.mark.slow("it runs a cell and writes a file")
 def test_a_file_that_is_not_what_was_measured_ends_with_one(ran, monkeypatch):
     monkeypatch.setattr("zsqbench.export.comparison.Check.problems", ["it departs"])
     said = export(ran, "-o", ran.folder / "net.onnx", "--check", "2")

@@ -48,6 +48,7 @@ def complaint(ran, *arguments):
     return said.err
 
 
+@pytest.mark.slow("it runs cells, and measures a surface")
 def test_cells_are_drawn_and_nothing_is_evaluated(ran):
     arguments = ("-k", "rtn and toytask:a", "-o", ran.folder / "l.svg", *ran.places())
     said = ran.zsqbench("landscape", ran.file, *arguments)

@@ -134,7 +134,7 @@ def interrupting_plugin(base, signature):
     return ONCE + base.format(body)
 
 
-@pytest.mark.parametrize("where", INTERRUPTED)
+@parametrize_briefly("where", INTERRUPTED, 3)
 def test_an_interrupted_run_has_valid_rows_and_a_table_and_running_again_finishes_it(bench, where):
     axis, base, signature = INTERRUPTED[where]
     bench.add_plugin(interrupting_plugin(base, signature))
@@ -266,7 +266,7 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@parametrize_briefly("ending", ENDINGS, 4)
 def test_the_end_of_a_run_is_told_once_however_it_ends(bench, monkeypatch, ending):
     source, axis, broken, code, heard = ENDINGS[ending]
     bench.add_plugin(HEARS + source)

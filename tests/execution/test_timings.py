@@ -1,4 +1,4 @@
-import pytest
+from brief import parametrize_briefly
 
 import zsqbench
 from zsqbench.execution.timings import Timings
@@ -59,7 +59,7 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
+@parametrize_briefly("damage", DAMAGED, 8)
 def test_a_damaged_line_of_the_timings_is_left_out(tmp_path, bench, damage, caplog):
     plan = zsqbench.plan(bench.file, home=tmp_path, results=bench.results)
     step = next(iter(plan.steps.values()))

@@ -30,7 +30,7 @@ def file_of(name):
     return exported(*CELLS[name], **(SMALL if name == "moving" else {}))
 
 
-IN_TURN = ("straight", "gated", "moving", "unfolded")
+IN_TURN = ("straight", "moving")
 """Files that are compared in each run of the tests; the others on request."""
 
 each_cell = pytest.mark.parametrize(

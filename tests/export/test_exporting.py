@@ -33,6 +33,7 @@ def test_a_file_says_how_it_is_fed_and_what_its_outputs_are():
     assert [value.name for value in file.graph().outputs] == list(places)
 
 
+@pytest.mark.slow("it writes another file")
 def test_outputs_have_the_names_that_the_network_gives_them():
     net = from_forward(lambda net, x: (net.a(x), net.b(x)), a=nn.Conv2d(3, 1, 1), b=nn.Conv2d(3, 2, 1))
     told = Pretrained(net, SIZE, *EVEN, outputs=("boxes", "scores"))
@@ -98,6 +99,7 @@ def plain(tmp_path_factory):
     return of, export_float(of.module, Description(of), path)
 
 
+@pytest.mark.slow("it writes another file, which test_latency writes, too")
 def test_a_float_network_is_written_to_compare_with(plain):
     of, made = plain
     with torch.no_grad():

@@ -25,6 +25,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow("torch takes seconds to write down attention")
 @pytest.mark.parametrize(("name", "layers", "products"), NETWORKS)
 def test_a_transformers_file_computes_what_its_student_does_with_integers(name, layers, products):
     file = exported(name, "qdq/w8a8")

@@ -98,6 +98,7 @@ def test_a_student_may_minimise_terms_of_its_own():
     assert "kl" not in curves
 
 
+@pytest.mark.slow("it compiles an update")
 @parametrize_briefly("method", [AdaDFQ, GDFQ], 1)
 def test_an_update_is_one_graph_that_serves_all_batches(method, monkeypatch):
     graphs = []

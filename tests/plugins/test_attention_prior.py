@@ -186,9 +186,10 @@ def test_blocks_of_the_deeper_half_have_weights_that_grow_with_depth():
     assert [look.weight for look in given] == [4.0, 6.0, 8.0]  # half of four is the second
 
 
-@pytest.mark.parametrize(
-    ("weights", "name", "falls"),
+@parametrize_briefly(
+    "weights,name,falls",
     [({"class_weight": 0.0}, "attention_loss", 0.95), ({"prior_weight": 0.0}, "soft_loss", 0.98)],
+    1,
 )
 def test_images_are_looked_at_in_blobs_and_become_of_their_classes(weights, name, falls):
     options = {"iterations": 60, "warmup": 10, "variation_weight": 0.0, "jitter": 0, "images": 4}

@@ -1,6 +1,5 @@
 """Shipped quantizers on networks that end in maps: for segmentation, and for super-resolution."""
 
-import pytest
 import torch
 from brief import parametrize_briefly
 from networks import from_forward
@@ -65,7 +64,7 @@ def trained(build, images):
     return Pretrained(module.eval(), SIZE, (0.5,) * 3, (0.25,) * 3)
 
 
-@pytest.mark.parametrize("build", [segmenter, upscaler])
+@parametrize_briefly("build", [segmenter, upscaler], 4)
 @parametrize_briefly(
     "name, scheme",
     [

@@ -112,7 +112,7 @@ def test_its_parts_are_those_of_the_formula(scenes):
 WEIGHTS = {"kl": "alpha", "features": "feature_weight", "det_loss": "det_weight"}
 
 
-@pytest.mark.parametrize("part", WEIGHTS)
+@parametrize_briefly("part", WEIGHTS, 1)
 def test_weights_and_step_sizes_learn_and_the_loss_falls(scenes, part):
     ctx, weights = context(), {**dict.fromkeys(WEIGHTS.values(), 0.0), WEIGHTS[part]: 1.0}
     before = quantized(scenes, data(4), scheme="hast/w4a4" if part == "kl" else "hw/w4a4", epochs=0)
@@ -125,6 +125,7 @@ def test_weights_and_step_sizes_learn_and_the_loss_falls(scenes, part):
     assert not any(part.training for part in after.modules() if isinstance(part, nn.BatchNorm2d | nn.Dropout))
 
 
+@pytest.mark.slow("it builds a detector of torchvision")
 def test_without_boxes_the_float_network_finds_them_and_a_note_says_so(scenes):
     ctx, other, plain = context(), context(), data(4, boxes=False)
     quantized(scenes, plain, ctx, score=0.1)

@@ -342,6 +342,7 @@ def test_what_is_absent_is_said_before_anything_runs(root):
         COCODetection(calibration="a", holdout=1)
 
 
+@pytest.mark.slow("it evaluates a large detector")
 def test_a_real_detector_has_its_published_figures(shared):
     data = shared / "data"
     given = {"file": data / "models/fastestdet.py", "weights": str(data / "models/fastestdet.safetensors")}

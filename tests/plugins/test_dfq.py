@@ -309,6 +309,7 @@ def test_a_mobilenet_with_uneven_ranges_is_lost_in_eight_bits_unless_it_is_equal
     assert errors[1] > 0.6
 
 
+@pytest.mark.slow("it evaluates real images")
 @parametrize_briefly("scheme", ["hw/w4a4", "hw/w8a8"], 1)
 def test_a_real_network_is_quantized_as_well_as_from_real_images(cifar, scheme):
     student, _ = quantized(DFQ(), cifar.teacher, scheme)

@@ -147,7 +147,7 @@ def test_whole_runs_are_those_of_the_release(golden, resnet20, monkeypatch, dtyp
         {"output_weight": 0.0},
         {"batch_size": 100},
     ],
-    3,
+    1,
     ids=str,
 )
 def test_dgh_keeps_the_contract_of_generators_also_when_interrupted(options):
@@ -277,6 +277,7 @@ def batch_statistics_of(teacher, images):
         return loss(images).total.item()
 
 
+@pytest.mark.slow("it learns long enough to see it")
 def test_all_images_together_have_the_statistics_where_batches_alone_need_not():
     teacher = tiny_teacher()
     options = {"images": 8, "batch_size": 2, "iterations": 20, "output_weight": 0, "image_pipeline": False, "lr": 0.5}

@@ -72,6 +72,7 @@ def test_the_generator_is_alone_at_first():
     assert [step for step, _ in ctx.reporter.curves["loss"]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow("it trains many times; test_contract interrupts once")
 @parametrize_briefly("method", [Qimera, GDFQ], 1)
 def test_interrupted_at_any_point_they_end_as_undisturbed(method):
     ctx = context()

@@ -71,7 +71,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_release(golden, resnet20, mo
         ({"decay_interval": 1, "latent": 3}, (3, 8, 8)),
         ({}, (3, 4, 3)),
     ],
-    2,
+    1,
     ids=str,
 )
 def test_genie_keeps_the_contract_of_generators_also_when_interrupted(options, size):

@@ -67,7 +67,7 @@ def test_signed_activations_have_one_more_code_below_zero(bits):
 
 
 @pytest.mark.usefixtures("briefly")
-@parametrize_briefly("factor", [1e-6, 0.0, 1e-3, 1e-10], 2)
+@parametrize_briefly("factor", [1e-6, 0.0, 1e-3, 1e-10], 1)
 def test_a_channel_that_is_nearly_dead_keeps_a_scale_above_zero(factor):
     teacher = tiny_teacher()
     teacher.module.stem[0].weight.data[0] *= factor

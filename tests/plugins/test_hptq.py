@@ -70,7 +70,7 @@ def hardswish(golden):
         {"second_moment_correction": True, "equalization": True},
         {"shift_search": True, "batch_size": 10},
     ],
-    4,
+    2,
 )
 def test_hptq_keeps_the_contract_of_quantizers(options):
     check_quantizer(HPTQ(**options), "hw_strict/w8a8", tiny_teacher())

@@ -41,9 +41,10 @@ def test_a_step_minimises_what_is_published():
     torch.testing.assert_close(made.images, moved, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("option", "falls", "to"),
+@parametrize_briefly(
+    "option,falls,to",
     [("variation_weight", "variation", 0.8), ("norm_weight", "norm", 0.8), ("class_weight", "inception_loss", 0.9)],
+    1,
 )
 def test_each_weight_lowers_its_term(option, falls, to):
     off = {"class_weight": 0.0, "variation_weight": 0.0, "norm_weight": 0.0, "iterations": 30}

@@ -75,6 +75,7 @@ def test_the_loss_is_cross_entropy_and_the_divergence_at_temperature_1():
     assert found["loss"] == pytest.approx([kl + ce for kl, ce in zip(found["kl"], found["ce"], strict=True)])
 
 
+@pytest.mark.slow("it builds a detector of torchvision")
 def test_a_detector_learns_what_its_float_network_predicts():
     detector = scene_detector(None)
     teacher = tiny_teacher()

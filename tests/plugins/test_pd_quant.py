@@ -257,6 +257,7 @@ def curves(**options):
     return [value for name in ctx.reporter.curves for _, value in ctx.reporter.curves[name]]
 
 
+@pytest.mark.slow("it learns four times; vectors of the release show each part")
 def test_each_of_its_parts_changes_what_is_learned():
     plain = curves()
     for options in ({"prediction_scale": 1e6}, {"temperature": 1.0}, {"correction_scale": 1.0}, {"drop": 0.0}):

@@ -223,7 +223,7 @@ def test_a_network_without_a_class_token_keeps_all_its_tokens():
     assert reporter.notes == ["there is no class token: similarities are those of all 4 tokens"]
 
 
-@pytest.mark.parametrize(("class_weight", "name"), [(0.0, "entropy_loss"), (50.0, "inception_loss")])
+@parametrize_briefly("class_weight,name", [(0.0, "entropy_loss"), (50.0, "inception_loss")], 1)
 def test_images_become_more_diverse_or_of_their_classes(class_weight, name):
     options = {"iterations": 60, "warmup": 10, "variation_weight": 0.0, "jitter": 0, "images": 4}
     _, reporter = generated(tiny_transformer(), class_weight=class_weight, **options)
@@ -231,6 +231,7 @@ def test_images_become_more_diverse_or_of_their_classes(class_weight, name):
     assert sum(values[-10:]) / 10 < sum(values[:10]) / 10 - 0.1
 
 
+@pytest.mark.slow("it makes images of several batches")
 def test_each_batch_has_the_target_of_its_size():
     teacher = tiny_transformer()
     ctx = context()

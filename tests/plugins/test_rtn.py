@@ -125,6 +125,7 @@ def test_it_rejects_the_float_scheme_and_needs_images():
         RTN().quantize(RTN().prepare(teacher, parse_scheme("hw/w4a4")), teacher, None, context())
 
 
+@pytest.mark.slow("it evaluates real images; test_main_job does the same with digits")
 def test_eight_bits_keep_the_accuracy_of_a_real_network(request):
     cifar = Cifar(request.config.rootpath)
     calibration = CalibrationSet(cifar.read(cifar.train_files[:: 4660 // 64][:64]))

@@ -27,7 +27,7 @@ def pretrained(*layers, size=(3, 8, 8)):
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize("mode", MODES.values())
+@parametrize_briefly("mode", MODES.values(), 2)
 @parametrize_briefly("scheme", ["hast/w4a4", "academic/w4a4", "hw/w4a4"], 1)
 def test_squant_keeps_the_contract_of_quantizers(mode, scheme):
     check_quantizer(SQUANT(mode=mode), scheme, tiny_teacher())

@@ -184,6 +184,7 @@ def made(teacher, ctx=None, **options):
     )
 
 
+@pytest.mark.slow("it learns many images of boxes")
 def test_a_detector_finds_more_of_what_it_is_to_find(scenes):
     ctx = context()
     found = made(scenes, ctx, det_weight=5.0, iterations=20)

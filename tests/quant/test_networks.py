@@ -223,14 +223,15 @@ def test_a_scheme_quantizes_what_it_says_and_computes_what_the_network_does(name
     assert difference <= 1e-4 * outputs(name).abs().max()
 
 
-@pytest.mark.parametrize(
-    ("name", "kept"),
+@parametrize_briefly(
+    "name,kept",
     [
         ("resnet18", 0),
         ("densenet121", 62),
         pytest.param("mobilenet_v3_large", 0, marks=HEAVY),
         pytest.param("googlenet", 0, marks=HEAVY),
     ],
+    1,
 )  # a DenseNet normalises what it has concatenated or pooled: 58 layers, 3 transitions, and the end
 def test_what_is_folded_and_what_is_not(name, kept):
     def count(scheme):

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 
 from zsqbench import CalibrationSet, Pretrained
@@ -49,7 +50,7 @@ def network(classes):
     return Pretrained(nn.Sequential(*layers).eval(), (1, 4, 4), (0.0,), (1.0,), classes=classes)
 
 
-@pytest.mark.parametrize("classes", [3, 100])
+@parametrize_briefly("classes", [3, 100], 2)
 @pytest.mark.parametrize("real", [True, False])
 def test_all_plots_are_drawn(classes, real, tmp_path):
     images = CalibrationSet(torch.randn(6, 1, 4, 4))

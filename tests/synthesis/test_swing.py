@@ -96,6 +96,7 @@ def test_what_a_compiler_is_told_of_it_is_true(operation, dtype):
         )
 
 
+@pytest.mark.slow("it compiles; test_probes does the same with another pass")
 def test_a_compiled_pass_swings_as_ever():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2)).requires_grad_(False)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from brief import parametrize_briefly
 from torch import nn
 from torch.nn import functional
 
@@ -74,7 +75,7 @@ def test_mobilenetv2_holds_what_brecqs_holds_and_does_not_drop_out():
     assert network.classifier[0].p == 0
 
 
-@pytest.mark.parametrize(("name", "tensors", "strided"), [("resnet18", 122, "conv1"), ("resnet50", 320, "conv2")])
+@parametrize_briefly("name,tensors,strided", [("resnet18", 122, "conv1"), ("resnet50", 320, "conv2")], 1)
 def test_a_resnet_strides_in_its_3x3_convolution_and_has_torchvisions_names(tmp_path, name, tensors, strided):
     path, state = published(tmp_path, name)
     network = load_named(f"brecq/{name}", path).module

@@ -84,7 +84,7 @@ def test_an_image_is_made_fit_as_it_is_fed(ssdlite):
     assert ssdlite.fit(image(1, 1)).shape == (3, 320, 320)
 
 
-@pytest.mark.parametrize(("name", "eps"), [("retinanet_resnet50_fpn", 0.0), ("fcos_resnet50_fpn", 1e-5)])
+@parametrize_briefly("name,eps", [("retinanet_resnet50_fpn", 0.0), ("fcos_resnet50_fpn", 1e-5)], 1)
 def test_backbones_are_normalised_as_those_of_the_published_weights(name, eps):
     norms = [m for m in untrained(name).module.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 53
@@ -157,7 +157,7 @@ def whole_model(detector):
     return model
 
 
-@parametrize_briefly("name", NAMES, 3)
+@parametrize_briefly("name", NAMES, 1)
 def test_the_training_loss_is_that_of_the_whole_model_with_norms_in_eval_mode(name):
     detector = untrained(name)
     images = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))

@@ -47,7 +47,7 @@ def test_resnet50_has_its_eighteen_units():
     assert [kind for kind, _ in found] == ["layer", *["block"] * 16, "layer"]
 
 
-@pytest.mark.parametrize("grain", ["block", "layer"])
+@parametrize_briefly("grain", ["block", "layer"], 2)
 @parametrize_briefly(
     "name, scheme",
     [

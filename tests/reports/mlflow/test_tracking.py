@@ -151,6 +151,7 @@ def test_database_and_artifacts_land_in_a_home_of_any_name(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow("it makes two databases")
 def test_a_damaged_database_is_moved_aside_on_demand_and_all_rows_are_logged_anew(tmp_path, caplog):
     home = Store(tmp_path)
     (tmp_path / "mlflow.db").write_text("damaged" * 1000)
@@ -206,6 +207,7 @@ def test_the_database_is_looked_at_before_the_page_is_opened(store, tmp_path):
         make_database(tmp_path)
 
 
+@pytest.mark.slow("it starts two commands, which import mlflow")
 def test_the_first_use_of_a_database_is_silent_and_a_cached_run_imports_neither_mlflow_nor_torch(tmp_path):
     script = """
 import sys, types

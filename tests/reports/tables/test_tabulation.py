@@ -133,6 +133,7 @@ ALL_BUT_7 = base64.b64encode(b"\x01" + 9 * b"\xff").decode()
 """73 of 80 images, which is 91.25 %."""
 
 
+@pytest.mark.slow("it makes ten thousand rows")
 def test_ten_thousand_cells_are_one_table():
     results = [
         row(
