@@ -220,8 +220,8 @@ def test_a_hook_that_is_no_function_is_refused(load):
     assert plugin.error == "cell_finished is marked as a hook, but is a partial, not a function"
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
+@parametrize_briefly(
+    "change,error",
     [
         (
             ("return [Mine]", "return Mine"),
@@ -236,6 +236,7 @@ def test_a_hook_that_is_no_function_is_refused(load):
         (('name = "mine"', "name = ''"), "Mine has no name"),
         (("def generate", "def generates"), "Mine does not define generate"),
     ],
+    5,
 )
 def test_what_is_no_method_is_refused(load, change, error):
     _, plugin = load(GENERATOR.replace(*change))

@@ -92,6 +92,7 @@ def test_a_comparison_imports_neither_torch_nor_mlflow(imported, bench):
     assert set() == compared & {"torch", "torchvision", "mlflow"}
 
 
+@pytest.mark.slow("it starts a command")
 def test_reproducing_without_a_run_imports_neither_torch_nor_mlflow(imported, bench):
     shown = imported("reproduce", "hast", "1a", "hast:hast", "--data-root", bench.folder, *bench.places())
     assert set() == shown & {"torch", "torchvision", "mlflow", "pandas"}

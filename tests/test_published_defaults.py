@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from brief import parametrize_briefly
 from PIL import Image
 from zsqbench_plugins.shared.gdfq_generator import ConditionalImages, QimeraTraining
 
@@ -249,8 +250,8 @@ def test_every_method_that_learns_has_a_row_of_what_it_hands_on():
     assert {run["method"] for run in TABLE["handed"]} == generators | quantizers
 
 
-@pytest.mark.parametrize(
-    "run", TABLE["handed"], ids=lambda run: "-".join(filter(None, map(run.get, ("method", "preset", "data_set"))))
+@parametrize_briefly(
+    "run", TABLE["handed"], 14, ids=lambda run: "-".join(filter(None, map(run.get, ("method", "preset", "data_set"))))
 )
 def test_methods_hand_on_what_is_published(run):
     method = METHODS[run["method"]]

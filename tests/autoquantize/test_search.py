@@ -72,6 +72,7 @@ class _Blank:
         path.write_bytes(b"blank")
 
 
+@pytest.mark.slow("it searches again; test_images_that_take_too_long names what is left out, too")
 def test_what_the_budget_has_no_time_for_is_left_out_by_name(searching):
     make, clock, told = searching
 
@@ -190,6 +191,7 @@ def test_the_highest_level_is_taken_whose_images_take_no_more_than_their_part(se
     assert make()._level() == levels[1]
 
 
+@pytest.mark.slow("it searches again, with mixed widths")
 def test_at_4_bits_the_most_sensitive_layers_may_have_8(searching):
     make, _, told = searching
     lacks = dict.fromkeys(["squant", "dfq", "hptq", "brecq"], "it is not wanted here")

@@ -13,6 +13,7 @@ def ran(bench):
     return bench
 
 
+@pytest.mark.slow("it imports a library of embeddings, and runs cells")
 def test_sets_and_real_images_are_drawn_and_nothing_is_evaluated(ran):
     said = ran.zsqbench("embedding", ran.file, "-o", ran.folder / "e.svg", "--images", 4, *ran.places())
     assert (said.code, said.out.strip()) == (0, str(ran.folder / "e.svg"))

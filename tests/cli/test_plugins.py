@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from brief import parametrize_briefly
 
 from zsqbench.cli.plugins_list import _overview
 from zsqbench.plugins import load_plugins
@@ -199,7 +200,7 @@ def test_a_command_that_does_not_need_a_broken_plugin_names_it_and_goes_on(bench
 
 
 @pytest.mark.usefixtures("fatal_plugins")
-@pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "raise GeneratorExit", FATAL])
+@parametrize_briefly("source", ["raise KeyboardInterrupt", "raise GeneratorExit", FATAL], 4)
 @pytest.mark.parametrize("command", [["plugins", "list", "mine"], ["plugins", "check", "mine"], ["plan"]])
 def test_a_command_that_needs_a_broken_plugin_ends_with_4_and_its_reason(bench, command, source):
     broken = bench.write("broken.py", source)

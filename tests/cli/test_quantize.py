@@ -174,6 +174,7 @@ def test_numbers_with_commas_are_read(quantize):
     assert "'a,b' is not a list of numbers such as R,G,B" in said.err
 
 
+@pytest.mark.slow("test_search interrupts a search each time")
 def test_an_interrupted_search_ends_as_the_signal_asks(quantize, monkeypatch):
     stopped = SimpleNamespace(signal=15)
     monkeypatch.setattr("zsqbench.autoquantize.search.Search.run", lambda _: stopped)

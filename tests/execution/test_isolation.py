@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from brief import parametrize_briefly
 from faults import bad_generator
 from torch import nn
 
@@ -14,7 +15,7 @@ from zsqbench.errors import ZSQBenchError
 from zsqbench.execution import isolation
 
 
-@pytest.mark.parametrize(
+@parametrize_briefly(
     "opened",
     [
         "open(path)",
@@ -27,6 +28,7 @@ from zsqbench.execution import isolation
         "open(path.parent / 'written', 'w')",
         "__import__('numpy').loadtxt(path)",
     ],
+    4,
 )
 def test_a_method_that_opens_a_file_in_the_tasks_data_fails_its_cell(bench, opened):
     bad_generator(

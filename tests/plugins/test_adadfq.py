@@ -58,6 +58,7 @@ def in_bits(p):
     return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @METHODS
 @parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)

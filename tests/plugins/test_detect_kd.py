@@ -139,6 +139,7 @@ def test_without_boxes_the_float_network_finds_them_and_a_note_says_so(scenes):
     assert "det_loss" not in curves(alone)
 
 
+@pytest.mark.slow("it builds a detector of torchvision")
 @parametrize_briefly(
     "name, levels",
     [("ssdlite320_mobilenet_v3_large", 2), ("retinanet_resnet50_fpn", 5), ("fcos_resnet50_fpn", 5)],

@@ -353,6 +353,7 @@ def test_a_real_detector_has_its_published_figures(shared):
     assert [round(found[name], 1) for name in ("mAP", "mAP50", "mAP75")] == [16.4, 27.9, 15.8]
 
 
+@pytest.mark.slow("it builds a detector of torchvision")
 @parametrize_briefly(
     "base, side, outputs", [("ssdlite320_mobilenet_v3_large", 128, 12), ("retinanet_resnet50_fpn", 64, 2)], 1
 )

@@ -69,6 +69,7 @@ def read_range(weight, groups):
     return weight.abs().amax((1, 2, 3)) if groups > 1 else weight.abs().amax((0, 2, 3))
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @parametrize_briefly("scheme", ["pot/w8a8", "academic/w2a32", "hw_strict/w8a8", "hw/w32a8", "hw/w8a8", "hw/w4a4"], 2)
 @parametrize_briefly(

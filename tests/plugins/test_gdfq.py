@@ -20,6 +20,7 @@ def quantized(quantizer, ctx=None):
     return student
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("method", [GDFQ, Qimera])
 @parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
@@ -97,6 +98,6 @@ def test_published_values_go_by_data_set():
 
 
 @pytest.mark.usefixtures("briefly")
-@parametrize_briefly("options", [{"embeddings": "network", "mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}], 2)
+@parametrize_briefly("options", [{"embeddings": "network", "mixed": 1.0}, {"mixed": 0.0}, {"mixed_classes": 1}], 1)
 def test_qimeras_choices_run(options):
     check_quantizer(Qimera(**SHORT, **options), "hast/w4a4", tiny_teacher())

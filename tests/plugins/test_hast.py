@@ -39,6 +39,7 @@ ZeroQIL, HAST = (catalog.find("generator", name).method for name in ("zeroq_il",
 Training = catalog.find("quantizer", "hast").method
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.parametrize("method", [ZeroQIL, HAST])
 @parametrize_briefly("crop_probability", [0.5, 0], 1)
 def test_they_keep_the_contract_of_generators_also_when_interrupted(method, crop_probability):

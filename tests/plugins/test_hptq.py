@@ -53,6 +53,7 @@ def hardswish(golden):
     return pretrained(network), vectors
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @parametrize_briefly(
     "options",

@@ -53,7 +53,7 @@ def expected_bits(kind, name, role):
     return given[kind]
 
 
-@parametrize_briefly("name", QUANTIZERS, 2)
+@parametrize_briefly("name", QUANTIZERS, 1)
 def test_a_cell_of_mixed_precision_runs_and_each_tensor_has_its_bits(bench, name):
     generator = "none" if name in READS_NOTHING else "noise"
     bench.suite(SUITE.replace("NAME", name).replace("OPTIONS", QUANTIZERS[name]).replace("GENERATOR", generator))

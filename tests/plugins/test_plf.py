@@ -98,9 +98,10 @@ def test_the_loss_is_the_sum_of_its_parts_and_labels_of_the_set_do_not_matter():
     assert all(torch.equal(value, none[name]) for name, value in ones.items())
 
 
-@pytest.mark.parametrize(
-    ("part", "curve", "bound"),
+@parametrize_briefly(
+    "part,curve,bound",
     [("reliable_weight", "ce", 1), ("other_weight", "other_ce", 0), ("feature_weight", "mse", 0)],
+    1,
 )
 def test_each_loss_is_off_at_0(part, curve, bound):
     options = {"lowest": bound, "highest": bound}

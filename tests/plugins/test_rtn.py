@@ -30,6 +30,7 @@ RTN = load_plugins().find("quantizer", "rtn").method
 RANGES = ("minmax", "mse", "percentile")
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @parametrize_briefly("ranges, scheme", each_once(RANGES, ["hw/w2a32", "hw/w8a8", "hw/w32a4", "hw/w4a4"]), 3)
 def test_rtn_keeps_the_contract_of_quantizers(ranges, scheme):

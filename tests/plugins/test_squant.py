@@ -26,6 +26,7 @@ def pretrained(*layers, size=(3, 8, 8)):
     return Pretrained(nn.Sequential(*layers).eval().requires_grad_(False), size, (0.0,) * size[0], (1.0,) * size[0])
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @parametrize_briefly("mode", MODES.values(), 2)
 @parametrize_briefly("scheme", ["hast/w4a4", "academic/w4a4", "hw/w4a4"], 1)

@@ -39,6 +39,7 @@ def values(stored, *names):
     return [torch.from_numpy(np.asarray(stored[name])) for name in names]
 
 
+@pytest.mark.slow("test_contract checks it at another scheme each time")
 @pytest.mark.usefixtures("briefly")
 @parametrize_briefly(
     "options", [{"preset": "paper", "clamp": True}, {"refine": False}, {}, {"preset": "paper"}, {"clamp": True}], 2

@@ -58,7 +58,7 @@ def test_the_effective_map_is_a_full_account(network):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["hw/w4a4", "hw/w8a8", "hw/w12a16", "hw/w32a4", "hw/w2a32"])
+@parametrize_briefly("scheme", ["hw/w4a4", "hw/w8a8", "hw/w12a16", "hw/w32a4", "hw/w2a32"], 2)
 def test_an_artifact_restores_the_student_bit_for_bit(network, images, scheme):
     student = calibrated(network, scheme, images)
     before = student(images)

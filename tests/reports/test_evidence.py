@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from brief import parametrize_briefly
 
 from zsqbench.errors import CorruptArtifactError
 from zsqbench.reports.evidence import Evidence
@@ -44,7 +45,7 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@parametrize_briefly("change", CHANGES, 4)
 def test_what_a_hand_changed_is_told_with_both_values(made, change):
     row, evidence = made
     said = evidence.contradiction(row.model_copy(update=CHANGES[change]))

@@ -185,6 +185,7 @@ def test_a_mistake_in_what_is_asked_for_is_one_line_with_file_and_line(bench, he
     assert error in said, said
 
 
+@pytest.mark.slow("it exports a network; test_exporting has the same line")
 def test_a_network_that_cannot_be_written_fails_its_cell_with_one_line(bench):
     suite(bench, block("toyq", "hw/w4a4"))
     assert bench.run().code == 1

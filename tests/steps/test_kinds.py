@@ -122,6 +122,7 @@ def test_the_cache_lists_it_verifies_it_and_removes_it_with_the_last_row(toy):
     assert len(toy.artifacts("toy")) == 1
 
 
+@pytest.mark.slow("it imports mlflow, and runs a suite")
 def test_mlflow_has_its_numbers_its_files_and_its_curve(toy, monkeypatch):
     for name, value in DEFAULTS.items():
         monkeypatch.setenv(name, value)

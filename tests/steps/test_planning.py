@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+from brief import parametrize_briefly
 
 import zsqbench
 from zsqbench.methods import DataFiles
@@ -141,7 +142,7 @@ def planned_keys(bench):
     return [{kind: cell["steps"][kind] for kind in ALL} for cell in plan["cells"]]
 
 
-@pytest.mark.parametrize("what", CHANGES)
+@parametrize_briefly("what", CHANGES, 12)
 def test_a_change_changes_the_keys_of_what_reads_it_and_no_other(ran, what):
     bench, before = ran
     change, noise_changes, real_changes = CHANGES[what]
@@ -226,7 +227,7 @@ DIAGNOSE_CHANGES = {
 }
 
 
-@pytest.mark.parametrize("what", DIAGNOSE_CHANGES)
+@parametrize_briefly("what", DIAGNOSE_CHANGES, 4)
 def test_diagnostics_are_known_by_their_set_and_the_real_images(ran, what):
     bench, _ = ran
     change, changes = DIAGNOSE_CHANGES[what]

@@ -391,8 +391,8 @@ def test_a_quantizer_that_says_how_many_images_it_reads_passes(choose):
     assert failures(reading(choose), None) == {}
 
 
-@pytest.mark.parametrize(
-    ("choose", "reason"),
+@parametrize_briefly(
+    "choose,reason",
     [
         (first(8), "said that it read 32 of 32 images, and another one in place of the last of these changed nothing"),
         (first(8, said=9), "said that it read 9 of 32 images, and another one in place of the last of these changed"),
@@ -401,6 +401,7 @@ def test_a_quantizer_that_says_how_many_images_it_reads_passes(choose):
         (full_batches, "said that it read 33 of 33 images, and another one in place of the last of these changed"),
         (first(8, said=40), "said that it read 40 of 32 images"),
     ],
+    3,
 )
 def test_saying_another_number_of_images_than_are_read_is_found(choose, reason, monkeypatch):
     monkeypatch.setattr("zsqbench.testing.reading.SEEDS", 2)  # each of them changes nothing

@@ -57,6 +57,7 @@ def ssdlite():
     return torchvision_detector("ssdlite320_mobilenet_v3_large", "none", None)
 
 
+@pytest.mark.slow("it builds a detector of torchvision")
 @torch.no_grad()
 def test_boxes_are_those_of_the_whole_model(ssdlite):
     images = [image(), image(20, 90)]
@@ -99,6 +100,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow("it builds detectors of torchvision; the test of a shared head folds one, too")
 @torch.no_grad()
 @parametrize_briefly("name", NAMES, 1)
 def test_they_are_folded_and_quantized_up_to_their_raw_outputs(name):

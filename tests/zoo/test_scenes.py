@@ -18,6 +18,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow("it draws all scenes")
 def test_scenes_are_the_same_on_every_machine(folder):
     """Results stand on them: where this changes, raise VERSION and train anew."""
     digest = hashlib.sha256()

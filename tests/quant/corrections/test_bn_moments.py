@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torchvision
+from brief import parametrize_briefly
 from networks import from_forward
 from torch import nn
 from torch.nn import functional
@@ -76,11 +77,11 @@ def test_relu6_of_normal_values_has_the_mean_of_the_closed_form():
     assert found.low.min() == 0
 
 
-@pytest.mark.parametrize(
+@parametrize_briefly(
     "function",
     [functional.hardswish, functional.silu, functional.gelu, torch.sigmoid, functional.hardsigmoid, torch.tanh,
      functional.elu, lambda x: functional.leaky_relu(x, 0.2), lambda x: torch.clamp(x, -1, 2), lambda x: x * x,
-     lambda x: 3 - functional.silu(x) / 2],
+     lambda x: 3 - functional.silu(x) / 2], 5,
 )  # fmt: skip
 def test_functions_of_normal_values_have_the_moments_of_draws(function):
     mean, deviation = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([1.0, 0.5, 2.0])

@@ -20,6 +20,7 @@ from zsqbench.steps import KINDS
 from zsqbench.store import Store
 
 
+@pytest.mark.slow("it runs a suite three times")
 def test_an_excluded_cell_is_logged_once_however_often_the_suite_runs(store):
     excluded = row("excluded cell", status="excluded", reason="shown once")
 
@@ -310,6 +311,7 @@ def test_what_is_left_in_the_queue_when_waiting_ends_is_not_logged(store, monkey
     assert logged == ["one"]
 
 
+@pytest.mark.slow("it runs a suite with its diagnostics")
 def test_the_tracker_hands_on_what_was_diagnosed_in_a_run(tmp_path, store, monkeypatch):
     late = Store(tmp_path)
     fill(late, diagnosed=False)
