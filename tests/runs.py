@@ -1,19 +1,15 @@
 """Runs in processes of their own, which tests interrupt and kill."""
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 import zsqbench
-from zsqbench.execution import processes
-from zsqbench.execution.processes import Worker
 
 PATIENCE = 60.0
 """Seconds that a test waits for a run."""
@@ -47,55 +43,16 @@ def check_rows(bench, *engine, workers):
     assert (said.code, rows()) == (0, here), said.err
 
 
-START = """
-import signal, sys
-from zsqbench.cli import main
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does one under nohup
-    main(sys.argv[1:])
-"""
-
-
 def simulated(node):
     """The start of a command that runs as on another machine: with a host name and numbers of processes of its own."""
     apart = [shutil.which("unshare"), "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return [*apart, "/bin/sh", "-c", f'hostname {node}; exec "$@"', "sh"]
 
 
-@contextlib.contextmanager
-def light_workers():
-    """Let a server of its own start the workers meanwhile. It imports no torch, which takes seconds."""
-    server = forkserver.ForkServer()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
-            patch.setattr(forkserver, name, getattr(server, name))
-        patch.setattr(processes, "_PRELOADED", ["zsqbench.execution.processes"])
-        yield
-        server._stop()
-
-
-def shared_server():
-    """Python code that lets a process start its workers by the server of this process, which has imported torch."""
-    Worker(1).end(at_once=True)  # now there is a server
-    return f"""
-import os
-from multiprocessing import forkserver
-server = forkserver._forkserver
-server.ensure_running = lambda: None
-server._forkserver_address = {forkserver._forkserver._forkserver_address!r}
-server._forkserver_authkey = {getattr(forkserver._forkserver, "_forkserver_authkey", None)!r}
-server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
-"""
-
-
 class Started:
-    """A run of a bench's suite with one worker. Its generator `slow` makes the file `started` and does not end.
+    """A run of a bench's suite with one worker. Its generator `slow` makes the file `started` and does not end."""
 
-    A run of the pool on this machine starts its worker by the server of the tests, unless it has a server of its `own`.
-    """
-
-    def __init__(self, bench, block, *arguments, more="", node="", own=False):
+    def __init__(self, bench, block, *arguments, more="", node=""):
         self.bench = bench
         bench.add_plugin(
             """
@@ -110,8 +67,17 @@ class Slow(Toy):
             + more
         )
         bench.matrix(block)
-        server = "" if own or node or "--engine" in arguments else shared_server()
-        bench.write("start.py", server + START)
+        bench.write(
+            "start.py",
+            """
+            import signal, sys
+            from zsqbench.cli import main
+            if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does one under nohup
+                main(sys.argv[1:])
+            """,
+        )
         command = ["run", bench.file, "--workers", 1, "--no-plugin", "mlflow", *bench.places(), *arguments]
         self.process = subprocess.Popen(
             [*(simulated(node) if node else ()), sys.executable, bench.folder / "start.py", *map(str, command)],

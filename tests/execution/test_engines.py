@@ -4,20 +4,12 @@ import signal
 import time
 
 import pytest
-from runs import light_workers
 
 from zsqbench.execution.engines import InProcess, Pool, WorkerPool, _Here
 from zsqbench.execution.processes import WorkerDiedError
 from zsqbench.steps import Outcome
 
 LIMIT = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_torch():
-    """Workers run functions that can be imported, and start in a second, since nothing imports torch."""
-    with light_workers():
-        yield
 
 
 def test_one_process_runs_a_step_where_it_is_submitted():
@@ -64,7 +56,7 @@ def test_an_impossible_engine_is_refused(option):
 
 @pytest.fixture
 def pool(monkeypatch):
-    """Two workers."""
+    """Two workers. They run functions that can be imported, and start in a second, since nothing imports torch."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     pool = WorkerPool(2, 1)
     yield pool

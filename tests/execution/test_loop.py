@@ -569,6 +569,7 @@ def suite_finished(table):
 """
 
 
+@pytest.mark.slow("it starts a run, which imports torch; another test sends a signal to a run each time")
 def test_a_signal_while_observers_take_their_leave_keeps_the_table_and_a_second_ends_it_at_once(bench):
     run = Started(bench, "generator: [toy, slow]", more=HANGS_AT_THE_END)
     run.wait_for("started")

@@ -176,9 +176,7 @@ print(*pids, file=open(path, "w"))
 """
 PARENT = f"""
 import sys, time
-from zsqbench.execution import processes
 from zsqbench.execution.engines import WorkerPool
-processes._PRELOADED = ["zsqbench.execution.processes"]  # torch takes seconds
 pool = WorkerPool(1, 1)
 pool.submit(exec, {CHILD!r}, {{"path": sys.argv[1]}}).result()
 stuck = "while True: pass" if sys.argv[2] == "busy" else "import time; time.sleep(600)"
@@ -241,10 +239,8 @@ def test_a_guard_that_was_killed_is_no_error():
 def test_the_script_that_runs_a_suite_is_not_run_again_in_a_worker(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import os\nfrom pathlib import Path\nfrom zsqbench.execution import processes\n"
-        "processes._PRELOADED = ['zsqbench.execution.processes']\n"  # torch takes seconds
-        "Path('runs').open('a').write('x')\nworker = processes.Worker(1)\n"
-        "worker.call(60, os.getpid)\nworker.end(at_once=True)\n"
+        "import os\nfrom pathlib import Path\nfrom zsqbench.execution.processes import Worker\n"
+        "Path('runs').open('a').write('x')\nworker = Worker(1)\nworker.call(60, os.getpid)\nworker.end(at_once=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(endings.__file__).parents[2])}
     subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True)
