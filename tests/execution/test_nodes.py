@@ -76,7 +76,6 @@ def test_a_node_with_other_versions_makes_no_call():
 
 
 def test_calls_are_made_in_one_worker_process_until_it_is_ended():
-    end_workers()  # another test may have left one
     conditions = Conditions.of(Limits())
     kept = conditions.call(os.getpid)
     assert kept == conditions.call(os.getpid) != os.getpid()

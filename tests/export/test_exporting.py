@@ -99,7 +99,6 @@ def plain(tmp_path_factory):
     return of, export_float(of.module, Description(of), path)
 
 
-@pytest.mark.slow("it writes another file, which test_latency writes, too")
 def test_a_float_network_is_written_to_compare_with(plain):
     of, made = plain
     with torch.no_grad():

@@ -308,7 +308,7 @@ def test_the_student_learns_from_the_difference_alone():
     assert {"generator_band", "generator_ds", "generator_as", "generator_bn", "agreement", "ce"} <= curves.keys()
 
 
-@pytest.mark.slow("it trains many times; test_contract interrupts once")
+@pytest.mark.slow("it trains many times; test_contract interrupts AdaDFQ each time")
 @parametrize_briefly("method", [AdaDFQ, AdaSG], 1)
 def test_interrupted_at_any_point_they_end_as_undisturbed(method):
     ctx = context()

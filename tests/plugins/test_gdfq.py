@@ -20,7 +20,7 @@ def quantized(quantizer, ctx=None):
     return student
 
 
-@pytest.mark.slow("test_contract checks it at another scheme each time")
+@pytest.mark.slow("test_contract checks AdaDFQ, which trains by the same code, each time")
 @pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("method", [GDFQ, Qimera])
 @parametrize_briefly("scheme", ["hast/w3a3", "hw/w4a4"], 1)
@@ -73,7 +73,7 @@ def test_the_generator_is_alone_at_first():
     assert [step for step, _ in ctx.reporter.curves["loss"]] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.slow("it trains many times; test_contract interrupts once")
+@pytest.mark.slow("it trains many times; test_contract interrupts AdaDFQ, which trains by the same code, each time")
 @parametrize_briefly("method", [Qimera, GDFQ], 1)
 def test_interrupted_at_any_point_they_end_as_undisturbed(method):
     ctx = context()

@@ -365,7 +365,6 @@ COMPILES_CPP = (
 )
 
 
-@pytest.mark.slow("it compiles")
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize(
     "backend",
